@@ -1,0 +1,139 @@
+"""The scenes world: coloured shapes on a canvas, learned from scratch.
+
+    python -m process_gen.train --config=configs/scenes.py:quick --workdir=runs/quick
+
+`:debug` seconds, for tests; `:quick` the README's main job; `:full` the shipped
+checkpoint. Every leaf can be overridden: `--config.train.steps=100`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "quick") -> ConfigDict:
+    """Returns the locked config of a variant: debug, quick or full."""
+    variants = {"debug": _debug, "quick": _quick, "full": _full}
+    if variant not in variants:
+        raise ValueError(f"configs/scenes.py has no variant {variant!r}; it has {', '.join(variants)}")
+    config = _base()
+    variants[variant](config)
+    return config.lock()
+
+
+def _base() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "scenes"
+    config.seed = 0
+
+    config.model = ConfigDict(
+        dict(size="scenes_s", dtype="float32", remat="none", remat_steps=True, scan_unroll=1)
+    )
+    config.layout = ConfigDict(
+        dict(
+            image_size=(32, 32),
+            prompt=36,
+            plan=40,
+            inspect=18,
+            refine=14,
+            steps=6,
+            trajectories=4,
+            sketch_copies=4,
+            refined_copies=1,
+            context="last",
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            source="scenes",  # or "folder", with `path`
+            path="",
+            level="default",
+            mode="process",  # plan_only and single_pass are the baselines
+            examples=20_000,
+            data_dir="data",
+            seed=0,
+            wrong=0.3,  # share of drafts with a planted error that is inspected and refined
+            slip=0.08,  # share of drafts with an error that goes unnoticed until the next step
+            detour=0.25,  # share of trajectories with changes, swaps and removals
+            on_error="fail",  # or "skip": what a bad record does
+        )
+    )
+    config.flow = ConfigDict(
+        dict(
+            time_mean=1.5,  # most of what the text decides is decided in heavy noise
+            time_std=1.2,
+            time_shift=1.0,
+            drop_text=0.1,
+            drop_images=0.05,
+            context_noise=0.4,
+            context_noise_share=0.7,
+        )
+    )
+    config.losses = ConfigDict(
+        dict(
+            plan_text=dict(loss="text_cross_entropy", stage="plan", weight=0.25),
+            plan_decision=dict(loss="decision_cross_entropy", stage="plan", weight=0.02),
+            sketch_flow=dict(loss="flow_mse", stage="sketch", weight=1.0),
+            sketch_decision=dict(loss="decision_cross_entropy", stage="sketch", weight=0.02),
+            inspect_text=dict(loss="text_cross_entropy", stage="inspect", weight=0.25),
+            inspect_decision=dict(loss="decision_cross_entropy", stage="inspect", weight=0.1),
+            refine_text=dict(loss="text_cross_entropy", stage="refine", weight=0.1),
+            refine_flow=dict(loss="flow_mse", stage="refine", weight=0.3),
+            refine_decision=dict(loss="decision_cross_entropy", stage="refine", weight=0.05),
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=2e-3,
+            warmup_steps=100,
+            final_share=0.02,  # of the learning rate, where the cosine ends
+            b1=0.9,
+            b2=0.99,
+            eps=1e-8,
+            weight_decay=0.01,
+            clip=1.0,
+            ema=0.999,
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            batch_size=4,
+            steps=2_000,
+            accumulate=1,
+            log_every=50,
+            checkpoint_every=500,
+            keep=2,
+            sheet_every=500,
+            profile=False,
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, context=1))
+    config.sampling = ConfigDict(
+        dict(flow_steps=16, time_shift=3.0, text_scale=1.0, image_scale=1.0, temperature=0.7, max_steps=6)
+    )
+    config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=40, batch_size=80))
+    return config
+
+
+def _debug(config: ConfigDict) -> None:
+    """Two layers, a few steps: about twenty seconds, most of it compilation."""
+    config.model.size = "debug"
+    config.data.examples = 64
+    config.train.update(dict(batch_size=2, steps=4, log_every=1, checkpoint_every=2, sheet_every=0))
+    config.optimizer.warmup_steps = 2
+    config.sampling.flow_steps = 2
+    config.sampling.max_steps = 2
+    config.eval.update(dict(final_per_group=1, batch_size=8))
+
+
+def _quick(config: ConfigDict) -> None:
+    """Minutes on two cores."""
+
+
+def _full(config: ConfigDict) -> None:
+    """An hour on two cores; the shipped checkpoint."""
+    config.data.examples = 100_000
+    config.train.steps = 12_000
+    config.train.checkpoint_every = 1_000
+    config.train.sheet_every = 2_000
+    config.optimizer.ema = 0.9995
+    config.optimizer.learning_rate = 2e-3
+    config.eval.final_per_group = 100

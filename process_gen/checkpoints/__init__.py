@@ -1,0 +1,1 @@
+"""Saved states: what a run needs to go on, and weights that travel."""

@@ -1,0 +1,124 @@
+"""SHA-256 of every file of a step, written before the step is committed and checked before it is read.
+
+Orbax notices a missing or shortened file in most cases, and a flipped bit in almost none: it would give
+back wrong numbers without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator
+
+from etils import epath
+from orbax.checkpoint import path as ocp_path
+
+from process_gen.checkpoints.errors import CheckpointCorrupt
+
+NAME = "manifest.sha256.json"
+_FORMAT = 1
+# Written by Orbax when it commits, so after the manifest; nothing that is read depends on them.
+_COMMIT_FILES = frozenset({"commit_success.txt", "_CHECKPOINT_METADATA"})
+_CHUNK = 1 << 22
+
+
+def write(step_dir: epath.Path) -> None:
+    """Writes the manifest of everything in the folder."""
+    files = {}
+    for name, path in _files(step_dir):
+        size, digest = _digest(path)
+        files[name] = {"bytes": size, "sha256": digest}
+    text = json.dumps({"format": _FORMAT, "files": files}, indent=1, sort_keys=True)
+    (step_dir / NAME).write_text(text)
+
+
+def verify(step_dir: epath.Path, items: tuple[str, ...] | None = None) -> None:
+    """Checks the files of these items (folders of the step), or of all.
+
+    Raises:
+      CheckpointCorrupt: names the step and the first file that is missing, cut off or changed.
+    """
+    for name, entry in _read(step_dir).items():
+        if items is not None and name.split("/")[0] not in items:
+            continue
+        path = step_dir / name
+        if not path.exists():
+            raise corrupt(step_dir, f"{name} is missing")
+        size, digest = _digest(path)
+        if size != entry["bytes"]:
+            raise corrupt(step_dir, f"{name} has {size} bytes instead of {entry['bytes']}")
+        if digest != entry["sha256"]:
+            raise corrupt(step_dir, f"{name} has changed since it was written (its SHA-256 differs)")
+
+
+def items(step_dir: epath.Path) -> tuple[str, ...]:
+    """The items that a step holds, by name."""
+    return tuple(sorted({name.split("/")[0] for name in _read(step_dir)}))
+
+
+def corrupt(step_dir: epath.Path, what: str) -> CheckpointCorrupt:
+    """The exception for a step that cannot be trusted."""
+    return CheckpointCorrupt(
+        f"checkpoint step {step_dir.name} in {step_dir.parent} cannot be used: {what}. "
+        "Restore the file from a copy, or move this folder away to continue from the step before it."
+    )
+
+
+def _read(step_dir: epath.Path) -> dict[str, dict]:
+    path = step_dir / NAME
+    try:
+        manifest = json.loads(path.read_text())
+        files = manifest["files"]
+        known = manifest["format"] == _FORMAT and all({"bytes", "sha256"} <= set(e) for e in files.values())
+    except FileNotFoundError as error:
+        raise corrupt(step_dir, f"{NAME} is missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise corrupt(step_dir, f"{NAME} cannot be read ({error})") from error
+    if not known:
+        raise corrupt(step_dir, f"{NAME} has an unknown format")
+    return files
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        elif path.name not in _COMMIT_FILES and prefix + path.name != NAME:
+            yield prefix + path.name, path
+
+
+def _digest(path: epath.Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+class _BeforeCommit:
+    """Writes the manifest of a step when everything in it is written and nothing is committed yet."""
+
+    async def finalize(self) -> None:
+        if self.get_final().name.isdigit():  # an item inside the step is committed the same way
+            await asyncio.to_thread(write, self.get())
+        await super().finalize()
+
+
+class _RenamedPath(_BeforeCommit, ocp_path.atomicity.AtomicRenameTemporaryPath):
+    """Commits by renaming the folder."""
+
+
+class _MarkedPath(_BeforeCommit, ocp_path.atomicity.CommitFileTemporaryPath):
+    """Commits by a marker file, where a store has no atomic rename."""
+
+
+def temporary_path_class(root: epath.Path) -> type[ocp_path.atomicity_types.TemporaryPath]:
+    """The kind of unfinished folder that Orbax is to write steps into."""
+    return _MarkedPath if commits_by_marker(root) else _RenamedPath
+
+
+def commits_by_marker(root: epath.Path) -> bool:
+    """True for object stores, where a folder that has its final name may still be unfinished."""
+    return str(root).startswith("gs://")

@@ -1,0 +1,260 @@
+"""The checkpoints of a run: `workdir/checkpoints/<step>`, written while training goes on.
+
+One step holds one item per field of the state (so that weights can be read without the optimizer), the state
+of the data iterator of every host, the metadata of the run, and a manifest that is checked on the way back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+import process_gen
+from process_gen.checkpoints import arrays, load, manifest
+from process_gen.checkpoints.errors import (
+    CheckpointError,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    CheckpointNotSaved,
+)
+
+ITERATOR = "iterator"
+_RESERVED = frozenset({ITERATOR, load.METADATA})
+_VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class CheckpointStore:
+    """Saves and restores the states of one run.
+
+    Args:
+      workdir: folder of the run; made if need be.
+      metadata: JSON-able facts to keep with every step: the config, the model's size, the tokenizer.
+      save_every: steps between saves, for `due`.
+      keep: how many of the newest steps stay.
+      keep_every: steps that are a multiple of it stay for good.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        metadata: dict[str, Any] | None = None,
+        *,
+        save_every: int = 1000,
+        keep: int = 3,
+        keep_every: int | None = None,
+    ):
+        if save_every < 1 or keep < 1:
+            raise ValueError(f"save_every and keep must be at least 1, got {save_every} and {keep}")
+        self._metadata = json.loads(json.dumps(metadata or {}))
+        self._save_every = save_every
+        self.root = _folder(workdir)
+        _remove_unfinished(self.root)
+        self._manager = ocp.CheckpointManager(
+            self.root,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every,
+                lightweight_initialize=True,
+                temporary_path_class=manifest.temporary_path_class(self.root),
+            ),
+        )
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self.close()
+        else:  # the error on its way is the one to show
+            with contextlib.suppress(CheckpointError):
+                self.close()
+
+    def due(self, step: int) -> bool:
+        """True where the run saves by its schedule."""
+        return step > 0 and step % self._save_every == 0
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        return load.steps(self.root)
+
+    def latest_step(self) -> int | None:
+        """The newest committed step."""
+        return (self.steps() or [None])[-1]
+
+    def save(self, step: int, state: Any, iterator: Any = None) -> None:
+        """Starts to save; the state may be used, and donated, as soon as this returns.
+
+        Args:
+          step: number of updates that the state has seen; larger than any step saved before.
+          state: dataclass or dict of trees of arrays.
+          iterator: the data iterator, which has `get_state`.
+
+        Raises:
+          CheckpointNotSaved: this step or a later one exists, or an earlier save has failed since.
+        """
+        items = {}
+        for field, tree in arrays.fields(state).items():
+            if field in _RESERVED:
+                raise ValueError(f"a field of the state may not be called {field!r}")
+            if leaves := arrays.named(tree):
+                stored = {name: arrays.raw(x) for name, x in leaves.items()}
+                items[field] = ocp.args.PyTreeSave(arrays.nested(stored))
+        if iterator is not None:
+            items[ITERATOR] = ocp.args.JsonSave({"hosts": _gather(_iterator_text(iterator))})
+        items[load.METADATA] = ocp.args.JsonSave({**self._metadata, "step": step, "versions": versions()})
+        with self._failures(f"step {step}"):
+            saved = self._manager.save(step, args=ocp.args.Composite(**items))
+        if not saved:
+            raise CheckpointNotSaved(
+                f"step {step} was not saved: {self.root} already holds step {self.latest_step()}. "
+                "Resume from it, or use another workdir."
+            )
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          CheckpointNotSaved: a save has failed.
+        """
+        with self._failures("a step"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore(self, like: Any, iterator: Any = None, step: int | None = None) -> Any:
+        """Reads a state back, onto the devices that `like` names.
+
+        Args:
+          like: the state to fill, real or abstract (`jax.ShapeDtypeStruct` with shardings).
+          iterator: the data iterator to set to where it was.
+          step: which step, None for the newest.
+
+        Raises:
+          CheckpointNotFound: there is none.
+          CheckpointCorrupt: a file is missing, cut off or changed.
+          CheckpointMismatch: it belongs to another model, or to another number of hosts.
+        """
+        step_dir = self._step_dir(step)
+        manifest.verify(step_dir)
+        fields = {name: tree for name, tree in arrays.fields(like).items() if arrays.named(tree)}
+        stored = set(manifest.items(step_dir)) - _RESERVED
+        if stored != set(fields):
+            raise CheckpointMismatch(
+                f"checkpoint {step_dir} holds {', '.join(sorted(stored))}, this run has "
+                f"{', '.join(sorted(fields))}; use the config that it was trained with, or another workdir"
+            )
+        restored = {}
+        for name, tree in fields.items():
+            leaves = arrays.named(tree)
+            found = load.read_arrays(step_dir, name, {n: arrays.abstract(x) for n, x in leaves.items()})
+            restored[name] = arrays.unnamed(tree, {n: arrays.unraw(found[n], x) for n, x in leaves.items()})
+        if iterator is not None:
+            self._restore_iterator(step_dir, iterator)
+        return {**like, **restored} if isinstance(like, dict) else like.replace(**restored)
+
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
+        """What was stored beside a step: the metadata of the run, `step` and `versions`."""
+        step_dir = self._step_dir(step)
+        manifest.verify(step_dir, (load.METADATA,))
+        return load.read_json(step_dir, load.METADATA)
+
+    def _step_dir(self, step: int | None) -> epath.Path:
+        if step is None:
+            return load.latest_step_dir(self.root.parent)
+        if step not in self.steps():
+            raise CheckpointNotFound(f"no step {step} in {self.root}; there are {self.steps() or 'none'}")
+        return self.root / str(step)
+
+    def _restore_iterator(self, step_dir: epath.Path, iterator: Any) -> None:
+        if ITERATOR not in manifest.items(step_dir):
+            raise CheckpointMismatch(f"checkpoint {step_dir} was saved without the state of a data iterator")
+        texts = load.read_json(step_dir, ITERATOR)["hosts"]
+        if len(texts) != jax.process_count():
+            raise CheckpointMismatch(
+                f"checkpoint {step_dir} holds the data state of {len(texts)} hosts, this run has "
+                f"{jax.process_count()}; resume with as many hosts as before"
+            )
+        saved = json.loads(texts[jax.process_index()])
+        iterator.set_state(saved["text"].encode() if saved["bytes"] else saved["state"])
+
+    @contextlib.contextmanager
+    def _failures(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong while writing is told as one kind of error that names the last good step."""
+        try:
+            yield
+        except Exception as error:
+            self._manager.reload()  # forget the step that is not there
+            last = self.latest_step()
+            kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
+            raise CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {kept}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a checkpoint, with the git revision if there is one."""
+    found = {"process_gen": process_gen.__version__, "python": platform.python_version()}
+    found.update({name: packages.version(name) for name in _VERSIONS})
+    source = Path(process_gen.__file__).parent
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+        git = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        found["git"] = git.stdout.strip()
+    return found
+
+
+def _folder(workdir: str) -> epath.Path:
+    text = str(workdir)
+    root = epath.Path(text if "://" in text else Path(text).expanduser().absolute()) / load.FOLDER
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CheckpointError(f"{workdir} cannot be a workdir: a file is in the way ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"the workdir {workdir} cannot be written to ({error})") from error
+    return root
+
+
+def _remove_unfinished(root: epath.Path) -> None:
+    """Gives back the space of saves that a killed process left behind; no other run writes to this folder."""
+    if jax.process_index() == 0:
+        for path in load.unfinished(root):
+            logging.warning("removing %s, a save that was never finished", path)
+            path.rmtree()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
+
+
+def _iterator_text(iterator: Any) -> str:
+    state = iterator.get_state()
+    if isinstance(state, bytes):
+        return json.dumps({"bytes": True, "text": state.decode()})
+    return json.dumps({"bytes": False, "state": state})
+
+
+def _gather(text: str) -> list[str]:
+    """The text of every host, on every host."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[: int(size)]).decode() for row, size in zip(rows, sizes.ravel(), strict=True)]

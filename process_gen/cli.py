@@ -1,0 +1,235 @@
+"""Flags and errors, the same for every entry point.
+
+    from process_gen import cli  # before anything that imports TensorFlow
+
+    if __name__ == "__main__":  # bad flags are found before the slow imports
+        cli.read_flags(config="configs/scenes.py:quick", workdir="Folder of the run.")
+
+    ...
+
+    if __name__ == "__main__":
+        cli.run(main, (ConfigError, CheckpointError))
+
+What a user got wrong is one line on stderr and exit code 2; anything else is a
+bug and keeps its traceback. Importing this module quietens TensorFlow, gRPC and
+XLA, which read the environment when they are imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLOG_minloglevel": "2",
+}
+"""Settings of native libraries, which greet with warnings otherwise; the environment may overrule them."""
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+NEAR = 0.6
+"""Similarity, of 1, from which a name is worth suggesting."""
+
+
+class CommandError(Exception):
+    """A command line that cannot work; the message is one line for the user."""
+
+
+# --------------------------------------------------------------------- configs
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The config of `path/to/file.py` or `path/to/file.py:variant`.
+
+    Raises:
+      CommandError: no such file, no such variant, or no `get_config` in it.
+    """
+    path, colon, variant = spec.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise CommandError(
+            f"there is no config file {path!r} in {os.getcwd()}: start from the root of the repository, "
+            "or pass --config=PATH.py:variant"
+        )
+    if not path.endswith(".py"):
+        raise CommandError(f"a config is a Python file with get_config(), {path!r} is none")
+    source = importlib.util.spec_from_file_location("process_gen_config", path)
+    module = importlib.util.module_from_spec(source)
+    try:
+        source.loader.exec_module(module)
+    except SyntaxError as error:
+        raise CommandError(f"{path}, line {error.lineno}: {error.msg}") from None
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise CommandError(f"{path} has no function get_config()")
+    if colon and not inspect.signature(get_config).parameters:
+        raise CommandError(f"{path} has no variants: pass --config={path}")
+    try:
+        return get_config(*([variant] if colon else []))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of everything that can be set in a config."""
+    names = []
+    for key, value in config.items():
+        inside = leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+        names += inside
+    return names
+
+
+def nearest_keys(key: str, config: ConfigDict, most: int = 3) -> list[str]:
+    """The dotted names most like `key`; between names of one group only the last part counts."""
+    group, _, last = key.rpartition(".")
+
+    def likeness(name: str) -> float:
+        of_group, _, of_name = name.rpartition(".")
+        alone = difflib.SequenceMatcher(None, last, of_name).ratio()
+        if group == of_group:
+            return alone
+        return max(difflib.SequenceMatcher(None, key, name).ratio(), alone - 0.15)
+
+    scored = sorted(((likeness(name), name) for name in leaves(config)), key=lambda pair: -pair[0])
+    best = scored[0][0] if scored else 0.0
+    return [name for score, name in scored[:most] if score >= max(NEAR, best - 0.12)]
+
+
+def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
+    """Checks the keys of every `--config.a.b=value`.
+
+    Raises:
+      CommandError: a key that the config does not have (the message names the nearest), or a group of keys.
+    """
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not match:
+            continue
+        key, value = match[1], config
+        for part in key.split("."):
+            if not isinstance(value, ConfigDict) or part not in value:
+                raise CommandError(_unknown(key, config))
+            value = value[part]
+        if isinstance(value, ConfigDict):
+            raise CommandError(f"config.{key} is a group of keys, set one of them: {', '.join(value)}")
+
+
+def _unknown(key: str, config: ConfigDict) -> str:
+    near = [f"config.{name}" for name in nearest_keys(key, config)]
+    if near:
+        return f"unknown config key 'config.{key}'; did you mean {' or '.join(near)}?"
+    group = config.get(key.partition(".")[0])
+    inside, of = (group, key.partition(".")[0]) if isinstance(group, ConfigDict) else (config, "")
+    return f"unknown config key 'config.{key}'; {f'config.{of}' if of else 'config'} has {', '.join(inside)}"
+
+
+# ----------------------------------------------------------------------- flags
+
+_left_over: list[str] | None = None
+
+
+def read_flags(
+    *, config: str | None = None, workdir: str | None = None, argv: Sequence[str] | None = None
+) -> None:
+    """Defines the flags that a command needs and reads the command line; bad flags end it with code 2.
+
+    Args:
+      config: default of `--config`; None leaves the flag out.
+      workdir: help of `--workdir`, which is then required; None leaves the flag out.
+      argv: the command line, program name first; `sys.argv` by default.
+    """
+    global _left_over
+    argv = list(sys.argv if argv is None else argv)
+    app.define_help_flags()
+    if workdir is not None:
+        flags.DEFINE_string("workdir", None, workdir)
+    try:
+        if config is not None:
+            _define_config(config, argv)
+        _left_over = flags.FLAGS(argv)
+        if workdir is not None and not flags.FLAGS.workdir:
+            raise CommandError("--workdir=FOLDER is required")
+    except (CommandError, flags.Error) as error:
+        fail(error)
+
+
+def _define_config(default: str, argv: Sequence[str]) -> None:
+    """Defines `--config`, after checking everything that its own parser would answer with a traceback."""
+    words, given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default
+    for i, word in enumerate(words):
+        if re.fullmatch(r"--?config", word) and i + 1 < len(words):
+            given = words[i + 1]
+        elif match := re.fullmatch(r"--?config=(.*)", word):
+            given = match[1]
+    check_overrides(load_config(given), words)
+    try:
+        config_flags.DEFINE_config_file("config", default, "Config, as FILE.py:VARIANT.", lock_config=True)
+    except (TypeError, ValueError) as error:  # an override of the default config that is of another type
+        raise CommandError(str(error)) from None
+
+
+flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
+
+
+# ------------------------------------------------------------------------- run
+
+
+Main = Callable[[Sequence[str]], int | None]
+
+
+def run(main: Main, expected_errors: tuple[type[Exception], ...] = ()) -> None:
+    """Runs a command and exits: 0, what `main` returns, or 2 with one line for an expected error.
+
+    Args:
+      main: is called with the program's name, as `absl.app` does, once the flags are read.
+      expected_errors: what a user can get wrong. `--verbosity=1` shows the traceback of these too.
+    """
+
+    def guarded(arguments: Sequence[str]) -> int | None:
+        if arguments[1:]:
+            fail(f"unexpected arguments: {' '.join(arguments[1:])}")
+        logging.get_absl_handler().addFilter(_ours)
+        try:
+            return main(arguments)
+        except expected_errors as error:
+            if logging.level_debug():
+                raise
+            fail(error)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """What is left of the command line; it is read only once."""
+    if _left_over is not None:
+        return _left_over
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(error)
+
+
+def fail(problem: object) -> NoReturn:
+    """Ends the command: one line on stderr, exit code 2."""
+    if isinstance(problem, KeyError) and problem.args:
+        problem = problem.args[0]  # str() would put quotes around it
+    print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _ours(record: Any) -> bool:
+    """Keeps the log readable: our own lines, and whatever is a warning or worse."""
+    return record.levelno > 20 or "process_gen" in record.pathname

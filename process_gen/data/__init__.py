@@ -1,0 +1,1 @@
+"""Data: sources of trajectories, tokenizers, and the loader that packs rows."""

@@ -1,0 +1,99 @@
+"""Batches of random content and valid structure: for tests, tracing and timing.
+
+A fake batch needs no data set, no tokenizer and no image: it has what a packed
+batch may have (several trajectories in a row, refined and unrefined steps,
+slips, a trajectory without plan, empty slots at the end of a row) and the
+shapes and types of `Batch.spec(layout, batch_size)`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from process_gen.trajectory.layout import Layout
+
+IM_START, IM_END = 3, 4
+"""Ids of the two text brackets, as every tokenizer of this package has them."""
+FIRST_WORD = 13
+"""The first id that is neither padding, unknown, control nor markup."""
+
+
+def fake_batch(layout: Layout, batch_size: int, seed: int = 0, vocab: int = 64) -> dict[str, np.ndarray]:
+    """Returns the fields of a `Batch`, the same ones for the same arguments.
+
+    Args:
+      layout: sizes of a row.
+      batch_size: number of rows.
+      seed: draws everything.
+      vocab: ids stay below it.
+    """
+    if vocab <= FIRST_WORD:
+        raise ValueError(f"a fake batch needs a vocabulary of more than {FIRST_WORD} ids, got {vocab}")
+    rng = np.random.default_rng(seed)
+    rows = [_fake_row(layout, rng, vocab) for _ in range(batch_size)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def empty_row(layout: Layout) -> dict[str, np.ndarray]:
+    """Returns one row without any trajectory: the shapes and types of all fields."""
+    slots, image = layout.steps, (*layout.image_size, 3)
+
+    def flags():
+        return np.zeros((slots,), np.bool_)
+
+    return {
+        "prompt_tokens": np.zeros((layout.trajectories, layout.prompt), np.int32),
+        "prompt_index": np.zeros((slots,), np.int32),
+        "reset": flags(),
+        "present": flags(),
+        "last": flags(),
+        "plan_tokens": np.zeros((slots, layout.plan), np.int32),
+        "inspect_tokens": np.zeros((slots, layout.inspect), np.int32),
+        "refine_tokens": np.zeros((slots, layout.refine), np.int32),
+        "sketch": np.zeros((slots, *image), np.uint8),
+        "refined": np.zeros((slots, *image), np.uint8),
+        "sketch_ok": flags(),
+    }
+
+
+def _fake_row(layout: Layout, rng: np.random.Generator, vocab: int) -> dict[str, np.ndarray]:
+    row = empty_row(layout)
+    start = 0
+    for index in range(layout.trajectories):
+        free = layout.steps - start - (layout.trajectories - 1 - index)
+        # The first trajectory may fill the row; later ones may leave slots empty.
+        length = int(rng.integers(1, free + 1))
+        row["prompt_tokens"][index] = _fake_text(layout.prompt, rng, vocab)
+        for slot in range(start, start + length):
+            _fake_step(row, slot, index, slot == start, slot == start + length - 1, rng, vocab)
+        start += length
+    return row
+
+
+def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: int) -> None:
+    """Fills one step slot of `row` in place."""
+
+    def text(name):
+        row[name][slot] = _fake_text(row[name].shape[1], rng, vocab)
+
+    row["prompt_index"][slot] = index
+    row["present"][slot], row["reset"][slot], row["last"][slot] = True, first, last
+    kind = rng.choice(["silent", "inspected", "refined", "slip"], p=[0.2, 0.3, 0.35, 0.15])
+    if kind == "slip" and last:
+        kind = "refined"
+    if not (first and last and rng.random() < 0.3):  # else an image straight from the prompt
+        text("plan_tokens")
+    row["sketch"][slot] = rng.integers(0, 256, row["sketch"].shape[1:], np.uint8)
+    row["sketch_ok"][slot] = kind in ("silent", "inspected")
+    if kind in ("inspected", "refined"):
+        text("inspect_tokens")
+    if kind == "refined":
+        text("refine_tokens")
+        row["refined"][slot] = rng.integers(0, 256, row["refined"].shape[1:], np.uint8)
+
+
+def _fake_text(slot: int, rng: np.random.Generator, vocab: int) -> np.ndarray:
+    """Returns a text of random length with its brackets, padded to `slot`."""
+    words = rng.integers(FIRST_WORD, vocab, int(rng.integers(min(1, slot - 2), max(slot - 1, 1))))
+    ids = [IM_START, *words.tolist(), IM_END]
+    return np.asarray(ids[:slot] + [0] * (slot - len(ids)), np.int32)

@@ -1,0 +1,227 @@
+"""Users' own trajectories: a folder with `trajectories.jsonl` and its images.
+
+One JSON object per line:
+
+    {"prompt": "a cat on a mat", "steps": [
+      {"instruction": "draw the mat", "description": "a mat", "sketch": "1/a.png"},
+      {"instruction": "add the cat", "description": "a cat on a mat", "sketch": "1/b.jpg",
+       "inspect": "the cat floats", "refine": "put the cat down", "refined": "1/c.png"}]}
+
+`uid` and `metadata` are optional, so are `instruction` with `description` (a
+trajectory without text plans), `inspect`, `refine` with `refined`, and
+`sketch_ok` (false by default where there is a `refine`). Images are PNG or JPEG
+of any size and mode; transparency is laid over white, and every image is
+cropped around its middle to the layout's shape and resized. Paths are relative
+to the folder and may not leave it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from absl import logging
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.packing import TooManyBadTrajectories
+from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
+
+LISTING = "trajectories.jsonl"
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded."""
+
+_TRAJECTORY_KEYS = ("prompt", "steps", "uid", "metadata")
+_STEP_KEYS = ("instruction", "description", "sketch", "inspect", "refine", "refined", "sketch_ok")
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)
+
+
+class FolderSource:
+    """Random access to the trajectories of a folder; images are read when asked for."""
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        image_size: tuple[int, int],
+        *,
+        bad: Literal["fail", "skip"] = "fail",
+        budget: float = 0.001,
+    ):
+        """Reads the listing and checks every line of it.
+
+        Args:
+          folder: holds `trajectories.jsonl`.
+          image_size: height and width that images are brought to.
+          bad: `fail` at the first bad line, or `skip` it and name it in the log. Images are
+            checked when they are read; the loader's policy says what happens then.
+          budget: the share of lines that `skip` may leave out.
+
+        Raises:
+          FileNotFoundError: there is no listing.
+          BadTrajectory: a bad line, named by file, line and field.
+          TooManyBadTrajectories: more bad lines than the budget.
+        """
+        self.folder, self.image_size = pathlib.Path(folder).resolve(), image_size
+        self.listing = self.folder / LISTING
+        self.name = f"folder {self.folder.name}"
+        if not self.listing.is_file():
+            raise FileNotFoundError(f"{self.listing} does not exist: a folder of trajectories needs it")
+        self._entries: list[tuple[int, dict[str, Any]]] = []
+        self.skipped: list[str] = []
+        lines = self.listing.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                self._entries.append((number, self._parse(number, line)))
+            except BadTrajectory as error:
+                if bad == "fail":
+                    raise
+                self.skipped.append(str(error))
+                logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
+        if len(self.skipped) > budget * len(lines):
+            raise TooManyBadTrajectories(
+                f"{len(self.skipped)} of {len(lines)} lines of {self.listing} are bad, the budget allows "
+                f"{budget:.2%}; the last one: {self.skipped[-1]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """Returns one trajectory with its images.
+
+        Raises:
+          BadTrajectory: an image is missing or unreadable; file, line and field are named.
+        """
+        number, entry = self._entries[index]
+        steps = tuple(self._step(number, place, step) for place, step in enumerate(entry["steps"]))
+        uid = entry.get("uid", f"{self.folder.name}:{number}")
+        return Trajectory(entry["prompt"], steps, uid, entry.get("metadata", {}))
+
+    def _step(self, number: int, place: int, step: dict[str, Any]) -> Step:
+        refine = None
+        if "refine" in step:
+            refine = Refinement(
+                step["refine"], self._image(number, f"steps[{place}].refined", step["refined"])
+            )
+        return Step(
+            sketch=self._image(number, f"steps[{place}].sketch", step["sketch"]),
+            plan=Plan(step["instruction"], step["description"]) if "instruction" in step else None,
+            inspect=step.get("inspect"),
+            refine=refine,
+            sketch_ok=step.get("sketch_ok", refine is None),
+        )
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        """Returns the checked object of one line."""
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise self._bad(number, "line", f"is not UTF-8: {error.reason}") from None
+        except json.JSONDecodeError as error:
+            raise self._bad(number, "line", f"is not JSON: {error}") from None
+        self._check_object(number, "line", entry, _TRAJECTORY_KEYS)
+        if not self._text(number, "prompt", entry).strip():
+            raise self._bad(number, "prompt", "is empty")
+        if "uid" in entry:
+            self._text(number, "uid", entry)
+        if not isinstance(entry.get("metadata", {}), dict):
+            raise self._bad(number, "metadata", "is not an object")
+        steps = entry.get("steps")
+        if not isinstance(steps, list) or not steps:
+            raise self._bad(number, "steps", "must be a list of at least one step")
+        for place, step in enumerate(steps):
+            self._check_step(number, f"steps[{place}]", step)
+        return entry
+
+    def _check_step(self, number: int, field: str, step: Any) -> None:
+        self._check_object(number, field, step, _STEP_KEYS)
+        self._path(number, f"{field}.sketch", self._text(number, f"{field}.sketch", step))
+        for pair in (("instruction", "description"), ("refine", "refined")):
+            for key, other in (pair, pair[::-1]):
+                if key in step and other not in step:
+                    raise self._bad(number, f"{field}.{other}", f"is missing beside {key}")
+        for key in ("instruction", "description", "inspect", "refine", "refined"):
+            if key in step:
+                self._text(number, f"{field}.{key}", step)
+        if "refined" in step:
+            self._path(number, f"{field}.refined", step["refined"])
+        if not isinstance(step.get("sketch_ok", True), bool):
+            raise self._bad(number, f"{field}.sketch_ok", "is neither true nor false")
+
+    def _check_object(self, number: int, field: str, value: Any, keys: Sequence[str]) -> None:
+        if not isinstance(value, dict):
+            raise self._bad(number, field, "is not a JSON object")
+        for key in value:
+            if key not in keys:
+                nearest = difflib.get_close_matches(key, keys, 1)
+                raise self._bad(number, field, f"has an unknown key {key!r}" + _did_you_mean(nearest))
+
+    def _text(self, number: int, field: str, holder: dict[str, Any]) -> str:
+        key = field.rpartition(".")[2]
+        if key not in holder:
+            raise self._bad(number, field, "is missing")
+        if not isinstance(holder[key], str):
+            raise self._bad(number, field, "is not text")
+        return holder[key]
+
+    def _path(self, number: int, field: str, name: str) -> pathlib.Path:
+        """Returns the file that `name` points to, inside the folder."""
+        if not name or "\0" in name:
+            raise self._bad(number, field, f"is no file name: {name!r}")
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder):
+            raise self._bad(number, field, f"leaves the folder: {name!r}")
+        return path
+
+    def _image(self, number: int, field: str, name: str) -> np.ndarray:
+        path = self._path(number, field, name)
+        try:
+            return read_image(path, self.image_size)
+        except FileNotFoundError:
+            raise self._bad(number, field, f"does not exist: {name!r}") from None
+        except _UNREADABLE as error:
+            raise self._bad(number, field, f"is no readable PNG or JPEG: {name!r} ({error})") from None
+
+    def _bad(self, number: int, field: str, problem: str) -> BadTrajectory:
+        return BadTrajectory(f"{self.listing}, line {number}: {field} {problem}")
+
+
+def read_image(path: str | pathlib.Path, image_size: tuple[int, int]) -> np.ndarray:
+    """Returns a PNG or JPEG as [height, width, 3] uint8.
+
+    The camera's rotation is applied, transparency is laid over white, 16-bit
+    values are scaled; the image is cropped around its middle and resized.
+
+    Raises:
+      OSError, SyntaxError, ValueError: it is missing, broken or too large.
+    """
+    with PIL.Image.open(path, formats=("PNG", "JPEG")) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
+        image = _to_rgb(PIL.ImageOps.exif_transpose(opened))
+    height, width = image_size
+    if image.size != (width, height):
+        image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8)
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.uint32)
+        image = PIL.Image.fromarray((np.minimum(values, 65535) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", layer.size, "white")
+        return PIL.Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _did_you_mean(nearest: Sequence[str]) -> str:
+    return f", did you mean {nearest[0]!r}?" if nearest else ""

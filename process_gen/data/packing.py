@@ -1,0 +1,291 @@
+"""Trajectories into rows of step slots, in an order that a checkpoint restores exactly.
+
+A row holds several trajectories one after the other. A few rows stay open at
+a time; a trajectory goes where it wastes the least, and a row is emitted when
+it is full, or when it is the fullest and nothing fits any more. The state
+of the iterator is the position in the stream of trajectories and the positions
+that the open rows hold: small, JSON, and enough to fill the same rows again.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from absl import logging
+
+from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory
+
+Arrays = dict[str, np.ndarray]
+LOGGED_NAMES = 20
+"""How many left-out trajectories are named one by one in the log."""
+
+
+class TooManyBadTrajectories(RuntimeError):
+    """More trajectories were bad than the policy allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What to do with trajectories that cannot be used.
+
+    Attributes:
+      bad: `fail` at the first one (unreadable, or a text longer than its slot),
+        or `skip` it, count it and name it in the log.
+      budget: the share of trajectories that `skip` may leave out.
+      overlong: the same choice for trajectories of more steps than a row holds;
+        these are no error of the data and have no budget.
+    """
+
+    bad: Literal["fail", "skip"] = "fail"
+    budget: float = 0.001
+    overlong: Literal["fail", "skip"] = "skip"
+
+    def __post_init__(self):
+        for field in ("bad", "overlong"):
+            if getattr(self, field) not in ("fail", "skip"):
+                raise ValueError(f"policy.{field} must be 'fail' or 'skip', got {getattr(self, field)!r}")
+
+
+@dataclasses.dataclass
+class _OpenRow:
+    """A row that is being filled: its trajectories and their positions in the stream."""
+
+    positions: list[int] = dataclasses.field(default_factory=list)
+    parts: list[Arrays] = dataclasses.field(default_factory=list)
+    steps: int = 0
+
+    def add(self, position: int, part: Arrays) -> None:
+        self.positions.append(position)
+        self.parts.append(part)
+        self.steps += len(part["reset"])
+
+
+class PackedRows(grain.IterDataset):
+    """A Grain dataset of packed rows: the fields of a `Batch` without the batch axis."""
+
+    def __init__(
+        self,
+        parent: grain.MapDataset,
+        encode: Callable[[Trajectory], Arrays],
+        layout: Layout,
+        open_rows: int,
+        policy: Policy,
+        identity: Mapping[str, str],
+        epoch: int,
+    ):
+        """Args:
+        parent: the stream of trajectories, with random access.
+        encode: makes the arrays of a trajectory (`encode.encode_trajectory`).
+        layout: sizes of a row.
+        open_rows: how many rows are filled at a time; more waste less.
+        policy: what to do with trajectories that cannot be used.
+        identity: what the stream depends on; a state of another one is refused.
+        epoch: trajectories in one pass, the measure of the policy's budget.
+        """
+        super().__init__()
+        if open_rows < 1:
+            raise ValueError(f"open_rows must be at least 1, got {open_rows}")
+        self.stream, self.encode, self.layout = parent, encode, layout
+        self.open_rows, self.policy, self.identity, self.epoch = open_rows, policy, dict(identity), epoch
+
+    def __iter__(self) -> PackedRowsIterator:
+        return PackedRowsIterator(self)
+
+
+class PackedRowsIterator(grain.DatasetIterator):
+    """Iterates over packed rows; see the module's docstring for its state."""
+
+    def __init__(self, dataset: PackedRows):
+        super().__init__()
+        self._dataset = dataset
+        self._position = self._skipped = self._overlong = 0
+        self._rows = [_OpenRow() for _ in range(dataset.open_rows)]
+
+    def __next__(self) -> Arrays:
+        while self._position < len(self._dataset.stream):
+            position, self._position = self._position, self._position + 1
+            part = self._read(position)
+            if part is None:
+                continue
+            row = self._place(position, part)
+            if row is not None:
+                return row
+        fullest = max(range(len(self._rows)), key=lambda index: self._rows[index].steps)
+        if not self._rows[fullest].steps:
+            raise StopIteration
+        return self._emit(fullest)
+
+    def get_state(self) -> dict[str, Any]:
+        width = self._dataset.layout.trajectories
+        return {
+            "position": self._position,
+            "skipped": self._skipped,
+            "overlong": self._overlong,
+            "rows": [row.positions + [-1] * (width - len(row.positions)) for row in self._rows],
+            "identity": dict(self._dataset.identity),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `state` was taken.
+
+        Raises:
+          ValueError: the state belongs to another data set, seed, host count or layout.
+        """
+        _check_identity(state["identity"], self._dataset.identity)
+        self._position = state["position"]
+        self._skipped, self._overlong = state["skipped"], state["overlong"]
+        self._rows = [_OpenRow() for _ in range(self._dataset.open_rows)]
+        for row, positions in zip(self._rows, state["rows"], strict=True):
+            for position in positions:
+                if position >= 0:
+                    row.add(position, self._dataset.encode(self._dataset.stream[position]))
+
+    def _read(self, position: int) -> Arrays | None:
+        """Returns the arrays of one trajectory, None where the policy leaves it out."""
+        policy = self._dataset.policy
+        try:
+            return self._dataset.encode(self._dataset.stream[position])
+        except TooManySteps as error:
+            if policy.overlong == "fail":
+                raise
+            self._overlong += 1
+            _log_left_out("overlong", self._overlong, error)
+        except BadTrajectory as error:
+            if policy.bad == "fail":
+                raise
+            self._skipped += 1
+            _log_left_out("bad", self._skipped, error)
+            seen = max(self._position, self._dataset.epoch)
+            if self._skipped > policy.budget * seen:
+                raise TooManyBadTrajectories(
+                    f"{self._skipped} bad trajectories among {seen}, the policy allows {policy.budget:.2%}; "
+                    f"the last one: {error}"
+                ) from error
+        return None
+
+    def _place(self, position: int, part: Arrays) -> Arrays | None:
+        """Adds a trajectory to an open row; returns the row that this completes, if any."""
+        layout, rows = self._dataset.layout, self._rows
+        steps = len(part["reset"])
+        fitting = [
+            index
+            for index, row in enumerate(rows)
+            if row.steps + steps <= layout.steps and len(row.positions) < layout.trajectories
+        ]
+        if not fitting:
+            fullest = max(range(len(rows)), key=lambda index: rows[index].steps)
+            done = self._emit(fullest)
+            rows[fullest].add(position, part)
+            return done
+
+        def merit(index: int) -> tuple[bool, bool, int]:
+            """Best is to fill a row up, worst to close one with empty slots; else the fuller the better."""
+            row = rows[index]
+            fills = row.steps + steps == layout.steps
+            return fills, len(row.positions) + 1 < layout.trajectories, row.steps
+
+        best = max(fitting, key=merit)
+        rows[best].add(position, part)
+        full = rows[best].steps == layout.steps or len(rows[best].positions) == layout.trajectories
+        return self._emit(best) if full else None
+
+    def _emit(self, index: int) -> Arrays:
+        row, self._rows[index] = self._rows[index], _OpenRow()
+        return join_row(row.parts, self._dataset.layout)
+
+
+def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
+    """Returns one row that holds `parts` one after the other, zeros behind them."""
+    row: Arrays = {}
+    for name, first in parts[0].items():
+        if name == "prompt_tokens":
+            row[name] = np.zeros((layout.trajectories, *first.shape), first.dtype)
+            row[name][: len(parts)] = [part[name] for part in parts]
+            continue
+        row[name] = np.zeros((layout.steps, *first.shape[1:]), first.dtype)
+        start = 0
+        for index, part in enumerate(parts):
+            stop = start + len(part["reset"])
+            row[name][start:stop] = index if name == "prompt_index" else part[name]
+            start = stop
+    return row
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingReport:
+    """How much of the batches is padding.
+
+    Attributes:
+      rows: rows that were looked at.
+      steps_per_trajectory: mean.
+      empty_steps: share of step slots that hold no step.
+      padding: share of padding tokens of each text slot, where the text is present.
+      absent: share of steps without that text.
+    """
+
+    rows: int
+    steps_per_trajectory: float
+    empty_steps: float
+    padding: dict[str, float]
+    absent: dict[str, float]
+
+    def __str__(self) -> str:
+        slots = ", ".join(
+            f"{slot} {share:.0%}" + (f" (absent {self.absent[slot]:.0%})" if slot in self.absent else "")
+            for slot, share in self.padding.items()
+        )
+        return (
+            f"packing: {self.empty_steps:.1%} of the step slots empty, "
+            f"{self.steps_per_trajectory:.2f} steps per trajectory; padding inside text slots: {slots} "
+            f"({self.rows} rows)"
+        )
+
+
+def packing_stats(batches: Iterable[Arrays]) -> PackingReport:
+    """Measures the padding of some batches, as the loader yields them."""
+    count: collections.Counter[str] = collections.Counter()
+    for batch in batches:
+        present = batch["present"]
+        count["rows"] += len(present)
+        count["slots"] += present.size
+        count["steps"] += int(present.sum())
+        count["trajectories"] += int(batch["reset"].sum())
+        for slot in TEXT_SLOTS:
+            tokens = batch[f"{slot}_tokens"]
+            used = tokens[..., 0] != 0
+            count[f"{slot} texts"] += int(used.sum())
+            count[f"{slot} tokens"] += int((tokens != 0).sum())
+            count[f"{slot} room"] += int(used.sum()) * tokens.shape[-1]
+    if not count["rows"]:
+        raise ValueError("no batches to measure the packing of")
+    return PackingReport(
+        rows=count["rows"],
+        steps_per_trajectory=count["steps"] / count["trajectories"],
+        empty_steps=1 - count["steps"] / count["slots"],
+        padding={slot: 1 - count[f"{slot} tokens"] / max(count[f"{slot} room"], 1) for slot in TEXT_SLOTS},
+        absent={slot: 1 - count[f"{slot} texts"] / count["steps"] for slot in TEXT_SLOTS[1:]},
+    )
+
+
+def _check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    differences = [
+        f"{key} was {saved.get(key)}, is {current.get(key)}"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
+    ]
+    if differences:
+        raise ValueError("the saved loader state belongs to other data: " + "; ".join(differences))
+
+
+def _log_left_out(kind: str, count: int, error: BadTrajectory) -> None:
+    if count <= LOGGED_NAMES:
+        logging.warning("left out %s trajectory (%d so far): %s", kind, count, error)
+    elif count % 1000 == 0:
+        logging.warning("left out %d %s trajectories so far", count, kind)

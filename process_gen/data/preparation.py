@@ -1,0 +1,222 @@
+"""Builds the scenes data set on disk: once, completely, with progress and a summary.
+
+The files appear under their final name only when all of them are written. What
+an interrupted run left behind is removed and built again; a data set that is
+already there is checked and kept. A lock lets one process build at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+from array_record.python import array_record_module
+
+from process_gen.data.encode import TEXT_SLOTS, slot_texts
+from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
+from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory
+
+SUMMARY = "summary.json"
+
+
+class NotPrepared(FileNotFoundError):
+    """A data set is not there, or not whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a prepared data set holds.
+
+    Attributes:
+      path: where it lies.
+      examples: trajectories of each split.
+      steps: how many trajectories have how many steps.
+      longest: tokens of the longest text of each slot, with its two brackets.
+      refined, slips: share of steps.
+      megabytes: on disk.
+      seconds: that building it took.
+    """
+
+    path: str
+    examples: dict[str, int]
+    steps: dict[int, int]
+    longest: dict[str, int]
+    refined: float
+    slips: float
+    megabytes: float
+    seconds: float
+
+    @property
+    def steps_per_trajectory(self) -> float:
+        return sum(n * count for n, count in self.steps.items()) / sum(self.steps.values())
+
+    def describe(self, layout: Layout | None = None) -> str:
+        """Returns the summary as lines for people, with the layout's room beside the lengths."""
+
+        def length(slot):
+            return f"{slot} {self.longest[slot]}" + (f" of {getattr(layout, slot)}" if layout else "")
+
+        examples = ", ".join(f"{count:,} for {split}" for split, count in self.examples.items())
+        steps = ", ".join(f"{n}: {count / sum(self.steps.values()):.0%}" for n, count in self.steps.items())
+        return "\n".join(
+            [
+                f"data set {self.path}",
+                f"  trajectories  {examples}",
+                f"  steps         {self.steps_per_trajectory:.2f} per trajectory ({steps})",
+                f"  drafts        {self.refined:.0%} refined, {self.slips:.0%} slips",
+                f"  longest text  {', '.join(length(slot) for slot in self.longest)} tokens",
+                f"  size          {self.megabytes:.1f} MB, built in {self.seconds:.0f} s "
+                f"({sum(self.examples.values()) / max(self.seconds, 1e-9):,.0f} trajectories/s)",
+            ]
+        )
+
+    def check(self, layout: Layout) -> None:
+        """Raises ValueError if a text is longer than its slot of `layout`; says what to set."""
+        small = {slot: need for slot, need in self.longest.items() if need > getattr(layout, slot)}
+        if small:
+            raise ValueError(
+                "the texts of the data set do not fit the layout: "
+                + ", ".join(
+                    f"layout.{slot} is {getattr(layout, slot)} but must be {n}" for slot, n in small.items()
+                )
+            )
+
+
+@dataclasses.dataclass
+class _Tally:
+    """Counts what goes by, for the progress line and the summary."""
+
+    tokenizer: Tokenizer
+    bar: tqdm.tqdm
+    steps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    longest: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    refined: int = 0
+    slips: int = 0
+
+    def __call__(self, trajectory: Trajectory) -> None:
+        self.bar.update()
+        self.steps[len(trajectory.steps)] += 1
+        self.refined += sum(step.refine is not None for step in trajectory.steps)
+        self.slips += sum(step.refine is None and not step.sketch_ok for step in trajectory.steps)
+        for slot in TEXT_SLOTS:
+            for text in slot_texts(trajectory, slot):
+                if text is not None:
+                    self.longest[slot] = max(self.longest[slot], len(self.tokenizer.encode(text)) + 2)
+
+
+def prepare_scenes(
+    config: ScenesConfig, data_dir: str | pathlib.Path
+) -> tuple[tfds.core.DatasetBuilder, Summary]:
+    """Builds a scenes data set under `data_dir`, unless it is there already.
+
+    Args:
+      config: from `scenes_config`, whose name tells the content apart.
+      data_dir: TFDS folder; the data set goes to `scenes/<config name>/<version>` in it.
+
+    Returns:
+      The builder, ready for `RecordSource`, and what the data set holds.
+    """
+    data_dir = pathlib.Path(data_dir).expanduser().resolve()
+    with _lock(data_dir):
+        builder = scenes_builder(config, str(data_dir))
+        path = pathlib.Path(builder.data_dir)
+        problem = incomplete(builder)
+        if problem is None and (path / SUMMARY).is_file():
+            logging.info("already prepared: %s", path)
+            return builder, _read_summary(path)
+        if path.exists():
+            logging.warning("building %s again: %s", path, problem or f"it has no {SUMMARY}")
+            shutil.rmtree(path)
+        for leftover in path.parent.glob("*incomplete*"):
+            logging.warning("removing what an interrupted run left: %s", leftover)
+            shutil.rmtree(leftover)
+        return _build(config, data_dir)
+
+
+def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
+    """Says what is missing of a data set on disk, None if it is whole."""
+    path = pathlib.Path(builder.data_dir)
+    if not (path / "dataset_info.json").is_file():
+        return "it does not exist" if not path.exists() else "it has no dataset_info.json"
+    for split in SPLITS:
+        if split not in builder.info.splits:
+            return f"split {split!r} is missing"
+        info = builder.info.splits[split]
+        for file, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            found = _records(str(file))
+            if found != length:
+                return f"{pathlib.Path(file).name} has {found} of {length} records"
+    return None
+
+
+def _records(file: str) -> int:
+    """Returns the number of records of an ArrayRecord file, 0 if it cannot be read."""
+    if not pathlib.Path(file).is_file():
+        return 0
+    try:
+        reader = array_record_module.ArrayRecordReader(file)
+        count = reader.num_records()
+        reader.close()
+    except (RuntimeError, ValueError):
+        return 0
+    return count
+
+
+def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.DatasetBuilder, Summary]:
+    start = time.monotonic()
+    total = config.examples + config.validation
+    wait = 0.2 if sys.stderr.isatty() else 5.0
+    with tqdm.tqdm(total=total, unit=" trajectories", desc=config.name, mininterval=wait) as bar:
+        tally = _Tally(scenes_tokenizer(), bar)
+        builder = scenes_builder(config, str(data_dir), on_example=tally)
+        # Nothing is downloaded, and what TFDS prints of downloads is left out.
+        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_dir=unused)
+    path = pathlib.Path(builder.data_dir)
+    steps = sum(n * count for n, count in tally.steps.items())
+    summary = Summary(
+        path=str(path),
+        examples=dict(zip(SPLITS, (config.examples, config.validation), strict=True)),
+        steps=dict(sorted(tally.steps.items())),
+        longest={slot: tally.longest[slot] for slot in TEXT_SLOTS},
+        refined=tally.refined / steps,
+        slips=tally.slips / steps,
+        megabytes=sum(file.stat().st_size for file in path.iterdir()) / 1e6,
+        seconds=time.monotonic() - start,
+    )
+    (path / SUMMARY).write_text(json.dumps(dataclasses.asdict(summary), indent=2))
+    return builder, summary
+
+
+def _read_summary(path: pathlib.Path) -> Summary:
+    fields = json.loads((path / SUMMARY).read_text())
+    steps = {int(n): count for n, count in fields["steps"].items()}
+    return Summary(**fields | {"steps": steps, "path": str(path)})
+
+
+@contextlib.contextmanager
+def _lock(data_dir: pathlib.Path) -> Iterator[None]:
+    """Holds `data_dir` for this process; others wait."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with open(data_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("another process is preparing %s, waiting for it", data_dir)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,197 @@
+"""The scenes data set as a TFDS builder: ArrayRecord files with random access.
+
+Example `i` of a split is a function of the config, the split and `i` alone. Its
+prompt and its scene are drawn from a generator of their own, so that the three
+modes hold the same prompts in the same order and arms compare fairly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from process_gen.data.schema import features, to_example
+from process_gen.scenes.levels import LEVELS, get_level
+from process_gen.scenes.prompts import sample_request
+from process_gen.scenes.requests import categories
+from process_gen.scenes.teacher import baseline, teach
+from process_gen.trajectory.stages import Mode, Trajectory
+
+SPLITS = ("train", "validation")
+MIXTURE = {
+    "single_object": 0.06,
+    "two_object": 0.12,
+    "counting": 0.14,
+    "colors": 0.08,
+    "position": 0.2,
+    "color_attr": 0.14,
+}
+"""How often each category is drawn; the longer ones share what is left, the shorter of them more often."""
+
+SHARD_BYTES = 64 << 20
+"""Raw pixels of one shard, about: a shard is held in memory while it is written."""
+PROBED = 6
+"""Examples whose content goes into the digest that names a data set."""
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ScenesConfig(tfds.core.BuilderConfig):
+    """What a scenes data set holds.
+
+    Attributes:
+      level: of the scenes world.
+      mode: `process`, or one of the baselines `plan_only` and `single_pass`.
+      examples: trajectories for training.
+      validation: trajectories for validation, of other seeds.
+      seed: draws everything.
+      wrong: share of drafts with a planted error that is inspected and refined.
+      slip: share of drafts with an error that goes unnoticed until the next step.
+      detour: share of trajectories with changes, swaps and removals.
+      mixture: weight of each category; `default_mixture(level)` where empty.
+    """
+
+    level: str = "default"
+    mode: str = Mode.PROCESS.value
+    examples: int = 20_000
+    validation: int = 500
+    seed: int = 0
+    wrong: float = 0.3
+    slip: float = 0.08
+    detour: float = 0.25
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        known = categories(get_level(self.level))
+        unknown = sorted(set(self.mixture) - set(known))
+        if unknown:
+            raise ValueError(f"mixture has unknown categories {unknown}; level {self.level!r} has {known}")
+        self.mode = Mode(self.mode).value
+        for field in ("examples", "validation"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+    @functools.cached_property
+    def weights(self) -> dict[str, float]:
+        """The share of each category, in the level's order; they sum to 1."""
+        mixture = self.mixture or default_mixture(self.level)
+        total = sum(mixture.values())
+        return {name: mixture[name] / total for name in categories(self.level) if mixture.get(name)}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the examples depend on."""
+        fields = ("level", "mode", "examples", "validation", "seed", "wrong", "slip", "detour")
+        return {field: getattr(self, field) for field in fields} | {"mixture": self.weights}
+
+
+def default_mixture(level: str) -> dict[str, float]:
+    """Returns the weights of `MIXTURE`, the rest spread over the level's longer categories."""
+    longer = [name for name in categories(level) if name not in MIXTURE]
+    parts = range(len(longer), 0, -1)
+    share = (1 - sum(MIXTURE.values())) / sum(parts)
+    return MIXTURE | {name: share * part for name, part in zip(longer, parts, strict=True)}
+
+
+def scenes_config(**settings: Any) -> ScenesConfig:
+    """Returns a config whose name tells its content apart from any other.
+
+    The digest in the name covers the settings and some examples, so that data made
+    by an older version of the teacher is never taken for today's.
+    """
+    config = ScenesConfig(name="unnamed", **settings)
+    digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode())
+    for index in range(PROBED):
+        example = to_example(make_example(config, "train", index))
+        for step in example.pop("steps"):
+            digest.update(step.pop("sketch").tobytes() + step.pop("refined").tobytes())
+            digest.update(json.dumps(step, sort_keys=True).encode())
+        digest.update(json.dumps(example, sort_keys=True).encode())
+    name = f"{config.level}_{config.mode}_{config.examples}_{digest.hexdigest()[:10]}"
+    return dataclasses.replace(config, name=name)
+
+
+def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
+    """Returns one trajectory, the same one for the same arguments."""
+    # Validation draws the compositions of training: what is held out stays for the benchmark.
+    seed = (config.seed, SPLITS.index(split), index)
+    ours, theirs = (np.random.default_rng((*seed, stream)) for stream in range(2))
+    names = list(config.weights)
+    category = names[int(ours.choice(len(names), p=list(config.weights.values())))]
+    request = sample_request(ours, config.level, category)
+    uid = f"scenes-{config.level}-{config.mode}-{split}-{config.seed}-{index}"
+    if config.mode == Mode.PROCESS.value:
+        trajectory = teach(
+            request, theirs, config.level, wrong=config.wrong, slip=config.slip, detour=config.detour
+        )
+    else:
+        trajectory = baseline(request, theirs, config.level, Mode(config.mode))
+    return dataclasses.replace(trajectory, uid=uid)
+
+
+class Scenes(tfds.core.ShardBasedBuilder):
+    """Trajectories of the scenes world, taught by an exact teacher."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        ScenesConfig(name=f"{level}_{mode.value}", level=level, mode=mode.value)
+        for level in LEVELS
+        for mode in Mode
+    ]
+    builder_config: ScenesConfig
+
+    def __init__(self, *, on_example: Callable[[Trajectory], None] | None = None, **kwargs: Any):
+        """Args:
+        on_example: called with every trajectory as it is made (progress, statistics).
+        **kwargs: as in `tfds.core.DatasetBuilder`.
+        """
+        self._on_example = on_example
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = get_level(self.builder_config.level).image_size
+        return self.dataset_info_from_configs(
+            features=features((size, size)),
+            metadata=tfds.core.MetadataDict(self.builder_config.settings()),
+            disable_shuffling=True,
+        )
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
+        del dl_manager
+        config = self.builder_config
+        return {
+            split: [functools.partial(self._examples, split, part) for part in _shards(config, count)]
+            for split, count in zip(SPLITS, (config.examples, config.validation), strict=True)
+        }
+
+    def _examples(self, split: str, part: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in part:
+            trajectory = make_example(self.builder_config, split, index)
+            if self._on_example is not None:
+                self._on_example(trajectory)
+            yield index, to_example(trajectory)
+
+
+def scenes_builder(
+    config: ScenesConfig, data_dir: str, on_example: Callable[[Trajectory], None] | None = None
+) -> Scenes:
+    """Returns the builder of a config; TFDS would warn that it is not one of `BUILDER_CONFIGS`."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return Scenes(config=config, data_dir=data_dir, on_example=on_example)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _shards(config: ScenesConfig, count: int) -> list[range]:
+    """Splits `count` examples into shards that fit in memory."""
+    size = get_level(config.level).image_size
+    length = max(16, SHARD_BYTES // (6 * size * size * 3))
+    return [range(start, min(start + length, count)) for start in range(0, count, length)]

@@ -1,0 +1,152 @@
+"""The sources that a config can name, and how to open them.
+
+A source gives trajectories by index (`loader.Source`). Register another one by
+adding a function to `SOURCES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.folder import FolderSource
+from process_gen.data.loader import Source
+from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
+from process_gen.data.scenes_builder import ScenesConfig, scenes_builder, scenes_config
+from process_gen.data.schema import read_record
+from process_gen.scenes.levels import get_level
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory
+
+
+class RecordSource:
+    """Random access to one split of a TFDS data set with the schema of `schema.features`."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
+        """Raises ValueError if the split or the schema is another one."""
+        info = builder.info
+        if split not in info.splits:
+            raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
+        self.name = f"{info.full_name}/{split}"
+        try:
+            self.image_size = tuple(info.features["steps"]["sketch"].shape[:2])
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{info.full_name} holds no trajectories: its features are {info.features}"
+            ) from None
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = builder.as_data_source(split=split, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """Returns one trajectory; a damaged record (ArrayRecord keeps checksums) is a `BadTrajectory`."""
+        try:
+            record = self._records[index]
+        except RuntimeError as error:
+            raise BadTrajectory(f"record {index} of {self.name} is damaged: {error}") from error
+        return read_record(record, self.image_size)
+
+
+def config_of_scenes(data: Any) -> ScenesConfig:
+    """Returns the data set that `config.data` describes; `data.mixture` is optional."""
+    settings = {key: data[key] for key in ("level", "mode", "examples", "seed", "wrong", "slip", "detour")}
+    if data.get("mixture"):
+        settings["mixture"] = dict(data["mixture"])
+    return scenes_config(**settings, validation=min(500, data["examples"]))
+
+
+def open_source(data: Any, image_size: tuple[int, int], split: str = "train") -> Source:
+    """Opens the source that `config.data` names.
+
+    Args:
+      data: mapping with `source` and the keys that this source reads.
+      image_size: height and width of the layout.
+      split: `train` or `validation`.
+
+    Raises:
+      NotPrepared: the data set is not on disk; the message holds the command that builds it.
+      ValueError: an unknown source or split, or images of another size.
+    """
+    if data["source"] not in SOURCES:
+        nearest = difflib.get_close_matches(data["source"], SOURCES, 1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"unknown data source {data['source']!r}{hint} There are {', '.join(SOURCES)}.")
+    return SOURCES[data["source"]](data, tuple(image_size), split)
+
+
+def prepare_source(data: Any, layout: Layout, report: Callable[[str], None] = print) -> Source:
+    """Makes sure that the training data of a config is there and fits the layout, and opens it.
+
+    Args:
+      data: as in `open_source`.
+      layout: whose text slots have to hold every text.
+      report: called with a summary for people.
+
+    Raises:
+      ValueError, OSError: the data cannot be built, read or used; the message says why.
+    """
+    if data["source"] == "scenes":
+        _, summary = prepare_scenes(config_of_scenes(data), data["data_dir"])
+        report(summary.describe(layout))
+        summary.check(layout)
+    return open_source(data, layout.image_size)
+
+
+def check_every_trajectory(source: Source, bad: str) -> int:
+    """Reads a whole source; returns how many trajectories were bad, or raises at the first."""
+    wrong = 0
+    for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
+        try:
+            source[index]
+        except BadTrajectory as error:
+            if bad == "fail":
+                raise
+            wrong += 1
+            logging.warning("bad trajectory: %s", error)
+    return wrong
+
+
+def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
+    size = get_level(data["level"]).image_size
+    if image_size != (size, size):
+        raise ValueError(f"level {data['level']!r} has images of {(size, size)}, the layout of {image_size}")
+    directory = pathlib.Path(data["data_dir"]).expanduser().resolve()
+    builder = scenes_builder(config_of_scenes(data), str(directory))
+    problem = incomplete(builder)
+    if problem:
+        raise NotPrepared(
+            f"{builder.data_dir} cannot be read ({problem}); build it with "
+            "`python -m process_gen.prepare --config=...` and the same config"
+        )
+    return RecordSource(builder, split)
+
+
+def _open_folder(data: Any, image_size: tuple[int, int], split: str) -> Source:
+    if split != "train":
+        raise ValueError(f"a folder of trajectories has one split, train, and no {split!r}")
+    return FolderSource(data["path"], image_size, bad=data["on_error"])
+
+
+def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
+    if not pathlib.Path(data["path"], "dataset_info.json").is_file():
+        raise NotPrepared(f"{data['path']} is no TFDS data set: it has no dataset_info.json")
+    source = RecordSource(tfds.builder_from_directory(data["path"]), split)
+    if source.image_size != image_size:
+        raise ValueError(f"{source.name} has images of {source.image_size}, the layout of {image_size}")
+    return source
+
+
+SOURCES: dict[str, Callable[[Any, tuple[int, int], str], Source]] = {
+    "scenes": _open_scenes,
+    "folder": _open_folder,
+    "records": _open_records,
+}

@@ -1,0 +1,153 @@
+"""Text to token ids and back.
+
+A text is plain words with markup tokens between them. Markup (`<ins>` ...)
+becomes one id each. Control tokens (`<|im_end|>` ...) exist only as ids that
+the data and the sampler place: typed by a user they are ordinary characters.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import sentencepiece
+
+from process_gen.trajectory.markup import CONTROL_TOKENS, MARKUP_TOKENS
+
+PAD, UNKNOWN = "<pad>", "<unk>"
+SPACE = "\u2581"
+"""What SentencePiece writes for the space in front of a word."""
+PUNCTUATION = ".,;:!?()\"'"
+"""Characters that do not belong to the word they touch."""
+
+_MARKUP = re.compile("(" + "|".join(re.escape(token) for token in MARKUP_TOKENS) + ")")
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the project asks of a tokenizer.
+
+    Attributes:
+      vocab_size: ids are in [0, vocab_size).
+      pad_id: always 0, and never inside a text.
+      im_start, im_end, vision_start, vision_end, end_of_text: control ids.
+    """
+
+    vocab_size: int
+    pad_id: int
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    end_of_text: int
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text without control tokens around it."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`: markup is kept, control tokens and padding are dropped."""
+        ...
+
+    def unknown(self, text: str) -> list[str]:
+        """Returns the words of `text` that the vocabulary does not hold, each once."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model with the special tokens of `trajectory.markup`.
+
+    `fingerprint` tells one model from another: ids mean something only together with it.
+    """
+
+    def __init__(self, model: str | pathlib.Path | bytes):
+        """Loads a serialized model, or the file that holds one.
+
+        Raises:
+          ValueError: the model lacks a special token, or its padding id is not 0.
+        """
+        proto = model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
+        self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        self._pieces = [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
+        ids = {piece: i for i, piece in enumerate(self._pieces)}
+        missing = [token for token in CONTROL_TOKENS + MARKUP_TOKENS if token not in ids]
+        if missing:
+            raise ValueError(f"the SentencePiece model lacks the special tokens {', '.join(missing)}")
+        if self._processor.pad_id() != 0:
+            raise ValueError(f"the padding id must be 0, this model has {self._processor.pad_id()}")
+        self.vocab_size = len(self._pieces)
+        self.pad_id = 0
+        self.end_of_text, self.im_start, self.im_end, self.vision_start, self.vision_end = (
+            ids[token] for token in CONTROL_TOKENS
+        )
+        self._unknown_id = self._processor.unk_id()
+        self._markup_ids = {token: ids[token] for token in MARKUP_TOKENS}
+        self._markup_tokens = {i: token for token, i in self._markup_ids.items()}
+        self._silent = {self.pad_id, *(ids[token] for token in CONTROL_TOKENS)}
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text; see `Tokenizer.encode`."""
+        ids: list[int] = []
+        for part in _MARKUP.split(text):
+            if part in self._markup_ids:
+                ids.append(self._markup_ids[part])
+            elif part:
+                ids.extend(self._processor.encode(part))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; see `Tokenizer.decode`.
+
+        Ids that no piece has (a model's vocabulary may be padded) read as unknown.
+        """
+        text: list[str] = []
+        run: list[str] = []
+        for token in map(int, ids):
+            if token in self._silent:
+                continue
+            if token in self._markup_tokens:
+                text += [_join(run), self._markup_tokens[token]]
+                run = []
+            elif token == self._unknown_id or not 0 <= token < self.vocab_size:
+                run.append(UNKNOWN)
+            else:
+                run.append(self._pieces[token])
+        return "".join(text) + _join(run)
+
+    def unknown(self, text: str) -> list[str]:
+        """Returns the words that are spelt out in letters, in order, each once."""
+        return [word for word in dict.fromkeys(words_of(text)) if not self.is_one_token(word)]
+
+    def is_one_token(self, word: str) -> bool:
+        ids = self._processor.encode(word)
+        return len(ids) == 1 and ids[0] != self._unknown_id
+
+    def normalize(self, text: str) -> str:
+        """Returns the text as the vocabulary sees it: folded case, single spaces."""
+        return "".join(
+            part if part in self._markup_ids else self._processor.normalize(part).replace(SPACE, " ").strip()
+            for part in _MARKUP.split(text)
+        )
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the words of a text, without its markup and the punctuation around them."""
+    return [word for chunk in _MARKUP.sub(" ", text).split() if (word := chunk.strip(PUNCTUATION))]
+
+
+@functools.cache
+def scenes_tokenizer() -> SentencePieceTokenizer:
+    """Returns the tokenizer of the scenes language, which ships with the package."""
+    asset = importlib.resources.files("process_gen.data") / "assets" / "scenes.model"
+    return SentencePieceTokenizer(asset.read_bytes())
+
+
+def _join(run: list[str]) -> str:
+    """Joins pieces into text, without the space that SentencePiece puts in front of the first word."""
+    return "".join(run).replace(SPACE, " ").removeprefix(" ")

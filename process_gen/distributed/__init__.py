@@ -1,0 +1,1 @@
+"""Devices, sharding and hosts."""

@@ -1,0 +1,253 @@
+"""Runs a predict function over a benchmark and judges what comes back.
+
+The same code serves training, on a few tasks (the evaluator `scenes`), and
+`process_gen.evaluate`, on all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.evaluation import process
+from process_gen.evaluation.benchmark import SCORED_GROUPS, Benchmark, Task, make_benchmark
+from process_gen.evaluation.contact import contact_sheet
+from process_gen.evaluation.intervals import Interval, mean_of_groups, wilson
+from process_gen.evaluation.reading import is_right, verdict_of
+from process_gen.evaluation.registry import Finding, Predict, register
+from process_gen.sampling import Sampler
+from process_gen.scenes.splits import Split
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Mode
+
+Show = Callable[[str], None]
+"""Is told how far something is, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one task.
+
+    Attributes:
+      group, prompt, seed: the task.
+      ok: the judge's verdict on the final image.
+      failures: why not, kinds of `reading.FAILURES`.
+      steps, images: how many; an image is a draft or a correction.
+      sampling_steps: Euler steps over all its images.
+      corrections: how many steps corrected their draft.
+      stopped: `model` or `cap`.
+      seconds: wall time, shared out among prompts that were sampled together.
+    """
+
+    group: str
+    prompt: str
+    seed: int
+    ok: bool
+    failures: tuple[str, ...]
+    steps: int
+    images: int
+    corrections: int
+    sampling_steps: int
+    stopped: str
+    seconds: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
+        return cls(**{**data, "failures": tuple(data["failures"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The outcomes of one mode, and everything that follows from them.
+
+    Attributes:
+      mode: name of the mode.
+      outcomes: in the order of the benchmark's tasks.
+      counts: of what happened on the way (see `process`).
+      trajectories: with verdicts; empty when read back from a file.
+    """
+
+    mode: str
+    outcomes: tuple[Outcome, ...]
+    counts: process.Counts
+    trajectories: tuple[SampledTrajectory, ...] = dataclasses.field(default=(), repr=False)
+
+    def verdicts(self, groups: Sequence[str] | None = None) -> dict[str, list[bool]]:
+        """Outcomes per group, in the order of the tasks."""
+        found: dict[str, list[bool]] = {}
+        for one in self.outcomes:
+            if groups is None or one.group in groups:
+                found.setdefault(one.group, []).append(one.ok)
+        return found
+
+    @property
+    def groups(self) -> dict[str, Interval]:
+        """The share of right final images of every group."""
+        return {group: wilson(sum(oks), len(oks)) for group, oks in self.verdicts().items()}
+
+    @property
+    def score(self) -> Interval:
+        """The unweighted mean over the scored groups that there are."""
+        return mean_of_groups([wilson(sum(oks), len(oks)) for oks in self.verdicts(SCORED_GROUPS).values()])
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many images failed for each kind of reason, the most frequent first."""
+        counted = collections.Counter(kind for one in self.outcomes for kind in one.failures)
+        return dict(counted.most_common())
+
+    def means(self) -> dict[str, float]:
+        """Costs and habits, per image or as a share of all."""
+        outcomes = self.outcomes
+        steps = sum(one.steps for one in outcomes)
+        return {
+            "steps": statistics.fmean(one.steps for one in outcomes),
+            "images_drawn": statistics.fmean(one.images for one in outcomes),
+            "sampling_steps": statistics.fmean(one.sampling_steps for one in outcomes),
+            "seconds": statistics.fmean(one.seconds for one in outcomes),
+            "refined_images": statistics.fmean(one.corrections > 0 for one in outcomes),
+            "refined_steps": sum(one.corrections for one in outcomes) / max(1, steps),
+            "stopped_by_cap": statistics.fmean(one.stopped == "cap" for one in outcomes),
+        }
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        """(name, value) pairs for a metric writer."""
+        if self.verdicts(SCORED_GROUPS):
+            yield f"{self.mode}/score", self.score.mean
+        for group, interval in self.groups.items():
+            yield f"{self.mode}/score/{group}", interval.mean
+        for name, value in self.means().items():
+            yield f"{self.mode}/{name}", value
+        for name, interval in self.counts.shares().items():
+            yield f"{self.mode}/process/{name}", interval.mean
+        for kind, number in self.failures.items():
+            yield f"{self.mode}/failures/{kind}", number / len(self.outcomes)
+
+    def pictures(self, most: int = 12) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, [H, W, 3] uint8): one row of states per trajectory, failures among them."""
+        shown = [t for t in self.selection(most) if t.image is not None]
+        if shown:
+            yield f"{self.mode}/trajectories", contact_sheet(shown)
+
+    def selection(self, most: int = 24) -> list[SampledTrajectory]:
+        """Some trajectories to look at: of every group in turn, a wrong and a right one."""
+        queues: dict[tuple[str, bool], list[SampledTrajectory]] = {}
+        for one, trajectory in zip(self.outcomes, self.trajectories, strict=False):
+            queues.setdefault((one.group, one.ok), []).append(trajectory)
+        # Wrong and right ones take turns, so that a short selection has both.
+        wrong, right = ([(g, ok) for g in self.verdicts() if (g, ok) in queues] for ok in (False, True))
+        turns = [key for pair in itertools.zip_longest(wrong, right) for key in pair if key]
+        picked = [t for row in itertools.zip_longest(*(queues[key] for key in turns)) for t in row if t]
+        return picked[:most]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "score": _json(self.score) if self.verdicts(SCORED_GROUPS) else None,
+            "groups": {g: {**_json(i), "n": len(self.verdicts()[g])} for g, i in self.groups.items()},
+            **self.means(),
+            "failures": self.failures,
+            "process": {name: _json(interval) for name, interval in self.counts.shares().items()},
+            "counts": self.counts.to_json(),
+            "outcomes": [dataclasses.asdict(one) for one in self.outcomes],
+        }
+
+    @classmethod
+    def from_json(cls, mode: str, data: Mapping[str, Any]) -> Scores:
+        """Reads what `to_json` wrote; everything derived is derived again."""
+        outcomes = tuple(Outcome.from_json(one) for one in data["outcomes"])
+        return cls(mode, outcomes, process.Counts.from_json(data["counts"]))
+
+
+@register("scenes")
+def scenes(
+    predict: Predict,
+    *,
+    level: str = "default",
+    split: Split = "heldout",
+    per_group: int = 4,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    mode: str = "process",
+    pictures: int = 12,
+) -> Iterator[Finding]:
+    """The scenes benchmark as an evaluator: scores, costs, process metrics and a sheet of trajectories."""
+    scores = evaluate(predict, make_benchmark(level, split, per_group, seed, groups), mode)
+    yield from scores.scalars()
+    yield from scores.pictures(pictures)
+
+
+def predict_with(sampler: Sampler, mode: str | Mode, show: Show | None = None) -> Predict:
+    """A predict function that samples in one mode.
+
+    Args:
+      sampler: whose settings count but for the mode.
+      mode: of every trajectory.
+      show: is told how far it is, after every round of steps.
+    """
+    sampler = sampler.with_config(mode=Mode(mode).value)
+
+    def predict(prompts: Sequence[str], seeds: Sequence[int]) -> list[SampledTrajectory]:
+        drawn: dict[int, SampledTrajectory] = {}
+        for progress in sampler.stream(prompts, seeds):
+            drawn.update(progress.finished)
+            if show:
+                show(f"{Mode(mode).value}: {progress.done} of {progress.total} prompts")
+        return [drawn[i] for i in range(len(prompts))]
+
+    return predict
+
+
+def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode | str = Mode.PROCESS) -> Scores:
+    """Samples every task and judges the final images.
+
+    Args:
+      predict: prompts and seeds -> one trajectory each, in order. It is called
+        once, with everything.
+      benchmark: the tasks.
+      mode: what `predict` does; names the scores.
+
+    Raises:
+      ValueError: `predict` answered something else than it was asked.
+    """
+    tasks = benchmark.tasks
+    found = predict([task.request.text for task in tasks], [task.seed for task in tasks])
+    if len(found) != len(tasks):
+        raise ValueError(f"predict returned {len(found)} trajectories for {len(tasks)} prompts")
+    judged, outcomes, counts = [], [], process.Counts()
+    for task, trajectory in zip(tasks, found, strict=True):
+        if trajectory.prompt != task.request.text:
+            raise ValueError(f"predict answered {task.request.text!r} with {trajectory.prompt!r}")
+        verdict = verdict_of(task.request, trajectory.image)
+        judged.append(dataclasses.replace(trajectory, verdict=verdict))
+        outcomes.append(_outcome(task, judged[-1]))
+        counts += process.count(trajectory, functools.partial(is_right, task.request), benchmark.level)
+    return Scores(Mode(mode).value, tuple(outcomes), counts, tuple(judged))
+
+
+def _outcome(task: Task, trajectory: SampledTrajectory) -> Outcome:
+    drafts = sum(step.sketch is not None for step in trajectory.steps)
+    corrections = sum(step.refined is not None for step in trajectory.steps)
+    return Outcome(
+        group=task.group,
+        prompt=task.request.text,
+        seed=task.seed,
+        ok=trajectory.verdict["ok"],
+        failures=tuple(trajectory.verdict["failures"]),
+        steps=len(trajectory.steps),
+        images=drafts + corrections,
+        corrections=corrections,
+        sampling_steps=trajectory.sampling_steps,
+        stopped=trajectory.stopped,
+        seconds=trajectory.seconds,
+    )
+
+
+def _json(interval: Interval) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in dataclasses.asdict(interval).items()}

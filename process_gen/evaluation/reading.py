@@ -1,0 +1,149 @@
+"""What a scenes image or description holds, and the judge's verdict as JSON.
+
+The one file of this room that knows the scenes world.
+
+    description := "nothing yet" | item (("," | "and") item)*
+    item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour shape
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import Any
+
+import numpy as np
+
+from process_gen.scenes.graph import Object, Scene, make_object
+from process_gen.scenes.judge import Verdict, judge
+from process_gen.scenes.levels import Level, get_level
+from process_gen.scenes.parse import parse
+from process_gen.scenes.render import render
+from process_gen.scenes.requests import Request
+from process_gen.trajectory.markup import Malformed
+
+Objects = collections.Counter
+"""A multiset of (shape, colour, cell): an object as descriptions name it."""
+
+NOTHING = "nothing yet"
+
+FAILURES = ("no image", "unclear", "shape", "missing", "extra", "count", "colour", "relation")
+"""Kinds of failure of a final image; one image may have several.
+
+    no image    nothing was drawn
+    unclear     something on the canvas is no object of the vocabulary
+    shape       there is too little of one shape and too much of another
+    missing     too little of a shape, too much of none, and nothing unclear
+    extra       too much of a shape that nobody asked for, too little of none
+    count       too much of a shape that was asked for, too little of none
+    colour      the judge found a colour wrong (it looks where the count is right)
+    relation    the judge found a relation wrong, all counts and colours being right
+"""
+
+
+def read_description(text: str, level: str | Level) -> Scene | Malformed:
+    """Reads a plan's description, the inverse of `scenes.language.describe`."""
+    level = get_level(level)
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    if words == NOTHING.split():
+        return Scene()
+    items: list[list[str]] = [[]]
+    for word in words:
+        if word in (",", "and"):
+            items.append([])
+        else:
+            items[-1].append(word)
+    things = []
+    for item in items:
+        thing = _read_item(item, level)
+        if thing is None:
+            return Malformed(f"no object: {' '.join(item)!r}", text)
+        things.append(thing)
+    return Scene(tuple(things))
+
+
+def _read_item(words: list[str], level: Level) -> Object | None:
+    """One object, or None where the words name none or several."""
+    words = list(words)
+    if words[:1] and words[0] in level.cell_index:
+        words = words[1:] + words[:1]
+    elif words[:1] and words[0] in ("a", "an"):
+        words = words[1:]
+    if "at" in words[-2:-1]:
+        del words[-2]
+    named = {name: pixels for name, pixels in level.sizes}
+    size = named[words.pop(0)] if level.sized and words[:1] and words[0] in named else None
+    if len(words) != 3:
+        return None
+    colour, shape, cell = words
+    if colour not in level.colours or shape not in level.shapes or cell not in level.cell_index:
+        return None
+    return make_object(level, shape, colour, cell, size)
+
+
+def objects_of(scene: Scene) -> Objects:
+    """The multiset of what a scene holds; unclear things count as they are."""
+    return Objects((thing.shape, thing.colour, thing.cell) for thing in scene.objects)
+
+
+def objects_of_description(text: str, level: str | Level) -> Objects | None:
+    """What should stand after a step; None where the description cannot be read."""
+    scene = read_description(text, level)
+    return None if isinstance(scene, Malformed) else objects_of(scene)
+
+
+def objects_of_image(image: np.ndarray | None, level: str | Level) -> Objects | None:
+    """What an image shows; None where there is no image."""
+    return None if image is None else objects_of(parse(image, level))
+
+
+def draw_description(text: str, level: str | Level) -> np.ndarray | None:
+    """The image that a description asks for; None where it cannot be read."""
+    scene = read_description(text, level)
+    return None if isinstance(scene, Malformed) else render(scene, level)
+
+
+def is_right(request: Request, image: np.ndarray) -> bool:
+    """Whether an image satisfies a prompt."""
+    return judge(request, image).correct
+
+
+def verdict_of(request: Request, image: np.ndarray | None) -> dict[str, Any]:
+    """The judge's verdict on a final image, as sampled trajectories carry it.
+
+    Returns:
+      `ok`; `constraints`, each with `text`, `ok` and `reason`; `failures`, kinds of
+      `FAILURES` in that order; and the `group`.
+    """
+    if image is None:
+        missing = {"text": "an image", "ok": False, "reason": "nothing was drawn"}
+        return {"ok": False, "constraints": [missing], "failures": ["no image"], "group": request.category}
+    scene = parse(image, request.level)
+    verdict = judge(request, scene)
+    return {
+        "ok": verdict.correct,
+        "constraints": [
+            {"text": check.constraint, "ok": check.ok, "reason": check.reason} for check in verdict.checks
+        ],
+        "failures": _failures(request, scene, verdict),
+        "group": request.category,
+    }
+
+
+def _failures(request: Request, scene: Scene, verdict: Verdict) -> list[str]:
+    wanted = collections.Counter()
+    for clause in request.clauses:
+        wanted[clause.shape] += clause.count
+    found = collections.Counter(thing.shape for thing in scene.objects if thing.clear)
+    short, over = wanted - found, found - wanted
+    judged = set(verdict.failures)
+    kinds = judged & {"unclear", "colour"}
+    if short and over:
+        kinds.add("shape")
+    elif short and "unclear" not in judged:
+        kinds.add("missing")
+    elif over and not short:
+        kinds.update("count" if shape in wanted else "extra" for shape in over)
+    if "relation" in judged and not judged & {"count", "colour"}:
+        kinds.add("relation")
+    return [kind for kind in FAILURES if kind in kinds]

@@ -1,0 +1,243 @@
+"""From a config to the objects that it names: layout, model, losses, optimizer.
+
+Everything that reads a config goes through here, so that training, sampling
+and evaluation build the same things from the same keys. `check` refuses a
+config that cannot work before any of them is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from process_gen.data.tokenizers import Tokenizer
+from process_gen.distributed.mesh import AXES
+from process_gen.losses import LossTable
+from process_gen.models.autoencoder import latent_shape
+from process_gen.models.config import ModelConfig, model_config
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import UnrollOptions
+from process_gen.ranges import RANGES
+from process_gen.sampling import SamplerConfig
+from process_gen.scenes.levels import get_level
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Mode
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message names the key and the way out."""
+
+
+def from_json(text: str | Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A locked config from the JSON that a checkpoint carries."""
+    fields = json.loads(text) if isinstance(text, str) else text
+    return ml_collections.ConfigDict(fields).lock()
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def build_model_config(config: ml_collections.ConfigDict) -> ModelConfig:
+    """`config.model`: a size of the table and the fields that differ from it."""
+    fields = config.model.to_dict()
+    return model_config(fields.pop("size"), **fields)
+
+
+def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = None) -> Layout:
+    """`config.layout`, with the latent grid that the model makes of the image size."""
+    fields = config.layout.to_dict()
+    fields["image_size"] = tuple(fields["image_size"])
+    grid, values = latent_shape(model or build_model_config(config), fields["image_size"])
+    known = {f.name for f in dataclasses.fields(Layout)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ConfigError(f"config.layout has unknown keys {unknown}; known: {sorted(known)}")
+    return Layout(**fields, latent_grid=grid, latent_values=values)
+
+
+def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> UnifiedModel:
+    """The modules of a config.
+
+    Raises:
+      ConfigError: the vocabulary of the tokenizer does not fit the model's.
+    """
+    sizes = build_model_config(config)
+    if tokenizer.vocab_size > sizes.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, model size {config.model.size!r} has room for "
+            f"{sizes.vocab_size}: set --config.model.vocab_size or choose another size"
+        )
+    return UnifiedModel(sizes, build_layout(config, sizes), ControlIds.of(tokenizer))
+
+
+def build_unroll_options(config: ml_collections.ConfigDict) -> UnrollOptions:
+    """`config.flow`."""
+    return UnrollOptions(**config.flow.to_dict())
+
+
+def build_losses(config: ml_collections.ConfigDict) -> LossTable:
+    """`config.losses`."""
+    return LossTable(config.losses.to_dict())
+
+
+def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW with warm-up, cosine decay and clipping, and its schedule.
+
+    Raises:
+      ConfigError: more warm-up steps than steps.
+    """
+    c, steps = config.optimizer, config.train.steps
+    if c.warmup_steps >= steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps ({c.warmup_steps}) must be below config.train.steps ({steps})"
+        )
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, c.learning_rate, c.warmup_steps, steps, c.learning_rate * c.final_share
+    )
+    adamw = optax.adamw(schedule, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=_decays)
+    return optax.chain(optax.clip_by_global_norm(c.clip), adamw), schedule
+
+
+def _decays(params: Any) -> Any:
+    """Weight decay is for matrices, not for norms and biases (stacked over layers or not)."""
+
+    def is_matrix(path, _):
+        return str(getattr(path[-1], "key", path[-1])) in ("kernel", "embedding")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def rows_per_host(config: ml_collections.ConfigDict) -> int:
+    """Rows of a batch that one host loads.
+
+    Raises:
+      ConfigError: the batch does not split over the hosts or the micro-batches.
+    """
+    _check_micro_batches(config)
+    rows, hosts = config.train.batch_size, jax.process_count()
+    if rows % hosts:
+        raise ConfigError(f"config.train.batch_size ({rows}) must be a multiple of the {hosts} hosts")
+    return rows // hosts
+
+
+def _check_micro_batches(config: ml_collections.ConfigDict) -> None:
+    rows, accumulate = config.train.batch_size, config.train.accumulate
+    if rows % accumulate:
+        raise ConfigError(
+            f"config.train.batch_size ({rows}) must be a multiple of config.train.accumulate ({accumulate})"
+        )
+
+
+# ----------------------------------------------------------------------- check
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that cannot work, before data is built or a device is asked for.
+
+    Raises:
+      ConfigError: the message names the key, and what to set instead.
+    """
+    for key, allowed in RANGES.items():
+        value = _leaf(config, key)
+        if not allowed.holds(value):
+            raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
+    with as_config_error():
+        _check_model(config)
+        layout = build_layout(config)
+        build_losses(config)
+        sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
+        build_optimizer(config)
+    _check_mesh(config)
+    _check_sampling(layout, sampler)
+    if config.data.source == "scenes":
+        _check_level(config, layout)
+    elif config.data.source in ("folder", "records") and not config.data.path:
+        raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=FOLDER")
+    _check_micro_batches(config)
+
+
+@contextlib.contextmanager
+def as_config_error() -> Iterator[None]:
+    """Turns what the inside refuses, a ValueError or KeyError, into a `ConfigError` of the same text."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise ConfigError(error.args[0] if error.args else str(error)) from error
+
+
+def _leaf(config: ml_collections.ConfigDict, key: str) -> Any:
+    value = config
+    for part in key.split("."):
+        if not isinstance(value, ml_collections.ConfigDict) or part not in value:
+            raise ConfigError(f"config.{key} is missing: see configs/scenes.py for every key")
+        value = value[part]
+    return value
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    """Fields of the model that are one of a few words."""
+    model = build_model_config(config)
+    for field, hint in typing.get_type_hints(ModelConfig).items():
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Literal and getattr(model, field) not in choices:
+            raise ConfigError(
+                f"config.model.{field} must be one of {', '.join(choices)}, got {getattr(model, field)!r}"
+            )
+
+
+def _check_mesh(config: ml_collections.ConfigDict) -> None:
+    sizes = {axis: config.mesh[axis] for axis in AXES}
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ConfigError(f"config.mesh.{axis} must be at least 1, or -1 for what is left, got {size}")
+    if list(sizes.values()).count(-1) > 1:
+        raise ConfigError(f"at most one axis of config.mesh may be -1, got {sizes}")
+
+
+def _check_sampling(layout: Layout, sampler: SamplerConfig) -> None:
+    """What the sampler would refuse only once the training is over."""
+    process = sampler.mode == Mode.PROCESS
+    if process and layout.context == "full" and sampler.max_steps > layout.steps:
+        raise ConfigError(
+            f"config.sampling.max_steps ({sampler.max_steps}) exceeds config.layout.steps ({layout.steps}): "
+            "with config.layout.context='full' a trajectory has no more room"
+        )
+    for slot, least in (("plan", 3), ("inspect", 2), ("refine", 3)):
+        if getattr(layout, slot) < least:
+            raise ConfigError(f"config.layout.{slot} must be at least {least}, got {getattr(layout, slot)}")
+
+
+def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
+    """Images and texts of the level must fit the layout."""
+    level, mode = get_level(config.data.level), Mode(config.data.mode)
+    size = (level.image_size, level.image_size)
+    if layout.image_size != size:
+        raise ConfigError(
+            f"level {level.name!r} has images of {size}, config.layout.image_size is {layout.image_size}: "
+            f"set --config.layout.image_size='({size[0]}, {size[1]})' or another --config.data.level"
+        )
+    slots = {
+        Mode.PROCESS: ("prompt", "plan", "inspect", "refine"),
+        Mode.PLAN_ONLY: ("prompt", "plan"),
+        Mode.SINGLE_PASS: ("prompt",),
+    }[mode]
+    for slot in slots:
+        needed = getattr(level.budget, slot)
+        if getattr(layout, slot) < needed:
+            raise ConfigError(
+                f"config.layout.{slot} is {getattr(layout, slot)}, texts of level {level.name!r} take up to "
+                f"{needed} tokens: set --config.layout.{slot}={needed}"
+            )

@@ -1,0 +1,83 @@
+"""The table of losses: which are on, for which stage, with what weight.
+
+A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan", "weight": 1.0}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.losses import stock  # noqa: F401  (fills the registry)
+from process_gen.losses.registry import get_loss
+from process_gen.models.unroll import Outputs
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.stages import Stage
+
+_FIELDS = ("loss", "stage", "weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    loss: str
+    stage: str
+    weight: float
+
+
+class LossTable:
+    """Evaluates the losses of a config as sums and counts.
+
+    Raises (when built):
+      KeyError: a loss that is not registered.
+      ValueError: a row without its fields, or with an unknown stage.
+    """
+
+    def __init__(self, table: Mapping[str, Mapping[str, Any]]):
+        self.rows = tuple(_row(name, fields) for name, fields in table.items() if fields)
+        if not self.rows:
+            raise ValueError("config.losses is empty: at least one loss must be on")
+
+    def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
+        """Sums and counts of every loss, {name: []} each, float32."""
+        sums, counts = {}, {}
+        for i, row in enumerate(self.rows):
+            loss_key = jax.random.fold_in(key, i)
+            term = get_loss(row.loss)(outputs, batch, labels, loss_key, stage=row.stage)
+            values = jnp.where(term.weights > 0, term.values.astype(jnp.float32), 0.0)
+            sums[row.name] = jnp.sum(values * term.weights)
+            counts[row.name] = jnp.sum(term.weights.astype(jnp.float32))
+        return sums, counts
+
+    def total(self, sums: dict, counts: dict) -> jax.Array:
+        """sum_i weight_i * sum_i / count_i; a loss without any target counts 0."""
+        return sum(row.weight * sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows)
+
+    def metrics(self, sums: dict, counts: dict) -> dict[str, jax.Array]:
+        """`loss/<name>` for every row, and `loss/<stage>`, the weighted share of each stage."""
+        means = {row.name: sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows}
+        metrics = {f"loss/{name}": value for name, value in means.items()}
+        for stage in Stage:
+            of_stage = [row for row in self.rows if row.stage == stage.value]
+            if of_stage:
+                metrics[f"stage/{stage.value}"] = sum(row.weight * means[row.name] for row in of_stage)
+        return metrics
+
+
+def _row(name: str, fields: Mapping[str, Any]) -> Row:
+    missing = [field for field in _FIELDS if field not in fields]
+    if missing:
+        raise ValueError(f"config.losses.{name} lacks {', '.join(missing)}; a row has {', '.join(_FIELDS)}")
+    get_loss(fields["loss"])
+    stages = [stage.value for stage in Stage]
+    if fields["stage"] not in stages:
+        raise ValueError(
+            f"config.losses.{name}.stage is {fields['stage']!r}; a stage is one of {', '.join(stages)}"
+        )
+    return Row(name, fields["loss"], fields["stage"], float(fields["weight"]))

@@ -1,0 +1,95 @@
+"""Images to latents and back, and latents to tokens and back.
+
+An autoencoder has `encode(images)` and `decode(latents)` with images
+[B, H, W, 3] in [-1, 1] and latents [B, h, w, C], a `factor` H / h and a number
+of `channels`. The scenes member is the identity: latents are pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import einops
+import jax
+import jax.numpy as jnp
+
+from process_gen.models.config import ModelConfig
+from process_gen.trajectory.layout import Layout
+
+
+class Autoencoder(Protocol):
+    """What the model asks of an autoencoder."""
+
+    factor: int
+    channels: int
+
+    def encode(self, images: jax.Array) -> jax.Array: ...
+
+    def decode(self, latents: jax.Array) -> jax.Array: ...
+
+
+class PixelAutoencoder:
+    """The identity: latents are the pixels themselves."""
+
+    factor = 1
+    channels = 3
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        return images
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        return latents
+
+
+def make_autoencoder(config: ModelConfig) -> Autoencoder:
+    """The autoencoder that the config names."""
+    if config.autoencoder == "patches":
+        return PixelAutoencoder()
+    raise ValueError(f"unknown model.autoencoder {config.autoencoder!r}; known: 'patches'")
+
+
+def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """Rows and columns of latent tokens of an image, and the values of one token.
+
+    Raises:
+      ValueError: the sides are not multiples of a token's side, or exceed the position table.
+    """
+    autoencoder = make_autoencoder(config)
+    side = autoencoder.factor * config.latent_patch
+    if image_size[0] % side or image_size[1] % side:
+        raise ValueError(f"image sides {image_size} must be multiples of {side} for this model")
+    grid = (image_size[0] // side, image_size[1] // side)
+    if max(grid) > config.max_latent_side:
+        raise ValueError(
+            f"an image of {grid} latent tokens exceeds model.max_latent_side {config.max_latent_side}"
+        )
+    return grid, config.latent_patch**2 * autoencoder.channels
+
+
+def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
+    """uint8 images [..., H, W, 3] to latent tokens [..., N, values], float32."""
+    autoencoder = make_autoencoder(config)
+    flat = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) / 127.5 - 1.0
+    tokens = einops.rearrange(
+        autoencoder.encode(flat),
+        "b (r p) (c q) d -> b (r c) (p q d)",
+        p=config.latent_patch,
+        q=config.latent_patch,
+    )
+    return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
+
+
+def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+    """Latent tokens [..., N, values] to uint8 images [..., H, W, 3]."""
+    autoencoder, (rows, columns) = make_autoencoder(config), layout.latent_grid
+    flat = tokens.reshape(-1, *tokens.shape[-2:])
+    latents = einops.rearrange(
+        flat,
+        "b (r c) (p q d) -> b (r p) (c q) d",
+        r=rows,
+        c=columns,
+        p=config.latent_patch,
+        q=config.latent_patch,
+    )
+    images = jnp.clip((autoencoder.decode(latents) + 1.0) * 127.5, 0, 255).round().astype(jnp.uint8)
+    return images.reshape(*tokens.shape[:-2], *images.shape[1:])

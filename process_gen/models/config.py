@@ -1,0 +1,125 @@
+"""Sizes: one frozen dataclass for the model, one row per named size."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The unified model (BAGEL, arXiv 2505.14683).
+
+    Attributes:
+      vocab_size: rows of the embedding and columns of the head.
+      width, layers, mlp: residual width, depth, hidden width of SwiGLU.
+      heads, kv_heads, head_dim: attention.
+      qkv_bias: biases on q, k and v, none elsewhere.
+      rope_theta: base of the 1-D rotary ids.
+      image_rope: pairs of each head that rotate with the row of a latent token,
+        and as many again with its column; the rest rotate with the 1-D id. 0 is
+        the published model. Our choice: it gives attention a handle on "the same
+        place in the last image".
+      image_rope_theta: base of those rotations.
+      norm_eps: of every RMSNorm.
+      latent_patch: side of the patches that the autoencoder's latents are cut into.
+      max_latent_side: rows and columns of the fixed 2-D position table.
+      prediction: what the latent head regresses: the `velocity`, or the `clean`
+        image from which the velocity follows.
+      time_scale: factor on the timestep in [0, 1] before its sinusoids.
+      autoencoder: `patches` (pixels) or a published autoencoder.
+      dtype: of the computation; parameters are float32.
+      attention: one call with an explicit mask (`dense`), or one call per group
+        of queries over the keys it needs (`grouped`).
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix
+        products) or `full`.
+      remat_steps: whether the backward pass keeps only the context between steps
+        and recomputes each step.
+      scan_unroll: layers per iteration of the scan over layers.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = True
+    rope_theta: float = 1e6
+    image_rope: int = 0
+    image_rope_theta: float = 100.0
+    norm_eps: float = 1e-6
+    latent_patch: int = 2
+    max_latent_side: int = 64
+    prediction: Literal["velocity", "clean"] = "velocity"
+    time_scale: float = 1.0
+    autoencoder: Literal["patches"] = "patches"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["dense", "grouped"] = "grouped"
+    remat: Literal["none", "dots", "full"] = "none"
+    remat_steps: bool = False
+    scan_unroll: int = 1
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})"
+            )
+        if 4 * self.image_rope >= self.head_dim:
+            raise ValueError(
+                f"model.image_rope ({self.image_rope}) leaves no pair of head_dim {self.head_dim} to the 1-D id"
+            )
+
+
+_SCENES = dict(
+    vocab_size=320,
+    rope_theta=1e4,
+    latent_patch=8,
+    max_latent_side=16,
+    prediction="clean",
+    time_scale=100.0,
+    attention="dense",
+)
+
+SIZES: dict[str, ModelConfig] = {
+    "debug": ModelConfig(
+        width=32, layers=2, mlp=64, heads=2, kv_heads=1, head_dim=16, image_rope=2, **_SCENES
+    ),
+    "scenes_s": ModelConfig(
+        width=128, layers=4, mlp=352, heads=2, kv_heads=2, head_dim=64, image_rope=8, **_SCENES
+    ),
+    "scenes_m": ModelConfig(
+        width=384, layers=8, mlp=1024, heads=6, kv_heads=3, head_dim=64, image_rope=8, **_SCENES
+    ),
+    "bagel_7b": ModelConfig(
+        vocab_size=152064,
+        width=3584,
+        layers=28,
+        mlp=18944,
+        heads=28,
+        kv_heads=4,
+        head_dim=128,
+        dtype="bfloat16",
+        remat="full",
+        remat_steps=True,
+    ),
+}
+
+
+def model_config(size: str, **overrides: object) -> ModelConfig:
+    """A row of the size table, with single fields replaced.
+
+    Raises:
+      ValueError: unknown size or field; the message lists the nearest names.
+    """
+    if size not in SIZES:
+        near = difflib.get_close_matches(size, SIZES) or sorted(SIZES)
+        raise ValueError(f"unknown model size {size!r}; did you mean {' or '.join(near)}?")
+    fields = {f.name for f in dataclasses.fields(ModelConfig)}
+    for key in overrides:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields) or sorted(fields)
+            raise ValueError(f"the model has no field {key!r}; did you mean {' or '.join(near)}?")
+    return dataclasses.replace(SIZES[size], **overrides)

@@ -1,0 +1,110 @@
+"""What later tokens see of earlier ones: keys, values, and which hold something.
+
+Y layers, B rows, M slots, K key/value heads, H head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from process_gen.models.config import ModelConfig
+from process_gen.trajectory.layout import Layout
+
+
+@flax.struct.dataclass
+class Memory:
+    """Keys and values of some slots.
+
+    Attributes:
+      k, v: [Y, B, K, M, H], keys already rotated.
+      visible: [B, M] bool.
+    """
+
+    k: Any
+    v: Any
+    visible: Any
+
+    @classmethod
+    def empty(cls, config: ModelConfig, rows: int, slots: int) -> Memory:
+        shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
+        zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+        return cls(zeros, zeros, jnp.zeros((rows, slots), bool))
+
+    @classmethod
+    def of(cls, k: jax.Array, v: jax.Array, visible: jax.Array) -> Memory:
+        """From the keys and values of a chunk, [Y, B, M, K, H]: heads go first, as attention reads them."""
+        return cls(jnp.moveaxis(k, 3, 2), jnp.moveaxis(v, 3, 2), visible)
+
+    def write(self, new: Memory, at: jax.Array | int) -> Memory:
+        """Replaces the slots from `at` on, for all rows alike."""
+        update = jax.lax.dynamic_update_slice_in_dim
+        return Memory(
+            update(self.k, new.k, at, 3),
+            update(self.v, new.v, at, 3),
+            update(self.visible, new.visible, at, 1),
+        )
+
+    def only(self, rows: jax.Array) -> Memory:
+        """Hides every slot of the rows that are not in `rows` [B] bool."""
+        return self.replace(visible=self.visible & rows[:, None])
+
+
+def joined(memories: Sequence[Memory]) -> Memory:
+    """Memories side by side."""
+    return Memory(
+        jnp.concatenate([m.k for m in memories], axis=3),
+        jnp.concatenate([m.v for m in memories], axis=3),
+        jnp.concatenate([m.visible for m in memories], axis=1),
+    )
+
+
+def where(rows: jax.Array, yes: Memory, no: Memory) -> Memory:
+    """Picks a memory per row; `rows` [B] bool."""
+    pick = rows[None, :, None, None, None]
+    return Memory(
+        jnp.where(pick, yes.k, no.k),
+        jnp.where(pick, yes.v, no.v),
+        jnp.where(rows[:, None], yes.visible, no.visible),
+    )
+
+
+@flax.struct.dataclass
+class Context:
+    """Everything that a step sees of what came before it.
+
+    Attributes:
+      prompt: the prompt's slots.
+      history: earlier steps' slots, as many as the layout's context policy keeps.
+      next_id: [B] int32, the next rotary id.
+      slot: [] int32, steps written so far (where `full` history goes next).
+    """
+
+    prompt: Memory
+    history: Memory
+    next_id: Any
+    slot: Any
+
+    @property
+    def memory(self) -> Memory:
+        return joined([self.prompt, self.history])
+
+
+def history_slots(layout: Layout) -> int:
+    """Slots of `Context.history`."""
+    return layout.image_tokens if layout.context == "last" else layout.steps * layout.visible_tokens
+
+
+def image_slots(layout: Layout) -> np.ndarray:
+    """[prompt + history] bool: the slots of a context that hold images."""
+    if layout.context == "last":
+        history = np.ones(layout.image_tokens, bool)
+    else:
+        step = np.concatenate([np.full(s.tokens, s.kind != "text") for s in layout.visible_segments])
+        history = np.tile(step, layout.steps)
+    return np.concatenate([np.zeros(layout.prompt, bool), history])

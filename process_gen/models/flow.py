@@ -1,0 +1,42 @@
+"""Rectified flow: the one convention, stated once.
+
+    x_t = (1 - t) x + t eps        t = 0 is the image, t = 1 is noise
+    v   = eps - x = (x_t - x) / t  the velocity, from data to noise
+
+(BAGEL, arXiv 2505.14683; the paper writes the same flow with t reversed.)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MIN_T = 0.05
+"""Below this t a clean-image prediction is divided by MIN_T, which bounds its loss weight."""
+
+
+def shift_time(t: jax.Array, shift: float) -> jax.Array:
+    """Moves timesteps towards noise: shift t / (1 + (shift - 1) t)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_time(key: jax.Array, shape: tuple[int, ...], mean: float, std: float, shift: float) -> jax.Array:
+    """Logit-normal timesteps in (0, 1), float32."""
+    return shift_time(jax.nn.sigmoid(mean + std * jax.random.normal(key, shape)), shift)
+
+
+def add_noise(x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    """x_t, with `t` broadcast over the trailing axes of `x`."""
+    t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    return (1 - t) * x + t * noise
+
+
+def velocity_from_clean(x_t: jax.Array, clean: jax.Array, t: jax.Array) -> jax.Array:
+    """The velocity that a predicted clean image stands for."""
+    t = t.reshape(t.shape + (1,) * (x_t.ndim - t.ndim))
+    return (x_t - clean) / jnp.maximum(t, MIN_T)
+
+
+def times(steps: int, shift: float) -> jax.Array:
+    """[steps + 1] timesteps from 1 to 0 for an Euler integration of `steps` steps."""
+    return shift_time(jnp.linspace(1.0, 0.0, steps + 1), shift)

@@ -1,0 +1,163 @@
+"""The parts of a transformer layer.
+
+B batch, L tokens, D width, N query heads, K key/value heads, H head, F hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from process_gen.models.config import ModelConfig
+
+NEGATIVE = -1e30  # finite, so that a query that sees nothing stays finite
+
+
+def annotated(init: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
+    """An initializer whose parameter carries logical axis names."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+def linear(features: int, axes: tuple[str, str], config: ModelConfig, bias: bool = False, scale: float = 1.0):
+    """Dense layer in the compute dtype with logical axes (input, output)."""
+    init = (
+        nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+        if scale
+        else nn.initializers.zeros
+    )
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=annotated(init, *axes),
+        bias_init=annotated(nn.initializers.zeros, axes[1]),
+    )
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    config: ModelConfig
+    axis: str = "norm"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", annotated(nn.initializers.ones, self.axis), (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_eps)
+        dtype = jnp.dtype(self.config.dtype)
+        return y.astype(dtype) * jnp.broadcast_to(scale.astype(dtype), y.shape)
+
+
+class Expert(nn.Module):
+    """The weights of one modality in one layer: projections, norms and MLP."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.input_norm = RMSNorm(c)
+        self.q_proj = linear(c.heads * c.head_dim, ("embed", "heads"), c, bias=c.qkv_bias)
+        self.k_proj = linear(c.kv_heads * c.head_dim, ("embed", "kv_heads"), c, bias=c.qkv_bias)
+        self.v_proj = linear(c.kv_heads * c.head_dim, ("embed", "kv_heads"), c, bias=c.qkv_bias)
+        self.o_proj = linear(c.width, ("heads", "embed"), c, scale=1.0 / c.layers)
+        self.q_norm = RMSNorm(c, axis="head_dim")
+        self.k_norm = RMSNorm(c, axis="head_dim")
+        self.post_attention_norm = RMSNorm(c)
+        self.gate_proj = linear(c.mlp, ("embed", "mlp"), c)
+        self.up_proj = linear(c.mlp, ("embed", "mlp"), c)
+        self.down_proj = linear(c.width, ("mlp", "embed"), c, scale=1.0 / c.layers)
+
+    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries [B L N H], rotated keys and values [B L K H]."""
+        c, y = self.config, self.input_norm(x)
+        q = self.q_proj(y).reshape(*y.shape[:-1], c.heads, c.head_dim)
+        k = self.k_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
+        v = self.v_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
+        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
+
+    def residual(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """Adds attention's output [B L N*H] and the MLP to the residual stream."""
+        x = x + self.o_proj(attended)
+        y = self.post_attention_norm(x)
+        return x + self.down_proj(nn.silu(self.gate_proj(y)) * self.up_proj(y))
+
+
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding of halves: x [B L heads H], rope = cos, sin of [B L H/2]."""
+    cos, sin = (part[:, :, None].astype(x.dtype) for part in rope)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def rope_angles(config: ModelConfig, ids: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Angles [B L H/2] of tokens with 1-D `ids` [B L] at `rows`, `columns` [L] of an image.
+
+    Pairs: first those of the 1-D id, then `image_rope` of the row, then as many of the column.
+    """
+    spatial = config.image_rope
+    pairs = config.head_dim // 2
+    temporal = pairs - 2 * spatial
+    frequencies = config.rope_theta ** (-jnp.arange(temporal) / temporal)
+    angles = [ids[..., None].astype(jnp.float32) * frequencies[None, None]]
+    if spatial:
+        frequencies = config.image_rope_theta ** (-jnp.arange(spatial) / spatial)
+        shape = (*ids.shape, spatial)
+        for place in (rows, columns):
+            angles.append(jnp.broadcast_to(place[None, :, None] * frequencies[None, None], shape))
+    return jnp.concatenate(angles, axis=-1)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Grouped-query attention with an explicit mask, softmax in float32.
+
+    Args:
+      q: [B, L, N, H]; k, v: [B, M, K, H]; visible: [B, L, M] bool.
+
+    Returns:
+      [B, L, N * H].
+    """
+    (b, length, n, h), kv = q.shape, k.shape[2]
+    q = (q * h**-0.5).reshape(b, length, kv, n // kv, h)
+    scores = jnp.einsum("blkgh,bmkh->bkglm", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkglm,bmkh->blkgh", weights, v).reshape(b, length, n * h)
+
+
+def attend_two(
+    q: jax.Array,
+    before: tuple[jax.Array, jax.Array],
+    inside: tuple[jax.Array, jax.Array],
+    before_bias: jax.Array,
+    inside_bias: jax.Array,
+) -> jax.Array:
+    """`attend` over two sets of keys and values without joining them.
+
+    Args:
+      q: [B, L, N, H].
+      before: keys and values of a context, [B, K, M, H] each.
+      inside: keys and values of the chunk, [B, L, K, H] each.
+      before_bias, inside_bias: [B, 1, 1, L, M] float32, added to the scores.
+
+    Returns:
+      [B, L, N * H].
+    """
+    (b, length, n, h), kv = q.shape, before[0].shape[1]
+    q = jnp.moveaxis((q * h**-0.5).reshape(b, length, kv, n // kv, h), 1, 3)
+    inside = tuple(jnp.moveaxis(x, 2, 1) for x in inside)
+
+    def scores(keys, bias):
+        return jnp.einsum("bkglh,bkmh->bkglm", q, keys, preferred_element_type=jnp.float32) + bias
+
+    sets = [(scores(before[0], before_bias), before[1]), (scores(inside[0], inside_bias), inside[1])]
+    sets = [(s, v) for s, v in sets if s.shape[-1]]
+    top = functools.reduce(jnp.maximum, (s.max(-1, keepdims=True) for s, _ in sets))
+    top = jax.lax.stop_gradient(top)
+    weights = [(jnp.exp(s - top), v) for s, v in sets]
+    total = sum(w.sum(-1) for w, _ in weights)
+    out = sum(jnp.einsum("bkglm,bkmh->bkglh", w.astype(v.dtype), v) for w, v in weights)
+    return jnp.moveaxis(out / total[..., None].astype(out.dtype), 3, 1).reshape(b, length, n * h)

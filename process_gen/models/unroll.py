@@ -1,0 +1,229 @@
+"""The scanned unroll: `step` driven over the step slots of packed rows.
+
+B rows, S step slots, R trajectories of a row, J noised copies, N latent tokens
+of an image, V values of a latent token, T tokens of a text slot, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.models import autoencoder, flow
+from process_gen.models.context import Context, Memory
+from process_gen.models.unified import StepInputs, StepOutputs, UnifiedModel, token_count
+from process_gen.trajectory.batch import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class UnrollOptions:
+    """What is drawn at random while training.
+
+    Attributes:
+      time_mean, time_std, time_shift: logit-normal timesteps of the flow targets.
+      drop_text, drop_images: probabilities, per step, that the flow targets do
+        not see the newest text, or any clean image (guidance needs both).
+      context_noise: largest standard deviation of the Gaussian noise on the
+        clean images that later tokens see, in latent units. A model trained on
+        perfect context drifts when it sees its own.
+      context_noise_share: share of the images that get any.
+    """
+
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    time_shift: float = 1.0
+    drop_text: float = 0.1
+    drop_images: float = 0.1
+    context_noise: float = 0.0
+    context_noise_share: float = 0.7
+
+
+NO_RANDOM_DROPS = UnrollOptions(drop_text=0.0, drop_images=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What losses read.
+
+    Attributes:
+      hidden: `plan`, `inspect`, `refine` [B, S, T, D]; `sketch_end`,
+        `refined_end` [B, S, D]; `prompt_end` [B, R, D].
+      velocity, target: `sketch`, `refine` [B, S, J, N, V], predicted and true velocity.
+      t: `sketch`, `refine` [B, S, J] timesteps.
+      present: `sketch`, `refine` [B, S] bool, whether there is a target.
+      images: `before`, `sketch`, `refine` [B, S, N, V] latents: the visual state
+        that a step starts from (zeros at the first), and the targets.
+      head: hidden states [..., D] to logits [..., vocabulary].
+    """
+
+    hidden: Mapping[str, jax.Array]
+    velocity: Mapping[str, jax.Array]
+    target: Mapping[str, jax.Array]
+    t: Mapping[str, jax.Array]
+    present: Mapping[str, jax.Array]
+    images: Mapping[str, jax.Array]
+    head: Callable[[jax.Array], jax.Array]
+
+
+def _flow_targets(key: jax.Array, clean: jax.Array, copies: int, options: UnrollOptions):
+    """x_t [B, S, J, N, V], t [B, S, J] and the true velocity of `clean` [B, S, N, V]."""
+    time_key, noise_key = jax.random.split(key)
+    b, s = clean.shape[:2]
+    t = flow.sample_time(time_key, (b, s, copies), options.time_mean, options.time_std, options.time_shift)
+    noise = jax.random.normal(noise_key, (b, s, copies, *clean.shape[2:]))
+    x = jnp.broadcast_to(clean[:, :, None], noise.shape)
+    return flow.add_noise(x, noise, t), t, noise - x
+
+
+def _perturbed(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.Array:
+    """Clean images [B, S, N, V] with noise on a share of them."""
+    if not options.context_noise:
+        return clean
+    share_key, level_key, noise_key = jax.random.split(key, 3)
+    chosen = jax.random.bernoulli(share_key, options.context_noise_share, clean.shape[:2])
+    level = chosen * jax.random.uniform(level_key, clean.shape[:2], maxval=options.context_noise)
+    return clean + level[:, :, None, None] * jax.random.normal(noise_key, clean.shape)
+
+
+def step_inputs(
+    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions
+) -> tuple[StepInputs, dict[str, Any]]:
+    """Everything that the scan feeds its steps, [B, S, ...], and the flow targets besides.
+
+    The sketch's target is the draft where it is right, else the corrected
+    image; a wrong draft that nobody corrected has no target.
+    """
+    keys = jax.random.split(key, 6)
+    has_refine = (token_count(batch.refine_tokens) > 0) & batch.present
+    sketch = autoencoder.to_tokens(model.config, batch.sketch)
+    refined = autoencoder.to_tokens(model.config, batch.refined)
+    goal = jnp.where((batch.sketch_ok | ~has_refine)[:, :, None, None], sketch, refined)
+    layout, shape = model.layout, batch.present.shape
+    sketch_noised, sketch_t, sketch_target = _flow_targets(keys[0], goal, layout.sketch_copies, options)
+    refined_noised, refined_t, refined_target = _flow_targets(
+        keys[1], refined, layout.refined_copies, options
+    )
+    inputs = StepInputs(
+        present=batch.present,
+        plan=batch.plan_tokens,
+        inspect=batch.inspect_tokens,
+        refine=batch.refine_tokens,
+        sketch=_perturbed(keys[2], sketch, options),
+        refined=_perturbed(keys[3], refined, options),
+        sketch_noised=sketch_noised,
+        refined_noised=refined_noised,
+        sketch_t=sketch_t,
+        refined_t=refined_t,
+        hide_text=jax.random.bernoulli(keys[4], options.drop_text, shape),
+        hide_images=jax.random.bernoulli(keys[5], options.drop_images, shape),
+    )
+    state = jnp.where(has_refine[:, :, None, None], refined, sketch)
+    before = jnp.pad(state, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    return inputs, {
+        "target": {"sketch": sketch_target, "refine": refined_target},
+        "t": {"sketch": sketch_t, "refine": refined_t},
+        "present": {"sketch": batch.present & (batch.sketch_ok | has_refine), "refine": has_refine},
+        "images": {
+            "before": jnp.where(batch.reset[:, :, None, None], 0.0, before),
+            "sketch": goal,
+            "refine": refined,
+        },
+    }
+
+
+def _select(prompts: Memory, index: jax.Array) -> Memory:
+    """The memory of one prompt per row: [Y, B, R, ...] at `index` [B]."""
+    pick = index[:, None] == jnp.arange(prompts.visible.shape[1])[None]
+    weights = pick.astype(prompts.k.dtype)
+    return Memory(
+        jnp.einsum("ybrkmh,br->ybkmh", prompts.k, weights),
+        jnp.einsum("ybrkmh,br->ybkmh", prompts.v, weights),
+        (prompts.visible & pick[:, :, None]).any(1),
+    )
+
+
+def scan_steps(
+    model: UnifiedModel, params: Any, batch: Batch, inputs: StepInputs
+) -> tuple[jax.Array, StepOutputs, Context]:
+    """Reads every prompt once, then scans `step` over the step slots.
+
+    Returns:
+      The hidden state [B, R, D] of each prompt's last token; step outputs
+      [B, S, ...]; the context after the last slot.
+    """
+    rows, trajectories, length = batch.prompt_tokens.shape
+    flat = batch.prompt_tokens.reshape(rows * trajectories, length)
+    opened, prompt_end = model.apply({"params": params}, flat, method="begin")
+
+    def unflatten(x, axis):
+        return x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
+
+    prompts = Memory(
+        unflatten(opened.prompt.k, 1), unflatten(opened.prompt.v, 1), unflatten(opened.prompt.visible, 0)
+    )
+    prompt_ids = unflatten(opened.next_id, 0)
+
+    def body(context: Context, xs):
+        reset, index, one = xs
+        context = context.replace(
+            prompt=_select(prompts, index),
+            history=context.history.only(~reset),
+            next_id=jnp.where(
+                reset, jnp.take_along_axis(prompt_ids, index[:, None], 1)[:, 0], context.next_id
+            ),
+        )
+        return model.apply({"params": params}, context, one, method="step")
+
+    if model.config.remat_steps:
+        body = jax.checkpoint(body, prevent_cse=False)
+    context = model.apply({"params": params}, rows, method="empty_context")
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (batch.reset, batch.prompt_index, inputs))
+    context, outputs = jax.lax.scan(body, context, xs)
+    outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
+    return unflatten(prompt_end, 0), outputs, context
+
+
+def unroll(
+    model: UnifiedModel, params: Any, batch: Batch, key: jax.Array, options: UnrollOptions = NO_RANDOM_DROPS
+) -> Outputs:
+    """Runs a batch of packed rows through the scanned step, teacher-forced.
+
+    Args:
+      model: the modules.
+      params: their parameters.
+      batch: packed rows (see `Batch`).
+      key: draws timesteps, noise and conditioning dropout.
+      options: how they are drawn.
+
+    Returns:
+      What the losses read.
+    """
+    inputs, flows = step_inputs(model, batch, key, options)
+    prompt_end, outputs, _ = scan_steps(model, params, batch, inputs)
+    names = ("plan", "inspect", "refine", "sketch_end", "refined_end")
+    return Outputs(
+        hidden={"prompt_end": prompt_end, **{name: getattr(outputs, name) for name in names}},
+        velocity={"sketch": outputs.sketch_velocity, "refine": outputs.refined_velocity},
+        head=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
+        **flows,
+    )
+
+
+def blank_outputs(model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions) -> Outputs:
+    """`unroll` with zeros for everything that the model predicts: enough to count targets."""
+    _, flows = step_inputs(model, batch, key, options)
+    (rows, steps), width = batch.present.shape, model.config.width
+    lengths = {"plan": model.layout.plan, "inspect": model.layout.inspect, "refine": model.layout.refine}
+    hidden = {name: jnp.zeros((rows, steps, length, width)) for name, length in lengths.items()}
+    hidden |= {name: jnp.zeros((rows, steps, width)) for name in ("sketch_end", "refined_end")}
+    hidden["prompt_end"] = jnp.zeros((rows, batch.prompt_tokens.shape[1], width))
+    return Outputs(
+        hidden=hidden,
+        velocity={name: jnp.zeros_like(target) for name, target in flows["target"].items()},
+        head=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
+        **flows,
+    )

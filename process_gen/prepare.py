@@ -1,0 +1,54 @@
+"""Builds the data set that a config describes.
+
+    python -m process_gen.prepare --config=configs/scenes.py:quick
+
+A data set that is there already is checked and kept. For trajectories of your
+own (`--config.data.source=folder --config.data.path=...`) every line and every
+image is checked instead.
+"""
+
+from __future__ import annotations
+
+from process_gen import cli
+
+if __name__ == "__main__":  # bad flags are found before the slow imports
+    cli.read_flags(config="configs/scenes.py:quick")
+
+# isort: split
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from process_gen import experiment
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.packing import TooManyBadTrajectories
+from process_gen.data.sources import check_every_trajectory, prepare_source
+
+
+def prepare(config: ConfigDict) -> None:
+    """Builds or checks the data of a config and prints what it holds.
+
+    Raises:
+      ConfigError: the config cannot work.
+      BadTrajectory, TooManyBadTrajectories, OSError: the data is broken or out of reach.
+    """
+    experiment.check(config)
+    with experiment.as_config_error():
+        source = prepare_source(config.data, experiment.build_layout(config))
+    if config.data.source != "scenes":
+        wrong = check_every_trajectory(source, config.data.on_error)
+        print(f"{config.data.path}: {len(source) - wrong} good trajectories, {wrong} bad ones")
+
+
+ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, OSError)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepares the data of the command line's config."""
+    del argv
+    prepare(flags.FLAGS.config)
+
+
+if __name__ == "__main__":
+    cli.run(main, ERRORS)

@@ -1,0 +1,73 @@
+"""What each number and choice of a config may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from process_gen.scenes.levels import LEVELS
+from process_gen.trajectory.stages import Mode
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A condition on a value, and how to say it."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(*choices: str) -> Range:
+    return Range(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def _is_size(value: Any) -> bool:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    return all(_whole(side) and side > 0 for side in value)
+
+
+COUNT = Range("a whole number of at least 1", lambda value: _whole(value) and value >= 1)
+COUNT_OR_OFF = Range("a whole number of at least 0 (0 is off)", lambda value: _whole(value) and value >= 0)
+SEED = Range("a whole number in [0, 2^32)", lambda value: _whole(value) and 0 <= value < 2**32)
+SHARE = Range("between 0 and 1", lambda value: _number(value) and 0 <= value <= 1)
+DECAY = Range("at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1)
+POSITIVE = Range("a number above 0", lambda value: _number(value) and value > 0)
+NOT_NEGATIVE = Range("a number of at least 0", lambda value: _number(value) and value >= 0)
+FINITE = Range("a number", _number)
+
+RANGES: dict[str, Range] = {
+    "seed": SEED,
+    "layout.image_size": Range("two whole numbers above 0, e.g. '(32, 32)'", _is_size),
+    "data.level": _one_of(*LEVELS),
+    "data.mode": _one_of(*(mode.value for mode in Mode)),
+    "data.on_error": _one_of("fail", "skip"),
+    "data.seed": SEED,
+    **dict.fromkeys(("data.wrong", "data.slip", "data.detour"), SHARE),
+    "flow.time_mean": FINITE,
+    **dict.fromkeys(("flow.time_std", "flow.time_shift"), POSITIVE),
+    **dict.fromkeys(("flow.drop_text", "flow.drop_images", "flow.context_noise_share"), SHARE),
+    "flow.context_noise": NOT_NEGATIVE,
+    **dict.fromkeys(("optimizer.learning_rate", "optimizer.eps", "optimizer.clip"), POSITIVE),
+    **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.ema"), DECAY),
+    "optimizer.final_share": SHARE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.warmup_steps": COUNT_OR_OFF,
+    **dict.fromkeys(("train.batch_size", "train.steps", "train.accumulate"), COUNT),
+    **dict.fromkeys(("train.log_every", "train.checkpoint_every", "train.keep"), COUNT),
+    "train.sheet_every": COUNT_OR_OFF,
+    "data.examples": COUNT,
+    **dict.fromkeys(("eval.per_group", "eval.batch_size"), COUNT),
+    **dict.fromkeys(("eval.every", "eval.final_per_group"), COUNT_OR_OFF),
+}
+"""Dotted key -> what its value must be. What other objects check when they are built is not repeated here."""

@@ -1,0 +1,1 @@
+"""What people look at: trajectory records, strips, pages, tables and plots."""

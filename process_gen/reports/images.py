@@ -1,0 +1,60 @@
+"""Pixels to pictures: sizes fit for people, PNG bytes, data: URLs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from process_gen.reports.files import ReportError
+
+SMALL = 128
+"""Images below this many pixels a side are shown with square pixels."""
+
+
+def picture(image: np.ndarray) -> Image.Image:
+    """[height, width, 3] uint8 -> a picture; raises ValueError on anything else."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"an image must be [height, width, 3] uint8, got {image.shape} {image.dtype}")
+    return Image.fromarray(image)
+
+
+def fitted(image: np.ndarray, side: int) -> Image.Image:
+    """The image near `side` pixels on its longer side.
+
+    A small image grows by a whole factor with square pixels, so that what was
+    drawn is what is seen; a bigger one grows or shrinks smoothly.
+    """
+    shown = picture(image)
+    longer = max(shown.size)
+    if longer * 2 <= side:
+        factor = side // longer
+        return shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+    size = tuple(max(1, round(edge * side / longer)) for edge in shown.size)
+    return shown.resize(size, Image.Resampling.LANCZOS)
+
+
+def png(image: np.ndarray | Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else picture(image)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    """[height, width, 3] uint8; raises ReportError on what is not a readable PNG."""
+    try:
+        with Image.open(path, formats=("PNG",)) as file:
+            return np.asarray(file.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ReportError(f"cannot read the image {str(pathlib.Path(path))!r}: {error}") from error
+
+
+def data_url(image: np.ndarray, largest: int = 640) -> tuple[str, int, int]:
+    """(data: URL, width, height) of the image, shrunk to `largest` where it is bigger."""
+    shown = fitted(image, largest) if max(image.shape[:2]) > largest else picture(image)
+    return "data:image/png;base64," + base64.b64encode(png(shown)).decode(), shown.width, shown.height

@@ -1,0 +1,252 @@
+"""Draws prompts, step by step.
+
+    python -m process_gen.sample --prompts="a red circle left of a blue square"      # the shipped weights
+    python -m process_gen.sample --workdir=runs/quick --prompts_file=prompts.txt --output_dir=out
+    echo "two green stars" | python -m process_gen.sample --prompts=- --mode=single_pass
+
+Prints what each prompt became and leaves in the output folder:
+
+    index.html           every trajectory, step by step
+    trajectories.jsonl   the same for programs
+    images/, strips/     every intermediate image, and one picture per prompt
+"""
+
+from __future__ import annotations
+
+from process_gen import cli  # before what reads its settings when it is imported
+
+# isort: split
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+from absl import flags
+
+from process_gen.checkpoints.errors import CheckpointError
+from process_gen.evaluation.reading import verdict_of
+from process_gen.reports import files
+from process_gen.reports.report import Paths, write_report
+from process_gen.reports.table import table
+from process_gen.restore import Restored, load_sampler
+from process_gen.sampling import Progress, Sampler
+from process_gen.scenes import read_request
+from process_gen.trajectory.markup import Malformed
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Mode, Plan
+
+STDIN = "-"
+MODES = ", ".join(mode.value for mode in Mode)
+WIDEST = 60
+"""Characters of the widest cell of the table."""
+
+
+class InputError(ValueError):
+    """Prompts that cannot be read; the message is fit for a user."""
+
+
+def read_prompts(source: bytes, name: str) -> list[str]:
+    """One prompt per line; blank lines and a byte-order mark are skipped.
+
+    Raises:
+      InputError: not UTF-8 (the message says where), or no prompt in it.
+    """
+    try:
+        text = source.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The byte-order mark is cut off before the decoder counts.
+        at = error.start + (3 if source.startswith(b"\xef\xbb\xbf") else 0)
+        line = source[:at].count(b"\n") + 1
+        raise InputError(
+            f"{name} is not UTF-8: byte {source[at]:#04x} at offset {at} (line {line}); convert it, "
+            "for example with iconv -f latin1 -t utf-8"
+        ) from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"{name} holds no prompt: it needs one per line")
+    return prompts
+
+
+def collect_prompts(given: Sequence[str], path: str | None, stdin: BinaryIO | None = None) -> list[str]:
+    """The prompts of the command line, of a file, and of stdin where a prompt is `-`.
+
+    Raises:
+      InputError: an empty prompt, an unreadable file, or no prompt at all.
+    """
+    prompts: list[str] = []
+    for text in given:
+        if text == STDIN:
+            prompts += read_prompts((stdin or sys.stdin.buffer).read(), "stdin")
+        elif not text.strip():
+            raise InputError("the prompt is empty")
+        else:
+            prompts.append(text.strip())
+    if path is not None:
+        try:
+            content = pathlib.Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot read the prompts file {path!r}: {why}") from None
+        prompts += read_prompts(content, path)
+    if not prompts:
+        raise InputError('no prompt: pass --prompts="a red circle", --prompts=- for stdin, or --prompts_file')
+    return prompts
+
+
+def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
+    """One warning for every prompt with words that the vocabulary does not hold."""
+    warnings = []
+    for prompt in prompts:
+        if words := sampler.tokenizer.unknown(prompt):
+            listed = ", ".join(repr(word) for word in words)
+            warnings.append(f"{listed} not in the vocabulary, so {prompt!r} may come out as anything")
+    return warnings
+
+
+def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajectory:
+    """The trajectory with the verdict on its final image, where the scenes judge can read the prompt."""
+    request = None if level is None else read_request(trajectory.prompt, level)
+    if request is None or isinstance(request, Malformed):
+        return trajectory
+    return dataclasses.replace(trajectory, verdict=verdict_of(request, trajectory.image))
+
+
+def sample_prompts(
+    sampler: Sampler,
+    prompts: Sequence[str],
+    level: str | None = None,
+    seed: int | None = None,
+    show: Callable[[Progress], None] | None = None,
+) -> list[SampledTrajectory]:
+    """One judged trajectory per prompt; a prompt that stands there again takes the next seed.
+
+    Args:
+      sampler: draws.
+      prompts: in order.
+      level: of the scenes world, for the judge.
+      seed: of the first of equal prompts; the sampler's own by default.
+      show: is told how far it is, after every round of steps.
+    """
+    first, times = sampler.config.seed if seed is None else seed, dict.fromkeys(prompts, -1)
+    seeds = []
+    for prompt in prompts:
+        times[prompt] += 1
+        seeds.append((first + times[prompt]) % 2**32)
+    drawn: dict[int, SampledTrajectory] = {}
+    for progress in sampler.stream(prompts, seeds):
+        drawn.update(progress.finished)
+        if show:
+            show(progress)
+    return [judged(drawn[i], level) for i in range(len(prompts))]
+
+
+def describe(trajectories: Sequence[SampledTrajectory]) -> str:
+    """A short table: for every prompt its steps, who stopped it, and the verdict."""
+    rows: list[tuple[Any, ...]] = []
+    for number, one in enumerate(trajectories):
+        for i, step in enumerate(one.steps):
+            head = (number, _short(one.prompt)) if i == 0 else ("", "")
+            rows.append((*head, i + 1, _plan(step.plan), "refined" if step.refined is not None else ""))
+        end = {"model": "stops", "cap": "cut at the cap"}[one.stopped]
+        rows.append(("", "", "", end, _verdict(one)))
+    return table(rows, ("", "prompt", "step", "plan", "outcome"))
+
+
+def _plan(plan: Plan | Malformed | None) -> str:
+    if isinstance(plan, Malformed):
+        return _short(f"malformed: {plan.reason}")
+    return "-" if plan is None else _short(plan.instruction)
+
+
+def _verdict(trajectory: SampledTrajectory) -> str:
+    verdict = trajectory.verdict
+    if verdict is None:
+        return "not judged"
+    wrong = [one["reason"] for one in verdict["constraints"] if not one["ok"]]
+    return "right" if verdict["ok"] else _short("wrong: " + "; ".join(wrong))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
+
+
+def report(drawn: Sequence[SampledTrajectory], folder: str, sampler: Sampler, restored: Restored) -> Paths:
+    """Writes the report of a run; see `process_gen.reports`."""
+    config, right = sampler.config, [one.verdict["ok"] for one in drawn if one.verdict is not None]
+    summary = {
+        "weights": restored.source,
+        "mode": config.mode.value,
+        "Euler steps per image": config.flow_steps,
+        "text guidance": config.text_scale,
+        "temperature": config.temperature,
+        "right": f"{sum(right)} of {len(right)} judged",
+    }
+    return write_report(folder, drawn, "Sampled trajectories", summary)
+
+
+# -------------------------------------------------------------------- command
+
+
+def define_flags() -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
+    flags.DEFINE_multi_string(
+        "prompts", [], "A prompt; may be given again. `-` reads one per line from stdin."
+    )
+    flags.DEFINE_string("prompts_file", None, "UTF-8 file with one prompt per line.")
+    flags.DEFINE_string("output_dir", "samples", "Folder to write to.")
+    flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
+    flags.DEFINE_string("mode", None, f"Of {MODES}; what the model was trained for by default.")
+    flags.DEFINE_integer("seed", 0, "Of the prompts; equal prompts count up from it.")
+    flags.DEFINE_integer("batch_size", 16, "Trajectories drawn side by side.")
+    flags.DEFINE_float("temperature", None, "Of texts and decisions, 0 is greedy; the run's by default.")
+    flags.DEFINE_float("text_scale", None, "Guidance by the newest text, 1 is off; the run's by default.")
+    flags.DEFINE_integer("flow_steps", None, "Euler steps per image; the run's by default.")
+    flags.DEFINE_integer("max_steps", None, "Steps at which a trajectory is cut; the run's by default.")
+
+
+SETTINGS = ("mode", "seed", "temperature", "text_scale", "flow_steps", "max_steps")
+
+
+def run(values: Any) -> str:
+    """Does what the command does; returns what it prints at the end.
+
+    Raises:
+      ValueError, OSError, CheckpointError: bad input; the message is fit for a user.
+    """
+    prompts = collect_prompts(values.prompts, values.prompts_file)
+    files.check_writable(values.output_dir)
+    settings = {name: getattr(values, name) for name in SETTINGS if getattr(values, name) is not None}
+    rows = min(values.batch_size, len(prompts))
+    sampler, restored = load_sampler(values.workdir, values.which, rows, **settings)
+    for prompt in prompts:
+        sampler.encode(prompt)
+    for warning in unknown_words(sampler, prompts):
+        print(f"warning: {warning}", file=sys.stderr)
+    drawn = sample_prompts(sampler, prompts, restored.level_name, show=_line_of_progress)
+    paths = report(drawn, values.output_dir, sampler, restored)
+    return "\n".join([describe(drawn), "", str(paths.page), str(paths.jsonl)])
+
+
+def _line_of_progress(progress: Progress) -> None:
+    end = "\r" if sys.stderr.isatty() else "\n"
+    text = f"{progress.done} of {progress.total} prompts, {progress.steps} steps"
+    print(text, file=sys.stderr, end=end, flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table; 2 where the input was bad."""
+    try:
+        if argv[1:]:
+            raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
+        print(run(flags.FLAGS))
+    except (ValueError, OSError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,6 @@
+"""Text decoding, flow integration, guidance, and the interleaved sampler."""
+
+from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError
+from process_gen.sampling.sampler import Progress, Sampler
+
+__all__ = ["Progress", "PromptError", "Sampler", "SamplerConfig", "SamplerError"]

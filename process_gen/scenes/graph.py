@@ -1,0 +1,177 @@
+"""The scene graph: objects with their attributes, relations and counts."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from process_gen.scenes.levels import Level, get_level
+
+RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+UNCLEAR = "unclear"
+"""Shape (and colour) of something on the canvas that is no object of the vocabulary."""
+
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Object:
+    """One thing on the canvas.
+
+    Attributes:
+      shape, colour: words of the level's vocabulary, or `unclear`.
+      cell: name of the cell that holds its centre.
+      x, y: centre in pixels, y down.
+      size: pixels across.
+      score: how well the canvas shows it (overlap of shapes); 1 unless parsed.
+    """
+
+    shape: str
+    colour: str
+    cell: str
+    x: float
+    y: float
+    size: int
+    score: float = dataclasses.field(default=1.0, compare=False)
+
+    @property
+    def box(self) -> Box:
+        """(x0, y0, x1, y1) in pixels, the last two exclusive."""
+        half = self.size / 2
+        return (self.x - half, self.y - half, self.x + half, self.y + half)
+
+    @property
+    def clear(self) -> bool:
+        return self.shape != UNCLEAR and self.colour != UNCLEAR
+
+    def to_json(self) -> dict[str, Any]:
+        fields = (self.shape, self.colour, self.cell, self.x, self.y, self.size)
+        return dict(zip(("shape", "colour", "cell", "x", "y", "size"), fields, strict=True))
+
+
+def make_object(level: Level, shape: str, colour: str, cell: str, size: int | None = None) -> Object:
+    """An object in the middle of a named cell."""
+    if not isinstance(cell, str) or cell not in level.cell_index:
+        raise ValueError(f"no cell {cell!r}: cells go from {level.cells[0]} to {level.cells[-1]}")
+    x, y = level.centres[level.cell_index[cell]]
+    return Object(shape, colour, cell, x, y, size or level.sizes[len(level.sizes) // 2][1])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """The objects of a canvas; later ones lie on top of earlier ones."""
+
+    objects: tuple[Object, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def counts(self) -> dict[str, int]:
+        """How many objects there are of each shape."""
+        return dict(collections.Counter(thing.shape for thing in self.objects))
+
+    def relations(self) -> list[tuple[int, str, int]]:
+        """(i, relation, j) for every ordered pair of objects of which it holds."""
+        pairs = ((i, j) for i in range(len(self)) for j in range(len(self)) if i != j)
+        return [
+            (i, relation, j)
+            for i, j in pairs
+            for relation in relations_between(self.objects[i].box, self.objects[j].box)
+        ]
+
+    def key(self) -> frozenset:
+        """What is drawn where, whatever the order: equal keys look equal to the judge."""
+        return frozenset(
+            collections.Counter((o.shape, o.colour, o.cell, o.size) for o in self.objects).items()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"objects": [thing.to_json() for thing in self.objects]}
+
+
+def scene_from_json(data: Mapping[str, Any], level: str | Level) -> Scene:
+    """Reads what `Scene.to_json` wrote, or a scene that a person wrote.
+
+    An object needs `shape` and `colour`, and `cell` or `x` and `y`; `size` has a default.
+
+    Raises:
+      ValueError: says which object is wrong and why.
+    """
+    level = get_level(level)
+    if not isinstance(data, Mapping) or not isinstance(data.get("objects"), list):
+        raise ValueError('a scene is a JSON object {"objects": [...]}')
+    things: list[Object] = []
+    for index, item in enumerate(data["objects"]):
+        try:
+            thing = _object_from_json(item, level)
+            if level.placement == "grid" and any(thing.cell == other.cell for other in things):
+                raise ValueError(f"cell {thing.cell} is taken")
+        except ValueError as error:
+            raise ValueError(f"object {index}: {error}") from None
+        things.append(thing)
+    return Scene(tuple(things))
+
+
+def _object_from_json(item: Any, level: Level) -> Object:
+    if not isinstance(item, Mapping):
+        raise ValueError("not a JSON object")
+    for field, words in (("shape", level.shapes), ("colour", level.colours)):
+        if item.get(field) not in (*words, UNCLEAR):
+            raise ValueError(f"{field} {item.get(field)!r} is none of {', '.join(words)}")
+    for name in ("x", "y", "size"):
+        value = item.get(name, 1)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value <= level.image_size
+        ):
+            raise ValueError(f"{name} is not a number between 0 and {level.image_size}: {value!r}")
+    if ("x" in item) != ("y" in item):
+        raise ValueError("give both x and y, or neither")
+    if "cell" not in item and "x" not in item:
+        raise ValueError("give a cell, or x and y")
+    cell = item["cell"] if "cell" in item else level.cell_at(item["x"], item["y"])
+    middle = make_object(level, item["shape"], item["colour"], cell)
+    thing = dataclasses.replace(middle, **{name: item[name] for name in ("x", "y", "size") if name in item})
+    if not thing.clear:
+        return thing
+    if thing.size not in level.size_names:
+        raise ValueError(f"size {thing.size} is none of {', '.join(map(str, level.size_names))}")
+    if level.cell_at(thing.x, thing.y) != cell:
+        raise ValueError(f"({thing.x}, {thing.y}) is not in cell {cell}")
+    if level.placement == "grid" and max(abs(thing.x - middle.x), abs(thing.y - middle.y)) > level.jitter:
+        raise ValueError(f"level {level.name!r} keeps things in the middle of their cell")
+    return thing
+
+
+def offsets(subject: Box, target: Box) -> tuple[float, float]:
+    """Where the subject lies as seen from the target: (dx, dy), y down.
+
+    GenEval's measure: the distance of the centres on each axis, less a tenth
+    of both widths, over the full distance of the centres. All in float32, as
+    the official scorer has it.
+    """
+    a, b = np.asarray(subject, np.float32), np.asarray(target, np.float32)
+    low, high = np.stack([a[:2], b[:2]]), np.stack([a[2:], b[2:]])
+    centre, extent = (low + high) / 2, abs(high - low)
+    offset = centre[0] - centre[1]
+    revised = np.maximum(abs(offset) - np.float32(0.1) * extent.sum(0), 0) * np.sign(offset)
+    if (abs(revised) < 1e-3).all():
+        return 0.0, 0.0
+    dx, dy = revised / np.linalg.norm(offset)
+    return float(dx), float(dy)
+
+
+def relations_between(subject: Box, target: Box) -> tuple[str, ...]:
+    """Which of the four relations hold: none, one or two, in the order of `RELATIONS`."""
+    dx, dy = offsets(subject, target)
+    return tuple(
+        name
+        for name, holds in zip(RELATIONS, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5), strict=True)
+        if holds
+    )

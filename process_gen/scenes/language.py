@@ -1,0 +1,278 @@
+"""What the teacher says: a closed language in varied words.
+
+Phrases are data. A placeholder in braces is filled with a thing, a cell or a
+word of the level; everything else is a word of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from process_gen.scenes.grammar import prompt_words
+from process_gen.scenes.graph import Object
+from process_gen.scenes.levels import NUMBERS, PLURALS, Level
+from process_gen.scenes.words import count_tokens, pick
+
+Kind = Literal["add", "colour", "shape", "move", "swap", "remove"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that happens to the canvas.
+
+    Attributes:
+      kind: what happens.
+      before: the thing as it stands (None for `add`).
+      after: the thing as it will stand (None for `remove`).
+      other: for `swap`, the thing whose place it takes.
+    """
+
+    kind: Kind
+    before: Object | None
+    after: Object | None
+    other: Object | None = None
+
+
+CHANGES: dict[str, tuple[str, ...]] = {
+    "add": ("add {after}", "put {after}", "draw {after}", "place {after}"),
+    "colour": (
+        "change the {shape} at {cell} to {colour}",
+        "make the {shape} at {cell} {colour}",
+        "paint the {old} {shape} at {cell} {colour}",
+    ),
+    "shape": (
+        "change the {shape} at {cell} to a {new}",
+        "turn the {shape} at {cell} into a {new}",
+        "replace the {shape} at {cell} with a {colour} {new}",
+    ),
+    "move": (
+        "move the {shape} at {cell} to {place}",
+        "move the {old} {shape} from {cell} to {place}",
+        "shift the {shape} from {cell} to {place}",
+    ),
+    "swap": (
+        "swap the {shape} at {cell} and the {new} at {place}",
+        "swap the {old} {shape} at {cell} with the {colour} {new} at {place}",
+        "swap {cell} and {place}",
+    ),
+    "remove": (
+        "remove the {shape} at {cell}",
+        "remove the {old} {shape} at {cell}",
+        "erase the {shape} at {cell}",
+        "take away the {old} {shape} at {cell}",
+    ),
+}
+"""The first of each is the shortest that says it all."""
+
+STARTS = ("start with {after}", "first draw {after}", "begin with {after}")
+MISSING = ("add the missing {bare}", "draw the missing {bare}")
+EVERYTHING = ("draw everything at once", "draw the whole scene at once", "add all of it at once")
+
+FINE = (
+    "all as planned",
+    "no error",
+    "the draft is right",
+    "this is right",
+    "shape, colour and place are right",
+    "it shows what was asked for",
+    "checked {number}: no error",
+    "{thing} is right",
+    "{thing} is as planned",
+    "{thing}: right shape, colour and place",
+)
+TO_COME = (
+    "{thing} is still to come",
+    "{thing} is not drawn yet, no error",
+    "more is still to come",
+    "the rest follows",
+)
+TO_CHANGE = ("{thing} changes later", "{thing} is not final yet")
+
+FAULTS: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "the {shape} at {cell} is {wrong}, not {right}",
+        "wrong colour: the {shape} at {cell} should be {right}, not {wrong}",
+        "the {shape} at {cell} should be {right} but is {wrong}",
+    ),
+    "shape": (
+        "there is a {wrong} at {cell}, not a {right}",
+        "wrong shape: the {wrong} at {cell} should be a {right}",
+        "the {colour} {wrong} at {cell} should be a {right}",
+    ),
+    "place": (
+        "the {colour} {shape} is at {wrong}, not at {right}",
+        "wrong place: the {shape} at {wrong} should be at {right}",
+        "the {colour} {shape} at {wrong} should be at {right}",
+    ),
+    "missing": (
+        "the {colour} {shape} at {cell} is missing",
+        "there is no {colour} {shape} at {cell}",
+        "missing: {colour} {shape} at {cell}",
+    ),
+    "extra": (
+        "the {colour} {shape} at {cell} should not be there",
+        "there is an extra {colour} {shape} at {cell}",
+        "extra: {colour} {shape} at {cell}",
+    ),
+    "many": (
+        "there should be {wanted}, not {found}: the one at {cell} is extra",
+        "wrong count: {wanted}, not {found}, the one at {cell} is extra",
+    ),
+    "few": (
+        "there should be {wanted}, not {found}: the one at {cell} is missing",
+        "wrong count: {wanted}, not {found}, the one at {cell} is missing",
+    ),
+}
+
+
+def noun(thing: Object, level: Level) -> str:
+    """A thing without its place: "red circle", with its size where sizes differ."""
+    words = f"{thing.colour} {thing.shape}"
+    return f"{level.size_names[thing.size]} {words}" if level.sized else words
+
+
+def _article(thing: Object, level: Level) -> str:
+    return f"a {noun(thing, level)} at {thing.cell}"
+
+
+def _bare(thing: Object, level: Level) -> str:
+    return f"{noun(thing, level)} {thing.cell}"
+
+
+def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
+    """The whole scene as a list. Style 2 is the shortest."""
+    if not things:
+        return "nothing yet"
+    if style == 1:
+        return ", ".join(f"{thing.cell} {noun(thing, level)}" for thing in things)
+    if style == 2:
+        return ", ".join(_bare(thing, level) for thing in things)
+    if style == 3:
+        items = [_article(thing, level) for thing in things]
+        return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
+    return ", ".join(f"{noun(thing, level)} at {thing.cell}" for thing in things)
+
+
+def instruct(
+    change: Change, level: Level, rng: np.random.Generator | None, phrases: Sequence[str] | None = None
+) -> str:
+    """Says one change; without `rng` in the shortest words that say it all."""
+    phrases = phrases or CHANGES[change.kind]
+    phrase = pick(rng, phrases) if rng else phrases[0]
+    if change.kind == "add":
+        article = _article(change.after, level)
+        return phrase.format(after=article, bare=article.removeprefix("a "))
+    before, after = change.before, change.after or change.before
+    if change.kind == "swap":
+        after = change.other
+    return phrase.format(
+        shape=before.shape,
+        cell=before.cell,
+        old=before.colour,
+        colour=after.colour,
+        new=after.shape,
+        place=after.cell,
+    )
+
+
+def instruct_all(
+    changes: Sequence[Change], level: Level, rng: np.random.Generator | None, first: bool
+) -> str:
+    """Says everything that a step does, additions in one breath; without `rng` in the fewest words."""
+    added = [change for change in changes if change.kind == "add"]
+    said = [instruct(change, level, rng) for change in changes if change.kind != "add"]
+    if added:
+        lead = added[0]
+        phrases = STARTS if first and rng and rng.random() < 0.3 else None
+        text = instruct(lead, level, rng, phrases) if rng else f"add {_bare(lead.after, level)}"
+        for change in added[1:]:
+            text += f" and {_article(change.after, level)}" if rng else f", {_bare(change.after, level)}"
+        said.append(text)
+    if len(said) == 1:
+        return said[0]
+    return (pick(rng, (" and ", ", ", ", then ")) if rng else ", ").join(said)
+
+
+def plan_texts(
+    changes: Sequence[Change],
+    things: Sequence[Object],
+    level: Level,
+    rng: np.random.Generator,
+    first: bool,
+    repair: Change | None = None,
+) -> tuple[str, str]:
+    """Instruction and description of a step, within the level's budget.
+
+    Args:
+      changes: what the step does.
+      things: the whole scene as it should stand afterwards.
+      first: whether this is the first step.
+      repair: an earlier mistake to put right as well, said where there is room.
+    """
+    room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
+    # Styles as often as they are listed; articles only while the list is short.
+    style = pick(rng, (0, 0, 0, 1, 2, 3 if len(things) < 4 else 0))
+    said = [*([repair] if repair else []), *changes]
+    texts = instruct_all(said, level, rng, first), describe(things, level, style)
+    if sum(map(count_tokens, texts)) > room:
+        texts = texts[0], describe(things, level, 2)
+    if sum(map(count_tokens, texts)) > room:
+        texts = instruct_all(said, level, None, first), texts[1]
+    if sum(map(count_tokens, texts)) > room:
+        texts = instruct_all(changes, level, None, first), texts[1]
+    return texts
+
+
+def approve(
+    new: Sequence[Object],
+    drawn: int,
+    pending: Sequence[str],
+    changing: Sequence[Object],
+    level: Level,
+    rng: np.random.Generator,
+) -> str:
+    """An inspection that finds nothing wrong.
+
+    Args:
+      new: what this step has drawn or changed.
+      drawn: how many things there are.
+      pending: shapes that are not drawn yet.
+      changing: things on the canvas that a later step will change.
+    """
+    options = FINE if new else FINE[:7]
+    thing = pick(rng, new) if new else None
+    objects = f"{NUMBERS[drawn]} object{'' if drawn == 1 else 's'}"
+    text = pick(rng, options).format(
+        number=objects, thing=f"the {thing.colour} {thing.shape} at {thing.cell}" if thing else ""
+    )
+    more = None
+    if changing and rng.random() < 0.5:
+        other = pick(rng, changing)
+        more = pick(rng, TO_CHANGE).format(thing=f"the {other.shape} at {other.cell}")
+    elif pending and rng.random() < 0.4:
+        more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
+    if more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect:
+        return f"{text}; {more}"
+    return text
+
+
+def counted(number: int, thing: Object) -> str:
+    """ "two red circles"."""
+    noun_word = thing.shape if number == 1 else PLURALS[thing.shape]
+    return f"{NUMBERS[number]} {thing.colour} {noun_word}"
+
+
+def vocabulary(level: Level) -> list[str]:
+    """Every word and punctuation mark of prompts and trajectories, sorted."""
+    tables = (*CHANGES.values(), *FAULTS.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
+    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in tables for phrase in table)
+    words = set(re.findall(r"\w+|[^\w\s]", text))
+    words.update("a at and then nothing yet object objects , ;".split(), prompt_words(level))
+    words.update(NUMBERS[1 : level.max_objects + 2])  # a draft may hold one too many
+    words.update(level.cells, *([name] for name, _ in level.sizes if level.sized))
+    return sorted(words)

@@ -1,0 +1,152 @@
+"""How hard the world is: one row of a table per level.
+
+Every level shares one vocabulary and one interface, so that a model, a data
+set or a benchmark moves to a harder world by changing a name. On `default`
+each object sits in the middle of a cell and one cell is one 8 x 8 image token:
+a small model learns it in minutes on a laptop. The harder levels move objects
+freely, give them sizes, add more of them and let them overlap.
+
+Cells are named by column letter and row number: `a1` is the top left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+BACKGROUND = (128, 128, 128)
+"""Mid-grey: zero on the model's [-1, 1] scale."""
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+"""Six shapes that stay apart at 7 pixels (`ring` is a circle with a hole)."""
+
+PLURALS = {shape: ("crosses" if shape == "cross" else f"{shape}s") for shape in SHAPES}
+
+COLOURS = {
+    "red": (225, 20, 30),
+    "yellow": (255, 225, 0),
+    "green": (0, 165, 45),
+    "blue": (15, 65, 245),
+    "purple": (170, 0, 200),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+}
+"""Seven of GenEval's ten colours, at least 150 apart in RGB, the background too."""
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many tokens a text may take, `<|im_start|>` and `<|im_end|>` included."""
+
+    prompt: int = 36
+    plan: int = 40
+    inspect: int = 18
+    refine: int = 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One difficulty of the scenes world.
+
+    Attributes:
+      name: the key in `LEVELS`.
+      image_size: height and width in pixels.
+      grid: naming cells per side.
+      sizes: (name, pixels) of the sizes that objects come in.
+      placement: `grid` puts objects into the middle of a cell, up to `jitter`
+        pixels off; `free` puts them anywhere.
+      jitter: largest offset from the middle of the cell, in whole pixels.
+      overlap: the largest share of a smaller object that another may cover;
+        zero keeps objects `gap` pixels apart (`free` placement only).
+      gap: pixels between two objects that may not overlap.
+      max_objects: the most objects that a prompt may ask for.
+      budget: how long the texts of a trajectory may be.
+      shapes, colours: the vocabulary.
+    """
+
+    name: str
+    image_size: int = 32
+    grid: int = 4
+    sizes: tuple[tuple[str, int], ...] = (("medium", 7),)
+    placement: Literal["grid", "free"] = "grid"
+    jitter: int = 0
+    overlap: float = 0.0
+    gap: int = 2
+    max_objects: int = 5
+    budget: Budget = Budget()
+    shapes: tuple[str, ...] = SHAPES
+    colours: tuple[str, ...] = tuple(COLOURS)
+
+    @functools.cached_property
+    def cell_size(self) -> int:
+        return self.image_size // self.grid
+
+    @functools.cached_property
+    def cells(self) -> tuple[str, ...]:
+        """Names of the cells, row by row."""
+        return tuple(f"{chr(97 + i % self.grid)}{i // self.grid + 1}" for i in range(self.grid**2))
+
+    @functools.cached_property
+    def cell_index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.cells)}
+
+    @functools.cached_property
+    def centres(self) -> tuple[tuple[int, int], ...]:
+        """(x, y) of the middle of each cell, in pixels."""
+        size = self.cell_size
+        return tuple(
+            (i % self.grid * size + size // 2, i // self.grid * size + size // 2) for i in range(self.grid**2)
+        )
+
+    @functools.cached_property
+    def size_names(self) -> dict[int, str]:
+        return {pixels: name for name, pixels in self.sizes}
+
+    @property
+    def sized(self) -> bool:
+        """Whether texts have to say how large an object is."""
+        return len(self.sizes) > 1
+
+    def cell_at(self, x: float, y: float) -> str:
+        """The name of the cell that holds a point; points outside count for the nearest."""
+        column, row = (min(max(int(v // self.cell_size), 0), self.grid - 1) for v in (x, y))
+        return self.cells[row * self.grid + column]
+
+
+LEVELS = {
+    level.name: level
+    for level in (
+        Level("default"),
+        Level("jitter", sizes=(("medium", 6),), jitter=1),
+        Level(
+            "free64",
+            image_size=64,
+            grid=8,
+            sizes=(("small", 9), ("medium", 12), ("large", 16)),
+            placement="free",
+            budget=Budget(plan=56),
+        ),
+        Level(
+            "free128",
+            image_size=128,
+            grid=8,
+            sizes=(("small", 16), ("medium", 22), ("large", 30)),
+            placement="free",
+            overlap=0.25,
+            max_objects=8,
+            budget=Budget(plan=80),
+        ),
+    )
+}
+
+
+def get_level(level: str | Level) -> Level:
+    """Looks a level up by name; a `Level` comes back as it is."""
+    if isinstance(level, Level):
+        return level
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r}; there are {', '.join(LEVELS)}")
+    return LEVELS[level]

@@ -1,0 +1,142 @@
+"""Drafts that went wrong: one planted error, and the change that repairs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from process_gen.scenes.graph import Object
+from process_gen.scenes.language import FAULTS, MISSING, Change, counted, instruct
+from process_gen.scenes.levels import NUMBERS, Level
+from process_gen.scenes.placement import find_place, fits, free_colour
+from process_gen.scenes.splits import Split, may_draw
+from process_gen.scenes.words import pick
+
+MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
+
+State = Mapping[int, Object]
+"""The canvas as the teacher knows it: things by number, in drawing order."""
+
+_STRAY = -1  # the number of a thing that should not be there
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mistake:
+    """What is wrong with a draft.
+
+    Attributes:
+      kind: one of `MISTAKES`.
+      number: of the thing that is wrong; negative for a thing too many.
+      wrong: the thing as drawn; None if it is missing.
+      right: the thing as it should be; None if it is too many.
+    """
+
+    kind: str
+    number: int
+    wrong: Object | None
+    right: Object | None
+
+    def apply(self, state: State) -> dict[int, Object]:
+        """The canvas with this mistake."""
+        spoiled = dict(state)
+        if self.wrong is None:
+            del spoiled[self.number]
+        else:
+            spoiled[self.number] = self.wrong
+        return spoiled
+
+    @property
+    def repair(self) -> Change:
+        """What puts it right."""
+        if self.wrong is None:
+            return Change("add", None, self.right)
+        if self.right is None:
+            return Change("remove", self.wrong, None)
+        return Change("move" if self.kind == "place" else self.kind, self.wrong, self.right)
+
+
+def plant(
+    rng: np.random.Generator, state: State, number: int, level: Level, split: Split, kind: str | None = None
+) -> Mistake | None:
+    """Draws a mistake for a canvas.
+
+    Args:
+      state: how the canvas should be.
+      number: of the thing that is hit.
+      kind: one of `MISTAKES`; drawn if None.
+
+    Returns:
+      The mistake, or None if there is no way to make one of this kind.
+    """
+    thing, others = state[number], [other for n, other in state.items() if n != number]
+    kind = kind or pick(rng, MISTAKES)
+    looks = (thing.shape, thing.colour, thing.size)
+    if kind == "missing":
+        return Mistake(kind, number, None, thing)
+    if kind == "colour":
+        return _first_that_fits(kind, number, thing, others, _recoloured(rng, thing, level, split), level)
+    if kind == "shape":
+        return _first_that_fits(kind, number, thing, others, _reshaped(rng, thing, level, split), level)
+    if kind == "place":
+        wrong = find_place(rng, level, looks, [*others, thing])
+        return wrong and Mistake(kind, number, wrong, thing)
+    if kind == "extra":
+        shape = pick(rng, level.shapes)
+        any_looks = (shape, free_colour(rng, level, shape, split), pick(rng, level.sizes)[1])
+        wrong = find_place(rng, level, any_looks, [*others, thing])
+        return wrong and Mistake(kind, _STRAY, wrong, None)
+    twins = sum(alike(thing, other) for other in others)
+    if twins and rng.random() < 0.5:
+        return Mistake(kind, number, None, thing)
+    wrong = find_place(rng, level, looks, [*others, thing])
+    return wrong and Mistake(kind, _STRAY, wrong, None)
+
+
+def alike(one: Object, other: Object) -> bool:
+    return one.shape == other.shape and one.colour == other.colour
+
+
+def _recoloured(rng: np.random.Generator, thing: Object, level: Level, split: Split) -> list[Object]:
+    colours = [c for c in level.colours if c != thing.colour and may_draw(c, thing.shape, split)]
+    colours.sort(key=lambda _: rng.random())
+    return [dataclasses.replace(thing, colour=colour) for colour in colours[:3]]
+
+
+def _reshaped(rng: np.random.Generator, thing: Object, level: Level, split: Split) -> list[Object]:
+    shapes = [s for s in level.shapes if s != thing.shape and may_draw(thing.colour, s, split)]
+    return [dataclasses.replace(thing, shape=pick(rng, shapes))]
+
+
+def _first_that_fits(
+    kind: str, number: int, right: Object, others: list[Object], options: list[Object], level: Level
+) -> Mistake | None:
+    wrong = next((option for option in options if fits(option, others, level)), None)
+    return wrong and Mistake(kind, number, wrong, right)
+
+
+def name_fault(mistake: Mistake, state: State, rng: np.random.Generator) -> str:
+    """The inspection that finds a mistake.
+
+    Args:
+      state: how the canvas should be.
+    """
+    wrong, right = mistake.wrong, mistake.right
+    thing = right or wrong
+    if mistake.kind == "count":
+        wanted = sum(alike(thing, other) for other in state.values())
+        found = wanted + (1 if right is None else -1)
+        phrase = pick(rng, FAULTS["many" if right is None else "few"])
+        return phrase.format(wanted=counted(wanted, thing), found=NUMBERS[found], cell=thing.cell)
+    fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
+    if wrong and right:
+        attribute = {"colour": "colour", "shape": "shape", "place": "cell"}[mistake.kind]
+        fields |= {"wrong": getattr(wrong, attribute), "right": getattr(right, attribute)}
+    return pick(rng, FAULTS[mistake.kind]).format(**fields)
+
+
+def say_repair(mistake: Mistake, level: Level, rng: np.random.Generator) -> str:
+    """The corrective instruction."""
+    phrases = MISSING if mistake.wrong is None and rng.random() < 0.5 else None
+    return instruct(mistake.repair, level, rng, phrases)

@@ -1,0 +1,175 @@
+"""Where things go: places that fit the canvas and make every relation plain to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from process_gen.scenes.graph import Box, Object
+from process_gen.scenes.levels import Level
+from process_gen.scenes.requests import Request
+from process_gen.scenes.splits import Split, may_draw
+from process_gen.scenes.words import pick
+
+PLAIN, FAINT = 0.6, 0.4
+"""A required relation measures at least `PLAIN`, the other three at most `FAINT`.
+
+Scorers draw the line at 0.5 (see `graph.offsets`), so that no scene that the
+teacher draws is a matter of a pixel."""
+
+_TRIES, _RESTARTS = 60, 400
+_AXIS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+
+
+def plainly(relation: str, subject: Object, target: Object) -> bool:
+    """Whether a relation holds beyond doubt, and no other does."""
+    reach = 0.1 * (subject.size + target.size)
+    offset = (subject.x - target.x, subject.y - target.y)
+    distance = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
+    if distance == 0:
+        return False
+    axis, sign = _AXIS[relation]
+    along = (abs(offset[axis]) - reach) / distance
+    across = (abs(offset[1 - axis]) - reach) / distance
+    return along >= PLAIN and across <= FAINT and offset[axis] * sign > 0
+
+
+def fits(thing: Object, others: list[Object], level: Level) -> bool:
+    """Whether a thing can stand on the canvas beside the others."""
+    for other in others:
+        if other.cell == thing.cell:
+            return False
+        if level.placement == "grid":
+            continue
+        span = (thing.size + other.size) / 2
+        width, height = span - abs(thing.x - other.x), span - abs(thing.y - other.y)
+        if width <= -level.gap or height <= -level.gap:
+            continue
+        if level.overlap == 0 or thing.colour == other.colour:
+            return False
+        smaller = min(thing.size, other.size)
+        covered = max(min(width, smaller), 0) * max(min(height, smaller), 0)
+        if covered > level.overlap * smaller**2:
+            return False
+    return True
+
+
+def _candidates(
+    rng: np.random.Generator, level: Level, size: int, taken: list[Object]
+) -> Iterator[tuple[int, int, str]]:
+    """Yields (x, y, cell) of places to try, in random order."""
+    if level.placement == "grid":
+        used = {thing.cell for thing in taken}
+        free = [i for i, cell in enumerate(level.cells) if cell not in used]
+        while free:
+            index = free.pop(int(rng.random() * len(free)))
+            x, y = level.centres[index]
+            if level.jitter:
+                spread = 2 * level.jitter + 1
+                x += int(rng.random() * spread) - level.jitter
+                y += int(rng.random() * spread) - level.jitter
+            yield x, y, level.cells[index]
+        return
+    margin = size // 2 + 1
+    room = level.image_size - 2 * margin + 1
+    for _ in range(_TRIES):
+        x, y = (margin + int(rng.random() * room) for _ in range(2))
+        yield x, y, level.cell_at(x, y)
+
+
+def find_place(
+    rng: np.random.Generator,
+    level: Level,
+    looks: tuple[str, str, int],
+    taken: list[Object],
+    relation: str | None = None,
+    targets: tuple[Object, ...] = (),
+    region: Box | None = None,
+) -> Object | None:
+    """Puts one thing somewhere.
+
+    Args:
+      looks: its shape, colour and size.
+      taken: what it must not collide with.
+      relation, targets: what must hold to each of them.
+      region: where its centre has to be; anywhere if None.
+
+    Returns:
+      The thing in its place, or None if no place was found.
+    """
+    shape, colour, size = looks
+    for x, y, cell in _candidates(rng, level, size, taken):
+        if region and not (region[0] <= x <= region[2] and region[1] <= y <= region[3]):
+            continue
+        thing = Object(shape, colour, cell, x, y, size)
+        if (level.placement == "grid" or fits(thing, taken, level)) and (
+            relation is None or all(plainly(relation, thing, target) for target in targets)
+        ):
+            return thing
+    return None
+
+
+def free_colour(rng: np.random.Generator, level: Level, shape: str, split: Split) -> str:
+    """Any colour that this shape may have."""
+    return pick(rng, [colour for colour in level.colours if may_draw(colour, shape, split)])
+
+
+def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[int, Box]:
+    """Opposite sides of the canvas for related clauses, in one band across it.
+
+    Four things strewn over the canvas leave no place that is plainly below all
+    of them; gathered on one side they do.
+    """
+    regions: dict[int, Box] = {}
+    side = level.image_size
+    for index, clause in enumerate(request.clauses):
+        if clause.position is None or {index, clause.position[1]} & regions.keys():
+            continue
+        axis, sign = _AXIS[clause.position[0]]
+        split, band = side * (0.4 + 0.2 * rng.random()), side * 0.5 * rng.random()
+        for owner, low in ((index, sign < 0), (clause.position[1], sign > 0)):
+            along = (0.0, split) if low else (split, float(side))
+            across = (band, band + side / 2)
+            (x0, x1), (y0, y1) = (along, across) if axis == 0 else (across, along)
+            regions[owner] = (x0, y0, x1, y1)
+    return regions
+
+
+def place_request(rng: np.random.Generator, level: Level, request: Request, split: Split) -> list[Object]:
+    """Draws what the request leaves open and places everything, clause by clause.
+
+    Raises:
+      ValueError: if the request cannot be placed on this level.
+    """
+    for attempt in range(_RESTARTS):
+        regions = _regions(rng, level, request) if attempt > _RESTARTS // 20 else {}
+        placed = _place_clauses(rng, level, request, split, regions)
+        if placed is not None:
+            return placed
+    raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
+
+
+def _place_clauses(
+    rng: np.random.Generator, level: Level, request: Request, split: Split, regions: dict[int, Box]
+) -> list[Object] | None:
+    """One attempt to place everything."""
+    placed: list[Object] = []
+    groups: list[tuple[Object, ...]] = []
+    for index, clause in enumerate(request.clauses):
+        relation, target = clause.position or (None, 0)
+        targets = groups[target] if relation else ()
+        shared = clause.colour
+        if shared is None and rng.random() < 0.5:
+            shared = free_colour(rng, level, clause.shape, split)
+        group = []
+        for _ in range(clause.count):
+            colour = shared or free_colour(rng, level, clause.shape, split)
+            looks = (clause.shape, colour, pick(rng, level.sizes)[1])
+            thing = find_place(rng, level, looks, placed, relation, targets, regions.get(index))
+            if thing is None:
+                return None
+            group.append(thing)
+            placed.append(thing)
+        groups.append(tuple(group))
+    return placed

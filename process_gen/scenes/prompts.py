@@ -1,0 +1,157 @@
+"""Prompts of every category: `sample_request` writes them, `grammar` reads them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
+from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
+from process_gen.scenes.splits import HELD_OUT_TOGETHER, Split, held_out
+from process_gen.scenes.words import count_tokens, pick
+
+PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of", "draw", "show")
+RELATION_PHRASES = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+GLUE = ("a", "an", "the", "and", "with", "is", "are", ",", ".", ";")
+
+
+def sample_request(
+    rng: np.random.Generator, level: str | Level, category: str, split: Split = "train"
+) -> Request:
+    """Draws a prompt.
+
+    Args:
+      rng: where all randomness comes from.
+      level: name or row of the table of levels.
+      category: one of `categories(level)`.
+      split: `train` draws requests without any held-out composition, `heldout`
+        such with at least one (see `splits`; single objects have none).
+    """
+    level = get_level(level)
+    if category not in categories(level):
+        raise ValueError(
+            f"level {level.name!r} has no category {category!r}; it has {', '.join(categories(level))}"
+        )
+    if split not in ("train", "heldout"):
+        raise ValueError(f"unknown split {split!r}; there are train and heldout")
+    while True:
+        named, relations = _draw(rng, level, category, split)
+        facts = [(one.shape, one.count or 1, one.colour) for one in named]
+        triples = [(named[a].shape, relation, named[b].shape) for a, relation, b in relations]
+        if bool(held_out(facts, triples)) == (split == "heldout") or category == "single_object":
+            break
+    text = _write(rng, named, relations, level)
+    return Request(text, category, order_clauses(named, relations), level.name)
+
+
+def _draw(
+    rng: np.random.Generator, level: Level, category: str, split: Split
+) -> tuple[list[Named], list[Relation]]:
+    """Noun phrases and relations of one category, before the split is checked."""
+    if category in ("single_object", "colors", "counting"):
+        colour = pick(rng, level.colours) if category == "colors" else None
+        count = 1 + int(rng.random() * 4) if category == "counting" else None
+        return [Named(pick(rng, level.shapes), count, colour)], []
+    if category in ("two_object", "color_attr", "position"):
+        coloured = category == "color_attr" or (category == "position" and rng.random() < 0.35)
+        shapes = _distinct_shapes(rng, level, 2, split)
+        colours = [None, None]
+        if coloured:
+            first = pick(rng, level.colours)
+            # GenEval asks for two different colours.
+            colours = [first, pick(rng, [c for c in level.colours if c != first])]
+        relations = [(0, pick(rng, tuple(RELATION_PHRASES)), 1)] if category == "position" else []
+        return [Named(shape, None, colour) for shape, colour in zip(shapes, colours, strict=True)], relations
+    return _draw_long(rng, level, NUMBERS.index(category.split("_")[0]), split)
+
+
+def _draw_long(
+    rng: np.random.Generator, level: Level, total: int, split: Split
+) -> tuple[list[Named], list[Relation]]:
+    """Two to `total` noun phrases for `total` objects, up to two relations."""
+    most = min(total, len(level.shapes) if split == "heldout" else 4)
+    phrases = most - min(int(rng.random() * rng.random() * most), most - 2)
+    shapes = _distinct_shapes(rng, level, phrases, split)
+    counts = [1] * len(shapes)
+    for _ in range(total - len(shapes)):
+        open_ones = [i for i, count in enumerate(counts) if count < 4]
+        counts[pick(rng, open_ones)] += 1
+    with_colours = rng.random() < 0.8
+    named = []
+    for shape, count in zip(shapes, counts, strict=True):
+        colour = pick(rng, level.colours) if with_colours and rng.random() < 0.8 else None
+        named.append(Named(shape, count if count > 1 else None, colour))
+    relations: list[Relation] = []
+    if rng.random() < 0.65:
+        pairs = 1 + (len(named) > 3 and rng.random() < 0.4)
+        first = 0  # a subject and its target stand side by side
+        for left in range(pairs, 0, -1):
+            first += int(rng.random() * (len(named) - first - 2 * left + 1))
+            # More things than this in one relation leave hardly a place for them.
+            if counts[first] * counts[first + 1] <= 4:
+                relations.append((first, pick(rng, tuple(RELATION_PHRASES)), first + 1))
+            first += 2
+    return named, relations
+
+
+def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split: Split) -> list[str]:
+    """Different shapes in random order; in training none that may not meet."""
+    while True:
+        chosen = sorted(level.shapes, key=lambda _: rng.random())[:number]
+        pairs = itertools.combinations(chosen, 2)
+        if split == "heldout" or not any(frozenset(pair) in HELD_OUT_TOGETHER for pair in pairs):
+            return chosen
+
+
+def _noun_phrase(named: Named) -> str:
+    number = NUMBERS[named.count] if named.count else "a"
+    noun = PLURALS[named.shape] if (named.count or 1) > 1 else named.shape
+    return " ".join(filter(None, (number, named.colour, noun)))
+
+
+def _write(rng: np.random.Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
+    """Puts noun phrases and relations into words, within the level's budget."""
+    for attempt in itertools.count():
+        short = attempt > 3
+        phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
+        if relations and len(named) > 2 and rng.random() < 0.4 and not short:
+            facts = [f"the {_bare(named[a])} {phrases[r]} the {_bare(named[b])}" for a, r, b in relations]
+            text = f"{_listed(rng, [_noun_phrase(one) for one in named])}, with {' and '.join(facts)}"
+        else:
+            text = _listed(rng, _inline(named, relations, phrases))
+        if rng.random() < 0.7 and not short:
+            text = f"{PREFIXES[0] if rng.random() < 0.5 else pick(rng, PREFIXES)} {text}"
+        if count_tokens(text) + 2 <= level.budget.prompt:
+            return text
+        if attempt > 20:
+            raise ValueError(f"no prompt of {level.budget.prompt} tokens says: {text}")
+    raise AssertionError("unreachable")
+
+
+def _bare(named: Named) -> str:
+    return PLURALS[named.shape] if (named.count or 1) > 1 else named.shape
+
+
+def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
+    """The list of things, a related pair as one thing: "a circle left of a square"."""
+    related = {a: (relation, b) for a, relation, b in relations}
+    targets = {b for _, _, b in relations}
+    items = []
+    for i, one in enumerate(named):
+        if i in related:
+            relation, target = related[i]
+            items.append(f"{_noun_phrase(one)} {phrases[relation]} {_noun_phrase(named[target])}")
+        elif i not in targets:
+            items.append(_noun_phrase(one))
+    return items
+
+
+def _listed(rng: np.random.Generator, items: list[str]) -> str:
+    last = pick(rng, (" and ", " and ", ", "))
+    return last.join((", ".join(items[:-1]), items[-1])) if len(items) > 1 else items[0]

@@ -1,0 +1,165 @@
+"""What a prompt asks for, as data: clauses in GenEval's schema."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from process_gen.scenes import splits
+from process_gen.scenes.levels import NUMBERS, Level, get_level
+
+CATEGORIES = (
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+    "three_objects",
+    "four_objects",
+    "five_objects",
+)
+"""GenEval's six, and three longer ones. `categories` has what a level adds."""
+
+
+def categories(level: str | Level) -> tuple[str, ...]:
+    """Every category of a level."""
+    return CATEGORIES[:6] + tuple(f"{NUMBERS[n]}_objects" for n in range(3, get_level(level).max_objects + 1))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clause:
+    """Some objects of one shape that the prompt names together.
+
+    Attributes:
+      shape: GenEval's `class`.
+      count: exactly how many.
+      colour: of all of them; None leaves it open.
+      position: (relation, index of the target clause), always an earlier one.
+    """
+
+    shape: str
+    count: int = 1
+    colour: str | None = None
+    position: tuple[str, int] | None = None
+
+    def __str__(self) -> str:
+        noun = self.shape if self.colour is None else f"{self.colour} {self.shape}"
+        return noun if self.count == 1 else f"{NUMBERS[self.count]} x {noun}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and what it means.
+
+    Attributes:
+      text: the prompt.
+      category: one of `categories(level)`.
+      clauses: what has to be on the canvas; nothing else may be.
+      level: name of the level.
+    """
+
+    text: str
+    category: str
+    clauses: tuple[Clause, ...]
+    level: str = "default"
+
+    @property
+    def total(self) -> int:
+        """How many objects there have to be."""
+        return sum(clause.count for clause in self.clauses)
+
+    def held_out(self) -> list[str]:
+        """Names of the held-out compositions in this request."""
+        return splits.held_out(
+            ((clause.shape, clause.count, clause.colour) for clause in self.clauses),
+            (
+                (clause.shape, clause.position[0], self.clauses[clause.position[1]].shape)
+                for clause in self.clauses
+                if clause.position
+            ),
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """One line of a GenEval metadata file.
+
+        Stricter than GenEval: every class that is included is also excluded
+        above its count, so that the verdict cannot depend on the order in which
+        a detector lists equal objects. Our own protocol, not "GenEval".
+        """
+        include = []
+        for clause in self.clauses:
+            item: dict[str, Any] = {"class": clause.shape, "count": clause.count}
+            if clause.colour:
+                item["color"] = clause.colour
+            if clause.position:
+                item["position"] = list(clause.position)
+            include.append(item)
+        totals: dict[str, int] = collections.Counter()
+        for clause in self.clauses:
+            totals[clause.shape] += clause.count
+        exclude = [{"class": shape, "count": count + 1} for shape, count in totals.items()]
+        return {"tag": self.category, "include": include, "exclude": exclude, "prompt": self.text}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Named:
+    """A noun phrase of a prompt: `count` is None in "a circle", 1 in "one circle"."""
+
+    shape: str
+    count: int | None = None
+    colour: str | None = None
+
+
+Relation = tuple[int, str, int]  # subject, relation, target: indices of noun phrases
+
+
+def order_clauses(named: Sequence[Named], relations: Sequence[Relation]) -> tuple[Clause, ...]:
+    """Clauses in the order of the text, but every target before its subject.
+
+    Raises:
+      ValueError: if a subject has two relations, or relations form a circle.
+    """
+    target = {}
+    for subject, relation, other in relations:
+        if subject in target:
+            raise ValueError(f"two relations for the {named[subject].shape}; one is supported")
+        target[subject] = (relation, other)
+    order: list[int] = []
+    for start in range(len(named)):
+        path, here = [], start
+        while here not in order:
+            if here in path:
+                raise ValueError("the relations form a circle")
+            path.append(here)
+            if here not in target:
+                break
+            here = target[here][1]
+        order += reversed(path)
+    place = {index: position for position, index in enumerate(order)}
+    return tuple(
+        Clause(
+            named[i].shape,
+            named[i].count or 1,
+            named[i].colour,
+            (target[i][0], place[target[i][1]]) if i in target else None,
+        )
+        for i in order
+    )
+
+
+def categorize(named: Sequence[Named], relations: Sequence[Relation]) -> str:
+    """The category that a prompt falls into."""
+    total = sum(one.count or 1 for one in named)
+    coloured = any(one.colour for one in named)
+    if len(named) == 1:
+        if total > 1 or (named[0].count and not coloured):
+            return "counting"
+        return "colors" if coloured else "single_object"
+    if total > 2:
+        return f"{NUMBERS[total]}_objects"
+    if relations:
+        return "position"
+    return "color_attr" if coloured else "two_object"

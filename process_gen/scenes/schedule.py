@@ -1,0 +1,145 @@
+"""Which step does what: a sampled order of growing subgraphs, and detours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from process_gen.scenes.graph import Object
+from process_gen.scenes.language import Change
+from process_gen.scenes.levels import Level
+from process_gen.scenes.mistakes import plant
+from process_gen.scenes.placement import fits
+from process_gen.scenes.requests import Request
+from process_gen.scenes.splits import Split
+from process_gen.scenes.words import pick
+
+MAX_STEPS = 6
+DETOURS = ("colour", "shape", "place", "swap", "extra")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Action:
+    """A change, and the numbers of the things that it touches."""
+
+    change: Change
+    numbers: tuple[int, ...]
+
+
+def apply(action: Action, state: dict[int, Object]) -> None:
+    """Carries an action out on a canvas, in place."""
+    change, number = action.change, action.numbers[0]
+    if change.kind == "remove":
+        del state[number]
+    else:
+        state[number] = change.after
+        if change.kind == "swap":
+            state[action.numbers[1]] = _at(change.other, change.before)
+
+
+def _at(thing: Object, place: Object) -> Object:
+    return dataclasses.replace(thing, cell=place.cell, x=place.x, y=place.y)
+
+
+def schedule(
+    rng: np.random.Generator,
+    level: Level,
+    request: Request,
+    final: list[Object],
+    detour: float,
+    pair: float,
+    split: Split,
+) -> list[list[Action]]:
+    """The actions of each step, at most `MAX_STEPS` steps, ending in the final scene."""
+    order = sorted(range(len(final)), key=lambda _: rng.random())
+    steps: list[list[Action]] = []
+    while order:
+        slots = MAX_STEPS - 1 - len(steps)
+        size = 2 if len(order) > 1 and (len(order) > slots or rng.random() < pair) else 1
+        numbers, order = order[:size], order[size:]
+        steps.append([Action(Change("add", None, final[n]), (n,)) for n in numbers])
+    if rng.random() < detour:
+        _take_detour(rng, level, steps, request, final, split)
+    return steps
+
+
+def _detour_kinds(request: Request) -> tuple[str, ...]:
+    """Detours as often as they are listed: mostly of what the prompt has a say in."""
+    kinds = ["shape", "shape", "extra", "extra", "place", "swap"]
+    if any(clause.colour for clause in request.clauses):
+        kinds += ["colour"] * 3
+    if any(clause.position for clause in request.clauses):
+        kinds += ["place", "swap"]
+    return tuple(kinds)
+
+
+def _take_detour(
+    rng: np.random.Generator,
+    level: Level,
+    steps: list[list[Action]],
+    request: Request,
+    things: list[Object],
+    split: Split,
+) -> None:
+    """Rewrites the steps, in place, so that they reach the same end another way."""
+    kind, final = pick(rng, _detour_kinds(request)), dict(enumerate(things))
+    if kind == "swap":
+        _swap(rng, level, steps, final)
+        return
+    named = [clause.colour for clause in request.clauses for _ in range(clause.count)]
+    numbers = [n for n in final if named[n] or kind != "colour"]
+    mistake = plant(rng, final, pick(rng, numbers), level, split, kind)
+    if mistake is None:
+        return
+    if kind == "extra":
+        number = len(final)
+        home = [i for i, actions in enumerate(steps) if len(actions) < 2]
+        if home:
+            start = pick(rng, home)
+        elif len(steps) < MAX_STEPS - 1:
+            start = 1 + int(rng.random() * len(steps))  # so that it never stands alone
+            steps.insert(start, [])
+        else:
+            return
+        steps[start].append(Action(Change("add", None, mistake.wrong), (number,)))
+    else:
+        number = mistake.number
+        start = next(i for i, actions in enumerate(steps) if any(number in a.numbers for a in actions))
+        steps[start] = [
+            Action(Change("add", None, mistake.wrong), (number,)) if a.numbers == (number,) else a
+            for a in steps[start]
+        ]
+    _insert_later(rng, steps, start, Action(mistake.repair, (number,)))
+
+
+def _swap(
+    rng: np.random.Generator, level: Level, steps: list[list[Action]], final: dict[int, Object]
+) -> None:
+    """Two things are first drawn in each other's place."""
+    if len(final) < 2:
+        return
+    a, b = sorted(final, key=lambda _: rng.random())[:2]
+    if (final[a].shape, final[a].colour) == (final[b].shape, final[b].colour):
+        return
+    first, second = _at(final[a], final[b]), _at(final[b], final[a])
+    rest = [thing for n, thing in final.items() if n not in (a, b)]
+    if not (fits(first, [*rest, second], level) and fits(second, rest, level)):
+        return
+    start = 0
+    for index, actions in enumerate(steps):
+        for i, action in enumerate(actions):
+            if action.numbers[0] in (a, b):
+                begin = first if action.numbers[0] == a else second
+                actions[i] = Action(Change("add", None, begin), action.numbers)
+                start = index
+    _insert_later(rng, steps, start, Action(Change("swap", first, final[a], second), (a, b)))
+
+
+def _insert_later(rng: np.random.Generator, steps: list[list[Action]], start: int, action: Action) -> None:
+    """Puts an action after step `start`: into a step of one action, or as a step of its own."""
+    shared = [i for i in range(start + 1, len(steps)) if len(steps[i]) == 1]
+    if shared and (len(steps) >= MAX_STEPS or rng.random() < 0.4):
+        steps[pick(rng, shared)].insert(0, action)
+    else:
+        steps.insert(start + 1 + int(rng.random() * (len(steps) - start)), [action])

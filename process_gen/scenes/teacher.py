@@ -1,0 +1,229 @@
+"""Turns a request into a trajectory: the data that teaches the process.
+
+The final scene is drawn first. It is then taken apart into a sampled order of
+growing subgraphs, one or two objects a step. Additions alone make monotonous
+teachers, so part of the trajectories takes a detour that reaches the same end:
+a thing is first drawn in another colour, shape or place and later changed, two
+things are swapped, or an extra thing is removed. Drafts are right, or hold one
+planted mistake that the inspection names and the refinement corrects, or that
+goes unnoticed (a slip) and is repaired by the next step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from process_gen.scenes import language
+from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.levels import Level, get_level
+from process_gen.scenes.mistakes import Mistake, alike, name_fault, plant, say_repair
+from process_gen.scenes.placement import place_request
+from process_gen.scenes.prompts import sample_request
+from process_gen.scenes.render import render
+from process_gen.scenes.requests import Request, categories
+from process_gen.scenes.schedule import MAX_STEPS, Action, apply, schedule
+from process_gen.scenes.splits import Split
+from process_gen.scenes.words import pick
+from process_gen.trajectory.markup import write_plan, write_refine
+from process_gen.trajectory.stages import Mode, Plan, Refinement, Step, Trajectory
+
+
+def teach(
+    request: Request,
+    rng: np.random.Generator,
+    level: str | Level,
+    *,
+    wrong: float = 0.3,
+    slip: float = 0.08,
+    detour: float = 0.25,
+    pair: float = 0.5,
+    split: Split = "train",
+    uid: str = "",
+) -> Trajectory:
+    """Makes one trajectory for a request; the final image always satisfies it.
+
+    Args:
+      request: what to draw.
+      rng: where all randomness comes from.
+      level: name or row of the table of levels.
+      wrong: probability that a draft holds a mistake that is then refined.
+      slip: probability that a draft (never the last) holds one that goes unnoticed.
+      detour: probability of a detour.
+      pair: probability that a step adds two objects instead of one.
+      split: `train` never draws a held-out colour of a shape.
+      uid: names the trajectory.
+    """
+    level = get_level(level)
+    final = place_request(rng, level, request, split)
+    plans = schedule(rng, level, request, final, detour, pair, split)
+    assert len(plans) <= MAX_STEPS, f"{len(plans)} steps for {request.text!r}"
+    lesson = _Lesson(rng, level, split, plans)
+    for index in range(len(plans)):
+        draw = rng.random()
+        slips = draw < slip and index + 1 < len(plans) and lesson.unnoticed is None
+        lesson.step(index, slips, planted=not slips and draw < slip + wrong)
+    return Trajectory(
+        request.text, tuple(lesson.steps), uid, _metadata(request, level, split, "process", lesson)
+    )
+
+
+def baseline(
+    request: Request,
+    rng: np.random.Generator,
+    level: str | Level,
+    mode: Mode,
+    split: Split = "train",
+    uid: str = "",
+) -> Trajectory:
+    """A trajectory for one of the baselines: one right image, with a plan or without."""
+    level, mode = get_level(level), Mode(mode)
+    if mode is Mode.PROCESS:
+        return teach(request, rng, level, split=split, uid=uid)
+    final = place_request(rng, level, request, split)
+    final = sorted(final, key=lambda _: rng.random())
+    plan = None
+    if mode is Mode.PLAN_ONLY:
+        style = 0 if rng.random() < 0.5 else pick(rng, (1, 2))
+        plan = Plan(pick(rng, language.EVERYTHING), language.describe(final, level, style))
+    lesson = _Lesson(rng, level, split, [])
+    lesson.scenes.append(Scene(tuple(final)))
+    lesson.drafts.append(None)
+    lesson.mistakes.append(None)
+    lesson.steps.append(Step(render(lesson.scenes[0], level), plan))
+    return Trajectory(
+        request.text, tuple(lesson.steps), uid, _metadata(request, level, split, mode.value, lesson)
+    )
+
+
+class _Lesson:
+    """A trajectory in the making."""
+
+    def __init__(self, rng: np.random.Generator, level: Level, split: Split, plans: list[list[Action]]):
+        self.rng, self.level, self.split, self.plans = rng, level, split, plans
+        self.state: dict[int, Object] = {}
+        self.unnoticed: Mistake | None = None
+        self.steps: list[Step] = []
+        self.scenes: list[Scene] = []
+        self.drafts: list[Scene | None] = []
+        self.mistakes: list[dict[str, Any] | None] = []
+
+    def step(self, index: int, slips: bool, planted: bool) -> None:
+        """Appends one step.
+
+        Args:
+          slips: the draft is wrong and nobody notices.
+          planted: the draft is wrong, the inspection says so, it is refined.
+        """
+        rng, actions, earlier = self.rng, self.plans[index], self.unnoticed
+        for action in actions:
+            apply(action, self.state)
+        touched = [n for action in actions for n in action.numbers if n in self.state]
+        mistake = self._mistake(touched, actions, earlier) if slips or planted else None
+        plan = self._plan(index, actions, earlier)
+        scene = Scene(tuple(self.state.values()))
+        draft = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
+        sketch, inspect, refine = render(draft, self.level), None, None
+        if mistake is None:
+            inspect = self._approve(index, touched)
+        elif not slips:
+            inspect = name_fault(mistake, self.state, rng)
+            refine = Refinement(say_repair(mistake, self.level, rng), render(scene, self.level))
+        self.unnoticed = mistake if slips else None
+        self.steps.append(Step(sketch, plan, inspect, refine, sketch_ok=mistake is None))
+        self.scenes.append(scene)
+        self.drafts.append(None if mistake is None else draft)
+        noticed = {"kind": mistake.kind, "noticed": not slips} if mistake else None
+        self.mistakes.append(noticed)
+
+    def _mistake(self, touched: list[int], actions: list[Action], earlier: Mistake | None) -> Mistake | None:
+        """A new mistake, or the one that slipped through before and is still there."""
+        if earlier and self._survives(earlier, actions) and self.rng.random() < 0.5:
+            return earlier
+        for _ in range(4):
+            # What this step draws is hit more often than what stood there before.
+            numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
+            mistake = plant(self.rng, self.state, pick(self.rng, numbers), self.level, self.split)
+            if mistake:
+                return mistake
+        return None
+
+    def _survives(self, mistake: Mistake, actions: list[Action]) -> bool:
+        """Whether an earlier mistake can still stand on the new canvas."""
+        if any(mistake.number in action.numbers for action in actions):
+            return False
+        if mistake.kind == "count" and not any(
+            alike(mistake.right or mistake.wrong, thing) for thing in self.state.values()
+        ):
+            return False  # nothing is left to count it with
+        cells = [thing.cell for n, thing in self.state.items() if n != mistake.number]
+        return self.level.placement == "grid" and (mistake.wrong is None or mistake.wrong.cell not in cells)
+
+    def _plan(self, index: int, actions: list[Action], earlier: Mistake | None) -> Plan:
+        changes = [action.change for action in actions]
+        untouched = earlier and all(earlier.number not in action.numbers for action in actions)
+        repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
+        things = list(self.state.values())
+        return Plan(*language.plan_texts(changes, things, self.level, self.rng, index == 0, repair))
+
+    def _approve(self, index: int, touched: list[int]) -> str:
+        later = [action for actions in self.plans[index + 1 :] for action in actions]
+        pending = [a.change.after.shape for a in later if a.change.kind == "add"]
+        changing = [
+            self.state[n] for a in later if a.change.kind != "add" for n in a.numbers if n in self.state
+        ]
+        new = [self.state[n] for n in touched]
+        return language.approve(new, len(self.state), pending, changing, self.level, self.rng)
+
+
+def _metadata(request: Request, level: Level, split: Split, mode: str, lesson: _Lesson) -> dict[str, Any]:
+    """What the teacher knows besides, as plain JSON.
+
+    `scenes` holds the canvas as it should stand after each step; `drafts` what
+    the sketch shows instead, None where it is right; `mistakes` what is wrong.
+    """
+    return {
+        "category": request.category,
+        "level": level.name,
+        "split": split,
+        "mode": mode,
+        "request": request.metadata(),
+        "scenes": [scene.to_json() for scene in lesson.scenes],
+        "drafts": [None if draft is None else draft.to_json() for draft in lesson.drafts],
+        "mistakes": lesson.mistakes,
+    }
+
+
+def texts(trajectory: Trajectory) -> list[str]:
+    """Every text of a trajectory, with its markup, in order."""
+    found = [trajectory.prompt]
+    for step in trajectory.steps:
+        if step.plan is not None:
+            found.append(write_plan(step.plan))
+        if step.inspect is not None:
+            found.append(step.inspect)
+        if step.refine is not None:
+            found.append(write_refine(step.refine.instruction))
+    return found
+
+
+def corpus(rng: np.random.Generator, level: str | Level, n: int) -> list[str]:
+    """The texts of `n` training trajectories, for a tokenizer to learn from."""
+    level = get_level(level)
+    lines = []
+    for index in range(n):
+        category = categories(level)[index % len(categories(level))]
+        request = sample_request(rng, level, category)
+        make = teach if rng.random() < 0.9 else _plan_only
+        lines += texts(make(request, rng, level))
+    return lines
+
+
+def _plan_only(request: Request, rng: np.random.Generator, level: Level) -> Trajectory:
+    return baseline(request, rng, level, Mode.PLAN_ONLY)
+
+
+def vocabulary(level: str | Level) -> list[str]:
+    """Every word and punctuation mark of the language, sorted; special tokens not included."""
+    return language.vocabulary(get_level(level))

@@ -1,0 +1,168 @@
+"""One optimizer step: unroll, losses, gradients, AdamW, EMA."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from process_gen.losses import LossTable
+from process_gen.models.unified import UnifiedModel, token_count
+from process_gen.models.unroll import Outputs, UnrollOptions, blank_outputs, unroll
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import labels
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a resumed run needs besides the data iterator.
+
+    Attributes:
+      step: [] int32, optimizer steps taken.
+      params, ema: parameters and their exponential moving average, float32.
+      opt_state: of the optimizer.
+      key: the run's key; each step folds its number into it.
+    """
+
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a train step is made of.
+
+    Attributes:
+      model, losses, options, optimizer: see their classes.
+      schedule: learning rate of a step, for the log.
+      ema: decay of the moving average; early steps use (1 + step) / (10 + step) where that is less.
+      accumulate: micro-batches of a step.
+    """
+
+    model: UnifiedModel
+    losses: LossTable
+    options: UnrollOptions
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    ema: float = 0.999
+    accumulate: int = 1
+
+
+def init_state(recipe: Recipe, spec: Batch, key: jax.Array, unbox: Callable[[Any], Any]) -> TrainState:
+    """The state before the first step; parameters keep their logical axis names.
+
+    Args:
+      recipe: what is trained.
+      spec: shapes of a batch.
+      key: initializes parameters and starts the run's randomness.
+      unbox: drops the axis names of a tree of parameters.
+    """
+    init_key, run_key = jax.random.split(key)
+    batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), spec)
+    boxed = recipe.model.init(init_key, batch)["params"]
+    plain = unbox(boxed)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=boxed,
+        ema=plain,
+        opt_state=recipe.optimizer.init(plain),
+        key=run_key,
+    )
+
+
+def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure train step: (state, batch) -> (state, metrics).
+
+    A step whose loss or gradient is not finite leaves the state as it was and
+    says so in `metrics["finite"]`.
+    """
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, sums, counts = _gradients(recipe, state.params, batch, key)
+        norm = optax.global_norm(gradients)
+        loss = recipe.losses.total(sums, counts)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        decay = jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        new = TrainState(step=step, params=params, ema=ema, opt_state=opt_state, key=state.key)
+        metrics = {
+            "loss": loss,
+            **recipe.losses.metrics(sums, counts),
+            "grad_norm": norm,
+            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.global_norm(params),
+            "learning_rate": recipe.schedule(state.step),
+            "finite": finite.astype(jnp.float32),
+            **_amounts(recipe.model, batch),
+        }
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), metrics
+
+    return train_step
+
+
+def _gradients(recipe: Recipe, params: Any, batch: Batch, key: jax.Array):
+    """Gradients of the total loss, and the sums and counts of its terms.
+
+    Every term is divided by its count over the whole batch, so accumulated
+    micro-batches give the gradient of the whole batch.
+    """
+    if recipe.accumulate == 1:
+        return _micro(recipe, params, batch, key, None)
+    micro = jax.tree.map(lambda x: x.reshape(recipe.accumulate, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(key, recipe.accumulate)
+
+    def count(total, xs):
+        outputs = blank_outputs(recipe.model, xs[0], xs[1], recipe.options)
+        counts = _terms(recipe, outputs, xs[0], xs[1])[1]
+        return jax.tree.map(jnp.add, total, counts), None
+
+    def accumulate(carry, xs):
+        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts)
+        return jax.tree.map(jnp.add, carry, (gradients, sums)), None
+
+    zeros = {row.name: jnp.zeros(()) for row in recipe.losses.rows}
+    counts, _ = jax.lax.scan(count, zeros, (micro, keys))
+    start = (jax.tree.map(jnp.zeros_like, params), zeros)
+    (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
+    return gradients, sums, counts
+
+
+def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None):
+    def loss(params):
+        outputs = unroll(recipe.model, params, batch, key, recipe.options)
+        sums, own = _terms(recipe, outputs, batch, key)
+        return recipe.losses.total(sums, own if counts is None else counts), (sums, own)
+
+    gradients, (sums, own) = jax.grad(loss, has_aux=True)(params)
+    return gradients, sums, own
+
+
+def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
+    return recipe.losses.terms(outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, 1))
+
+
+def _amounts(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
+    """How much a batch holds: step slots that are filled, and tokens that are not padding."""
+    texts = (batch.prompt_tokens, batch.plan_tokens, batch.inspect_tokens, batch.refine_tokens)
+    refined = ((token_count(batch.refine_tokens) > 0) & batch.present).sum()
+    images = (1 + model.layout.sketch_copies) * batch.present.sum() + (
+        1 + model.layout.refined_copies
+    ) * refined
+    return {
+        "batch/steps": batch.present.sum().astype(jnp.float32),
+        "batch/trajectories": (batch.last & batch.present).sum().astype(jnp.float32),
+        "batch/und_tokens": (sum((t != 0).sum() for t in texts) + 2 * images).astype(jnp.float32),
+        "batch/gen_tokens": (images * model.layout.latents).astype(jnp.float32),
+    }

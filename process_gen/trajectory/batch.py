@@ -1,0 +1,72 @@
+"""The batch: packed rows of step slots, and the one spec that describes them.
+
+Axes: B rows, S step slots of a row, R trajectories of a row, T tokens of a
+text slot, H W image height and width.
+
+A row of S step slots may hold several trajectories one after the other;
+`reset` marks where a fresh context starts. A text slot that is all zeros is
+absent: no plan in a single-pass trajectory, no refine where none was needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from process_gen.trajectory.layout import Layout
+
+PAD_ID = 0
+
+
+@flax.struct.dataclass
+class Batch:
+    """Packed rows.
+
+    Attributes:
+      prompt_tokens: [B, R, T] int32, zero-padded.
+      prompt_index: [B, S] int32, which of the R prompts the step draws.
+      reset: [B, S] bool, first step of a trajectory.
+      present: [B, S] bool, the slot holds a step.
+      last: [B, S] bool, the trajectory ends with this step.
+      plan_tokens, inspect_tokens, refine_tokens: [B, S, T] int32.
+      sketch: [B, S, H, W, 3] uint8, the draft.
+      refined: [B, S, H, W, 3] uint8, the corrected image, zeros where absent.
+      sketch_ok: [B, S] bool, the draft carries out its instruction.
+    """
+
+    prompt_tokens: Any
+    prompt_index: Any
+    reset: Any
+    present: Any
+    last: Any
+    plan_tokens: Any
+    inspect_tokens: Any
+    refine_tokens: Any
+    sketch: Any
+    refined: Any
+    sketch_ok: Any
+
+    @classmethod
+    def spec(cls, layout: Layout, batch_size: int) -> Batch:
+        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves."""
+        rows, steps = batch_size, layout.steps
+
+        def array(*shape, dtype=jnp.int32):
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        return cls(
+            prompt_tokens=array(rows, layout.trajectories, layout.prompt),
+            prompt_index=array(rows, steps),
+            reset=array(rows, steps, dtype=jnp.bool_),
+            present=array(rows, steps, dtype=jnp.bool_),
+            last=array(rows, steps, dtype=jnp.bool_),
+            plan_tokens=array(rows, steps, layout.plan),
+            inspect_tokens=array(rows, steps, layout.inspect),
+            refine_tokens=array(rows, steps, layout.refine),
+            sketch=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
+            refined=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
+            sketch_ok=array(rows, steps, dtype=jnp.bool_),
+        )

@@ -1,0 +1,138 @@
+"""Static slots: how many tokens each part of a step may take.
+
+Everything whose size a compiled program must know is fixed here, from the
+config. Only padding and presence (no refine in this step, trajectory already
+ended) are data. One step holds these segments, in logical order:
+
+    plan            text      <|im_start|> <ins>..</ins><des>..</des> <|im_end|>
+    sketch_noised   images    flow targets, one per noised copy
+    sketch          image     the draft that later tokens see
+    inspect         text      <|im_start|> .. <|im_end|>
+    refine          text      <|im_start|> <refine>..</refine> <|im_end|>
+    refined_noised  images    flow targets
+    refined         image     the corrected image that later tokens see
+
+Each image stands between `<|vision_start|>` and `<|vision_end|>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+Kind = Literal["text", "noised", "clean"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A run of tokens that sees and is seen as one.
+
+    Attributes:
+      name: as in the table above.
+      kind: `text` (causal inside), `clean` image (full inside) or `noised`
+        image (full inside, seen by nobody else).
+      text: number of tokens that carry a vocabulary id. For an image these are
+        the two vision tokens.
+      latents: number of latent tokens.
+    """
+
+    name: str
+    kind: Kind
+    text: int
+    latents: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.text + self.latents
+
+    def resized(self, text: int) -> Segment:
+        """The same segment with another number of vocabulary tokens."""
+        return dataclasses.replace(self, text=text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The static sizes of one packed row.
+
+    Attributes:
+      image_size: height and width in pixels.
+      latent_grid: rows and columns of latent tokens of one image.
+      latent_values: values of one latent token (patch * patch * channels).
+      prompt, plan, inspect, refine: tokens of each text slot, with
+        `<|im_start|>` and `<|im_end|>`.
+      steps: step slots of a row.
+      trajectories: how many trajectories a row may hold, one after another.
+      sketch_copies, refined_copies: flow targets per image, each with its own
+        timestep and noise. More copies give more image supervision per text token.
+      context: what a step sees of earlier ones: `full` everything, `last` the
+        prompt and the newest visual state.
+    """
+
+    image_size: tuple[int, int] = (32, 32)
+    latent_grid: tuple[int, int] = (4, 4)
+    latent_values: int = 192
+    prompt: int = 40
+    plan: int = 48
+    inspect: int = 24
+    refine: int = 20
+    steps: int = 4
+    trajectories: int = 2
+    sketch_copies: int = 1
+    refined_copies: int = 1
+    context: Literal["full", "last"] = "full"
+
+    def __post_init__(self):
+        for field in (f.name for f in dataclasses.fields(self) if f.type == "int"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"layout.{field} must be at least 1, got {getattr(self, field)}")
+        if self.trajectories > self.steps:
+            raise ValueError(
+                f"layout.trajectories ({self.trajectories}) exceeds layout.steps ({self.steps}): "
+                "a trajectory has at least one step"
+            )
+        if self.context not in ("full", "last"):
+            raise ValueError(f"layout.context must be 'full' or 'last', got {self.context!r}")
+
+    @property
+    def latents(self) -> int:
+        """Latent tokens of one image."""
+        return self.latent_grid[0] * self.latent_grid[1]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image with its two vision tokens."""
+        return self.latents + 2
+
+    def text_slot(self, name: str) -> Segment:
+        return Segment(name, "text", getattr(self, name))
+
+    def image_slot(self, name: str, kind: Kind = "clean") -> Segment:
+        return Segment(name, kind, 2, self.latents)
+
+    @functools.cached_property
+    def step_segments(self) -> tuple[Segment, ...]:
+        """Every segment of a training step, in logical order."""
+
+        def noised(name):
+            copies = getattr(self, f"{name}_copies")
+            return tuple(self.image_slot(f"{name}_noised_{i}", "noised") for i in range(copies))
+
+        return (
+            self.text_slot("plan"),
+            *noised("sketch"),
+            self.image_slot("sketch"),
+            self.text_slot("inspect"),
+            self.text_slot("refine"),
+            *noised("refined"),
+            self.image_slot("refined"),
+        )
+
+    @functools.cached_property
+    def visible_segments(self) -> tuple[Segment, ...]:
+        """The segments of a step that later tokens may see."""
+        return tuple(s for s in self.step_segments if s.kind != "noised")
+
+    @property
+    def visible_tokens(self) -> int:
+        return sum(s.tokens for s in self.visible_segments)

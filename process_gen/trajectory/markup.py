@@ -1,0 +1,97 @@
+"""The text of a stage, written and parsed in one place.
+
+    plan    <ins>what this stroke does</ins><des>the scene afterwards</des>
+    refine  <refine>what to correct</refine>
+
+Writing then parsing gives back the same strings exactly. Text that a model
+wrote may be anything: what does not parse becomes a `Malformed` value that
+says what is wrong, so that one bad row never stops a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from process_gen.trajectory.stages import Plan
+
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+VISION_START = "<|vision_start|>"
+VISION_END = "<|vision_end|>"
+END_OF_TEXT = "<|endoftext|>"
+INS, INS_END = "<ins>", "</ins>"
+DES, DES_END = "<des>", "</des>"
+REFINE, REFINE_END = "<refine>", "</refine>"
+
+CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END)
+MARKUP_TOKENS = (INS, INS_END, DES, DES_END, REFINE, REFINE_END)
+SPECIAL_TOKENS = CONTROL_TOKENS + MARKUP_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Malformed:
+    """Text that is not what its stage asks for.
+
+    Attributes:
+      reason: what is wrong, for people.
+      text: the text as it came.
+    """
+
+    reason: str
+    text: str
+
+
+def check_plain(text: str, what: str) -> str:
+    """Returns `text`, refusing special tokens inside it with a ValueError."""
+    for token in SPECIAL_TOKENS:
+        if token in text:
+            raise ValueError(f"{what} must not contain the token {token}: {text!r}")
+    return text
+
+
+def write_plan(plan: Plan) -> str:
+    """Writes a plan; raises ValueError if a field holds a special token."""
+    instruction = check_plain(plan.instruction, "the instruction of a plan")
+    description = check_plain(plan.description, "the description of a plan")
+    return f"{INS}{instruction}{INS_END}{DES}{description}{DES_END}"
+
+
+def parse_plan(text: str) -> Plan | Malformed:
+    """Parses a plan, the inverse of `write_plan`."""
+    fields = _fields(text, ((INS, INS_END), (DES, DES_END)))
+    return fields if isinstance(fields, Malformed) else Plan(*fields)
+
+
+def write_refine(instruction: str) -> str:
+    """Writes a refine instruction; raises ValueError on a special token."""
+    check_plain(instruction, "a refine instruction")
+    return f"{REFINE}{instruction}{REFINE_END}"
+
+
+def parse_refine(text: str) -> str | Malformed:
+    """Parses a refine instruction, the inverse of `write_refine`."""
+    fields = _fields(text, ((REFINE, REFINE_END),))
+    return fields if isinstance(fields, Malformed) else fields[0]
+
+
+def _fields(text: str, tags: tuple[tuple[str, str], ...]) -> tuple[str, ...] | Malformed:
+    """Reads consecutive tagged fields that make up the whole of `text`."""
+    rest, fields = text, []
+    for opening, closing in tags:
+        if not rest.lstrip().startswith(opening):
+            return Malformed(f"expected {opening} at {rest[:20]!r}", text)
+        inside, found, rest = rest.lstrip()[len(opening) :].partition(closing)
+        if not found:
+            return Malformed(f"{opening} is never closed", text)
+        stray = next((token for token in SPECIAL_TOKENS if token in inside), None)
+        if stray:
+            return Malformed(f"{stray} inside {opening}", text)
+        fields.append(inside)
+    if rest.strip():
+        return Malformed(f"text after {tags[-1][1]}: {rest.strip()[:20]!r}", text)
+    return tuple(fields)
+
+
+SPECIAL_PATTERN = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+"""Matches any special token; tokenizers split text on it."""

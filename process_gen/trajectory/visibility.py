@@ -1,0 +1,154 @@
+"""Who sees whom.
+
+In logical order a key is visible to exactly one interval of queries:
+
+    start[k] <= q < end[k]
+
+    text     from itself                 to the end of what follows
+    clean    from the start of its image to the end of what follows
+    noised   from the start of its image to the end of its image
+
+so a mask costs O(L) numbers. For a step with a plan of 2 tokens, one noised
+copy, a sketch and an inspection of 2 tokens (images of one latent token
+between two vision tokens; rows are queries, columns keys):
+
+                 plan  noised  sketch  inspect
+    plan    0    #.    ...     ...     ..
+            1    ##    ...     ...     ..
+    noised  2-4  ##    ###     ...     ..
+    sketch  5-7  ##    ...     ###     ..
+    inspect 8    ##    ...     ###     #.
+            9    ##    ...     ###     ##
+
+Earlier context (the prompt, earlier steps) is visible to every row. What
+"what follows" means between steps is the context policy of the layout: with
+`full` it is the rest of the trajectory; with `last` a text ends with its own
+step and a visual state with the step after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from process_gen.trajectory.layout import Segment
+
+
+def intervals(
+    segments: Sequence[Segment], seen_until: Mapping[str, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of queries to which each key is visible.
+
+    Args:
+      segments: in logical order.
+      seen_until: logical position at which a segment (by name) stops being
+        visible; by default the end of all segments.
+
+    Returns:
+      start, end: [L] int32 in logical order.
+    """
+    total = sum(s.tokens for s in segments)
+    start, end, offset = [], [], 0
+    for segment in segments:
+        positions = np.arange(offset, offset + segment.tokens)
+        stop = (seen_until or {}).get(segment.name, total)
+        start.append(positions if segment.kind == "text" else np.full_like(positions, offset))
+        end.append(np.full_like(positions, offset + segment.tokens if segment.kind == "noised" else stop))
+        offset += segment.tokens
+    return np.concatenate(start).astype(np.int32), np.concatenate(end).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryGroup:
+    """Queries that share one attention call, and the keys that they may see.
+
+    Attributes:
+      names: the segments whose tokens ask.
+      noised: whether they are flow targets.
+      queries, keys: slices into the tokens of the chunk, in memory order.
+      mask: [queries, keys] bool, who sees whom inside the chunk.
+    """
+
+    names: tuple[str, ...]
+    noised: bool
+    queries: tuple[slice, ...]
+    keys: tuple[slice, ...]
+    mask: np.ndarray
+
+
+class Chunk:
+    """Segments that go through the backbone together.
+
+    In memory all tokens with a vocabulary id (the understanding block) stand
+    before all latent tokens (the generation block), so that which weights a
+    token uses is known when the program is traced. Rotary ids and the mask
+    carry the logical order.
+
+    Attributes:
+      segments: in logical order.
+      order: [L] logical position of each token in memory.
+      start, end: [L] who may see each token in memory, as key.
+    """
+
+    def __init__(self, segments: Sequence[Segment], seen_until: Mapping[str, int] | None = None):
+        self.segments = tuple(segments)
+        self.text_tokens = sum(s.text for s in self.segments)
+        self.latent_tokens = sum(s.latents for s in self.segments)
+        self._text: dict[str, slice] = {}
+        self._latents: dict[str, slice] = {}
+        text, latents, offset, order = 0, self.text_tokens, 0, np.zeros(self.tokens, np.int32)
+        for s in self.segments:
+            self._text[s.name] = slice(text, text + s.text)
+            self._latents[s.name] = slice(latents, latents + s.latents)
+            positions = np.arange(offset, offset + s.tokens)
+            # An image opens with a vision token and closes with the other one.
+            order[self._text[s.name]] = positions if s.kind == "text" else positions[[0, -1]]
+            order[self._latents[s.name]] = positions[:0] if s.kind == "text" else positions[1:-1]
+            text, latents, offset = text + s.text, latents + s.latents, offset + s.tokens
+        start, end = intervals(self.segments, seen_until)
+        self.order, self.start, self.end = order, start[order], end[order]
+
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.latent_tokens
+
+    def text(self, name: str) -> slice:
+        """Where the vocabulary tokens of a segment stand in memory."""
+        return self._text[name]
+
+    def latents(self, name: str) -> slice:
+        """Where the latent tokens of a segment stand in memory."""
+        return self._latents[name]
+
+    def memory(self, name: str) -> tuple[slice, ...]:
+        """All tokens of a segment: vocabulary tokens, then latent tokens."""
+        both = (self._text[name], self._latents[name])
+        return tuple(s for s in both if s.stop > s.start)
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """[L, L] bool in memory order: may query (row) see key (column)?"""
+        q = self.order[:, None]
+        return (self.start[None] <= q) & (q < self.end[None])
+
+    @functools.cached_property
+    def groups(self) -> tuple[QueryGroup, ...]:
+        """One group for every run of segments of one kind, each with the keys it needs."""
+        runs: list[list[Segment]] = []
+        for segment in self.segments:
+            if runs and runs[-1][-1].kind == segment.kind:
+                runs[-1].append(segment)
+            else:
+                runs.append([segment])
+        return tuple(self._group(run) for run in runs)
+
+    def _group(self, run: Sequence[Segment]) -> QueryGroup:
+        queries = tuple(piece for s in run for piece in self.memory(s.name))
+        rows = np.concatenate([self.mask[piece] for piece in queries])
+        seen = [s.name for s in self.segments if any(rows[:, p].any() for p in self.memory(s.name))]
+        keys = tuple(piece for name in seen for piece in self.memory(name))
+        mask = np.concatenate([rows[:, piece] for piece in keys], axis=1)
+        return QueryGroup(tuple(s.name for s in run), run[0].kind == "noised", queries, keys, mask)

@@ -1,0 +1,80 @@
+"""Installation: `pip install -e ".[test]"`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "process_gen" / "__init__.py").read_text())[1]
+README = ROOT / "README.md"
+
+# The CPU build of TensorFlow is a third of the size and all that reading records and writing summaries needs.
+# It has wheels for Linux and Windows on x86; elsewhere the full package is the CPU build.
+_X86 = "platform_system != 'Darwin' and (platform_machine == 'x86_64' or platform_machine == 'AMD64')"
+_OTHER = "platform_system == 'Darwin' or (platform_machine != 'x86_64' and platform_machine != 'AMD64')"
+
+INSTALL = [
+    "absl-py>=2.1",
+    "array-record>=0.8.1",
+    "clu>=0.0.12",
+    "einops>=0.8",
+    "etils[enp,epath,epy,etree]>=1.12",
+    "flax>=0.12",
+    "grain>=0.2.14",
+    "jax>=0.10",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11.0",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tensorboard>=2.19",
+    f"tensorflow-cpu>=2.20; {_X86}",
+    f"tensorflow>=2.20; {_OTHER}",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.66",
+]
+
+NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
+
+EXTRAS = {
+    "test": [
+        *NOTEBOOKS,
+        "hypothesis>=6.100",
+        "nbmake>=1.5.5",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.12",
+        "scikit-image>=0.25",
+        "typeguard>=4.4",
+    ],
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda": ["jax[cuda13]>=0.10"],
+    "notebooks": NOTEBOOKS,
+    "bagel": ["tokenizers>=0.21"],
+}
+
+setup(
+    name="process_gen",
+    version=VERSION,
+    description="Process-driven image generation in JAX: plan, sketch, inspect, refine",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["process_gen", "process_gen.*"]),
+    package_data={"process_gen": ["assets/**/*", "data/assets/**/*"]},
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,184 @@
+"""How fast the train step and the sampler are on this machine; nothing is asserted.
+
+    python tests/benchmarks/speed.py --config=configs/scenes.py:quick
+    python tests/benchmarks/speed.py --config=configs/scenes.py:debug --config.train.batch_size=8 --what=train
+    python tests/benchmarks/speed.py --config.model.size=scenes_m --profile=/tmp/profile
+
+The share of the peak is taken against the best square matrix product of the
+same run. "useful" counts tokens that are not padding, "computed" every slot;
+attention scores and what the backward pass recomputes count in neither. Random
+weights and random batches: only the clock is looked at.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from process_gen import cli
+
+if __name__ == "__main__":  # bad flags are found before the slow imports
+    flags.DEFINE_enum("what", "both", ("train", "sample", "both"), "What to measure.")
+    flags.DEFINE_integer("repeats", 5, "Train steps that are timed.", lower_bound=1)
+    flags.DEFINE_integer("prompts", 0, "Prompts to sample; config.eval.batch_size by default.", lower_bound=0)
+    flags.DEFINE_string("profile", None, "Folder for a profiler trace of one train step and one prompt.")
+    cli.read_flags(config="configs/scenes.py:quick")
+
+# isort: split
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from process_gen import experiment, metering
+from process_gen.data.fake import fake_batch
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.models.unified import UnifiedModel
+from process_gen.reports.table import table
+from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.train_step import Recipe, init_state, make_train_step
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.sampled import SampledTrajectory
+
+Row = tuple[str, str]
+
+
+def measure_train(
+    config: ConfigDict, peak: float, repeats: int, profile: str | None
+) -> tuple[list[Row], Any]:
+    """Times the train step; returns lines for the table, and the parameters."""
+    model = experiment.build_model(config, scenes_tokenizer())
+    optimizer, schedule = experiment.build_optimizer(config)
+    options, losses = experiment.build_unroll_options(config), experiment.build_losses(config)
+    recipe = Recipe(model, losses, options, optimizer, schedule, accumulate=config.train.accumulate)
+    rows, layout = config.train.batch_size, model.layout
+    batch = jax.device_put(Batch(**fake_batch(layout, rows, seed=0, vocab=scenes_tokenizer().vocab_size)))
+    init = jax.jit(lambda key: nn.unbox(init_state(recipe, Batch.spec(layout, rows), key, nn.unbox)))
+    state = init(jax.random.key(0))
+    started = time.perf_counter()
+    step = jax.jit(make_train_step(recipe), donate_argnums=0).lower(state, batch).compile()
+    compiled = time.perf_counter() - started
+
+    state, metrics = jax.block_until_ready(step(state, batch))
+    seconds = []
+    for i in range(repeats):
+        with _trace(profile if i == 0 else None):
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(step(state, batch))
+        seconds.append(time.perf_counter() - started)
+    best = min(seconds[1:] or seconds)
+
+    amounts = {name: float(value) for name, value in metrics.items() if name.startswith("batch/")}
+    und, gen = amounts["batch/und_tokens"], amounts["batch/gen_tokens"]
+    all_und, all_gen = _slots(model, rows)
+    cost = metering.TokenCost.of(state.params)
+    images = int(batch.present.sum()) + int((batch.refine_tokens.any(-1) & batch.present).sum())
+    lines = [
+        ("train: rows x step slots", f"{rows} x {layout.steps}"),
+        ("train: compilation", f"{compiled:.1f} s"),
+        (
+            f"train: step, best of {len(seconds)}",
+            f"{best * 1e3:.0f} ms (median {np.median(seconds) * 1e3:.0f})",
+        ),
+        ("train: tokens/s, useful", f"{(und + gen) / best:,.0f}"),
+        ("train: tokens/s, computed", f"{(all_und + all_gen) / best:,.0f}"),
+        ("train: step slots/s", f"{rows * layout.steps / best:,.1f}"),
+        ("train: images/s", f"{images / best:,.1f}"),
+        ("train: share of peak, useful", f"{cost.train_flops(und, gen) / best / peak:.1%}"),
+        ("train: share of peak, computed", f"{cost.train_flops(all_und, all_gen) / best / peak:.1%}"),
+    ]
+    return lines, state.params
+
+
+def _slots(model: UnifiedModel, rows: int) -> tuple[int, int]:
+    """Text and latent tokens of a batch, padding included."""
+    layout = model.layout
+    und = layout.steps * sum(s.text for s in layout.step_segments) + layout.trajectories * layout.prompt
+    gen = layout.steps * sum(s.latents for s in layout.step_segments)
+    return rows * und, rows * gen
+
+
+def measure_sampler(
+    config: ConfigDict, params: Any, peak: float, count: int, profile: str | None
+) -> list[Row]:
+    """Times sampling of benchmark prompts; the second call, so without compilation."""
+    model = experiment.build_model(config, scenes_tokenizer())
+    if params is None:
+        params = nn.unbox(jax.jit(model.init)(jax.random.key(0), _zeros(model)))["params"]
+    count = count or config.eval.batch_size
+    settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
+    sampler = Sampler(model, params, scenes_tokenizer(), settings, rows=min(count, config.eval.batch_size))
+    tasks = make_benchmark(config.data.level, per_group=-(-count // 8)).tasks
+    prompts = [task.request.text for task in tasks][:count]
+    started = time.perf_counter()
+    sampler.sample(prompts, seed=0)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    drawn = sampler.sample(prompts, seed=1)
+    seconds = time.perf_counter() - started
+    if profile:
+        with _trace(profile):
+            sampler.sample(prompts[:1], seed=0)
+
+    steps = sum(len(one.steps) for one in drawn)
+    images = steps + sum(step.refined is not None for one in drawn for step in one.steps)
+    flops = _sampling_flops(model, params, drawn)
+    return [
+        ("sample: prompts, rows", f"{len(prompts)}, {sampler.rows}"),
+        ("sample: first call, with compilation", f"{first:.1f} s"),
+        ("sample: trajectories/s", f"{len(drawn) / seconds:,.2f}"),
+        ("sample: steps/s", f"{steps / seconds:,.2f}"),
+        ("sample: images/s", f"{images / seconds:,.2f} at {settings.flow_steps} Euler steps"),
+        ("sample: share of peak", f"{flops / seconds / peak:.1%}"),
+    ]
+
+
+def _zeros(model: UnifiedModel) -> Batch:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Batch.spec(model.layout, 1))
+
+
+def _sampling_flops(model: UnifiedModel, params: Any, drawn: Sequence[SampledTrajectory]) -> float:
+    """FLOP of the tokens that sampling had to go through: texts once, images once per Euler step."""
+    cost, tokenizer = metering.TokenCost.of(params), scenes_tokenizer()
+    texts = [one.prompt for one in drawn]
+    for one in drawn:
+        for step in one.steps:
+            texts += [text for text in (step.plan_text, step.inspect_text, step.refine_text) if text]
+    und = sum(len(tokenizer.encode(text)) + 2 for text in texts)
+    images = sum(one.sampling_steps for one in drawn)
+    return 2.0 * (cost.und * (und + 2 * images) + cost.gen * images * model.layout.latents)
+
+
+def _trace(folder: str | None) -> contextlib.AbstractContextManager:
+    return jax.profiler.trace(folder) if folder else contextlib.nullcontext()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the table."""
+    del argv
+    values = flags.FLAGS
+    config = values.config
+    experiment.check(config)
+    peak = metering.measured_peak(config.model.dtype)
+    lines: list[Row] = [
+        ("device", jax.devices()[0].device_kind),
+        ("model", f"{config.model.size}, {config.model.dtype}"),
+        ("matrix product, measured", f"{peak / 1e9:,.0f} GFLOP/s"),
+    ]
+    params = None
+    if values.what != "sample":
+        found, params = measure_train(config, peak, values.repeats, values.profile)
+        lines += found
+    if values.what != "train":
+        lines += measure_sampler(config, params, peak, values.prompts, values.profile)
+    print(table(lines, ("", "measured")))
+
+
+if __name__ == "__main__":
+    cli.run(main, (experiment.ConfigError, OSError))

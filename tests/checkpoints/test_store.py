@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from process_gen.checkpoints import manifest, store
+from process_gen.checkpoints.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    CheckpointNotSaved,
+)
+from process_gen.checkpoints.load import load_params
+from process_gen.checkpoints.store import CheckpointStore
+
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+@flax.struct.dataclass
+class State:
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: Any
+
+
+def make_state(seed=0, width=4, dtype=jnp.float32, ema=True):
+    key = jax.random.key(seed)
+    params = {
+        "blocks": {"up": jax.random.normal(key, (2, 3, width), dtype), "scale": jnp.ones((2, 3), dtype)},
+        "embed": jax.random.normal(key, (7, 3), jnp.bfloat16),
+    }
+    return State(
+        step=jnp.asarray(seed, jnp.int32),
+        params=params,
+        ema=jax.tree.map(lambda x: x / 2, params) if ema else None,
+        opt_state=TX.init(params),
+        key=jax.random.fold_in(key, 1),
+    )
+
+
+def iterator():
+    return iter(grain.MapDataset.range(100).shuffle(seed=1).to_iter_dataset().batch(4))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        x, y = (jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (x, y))
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with steps 1 and 2, and batches that a reader at step 2 has yet to see."""
+    workdir, data = tmp_path_factory.mktemp("run"), iterator()
+    with CheckpointStore(str(workdir), {"config": {"size": "debug", "lr": 0.1}}) as checkpoints:
+        for step in (1, 2):
+            next(data)
+            checkpoints.save(step, make_state(step), data)
+    return workdir, [next(data) for _ in range(3)]
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A copy of that workdir to break."""
+    shutil.copytree(saved[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_round_trip_is_exact(saved):
+    workdir, batches = saved
+    data = iterator()
+    with CheckpointStore(str(workdir)) as checkpoints:
+        assert checkpoints.steps() == [1, 2] and checkpoints.latest_step() == 2
+        like = jax.eval_shape(make_state)
+        state = checkpoints.restore(like, data)
+        assert_same(state, make_state(2))
+        assert isinstance(state.opt_state[1][0], optax.ScaleByAdamState)
+        for batch in batches:
+            np.testing.assert_array_equal(next(data), batch)
+        assert_same(checkpoints.restore(make_state(5), step=1), make_state(1))
+        about = checkpoints.metadata()
+        assert about["config"] == {"size": "debug", "lr": 0.1} and about["step"] == 2
+        assert about["versions"]["jax"] == jax.__version__
+
+
+def test_weights_alone(saved):
+    workdir, _ = saved
+    for path in (workdir, workdir / "checkpoints", workdir / "checkpoints" / "2"):
+        loaded = load_params(str(path))
+        assert_same(loaded.params, jax.tree.map(np.asarray, make_state(2).ema))
+        assert loaded.metadata["config"]["size"] == "debug" and loaded.source.endswith("/2")
+    first = load_params(str(workdir / "checkpoints" / "1"), "params", like=jax.eval_shape(make_state).params)
+    assert_same(first.params, make_state(1).params)
+    assert isinstance(first.params["embed"], jax.Array)
+
+
+def test_the_state_may_be_donated_while_it_is_written(tmp_path):
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        state = {"params": {"w": jnp.arange(1 << 20, dtype=jnp.float32)}}
+        checkpoints.save(1, state)
+        add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+        for _ in range(3):
+            state = add(state)
+        checkpoints.wait()
+        restored = checkpoints.restore(state)
+        np.testing.assert_array_equal(restored["params"]["w"], np.arange(1 << 20, dtype=np.float32))
+
+
+def test_old_steps_go_and_chosen_ones_stay(tmp_path):
+    with CheckpointStore(str(tmp_path), save_every=2, keep=1, keep_every=4) as checkpoints:
+        for step in (2, 4, 6, 8, 10):
+            assert checkpoints.due(step) and not checkpoints.due(step + 1)
+            checkpoints.save(step, {"params": {"w": jnp.zeros(2)}})
+        checkpoints.wait()
+    assert CheckpointStore(str(tmp_path)).steps() == [4, 8, 10]
+    assert not checkpoints.due(0)
+
+
+def test_a_step_is_saved_once(copy):
+    with CheckpointStore(str(copy)) as checkpoints:
+        for step in (1, 2):
+            with pytest.raises(CheckpointNotSaved, match="already holds step 2"):
+                checkpoints.save(step, make_state())
+        with pytest.raises(ValueError, match="metadata"):
+            checkpoints.save(3, {"metadata": {"w": jnp.zeros(1)}})
+        checkpoints.save(3, make_state(3))
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 3
+
+
+def test_a_failed_save_is_heard_of(tmp_path, monkeypatch):
+    checkpoints = CheckpointStore(str(tmp_path))
+    checkpoints.save(1, {"params": {"w": jnp.zeros(2)}})
+    checkpoints.wait()
+
+    def full(step_dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    checkpoints.save(2, {"params": {"w": jnp.zeros(2)}})
+    with pytest.raises(CheckpointNotSaved, match=r"No space left.*last good one is step 1"):
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert checkpoints.latest_step() == 1
+    checkpoints.save(2, {"params": {"w": jnp.zeros(2)}})
+    checkpoints.close()
+    assert CheckpointStore(str(tmp_path)).steps() == [1, 2]
+
+
+def test_unfinished_saves_are_no_checkpoints(tmp_path):
+    stale = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    stale.mkdir(parents=True)
+    (stale / "junk").write_text("x")
+    with pytest.raises(CheckpointNotFound, match="never finished"):
+        load_params(str(tmp_path))
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(CheckpointNotFound):
+            checkpoints.restore(make_state())
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("which", ["ema", "params"])
+def test_nothing_to_load(tmp_path, which):
+    def error(path):
+        with pytest.raises(CheckpointNotFound) as caught:
+            load_params(str(path), which)
+        return str(caught.value)
+
+    assert "no such workdir" in error(tmp_path / "missing")
+    assert "is empty" in error(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "2024").mkdir()  # a number for a name does not make it a step
+    message = error(tmp_path)
+    assert "not the workdir" in message and "checkpoints/<step>" in message and "process_gen.train" in message
+    (tmp_path / "weights.bin").write_bytes(b"\x80\x04.")
+    assert ".safetensors" in error(tmp_path / "weights.bin")
+
+
+def test_a_step_or_an_item_that_is_not_there(saved):
+    with CheckpointStore(str(saved[0])) as checkpoints:
+        with pytest.raises(CheckpointNotFound, match=r"no step 9 .*\[1, 2\]"):
+            checkpoints.restore(make_state(), step=9)
+    with pytest.raises(CheckpointNotFound, match="no 'teacher' weights, only ema, "):
+        load_params(str(saved[0]), "teacher")
+
+
+def test_other_models_are_named(saved):
+    with CheckpointStore(str(saved[0])) as checkpoints:
+        for state, words in (
+            (make_state(width=5), ["blocks/up", "(2, 3, 4)", "(2, 3, 5)"]),
+            (make_state(dtype=jnp.bfloat16), ["blocks/scale", "float32 instead of bfloat16"]),
+            (make_state(ema=False), ["holds ema, key", "this run has key"]),
+            (make_state().replace(params={"blocks": {}, "new": jnp.ones(1)}), ["missing", "new", "only in"]),
+        ):
+            with pytest.raises(CheckpointMismatch) as error:
+                checkpoints.restore(state)
+            for word in words:
+                assert word in str(error.value)
+    with pytest.raises(CheckpointMismatch, match="blocks/up"):
+        load_params(str(saved[0]), like=make_state(width=5).ema)
+
+
+def test_the_data_iterator_belongs_to_the_state(saved, tmp_path, monkeypatch):
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        checkpoints.save(1, make_state())
+        checkpoints.wait()
+        with pytest.raises(CheckpointMismatch, match="without the state of a data iterator"):
+            checkpoints.restore(make_state(), iterator())
+    with CheckpointStore(str(saved[0])) as checkpoints:
+        monkeypatch.setattr(store.load, "read_json", lambda *_: {"hosts": ["{}", "{}"]})
+        with pytest.raises(CheckpointMismatch, match="2 hosts, this run has 1"):
+            checkpoints.restore(make_state(), iterator())
+
+
+def test_any_damage_to_any_file_is_noticed(copy):
+    """Every file that is read, deleted, cut in half and with one bit flipped."""
+    step_dir = copy / "checkpoints" / "2"
+    files = [p for p in step_dir.rglob("*") if p.is_file()]
+    files = [p for p in files if p.name not in ("commit_success.txt", "_CHECKPOINT_METADATA")]
+    assert len(files) > 20
+    with CheckpointStore(str(copy)) as checkpoints:
+        for path in files:
+            good = path.read_bytes()
+            flipped = bytearray(good)
+            flipped[len(good) // 2] ^= 4
+            for bad in (None, good[: len(good) // 2], bytes(flipped)):
+                path.unlink() if bad is None else path.write_bytes(bad)
+                with pytest.raises(CheckpointCorrupt) as error:
+                    checkpoints.restore(make_state())
+                assert "step 2" in str(error.value)
+                if path.name != manifest.NAME:
+                    assert str(path.relative_to(step_dir)) in str(error.value)
+                path.write_bytes(good)
+        assert_same(checkpoints.restore(make_state()), make_state(2))
+
+
+def test_damage_elsewhere_does_not_matter_to_the_weights(copy):
+    (copy / "checkpoints" / "2" / "opt_state" / "_METADATA").write_text("{")
+    load_params(str(copy))
+    (copy / "checkpoints" / "2" / "ema" / "_METADATA").write_text("{")
+    with pytest.raises(CheckpointCorrupt, match="ema/_METADATA"):
+        load_params(str(copy))
+
+
+def test_a_manifest_of_another_shape_is_corrupt(copy):
+    path = copy / "checkpoints" / "2" / manifest.NAME
+    for text in (
+        "[]",
+        "{}",
+        json.dumps({"format": 2, "files": {}}),
+        json.dumps({"format": 1, "files": {"a": 1}}),
+    ):
+        path.write_text(text)
+        with pytest.raises(CheckpointCorrupt, match=manifest.NAME):
+            load_params(str(copy))
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="a file is in the way"):
+        CheckpointStore(str(tmp_path / "file"))

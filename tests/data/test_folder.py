@@ -1,0 +1,197 @@
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import skimage
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.folder import LISTING, FolderSource, read_image
+from process_gen.data.loader import make_loader
+from process_gen.data.packing import Policy, TooManyBadTrajectories
+from process_gen.trajectory.layout import Layout
+
+PHOTOGRAPHS = pathlib.Path(skimage.__file__).parent / "data"
+SIZE = (24, 32)
+
+
+def write(folder, *entries):
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    (folder / LISTING).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A trajectory made of photographs: PNG and JPEG, colour and grey, in folders."""
+    (tmp_path / "in").mkdir()
+    for name in ("astronaut.png", "camera.png", "chelsea.png", "rocket.jpg"):
+        shutil.copy(PHOTOGRAPHS / name, tmp_path / "in" / name)
+    steps = [
+        {"instruction": "show a cat", "description": "a cat", "sketch": "in/chelsea.png"},
+        {
+            "instruction": "a rocket instead",
+            "description": "a rocket",
+            "sketch": "in/camera.png",
+            "inspect": "this is a man with a camera",
+            "refine": "show the rocket",
+            "refined": "in/rocket.jpg",
+        },
+        {"instruction": "add her", "description": "an astronaut", "sketch": "./in/../in/astronaut.png"},
+    ]
+    return write(tmp_path, {"prompt": "an astronaut", "steps": steps, "metadata": {"by": "skimage"}})
+
+
+def test_photographs_become_a_trajectory(photographs):
+    trajectory = FolderSource(photographs, SIZE)[0]
+    assert trajectory.uid == f"{photographs.name}:1" and trajectory.metadata == {"by": "skimage"}
+    cat, rocket, astronaut = trajectory.steps
+    for image in (cat.sketch, rocket.sketch, rocket.refine.image, astronaut.sketch):
+        assert image.shape == (*SIZE, 3) and image.dtype == np.uint8 and image.std() > 20
+    assert (rocket.sketch[..., 0] == rocket.sketch[..., 2]).all(), "a grey photograph"
+    assert cat.sketch_ok and not rocket.sketch_ok and astronaut.sketch_ok
+    assert rocket.inspect == "this is a man with a camera" and astronaut.plan.description == "an astronaut"
+    # The picture is the middle of the photograph: chelsea is 451 x 300, a little wider than 4:3.
+    whole = np.asarray(PIL.Image.open(PHOTOGRAPHS / "chelsea.png").convert("RGB"))
+    middle = PIL.Image.fromarray(whole[:, 25:425]).resize(SIZE[::-1], PIL.Image.Resampling.LANCZOS)
+    assert np.abs(cat.sketch.astype(int) - np.asarray(middle)).mean() < 4
+
+
+def test_photographs_train(photographs, toy_tokenizer):
+    layout = Layout(image_size=SIZE, prompt=64, plan=120, inspect=120, refine=120, steps=3, trajectories=1)
+    batch = next(iter(make_loader(FolderSource(photographs, SIZE), toy_tokenizer, layout, 2, epochs=1)))
+    assert batch["present"].tolist() == [[True] * 3, [False] * 3]
+    assert toy_tokenizer.decode(batch["refine_tokens"][0, 1]) == "<refine>show the rocket</refine>"
+
+
+def save(path, array, **options):
+    PIL.Image.fromarray(array).save(path, **options)
+    return path
+
+
+def test_every_mode_is_read(tmp_path):
+    grey = np.full((20, 30), 100, np.uint8)
+    colour = np.stack([grey, grey // 2, grey // 4], -1)
+    assert (read_image(save(tmp_path / "l.png", grey), SIZE) == 100).all()
+    assert (read_image(save(tmp_path / "deep.png", grey.astype(np.uint16) * 257), SIZE) == 100).all()
+    assert (read_image(save(tmp_path / "rgb.png", colour), SIZE) == (100, 50, 25)).all()
+    clear = np.dstack([colour, np.zeros((20, 30), np.uint8)])
+    assert (read_image(save(tmp_path / "rgba.png", clear), SIZE) == 255).all(), "transparent means white"
+    half = np.dstack([colour, np.full((20, 30), 51, np.uint8)])
+    assert abs(int(read_image(save(tmp_path / "half.png", half), SIZE)[0, 0, 0]) - 224) <= 1
+    palette = PIL.Image.fromarray(colour).quantize(4)
+    palette.save(tmp_path / "p.png")
+    assert np.abs(read_image(tmp_path / "p.png", SIZE).astype(int) - (100, 50, 25)).max() <= 3
+    palette.save(tmp_path / "keyed.png", transparency=int(np.asarray(palette)[0, 0]))
+    assert (read_image(tmp_path / "keyed.png", SIZE) == 255).all()
+    PIL.Image.fromarray(colour).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert read_image(tmp_path / "cmyk.jpg", SIZE).shape == (*SIZE, 3)
+    PIL.Image.fromarray(grey > 50).save(tmp_path / "bits.png")
+    assert (read_image(tmp_path / "bits.png", SIZE) == 255).all()
+
+
+def test_the_rotation_of_the_camera_is_applied(tmp_path):
+    upright = np.zeros((40, 30, 3), np.uint8)
+    upright[:20] = 255
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn by 90 degrees clockwise
+    path = tmp_path / "turned.jpg"
+    PIL.Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
+    image = read_image(path, (40, 30))
+    assert image[:18].min() > 230 and image[22:].max() < 25
+
+
+GOOD = {"prompt": "a", "steps": [{"sketch": "a.png"}]}
+
+
+def step(**fields):
+    return {"prompt": "a", "steps": [{"sketch": "a.png"}, fields]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{not json", "line 2: line is not JSON: Expecting property name"),
+        ("[1]", "line 2: line is not a JSON object"),
+        ({"steps": [{"sketch": "a.png"}]}, "line 2: prompt is missing"),
+        ({"prompt": " ", "steps": [{"sketch": "a.png"}]}, "line 2: prompt is empty"),
+        ({"prompt": 3, "steps": [{"sketch": "a.png"}]}, "line 2: prompt is not text"),
+        ({"prompt": "a", "steps": []}, "line 2: steps must be a list of at least one step"),
+        ({"promt": "a", "steps": []}, "line 2: line has an unknown key 'promt', did you mean 'prompt'?"),
+        ({**GOOD, "metadata": [1]}, "line 2: metadata is not an object"),
+        (step(), r"line 2: steps\[1\].sketch is missing"),
+        (step(sketch="a.png", instruction="b"), r"line 2: steps\[1\].description is missing beside instr"),
+        (step(sketch="a.png", refined="a.png"), r"line 2: steps\[1\].refine is missing beside refined"),
+        (step(sketch="a.png", sketch_ok=1), r"line 2: steps\[1\].sketch_ok is neither true nor false"),
+        (
+            step(sketch="a.png", inspekt="x"),
+            r"line 2: steps\[1\] .* unknown key 'inspekt', did you mean 'inspect'",
+        ),
+        (step(sketch="../a.png"), r"line 2: steps\[1\].sketch leaves the folder: '../a.png'"),
+        (step(sketch="/etc/passwd"), r"line 2: steps\[1\].sketch leaves the folder: '/etc/passwd'"),
+        (step(sketch="link/a.png"), r"line 2: steps\[1\].sketch leaves the folder: 'link/a.png'"),
+        (step(sketch="a\0.png"), r"line 2: steps\[1\].sketch is no file name"),
+        (step(sketch=""), r"line 2: steps\[1\].sketch is no file name"),
+    ],
+)
+def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
+    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "link").symlink_to(tmp_path.parent)
+    write(tmp_path, GOOD, entry, GOOD)
+    with pytest.raises(BadTrajectory, match=f"{LISTING}, {message}"):
+        FolderSource(tmp_path, SIZE)
+    source = FolderSource(tmp_path, SIZE, bad="skip", budget=0.4)
+    assert [source[i].uid.rpartition(":")[2] for i in range(len(source))] == ["1", "3"]
+    assert len(source.skipped) == 1
+    with pytest.raises(TooManyBadTrajectories, match=r"1 of 3 lines .* the budget allows 10.00%"):
+        FolderSource(tmp_path, SIZE, bad="skip", budget=0.1)
+
+
+def test_text_must_be_utf8(tmp_path):
+    (tmp_path / LISTING).write_bytes(b'{"prompt": "caf\xe9", "steps": []}\n')
+    with pytest.raises(BadTrajectory, match="line 1: line is not UTF-8"):
+        FolderSource(tmp_path, SIZE)
+    with pytest.raises(FileNotFoundError, match=f"{LISTING} does not exist"):
+        FolderSource(tmp_path / "nowhere", SIZE)
+
+
+def broken_files(folder):
+    photograph = (PHOTOGRAPHS / "coffee.png").read_bytes()
+    (folder / "cut.png").write_bytes(photograph[: len(photograph) // 2])
+    (folder / "flipped.png").write_bytes(photograph[:40000] + b"\xff\x00" * 50 + photograph[40100:])
+    (folder / "cut.jpg").write_bytes((PHOTOGRAPHS / "rocket.jpg").read_bytes()[:20000])
+    (folder / "text.png").write_text("not an image")
+    (folder / "empty.png").write_bytes(b"")
+    save(folder / "animated.gif", np.zeros((4, 4), np.uint8))
+    (folder / "folder.png").mkdir()
+
+
+BROKEN = "cut.png flipped.png cut.jpg text.png empty.png animated.gif folder.png missing.png"
+
+
+@pytest.mark.parametrize("name", BROKEN.split())
+def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenizer, name):
+    broken_files(tmp_path)
+    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    source = FolderSource(write(tmp_path, GOOD, step(sketch=name)), SIZE)
+    problem = "does not exist" if name == "missing.png" else "is no readable PNG or JPEG"
+    with pytest.raises(BadTrajectory, match=rf"{LISTING}, line 2: steps\[1\].sketch {problem}: '{name}'"):
+        source[1]
+    layout = Layout(image_size=SIZE, steps=2, trajectories=2)
+    policy = Policy(bad="skip", budget=0.5)
+    batches = list(make_loader(source, toy_tokenizer, layout, 1, epochs=1, policy=policy))
+    assert sum(int(batch["reset"].sum()) for batch in batches) == 1
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", np.zeros((300, 400), np.uint8))
+    write(tmp_path, GOOD)
+    monkeypatch.setattr("process_gen.data.folder.MAX_PIXELS", 100_000)
+    with pytest.raises(BadTrajectory, match="400 x 300 pixels, at most 100000 are read"):
+        FolderSource(tmp_path, SIZE)[0]
+    monkeypatch.setattr("process_gen.data.folder.MAX_PIXELS", 10**9)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadTrajectory, match="no readable PNG or JPEG.*decompression bomb"):
+        FolderSource(tmp_path, SIZE)[0]

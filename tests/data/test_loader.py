@@ -1,0 +1,223 @@
+import dataclasses
+import itertools
+import json
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
+
+from process_gen.data.encode import BadTrajectory, SlotOverflow, TooManySteps, encode_trajectory
+from process_gen.data.loader import make_loader
+from process_gen.data.packing import Policy, TooManyBadTrajectories, packing_stats
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.layout import Layout
+
+LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=5, trajectories=3)
+
+
+@pytest.fixture(scope="module")
+def source(make_trajectory):
+    return [make_trajectory(seed) for seed in range(60)]
+
+
+def trajectories_in(batch):
+    """Yields (arrays of one trajectory, its prompt) of every trajectory in a batch."""
+    for row in range(len(batch["present"])):
+        fields = {name: value[row] for name, value in batch.items()}
+        starts = np.flatnonzero(fields["reset"])
+        ends = np.flatnonzero(fields["last"]) + 1
+        assert len(starts) == len(ends)
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            assert (fields["prompt_index"][start:end] == index).all() and fields["present"][start:end].all()
+            steps = {k: v[start:end] for k, v in fields.items() if k not in ("prompt_tokens", "prompt_index")}
+            yield steps, fields["prompt_tokens"][index]
+
+
+def names_in(batches, source, tokenizer):
+    """Returns the indices of the trajectories in `batches`, checking that each came through whole."""
+    by_image = {trajectory.steps[0].sketch.tobytes(): index for index, trajectory in enumerate(source)}
+    found = []
+    for batch in batches:
+        for steps, prompt in trajectories_in(batch):
+            index = by_image[steps["sketch"][0].tobytes()]
+            expected = encode_trajectory(tokenizer, LAYOUT, source[index])
+            np.testing.assert_array_equal(prompt, expected["prompt_tokens"])
+            for name, value in steps.items():
+                np.testing.assert_array_equal(value, expected[name], err_msg=name)
+            found.append(index)
+    return found
+
+
+def test_one_epoch_holds_every_trajectory_once_and_whole(source, toy_tokenizer):
+    batches = list(make_loader(source, toy_tokenizer, LAYOUT, 4, epochs=1))
+    spec = Batch.spec(LAYOUT, 4)
+    for batch in batches:
+        for name, value in batch.items():
+            assert (value.shape, value.dtype) == (getattr(spec, name).shape, getattr(spec, name).dtype), name
+    found = names_in(batches, source, toy_tokenizer)
+    assert sorted(found) == list(range(60)) and found != sorted(found)
+
+
+def test_epochs_differ_and_the_seed_repeats_them(source, toy_tokenizer):
+    def order(seed, count=8):
+        loader = make_loader(source, toy_tokenizer, LAYOUT, 2, seed=seed, open_rows=1, prefetch=0)
+        return names_in(itertools.islice(loader, count * 8), source, toy_tokenizer)
+
+    first = order(0)
+    assert first == order(0) != order(1)
+    assert sorted(first[:60]) == sorted(first[60:120]) == list(range(60)) and first[:60] != first[60:120]
+
+
+def test_hosts_share_an_epoch_without_overlap(source, toy_tokenizer):
+    shares = [
+        names_in(
+            make_loader(source, toy_tokenizer, LAYOUT, 2, shard_index=host, shard_count=3, epochs=1),
+            source,
+            toy_tokenizer,
+        )
+        for host in range(3)
+    ]
+    assert [len(share) for share in shares] == [20, 20, 20]
+    assert sorted(itertools.chain(*shares)) == list(range(60))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_the_iterator_continues_exactly_from_every_state(source, toy_tokenizer, prefetch):
+    loader = make_loader(source[:11], toy_tokenizer, LAYOUT, 2, epochs=2, open_rows=3, prefetch=prefetch)
+    assert_equal_output_after_checkpoint(loader.dataset)
+
+
+def test_a_state_with_open_rows_survives_json(source, toy_tokenizer):
+    loader = make_loader(source, toy_tokenizer, LAYOUT, 1, open_rows=8)
+    iterator = iter(loader)
+    for _ in range(7):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    assert any(position >= 0 for row in state["rows"] for position in row), "rows are partly filled here"
+    expected = [next(iterator) for _ in range(9)]
+    other = iter(loader)
+    other.set_state(state)
+    np.testing.assert_equal([next(other) for _ in range(9)], expected)
+
+
+def test_orbax_saves_and_restores_the_iterator(source, toy_tokenizer, tmp_path):
+    loader = make_loader(source, toy_tokenizer, LAYOUT, 2)
+    iterator = iter(loader)
+    for _ in range(5):
+        next(iterator)
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+        manager.wait_until_finished()
+        expected = next(iterator)
+        other = iter(loader)
+        manager.restore(5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(other)))
+    np.testing.assert_equal(next(other), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "order was seed 0, is seed 1"),
+        ({"shard_count": 2}, "shard was 0 of 1, is 0 of 2"),
+        ({"open_rows": 3}, "rows was 16 open ones of 5 steps and 3 trajectories, is 3 open"),
+    ],
+)
+def test_a_state_of_other_data_is_refused(source, toy_tokenizer, changes, message):
+    state = iter(make_loader(source, toy_tokenizer, LAYOUT, 2)).get_state()
+    other = iter(make_loader(source, toy_tokenizer, LAYOUT, 2, **changes))
+    with pytest.raises(ValueError, match=f"belongs to other data: {message}"):
+        other.set_state(state)
+
+
+def test_open_rows_reduce_the_waste(source, toy_tokenizer):
+    layout = dataclasses.replace(LAYOUT, steps=6)
+
+    def waste(open_rows):
+        return make_loader(source, toy_tokenizer, layout, 4, open_rows=open_rows).report(20).empty_steps
+
+    assert waste(16) < 0.05 < 0.1 < waste(1)
+
+
+def test_the_report_counts_padding(toy_tokenizer, make_trajectory):
+    single = [make_trajectory(seed, steps=1) for seed in range(6)]
+    layout = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=4, trajectories=2)
+    report = make_loader(single, toy_tokenizer, layout, 1, epochs=1, open_rows=1).report(3)
+    assert (report.rows, report.steps_per_trajectory, report.empty_steps) == (3, 1.0, 0.5)
+    texts = [len(toy_tokenizer.encode(trajectory.prompt)) + 2 for trajectory in single]
+    assert report.padding["prompt"] == pytest.approx(1 - np.mean(texts) / layout.prompt)
+    absent = np.mean([trajectory.steps[0].inspect is None for trajectory in single])
+    assert report.absent["inspect"] == pytest.approx(absent)
+    assert "50.0% of the step slots empty, 1.00 steps per trajectory" in str(report)
+    with pytest.raises(ValueError, match="no batches"):
+        packing_stats([])
+
+
+class Faulty:
+    """A source with a trajectory that cannot be read and one whose prompt is too long."""
+
+    def __init__(self, source, bad=(3,)):
+        self.source, self.bad = source, bad
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadTrajectory(f"trajectory 'toy-{index}': broken")
+        return self.source[index]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_bad_trajectory_fails_by_name_or_is_skipped(source, toy_tokenizer, prefetch):
+    faulty = Faulty(source)
+    with pytest.raises(BadTrajectory, match="'toy-3': broken"):
+        list(make_loader(faulty, toy_tokenizer, LAYOUT, 4, epochs=1, prefetch=prefetch))
+    policy = Policy(bad="skip", budget=0.02)
+    loader = make_loader(faulty, toy_tokenizer, LAYOUT, 4, epochs=1, prefetch=prefetch, policy=policy)
+    assert sorted(names_in(loader, source, toy_tokenizer)) == [i for i in range(60) if i != 3]
+
+
+def test_what_was_skipped_stays_skipped_after_a_restart(source, toy_tokenizer):
+    policy = Policy(bad="skip", budget=0.1)
+    loader = make_loader(Faulty(source[:12]), toy_tokenizer, LAYOUT, 2, epochs=1, open_rows=2, policy=policy)
+    assert_equal_output_after_checkpoint(loader.dataset)
+
+
+def test_skipping_has_a_budget(source, toy_tokenizer):
+    faulty = Faulty(source, bad=(3, 4, 5))
+    policy = Policy(bad="skip", budget=0.04)
+    with pytest.raises(TooManyBadTrajectories, match="3 bad trajectories among 60, the policy allows 4.00%"):
+        list(make_loader(faulty, toy_tokenizer, LAYOUT, 4, epochs=1, policy=policy))
+
+
+def test_overlong_trajectories_are_left_out_or_fail(source, toy_tokenizer, make_trajectory):
+    long = [*source[:10], make_trajectory(99, steps=6)]
+    loader = make_loader(long, toy_tokenizer, LAYOUT, 4, epochs=1)
+    assert sorted(names_in(loader, long, toy_tokenizer)) == list(range(10))
+    with pytest.raises(TooManySteps, match="'toy-99': 6 steps, a row has 5"):
+        list(make_loader(long, toy_tokenizer, LAYOUT, 4, epochs=1, policy=Policy(overlong="fail")))
+
+
+def test_a_text_too_long_for_its_slot_is_never_cut_in_silence(source, toy_tokenizer):
+    narrow = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=5, trajectories=3, plan=8)
+    with pytest.raises(SlotOverflow, match="the plan text has"):
+        next(iter(make_loader(source, toy_tokenizer, narrow, 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": []}, "no trajectories"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"shard_index": 2, "shard_count": 2}, r"shard_index 2 is not in \[0, 2\)"),
+        ({"open_rows": 0}, "open_rows must be at least 1"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(source, toy_tokenizer, arguments, message):
+    defaults = {"source": source, "tokenizer": toy_tokenizer, "layout": LAYOUT, "batch_size": 2}
+    with pytest.raises(ValueError, match=message):
+        make_loader(**{**defaults, **arguments})
+    with pytest.raises(ValueError, match="'fail' or 'skip'"):
+        Policy(bad="ignore")

@@ -1,0 +1,231 @@
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from process_gen.data import preparation
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.loader import make_loader
+from process_gen.data.preparation import NotPrepared, prepare_scenes
+from process_gen.data.scenes_builder import ScenesConfig, default_mixture, make_example, scenes_config
+from process_gen.data.sources import RecordSource, check_every_trajectory, open_source, prepare_source
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.scenes.levels import LEVELS
+from process_gen.scenes.requests import categories
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Mode
+
+LAYOUT = Layout(steps=6, trajectories=4)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return scenes_config(examples=40, validation=8)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory, config):
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare_scenes(config, folder)
+    return folder
+
+
+@pytest.fixture
+def data(data_dir):
+    return ConfigDict(
+        dict(
+            source="scenes",
+            path="",
+            level="default",
+            mode="process",
+            examples=40,
+            data_dir=str(data_dir),
+            seed=0,
+            wrong=0.3,
+            slip=0.08,
+            detour=0.25,
+            on_error="fail",
+        )
+    )
+
+
+def copy_of(data_dir, config, tmp_path) -> pathlib.Path:
+    """Copies the prepared data set; returns the folder of its files."""
+    shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "scenes" / config.name / "1.0.0"
+
+
+def test_the_files_hold_what_the_teacher_made(data_dir, config, assert_same_trajectory):
+    builder, summary = prepare_scenes(config, data_dir)
+    for split, count in (("train", 40), ("validation", 8)):
+        source = RecordSource(builder, split)
+        assert len(source) == count and source.image_size == (32, 32)
+        for index in range(count):
+            assert_same_trajectory(source[index], make_example(config, split, index))
+    assert summary.examples == {"train": 40, "validation": 8}
+    assert sum(summary.steps.values()) == 48 and summary.steps_per_trajectory > 1.3
+    texts = [source[i].prompt for i in range(8)]
+    assert max(len(scenes_tokenizer().encode(text)) for text in texts) + 2 <= summary.longest["prompt"]
+
+
+def test_tfds_itself_reads_the_data_set(data_dir, config):
+    builder = tfds.builder_from_directory(data_dir / "scenes" / config.name / "1.0.0")
+    assert builder.info.metadata["mode"] == "process" and builder.info.metadata["examples"] == 40
+    example = builder.as_data_source(split="validation")[3]
+    assert example["prompt"].decode() == make_example(config, "validation", 3).prompt
+
+
+def test_the_modes_hold_the_same_prompts_and_pictures():
+    arms = [scenes_config(examples=40, mode=mode.value) for mode in Mode]
+    assert len({arm.name for arm in arms}) == 3
+    for index in range(40):
+        process, plan_only, single = (make_example(arm, "train", index) for arm in arms)
+        assert process.prompt == plan_only.prompt == single.prompt
+        np.testing.assert_array_equal(plan_only.image, single.image)
+        assert len(plan_only.steps) == len(single.steps) == 1
+        assert single.steps[0].plan is None and plan_only.steps[0].plan is not None
+        assert process.metadata["category"] == single.metadata["category"]
+
+
+def test_examples_depend_on_seed_split_and_index_only():
+    config, other = (ScenesConfig(name="a", seed=seed) for seed in (0, 1))
+    prompts = [make_example(config, "train", i).prompt for i in range(20)]
+    assert prompts == [make_example(config, "train", i).prompt for i in range(20)]
+    assert prompts != [make_example(config, "validation", i).prompt for i in range(20)]
+    assert prompts != [make_example(other, "train", i).prompt for i in range(20)]
+
+
+def test_the_mixture_decides_the_categories():
+    config = ScenesConfig(name="a", mixture={"counting": 3, "colors": 1})
+    drawn = [make_example(config, "train", i).metadata["category"] for i in range(80)]
+    assert set(drawn) == {"counting", "colors"} and 45 <= drawn.count("counting") <= 75
+    for level in LEVELS:
+        mixture = default_mixture(level)
+        assert set(mixture) == set(categories(level)) and sum(mixture.values()) == pytest.approx(1)
+        assert all(share > 0.01 for share in mixture.values())
+    with pytest.raises(ValueError, match=r"unknown categories \['color'\]"):
+        ScenesConfig(name="a", mixture={"color": 1})
+
+
+def test_the_name_tells_settings_and_content_apart(monkeypatch):
+    changes = ({}, {"seed": 1}, {"wrong": 0.5}, {"slip": 0})
+    assert len({scenes_config(**{"examples": 10, **change}).name for change in changes}) == 4
+    before = scenes_config(examples=10).name
+    monkeypatch.setattr("process_gen.data.scenes_builder.PROBED", 3)
+    assert before != scenes_config(examples=10).name, "other examples, other name"
+
+
+def test_preparing_twice_changes_nothing(data_dir, config, monkeypatch):
+    monkeypatch.setattr(preparation, "_build", lambda *_: pytest.fail("built again"))
+    first = prepare_scenes(config, data_dir)[1]
+    assert first == prepare_scenes(config, str(data_dir))[1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no info", "no summary"])
+def test_a_damaged_data_set_is_built_again(data_dir, config, tmp_path, damage):
+    path = copy_of(data_dir, config, tmp_path)
+    shard = path / "scenes-train.array_record-00000-of-00001"
+    whole = shard.read_bytes()
+    victim = {"no info": path / "dataset_info.json", "no summary": path / "summary.json"}.get(damage, shard)
+    if damage == "truncated":
+        shard.write_bytes(whole[: len(whole) // 2])
+    else:
+        victim.unlink()
+    left = path.parent / "1.0.0.incompleteABC"
+    left.mkdir()
+    builder, _ = prepare_scenes(config, tmp_path)
+    assert not left.exists() and victim.exists()
+    assert len(RecordSource(builder)) == 40 and shard.stat().st_size == len(whole)
+
+
+def test_a_flipped_bit_is_found_when_the_record_is_read(data_dir, config, tmp_path, assert_same_trajectory):
+    path = copy_of(data_dir, config, tmp_path)
+    shard = path / "scenes-train.array_record-00000-of-00001"
+    damaged = bytearray(shard.read_bytes())
+    damaged[3000] ^= 1  # inside the first records
+    shard.write_bytes(damaged)
+    source = RecordSource(prepare_scenes(config, tmp_path)[0])
+    bad = []
+    for index in range(len(source)):
+        try:
+            assert_same_trajectory(source[index], make_example(config, "train", index))
+        except BadTrajectory as error:
+            bad.append(str(error))
+    assert len(bad) == 1 and "record" in bad[0] and "is damaged: Corrupted" in bad[0]
+    with pytest.raises(BadTrajectory, match="is damaged"):
+        list(make_loader(source, scenes_tokenizer(), LAYOUT, 2, epochs=1))
+
+
+def test_an_interrupted_run_leaves_nothing_that_counts(config, tmp_path, monkeypatch):
+    def stop(config, split, index):
+        if index == 5:
+            raise KeyboardInterrupt
+        return make_example(config, split, index)
+
+    monkeypatch.setattr("process_gen.data.scenes_builder.make_example", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_scenes(config, tmp_path)
+    assert not list(tmp_path.glob("scenes/*/1.0.0/dataset_info.json"))
+
+
+def test_a_config_opens_its_source(data, assert_same_trajectory, config):
+    prepare_source(data, LAYOUT)
+    source = open_source(data, (32, 32))
+    assert_same_trajectory(source[7], make_example(scenes_config(examples=40, validation=40), "train", 7))
+
+
+def test_prepare_source_reports_and_checks_the_slots(data, capsys):
+    source = prepare_source(data, LAYOUT)
+    lines = capsys.readouterr().out
+    assert "trajectories  40 for train, 40 for validation" in lines and "of 48" in lines
+    assert check_every_trajectory(source, "fail") == 0
+    batch = next(iter(make_loader(source, scenes_tokenizer(), LAYOUT, 2)))
+    assert batch["present"].mean() > 0.7
+    with pytest.raises(ValueError, match=r"do not fit the layout: layout.plan is 10 but must be \d+"):
+        prepare_source(data, Layout(plan=10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"source": "scene"}, ValueError, "unknown data source 'scene', did you mean 'scenes'"),
+        ({"seed": 5}, NotPrepared, "it does not exist.*python -m process_gen.prepare"),
+        ({"level": "free64"}, ValueError, r"'free64' has images of \(64, 64\), the layout of \(32, 32\)"),
+        ({"level": "hard"}, ValueError, "unknown level 'hard'"),
+        ({"source": "records", "path": "/nowhere"}, NotPrepared, "/nowhere is no TFDS data set"),
+        ({"source": "folder", "path": "/nowhere"}, FileNotFoundError, "trajectories.jsonl does not exist"),
+    ],
+)
+def test_what_cannot_be_opened_says_why(data, changes, error, message):
+    data.update(changes)
+    with pytest.raises(error, match=message):
+        open_source(data, (32, 32))
+
+
+def test_records_of_any_folder_with_the_schema_open(data, data_dir, config):
+    path = str(data_dir / "scenes" / config.name / "1.0.0")
+    data.update({"source": "records", "path": path})
+    assert len(open_source(data, (32, 32), "validation")) == 8
+    with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
+        open_source(data, (32, 32), "test")
+
+
+def test_the_entry_point_prepares_and_refuses(tmp_path):
+    def run(*flags):
+        command = [sys.executable, "-m", "process_gen.prepare", "--config=configs/scenes.py:debug", *flags]
+        root = pathlib.Path(__file__).parents[2]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+
+    done = run(f"--config.data.data_dir={tmp_path}")
+    assert done.returncode == 0 and "64 for train" in done.stdout, done.stderr
+    (tmp_path / "mine").mkdir()
+    line = json.dumps({"prompt": "a", "steps": [{"sketch": "../x"}]})
+    (tmp_path / "mine" / "trajectories.jsonl").write_text(line)
+    failed = run("--config.data.source=folder", f"--config.data.path={tmp_path / 'mine'}")
+    assert failed.returncode == 2 and "line 1: steps[0].sketch leaves the folder" in failed.stderr

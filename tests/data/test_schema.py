@@ -1,0 +1,57 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.schema import features, read_record, to_example
+from process_gen.trajectory.stages import Step, Trajectory
+
+
+def serialize(trajectory, image_size):
+    spec = features(image_size)
+    serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
+    return serializer.serialize_example(spec.encode_example(to_example(trajectory)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_trajectory_comes_back_exactly(make_trajectory, assert_same_trajectory, seed):
+    trajectory = make_trajectory(seed, image_size=(6, 10))
+    assert_same_trajectory(read_record(serialize(trajectory, (6, 10)), (6, 10)), trajectory)
+
+
+def test_absent_and_empty_texts_stay_apart(assert_same_trajectory):
+    sketch = np.zeros((4, 4, 3), np.uint8)
+    steps = (Step(sketch, inspect=""), Step(sketch, inspect=None))
+    trajectory = Trajectory("", steps, metadata={"a": [1, {"b": None}]})
+    assert_same_trajectory(read_record(serialize(trajectory, (4, 4)), (4, 4)), trajectory)
+
+
+def test_the_reader_sees_what_tfds_sees(make_trajectory):
+    trajectory = make_trajectory(5, steps=3)
+    record = serialize(trajectory, (8, 8))
+    example = features((8, 8)).deserialize_example_np(record)
+    ours, theirs = read_record(record, (8, 8)), example["steps"]
+    assert example["prompt"].decode() == ours.prompt
+    np.testing.assert_array_equal(np.stack(theirs["sketch"]), np.stack([s.sketch for s in ours.steps]))
+    assert [text.decode() for text in theirs["description"]] == [s.plan.description for s in ours.steps]
+    assert list(theirs["has_refine"]) == [s.refine is not None for s in ours.steps]
+
+
+def test_what_is_no_record_says_so(make_trajectory):
+    record = serialize(make_trajectory(5), (8, 8))
+    for bytes_, size in ((record, (4, 4)), (record[: len(record) // 2], (8, 8)), (b"", (8, 8))):
+        with pytest.raises(BadTrajectory, match="not a trajectory record"):
+            read_record(bytes_, size)
+
+
+def test_metadata_must_be_json(make_trajectory):
+    with pytest.raises(BadTrajectory, match="'toy-1': its metadata is not JSON"):
+        to_example(dataclasses.replace(make_trajectory(1), metadata={"x": object()}))
+
+
+def test_the_features_are_plain_tfds_features():
+    assert isinstance(features((8, 8)), tfds.features.FeaturesDict)
+    assert features((8, 8))["steps"]["sketch"].shape == (8, 8, 3)

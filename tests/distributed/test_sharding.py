@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from process_gen.distributed import sharding
+from process_gen.distributed.mesh import AXES, MeshError, make_mesh
+
+
+def mesh_of(data=1, fsdp=1, tensor=1, context=1):
+    return AbstractMesh((data, fsdp, tensor, context), AXES)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        def param(name, init, axes, shape):
+            return self.param(name, nn.with_logical_partitioning(init, axes), shape)
+
+        normal = nn.initializers.normal(0.02)
+        up = param("up", normal, ("embed", "mlp"), (8, 16))
+        down = param("down", normal, ("mlp", "embed"), (16, 8))
+        scale = param("scale", nn.initializers.ones, ("norm",), (8,))
+        return x + (x * scale[None]) @ up @ down, None
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        block = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=3,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return block(name="blocks")(x, None)[0]
+
+
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def init(key):
+    params = Stack().init(key, jnp.ones((4, 8)))["params"]
+    plain = sharding.unbox(params)
+    return {"params": params, "ema": plain, "opt_state": TX.init(plain), "step": jnp.zeros((), jnp.int32)}
+
+
+def specs(mesh):
+    shardings = sharding.state_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(shardings)
+    return {sharding.path_name(path): s.spec for path, s in leaves}
+
+
+def test_every_copy_of_a_parameter_is_split_like_it():
+    found = specs(mesh_of(data=2, fsdp=2, tensor=2))
+    ups = {name: spec for name, spec in found.items() if name.endswith("blocks/up")}
+    assert len(ups) == 4  # the parameter, its EMA, two moments
+    assert set(ups.values()) == {P(None, "fsdp", "tensor")}
+    assert found["params/blocks/down"] == P(None, "tensor", "fsdp")
+    assert found["params/blocks/scale"] == P()
+    assert found["step"] == P()
+
+
+def test_axes_of_size_one_split_nothing():
+    assert set(specs(mesh_of(data=8)).values()) == {P()}
+
+
+def test_a_dimension_that_does_not_divide_stays_whole(caplog):
+    with caplog.at_level("WARNING"):
+        spec = sharding.partition_spec(
+            "a/b", (6, 4, 2), ("embed", "kv_heads", None), mesh_of(fsdp=2, tensor=8)
+        )
+    assert spec == P("fsdp")
+    assert "a/b" in caplog.text and "kv_heads" in caplog.text and "tensor=8" in caplog.text
+
+
+def test_a_mesh_axis_is_used_once():
+    with pytest.raises(MeshError, match=r"a/b.*'tensor'.*'heads' and 'mlp'"):
+        sharding.partition_spec("a/b", (4, 4), ("heads", "mlp"), mesh_of())
+
+
+def test_an_unknown_logical_axis_names_the_nearest():
+    with pytest.raises(MeshError, match=r"a/b.*'haeds'.*did you mean 'heads'"):
+        sharding.partition_spec("a/b", (4,), ("haeds",), mesh_of())
+    with pytest.raises(MeshError, match="do not match shape"):
+        sharding.partition_spec("a/b", (4, 4), ("heads",), mesh_of())
+
+
+def test_one_device():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state, shardings = sharding.create_state(init, jax.random.key(0), mesh=mesh)
+    plain = sharding.unbox(init(jax.random.key(0)))
+    assert jax.tree.structure(state) == jax.tree.structure(shardings) == jax.tree.structure(plain)
+    jax.tree.map(np.testing.assert_array_equal, state, plain)
+    abstract = sharding.abstract_state(init, jax.random.key(0), mesh=mesh)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    batch = sharding.shard_batch({"x": np.ones((3, 2))}, mesh)
+    assert batch["x"].shape == (3, 2)
+
+
+def test_rows_must_divide():
+    with pytest.raises(MeshError, match=r"6 rows.*4 shards.*data=2 x fsdp=2"):
+        sharding.rows_divide(6, mesh_of(data=2, fsdp=2))
+
+
+def test_eight_devices():
+    """The same step on every mesh: parameters never whole on a device, results as on one."""
+    script = pathlib.Path(__file__).with_name("eight_devices.py")
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["ok"] * 4

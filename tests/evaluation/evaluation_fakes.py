@@ -1,0 +1,80 @@
+"""Predict functions made from the teacher: what a perfect model, or a flawed one, would sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.scenes.grammar import read_request
+from process_gen.scenes.graph import Scene, make_object
+from process_gen.scenes.levels import get_level
+from process_gen.scenes.render import render
+from process_gen.scenes.teacher import baseline, teach
+from process_gen.trajectory.markup import write_plan, write_refine
+from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
+from process_gen.trajectory.stages import Mode, Step, Trajectory
+
+BENCHMARK = make_benchmark(per_group=6)
+LEVEL = get_level("default")
+
+
+def canvas(*things: str) -> np.ndarray:
+    """Draws things such as "red circle b2" on the default level."""
+    words = [thing.split() for thing in things]
+    return render(
+        Scene(tuple(make_object(LEVEL, shape, colour, cell) for colour, shape, cell in words)), LEVEL
+    )
+
+
+def sampled(trajectory: Trajectory, mode: Mode = Mode.PROCESS, seed: int = 0) -> SampledTrajectory:
+    """A trajectory of the data as if a model had sampled it, 20 Euler steps an image."""
+    steps = tuple(_sampled_step(step) for step in trajectory.steps)
+    images = sum(1 + (step.refined is not None) for step in steps)
+    return SampledTrajectory(trajectory.prompt, mode, seed, steps, "model", 20 * images, seconds=0.5)
+
+
+def _sampled_step(step: Step) -> SampledStep:
+    return SampledStep(
+        plan_text=step.plan and write_plan(step.plan),
+        sketch=step.sketch,
+        inspect_text=step.inspect,
+        refine_text=step.refine and write_refine(step.refine.instruction),
+        refined=step.refine and step.refine.image,
+    )
+
+
+def teacher(mode=Mode.PROCESS, spoil=lambda index, trajectory: trajectory, **options):
+    """A predict function that answers with the teacher's trajectories, changed by `spoil`."""
+
+    def predict(prompts, seeds):
+        found = []
+        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            rng = np.random.default_rng(zlib.crc32(prompt.encode()))
+            request = read_request(prompt)
+            if mode is Mode.PROCESS:
+                trajectory = teach(request, rng, "default", split="heldout", **options)
+            else:
+                trajectory = baseline(request, rng, "default", mode, split="heldout")
+            found.append(spoil(index, sampled(trajectory, mode, seed)))
+        return found
+
+    return predict
+
+
+def with_final_image(trajectory: SampledTrajectory, image: np.ndarray) -> SampledTrajectory:
+    """The trajectory with another last draft and no correction of it."""
+    last = dataclasses.replace(trajectory.steps[-1], sketch=image, refine_text=None, refined=None)
+    return dataclasses.replace(trajectory, steps=(*trajectory.steps[:-1], last))
+
+
+def spoiled(*groups: str):
+    """A predict function for `BENCHMARK` that leaves the canvas empty in some groups."""
+
+    def spoil(index, trajectory):
+        wrong = BENCHMARK.tasks[index].group in groups
+        return with_final_image(trajectory, canvas()) if wrong else trajectory
+
+    return teacher(spoil=spoil)

@@ -1,0 +1,68 @@
+"""The size table: published figures by shape alone, on a CPU, without their memory."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from process_gen.models.config import SIZES, model_config
+from process_gen.models.unified import UnifiedModel
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.layout import Layout
+from tests.models.tiny import IDS
+
+
+def shapes(size: str) -> dict[str, tuple[int, ...]]:
+    config = SIZES[size]
+    if size == "bagel_7b":
+        layout = Layout(image_size=(512, 512), latent_grid=(32, 32), latent_values=64, steps=2)
+    else:
+        layout = Layout()
+    model = UnifiedModel(config, layout, IDS)
+    tree = jax.eval_shape(model.init, jax.random.key(0), Batch.spec(layout, 1))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "names"))
+    return {"/".join(str(k.key) for k in path): (leaf.value.shape, leaf.names) for path, leaf in leaves}
+
+
+def count(found: dict, part: str = "") -> int:
+    return sum(int(np.prod(shape)) for name, (shape, _) in found.items() if part in name)
+
+
+def test_bagel_7b_has_the_published_shapes():
+    found = shapes("bagel_7b")
+    layers = "backbone/layers"
+    assert found[f"{layers}/und/q_proj/kernel"] == ((28, 3584, 3584), ("layers", "embed", "heads"))
+    assert found[f"{layers}/gen/k_proj/kernel"] == ((28, 3584, 512), ("layers", "embed", "kv_heads"))
+    assert found[f"{layers}/gen/q_proj/bias"] == ((28, 3584), ("layers", "heads"))
+    assert found[f"{layers}/und/gate_proj/kernel"] == ((28, 3584, 18944), ("layers", "embed", "mlp"))
+    assert found[f"{layers}/gen/q_norm/scale"] == ((28, 128), ("layers", "head_dim"))
+    assert found["embedding"] == ((152064, 3584), ("vocab", "embed"))
+    assert found["head/kernel"] == ((3584, 152064), ("embed", "vocab"))
+    assert found["latent_in/kernel"][0] == (64, 3584) and found["latent_out/kernel"][0] == (3584, 64)
+    experts = count(found, "/und/") + count(found, "/gen/")
+    assert count(found, "/und/") == count(found, "/gen/")
+    assert 13.0e9 < experts < 13.1e9  # 14B in all with embedding and head
+    assert 14.0e9 < count(found) < 14.3e9
+    assert not [name for name in found if "o_proj/bias" in name or "mlp/bias" in name]
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size != "bagel_7b"])
+def test_small_sizes_have_room_for_the_scenes_vocabulary(size):
+    from process_gen.data.tokenizers import scenes_tokenizer
+
+    assert SIZES[size].vocab_size >= scenes_tokenizer().vocab_size
+    assert count(shapes(size)) > 0
+
+
+def test_the_shipped_size_fits_into_the_package():
+    assert count(shapes("scenes_s")) * 4 <= 8 * 2**20
+
+
+def test_unknown_sizes_and_fields_name_the_nearest():
+    with pytest.raises(ValueError, match="did you mean scenes_s"):
+        model_config("scenes_x")
+    with pytest.raises(ValueError, match="did you mean width"):
+        model_config("debug", widht=3)
+    with pytest.raises(ValueError, match="multiple of model.kv_heads"):
+        dataclasses.replace(SIZES["debug"], heads=3, kv_heads=2)

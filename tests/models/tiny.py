@@ -1,0 +1,71 @@
+"""A tiny float32 model and packed rows for contract tests."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from process_gen.data.fake import fake_batch
+from process_gen.models.config import ModelConfig
+from process_gen.models.unified import UnifiedModel
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+
+IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11)
+VOCAB = 32
+CONFIG = ModelConfig(
+    vocab_size=VOCAB,
+    width=16,
+    layers=2,
+    mlp=24,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    rope_theta=100.0,
+    image_rope=1,
+    latent_patch=4,
+    max_latent_side=4,
+    prediction="velocity",
+    attention="dense",
+)
+
+
+def layout(**changes) -> Layout:
+    """Slots of a few tokens, images of 2 x 2 latent tokens."""
+    fields = dict(
+        image_size=(8, 8),
+        latent_grid=(2, 2),
+        latent_values=48,
+        prompt=6,
+        plan=7,
+        inspect=5,
+        refine=4,
+        steps=3,
+        trajectories=2,
+        sketch_copies=2,
+        refined_copies=1,
+    )
+    return Layout(**fields | changes)
+
+
+def make_batch(rows: int, seed: int = 0, **changes) -> Batch:
+    """Packed rows with resets, slips, refined steps and empty slots."""
+    return jax.tree.map(jnp.asarray, Batch(**fake_batch(layout(**changes), rows, seed, VOCAB)))
+
+
+@functools.cache
+def make_model(attention: str = "dense", **changes) -> tuple[UnifiedModel, dict]:
+    """The model and parameters with enough spread that nothing is trivially zero."""
+    import dataclasses
+
+    model = UnifiedModel(dataclasses.replace(CONFIG, attention=attention), layout(**changes), IDS)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), make_batch(1, **changes)))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    spread = [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves]
+    return model, jax.tree.unflatten(tree, spread)

@@ -1,0 +1,51 @@
+"""A small model with random weights, shared by the tests of this room."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from process_gen.data.fake import fake_batch
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.models.config import SIZES
+from process_gen.models.unified import UnifiedModel
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+
+LAYOUT = Layout(
+    image_size=(16, 16),
+    latent_grid=(2, 2),
+    prompt=10,
+    plan=7,
+    inspect=5,
+    refine=6,
+    steps=4,
+    trajectories=2,
+    context="last",
+)
+
+
+def make_model(layout: Layout = LAYOUT) -> UnifiedModel:
+    """The `debug` size with the tokens of the scenes language."""
+    tokenizer = scenes_tokenizer()
+    config = dataclasses.replace(SIZES["debug"], vocab_size=tokenizer.vocab_size + 7)
+    return UnifiedModel(config, layout, ControlIds.of(tokenizer))
+
+
+@functools.cache
+def random_params():
+    """Random weights, also where training starts with zeros."""
+    batch = Batch(**fake_batch(LAYOUT, 1))
+    abstract = nn.meta.unbox(jax.eval_shape(lambda: make_model().init(jax.random.key(0), batch))["params"])
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return (mean + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)

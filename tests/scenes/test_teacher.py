@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from process_gen.scenes import (
+    SPLITS,
+    baseline,
+    categories,
+    corpus,
+    get_level,
+    judge,
+    parse,
+    read_request,
+    render,
+    sample_request,
+    scene_from_json,
+    teach,
+    texts,
+    vocabulary,
+)
+from process_gen.scenes.mistakes import MISTAKES, name_fault, plant, say_repair
+from process_gen.scenes.placement import plainly
+from process_gen.scenes.schedule import MAX_STEPS
+from process_gen.scenes.splits import HELD_OUT_COLOURED
+from process_gen.scenes.words import count_tokens
+from process_gen.trajectory.markup import SPECIAL_PATTERN, write_plan, write_refine
+from process_gen.trajectory.stages import Mode
+
+
+def _lessons(level: str, count: int, seed: int = 0, split: str = "train", **odds):
+    rng = np.random.default_rng(seed)
+    names = categories(level)
+    for index in range(count):
+        request = sample_request(rng, level, names[index % len(names)], split)
+        yield request, teach(request, rng, level, split=split, **odds)
+
+
+def _scenes(trajectory, level):
+    """(intended, drawn) scene of each step."""
+    scenes, drafts = trajectory.metadata["scenes"], trajectory.metadata["drafts"]
+    for scene, draft in zip(scenes, drafts, strict=True):
+        intended = scene_from_json(scene, level)
+        yield intended, intended if draft is None else scene_from_json(draft, level)
+
+
+@pytest.mark.parametrize(
+    "level, count", [("default", 1600), ("jitter", 300), ("free64", 60), ("free128", 30)]
+)
+def test_every_trajectory_ends_right(level: str, count: int):
+    for index, split in enumerate(SPLITS):
+        for request, trajectory in _lessons(level, count // 2, index, split):
+            verdict = judge(request, trajectory.image, level)
+            assert verdict.correct, (request.text, verdict.reason)
+            assert 1 <= len(trajectory.steps) <= MAX_STEPS
+            assert trajectory.prompt == request.text
+
+
+@pytest.mark.parametrize("level, count", [("default", 2000), ("free64", 200), ("free128", 200)])
+def test_texts_keep_to_budget_and_vocabulary(level: str, count: int):
+    budget, words = get_level(level).budget, set(vocabulary(level))
+    for _, trajectory in _lessons(level, count, wrong=0.4, slip=0.3, detour=0.6):
+        assert count_tokens(trajectory.prompt) + 2 <= budget.prompt
+        for step in trajectory.steps:
+            assert count_tokens(write_plan(step.plan)) + 2 <= budget.plan
+            if step.inspect is not None:
+                assert count_tokens(step.inspect) + 2 <= budget.inspect
+            if step.refine is not None:
+                assert count_tokens(write_refine(step.refine.instruction)) + 2 <= budget.refine
+        for text in texts(trajectory):
+            assert set(re.findall(r"\w+|[^\w\s]", SPECIAL_PATTERN.sub(" ", text))) <= words
+    assert len(words) < 200
+
+
+def test_stages_fit_together():
+    for _, trajectory in _lessons("default", 1500, wrong=0.4, slip=0.3, detour=0.5):
+        slipped = False
+        for index, (step, fault) in enumerate(
+            zip(trajectory.steps, trajectory.metadata["mistakes"], strict=True)
+        ):
+            assert step.sketch_ok == (fault is None)
+            if fault is None:
+                assert step.inspect and step.refine is None
+            elif fault["noticed"]:
+                assert step.inspect and step.refine
+            else:
+                assert step.inspect is None and step.refine is None
+                assert index + 1 < len(trajectory.steps) and not slipped
+            slipped = fault is not None and not fault["noticed"]
+
+
+def test_images_show_what_the_metadata_say():
+    for _, trajectory in _lessons("default", 300, wrong=0.5, slip=0.2):
+        for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
+            assert parse(step.sketch, "default").key() == drawn.key()
+            assert step.sketch_ok == (drawn.key() == intended.key())
+            if step.refine is not None:
+                assert parse(step.refine.image, "default").key() == intended.key()
+
+
+def test_descriptions_list_the_whole_scene():
+    for _, trajectory in _lessons("default", 500):
+        for step, (intended, _) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
+            words = re.findall(r"\w+", step.plan.description)
+            assert sorted(w for w in words if w in get_level("default").cell_index) == sorted(
+                thing.cell for thing in intended.objects
+            )
+            assert [w for w in words if w in get_level("default").colours] == [
+                thing.colour for thing in intended.objects
+            ]
+
+
+def test_training_never_draws_held_out_colours():
+    for _, trajectory in _lessons("default", 1500, wrong=0.5, slip=0.3, detour=0.6):
+        for pair in _scenes(trajectory, "default"):
+            for scene in pair:
+                assert not HELD_OUT_COLOURED & {(thing.colour, thing.shape) for thing in scene.objects}
+        text = " ".join(texts(trajectory))
+        assert not any(f"{colour} {shape}" in text for colour, shape in HELD_OUT_COLOURED)
+
+
+def test_relations_are_plain():
+    for request, trajectory in _lessons("default", 600):
+        final = scene_from_json(trajectory.metadata["scenes"][-1], "default").objects
+        for clause in request.clauses:
+            if clause.position:
+                relation, target = clause.position
+                others = [thing for thing in final if thing.shape == request.clauses[target].shape]
+                mine = [thing for thing in final if thing.shape == clause.shape]
+                assert all(plainly(relation, a, b) for a in mine for b in others)
+
+
+def test_detours_and_steps_vary():
+    lessons = [trajectory for _, trajectory in _lessons("default", 1200)]
+    said = " ".join(step.plan.instruction for one in lessons for step in one.steps)
+    for verb in ("add", "put", "start", "change", "move", "swap", "remove", "replace"):
+        assert re.search(rf"\b{verb}\b", said), verb
+    lengths = [len(one.steps) for one in lessons]
+    assert 1.9 < np.mean(lengths) < 3 and max(lengths) >= 5
+    plain = [len(one.steps) for _, one in _lessons("default", 900, detour=0, pair=1)]
+    assert max(plain) == 3
+
+
+def test_odds_of_zero_and_one():
+    for _, trajectory in _lessons("default", 90, wrong=0, slip=0):
+        assert all(step.sketch_ok for step in trajectory.steps)
+    for _, trajectory in _lessons("default", 90, wrong=1, slip=0):
+        assert all(step.refine is not None for step in trajectory.steps)
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_planted_mistakes_fail_the_judge_and_are_named(kind: str):
+    rng = np.random.default_rng(0)
+    request = read_request("two red circles and a blue square left of a star")
+    failures = {
+        "colour": {"colour"},
+        "shape": {"count"},
+        "place": {"relation"},
+        "count": {"count"},
+        "missing": {"count"},
+        "extra": {"count", "extra"},
+    }[kind]
+    seen = set()
+    for _ in range(60):
+        trajectory = baseline(request, rng, "default", Mode.SINGLE_PASS)
+        scene = scene_from_json(trajectory.metadata["scenes"][0], "default")
+        state = dict(enumerate(scene.objects))
+        level = get_level("default")
+        mistake = plant(rng, state, int(rng.integers(len(state))), level, "train", kind)
+        assert mistake is not None and mistake.kind == kind
+        spoiled = type(scene)(tuple(mistake.apply(state).values()))
+        verdict = judge(request, render(spoiled, level))
+        if kind in ("colour", "place"):  # of a thing whose colour or place was left open: still a fine image
+            seen.update(verdict.failures)
+        else:
+            assert set(verdict.failures) & failures
+            seen.update(verdict.failures)
+        thing = mistake.right or mistake.wrong
+        assert thing.cell in name_fault(mistake, state, rng) or kind == "extra"
+        assert thing.cell in say_repair(mistake, level, rng)
+    assert seen >= failures
+
+
+def test_inspections_name_the_error_and_not_what_is_still_to_come():
+    for _, trajectory in _lessons("default", 600, wrong=0.5, slip=0):
+        for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
+            if step.sketch_ok:
+                continue
+            wrong = set(drawn.objects) ^ set(intended.objects)
+            cells = {w for w in re.findall(r"\w+", step.inspect) if w in get_level("default").cell_index}
+            assert cells <= {thing.cell for thing in wrong} and cells
+
+
+def test_baselines():
+    rng = np.random.default_rng(0)
+    for category in categories("default"):
+        request = sample_request(rng, "default", category)
+        planned = baseline(request, rng, "default", Mode.PLAN_ONLY)
+        direct = baseline(request, rng, "default", Mode.SINGLE_PASS)
+        for one in (planned, direct):
+            assert len(one.steps) == 1 and one.steps[0].sketch_ok
+            assert one.steps[0].inspect is None and one.steps[0].refine is None
+            assert judge(request, one.image).correct
+        assert direct.steps[0].plan is None
+        assert count_tokens(write_plan(planned.steps[0].plan)) + 2 <= get_level("default").budget.plan
+        assert baseline(request, rng, "default", Mode.PROCESS).steps[0].plan is not None
+
+
+def test_a_request_without_room_is_refused():
+    request = read_request("two circles left of a star, the star left of two squares")
+    with pytest.raises(ValueError, match="has no room for"):
+        teach(request, np.random.default_rng(0), "default")
+
+
+def test_same_seed_same_trajectories():
+    def draw():
+        return [
+            (texts(one), [step.image.tobytes() for step in one.steps], json.dumps(one.metadata))
+            for _, one in _lessons("default", 30)
+        ]
+
+    assert draw() == draw()
+
+
+def test_corpus_has_every_word():
+    lines = corpus(np.random.default_rng(0), "default", 2500)
+    seen = set(re.findall(r"\w+|[^\w\s]", SPECIAL_PATTERN.sub(" ", " ".join(lines))))
+    assert set(vocabulary("default")) - seen <= {".", ";", "is", "are", "nothing", "yet", "five", "six"}

@@ -1,0 +1,173 @@
+"""`python -m process_gen.sample`: what it prints, what it leaves, and what it says to bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from process_gen import experiment, sample
+from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.export import save_weights
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.restore import load_model, load_sampler
+from process_gen.sampling import SamplerError
+from process_gen.trajectory.batch import Batch
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A file of random weights of the `:debug` config."""
+    sys.path.insert(0, str(ROOT))
+    from configs.scenes import get_config
+
+    config = get_config("debug")
+    model = experiment.build_model(config, scenes_tokenizer())
+    batch = Batch.spec(model.layout, 1)
+    shapes = nn.meta.unbox(jax.eval_shape(lambda b: model.init(jax.random.key(0), b)["params"], batch))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), shapes)
+    path = str(tmp_path_factory.mktemp("weights") / "debug.safetensors")
+    save_weights(
+        path, params, {"config": experiment.to_json(config), "tokenizer": "scenes"}, dtype="bfloat16"
+    )
+    return path
+
+
+@pytest.fixture
+def values(weights, tmp_path) -> types.SimpleNamespace:
+    """The flags of a command that works."""
+    return types.SimpleNamespace(
+        workdir=weights,
+        prompts=["a red circle", "a blue dog", "a red circle"],
+        prompts_file=None,
+        output_dir=str(tmp_path / "out"),
+        which="ema",
+        mode="single_pass",
+        seed=3,
+        batch_size=2,
+        temperature=None,
+        text_scale=None,
+        flow_steps=None,
+        max_steps=None,
+    )
+
+
+@pytest.fixture
+def command(values, monkeypatch, capsys):
+    """Runs `main` with some flags changed: exit code, stdout, stderr."""
+
+    def call(*arguments, **changes):
+        vars(values).update(changes)
+        monkeypatch.setattr(sample, "flags", types.SimpleNamespace(FLAGS=values))
+        code = sample.main(["sample", *arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_prompts_become_a_table_and_a_report(command, values):
+    code, out, err = command()
+    assert code == 0 and "'dog' not in the vocabulary" in err and "3 of 3 prompts" in err
+    assert out.count("a red circle") == 2 and "not judged" in out and "wrong:" in out
+    folder = pathlib.Path(values.output_dir)
+    lines = [json.loads(line) for line in (folder / "trajectories.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == values.prompts
+    assert [line["seed"] for line in lines] == [3, 3, 4], "a prompt that comes again takes the next seed"
+    assert len(list((folder / "strips").iterdir())) == 3 and (folder / "index.html").exists()
+
+
+BAD = [
+    (dict(prompts=[""]), "the prompt is empty"),
+    (dict(prompts=[]), "no prompt"),
+    (dict(prompts=["a red circle " * 20]), "the prompt has 60 tokens, "),
+    (dict(workdir="/nowhere/at/all"), "no such workdir"),
+    (dict(workdir=str(ROOT / "tests")), "not the workdir of a training run"),
+    (dict(output_dir="/proc/none"), "cannot write to the output folder"),
+    (dict(prompts_file="/nowhere.txt"), "cannot read the prompts file '/nowhere.txt': No such file"),
+    (dict(which="emma"), "did you mean ema"),
+    (dict(mode="procss"), "sampling.mode must be one of process, plan_only, single_pass"),
+    (dict(batch_size=0), "rows must be at least 1"),
+    (dict(flow_steps=-1), "sampling.flow_steps must be a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD, ids=[message[:20] for _, message in BAD])
+def test_bad_input_is_one_line_and_code_2(command, changes, message):
+    code, out, err = command(**changes)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_stray_argument_is_refused(command):
+    code, _, err = command("a red circle")
+    assert code == 2 and "unexpected arguments: a red circle" in err
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_prompts_file_that_is_not_utf8_is_named_with_the_place(command, tmp_path, mark):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(mark + b"a red circle\nein gr\xfcner Kreis\n")
+    code, _, err = command(prompts_file=str(path))
+    assert code == 2 and f"{path} is not UTF-8: byte 0xfc at offset {19 + len(mark)} (line 2)" in err
+
+
+def test_prompts_come_from_the_command_line_a_file_and_stdin(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa red star\r\n\r\n  two circles \n")
+    stdin = io.BytesIO(b"a cross\na ring\n")
+    assert sample.collect_prompts(["a dot", "-"], str(path), stdin) == [
+        *("a dot", "a cross", "a ring"),
+        *("a red star", "two circles"),
+    ]
+    with pytest.raises(sample.InputError, match="stdin holds no prompt"):
+        sample.collect_prompts(["-"], None, io.BytesIO(b"\n \n"))
+
+
+def test_the_module_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "process_gen.sample", "--prompts=", "--output_dir=/proc/none"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr == "error: the prompt is empty\n"
+
+
+def test_a_model_comes_back_as_it_was_saved(weights):
+    restored = load_model(weights)
+    assert restored.level_name == "default" and restored.source == weights
+    assert restored.config["model"]["size"] == "debug"
+    assert {x.dtype for x in jax.tree.leaves(restored.params)} == {np.dtype(np.float32)}
+    sampler, _ = load_sampler(weights, flow_steps=3)
+    assert sampler.config.flow_steps == 3 and sampler.config.max_steps == 2
+    assert sampler.config.mode == restored.config["data"]["mode"]
+    with pytest.raises(SamplerError, match="did you mean flow_steps"):
+        load_sampler(weights, flow_step=3)
+
+
+def test_weights_of_another_model_are_refused(weights, tmp_path):
+    restored, path = load_model(weights), str(tmp_path / "odd.safetensors")
+    config = json.loads(json.dumps(restored.config))
+    config["model"]["size"] = "scenes_s"
+    save_weights(path, restored.params, {"config": config})
+    with pytest.raises(CheckpointMismatch, match="do not fit their config"):
+        load_model(path)
+    save_weights(path, restored.params, {})
+    with pytest.raises(CheckpointMismatch, match="carries no config"):
+        load_model(path)
+    save_weights(path, restored.params, {"config": config, "tokenizer": "words"})
+    with pytest.raises(CheckpointMismatch, match="needs the tokenizer 'words'"):
+        load_model(path)
+    with pytest.raises(CheckpointNotFound, match="'ema' weights, not 'params'"):
+        load_model(weights, "params")
