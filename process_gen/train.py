@@ -42,6 +42,7 @@ from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
+from process_gen.evaluation.results import Results
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
 from process_gen.sampling import Sampler, SamplerConfig
@@ -270,7 +271,7 @@ class Run:
 
     def pictures(self, step: int, params: Any) -> None:
         """The benchmark's first prompts of every group: a sheet of final images, and the scores."""
-        found = self.judge(params, self.config.eval.per_group)
+        found = self.judge(params, self.config.eval.per_group, step, warm=False)
         (scores,) = found.modes.values()
         self.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
         (self.workdir / "sheets").mkdir(exist_ok=True)
@@ -282,16 +283,17 @@ class Run:
             "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
         )
 
-    def judge(self, params: Any, per_group: int):
-        """Scores parameters on the held-out benchmark."""
+    def judge(self, params: Any, per_group: int, step: int, warm: bool = True) -> Results:
+        """Scores parameters on the held-out benchmark; `warm` keeps compilation out of the seconds per image."""
         task = benchmarks.make_benchmark(self.config.data.level, per_group=per_group)
-        checkpoint = {"source": str(self.workdir), "which": "ema", "step": self.config.train.steps}
+        checkpoint = {"source": str(self.workdir), "which": "ema", "step": step}
         return evaluate.evaluate(
             self.make_sampler(params),
             task,
             (self.sampler_config.mode,),
             checkpoint=checkpoint,
             config=experiment.to_json(self.config),
+            warm=warm,
         )
 
     def finish(self, params: Any) -> None:
@@ -299,7 +301,7 @@ class Run:
         if self.curves:
             plots.curves(self.curves, self.workdir / "losses.png", title=str(self.workdir))
         if self.config.data.source == "scenes" and self.config.eval.final_per_group:
-            found = self.judge(params, self.config.eval.final_per_group)
+            found = self.judge(params, self.config.eval.final_per_group, self.config.train.steps)
             print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
             for path in evaluate.write_results(found, self.workdir / "evaluation"):
                 print(f"wrote {path}", flush=True)

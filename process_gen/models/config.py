@@ -69,7 +69,8 @@ class ModelConfig:
             )
         if 4 * self.image_rope >= self.head_dim:
             raise ValueError(
-                f"model.image_rope ({self.image_rope}) leaves no pair of head_dim {self.head_dim} to the 1-D id"
+                f"model.image_rope ({self.image_rope}) leaves no pair of model.head_dim ({self.head_dim}) "
+                "to the 1-D id"
             )
 
 

@@ -224,12 +224,11 @@ def test_a_clean_sketch_is_seen_by_what_follows(unrolled):
     batch, inputs, scan = unrolled
     row, _, slots = max(trajectories(batch), key=lambda found: len(found[2]))
 
-    def next_plan(sketch):
+    def next_sketch(sketch):
         changed = inputs.replace(
             sketch=inputs.sketch.at[row, slots[0]].set(sketch), refine=jnp.zeros_like(inputs.refine)
         )
         return jnp.sum(jnp.sin(scan(batch, changed)[1].sketch_velocity[row, slots[1]]))
 
-    hidden = bool(inputs.hide_images[row, slots[1]])
-    gradient = jax.grad(next_plan)(inputs.sketch[row, slots[0]])
-    assert (float(jnp.abs(gradient).max()) > 0.0) != hidden
+    gradient = jax.grad(next_sketch)(inputs.sketch[row, slots[0]])
+    assert float(jnp.abs(gradient).max()) > 0.0

@@ -1,0 +1,147 @@
+"""The loop: resume bit for bit, accumulate exactly, survive a bad step, refuse a bad config."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from process_gen import train as training
+from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.distributed import sharding
+from process_gen.experiment import ConfigError
+from process_gen.losses import LossTable
+from process_gen.models.unroll import UnrollOptions, unroll
+from process_gen.train_step import Recipe, init_state, make_train_step
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import labels
+from tests.models.tiny import IDS, layout, make_batch, make_model
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def debug_config(folder: pathlib.Path):
+    spec = importlib.util.spec_from_file_location("scenes_config", ROOT / "configs" / "scenes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("debug")
+    config.data.data_dir = str(folder / "data")
+    config.eval.final_per_group = 0
+    config.train.keep = 10
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four steps with checkpoints at two and four."""
+    folder = tmp_path_factory.mktemp("train")
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with jax.numpy_rank_promotion("allow"):  # Optax and Orbax are not ours to be strict about
+        state = training.train(debug_config(folder), str(folder / "run"))
+    yield folder, state
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def leaves(state):
+    state = state.replace(key=jax.random.key_data(state.key))
+    named = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in named]
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(finished):
+    folder, straight = finished
+    shutil.copytree(folder / "run", folder / "resumed")
+    shutil.rmtree(folder / "resumed" / "checkpoints" / "4")
+    with jax.numpy_rank_promotion("allow"):
+        resumed = training.train(debug_config(folder), str(folder / "resumed"))
+    assert int(straight.step) == int(resumed.step) == 4
+    for (name, a), (_, b) in zip(leaves(straight), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_a_run_leaves_its_config_its_curves_and_its_first_batch(finished):
+    folder, _ = finished
+    assert json.loads((folder / "run" / "config.json").read_text())["model"]["size"] == "debug"
+    for name in ("losses.png", "first_batch.png"):
+        assert (folder / "run" / name).stat().st_size > 1000
+    assert list((folder / "run").glob("events.out.tfevents.*"))
+
+
+def test_another_model_size_is_refused_by_name(finished):
+    folder, _ = finished
+    config = debug_config(folder)
+    config.train.batch_size = 2
+    config.losses.plan_text.weight = 0.5  # a loss weight may change
+    config.model.size = "scenes_s"
+    with pytest.raises(CheckpointMismatch, match="embedding"), jax.numpy_rank_promotion("allow"):
+        training.train(config, str(folder / "run"))
+
+
+def test_configs_that_cannot_work_stop_before_any_work(tmp_path):
+    config = debug_config(tmp_path)
+    config.optimizer.warmup_steps = 10
+    with pytest.raises(ConfigError, match="optimizer.warmup_steps"):
+        training.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+TABLE = LossTable(
+    {
+        "plan": dict(loss="text_cross_entropy", stage="plan", weight=0.5),
+        "sketch": dict(loss="flow_mse", stage="sketch", weight=1.0),
+        "refine": dict(loss="flow_mse", stage="refine", weight=1.0),
+        "inspect": dict(loss="decision_cross_entropy", stage="inspect", weight=1.0),
+    }
+)
+
+
+def recipe(accumulate: int = 1, options: UnrollOptions | None = None) -> Recipe:
+    model, _ = make_model()
+    quiet = options or UnrollOptions(drop_text=0.0, drop_images=0.0)
+    return Recipe(model, TABLE, quiet, optax.sgd(0.1), lambda step: 0.1, ema=0.5, accumulate=accumulate)
+
+
+def start(made: Recipe):
+    state = init_state(made, Batch.spec(layout(), 4), jax.random.key(0), sharding.unbox)
+    return dataclasses.replace(state, params=sharding.unbox(state.params))
+
+
+def test_accumulation_divides_by_the_count_of_the_whole_batch():
+    made = recipe(accumulate=2)
+    batch = make_batch(4, seed=5)
+    _, metrics = jax.jit(make_train_step(made))(start(made), batch)
+    keys = jax.random.split(jax.random.fold_in(start(made).key, 0), 2)
+
+    @jax.jit
+    def terms(half, key):
+        outputs = unroll(made.model, start(made).params, half, key, made.options)
+        return TABLE.terms(outputs, half, labels(half, IDS), jax.random.fold_in(key, 1))
+
+    parts = [terms(jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], batch), keys[i]) for i in range(2)]
+    for name in ("plan", "sketch", "refine", "inspect"):
+        total, count = (sum(float(part[i][name]) for part in parts) for i in (0, 1))
+        np.testing.assert_allclose(metrics[f"loss/{name}"], total / count, rtol=1e-5)
+        assert float(parts[0][1][name]) != float(parts[1][1][name])  # so that the division matters
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
+    made = recipe()
+    state = start(made)
+    step = jax.jit(make_train_step(made))
+    batch = make_batch(4, seed=5)
+    good, metrics = step(state, batch)
+    assert metrics["finite"] == 1 and int(good.step) == 1
+    poisoned = good.replace(params=jax.tree.map(lambda x: x * jnp.inf, good.params))
+    kept, metrics = step(poisoned, batch)
+    assert metrics["finite"] == 0 and int(kept.step) == 1
+    for a, b in zip(jax.tree.leaves(kept.opt_state), jax.tree.leaves(poisoned.opt_state), strict=True):
+        np.testing.assert_array_equal(a, b)
