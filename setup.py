@@ -22,6 +22,7 @@ INSTALL = [
     "etils[enp,epath,epy,etree]>=1.12",
     "flax>=0.12",
     "grain>=0.2.14",
+    "importlib_resources>=6.0",  # TensorFlow Datasets imports it without asking for it
     "jax>=0.10",
     "jaxtyping>=0.3",
     "matplotlib>=3.9",

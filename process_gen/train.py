@@ -284,7 +284,7 @@ class Run:
         )
 
     def judge(self, params: Any, per_group: int, step: int, warm: bool = True) -> Results:
-        """Scores parameters on the held-out benchmark; `warm` keeps compilation out of the seconds per image."""
+        """Scores parameters on the held-out benchmark; `warm` keeps compilation out of the timings."""
         task = benchmarks.make_benchmark(self.config.data.level, per_group=per_group)
         checkpoint = {"source": str(self.workdir), "which": "ema", "step": step}
         return evaluate.evaluate(

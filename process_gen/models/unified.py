@@ -96,7 +96,7 @@ class UnifiedModel(nn.Module):
 
     def setup(self):
         c = self.config
-        embedding_init = annotated(nn.initializers.normal(0.02), "vocab", "embed")
+        embedding_init = annotated(nn.initializers.normal(1.0), "vocab", "embed")
         self.embedding = self.param("embedding", embedding_init, (c.vocab_size, c.width))
         self.backbone = Backbone(c)
         self.head = linear(c.vocab_size, ("embed", "vocab"), c)

@@ -1,0 +1,63 @@
+"""The house rules that a machine can keep: imports only downward, files of one idea."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "process_gen"
+MAY_IMPORT = {
+    "trajectory": set(),
+    "scenes": {"trajectory"},
+    "data": {"trajectory", "scenes"},
+    "models": {"trajectory"},
+    "losses": {"trajectory", "models"},
+    "sampling": {"trajectory", "models"},
+    "evaluation": {"trajectory", "scenes", "sampling"},
+    "distributed": set(),
+    "checkpoints": {"models"},
+    "reports": {"trajectory"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("process_gen"):
+            names = [node.module] if "." in node.module else [f"{node.module}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("process_gen.")]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names}
+    return rooms
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_downward(room):
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        upward = imported_rooms(path) - MAY_IMPORT[room] - {room}
+        assert not upward, f"{path.relative_to(PACKAGE)} imports {sorted(upward)}"
+
+
+def test_every_folder_is_a_room_with_a_rule():
+    found = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert found == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_one_idea(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 450
+    assert path.stem not in ("utils", "util", "helpers", "misc", "lib")
+    assert "TODO" not in text and "FIXME" not in text
+
+
+def test_nothing_unpickles_or_evaluates_text():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec") and not name.startswith("pickle."), f"{path}: {name}"
+            assert not (isinstance(node, ast.keyword) and node.arg == "allow_pickle"), path
