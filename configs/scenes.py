@@ -131,7 +131,10 @@ def _quick(config: ConfigDict) -> None:
 
 
 def _full(config: ConfigDict) -> None:
-    """About half an hour on two cores: the shipped checkpoint."""
+    """About half an hour on two cores: the shipped checkpoint.
+
+    It scores 0.42 on combinations seen in training and 0.21 on held-out ones, and is far from converged.
+    """
     config.data.examples = 40_000
     config.train.update(dict(steps=2_400, checkpoint_every=400, sheet_every=800))
     config.optimizer.ema = 0.998
