@@ -25,7 +25,7 @@ def _base() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict(
-        dict(size="scenes_s", dtype="float32", remat="none", remat_steps=True, scan_unroll=1)
+        dict(size="scenes_s", dtype="float32", remat="none", remat_steps=True, scan_unroll=4)
     )
     config.layout = ConfigDict(
         dict(
@@ -82,6 +82,8 @@ def _base() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         dict(
+            name="muon",  # or "adamw"
+            muon_learning_rate=2e-2,  # of the backbone's matrices; all else takes learning_rate
             learning_rate=2e-3,
             warmup_steps=100,
             final_share=0.02,  # of the learning rate, where the cosine ends

@@ -58,7 +58,10 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("flow.time_std", "flow.time_shift"), POSITIVE),
     **dict.fromkeys(("flow.drop_text", "flow.drop_images", "flow.context_noise_share"), SHARE),
     "flow.context_noise": NOT_NEGATIVE,
-    **dict.fromkeys(("optimizer.learning_rate", "optimizer.eps", "optimizer.clip"), POSITIVE),
+    "optimizer.name": _one_of("adamw", "muon"),
+    **dict.fromkeys(
+        ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.eps", "optimizer.clip"), POSITIVE
+    ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.ema"), DECAY),
     "optimizer.final_share": SHARE,
     "optimizer.weight_decay": NOT_NEGATIVE,

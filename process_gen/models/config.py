@@ -21,10 +21,14 @@ class ModelConfig:
         and as many again with its column; the rest rotate with the 1-D id. 0 is
         the published model. Our choice: it gives attention a handle on "the same
         place in the last image".
-      image_rope_theta: base of those rotations.
+      image_rope_theta: base of those rotations, which go from half a turn a token
+        down to a `theta`-th of it. Fast ones tell neighbours apart from the start.
       norm_eps: of every RMSNorm.
       latent_patch: side of the patches that the autoencoder's latents are cut into.
-      max_latent_side: rows and columns of the fixed 2-D position table.
+      latent_positions: the 2-D position table of latent tokens: fixed sines and
+        cosines (`sincos`, the published model), or `learned`, whose rows start
+        orthogonal: on a grid of few cells text finds its cell much sooner.
+      max_latent_side: rows and columns of that table.
       prediction: what the latent head regresses: the `velocity`, or the `clean`
         image from which the velocity follows.
       time_scale: factor on the timestep in [0, 1] before its sinusoids.
@@ -49,9 +53,10 @@ class ModelConfig:
     qkv_bias: bool = True
     rope_theta: float = 1e6
     image_rope: int = 0
-    image_rope_theta: float = 100.0
+    image_rope_theta: float = 10.0
     norm_eps: float = 1e-6
     latent_patch: int = 2
+    latent_positions: Literal["sincos", "learned"] = "sincos"
     max_latent_side: int = 64
     prediction: Literal["velocity", "clean"] = "velocity"
     time_scale: float = 1.0
@@ -76,8 +81,9 @@ class ModelConfig:
 
 _SCENES = dict(
     vocab_size=320,
-    rope_theta=1e4,
+    rope_theta=100.0,
     latent_patch=8,
+    latent_positions="learned",
     max_latent_side=16,
     prediction="clean",
     time_scale=100.0,

@@ -104,7 +104,7 @@ def rope_angles(config: ModelConfig, ids: jax.Array, rows: jax.Array, columns: j
     frequencies = config.rope_theta ** (-jnp.arange(temporal) / temporal)
     angles = [ids[..., None].astype(jnp.float32) * frequencies[None, None]]
     if spatial:
-        frequencies = config.image_rope_theta ** (-jnp.arange(spatial) / spatial)
+        frequencies = jnp.pi * config.image_rope_theta ** (-jnp.arange(spatial) / spatial)
         shape = (*ids.shape, spatial)
         for place in (rows, columns):
             angles.append(jnp.broadcast_to(place[None, :, None] * frequencies[None, None], shape))

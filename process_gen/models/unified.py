@@ -99,6 +99,9 @@ class UnifiedModel(nn.Module):
         embedding_init = annotated(nn.initializers.normal(1.0), "vocab", "embed")
         self.embedding = self.param("embedding", embedding_init, (c.vocab_size, c.width))
         self.backbone = Backbone(c)
+        if c.latent_positions == "learned":
+            table_init = annotated(nn.initializers.normal(1.0), None, "embed")
+            self.positions = self.param("latent_positions", table_init, (c.max_latent_side**2, c.width))
         self.head = linear(c.vocab_size, ("embed", "vocab"), c)
         self.latent_in = linear(c.width, ("latent", "embed"), c, bias=True)
         self.latent_out = linear(self.layout.latent_values, ("embed", "latent"), c, bias=True, scale=0.0)
@@ -116,9 +119,15 @@ class UnifiedModel(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         time = timestep_features(t * c.time_scale).astype(dtype)
         time = self.time_out(nn.silu(self.time_in(time)))[:, :, None]
-        table = sincos_table(c.width, c.max_latent_side, grid_places(self.layout.latent_grid))
-        x = self.latent_in(latents.astype(dtype)) + time + jnp.asarray(table, dtype)[None, None]
+        x = self.latent_in(latents.astype(dtype)) + time + self._latent_table().astype(dtype)[None, None]
         return x.reshape(x.shape[0], -1, c.width)
+
+    def _latent_table(self) -> jax.Array:
+        """Positions of an image's latent tokens, [N, D]."""
+        c, (rows, columns) = self.config, grid_places(self.layout.latent_grid)
+        if c.latent_positions == "learned":
+            return self.positions[rows * c.max_latent_side + columns]
+        return jnp.asarray(sincos_table(c.width, c.max_latent_side, (rows, columns)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] hidden states to [..., vocabulary], float32."""

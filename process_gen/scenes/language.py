@@ -148,8 +148,6 @@ def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
     """The whole scene as a list. Style 2 is the shortest."""
     if not things:
         return "nothing yet"
-    if style == 1:
-        return ", ".join(f"{thing.cell} {noun(thing, level)}" for thing in things)
     if style == 2:
         return ", ".join(_bare(thing, level) for thing in things)
     if style == 3:
@@ -216,7 +214,7 @@ def plan_texts(
     """
     room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
     # Styles as often as they are listed; articles only while the list is short.
-    style = pick(rng, (0, 0, 0, 1, 2, 3 if len(things) < 4 else 0))
+    style = pick(rng, (0, 0, 0, 2, 3 if len(things) < 4 else 0))
     said = [*([repair] if repair else []), *changes]
     texts = instruct_all(said, level, rng, first), describe(things, level, style)
     if sum(map(count_tokens, texts)) > room:

@@ -10,8 +10,7 @@ import numpy as np
 from process_gen.scenes.graph import Object
 from process_gen.scenes.language import FAULTS, MISSING, Change, counted, instruct
 from process_gen.scenes.levels import NUMBERS, Level
-from process_gen.scenes.placement import find_place, fits, free_colour
-from process_gen.scenes.splits import Split, may_draw
+from process_gen.scenes.placement import find_place, fits
 from process_gen.scenes.words import pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
@@ -58,7 +57,7 @@ class Mistake:
 
 
 def plant(
-    rng: np.random.Generator, state: State, number: int, level: Level, split: Split, kind: str | None = None
+    rng: np.random.Generator, state: State, number: int, level: Level, kind: str | None = None
 ) -> Mistake | None:
     """Draws a mistake for a canvas.
 
@@ -76,15 +75,15 @@ def plant(
     if kind == "missing":
         return Mistake(kind, number, None, thing)
     if kind == "colour":
-        return _first_that_fits(kind, number, thing, others, _recoloured(rng, thing, level, split), level)
+        return _first_that_fits(kind, number, thing, others, _recoloured(rng, thing, level), level)
     if kind == "shape":
-        return _first_that_fits(kind, number, thing, others, _reshaped(rng, thing, level, split), level)
+        return _first_that_fits(kind, number, thing, others, _reshaped(rng, thing, level), level)
     if kind == "place":
         wrong = find_place(rng, level, looks, [*others, thing])
         return wrong and Mistake(kind, number, wrong, thing)
     if kind == "extra":
         shape = pick(rng, level.shapes)
-        any_looks = (shape, free_colour(rng, level, shape, split), pick(rng, level.sizes)[1])
+        any_looks = (shape, pick(rng, level.colours), pick(rng, level.sizes)[1])
         wrong = find_place(rng, level, any_looks, [*others, thing])
         return wrong and Mistake(kind, _STRAY, wrong, None)
     twins = sum(alike(thing, other) for other in others)
@@ -98,14 +97,14 @@ def alike(one: Object, other: Object) -> bool:
     return one.shape == other.shape and one.colour == other.colour
 
 
-def _recoloured(rng: np.random.Generator, thing: Object, level: Level, split: Split) -> list[Object]:
-    colours = [c for c in level.colours if c != thing.colour and may_draw(c, thing.shape, split)]
+def _recoloured(rng: np.random.Generator, thing: Object, level: Level) -> list[Object]:
+    colours = [c for c in level.colours if c != thing.colour]
     colours.sort(key=lambda _: rng.random())
     return [dataclasses.replace(thing, colour=colour) for colour in colours[:3]]
 
 
-def _reshaped(rng: np.random.Generator, thing: Object, level: Level, split: Split) -> list[Object]:
-    shapes = [s for s in level.shapes if s != thing.shape and may_draw(thing.colour, s, split)]
+def _reshaped(rng: np.random.Generator, thing: Object, level: Level) -> list[Object]:
+    shapes = [s for s in level.shapes if s != thing.shape]
     return [dataclasses.replace(thing, shape=pick(rng, shapes))]
 
 

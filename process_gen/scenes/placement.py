@@ -9,7 +9,6 @@ import numpy as np
 from process_gen.scenes.graph import Box, Object
 from process_gen.scenes.levels import Level
 from process_gen.scenes.requests import Request
-from process_gen.scenes.splits import Split, may_draw
 from process_gen.scenes.words import pick
 
 PLAIN, FAINT = 0.6, 0.4
@@ -110,11 +109,6 @@ def find_place(
     return None
 
 
-def free_colour(rng: np.random.Generator, level: Level, shape: str, split: Split) -> str:
-    """Any colour that this shape may have."""
-    return pick(rng, [colour for colour in level.colours if may_draw(colour, shape, split)])
-
-
 def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[int, Box]:
     """Opposite sides of the canvas for related clauses, in one band across it.
 
@@ -136,7 +130,7 @@ def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[i
     return regions
 
 
-def place_request(rng: np.random.Generator, level: Level, request: Request, split: Split) -> list[Object]:
+def place_request(rng: np.random.Generator, level: Level, request: Request) -> list[Object]:
     """Draws what the request leaves open and places everything, clause by clause.
 
     Raises:
@@ -144,14 +138,14 @@ def place_request(rng: np.random.Generator, level: Level, request: Request, spli
     """
     for attempt in range(_RESTARTS):
         regions = _regions(rng, level, request) if attempt > _RESTARTS // 20 else {}
-        placed = _place_clauses(rng, level, request, split, regions)
+        placed = _place_clauses(rng, level, request, regions)
         if placed is not None:
             return placed
     raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
 
 
 def _place_clauses(
-    rng: np.random.Generator, level: Level, request: Request, split: Split, regions: dict[int, Box]
+    rng: np.random.Generator, level: Level, request: Request, regions: dict[int, Box]
 ) -> list[Object] | None:
     """One attempt to place everything."""
     placed: list[Object] = []
@@ -161,10 +155,10 @@ def _place_clauses(
         targets = groups[target] if relation else ()
         shared = clause.colour
         if shared is None and rng.random() < 0.5:
-            shared = free_colour(rng, level, clause.shape, split)
+            shared = pick(rng, level.colours)
         group = []
         for _ in range(clause.count):
-            colour = shared or free_colour(rng, level, clause.shape, split)
+            colour = shared or pick(rng, level.colours)
             looks = (clause.shape, colour, pick(rng, level.sizes)[1])
             thing = find_place(rng, level, looks, placed, relation, targets, regions.get(index))
             if thing is None:

@@ -12,7 +12,6 @@ from process_gen.scenes.levels import Level
 from process_gen.scenes.mistakes import plant
 from process_gen.scenes.placement import fits
 from process_gen.scenes.requests import Request
-from process_gen.scenes.splits import Split
 from process_gen.scenes.words import pick
 
 MAX_STEPS = 6
@@ -49,7 +48,6 @@ def schedule(
     final: list[Object],
     detour: float,
     pair: float,
-    split: Split,
 ) -> list[list[Action]]:
     """The actions of each step, at most `MAX_STEPS` steps, ending in the final scene."""
     order = sorted(range(len(final)), key=lambda _: rng.random())
@@ -60,7 +58,7 @@ def schedule(
         numbers, order = order[:size], order[size:]
         steps.append([Action(Change("add", None, final[n]), (n,)) for n in numbers])
     if rng.random() < detour:
-        _take_detour(rng, level, steps, request, final, split)
+        _take_detour(rng, level, steps, request, final)
     return steps
 
 
@@ -80,7 +78,6 @@ def _take_detour(
     steps: list[list[Action]],
     request: Request,
     things: list[Object],
-    split: Split,
 ) -> None:
     """Rewrites the steps, in place, so that they reach the same end another way."""
     kind, final = pick(rng, _detour_kinds(request)), dict(enumerate(things))
@@ -89,7 +86,7 @@ def _take_detour(
         return
     named = [clause.colour for clause in request.clauses for _ in range(clause.count)]
     numbers = [n for n in final if named[n] or kind != "colour"]
-    mistake = plant(rng, final, pick(rng, numbers), level, split, kind)
+    mistake = plant(rng, final, pick(rng, numbers), level, kind)
     if mistake is None:
         return
     if kind == "extra":

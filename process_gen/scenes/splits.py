@@ -3,8 +3,9 @@
 A request is held out if it holds at least one held-out composition, and a
 training request holds none. There are four kinds:
 
-    H1  a colour with a shape: 6 of the 42, one for each shape, six colours.
-        The teacher never draws them in training, not even as an error.
+    H1  a colour asked of a shape: 6 of the 42, one for each shape, six colours.
+        Where a training prompt leaves the colour open the teacher may choose
+        it, so the model can say and draw what no training prompt asks for.
     H2  two shapes together in one prompt: 3 of the 15 pairs.
     H3  a number of a shape: one n in 2..4 for each shape.
     H4  shape, relation, shape: a fifth of the triples, by hash ("A right of B"
@@ -72,11 +73,6 @@ HELD_OUT_PAIRS = frozenset(
     for pair in itertools.combinations(sorted(itertools.product(COLOURS, SHAPES)), 2)
     if _hashed(" and ".join(" ".join(one) for one in pair))
 )
-
-
-def may_draw(colour: str, shape: str, split: Split) -> bool:
-    """Whether the teacher may put this on a canvas."""
-    return split != "train" or (colour, shape) not in HELD_OUT_COLOURED
 
 
 def held_out(

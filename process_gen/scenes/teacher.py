@@ -52,14 +52,14 @@ def teach(
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
       pair: probability that a step adds two objects instead of one.
-      split: `train` never draws a held-out colour of a shape.
+      split: which side the request is from, for the metadata.
       uid: names the trajectory.
     """
     level = get_level(level)
-    final = place_request(rng, level, request, split)
-    plans = schedule(rng, level, request, final, detour, pair, split)
+    final = place_request(rng, level, request)
+    plans = schedule(rng, level, request, final, detour, pair)
     assert len(plans) <= MAX_STEPS, f"{len(plans)} steps for {request.text!r}"
-    lesson = _Lesson(rng, level, split, plans)
+    lesson = _Lesson(rng, level, plans)
     for index in range(len(plans)):
         draw = rng.random()
         slips = draw < slip and index + 1 < len(plans) and lesson.unnoticed is None
@@ -81,13 +81,13 @@ def baseline(
     level, mode = get_level(level), Mode(mode)
     if mode is Mode.PROCESS:
         return teach(request, rng, level, split=split, uid=uid)
-    final = place_request(rng, level, request, split)
+    final = place_request(rng, level, request)
     final = sorted(final, key=lambda _: rng.random())
     plan = None
     if mode is Mode.PLAN_ONLY:
-        style = 0 if rng.random() < 0.5 else pick(rng, (1, 2))
+        style = pick(rng, (0, 2))
         plan = Plan(pick(rng, language.EVERYTHING), language.describe(final, level, style))
-    lesson = _Lesson(rng, level, split, [])
+    lesson = _Lesson(rng, level, [])
     lesson.scenes.append(Scene(tuple(final)))
     lesson.drafts.append(None)
     lesson.mistakes.append(None)
@@ -100,8 +100,8 @@ def baseline(
 class _Lesson:
     """A trajectory in the making."""
 
-    def __init__(self, rng: np.random.Generator, level: Level, split: Split, plans: list[list[Action]]):
-        self.rng, self.level, self.split, self.plans = rng, level, split, plans
+    def __init__(self, rng: np.random.Generator, level: Level, plans: list[list[Action]]):
+        self.rng, self.level, self.plans = rng, level, plans
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
         self.steps: list[Step] = []
@@ -144,7 +144,7 @@ class _Lesson:
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
-            mistake = plant(self.rng, self.state, pick(self.rng, numbers), self.level, self.split)
+            mistake = plant(self.rng, self.state, pick(self.rng, numbers), self.level)
             if mistake:
                 return mistake
         return None
