@@ -60,7 +60,8 @@ RANGES: dict[str, Range] = {
     "flow.context_noise": NOT_NEGATIVE,
     "optimizer.name": _one_of("adamw", "muon"),
     **dict.fromkeys(
-        ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.eps", "optimizer.clip"), POSITIVE
+        ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.eps", "optimizer.clip"),
+        POSITIVE,
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.ema"), DECAY),
     "optimizer.final_share": SHARE,

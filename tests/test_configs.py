@@ -76,7 +76,28 @@ def test_the_train_step_of_a_config_traces(path, variant):
     assert all(value.shape == () for value in metrics.values())
 
 
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    config = load(ROOT / "configs" / "scenes.py", "debug")
+    config.optimizer.name = "muon"
+    model = experiment.build_model(config, scenes_tokenizer())
+    init = jax.eval_shape(
+        lambda key, one: model.init(key, one)["params"], jax.random.key(0), Batch.spec(model.layout, 1)
+    )
+    params = nn.unbox(init)
+    state = jax.eval_shape(experiment.build_optimizer(config)[0].init, params)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    second_moments = [path for path in paths if ".nu" in path]  # AdamW keeps them, Muon does not
+    assert any("embedding" in path for path in second_moments)
+    assert any("head" in path for path in second_moments)
+    assert any("layers" in path and "q_norm" in path for path in second_moments)
+    assert not any("layers" in path and "kernel" in path for path in second_moments)
+    momenta = [path for path in paths if ".mu" in path and "layers" in path and "kernel" in path]
+    assert len(momenta) == 2 * 7  # q, k, v, o, gate, up and down of both experts
+
+
 BAD = [
+    ("optimizer.name", "sgd", "optimizer.name must be one of adamw, muon, got 'sgd'"),
+    ("optimizer.muon_learning_rate", 0.0, "muon_learning_rate must be a number above 0"),
     ("train.steps", 0, "train.steps must be a whole number of at least 1, got 0"),
     ("train.log_every", 0, "train.log_every must be"),
     ("data.wrong", 1.5, "data.wrong must be between 0 and 1, got 1.5"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from process_gen.scenes import splits
-from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
 
 CATEGORIES = (
     "single_object",
@@ -81,6 +82,11 @@ class Request:
                 if clause.position
             ),
         )
+
+    def as_written(self, clause: Clause) -> int:
+        """Where in the prompt a clause's shape is first named; clauses themselves list a target first."""
+        found = re.search(rf"\b({clause.shape}|{PLURALS[clause.shape]})\b", self.text.lower())
+        return found.start() if found else len(self.text)
 
     def metadata(self) -> dict[str, Any]:
         """One line of a GenEval metadata file.

@@ -48,9 +48,12 @@ def schedule(
     final: list[Object],
     detour: float,
     pair: float,
+    ordered: float,
 ) -> list[list[Action]]:
     """The actions of each step, at most `MAX_STEPS` steps, ending in the final scene."""
-    order = sorted(range(len(final)), key=lambda _: rng.random())
+    order = list(range(len(final)))
+    if rng.random() >= ordered:
+        order.sort(key=lambda _: rng.random())
     steps: list[list[Action]] = []
     while order:
         slots = MAX_STEPS - 1 - len(steps)
@@ -84,8 +87,8 @@ def _take_detour(
     if kind == "swap":
         _swap(rng, level, steps, final)
         return
-    named = [clause.colour for clause in request.clauses for _ in range(clause.count)]
-    numbers = [n for n in final if named[n] or kind != "colour"]
+    named = {(clause.shape, clause.colour) for clause in request.clauses}
+    numbers = [n for n, thing in final.items() if kind != "colour" or (thing.shape, thing.colour) in named]
     mistake = plant(rng, final, pick(rng, numbers), level, kind)
     if mistake is None:
         return

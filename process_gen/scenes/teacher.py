@@ -1,7 +1,9 @@
 """Turns a request into a trajectory: the data that teaches the process.
 
 The final scene is drawn first. It is then taken apart into a sampled order of
-growing subgraphs, one or two objects a step. Additions alone make monotonous
+growing subgraphs, one or two objects a step: mostly the order in which the
+prompt names them, else any. Descriptions always keep to the prompt's order, so
+that what a step has to say follows from the prompt and the canvas. Additions alone make monotonous
 teachers, so part of the trajectories takes a detour that reaches the same end:
 a thing is first drawn in another colour, shape or place and later changed, two
 things are swapped, or an extra thing is removed. Drafts are right, or hold one
@@ -39,6 +41,7 @@ def teach(
     slip: float = 0.08,
     detour: float = 0.25,
     pair: float = 0.5,
+    ordered: float = 0.8,
     split: Split = "train",
     uid: str = "",
 ) -> Trajectory:
@@ -52,12 +55,13 @@ def teach(
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
       pair: probability that a step adds two objects instead of one.
+      ordered: probability that objects are drawn in the prompt's order.
       split: which side the request is from, for the metadata.
       uid: names the trajectory.
     """
     level = get_level(level)
-    final = place_request(rng, level, request)
-    plans = schedule(rng, level, request, final, detour, pair)
+    final = _in_prompt_order(request, place_request(rng, level, request))
+    plans = schedule(rng, level, request, final, detour, pair, ordered)
     assert len(plans) <= MAX_STEPS, f"{len(plans)} steps for {request.text!r}"
     lesson = _Lesson(rng, level, plans)
     for index in range(len(plans)):
@@ -81,8 +85,7 @@ def baseline(
     level, mode = get_level(level), Mode(mode)
     if mode is Mode.PROCESS:
         return teach(request, rng, level, split=split, uid=uid)
-    final = place_request(rng, level, request)
-    final = sorted(final, key=lambda _: rng.random())
+    final = _in_prompt_order(request, place_request(rng, level, request))
     plan = None
     if mode is Mode.PLAN_ONLY:
         style = pick(rng, (0, 2))
@@ -95,6 +98,13 @@ def baseline(
     return Trajectory(
         request.text, tuple(lesson.steps), uid, _metadata(request, level, split, mode.value, lesson)
     )
+
+
+def _in_prompt_order(request: Request, things: list[Object]) -> list[Object]:
+    """Sorts what was placed clause by clause by where the prompt names it."""
+    owners = [clause for clause in request.clauses for _ in range(clause.count)]
+    order = sorted(range(len(things)), key=lambda i: request.as_written(owners[i]))
+    return [things[i] for i in order]
 
 
 class _Lesson:
@@ -119,6 +129,7 @@ class _Lesson:
         rng, actions, earlier = self.rng, self.plans[index], self.unnoticed
         for action in actions:
             apply(action, self.state)
+        self.state = dict(sorted(self.state.items()))
         touched = [n for action in actions for n in action.numbers if n in self.state]
         mistake = self._mistake(touched, actions, earlier) if slips or planted else None
         plan = self._plan(index, actions, earlier)
