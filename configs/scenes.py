@@ -37,6 +37,7 @@ def _base() -> ConfigDict:
     config.layout = ConfigDict(
         dict(
             image_size=(32, 32),
+            vit_grid=(0, 0),  # (4, 4): images in context stand there as 4 x 4 ViT tokens as well
             prompt=36,
             plan=40,
             inspect=18,

@@ -21,6 +21,7 @@ import optax
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed.mesh import AXES
 from process_gen.losses import LossTable
+from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig, model_config
 from process_gen.models.unified import UnifiedModel
@@ -55,15 +56,23 @@ def build_model_config(config: ml_collections.ConfigDict) -> ModelConfig:
 
 
 def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = None) -> Layout:
-    """`config.layout`, with the latent grid that the model makes of the image size."""
+    """`config.layout`, with the latent grid that the model makes of the image size.
+
+    Raises:
+      ConfigError: unknown keys, or ViT tokens that the model cannot make.
+    """
     fields = config.layout.to_dict()
-    fields["image_size"] = tuple(fields["image_size"])
-    grid, values = latent_shape(model or build_model_config(config), fields["image_size"])
+    fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, (list, tuple))}
+    model = model or build_model_config(config)
+    grid, values = latent_shape(model, fields["image_size"])
     known = {f.name for f in dataclasses.fields(Layout)}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ConfigError(f"config.layout has unknown keys {unknown}; known: {sorted(known)}")
-    return Layout(**fields, latent_grid=grid, latent_values=values)
+    layout = Layout(**fields, latent_grid=grid, latent_values=values)
+    with as_config_error():
+        vit.check(model, layout)
+    return layout
 
 
 def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> UnifiedModel:

@@ -61,7 +61,7 @@ class TokenCost:
 
         The vocabulary head counts for text tokens (vision tokens included), the
         latent projections for latent tokens, the embedding for none. Attention
-        scores are not counted.
+        scores and the ViT are not counted.
         """
         und = gen = 0.0
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):

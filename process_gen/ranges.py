@@ -37,6 +37,10 @@ def _is_size(value: Any) -> bool:
     return all(_whole(side) and side > 0 for side in value)
 
 
+def _is_grid(value: Any) -> bool:
+    return _is_size(value) or (isinstance(value, (tuple, list)) and tuple(value) == (0, 0))
+
+
 COUNT = Range("a whole number of at least 1", lambda value: _whole(value) and value >= 1)
 COUNT_OR_OFF = Range("a whole number of at least 0 (0 is off)", lambda value: _whole(value) and value >= 0)
 SEED = Range("a whole number in [0, 2^32)", lambda value: _whole(value) and 0 <= value < 2**32)
@@ -49,6 +53,7 @@ FINITE = Range("a number", _number)
 RANGES: dict[str, Range] = {
     "seed": SEED,
     "layout.image_size": Range("two whole numbers above 0, e.g. '(32, 32)'", _is_size),
+    "layout.vit_grid": Range("two whole numbers above 0, or '(0, 0)' for none", _is_grid),
     "data.level": _one_of(*LEVELS),
     "data.mode": _one_of(*(mode.value for mode in Mode)),
     "data.on_error": _one_of("fail", "skip"),

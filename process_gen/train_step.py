@@ -160,9 +160,11 @@ def _amounts(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
     images = (1 + model.layout.sketch_copies) * batch.present.sum() + (
         1 + model.layout.refined_copies
     ) * refined
+    views = batch.present.sum() + refined if model.layout.vit_tokens else 0
+    text = sum((t != 0).sum() for t in texts) + 2 * images
     return {
         "batch/steps": batch.present.sum().astype(jnp.float32),
         "batch/trajectories": (batch.last & batch.present).sum().astype(jnp.float32),
-        "batch/und_tokens": (sum((t != 0).sum() for t in texts) + 2 * images).astype(jnp.float32),
+        "batch/und_tokens": (text + (model.layout.vit_tokens + 2) * views).astype(jnp.float32),
         "batch/gen_tokens": (images * model.layout.latents).astype(jnp.float32),
     }

@@ -55,7 +55,18 @@ def test_a_config_is_locked_and_survives_its_checkpoint(path, variant):
 
 @pytest.mark.parametrize(("path", "variant"), CASES, ids=IDS)
 def test_the_train_step_of_a_config_traces(path, variant):
-    config = load(path, variant)
+    traces(load(path, variant))
+
+
+def test_images_in_context_may_be_vit_tokens_too():
+    config = load(ROOT / "configs" / "scenes.py", "debug")
+    config.update_from_flattened_dict({"layout.vit_grid": (4, 4)})
+    experiment.check(config)
+    assert experiment.build_layout(experiment.from_json(experiment.to_json(config))).vit_tokens == 16
+    traces(config)
+
+
+def traces(config: ConfigDict) -> None:
     model = experiment.build_model(config, scenes_tokenizer())
     optimizer, schedule = experiment.build_optimizer(config)
     recipe = Recipe(
@@ -107,6 +118,9 @@ BAD = [
     ("train.accumulate", 3, r"batch_size \(2\) must be a multiple of config.train.accumulate \(3\)"),
     ("layout.trajectories", 9, r"layout.trajectories \(9\) exceeds layout.steps \(6\)"),
     ("layout.plan", 20, "set --config.layout.plan=40"),
+    ("layout.vit_grid", (4, 0), r"layout.vit_grid must be two whole numbers above 0, or '\(0, 0\)' for none"),
+    ("layout.vit_grid", (4, 4), None),
+    ("layout.vit_grid", (17, 4), r"layout.vit_grid \(17, 4\) exceeds model.vit.max_side 16"),
     ("layout.context", "all", "layout.context must be 'full' or 'last'"),
     ("data.level", "hard", "data.level must be one of default, "),
     ("data.level", "free64", r"set --config.layout.image_size='\(64, 64\)'"),

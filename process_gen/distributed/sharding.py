@@ -33,6 +33,7 @@ RULES: Rules = {
     "latent": None,
     "layers": None,
     "norm": None,
+    "patch": None,
     "position": None,
     "time": None,
 }

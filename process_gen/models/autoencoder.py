@@ -79,8 +79,8 @@ def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
     return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
 
 
-def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
-    """Latent tokens [..., N, values] to uint8 images [..., H, W, 3]."""
+def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+    """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped."""
     autoencoder, (rows, columns) = make_autoencoder(config), layout.latent_grid
     flat = tokens.reshape(-1, *tokens.shape[-2:])
     latents = einops.rearrange(
@@ -91,5 +91,11 @@ def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Arr
         p=config.latent_patch,
         q=config.latent_patch,
     )
-    images = jnp.clip((autoencoder.decode(latents) + 1.0) * 127.5, 0, 255).round().astype(jnp.uint8)
+    images = autoencoder.decode(latents)
     return images.reshape(*tokens.shape[:-2], *images.shape[1:])
+
+
+def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+    """Latent tokens [..., N, values] to uint8 images [..., H, W, 3]."""
+    images = to_pixels(config, layout, tokens)
+    return jnp.clip((images + 1.0) * 127.5, 0, 255).round().astype(jnp.uint8)

@@ -1,8 +1,8 @@
 """The Mixture-of-Transformers backbone over one chunk of tokens.
 
 Two dense blocks, one per modality, share attention (BAGEL, arXiv 2505.14683,
-section 2). B batch, L tokens of the chunk (T vocabulary tokens, then G latent
-tokens), C tokens of the context, D width, K key/value heads, H head.
+section 2). B batch, L tokens of the chunk (T of the understanding side: vocabulary
+tokens, then ViT tokens; then G latent tokens), C tokens of the context, D width, K key/value heads, H head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models.config import ModelConfig
-from process_gen.models.layers import NEGATIVE, Expert, RMSNorm, attend, attend_two, rope_angles
+from process_gen.models.layers import NEGATIVE, Expert, RMSNorm, attend, attend_two, rope_angles, stacked
 from process_gen.trajectory.visibility import Chunk, QueryGroup
 
 
@@ -129,12 +129,6 @@ ATTENTION = {"dense": attend_dense, "grouped": attend_groups}
 """How `ModelConfig.attention` turns a chunk into attention calls; all give the same numbers."""
 
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
 class Backbone(nn.Module):
     """Stacked, scanned layers and the final norm of each modality."""
 
@@ -175,15 +169,5 @@ class Backbone(nn.Module):
         def body(layer, carry, layer_context):
             return layer(carry, layer_context, ropes, attention)
 
-        if c.remat != "none":
-            body = nn.remat(body, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
-        scan = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=c.layers,
-            unroll=c.scan_unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        hidden, memory = scan(self.layers, dict(streams), context)
+        hidden, memory = stacked(body, c, c.layers)(self.layers, dict(streams), context)
         return {name: self.norms[name](x) for name, x in hidden.items()}, memory

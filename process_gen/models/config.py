@@ -4,7 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """The vision transformer of the understanding side (SigLIP 2, arXiv 2502.14786, as BAGEL keeps it).
+
+    Attributes:
+      width, layers, mlp: residual width, depth, hidden width of the MLP.
+      heads: of attention; each is width / heads wide.
+      patch: side of a patch in pixels.
+      max_side: rows and columns of the position tables, the learned one of the
+        patches and the fixed one of the tokens that the connector makes.
+      norm_eps: of every LayerNorm.
+    """
+
+    width: int
+    layers: int
+    mlp: int
+    heads: int
+    patch: int
+    max_side: int
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        for field in ("width", "layers", "mlp", "heads", "patch", "max_side"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.vit.{field} must be at least 1, got {getattr(self, field)}")
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.vit.width ({self.width}) must be a multiple of model.vit.heads ({self.heads})"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +50,8 @@ class ModelConfig:
       qkv_bias: biases on q, k and v, none elsewhere.
       rope_theta: base of the 1-D rotary ids.
       image_rope: pairs of each head that rotate with the row of a latent token,
-        and as many again with its column; the rest rotate with the 1-D id. 0 is
+        and as many again with its column; the rest rotate with the 1-D id (text
+        and ViT tokens stand at row and column 0). 0 is
         the published model. Our choice: it gives attention a handle on "the same
         place in the last image".
       image_rope_theta: base of those rotations, which go from half a turn a token
@@ -33,6 +66,8 @@ class ModelConfig:
         image from which the velocity follows.
       time_scale: factor on the timestep in [0, 1] before its sinusoids.
       autoencoder: `patches` (pixels) or a published autoencoder.
+      vit: what makes ViT tokens of the images in context. It has weights only
+        where the layout's `vit_grid` makes room for its tokens.
       dtype: of the computation; parameters are float32.
       attention: one call with an explicit mask (`dense`), or one call per group
         of queries over the keys it needs (`grouped`).
@@ -61,6 +96,7 @@ class ModelConfig:
     prediction: Literal["velocity", "clean"] = "velocity"
     time_scale: float = 1.0
     autoencoder: Literal["patches"] = "patches"
+    vit: VitConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["dense", "grouped"] = "grouped"
     remat: Literal["none", "dots", "full"] = "none"
@@ -90,15 +126,41 @@ _SCENES = dict(
     attention="dense",
 )
 
+_VIT_SMALL = VitConfig(width=128, layers=2, mlp=352, heads=2, patch=8, max_side=16)
+
 SIZES: dict[str, ModelConfig] = {
     "debug": ModelConfig(
-        width=32, layers=2, mlp=64, heads=2, kv_heads=1, head_dim=16, image_rope=2, **_SCENES
+        width=32,
+        layers=2,
+        mlp=64,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        image_rope=2,
+        vit=VitConfig(width=24, layers=2, mlp=40, heads=2, patch=8, max_side=16),
+        **_SCENES,
     ),
     "scenes_s": ModelConfig(
-        width=128, layers=4, mlp=352, heads=2, kv_heads=2, head_dim=64, image_rope=8, **_SCENES
+        width=128,
+        layers=4,
+        mlp=352,
+        heads=2,
+        kv_heads=2,
+        head_dim=64,
+        image_rope=8,
+        vit=_VIT_SMALL,
+        **_SCENES,
     ),
     "scenes_m": ModelConfig(
-        width=384, layers=8, mlp=1024, heads=6, kv_heads=3, head_dim=64, image_rope=8, **_SCENES
+        width=384,
+        layers=8,
+        mlp=1024,
+        heads=6,
+        kv_heads=3,
+        head_dim=64,
+        image_rope=8,
+        vit=_VIT_SMALL,
+        **_SCENES,
     ),
     "bagel_7b": ModelConfig(
         vocab_size=152064,
@@ -111,6 +173,7 @@ SIZES: dict[str, ModelConfig] = {
         dtype="bfloat16",
         remat="full",
         remat_steps=True,
+        vit=VitConfig(width=1152, layers=26, mlp=4304, heads=16, patch=14, max_side=70),
     ),
 }
 
@@ -118,15 +181,28 @@ SIZES: dict[str, ModelConfig] = {
 def model_config(size: str, **overrides: object) -> ModelConfig:
     """A row of the size table, with single fields replaced.
 
+    `vit` takes a `VitConfig`, None, or a mapping of those fields that are to
+    differ from the row's.
+
     Raises:
       ValueError: unknown size or field; the message lists the nearest names.
     """
     if size not in SIZES:
         near = difflib.get_close_matches(size, SIZES) or sorted(SIZES)
         raise ValueError(f"unknown model size {size!r}; did you mean {' or '.join(near)}?")
-    fields = {f.name for f in dataclasses.fields(ModelConfig)}
-    for key in overrides:
+    _check_fields("the model", ModelConfig, overrides)
+    row = SIZES[size]
+    if isinstance(changes := overrides.get("vit"), Mapping):
+        _check_fields("model.vit", VitConfig, changes)
+        if row.vit is None:
+            raise ValueError(f"model size {size!r} has no ViT that model.vit could change")
+        overrides = {**overrides, "vit": dataclasses.replace(row.vit, **changes)}
+    return dataclasses.replace(row, **overrides)
+
+
+def _check_fields(name: str, config: type, given: Iterable[str]) -> None:
+    fields = {f.name for f in dataclasses.fields(config)}
+    for key in given:
         if key not in fields:
             near = difflib.get_close_matches(key, fields) or sorted(fields)
-            raise ValueError(f"the model has no field {key!r}; did you mean {' or '.join(near)}?")
-    return dataclasses.replace(SIZES[size], **overrides)
+            raise ValueError(f"{name} has no field {key!r}; did you mean {' or '.join(near)}?")

@@ -97,13 +97,13 @@ class Context:
 
 def history_slots(layout: Layout) -> int:
     """Slots of `Context.history`."""
-    return layout.image_tokens if layout.context == "last" else layout.steps * layout.visible_tokens
+    return layout.state_tokens if layout.context == "last" else layout.steps * layout.visible_tokens
 
 
 def image_slots(layout: Layout) -> np.ndarray:
-    """[prompt + history] bool: the slots of a context that hold images."""
+    """[prompt + history] bool: the slots of a context that hold images, ViT tokens included."""
     if layout.context == "last":
-        history = np.ones(layout.image_tokens, bool)
+        history = np.ones(layout.state_tokens, bool)
     else:
         step = np.concatenate([np.full(s.tokens, s.kind != "text") for s in layout.visible_segments])
         history = np.tile(step, layout.steps)

@@ -6,6 +6,7 @@ B batch, L tokens, D width, N query heads, K key/value heads, H head, F hidden.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -34,6 +35,32 @@ def linear(features: int, axes: tuple[str, str], config: ModelConfig, bias: bool
         dtype=jnp.dtype(config.dtype),
         kernel_init=annotated(init, *axes),
         bias_init=annotated(nn.initializers.zeros, axes[1]),
+    )
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stacked(body: Callable, config: ModelConfig, layers: int) -> Callable:
+    """Runs `body(layer, carry, x) -> (carry, y)` once per layer: one scan over stacked parameters.
+
+    What the backward pass recomputes and how far the scan is unrolled is the config's choice.
+
+    Returns:
+      `run(layer, carry, xs) -> (carry, ys)`; every array of `xs` and `ys` has the layers first.
+    """
+    if config.remat != "none":
+        body = nn.remat(body, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=layers,
+        unroll=min(config.scan_unroll, layers),
+        metadata_params={nn.PARTITION_NAME: "layers"},
     )
 
 

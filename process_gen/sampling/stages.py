@@ -1,7 +1,7 @@
 """One stage of one step for all rows: what is compiled.
 
 Each function is jitted once, with the model and a spec as static arguments, and
-made of the model's own pieces. While a step is under way its segments live in
+made of the model's own pieces. While a step is under way its parts live in
 `Work.parts`, next to the context; `commit` moves them there.
 
 B rows, M slots of memory, N latent tokens, V values of a latent token, D width.
@@ -36,7 +36,7 @@ class Work:
 
     Attributes:
       context: what came before the step.
-      parts: the step's segments so far, by name.
+      parts: the step's texts and visual states so far, by name (`Layout.visible_parts`).
       next_id: [B] int32, the next rotary id.
       rows: [B] bool, which rows take part in the next stage.
       keys: [B] random keys of this step.
@@ -71,7 +71,7 @@ class Drawn:
 
 def pieces(layout: Layout, context: Context, parts: dict[str, Memory]) -> dict[str, Memory]:
     """Everything that the next stage sees, by name, in the order in which it stands in memory."""
-    step = {s.name: parts[s.name] for s in layout.visible_segments if s.name in parts}
+    step = {name: parts[name] for name in layout.visible_parts if name in parts}
     return {"prompt": context.prompt, "history": context.history, **step}
 
 
@@ -217,7 +217,7 @@ def look(
     """A clean image [B, N, V]: hidden state [B, D] of its closing token, its slots, the next rotary id."""
     memory = joined(list(seen.values()))
     end, new = model.apply({"params": params}, memory, latents, work.next_id, method="read_image")
-    return end, new.only(work.rows), work.next_id + work.rows.astype(jnp.int32)
+    return end, new.only(work.rows), work.next_id + model.layout.state_ids * work.rows.astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "choices", "temperature", "draw"))
@@ -245,6 +245,9 @@ def commit(model: UnifiedModel, params: Any, work: Work, present: jax.Array) -> 
     trajectory is no longer than the layout's steps.
     """
     layout, rows = model.layout, present.shape[0]
-    new = {s.name: Memory.empty(model.config, rows, s.tokens) for s in layout.visible_segments} | work.parts
+    new = {
+        name: Memory.empty(model.config, rows, sum(s.tokens for s in segments))
+        for name, segments in layout.visible_parts.items()
+    } | work.parts
     context = work.context.replace(slot=work.context.slot % layout.steps)
     return model.apply({"params": params}, context, new, present, work.next_id, method="advance")

@@ -12,7 +12,11 @@ ended) are data. One step holds these segments, in logical order:
     refined_noised  images    flow targets
     refined         image     the corrected image that later tokens see
 
-Each image stands between `<|vision_start|>` and `<|vision_end|>`.
+Each image stands between `<|vision_start|>` and `<|vision_end|>`. Where
+`vit_grid` asks for it, the two clean images are followed by `sketch_vit` and
+`refined_vit`: the same image once more, as tokens of the understanding side
+(ViT features), between two vision tokens of its own. Together they are one
+visual state.
 """
 
 from __future__ import annotations
@@ -35,16 +39,18 @@ class Segment:
       text: number of tokens that carry a vocabulary id. For an image these are
         the two vision tokens.
       latents: number of latent tokens.
+      vit: number of ViT tokens; an image has either these or latents.
     """
 
     name: str
     kind: Kind
     text: int
     latents: int = 0
+    vit: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.text + self.latents
+        return self.text + self.latents + self.vit
 
     def resized(self, text: int) -> Segment:
         """The same segment with another number of vocabulary tokens."""
@@ -59,6 +65,8 @@ class Layout:
       image_size: height and width in pixels.
       latent_grid: rows and columns of latent tokens of one image.
       latent_values: values of one latent token (patch * patch * channels).
+      vit_grid: rows and columns of ViT tokens of one image in context; (0, 0)
+        leaves them out.
       prompt, plan, inspect, refine: tokens of each text slot, with
         `<|im_start|>` and `<|im_end|>`.
       steps: step slots of a row.
@@ -72,6 +80,7 @@ class Layout:
     image_size: tuple[int, int] = (32, 32)
     latent_grid: tuple[int, int] = (4, 4)
     latent_values: int = 192
+    vit_grid: tuple[int, int] = (0, 0)
     prompt: int = 40
     plan: int = 48
     inspect: int = 24
@@ -86,6 +95,10 @@ class Layout:
         for field in (f.name for f in dataclasses.fields(self) if f.type == "int"):
             if getattr(self, field) < 1:
                 raise ValueError(f"layout.{field} must be at least 1, got {getattr(self, field)}")
+        if len(self.vit_grid) != 2 or min(self.vit_grid) < 0 or (0 in self.vit_grid and any(self.vit_grid)):
+            raise ValueError(
+                f"layout.vit_grid must be rows and columns, or (0, 0) for none, got {self.vit_grid}"
+            )
         if self.trajectories > self.steps:
             raise ValueError(
                 f"layout.trajectories ({self.trajectories}) exceeds layout.steps ({self.steps}): "
@@ -100,15 +113,30 @@ class Layout:
         return self.latent_grid[0] * self.latent_grid[1]
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens of one image with its two vision tokens."""
-        return self.latents + 2
+    def vit_tokens(self) -> int:
+        """ViT tokens of one image; 0 where images in context are latents only."""
+        return self.vit_grid[0] * self.vit_grid[1]
+
+    @property
+    def state_ids(self) -> int:
+        """Rotary ids that a visual state takes: one for its latents, one for its ViT tokens."""
+        return len(self.state_slots("image"))
+
+    @property
+    def state_tokens(self) -> int:
+        """Tokens of one visual state, vision tokens included."""
+        return sum(s.tokens for s in self.state_slots("image"))
 
     def text_slot(self, name: str) -> Segment:
         return Segment(name, "text", getattr(self, name))
 
     def image_slot(self, name: str, kind: Kind = "clean") -> Segment:
         return Segment(name, kind, 2, self.latents)
+
+    def state_slots(self, name: str) -> tuple[Segment, ...]:
+        """A clean image as later tokens see it: its latents, then its ViT tokens if the layout has any."""
+        vit = (Segment(f"{name}_vit", "clean", 2, vit=self.vit_tokens),) if self.vit_tokens else ()
+        return self.image_slot(name), *vit
 
     @functools.cached_property
     def step_segments(self) -> tuple[Segment, ...]:
@@ -121,17 +149,28 @@ class Layout:
         return (
             self.text_slot("plan"),
             *noised("sketch"),
-            self.image_slot("sketch"),
+            *self.state_slots("sketch"),
             self.text_slot("inspect"),
             self.text_slot("refine"),
             *noised("refined"),
-            self.image_slot("refined"),
+            *self.state_slots("refined"),
         )
+
+    @functools.cached_property
+    def visible_parts(self) -> dict[str, tuple[Segment, ...]]:
+        """What later tokens may see of a step, in logical order: texts and visual states by name."""
+        return {
+            "plan": (self.text_slot("plan"),),
+            "sketch": self.state_slots("sketch"),
+            "inspect": (self.text_slot("inspect"),),
+            "refine": (self.text_slot("refine"),),
+            "refined": self.state_slots("refined"),
+        }
 
     @functools.cached_property
     def visible_segments(self) -> tuple[Segment, ...]:
         """The segments of a step that later tokens may see."""
-        return tuple(s for s in self.step_segments if s.kind != "noised")
+        return tuple(s for part in self.visible_parts.values() for s in part)
 
     @property
     def visible_tokens(self) -> int:

@@ -20,6 +20,9 @@ between two vision tokens; rows are queries, columns keys):
     inspect 8    ##    ...     ###     #.
             9    ##    ...     ###     ##
 
+Latents and ViT tokens of one clean image are two segments of kind `clean`: the
+ViT tokens come later, so they see the latents and the latents do not see them.
+
 Earlier context (the prompt, earlier steps) is visible to every row. What
 "what follows" means between steps is the context policy of the layout: with
 `full` it is the rest of the trajectory; with `last` a text ends with its own
@@ -82,10 +85,10 @@ class QueryGroup:
 class Chunk:
     """Segments that go through the backbone together.
 
-    In memory all tokens with a vocabulary id (the understanding block) stand
-    before all latent tokens (the generation block), so that which weights a
-    token uses is known when the program is traced. Rotary ids and the mask
-    carry the logical order.
+    In memory all tokens with a vocabulary id and then all ViT tokens (the
+    understanding block) stand before all latent tokens (the generation block),
+    so that which weights a token uses is known when the program is traced.
+    Rotary ids and the mask carry the logical order.
 
     Attributes:
       segments: in logical order.
@@ -96,37 +99,53 @@ class Chunk:
     def __init__(self, segments: Sequence[Segment], seen_until: Mapping[str, int] | None = None):
         self.segments = tuple(segments)
         self.text_tokens = sum(s.text for s in self.segments)
+        self.vit_tokens = sum(s.vit for s in self.segments)
         self.latent_tokens = sum(s.latents for s in self.segments)
         self._text: dict[str, slice] = {}
+        self._vit: dict[str, slice] = {}
         self._latents: dict[str, slice] = {}
-        text, latents, offset, order = 0, self.text_tokens, 0, np.zeros(self.tokens, np.int32)
+        text, vit, latents = 0, self.text_tokens, self.und_tokens
+        offset, order = 0, np.zeros(self.tokens, np.int32)
         for s in self.segments:
             self._text[s.name] = slice(text, text + s.text)
+            self._vit[s.name] = slice(vit, vit + s.vit)
             self._latents[s.name] = slice(latents, latents + s.latents)
             positions = np.arange(offset, offset + s.tokens)
             # An image opens with a vision token and closes with the other one.
             order[self._text[s.name]] = positions if s.kind == "text" else positions[[0, -1]]
-            order[self._latents[s.name]] = positions[:0] if s.kind == "text" else positions[1:-1]
-            text, latents, offset = text + s.text, latents + s.latents, offset + s.tokens
+            inside = positions[:0] if s.kind == "text" else positions[1:-1]
+            order[self._vit[s.name]] = inside[: s.vit]
+            order[self._latents[s.name]] = inside[s.vit :]
+            text, vit, latents = text + s.text, vit + s.vit, latents + s.latents
+            offset += s.tokens
         start, end = intervals(self.segments, seen_until)
         self.order, self.start, self.end = order, start[order], end[order]
 
     @property
+    def und_tokens(self) -> int:
+        """Tokens of the understanding block."""
+        return self.text_tokens + self.vit_tokens
+
+    @property
     def tokens(self) -> int:
-        return self.text_tokens + self.latent_tokens
+        return self.und_tokens + self.latent_tokens
 
     def text(self, name: str) -> slice:
         """Where the vocabulary tokens of a segment stand in memory."""
         return self._text[name]
 
+    def vit(self, name: str) -> slice:
+        """Where the ViT tokens of a segment stand in memory."""
+        return self._vit[name]
+
     def latents(self, name: str) -> slice:
         """Where the latent tokens of a segment stand in memory."""
         return self._latents[name]
 
-    def memory(self, name: str) -> tuple[slice, ...]:
-        """All tokens of a segment: vocabulary tokens, then latent tokens."""
-        both = (self._text[name], self._latents[name])
-        return tuple(s for s in both if s.stop > s.start)
+    def memory(self, *names: str) -> tuple[slice, ...]:
+        """All tokens of some segments: vocabulary tokens, then ViT tokens, then latent tokens."""
+        blocks = (block[name] for block in (self._text, self._vit, self._latents) for name in names)
+        return tuple(s for s in blocks if s.stop > s.start)
 
     @functools.cached_property
     def mask(self) -> np.ndarray:

@@ -97,9 +97,11 @@ def measure_train(
 
 
 def _slots(model: UnifiedModel, rows: int) -> tuple[int, int]:
-    """Text and latent tokens of a batch, padding included."""
+    """Understanding and latent tokens of a batch, padding included."""
     layout = model.layout
-    und = layout.steps * sum(s.text for s in layout.step_segments) + layout.trajectories * layout.prompt
+    und = (
+        layout.steps * sum(s.text + s.vit for s in layout.step_segments) + layout.trajectories * layout.prompt
+    )
     gen = layout.steps * sum(s.latents for s in layout.step_segments)
     return rows * und, rows * gen
 

@@ -28,6 +28,7 @@ class Piece:
     tokens: np.ndarray | None = None
     latents: jax.Array | None = None
     t: jax.Array | float = 0.0
+    view_of: jax.Array | None = None
     hidden_from: tuple[str, ...] = ()
 
 
@@ -47,14 +48,22 @@ def sequence(
     def image(name, kind, latents, t):
         pieces.append(Piece(layout.image_slot(name, kind), at, latents=latents, t=t))
 
+    def clean(name, latents):
+        """Latents, then ViT tokens with the next id; returns the id that follows."""
+        image(name, "clean", latents, 0.0)
+        if layout.vit_grid == (0, 0):
+            return at + 1
+        tokens = layout.vit_grid[0] * layout.vit_grid[1]
+        pieces.append(Piece(Segment(f"{name}_vit", "clean", 2, vit=tokens), at + 1, view_of=latents))
+        return at + 2
+
     for i, step in enumerate(steps):
         if (step.plan != 0).any():
             piece, at = _text(f"{i}.plan", np.asarray(step.plan), at)
             pieces.append(piece)
         for j in range(layout.sketch_copies):
             image(f"{i}.sketch_noised_{j}", "noised", step.sketch_noised[j], step.sketch_t[j])
-        image(f"{i}.sketch", "clean", step.sketch, 0.0)
-        at += 1
+        at = clean(f"{i}.sketch", step.sketch)
         for name in ("inspect", "refine"):
             if (getattr(step, name) != 0).any():
                 piece, at = _text(f"{i}.{name}", np.asarray(getattr(step, name)), at)
@@ -63,8 +72,7 @@ def sequence(
         if refined:
             for j in range(layout.refined_copies):
                 image(f"{i}.refined_noised_{j}", "noised", step.refined_noised[j], step.refined_t[j])
-            image(f"{i}.refined", "clean", step.refined, 0.0)
-            at += 1
+            at = clean(f"{i}.refined", step.refined)
     if layout.context == "last":
         offset, ends = 0, {}
         for piece in pieces:
@@ -72,7 +80,8 @@ def sequence(
             ends[piece.segment.name.split(".")[0]] = offset  # where each step ends
         for piece in pieces[1:]:
             step, name = piece.segment.name.split(".")
-            carried = name == ("refined" if (steps[int(step)].refine != 0).any() else "sketch")
+            newest = "refined" if (steps[int(step)].refine != 0).any() else "sketch"
+            carried = name in (newest, f"{newest}_vit")
             seen_until[piece.segment.name] = ends.get(str(int(step) + carried), offset)
     return pieces, seen_until
 
@@ -80,7 +89,10 @@ def sequence(
 def dense_pass(
     model: UnifiedModel, params, prompt: np.ndarray, steps: list[StepInputs]
 ) -> dict[str, jax.Array]:
-    """Hidden states of every segment by name: [tokens, D] in logical order, without the batch axis."""
+    """Hidden states of every segment by name, [tokens, D] without the batch axis.
+
+    Of an image the two vision tokens come first, then its latent or ViT tokens.
+    """
     pieces, seen_until = sequence(model, prompt, steps)
     chunk = Chunk([p.segment for p in pieces], seen_until)
     mask = np.array(chunk.mask)
@@ -111,13 +123,19 @@ def dense_pass(
     tokens = np.concatenate([p.tokens if p.tokens is not None else edges for p in pieces])
     ids = np.concatenate(
         [p.ids + np.arange(p.segment.text) if p.tokens is not None else [p.ids] * 2 for p in pieces]
+        + [[p.ids] * p.segment.vit for p in pieces if p.view_of is not None]
         + [[p.ids] * p.segment.latents for p in pieces if p.latents is not None]
     )
     latents = jnp.stack([p.latents for p in pieces if p.latents is not None])[None]
     t = jnp.stack([jnp.asarray(p.t, jnp.float32) for p in pieces if p.latents is not None])[None]
 
+    views = [p.view_of for p in pieces if p.view_of is not None]
+
     def run(m: UnifiedModel):
-        streams = {"und": m.embed_text(jnp.asarray(tokens)[None]), "gen": m.embed_latents(latents, t)}
+        und = m.embed_text(jnp.asarray(tokens)[None])
+        if views:
+            und = jnp.concatenate([und, m.embed_views(jnp.stack(views)[None])], axis=1)
+        streams = {"und": und, "gen": m.embed_latents(latents, t)}
         empty = Memory.empty(m.config, 1, 0)
         attention = attend_masked(jnp.zeros((1, chunk.tokens, 0), bool), jnp.asarray(mask)[None])
         return m.run(chunk, streams, jnp.asarray(ids)[None], empty, attention)[0]

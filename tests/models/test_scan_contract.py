@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from process_gen.losses import LossTable
-from process_gen.models.unroll import Outputs, UnrollOptions, scan_steps, step_inputs, unroll
+from process_gen.models.unroll import NO_RANDOM_DROPS, Outputs, UnrollOptions, scan_steps, step_inputs, unroll
 from process_gen.trajectory.controls import labels
 from tests.models.dense import dense_pass
-from tests.models.tiny import IDS, make_batch, make_model
+from tests.models.tiny import IDS, VIT, make_batch, make_model
 
 OPTIONS = UnrollOptions(drop_text=0.5, drop_images=0.5, context_noise=0.3)
 TABLE = LossTable(
@@ -30,6 +30,8 @@ TABLE = LossTable(
     }
 )
 KEY = jax.random.key(3)
+QUICK = {"xla_backend_optimization_level": 0}
+"""A function that runs once must not take longer to compile."""
 SEED = 1
 """Of a fake row with two trajectories, a refined step and no empty slot."""
 
@@ -70,7 +72,8 @@ def dense_outputs(model, params, batch, inputs, flows) -> Outputs:
                 if f"{i}.{name}" not in dense:
                     continue
                 # In memory the two vision tokens of an image stand before its latents.
-                hidden[f"{name}_end"] = hidden[f"{name}_end"].at[row, s].set(dense[f"{i}.{name}"][1])
+                closing = dense.get(f"{i}.{name}_vit", dense[f"{i}.{name}"])[1]
+                hidden[f"{name}_end"] = hidden[f"{name}_end"].at[row, s].set(closing)
                 x_t, t = getattr(steps[i], f"{name}_noised"), getattr(steps[i], f"{name}_t")
                 for j in range(x_t.shape[0]):
                     v = model.apply(
@@ -101,10 +104,21 @@ def unroll_shapes(model, params, batch):
     return dataclasses.make_dataclass("Shapes", ["hidden", "velocity"])(hidden, velocity)
 
 
-@pytest.mark.parametrize("context", ["full", "last"])
+CONTEXTS = {
+    "full": dict(context="full"),
+    "last": dict(context="last"),
+    "full-vit": dict(context="full", vit_grid=VIT),
+    "last-vit": dict(context="last", vit_grid=VIT),
+}
+"""What a step sees of earlier ones, and whether images in context are ViT tokens too."""
+
+contexts = pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+
+
+@contexts
 def test_the_scan_equals_one_dense_pass(context):
-    model, params = make_model(context=context)
-    batch = make_batch(1, seed=SEED, context=context)
+    model, params = make_model(**context)
+    batch = make_batch(1, seed=SEED, **context)
     assert len(trajectories(batch)) == 2 and (batch.refine_tokens != 0).any() and batch.present.all()
 
     def scanned(params):
@@ -116,8 +130,8 @@ def test_the_scan_equals_one_dense_pass(context):
     def dense(params):
         return loss_of(model, params, batch, dense_outputs(model, params, batch, inputs, flows))
 
-    loss, gradient = jax.jit(jax.value_and_grad(scanned))(params)
-    dense_loss, dense_gradient = jax.jit(jax.value_and_grad(dense))(params)
+    loss, gradient = jax.jit(jax.value_and_grad(scanned), compiler_options=QUICK)(params)
+    dense_loss, dense_gradient = jax.jit(jax.value_and_grad(dense), compiler_options=QUICK)(params)
     np.testing.assert_allclose(loss, dense_loss, rtol=1e-5)
     named = jax.tree_util.tree_leaves_with_path(gradient)
     for (path, a), b in zip(named, jax.tree.leaves(dense_gradient), strict=True):
@@ -142,11 +156,26 @@ def test_grouped_attention_equals_dense_attention(context):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-@pytest.fixture(scope="module", params=["full", "last"])
+def test_grouped_attention_reads_vit_tokens_as_dense_attention_does():
+    context = CONTEXTS["full-vit"]
+    dense, params = make_model(**context)
+    grouped, _ = make_model(attention="grouped", **context)
+    batch = make_batch(2, **context)
+    inputs, _ = step_inputs(dense, batch, KEY, OPTIONS)
+    found = [
+        jax.jit(lambda model=model: scan_steps(model, params, batch, inputs)[1])()
+        for model in (dense, grouped)
+    ]
+    for row, _, slots in trajectories(batch):
+        for slot in slots:
+            _same_step(*(_at(outputs, row, slot) for outputs in found), _at(inputs, row, slot))
+
+
+@pytest.fixture(scope="module", params=CONTEXTS.values(), ids=CONTEXTS)
 def unrolled(request):
-    """A model, a batch, its step inputs, and a jitted scan over both."""
-    model, params = make_model(context=request.param)
-    batch = make_batch(3, seed=2, context=request.param)
+    """A batch, its step inputs, and a jitted scan over both."""
+    model, params = make_model(**request.param)
+    batch = make_batch(3, seed=2, **request.param)
     inputs, _ = step_inputs(model, batch, KEY, OPTIONS)
     scan = jax.jit(lambda batch, inputs: scan_steps(model, params, batch, inputs)[:2])
     return batch, inputs, scan
@@ -232,3 +261,27 @@ def test_a_clean_sketch_is_seen_by_what_follows(unrolled):
 
     gradient = jax.grad(next_sketch)(inputs.sketch[row, slots[0]])
     assert float(jnp.abs(gradient).max()) > 0.0
+
+
+@pytest.mark.parametrize("context", ["full", "last"])
+def test_vit_tokens_are_seen_by_what_follows_and_by_nothing_before(context):
+    model, params = make_model(context=context, vit_grid=VIT)
+    batch = make_batch(1, seed=SEED, context=context, vit_grid=VIT)
+    (row, _, slots), *_ = [found for found in trajectories(batch) if len(found[2]) > 1]
+    inputs, _ = step_inputs(model, batch, KEY, NO_RANDOM_DROPS)
+    scan = jax.jit(lambda params: scan_steps(model, params, batch, inputs)[:2])
+    moved = jax.tree.map(jnp.copy, params)
+    moved["connector"]["fc2"]["bias"] += 1.0  # another look at every image, and no other change
+    (prompt_end, before), (same_prompt_end, after) = scan(params), scan(moved)
+
+    def changes(name, slot, at=...):
+        a, b = (np.asarray(getattr(outputs, name)[row, slot][at]) for outputs in (before, after))
+        return np.abs(a - b).max() > 1e-4
+
+    np.testing.assert_array_equal(prompt_end, same_prompt_end)
+    first, second = slots[:2]
+    for name in ("plan", "sketch_velocity"):
+        np.testing.assert_array_equal(getattr(before, name)[row, first], getattr(after, name)[row, first])
+        assert changes(name, second), name
+    assert changes("sketch_end", first)
+    assert changes("inspect", first, 0)

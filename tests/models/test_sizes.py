@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from process_gen.distributed.sharding import RULES
 from process_gen.models.config import SIZES, model_config
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import Batch
@@ -13,13 +14,11 @@ from process_gen.trajectory.layout import Layout
 from tests.models.tiny import IDS
 
 
-def shapes(size: str) -> dict[str, tuple[int, ...]]:
-    config = SIZES[size]
-    if size == "bagel_7b":
+def shapes(size: str, layout: Layout | None = None) -> dict[str, tuple[int, ...]]:
+    if layout is None and size == "bagel_7b":
         layout = Layout(image_size=(512, 512), latent_grid=(32, 32), latent_values=64, steps=2)
-    else:
-        layout = Layout()
-    model = UnifiedModel(config, layout, IDS)
+    layout = layout or Layout()
+    model = UnifiedModel(SIZES[size], layout, IDS)
     tree = jax.eval_shape(model.init, jax.random.key(0), Batch.spec(layout, 1))["params"]
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "names"))
     return {"/".join(str(k.key) for k in path): (leaf.value.shape, leaf.names) for path, leaf in leaves}
@@ -45,6 +44,26 @@ def test_bagel_7b_has_the_published_shapes():
     assert 13.0e9 < experts < 13.1e9  # 14B in all with embedding and head
     assert 14.0e9 < count(found) < 14.3e9
     assert not [name for name in found if "o_proj/bias" in name or "mlp/bias" in name]
+
+
+def test_bagel_7b_has_the_published_vision_tower_where_images_are_seen_by_it():
+    # Patches of pixels stand in for the latents, of which the tower sees pictures of 518 x 518 only.
+    places = dict(image_size=(64, 64), latent_grid=(32, 32), latent_values=12, steps=2)
+    found, without = (shapes("bagel_7b", Layout(**places, vit_grid=grid)) for grid in ((37, 37), (0, 0)))
+    assert found["vit/patch_embedding/kernel"] == ((588, 1152), ("patch", "embed"))
+    assert found["vit/position_embedding"] == ((4900, 1152), ("position", "embed"))
+    assert found["vit/layers/q_proj/kernel"] == ((26, 1152, 1152), ("layers", "embed", "heads"))
+    assert found["vit/layers/fc1/kernel"] == ((26, 1152, 4304), ("layers", "embed", "mlp"))
+    assert found["vit/layers/fc2/bias"] == ((26, 1152), ("layers", "embed"))
+    assert found["vit/post_layernorm/bias"] == ((1152,), ("norm",))
+    assert found["connector/fc1/kernel"] == ((1152, 3584), ("embed", "mlp"))
+    layer = 4 * (1152**2 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152
+    assert count(found, "vit/") == 26 * layer + 588 * 1152 + 1152 + 70**2 * 1152 + 2 * 1152 == 402_552_736
+    assert count(found, "connector/") == 1152 * 3584 + 3584 + 3584**2 + 3584
+    new = found.keys() - without.keys()
+    assert all(name.startswith(("vit/", "connector/")) for name in new)
+    assert {name: found[name] for name in without} == without
+    assert {axis for name in new for axis in found[name][1]} <= RULES.keys()
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if size != "bagel_7b"])

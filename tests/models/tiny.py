@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.data.fake import fake_batch
-from process_gen.models.config import ModelConfig
+from process_gen.models.config import ModelConfig, VitConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
@@ -32,7 +32,10 @@ CONFIG = ModelConfig(
     max_latent_side=4,
     prediction="velocity",
     attention="dense",
+    vit=VitConfig(width=12, layers=2, mlp=20, heads=2, patch=3, max_side=4),
 )
+VIT = (2, 3)
+"""A grid of ViT tokens, whose pictures (6 x 9 pixels) are neither as large nor as square as the images."""
 
 
 def layout(**changes) -> Layout:

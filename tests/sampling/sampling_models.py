@@ -38,10 +38,10 @@ def make_model(layout: Layout = LAYOUT) -> UnifiedModel:
 
 
 @functools.cache
-def random_params():
+def random_params(layout: Layout = LAYOUT):
     """Random weights, also where training starts with zeros."""
-    batch = Batch(**fake_batch(LAYOUT, 1))
-    abstract = nn.meta.unbox(jax.eval_shape(lambda: make_model().init(jax.random.key(0), batch))["params"])
+    batch, model = Batch(**fake_batch(layout, 1)), make_model(layout)
+    abstract = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch))["params"])
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -79,9 +79,11 @@ def close(got, want, rows):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("vit_grid", [(0, 0), (2, 1)], ids=["latents", "vit"])
 @pytest.mark.parametrize("context", ["full", "last"])
-def test_the_pieces_give_the_numbers_of_the_unroll(context):
-    model, params = make_model(dataclasses.replace(LAYOUT, context=context)), random_params()
+def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
+    layout = dataclasses.replace(LAYOUT, context=context, vit_grid=vit_grid)
+    model, params = make_model(layout), random_params(layout)
     batch = Batch(**fake_batch(model.layout, ROWS, seed=3))
     key, refined = jax.random.key(5), (batch.refine_tokens > 0).any(-1)
     with jax.default_matmul_precision("highest"):

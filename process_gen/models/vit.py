@@ -1,0 +1,142 @@
+"""The vision transformer of the understanding side: pictures to tokens that text reads.
+
+SigLIP 2 (arXiv 2502.14786) as BAGEL keeps it (arXiv 2505.14683): a linear patch
+embedding, learned positions that are looked up on the grid, pre-norm blocks,
+a last norm; then a connector into the backbone's width, which adds a fixed 2-D
+table of its own. All patches of a picture see each other, and nothing else.
+
+B pictures, N latent tokens, V values of a latent token, P patches, D width of
+the ViT, W width of the backbone.
+"""
+
+from __future__ import annotations
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from process_gen.models import autoencoder
+from process_gen.models.config import ModelConfig
+from process_gen.models.layers import annotated, linear, stacked
+from process_gen.models.positions import grid_places, sincos_table
+from process_gen.trajectory.layout import Layout
+
+
+def check(config: ModelConfig, layout: Layout) -> None:
+    """Whether the model can make the ViT tokens that the layout asks for.
+
+    Raises:
+      ValueError: the model has no ViT, or tables too small for the grid.
+    """
+    if not layout.vit_tokens:
+        return
+    if config.vit is None:
+        raise ValueError(
+            f"layout.vit_grid is {layout.vit_grid}, but the model has no ViT (model.vit is None): choose a "
+            "model.size that has one, or layout.vit_grid=(0, 0)"
+        )
+    if max(layout.vit_grid) > config.vit.max_side:
+        raise ValueError(
+            f"layout.vit_grid {layout.vit_grid} exceeds model.vit.max_side {config.vit.max_side}"
+        )
+
+
+def to_patches(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+    """What the ViT sees of an image: latent tokens [..., N, V] to patches [..., P, patch * patch * 3].
+
+    The decoded image is resized to `layout.vit_grid` patches (bicubic,
+    antialiased) where it has another size. Pixels are in [-1, 1]; a patch is
+    flattened as (row, column, channel).
+    """
+    (rows, columns), side = layout.vit_grid, config.vit.patch
+    pixels = autoencoder.to_pixels(config, layout, tokens.reshape(-1, *tokens.shape[-2:]))
+    size = (pixels.shape[0], rows * side, columns * side, pixels.shape[3])
+    if pixels.shape != size:
+        pixels = jax.image.resize(pixels, size, method="cubic")
+    patches = einops.rearrange(
+        jnp.clip(pixels, -1.0, 1.0), "b (r p) (c q) d -> b (r c) (p q d)", p=side, q=side
+    )
+    return patches.reshape(*tokens.shape[:-2], *patches.shape[1:])
+
+
+def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=config.vit.norm_eps,
+        dtype=jnp.dtype(config.dtype),
+        scale_init=annotated(nn.initializers.ones, "norm"),
+        bias_init=annotated(nn.initializers.zeros, "norm"),
+    )
+
+
+class VitLayer(nn.Module):
+    """One pre-norm block: full attention, then an MLP; every projection has a bias."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c, vit = self.config, self.config.vit
+        self.layer_norm1 = _layer_norm(c)
+        self.q_proj = linear(vit.width, ("embed", "heads"), c, bias=True)
+        self.k_proj = linear(vit.width, ("embed", "heads"), c, bias=True)
+        self.v_proj = linear(vit.width, ("embed", "heads"), c, bias=True)
+        self.out_proj = linear(vit.width, ("heads", "embed"), c, bias=True, scale=1.0 / vit.layers)
+        self.layer_norm2 = _layer_norm(c)
+        self.fc1 = linear(vit.mlp, ("embed", "mlp"), c, bias=True)
+        self.fc2 = linear(vit.width, ("mlp", "embed"), c, bias=True, scale=1.0 / vit.layers)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, P, D] to [B, P, D]."""
+        y, heads = self.layer_norm1(x), self.config.vit.heads
+        q, k, v = (
+            project(y).reshape(*y.shape[:-1], heads, y.shape[-1] // heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        x = x + self.out_proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        return x + self.fc2(nn.gelu(self.fc1(self.layer_norm2(x)), approximate=True))
+
+
+class Vit(nn.Module):
+    """Patch embedding, learned positions, stacked and scanned blocks, and the last norm."""
+
+    config: ModelConfig
+    grid: tuple[int, int]
+
+    def setup(self):
+        c, vit = self.config, self.config.vit
+        self.patch_embedding = linear(vit.width, ("patch", "embed"), c, bias=True)
+        table_init = annotated(nn.initializers.normal(1.0), "position", "embed")
+        self.position_embedding = self.param("position_embedding", table_init, (vit.max_side**2, vit.width))
+        self.layers = VitLayer(c)
+        self.post_layernorm = _layer_norm(c)
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """Patches [B, P, patch * patch * 3] of the grid to features [B, P, D]."""
+        c, (rows, columns) = self.config, grid_places(self.grid)
+        dtype = jnp.dtype(c.dtype)
+        positions = self.position_embedding[rows * c.vit.max_side + columns].astype(dtype)
+        x = self.patch_embedding(patches.astype(dtype)) + positions[None]
+
+        def body(layer, carry, _):
+            return layer(carry), None
+
+        x, _ = stacked(body, c, c.vit.layers)(self.layers, x, None)
+        return self.post_layernorm(x)
+
+
+class Connector(nn.Module):
+    """Two layers into the backbone's width, and a fixed place on the grid."""
+
+    config: ModelConfig
+    grid: tuple[int, int]
+
+    def setup(self):
+        c = self.config
+        self.fc1 = linear(c.width, ("embed", "mlp"), c, bias=True)
+        self.fc2 = linear(c.width, ("mlp", "embed"), c, bias=True)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Features [B, P, D] to tokens of the backbone [B, P, W]."""
+        x = self.fc2(nn.gelu(self.fc1(features), approximate=True))
+        table = sincos_table(self.config.width, self.config.vit.max_side, grid_places(self.grid))
+        return x + jnp.asarray(table, x.dtype)[None]
