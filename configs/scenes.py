@@ -140,7 +140,7 @@ def _quick(config: ConfigDict) -> None:
     """About seven minutes of training on two cores."""
     config.data.update(dict(slip=0.03, detour=0.1))
     config.optimizer.ema = 0.995
-    config.train.update(dict(steps=1_000, checkpoint_every=250, sheet_every=0))
+    config.train.update(dict(steps=900, checkpoint_every=300, sheet_every=0))
     config.eval.final_per_group = 20
 
 
