@@ -121,7 +121,7 @@ BAD = [
     ("layout.vit_grid", (4, 0), r"layout.vit_grid must be two whole numbers above 0, or '\(0, 0\)' for none"),
     ("layout.vit_grid", (4, 4), None),
     ("layout.vit_grid", (17, 4), r"layout.vit_grid \(17, 4\) exceeds model.vit.max_side 16"),
-    ("layout.context", "all", "layout.context must be 'full' or 'last'"),
+    ("layout.context", "all", "layout.context must be 'full', 'step' or 'last'"),
     ("data.level", "hard", "data.level must be one of default, "),
     ("data.level", "free64", r"set --config.layout.image_size='\(64, 64\)'"),
     ("data.mode", "all", "data.mode must be one of process, "),

@@ -97,13 +97,15 @@ class Context:
 
 def history_slots(layout: Layout) -> int:
     """Slots of `Context.history`."""
-    return layout.state_tokens if layout.context == "last" else layout.steps * layout.visible_tokens
+    if layout.context == "full":
+        return layout.steps * layout.visible_tokens
+    return layout.state_tokens + (layout.plan if layout.context == "step" else 0)
 
 
 def image_slots(layout: Layout) -> np.ndarray:
     """[prompt + history] bool: the slots of a context that hold images, ViT tokens included."""
-    if layout.context == "last":
-        history = np.ones(layout.state_tokens, bool)
+    if layout.context != "full":
+        history = np.arange(history_slots(layout)) >= history_slots(layout) - layout.state_tokens
     else:
         step = np.concatenate([np.full(s.tokens, s.kind != "text") for s in layout.visible_segments])
         history = np.tile(step, layout.steps)

@@ -242,9 +242,11 @@ class UnifiedModel(nn.Module):
         self, context: Context, new: dict[str, Memory], present: jax.Array, next_id: jax.Array
     ) -> Context:
         """The context after a step whose visible parts are `new`; rows not `present` [B] keep theirs."""
-        if self.layout.context == "last":
+        if self.layout.context != "full":
             refined = new["refined"].visible.any(1)
             newest = context_lib.where(refined, new["refined"], new["sketch"])
+            if self.layout.context == "step":
+                newest = context_lib.joined([new["plan"], newest])
             history = context_lib.where(present, newest, context.history)
         else:
             written = context_lib.joined([new[name] for name in self.layout.visible_parts]).only(present)

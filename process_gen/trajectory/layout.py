@@ -73,8 +73,9 @@ class Layout:
       trajectories: how many trajectories a row may hold, one after another.
       sketch_copies, refined_copies: flow targets per image, each with its own
         timestep and noise. More copies give more image supervision per text token.
-      context: what a step sees of earlier ones: `full` everything, `last` the
-        prompt and the newest visual state.
+      context: what a step sees of earlier ones: `full` everything; `step` the
+        prompt, and of the newest step its plan and its visual state; `last`
+        the prompt and the newest visual state.
     """
 
     image_size: tuple[int, int] = (32, 32)
@@ -89,7 +90,7 @@ class Layout:
     trajectories: int = 2
     sketch_copies: int = 1
     refined_copies: int = 1
-    context: Literal["full", "last"] = "full"
+    context: Literal["full", "step", "last"] = "full"
 
     def __post_init__(self):
         for field in (f.name for f in dataclasses.fields(self) if f.type == "int"):
@@ -104,8 +105,8 @@ class Layout:
                 f"layout.trajectories ({self.trajectories}) exceeds layout.steps ({self.steps}): "
                 "a trajectory has at least one step"
             )
-        if self.context not in ("full", "last"):
-            raise ValueError(f"layout.context must be 'full' or 'last', got {self.context!r}")
+        if self.context not in ("full", "step", "last"):
+            raise ValueError(f"layout.context must be 'full', 'step' or 'last', got {self.context!r}")
 
     @property
     def latents(self) -> int:

@@ -73,7 +73,7 @@ def sequence(
             for j in range(layout.refined_copies):
                 image(f"{i}.refined_noised_{j}", "noised", step.refined_noised[j], step.refined_t[j])
             at = clean(f"{i}.refined", step.refined)
-    if layout.context == "last":
+    if layout.context != "full":
         offset, ends = 0, {}
         for piece in pieces:
             offset += piece.segment.tokens
@@ -81,7 +81,7 @@ def sequence(
         for piece in pieces[1:]:
             step, name = piece.segment.name.split(".")
             newest = "refined" if (steps[int(step)].refine != 0).any() else "sketch"
-            carried = name in (newest, f"{newest}_vit")
+            carried = name in (newest, f"{newest}_vit") or (layout.context, name) == ("step", "plan")
             seen_until[piece.segment.name] = ends.get(str(int(step) + carried), offset)
     return pieces, seen_until
 

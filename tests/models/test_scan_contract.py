@@ -106,6 +106,7 @@ def unroll_shapes(model, params, batch):
 
 CONTEXTS = {
     "full": dict(context="full"),
+    "step": dict(context="step"),
     "last": dict(context="last"),
     "full-vit": dict(context="full", vit_grid=VIT),
     "last-vit": dict(context="last", vit_grid=VIT),

@@ -80,7 +80,7 @@ def close(got, want, rows):
 
 
 @pytest.mark.parametrize("vit_grid", [(0, 0), (2, 1)], ids=["latents", "vit"])
-@pytest.mark.parametrize("context", ["full", "last"])
+@pytest.mark.parametrize("context", ["full", "step", "last"])
 def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
     layout = dataclasses.replace(LAYOUT, context=context, vit_grid=vit_grid)
     model, params = make_model(layout), random_params(layout)

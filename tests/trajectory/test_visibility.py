@@ -133,5 +133,5 @@ def test_layouts_refuse_what_cannot_work():
         Layout(steps=2, trajectories=3)
     with pytest.raises(ValueError, match="layout.vit_grid must be rows and columns"):
         Layout(vit_grid=(0, 3))
-    with pytest.raises(ValueError, match="'full' or 'last'"):
+    with pytest.raises(ValueError, match="'full', 'step' or 'last'"):
         Layout(context="some")
