@@ -145,10 +145,7 @@ def _quick(config: ConfigDict) -> None:
 
 
 def _full(config: ConfigDict) -> None:
-    """About half an hour on two cores: the shipped checkpoint.
-
-    It scores 0.42 on combinations seen in training and 0.21 on held-out ones, and is far from converged.
-    """
+    """About 25 minutes on two cores: the shipped checkpoint, not yet converged (see the README)."""
     config.data.examples = 50_000
     config.train.update(dict(steps=3_400, checkpoint_every=425, sheet_every=0))
     config.eval.final_per_group = 40
