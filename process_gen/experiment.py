@@ -107,7 +107,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTr
       The optimizer, and the schedule of `learning_rate`. Muon (Jordan et al.,
       2024) orthogonalizes the momentum of every matrix between hidden layers;
       its rate, `muon_learning_rate`, follows the same schedule. All else, the
-      embedding and the heads too, stays with AdamW.
+      embedding and the heads too, stays with AdamW (with Nesterov momentum then).
 
     Raises:
       ConfigError: more warm-up steps than steps, or an unknown optimizer.
@@ -126,6 +126,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTr
         update = optax.contrib.muon(
             lambda step: schedule(step) * (c.muon_learning_rate / c.learning_rate),
             ns_coeffs=_NEWTON_SCHULZ,
+            eps=c.eps,
             weight_decay=c.weight_decay,
             adam_learning_rate=schedule,
             adam_b1=c.b1,
@@ -144,19 +145,24 @@ _NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
 def _hidden_matrices(params: Any) -> Any:
     """Which axes of a parameter Muon reads as a matrix: kernels of the stacked layers, None elsewhere."""
 
-    def axes(path, x):
-        names = [str(getattr(part, "key", part)) for part in path]
-        stacked = "layers" in names and names[-1] == "kernel" and x.ndim == 3
+    def axes(path, _):
+        names = _names(path)
+        stacked = "layers" in names and names[-1] == "kernel"
         return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    """The names along the path of a parameter."""
+    return [str(getattr(part, "key", part)) for part in path]
 
 
 def _decays(params: Any) -> Any:
     """Weight decay is for matrices, not for norms and biases (stacked over layers or not)."""
 
     def is_matrix(path, _):
-        return str(getattr(path[-1], "key", path[-1])) in ("kernel", "embedding")
+        return _names(path)[-1] in ("kernel", "embedding")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

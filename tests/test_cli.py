@@ -99,6 +99,7 @@ def config():
     [
         ("train.stepz", ["train.steps"]),
         ("steps", ["layout.steps", "train.steps"]),
+        ("optimzer.learning_rate", ["optimizer.learning_rate", "optimizer.muon_learning_rate"]),
         ("optimzer.warmup_steps", ["optimizer.warmup_steps"]),
         ("flow_steps", ["sampling.flow_steps"]),
     ],

@@ -1,8 +1,9 @@
 """The Mixture-of-Transformers backbone over one chunk of tokens.
 
 Two dense blocks, one per modality, share attention (BAGEL, arXiv 2505.14683,
-section 2). B batch, L tokens of the chunk (T of the understanding side: vocabulary
-tokens, then ViT tokens; then G latent tokens), C tokens of the context, D width, K key/value heads, H head.
+section 2). B batch, L tokens of the chunk (T of the understanding side:
+vocabulary tokens, then ViT tokens; then G latent tokens), C tokens of the
+context, D width, K key/value heads, H head.
 """
 
 from __future__ import annotations

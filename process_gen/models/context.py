@@ -97,16 +97,10 @@ class Context:
 
 def history_slots(layout: Layout) -> int:
     """Slots of `Context.history`."""
-    if layout.context == "full":
-        return layout.steps * layout.visible_tokens
-    return layout.state_tokens + (layout.plan if layout.context == "step" else 0)
+    return sum(s.tokens for s in layout.history_segments)
 
 
 def image_slots(layout: Layout) -> np.ndarray:
     """[prompt + history] bool: the slots of a context that hold images, ViT tokens included."""
-    if layout.context != "full":
-        history = np.arange(history_slots(layout)) >= history_slots(layout) - layout.state_tokens
-    else:
-        step = np.concatenate([np.full(s.tokens, s.kind != "text") for s in layout.visible_segments])
-        history = np.tile(step, layout.steps)
-    return np.concatenate([np.zeros(layout.prompt, bool), history])
+    segments = (layout.text_slot("prompt"), *layout.history_segments)
+    return np.concatenate([np.full(s.tokens, s.kind != "text") for s in segments])

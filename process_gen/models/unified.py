@@ -103,7 +103,7 @@ class UnifiedModel(nn.Module):
         self.embedding = self.param("embedding", embedding_init, (c.vocab_size, c.width))
         self.backbone = Backbone(c)
         if c.latent_positions == "learned":
-            table_init = annotated(nn.initializers.normal(1.0), None, "embed")
+            table_init = annotated(nn.initializers.normal(1.0), "position", "embed")
             self.positions = self.param("latent_positions", table_init, (c.max_latent_side**2, c.width))
         self.head = linear(c.vocab_size, ("embed", "vocab"), c)
         self.latent_in = linear(c.width, ("latent", "embed"), c, bias=True)

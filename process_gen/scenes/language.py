@@ -145,12 +145,12 @@ def _bare(thing: Object, level: Level) -> str:
 
 
 def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
-    """The whole scene as a list. Style 2 is the shortest."""
+    """The whole scene as a list. Style 1 is the shortest, style 2 has articles."""
     if not things:
         return "nothing yet"
-    if style == 2:
+    if style == 1:
         return ", ".join(_bare(thing, level) for thing in things)
-    if style == 3:
+    if style == 2:
         items = [_article(thing, level) for thing in things]
         return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
     return ", ".join(f"{noun(thing, level)} at {thing.cell}" for thing in things)
@@ -214,11 +214,11 @@ def plan_texts(
     """
     room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
     # Styles as often as they are listed; articles only while the list is short.
-    style = pick(rng, (0, 0, 0, 2, 3 if len(things) < 4 else 0))
+    style = pick(rng, (0, 0, 0, 1, 2 if len(things) < 4 else 0))
     said = [*([repair] if repair else []), *changes]
     texts = instruct_all(said, level, rng, first), describe(things, level, style)
     if sum(map(count_tokens, texts)) > room:
-        texts = texts[0], describe(things, level, 2)
+        texts = texts[0], describe(things, level, 1)
     if sum(map(count_tokens, texts)) > room:
         texts = instruct_all(said, level, None, first), texts[1]
     if sum(map(count_tokens, texts)) > room:

@@ -3,12 +3,13 @@
 The final scene is drawn first. It is then taken apart into a sampled order of
 growing subgraphs, one or two objects a step: mostly the order in which the
 prompt names them, else any. Descriptions always keep to the prompt's order, so
-that what a step has to say follows from the prompt and the canvas. Additions alone make monotonous
-teachers, so part of the trajectories takes a detour that reaches the same end:
-a thing is first drawn in another colour, shape or place and later changed, two
-things are swapped, or an extra thing is removed. Drafts are right, or hold one
-planted mistake that the inspection names and the refinement corrects, or that
-goes unnoticed (a slip) and is repaired by the next step.
+that what a step has to say follows from the prompt and the canvas. Additions
+alone make monotonous teachers, so part of the trajectories takes a detour that
+reaches the same end: a thing is first drawn in another colour, shape or place
+and later changed, two things are swapped, or an extra thing is removed. Drafts
+are right, or hold one planted mistake that the inspection names and the
+refinement corrects, or that goes unnoticed (a slip) and is repaired by the next
+step.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def baseline(
     final = _in_prompt_order(request, place_request(rng, level, request))
     plan = None
     if mode is Mode.PLAN_ONLY:
-        style = pick(rng, (0, 2))
+        style = pick(rng, (0, 1))
         plan = Plan(pick(rng, language.EVERYTHING), language.describe(final, level, style))
     lesson = _Lesson(rng, level, [])
     lesson.scenes.append(Scene(tuple(final)))

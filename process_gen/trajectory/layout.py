@@ -123,11 +123,6 @@ class Layout:
         """Rotary ids that a visual state takes: one for its latents, one for its ViT tokens."""
         return len(self.state_slots("image"))
 
-    @property
-    def state_tokens(self) -> int:
-        """Tokens of one visual state, vision tokens included."""
-        return sum(s.tokens for s in self.state_slots("image"))
-
     def text_slot(self, name: str) -> Segment:
         return Segment(name, "text", getattr(self, name))
 
@@ -176,3 +171,12 @@ class Layout:
     @property
     def visible_tokens(self) -> int:
         return sum(s.tokens for s in self.visible_segments)
+
+    @functools.cached_property
+    def history_segments(self) -> tuple[Segment, ...]:
+        """What the context policy keeps of earlier steps, in the order in which it stands in memory."""
+        return {
+            "full": self.visible_segments * self.steps,
+            "step": (self.text_slot("plan"), *self.state_slots("newest")),
+            "last": self.state_slots("newest"),
+        }[self.context]
