@@ -15,6 +15,9 @@ from process_gen.reports import files
 from process_gen.reports.text import one_line
 
 COLOURS = ("#2563a8", "#d98324", "#4c9a6b", "#8a5fb0", "#b8434e", "#6b7280", "#1f8a99", "#9a7b2d")
+STROKES = ("-", "--", ":")
+"""Once the colours are used up they come back with the next stroke."""
+
 Interval = tuple[float, float, float]
 
 
@@ -81,13 +84,15 @@ def curves(
         steps = [float(step) for step, _ in points]
         values = [float(value) if math.isfinite(value) else math.nan for _, value in points]
         mark = "o" if len(points) == 1 else None
-        axes.plot(steps, values, label=_plain(name), color=COLOURS[i % len(COLOURS)], lw=1.6, marker=mark)
+        again, colour = divmod(i, len(COLOURS))
+        look = {"color": COLOURS[colour], "linestyle": STROKES[again % len(STROKES)], "marker": mark}
+        axes.plot(steps, values, label=_plain(name), lw=1.6, **look)
     finite = [value for points in losses.values() for _, value in points if math.isfinite(value)]
     if log and finite and min(finite) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel(_plain(ylabel))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return _save(figure, path)
 
 
