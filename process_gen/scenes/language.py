@@ -30,12 +30,15 @@ class Change:
       before: the thing as it stands (None for `add`).
       after: the thing as it will stand (None for `remove`).
       other: for `swap`, the thing whose place it takes.
+      anchor: for `add`, a thing on the canvas and the relation that the prompt
+        asks for between the two: "left of", and what it is left of.
     """
 
     kind: Kind
     before: Object | None
     after: Object | None
     other: Object | None = None
+    anchor: tuple[str, Object] | None = None
 
 
 CHANGES: dict[str, tuple[str, ...]] = {
@@ -140,6 +143,15 @@ def _article(thing: Object, level: Level) -> str:
     return f"a {noun(thing, level)} at {thing.cell}"
 
 
+def _added(change: Change, level: Level) -> str:
+    """What is added and where: the anchor comes first, the cell follows from it."""
+    thing = change.after
+    if change.anchor is None:
+        return _article(thing, level)
+    relation, other = change.anchor
+    return f"a {noun(thing, level)} {relation} the {other.shape} at {other.cell} at {thing.cell}"
+
+
 def _bare(thing: Object, level: Level) -> str:
     return f"{noun(thing, level)} {thing.cell}"
 
@@ -163,7 +175,7 @@ def instruct(
     phrases = phrases or CHANGES[change.kind]
     phrase = pick(rng, phrases) if rng else phrases[0]
     if change.kind == "add":
-        article = _article(change.after, level)
+        article = _added(change, level)
         return phrase.format(after=article, bare=article.removeprefix("a "))
     before, after = change.before, change.after or change.before
     if change.kind == "swap":
@@ -189,7 +201,7 @@ def instruct_all(
         phrases = STARTS if first and rng and rng.random() < 0.3 else None
         text = instruct(lead, level, rng, phrases) if rng else f"add {_bare(lead.after, level)}"
         for change in added[1:]:
-            text += f" and {_article(change.after, level)}" if rng else f", {_bare(change.after, level)}"
+            text += f" and {_added(change, level)}" if rng else f", {_bare(change.after, level)}"
         said.append(text)
     if len(said) == 1:
         return said[0]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from process_gen.scenes.graph import Box, Object
 from process_gen.scenes.levels import Level
-from process_gen.scenes.requests import Request
+from process_gen.scenes.requests import Partners, Request
 from process_gen.scenes.words import pick
 
 PLAIN, FAINT = 0.6, 0.4
@@ -167,3 +169,36 @@ def _place_clauses(
             placed.append(thing)
         groups.append(tuple(group))
     return placed
+
+
+def sort_places(things: list[Object], partners: Partners, level: Level) -> list[Object]:
+    """Swaps places until things stand in reading order, as far as relations and room allow.
+
+    Where each thing goes is then no matter of chance alone: what is named later
+    stands further on, so a plan that keeps to it never names a place twice.
+    """
+    things = list(things)
+
+    def stands(number: int) -> bool:
+        here, others = things[number], [t for n, t in enumerate(things) if n != number]
+        return fits(here, others, level) and all(
+            plainly(relation, here, things[n]) for relation, n in partners.get(number, ())
+        )
+
+    swapped = True
+    while swapped:
+        swapped = False
+        for a, b in itertools.combinations(range(len(things)), 2):
+            first, second = things[a], things[b]
+            if level.cell_index[first.cell] > level.cell_index[second.cell]:
+                things[a], things[b] = at_place(first, second), at_place(second, first)
+                if stands(a) and stands(b):
+                    swapped = True
+                else:
+                    things[a], things[b] = first, second
+    return things
+
+
+def at_place(thing: Object, place: Object) -> Object:
+    """A thing where another one stands."""
+    return dataclasses.replace(thing, cell=place.cell, x=place.x, y=place.y)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from process_gen.scenes import splits
+from process_gen.scenes.graph import OPPOSITE
 from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
 
 CATEGORIES = (
@@ -28,6 +30,10 @@ CATEGORIES = (
 def categories(level: str | Level) -> tuple[str, ...]:
     """Every category of a level."""
     return CATEGORIES[:6] + tuple(f"{NUMBERS[n]}_objects" for n in range(3, get_level(level).max_objects + 1))
+
+
+Partners = dict[int, list[tuple[str, int]]]
+"""By number of a thing: the relations that a prompt asks for, and the number of the other thing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +93,26 @@ class Request:
         """Where in the prompt a clause's shape is first named; clauses themselves list a target first."""
         found = re.search(rf"\b({clause.shape}|{PLURALS[clause.shape]})\b", self.text.lower())
         return found.start() if found else len(self.text)
+
+    def partners(self) -> Partners:
+        """What the prompt relates to what, both ways round: left of a square is what has it on its right.
+
+        Things are numbered in the order in which the prompt names them.
+        """
+        order = sorted(range(len(self.clauses)), key=lambda i: self.as_written(self.clauses[i]))
+        numbers, first = {}, 0
+        for i in order:
+            numbers[i] = range(first, first + self.clauses[i].count)
+            first += self.clauses[i].count
+        partners: Partners = {}
+        for i, clause in enumerate(self.clauses):
+            if clause.position is None:
+                continue
+            relation, target = clause.position
+            for a, b in itertools.product(numbers[i], numbers[target]):
+                partners.setdefault(a, []).append((relation, b))
+                partners.setdefault(b, []).append((OPPOSITE[relation], a))
+        return partners
 
     def metadata(self) -> dict[str, Any]:
         """One line of a GenEval metadata file.

@@ -10,7 +10,7 @@ from process_gen.scenes.graph import Object
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level
 from process_gen.scenes.mistakes import plant
-from process_gen.scenes.placement import fits
+from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
 
@@ -34,11 +34,7 @@ def apply(action: Action, state: dict[int, Object]) -> None:
     else:
         state[number] = change.after
         if change.kind == "swap":
-            state[action.numbers[1]] = _at(change.other, change.before)
-
-
-def _at(thing: Object, place: Object) -> Object:
-    return dataclasses.replace(thing, cell=place.cell, x=place.x, y=place.y)
+            state[action.numbers[1]] = at_place(change.other, change.before)
 
 
 def schedule(
@@ -122,7 +118,7 @@ def _swap(
     a, b = sorted(final, key=lambda _: rng.random())[:2]
     if (final[a].shape, final[a].colour) == (final[b].shape, final[b].colour):
         return
-    first, second = _at(final[a], final[b]), _at(final[b], final[a])
+    first, second = at_place(final[a], final[b]), at_place(final[b], final[a])
     rest = [thing for n, thing in final.items() if n not in (a, b)]
     if not (fits(first, [*rest, second], level) and fits(second, rest, level)):
         return

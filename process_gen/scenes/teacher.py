@@ -2,8 +2,11 @@
 
 The final scene is drawn first. It is then taken apart into a sampled order of
 growing subgraphs, one or two objects a step: mostly the order in which the
-prompt names them, else any. Descriptions always keep to the prompt's order, so
-that what a step has to say follows from the prompt and the canvas. Additions
+prompt names them, else any. Things stand in reading order of the prompt, as far
+as its relations allow, and an instruction says to which thing on the canvas the
+prompt relates what it adds, before it says where ("add a red star left of the
+ring at c2 at b2"). Descriptions keep to the prompt's order. So what a step has to
+say follows from the prompt and the canvas, one look-up at a time. Additions
 alone make monotonous teachers, so part of the trajectories takes a detour that
 reaches the same end: a thing is first drawn in another colour, shape or place
 and later changed, two things are swapped, or an extra thing is removed. Drafts
@@ -14,6 +17,7 @@ step.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -22,10 +26,10 @@ from process_gen.scenes import language
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, alike, name_fault, plant, say_repair
-from process_gen.scenes.placement import place_request
+from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Request, categories
+from process_gen.scenes.requests import Partners, Request, categories
 from process_gen.scenes.schedule import MAX_STEPS, Action, apply, schedule
 from process_gen.scenes.splits import Split
 from process_gen.scenes.words import pick
@@ -42,7 +46,7 @@ def teach(
     slip: float = 0.08,
     detour: float = 0.25,
     pair: float = 0.5,
-    ordered: float = 0.8,
+    ordered: float = 0.9,
     split: Split = "train",
     uid: str = "",
 ) -> Trajectory:
@@ -64,7 +68,7 @@ def teach(
     final = _in_prompt_order(request, place_request(rng, level, request))
     plans = schedule(rng, level, request, final, detour, pair, ordered)
     assert len(plans) <= MAX_STEPS, f"{len(plans)} steps for {request.text!r}"
-    lesson = _Lesson(rng, level, plans)
+    lesson = _Lesson(rng, level, plans, request.partners())
     for index in range(len(plans)):
         draw = rng.random()
         slips = draw < slip and index + 1 < len(plans) and lesson.unnoticed is None
@@ -102,17 +106,23 @@ def baseline(
 
 
 def _in_prompt_order(request: Request, things: list[Object]) -> list[Object]:
-    """Sorts what was placed clause by clause by where the prompt names it."""
+    """What was placed clause by clause, in the order in which the prompt names it, on the canvas too."""
     owners = [clause for clause in request.clauses for _ in range(clause.count)]
     order = sorted(range(len(things)), key=lambda i: request.as_written(owners[i]))
-    return [things[i] for i in order]
+    return sort_places([things[i] for i in order], request.partners(), get_level(request.level))
 
 
 class _Lesson:
     """A trajectory in the making."""
 
-    def __init__(self, rng: np.random.Generator, level: Level, plans: list[list[Action]]):
-        self.rng, self.level, self.plans = rng, level, plans
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        level: Level,
+        plans: list[list[Action]],
+        partners: Partners | None = None,
+    ):
+        self.rng, self.level, self.plans, self.partners = rng, level, plans, partners or {}
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
         self.steps: list[Step] = []
@@ -173,11 +183,28 @@ class _Lesson:
         return self.level.placement == "grid" and (mistake.wrong is None or mistake.wrong.cell not in cells)
 
     def _plan(self, index: int, actions: list[Action], earlier: Mistake | None) -> Plan:
-        changes = [action.change for action in actions]
+        changes = [self._anchored(action, actions) for action in actions]
         untouched = earlier and all(earlier.number not in action.numbers for action in actions)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
         things = list(self.state.values())
         return Plan(*language.plan_texts(changes, things, self.level, self.rng, index == 0, repair))
+
+    def _anchored(self, action: Action, actions: list[Action]) -> language.Change:
+        """An addition with the nearest thing on the canvas to which the prompt relates it."""
+        change, number = action.change, action.numbers[0]
+        if change.kind != "add" or number not in self.state:
+            return change
+        later = {n for other in actions[actions.index(action) :] for n in other.numbers}
+        related = [
+            (relation, self.state[n])
+            for relation, n in self.partners.get(number, ())
+            if n in self.state and n not in later and plainly(relation, change.after, self.state[n])
+        ]
+        if not related:
+            return change
+        here = change.after
+        nearest = min(related, key=lambda pair: abs(pair[1].x - here.x) + abs(pair[1].y - here.y))
+        return dataclasses.replace(change, anchor=nearest)
 
     def _approve(self, index: int, touched: list[int]) -> str:
         later = [action for actions in self.plans[index + 1 :] for action in actions]

@@ -22,8 +22,9 @@ from process_gen.scenes import (
     texts,
     vocabulary,
 )
+from process_gen.scenes.graph import OPPOSITE, make_object
 from process_gen.scenes.mistakes import MISTAKES, name_fault, plant, say_repair
-from process_gen.scenes.placement import plainly
+from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.schedule import MAX_STEPS
 from process_gen.scenes.splits import HELD_OUT_COLOURED
 from process_gen.scenes.words import count_tokens
@@ -229,3 +230,50 @@ def test_corpus_has_every_word():
     lines = corpus(np.random.default_rng(0), "default", 2500)
     seen = set(re.findall(r"\w+|[^\w\s]", SPECIAL_PATTERN.sub(" ", " ".join(lines))))
     assert set(vocabulary("default")) - seen <= {".", ";", "is", "are", "nothing", "yet", "five", "six"}
+
+
+def test_things_stand_in_reading_order_where_nothing_relates_them():
+    index = get_level("default").cell_index
+    for request, trajectory in _lessons("default", 300, wrong=0, slip=0, detour=0):
+        (*_, scene) = (intended for intended, _ in _scenes(trajectory, "default"))
+        if request.partners():
+            continue
+        cells = [index[thing.cell] for thing in scene.objects]
+        assert cells == sorted(cells), request.text
+
+
+@pytest.mark.parametrize("level", ["default", "jitter", "free64"])
+def test_sorting_places_keeps_what_stands_there_and_every_relation(level: str):
+    rng, table = np.random.default_rng(0), get_level(level)
+    for index in range(120):
+        request = sample_request(rng, level, categories(level)[3 + index % 5])
+        things = place_request(rng, table, request)
+        owners = [clause for clause in request.clauses for _ in range(clause.count)]
+        order = sorted(range(len(things)), key=lambda i: request.as_written(owners[i]))
+        before = [things[i] for i in order]
+        after = sort_places(before, request.partners(), table)
+        assert sorted((t.cell, t.x, t.y) for t in after) == sorted((t.cell, t.x, t.y) for t in before)
+        assert [(t.shape, t.colour, t.size) for t in after] == [(t.shape, t.colour, t.size) for t in before]
+        for number, partners in request.partners().items():
+            assert all(plainly(relation, after[number], after[n]) for relation, n in partners)
+
+
+def test_an_addition_names_its_anchor_before_its_cell():
+    found = 0
+    pattern = r"a (\w+) (\w+) (left of|right of|above|below) the (\w+) at (\w\d) at (\w\d)"
+    for request, trajectory in _lessons("default", 600, wrong=0, slip=0, detour=0):
+        asked = {
+            (clause.shape, clause.position[0], request.clauses[clause.position[1]].shape)
+            for clause in request.clauses
+            if clause.position
+        }
+        for step in trajectory.steps:
+            for colour, shape, relation, other, anchor, cell in re.findall(pattern, step.plan.instruction):
+                thing = make_object(get_level("default"), shape, colour, cell)
+                assert plainly(relation, thing, make_object(get_level("default"), other, "red", anchor))
+                assert (shape, relation, other) in asked or (other, OPPOSITE[relation], shape) in asked
+                assert f"{other} at {anchor}" in step.plan.description or f"{other} {anchor}" in (
+                    step.plan.description
+                )
+                found += 1
+    assert found > 100
