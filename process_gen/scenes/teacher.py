@@ -32,7 +32,7 @@ from process_gen.scenes.render import render
 from process_gen.scenes.requests import Partners, Request, categories
 from process_gen.scenes.schedule import MAX_STEPS, Action, apply, schedule
 from process_gen.scenes.splits import Split
-from process_gen.scenes.words import pick
+from process_gen.scenes.words import count_tokens, pick
 from process_gen.trajectory.markup import write_plan, write_refine
 from process_gen.trajectory.stages import Mode, Plan, Refinement, Step, Trajectory
 
@@ -91,11 +91,9 @@ def baseline(
     if mode is Mode.PROCESS:
         return teach(request, rng, level, split=split, uid=uid)
     final = _in_prompt_order(request, place_request(rng, level, request))
-    plan = None
+    lesson, plan = _Lesson(rng, level, [], request.partners()), None
     if mode is Mode.PLAN_ONLY:
-        style = pick(rng, (0, 1))
-        plan = Plan(pick(rng, language.EVERYTHING), language.describe(final, level, style))
-    lesson = _Lesson(rng, level, [])
+        plan = lesson.plan_everything(final)
     lesson.scenes.append(Scene(tuple(final)))
     lesson.drafts.append(None)
     lesson.mistakes.append(None)
@@ -188,6 +186,16 @@ class _Lesson:
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
         things = list(self.state.values())
         return Plan(*language.plan_texts(changes, things, self.level, self.rng, index == 0, repair))
+
+    def plan_everything(self, things: list[Object]) -> Plan:
+        """The plan of a single step that adds all things; in fewer words where that is too long."""
+        self.state = dict(enumerate(things))
+        plan = self._plan(
+            0, [Action(language.Change("add", None, t), (n,)) for n, t in self.state.items()], None
+        )
+        if count_tokens(write_plan(plan)) + 2 > self.level.budget.plan:
+            plan = Plan(pick(self.rng, language.EVERYTHING), language.describe(things, self.level, 1))
+        return plan
 
     def _anchored(self, action: Action, actions: list[Action]) -> language.Change:
         """An addition with the nearest thing on the canvas to which the prompt relates it."""
