@@ -45,13 +45,13 @@ NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 EXTRAS = {
     "test": [
         *NOTEBOOKS,
+        "beartype>=0.20",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
         "scikit-image>=0.25",
-        "typeguard>=4.4",
     ],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda13]>=0.10"],

@@ -15,6 +15,14 @@ os.environ.setdefault("NO_GCE_CHECK", "true")  # nobody asks a cloud for credent
 _QUICK_COMPILES = "--xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK_COMPILES}".strip()
 
+import jaxtyping  # noqa: E402
+
+# Shapes in annotations are checked here, and only here: users pay nothing for them.
+jaxtyping.install_import_hook(
+    [f"process_gen.{name}" for name in ("models.flow", "models.layers", "models.positions", "sampling.flow")],
+    "beartype.beartype",
+)
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

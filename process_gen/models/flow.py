@@ -10,33 +10,43 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+Times = Float[jax.Array, "*T"] | Float[np.ndarray, "*T"]
 
 MIN_T = 0.05
 """Below this t a clean-image prediction is divided by MIN_T, which bounds its loss weight."""
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
+def shift_time(t: Times, shift: float) -> Times:
     """Moves timesteps towards noise: shift t / (1 + (shift - 1) t)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
-def sample_time(key: jax.Array, shape: tuple[int, ...], mean: float, std: float, shift: float) -> jax.Array:
+def sample_time(
+    key: jax.Array, shape: tuple[int, ...], mean: float, std: float, shift: float
+) -> Float[jax.Array, "*T"]:
     """Logit-normal timesteps in (0, 1), float32."""
     return shift_time(jax.nn.sigmoid(mean + std * jax.random.normal(key, shape)), shift)
 
 
-def add_noise(x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """x_t, with `t` broadcast over the trailing axes of `x`."""
+def add_noise(
+    x: Float[jax.Array, "*X"], noise: Float[jax.Array, "*X"], t: Float[jax.Array, "*T"]
+) -> Float[jax.Array, "*X"]:
+    """x_t; the axes T of `t` are the leading ones of X."""
     t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
     return (1 - t) * x + t * noise
 
 
-def velocity_from_clean(x_t: jax.Array, clean: jax.Array, t: jax.Array) -> jax.Array:
+def velocity_from_clean(
+    x_t: Float[jax.Array, "*X"], clean: Float[jax.Array, "*X"], t: Float[jax.Array, "*T"]
+) -> Float[jax.Array, "*X"]:
     """The velocity that a predicted clean image stands for."""
     t = t.reshape(t.shape + (1,) * (x_t.ndim - t.ndim))
     return (x_t - clean) / jnp.maximum(t, MIN_T)
 
 
-def times(steps: int, shift: float) -> jax.Array:
+def times(steps: int, shift: float) -> Float[jax.Array, " T"]:
     """[steps + 1] timesteps from 1 to 0 for an Euler integration of `steps` steps."""
     return shift_time(jnp.linspace(1.0, 0.0, steps + 1), shift)

@@ -11,8 +11,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Num
 
 from process_gen.models.config import ModelConfig
+
+Rope = tuple[Float[jax.Array, "B L half"], Float[jax.Array, "B L half"]]
+"""Cosine and sine of the rotary angles."""
 
 NEGATIVE = -1e30  # finite, so that a query that sees nothing stays finite
 
@@ -71,7 +75,7 @@ class RMSNorm(nn.Module):
     axis: str = "norm"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*B D"]) -> Float[jax.Array, "*B D"]:
         scale = self.param("scale", annotated(nn.initializers.ones, self.axis), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_eps)
@@ -98,7 +102,9 @@ class Expert(nn.Module):
         self.up_proj = linear(c.mlp, ("embed", "mlp"), c)
         self.down_proj = linear(c.width, ("mlp", "embed"), c, scale=1.0 / c.layers)
 
-    def qkv(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def qkv(
+        self, x: Float[jax.Array, "B L D"], rope: Rope
+    ) -> tuple[Float[jax.Array, "B L N H"], Float[jax.Array, "B L K H"], Float[jax.Array, "B L K H"]]:
         """Rotated queries [B L N H], rotated keys and values [B L K H]."""
         c, y = self.config, self.input_norm(x)
         q = self.q_proj(y).reshape(*y.shape[:-1], c.heads, c.head_dim)
@@ -106,21 +112,28 @@ class Expert(nn.Module):
         v = self.v_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
         return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
-    def residual(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    def residual(
+        self, x: Float[jax.Array, "B L D"], attended: Float[jax.Array, "B L NH"]
+    ) -> Float[jax.Array, "B L D"]:
         """Adds attention's output [B L N*H] and the MLP to the residual stream."""
         x = x + self.o_proj(attended)
         y = self.post_attention_norm(x)
         return x + self.down_proj(nn.silu(self.gate_proj(y)) * self.up_proj(y))
 
 
-def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x: Float[jax.Array, "B L heads H"], rope: Rope) -> Float[jax.Array, "B L heads H"]:
     """Rotary embedding of halves: x [B L heads H], rope = cos, sin of [B L H/2]."""
     cos, sin = (part[:, :, None].astype(x.dtype) for part in rope)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def rope_angles(config: ModelConfig, ids: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def rope_angles(
+    config: ModelConfig,
+    ids: Int[jax.Array, "B L"],
+    rows: Num[jax.Array, " L"],
+    columns: Num[jax.Array, " L"],
+) -> Float[jax.Array, "B L half"]:
     """Angles [B L H/2] of tokens with 1-D `ids` [B L] at `rows`, `columns` [L] of an image.
 
     Pairs: first those of the 1-D id, then `image_rope` of the row, then as many of the column.
@@ -138,7 +151,12 @@ def rope_angles(config: ModelConfig, ids: jax.Array, rows: jax.Array, columns: j
     return jnp.concatenate(angles, axis=-1)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+def attend(
+    q: Float[jax.Array, "B L N H"],
+    k: Float[jax.Array, "B M K H"],
+    v: Float[jax.Array, "B M K H"],
+    visible: Bool[jax.Array, "B L M"],
+) -> Float[jax.Array, "B L NH"]:
     """Grouped-query attention with an explicit mask, softmax in float32.
 
     Args:
@@ -156,12 +174,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.
 
 
 def attend_two(
-    q: jax.Array,
-    before: tuple[jax.Array, jax.Array],
-    inside: tuple[jax.Array, jax.Array],
-    before_bias: jax.Array,
-    inside_bias: jax.Array,
-) -> jax.Array:
+    q: Float[jax.Array, "B L N H"],
+    before: tuple[Float[jax.Array, "B K M H"], Float[jax.Array, "B K M H"]],
+    inside: tuple[Float[jax.Array, "B L K H"], Float[jax.Array, "B L K H"]],
+    before_bias: Float[jax.Array, "B 1 1 L M"],
+    inside_bias: Float[jax.Array, "B 1 1 L L"],
+) -> Float[jax.Array, "B L NH"]:
     """`attend` over two sets of keys and values without joining them.
 
     Args:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from process_gen.models import flow
 
@@ -56,7 +57,12 @@ class FlowSpec:
         return tuple(runs)
 
 
-def guide(spec: FlowSpec, v: jax.Array, v_notext: jax.Array | None, v_noimg: jax.Array | None) -> jax.Array:
+def guide(
+    spec: FlowSpec,
+    v: Float[jax.Array, "B N V"],
+    v_notext: Float[jax.Array, "B N V"] | None,
+    v_noimg: Float[jax.Array, "B N V"] | None,
+) -> Float[jax.Array, "B N V"]:
     """Guided velocity of images [B, N, V], in float32 (BAGEL, arXiv 2505.14683).
 
         v_text = v_notext + a (v - v_notext)
@@ -101,7 +107,9 @@ Velocity = Callable[[Sequence[str], jax.Array, jax.Array], dict[str, jax.Array]]
 """(branches, x_t [B, N, V], t [] or [B]) -> the velocity of each branch, evaluated as one batch."""
 
 
-def integrate(spec: FlowSpec, velocity: Velocity, noise: jax.Array) -> jax.Array:
+def integrate(
+    spec: FlowSpec, velocity: Velocity, noise: Float[jax.Array, "B N V"]
+) -> Float[jax.Array, "B N V"]:
     """Euler steps from noise [B, N, V] at t = 1 to images at t = 0.
 
     Runs of guided and of plain steps are loops of their own, so that outside
