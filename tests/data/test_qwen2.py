@@ -151,7 +151,7 @@ def test_other_vocabularies_have_other_fingerprints(tokenizer, tmp_path):
         (
             "tokenizer.json",
             '{"model": {"type": "Unigram", "vocab": []}}',
-            "tokenizer.json is no byte-level BPE.* 'Unigram'",
+            "is no byte-level BPE.* 'Unigram'",
         ),
         ("tokenizer.json", '{"version": "1.0"}', "no byte-level BPE"),
         (
