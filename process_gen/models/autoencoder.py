@@ -7,13 +7,14 @@ of `channels`. The scenes member is the identity: latents are pixels.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import einops
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.config import ModelConfig
+from process_gen.models.config import FluxConfig, ModelConfig
+from process_gen.models.flux import FluxAutoencoder
 from process_gen.trajectory.layout import Layout
 
 
@@ -41,11 +42,40 @@ class PixelAutoencoder:
         return latents
 
 
-def make_autoencoder(config: ModelConfig) -> Autoencoder:
-    """The autoencoder that the config names."""
+class FrozenFlux:
+    """The FLUX autoencoder with its weights; latents are means."""
+
+    def __init__(self, config: FluxConfig, params: Any):
+        self.factor, self.channels = config.factor, config.z_channels
+        self._module, self._variables = FluxAutoencoder(config), {"params": params}
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        return self._module.apply(self._variables, images, method="encode")
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        return self._module.apply(self._variables, latents, method="decode")
+
+
+def make_autoencoder(config: ModelConfig, params: Any = None) -> Autoencoder:
+    """The autoencoder that the config names; `params` are the weights of one that has any.
+
+    Raises:
+      ValueError: an unknown name, or weights are missing.
+    """
     if config.autoencoder == "patches":
         return PixelAutoencoder()
-    raise ValueError(f"unknown model.autoencoder {config.autoencoder!r}; known: 'patches'")
+    if config.autoencoder != "flux":
+        raise ValueError(f"unknown model.autoencoder {config.autoencoder!r}; known: 'patches', 'flux'")
+    if params is None:
+        raise ValueError("model.autoencoder 'flux' needs its published weights (ae.safetensors)")
+    return FrozenFlux(config.flux, params)
+
+
+def geometry(config: ModelConfig) -> tuple[int, int]:
+    """Pixels per latent along a side, and channels of a latent."""
+    if config.autoencoder == "flux":
+        return config.flux.factor, config.flux.z_channels
+    return PixelAutoencoder.factor, PixelAutoencoder.channels
 
 
 def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -54,8 +84,8 @@ def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tupl
     Raises:
       ValueError: the sides are not multiples of a token's side, or exceed the position table.
     """
-    autoencoder = make_autoencoder(config)
-    side = autoencoder.factor * config.latent_patch
+    factor, channels = geometry(config)
+    side = factor * config.latent_patch
     if image_size[0] % side or image_size[1] % side:
         raise ValueError(f"image sides {image_size} must be multiples of {side} for this model")
     grid = (image_size[0] // side, image_size[1] // side)
@@ -63,7 +93,7 @@ def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tupl
         raise ValueError(
             f"an image of {grid} latent tokens exceeds model.max_latent_side {config.max_latent_side}"
         )
-    return grid, config.latent_patch**2 * autoencoder.channels
+    return grid, config.latent_patch**2 * channels
 
 
 def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
