@@ -14,7 +14,7 @@ import optax
 from process_gen.losses import LossTable
 from process_gen.models.unified import UnifiedModel, token_count
 from process_gen.models.unroll import Outputs, UnrollOptions, blank_outputs, unroll
-from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import labels
 
 
@@ -161,7 +161,7 @@ def _amounts(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
         1 + model.layout.refined_copies
     ) * refined
     views = batch.present.sum() + refined if model.layout.vit_tokens else 0
-    text = sum((t != 0).sum() for t in texts) + 2 * images
+    text = sum((t != PAD_ID).sum() for t in texts) + 2 * images
     return {
         "batch/steps": batch.present.sum().astype(jnp.float32),
         "batch/trajectories": (batch.last & batch.present).sum().astype(jnp.float32),

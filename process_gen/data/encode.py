@@ -1,15 +1,18 @@
 """Trajectories to arrays: texts into their token slots, steps stacked.
 
-A text slot holds `<|im_start|> ...ids... <|im_end|>` and then zeros; a slot
-of zeros only is an absent text.
+A text slot holds `<|im_start|> ...ids... <|im_end|>` and then padding; a slot
+of padding only is an absent text.
 """
 
 from __future__ import annotations
+
+from collections.abc import MutableMapping
 
 import numpy as np
 
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Step, Trajectory
 
@@ -103,6 +106,14 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     return [None if step.refine is None else markup.write_refine(step.refine.instruction) for step in steps]
 
 
+def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
+    """Raises `longest`, tokens of the longest text of each slot with its two brackets, to a trajectory's."""
+    for slot in TEXT_SLOTS:
+        for text in slot_texts(trajectory, slot):
+            if text is not None:
+                longest[slot] = max(longest[slot], len(tokenizer.encode(text)) + 2)
+
+
 def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, slot: str) -> np.ndarray:
     """Returns one text slot of every step, [steps, tokens] int32."""
     size = getattr(layout, slot)
@@ -110,7 +121,7 @@ def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, 
         texts = slot_texts(trajectory, slot)
     except ValueError as error:
         raise BadTrajectory(f"{_of(trajectory.uid)}{error}") from None
-    tokens = np.zeros((len(texts), size), np.int32)
+    tokens = np.full((len(texts), size), PAD_ID, np.int32)
     for row, text in zip(tokens, texts, strict=True):
         if text is not None:
             row[:] = _encode_text(tokenizer, text, size, slot, trajectory.uid)
@@ -121,7 +132,7 @@ def _encode_text(tokenizer: Tokenizer, text: str, size: int, slot: str, uid: str
     ids = tokenizer.encode(text)
     if len(ids) > size - 2:
         raise SlotOverflow(uid, slot, len(ids), size - 2)
-    tokens = np.zeros(size, np.int32)
+    tokens = np.full(size, PAD_ID, np.int32)
     tokens[: len(ids) + 2] = [tokenizer.im_start, *ids, tokenizer.im_end]
     return tokens
 

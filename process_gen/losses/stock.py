@@ -17,8 +17,8 @@ SLOTS = {"plan": "plan_tokens", "inspect": "inspect_tokens", "refine": "refine_t
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log p(label), logits [..., vocabulary] float32, labels [...]."""
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    """-log p(label), logits [..., vocabulary] float32, labels [...]; where those are padding, any number."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 

@@ -117,8 +117,8 @@ class UnifiedModel(nn.Module):
     # ------------------------------------------------------------------ pieces
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
-        """[..., T] ids to [..., T, D]."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.config.dtype))
+        """[..., T] ids to [..., T, D]; padding, which nothing sees, takes the first row."""
+        return jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0).astype(jnp.dtype(self.config.dtype))
 
     def embed_latents(self, latents: jax.Array, t: jax.Array) -> jax.Array:
         """Latent tokens [B, J, N, V] at timesteps [B, J] to [B, J * N, D]."""
@@ -170,7 +170,7 @@ class UnifiedModel(nn.Module):
     def read_text(self, memory: Memory, tokens: jax.Array, next_id: jax.Array) -> tuple[jax.Array, Memory]:
         """Text after `memory`: hidden states [B, T, D], and what later tokens see of it.
 
-        `tokens` [B, T] is padded with 0; its first id is `next_id` [B].
+        `tokens` [B, T] is padded with `PAD_ID`; its first id is `next_id` [B].
         """
         chunk = Chunk([self.layout.text_slot("plan").resized(tokens.shape[1])])
         seen = Visible(memory.visible, tokens != PAD_ID)

@@ -90,7 +90,7 @@ class Sampler:
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
         self._check()
         ids = model.ids
-        controls = (PAD_ID, ids.end_of_text, ids.im_start, ids.vision_start, ids.vision_end)
+        controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
         marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
 
         def spec(slot, prefix, banned=()):

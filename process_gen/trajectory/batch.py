@@ -4,7 +4,7 @@ Axes: B rows, S step slots of a row, R trajectories of a row, T tokens of a
 text slot, H W image height and width.
 
 A row of S step slots may hold several trajectories one after the other;
-`reset` marks where a fresh context starts. A text slot that is all zeros is
+`reset` marks where a fresh context starts. A text slot that is all padding is
 absent: no plan in a single-pass trajectory, no refine where none was needed.
 """
 
@@ -18,7 +18,13 @@ import jax.numpy as jnp
 
 from process_gen.trajectory.layout import Layout
 
-PAD_ID = 0
+PAD_ID = -1
+"""Fills what a text leaves of its slot. No vocabulary has this id; in published ones 0 is a piece of text."""
+
+
+def blank(field: str) -> int:
+    """What an empty place holds in a field of the batch: padding in token slots, 0 in all others."""
+    return PAD_ID if field.endswith("_tokens") else 0
 
 
 @flax.struct.dataclass
@@ -26,7 +32,7 @@ class Batch:
     """Packed rows.
 
     Attributes:
-      prompt_tokens: [B, R, T] int32, zero-padded.
+      prompt_tokens: [B, R, T] int32, padded with `PAD_ID`.
       prompt_index: [B, S] int32, which of the R prompts the step draws.
       reset: [B, S] bool, first step of a trajectory.
       present: [B, S] bool, the slot holds a step.
