@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from process_gen import experiment
+from process_gen import experiment, vocabulary
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories
 from process_gen.data.sources import check_every_trajectory, prepare_source
@@ -34,8 +34,9 @@ def prepare(config: ConfigDict) -> None:
       BadTrajectory, TooManyBadTrajectories, OSError: the data is broken or out of reach.
     """
     experiment.check(config)
+    tokenizer = vocabulary.build_tokenizer(config)
     with experiment.as_config_error():
-        source = prepare_source(config.data, experiment.build_layout(config))
+        source = prepare_source(config.data, experiment.build_layout(config), tokenizer)
     if config.data.source != "scenes":
         wrong = check_every_trajectory(source, config.data.on_error)
         print(f"{config.data.path}: {len(source) - wrong} good trajectories, {wrong} bad ones")

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from process_gen import experiment
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.load import load_params
-from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
+from process_gen.data.tokenizers import Tokenizer
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.trajectory.batch import Batch
+from process_gen.vocabulary import tokenizer_of
 
-TOKENIZERS = {"scenes": scenes_tokenizer}
 WEIGHTS = ("ema", "params")
 SHIPPED = "scenes_s.safetensors"
 
@@ -60,12 +60,13 @@ def shipped_weights() -> str:
     return str(asset)
 
 
-def load_model(path: str | None = None, which: str = "ema") -> Restored:
+def load_model(path: str | None = None, which: str = "ema", tokenizer: str | None = None) -> Restored:
     """Loads a model from a workdir, a step's folder or a `.safetensors` file.
 
     Args:
       path: where to look; the shipped weights by default.
       which: `ema` or `params`.
+      tokenizer: the folder of its tokenizer, where neither a copy beside it nor the folder it names is there.
 
     Raises:
       ValueError: unknown kind of weights, or a stored config that cannot work.
@@ -78,12 +79,7 @@ def load_model(path: str | None = None, which: str = "ema") -> Restored:
     fields = loaded.metadata.get("config")
     if not isinstance(fields, Mapping):
         raise CheckpointMismatch(f"{loaded.source} carries no config: it was not made by process_gen.train")
-    name = loaded.metadata.get("tokenizer", "scenes")
-    if name not in TOKENIZERS:
-        raise CheckpointMismatch(
-            f"{loaded.source} needs the tokenizer {name!r}; known: {', '.join(TOKENIZERS)}"
-        )
-    tokenizer = TOKENIZERS[name]()
+    tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
     model = experiment.build_model(experiment.from_json(fields), tokenizer)
     _check_same(model, loaded.params, loaded.source)
     params = jax.tree.map(lambda x: jax.device_put(jnp.asarray(x, jnp.float32)), loaded.params)
@@ -93,19 +89,23 @@ def load_model(path: str | None = None, which: str = "ema") -> Restored:
 
 
 def load_sampler(
-    path: str | None = None, which: str = "ema", rows: int = 32, **settings: Any
+    path: str | None = None,
+    which: str = "ema",
+    rows: int = 32,
+    tokenizer: str | None = None,
+    **settings: Any,
 ) -> tuple[Sampler, Restored]:
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
     Args:
-      path, which: see `load_model`.
+      path, which, tokenizer: see `load_model`.
       rows: trajectories drawn side by side.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
       ValueError, CheckpointError: see `load_model`; SamplerError (a ValueError) for bad settings.
     """
-    restored = load_model(path, which)
+    restored = load_model(path, which, tokenizer)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
     config = SamplerConfig.of(fields, **settings)
     return Sampler(restored.model, restored.params, restored.tokenizer, config, rows), restored

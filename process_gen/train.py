@@ -31,14 +31,13 @@ from absl import flags, logging
 from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 
-from process_gen import evaluate, experiment, metering
+from process_gen import evaluate, experiment, metering, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
-from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
@@ -77,7 +76,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     logging.info("mesh %s over %d %s", dict(mesh.shape), jax.device_count(), jax.devices()[0].device_kind)
 
     # ------------------------------------------------------------------ model
-    tokenizer = scenes_tokenizer()
+    tokenizer = vocabulary.build_tokenizer(config)
     model = experiment.build_model(config, tokenizer)
     losses = experiment.build_losses(config)
     optimizer, schedule = experiment.build_optimizer(config)
@@ -97,7 +96,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     sharding.rows_divide(c.batch_size, mesh)
     rows = experiment.rows_per_host(config)
     with experiment.as_config_error():
-        source = prepare_source(config.data, model.layout, report=logging.info)
+        source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
     loader = make_loader(
         source,
         tokenizer,
@@ -127,11 +126,12 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     )
 
     # ---------------------------------------------------------------- restore
-    metadata = {"config": experiment.to_json(config), "tokenizer": "scenes"}
+    metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
     store = CheckpointStore(workdir, metadata, save_every=c.checkpoint_every, keep=c.keep)
     with store:
         first = store.latest_step() or 0
         if first:
+            vocabulary.check_same(tokenizer, store.metadata(first), str(store.root / str(first)))
             with experiment.as_config_error():  # the iterator refuses the state of other data
                 state = store.restore(state, iterator)
             logging.info("resumed from step %d of %s", first, workdir)
@@ -205,6 +205,7 @@ class Run:
         )
         if hosts.is_lead():
             self.writer = _Quiet(self.writer)
+            vocabulary.keep(tokenizer, workdir)
             (workdir / "config.json").write_text(json.dumps(experiment.to_json(config), indent=1) + "\n")
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}

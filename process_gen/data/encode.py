@@ -6,6 +6,8 @@ of padding only is an absent text.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import numpy as np
 
 from process_gen.data.tokenizers import Tokenizer
@@ -102,6 +104,14 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
         inspections = [step.inspect for step in steps]
         return [None if text is None else markup.check_plain(text, "an inspection") for text in inspections]
     return [None if step.refine is None else markup.write_refine(step.refine.instruction) for step in steps]
+
+
+def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
+    """Raises `longest`, tokens of the longest text of each slot with its two brackets, to a trajectory's."""
+    for slot in TEXT_SLOTS:
+        for text in slot_texts(trajectory, slot):
+            if text is not None:
+                longest[slot] = max(longest[slot], len(tokenizer.encode(text)) + 2)
 
 
 def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, slot: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from process_gen.trajectory.layout import Layout
 IM_START, IM_END = 3, 4
 """Ids of the two text brackets, as every tokenizer of this package has them."""
 FIRST_WORD = 13
-"""The first id that is neither padding, unknown, control nor markup."""
+"""The first id that is neither control nor markup; where it is drawn, 0 stands."""
 
 
 def fake_batch(layout: Layout, batch_size: int, seed: int = 0, vocab: int = 64) -> dict[str, np.ndarray]:
@@ -81,5 +81,6 @@ def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: 
 def _fake_text(slot: int, rng: np.random.Generator, vocab: int) -> np.ndarray:
     """Returns a text of random length with its brackets, padded to `slot`."""
     words = rng.integers(FIRST_WORD, vocab, int(rng.integers(min(1, slot - 2), max(slot - 1, 1))))
+    words[words == FIRST_WORD] = 0  # in published vocabularies 0 is a piece of text
     ids = [IM_START, *words.tolist(), IM_END]
     return np.asarray(ids[:slot] + [PAD_ID] * (slot - len(ids)), np.int32)

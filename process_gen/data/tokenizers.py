@@ -21,12 +21,18 @@ from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.markup import CONTROL_TOKENS, MARKUP_TOKENS
 
 PAD, UNKNOWN = "<pad>", "<unk>"
+SCENES = "scenes"
+"""How a config names the tokenizer that ships with the package."""
 SPACE = "\u2581"
 """What SentencePiece writes for the space in front of a word."""
 PUNCTUATION = ".,;:!?()\"'"
 """Characters that do not belong to the word they touch."""
 
 _MARKUP = re.compile("(" + "|".join(re.escape(token) for token in MARKUP_TOKENS) + ")")
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be read, or that is not the one a model was trained with."""
 
 
 @runtime_checkable

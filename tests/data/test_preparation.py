@@ -175,20 +175,20 @@ def test_an_interrupted_run_leaves_nothing_that_counts(config, tmp_path, monkeyp
 
 
 def test_a_config_opens_its_source(data, assert_same_trajectory, config):
-    prepare_source(data, LAYOUT)
+    prepare_source(data, LAYOUT, scenes_tokenizer())
     source = open_source(data, (32, 32))
     assert_same_trajectory(source[7], make_example(scenes_config(examples=40, validation=40), "train", 7))
 
 
 def test_prepare_source_reports_and_checks_the_slots(data, capsys):
-    source = prepare_source(data, LAYOUT)
+    source = prepare_source(data, LAYOUT, scenes_tokenizer())
     lines = capsys.readouterr().out
     assert "trajectories  40 for train, 40 for validation" in lines and "of 48" in lines
     assert check_every_trajectory(source, "fail") == 0
     batch = next(iter(make_loader(source, scenes_tokenizer(), LAYOUT, 2)))
     assert batch["present"].mean() > 0.7
     with pytest.raises(ValueError, match=r"do not fit the layout: layout.plan is 10 but must be \d+"):
-        prepare_source(data, Layout(plan=10))
+        prepare_source(data, Layout(plan=10), scenes_tokenizer())
 
 
 @pytest.mark.parametrize(

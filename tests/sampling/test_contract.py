@@ -17,7 +17,7 @@ from process_gen.models.unified import at_token, token_count
 from process_gen.models.unroll import NO_RANDOM_DROPS, scan_steps, step_inputs
 from process_gen.sampling import stages
 from process_gen.sampling.text import TextSpec, decode
-from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.batch import PAD_ID, Batch
 
 BRANCHES = ("full", "notext", "noimg")
 ROWS = 6
@@ -85,7 +85,7 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
     layout = dataclasses.replace(LAYOUT, context=context, vit_grid=vit_grid)
     model, params = make_model(layout), random_params(layout)
     batch = Batch(**fake_batch(model.layout, ROWS, seed=3))
-    key, refined = jax.random.key(5), (batch.refine_tokens > 0).any(-1)
+    key, refined = jax.random.key(5), (batch.refine_tokens != PAD_ID).any(-1)
     with jax.default_matmul_precision("highest"):
         outputs = {}
         for hide, branch in enumerate(BRANCHES):
@@ -98,9 +98,9 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
             prompts = batch.prompt_tokens[np.arange(ROWS), batch.prompt_index[:, s]]
             state, got = replayed_step(model, params, state, prompts, batch.reset[:, s], one)
             for name in ("plan", "inspect", "refine"):
-                tokens = getattr(one, name) * one.present[:, None]
+                tokens = np.where(one.present[:, None], getattr(one, name), PAD_ID)
                 np.testing.assert_array_equal(got[f"{name}_tokens"], tokens)
-                close(got[name], getattr(want, name), np.asarray(tokens > 0))
+                close(got[name], getattr(want, name), tokens != PAD_ID)
             drawn = {"sketch": one.present, "refined": one.present & refined[:, s]}
             for name, rows in drawn.items():
                 close(got[f"{name}_end"], getattr(want, f"{name}_end"), rows)
@@ -111,7 +111,9 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
     np.testing.assert_array_equal(state.next_id, last_id)
     assert 0 < (refined & batch.present).sum() < batch.present.sum(), "some rows refine, some do not"
     assert batch.reset[:, 1:].any(), "some rows hold a second trajectory"
-    assert not (batch.plan_tokens > 0).any(-1)[batch.present].all(), "some rows draw straight from the prompt"
+    assert not (batch.plan_tokens != PAD_ID).any(-1)[batch.present].all(), (
+        "some rows draw straight from the prompt"
+    )
 
 
 def test_a_closing_token_is_read_where_the_text_ends():
