@@ -36,7 +36,7 @@ from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories
+from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.data.sources import prepare_source
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
@@ -105,7 +105,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         seed=config.seed,
         shard_index=hosts.process_index(),
         shard_count=hosts.process_count(),
-        policy=Policy(bad=config.data.on_error),
+        policy=Policy(bad=config.data.on_error, budget=allowance(len(source))),
     )
     logging.info("%s", loader.report())
     iterator = iter(loader)
