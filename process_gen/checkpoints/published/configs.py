@@ -21,6 +21,8 @@ from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 _GELU = "gelu_pytorch_tanh"
+SHORT = "last_layer_left_out"
+"""Marks the config of a tower that was exported alone: its last layer is left out already."""
 
 
 def read_json(path: epath.PathLike, required: bool = True) -> Json:
@@ -95,6 +97,8 @@ def language_model(fields: Json, biases: bool, name: str = "llm_config.json") ->
     read.only("use_sliding_window", False, None)
     read.only("rope_scaling", None)
     heads, width = read.number("num_attention_heads"), read.number("hidden_size")
+    rope = Reader(f"{name}, rope_parameters", {**fields, **(fields.get("rope_parameters") or {})})
+    rope.only("rope_type", "default")
     return dict(
         vocab_size=read.number("vocab_size"),
         width=width,
@@ -104,41 +108,54 @@ def language_model(fields: Json, biases: bool, name: str = "llm_config.json") ->
         kv_heads=read.number("num_key_value_heads", heads),
         head_dim=read.number("head_dim", width // heads) if fields.get("head_dim") else width // heads,
         qkv_bias=biases,
-        rope_theta=read.number("rope_theta", 10000.0, float),
+        rope_theta=rope.number("rope_theta", 10000.0, float),
         norm_eps=read.number("rms_norm_eps", 1e-6, float),
     )
 
 
-def vision_tower(fields: Json, shapes: Shapes, prefix: str, name: str = "vit_config.json") -> VitConfig:
-    """The tower that the tensors hold.
+def vision_tower(
+    fields: Json, shapes: Shapes, prefix: str, left_out: int, name: str = "vit_config.json"
+) -> VitConfig:
+    """The tower that the tensors hold; of a whole one without the last layer, as the published model has it.
 
-    A config counts the layers of the tower that the weights were taken from; the published model leaves the
-    last one out, so there may be one layer less than it says, and no other number.
+    Args:
+      fields: its config, which counts all layers.
+      shapes: of the tensors.
+      prefix: of their names.
+      left_out: layers of the count that the tensors do not hold: 1 in a BAGEL, 0 in a tower alone.
+      name: of the config, for messages.
+
+    Raises:
+      CheckpointMismatch: the config contradicts the tensors, or asks for something else.
     """
     read = Reader(name, fields)
     read.only("hidden_act", _GELU)
     read.only("rope", False)
     read.only("num_channels", 3)
-    table = shapes.get(f"{prefix}embeddings.position_embedding.weight")
-    if table is None:
-        raise CheckpointMismatch(f"the ViT lacks {prefix}embeddings.position_embedding.weight")
-    grid, patch = side(table, "the ViT's position embedding"), read.number("patch_size")
-    read.agrees("image_size", grid * patch, f"the ViT's position embedding has {grid} x {grid} places")
-    layers, told = (
-        count(shapes, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\..*"),
-        read.number("num_hidden_layers"),
-    )
-    if layers not in (told, told - 1):
+    try:
+        table = shapes[f"{prefix}embeddings.position_embedding.weight"]
+        embedding = shapes[f"{prefix}embeddings.patch_embedding.weight"]
+        mlp = shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0]
+        patch = embedding[2] if len(embedding) == 4 else math.isqrt(embedding[1] // 3)
+        width = embedding[0]
+    except (KeyError, IndexError) as error:
+        raise CheckpointMismatch(f"the ViT cannot be read: {error} is missing or no matrix") from error
+    grid = side(table, "the ViT's position embedding")
+    if read.number("image_size", grid * patch) // patch != grid:
+        read.agrees("image_size", grid * patch, f"the ViT's position embedding has {grid} x {grid} places")
+    layers = count(shapes, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\..*")
+    told = read.number("num_hidden_layers", layers + left_out)
+    if layers != told - left_out:
         raise CheckpointMismatch(
-            f"{name}: num_hidden_layers is {told}, the weights hold {layers} ViT layers; as many, or one "
-            "less (the published model leaves out the last), would do"
+            f"{name}: num_hidden_layers is {told}, so the weights should hold {told - left_out} ViT layers"
+            f"{' (the published model leaves out the last)' if left_out else ''}; they hold {layers}"
         )
     return VitConfig(
-        width=read.number("hidden_size"),
-        layers=layers,
-        mlp=read.number("intermediate_size"),
-        heads=read.number("num_attention_heads"),
-        patch=patch,
+        width=read.agrees("hidden_size", width, f"the patch embedding makes {width} values"),
+        layers=told if fields.get(SHORT) is True else told - 1,
+        mlp=read.agrees("intermediate_size", mlp, f"mlp.fc1 makes {mlp} values"),
+        heads=read.number("num_attention_heads", 12),
+        patch=read.agrees("patch_size", patch, f"the patch embedding takes {list(embedding)[1:]} values"),
         max_side=grid,
         norm_eps=read.number("layer_norm_eps", 1e-6, float),
     )
@@ -207,19 +224,24 @@ def write(model: ModelConfig, timestep_shift: float = 1.0) -> dict[str, Json]:
     }
     if model.vit is not None:
         files["config.json"]["vit_max_num_patch_per_side"] = model.vit.max_side
-        files["vit_config.json"] = {
-            "model_type": "siglip_vision_model",
-            "hidden_act": _GELU,
-            "hidden_size": model.vit.width,
-            "intermediate_size": model.vit.mlp,
-            "num_hidden_layers": model.vit.layers + 1,  # the published count, whose last layer is left out
-            "num_attention_heads": model.vit.heads,
-            "num_channels": 3,
-            "patch_size": model.vit.patch,
-            "image_size": model.vit.patch * model.vit.max_side,
-            "layer_norm_eps": model.vit.norm_eps,
-        }
+        files["vit_config.json"] = write_vision_tower(model.vit)
     return files
+
+
+def write_vision_tower(vit: VitConfig) -> Json:
+    """`vit_config.json`, which counts the layer that is left out."""
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_act": _GELU,
+        "hidden_size": vit.width,
+        "intermediate_size": vit.mlp,
+        "num_hidden_layers": vit.layers + 1,
+        "num_attention_heads": vit.heads,
+        "num_channels": 3,
+        "patch_size": vit.patch,
+        "image_size": vit.patch * vit.max_side,
+        "layer_norm_eps": vit.norm_eps,
+    }
 
 
 def as_json(model: ModelConfig) -> Json:

@@ -152,7 +152,7 @@ def _side(read: configs.Reader, key: str, shapes: configs.Shapes, table: str) ->
 
 
 def _vit(read: configs.Reader, fields: configs.Json, shapes: configs.Shapes) -> Any:
-    vit = configs.vision_tower(fields, shapes, "vit_model.vision_model.")
+    vit = configs.vision_tower(fields, shapes, "vit_model.vision_model.", left_out=1)
     largest = _side(read, "vit_max_num_patch_per_side", shapes, "vit_pos_embed.pos_embed")
     if largest != vit.max_side:
         raise CheckpointMismatch(

@@ -6,7 +6,8 @@ time, so that nothing is ever held twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,17 +17,15 @@ import numpy as np
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published.rules import Move, Spec
+from process_gen.checkpoints.published.sources import BLOCK, Box
 from process_gen.checkpoints.published.tensors import Tensors
 
-Box = tuple[slice, ...]
 Progress = Callable[[int], None]
 """Is told how many bytes of our arrays have been made since it was last told."""
-BLOCK = 64 << 20
-"""Bytes of a published tensor that are read at a time."""
 
 
 class Pieces:
-    """The arrays that some moves make of the tensors of a checkpoint.
+    """The arrays that some moves make of the tensors of a checkpoint: a `sources.Source`.
 
     Args:
       moves: they fill every array of `spec`.
@@ -48,17 +47,16 @@ class Pieces:
             raise CheckpointMismatch(
                 f"{self.tensors.place}: {name} is made of {odd[0]} numbers, not of weights"
             )
-        return (
-            jnp.dtype(dtype) if dtype else np.dtype(np.result_type(*found) if len(found) > 1 else found.pop())
-        )
+        return jnp.dtype(dtype) if dtype else functools.reduce(jnp.promote_types, sorted(found, key=str))
 
     def nbytes(self) -> int:
         """Of all arrays."""
         return sum(int(np.prod(s)) * self.dtypes[name].itemsize for name, s in self.spec.items())
 
-    def moves(self, name: str) -> list[Move]:
-        """The moves that fill an array, one per layer or one."""
-        return self._moves[name]
+    def axis(self, name: str) -> int:
+        """Where the rows of the published tensors lie."""
+        move = self._moves[name][0]
+        return move.turn.rows % max(1, len(self.spec[name]) - (move.layer is not None))
 
     def read(self, name: str, box: Box = ()) -> np.ndarray:
         """A box of an array; all of it by default."""
@@ -124,22 +122,6 @@ def to_devices(
         made[name].block_until_ready()  # so that only one array's numbers are on the host at a time
         _tell(progress, made[name].nbytes)
     return arrays.nested(made)
-
-
-def blocks(pieces: Pieces, name: str, multiple: int) -> Iterator[tuple[Box, np.ndarray]]:
-    """An array in boxes whose rows are a multiple (but for the last), each with its numbers."""
-    shape = pieces.spec[name]
-    for move in pieces.moves(name):
-        layer = () if move.layer is None else (slice(move.layer, move.layer + 1),)
-        inside = shape[len(layer) :]
-        if not inside:
-            yield layer, pieces.read(name, layer)
-            continue
-        axis = move.turn.rows % len(inside)
-        step = max(multiple, pieces.block_rows(move) // multiple * multiple)
-        for at in range(0, inside[axis], step):
-            box = (*layer, *(slice(None),) * axis, slice(at, min(at + step, inside[axis])))
-            yield box, pieces.read(name, box)
 
 
 def _tell(progress: Progress | None, count: int) -> None:

@@ -27,8 +27,8 @@ class Turn:
     """How a published tensor becomes an array of ours.
 
     Attributes:
-      ours, theirs: of an array, the way there and the way back. `ours` works on any number of rows of a
-        published tensor as well; `theirs` takes our whole array and the shape that it had there.
+      ours, theirs: of an array, the way there and the way back, for any number of rows of a published tensor;
+        `theirs` is also told the published shape.
       shape: the published shape that belongs to a shape of ours.
       rows: the axis of ours along which the rows of the published tensor lie.
     """
@@ -71,7 +71,7 @@ def patches(channels: int) -> Turn:
 
     return Turn(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
-        lambda x, s: x.reshape(s[2], s[3], s[1], s[0]).transpose(3, 2, 0, 1),
+        lambda x, s: x.reshape(s[2], s[3], s[1], -1).transpose(3, 2, 0, 1),
         shape,
         -1,
     )
@@ -103,13 +103,13 @@ class Move:
     layer: int | None
     turn: Turn
 
-    def take(self, tensor: np.ndarray) -> np.ndarray:
-        """Published to ours (a view)."""
-        return self.turn.ours(tensor)
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the published tensor to ours (a view)."""
+        return self.turn.ours(rows)
 
-    def give(self, array: Any) -> np.ndarray:
-        """Our whole array to the published tensor (a view of the host's copy of that layer)."""
-        return self.turn.theirs(np.asarray(array if self.layer is None else array[self.layer]), self.shape)
+    def give(self, part: np.ndarray) -> np.ndarray:
+        """A part of one layer of ours to rows of the published tensor (a view)."""
+        return self.turn.theirs(part, self.shape)
 
 
 def expand(rules: Iterable[Rule], ours: Spec) -> list[Move]:

@@ -217,7 +217,7 @@ def find(folder: epath.PathLike, stems: Sequence[str]) -> Tensors | None:
 def _refusal(place: epath.Path, names: list[str]) -> str:
     return (
         f"{place}: {', '.join(names[:3])} cannot be read. Only .safetensors can: pickles "
-        f"({', '.join(PICKLES)}) can run code when they are opened. Get the weights as .safetensors, or convert them in a sandbox"
+        f"({', '.join(PICKLES)}) can run code when they are opened. Get the weights as .safetensors"
     )
 
 
