@@ -37,7 +37,7 @@ from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
-from process_gen.data.sources import prepare_source
+from process_gen.data.sources import prepare_source, with_latents
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
@@ -97,6 +97,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     rows = experiment.rows_per_host(config)
     with experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
+        source = with_latents(source, config.data, model.layout)
     loader = make_loader(
         source,
         tokenizer,

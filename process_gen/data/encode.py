@@ -89,6 +89,7 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
         "sketch": np.stack([_checked_image(step.sketch, layout, uid) for step in steps]),
         "refined": np.stack([_refined_image(step, layout, uid) for step in steps]),
         "sketch_ok": np.array([step.sketch_ok for step in steps], np.bool_),
+        **_latents(layout, trajectory),
     }
 
 
@@ -113,6 +114,13 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
         tokens = _encode_text(tokenizer, instruction, size, "instruction", uid) if instruction else PAD_ID
         fields["instruction_tokens"] = np.full(size, tokens, np.int32)
     return fields
+
+
+def _latents(layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """Returns the latents that were encoded ahead of time, as fields of a `Batch`."""
+    names = ("sketch", "refined", "prompt") if layout.prompt_image else ("sketch", "refined")
+    found = trajectory.latents
+    return {} if found is None else {f"{name}_latents": found[name] for name in names}
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:

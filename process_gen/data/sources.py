@@ -19,6 +19,7 @@ from absl import logging
 
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, count_tokens
 from process_gen.data.folder import FolderSource
+from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ScenesConfig, scenes_builder, scenes_config
@@ -107,6 +108,17 @@ def prepare_source(
         report(summary.describe(layout))
         summary.check(layout)
     return open_source(data, layout.image_size)
+
+
+def with_latents(source: Source, data: Any, layout: Layout) -> Source:
+    """The source, with the latents of its images where `data.latents` names a folder of them.
+
+    Raises:
+      NotPrepared: the folder holds none; the message holds the command that makes them.
+      LatentsMismatch: they belong to something else.
+    """
+    folder = data.get("latents", "")
+    return LatentsSource(source, folder, layout) if folder else source
 
 
 def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[str, int]:

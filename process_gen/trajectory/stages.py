@@ -100,6 +100,8 @@ class Trajectory:
       metadata: what the source knows besides (JSON-like), e.g. the scene graph.
       prompt_image: an input image that the prompt shows after its text, [height, width, 3] uint8.
       instruction: what the prompt says after that image, e.g. how to edit it.
+      latents: its images as latent tokens, where they were encoded ahead of time:
+        `sketch`, `refined` [steps, N, V] and `prompt` [N, V], zeros where absent.
     """
 
     prompt: str
@@ -108,6 +110,7 @@ class Trajectory:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompt_image: np.ndarray | None = None
     instruction: str = ""
+    latents: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self):
         if not self.steps:
