@@ -31,7 +31,7 @@ from absl import flags, logging
 from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 
-from process_gen import evaluate, experiment, metering, vocabulary
+from process_gen import ahead, evaluate, experiment, metering, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
@@ -98,6 +98,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     with experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
         source = with_latents(source, config.data, model.layout)
+    ahead.check_autoencoder(config)
     loader = make_loader(
         source,
         tokenizer,

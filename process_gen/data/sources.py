@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
-from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps, count_tokens
 from process_gen.data.folder import FolderSource
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
@@ -135,12 +135,21 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     return longest
 
 
-def check_every_trajectory(source: Source, bad: str) -> int:
-    """Reads a whole source; returns how many trajectories were bad, or raises at the first."""
+def check_every_trajectory(
+    source: Source, bad: str, encode: Callable[[Trajectory], Any] | None = None
+) -> int:
+    """Reads a whole source; returns how many trajectories were bad, or raises at the first.
+
+    `encode` is tried on each, so that a text longer than its slot is found too.
+    """
     wrong = 0
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
-            source[index]
+            found = source[index]
+            if encode:
+                encode(found)
+        except TooManySteps as error:
+            logging.warning("overlong, training leaves it out: %s", error)
         except BadTrajectory as error:
             if bad == "fail":
                 raise
