@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,9 @@ from process_gen.trajectory.layout import Layout
 _IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=8)
 
 
+@functools.cache
 def model_spec(config: ModelConfig, with_vit: bool = True) -> Any:
-    """The parameters that `UnifiedModel.init` makes, as boxed `jax.ShapeDtypeStruct`, with logical axes.
+    """The parameters that `UnifiedModel.init` makes, as boxed `jax.ShapeDtypeStruct`; not to be changed.
 
     Args:
       config: sizes.
@@ -71,6 +73,7 @@ def _init(config: ModelConfig, with_vit: bool) -> Callable[[jax.Array], dict[str
     return init
 
 
+@functools.cache
 def autoencoder_spec(config: FluxConfig) -> Any:
     """The parameters of a FLUX autoencoder, as `jax.ShapeDtypeStruct`."""
     image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), jnp.float32)

@@ -107,10 +107,13 @@ def _read(folder: epath.PathLike) -> tuple[configs.Json, tensors.Tensors]:
 
 def import_part(part: Part, dtype: str | None = DTYPE) -> dict[str, Any]:
     """The arrays that one part fills, as a nested dict: both experts of a language model, or `vit`."""
-    sizes = dict(part.sizes)
-    if "width" not in sizes:  # a tower alone; of the backbone it needs no more than that there is one
-        sizes |= dict(vocab_size=1, width=4, layers=1, mlp=1, heads=1, kv_heads=1, head_dim=4)
-    return to_host(part.pieces(model_shapes(ModelConfig(**sizes)), dtype))
+    return to_host(part.pieces(model_shapes(sizes_of(part)), dtype))
+
+
+def sizes_of(part: Part) -> ModelConfig:
+    """The sizes of a model with this part; a tower alone gets the smallest backbone that there is."""
+    smallest = dict(vocab_size=1, width=4, layers=1, mlp=1, heads=1, kv_heads=1, head_dim=4)
+    return ModelConfig(**smallest | dict(part.sizes))
 
 
 @dataclasses.dataclass(frozen=True)

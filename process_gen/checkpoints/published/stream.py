@@ -1,8 +1,8 @@
 """From published tensors to a checkpoint's step on disk, a few megabytes at a time.
 
-The step is one that Orbax reads, with one array per parameter, cut into the shards of a given mesh, so that a
-device later reads its own part and nothing else. Memory takes one block of one array, whatever the size of the
-model and whatever devices there are: the mesh may be that of another machine.
+The step is one that Orbax reads, with one array per parameter, cut into the shards of a given mesh, so that
+a device later reads its own part and nothing else. Memory takes one block of one array, whatever the size of
+the model and whatever devices there are: the mesh may be that of another machine.
 """
 
 from __future__ import annotations
