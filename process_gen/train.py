@@ -31,13 +31,13 @@ from absl import flags, logging
 from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 
-from process_gen import evaluate, experiment, metering, vocabulary
+from process_gen import ahead, evaluate, experiment, metering, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories
-from process_gen.data.sources import prepare_source
+from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
+from process_gen.data.sources import prepare_source, with_latents
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
@@ -98,6 +98,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     rows = experiment.rows_per_host(config)
     with experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
+        source = with_latents(source, config.data, model.layout)
+    ahead.check_autoencoder(config)
     loader = make_loader(
         source,
         tokenizer,
@@ -106,7 +108,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         seed=config.seed,
         shard_index=hosts.process_index(),
         shard_count=hosts.process_count(),
-        policy=Policy(bad=config.data.on_error),
+        policy=Policy(bad=config.data.on_error, budget=allowance(len(source))),
     )
     logging.info("%s", loader.report())
     iterator = iter(loader)

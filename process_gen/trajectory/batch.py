@@ -27,6 +27,10 @@ def blank(field: str) -> int:
     return PAD_ID if field.endswith("_tokens") else 0
 
 
+PROMPT_FIELDS = ("prompt_tokens", "prompt_image", "has_prompt_image", "instruction_tokens", "prompt_latents")
+"""The fields of a prompt, [B, R, ...]; all others are fields of steps, [B, S, ...]."""
+
+
 @flax.struct.dataclass
 class Batch:
     """Packed rows.
