@@ -17,7 +17,7 @@ from process_gen.train_step import TrainState
 from process_gen.weights import read_weights
 
 FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "vit")
-"""Fields of the model that say how it is computed; a ViT may be left out, and shapes tell one from another."""
+"""Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
 
 
 def start_from(state: TrainState, model: UnifiedModel, path: str) -> TrainState:

@@ -72,7 +72,7 @@ def make_autoencoder(config: ModelConfig, params: Any = None) -> Autoencoder:
 
 
 def random_weights(config: ModelConfig, key: jax.Array) -> Any:
-    """Weights of an autoencoder that has any, as they are before published ones take their place; else None."""
+    """Random weights of an autoencoder that has any, for published ones to take their place; else None."""
     if config.autoencoder != "flux":
         return None
     image = jnp.zeros((1, config.flux.factor, config.flux.factor, config.flux.in_channels))
