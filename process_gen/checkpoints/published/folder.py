@@ -83,14 +83,14 @@ def read_published(
         raise CheckpointNotFound(
             f"{folder} holds no ema.safetensors (or model.safetensors), alone or in shards"
         )
+    shapes = {name: entry.shape for name, entry in found.items()}
+    if vit:
+        _must_have_vit(folder, shapes)
     names = ("llm_config.json", "vit_config.json", "config.json")
     files = {name: configs.read_json(folder / name, name == "llm_config.json" or vit) for name in names}
-    shapes = {name: entry.shape for name, entry in found.items()}
     coder = read_autoencoder(
         folder if autoencoder is None else autoencoder, _autoencoder_fields(files["config.json"])
     )
-    if vit:
-        _must_have_vit(folder, shapes)
     fields = configs.language_model(
         files["llm_config.json"], "language_model.model.layers.0.self_attn.q_proj.bias" in shapes
     )
