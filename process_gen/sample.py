@@ -6,6 +6,9 @@
     python -m process_gen.sample --workdir=runs/bagel --prompts="make the cat red" --images=cat.jpg
     python -m process_gen.sample --workdir=runs/bagel --prompts="what is this?" --images=cat.jpg --answer
 
+Published weights, and what `convert` makes of them, bring no settings: `--config=configs/bagel_7b.py:paper`
+gives them.
+
 Prints what each prompt became and leaves in the output folder:
 
     index.html           every trajectory, step by step
@@ -229,17 +232,19 @@ def define_flags() -> None:
     flags.DEFINE_boolean("answer", False, "Answer the prompts in words instead of drawing.")
     flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
     flags.DEFINE_string("output_dir", "samples", "Folder to write to.")
+    flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
     flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
     flags.DEFINE_string("mode", None, f"Of {MODES}; what the model was trained for by default.")
     flags.DEFINE_integer("seed", 0, "Of the prompts; equal prompts count up from it.")
     flags.DEFINE_integer("batch_size", 16, "Trajectories drawn side by side.")
     flags.DEFINE_float("temperature", None, "Of texts and decisions, 0 is greedy; the run's by default.")
     flags.DEFINE_float("text_scale", None, "Guidance by the newest text, 1 is off; the run's by default.")
+    flags.DEFINE_float("image_scale", None, "Guidance by the images, 1 is off; the run's by default.")
     flags.DEFINE_integer("flow_steps", None, "Euler steps per image; the run's by default.")
     flags.DEFINE_integer("max_steps", None, "Steps at which a trajectory is cut; the run's by default.")
 
 
-SETTINGS = ("mode", "seed", "temperature", "text_scale", "flow_steps", "max_steps")
+SETTINGS = ("mode", "seed", "temperature", "text_scale", "image_scale", "flow_steps", "max_steps")
 
 
 def run(values: Any) -> str:
@@ -253,7 +258,8 @@ def run(values: Any) -> str:
         files.check_writable(values.output_dir)
     settings = {name: getattr(values, name) for name in SETTINGS if getattr(values, name) is not None}
     rows = min(values.batch_size, len(prompts))
-    sampler, restored = load_sampler(values.workdir, values.which, rows, values.tokenizer, **settings)
+    config = None if values.config is None else cli.load_config(values.config)
+    sampler, restored = load_sampler(values.workdir, values.which, rows, values.tokenizer, config, **settings)
     images = collect_images(values.images, len(prompts), sampler.model.layout.image_size)
     for number, prompt in enumerate(prompts):
         sampler.encode(prompt, images[number] if images else None)
@@ -279,7 +285,7 @@ def main(argv: Sequence[str]) -> int:
         if argv[1:]:
             raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
         print(run(flags.FLAGS))
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, OSError, CheckpointError, cli.CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -71,6 +71,14 @@ def make_autoencoder(config: ModelConfig, params: Any = None) -> Autoencoder:
     return FrozenFlux(config.flux, params)
 
 
+def random_weights(config: ModelConfig, key: jax.Array) -> Any:
+    """Random weights of an autoencoder that has any, for published ones to take their place; else None."""
+    if config.autoencoder != "flux":
+        return None
+    image = jnp.zeros((1, config.flux.factor, config.flux.factor, config.flux.in_channels))
+    return FluxAutoencoder(config.flux).init(key, image)["params"]
+
+
 def geometry(config: ModelConfig) -> tuple[int, int]:
     """Pixels per latent along a side, and channels of a latent."""
     if config.autoencoder == "flux":

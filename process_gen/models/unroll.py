@@ -46,6 +46,13 @@ class UnrollOptions:
     drop_latents: float = 0.0
     drop_views: float = 0.0
 
+    def __post_init__(self):
+        if min(self.drop_latents, self.drop_views) < 0 or self.drop_latents + self.drop_views > 1:
+            raise ValueError(
+                "flow.drop_latents and flow.drop_views are shares that never fall on the same image, got "
+                f"{self.drop_latents} and {self.drop_views}"
+            )
+
 
 HIDDEN = (
     "plan",

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from process_gen.checkpoints.published import sources
+from process_gen.checkpoints.published.bagel import bagel_moves
 from process_gen.models import autoencoder, vit
 from process_gen.models.config import ModelConfig
 from process_gen.models.flux import FluxAutoencoder
-from process_gen.parity.golden import Golden
+from process_gen.parity.golden import Golden, once
 from process_gen.parity.inference import inference_answers
 from process_gen.parity.row import latent_tokens, layout_of
 from process_gen.parity.training import training_answers
@@ -78,12 +80,7 @@ def is_given(name: str) -> bool:
 
 
 def compare(
-    golden: Golden,
-    config: ModelConfig,
-    params: Any,
-    frozen: Any,
-    published: Callable[[Any, str], np.ndarray],
-    timestep_shift: float = 1.0,
+    golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float = 1.0
 ) -> list[Entry]:
     """Every answer of `golden.npz` with its relative error, in the order of the file.
 
@@ -91,13 +88,12 @@ def compare(
       golden: inputs and answers.
       config, params: the model.
       frozen: the autoencoder's weights.
-      published: (tree shaped like `params`, name) -> the array of a published tensor in it.
       timestep_shift: of the training.
 
     A key that is neither an input nor anything that is computed here has an infinite error.
     """
     with jax.default_matmul_precision("highest"):
-        found = answers(golden, config, params, frozen, published, timestep_shift)
+        found = answers(golden, config, params, frozen, timestep_shift)
     missing = np.full((1,), np.nan)
     return [
         Entry(name, stored.shape, distance(found.get(name, missing), stored))
@@ -106,12 +102,14 @@ def compare(
     ]
 
 
-def answers(golden, config, params, frozen, published, timestep_shift=1.0) -> dict[str, np.ndarray]:
+def answers(
+    golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float = 1.0
+) -> dict[str, np.ndarray]:
     """Everything that is asked for, by key; what nothing is stored of is left out."""
     parts: list[tuple[str, Callable[[], Mapping[str, np.ndarray]]]] = [
         ("ae_", lambda: autoencoder_answers(golden, config, frozen)),
         ("inf_", lambda: inference_answers(golden, config, params, frozen)),
-        ("train_", lambda: _training(golden, config, params, frozen, published, timestep_shift)),
+        ("train_", lambda: _training(golden, config, params, frozen, timestep_shift)),
     ]
     if config.vit is not None:
         parts.append(("vit_", lambda: vit_answers(golden, config, params)))
@@ -122,14 +120,27 @@ def answers(golden, config, params, frozen, published, timestep_shift=1.0) -> di
     return found
 
 
-def _training(golden, config, params, frozen, published, timestep_shift) -> dict[str, np.ndarray]:
+def _training(
+    golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float
+) -> dict[str, np.ndarray]:
     found, gradients = training_answers(golden, config, params, timestep_shift)
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
-    tokens = jax.jit(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
+    tokens = once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
     found["train_latents"] = _as_latents(golden, config, tokens)
     found["train_vae_position_ids"] = _grid_ids(golden, config, len(images))
-    names = [name for name in golden.arrays if name.startswith(GRADIENT)]
-    return found | {name: published(gradients, name.removeprefix(GRADIENT)) for name in names}
+    return found | _gradients(golden, config, gradients)
+
+
+def _gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
+    """The stored gradients, cut out of ours by the rules that move weights."""
+    source = sources.TreeArrays(gradients)
+    moves = {move.theirs: move for move in bagel_moves(config, config.vit is not None)}
+    found = {}
+    for name in (name for name in golden.arrays if name.startswith(GRADIENT)):
+        if move := moves.get(name.removeprefix(GRADIENT)):
+            array = source.read(move.ours)
+            found[name] = move.give(array if move.layer is None else array[move.layer])
+    return found
 
 
 def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.ndarray:
@@ -149,22 +160,38 @@ def _grid_ids(golden: Golden, config: ModelConfig, images: int) -> np.ndarray:
 
 def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
     """The autoencoder's entries."""
-    module, variables = FluxAutoencoder(config.flux), {"params": frozen}
-    image = jnp.moveaxis(jnp.asarray(golden["ae_image"]), 0, -1)[None]
-    moments = module.apply(variables, image, method="moments")
-    latent = module.apply(variables, image, method="encode")
-    decoded = module.apply(variables, latent, method="decode")
-    stored = {"ae_moments": moments, "ae_latent": latent, "ae_decoded": decoded}
-    return {name: np.moveaxis(np.asarray(x[0]), -1, 0) for name, x in stored.items()}
+    module, image = FluxAutoencoder(config.flux), jnp.moveaxis(jnp.asarray(golden["ae_image"]), 0, -1)[None]
+
+    @once
+    def compute(frozen):
+        variables = {"params": frozen}
+        latent = module.apply(variables, image, method="encode")
+        return {
+            "ae_moments": module.apply(variables, image, method="moments"),
+            "ae_latent": latent,
+            "ae_decoded": module.apply(variables, latent, method="decode"),
+        }
+
+    return {name: np.moveaxis(np.asarray(x[0]), -1, 0) for name, x in compute(frozen).items()}
 
 
 def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """The entries of the ViT and its connector."""
     layout = layout_of(golden, config)
     rows, columns = layout.vit_grid
-    patches = vit.patches_of(config, layout, jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None])
-    features = vit.Vit(config, layout.vit_grid).apply({"params": params["vit"]}, patches)
-    tokens = vit.Connector(config, layout.vit_grid).apply({"params": params["connector"]}, features)
+    image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
+
+    @once
+    def compute(tower, connector):
+        patches = vit.patches_of(config, layout, image)
+        features = vit.Vit(config, layout.vit_grid).apply({"params": tower}, patches)
+        return (
+            patches,
+            features,
+            vit.Connector(config, layout.vit_grid).apply({"params": connector}, features),
+        )
+
+    patches, features, tokens = compute(params["vit"], params["connector"])
     places = np.arange(rows)[:, None] * config.vit.max_side + np.arange(columns)
     return {
         "vit_patches": np.asarray(patches[0]),

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -67,6 +68,12 @@ class Golden:
             ins=end,
             refine=end,
         )
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for a single call: on a CPU that must not take longer than the call."""
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=quick)
 
 
 def read_golden(folder: epath.PathLike) -> Golden:

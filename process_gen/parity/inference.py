@@ -15,7 +15,7 @@ from process_gen.models import autoencoder, vit
 from process_gen.models.config import ModelConfig
 from process_gen.models.step_io import PromptInputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.parity.golden import Golden
+from process_gen.parity.golden import Golden, once
 from process_gen.parity.row import layout_of
 from process_gen.sampling import flow, stages
 from process_gen.sampling.config import SamplerConfig
@@ -89,7 +89,7 @@ def _work(golden: Golden, model: UnifiedModel, params, frozen, prompt, instructi
         view = vit.patches_of(model.config, model.layout, images["inf_vit_image"])
     there = {s.name: jnp.asarray([not texts_only]) for s in model.layout.prompt_parts["prompt_image"]}
 
-    @jax.jit
+    @once
     def begin(params, frozen):
         latents = autoencoder.to_tokens(model.config, images["inf_image"], frozen)
         inputs = PromptInputs(prompt, latents, view, instruction, there)
@@ -103,7 +103,7 @@ def _sample(golden: Golden, model: UnifiedModel, params, work: stages.Work, guid
     """Latent tokens [N, V] out of the stored noise."""
     spec = sampler_config(golden, **guidance).flow
 
-    @jax.jit
+    @once
     def integrate(params, work, noise):
         velocity = stages.velocity_of(model, params, "sketch", work, {("full",), spec.branches}, spec.own)
         return flow.integrate(spec, velocity, noise)
@@ -116,7 +116,7 @@ def _greedy(golden: Golden, model: UnifiedModel, params, work: stages.Work) -> n
     count, size = len(golden["inf_greedy_tokens"]), model.config.vocab_size
     spec = TextSpec(count + 1, (model.ids.im_start,), (), size)
 
-    @jax.jit
+    @once
     def write(params, work):
         def pick(hidden, at):
             logits = model.apply({"params": params}, hidden, method="logits")

@@ -16,7 +16,7 @@ from process_gen.losses.stock import cross_entropy
 from process_gen.models.config import ModelConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import gathered, scan_steps
-from process_gen.parity.golden import Golden
+from process_gen.parity.golden import Golden, once
 from process_gen.parity.row import Row, training_row
 
 
@@ -53,7 +53,7 @@ def training_answers(
         error = jnp.square(outputs.velocity["sketch"] - outputs.target["sketch"])
         return table.total(sums, counts), (values, error, traced)
 
-    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    compute = once(jax.value_and_grad(loss, has_aux=True))
     (total, aux), gradients = jax.device_get(compute(params))
     values, error, traced = aux
     answers = {
