@@ -75,6 +75,8 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         batch_size=2,
         temperature=None,
         text_scale=None,
+        image_scale=None,
+        config=None,
         flow_steps=None,
         max_steps=None,
     )
