@@ -96,3 +96,20 @@ def test_bad_tables_say_what_is_wrong():
         LossTable({"a": dict(loss="flow_mse", stage="draw", weight=1.0)})
     with pytest.raises(ValueError, match="at least one loss"):
         LossTable({})
+
+
+def test_rows_of_one_pool_share_their_denominator():
+    batch, outputs, targets = blank()
+    rows = {
+        s: dict(loss="text_cross_entropy", stage=s, weight=0.5, pool="text")
+        for s in ("plan", "inspect", "refine")
+    }
+    table = LossTable(rows)
+    sums, counts = table.terms(outputs, batch, targets, KEY)
+    mean = sum(sums.values()) / sum(counts.values())
+    np.testing.assert_allclose(table.total(sums, counts), 0.5 * mean, rtol=1e-6)
+    metrics = table.metrics(sums, counts)
+    shares = [metrics[f"stage/{stage}"] for stage in rows]
+    np.testing.assert_allclose(sum(shares), table.total(sums, counts), rtol=1e-6)
+    with pytest.raises(ValueError, match="config.losses.plan has unknown fields"):
+        LossTable({"plan": {**rows["plan"], "pol": "text"}})
