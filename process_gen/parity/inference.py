@@ -5,6 +5,7 @@ The context is a prompt with an input image and an instruction after it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from process_gen.parity.row import layout_of
 from process_gen.sampling import flow, stages
 from process_gen.sampling.config import SamplerConfig
 from process_gen.sampling.text import TextSpec, decode
-from process_gen.trajectory.batch import PAD_ID
 
+NEVER = -2
+"""A closing token that no vocabulary holds."""
 GUIDANCES = {
     "flow_noguide": dict(text_scale=1.0, image_scale=1.0, renorm="none"),
     "flow_textglobal": dict(text_scale=4.0, image_scale=1.0, renorm="global"),
@@ -112,8 +114,9 @@ def _sample(golden: Golden, model: UnifiedModel, params, work: stages.Work, guid
 
 
 def _greedy(golden: Golden, model: UnifiedModel, params, work: stages.Work) -> np.ndarray:
-    """The tokens that the model writes greedily, as many as are stored unless it closes the text before."""
+    """The tokens that the model writes greedily, as many as are stored, whatever closes a text elsewhere."""
     count, size = len(golden["inf_greedy_tokens"]), model.config.vocab_size
+    model = model.clone(ids=dataclasses.replace(model.ids, im_end=NEVER))
     spec = TextSpec(count + 1, (model.ids.im_start,), (), size)
 
     @once
@@ -125,5 +128,4 @@ def _greedy(golden: Golden, model: UnifiedModel, params, work: stages.Work) -> n
         memory = stages.joined([work.context.prompt, work.context.history])
         return decode(model, params, memory, work.next_id, work.rows, spec, pick).tokens
 
-    tokens = np.asarray(write(params, work))[0, :count]
-    return tokens[tokens != PAD_ID]
+    return np.asarray(write(params, work))[0, :count]
