@@ -17,6 +17,8 @@ from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Step, Trajectory
 
 TEXT_SLOTS = ("prompt", "plan", "inspect", "refine")
+"""Of every layout; one with room for input images may have `instruction` as well."""
+STEP_SLOTS = TEXT_SLOTS[1:]
 
 
 class BadTrajectory(ValueError):
@@ -28,7 +30,7 @@ class SlotOverflow(BadTrajectory):
 
     Attributes:
       uid: the trajectory that it belongs to, "" for a prompt on its own.
-      slot: `prompt`, `plan`, `inspect` or `refine`.
+      slot: `prompt`, `instruction`, `plan`, `inspect` or `refine`.
       needed: tokens of the text.
       fits: tokens that the slot has room for.
     """
@@ -64,8 +66,9 @@ def encode_prompt(tokenizer: Tokenizer, layout: Layout, text: str, uid: str = ""
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
     """Returns the fields of a `Batch` for one trajectory, without row and batch axes.
 
-    `prompt_tokens` is [P]; every other field is [steps, ...], `prompt_index` and
-    `reset` as if the trajectory stood at the start of a row.
+    The fields of the prompt (`PROMPT_FIELDS`) have no further axis; every other
+    one is [steps, ...], `prompt_index` and `reset` as if the trajectory stood at
+    the start of a row.
 
     Raises:
       BadTrajectory: it does not fit the layout. The subclasses `SlotOverflow` and
@@ -77,16 +80,47 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
     first, last = np.zeros((2, len(steps)), np.bool_)
     first[0] = last[-1] = True
     return {
-        "prompt_tokens": encode_prompt(tokenizer, layout, trajectory.prompt, uid),
+        **_encode_prompt(tokenizer, layout, trajectory),
         "prompt_index": np.zeros(len(steps), np.int32),
         "reset": first,
         "present": np.ones(len(steps), np.bool_),
         "last": last,
-        **{f"{slot}_tokens": _encode_slots(tokenizer, layout, trajectory, slot) for slot in TEXT_SLOTS[1:]},
+        **{f"{slot}_tokens": _encode_slots(tokenizer, layout, trajectory, slot) for slot in STEP_SLOTS},
         "sketch": np.stack([_checked_image(step.sketch, layout, uid) for step in steps]),
         "refined": np.stack([_refined_image(step, layout, uid) for step in steps]),
         "sketch_ok": np.array([step.sketch_ok for step in steps], np.bool_),
+        **_latents(layout, trajectory),
     }
+
+
+def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """Returns the fields of the prompt: its text and, where the layout has room, what it holds besides."""
+    uid, prompt = trajectory.uid, trajectory.prompt
+    image, instruction = trajectory.prompt_image, trajectory.instruction
+    if image is not None and not layout.prompt_image:
+        raise BadTrajectory(f"{_of(uid)}its prompt holds an image, set layout.prompt_image=True")
+    if instruction and not layout.instruction:
+        raise BadTrajectory(f"{_of(uid)}its prompt holds a text after its image, set layout.instruction")
+    if instruction.strip() and not prompt.strip():
+        fields = {"prompt_tokens": np.full(layout.prompt, PAD_ID, np.int32)}
+    else:
+        fields = {"prompt_tokens": encode_prompt(tokenizer, layout, prompt, uid)}
+    if layout.prompt_image:
+        fields["has_prompt_image"] = np.array(image is not None)
+        blank = np.zeros((*layout.image_size, 3), np.uint8)
+        fields["prompt_image"] = blank if image is None else _checked_image(image, layout, uid)
+    if layout.instruction:
+        size = layout.instruction
+        tokens = _encode_text(tokenizer, instruction, size, "instruction", uid) if instruction else PAD_ID
+        fields["instruction_tokens"] = np.full(size, tokens, np.int32)
+    return fields
+
+
+def _latents(layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """Returns the latents that were encoded ahead of time, as fields of a `Batch`."""
+    names = ("sketch", "refined", "prompt") if layout.prompt_image else ("sketch", "refined")
+    found = trajectory.latents
+    return {} if found is None else {f"{name}_latents": found[name] for name in names}
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:

@@ -50,10 +50,21 @@ def _fake_row(layout: Layout, rng: np.random.Generator, vocab: int) -> dict[str,
         # The first trajectory may fill the row; later ones may leave slots empty.
         length = int(rng.integers(1, free + 1))
         row["prompt_tokens"][index] = _fake_text(layout.prompt, rng, vocab)
+        _fake_input(row, index, rng, vocab)
         for slot in range(start, start + length):
             _fake_step(row, slot, index, slot == start, slot == start + length - 1, rng, vocab)
         start += length
     return row
+
+
+def _fake_input(row, index: int, rng, vocab: int) -> None:
+    """Fills what the layout has room for besides the text of a prompt, for most prompts, in place."""
+    if "has_prompt_image" not in row or rng.random() < 0.3:
+        return
+    row["has_prompt_image"][index] = True
+    row["prompt_image"][index] = rng.integers(0, 256, row["prompt_image"].shape[1:], np.uint8)
+    if "instruction_tokens" in row:
+        row["instruction_tokens"][index] = _fake_text(row["instruction_tokens"].shape[1], rng, vocab)
 
 
 def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: int) -> None:

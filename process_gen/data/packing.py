@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps
-from process_gen.trajectory.batch import PAD_ID, blank
+from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -30,6 +30,11 @@ LOGGED_NAMES = 20
 
 class TooManyBadTrajectories(RuntimeError):
     """More trajectories were bad than the policy allows."""
+
+
+def allowance(trajectories: int) -> float:
+    """The share of a data set that may be bad: a thousandth; of small ones ten, but no more than half."""
+    return max(0.001, min(10 / max(trajectories, 1), 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +211,7 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
     """Returns one row that holds `parts` one after the other, and nothing behind them."""
     row: Arrays = {}
     for name, first in parts[0].items():
-        if name == "prompt_tokens":
+        if name in PROMPT_FIELDS:
             row[name] = np.full((layout.trajectories, *first.shape), blank(name), first.dtype)
             row[name][: len(parts)] = [part[name] for part in parts]
             continue

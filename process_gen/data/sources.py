@@ -17,8 +17,9 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
-from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps, count_tokens
 from process_gen.data.folder import FolderSource
+from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ScenesConfig, scenes_builder, scenes_config
@@ -109,6 +110,17 @@ def prepare_source(
     return open_source(data, layout.image_size)
 
 
+def with_latents(source: Source, data: Any, layout: Layout) -> Source:
+    """The source, with the latents of its images where `data.latents` names a folder of them.
+
+    Raises:
+      NotPrepared: the folder holds none; the message holds the command that makes them.
+      LatentsMismatch: they belong to something else.
+    """
+    folder = data.get("latents", "")
+    return LatentsSource(source, folder, layout) if folder else source
+
+
 def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[str, int]:
     """Tokens of the longest text of each slot; counted once for a tokenizer and kept beside the data."""
     kept = pathlib.Path(builder.data_dir) / f"longest_{tokenizer.fingerprint}.json"
@@ -123,12 +135,21 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     return longest
 
 
-def check_every_trajectory(source: Source, bad: str) -> int:
-    """Reads a whole source; returns how many trajectories were bad, or raises at the first."""
+def check_every_trajectory(
+    source: Source, bad: str, encode: Callable[[Trajectory], Any] | None = None
+) -> int:
+    """Reads a whole source; returns how many trajectories were bad, or raises at the first.
+
+    `encode` is tried on each, so that a text longer than its slot is found too.
+    """
     wrong = 0
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
-            source[index]
+            found = source[index]
+            if encode:
+                encode(found)
+        except TooManySteps as error:
+            logging.warning("overlong, training leaves it out: %s", error)
         except BadTrajectory as error:
             if bad == "fail":
                 raise

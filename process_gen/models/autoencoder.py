@@ -71,6 +71,14 @@ def make_autoencoder(config: ModelConfig, params: Any = None) -> Autoencoder:
     return FrozenFlux(config.flux, params)
 
 
+def random_weights(config: ModelConfig, key: jax.Array) -> Any:
+    """Random weights of an autoencoder that has any, for published ones to take their place; else None."""
+    if config.autoencoder != "flux":
+        return None
+    image = jnp.zeros((1, config.flux.factor, config.flux.factor, config.flux.in_channels))
+    return FluxAutoencoder(config.flux).init(key, image)["params"]
+
+
 def geometry(config: ModelConfig) -> tuple[int, int]:
     """Pixels per latent along a side, and channels of a latent."""
     if config.autoencoder == "flux":
@@ -96,12 +104,20 @@ def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tupl
     return grid, config.latent_patch**2 * channels
 
 
-def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
-    """uint8 images [..., H, W, 3] to latent tokens [..., N, values], float32."""
-    autoencoder = make_autoencoder(config)
-    flat = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) / 127.5 - 1.0
+def to_floats(images: jax.Array) -> jax.Array:
+    """uint8 images to [-1, 1], float32; images of floats as they are."""
+    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+
+
+def to_tokens(config: ModelConfig, images: jax.Array, params: Any = None) -> jax.Array:
+    """Images [..., H, W, 3], uint8 or around [-1, 1], to latent tokens [..., N, values], float32.
+
+    `params` are the weights of an autoencoder that has any; no gradient goes through it.
+    """
+    autoencoder = make_autoencoder(config, params)
+    flat = to_floats(images).reshape(-1, *images.shape[-3:])
     tokens = einops.rearrange(
-        autoencoder.encode(flat),
+        jax.lax.stop_gradient(autoencoder.encode(flat)),
         "b (r p) (c q) d -> b (r c) (p q d)",
         p=config.latent_patch,
         q=config.latent_patch,
@@ -109,9 +125,9 @@ def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
     return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
 
 
-def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
     """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped."""
-    autoencoder, (rows, columns) = make_autoencoder(config), layout.latent_grid
+    autoencoder, (rows, columns) = make_autoencoder(config, params), layout.latent_grid
     flat = tokens.reshape(-1, *tokens.shape[-2:])
     latents = einops.rearrange(
         flat,
@@ -125,7 +141,7 @@ def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Arr
     return images.reshape(*tokens.shape[:-2], *images.shape[1:])
 
 
-def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
     """Latent tokens [..., N, values] to uint8 images [..., H, W, 3]."""
-    images = to_pixels(config, layout, tokens)
+    images = to_pixels(config, layout, tokens, params)
     return jnp.clip((images + 1.0) * 127.5, 0, 255).round().astype(jnp.uint8)

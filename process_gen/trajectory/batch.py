@@ -27,6 +27,10 @@ def blank(field: str) -> int:
     return PAD_ID if field.endswith("_tokens") else 0
 
 
+PROMPT_FIELDS = ("prompt_tokens", "prompt_image", "has_prompt_image", "instruction_tokens", "prompt_latents")
+"""The fields of a prompt, [B, R, ...]; all others are fields of steps, [B, S, ...]."""
+
+
 @flax.struct.dataclass
 class Batch:
     """Packed rows.
@@ -41,6 +45,14 @@ class Batch:
       sketch: [B, S, H, W, 3] uint8, the draft.
       refined: [B, S, H, W, 3] uint8, the corrected image, zeros where absent.
       sketch_ok: [B, S] bool, the draft carries out its instruction.
+      prompt_image: [B, R, H, W, 3] uint8, the input images of prompts, where
+        `layout.prompt_image` makes room for them; None elsewhere.
+      has_prompt_image: [B, R] bool, likewise.
+      instruction_tokens: [B, R, T] int32, the texts after those images, where
+        `layout.instruction` makes room for them; None elsewhere.
+      sketch_latents, refined_latents: [B, S, N, V] float, latent tokens of the
+        images where they were encoded ahead of time; None elsewhere.
+      prompt_latents: [B, R, N, V] float, likewise.
     """
 
     prompt_tokens: Any
@@ -54,15 +66,27 @@ class Batch:
     sketch: Any
     refined: Any
     sketch_ok: Any
+    prompt_image: Any = None
+    has_prompt_image: Any = None
+    instruction_tokens: Any = None
+    sketch_latents: Any = None
+    refined_latents: Any = None
+    prompt_latents: Any = None
 
     @classmethod
     def spec(cls, layout: Layout, batch_size: int) -> Batch:
-        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves."""
+        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves; without latents encoded before."""
         rows, steps = batch_size, layout.steps
 
         def array(*shape, dtype=jnp.int32):
             return jax.ShapeDtypeStruct(shape, dtype)
 
+        prompt = {}
+        if layout.prompt_image:
+            prompt["prompt_image"] = array(rows, layout.trajectories, *layout.image_size, 3, dtype=jnp.uint8)
+            prompt["has_prompt_image"] = array(rows, layout.trajectories, dtype=jnp.bool_)
+        if layout.instruction:
+            prompt["instruction_tokens"] = array(rows, layout.trajectories, layout.instruction)
         return cls(
             prompt_tokens=array(rows, layout.trajectories, layout.prompt),
             prompt_index=array(rows, steps),
@@ -75,4 +99,5 @@ class Batch:
             sketch=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             refined=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             sketch_ok=array(rows, steps, dtype=jnp.bool_),
+            **prompt,
         )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,11 @@ def test_a_fake_batch_has_the_shapes_and_types_of_the_spec():
     spec, batch = Batch.spec(LAYOUT, 4), Batch(**fake_batch(LAYOUT, 4))
     for name in Batch.__dataclass_fields__:
         expected, actual = getattr(spec, name), getattr(batch, name)
+        assert (expected is None) == (actual is None), name
+        if expected is None:
+            continue
         assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), name
-    assert set(empty_row(LAYOUT)) == set(Batch.__dataclass_fields__)
+    assert set(empty_row(LAYOUT)) == {name for name, field in vars(spec).items() if field is not None}
 
 
 def test_a_fake_batch_depends_on_its_arguments_only():
@@ -57,3 +62,14 @@ def test_fake_texts_stand_in_brackets_and_below_the_vocabulary():
 def test_a_vocabulary_without_words_is_refused():
     with pytest.raises(ValueError, match="more than 13 ids, got 13"):
         fake_batch(LAYOUT, 1, vocab=13)
+
+
+def test_input_images_are_there_where_the_layout_has_room():
+    layout = dataclasses.replace(LAYOUT, prompt_image=True, instruction=6)
+    batch, spec = fake_batch(layout, 32, seed=5, vocab=40), Batch.spec(layout, 32)
+    for name, value in batch.items():
+        assert (value.shape, value.dtype) == (getattr(spec, name).shape, getattr(spec, name).dtype), name
+    there = batch["has_prompt_image"]
+    assert 0 < there.sum() < there.size
+    np.testing.assert_array_equal(there, batch["prompt_image"].any((-1, -2, -3)))
+    np.testing.assert_array_equal(there, (batch["instruction_tokens"] != PAD_ID).any(-1))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from process_gen.models import vit
 from process_gen.models.backbone import attend_masked
 from process_gen.models.context import Memory
 from process_gen.models.unified import StepInputs, UnifiedModel
@@ -135,7 +136,8 @@ def dense_pass(
     def run(m: UnifiedModel):
         und = m.embed_text(jnp.asarray(tokens)[None])
         if views:
-            und = jnp.concatenate([und, m.embed_views(jnp.stack(views)[None])], axis=1)
+            patches = vit.to_patches(m.config, m.layout, jnp.stack(views)[None])
+            und = jnp.concatenate([und, m.embed_views(patches)], axis=1)
         streams = {"und": und, "gen": m.embed_latents(latents, t)}
         empty = Memory.empty(m.config, 1, 0)
         attention = attend_masked(jnp.zeros((1, chunk.tokens, 0), bool), jnp.asarray(mask)[None])

@@ -242,7 +242,10 @@ def test_noised_tokens_are_invisible_to_everything_else(unrolled):
         changed = inputs.replace(sketch_noised=inputs.sketch_noised.at[row, slot, 0].set(noised))
         end, outputs = scan(batch, changed)
         own = outputs.sketch_velocity[row, slot, 0]
-        rest = outputs.replace(sketch_velocity=outputs.sketch_velocity.at[row, slot, 0].set(0.0))
+        rest = outputs.replace(
+            sketch_velocity=outputs.sketch_velocity.at[row, slot, 0].set(0.0),
+            sketch_noised_end=outputs.sketch_noised_end.at[row, slot, 0].set(0.0),
+        )
         leaves = [jnp.sum(jnp.sin(x)) for x in jax.tree.leaves((end, rest))]
         return sum(leaves), jnp.sum(jnp.sin(own))
 
@@ -257,7 +260,7 @@ def test_a_clean_sketch_is_seen_by_what_follows(unrolled):
 
     def next_sketch(sketch):
         changed = inputs.replace(
-            sketch=inputs.sketch.at[row, slots[0]].set(sketch), refine=jnp.zeros_like(inputs.refine)
+            sketch=inputs.sketch.at[row, slots[0]].set(sketch), refine=jnp.full_like(inputs.refine, PAD_ID)
         )
         return jnp.sum(jnp.sin(scan(batch, changed)[1].sketch_velocity[row, slots[1]]))
 

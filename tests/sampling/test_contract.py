@@ -39,7 +39,7 @@ def unrolled(model, params, batch, key, hide):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def replayed_step(model, params, context, prompts, reset, one):
     """One step with the teacher's `one`; rows that `reset` start from `prompts` [B, T]."""
-    memory, next_id = stages.begin(model, params, prompts)
+    memory, next_id, _ = stages.begin(model, params, stages.Prompts(prompts))
     context = stages.enter(context, memory, next_id, reset)
     work = stages.Work(context, {}, context.next_id, one.present, None)
     out = {}
@@ -57,20 +57,20 @@ def replayed_step(model, params, context, prompts, reset, one):
         parts = {**work.parts, name: written.memory}
         return work.replace(parts=parts, next_id=work.next_id + token_count(written.tokens))
 
-    def image(work, name, rows, noised, t, latents):
-        velocity = stages.velocity_of(model, params, name, seen(), work.next_id, {BRANCHES})
+    def image(work, name, rows, noised, t, latents, view):
+        velocity = stages.velocity_of(model, params, name, work, {BRANCHES})
         out[f"{name}_velocity"] = velocity(BRANCHES, noised[:, 0], t[:, 0])
         work = work.replace(rows=rows)
-        out[f"{name}_end"], new, next_id = stages.look(model, params, seen(), latents, work)
+        out[f"{name}_end"], new, next_id = stages.look_at(model, params, latents, view, work)
         return work.replace(parts={**work.parts, name: new}, next_id=next_id)
 
     work = text(work, "plan", one.plan)
-    work = image(work, "sketch", one.present, one.sketch_noised, one.sketch_t, one.sketch)
+    work = image(work, "sketch", one.present, one.sketch_noised, one.sketch_t, one.sketch, one.sketch_view)
     work = text(work, "inspect", one.inspect)
     work = text(work, "refine", one.refine)
     refines = one.present & (token_count(one.refine) > 0)
-    work = image(work, "refined", refines, one.refined_noised, one.refined_t, one.refined)
-    return stages.commit(model, params, work, one.present), out
+    work = image(work, "refined", refines, one.refined_noised, one.refined_t, one.refined, one.refined_view)
+    return stages.commit(model, params, work, one.present)[0], out
 
 
 def close(got, want, rows):
