@@ -141,7 +141,7 @@ def export_bagel(
     check_ours(source.spec, model_shapes(published, with_vit), "the model")
     coder_spec = autoencoder_shapes(published.flux)
     check_ours(coder.spec, coder_spec, "the autoencoder")
-    tensors = sources.items(moves, source, dtype) + _tables(
+    tensors = sources.items(moves, source, dtype) + fixed_tables(
         published, with_vit, dtype or source.dtypes["embedding"]
     )
     writing.write(folder, "ema", sorted(tensors, key=lambda item: item.name), largest, progress)
@@ -192,7 +192,7 @@ def check_ours(found: rules.Spec, wanted: rules.Spec, what: str) -> None:
         )
 
 
-def _tables(model: ModelConfig, with_vit: bool, dtype: Any) -> list[writing.Item]:
+def fixed_tables(model: ModelConfig, with_vit: bool, dtype: Any) -> list[writing.Item]:
     """The fixed tables, which published files hold."""
     sides = {"latent": model.max_latent_side} | ({"vit": model.vit.max_side} if with_vit else {})
     return [

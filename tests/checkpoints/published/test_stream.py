@@ -25,8 +25,8 @@ ROOT = pathlib.Path(__file__).parents[3]
 def small_blocks(monkeypatch):
     """Blocks so small that the golden model takes many."""
     for module in (pieces, sources, stream):
-        monkeypatch.setattr(module, "BLOCK", 3000)
-    monkeypatch.setattr(stream, "_WHOLE", 500)
+        monkeypatch.setattr(module, "BLOCK", 20_000)
+    monkeypatch.setattr(stream, "_WHOLE", 6000)
 
 
 @pytest.fixture
@@ -110,14 +110,14 @@ def test_stored_arrays_read_what_training_saved(step, tmp_path):
     [
         ((4, 30, 70), (4, 15, 35), -1, True),
         ((4, 30, 70), (4, 30, 70), 0, True),
-        ((211, 9), (211, 9), 0, False),
+        ((1201, 9), (1201, 9), 0, False),
     ],
 )
 def test_every_chunk_is_written_once_and_every_place_is_covered(small_blocks, shape, shard, axis, stacked):
     inside = len(shape) - stacked
     axis %= inside
     chunk = stream.chunk_shape(shape, shard, axis, stacked, 4)
-    assert math.prod(chunk) * 4 <= 3000
+    assert math.prod(chunk) * 4 <= 20_000
     written = np.zeros(shape, int)
     chunks = np.zeros([-(-s // c) for s, c in zip(shape, chunk, strict=True)], int)
     for box in stream.boxes(shape, chunk, axis, stacked, 4):
