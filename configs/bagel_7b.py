@@ -59,6 +59,7 @@ def _base() -> ConfigDict:
             wrong=0.25,
             slip=0.05,
             detour=0.2,
+            latents="",  # a folder: `prepare` encodes every image once and puts the latents there
             on_error="skip",
         )
     )

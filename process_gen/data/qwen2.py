@@ -131,10 +131,9 @@ class Qwen2Tokenizer:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (folder / WHOLE).is_file():
             whole = _json(folder / WHOLE)
-            whole["added_tokens"] = [
-                *(whole.get("added_tokens") or []),
-                *({"id": number, **entry} for number, entry in new.items()),
-            ]
+            there = [entry for entry in whole.get("added_tokens") or [] if entry["id"] not in new]
+            ours = [{"id": number, **entry} for number, entry in new.items()]
+            whole["added_tokens"] = there + ours
             (folder / WHOLE).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
 
     def _fingerprint(self, vocabulary: Mapping[str, int], merges: list[str], ids: Mapping[str, int]) -> str:
