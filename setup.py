@@ -41,10 +41,12 @@ INSTALL = [
 ]
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
+BAGEL = ["tokenizers>=0.21"]
 
 EXTRAS = {
     "test": [
         *NOTEBOOKS,
+        *BAGEL,
         "beartype>=0.20",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
@@ -56,7 +58,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda13]>=0.10"],
     "notebooks": NOTEBOOKS,
-    "bagel": ["tokenizers>=0.21"],
+    "bagel": BAGEL,
 }
 
 setup(

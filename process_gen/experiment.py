@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import optax
 
-from process_gen.data.tokenizers import Tokenizer
+from process_gen.data.tokenizers import SCENES, Tokenizer
 from process_gen.distributed.mesh import AXES
 from process_gen.losses import LossTable
 from process_gen.models import vit
@@ -85,7 +85,8 @@ def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Unif
     if tokenizer.vocab_size > sizes.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} ids, model size {config.model.size!r} has room for "
-            f"{sizes.vocab_size}: set --config.model.vocab_size or choose another size"
+            f"{sizes.vocab_size}: set --config.model.vocab_size={tokenizer.vocab_size}, or choose another "
+            "size or another config.data.tokenizer"
         )
     return UnifiedModel(sizes, build_layout(config, sizes), ControlIds.of(tokenizer))
 
@@ -278,6 +279,8 @@ def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
             f"level {level.name!r} has images of {size}, config.layout.image_size is {layout.image_size}: "
             f"set --config.layout.image_size='({size[0]}, {size[1]})' or another --config.data.level"
         )
+    if config.data.get("tokenizer", SCENES) != SCENES:
+        return  # the budgets count tokens of the scenes tokenizer; `prepare` counts those of others
     slots = {
         Mode.PROCESS: ("prompt", "plan", "inspect", "refine"),
         Mode.PLAN_ONLY: ("prompt", "plan"),

@@ -4,7 +4,8 @@
 
 A data set that is there already is checked and kept. For trajectories of your
 own (`--config.data.source=folder --config.data.path=...`) every line and every
-image is checked instead.
+image is checked instead. With `--config.data.latents=FOLDER` the images are also
+encoded, once and for all, by the autoencoder of the weights `config.train.init`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.read_flags(config="configs/scenes.py:quick")
 
 # isort: split
+import functools
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from process_gen import experiment
-from process_gen.data.encode import BadTrajectory
+from process_gen import ahead, experiment, vocabulary
+from process_gen.checkpoints.errors import CheckpointError
+from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.packing import TooManyBadTrajectories
 from process_gen.data.sources import check_every_trajectory, prepare_source
 
@@ -32,16 +35,23 @@ def prepare(config: ConfigDict) -> None:
     Raises:
       ConfigError: the config cannot work.
       BadTrajectory, TooManyBadTrajectories, OSError: the data is broken or out of reach.
+      CheckpointError: the weights of the autoencoder cannot be read.
     """
     experiment.check(config)
+    tokenizer = vocabulary.build_tokenizer(config)
+    layout = experiment.build_layout(config)
     with experiment.as_config_error():
-        source = prepare_source(config.data, experiment.build_layout(config))
+        source = prepare_source(config.data, layout, tokenizer)
     if config.data.source != "scenes":
-        wrong = check_every_trajectory(source, config.data.on_error)
+        encode = functools.partial(encode_trajectory, tokenizer, layout)
+        wrong = check_every_trajectory(source, config.data.on_error, encode)
         print(f"{config.data.path}: {len(source) - wrong} good trajectories, {wrong} bad ones")
+    if config.data.get("latents", ""):
+        info = ahead.encode_latents(config, source, layout)
+        print(f"{config.data.latents}: latents of {info.trajectories:,} trajectories")
 
 
-ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, OSError)
+ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)
 
 
 def main(argv: Sequence[str]) -> None:

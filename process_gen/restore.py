@@ -11,16 +11,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from process_gen import experiment
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.load import load_params
-from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
+from process_gen.data.tokenizers import Tokenizer
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.start import read_for
 from process_gen.trajectory.batch import Batch
+from process_gen.vocabulary import build_tokenizer, tokenizer_of
 
-TOKENIZERS = {"scenes": scenes_tokenizer}
 WEIGHTS = ("ema", "params")
 SHIPPED = "scenes_s.safetensors"
 
@@ -35,6 +37,7 @@ class Restored:
       level_name: level of the scenes world that it draws; None for other data.
       config: its config as plain JSON values (`experiment.from_json` makes a ConfigDict of it).
       source: where the weights came from, for logs.
+      autoencoder: weights of the autoencoder; None where it has none.
     """
 
     model: UnifiedModel
@@ -43,6 +46,7 @@ class Restored:
     level_name: str | None
     config: Mapping[str, Any]
     source: str
+    autoencoder: Any = None
 
 
 def shipped_weights() -> str:
@@ -60,12 +64,20 @@ def shipped_weights() -> str:
     return str(asset)
 
 
-def load_model(path: str | None = None, which: str = "ema") -> Restored:
-    """Loads a model from a workdir, a step's folder or a `.safetensors` file.
+def load_model(
+    path: str | None = None,
+    which: str = "ema",
+    tokenizer: str | None = None,
+    config: ml_collections.ConfigDict | None = None,
+) -> Restored:
+    """Loads a model from a workdir, a step's folder, a `.safetensors` file, or a folder of published weights.
 
     Args:
       path: where to look; the shipped weights by default.
       which: `ema` or `params`.
+      tokenizer: the folder of its tokenizer, where neither a copy beside it nor the folder it names is there.
+      config: how to use weights that carry no config of their own: published ones, and what `convert` makes
+        of them.
 
     Raises:
       ValueError: unknown kind of weights, or a stored config that cannot work.
@@ -74,41 +86,66 @@ def load_model(path: str | None = None, which: str = "ema") -> Restored:
     if which not in WEIGHTS:
         near = difflib.get_close_matches(which, WEIGHTS) or WEIGHTS
         raise ValueError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
+    if config is not None:
+        return _with_config(str(path), which, tokenizer, config)
     loaded = load_params(shipped_weights() if path is None else str(path), which)
     fields = loaded.metadata.get("config")
     if not isinstance(fields, Mapping):
-        raise CheckpointMismatch(f"{loaded.source} carries no config: it was not made by process_gen.train")
-    name = loaded.metadata.get("tokenizer", "scenes")
-    if name not in TOKENIZERS:
         raise CheckpointMismatch(
-            f"{loaded.source} needs the tokenizer {name!r}; known: {', '.join(TOKENIZERS)}"
+            f"{loaded.source} carries no config, it was not made by process_gen.train: give one, such as "
+            "--config=configs/bagel_7b.py:paper"
         )
-    tokenizer = TOKENIZERS[name]()
+    tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
     model = experiment.build_model(experiment.from_json(fields), tokenizer)
     _check_same(model, loaded.params, loaded.source)
     params = jax.tree.map(lambda x: jax.device_put(jnp.asarray(x, jnp.float32)), loaded.params)
-    data = fields["data"]
-    level = data.get("level") if data.get("source") == "scenes" else None
-    return Restored(model, params, tokenizer, level, fields, loaded.source)
+    autoencoder = None
+    if model.config.autoencoder != "patches":
+        autoencoder = jax.tree.map(jnp.asarray, load_params(str(path), "autoencoder").params)
+    return Restored(model, params, tokenizer, _level(fields), fields, loaded.source, autoencoder)
+
+
+def _with_config(path: str, which: str, tokenizer: str | None, config: ml_collections.ConfigDict) -> Restored:
+    """A model whose weights say nothing about how they are used; the config does."""
+    with experiment.as_config_error():
+        experiment.build_layout(config)
+    if tokenizer is not None:
+        config = ml_collections.ConfigDict(config)
+        config.data.tokenizer = tokenizer
+    words = build_tokenizer(config)
+    model, fields = experiment.build_model(config, words), experiment.to_json(config)
+    params, autoencoder = read_for(model, path, which)
+    return Restored(model, params, words, _level(fields), fields, path, autoencoder)
+
+
+def _level(config: Mapping[str, Any]) -> str | None:
+    """The level of the scenes world that a config draws, None for other data."""
+    return config["data"].get("level") if config["data"].get("source") == "scenes" else None
 
 
 def load_sampler(
-    path: str | None = None, which: str = "ema", rows: int = 32, **settings: Any
+    path: str | None = None,
+    which: str = "ema",
+    rows: int = 32,
+    tokenizer: str | None = None,
+    config: ml_collections.ConfigDict | None = None,
+    **settings: Any,
 ) -> tuple[Sampler, Restored]:
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
     Args:
-      path, which: see `load_model`.
+      path, which, tokenizer, config: see `load_model`.
       rows: trajectories drawn side by side.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
       ValueError, CheckpointError: see `load_model`; SamplerError (a ValueError) for bad settings.
     """
-    restored = load_model(path, which)
+    restored = load_model(path, which, tokenizer, config)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
-    config = SamplerConfig.of(fields, **settings)
-    return Sampler(restored.model, restored.params, restored.tokenizer, config, rows), restored
+    chosen = SamplerConfig.of(fields, **settings)
+    parts = (restored.model, restored.params, restored.tokenizer)
+    return Sampler(*parts, chosen, rows, frozen=restored.autoencoder), restored
 
 
 def _check_same(model: UnifiedModel, params: Any, source: str) -> None:

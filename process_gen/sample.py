@@ -3,6 +3,11 @@
     python -m process_gen.sample --prompts="a red circle left of a blue square"      # the shipped weights
     python -m process_gen.sample --workdir=runs/quick --prompts_file=prompts.txt --output_dir=out
     echo "two green stars" | python -m process_gen.sample --prompts=- --mode=single_pass
+    python -m process_gen.sample --workdir=runs/bagel --prompts="make the cat red" --images=cat.jpg
+    python -m process_gen.sample --workdir=runs/bagel --prompts="what is this?" --images=cat.jpg --answer
+
+Published weights, and what `convert` makes of them, bring no settings: `--config=configs/bagel_7b.py:paper`
+gives them.
 
 Prints what each prompt became and leaves in the output folder:
 
@@ -22,9 +27,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 from absl import flags
 
 from process_gen.checkpoints.errors import CheckpointError
+from process_gen.data.images import UNREADABLE, read_image
 from process_gen.evaluation.reading import verdict_of
 from process_gen.reports import files
 from process_gen.reports.report import Paths, write_report
@@ -43,7 +50,7 @@ WIDEST = 60
 
 
 class InputError(ValueError):
-    """Prompts that cannot be read; the message is fit for a user."""
+    """Prompts or images that cannot be read; the message is fit for a user."""
 
 
 def read_prompts(source: bytes, name: str) -> list[str]:
@@ -94,6 +101,28 @@ def collect_prompts(given: Sequence[str], path: str | None, stdin: BinaryIO | No
     return prompts
 
 
+def collect_images(
+    paths: Sequence[str], prompts: int, image_size: tuple[int, int]
+) -> list[np.ndarray] | None:
+    """The input images of so many prompts, at the size of the model; None where there are none.
+
+    Raises:
+      InputError: a file that cannot be read, or another number of them than one or one per prompt.
+    """
+    if not paths:
+        return None
+    if len(paths) not in (1, prompts):
+        raise InputError(f"{prompts} prompts and {len(paths)} images: give one for all, or one per prompt")
+    found = []
+    for path in paths:
+        try:
+            found.append(read_image(path, image_size))
+        except UNREADABLE as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot read the image {path!r}: {why}") from None
+    return found * prompts if len(found) == 1 else found
+
+
 def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
     """One warning for every prompt with words that the vocabulary does not hold."""
     warnings = []
@@ -118,6 +147,7 @@ def sample_prompts(
     level: str | None = None,
     seed: int | None = None,
     show: Callable[[Progress], None] | None = None,
+    images: Sequence[np.ndarray] | None = None,
 ) -> list[SampledTrajectory]:
     """One judged trajectory per prompt; a prompt that stands there again takes the next seed.
 
@@ -127,6 +157,7 @@ def sample_prompts(
       level: of the scenes world, for the judge.
       seed: of the first of equal prompts; the sampler's own by default.
       show: is told how far it is, after every round of steps.
+      images: input images, one per prompt.
     """
     first, times = sampler.config.seed if seed is None else seed, dict.fromkeys(prompts, -1)
     seeds = []
@@ -134,7 +165,7 @@ def sample_prompts(
         times[prompt] += 1
         seeds.append((first + times[prompt]) % 2**32)
     drawn: dict[int, SampledTrajectory] = {}
-    for progress in sampler.stream(prompts, seeds):
+    for progress in sampler.stream(prompts, seeds, images):
         drawn.update(progress.finished)
         if show:
             show(progress)
@@ -195,18 +226,25 @@ def define_flags() -> None:
         "prompts", [], "A prompt; may be given again. `-` reads one per line from stdin."
     )
     flags.DEFINE_string("prompts_file", None, "UTF-8 file with one prompt per line.")
+    flags.DEFINE_multi_string(
+        "images", [], "An input image, one for all prompts or one for each; may be given again."
+    )
+    flags.DEFINE_boolean("answer", False, "Answer the prompts in words instead of drawing.")
+    flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
     flags.DEFINE_string("output_dir", "samples", "Folder to write to.")
+    flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
     flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
     flags.DEFINE_string("mode", None, f"Of {MODES}; what the model was trained for by default.")
     flags.DEFINE_integer("seed", 0, "Of the prompts; equal prompts count up from it.")
     flags.DEFINE_integer("batch_size", 16, "Trajectories drawn side by side.")
     flags.DEFINE_float("temperature", None, "Of texts and decisions, 0 is greedy; the run's by default.")
     flags.DEFINE_float("text_scale", None, "Guidance by the newest text, 1 is off; the run's by default.")
+    flags.DEFINE_float("image_scale", None, "Guidance by the images, 1 is off; the run's by default.")
     flags.DEFINE_integer("flow_steps", None, "Euler steps per image; the run's by default.")
     flags.DEFINE_integer("max_steps", None, "Steps at which a trajectory is cut; the run's by default.")
 
 
-SETTINGS = ("mode", "seed", "temperature", "text_scale", "flow_steps", "max_steps")
+SETTINGS = ("mode", "seed", "temperature", "text_scale", "image_scale", "flow_steps", "max_steps")
 
 
 def run(values: Any) -> str:
@@ -216,15 +254,21 @@ def run(values: Any) -> str:
       ValueError, OSError, CheckpointError: bad input; the message is fit for a user.
     """
     prompts = collect_prompts(values.prompts, values.prompts_file)
-    files.check_writable(values.output_dir)
+    if not values.answer:
+        files.check_writable(values.output_dir)
     settings = {name: getattr(values, name) for name in SETTINGS if getattr(values, name) is not None}
     rows = min(values.batch_size, len(prompts))
-    sampler, restored = load_sampler(values.workdir, values.which, rows, **settings)
-    for prompt in prompts:
-        sampler.encode(prompt)
+    config = None if values.config is None else cli.load_config(values.config)
+    sampler, restored = load_sampler(values.workdir, values.which, rows, values.tokenizer, config, **settings)
+    images = collect_images(values.images, len(prompts), sampler.model.layout.image_size)
+    for number, prompt in enumerate(prompts):
+        sampler.encode(prompt, images[number] if images else None)
     for warning in unknown_words(sampler, prompts):
         print(f"warning: {warning}", file=sys.stderr)
-    drawn = sample_prompts(sampler, prompts, restored.level_name, show=_line_of_progress)
+    if values.answer:
+        answers = sampler.answer(prompts, images=images)
+        return "\n".join(f"{prompt}\n    {answer}" for prompt, answer in zip(prompts, answers, strict=True))
+    drawn = sample_prompts(sampler, prompts, restored.level_name, show=_line_of_progress, images=images)
     paths = report(drawn, values.output_dir, sampler, restored)
     return "\n".join([describe(drawn), "", str(paths.page), str(paths.jsonl)])
 
@@ -241,7 +285,7 @@ def main(argv: Sequence[str]) -> int:
         if argv[1:]:
             raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
         print(run(flags.FLAGS))
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, OSError, CheckpointError, cli.CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

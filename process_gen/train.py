@@ -31,14 +31,13 @@ from absl import flags, logging
 from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 
-from process_gen import evaluate, experiment, metering
+from process_gen import ahead, evaluate, experiment, metering, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories
-from process_gen.data.sources import prepare_source
-from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
+from process_gen.data.sources import prepare_source, with_latents
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
@@ -46,6 +45,7 @@ from process_gen.evaluation.results import Results
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
 from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.start import start_from
 from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 
@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     logging.info("mesh %s over %d %s", dict(mesh.shape), jax.device_count(), jax.devices()[0].device_kind)
 
     # ------------------------------------------------------------------ model
-    tokenizer = scenes_tokenizer()
+    tokenizer = vocabulary.build_tokenizer(config)
     model = experiment.build_model(config, tokenizer)
     losses = experiment.build_losses(config)
     optimizer, schedule = experiment.build_optimizer(config)
@@ -97,7 +97,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     sharding.rows_divide(c.batch_size, mesh)
     rows = experiment.rows_per_host(config)
     with experiment.as_config_error():
-        source = prepare_source(config.data, model.layout, report=logging.info)
+        source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
+        source = with_latents(source, config.data, model.layout)
+    ahead.check_autoencoder(config)
     loader = make_loader(
         source,
         tokenizer,
@@ -106,7 +108,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         seed=config.seed,
         shard_index=hosts.process_index(),
         shard_count=hosts.process_count(),
-        policy=Policy(bad=config.data.on_error),
+        policy=Policy(bad=config.data.on_error, budget=allowance(len(source))),
     )
     logging.info("%s", loader.report())
     iterator = iter(loader)
@@ -127,14 +129,18 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     )
 
     # ---------------------------------------------------------------- restore
-    metadata = {"config": experiment.to_json(config), "tokenizer": "scenes"}
+    metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
     store = CheckpointStore(workdir, metadata, save_every=c.checkpoint_every, keep=c.keep)
     with store:
         first = store.latest_step() or 0
         if first:
+            vocabulary.check_same(tokenizer, store.metadata(first), str(store.root / str(first)))
             with experiment.as_config_error():  # the iterator refuses the state of other data
                 state = store.restore(state, iterator)
             logging.info("resumed from step %d of %s", first, workdir)
+        elif origin := c.get("init", ""):
+            state = start_from(state, model, origin)
+            logging.info("started from the weights of %s", origin)
         run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config)
         meter = run.meter(state, first)
 
@@ -159,7 +165,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if store.due(step) and step < c.steps:
                 store.save(step, state, iterator)
             if run.pictures_due(step):
-                run.pictures(step, state.ema)
+                run.pictures(step, state)
                 meter.restart()
         if pending:
             _check(run.log(meter, *pending), store, state, iterator)
@@ -171,7 +177,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # ------------------------------------------------------------------- end
     if hosts.is_lead():
-        run.finish(state.ema)
+        run.finish(state)
     return state
 
 
@@ -205,6 +211,7 @@ class Run:
         )
         if hosts.is_lead():
             self.writer = _Quiet(self.writer)
+            vocabulary.keep(tokenizer, workdir)
             (workdir / "config.json").write_text(json.dumps(experiment.to_json(config), indent=1) + "\n")
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}
@@ -255,13 +262,18 @@ class Run:
         if hosts.is_lead() and drafts:
             sheet(drafts, captions, columns=6).save(self.workdir / "first_batch.png")
 
-    def make_sampler(self, params: Any) -> Sampler:
-        """A sampler of the parameters of now; nothing is compiled twice."""
+    def make_sampler(self, state: TrainState) -> Sampler:
+        """A sampler of the averaged parameters of now; nothing is compiled twice."""
         if self.sampler is None:
             self.sampler = Sampler(
-                self.model, params, self.tokenizer, self.sampler_config, rows=self.config.eval.batch_size
+                self.model,
+                state.ema,
+                self.tokenizer,
+                self.sampler_config,
+                rows=self.config.eval.batch_size,
+                frozen=state.autoencoder,
             )
-        return self.sampler.with_params(params)
+        return self.sampler.with_params(state.ema)
 
     def pictures_due(self, step: int) -> bool:
         if self.config.data.source != "scenes":  # whose prompts and judge these are
@@ -269,9 +281,9 @@ class Run:
         every = (self.config.train.sheet_every, self.config.eval.every)
         return hosts.is_lead() and any(n and step % n == 0 for n in every) and step < self.config.train.steps
 
-    def pictures(self, step: int, params: Any) -> None:
+    def pictures(self, step: int, state: TrainState) -> None:
         """The benchmark's first prompts of every group: a sheet of final images, and the scores."""
-        found = self.judge(params, self.config.eval.per_group, step, warm=False)
+        found = self.judge(state, self.config.eval.per_group, step, warm=False)
         (scores,) = found.modes.values()
         self.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
         (self.workdir / "sheets").mkdir(exist_ok=True)
@@ -283,12 +295,12 @@ class Run:
             "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
         )
 
-    def judge(self, params: Any, per_group: int, step: int, warm: bool = True) -> Results:
+    def judge(self, state: TrainState, per_group: int, step: int, warm: bool = True) -> Results:
         """Scores parameters on the held-out benchmark; `warm` keeps compilation out of the timings."""
         task = benchmarks.make_benchmark(self.config.data.level, per_group=per_group)
         checkpoint = {"source": str(self.workdir), "which": "ema", "step": step}
         return evaluate.evaluate(
-            self.make_sampler(params),
+            self.make_sampler(state),
             task,
             (self.sampler_config.mode,),
             checkpoint=checkpoint,
@@ -296,12 +308,12 @@ class Run:
             warm=warm,
         )
 
-    def finish(self, params: Any) -> None:
+    def finish(self, state: TrainState) -> None:
         """The table, the plot, the page and the loss curves at the end of a run."""
         if self.curves:
             plots.curves(self.curves, self.workdir / "losses.png", title=str(self.workdir))
         if self.config.data.source == "scenes" and self.config.eval.final_per_group:
-            found = self.judge(params, self.config.eval.final_per_group, self.config.train.steps)
+            found = self.judge(state, self.config.eval.final_per_group, self.config.train.steps)
             print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
             for path in evaluate.write_results(found, self.workdir / "evaluation"):
                 print(f"wrote {path}", flush=True)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from process_gen.losses import LossTable
+from process_gen.models.autoencoder import random_weights
 from process_gen.models.unified import UnifiedModel, token_count
 from process_gen.models.unroll import Outputs, UnrollOptions, blank_outputs, unroll
-from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import labels
 
 
@@ -27,6 +28,7 @@ class TrainState:
       params, ema: parameters and their exponential moving average, float32.
       opt_state: of the optimizer.
       key: the run's key; each step folds its number into it.
+      autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
     """
 
     step: Any
@@ -34,6 +36,7 @@ class TrainState:
     ema: Any
     opt_state: Any
     key: Any
+    autoencoder: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,7 @@ def init_state(recipe: Recipe, spec: Batch, key: jax.Array, unbox: Callable[[Any
         ema=plain,
         opt_state=recipe.optimizer.init(plain),
         key=run_key,
+        autoencoder=random_weights(recipe.model.config, jax.random.fold_in(init_key, 1)),
     )
 
 
@@ -87,7 +91,7 @@ def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[Train
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
-        gradients, sums, counts = _gradients(recipe, state.params, batch, key)
+        gradients, sums, counts = _gradients(recipe, state.params, batch, key, state.autoencoder)
         norm = optax.global_norm(gradients)
         loss = recipe.losses.total(sums, counts)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -96,7 +100,7 @@ def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[Train
         step = state.step + 1
         decay = jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        new = TrainState(step=step, params=params, ema=ema, opt_state=opt_state, key=state.key)
+        new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
         metrics = {
             "loss": loss,
             **recipe.losses.metrics(sums, counts),
@@ -112,24 +116,24 @@ def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[Train
     return train_step
 
 
-def _gradients(recipe: Recipe, params: Any, batch: Batch, key: jax.Array):
+def _gradients(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, frozen: Any):
     """Gradients of the total loss, and the sums and counts of its terms.
 
     Every term is divided by its count over the whole batch, so accumulated
     micro-batches give the gradient of the whole batch.
     """
     if recipe.accumulate == 1:
-        return _micro(recipe, params, batch, key, None)
+        return _micro(recipe, params, batch, key, None, frozen)
     micro = jax.tree.map(lambda x: x.reshape(recipe.accumulate, -1, *x.shape[1:]), batch)
     keys = jax.random.split(key, recipe.accumulate)
 
     def count(total, xs):
-        outputs = blank_outputs(recipe.model, xs[0], xs[1], recipe.options)
+        outputs = blank_outputs(recipe.model, xs[0], xs[1], recipe.options, frozen)
         counts = _terms(recipe, outputs, xs[0], xs[1])[1]
         return jax.tree.map(jnp.add, total, counts), None
 
     def accumulate(carry, xs):
-        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts)
+        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, frozen)
         return jax.tree.map(jnp.add, carry, (gradients, sums)), None
 
     zeros = {row.name: jnp.zeros(()) for row in recipe.losses.rows}
@@ -139,9 +143,9 @@ def _gradients(recipe: Recipe, params: Any, batch: Batch, key: jax.Array):
     return gradients, sums, counts
 
 
-def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None):
+def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, frozen: Any):
     def loss(params):
-        outputs = unroll(recipe.model, params, batch, key, recipe.options)
+        outputs = unroll(recipe.model, params, batch, key, recipe.options, frozen)
         sums, own = _terms(recipe, outputs, batch, key)
         return recipe.losses.total(sums, own if counts is None else counts), (sums, own)
 
@@ -156,12 +160,16 @@ def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tu
 def _amounts(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
     """How much a batch holds: step slots that are filled, and tokens that are not padding."""
     texts = (batch.prompt_tokens, batch.plan_tokens, batch.inspect_tokens, batch.refine_tokens)
+    texts += (batch.instruction_tokens,)
     refined = ((token_count(batch.refine_tokens) > 0) & batch.present).sum()
     images = (1 + model.layout.sketch_copies) * batch.present.sum() + (
         1 + model.layout.refined_copies
     ) * refined
-    views = batch.present.sum() + refined if model.layout.vit_tokens else 0
-    text = sum((t != 0).sum() for t in texts) + 2 * images
+    states = batch.present.sum() + refined
+    if batch.has_prompt_image is not None:
+        images, states = images + batch.has_prompt_image.sum(), states + batch.has_prompt_image.sum()
+    views = states if model.layout.vit_tokens else 0
+    text = sum((t != PAD_ID).sum() for t in texts if t is not None) + 2 * images
     return {
         "batch/steps": batch.present.sum().astype(jnp.float32),
         "batch/trajectories": (batch.last & batch.present).sum().astype(jnp.float32),

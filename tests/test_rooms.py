@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "distributed": set(),
     "checkpoints": {"models"},
     "reports": {"trajectory"},
+    "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -12,6 +12,7 @@ import types
 import flax.linen as nn
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from process_gen import experiment, sample
@@ -23,21 +24,34 @@ from process_gen.sampling import SamplerError
 from process_gen.trajectory.batch import Batch
 
 ROOT = pathlib.Path(__file__).parent.parent
+SHOWN = str(ROOT / "notebooks" / "images" / "trajectory.png")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """A file of random weights of the `:debug` config."""
+    return random_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory) -> str:
+    """The same with room for an input image in its prompts."""
+    return random_weights(tmp_path_factory.mktemp("seeing"), prompt_image=True, instruction=16)
+
+
+def random_weights(folder: pathlib.Path, **layout) -> str:
     sys.path.insert(0, str(ROOT))
     from configs.scenes import get_config
 
     config = get_config("debug")
+    with config.unlocked():
+        config.layout.update(layout)
     model = experiment.build_model(config, scenes_tokenizer())
     batch = Batch.spec(model.layout, 1)
     shapes = nn.meta.unbox(jax.eval_shape(lambda b: model.init(jax.random.key(0), b)["params"], batch))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), shapes)
-    path = str(tmp_path_factory.mktemp("weights") / "debug.safetensors")
+    path = str(folder / "debug.safetensors")
     save_weights(
         path, params, {"config": experiment.to_json(config), "tokenizer": "scenes"}, dtype="bfloat16"
     )
@@ -51,6 +65,9 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         workdir=weights,
         prompts=["a red circle", "a blue dog", "a red circle"],
         prompts_file=None,
+        images=[],
+        answer=False,
+        tokenizer=None,
         output_dir=str(tmp_path / "out"),
         which="ema",
         mode="single_pass",
@@ -58,6 +75,8 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         batch_size=2,
         temperature=None,
         text_scale=None,
+        image_scale=None,
+        config=None,
         flow_steps=None,
         max_steps=None,
     )
@@ -87,6 +106,21 @@ def test_prompts_become_a_table_and_a_report(command, values):
     assert len(list((folder / "strips").iterdir())) == 3 and (folder / "index.html").exists()
 
 
+def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, values, seeing, tmp_path):
+    dark = str(tmp_path / "dark.png")
+    PIL.Image.new("LA", (50, 20), (9, 255)).save(dark)
+    changes = dict(workdir=seeing, prompts=["a red circle"] * 2, seed=3)
+    finals = []
+    for number, images in enumerate(([], [SHOWN], [SHOWN, dark])):
+        folder = tmp_path / str(number)
+        code, _, err = command(**changes, images=images, output_dir=str(folder))
+        assert code == 0, err
+        finals.append([path.read_bytes() for path in sorted((folder / "images").iterdir())])
+    assert finals[0][0] != finals[1][0] == finals[2][0] and finals[1][1] != finals[2][1]
+    code, out, _ = command(**changes, images=[SHOWN], answer=True, output_dir="/proc/none")
+    assert code == 0 and out.count("a red circle\n    ") == 2
+
+
 BAD = [
     (dict(prompts=[""]), "the prompt is empty"),
     (dict(prompts=[]), "no prompt"),
@@ -97,6 +131,11 @@ BAD = [
     (dict(prompts_file="/nowhere.txt"), "cannot read the prompts file '/nowhere.txt': No such file"),
     (dict(which="emma"), "did you mean ema"),
     (dict(mode="procss"), "sampling.mode must be one of process, plan_only, single_pass"),
+    (dict(images=["/nowhere.png"]), "cannot read the image '/nowhere.png': No such file"),
+    (dict(images=[__file__]), "cannot read the image"),
+    (dict(images=["a.png", "b.png"]), "3 prompts and 2 images: give one for all, or one per prompt"),
+    (dict(images=[SHOWN]), "no room for an input image (layout.prompt_image is False)"),
+    (dict(tokenizer="/nowhere"), "needs the tokenizer 'scenes': /nowhere holds no Qwen2 tokenizer"),
     (dict(batch_size=0), "rows must be at least 1"),
     (dict(flow_steps=-1), "sampling.flow_steps must be a whole number of at least 1"),
 ]

@@ -49,7 +49,7 @@ def load_params(path: str, which: str = "ema", like: Any = None) -> Loaded:
     place = epath.Path(path)
     if place.is_file() or place.suffix == ".safetensors":
         return _from_file(place, which, like)
-    step_dir = place if _is_step(place) else latest_step_dir(place)
+    step_dir = place if is_step(place) else latest_step_dir(place)
     items = manifest.items(step_dir)
     if which not in items:
         raise CheckpointNotFound(
@@ -80,7 +80,7 @@ def steps(root: epath.Path) -> list[int]:
     """The committed steps in a folder of checkpoints, oldest first."""
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if _is_step(p))
+    return sorted(int(p.name) for p in root.iterdir() if is_step(p))
 
 
 def latest_step_dir(workdir: epath.Path) -> epath.Path:
@@ -117,7 +117,8 @@ def _lacks_marker(path: epath.Path) -> bool:
     return not (path / "commit_success.txt").exists()
 
 
-def _is_step(path: epath.Path) -> bool:
+def is_step(path: epath.Path) -> bool:
+    """Whether a folder is a committed step, whole or not."""
     if not path.name.isdigit() or not path.is_dir() or _lacks_marker(path):
         return False
     # Any of these makes it one of ours, so that a step that lost one of them is corrupt and not invisible.

@@ -1,19 +1,24 @@
 """Trajectories to arrays: texts into their token slots, steps stacked.
 
-A text slot holds `<|im_start|> ...ids... <|im_end|>` and then zeros; a slot
-of zeros only is an absent text.
+A text slot holds `<|im_start|> ...ids... <|im_end|>` and then padding; a slot
+of padding only is an absent text.
 """
 
 from __future__ import annotations
+
+from collections.abc import MutableMapping
 
 import numpy as np
 
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Step, Trajectory
 
 TEXT_SLOTS = ("prompt", "plan", "inspect", "refine")
+"""Of every layout; one with room for input images may have `instruction` as well."""
+STEP_SLOTS = TEXT_SLOTS[1:]
 
 
 class BadTrajectory(ValueError):
@@ -25,7 +30,7 @@ class SlotOverflow(BadTrajectory):
 
     Attributes:
       uid: the trajectory that it belongs to, "" for a prompt on its own.
-      slot: `prompt`, `plan`, `inspect` or `refine`.
+      slot: `prompt`, `instruction`, `plan`, `inspect` or `refine`.
       needed: tokens of the text.
       fits: tokens that the slot has room for.
     """
@@ -61,8 +66,9 @@ def encode_prompt(tokenizer: Tokenizer, layout: Layout, text: str, uid: str = ""
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
     """Returns the fields of a `Batch` for one trajectory, without row and batch axes.
 
-    `prompt_tokens` is [P]; every other field is [steps, ...], `prompt_index` and
-    `reset` as if the trajectory stood at the start of a row.
+    The fields of the prompt (`PROMPT_FIELDS`) have no further axis; every other
+    one is [steps, ...], `prompt_index` and `reset` as if the trajectory stood at
+    the start of a row.
 
     Raises:
       BadTrajectory: it does not fit the layout. The subclasses `SlotOverflow` and
@@ -74,16 +80,47 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
     first, last = np.zeros((2, len(steps)), np.bool_)
     first[0] = last[-1] = True
     return {
-        "prompt_tokens": encode_prompt(tokenizer, layout, trajectory.prompt, uid),
+        **_encode_prompt(tokenizer, layout, trajectory),
         "prompt_index": np.zeros(len(steps), np.int32),
         "reset": first,
         "present": np.ones(len(steps), np.bool_),
         "last": last,
-        **{f"{slot}_tokens": _encode_slots(tokenizer, layout, trajectory, slot) for slot in TEXT_SLOTS[1:]},
+        **{f"{slot}_tokens": _encode_slots(tokenizer, layout, trajectory, slot) for slot in STEP_SLOTS},
         "sketch": np.stack([_checked_image(step.sketch, layout, uid) for step in steps]),
         "refined": np.stack([_refined_image(step, layout, uid) for step in steps]),
         "sketch_ok": np.array([step.sketch_ok for step in steps], np.bool_),
+        **_latents(layout, trajectory),
     }
+
+
+def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """Returns the fields of the prompt: its text and, where the layout has room, what it holds besides."""
+    uid, prompt = trajectory.uid, trajectory.prompt
+    image, instruction = trajectory.prompt_image, trajectory.instruction
+    if image is not None and not layout.prompt_image:
+        raise BadTrajectory(f"{_of(uid)}its prompt holds an image, set layout.prompt_image=True")
+    if instruction and not layout.instruction:
+        raise BadTrajectory(f"{_of(uid)}its prompt holds a text after its image, set layout.instruction")
+    if instruction.strip() and not prompt.strip():
+        fields = {"prompt_tokens": np.full(layout.prompt, PAD_ID, np.int32)}
+    else:
+        fields = {"prompt_tokens": encode_prompt(tokenizer, layout, prompt, uid)}
+    if layout.prompt_image:
+        fields["has_prompt_image"] = np.array(image is not None)
+        blank = np.zeros((*layout.image_size, 3), np.uint8)
+        fields["prompt_image"] = blank if image is None else _checked_image(image, layout, uid)
+    if layout.instruction:
+        size = layout.instruction
+        tokens = _encode_text(tokenizer, instruction, size, "instruction", uid) if instruction else PAD_ID
+        fields["instruction_tokens"] = np.full(size, tokens, np.int32)
+    return fields
+
+
+def _latents(layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """Returns the latents that were encoded ahead of time, as fields of a `Batch`."""
+    names = ("sketch", "refined", "prompt") if layout.prompt_image else ("sketch", "refined")
+    found = trajectory.latents
+    return {} if found is None else {f"{name}_latents": found[name] for name in names}
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
@@ -103,6 +140,14 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     return [None if step.refine is None else markup.write_refine(step.refine.instruction) for step in steps]
 
 
+def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
+    """Raises `longest`, tokens of the longest text of each slot with its two brackets, to a trajectory's."""
+    for slot in TEXT_SLOTS:
+        for text in slot_texts(trajectory, slot):
+            if text is not None:
+                longest[slot] = max(longest[slot], len(tokenizer.encode(text)) + 2)
+
+
 def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, slot: str) -> np.ndarray:
     """Returns one text slot of every step, [steps, tokens] int32."""
     size = getattr(layout, slot)
@@ -110,7 +155,7 @@ def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, 
         texts = slot_texts(trajectory, slot)
     except ValueError as error:
         raise BadTrajectory(f"{_of(trajectory.uid)}{error}") from None
-    tokens = np.zeros((len(texts), size), np.int32)
+    tokens = np.full((len(texts), size), PAD_ID, np.int32)
     for row, text in zip(tokens, texts, strict=True):
         if text is not None:
             row[:] = _encode_text(tokenizer, text, size, slot, trajectory.uid)
@@ -121,7 +166,7 @@ def _encode_text(tokenizer: Tokenizer, text: str, size: int, slot: str, uid: str
     ids = tokenizer.encode(text)
     if len(ids) > size - 2:
         raise SlotOverflow(uid, slot, len(ids), size - 2)
-    tokens = np.zeros(size, np.int32)
+    tokens = np.full(size, PAD_ID, np.int32)
     tokens[: len(ids) + 2] = [tokenizer.im_start, *ids, tokenizer.im_end]
     return tokens
 

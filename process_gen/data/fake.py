@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from process_gen.trajectory.batch import PAD_ID, Batch, blank
 from process_gen.trajectory.layout import Layout
 
 IM_START, IM_END = 3, 4
 """Ids of the two text brackets, as every tokenizer of this package has them."""
 FIRST_WORD = 13
-"""The first id that is neither padding, unknown, control nor markup."""
+"""The first id that is neither control nor markup; where it is drawn, 0 stands."""
 
 
 def fake_batch(layout: Layout, batch_size: int, seed: int = 0, vocab: int = 64) -> dict[str, np.ndarray]:
@@ -36,24 +37,9 @@ def fake_batch(layout: Layout, batch_size: int, seed: int = 0, vocab: int = 64) 
 
 def empty_row(layout: Layout) -> dict[str, np.ndarray]:
     """Returns one row without any trajectory: the shapes and types of all fields."""
-    slots, image = layout.steps, (*layout.image_size, 3)
-
-    def flags():
-        return np.zeros((slots,), np.bool_)
-
-    return {
-        "prompt_tokens": np.zeros((layout.trajectories, layout.prompt), np.int32),
-        "prompt_index": np.zeros((slots,), np.int32),
-        "reset": flags(),
-        "present": flags(),
-        "last": flags(),
-        "plan_tokens": np.zeros((slots, layout.plan), np.int32),
-        "inspect_tokens": np.zeros((slots, layout.inspect), np.int32),
-        "refine_tokens": np.zeros((slots, layout.refine), np.int32),
-        "sketch": np.zeros((slots, *image), np.uint8),
-        "refined": np.zeros((slots, *image), np.uint8),
-        "sketch_ok": flags(),
-    }
+    spec = vars(Batch.spec(layout, 1))
+    there = {name: field for name, field in spec.items() if field is not None}
+    return {name: np.full(x.shape[1:], blank(name), x.dtype) for name, x in there.items()}
 
 
 def _fake_row(layout: Layout, rng: np.random.Generator, vocab: int) -> dict[str, np.ndarray]:
@@ -64,10 +50,21 @@ def _fake_row(layout: Layout, rng: np.random.Generator, vocab: int) -> dict[str,
         # The first trajectory may fill the row; later ones may leave slots empty.
         length = int(rng.integers(1, free + 1))
         row["prompt_tokens"][index] = _fake_text(layout.prompt, rng, vocab)
+        _fake_input(row, index, rng, vocab)
         for slot in range(start, start + length):
             _fake_step(row, slot, index, slot == start, slot == start + length - 1, rng, vocab)
         start += length
     return row
+
+
+def _fake_input(row, index: int, rng, vocab: int) -> None:
+    """Fills what the layout has room for besides the text of a prompt, for most prompts, in place."""
+    if "has_prompt_image" not in row or rng.random() < 0.3:
+        return
+    row["has_prompt_image"][index] = True
+    row["prompt_image"][index] = rng.integers(0, 256, row["prompt_image"].shape[1:], np.uint8)
+    if "instruction_tokens" in row:
+        row["instruction_tokens"][index] = _fake_text(row["instruction_tokens"].shape[1], rng, vocab)
 
 
 def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: int) -> None:
@@ -95,5 +92,6 @@ def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: 
 def _fake_text(slot: int, rng: np.random.Generator, vocab: int) -> np.ndarray:
     """Returns a text of random length with its brackets, padded to `slot`."""
     words = rng.integers(FIRST_WORD, vocab, int(rng.integers(min(1, slot - 2), max(slot - 1, 1))))
+    words[words == FIRST_WORD] = 0  # in published vocabularies 0 is a piece of text
     ids = [IM_START, *words.tolist(), IM_END]
-    return np.asarray(ids[:slot] + [0] * (slot - len(ids)), np.int32)
+    return np.asarray(ids[:slot] + [PAD_ID] * (slot - len(ids)), np.int32)

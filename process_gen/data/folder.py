@@ -6,13 +6,16 @@ One JSON object per line:
       {"instruction": "draw the mat", "description": "a mat", "sketch": "1/a.png"},
       {"instruction": "add the cat", "description": "a cat on a mat", "sketch": "1/b.jpg",
        "inspect": "the cat floats", "refine": "put the cat down", "refined": "1/c.png"}]}
+    {"image": "2/in.png", "instruction": "make the cat red", "steps": [{"sketch": "2/out.png"}]}
+
+A prompt may hold an input image, `image`, between two texts: `prompt` before it
+and `instruction` after it. Either text may be left out, not both.
 
 `uid` and `metadata` are optional, so are `instruction` with `description` (a
 trajectory without text plans), `inspect`, `refine` with `refined`, and
-`sketch_ok` (false by default where there is a `refine`). Images are PNG or JPEG
-of any size and mode; transparency is laid over white, and every image is
-cropped around its middle to the layout's shape and resized. Paths are relative
-to the folder and may not leave it.
+`sketch_ok` (false by default where there is a `refine`). Images are PNG, JPEG or
+WebP of any size and mode (see `images`), cropped around their middle to the
+layout's shape and resized. Paths are relative to the folder and may not leave it.
 """
 
 from __future__ import annotations
@@ -24,21 +27,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 from absl import logging
 
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.packing import TooManyBadTrajectories
+from process_gen.data.images import UNREADABLE, read_image
+from process_gen.data.packing import TooManyBadTrajectories, allowance
 from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
 
 LISTING = "trajectories.jsonl"
-MAX_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded."""
 
-_TRAJECTORY_KEYS = ("prompt", "steps", "uid", "metadata")
+_TRAJECTORY_KEYS = ("prompt", "image", "instruction", "steps", "uid", "metadata")
 _STEP_KEYS = ("instruction", "description", "sketch", "inspect", "refine", "refined", "sketch_ok")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)
 
 
 class FolderSource:
@@ -50,7 +49,7 @@ class FolderSource:
         image_size: tuple[int, int],
         *,
         bad: Literal["fail", "skip"] = "fail",
-        budget: float = 0.001,
+        budget: float | None = None,
     ):
         """Reads the listing and checks every line of it.
 
@@ -59,7 +58,7 @@ class FolderSource:
           image_size: height and width that images are brought to.
           bad: `fail` at the first bad line, or `skip` it and name it in the log. Images are
             checked when they are read; the loader's policy says what happens then.
-          budget: the share of lines that `skip` may leave out.
+          budget: the share of lines that `skip` may leave out; `allowance` by default.
 
         Raises:
           FileNotFoundError: there is no listing.
@@ -84,6 +83,7 @@ class FolderSource:
                     raise
                 self.skipped.append(str(error))
                 logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
+        budget = allowance(len(lines)) if budget is None else budget
         if len(self.skipped) > budget * len(lines):
             raise TooManyBadTrajectories(
                 f"{len(self.skipped)} of {len(lines)} lines of {self.listing} are bad, the budget allows "
@@ -100,9 +100,17 @@ class FolderSource:
           BadTrajectory: an image is missing or unreadable; file, line and field are named.
         """
         number, entry = self._entries[index]
+        image = self._image(number, "image", entry["image"]) if "image" in entry else None
         steps = tuple(self._step(number, place, step) for place, step in enumerate(entry["steps"]))
         uid = entry.get("uid", f"{self.folder.name}:{number}")
-        return Trajectory(entry["prompt"], steps, uid, entry.get("metadata", {}))
+        return Trajectory(
+            prompt=entry.get("prompt", ""),
+            steps=steps,
+            uid=uid,
+            metadata=entry.get("metadata", {}),
+            prompt_image=image,
+            instruction=entry.get("instruction", ""),
+        )
 
     def _step(self, number: int, place: int, step: dict[str, Any]) -> Step:
         refine = None
@@ -127,8 +135,7 @@ class FolderSource:
         except json.JSONDecodeError as error:
             raise self._bad(number, "line", f"is not JSON: {error}") from None
         self._check_object(number, "line", entry, _TRAJECTORY_KEYS)
-        if not self._text(number, "prompt", entry).strip():
-            raise self._bad(number, "prompt", "is empty")
+        self._check_prompt(number, entry)
         if "uid" in entry:
             self._text(number, "uid", entry)
         if not isinstance(entry.get("metadata", {}), dict):
@@ -139,6 +146,17 @@ class FolderSource:
         for place, step in enumerate(steps):
             self._check_step(number, f"steps[{place}]", step)
         return entry
+
+    def _check_prompt(self, number: int, entry: dict[str, Any]) -> None:
+        """A prompt is a text, or an input image with a text before or after it."""
+        if "image" in entry:
+            self._path(number, "image", self._text(number, "image", entry))
+        elif "instruction" in entry:
+            raise self._bad(number, "instruction", "stands after an image, and there is no image")
+        texts = [key for key in ("prompt", "instruction") if key in entry]
+        for key in texts if "image" in entry and texts else ("prompt",):
+            if not self._text(number, key, entry).strip():
+                raise self._bad(number, key, "is empty")
 
     def _check_step(self, number: int, field: str, step: Any) -> None:
         self._check_object(number, field, step, _STEP_KEYS)
@@ -186,41 +204,11 @@ class FolderSource:
             return read_image(path, self.image_size)
         except FileNotFoundError:
             raise self._bad(number, field, f"does not exist: {name!r}") from None
-        except _UNREADABLE as error:
-            raise self._bad(number, field, f"is no readable PNG or JPEG: {name!r} ({error})") from None
+        except UNREADABLE as error:
+            raise self._bad(number, field, f"is no readable PNG, JPEG or WebP: {name!r} ({error})") from None
 
     def _bad(self, number: int, field: str, problem: str) -> BadTrajectory:
         return BadTrajectory(f"{self.listing}, line {number}: {field} {problem}")
-
-
-def read_image(path: str | pathlib.Path, image_size: tuple[int, int]) -> np.ndarray:
-    """Returns a PNG or JPEG as [height, width, 3] uint8.
-
-    The camera's rotation is applied, transparency is laid over white, 16-bit
-    values are scaled; the image is cropped around its middle and resized.
-
-    Raises:
-      OSError, SyntaxError, ValueError: it is missing, broken or too large.
-    """
-    with PIL.Image.open(path, formats=("PNG", "JPEG")) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
-        image = _to_rgb(PIL.ImageOps.exif_transpose(opened))
-    height, width = image_size
-    if image.size != (width, height):
-        image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8)
-
-
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.uint32)
-        image = PIL.Image.fromarray((np.minimum(values, 65535) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", layer.size, "white")
-        return PIL.Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _did_you_mean(nearest: Sequence[str]) -> str:

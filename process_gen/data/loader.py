@@ -22,6 +22,7 @@ import numpy as np
 from process_gen.data.encode import encode_trajectory
 from process_gen.data.packing import PackedRows, PackingReport, Policy, packing_stats
 from process_gen.data.tokenizers import Tokenizer
+from process_gen.trajectory.batch import blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -140,5 +141,5 @@ def _close_at_exit(reference: weakref.ref) -> None:
 
 def _batch(rows: list[dict[str, np.ndarray]], size: int) -> dict[str, Any]:
     """Stacks rows, with empty ones behind them where the data has ended."""
-    empty = [{name: np.zeros_like(value) for name, value in rows[0].items()}] * (size - len(rows))
+    empty = [{name: np.full_like(value, blank(name)) for name, value in rows[0].items()}] * (size - len(rows))
     return {name: np.stack([row[name] for row in rows + empty]) for name in rows[0]}

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps
+from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -29,6 +30,11 @@ LOGGED_NAMES = 20
 
 class TooManyBadTrajectories(RuntimeError):
     """More trajectories were bad than the policy allows."""
+
+
+def allowance(trajectories: int) -> float:
+    """The share of a data set that may be bad: a thousandth; of small ones ten, but no more than half."""
+    return max(0.001, min(10 / max(trajectories, 1), 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,14 +208,14 @@ class PackedRowsIterator(grain.DatasetIterator):
 
 
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
-    """Returns one row that holds `parts` one after the other, zeros behind them."""
+    """Returns one row that holds `parts` one after the other, and nothing behind them."""
     row: Arrays = {}
     for name, first in parts[0].items():
-        if name == "prompt_tokens":
-            row[name] = np.zeros((layout.trajectories, *first.shape), first.dtype)
+        if name in PROMPT_FIELDS:
+            row[name] = np.full((layout.trajectories, *first.shape), blank(name), first.dtype)
             row[name][: len(parts)] = [part[name] for part in parts]
             continue
-        row[name] = np.zeros((layout.steps, *first.shape[1:]), first.dtype)
+        row[name] = np.full((layout.steps, *first.shape[1:]), blank(name), first.dtype)
         start = 0
         for index, part in enumerate(parts):
             stop = start + len(part["reset"])
@@ -259,9 +265,9 @@ def packing_stats(batches: Iterable[Arrays]) -> PackingReport:
         count["trajectories"] += int(batch["reset"].sum())
         for slot in TEXT_SLOTS:
             tokens = batch[f"{slot}_tokens"]
-            used = tokens[..., 0] != 0
+            used = tokens[..., 0] != PAD_ID
             count[f"{slot} texts"] += int(used.sum())
-            count[f"{slot} tokens"] += int((tokens != 0).sum())
+            count[f"{slot} tokens"] += int((tokens != PAD_ID).sum())
             count[f"{slot} room"] += int(used.sum()) * tokens.shape[-1]
     if not count["rows"]:
         raise ValueError("no batches to measure the packing of")

@@ -25,7 +25,7 @@ import tqdm
 from absl import logging
 from array_record.python import array_record_module
 
-from process_gen.data.encode import TEXT_SLOTS, slot_texts
+from process_gen.data.encode import TEXT_SLOTS, count_tokens
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.trajectory.layout import Layout
@@ -113,10 +113,7 @@ class _Tally:
         self.steps[len(trajectory.steps)] += 1
         self.refined += sum(step.refine is not None for step in trajectory.steps)
         self.slips += sum(step.refine is None and not step.sketch_ok for step in trajectory.steps)
-        for slot in TEXT_SLOTS:
-            for text in slot_texts(trajectory, slot):
-                if text is not None:
-                    self.longest[slot] = max(self.longest[slot], len(self.tokenizer.encode(text)) + 2)
+        count_tokens(self.tokenizer, trajectory, self.longest)
 
 
 def prepare_scenes(

@@ -18,8 +18,11 @@ from process_gen.data.encode import BadTrajectory
 from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
 
 
-def features(image_size: tuple[int, int]) -> tfds.features.FeaturesDict:
+def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds.features.FeaturesDict:
     """Returns the TFDS features of trajectories with images of one size.
+
+    Input images of prompts, and the texts after them, have a place only where
+    `prompt_image` asks for it: other data sets stay as they are.
 
     A text that is absent is stored as the empty string with its `has_` flag off,
     an image that is absent as zeros. Pixels are stored raw: ArrayRecord
@@ -44,22 +47,29 @@ def features(image_size: tuple[int, int]) -> tfds.features.FeaturesDict:
         "refined": image(),
         "sketch_ok": flag(),
     }
-    return tfds.features.FeaturesDict(
-        {
-            "uid": tfds.features.Text(),
-            "prompt": tfds.features.Text(),
-            "metadata": tfds.features.Text(),
-            "steps": tfds.features.Sequence(step),
-        }
-    )
+    prompt = {name: tfds.features.Text() for name in ("uid", "prompt", "metadata")}
+    if prompt_image:
+        prompt |= {"prompt_image": image(), "has_prompt_image": flag(), "instruction": tfds.features.Text()}
+    return tfds.features.FeaturesDict({**prompt, "steps": tfds.features.Sequence(step)})
 
 
-def to_example(trajectory: Trajectory) -> dict[str, Any]:
-    """Returns a trajectory as an example of `features`.
+def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[str, Any]:
+    """Returns a trajectory as an example of `features` with the same `prompt_image`.
 
     Raises:
-      BadTrajectory: the metadata is not JSON.
+      BadTrajectory: the metadata is not JSON, or it has an input image and `prompt_image` is off.
     """
+    prompt = {}
+    if prompt_image:
+        given = trajectory.prompt_image
+        prompt["has_prompt_image"] = given is not None
+        prompt["prompt_image"] = np.zeros_like(trajectory.steps[0].sketch) if given is None else given
+        prompt["instruction"] = trajectory.instruction
+    elif trajectory.prompt_image is not None or trajectory.instruction:
+        raise BadTrajectory(
+            f"trajectory {trajectory.uid!r} has an input image, and this data set has no place for one: "
+            "make it with prompt_image=True"
+        )
     try:
         metadata = json.dumps(dict(trajectory.metadata), sort_keys=True)
     except TypeError as error:
@@ -68,6 +78,7 @@ def to_example(trajectory: Trajectory) -> dict[str, Any]:
         "uid": trajectory.uid,
         "prompt": trajectory.prompt,
         "metadata": metadata,
+        **prompt,
         "steps": [_step_to_example(step) for step in trajectory.steps],
     }
 
@@ -89,7 +100,7 @@ def _step_to_example(step: Step) -> dict[str, Any]:
 
 
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
-    """Returns the trajectory that TFDS serialized with `features(image_size)`.
+    """Returns the trajectory that TFDS serialized with `features(image_size)`, input images or not.
 
     Raises:
       BadTrajectory: the bytes are no such record.
@@ -97,9 +108,22 @@ def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
     try:
         fields = tf_example_pb2.Example.FromString(record).features.feature
         uid, prompt, metadata = (_texts(fields, name)[0] for name in ("uid", "prompt", "metadata"))
-        return Trajectory(prompt, _read_steps(fields, image_size), uid, json.loads(metadata))
+        image, instruction = _read_input(fields, image_size)
+        steps = _read_steps(fields, image_size)
+        return Trajectory(prompt, steps, uid, json.loads(metadata), image, instruction)
     except Exception as error:
         raise BadTrajectory(f"not a trajectory record of images of {image_size}: {error}") from error
+
+
+def _read_input(fields, image_size: tuple[int, int]) -> tuple[np.ndarray | None, str]:
+    """The input image of a prompt and the text after it, of records that have a place for them."""
+    if "has_prompt_image" not in fields:
+        return None, ""
+    (instruction,) = _texts(fields, "instruction")
+    if not fields["has_prompt_image"].int64_list.value[0]:
+        return None, instruction
+    (stored,) = fields["prompt_image"].bytes_list.value
+    return np.frombuffer(stored, np.uint8).reshape(*image_size, 3), instruction
 
 
 def _read_steps(fields, image_size: tuple[int, int]) -> tuple[Step, ...]:

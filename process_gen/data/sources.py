@@ -6,7 +6,9 @@ adding a function to `SOURCES`.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +17,14 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps, count_tokens
 from process_gen.data.folder import FolderSource
+from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ScenesConfig, scenes_builder, scenes_config
 from process_gen.data.schema import read_record
+from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.scenes.levels import get_level
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -83,30 +87,69 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
     return SOURCES[data["source"]](data, tuple(image_size), split)
 
 
-def prepare_source(data: Any, layout: Layout, report: Callable[[str], None] = print) -> Source:
+def prepare_source(
+    data: Any, layout: Layout, tokenizer: Tokenizer, report: Callable[[str], None] = print
+) -> Source:
     """Makes sure that the training data of a config is there and fits the layout, and opens it.
 
     Args:
       data: as in `open_source`.
       layout: whose text slots have to hold every text.
+      tokenizer: that counts the tokens of the texts.
       report: called with a summary for people.
 
     Raises:
       ValueError, OSError: the data cannot be built, read or used; the message says why.
     """
     if data["source"] == "scenes":
-        _, summary = prepare_scenes(config_of_scenes(data), data["data_dir"])
+        builder, summary = prepare_scenes(config_of_scenes(data), data["data_dir"])
+        if tokenizer.fingerprint != scenes_tokenizer().fingerprint:
+            summary = dataclasses.replace(summary, longest=_longest(builder, tokenizer))
         report(summary.describe(layout))
         summary.check(layout)
     return open_source(data, layout.image_size)
 
 
-def check_every_trajectory(source: Source, bad: str) -> int:
-    """Reads a whole source; returns how many trajectories were bad, or raises at the first."""
+def with_latents(source: Source, data: Any, layout: Layout) -> Source:
+    """The source, with the latents of its images where `data.latents` names a folder of them.
+
+    Raises:
+      NotPrepared: the folder holds none; the message holds the command that makes them.
+      LatentsMismatch: they belong to something else.
+    """
+    folder = data.get("latents", "")
+    return LatentsSource(source, folder, layout) if folder else source
+
+
+def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[str, int]:
+    """Tokens of the longest text of each slot; counted once for a tokenizer and kept beside the data."""
+    kept = pathlib.Path(builder.data_dir) / f"longest_{tokenizer.fingerprint}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    longest = dict.fromkeys(TEXT_SLOTS, 0)
+    for split in builder.info.splits:
+        source = RecordSource(builder, split)
+        for index in tqdm.trange(len(source), unit=" trajectories", desc="counting tokens", mininterval=1.0):
+            count_tokens(tokenizer, source[index], longest)
+    kept.write_text(json.dumps(longest))
+    return longest
+
+
+def check_every_trajectory(
+    source: Source, bad: str, encode: Callable[[Trajectory], Any] | None = None
+) -> int:
+    """Reads a whole source; returns how many trajectories were bad, or raises at the first.
+
+    `encode` is tried on each, so that a text longer than its slot is found too.
+    """
     wrong = 0
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
-            source[index]
+            found = source[index]
+            if encode:
+                encode(found)
+        except TooManySteps as error:
+            logging.warning("overlong, training leaves it out: %s", error)
         except BadTrajectory as error:
             if bad == "fail":
                 raise

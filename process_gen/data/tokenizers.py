@@ -17,9 +17,12 @@ from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.markup import CONTROL_TOKENS, MARKUP_TOKENS
 
 PAD, UNKNOWN = "<pad>", "<unk>"
+SCENES = "scenes"
+"""How a config names the tokenizer that ships with the package."""
 SPACE = "\u2581"
 """What SentencePiece writes for the space in front of a word."""
 PUNCTUATION = ".,;:!?()\"'"
@@ -28,23 +31,29 @@ PUNCTUATION = ".,;:!?()\"'"
 _MARKUP = re.compile("(" + "|".join(re.escape(token) for token in MARKUP_TOKENS) + ")")
 
 
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be read, or that is not the one a model was trained with."""
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the project asks of a tokenizer.
 
     Attributes:
       vocab_size: ids are in [0, vocab_size).
-      pad_id: always 0, and never inside a text.
       im_start, im_end, vision_start, vision_end, end_of_text: control ids.
+      reserved: ids below vocab_size that no text holds: control ids, and what else is no piece of text.
+      fingerprint: tells one tokenizer from another: ids mean something only together with it.
     """
 
     vocab_size: int
-    pad_id: int
     im_start: int
     im_end: int
     vision_start: int
     vision_end: int
     end_of_text: int
+    reserved: frozenset[int]
+    fingerprint: str
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text without control tokens around it."""
@@ -60,16 +69,13 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model with the special tokens of `trajectory.markup`.
-
-    `fingerprint` tells one model from another: ids mean something only together with it.
-    """
+    """A SentencePiece model with the special tokens of `trajectory.markup`."""
 
     def __init__(self, model: str | pathlib.Path | bytes):
         """Loads a serialized model, or the file that holds one.
 
         Raises:
-          ValueError: the model lacks a special token, or its padding id is not 0.
+          ValueError: the model lacks a special token.
         """
         proto = model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
@@ -79,17 +85,15 @@ class SentencePieceTokenizer:
         missing = [token for token in CONTROL_TOKENS + MARKUP_TOKENS if token not in ids]
         if missing:
             raise ValueError(f"the SentencePiece model lacks the special tokens {', '.join(missing)}")
-        if self._processor.pad_id() != 0:
-            raise ValueError(f"the padding id must be 0, this model has {self._processor.pad_id()}")
         self.vocab_size = len(self._pieces)
-        self.pad_id = 0
         self.end_of_text, self.im_start, self.im_end, self.vision_start, self.vision_end = (
             ids[token] for token in CONTROL_TOKENS
         )
         self._unknown_id = self._processor.unk_id()
         self._markup_ids = {token: ids[token] for token in MARKUP_TOKENS}
         self._markup_tokens = {i: token for token, i in self._markup_ids.items()}
-        self._silent = {self.pad_id, *(ids[token] for token in CONTROL_TOKENS)}
+        silent = {self._processor.pad_id(), *(ids[token] for token in CONTROL_TOKENS)}
+        self.reserved = frozenset(silent - {PAD_ID})
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text; see `Tokenizer.encode`."""
@@ -109,7 +113,7 @@ class SentencePieceTokenizer:
         text: list[str] = []
         run: list[str] = []
         for token in map(int, ids):
-            if token in self._silent:
+            if token == PAD_ID or token in self.reserved:
                 continue
             if token in self._markup_tokens:
                 text += [_join(run), self._markup_tokens[token]]

@@ -17,8 +17,8 @@ SLOTS = {"plan": "plan_tokens", "inspect": "inspect_tokens", "refine": "refine_t
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log p(label), logits [..., vocabulary] float32, labels [...]."""
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    """-log p(label), logits [..., vocabulary] float32, labels [...]; where those are padding, any number."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
@@ -45,17 +45,20 @@ def decision_cross_entropy(
 
     For `stage` plan: the prompt's end and the plan's; sketch: the draft's;
     inspect: the inspection's (refine, next step, or stop); refine: the
-    instruction's and the corrected image's.
+    instruction's and the corrected image's. Labels of flow targets' closing
+    tokens (`sketch_noised_end`, as BAGEL's data has them) count where given.
     """
     del key
     parts = {
         "plan": ("prompt_end", "plan"),
-        "sketch": ("sketch_end",),
+        "sketch": ("sketch_end", "sketch_noised_end"),
         "inspect": ("inspect",),
-        "refine": ("refine", "refined_end"),
+        "refine": ("refine", "refined_end", "refined_noised_end"),
     }[stage]
     values, weights = [], []
     for name in parts:
+        if name not in labels:
+            continue
         value = cross_entropy(outputs.head(outputs.hidden[name]), labels[name])
         weight = labels[name] != PAD_ID
         if name in SLOTS:

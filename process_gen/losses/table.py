@@ -1,6 +1,9 @@
 """The table of losses: which are on, for which stage, with what weight.
 
 A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan", "weight": 1.0}
+
+Rows that also name the same `pool` are divided by the targets of all of them
+together: one mean over the texts of all stages, say, as BAGEL has it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.stages import Stage
 
 _FIELDS = ("loss", "stage", "weight")
+_OPTIONAL = ("pool",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Row:
     loss: str
     stage: str
     weight: float
+    pool: str = ""
 
 
 class LossTable:
@@ -57,7 +62,12 @@ class LossTable:
 
     def total(self, sums: dict, counts: dict) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0."""
-        return sum(row.weight * sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows)
+        return sum(row.weight * sums[row.name] / self._targets(row, counts) for row in self.rows)
+
+    def _targets(self, row: Row, counts: dict) -> jax.Array:
+        """What a row's sum is divided by: its own targets, or those of its pool."""
+        pooled = [other.name for other in self.rows if row.pool and other.pool == row.pool] or [row.name]
+        return jnp.maximum(sum(counts[name] for name in pooled), 1.0)
 
     def metrics(self, sums: dict, counts: dict) -> dict[str, jax.Array]:
         """`loss/<name>` for every row, and `loss/<stage>`, the weighted share of each stage."""
@@ -66,7 +76,8 @@ class LossTable:
         for stage in Stage:
             of_stage = [row for row in self.rows if row.stage == stage.value]
             if of_stage:
-                metrics[f"stage/{stage.value}"] = sum(row.weight * means[row.name] for row in of_stage)
+                shares = [row.weight * sums[row.name] / self._targets(row, counts) for row in of_stage]
+                metrics[f"stage/{stage.value}"] = sum(shares)
         return metrics
 
 
@@ -74,10 +85,13 @@ def _row(name: str, fields: Mapping[str, Any]) -> Row:
     missing = [field for field in _FIELDS if field not in fields]
     if missing:
         raise ValueError(f"config.losses.{name} lacks {', '.join(missing)}; a row has {', '.join(_FIELDS)}")
+    if unknown := sorted(set(fields) - {*_FIELDS, *_OPTIONAL}):
+        known = ", ".join((*_FIELDS, *_OPTIONAL))
+        raise ValueError(f"config.losses.{name} has unknown fields {unknown}; a row has {known}")
     get_loss(fields["loss"])
     stages = [stage.value for stage in Stage]
     if fields["stage"] not in stages:
         raise ValueError(
             f"config.losses.{name}.stage is {fields['stage']!r}; a stage is one of {', '.join(stages)}"
         )
-    return Row(name, fields["loss"], fields["stage"], float(fields["weight"]))
+    return Row(name, fields["loss"], fields["stage"], float(fields["weight"]), fields.get("pool", ""))

@@ -7,13 +7,14 @@ of `channels`. The scenes member is the identity: latents are pixels.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import einops
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.config import ModelConfig
+from process_gen.models.config import FluxConfig, ModelConfig
+from process_gen.models.flux import FluxAutoencoder
 from process_gen.trajectory.layout import Layout
 
 
@@ -41,11 +42,48 @@ class PixelAutoencoder:
         return latents
 
 
-def make_autoencoder(config: ModelConfig) -> Autoencoder:
-    """The autoencoder that the config names."""
+class FrozenFlux:
+    """The FLUX autoencoder with its weights; latents are means."""
+
+    def __init__(self, config: FluxConfig, params: Any):
+        self.factor, self.channels = config.factor, config.z_channels
+        self._module, self._variables = FluxAutoencoder(config), {"params": params}
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        return self._module.apply(self._variables, images, method="encode")
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        return self._module.apply(self._variables, latents, method="decode")
+
+
+def make_autoencoder(config: ModelConfig, params: Any = None) -> Autoencoder:
+    """The autoencoder that the config names; `params` are the weights of one that has any.
+
+    Raises:
+      ValueError: an unknown name, or weights are missing.
+    """
     if config.autoencoder == "patches":
         return PixelAutoencoder()
-    raise ValueError(f"unknown model.autoencoder {config.autoencoder!r}; known: 'patches'")
+    if config.autoencoder != "flux":
+        raise ValueError(f"unknown model.autoencoder {config.autoencoder!r}; known: 'patches', 'flux'")
+    if params is None:
+        raise ValueError("model.autoencoder 'flux' needs its published weights (ae.safetensors)")
+    return FrozenFlux(config.flux, params)
+
+
+def random_weights(config: ModelConfig, key: jax.Array) -> Any:
+    """Random weights of an autoencoder that has any, for published ones to take their place; else None."""
+    if config.autoencoder != "flux":
+        return None
+    image = jnp.zeros((1, config.flux.factor, config.flux.factor, config.flux.in_channels))
+    return FluxAutoencoder(config.flux).init(key, image)["params"]
+
+
+def geometry(config: ModelConfig) -> tuple[int, int]:
+    """Pixels per latent along a side, and channels of a latent."""
+    if config.autoencoder == "flux":
+        return config.flux.factor, config.flux.z_channels
+    return PixelAutoencoder.factor, PixelAutoencoder.channels
 
 
 def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -54,8 +92,8 @@ def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tupl
     Raises:
       ValueError: the sides are not multiples of a token's side, or exceed the position table.
     """
-    autoencoder = make_autoencoder(config)
-    side = autoencoder.factor * config.latent_patch
+    factor, channels = geometry(config)
+    side = factor * config.latent_patch
     if image_size[0] % side or image_size[1] % side:
         raise ValueError(f"image sides {image_size} must be multiples of {side} for this model")
     grid = (image_size[0] // side, image_size[1] // side)
@@ -63,15 +101,23 @@ def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tupl
         raise ValueError(
             f"an image of {grid} latent tokens exceeds model.max_latent_side {config.max_latent_side}"
         )
-    return grid, config.latent_patch**2 * autoencoder.channels
+    return grid, config.latent_patch**2 * channels
 
 
-def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
-    """uint8 images [..., H, W, 3] to latent tokens [..., N, values], float32."""
-    autoencoder = make_autoencoder(config)
-    flat = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) / 127.5 - 1.0
+def to_floats(images: jax.Array) -> jax.Array:
+    """uint8 images to [-1, 1], float32; images of floats as they are."""
+    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+
+
+def to_tokens(config: ModelConfig, images: jax.Array, params: Any = None) -> jax.Array:
+    """Images [..., H, W, 3], uint8 or around [-1, 1], to latent tokens [..., N, values], float32.
+
+    `params` are the weights of an autoencoder that has any; no gradient goes through it.
+    """
+    autoencoder = make_autoencoder(config, params)
+    flat = to_floats(images).reshape(-1, *images.shape[-3:])
     tokens = einops.rearrange(
-        autoencoder.encode(flat),
+        jax.lax.stop_gradient(autoencoder.encode(flat)),
         "b (r p) (c q) d -> b (r c) (p q d)",
         p=config.latent_patch,
         q=config.latent_patch,
@@ -79,9 +125,9 @@ def to_tokens(config: ModelConfig, images: jax.Array) -> jax.Array:
     return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
 
 
-def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
     """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped."""
-    autoencoder, (rows, columns) = make_autoencoder(config), layout.latent_grid
+    autoencoder, (rows, columns) = make_autoencoder(config, params), layout.latent_grid
     flat = tokens.reshape(-1, *tokens.shape[-2:])
     latents = einops.rearrange(
         flat,
@@ -95,7 +141,7 @@ def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Arr
     return images.reshape(*tokens.shape[:-2], *images.shape[1:])
 
 
-def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
+def to_images(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
     """Latent tokens [..., N, values] to uint8 images [..., H, W, 3]."""
-    images = to_pixels(config, layout, tokens)
+    images = to_pixels(config, layout, tokens, params)
     return jnp.clip((images + 1.0) * 127.5, 0, 255).round().astype(jnp.uint8)

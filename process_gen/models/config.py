@@ -40,6 +40,47 @@ class VitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FluxConfig:
+    """A convolutional autoencoder of the FLUX.1 kind; the defaults are the published sizes.
+
+    Attributes:
+      ch: channels of the first level, a multiple of the 32 groups of every GroupNorm.
+      ch_mult: channels of each level as a multiple of `ch`; each level after the
+        first halves the sides.
+      res_blocks: residual blocks per level of the encoder; the decoder has one more.
+      z_channels: channels of a latent.
+      in_channels, out_channels: of the images that are read and drawn.
+      scale, shift: a latent is scale * (z - shift).
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    z_channels: int = 16
+    in_channels: int = 3
+    out_channels: int = 3
+    scale: float = 0.3611
+    shift: float = 0.1159
+
+    def __post_init__(self):
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise ValueError(f"model.flux.ch_mult must be numbers of at least 1, got {self.ch_mult}")
+        for field in ("res_blocks", "z_channels", "in_channels", "out_channels"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.flux.{field} must be at least 1, got {getattr(self, field)}")
+        if self.ch < 1 or self.ch % 32:
+            raise ValueError(f"model.flux.ch must be a multiple of the 32 groups of its norms, got {self.ch}")
+        if not self.scale:
+            raise ValueError("model.flux.scale must not be 0: decoding divides by it")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The unified model (BAGEL, arXiv 2505.14683).
 
@@ -65,7 +106,9 @@ class ModelConfig:
       prediction: what the latent head regresses: the `velocity`, or the `clean`
         image from which the velocity follows.
       time_scale: factor on the timestep in [0, 1] before its sinusoids.
-      autoencoder: `patches` (pixels) or a published autoencoder.
+      autoencoder: `patches` (latents are pixels), or `flux`, whose weights are
+        frozen and kept apart from the model's.
+      flux: sizes of the `flux` autoencoder.
       vit: what makes ViT tokens of the images in context. It has weights only
         where the layout's `vit_grid` makes room for its tokens.
       dtype: of the computation; parameters are float32.
@@ -95,7 +138,8 @@ class ModelConfig:
     max_latent_side: int = 64
     prediction: Literal["velocity", "clean"] = "velocity"
     time_scale: float = 1.0
-    autoencoder: Literal["patches"] = "patches"
+    autoencoder: Literal["patches", "flux"] = "patches"
+    flux: FluxConfig | None = None
     vit: VitConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["dense", "grouped"] = "grouped"
@@ -113,6 +157,8 @@ class ModelConfig:
                 f"model.image_rope ({self.image_rope}) leaves no pair of model.head_dim ({self.head_dim}) "
                 "to the 1-D id"
             )
+        if self.autoencoder == "flux" and self.flux is None:
+            raise ValueError("model.autoencoder 'flux' needs its sizes in model.flux")
 
 
 _SCENES = dict(
@@ -173,6 +219,8 @@ SIZES: dict[str, ModelConfig] = {
         dtype="bfloat16",
         remat="full",
         remat_steps=True,
+        autoencoder="flux",
+        flux=FluxConfig(),
         vit=VitConfig(width=1152, layers=26, mlp=4304, heads=16, patch=14, max_side=70),
     ),
 }
@@ -181,8 +229,8 @@ SIZES: dict[str, ModelConfig] = {
 def model_config(size: str, **overrides: object) -> ModelConfig:
     """A row of the size table, with single fields replaced.
 
-    `vit` takes a `VitConfig`, None, or a mapping of those fields that are to
-    differ from the row's.
+    `vit` and `flux` take a dataclass, None, or a mapping of those fields that are
+    to differ from the row's.
 
     Raises:
       ValueError: unknown size or field; the message lists the nearest names.
@@ -192,11 +240,12 @@ def model_config(size: str, **overrides: object) -> ModelConfig:
         raise ValueError(f"unknown model size {size!r}; did you mean {' or '.join(near)}?")
     _check_fields("the model", ModelConfig, overrides)
     row = SIZES[size]
-    if isinstance(changes := overrides.get("vit"), Mapping):
-        _check_fields("model.vit", VitConfig, changes)
-        if row.vit is None:
-            raise ValueError(f"model size {size!r} has no ViT that model.vit could change")
-        overrides = {**overrides, "vit": dataclasses.replace(row.vit, **changes)}
+    for field, part, name in (("vit", VitConfig, "ViT"), ("flux", FluxConfig, "FLUX autoencoder")):
+        if isinstance(changes := overrides.get(field), Mapping):
+            _check_fields(f"model.{field}", part, changes)
+            if getattr(row, field) is None:
+                raise ValueError(f"model size {size!r} has no {name} that model.{field} could change")
+            overrides = {**overrides, field: dataclasses.replace(getattr(row, field), **changes)}
     return dataclasses.replace(row, **overrides)
 
 

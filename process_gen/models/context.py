@@ -102,5 +102,30 @@ def history_slots(layout: Layout) -> int:
 
 def image_slots(layout: Layout) -> np.ndarray:
     """[prompt + history] bool: the slots of a context that hold images, ViT tokens included."""
-    segments = (layout.text_slot("prompt"), *layout.history_segments)
+    segments = (*layout.prompt_segments, *layout.history_segments)
     return np.concatenate([np.full(s.tokens, s.kind != "text") for s in segments])
+
+
+def prompt_slots(layout: Layout) -> dict[str, slice]:
+    """Where the parts of a prompt stand in its memory."""
+    found, at = {}, 0
+    for name, segments in layout.prompt_parts.items():
+        size = sum(s.tokens for s in segments)
+        found[name], at = slice(at, at + size), at + size
+    return found
+
+
+def newest_prompt_text(layout: Layout, visible: jax.Array) -> jax.Array:
+    """[B, M] bool: the slots of the last text of each prompt, in a memory that starts with prompts.
+
+    `visible` [B, M]: the instruction after the image where there is one, else the prompt.
+    """
+    where, slots = prompt_slots(layout), np.arange(visible.shape[1])
+
+    def of(part):
+        return jnp.asarray((slots >= where[part].start) & (slots < where[part].stop))[None]
+
+    if "instruction" not in where:
+        return of("prompt")
+    instructed = visible[:, where["instruction"]].any(1, keepdims=True)
+    return jnp.where(instructed, of("instruction"), of("prompt"))

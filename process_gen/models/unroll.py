@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from process_gen.models import autoencoder, flow
+from process_gen.models import autoencoder, flow, vit
 from process_gen.models.context import Context, Memory
-from process_gen.models.unified import StepInputs, StepOutputs, UnifiedModel, token_count
+from process_gen.models.step_io import PromptInputs, StepInputs, StepOutputs
+from process_gen.models.unified import UnifiedModel, token_count
 from process_gen.trajectory.batch import Batch
 
 
@@ -31,6 +32,8 @@ class UnrollOptions:
         clean images that later tokens see, in latent units. A model trained on
         perfect context drifts when it sees its own.
       context_noise_share: share of the images that get any.
+      drop_latents, drop_views: probabilities, per clean image, that its latents
+        or its ViT tokens are left out of the context for good (never both).
     """
 
     time_mean: float = 0.0
@@ -40,7 +43,27 @@ class UnrollOptions:
     drop_images: float = 0.1
     context_noise: float = 0.0
     context_noise_share: float = 0.7
+    drop_latents: float = 0.0
+    drop_views: float = 0.0
 
+    def __post_init__(self):
+        if min(self.drop_latents, self.drop_views) < 0 or self.drop_latents + self.drop_views > 1:
+            raise ValueError(
+                "flow.drop_latents and flow.drop_views are shares that never fall on the same image, got "
+                f"{self.drop_latents} and {self.drop_views}"
+            )
+
+
+HIDDEN = (
+    "plan",
+    "inspect",
+    "refine",
+    "sketch_end",
+    "refined_end",
+    "sketch_noised_end",
+    "refined_noised_end",
+)
+"""The hidden states of a step that losses read, by their names in `StepOutputs`."""
 
 NO_RANDOM_DROPS = UnrollOptions(drop_text=0.0, drop_images=0.0)
 
@@ -51,7 +74,8 @@ class Outputs:
 
     Attributes:
       hidden: `plan`, `inspect`, `refine` [B, S, T, D]; `sketch_end`,
-        `refined_end` [B, S, D]; `prompt_end` [B, R, D].
+        `refined_end` [B, S, D]; `sketch_noised_end`, `refined_noised_end`
+        [B, S, J, D]; `prompt_end` [B, R, D].
       velocity, target: `sketch`, `refine` [B, S, J, N, V], predicted and true velocity.
       t: `sketch`, `refine` [B, S, J] timesteps.
       present: `sketch`, `refine` [B, S] bool, whether there is a target.
@@ -89,37 +113,83 @@ def _perturbed(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.
     return clean + level[:, :, None, None] * jax.random.normal(noise_key, clean.shape)
 
 
+def latents_of(model: UnifiedModel, images: jax.Array, frozen: Any) -> jax.Array:
+    """Latent tokens [B, S, N, V] of images [B, S, H, W, 3]; slot by slot where that takes weights."""
+    if frozen is None:
+        return autoencoder.to_tokens(model.config, images)
+    slots = jnp.moveaxis(images, 1, 0)
+    return jnp.moveaxis(jax.lax.map(lambda x: autoencoder.to_tokens(model.config, x, frozen), slots), 0, 1)
+
+
+def views_of(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.Array | None:
+    """What the ViT sees of images in context, [..., P, U]; None where the layout has no room for it.
+
+    Where latents are pixels it sees the `latents` [..., N, V], with the noise
+    that they carry, else the images [..., H, W, 3].
+    """
+    if not model.layout.vit_tokens:
+        return None
+    if model.config.autoencoder == "patches":
+        return vit.to_patches(model.config, model.layout, latents)
+    return vit.patches_of(model.config, model.layout, images)
+
+
+def _left_out(model: UnifiedModel, key: jax.Array, shape: tuple[int, ...], options: UnrollOptions):
+    """[B, S] bool by clean image segment: what stays in context; empty where nothing is ever left out."""
+    if not (options.drop_latents or options.drop_views):
+        return {}
+    there = {}
+    for i, name in enumerate(("sketch", "refined")):
+        drawn = jax.random.uniform(jax.random.fold_in(key, i), shape)
+        there[name] = drawn >= options.drop_latents
+        if model.layout.vit_tokens:
+            there[f"{name}_vit"] = drawn < 1.0 - options.drop_views
+    return there
+
+
 def step_inputs(
-    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions
+    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
 ) -> tuple[StepInputs, dict[str, Any]]:
     """Everything that the scan feeds its steps, [B, S, ...], and the flow targets besides.
 
     The sketch's target is the draft where it is right, else the corrected
-    image; a wrong draft that nobody corrected has no target.
+    image; a wrong draft that nobody corrected has no target. `frozen` are the
+    weights of an autoencoder that has any; images that the batch holds as
+    latents do not go through it.
     """
     keys = jax.random.split(key, 6)
     has_refine = (token_count(batch.refine_tokens) > 0) & batch.present
-    sketch = autoencoder.to_tokens(model.config, batch.sketch)
-    refined = autoencoder.to_tokens(model.config, batch.refined)
+    sketch, refined = (
+        latents_of(model, images, frozen) if latents is None else latents.astype(jnp.float32)
+        for images, latents in (
+            (batch.sketch, batch.sketch_latents),
+            (batch.refined, batch.refined_latents),
+        )
+    )
     goal = jnp.where((batch.sketch_ok | ~has_refine)[:, :, None, None], sketch, refined)
     layout, shape = model.layout, batch.present.shape
     sketch_noised, sketch_t, sketch_target = _flow_targets(keys[0], goal, layout.sketch_copies, options)
     refined_noised, refined_t, refined_target = _flow_targets(
         keys[1], refined, layout.refined_copies, options
     )
+    seen_sketch = _perturbed(keys[2], sketch, options)
+    seen_refined = _perturbed(keys[3], refined, options)
     inputs = StepInputs(
         present=batch.present,
         plan=batch.plan_tokens,
         inspect=batch.inspect_tokens,
         refine=batch.refine_tokens,
-        sketch=_perturbed(keys[2], sketch, options),
-        refined=_perturbed(keys[3], refined, options),
+        sketch=seen_sketch,
+        refined=seen_refined,
         sketch_noised=sketch_noised,
         refined_noised=refined_noised,
         sketch_t=sketch_t,
         refined_t=refined_t,
         hide_text=jax.random.bernoulli(keys[4], options.drop_text, shape),
         hide_images=jax.random.bernoulli(keys[5], options.drop_images, shape),
+        sketch_view=views_of(model, batch.sketch, seen_sketch),
+        refined_view=views_of(model, batch.refined, seen_refined),
+        there=_left_out(model, jax.random.fold_in(key, 6), shape, options),
     )
     state = jnp.where(has_refine[:, :, None, None], refined, sketch)
     before = jnp.pad(state, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
@@ -135,6 +205,17 @@ def step_inputs(
     }
 
 
+def prompt_inputs(model: UnifiedModel, batch: Batch, frozen: Any = None) -> PromptInputs:
+    """The prompts of a batch, [B, R, ...]."""
+    if not model.layout.prompt_image:
+        return PromptInputs(batch.prompt_tokens, instruction=batch.instruction_tokens)
+    latents = batch.prompt_latents
+    latents = latents_of(model, batch.prompt_image, frozen) if latents is None else latents
+    there = {s.name: batch.has_prompt_image for s in model.layout.prompt_parts["prompt_image"]}
+    view = views_of(model, batch.prompt_image, latents)
+    return PromptInputs(batch.prompt_tokens, latents, view, batch.instruction_tokens, there)
+
+
 def _select(prompts: Memory, index: jax.Array) -> Memory:
     """The memory of one prompt per row: [Y, B, R, ...] at `index` [B]."""
     pick = index[:, None] == jnp.arange(prompts.visible.shape[1])[None]
@@ -147,17 +228,39 @@ def _select(prompts: Memory, index: jax.Array) -> Memory:
 
 
 def scan_steps(
-    model: UnifiedModel, params: Any, batch: Batch, inputs: StepInputs
+    model: UnifiedModel,
+    params: Any,
+    batch: Batch,
+    inputs: StepInputs,
+    prompts: PromptInputs | None = None,
+    traced: bool = False,
 ) -> tuple[jax.Array, StepOutputs, Context]:
     """Reads every prompt once, then scans `step` over the step slots.
 
+    Args:
+      model, params: the modules and their parameters.
+      batch: says which prompt a step draws, and where a trajectory starts.
+      inputs: what the steps are fed, [B, S, ...].
+      prompts: [B, R, ...]; the texts of the batch by default.
+      traced: whether the hidden states and rotary ids of all tokens are returned too.
+
     Returns:
       The hidden state [B, R, D] of each prompt's last token; step outputs
-      [B, S, ...]; the context after the last slot.
+      [B, S, ...]; the context after the last slot. If `traced`, also of all
+      tokens of the `prompt` [B, R, ...] and `step` [B, S, ...] chunks, in memory
+      order: `hidden` states by stream, and rotary `ids`.
     """
-    rows, trajectories, length = batch.prompt_tokens.shape
-    flat = batch.prompt_tokens.reshape(rows * trajectories, length)
-    opened, prompt_end = model.apply({"params": params}, flat, method="begin")
+    rows, trajectories = batch.prompt_tokens.shape[:2]
+    mutable = ["trace"] if traced else False
+
+    def apply(method, *args):
+        out = model.apply({"params": params}, *args, method=method, mutable=mutable)
+        (result, seen) = out if traced else (out, {"trace": {}})
+        return result, {name: values[0] for name, values in seen["trace"].items()}
+
+    prompts = PromptInputs(batch.prompt_tokens) if prompts is None else prompts
+    flat = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
+    (opened, prompt_end), prompt_trace = apply("begin", flat)
 
     def unflatten(x, axis):
         return x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
@@ -176,19 +279,29 @@ def scan_steps(
                 reset, jnp.take_along_axis(prompt_ids, index[:, None], 1)[:, 0], context.next_id
             ),
         )
-        return model.apply({"params": params}, context, one, method="step")
+        (context, outputs), trace = apply("step", context, one)
+        return context, (outputs, trace)
 
     if model.config.remat_steps:
         body = jax.checkpoint(body, prevent_cse=False)
     context = model.apply({"params": params}, rows, method="empty_context")
     xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (batch.reset, batch.prompt_index, inputs))
     context, outputs = jax.lax.scan(body, context, xs)
-    outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
-    return unflatten(prompt_end, 0), outputs, context
+    outputs, trace = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
+    prompt_end = unflatten(prompt_end, 0)
+    if traced:
+        prompt_trace = jax.tree.map(lambda x: unflatten(x, 0), prompt_trace)
+        return prompt_end, outputs, context, {"prompt": prompt_trace, "step": trace}
+    return prompt_end, outputs, context
 
 
 def unroll(
-    model: UnifiedModel, params: Any, batch: Batch, key: jax.Array, options: UnrollOptions = NO_RANDOM_DROPS
+    model: UnifiedModel,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    options: UnrollOptions = NO_RANDOM_DROPS,
+    frozen: Any = None,
 ) -> Outputs:
     """Runs a batch of packed rows through the scanned step, teacher-forced.
 
@@ -198,28 +311,38 @@ def unroll(
       batch: packed rows (see `Batch`).
       key: draws timesteps, noise and conditioning dropout.
       options: how they are drawn.
+      frozen: weights of an autoencoder that has any.
 
     Returns:
       What the losses read.
     """
-    inputs, flows = step_inputs(model, batch, key, options)
-    prompt_end, outputs, _ = scan_steps(model, params, batch, inputs)
-    names = ("plan", "inspect", "refine", "sketch_end", "refined_end")
+    inputs, flows = step_inputs(model, batch, key, options, frozen)
+    prompts = prompt_inputs(model, batch, frozen)
+    prompt_end, outputs, _ = scan_steps(model, params, batch, inputs, prompts)
+    return gathered(model, params, prompt_end, outputs, flows)
+
+
+def gathered(
+    model: UnifiedModel, params: Any, prompt_end: jax.Array, outputs: StepOutputs, flows: Mapping[str, Any]
+) -> Outputs:
+    """The results of a scan and its flow targets, as losses read them."""
     return Outputs(
-        hidden={"prompt_end": prompt_end, **{name: getattr(outputs, name) for name in names}},
+        hidden={"prompt_end": prompt_end, **{name: getattr(outputs, name) for name in HIDDEN}},
         velocity={"sketch": outputs.sketch_velocity, "refine": outputs.refined_velocity},
         head=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
         **flows,
     )
 
 
-def blank_outputs(model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions) -> Outputs:
+def blank_outputs(
+    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
+) -> Outputs:
     """`unroll` with zeros for everything that the model predicts: enough to count targets."""
-    _, flows = step_inputs(model, batch, key, options)
-    (rows, steps), width = batch.present.shape, model.config.width
-    lengths = {"plan": model.layout.plan, "inspect": model.layout.inspect, "refine": model.layout.refine}
-    hidden = {name: jnp.zeros((rows, steps, length, width)) for name, length in lengths.items()}
-    hidden |= {name: jnp.zeros((rows, steps, width)) for name in ("sketch_end", "refined_end")}
+    _, flows = step_inputs(model, batch, key, options, frozen)
+    (rows, steps), width, layout = batch.present.shape, model.config.width, model.layout
+    lengths = {"plan": (layout.plan,), "inspect": (layout.inspect,), "refine": (layout.refine,)}
+    lengths |= {"sketch_noised_end": (layout.sketch_copies,), "refined_noised_end": (layout.refined_copies,)}
+    hidden = {name: jnp.zeros((rows, steps, *lengths.get(name, ()), width)) for name in HIDDEN}
     hidden["prompt_end"] = jnp.zeros((rows, batch.prompt_tokens.shape[1], width))
     return Outputs(
         hidden=hidden,

@@ -5,8 +5,8 @@ embedding, learned positions that are looked up on the grid, pre-norm blocks,
 a last norm; then a connector into the backbone's width, which adds a fixed 2-D
 table of its own. All patches of a picture see each other, and nothing else.
 
-B pictures, N latent tokens, V values of a latent token, P patches, D width of
-the ViT, W width of the backbone.
+B pictures, N latent tokens, V values of a latent token, P patches, U values of
+a patch, D width of the ViT, W width of the backbone.
 """
 
 from __future__ import annotations
@@ -43,21 +43,26 @@ def check(config: ModelConfig, layout: Layout) -> None:
 
 
 def to_patches(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
-    """What the ViT sees of an image: latent tokens [..., N, V] to patches [..., P, patch * patch * 3].
+    """What the ViT sees of images whose latents are pixels: tokens [..., N, V] to patches [..., P, U]."""
+    return patches_of(config, layout, autoencoder.to_pixels(config, layout, tokens))
 
-    The decoded image is resized to `layout.vit_grid` patches (bicubic,
-    antialiased) where it has another size. Pixels are in [-1, 1]; a patch is
-    flattened as (row, column, channel).
+
+def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Array:
+    """What the ViT sees of images [..., H, W, 3], uint8 or around [-1, 1]: patches [..., P, U].
+
+    An image is resized to `layout.vit_grid` patches (bicubic, antialiased)
+    where it has another size. Pixels are then in [-1, 1]; a patch is flattened
+    as (row, column, channel).
     """
     (rows, columns), side = layout.vit_grid, config.vit.patch
-    pixels = autoencoder.to_pixels(config, layout, tokens.reshape(-1, *tokens.shape[-2:]))
+    pixels = autoencoder.to_floats(images).reshape(-1, *images.shape[-3:])
     size = (pixels.shape[0], rows * side, columns * side, pixels.shape[3])
     if pixels.shape != size:
         pixels = jax.image.resize(pixels, size, method="cubic")
     patches = einops.rearrange(
         jnp.clip(pixels, -1.0, 1.0), "b (r p) (c q) d -> b (r c) (p q d)", p=side, q=side
     )
-    return patches.reshape(*tokens.shape[:-2], *patches.shape[1:])
+    return patches.reshape(*images.shape[:-3], *patches.shape[1:])
 
 
 def _layer_norm(config: ModelConfig) -> nn.LayerNorm:

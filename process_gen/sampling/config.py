@@ -11,6 +11,8 @@ from typing import Any
 from process_gen.sampling.flow import RENORMS, FlowSpec
 from process_gen.trajectory.stages import Mode
 
+CONTEXTS = ("shared", "own")
+
 
 class SamplerError(ValueError):
     """Settings that cannot work; the message names the key."""
@@ -34,7 +36,12 @@ class SamplerConfig:
       renorm: what keeps guided velocities from growing: `global`, `channel`,
         `text_channel` or `none` (see `sampling.flow.guide`).
       renorm_min: the least factor that renormalisation may apply.
+      contexts: what the branches of guidance read: `shared`, the keys and values
+        of the full context without what they may not see (as this project's
+        conditioning dropout trains it), or `own`, contexts of their own in which
+        that was never said (the published model).
       temperature: of texts and decisions; 0 is greedy.
+      answer_tokens: room for an answer (`Sampler.answer`), two brackets included.
       max_steps: a trajectory that has not stopped by then is cut (process mode).
       mode: `process`, `plan_only` or `single_pass`.
       seed: of prompts that bring none.
@@ -47,7 +54,9 @@ class SamplerConfig:
     interval: tuple[float, float] = (0.4, 1.0)
     renorm: str = "global"
     renorm_min: float = 0.0
+    contexts: str = "shared"
     temperature: float = 0.0
+    answer_tokens: int = 128
     max_steps: int = 6
     mode: Mode = Mode.PROCESS
     seed: int = 0
@@ -59,13 +68,14 @@ class SamplerConfig:
         object.__setattr__(self, "mode", Mode(self.mode))
         if isinstance(self.interval, list):
             object.__setattr__(self, "interval", tuple(self.interval))
-        for key in ("flow_steps", "max_steps"):
+        for key in ("flow_steps", "max_steps", "answer_tokens"):
             _check(key, getattr(self, key), "a whole number of at least 1", lambda x: _whole(x) and x >= 1)
         _check("time_shift", self.time_shift, "a number above 0", lambda x: _finite(x) and x > 0)
         for key in ("text_scale", "image_scale", "temperature"):
             _check(key, getattr(self, key), "a number of at least 0", lambda x: _finite(x) and x >= 0)
         _check("interval", self.interval, "two numbers low < high", _is_interval)
         _check("renorm", self.renorm, f"one of {', '.join(RENORMS)}", lambda x: x in RENORMS)
+        _check("contexts", self.contexts, f"one of {', '.join(CONTEXTS)}", lambda x: x in CONTEXTS)
         _check("renorm_min", self.renorm_min, "between 0 and 1", lambda x: _finite(x) and 0 <= x <= 1)
         _check("seed", self.seed, "a whole number in [0, 2^32)", lambda x: _whole(x) and 0 <= x < 2**32)
 
@@ -95,6 +105,7 @@ class SamplerConfig:
             interval=self.interval,
             renorm=self.renorm,
             renorm_min=self.renorm_min,
+            contexts=self.contexts,
         )
 
 

@@ -34,6 +34,12 @@ from process_gen.trajectory.stages import Mode
 Seeds = int | Sequence[int] | None
 """One seed for all prompts, one for each, or the config's."""
 
+Contexts = tuple[Context, Context | None]
+"""The context of all rows, and that of the reader of their texts alone, if guidance asks for one."""
+
+Images = Sequence[np.ndarray | None] | None
+"""Input images of prompts, [H, W, 3] uint8 of the layout's size, None where a prompt has none."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -58,6 +64,7 @@ class _Row:
     index: int
     prompt: str
     seed: int
+    image: np.ndarray | None = None
     steps: list[SampledStep] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
@@ -72,6 +79,7 @@ class Sampler:
       config: how to sample; the defaults of `SamplerConfig` if None.
       rows: trajectories under way at once. Fewer prompts than rows cost as much as `rows`.
       sharding: of arrays whose first axis is the batch, if the rows are to be spread over a mesh.
+      frozen: weights of an autoencoder that has any.
 
     Raises:
       SamplerError: settings that do not fit the model.
@@ -85,24 +93,26 @@ class Sampler:
         config: SamplerConfig | None = None,
         rows: int = 32,
         sharding: jax.sharding.Sharding | None = None,
+        frozen: Any = None,
     ):
         self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
+        self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
         self._check()
         ids = model.ids
-        controls = (PAD_ID, ids.end_of_text, ids.im_start, ids.vision_start, ids.vision_end)
+        controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
         marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
 
-        def spec(slot, prefix, banned=()):
-            size, temperature = getattr(model.layout, slot), self.config.temperature
-            return TextSpec(
-                size, (ids.im_start, *prefix), controls + banned, tokenizer.vocab_size, temperature
-            )
+        layout, vocabulary, temperature = model.layout, tokenizer.vocab_size, self.config.temperature
+
+        def spec(size, prefix, banned=()):
+            return TextSpec(size, (ids.im_start, *prefix), controls + banned, vocabulary, temperature)
 
         self._texts = {
-            "plan": spec("plan", (ids.ins,)),
-            "inspect": spec("inspect", (), marks),
-            "refine": spec("refine", (ids.refine,)),
+            "plan": spec(layout.plan, (ids.ins,)),
+            "inspect": spec(layout.inspect, (), marks),
+            "refine": spec(layout.refine, (ids.refine,)),
+            "answer": spec(self.config.answer_tokens, (), marks),
         }
 
     def with_params(self, params: Any) -> Sampler:
@@ -114,58 +124,75 @@ class Sampler:
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
         config = dataclasses.replace(self.config, **changes)
-        return Sampler(self.model, self.params, self.tokenizer, config, self.rows, self.sharding)
+        return Sampler(self.model, self.params, self.tokenizer, config, self.rows, self.sharding, self.frozen)
 
-    def encode(self, prompt: str) -> np.ndarray:
-        """The prompt slot of a text, [layout.prompt] int32.
+    def encode(self, prompt: str, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The slots of a prompt: `tokens`, and what else the layout has room for.
+
+        The text of a prompt with an image stands after the image where the
+        layout has a slot there (`layout.instruction`), else before it.
 
         Raises:
-          PromptError: it is empty, or too long; the message says how many tokens fit.
+          PromptError: the text is empty, or too long (the message says how many
+            tokens fit), or the image does not fit the layout.
         """
-        if not prompt.strip():
+        layout = self.model.layout
+        after = image is not None and layout.instruction > 0
+        slots = self._idle()
+        self._fill(slots["instruction" if after else "tokens"], prompt, "instruction" if after else "prompt")
+        if image is not None and not layout.prompt_image:
+            raise PromptError("the model has no room for an input image (layout.prompt_image is False)")
+        if image is not None and (image.dtype != np.uint8 or image.shape != (*layout.image_size, 3)):
+            raise PromptError(
+                f"an input image is {image.dtype}{list(image.shape)}, the model takes "
+                f"uint8{[*layout.image_size, 3]}"
+            )
+        return slots if image is None else slots | {"images": image, "has_image": np.asarray(True)}
+
+    def _fill(self, slot: np.ndarray, text: str, name: str) -> None:
+        """Writes a text between its brackets into an empty slot."""
+        if not text.strip():
             raise PromptError("the prompt is empty")
-        ids, size = self.tokenizer.encode(prompt), self.model.layout.prompt
+        ids, size = self.tokenizer.encode(text), len(slot)
         if not ids:
-            raise PromptError(f"the prompt {prompt!r} has no tokens")
+            raise PromptError(f"the prompt {text!r} has no tokens")
         if len(ids) > size - 2:
             raise PromptError(
-                f"the prompt has {len(ids)} tokens, {size - 2} fit (layout.prompt = {size}, two of which are "
-                f"brackets): {prompt[:60]!r}"
+                f"the prompt has {len(ids)} tokens, {size - 2} fit (layout.{name} = {size}, two of which are "
+                f"brackets): {text[:60]!r}"
             )
-        tokens = np.full(size, PAD_ID, np.int32)
-        tokens[: len(ids) + 2] = [self.model.ids.im_start, *ids, self.model.ids.im_end]
-        return tokens
+        slot[: len(ids) + 2] = [self.model.ids.im_start, *ids, self.model.ids.im_end]
 
-    def sample(self, prompts: Sequence[str], seed: Seeds = None) -> list[SampledTrajectory]:
+    def sample(
+        self, prompts: Sequence[str], seed: Seeds = None, images: Images = None
+    ) -> list[SampledTrajectory]:
         """One trajectory per prompt, in the order of the prompts.
 
         Args:
           prompts: a prompt may stand there several times; give one seed for each then.
           seed: one for all prompts, or one per prompt; the config's by default.
+          images: input images, one per prompt.
 
         Raises:
-          PromptError: a prompt is empty or too long, or a seed is out of range.
+          PromptError: a prompt is empty or too long, a seed is out of range, or an image does not fit.
         """
         drawn: dict[int, SampledTrajectory] = {}
-        for progress in self.stream(prompts, seed):
+        for progress in self.stream(prompts, seed, images):
             drawn.update(progress.finished)
         return [drawn[i] for i in range(len(prompts))]
 
-    def stream(self, prompts: Sequence[str], seed: Seeds = None) -> Iterator[Progress]:
+    def stream(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> Iterator[Progress]:
         """Draws prompts and yields after every round of steps; see `sample`."""
-        seeds = self._seeds(len(prompts), seed)
-        for prompt in prompts:
-            self.encode(prompt)  # complain before any work
-        waiting = [_Row(i, prompt, seeds[i]) for i, prompt in enumerate(prompts)][::-1]
+        waiting = self._rows_of(prompts, seed, images)[::-1]
         rows: list[_Row | None] = [None] * self.rows
-        context, keys, done, steps = None, None, 0, 0
+        contexts, keys, done, steps = None, None, 0, 0
         while done < len(prompts):
             start, fresh = time.perf_counter(), np.zeros(self.rows, bool)
             for place in np.flatnonzero(~_occupied(rows))[: len(waiting)]:
                 rows[place], fresh[place] = waiting.pop(), True
             if fresh.any():
-                context, keys = self._enter(context, rows, fresh), self._row_keys(rows)
-            context, drawn, stops = self._step(context, rows, keys)
+                contexts, keys = self._enter(contexts, rows, fresh), self._row_keys(rows)
+            contexts, drawn, stops = self._step(contexts, rows, keys)
             active = np.flatnonzero(_occupied(rows))
             share, finished = (time.perf_counter() - start) / len(active), []
             for place in active:
@@ -178,16 +205,46 @@ class Sampler:
             done, steps = done + len(finished), steps + len(active)
             yield Progress(done, len(prompts), steps, tuple(finished))
 
+    def answer(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> list[str]:
+        """What the model says to each prompt, in words; its input image is what it is asked about.
+
+        Raises:
+          PromptError: see `sample`.
+        """
+        waiting, answers = self._rows_of(prompts, seed, images), []
+        while waiting:
+            now, waiting = waiting[: self.rows], waiting[self.rows :]
+            rows = [*now, *[None] * (self.rows - len(now))]
+            context, texts = self._enter(None, rows, _occupied(rows))
+            keys = stages.step_keys(self._row_keys(rows), self._put(np.zeros(len(rows), np.int32)))
+            work = self._work((context, texts), self._put(_occupied(rows)), keys)
+            _, tokens, _ = self._write("answer", work)
+            answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(now)]]
+        return answers
+
+    def _rows_of(self, prompts: Sequence[str], seed: Seeds, images: Images) -> list[_Row]:
+        """The trajectories that some prompts ask for; complains before any work."""
+        seeds = self._seeds(len(prompts), seed)
+        images = [None] * len(prompts) if images is None else images
+        if len(images) != len(prompts):
+            raise PromptError(
+                f"{len(prompts)} prompts and {len(images)} images: give one per prompt, or None"
+            )
+        for prompt, image in zip(prompts, images, strict=True):
+            self.encode(prompt, image)
+        parts = zip(prompts, seeds, images, strict=True)
+        return [_Row(i, prompt, seed, image) for i, (prompt, seed, image) in enumerate(parts)]
+
     # ------------------------------------------------------------- one round
 
     def _step(
-        self, context: Context, rows: Sequence[_Row | None], keys: jax.Array
-    ) -> tuple[Context, list[SampledStep], np.ndarray]:
+        self, contexts: Contexts, rows: Sequence[_Row | None], keys: jax.Array
+    ) -> tuple[Contexts, list[SampledStep], np.ndarray]:
         """One step of every row that holds a trajectory; [B] bool, which of them stop after it."""
         ids, mode, occupied = self.model.ids, self.config.mode, _occupied(rows)
         present = self._put(occupied)
         numbers = self._put(np.array([len(row.steps) if row else 0 for row in rows], np.int32))
-        work = Work(context, {}, context.next_id, present, stages.step_keys(keys, numbers))
+        work = self._work(contexts, present, stages.step_keys(keys, numbers))
         texts: dict[str, jax.Array] = {}
         images: dict[str, jax.Array] = {}
         refining, opens = np.zeros(len(rows), bool), np.full(len(rows), ids.end_of_text)
@@ -203,18 +260,23 @@ class Sampler:
             work, images["refined"], end = self._draw("refined", work)
             after = self._decide("after_refined", (ids.ins, ids.end_of_text), end, work)
             opens = np.where(refining, after, opens)
-        context = stages.commit(self.model, self.params, work, present)
-        return context, self._collect(texts, images, refining), opens == ids.end_of_text
+        contexts = stages.commit(self.model, self.params, work, present)
+        return contexts, self._collect(texts, images, refining), opens == ids.end_of_text
+
+    def _work(self, contexts: Contexts, present: jax.Array, keys: jax.Array) -> Work:
+        """The start of a step."""
+        works = [None if c is None else Work(c, {}, c.next_id, present, keys) for c in contexts]
+        return works[0].replace(texts=works[1])
 
     def _write(self, stage: str, work: Work) -> tuple[Work, jax.Array, jax.Array]:
         """The work with a text added; its tokens [B, T], the hidden state of its closing token."""
         text = stages.write(self.model, self._texts[stage], stage, self.params, work)
-        return _with(work, stage, text), text.tokens, text.end
+        return work.adding(stage, text), text.tokens, text.end
 
     def _draw(self, target: str, work: Work) -> tuple[Work, jax.Array, jax.Array]:
         """The work with an image added; its pixels [B, H, W, 3], the hidden state of its closing token."""
-        image = stages.draw(self.model, self.config.flow, target, self.params, work)
-        return _with(work, target, image), image.images, image.end
+        image = stages.draw(self.model, self.config.flow, target, self.params, work, self.frozen)
+        return work.adding(target, image), image.images, image.end
 
     def _decide(self, draw: str, choices: tuple[int, ...], end: jax.Array, work: Work) -> np.ndarray:
         temperature = self.config.temperature
@@ -238,14 +300,32 @@ class Sampler:
 
     # ------------------------------------------------------- rows and their prompts
 
-    def _enter(self, context: Context | None, rows: Sequence[_Row | None], fresh: np.ndarray) -> Context:
-        """The context with the prompts of the rows `fresh` in it."""
-        empty = np.full(self.model.layout.prompt, PAD_ID, np.int32)
-        tokens = [self.encode(row.prompt) if new else empty for row, new in zip(rows, fresh, strict=True)]
-        prompt, next_id = stages.begin(self.model, self.params, self._put(np.stack(tokens)))
-        if context is None:
-            return stages.blank(self.model, self.params, prompt, next_id)
-        return stages.enter(context, prompt, next_id, self._put(fresh))
+    def _enter(self, contexts: Contexts | None, rows: Sequence[_Row | None], fresh: np.ndarray) -> Contexts:
+        """The contexts with the prompts of the rows `fresh` in them."""
+        idle = self._idle()
+        pairs = zip(rows, fresh, strict=True)
+        slots = [self.encode(row.prompt, row.image) if new else idle for row, new in pairs]
+        prompts = stages.Prompts(**{name: self._put(np.stack([one[name] for one in slots])) for name in idle})
+        flow, old = self.config.flow, contexts or (None, None)
+
+        def entered(context: Context | None, texts_only: bool) -> Context:
+            prompt, next_id, _ = stages.begin(self.model, self.params, prompts, self.frozen, texts_only)
+            if context is None:
+                return stages.blank(self.model, self.params, prompt, next_id)
+            return stages.enter(context, prompt, next_id, self._put(fresh))
+
+        reads_texts = flow.own and "noimg" in flow.branches
+        return entered(old[0], False), entered(old[1], True) if reads_texts else None
+
+    def _idle(self) -> dict[str, np.ndarray]:
+        """The slots of a prompt in a row that holds none."""
+        layout = self.model.layout
+        slots = {"tokens": np.full(layout.prompt, PAD_ID, np.int32)}
+        if layout.prompt_image:
+            slots |= {"images": np.zeros((*layout.image_size, 3), np.uint8), "has_image": np.asarray(False)}
+        if layout.instruction:
+            slots["instruction"] = np.full(layout.instruction, PAD_ID, np.int32)
+        return slots
 
     def _row_keys(self, rows: Sequence[_Row | None]) -> jax.Array:
         seeds = [row.seed if row else 0 for row in rows]
@@ -296,7 +376,3 @@ class Sampler:
 
 def _occupied(rows: Sequence[_Row | None]) -> np.ndarray:
     return np.array([row is not None for row in rows])
-
-
-def _with(work: Work, name: str, new: stages.Written | stages.Drawn) -> Work:
-    return work.replace(parts={**work.parts, name: new.memory}, next_id=new.next_id)

@@ -21,12 +21,14 @@ import numpy as np
 from process_gen.models import autoencoder
 from process_gen.models import context as context_lib
 from process_gen.models.context import Context, Memory, joined
+from process_gen.models.step_io import PromptInputs
 from process_gen.models.unified import UnifiedModel, at_token, token_count
+from process_gen.models.unroll import views_of
 from process_gen.sampling import flow
 from process_gen.sampling.text import TextSpec, choose, decode
 from process_gen.trajectory.layout import Layout
 
-DRAWS = ("plan", "sketch", "inspect", "after_inspect", "refine", "refined", "after_refined")
+DRAWS = ("plan", "sketch", "inspect", "after_inspect", "refine", "refined", "after_refined", "answer")
 """What draws random numbers in a step; each folds its place here into the step's key."""
 
 
@@ -40,6 +42,8 @@ class Work:
       next_id: [B] int32, the next rotary id.
       rows: [B] bool, which rows take part in the next stage.
       keys: [B] random keys of this step.
+      texts: the same step as a reader of the texts alone knows it, where guidance
+        by images asks for one (`SamplerConfig.contexts` is `own`).
     """
 
     context: Context
@@ -47,16 +51,33 @@ class Work:
     next_id: Any
     rows: Any
     keys: Any
+    texts: Work | None = None
+
+    def adding(self, name: str, new: Written | Drawn) -> Work:
+        """The work with a text or a visual state more."""
+        texts = self.texts
+        if texts is not None and isinstance(new, Written):
+            texts = texts.adding(name, new.texts)
+        return self.replace(parts={**self.parts, name: new.memory}, next_id=new.next_id, texts=texts)
 
 
 @flax.struct.dataclass
 class Written:
-    """A text: tokens [B, T], hidden state [B, D] of the closing one, its slots, the next rotary id."""
+    """A text.
+
+    Attributes:
+      tokens: [B, T] int32.
+      end: [B, D], hidden state of the closing token.
+      memory: its slots.
+      next_id: [B] int32, the rotary id that follows.
+      texts: the same for the reader of the texts alone, if there is one.
+    """
 
     tokens: Any
     end: Any
     memory: Memory
     next_id: Any
+    texts: Written | None = None
 
 
 @flax.struct.dataclass
@@ -75,39 +96,74 @@ def pieces(layout: Layout, context: Context, parts: dict[str, Memory]) -> dict[s
     return {"prompt": context.prompt, "history": context.history, **step}
 
 
+def newest_text(layout: Layout, target: str, seen: dict[str, Memory]) -> dict[str, jax.Array]:
+    """[B, M] bool by piece: the newest text that the flow of `target` (`sketch` or `refined`) sees.
+
+    The refine instruction for a corrected image, else the plan, else the last
+    text of the prompt: as in training's conditioning dropout (`UnifiedModel.step`).
+    """
+    if target == "refined":
+        return {"refine": seen["refine"].visible}
+    prompt = seen["prompt"].visible
+    prompt = prompt & context_lib.newest_prompt_text(layout, prompt)
+    if "plan" not in seen:
+        return {"prompt": prompt}
+    plan = seen["plan"].visible
+    return {"prompt": prompt & ~plan.any(1)[:, None], "plan": plan}
+
+
 def visible_without(layout: Layout, target: str, seen: dict[str, Memory], branch: str) -> jax.Array:
     """[B, M] bool: what the flow of `target` (`sketch` or `refined`) sees in a branch of guidance.
 
-    `full` is everything; `notext` everything but the newest text; `noimg` the
-    texts only. The same as training's conditioning dropout (`UnifiedModel.step`):
-    the newest text is the refine instruction for a corrected image, else the
-    plan, else the prompt.
+    `full` is everything; `notext` everything but the newest text; `noimg` the texts only.
     """
     visible = {name: memory.visible for name, memory in seen.items()}
-    if branch == "notext" and target == "refined":
-        visible["refine"] = jnp.zeros_like(visible["refine"])
-    elif branch == "notext":
-        rows, plan = visible["prompt"].shape[0], visible.get("plan")
-        has_plan = jnp.zeros(rows, bool) if plan is None else plan.any(1)
-        visible["prompt"] = visible["prompt"] & has_plan[:, None]
-        if plan is not None:
-            visible["plan"] = jnp.zeros_like(plan)
+    if branch == "notext":
+        for name, text in newest_text(layout, target, seen).items():
+            visible[name] = visible[name] & ~text
     elif branch == "noimg":
-        images = jnp.asarray(context_lib.image_slots(layout)[layout.prompt :])
-        visible["history"] = visible["history"] & ~images[None]
+        images = jnp.asarray(context_lib.image_slots(layout))
+        visible["prompt"] = visible["prompt"] & ~images[None, : layout.prompt_slots]
+        visible["history"] = visible["history"] & ~images[None, layout.prompt_slots :]
         if "sketch" in visible:
             visible["sketch"] = jnp.zeros_like(visible["sketch"])
     return jnp.concatenate(list(visible.values()), axis=1)
 
 
-def branch_memory(layout: Layout, target: str, seen: dict[str, Memory], branches: Sequence[str]) -> Memory:
-    """The memory [G * B] of some branches of guidance as one batch."""
-    memory = joined(list(seen.values()))
-    repeats = len(branches)
+def branch_memory(
+    layout: Layout, target: str, work: Work, branch: str, own: bool
+) -> tuple[Memory, jax.Array]:
+    """What a branch of guidance reads: a memory, and the rotary id [B] of the image after it.
+
+    With contexts of their `own`, `noimg` is what the reader of the texts knows, and
+    without the newest text the image has the id with which that text began.
+    """
+    seen = pieces(layout, work.context, work.parts)
+    if own and branch == "noimg":
+        texts = pieces(layout, work.texts.context, work.texts.parts)
+        blank = {name: memory.only(jnp.zeros_like(work.rows)) for name, memory in seen.items()}
+        return joined(list((blank | texts).values())), work.texts.next_id
+    memory = joined(list(seen.values())).replace(visible=visible_without(layout, target, seen, branch))
+    if not own or branch == "full":
+        return memory, work.next_id
+    newest = newest_text(layout, target, seen)
+    if "prompt" in newest and layout.prompt_image:
+        where = context_lib.prompt_slots(layout)["prompt_image"]
+        ends = ~seen["prompt"].visible[:, where].any(1)[:, None]  # the prompt's own text is not the end
+        if "instruction" in context_lib.prompt_slots(layout):
+            where = context_lib.prompt_slots(layout)["instruction"]
+            ends |= seen["prompt"].visible[:, where].any(1)[:, None]
+        newest["prompt"] = newest["prompt"] & ends
+    shift = sum(text.sum(1, dtype=jnp.int32) for text in newest.values())
+    return memory, work.next_id - shift
+
+
+def together(memories: Sequence[Memory]) -> Memory:
+    """Memories of the same slots as one batch."""
     return Memory(
-        jnp.concatenate([memory.k] * repeats, axis=1),
-        jnp.concatenate([memory.v] * repeats, axis=1),
-        jnp.concatenate([visible_without(layout, target, seen, branch) for branch in branches], axis=0),
+        jnp.concatenate([m.k for m in memories], axis=1),
+        jnp.concatenate([m.v for m in memories], axis=1),
+        jnp.concatenate([m.visible for m in memories], axis=0),
     )
 
 
@@ -131,11 +187,37 @@ def step_keys(keys: jax.Array, steps: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(keys, steps)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def begin(model: UnifiedModel, params: Any, prompts: jax.Array) -> tuple[Memory, jax.Array]:
-    """Reads prompts [B, T], all pad in rows that stay idle: their slots and the next rotary id."""
-    context, _ = model.apply({"params": params}, prompts, method="begin")
-    return context.prompt, context.next_id
+@flax.struct.dataclass
+class Prompts:
+    """The prompts of all rows; all padding in rows that stay idle.
+
+    Attributes:
+      tokens: [B, T] int32.
+      images: [B, H, W, 3] uint8, input images; None where the layout has no room.
+      has_image: [B] bool.
+      instruction: [B, T] int32, texts after the images; None where the layout has no room.
+    """
+
+    tokens: Any
+    images: Any = None
+    has_image: Any = None
+    instruction: Any = None
+
+
+@functools.partial(jax.jit, static_argnames=("model", "texts_only"))
+def begin(
+    model: UnifiedModel, params: Any, prompts: Prompts, frozen: Any = None, texts_only: bool = False
+) -> tuple[Memory, jax.Array, jax.Array]:
+    """Reads prompts: their slots, the next rotary id, and the hidden state [B, D] of the last token."""
+    image, view, there = None, None, {}
+    if prompts.images is not None:
+        image = autoencoder.to_tokens(model.config, prompts.images, frozen)
+        view = views_of(model, prompts.images, image)
+        has = prompts.has_image & (not texts_only)
+        there = {s.name: has for s in model.layout.prompt_parts["prompt_image"]}
+    inputs = PromptInputs(prompts.tokens, image, view, prompts.instruction, there)
+    context, end = model.apply({"params": params}, inputs, method="begin")
+    return context.prompt, context.next_id, end
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -168,23 +250,34 @@ def write(model: UnifiedModel, spec: TextSpec, stage: str, params: Any, work: Wo
     memory = joined(list(pieces(model.layout, work.context, work.parts).values()))
     text = decode(model, params, memory, work.next_id, work.rows, spec, pick)
     count = token_count(text.tokens)
-    return Written(text.tokens, at_token(text.hidden, count - 1), text.memory, work.next_id + count)
+    end = at_token(text.hidden, count - 1)
+    texts = None if work.texts is None else read(model, params, text.tokens, work.texts)
+    return Written(text.tokens, end, text.memory, work.next_id + count, texts)
+
+
+def read(model: UnifiedModel, params: Any, tokens: jax.Array, work: Work) -> Written:
+    """A given text [B, T] after what a step has so far."""
+    memory = joined(list(pieces(model.layout, work.context, work.parts).values()))
+    hidden, new = model.apply({"params": params}, memory, tokens, work.next_id, method="read_text")
+    count = token_count(tokens)
+    return Written(tokens, at_token(hidden, count - 1), new, work.next_id + count)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec", "target"))
-def draw(model: UnifiedModel, spec: flow.FlowSpec, target: str, params: Any, work: Work) -> Drawn:
+def draw(
+    model: UnifiedModel, spec: flow.FlowSpec, target: str, params: Any, work: Work, frozen: Any = None
+) -> Drawn:
     """An image, `sketch` or `refined`, out of noise.
 
     What later tokens see of it is read from its pixels, so that a trajectory
     can be taken up again from the pictures it left on disk.
     """
-    layout = model.layout
-    seen = pieces(layout, work.context, work.parts)
-    velocity = velocity_of(model, params, target, seen, work.next_id, {("full",), spec.branches})
+    layout, config = model.layout, model.config
+    velocity = velocity_of(model, params, target, work, {("full",), spec.branches}, spec.own)
     shape = (layout.latents, layout.latent_values)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(work, target))
-    images = autoencoder.to_images(model.config, layout, flow.integrate(spec, velocity, noise))
-    end, memory, next_id = look(model, params, seen, autoencoder.to_tokens(model.config, images), work)
+    images = autoencoder.to_images(config, layout, flow.integrate(spec, velocity, noise), frozen)
+    end, memory, next_id = look(model, params, images, work, frozen)
     return Drawn(images, end, memory, next_id)
 
 
@@ -192,31 +285,39 @@ def velocity_of(
     model: UnifiedModel,
     params: Any,
     target: str,
-    seen: dict[str, Memory],
-    next_id: jax.Array,
+    work: Work,
     sets: Collection[tuple[str, ...]],
+    own: bool = False,
 ) -> flow.Velocity:
-    """The velocity of an image after what is `seen`, for each of some `sets` of branches of guidance."""
-    memories = {branches: branch_memory(model.layout, target, seen, branches) for branches in sets}
+    """The velocity of an image after what a step has so far, for some `sets` of branches of guidance."""
+    names = {name for some in sets for name in some}
+    branches = {name: branch_memory(model.layout, target, work, name, own) for name in names}
+    memories = {names: together([branches[name][0] for name in names]) for names in sets}
 
-    def velocity(branches, x, t):
-        count = len(branches)
-        x_t, ids = jnp.concatenate([x] * count), jnp.concatenate([next_id] * count)
-        t = jnp.broadcast_to(t, x.shape[0])
-        v = model.apply(
-            {"params": params}, memories[branches], x_t, jnp.concatenate([t] * count), ids, method="velocity"
-        )
-        return dict(zip(branches, jnp.split(v, count), strict=True))
+    def velocity(names, x, t):
+        count = len(names)
+        ids, t = jnp.concatenate([branches[name][1] for name in names]), jnp.broadcast_to(t, x.shape[0])
+        x_t, t = jnp.concatenate([x] * count), jnp.concatenate([t] * count)
+        v = model.apply({"params": params}, memories[names], x_t, t, ids, method="velocity")
+        return dict(zip(names, jnp.split(v, count), strict=True))
 
     return velocity
 
 
 def look(
-    model: UnifiedModel, params: Any, seen: dict[str, Memory], latents: jax.Array, work: Work
+    model: UnifiedModel, params: Any, images: jax.Array, work: Work, frozen: Any = None
 ) -> tuple[jax.Array, Memory, jax.Array]:
-    """A clean image [B, N, V]: hidden state [B, D] of its closing token, its slots, the next rotary id."""
-    memory = joined(list(seen.values()))
-    end, new = model.apply({"params": params}, memory, latents, work.next_id, method="read_image")
+    """A clean image [B, H, W, 3]: hidden state [B, D] of its closing token, its slots, the next rotary id."""
+    latents = autoencoder.to_tokens(model.config, images, frozen)
+    return look_at(model, params, latents, views_of(model, images, latents), work)
+
+
+def look_at(
+    model: UnifiedModel, params: Any, latents: jax.Array, view: jax.Array | None, work: Work
+) -> tuple[jax.Array, Memory, jax.Array]:
+    """`look` at latents [B, N, V] and what the ViT sees of them, [B, P, U]."""
+    memory = joined(list(pieces(model.layout, work.context, work.parts).values()))
+    end, new = model.apply({"params": params}, memory, latents, work.next_id, view, method="read_image")
     return end, new.only(work.rows), work.next_id + model.layout.state_ids * work.rows.astype(jnp.int32)
 
 
@@ -237,12 +338,17 @@ def decide(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def commit(model: UnifiedModel, params: Any, work: Work, present: jax.Array) -> Context:
+def commit(
+    model: UnifiedModel, params: Any, work: Work, present: jax.Array
+) -> tuple[Context, Context | None]:
     """The context after the step, in the rows `present` [B]; stages that did not happen leave nothing.
 
     With the `full` context policy the slots of the oldest step are written
     again once all are used: a row has forgotten it by then, because its own
     trajectory is no longer than the layout's steps.
+
+    Returns:
+      The context, and that of the reader of the texts if there is one.
     """
     layout, rows = model.layout, present.shape[0]
     new = {
@@ -250,4 +356,6 @@ def commit(model: UnifiedModel, params: Any, work: Work, present: jax.Array) -> 
         for name, segments in layout.visible_parts.items()
     } | work.parts
     context = work.context.replace(slot=work.context.slot % layout.steps)
-    return model.apply({"params": params}, context, new, present, work.next_id, method="advance")
+    context = model.apply({"params": params}, context, new, present, work.next_id, method="advance")
+    texts = None if work.texts is None else commit(model, params, work.texts, present)[0]
+    return context, texts

@@ -49,7 +49,7 @@ class Text:
     """A decoded text.
 
     Attributes:
-      tokens: [B, T] int32 with its brackets, padded with 0; all 0 in rows that write nothing.
+      tokens: [B, T] int32 with its brackets, padded with `PAD_ID`; nothing else in rows that write nothing.
       hidden: [B, T, D] hidden state of every token.
       memory: what later tokens see of it.
     """
@@ -99,7 +99,7 @@ def decode(
 
     memory = joined([memory, Memory.empty(model.config, rows.shape[0], slot)])
     hidden, memory = read(memory, prefix, 0)
-    tokens = jnp.zeros((rows.shape[0], slot), jnp.int32).at[:, :start].set(prefix)
+    tokens = jnp.full((rows.shape[0], slot), PAD_ID, jnp.int32).at[:, :start].set(prefix)
     states = jnp.zeros((rows.shape[0], slot, hidden.shape[2]), hidden.dtype).at[:, :start].set(hidden)
 
     def open_rows(tokens, at):

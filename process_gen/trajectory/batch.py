@@ -4,7 +4,7 @@ Axes: B rows, S step slots of a row, R trajectories of a row, T tokens of a
 text slot, H W image height and width.
 
 A row of S step slots may hold several trajectories one after the other;
-`reset` marks where a fresh context starts. A text slot that is all zeros is
+`reset` marks where a fresh context starts. A text slot that is all padding is
 absent: no plan in a single-pass trajectory, no refine where none was needed.
 """
 
@@ -18,7 +18,17 @@ import jax.numpy as jnp
 
 from process_gen.trajectory.layout import Layout
 
-PAD_ID = 0
+PAD_ID = -1
+"""Fills what a text leaves of its slot. No vocabulary has this id; in published ones 0 is a piece of text."""
+
+
+def blank(field: str) -> int:
+    """What an empty place holds in a field of the batch: padding in token slots, 0 in all others."""
+    return PAD_ID if field.endswith("_tokens") else 0
+
+
+PROMPT_FIELDS = ("prompt_tokens", "prompt_image", "has_prompt_image", "instruction_tokens", "prompt_latents")
+"""The fields of a prompt, [B, R, ...]; all others are fields of steps, [B, S, ...]."""
 
 
 @flax.struct.dataclass
@@ -26,7 +36,7 @@ class Batch:
     """Packed rows.
 
     Attributes:
-      prompt_tokens: [B, R, T] int32, zero-padded.
+      prompt_tokens: [B, R, T] int32, padded with `PAD_ID`.
       prompt_index: [B, S] int32, which of the R prompts the step draws.
       reset: [B, S] bool, first step of a trajectory.
       present: [B, S] bool, the slot holds a step.
@@ -35,6 +45,14 @@ class Batch:
       sketch: [B, S, H, W, 3] uint8, the draft.
       refined: [B, S, H, W, 3] uint8, the corrected image, zeros where absent.
       sketch_ok: [B, S] bool, the draft carries out its instruction.
+      prompt_image: [B, R, H, W, 3] uint8, the input images of prompts, where
+        `layout.prompt_image` makes room for them; None elsewhere.
+      has_prompt_image: [B, R] bool, likewise.
+      instruction_tokens: [B, R, T] int32, the texts after those images, where
+        `layout.instruction` makes room for them; None elsewhere.
+      sketch_latents, refined_latents: [B, S, N, V] float, latent tokens of the
+        images where they were encoded ahead of time; None elsewhere.
+      prompt_latents: [B, R, N, V] float, likewise.
     """
 
     prompt_tokens: Any
@@ -48,15 +66,27 @@ class Batch:
     sketch: Any
     refined: Any
     sketch_ok: Any
+    prompt_image: Any = None
+    has_prompt_image: Any = None
+    instruction_tokens: Any = None
+    sketch_latents: Any = None
+    refined_latents: Any = None
+    prompt_latents: Any = None
 
     @classmethod
     def spec(cls, layout: Layout, batch_size: int) -> Batch:
-        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves."""
+        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves; without latents encoded before."""
         rows, steps = batch_size, layout.steps
 
         def array(*shape, dtype=jnp.int32):
             return jax.ShapeDtypeStruct(shape, dtype)
 
+        prompt = {}
+        if layout.prompt_image:
+            prompt["prompt_image"] = array(rows, layout.trajectories, *layout.image_size, 3, dtype=jnp.uint8)
+            prompt["has_prompt_image"] = array(rows, layout.trajectories, dtype=jnp.bool_)
+        if layout.instruction:
+            prompt["instruction_tokens"] = array(rows, layout.trajectories, layout.instruction)
         return cls(
             prompt_tokens=array(rows, layout.trajectories, layout.prompt),
             prompt_index=array(rows, steps),
@@ -69,4 +99,5 @@ class Batch:
             sketch=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             refined=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             sketch_ok=array(rows, steps, dtype=jnp.bool_),
+            **prompt,
         )

@@ -54,14 +54,14 @@ class ControlIds:
 
 def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
     """Labels of a text slot [..., T]: the next token, and `after` [...] at the last one; pad elsewhere."""
-    shifted = jnp.concatenate([tokens[..., 1:], jnp.zeros_like(tokens[..., :1])], axis=-1)
+    shifted = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
     closes = (tokens != PAD_ID) & (shifted == PAD_ID)
     after = jnp.broadcast_to(jnp.asarray(after, tokens.dtype), tokens.shape[:-1])
     return jnp.where(closes, after[..., None], shifted)
 
 
 def labels(batch: Batch, ids: ControlIds) -> dict[str, jax.Array]:
-    """What every supervised position predicts; 0 (pad) where nothing is supervised.
+    """What every supervised position predicts; `PAD_ID` where nothing is supervised.
 
     Returns:
       `plan`, `inspect`, `refine`: [B, S, T] for the text slots, whose last

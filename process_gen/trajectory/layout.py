@@ -17,6 +17,10 @@ Each image stands between `<|vision_start|>` and `<|vision_end|>`. Where
 `refined_vit`: the same image once more, as tokens of the understanding side
 (ViT features), between two vision tokens of its own. Together they are one
 visual state.
+
+Before the first step stands the prompt: a text, and where the layout asks for
+them an input image as a visual state (`prompt_image`, `prompt_image_vit`) and a
+second text after it (`instruction`).
 """
 
 from __future__ import annotations
@@ -69,6 +73,8 @@ class Layout:
         leaves them out.
       prompt, plan, inspect, refine: tokens of each text slot, with
         `<|im_start|>` and `<|im_end|>`.
+      prompt_image: whether a prompt may hold an input image, after its text.
+      instruction: tokens of a text slot of the prompt after its image; 0 leaves it out.
       steps: step slots of a row.
       trajectories: how many trajectories a row may hold, one after another.
       sketch_copies, refined_copies: flow targets per image, each with its own
@@ -86,6 +92,8 @@ class Layout:
     plan: int = 48
     inspect: int = 24
     refine: int = 20
+    prompt_image: bool = False
+    instruction: int = 0
     steps: int = 4
     trajectories: int = 2
     sketch_copies: int = 1
@@ -94,8 +102,9 @@ class Layout:
 
     def __post_init__(self):
         for field in (f.name for f in dataclasses.fields(self) if f.type == "int"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"layout.{field} must be at least 1, got {getattr(self, field)}")
+            least = 0 if field == "instruction" else 1
+            if getattr(self, field) < least:
+                raise ValueError(f"layout.{field} must be at least {least}, got {getattr(self, field)}")
         if len(self.vit_grid) != 2 or min(self.vit_grid) < 0 or (0 in self.vit_grid and any(self.vit_grid)):
             raise ValueError(
                 f"layout.vit_grid must be rows and columns, or (0, 0) for none, got {self.vit_grid}"
@@ -133,6 +142,26 @@ class Layout:
         """A clean image as later tokens see it: its latents, then its ViT tokens if the layout has any."""
         vit = (Segment(f"{name}_vit", "clean", 2, vit=self.vit_tokens),) if self.vit_tokens else ()
         return self.image_slot(name), *vit
+
+    @functools.cached_property
+    def prompt_parts(self) -> dict[str, tuple[Segment, ...]]:
+        """What a prompt may hold, in logical order: texts and a visual state by name."""
+        parts = {"prompt": (self.text_slot("prompt"),)}
+        if self.prompt_image:
+            parts["prompt_image"] = self.state_slots("prompt_image")
+        if self.instruction:
+            parts["instruction"] = (self.text_slot("instruction"),)
+        return parts
+
+    @functools.cached_property
+    def prompt_segments(self) -> tuple[Segment, ...]:
+        """The segments of a prompt."""
+        return tuple(s for part in self.prompt_parts.values() for s in part)
+
+    @property
+    def prompt_slots(self) -> int:
+        """Tokens of a prompt, all its parts together."""
+        return sum(s.tokens for s in self.prompt_segments)
 
     @functools.cached_property
     def step_segments(self) -> tuple[Segment, ...]:

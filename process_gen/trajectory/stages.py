@@ -98,12 +98,19 @@ class Trajectory:
       steps: at least one.
       uid: names the trajectory in logs and error messages.
       metadata: what the source knows besides (JSON-like), e.g. the scene graph.
+      prompt_image: an input image that the prompt shows after its text, [height, width, 3] uint8.
+      instruction: what the prompt says after that image, e.g. how to edit it.
+      latents: its images as latent tokens, where they were encoded ahead of time:
+        `sketch`, `refined` [steps, N, V] and `prompt` [N, V], zeros where absent.
     """
 
     prompt: str
     steps: tuple[Step, ...]
     uid: str = ""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prompt_image: np.ndarray | None = None
+    instruction: str = ""
+    latents: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self):
         if not self.steps:

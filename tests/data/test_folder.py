@@ -8,9 +8,10 @@ import pytest
 import skimage
 
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.folder import LISTING, FolderSource, read_image
+from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.images import read_image
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories
+from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.trajectory.layout import Layout
 
 PHOTOGRAPHS = pathlib.Path(skimage.__file__).parent / "data"
@@ -176,7 +177,7 @@ def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenize
     broken_files(tmp_path)
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     source = FolderSource(write(tmp_path, GOOD, step(sketch=name)), SIZE)
-    problem = "does not exist" if name == "missing.png" else "is no readable PNG or JPEG"
+    problem = "does not exist" if name == "missing.png" else "is no readable PNG, JPEG or WebP"
     with pytest.raises(BadTrajectory, match=rf"{LISTING}, line 2: steps\[1\].sketch {problem}: '{name}'"):
         source[1]
     layout = Layout(image_size=SIZE, steps=2, trajectories=2)
@@ -188,10 +189,64 @@ def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenize
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     save(tmp_path / "a.png", np.zeros((300, 400), np.uint8))
     write(tmp_path, GOOD)
-    monkeypatch.setattr("process_gen.data.folder.MAX_PIXELS", 100_000)
+    monkeypatch.setattr("process_gen.data.images.MAX_PIXELS", 100_000)
     with pytest.raises(BadTrajectory, match="400 x 300 pixels, at most 100000 are read"):
         FolderSource(tmp_path, SIZE)[0]
-    monkeypatch.setattr("process_gen.data.folder.MAX_PIXELS", 10**9)
+    monkeypatch.setattr("process_gen.data.images.MAX_PIXELS", 10**9)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadTrajectory, match="no readable PNG or JPEG.*decompression bomb"):
+    with pytest.raises(BadTrajectory, match="no readable PNG, JPEG or WebP.*decompression bomb"):
         FolderSource(tmp_path, SIZE)[0]
+
+
+def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
+    save(tmp_path / "in.png", np.full((40, 40, 3), 7, np.uint8))
+    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    steps = [{"sketch": "a.png"}]
+    write(
+        tmp_path,
+        {"image": "in.png", "instruction": "make it red", "steps": steps},
+        {"prompt": "like this", "image": "in.png", "instruction": "but red", "steps": steps},
+        {"prompt": "what is this", "image": "in.png", "steps": steps},
+        {"prompt": "a", "steps": steps},
+    )
+    source = FolderSource(tmp_path, SIZE)
+    found = [source[i] for i in range(4)]
+    assert [(t.prompt, t.instruction) for t in found] == [
+        ("", "make it red"),
+        ("like this", "but red"),
+        ("what is this", ""),
+        ("a", ""),
+    ]
+    for trajectory in found[:3]:
+        assert trajectory.prompt_image.shape == (*SIZE, 3) and (trajectory.prompt_image == 7).all()
+    assert found[3].prompt_image is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"image": "in.png"}, "prompt is missing"),
+        ({"image": "in.png", "instruction": " "}, "instruction is empty"),
+        ({"image": "in.png", "prompt": " ", "instruction": "b"}, "prompt is empty"),
+        ({"prompt": "a", "instruction": "b"}, "instruction stands after an image, and there is no image"),
+        ({"prompt": "a", "image": 3}, "image is not text"),
+        ({"prompt": "a", "image": "../in.png"}, "image leaves the folder"),
+        ({"prompt": "a", "imag": "in.png"}, "unknown key 'imag', did you mean 'image'"),
+    ],
+)
+def test_a_bad_prompt_is_named(tmp_path, entry, message):
+    write(tmp_path, {**entry, "steps": [{"sketch": "a.png"}]})
+    with pytest.raises(BadTrajectory, match=f"{LISTING}, line 1: .*{message}"):
+        FolderSource(tmp_path, SIZE)
+
+
+def test_a_broken_input_image_is_named(tmp_path):
+    broken_files(tmp_path)
+    write(tmp_path, {"prompt": "a", "image": "cut.jpg", "steps": [{"sketch": "cut.png"}]})
+    with pytest.raises(BadTrajectory, match=r"line 1: image is no readable .*: 'cut.jpg'"):
+        FolderSource(tmp_path, SIZE)[0]
+
+
+def test_a_few_bad_files_do_not_stop_the_training_of_a_small_data_set():
+    assert allowance(5) == 0.5 and allowance(100) == 0.1
+    assert allowance(10_000) == allowance(10**7) == 0.001

@@ -11,7 +11,7 @@ from grain._src.python.testing.experimental import assert_equal_output_after_che
 from process_gen.data.encode import BadTrajectory, SlotOverflow, TooManySteps, encode_trajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, packing_stats
-from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
 
 LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=5, trajectories=3)
@@ -221,3 +221,26 @@ def test_arguments_that_make_no_sense_are_refused(source, toy_tokenizer, argumen
         make_loader(**{**defaults, **arguments})
     with pytest.raises(ValueError, match="'fail' or 'skip'"):
         Policy(bad="ignore")
+
+
+def test_input_images_of_prompts_come_through_whole(source, toy_tokenizer):
+    layout = dataclasses.replace(LAYOUT, prompt_image=True, instruction=12)
+    shown = [
+        dataclasses.replace(one, prompt_image=255 - one.steps[0].sketch, instruction="a star")
+        if i % 2
+        else one
+        for i, one in enumerate(source)
+    ]
+    spec, seen = Batch.spec(layout, 4), 0
+    for batch in make_loader(shown, toy_tokenizer, layout, 4, epochs=1):
+        for name, value in batch.items():
+            assert (value.shape, value.dtype) == (getattr(spec, name).shape, getattr(spec, name).dtype), name
+        there = batch["has_prompt_image"]
+        assert ((batch["instruction_tokens"] != PAD_ID).any(-1) == there).all()
+        for row, slot in zip(*np.nonzero(batch["reset"]), strict=True):
+            index = batch["prompt_index"][row, slot]
+            if there[row, index]:
+                sketch = batch["sketch"][row, slot]
+                np.testing.assert_array_equal(batch["prompt_image"][row, index], 255 - sketch)
+                seen += 1
+    assert seen == 30

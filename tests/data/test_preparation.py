@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import shutil
@@ -5,14 +6,18 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from tiny_qwen2 import write_tiny_qwen2
 
 from process_gen.data import preparation
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.folder import FolderSource
 from process_gen.data.loader import make_loader
 from process_gen.data.preparation import NotPrepared, prepare_scenes
+from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.scenes_builder import ScenesConfig, default_mixture, make_example, scenes_config
 from process_gen.data.sources import RecordSource, check_every_trajectory, open_source, prepare_source
 from process_gen.data.tokenizers import scenes_tokenizer
@@ -175,20 +180,20 @@ def test_an_interrupted_run_leaves_nothing_that_counts(config, tmp_path, monkeyp
 
 
 def test_a_config_opens_its_source(data, assert_same_trajectory, config):
-    prepare_source(data, LAYOUT)
+    prepare_source(data, LAYOUT, scenes_tokenizer())
     source = open_source(data, (32, 32))
     assert_same_trajectory(source[7], make_example(scenes_config(examples=40, validation=40), "train", 7))
 
 
 def test_prepare_source_reports_and_checks_the_slots(data, capsys):
-    source = prepare_source(data, LAYOUT)
+    source = prepare_source(data, LAYOUT, scenes_tokenizer())
     lines = capsys.readouterr().out
     assert "trajectories  40 for train, 40 for validation" in lines and "of 48" in lines
     assert check_every_trajectory(source, "fail") == 0
     batch = next(iter(make_loader(source, scenes_tokenizer(), LAYOUT, 2)))
     assert batch["present"].mean() > 0.7
     with pytest.raises(ValueError, match=r"do not fit the layout: layout.plan is 10 but must be \d+"):
-        prepare_source(data, Layout(plan=10))
+        prepare_source(data, Layout(plan=10), scenes_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -229,3 +234,30 @@ def test_the_entry_point_prepares_and_refuses(tmp_path):
     (tmp_path / "mine" / "trajectories.jsonl").write_text(line)
     failed = run("--config.data.source=folder", f"--config.data.path={tmp_path / 'mine'}")
     assert failed.returncode == 2 and "line 1: steps[0].sketch leaves the folder" in failed.stderr
+
+
+def test_the_texts_are_counted_anew_for_another_tokenizer(data, config, tmp_path, capsys):
+    tokenizer = Qwen2Tokenizer(write_tiny_qwen2(tmp_path / "qwen2", size=290))
+    wide = Layout(prompt=300, plan=300, inspect=300, refine=300)
+    source = prepare_source(data, wide, tokenizer)
+    scenes = prepare_scenes(config, data["data_dir"])[1].longest
+    (kept,) = pathlib.Path(data["data_dir"]).rglob(f"longest_{tokenizer.fingerprint}.json")
+    longest = json.loads(kept.read_text())
+    assert all(longest[slot] > scenes[slot] for slot in scenes)
+    assert f"prompt {longest['prompt']} of 300" in capsys.readouterr().out
+    assert sum(len(batch["present"]) for batch in make_loader(source, tokenizer, wide, 2, epochs=1)) > 0
+    kept.write_text(json.dumps(longest | {"plan": 301}))
+    with pytest.raises(ValueError, match="layout.plan is 300 but must be 301"):
+        prepare_source(data, wide, tokenizer)
+
+
+def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenizer):
+    steps = [{"sketch": "a.png", "inspect": "circle " * 40}]
+    (tmp_path / "trajectories.jsonl").write_text(json.dumps({"prompt": "a", "steps": steps}))
+    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    source = FolderSource(tmp_path, LAYOUT.image_size)
+    encode = functools.partial(encode_trajectory, toy_tokenizer, LAYOUT)
+    assert check_every_trajectory(source, "fail") == 0
+    assert check_every_trajectory(source, "skip", encode) == 1
+    with pytest.raises(BadTrajectory, match="the inspect text has 40 tokens, 22 fit"):
+        check_every_trajectory(source, "fail", encode)

@@ -55,3 +55,26 @@ def test_metadata_must_be_json(make_trajectory):
 def test_the_features_are_plain_tfds_features():
     assert isinstance(features((8, 8)), tfds.features.FeaturesDict)
     assert features((8, 8))["steps"]["sketch"].shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_input_images_come_back_where_the_data_set_has_a_place_for_them(make_trajectory, shown):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    added = {"prompt_image": image, "instruction": "make it red"} if shown else {}
+    trajectory = dataclasses.replace(make_trajectory(2), **added)
+    spec = features((8, 8), prompt_image=True)
+    serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
+    example = to_example(trajectory, prompt_image=True)
+    found = read_record(serializer.serialize_example(spec.encode_example(example)), (8, 8))
+    assert found.instruction == trajectory.instruction and found.prompt == trajectory.prompt
+    if shown:
+        np.testing.assert_array_equal(found.prompt_image, image)
+        with pytest.raises(BadTrajectory, match="has an input image, and this data set has no place"):
+            to_example(trajectory)
+    else:
+        assert found.prompt_image is None
+
+
+def test_records_from_before_input_images_are_read(make_trajectory):
+    found = read_record(serialize(make_trajectory(2), (8, 8)), (8, 8))
+    assert found.prompt_image is None and found.instruction == ""

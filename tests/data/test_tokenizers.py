@@ -11,11 +11,11 @@ from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.teacher import corpus, vocabulary
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory import markup
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.stages import Plan
 
 TOKENIZER = scenes_tokenizer()
 CONTROL = {
-    TOKENIZER.pad_id,
     TOKENIZER.end_of_text,
     TOKENIZER.im_start,
     TOKENIZER.im_end,
@@ -26,7 +26,7 @@ CONTROL = {
 
 def test_the_shipped_tokenizer_is_small_and_keeps_its_ids():
     assert isinstance(TOKENIZER, Tokenizer)
-    assert TOKENIZER.vocab_size <= MAX_VOCABULARY and TOKENIZER.pad_id == 0
+    assert TOKENIZER.vocab_size <= MAX_VOCABULARY
     assert (TOKENIZER.end_of_text, TOKENIZER.im_start, TOKENIZER.im_end) == (2, 3, 4)
     assert (TOKENIZER.vision_start, TOKENIZER.vision_end) == (5, 6)
     assert [TOKENIZER.encode(token) for token in markup.MARKUP_TOKENS] == [[7], [8], [9], [10], [11], [12]]
@@ -53,7 +53,7 @@ def test_markup_round_trips_through_the_parser():
     plan = Plan("draw a red circle at a1.", "a red circle, and a blue square.")
     ids = TOKENIZER.encode(markup.write_plan(plan))
     assert len(set(ids) & {7, 8, 9, 10}) == 4
-    framed = [TOKENIZER.im_start, *ids, TOKENIZER.im_end, 0, 0]
+    framed = [TOKENIZER.im_start, *ids, TOKENIZER.im_end, PAD_ID, PAD_ID]
     assert markup.parse_plan(TOKENIZER.decode(framed)) == plan
 
 
@@ -86,7 +86,7 @@ def test_characters_from_outside_read_as_unknown():
 
 def test_any_ids_decode():
     size = TOKENIZER.vocab_size
-    assert TOKENIZER.decode([size, size + 100, -1]) == "<unk><unk><unk>"
+    assert TOKENIZER.decode([size, size + 100, -2, PAD_ID]) == "<unk><unk><unk>"
     assert TOKENIZER.decode(range(size)).startswith("<unk><ins></ins>")
     assert TOKENIZER.decode([]) == ""
 

@@ -10,6 +10,7 @@ import pytest
 from process_gen import losses
 from process_gen.losses import LossTable, Term
 from process_gen.models.unroll import UnrollOptions, blank_outputs
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
 from tests.models.tiny import IDS, VOCAB, make_batch, make_model
 
@@ -27,8 +28,8 @@ def test_blank_logits_give_the_entropy_of_a_uniform_guess_at_every_text_token():
     table = LossTable({"plan": dict(loss="text_cross_entropy", stage="plan", weight=2.0)})
     sums, counts = table.terms(outputs, batch, targets, KEY)
     tokens = np.asarray(batch.plan_tokens)
-    texts = (tokens != 0).any(-1).sum()
-    assert counts["plan"] == (tokens != 0).sum() - texts  # the closing token belongs to the decisions
+    texts = (tokens != PAD_ID).any(-1).sum()
+    assert counts["plan"] == (tokens != PAD_ID).sum() - texts  # the closing token belongs to the decisions
     np.testing.assert_allclose(sums["plan"] / counts["plan"], np.log(VOCAB), rtol=1e-6)
     np.testing.assert_allclose(table.total(sums, counts), 2 * np.log(VOCAB), rtol=1e-6)
 
@@ -39,7 +40,7 @@ def test_decisions_are_counted_at_every_closing_token():
     rows = {s: dict(loss="decision_cross_entropy", stage=s, weight=1.0) for s in stages}
     _, counts = LossTable(rows).terms(outputs, batch, targets, KEY)
     texts = {name: np.asarray(getattr(batch, f"{name}_tokens")) for name in ("plan", "inspect", "refine")}
-    there = {name: (tokens != 0).any(-1) for name, tokens in texts.items()}
+    there = {name: (tokens != PAD_ID).any(-1) for name, tokens in texts.items()}
     present = np.asarray(batch.present)
     assert counts["plan"] == there["plan"].sum() + (np.asarray(batch.reset) & present).sum()
     assert counts["sketch"] == present.sum()
@@ -51,7 +52,7 @@ def test_wrong_drafts_are_no_target_and_refined_images_take_their_place():
     batch, outputs, targets = blank()
     table = LossTable({s: dict(loss="flow_mse", stage=s, weight=1.0) for s in ("sketch", "refine")})
     sums, counts = table.terms(outputs, batch, targets, KEY)
-    refined = (np.asarray(batch.refine_tokens) != 0).any(-1) & np.asarray(batch.present)
+    refined = (np.asarray(batch.refine_tokens) != PAD_ID).any(-1) & np.asarray(batch.present)
     targets_there = np.asarray(batch.present) & (np.asarray(batch.sketch_ok) | refined)
     assert targets_there.sum() < np.asarray(batch.present).sum()  # the batch has a slip
     latents, copies = outputs.target["sketch"].shape[-2], outputs.target["sketch"].shape[2]
@@ -95,3 +96,20 @@ def test_bad_tables_say_what_is_wrong():
         LossTable({"a": dict(loss="flow_mse", stage="draw", weight=1.0)})
     with pytest.raises(ValueError, match="at least one loss"):
         LossTable({})
+
+
+def test_rows_of_one_pool_share_their_denominator():
+    batch, outputs, targets = blank()
+    rows = {
+        s: dict(loss="text_cross_entropy", stage=s, weight=0.5, pool="text")
+        for s in ("plan", "inspect", "refine")
+    }
+    table = LossTable(rows)
+    sums, counts = table.terms(outputs, batch, targets, KEY)
+    mean = sum(sums.values()) / sum(counts.values())
+    np.testing.assert_allclose(table.total(sums, counts), 0.5 * mean, rtol=1e-6)
+    metrics = table.metrics(sums, counts)
+    shares = [metrics[f"stage/{stage}"] for stage in rows]
+    np.testing.assert_allclose(sum(shares), table.total(sums, counts), rtol=1e-6)
+    with pytest.raises(ValueError, match="config.losses.plan has unknown fields"):
+        LossTable({"plan": {**rows["plan"], "pol": "text"}})

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from process_gen.models import vit
 from process_gen.models.backbone import attend_masked
 from process_gen.models.context import Memory
 from process_gen.models.unified import StepInputs, UnifiedModel
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import Chunk
 
@@ -33,7 +35,7 @@ class Piece:
 
 
 def _text(name: str, tokens: np.ndarray, start: int) -> tuple[Piece, int]:
-    tokens = tokens[tokens != 0]
+    tokens = tokens[tokens != PAD_ID]
     return Piece(Segment(name, "text", len(tokens)), start, tokens=tokens), start + len(tokens)
 
 
@@ -58,17 +60,17 @@ def sequence(
         return at + 2
 
     for i, step in enumerate(steps):
-        if (step.plan != 0).any():
+        if (step.plan != PAD_ID).any():
             piece, at = _text(f"{i}.plan", np.asarray(step.plan), at)
             pieces.append(piece)
         for j in range(layout.sketch_copies):
             image(f"{i}.sketch_noised_{j}", "noised", step.sketch_noised[j], step.sketch_t[j])
         at = clean(f"{i}.sketch", step.sketch)
         for name in ("inspect", "refine"):
-            if (getattr(step, name) != 0).any():
+            if (getattr(step, name) != PAD_ID).any():
                 piece, at = _text(f"{i}.{name}", np.asarray(getattr(step, name)), at)
                 pieces.append(piece)
-        refined = bool((step.refine != 0).any())
+        refined = bool((step.refine != PAD_ID).any())
         if refined:
             for j in range(layout.refined_copies):
                 image(f"{i}.refined_noised_{j}", "noised", step.refined_noised[j], step.refined_t[j])
@@ -80,7 +82,7 @@ def sequence(
             ends[piece.segment.name.split(".")[0]] = offset  # where each step ends
         for piece in pieces[1:]:
             step, name = piece.segment.name.split(".")
-            newest = "refined" if (steps[int(step)].refine != 0).any() else "sketch"
+            newest = "refined" if (steps[int(step)].refine != PAD_ID).any() else "sketch"
             carried = name in (newest, f"{newest}_vit") or (layout.context, name) == ("step", "plan")
             seen_until[piece.segment.name] = ends.get(str(int(step) + carried), offset)
     return pieces, seen_until
@@ -110,7 +112,7 @@ def dense_pass(
                     if name == asks:
                         continue
                     newest = f"{i}.refine" if prefix == "refined" else f"{i}.plan"
-                    if prefix == "sketch" and not (step.plan != 0).any():
+                    if prefix == "sketch" and not (step.plan != PAD_ID).any():
                         newest = "prompt"
                     hide = (bool(step.hide_text) and name == newest) or (
                         bool(step.hide_images) and key.segment.kind == "clean"
@@ -134,7 +136,8 @@ def dense_pass(
     def run(m: UnifiedModel):
         und = m.embed_text(jnp.asarray(tokens)[None])
         if views:
-            und = jnp.concatenate([und, m.embed_views(jnp.stack(views)[None])], axis=1)
+            patches = vit.to_patches(m.config, m.layout, jnp.stack(views)[None])
+            und = jnp.concatenate([und, m.embed_views(patches)], axis=1)
         streams = {"und": und, "gen": m.embed_latents(latents, t)}
         empty = Memory.empty(m.config, 1, 0)
         attention = attend_masked(jnp.zeros((1, chunk.tokens, 0), bool), jnp.asarray(mask)[None])

@@ -11,6 +11,7 @@ import pytest
 
 from process_gen.losses import LossTable
 from process_gen.models.unroll import NO_RANDOM_DROPS, Outputs, UnrollOptions, scan_steps, step_inputs, unroll
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
 from tests.models.dense import dense_pass
 from tests.models.tiny import IDS, VIT, make_batch, make_model
@@ -120,7 +121,7 @@ contexts = pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 def test_the_scan_equals_one_dense_pass(context):
     model, params = make_model(**context)
     batch = make_batch(1, seed=SEED, **context)
-    assert len(trajectories(batch)) == 2 and (batch.refine_tokens != 0).any() and batch.present.all()
+    assert len(trajectories(batch)) == 2 and (batch.refine_tokens != PAD_ID).any() and batch.present.all()
 
     def scanned(params):
         return loss_of(model, params, batch, unroll(model, params, batch, KEY, OPTIONS))
@@ -203,7 +204,7 @@ def _alone(batch, inputs, row, r, slots):
     reset = np.zeros(batch.present.shape, bool)
     reset[0, 0] = True
     moved = jax.tree.map(lambda x: jnp.zeros_like(x).at[0].set(x[row, order]), inputs)
-    prompts = jnp.zeros_like(batch.prompt_tokens).at[0, 0].set(batch.prompt_tokens[row, r])
+    prompts = jnp.full_like(batch.prompt_tokens, PAD_ID).at[0, 0].set(batch.prompt_tokens[row, r])
     rows = batch.replace(
         prompt_tokens=prompts,
         prompt_index=jnp.zeros_like(batch.prompt_index),
@@ -215,10 +216,10 @@ def _alone(batch, inputs, row, r, slots):
 
 def _same_step(a, b, inputs):
     for name in ("plan", "inspect", "refine"):
-        there = np.asarray(getattr(inputs, name)) != 0
+        there = np.asarray(getattr(inputs, name)) != PAD_ID
         np.testing.assert_allclose(getattr(a, name)[there], getattr(b, name)[there], rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(a.sketch_velocity, b.sketch_velocity, rtol=2e-5, atol=2e-5)
-    if (np.asarray(inputs.refine) != 0).any():
+    if (np.asarray(inputs.refine) != PAD_ID).any():
         np.testing.assert_allclose(a.refined_velocity, b.refined_velocity, rtol=2e-5, atol=2e-5)
 
 
@@ -241,7 +242,10 @@ def test_noised_tokens_are_invisible_to_everything_else(unrolled):
         changed = inputs.replace(sketch_noised=inputs.sketch_noised.at[row, slot, 0].set(noised))
         end, outputs = scan(batch, changed)
         own = outputs.sketch_velocity[row, slot, 0]
-        rest = outputs.replace(sketch_velocity=outputs.sketch_velocity.at[row, slot, 0].set(0.0))
+        rest = outputs.replace(
+            sketch_velocity=outputs.sketch_velocity.at[row, slot, 0].set(0.0),
+            sketch_noised_end=outputs.sketch_noised_end.at[row, slot, 0].set(0.0),
+        )
         leaves = [jnp.sum(jnp.sin(x)) for x in jax.tree.leaves((end, rest))]
         return sum(leaves), jnp.sum(jnp.sin(own))
 
@@ -256,7 +260,7 @@ def test_a_clean_sketch_is_seen_by_what_follows(unrolled):
 
     def next_sketch(sketch):
         changed = inputs.replace(
-            sketch=inputs.sketch.at[row, slots[0]].set(sketch), refine=jnp.zeros_like(inputs.refine)
+            sketch=inputs.sketch.at[row, slots[0]].set(sketch), refine=jnp.full_like(inputs.refine, PAD_ID)
         )
         return jnp.sum(jnp.sin(scan(batch, changed)[1].sketch_velocity[row, slots[1]]))
 

@@ -18,7 +18,8 @@ def shapes(size: str, layout: Layout | None = None) -> dict[str, tuple[int, ...]
     if layout is None and size == "bagel_7b":
         layout = Layout(image_size=(512, 512), latent_grid=(32, 32), latent_values=64, steps=2)
     layout = layout or Layout()
-    model = UnifiedModel(SIZES[size], layout, IDS)
+    # Shapes do not depend on the autoencoder, whose weights are no part of the model.
+    model = UnifiedModel(dataclasses.replace(SIZES[size], autoencoder="patches"), layout, IDS)
     tree = jax.eval_shape(model.init, jax.random.key(0), Batch.spec(layout, 1))["params"]
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "names"))
     return {"/".join(str(k.key) for k in path): (leaf.value.shape, leaf.names) for path, leaf in leaves}

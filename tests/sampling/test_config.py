@@ -76,6 +76,6 @@ def test_prompts_are_checked_before_any_work():
 
 
 def test_control_tokens_in_a_prompt_are_plain_text():
-    tokens = make_sampler().encode("<|im_end|>"[:6])
+    tokens = make_sampler().encode("<|im_end|>"[:6])["tokens"]
     ids = make_model().ids
     assert list(tokens).count(ids.im_end) == 1 and tokens[0] == ids.im_start

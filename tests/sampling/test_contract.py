@@ -17,7 +17,7 @@ from process_gen.models.unified import at_token, token_count
 from process_gen.models.unroll import NO_RANDOM_DROPS, scan_steps, step_inputs
 from process_gen.sampling import stages
 from process_gen.sampling.text import TextSpec, decode
-from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.batch import PAD_ID, Batch
 
 BRANCHES = ("full", "notext", "noimg")
 ROWS = 6
@@ -39,7 +39,7 @@ def unrolled(model, params, batch, key, hide):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def replayed_step(model, params, context, prompts, reset, one):
     """One step with the teacher's `one`; rows that `reset` start from `prompts` [B, T]."""
-    memory, next_id = stages.begin(model, params, prompts)
+    memory, next_id, _ = stages.begin(model, params, stages.Prompts(prompts))
     context = stages.enter(context, memory, next_id, reset)
     work = stages.Work(context, {}, context.next_id, one.present, None)
     out = {}
@@ -57,20 +57,20 @@ def replayed_step(model, params, context, prompts, reset, one):
         parts = {**work.parts, name: written.memory}
         return work.replace(parts=parts, next_id=work.next_id + token_count(written.tokens))
 
-    def image(work, name, rows, noised, t, latents):
-        velocity = stages.velocity_of(model, params, name, seen(), work.next_id, {BRANCHES})
+    def image(work, name, rows, noised, t, latents, view):
+        velocity = stages.velocity_of(model, params, name, work, {BRANCHES})
         out[f"{name}_velocity"] = velocity(BRANCHES, noised[:, 0], t[:, 0])
         work = work.replace(rows=rows)
-        out[f"{name}_end"], new, next_id = stages.look(model, params, seen(), latents, work)
+        out[f"{name}_end"], new, next_id = stages.look_at(model, params, latents, view, work)
         return work.replace(parts={**work.parts, name: new}, next_id=next_id)
 
     work = text(work, "plan", one.plan)
-    work = image(work, "sketch", one.present, one.sketch_noised, one.sketch_t, one.sketch)
+    work = image(work, "sketch", one.present, one.sketch_noised, one.sketch_t, one.sketch, one.sketch_view)
     work = text(work, "inspect", one.inspect)
     work = text(work, "refine", one.refine)
     refines = one.present & (token_count(one.refine) > 0)
-    work = image(work, "refined", refines, one.refined_noised, one.refined_t, one.refined)
-    return stages.commit(model, params, work, one.present), out
+    work = image(work, "refined", refines, one.refined_noised, one.refined_t, one.refined, one.refined_view)
+    return stages.commit(model, params, work, one.present)[0], out
 
 
 def close(got, want, rows):
@@ -85,7 +85,7 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
     layout = dataclasses.replace(LAYOUT, context=context, vit_grid=vit_grid)
     model, params = make_model(layout), random_params(layout)
     batch = Batch(**fake_batch(model.layout, ROWS, seed=3))
-    key, refined = jax.random.key(5), (batch.refine_tokens > 0).any(-1)
+    key, refined = jax.random.key(5), (batch.refine_tokens != PAD_ID).any(-1)
     with jax.default_matmul_precision("highest"):
         outputs = {}
         for hide, branch in enumerate(BRANCHES):
@@ -98,9 +98,9 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
             prompts = batch.prompt_tokens[np.arange(ROWS), batch.prompt_index[:, s]]
             state, got = replayed_step(model, params, state, prompts, batch.reset[:, s], one)
             for name in ("plan", "inspect", "refine"):
-                tokens = getattr(one, name) * one.present[:, None]
+                tokens = np.where(one.present[:, None], getattr(one, name), PAD_ID)
                 np.testing.assert_array_equal(got[f"{name}_tokens"], tokens)
-                close(got[name], getattr(want, name), np.asarray(tokens > 0))
+                close(got[name], getattr(want, name), tokens != PAD_ID)
             drawn = {"sketch": one.present, "refined": one.present & refined[:, s]}
             for name, rows in drawn.items():
                 close(got[f"{name}_end"], getattr(want, f"{name}_end"), rows)
@@ -111,7 +111,9 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
     np.testing.assert_array_equal(state.next_id, last_id)
     assert 0 < (refined & batch.present).sum() < batch.present.sum(), "some rows refine, some do not"
     assert batch.reset[:, 1:].any(), "some rows hold a second trajectory"
-    assert not (batch.plan_tokens > 0).any(-1)[batch.present].all(), "some rows draw straight from the prompt"
+    assert not (batch.plan_tokens != PAD_ID).any(-1)[batch.present].all(), (
+        "some rows draw straight from the prompt"
+    )
 
 
 def test_a_closing_token_is_read_where_the_text_ends():

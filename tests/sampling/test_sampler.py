@@ -16,6 +16,7 @@ from process_gen.models.context import Memory
 from process_gen.sampling import Sampler, SamplerConfig, stages
 from process_gen.sampling.text import TextSpec, decode
 from process_gen.trajectory import markup
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.stages import Mode
 
 PROMPTS = ["a red circle", "two blue stars", "a green square", "a red star", "a yellow circle"]
@@ -128,7 +129,7 @@ def test_baselines_draw_one_image(mode, text_scale):
 
 
 def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
-    ids, word = MODEL.ids, 20
+    ids, word, pad = MODEL.ids, 0, PAD_ID  # 0 is a word like any other
     lengths = jnp.array([2, 9, 4, 4])  # where each row closes its text; the second never does in time
     rows = jnp.array([True, True, True, False])
 
@@ -149,6 +150,11 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
 
     text = write(random_params())
     start, end = ids.im_start, ids.im_end
-    want = [[start, word, end, 0, 0, 0], [start, *[word] * 4, end], [start, *[word] * 3, end, 0], [0] * 6]
+    want = [
+        [start, word, end, pad, pad, pad],
+        [start, *[word] * 4, end],
+        [start, *[word] * 3, end, pad],
+        [pad] * 6,
+    ]
     np.testing.assert_array_equal(text.tokens, want)
-    np.testing.assert_array_equal(text.memory.visible, np.array(want) > 0)
+    np.testing.assert_array_equal(text.memory.visible, np.array(want) != pad)

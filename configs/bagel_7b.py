@@ -1,0 +1,178 @@
+"""BAGEL-7B-MoT, fine-tuned on trajectories as the paper has it (arXiv 2604.04746).
+
+    python -m process_gen.convert --source=BAGEL-7B-MoT --target=runs/bagel --mesh=fsdp=8
+    python -m process_gen.train --config=configs/bagel_7b.py:paper --workdir=runs/7b --config.data.path=DATA
+
+`:paper` is the recipe: 10,000 steps at a learning rate of 2e-5 with cosine decay, eight rows of up to 33,000
+tokens at 512 x 512 pixels, for eight devices of 80 GB; it has not been run yet, so there is no time or score
+to give. `:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and
+back: `--config.train.init=FOLDER` starts it from published weights of those sizes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "paper") -> ConfigDict:
+    """Returns the locked config of a variant: paper or debug."""
+    variants = {"paper": lambda config: None, "debug": _debug}
+    if variant not in variants:
+        raise ValueError(f"configs/bagel_7b.py has no variant {variant!r}; it has {', '.join(variants)}")
+    config = _base()
+    variants[variant](config)
+    return config.lock()
+
+
+def _base() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "bagel_7b"
+    config.seed = 0
+    config.model = ConfigDict(dict(size="bagel_7b"))
+    # A row has 32,968 tokens: 5 steps of 5,700 (of which 4,104 are two noised and two clean images, 972 what
+    # the ViT sees, 624 texts), and two prompts of 2,234.
+    config.layout = ConfigDict(
+        dict(
+            image_size=(512, 512),
+            vit_grid=(22, 22),
+            prompt=361,
+            prompt_image=True,
+            instruction=361,
+            plan=288,
+            inspect=208,
+            refine=128,
+            steps=5,
+            trajectories=2,
+            sketch_copies=1,
+            refined_copies=1,
+            context="full",
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            source="folder",
+            path="",
+            tokenizer="runs/bagel/tokenizer",  # where `convert` puts the published one
+            level="default",
+            mode="process",
+            examples=62_000,
+            data_dir="data",
+            seed=0,
+            wrong=0.25,
+            slip=0.05,
+            detour=0.2,
+            latents="",  # a folder: `prepare` encodes every image once and puts the latents there
+            on_error="skip",
+        )
+    )
+    config.flow = ConfigDict(
+        dict(
+            time_mean=0.0,
+            time_std=1.0,
+            time_shift=1.0,
+            drop_text=0.1,
+            drop_images=0.1,
+            context_noise=0.0,
+            context_noise_share=0.0,
+            drop_latents=0.1,
+            drop_views=0.3,
+        )
+    )
+    text, image = dict(weight=0.25, pool="text"), dict(weight=1.0, pool="image")
+    config.losses = ConfigDict(
+        dict(
+            plan_text=dict(loss="text_cross_entropy", stage="plan", **text),
+            plan_decision=dict(loss="decision_cross_entropy", stage="plan", **text),
+            sketch_flow=dict(loss="flow_mse", stage="sketch", **image),
+            sketch_decision=dict(loss="decision_cross_entropy", stage="sketch", **text),
+            inspect_text=dict(loss="text_cross_entropy", stage="inspect", **text),
+            inspect_decision=dict(loss="decision_cross_entropy", stage="inspect", **text),
+            refine_text=dict(loss="text_cross_entropy", stage="refine", **text),
+            refine_flow=dict(loss="flow_mse", stage="refine", **image),
+            refine_decision=dict(loss="decision_cross_entropy", stage="refine", **text),
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            muon_learning_rate=4e-2,
+            learning_rate=2e-5,
+            warmup_steps=200,
+            final_share=0.0,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-15,
+            weight_decay=0.0,
+            clip=1.0,
+            ema=0.9999,
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            init="runs/bagel",  # weights to start from: a run, a published folder, or "" for random ones
+            batch_size=8,
+            steps=10_000,
+            accumulate=1,
+            log_every=10,
+            checkpoint_every=500,
+            keep=2,
+            sheet_every=0,
+            profile=False,
+        )
+    )
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, context=1))
+    config.sampling = ConfigDict(
+        dict(
+            flow_steps=49,  # the published 50 counts points
+            time_shift=3.0,
+            text_scale=4.0,
+            image_scale=1.5,
+            interval=(0.4, 1.0),
+            renorm="global",
+            renorm_min=0.0,
+            contexts="own",
+            temperature=0.3,
+            answer_tokens=512,
+            max_steps=5,
+        )
+    )
+    config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=0, batch_size=8))
+    return config
+
+
+def _debug(config: ConfigDict) -> None:
+    """The sizes of a tiny published checkpoint, on the scenes world: a minute, most of it compilation."""
+    config.model = ConfigDict(
+        dict(
+            size="bagel_7b",
+            vocab_size=320,
+            width=64,
+            layers=3,
+            mlp=112,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            max_latent_side=8,
+            dtype="float32",
+            attention="dense",
+            remat="none",
+            vit=dict(width=48, layers=2, mlp=80, heads=4, patch=14, max_side=6),
+            flux=dict(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4),
+        )
+    )
+    config.layout.update(
+        dict(
+            image_size=(32, 32),
+            vit_grid=(2, 2),
+            prompt=36,
+            instruction=36,
+            plan=40,
+            inspect=18,
+            refine=14,
+            steps=4,
+            trajectories=3,
+        )
+    )
+    config.data.update(dict(source="scenes", tokenizer="scenes", examples=64))
+    config.optimizer.update(dict(learning_rate=2e-3, warmup_steps=2, ema=0.99))
+    config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
+    config.sampling.update(dict(flow_steps=2, max_steps=2, answer_tokens=8))
+    config.eval.update(dict(final_per_group=1, batch_size=8))

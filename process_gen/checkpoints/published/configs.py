@@ -1,0 +1,249 @@
+"""The JSON files beside published weights, as sizes of this project, and back.
+
+What a file does not say is taken from the shapes of the tensors, or is what the published program assumes;
+what this project does not implement is refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
+from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
+
+Json = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+_GELU = "gelu_pytorch_tanh"
+SHORT = "last_layer_left_out"
+"""Marks the config of a tower that was exported alone: its last layer is left out already."""
+
+
+def read_json(path: epath.PathLike, required: bool = True) -> Json:
+    """An object of a JSON file; empty where the file is missing and need not be there.
+
+    Raises:
+      CheckpointNotFound: it is missing.
+      CheckpointCorrupt: it is no JSON object.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        if required:
+            raise CheckpointNotFound(f"{path} is missing: it belongs beside the weights")
+        return {}
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__} instead of an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{path} is no JSON object ({error}); get a fresh copy") from error
+    return value
+
+
+class Reader:
+    """Fields of one JSON file, with errors that name it."""
+
+    def __init__(self, name: str, fields: Json):
+        self.name, self.fields = name, fields
+
+    def number(self, key: str, default: float | None = None, kind: type = int) -> Any:
+        """A positive number.
+
+        Raises:
+          CheckpointMismatch: it is missing without a default, or no such number.
+        """
+        value = self.fields.get(key, default)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value <= 0 or kind(value) != value:
+            raise CheckpointMismatch(f"{self.name}: {key} must be a positive {kind.__name__}, got {value!r}")
+        return kind(value)
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """A field that, if it is there, must be one of these.
+
+        Raises:
+          CheckpointMismatch: it is another one.
+        """
+        if key in self.fields and self.fields[key] not in allowed:
+            raise CheckpointMismatch(
+                f"{self.name}: {key} is {self.fields[key]!r}; implemented: {', '.join(map(repr, allowed))}"
+            )
+
+    def agrees(self, key: str, seen: int, what: str) -> int:
+        """A number that the tensors show as well; the tensors decide where the file is silent.
+
+        Raises:
+          CheckpointMismatch: the two differ.
+        """
+        value = self.number(key, seen)
+        if value != seen:
+            raise CheckpointMismatch(
+                f"{self.name}: {key} is {value}, but {what}: the weights need {key} = {seen}"
+            )
+        return value
+
+
+def language_model(fields: Json, biases: bool, name: str = "llm_config.json") -> dict[str, Any]:
+    """The fields of `ModelConfig` that a Qwen2 config gives."""
+    read = Reader(name, fields)
+    read.only("hidden_act", "silu")
+    read.only("layer_module", "Qwen2MoTDecoderLayer", "Qwen2DecoderLayer")
+    read.only("use_sliding_window", False, None)
+    read.only("rope_scaling", None)
+    heads, width = read.number("num_attention_heads"), read.number("hidden_size")
+    rope = Reader(f"{name}, rope_parameters", {**fields, **(fields.get("rope_parameters") or {})})
+    rope.only("rope_type", "default")
+    return dict(
+        vocab_size=read.number("vocab_size"),
+        width=width,
+        layers=read.number("num_hidden_layers"),
+        mlp=read.number("intermediate_size"),
+        heads=heads,
+        kv_heads=read.number("num_key_value_heads", heads),
+        head_dim=read.number("head_dim", width // heads) if fields.get("head_dim") else width // heads,
+        qkv_bias=biases,
+        rope_theta=rope.number("rope_theta", 10000.0, float),
+        norm_eps=read.number("rms_norm_eps", 1e-6, float),
+    )
+
+
+def vision_tower(
+    fields: Json, shapes: Shapes, prefix: str, left_out: int, name: str = "vit_config.json"
+) -> VitConfig:
+    """The tower that the tensors hold; of a whole one without the last layer, as the published model has it.
+
+    Args:
+      fields: its config, which counts all layers.
+      shapes: of the tensors.
+      prefix: of their names.
+      left_out: layers of the count that the tensors do not hold: 1 in a BAGEL, 0 in a tower alone.
+      name: of the config, for messages.
+
+    Raises:
+      CheckpointMismatch: the config contradicts the tensors, or asks for something else.
+    """
+    read = Reader(name, fields)
+    read.only("hidden_act", _GELU)
+    read.only("rope", False)
+    read.only("num_channels", 3)
+    try:
+        table = shapes[f"{prefix}embeddings.position_embedding.weight"]
+        embedding = shapes[f"{prefix}embeddings.patch_embedding.weight"]
+        mlp = shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0]
+        patch = embedding[2] if len(embedding) == 4 else math.isqrt(embedding[1] // 3)
+        width = embedding[0]
+    except (KeyError, IndexError) as error:
+        raise CheckpointMismatch(f"the ViT cannot be read: {error} is missing or no matrix") from error
+    grid = side(table, "the ViT's position embedding")
+    if read.number("image_size", grid * patch) // patch != grid:
+        read.agrees("image_size", grid * patch, f"the ViT's position embedding has {grid} x {grid} places")
+    layers = count(shapes, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\..*")
+    told = read.number("num_hidden_layers", layers + left_out)
+    if layers != told - left_out:
+        raise CheckpointMismatch(
+            f"{name}: num_hidden_layers is {told}, so the weights should hold {told - left_out} ViT layers"
+            f"{' (the published model leaves out the last)' if left_out else ''}; they hold {layers}"
+        )
+    return VitConfig(
+        width=read.agrees("hidden_size", width, f"the patch embedding makes {width} values"),
+        layers=told if fields.get(SHORT) is True else told - 1,
+        mlp=read.agrees("intermediate_size", mlp, f"mlp.fc1 makes {mlp} values"),
+        heads=read.number("num_attention_heads", 12),
+        patch=read.agrees("patch_size", patch, f"the patch embedding takes {list(embedding)[1:]} values"),
+        max_side=grid,
+        norm_eps=read.number("layer_norm_eps", 1e-6, float),
+    )
+
+
+def side(shape: tuple[int, ...], what: str) -> int:
+    """Places along one side of a table of a square grid, [side * side, width].
+
+    Raises:
+      CheckpointMismatch: no square.
+    """
+    found = math.isqrt(shape[0]) if shape else 0
+    if not found or found**2 != shape[0]:
+        raise CheckpointMismatch(f"{what} has shape {list(shape)}: not the places of a square grid")
+    return found
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """One more than the largest number that the group of the pattern takes; 0 for none."""
+    found = (re.fullmatch(pattern, name) for name in shapes)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def write(model: ModelConfig, timestep_shift: float = 1.0) -> dict[str, Json]:
+    """The JSON files of a BAGEL of these sizes, by file name."""
+    flux = model.flux or FluxConfig()
+    files: dict[str, Json] = {
+        "llm_config.json": {
+            "model_type": "qwen2",
+            "layer_module": "Qwen2MoTDecoderLayer",
+            "hidden_act": "silu",
+            "hidden_size": model.width,
+            "intermediate_size": model.mlp,
+            "num_hidden_layers": model.layers,
+            "num_attention_heads": model.heads,
+            "num_key_value_heads": model.kv_heads,
+            **({"head_dim": model.head_dim} if model.head_dim * model.heads != model.width else {}),
+            "vocab_size": model.vocab_size,
+            "rms_norm_eps": model.norm_eps,
+            "rope_theta": model.rope_theta,
+            "max_position_embeddings": 32768,
+            "qk_norm": True,
+            "tie_word_embeddings": False,
+        },
+        "config.json": {
+            "model_type": "bagel",
+            "latent_patch_size": model.latent_patch,
+            "max_latent_size": model.max_latent_side,
+            "timestep_shift": timestep_shift,
+            "connector_act": _GELU,
+            "interpolate_pos": False,
+            "visual_gen": True,
+            "visual_und": model.vit is not None,
+            "vae": {
+                "ch": flux.ch,
+                "ch_mult": list(flux.ch_mult),
+                "num_res_blocks": flux.res_blocks,
+                "z_channels": flux.z_channels,
+                "in_channels": flux.in_channels,
+                "out_ch": flux.out_channels,
+                "downsample": flux.factor,
+                "scale_factor": flux.scale,
+                "shift_factor": flux.shift,
+            },
+        },
+    }
+    if model.vit is not None:
+        files["config.json"]["vit_max_num_patch_per_side"] = model.vit.max_side
+        files["vit_config.json"] = write_vision_tower(model.vit)
+    return files
+
+
+def write_vision_tower(vit: VitConfig) -> Json:
+    """`vit_config.json`, which counts the layer that is left out."""
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_act": _GELU,
+        "hidden_size": vit.width,
+        "intermediate_size": vit.mlp,
+        "num_hidden_layers": vit.layers + 1,
+        "num_attention_heads": vit.heads,
+        "num_channels": 3,
+        "patch_size": vit.patch,
+        "image_size": vit.patch * vit.max_side,
+        "layer_norm_eps": vit.norm_eps,
+    }
+
+
+def as_json(model: ModelConfig) -> Json:
+    """A model's sizes as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(model)))

@@ -1,0 +1,186 @@
+"""Rules that move weights between a published layout and ours, both ways.
+
+A rule pairs a published name with one of ours and says how the array is turned. `{layer}` in it stands for
+every layer: ours are stacked, so that a published tensor is one row of an array of ours. Expanded over the
+shapes of a model, a table gives one `Move` per published tensor, and says what is left over on either side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.checkpoints.errors import CheckpointMismatch
+
+Shape = tuple[int, ...]
+Spec = Mapping[str, Shape]
+"""Names and shapes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """How a published tensor becomes an array of ours.
+
+    Attributes:
+      ours, theirs: of an array, the way there and the way back, for any number of rows of a published tensor;
+        `theirs` is also told the published shape.
+      shape: the published shape that belongs to a shape of ours.
+      rows: the axis of ours along which the rows of the published tensor lie.
+    """
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    theirs: Callable[[np.ndarray, Shape], np.ndarray]
+    shape: Callable[[Shape], Shape]
+    rows: int
+
+
+AS_IS = Turn(lambda x: x, lambda x, _: x, lambda s: s, 0)
+"""Biases, norms, embeddings."""
+
+LINEAR = Turn(lambda x: x.T, lambda x, _: x.T, lambda s: s[::-1], -1)
+"""[out, in] to [in, out]."""
+
+CONV = Turn(
+    lambda x: x.transpose(2, 3, 1, 0),
+    lambda x, _: x.transpose(3, 2, 0, 1),
+    lambda s: (s[3], s[2], s[0], s[1]),
+    -1,
+)
+"""[out, in, row, column] to [row, column, in, out]."""
+
+POINTWISE = Turn(
+    lambda x: x[:, :, 0, 0].T,
+    lambda x, _: x.T[:, :, None, None],
+    lambda s: (s[1], s[0], 1, 1),
+    -1,
+)
+"""A convolution of 1 x 1, [out, in, 1, 1], to [in, out]."""
+
+
+def patches(channels: int) -> Turn:
+    """A convolution over patches, [out, channel, row, column], to a matrix over (row, column, channel)."""
+
+    def shape(ours: Shape) -> Shape:
+        side = math.isqrt(ours[0] // channels)
+        return (ours[1], channels, side, side)
+
+    return Turn(
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+        lambda x, s: x.reshape(s[2], s[3], s[1], -1).transpose(3, 2, 0, 1),
+        shape,
+        -1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A published name, ours (`a/b/c`), and the turn between them."""
+
+    theirs: str
+    ours: str
+    turn: Turn = AS_IS
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One published tensor, and where it lies in ours.
+
+    Attributes:
+      theirs, shape: its published name and shape.
+      ours: the name of our array.
+      layer: its row in that array, None where the array is not stacked.
+      turn: between the two.
+    """
+
+    theirs: str
+    shape: Shape
+    ours: str
+    layer: int | None
+    turn: Turn
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the published tensor to ours (a view)."""
+        return self.turn.ours(rows)
+
+    def give(self, part: np.ndarray) -> np.ndarray:
+        """A part of one layer of ours to rows of the published tensor (a view)."""
+        return self.turn.theirs(part, self.shape)
+
+
+def expand(rules: Iterable[Rule], ours: Spec) -> list[Move]:
+    """The moves that fill arrays of these names and shapes.
+
+    A rule whose array is not among `ours` belongs to a part that the model does not have.
+
+    Raises:
+      CheckpointMismatch: an array that no rule fills.
+    """
+    moves = []
+    for rule in rules:
+        if rule.ours not in ours:
+            continue
+        shape = ours[rule.ours]
+        if "{layer}" not in rule.theirs:
+            moves.append(Move(rule.theirs, rule.turn.shape(shape), rule.ours, None, rule.turn))
+            continue
+        for layer in range(shape[0]):
+            name = rule.theirs.replace("{layer}", str(layer))
+            moves.append(Move(name, rule.turn.shape(shape[1:]), rule.ours, layer, rule.turn))
+    if unfilled := sorted(ours.keys() - {move.ours for move in moves}):
+        raise CheckpointMismatch(
+            f"the published layout has no tensors for {_some(unfilled)} of this model: its sizes or flags "
+            "are not those of the published one"
+        )
+    return moves
+
+
+def check(
+    moves: Sequence[Move], found: Spec, where: Any, ignored: Sequence[str] = (), hint: str = ""
+) -> None:
+    """Compares the tensors of a checkpoint with those that the moves ask for.
+
+    Args:
+      moves: what is asked for.
+      found: what is there, by name and shape.
+      where: what to call it.
+      ignored: regular expressions of whole names that may be there without being asked for.
+      hint: what to do about it.
+
+    Raises:
+      CheckpointMismatch: names what is missing, what is unknown, and what has another shape.
+    """
+    wanted = {move.theirs: move.shape for move in moves}
+    unknown = [name for name in sorted(found.keys() - wanted.keys()) if not matches(name, ignored)]
+    shapes = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    problems = [
+        f"{title}: {_some(names)}"
+        for title, names in (
+            ("missing", sorted(wanted.keys() - found.keys())),
+            ("unknown", unknown),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointMismatch(
+            f"{where} does not hold this model; {'; '.join(problems)}{hint and '. '}{hint}"
+        )
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the regular expressions is the whole name."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

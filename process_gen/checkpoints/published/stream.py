@@ -1,0 +1,191 @@
+"""From published tensors to a checkpoint's step on disk, a few megabytes at a time.
+
+The step is one that Orbax reads, with one array per parameter, cut into the shards of a given mesh, so that
+a device later reads its own part and nothing else. Memory takes one block of one array, whatever the size of
+the model and whatever devices there are: the mesh may be that of another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from process_gen.checkpoints import load, manifest
+from process_gen.checkpoints.errors import CheckpointError
+from process_gen.checkpoints.published.rules import Shape
+from process_gen.checkpoints.published.sources import BLOCK, Box, Source
+from process_gen.checkpoints.store import versions
+
+STEP = 0
+_WHOLE = 8 << 20
+"""Bytes up to which an array is one chunk."""
+_DICT_KEY = 2  # how Orbax calls a part of a path that is the key of a dict
+_COMPRESSOR = {"id": "zstd", "level": 1}
+
+
+def write_step(
+    workdir: epath.PathLike,
+    items: Mapping[str, tuple[Source, Mapping[str, Shape]]],
+    metadata: Mapping[str, Any],
+    progress: Callable[[int], None] | None = None,
+) -> epath.Path:
+    """Writes step 0 of a workdir, whole or not at all.
+
+    Args:
+      workdir: made if need be.
+      items: by name (`ema`, `autoencoder`), the arrays and the shape of one shard of each; an array that is
+        not named there is one shard.
+      metadata: JSON-able facts to keep with the weights.
+      progress: is told of bytes of arrays written.
+
+    Returns:
+      The folder of the step, for `load.load_params` and `CheckpointStore.restore`.
+
+    Raises:
+      CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
+    """
+    root = absolute(workdir) / load.FOLDER
+    if found := load.steps(root):
+        raise CheckpointError(f"{root} already holds step {found[-1]}: choose another --target")
+    marked = manifest.commits_by_marker(root)
+    place = root / (str(STEP) if marked else f"{STEP}.orbax-checkpoint-tmp-convert")
+    try:
+        if place.exists():
+            place.rmtree()
+        place.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"{root} cannot be written to ({error})") from error
+    for name, (source, shards) in items.items():
+        _write_item(place / name, source, shards, progress)
+    facts = {**json.loads(json.dumps(metadata)), "step": STEP, "versions": versions()}
+    (place / load.METADATA).mkdir()
+    ocp.JsonCheckpointHandler().save(place / load.METADATA, args=ocp.args.JsonSave(facts))
+    manifest.write(place)
+    if marked:
+        (place / "commit_success.txt").write_text("committed by process_gen.convert")
+        return place
+    return place.rename(root / str(STEP))
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that does not depend on the current folder."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> list[str]:
+    """Copies those of some files that are there; returns their names."""
+    found = [name for name in names if (epath.Path(source) / name).is_file()]
+    if found:
+        epath.Path(target).mkdir(parents=True, exist_ok=True)
+    for name in found:
+        (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
+    return found
+
+
+def _write_item(
+    folder: epath.Path, source: Source, shards: Mapping[str, Shape], progress: Callable[[int], None] | None
+) -> None:
+    folder.mkdir()
+    leaves = {}
+    for name in sorted(source.spec):
+        keys = name.split("/")
+        _write_array(folder / ".".join(keys), source, name, shards.get(name), progress)
+        leaves[str(tuple(keys))] = {
+            "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+    description = {
+        "tree_metadata": leaves,
+        "use_ocdbt": False,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    (folder / "_METADATA").write_text(json.dumps(description))
+
+
+def _write_array(
+    folder: epath.Path,
+    source: Source,
+    name: str,
+    shard: Shape | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    shape, dtype = tuple(source.spec[name]), np.dtype(source.dtypes[name])
+    stacked, axis = _stacked(name), source.axis(name)
+    chunk = chunk_shape(shape, tuple(shard or shape), axis, stacked, dtype.itemsize)
+    store = ts.open(
+        {
+            "driver": "zarr",
+            "kvstore": str(folder) + "/" if "://" in str(folder) else f"file://{folder}/",
+            "metadata": {
+                "shape": shape,
+                "chunks": chunk,
+                "dtype": dtype.name if dtype.name == "bfloat16" else dtype.str,
+                "compressor": _COMPRESSOR,
+                "fill_value": None,
+                "filters": None,
+                "order": "C",
+                "zarr_format": 2,
+                "dimension_separator": ".",
+            },
+            "store_data_equal_to_fill_value": True,
+        },
+        create=True,
+        open=True,
+    ).result()
+    for box in boxes(shape, chunk, axis, stacked, dtype.itemsize):
+        block = source.read(name, box)
+        store[box or ...].write(block).result()
+        if progress is not None:
+            progress(block.nbytes)
+
+
+def _stacked(name: str) -> bool:
+    """Whether the first axis of a parameter counts layers."""
+    return "layers" in name.split("/")
+
+
+def chunk_shape(shape: Shape, shard: Shape, axis: int, stacked: bool, itemsize: int) -> Shape:
+    """How an array is cut on disk: into shards, layers, and along `axis` into parts of a block at most.
+
+    A shard is a whole number of chunks, unless its size has no fitting divisor.
+    """
+    if math.prod(shape) * itemsize <= _WHOLE:
+        return shape
+    chunk = list(shard)
+    if stacked:
+        chunk[0] = 1
+    at = axis + stacked
+    rows = chunk[at]
+    most = max(1, min(rows, BLOCK // (math.prod(chunk) // rows * itemsize)))
+    fitting = max(n for n in range(1, most + 1) if rows % n == 0)
+    chunk[at] = fitting if 4 * fitting > most else most
+    return tuple(chunk)
+
+
+def boxes(shape: Shape, chunk: Shape, axis: int, stacked: bool, itemsize: int) -> Iterator[Box]:
+    """Parts of an array of about a block, each a whole number of chunks."""
+    if chunk == shape:
+        yield ()
+        return
+    at = axis + stacked
+    layer = math.prod(shape) // (shape[0] if stacked else 1)
+    rows = BLOCK // max(1, layer // shape[at] * itemsize)
+    step = max(chunk[at], rows // chunk[at] * chunk[at])
+    for i in range(shape[0]) if stacked else (None,):
+        for start in range(0, shape[at], step):
+            box = [slice(None)] * len(shape)
+            if i is not None:
+                box[0] = slice(i, i + 1)
+            box[at] = slice(start, min(start + step, shape[at]))
+            yield tuple(box)

@@ -1,0 +1,225 @@
+"""Reading `.safetensors` files tensor by tensor, trusting nothing that they say.
+
+A file is eight bytes that give the length of a JSON header, the header, and the data. Nothing is mapped into
+memory: a read takes what it was asked for (all of a tensor, or some of its rows) and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
+
+DTYPES = {
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "BOOL": np.dtype(bool),
+}
+SUFFIX = ".safetensors"
+INDEX = ".safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LARGEST_HEADER = 100 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: where it lies, and as what."""
+
+    path: epath.Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Tensors(Mapping[str, Entry]):
+    """The tensors of one file, or of many with an index, by name; data are read on demand.
+
+    `place` is what to call the whole in messages.
+    """
+
+    def __init__(self, place: epath.Path, entries: Mapping[str, Entry]):
+        self.place = place
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.values())
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes of the largest file."""
+        return max((path.stat().length for path in {entry.path for entry in self.values()}), default=0)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """A tensor, or its rows from `start` to `stop`, as it is stored (not writable).
+
+        Raises:
+          CheckpointCorrupt: the file has become shorter than its header says.
+        """
+        entry = self[name]
+        if not entry.shape:
+            start, row, shape = 0, entry.nbytes, ()
+        else:
+            stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
+            row = entry.nbytes // max(1, entry.shape[0])
+            shape = (max(0, stop - start), *entry.shape[1:])
+        wanted = math.prod(shape) * entry.dtype.itemsize
+        with entry.path.open("rb") as file:
+            file.seek(entry.offset + start * row)
+            data = file.read(wanted)
+        if len(data) != wanted:
+            raise _corrupt(entry.path, f"it ends inside {name}")
+        return np.frombuffer(data, entry.dtype).reshape(shape)
+
+
+def open_file(path: epath.PathLike) -> Tensors:
+    """The tensors of one `.safetensors` file.
+
+    Raises:
+      CheckpointNotFound: no such file, or one of another kind.
+      CheckpointCorrupt: cut off, longer than it says, or with a header that makes no sense.
+    """
+    path = epath.Path(path)
+    if path.suffix != SUFFIX:
+        raise CheckpointNotFound(_refusal(path, [path.name]))
+    if not path.is_file():
+        raise CheckpointNotFound(f"no such weights: {path}")
+    size = path.stat().length
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        fields = {name: value for name, value in header.items() if name != "__metadata__"}
+        rows = sorted((*_row(path, name, value), name) for name, value in fields.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _corrupt(path, f"its header cannot be read ({error})") from error
+    entries, at = {}, 0
+    for begin, end, dtype, shape, name in rows:
+        if begin != at or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise _corrupt(path, f"{name} of {dtype} {list(shape)} cannot lie at bytes {begin} to {end}")
+        entries[name], at = Entry(path, DTYPES[dtype], shape, 8 + length + begin), end
+    if 8 + length + at != size:
+        raise _corrupt(path, f"its header tells of {8 + length + at} bytes, the file has {size}")
+    return Tensors(path, entries)
+
+
+def _row(path: epath.Path, name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]]:
+    """Begin, end, dtype and shape of a header's entry."""
+    dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    if not all(type(x) is int and x >= 0 for x in (*shape, begin, end)):
+        raise ValueError(f"{name} has shape {list(shape)} and offsets {begin}, {end}")
+    if dtype not in DTYPES:
+        raise CheckpointNotFound(
+            f"{path}: {name} is stored as {dtype}, which cannot be read: get one that is not quantized"
+        )
+    return begin, end, dtype, shape
+
+
+def open_index(path: epath.PathLike) -> Tensors:
+    """The tensors of a sharded checkpoint, of which `path` is the index.
+
+    Raises:
+      CheckpointNotFound: no index.
+      CheckpointCorrupt: it cannot be read, names a file outside its folder, or a shard is missing, broken or
+        holds other tensors than it says.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise CheckpointNotFound(f"no such index: {path}")
+    try:
+        files = json.loads(path.read_text())["weight_map"]
+        shards = sorted(set(files.values()))
+        for shard in shards:
+            _check_name(path, shard)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _corrupt(path, f"it is no index of shards ({type(error).__name__}: {error})") from error
+    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+    if missing:
+        held = sum(shard in missing for shard in files.values())
+        raise CheckpointCorrupt(
+            f"{path.parent} lacks {len(missing)} of {len(shards)} shards, with {held} tensors in them: "
+            f"{', '.join(missing[:4])}; download what is missing"
+        )
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        found = open_file(path.parent / shard)
+        named = {name for name, file in files.items() if file == shard}
+        if odd := sorted(named ^ set(found)):
+            where = "missing in" if odd[0] in named else "only in"
+            raise _corrupt(
+                path, f"it does not match {shard}: {odd[0]} is {where} the shard ({len(odd)} such)"
+            )
+        entries |= found
+    return Tensors(path, entries)
+
+
+def _check_name(index: epath.Path, shard: str) -> None:
+    parts = pathlib.PurePosixPath(shard).parts
+    if (
+        "\\" in shard
+        or ":" in shard
+        or pathlib.PurePosixPath(shard).is_absolute()
+        or ".." in parts
+        or not parts
+    ):
+        raise CheckpointCorrupt(f"{index} names a file outside its folder, {shard!r}: do not trust it")
+    if not shard.endswith(SUFFIX):
+        raise CheckpointNotFound(_refusal(index, [shard]))
+
+
+def find(folder: epath.PathLike, stems: Sequence[str]) -> Tensors | None:
+    """The first of these weights that a folder holds, in one file or sharded; None where it holds none.
+
+    Raises:
+      CheckpointNotFound: only pickles are there.
+      CheckpointCorrupt: see `open_file` and `open_index`.
+    """
+    folder = epath.Path(folder)
+    for stem in stems:
+        if (folder / (stem + SUFFIX)).exists():
+            return open_file(folder / (stem + SUFFIX))
+        if (folder / (stem + INDEX)).exists():
+            return open_index(folder / (stem + INDEX))
+    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
+        raise CheckpointNotFound(_refusal(folder, pickles))
+    return None
+
+
+def _refusal(place: epath.Path, names: list[str]) -> str:
+    return (
+        f"{place}: {', '.join(names[:3])} cannot be read. Only .safetensors can: pickles "
+        f"({', '.join(PICKLES)}) can run code when they are opened. Get the weights as .safetensors"
+    )
+
+
+def _corrupt(path: epath.Path, what: str) -> CheckpointCorrupt:
+    return CheckpointCorrupt(f"{path} is cut off or garbled ({what}); get a fresh copy")

@@ -1,0 +1,240 @@
+"""Published weights in, and published weights out.
+
+    python -m process_gen.convert --source=BAGEL-7B-MoT --target=runs/bagel --mesh=fsdp=8
+    python -m process_gen.convert --source=runs/bagel --target=out
+    python -m process_gen.convert --source=Qwen2.5-7B --vision=siglip2 --autoencoder=flux --target=runs/start
+    python -m process_gen.convert --source=ae.safetensors --to=diffusers --target=vae
+
+What the source is shows by its files: a run of this project, a BAGEL, a Qwen2
+language model, a SigLIP 2 tower, or a FLUX autoencoder under either naming. Out
+of a published model comes a run's folder (`--to=ours`), out of a run a BAGEL
+(`--to=bagel`); `qwen2`, `siglip2`, `flux` and `diffusers` write one part.
+
+Only safetensors are read and written, a few megabytes at a time. `--mesh` cuts
+the arrays on disk as that mesh will ask for them; its devices need not be here.
+"""
+
+from __future__ import annotations
+
+from process_gen import cli  # before what reads its settings when it is imported
+
+# isort: split
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import tqdm
+from absl import flags
+from etils import epath
+
+from process_gen.checkpoints import arrays
+from process_gen.checkpoints.errors import CheckpointError
+from process_gen.checkpoints.published import bagel, parts, stream
+from process_gen.checkpoints.published.folder import TOKENIZER_FILES
+from process_gen.distributed import sharding
+from process_gen.distributed.mesh import AXES, MeshConfig, MeshError
+from process_gen.models.config import ModelConfig
+from process_gen.models.spec import model_spec
+from process_gen.weights import Weights, read_weights
+
+TARGETS = ("ours", "bagel", "qwen2", "siglip2", "flux", "diffusers")
+DTYPES = ("float32", "bfloat16", "float16")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class ConvertError(ValueError):
+    """A conversion that cannot be done; the message is one line for the user."""
+
+
+def convert(
+    weights: Weights,
+    target: str,
+    to: str = "ours",
+    *,
+    dtype: str | None = None,
+    mesh: Mapping[str, int] | None = None,
+    largest: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes weights as what `to` says.
+
+    Args:
+      weights: from `read_weights`.
+      target: a folder; nothing in it is overwritten.
+      to: of `TARGETS`.
+      dtype: of the arrays written; by default float32 for `ours`, and what the source has elsewhere.
+      mesh: sizes of the axes that the arrays are cut for (`ours`).
+      largest: bytes per file, with an index (not `ours`).
+      progress: is told of bytes written.
+
+    Raises:
+      ConvertError: the source has no such part.
+      CheckpointError: it is broken, does not fit, or the target is taken.
+    """
+    params, coder = weights.params, weights.autoencoder
+    options = dict(dtype=dtype, progress=progress)
+    if to not in TARGETS:
+        near = difflib.get_close_matches(to, TARGETS) or TARGETS
+        raise ConvertError(f"--to={to} is unknown; did you mean {' or '.join(near)}?")
+    if weights.kind == "siglip2" and to != "siglip2":
+        raise ConvertError(
+            f"{weights.source} is a vision tower and no model: give it as --vision, beside a language model "
+            "as --source"
+        )
+    if to in ("flux", "diffusers"):
+        _needs(coder, weights, "autoencoder")
+        parts.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
+    elif to == "ours":
+        if weights.kind == "ours":
+            raise ConvertError(
+                f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
+            )
+        items: dict[str, Any] = {}
+        if params is not None:
+            items["ema"] = params(dtype or bagel.DTYPE), shards(weights.model, params(None).spec, mesh)
+        if coder is not None:
+            items["autoencoder"] = coder(dtype or bagel.DTYPE), {}
+        stream.write_step(target, items, weights.metadata, progress)
+        stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", TOKENIZER_FILES)
+    else:
+        _needs(params, weights, "model")
+        options["largest"] = largest
+        if to == "bagel":
+            _needs(coder, weights, "autoencoder (--autoencoder=PATH gives one)")
+            bagel.export_bagel(
+                params(dtype), coder(dtype), weights.model, target, files=weights.files, **options
+            )
+            stream.copy_files(weights.tokenizer, target, TOKENIZER_FILES)
+        elif to == "qwen2":
+            parts.export_qwen2(params(dtype), weights.model, target, **options)
+            stream.copy_files(weights.tokenizer, target, TOKENIZER_FILES)
+        else:
+            _needs(weights.model.vit, weights, "ViT")
+            parts.export_siglip2(params(dtype), weights.model.vit, target, **options)
+
+
+def _needs(part: Any, weights: Weights, name: str) -> None:
+    if part is None:
+        raise ConvertError(f"{weights.source} holds no {name}")
+
+
+def shards(
+    model: ModelConfig, spec: Mapping[str, tuple[int, ...]], mesh: Mapping[str, int] | None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of one shard of every parameter on a mesh of these sizes, which needs no devices."""
+    if not mesh:
+        return {}
+    sizes = tuple(mesh.get(axis, 1) for axis in AXES)
+    abstract = jax.sharding.AbstractMesh(sizes, AXES)
+    found = arrays.named(sharding.state_shardings({"params": model_spec(model)}, abstract)["params"])
+    return {name: found[name].shard_shape(shape) for name, shape in spec.items()}
+
+
+def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
+    """Bytes that a conversion writes, for its progress bar."""
+    chosen = {"flux": [weights.autoencoder], "diffusers": [weights.autoencoder]}
+    chosen |= {"ours": [weights.params, weights.autoencoder], "bagel": [weights.params, weights.autoencoder]}
+    total = 0
+    for make in chosen.get(to, [weights.params]):
+        if make is not None:
+            source = make(dtype or (bagel.DTYPE if to == "ours" else None))
+            total += sum(math.prod(s) * source.dtypes[n].itemsize for n, s in source.spec.items())
+    return total
+
+
+# -------------------------------------------------------------------- command
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
+
+    Raises:
+      ConvertError: another word, or no such axis.
+    """
+    sizes: dict[str, int] = {}
+    for word in filter(None, text.split(",")):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", word)
+        if not match or match[1] not in AXES:
+            raise ConvertError(
+                f"--mesh={text}: give sizes of {', '.join(AXES)}, such as --mesh=fsdp=8,tensor=2"
+            )
+        sizes[match[1]] = int(match[2])
+    devices = math.prod(sizes.values())
+    if not devices:
+        raise ConvertError(f"--mesh={text}: every size is at least 1")
+    return MeshConfig(**{"data": 1, **sizes}).sizes(devices) if sizes else {}
+
+
+def parse_bytes(text: str) -> int:
+    """`5GB`, `500MiB` or a number of bytes.
+
+    Raises:
+      ConvertError: none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if size < 1:
+        raise ConvertError(f"--largest={text}: give bytes, such as 5GB or 500MiB")
+    return size
+
+
+def define_flags() -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("source", None, "Folder or file to read.")
+    flags.DEFINE_string("target", None, "Folder to write.")
+    flags.DEFINE_string("to", None, f"Of {', '.join(TARGETS)}; a run out of published weights by default.")
+    flags.DEFINE_string("vision", None, "SigLIP 2, for a model started from a Qwen2.")
+    flags.DEFINE_string("autoencoder", None, "FLUX autoencoder, where the source has none or another one.")
+    flags.DEFINE_bool("vit", True, "Whether the model has a ViT; --novit leaves it out.")
+    flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
+    flags.DEFINE_string("dtype", None, f"Of the arrays written, of {', '.join(DTYPES)}.")
+    flags.DEFINE_string("mesh", "", "Sizes of a mesh to cut the arrays for, such as fsdp=8,tensor=2.")
+    flags.DEFINE_string("largest", None, "Bytes per published file, such as 5GB; one file by default.")
+    flags.DEFINE_integer("seed", 0, "Of what a model started from a Qwen2 has to draw.")
+
+
+def run(values: Any) -> str:
+    """Does what the command does; returns what it prints at the end.
+
+    Raises:
+      ConvertError, CheckpointError, MeshError: bad input; the message is fit for a user.
+    """
+    for name in ("source", "target"):
+        if not getattr(values, name):
+            raise ConvertError(f"--{name}=PATH is required")
+    if values.dtype not in (None, *DTYPES):
+        raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
+    mesh, largest = parse_mesh(values.mesh), parse_bytes(values.largest) if values.largest else None
+    weights = read_weights(
+        values.source,
+        vit=values.vit,
+        vision=values.vision,
+        autoencoder=values.autoencoder,
+        which=values.which,
+        seed=values.seed,
+    )
+    to = values.to or ("bagel" if weights.kind == "ours" else "ours")
+    total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
+        convert(
+            weights, values.target, to, dtype=values.dtype, mesh=mesh, largest=largest, progress=bar.update
+        )
+        bar.total = bar.n  # without the tables that only published files hold
+    return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
+
+
+ERRORS = (ConvertError, CheckpointError, MeshError, OSError)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Converts, and prints from what to what."""
+    del argv
+    print(run(flags.FLAGS))
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, ERRORS)

@@ -1,0 +1,129 @@
+"""Real images: any size and mode in, RGB of the size that a model reads out.
+
+A layout has one image size, so training crops an image around its middle to the
+layout's shape (`fit`). The base model takes each image at its own shape, resized
+by its own rule (`Resize`); `model_sizes` says which layout that is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded."""
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+)
+"""What reading a file that is broken, cut off or no image raises."""
+
+
+def read_rgb(path: str | pathlib.Path) -> np.ndarray:
+    """Returns a PNG, JPEG or WebP file as [height, width, 3] uint8, at its own size.
+
+    The camera's rotation is applied, transparency is laid over white, 16-bit
+    values are scaled, grey and palette images become colour.
+
+    Raises:
+      one of `UNREADABLE`: it is missing, broken or too large.
+    """
+    with PIL.Image.open(path, formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
+        return np.asarray(_to_rgb(PIL.ImageOps.exif_transpose(opened)), np.uint8)
+
+
+def read_image(path: str | pathlib.Path, image_size: tuple[int, int]) -> np.ndarray:
+    """Returns a file as [*image_size, 3] uint8: `read_rgb`, then `fit`."""
+    return fit(read_rgb(path), image_size)
+
+
+def fit(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Crops [H, W, 3] uint8 around its middle to the shape of `image_size` and resizes it, in one pass."""
+    height, width = image_size
+    if image.shape[:2] == (height, width):
+        return image
+    fitted = PIL.ImageOps.fit(PIL.Image.fromarray(image), (width, height), PIL.Image.Resampling.BICUBIC)
+    return np.asarray(fitted, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """How the base model (BAGEL) sizes an image: its shape kept, its sides multiples of a stride.
+
+    Attributes:
+      stride: of which both sides become multiples.
+      shortest: a shorter side below it is brought up to it.
+      longest: a longer side above it is brought down to it; this comes first
+        where an image is too narrow for both.
+    """
+
+    stride: int
+    shortest: int
+    longest: int
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing."""
+        scale = max(min(1.0, self.longest / max(height, width)), self.shortest / min(height, width))
+        sides = self._scaled(height, width, scale)
+        if max(sides) > self.longest:
+            sides = self._scaled(*sides, self.longest / max(sides))
+        return sides
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Resizes [H, W, 3] uint8: bicubic, widened where it shrinks so that nothing aliases."""
+        height, width = self.size(*image.shape[:2])
+        if image.shape[:2] == (height, width):
+            return image
+        resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
+        return np.asarray(resized, np.uint8)
+
+    def _scaled(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        def side(length: int) -> int:
+            return max(self.stride, round(round(length * scale) / self.stride) * self.stride)
+
+        return side(height), side(width)
+
+
+VAE = Resize(stride=16, shortest=512, longest=1024)
+"""What the published model gives its autoencoder."""
+VIT = Resize(stride=14, shortest=224, longest=980)
+"""What the published model gives its vision transformer, of the image as the autoencoder gets it."""
+
+
+def model_sizes(
+    height: int, width: int, vae: Resize = VAE, vit: Resize = VIT
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A layout's `image_size` and `vit_grid` for an image at its own shape, as the base model sizes it."""
+    image_size = vae.size(height, width)
+    rows, columns = vit.size(*image_size)
+    return image_size, (rows // vit.stride, columns // vit.stride)
+
+
+def to_floats(image: np.ndarray) -> np.ndarray:
+    """uint8 to float32 in [-1, 1], as both the autoencoder and the vision transformer read it."""
+    return (image.astype(np.float32) / 255.0 - 0.5) / 0.5
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I"):
+        values = np.minimum(np.asarray(image).astype(np.uint32), 65535)
+        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", layer.size, "white")
+        return PIL.Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,222 @@
+"""Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
+
+    latents.array_record  a JSON line, then [images, N, V] float16: drafts, corrected images, the input image
+    latents.json          what they were made of; written last, so a folder without it is unfinished
+
+The folder belongs to one source and one autoencoder. Every record carries a
+checksum of the pixels that it was made of, so an image that has changed since
+is noticed. Half precision rounds by at most 2^-11 of a value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.loader import Source
+from process_gen.data.preparation import NotPrepared
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory
+
+RECORDS, INFO = "latents.array_record", "latents.json"
+DTYPE = np.dtype("<f2")
+FORMAT = 1
+
+
+class LatentsMismatch(ValueError):
+    """Latents that belong to another data set, another autoencoder or another layout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsInfo:
+    """What a folder of latents was made of.
+
+    Attributes:
+      source: name of the source.
+      trajectories: how many it has.
+      image_size: height and width of the images.
+      tokens, values: of the latents of an image.
+      autoencoder: fingerprint of its weights.
+    """
+
+    source: str
+    trajectories: int
+    image_size: tuple[int, int]
+    tokens: int
+    values: int
+    autoencoder: str
+
+    @classmethod
+    def of(cls, source: Source, layout: Layout, autoencoder: str) -> LatentsInfo:
+        return cls(
+            getattr(source, "name", type(source).__name__),
+            len(source),
+            tuple(layout.image_size),
+            layout.latents,
+            layout.latent_values,
+            autoencoder,
+        )
+
+    def differences(self, other: LatentsInfo) -> str:
+        """How another one differs, in words; empty where it does not."""
+        names = [field.name for field in dataclasses.fields(self)]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return "; ".join(f"{name} was {ours}, is {theirs}" for name, ours, theirs in pairs if ours != theirs)
+
+
+def read_info(folder: str | pathlib.Path) -> LatentsInfo:
+    """What a folder holds.
+
+    Raises:
+      NotPrepared: nothing, or something unfinished or garbled; the message says how to make it.
+    """
+    path = pathlib.Path(folder) / INFO
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        return LatentsInfo(**fields | {"image_size": tuple(fields["image_size"])})
+    except FileNotFoundError:
+        reason = "it does not exist" if not path.parent.exists() else f"it has no {INFO}"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{INFO} cannot be read: {error}"
+    raise NotPrepared(
+        f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "
+        "and the same config"
+    )
+
+
+def images_of(trajectory: Trajectory) -> list[np.ndarray]:
+    """The images of a trajectory in the order of a record: drafts, corrected images, the input image."""
+    refined = [step.refine.image for step in trajectory.steps if step.refine is not None]
+    given = [] if trajectory.prompt_image is None else [trajectory.prompt_image]
+    return [step.sketch for step in trajectory.steps] + refined + given
+
+
+class LatentsWriter:
+    """Writes a folder of latents, which counts only once the context has closed without an error."""
+
+    def __init__(self, folder: str | pathlib.Path, info: LatentsInfo):
+        self.folder, self.info, self._written = pathlib.Path(folder), info, 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / INFO).unlink(missing_ok=True)
+        self._writer = array_record_module.ArrayRecordWriter(str(self.folder / RECORDS), "group_size:1")
+
+    def __enter__(self) -> LatentsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        if kind is not None:
+            return
+        if self._written != self.info.trajectories:
+            raise ValueError(f"{self._written} records for {self.info.trajectories} trajectories")
+        fields = {"format": FORMAT, **dataclasses.asdict(self.info)}
+        unfinished = self.folder / f"{INFO}.unfinished"
+        unfinished.write_text(json.dumps(fields, indent=1) + "\n", "utf-8")
+        unfinished.replace(self.folder / INFO)
+
+    def write(self, trajectory: Trajectory, latents: np.ndarray) -> None:
+        """Adds the latents [images, N, V] of `images_of` a trajectory.
+
+        Raises:
+          ValueError: they are of another shape, or not finite in half precision.
+        """
+        images = images_of(trajectory)
+        wanted = (len(images), self.info.tokens, self.info.values)
+        with np.errstate(over="ignore"):  # told below
+            stored = np.asarray(latents).astype(DTYPE)
+        if stored.shape != wanted:
+            raise ValueError(f"latents of trajectory {trajectory.uid!r} are {stored.shape}, not {wanted}")
+        if not np.isfinite(stored).all():
+            raise ValueError(f"latents of trajectory {trajectory.uid!r} are not finite in half precision")
+        self._add({"uid": trajectory.uid, "pixels": _checksum(images)}, stored.tobytes())
+
+    def write_bad(self, error: BadTrajectory) -> None:
+        """Keeps the place of a trajectory that could not be read."""
+        self._add({"bad": str(error)}, b"")
+
+    def _add(self, header: dict[str, Any], data: bytes) -> None:
+        self._writer.write(json.dumps(header).encode() + b"\n" + data)
+        self._written += 1
+
+
+class LatentsSource:
+    """A source whose trajectories carry their latents."""
+
+    def __init__(self, source: Source, folder: str | pathlib.Path, layout: Layout):
+        """Opens a folder of latents.
+
+        Raises:
+          NotPrepared: there is none.
+          LatentsMismatch: it was made of another source or for another layout.
+        """
+        self.source, self.folder, self.info = source, pathlib.Path(folder), read_info(folder)
+        wanted = LatentsInfo.of(source, layout, self.info.autoencoder)
+        if differences := self.info.differences(wanted):
+            raise LatentsMismatch(
+                f"the latents in {folder} belong to something else: {differences}. Make them anew in another "
+                "folder, config.data.latents"
+            )
+        self.name = f"{wanted.source} with latents of {self.info.autoencoder}"
+        self._records = grain.sources.ArrayRecordDataSource([str(self.folder / RECORDS)])
+        if len(self._records) != len(source):
+            raise NotPrepared(
+                f"{self.folder / RECORDS} has {len(self._records)} of {len(source)} records; remove it and "
+                "make it anew with `python -m process_gen.prepare --config=...`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """Returns a trajectory with its latents.
+
+        Raises:
+          BadTrajectory: it is broken, or its record is damaged or was made of other images.
+        """
+        trajectory = self.source[index]
+        images = images_of(trajectory)
+        shape = (len(images), self.info.tokens, self.info.values)
+        try:
+            header, _, data = self._records[index].partition(b"\n")
+            fields = json.loads(header)
+            if "bad" not in fields and fields["pixels"] == _checksum(images):
+                return dataclasses.replace(
+                    trajectory, latents=_by_field(trajectory, np.frombuffer(data, DTYPE).reshape(shape))
+                )
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise BadTrajectory(f"latents {index} in {self.folder} are damaged: {error}") from error
+        raise BadTrajectory(
+            f"trajectory {trajectory.uid!r}: its images are not those that the latents {index} in "
+            f"{self.folder} were made of; make them anew"
+        )
+
+
+def _by_field(trajectory: Trajectory, latents: np.ndarray) -> dict[str, np.ndarray]:
+    """Latents [images, N, V] as `Trajectory.latents` has them, zeros where there is no image."""
+    steps = len(trajectory.steps)
+    refines = [step.refine is not None for step in trajectory.steps]
+    refined = np.zeros((steps, *latents.shape[1:]), latents.dtype)
+    refined[refines] = latents[steps : steps + sum(refines)]
+    given = np.zeros_like(latents[0]) if trajectory.prompt_image is None else latents[-1]
+    return {"sketch": latents[:steps], "refined": refined, "prompt": given}
+
+
+def _checksum(images: Sequence[np.ndarray]) -> int:
+    total = 0
+    for image in images:
+        total = zlib.crc32(np.ascontiguousarray(image), total)
+    return total

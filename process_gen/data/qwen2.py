@@ -1,0 +1,263 @@
+"""The Qwen2 tokenizer, from the files of a published checkpoint and nothing else.
+
+Byte-level BPE: any text has ids, and decoding gives it back (composed, NFC). Read are
+`tokenizer.json`, or `vocab.json` with `merges.txt`, and the added tokens of
+`tokenizer_config.json`.
+
+Published ids stay as they are. Tokens of ours that the files lack get the ids
+after the last published one, in this order: first the control tokens that BAGEL
+adds too, then the markup. The published models have rows for them: Qwen2.5
+names 151,665 ids and its embedding has 152,064 rows, so nothing is extended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from process_gen.data.tokenizers import UNKNOWN, TokenizerError, words_of
+from process_gen.trajectory.batch import PAD_ID
+from process_gen.trajectory.markup import (
+    CONTROL_TOKENS,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    MARKUP_TOKENS,
+    VISION_END,
+    VISION_START,
+)
+
+WHOLE, VOCABULARY, MERGES, CONFIG = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
+OURS = (IM_START, IM_END, VISION_START, VISION_END, END_OF_TEXT, *MARKUP_TOKENS)
+"""Tokens that the project needs, in the order in which missing ones are added."""
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 cuts a text before it merges bytes; `tokenizer.json` says so itself, `vocab.json` does not."""
+_PROBE = "It's 2024: na\u00efve cafe\u0301s,\n\n\u56fe  of THREE\u2019s <ins>.</ins>\t"
+"""A text whose ids depend on the normalization and the cutting, for the fingerprint."""
+
+
+class Qwen2Tokenizer:
+    """A published vocabulary behind the project's `Tokenizer`.
+
+    Attributes:
+      folder: where it was read from.
+      added: the ids that published files do not have, by token.
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        """Reads the files of a folder.
+
+        Raises:
+          TokenizerError: the library or a file is missing, or the files hold something else.
+        """
+        self.folder = pathlib.Path(folder)
+        self._bpe, vocabulary, merges, added = _read(self.folder)
+        ids = {**vocabulary, **{token: number for token, (number, _) in added.items()}}
+        first = max(ids.values()) + 1
+        self.added = {token: first + i for i, token in enumerate(t for t in OURS if t not in ids)}
+        ids |= self.added
+        self.vocab_size = max(ids.values()) + 1
+        self.im_start, self.im_end = ids[IM_START], ids[IM_END]
+        self.vision_start, self.vision_end = ids[VISION_START], ids[VISION_END]
+        self.end_of_text = ids[END_OF_TEXT]
+        # Special tokens exist as ids only: what is typed like them is plain text. Others are read in texts.
+        special = {token for token, (_, is_special) in added.items() if is_special}
+        special = (special | set(CONTROL_TOKENS)) - set(MARKUP_TOKENS)
+        plain = [*MARKUP_TOKENS, *(token for token in added if token not in special)]
+        self._whole = {token: ids[token] for token in plain}
+        self._names = {number: token for token, number in self._whole.items()}
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(plain, key=len, reverse=True))) + ")")
+        silent = {ids[token] for token in special}
+        self.reserved = frozenset(silent | (set(range(self.vocab_size)) - set(ids.values())))
+        self._ordinary = frozenset(vocabulary.values()) - self.reserved - self._names.keys()
+        self.fingerprint = self._fingerprint(vocabulary, merges, ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text; see `Tokenizer.encode`."""
+        ids: list[int] = []
+        for part in self._split.split(text):
+            if part in self._whole:
+                ids.append(self._whole[part])
+            elif part:
+                ids.extend(self._bpe.encode(part, add_special_tokens=False).ids)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; see `Tokenizer.decode`.
+
+        Ids that no token has (a model's vocabulary is padded) read as unknown,
+        bytes that are no UTF-8 as the replacement character.
+        """
+        text: list[str] = []
+        run: list[int] = []
+        for token in map(int, ids):
+            if token in self._ordinary:
+                run.append(token)
+                continue
+            if token == PAD_ID or token in self.reserved:
+                continue
+            text += [self._bpe.decode(run, skip_special_tokens=False), self._names.get(token, UNKNOWN)]
+            run = []
+        return "".join(text) + self._bpe.decode(run, skip_special_tokens=False)
+
+    def unknown(self, text: str) -> list[str]:
+        """Returns the words that the bytes of the vocabulary cannot spell: none, in a published one."""
+        normalize = self._bpe.normalizer.normalize_str if self._bpe.normalizer else str
+        return [
+            word
+            for word in dict.fromkeys(words_of(text))
+            if self.decode(self.encode(word)) != normalize(word)
+        ]
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the tokenizer with its added tokens, as files that it and published tools read."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (WHOLE, VOCABULARY, MERGES, CONFIG):
+            if (self.folder / name).is_file() and self.folder.resolve() != folder.resolve():
+                shutil.copyfile(self.folder / name, folder / name)
+        new = {number: _entry(token) for token, number in self.added.items()}
+        config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        known = config.get("added_tokens_decoder", {})
+        config["added_tokens_decoder"] = known | {str(number): entry for number, entry in new.items()}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if (folder / WHOLE).is_file():
+            whole = _json(folder / WHOLE)
+            there = [entry for entry in whole.get("added_tokens") or [] if entry["id"] not in new]
+            ours = [{"id": number, **entry} for number, entry in new.items()]
+            whole["added_tokens"] = there + ours
+            (folder / WHOLE).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+
+    def _fingerprint(self, vocabulary: Mapping[str, int], merges: list[str], ids: Mapping[str, int]) -> str:
+        special = sorted((number, token) for token, number in ids.items() if token not in vocabulary)
+        content = [sorted(vocabulary.items()), merges, special, sorted(self.reserved), self.encode(_PROBE)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[str, tuple[int, bool]]]:
+    """Returns the BPE itself, its vocabulary and merges, and the added tokens: (id, whether special)."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizerError(
+            f"the tokenizer in {folder} needs the library tokenizers: pip install 'process_gen[bagel]'"
+        ) from None
+    added: dict[str, tuple[int, bool]] = {}
+    if (folder / WHOLE).is_file():
+        whole = _json(folder / WHOLE)
+        model = whole.get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
+            kind = model.get("type") if isinstance(model, dict) else model
+            raise TokenizerError(
+                f"{folder / WHOLE} is no byte-level BPE, as Qwen2 has it: its model is {kind!r}"
+            )
+        vocabulary = model["vocab"]
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+        for entry in whole.get("added_tokens") or []:
+            _add(folder / WHOLE, added, entry, entry.get("id") if isinstance(entry, dict) else None)
+        # Added tokens are split off here, and nothing is put around a text.
+        whole |= dict(added_tokens=[], post_processor=None, truncation=None, padding=None)
+        bpe = _built(folder / WHOLE, lambda: tokenizers.Tokenizer.from_str(json.dumps(whole)))
+    elif (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+        vocabulary, merges = _json(folder / VOCABULARY), _merges(folder / MERGES)
+        bpe = _built(folder / VOCABULARY, lambda: _assembled(tokenizers, vocabulary, merges))
+    else:
+        raise TokenizerError(
+            f"{folder} holds no Qwen2 tokenizer: it needs {WHOLE}, or {VOCABULARY} and {MERGES}"
+            + ("" if folder.is_dir() else " (there is no such folder)")
+        )
+    if not vocabulary:
+        raise TokenizerError(f"the tokenizer in {folder} has an empty vocabulary")
+    if (folder / CONFIG).is_file():
+        for number, entry in _json(folder / CONFIG).get("added_tokens_decoder", {}).items():
+            _add(folder / CONFIG, added, entry, number)
+    _check_ids(folder, vocabulary, added)
+    return bpe, vocabulary, merges, added
+
+
+def _assembled(tokenizers: Any, vocabulary: dict[str, int], merges: list[str]) -> Any:
+    """The BPE of `vocab.json` and `merges.txt`, with what Qwen2 does around it."""
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, pairs))
+    bpe.normalizer = tokenizers.normalizers.NFC()
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    return bpe
+
+
+def _built(path: pathlib.Path, build: Any) -> Any:
+    try:
+        return build()
+    except Exception as error:  # the library raises Exception itself
+        raise TokenizerError(f"{path} cannot be used as a tokenizer: {error}") from error
+
+
+def _add(path: pathlib.Path, added: dict[str, tuple[int, bool]], entry: Any, number: Any) -> None:
+    token = entry.get("content") if isinstance(entry, dict) else None
+    try:
+        number = int(number)
+    except (TypeError, ValueError):
+        number = -1
+    if not isinstance(token, str) or not token or number < 0:
+        raise TokenizerError(f"{path} has an added token without text or id: {entry}")
+    if token in added and added[token][0] != number:
+        raise TokenizerError(f"{path} gives {token} the id {number}, another file {added[token][0]}")
+    added[token] = (number, bool(entry.get("special", False)))
+
+
+def _check_ids(folder: pathlib.Path, vocabulary: Mapping[str, int], added: Mapping[str, tuple]) -> None:
+    """Every id belongs to one token."""
+    owners = {number: token for token, number in vocabulary.items()}
+    if len(owners) < len(vocabulary):
+        raise TokenizerError(f"the vocabulary in {folder} gives one id to several tokens")
+    for token, (number, _) in added.items():
+        if vocabulary.get(token, number) != number or owners.setdefault(number, token) != token:
+            raise TokenizerError(
+                f"the files in {folder} disagree: the added token {token} has id {number}, "
+                f"the vocabulary has {owners[number]!r} there"
+            )
+
+
+def _merges(path: pathlib.Path) -> list[str]:
+    lines = [line.rstrip("\r") for line in _text(path).split("\n")]
+    lines = [line for line in lines if line and not line.startswith("#version")]
+    for line in lines:
+        if line.count(" ") != 1:
+            raise TokenizerError(f"{path} has a line that is no pair: {line[:40]!r}")
+    return lines
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{path} is not JSON ({error}): cut off, or a download that failed?") from None
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} is not a JSON object")
+    return content
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8: {error.reason}") from None
+
+
+def _entry(token: str) -> dict[str, Any]:
+    """An added token as published files describe it."""
+    plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+    return {"content": token, **plain, "special": token in CONTROL_TOKENS}

@@ -1,0 +1,80 @@
+"""The shapes of a model's parameters, without a layout, a batch or memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from process_gen.models import vit
+from process_gen.models.autoencoder import geometry
+from process_gen.models.config import FluxConfig, ModelConfig
+from process_gen.models.flux import FluxAutoencoder
+from process_gen.models.unified import UnifiedModel
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+
+_IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=8)
+
+
+@functools.cache
+def model_spec(config: ModelConfig, with_vit: bool = True) -> Any:
+    """The parameters that `UnifiedModel.init` makes, as boxed `jax.ShapeDtypeStruct`; not to be changed.
+
+    Args:
+      config: sizes.
+      with_vit: whether the layout would make room for ViT tokens; only then there are weights for them.
+    """
+    return jax.eval_shape(_init(config, with_vit), jax.random.key(0))
+
+
+def initial(config: ModelConfig, names: frozenset[str], seed: int, dtype: str = "float32") -> dict[str, Any]:
+    """Some parameters (`a/b/c`) as `UnifiedModel.init` would draw them: a nested dict of NumPy arrays."""
+
+    def some(key: jax.Array) -> dict[str, jax.Array]:
+        params = nn.meta.unbox(_init(config, True)(key))
+        found = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): x
+            for path, x in jax.tree_util.tree_leaves_with_path(params)
+        }
+        return {name: found[name].astype(dtype) for name in sorted(names)}
+
+    drawn = jax.device_get(jax.jit(some)(jax.random.key(seed)))  # the compiler drops what is not asked for
+    return unflatten_dict(drawn, sep="/")
+
+
+def _init(config: ModelConfig, with_vit: bool) -> Callable[[jax.Array], dict[str, Any]]:
+    layout = Layout(
+        image_size=(8, 8),
+        latent_grid=(1, 1),
+        latent_values=config.latent_patch**2 * geometry(config)[1],
+        steps=1,
+        trajectories=1,
+    )
+    model, batch = UnifiedModel(config, layout, _IDS), Batch.spec(layout, 1)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+        params = dict(model.init(key, zeros)["params"])
+        if with_vit and config.vit is not None:
+            patches = jnp.zeros((1, 1, config.vit.patch**2 * 3))
+            features = jnp.zeros((1, 1, config.vit.width))
+            keys = jax.random.split(jax.random.fold_in(key, 1))
+            params["vit"] = vit.Vit(config, (1, 1)).init(keys[0], patches)["params"]
+            params["connector"] = vit.Connector(config, (1, 1)).init(keys[1], features)["params"]
+        return params
+
+    return init
+
+
+@functools.cache
+def autoencoder_spec(config: FluxConfig) -> Any:
+    """The parameters of a FLUX autoencoder, as `jax.ShapeDtypeStruct`."""
+    image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), jnp.float32)
+    return jax.eval_shape(FluxAutoencoder(config).init, jax.random.key(0), image)["params"]

@@ -1,0 +1,332 @@
+"""A packed row of the published program, as a row of this project: step slots, their inputs, their labels.
+
+The published row is a list of segments: texts, noised latents, clean latents,
+ViT tokens. Here the first text of a sample is the prompt of a trajectory (if
+nothing in it is a target), and what follows fills steps, of which each takes at
+most a plan, a flow target, clean latents and ViT tokens, in this order.
+
+S step slots, R trajectories, T tokens of a text slot, N latent tokens, V values
+of a latent token, P ViT tokens, L tokens of the published row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import einops
+import jax.numpy as jnp
+import numpy as np
+
+from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.models import flow, vit
+from process_gen.models.autoencoder import latent_shape
+from process_gen.models.config import ModelConfig
+from process_gen.models.step_io import StepInputs
+from process_gen.parity.golden import Golden
+from process_gen.trajectory.batch import PAD_ID, Batch
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.visibility import Chunk
+
+ORDER = ("text", "noised", "clean", "vit")
+"""The parts of a step, each at most once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A segment of the published row: tokens [start, stop)."""
+
+    kind: str
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> range:
+        return range(self.start, self.stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample of the published row: its prompt, and the pieces of its steps by kind."""
+
+    prompt: Piece | None
+    steps: tuple[dict[str, Piece], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A published row in the terms of this project.
+
+    Attributes:
+      layout: slots that fit it exactly.
+      batch: one row; its images stand in the inputs.
+      inputs: of the steps, [1, S, ...].
+      flows: the flow targets, as `unroll.step_inputs` gives them.
+      labels: as `controls.labels` gives them.
+      targets: the published row's targets of cross-entropy in order, each by the
+        name of a label and its place there.
+      places: chunk (`prompt` or `step`), its number, and place in its memory of
+        every token of the published row.
+      noised: step slots of the published row's flow targets, in order.
+    """
+
+    layout: Layout
+    batch: Batch
+    inputs: StepInputs
+    flows: dict[str, Any]
+    labels: dict[str, np.ndarray]
+    targets: tuple[tuple[str, tuple[int, ...]], ...]
+    places: tuple[tuple[str, int, int], ...]
+    noised: tuple[int, ...]
+
+
+def layout_of(golden: Golden, config: ModelConfig, **sizes: Any) -> Layout:
+    """Slots for images as large as the golden ones.
+
+    Raises:
+      ValueError: the model cannot hold them.
+    """
+    size = tuple(golden.setting("image_hw"))
+    grid, values = latent_shape(config, size)
+    side = config.vit.patch if config.vit else 1
+    rows, columns = golden.setting("vit_hw") if config.vit else (0, 0)
+    layout = Layout(
+        image_size=size,
+        latent_grid=grid,
+        latent_values=values,
+        vit_grid=(rows // side, columns // side),
+        context="full",
+        **sizes,
+    )
+    vit.check(config, layout)
+    return layout
+
+
+def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
+    """Latents [..., C, h, w] to tokens [..., N, V]."""
+    p = config.latent_patch
+    return einops.rearrange(latents, "... d (r p) (c q) -> ... (r c) (p q d)", p=p, q=p)
+
+
+def samples_of(golden: Golden) -> list[Sample]:
+    """The samples of the published row."""
+    lengths, start, samples = golden["train_sample_lens"], 0, []
+    vit_tokens = set(golden["train_vit_indexes"].tolist())
+    targets = set(golden["train_ce_indexes"].tolist())
+    for i, length in enumerate(lengths):
+        pieces, at = [], start
+        for split, mode in zip(golden[f"train_splits_{i}"], golden[f"train_modes_{i}"], strict=True):
+            kind = ("text", "vit" if at + 1 in vit_tokens else "clean", "noised")[mode]
+            pieces.append(Piece(kind, at, at + int(split)))
+            at += int(split)
+        if at != start + length:
+            raise CheckpointMismatch(f"the segments of sample {i} have {at - start} tokens, it has {length}")
+        samples.append(_sample(pieces, targets))
+        start = at
+    return samples
+
+
+def _sample(pieces: Sequence[Piece], targets: set[int]) -> Sample:
+    pieces, prompt = list(pieces), None
+    if pieces and pieces[0].kind == "text" and not targets.intersection(pieces[0].tokens):
+        prompt = pieces.pop(0)
+    steps: list[dict[str, Piece]] = []
+    newest = None
+    for piece in pieces:
+        # Of a visual state only the last closing token has a label here.
+        cut = newest is not None and newest.kind == "clean" and newest.stop - 1 in targets
+        if newest is None or cut or ORDER.index(piece.kind) <= ORDER.index(newest.kind):
+            steps.append({})
+        steps[-1][piece.kind], newest = piece, piece
+    return Sample(prompt, tuple(steps) or ({},))
+
+
+def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.0) -> Row:
+    """The published row as one of this project.
+
+    Raises:
+      CheckpointMismatch: something in it has no place here.
+    """
+    samples = samples_of(golden)
+    texts = dict(zip(golden["train_text_indexes"].tolist(), golden["train_text_ids"].tolist(), strict=True))
+    steps = [(r, i, step) for r, sample in enumerate(samples) for i, step in enumerate(sample.steps)]
+    layout = layout_of(
+        golden,
+        config,
+        prompt=max([1, *(len(s.prompt.tokens) for s in samples if s.prompt)]),
+        plan=max([1, *(len(step["text"].tokens) for _, _, step in steps if "text" in step)]),
+        inspect=1,
+        refine=1,
+        steps=len(steps),
+        trajectories=len(samples),
+    )
+    prompts = _texts([sample.prompt for sample in samples], texts, layout.prompt)
+    plans = _texts([step.get("text") for _, _, step in steps], texts, layout.plan)
+    inputs, flows = _images(golden, config, layout, [step for _, _, step in steps], timestep_shift)
+    batch = _batch(layout, prompts, plans, [(r, i) for r, i, _ in steps], samples)
+    none = np.full((1, layout.steps, 1), PAD_ID, np.int32)
+    inputs = StepInputs(
+        present=batch.present,
+        plan=plans[None],
+        inspect=none,
+        refine=none,
+        **{k: v[None] for k, v in inputs.items()},
+        hide_text=np.zeros((1, layout.steps), bool),
+        hide_images=np.zeros((1, layout.steps), bool),
+        there={
+            name: np.array([[kind in step for _, _, step in steps]])
+            for name, kind in (("sketch", "clean"), ("sketch_vit", "vit"))
+            if kind == "clean" or layout.vit_tokens
+        },
+    )
+    places = _places(layout, samples, [step for _, _, step in steps])
+    labels, targets = _labels(golden, layout, [step for _, _, step in steps])
+    return Row(
+        layout,
+        batch,
+        inputs,
+        flows,
+        labels,
+        targets,
+        places,
+        noised=tuple(s for s, (_, _, step) in enumerate(steps) if "noised" in step),
+    )
+
+
+def _texts(pieces: Sequence[Piece | None], texts: dict[int, int], size: int) -> np.ndarray:
+    """Text slots [len(pieces), size]."""
+    slots = np.full((len(pieces), size), PAD_ID, np.int32)
+    for slot, piece in zip(slots, pieces, strict=True):
+        if piece is not None:
+            slot[: len(piece.tokens)] = [texts[t] for t in piece.tokens]
+    return slots
+
+
+def _batch(layout: Layout, prompts, plans, of: Sequence[tuple[int, int]], samples: Sequence[Sample]) -> Batch:
+    none = np.full((1, layout.steps, 1), PAD_ID, np.int32)
+    blank = np.zeros((1, layout.steps, 1, 1, 3), np.uint8)
+    return Batch(
+        prompt_tokens=prompts[None],
+        prompt_index=np.array([[r for r, _ in of]], np.int32),
+        reset=np.array([[i == 0 for _, i in of]]),
+        present=np.ones((1, layout.steps), bool),
+        last=np.array([[i == len(samples[r].steps) - 1 for r, i in of]]),
+        plan_tokens=plans[None],
+        inspect_tokens=none,
+        refine_tokens=none,
+        sketch=blank,
+        refined=blank,
+        sketch_ok=np.ones((1, layout.steps), bool),
+    )
+
+
+def _images(golden: Golden, config: ModelConfig, layout: Layout, steps, shift: float):
+    """Latents, noised latents, timesteps and ViT patches of every step, and the flow targets."""
+    shape = (len(steps), layout.latents, layout.latent_values)
+    clean, noised, velocity = (np.zeros(shape, np.float32) for _ in range(3))
+    t = np.zeros((len(steps), 1), np.float32)
+    there = np.array([["noised" in step for step in steps]])
+    latents = latent_tokens(config, golden["train_latents"])
+    noise = golden["train_noise"].reshape(latents.shape)
+    with np.errstate(over="ignore"):
+        times = 1 / (1 + np.exp(-golden["train_timestep_logits"].astype(np.float32)))
+    times = flow.shift_time(times.reshape(latents.shape[:2])[:, 0], shift)
+    image = 0
+    for s, step in enumerate(steps):
+        for kind in ("noised", "clean"):
+            if kind not in step:
+                continue
+            if kind == "clean":
+                clean[s] = latents[image]
+            else:
+                t[s, 0] = times[image]
+                noised[s] = flow.add_noise(latents[image], noise[image], times[image])
+                velocity[s] = noise[image] - latents[image]
+            image += 1
+    if image != len(latents):
+        raise CheckpointMismatch(f"{image} segments of latents, {len(latents)} images")
+    nothing = np.zeros_like(noised)[None, :, None]
+    inputs = dict(
+        sketch=clean,
+        refined=np.zeros_like(clean),
+        sketch_noised=noised[:, None],
+        refined_noised=np.zeros_like(noised)[:, None],
+        sketch_t=t,
+        refined_t=np.zeros_like(t),
+    )
+    if layout.vit_tokens:
+        patches = np.asarray(_patches(golden, config, layout))
+        views = np.zeros((len(steps), *patches.shape[1:]), np.float32)
+        views[[s for s, step in enumerate(steps) if "vit" in step]] = patches
+        inputs |= dict(sketch_view=views, refined_view=np.zeros_like(views))
+    return inputs, {
+        "target": {"sketch": velocity[None, :, None], "refine": nothing},
+        "t": {"sketch": t[None], "refine": np.zeros_like(t)[None]},
+        "present": {"sketch": there, "refine": np.zeros_like(there)},
+        "images": {name: clean[None] for name in ("before", "sketch", "refine")},
+    }
+
+
+def _patches(golden: Golden, config: ModelConfig, layout: Layout):
+    images = np.moveaxis(golden["train_vit_images"], 1, -1)
+    return vit.patches_of(config, layout, jnp.asarray(images))
+
+
+def _places(layout: Layout, samples: Sequence[Sample], steps) -> tuple[tuple[str, int, int], ...]:
+    """Where every token of the published row stands."""
+    found: dict[int, tuple[str, int, int]] = {}
+    chunk = Chunk(layout.step_segments)
+    for r, sample in enumerate(samples):
+        for i, token in enumerate(sample.prompt.tokens if sample.prompt else ()):
+            found[token] = ("prompt", r, i)
+    names = {"text": "plan", "noised": "sketch_noised_0", "clean": "sketch", "vit": "sketch_vit"}
+    for s, step in enumerate(steps):
+        for kind, piece in step.items():
+            text, name = chunk.text(names[kind]), names[kind]
+            inside = chunk.vit(name) if kind == "vit" else chunk.latents(name)
+            memory = range(text.start, text.stop)
+            if kind != "text":
+                memory = (memory[0], *range(inside.start, inside.stop), memory[1])
+            if len(memory) < len(piece.tokens) or (kind != "text" and len(memory) != len(piece.tokens)):
+                raise CheckpointMismatch(
+                    f"tokens {piece.start} to {piece.stop} are no image of {len(memory) - 2} tokens"
+                )
+            found |= {token: ("step", s, m) for token, m in zip(piece.tokens, memory, strict=False)}
+    return tuple(found[token] for token in sorted(found))
+
+
+def _labels(golden: Golden, layout: Layout, steps):
+    """Labels by slot, and where each target of the published row stands among them."""
+    slots = layout.steps
+
+    def blank(*shape):
+        return np.full((1, slots, *shape), PAD_ID, np.int32)
+
+    labels = {
+        "prompt_end": np.full((1, layout.trajectories), PAD_ID, np.int32),
+        "plan": blank(layout.plan),
+        "inspect": blank(1),
+        "refine": blank(1),
+        "sketch_end": blank(),
+        "refined_end": blank(),
+        "sketch_noised_end": blank(1),
+    }
+    where: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for s, step in enumerate(steps):
+        if "text" in step:
+            where |= {token: ("plan", (0, s, i)) for i, token in enumerate(step["text"].tokens)}
+        if "noised" in step:
+            where[step["noised"].stop - 1] = ("sketch_noised_end", (0, s, 0))
+        if state := step.get("vit", step.get("clean")):
+            where[state.stop - 1] = ("sketch_end", (0, s))
+    targets = []
+    for token, label in zip(
+        golden["train_ce_indexes"].tolist(), golden["train_ce_labels"].tolist(), strict=True
+    ):
+        if token not in where:
+            raise CheckpointMismatch(f"token {token} of the row has a label, and no loss reads it there")
+        name, at = where[token]
+        labels[name][at] = label
+        targets.append((name, at))
+    return labels, tuple(targets)

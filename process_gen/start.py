@@ -1,0 +1,120 @@
+"""Models that start from weights of any origin: published ones, or those of another run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from process_gen.checkpoints import arrays
+from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.checkpoints.published.sources import Source
+from process_gen.models.autoencoder import random_weights
+from process_gen.models.config import ModelConfig
+from process_gen.models.unified import UnifiedModel
+from process_gen.train_step import TrainState
+from process_gen.trajectory.batch import Batch
+from process_gen.weights import Weights, read_weights
+
+FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "vit")
+"""Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
+
+
+def read_for(model: UnifiedModel, path: str, which: str = "ema") -> tuple[Any, Any]:
+    """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
+
+    Raises:
+      CheckpointError: nothing there, broken, or not the weights of this model.
+    """
+    spec, coder = jax.eval_shape(
+        lambda: (
+            nn.meta.unbox(model.init(jax.random.key(0), _blank(model))["params"]),
+            random_weights(model.config, jax.random.key(0)),
+        )
+    )
+    weights = _fitting(model, path, which)
+    params = filled(spec, weights.params("float32"), weights.source)
+    return params, None if coder is None else filled(coder, _autoencoder(weights), weights.source)
+
+
+def _blank(model: UnifiedModel) -> Batch:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Batch.spec(model.layout, 1))
+
+
+def _fitting(model: UnifiedModel, path: str, which: str = "ema") -> Weights:
+    """The weights at `path`, once they are known to be those of a model of these sizes."""
+    weights = read_weights(path, vit=bool(model.layout.vit_tokens), which=which)
+    if weights.model is None or weights.params is None:
+        raise CheckpointMismatch(f"{weights.source} holds no model to start from")
+    check_sizes(model.config, weights.model, weights.source)
+    return weights
+
+
+def _autoencoder(weights: Weights) -> Source:
+    if weights.autoencoder is None:
+        raise CheckpointMismatch(f"{weights.source} holds no autoencoder, and the model needs one")
+    return weights.autoencoder("float32")
+
+
+def start_from(state: TrainState, model: UnifiedModel, path: str) -> TrainState:
+    """The state of a run that has not begun, with weights from `path` on the devices that it names.
+
+    Every device reads its own part, array by array, once the state's random
+    weights are gone. Parts of the weights that the model does without (the ViT,
+    where the layout has no room for its tokens) stay where they are.
+
+    Raises:
+      CheckpointError: nothing there, broken, or not the weights of this model.
+    """
+    weights = _fitting(model, path)
+    params = filled(state.params, weights.params("float32"), weights.source)
+    autoencoder = state.autoencoder
+    if autoencoder is not None:
+        autoencoder = filled(autoencoder, _autoencoder(weights), weights.source)
+    ema = jax.tree.map(lambda old, new: jnp.copy(new), state.ema, params)
+    return state.replace(params=params, ema=ema, autoencoder=autoencoder)
+
+
+def check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
+    """Refuses weights of other sizes.
+
+    Raises:
+      CheckpointMismatch: the message names the field.
+    """
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(model, field.name), getattr(found, field.name)
+        if field.name not in FREE and ours != theirs:
+            raise CheckpointMismatch(
+                f"the weights of {source} are for a model with {field.name} {theirs!r}, the config has "
+                f"{ours!r}: set config.model.{field.name}, or choose another config.model.size"
+            )
+
+
+def filled(tree: Any, source: Source, name: str) -> Any:
+    """Arrays of a source in the structure of `tree`, and on its devices if it has any.
+
+    Arrays of `tree` are given up as they are replaced; it may also hold shapes only.
+
+    Raises:
+      CheckpointMismatch: an array is missing, or has another shape.
+    """
+    made, wanted = {}, arrays.named(tree)
+    for key, array in wanted.items():
+        shape = tuple(source.spec.get(key, ()))
+        if key not in source.spec or shape != array.shape:
+            found = f"has shape {list(shape)}" if key in source.spec else "is missing"
+            raise CheckpointMismatch(f"{key} {found} in {name}, the model has {list(array.shape)}")
+    for key, array in wanted.items():
+        shape, dtype, sharding = array.shape, array.dtype, array.sharding
+        if isinstance(array, jax.Array):
+            array.delete()
+
+        def read(box, key=key, dtype=dtype):
+            return source.read(key, box).astype(dtype)
+
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        made[key] = jax.make_array_from_callback(shape, sharding or one, read)
+    return arrays.unnamed(tree, made)

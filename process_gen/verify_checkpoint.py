@@ -1,0 +1,214 @@
+"""Checks weights, and the numbers that come out of them.
+
+    python -m process_gen.verify_checkpoint --checkpoint=BAGEL-7B-MoT
+    python -m process_gen.verify_checkpoint --checkpoint=DIR --golden=DIR --tolerance=1e-4
+
+Every tensor must be there, have the shape that the sizes say, and hold finite
+numbers; the parameters are counted per part. `--golden` names a folder with
+`golden.npz` and `golden.json`, known answers of the published program for these
+weights: each is computed again, in float32 unless `--dtype` says otherwise, and
+its relative error stands in a table.
+
+Ends with 0 if all is well, 1 if a tensor holds something else than numbers or an
+error exceeds the tolerance, 2 if the weights do not fit together.
+"""
+
+from __future__ import annotations
+
+from process_gen import cli  # before what reads its settings when it is imported
+
+# isort: split
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from process_gen.checkpoints import arrays
+from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
+from process_gen.checkpoints.published.bagel import autoencoder_shapes, check_ours, model_shapes
+from process_gen.checkpoints.published.sources import Source
+from process_gen.models.config import ModelConfig
+from process_gen.parity.answers import Entry, compare
+from process_gen.parity.golden import read_golden
+from process_gen.reports.table import table
+from process_gen.weights import Weights, read_weights
+
+PARTS = {
+    "text embedding": ("embedding",),
+    "text head": ("head",),
+    "text expert": ("backbone/layers/und", "backbone/norms_und"),
+    "image expert": ("backbone/layers/gen", "backbone/norms_gen"),
+    "latents and time": ("latent_in", "latent_out", "latent_positions", "time_in", "time_out"),
+    "ViT": ("vit",),
+    "connector": ("connector",),
+    "autoencoder, encoder": ("encoder",),
+    "autoencoder, decoder": ("decoder",),
+}
+"""Parts of a model, and how the names of their parameters begin."""
+
+
+@dataclasses.dataclass
+class Part:
+    """What was counted of a part of the model."""
+
+    name: str
+    arrays: int = 0
+    parameters: int = 0
+    dtypes: set[str] = dataclasses.field(default_factory=set)
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to."""
+    for part, starts in PARTS.items():
+        if any(name == start or name.startswith(f"{start}/") for start in starts):
+            return part
+    return "other"
+
+
+def boxes(shape: tuple[int, ...], name: str) -> Iterator[tuple[slice, ...]]:
+    """An array in parts: layer by layer where it is stacked."""
+    if "layers" not in name.split("/"):
+        yield ()
+        return
+    for layer in range(shape[0]):
+        yield (slice(layer, layer + 1),)
+
+
+def count(sources: Sequence[Source]) -> tuple[list[Part], list[str]]:
+    """The parts of some weights, and the names of arrays that hold something else than finite numbers."""
+    parts, odd = {name: Part(name) for name in (*PARTS, "other")}, []
+    for source in sources:
+        for name, shape in source.spec.items():
+            part = parts[part_of(name)]
+            part.arrays, part.parameters = part.arrays + 1, part.parameters + math.prod(shape)
+            part.dtypes.add(np.dtype(source.dtypes[name]).name)
+            if not all(
+                np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes(shape, name)
+            ):
+                odd.append(name)
+    return [part for part in parts.values() if part.arrays], odd
+
+
+def opened(weights: Weights, dtype: str | None = None) -> list[Source]:
+    """The sources of a model and of its autoencoder, once names and shapes are known to be right.
+
+    Raises:
+      CheckpointMismatch: a tensor is missing, too many, or of another shape, or there is no model at all.
+    """
+    if weights.params is None and weights.autoencoder is None:
+        raise CheckpointMismatch(f"{weights.source} holds neither a model nor an autoencoder")
+    found = []
+    if weights.params is not None:
+        model = weights.params(dtype)
+        with_vit = any(name.startswith("vit/") for name in model.spec)
+        check_ours(model.spec, model_shapes(weights.model, with_vit), f"the model in {weights.source}")
+        found.append(model)
+    if weights.autoencoder is not None:
+        coder = weights.autoencoder(dtype)
+        check_ours(coder.spec, autoencoder_shapes(weights.flux), f"the autoencoder in {weights.source}")
+        found.append(coder)
+    return found
+
+
+def as_tree(source: Source) -> dict[str, Any]:
+    """All arrays of a source, on the host."""
+    return arrays.nested({name: source.read(name) for name in source.spec})
+
+
+def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list[Entry]:
+    """The entries of a golden folder with their relative errors.
+
+    Raises:
+      CheckpointError: the folder cannot be read, or the weights lack a part that it needs.
+    """
+    answers = read_golden(golden)
+    if weights.params is None or weights.autoencoder is None:
+        raise CheckpointMismatch(
+            f"{weights.source} holds no model with an autoencoder to compute answers with"
+        )
+    model, coder = opened(weights, "float32")
+    shift = weights.metadata.get("published", {}).get("timestep_shift", 1.0)
+    return compare(answers, computed_as(weights.model, model, dtype), as_tree(model), as_tree(coder), shift)
+
+
+def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
+    """The model with another dtype of the computation, and without a ViT that it has no weights for."""
+    has_vit = any(name.startswith("vit/") for name in source.spec)
+    return dataclasses.replace(config, dtype=dtype, vit=config.vit if has_vit else None, remat="none")
+
+
+def describe(parts: Sequence[Part]) -> str:
+    """The parts as a table."""
+    rows = [(part.name, part.arrays, part.parameters, ", ".join(sorted(part.dtypes))) for part in parts]
+    rows.append(("all", sum(p.arrays for p in parts), sum(p.parameters for p in parts), ""))
+    return table(rows, ("part", "arrays", "parameters", "stored as"))
+
+
+def describe_entries(entries: Sequence[Entry], tolerance: float) -> str:
+    """The errors as a table."""
+    rows = [
+        (entry.name, "x".join(map(str, entry.shape)) or "1", f"{entry.error:.1e}", _verdict(entry, tolerance))
+        for entry in entries
+    ]
+    return table(rows, ("entry", "shape", "relative error", ""))
+
+
+def _verdict(entry: Entry, tolerance: float) -> str:
+    return "ok" if entry.error <= tolerance else "TOO FAR"
+
+
+# -------------------------------------------------------------------- command
+
+
+def define_flags() -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("checkpoint", None, "Folder of published weights, or of a run.")
+    flags.DEFINE_string("golden", None, "Folder with known answers for these weights.")
+    flags.DEFINE_float("tolerance", 1e-4, "Largest relative error of an entry.")
+    flags.DEFINE_string("dtype", "float32", "Of the computation: float32 or bfloat16.")
+    flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
+    flags.DEFINE_bool("vit", True, "Whether the model is to have a ViT; --novit leaves it out.")
+
+
+def run(values: Any) -> tuple[str, bool]:
+    """Does what the command does; returns what it prints, and whether all is well.
+
+    Raises:
+      CheckpointError, ValueError: the weights or the flags do not fit together; the message is for a user.
+    """
+    if not values.checkpoint:
+        raise ValueError("--checkpoint=DIR is required")
+    if values.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype must be float32 or bfloat16, got {values.dtype}")
+    if not values.tolerance > 0:
+        raise ValueError(f"--tolerance must be above 0, got {values.tolerance}")
+    weights = read_weights(values.checkpoint, vit=values.vit, which=values.which)
+    parts, odd = count(opened(weights))
+    lines = [f"{weights.source} ({weights.kind})", "", describe(parts), ""]
+    if odd:
+        lines += [f"{len(odd)} hold something else than finite numbers: {', '.join(odd[:5])}", ""]
+    else:
+        lines += ["every tensor is there, has its shape, and holds finite numbers", ""]
+    if not values.golden or odd:
+        return "\n".join(lines), not odd
+    entries = known_answers(weights, values.golden, values.dtype)
+    far = [entry for entry in entries if not entry.error <= values.tolerance]
+    within = f"{len(entries) - len(far)} of {len(entries)} entries are within {values.tolerance:g}"
+    lines += [describe_entries(entries, values.tolerance), "", f"{within}, computed in {values.dtype}"]
+    return "\n".join(lines), not far
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints what was found; 1 where something is wrong with it."""
+    del argv
+    text, good = run(flags.FLAGS)
+    print(text)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, (CheckpointError, ValueError, OSError))

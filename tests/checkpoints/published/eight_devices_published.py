@@ -1,0 +1,56 @@
+"""Runs in a process of its own, since a process counts its devices once."""
+
+from __future__ import annotations
+
+import tempfile
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+
+from process_gen import convert  # noqa: E402
+from process_gen.checkpoints import arrays, load  # noqa: E402
+from process_gen.checkpoints.published import bagel, import_bagel, read_published, stream  # noqa: E402
+from process_gen.distributed import sharding  # noqa: E402
+from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
+from process_gen.models.spec import model_spec  # noqa: E402
+from tests.checkpoints.published.conftest import GOLDEN  # noqa: E402
+
+
+def check(tree, wanted, shardings) -> None:
+    """The same numbers, placed as they should be."""
+    tree, wanted = arrays.named(tree), arrays.named(wanted)
+    assert tree.keys() == wanted.keys()
+    for name, x in tree.items():
+        assert x.sharding == shardings[name], name
+        np.testing.assert_array_equal(x, wanted[name])
+    up = tree["backbone/layers/und/up_proj/kernel"]
+    assert {s.data.shape for s in up.addressable_shards} == {(3, 32, 56)}
+
+
+def main() -> None:
+    """Straight into a mesh, and by way of a step that was cut for it."""
+    published = read_published(GOLDEN)
+    params, _ = import_bagel(published)
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    mesh = make_mesh(MeshConfig(**sizes))
+    spec = {"params": model_spec(published.model)}
+    shardings = arrays.named(sharding.state_shardings(spec, mesh)["params"])
+    direct, _ = import_bagel(published, shardings=shardings)
+    check(direct, params, shardings)
+    print("imported")
+
+    source = bagel.model_pieces(published)
+    shards = convert.shards(published.model, source.spec, sizes)
+    assert shards["backbone/layers/und/up_proj/kernel"] == (3, 32, 56)
+    assert shards == {name: x.addressable_shards[0].data.shape for name, x in arrays.named(direct).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        stream.write_step(folder, {"ema": (source, shards)}, {})
+        like = {n: jax.ShapeDtypeStruct(s, np.float32, sharding=shardings[n]) for n, s in source.spec.items()}
+        check(load.load_params(folder, like=arrays.nested(like)).params, params, shardings)
+    print("streamed")
+
+
+main()

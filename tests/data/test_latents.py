@@ -1,0 +1,172 @@
+"""Latents encoded ahead of time: a folder beside a source, in its order, checked against its images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.latents import (
+    INFO,
+    RECORDS,
+    LatentsInfo,
+    LatentsMismatch,
+    LatentsSource,
+    LatentsWriter,
+    images_of,
+)
+from process_gen.data.loader import make_loader
+from process_gen.data.preparation import NotPrepared
+from process_gen.data.sources import with_latents
+from process_gen.trajectory.layout import Layout
+
+LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), latent_values=3, steps=5, trajectories=3)
+SHOWN = dataclasses.replace(LAYOUT, prompt_image=True, instruction=12)
+
+
+def encoded(image):
+    """Stand-in for an autoencoder: [N, V] that depend on the image, as many as the layout has."""
+    return image.reshape(4, 16, 3)[:, 0].astype(np.float32) / 127.5 - 1.0
+
+
+def write(folder, source, layout=LAYOUT, autoencoder="flux-1"):
+    with LatentsWriter(folder, LatentsInfo.of(source, layout, autoencoder)) as writer:
+        for trajectory in source:
+            writer.write(trajectory, np.stack([encoded(image) for image in images_of(trajectory)]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(make_trajectory):
+    return [make_trajectory(seed) for seed in range(20)]
+
+
+@pytest.fixture(scope="module")
+def shown(source):
+    """Every other trajectory has an input image."""
+    image = np.random.default_rng(3).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    return [
+        dataclasses.replace(one, prompt_image=image[i], instruction="a star") if i % 2 else one
+        for i, one in enumerate(source)
+    ]
+
+
+def test_every_image_of_a_batch_has_its_latents(shown, toy_tokenizer, tmp_path):
+    with_them = LatentsSource(shown, write(tmp_path, shown, SHOWN), SHOWN)
+    seen = 0
+    for batch in make_loader(with_them, toy_tokenizer, SHOWN, 2, epochs=1):
+        pairs = (("sketch", "present"), ("prompt_image", "has_prompt_image"))
+        for images, there in (*pairs, ("refined", "refined")):
+            name = images.removesuffix("_image") + "_latents"
+            there = batch[there].any((-1, -2, -3)) if there == "refined" else batch[there]
+            assert batch[name].dtype == np.float16 and batch[name].shape[2:] == (4, 3)
+            for place in zip(*np.nonzero(there), strict=True):
+                np.testing.assert_allclose(batch[name][place], encoded(batch[images][place]), atol=2**-11)
+                seen += 1
+            assert not batch[name][~there].any()
+    assert seen == sum(len(images_of(one)) for one in shown)
+
+
+def test_without_a_folder_nothing_changes(source, toy_tokenizer):
+    assert (
+        with_latents(source, {}, LAYOUT) is source and with_latents(source, {"latents": ""}, LAYOUT) is source
+    )
+    assert "sketch_latents" not in next(iter(make_loader(source, toy_tokenizer, LAYOUT, 2)))
+
+
+def test_images_that_have_changed_since_are_noticed(source, tmp_path):
+    write(tmp_path, source)
+    step = source[3].steps[0]
+    repainted = dataclasses.replace(step, sketch=step.sketch ^ 1)
+    changed = list(source)
+    changed[3] = dataclasses.replace(source[3], steps=(repainted, *source[3].steps[1:]))
+    found = LatentsSource(changed, tmp_path, LAYOUT)
+    assert found[2].latents["sketch"].shape == (len(source[2].steps), 4, 3)
+    with pytest.raises(BadTrajectory, match="'toy-3': its images are not those that the latents 3 in"):
+        found[3]
+
+
+def test_a_trajectory_that_was_broken_keeps_its_place(source, tmp_path):
+    with LatentsWriter(tmp_path, LatentsInfo.of(source[:2], LAYOUT, "flux-1")) as writer:
+        writer.write_bad(BadTrajectory("cut.png"))
+        writer.write(source[1], np.zeros((len(images_of(source[1])), 4, 3)))
+    found = LatentsSource(source[:2], tmp_path, LAYOUT)
+    with pytest.raises(BadTrajectory, match="its images are not those"):
+        found[0]
+    assert found[1].uid == "toy-1"
+
+
+def test_latents_of_something_else_are_refused(source, tmp_path):
+    write(tmp_path, source)
+    with pytest.raises(LatentsMismatch, match="trajectories was 20, is 19"):
+        LatentsSource(source[1:], tmp_path, LAYOUT)
+    with pytest.raises(LatentsMismatch, match="values was 3, is 5"):
+        LatentsSource(source, tmp_path, dataclasses.replace(LAYOUT, latent_values=5))
+
+
+def test_another_autoencoder_gives_the_loader_another_name(source, tmp_path):
+    names = {
+        LatentsSource(source, write(tmp_path / name, source, autoencoder=name), LAYOUT).name
+        for name in ("flux-1", "flux-2")
+    }
+    assert len(names) == 2, "a run is not resumed with the latents of another autoencoder"
+
+
+def test_what_is_missing_unfinished_or_damaged_is_named(source, tmp_path):
+    with pytest.raises(NotPrepared, match="it does not exist.*process_gen.prepare"):
+        LatentsSource(source, tmp_path / "nowhere", LAYOUT)
+    with pytest.raises(RuntimeError, match="interrupted"), _interrupted(tmp_path, source):
+        pass
+    with pytest.raises(NotPrepared, match=f"it has no {INFO}"):
+        LatentsSource(source, tmp_path, LAYOUT)
+    write(tmp_path, source)
+    fields = json.loads((tmp_path / INFO).read_text())
+    (tmp_path / INFO).write_text(json.dumps(fields | {"format": 2}))
+    with pytest.raises(NotPrepared, match="format is not 1"):
+        LatentsSource(source, tmp_path, LAYOUT)
+    write(tmp_path, source[:5])
+    (tmp_path / INFO).write_text(json.dumps(fields))
+    with pytest.raises(NotPrepared, match="has 5 of 20 records"):
+        LatentsSource(source, tmp_path, LAYOUT)
+
+
+def test_a_damaged_record_is_a_bad_trajectory(source, tmp_path):
+    write(tmp_path, source)
+    data = bytearray((tmp_path / RECORDS).read_bytes())
+    data[2000] ^= 0xFF  # inside the first records
+    (tmp_path / RECORDS).write_bytes(data)
+    found, bad = LatentsSource(source, tmp_path, LAYOUT), 0
+    for index in range(len(source)):
+        try:
+            found[index]
+        except BadTrajectory as error:
+            assert "are damaged" in str(error)
+            bad += 1
+    assert bad >= 1
+
+
+def test_latents_that_half_precision_cannot_hold_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="'toy-0' are not finite in half precision"):
+        with LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-1")) as writer:
+            writer.write(source[0], np.full((len(images_of(source[0])), 4, 3), 1e6))
+    with pytest.raises(ValueError, match=r"are \(1, 4, 3\), not"):
+        with LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-1")) as writer:
+            writer.write(source[1], np.zeros((1, 4, 3)))
+
+
+def _interrupted(folder, source):
+    """A writer that ends with an error after some records."""
+
+    class Interrupted:
+        def __enter__(self):
+            with LatentsWriter(folder, LatentsInfo.of(source, LAYOUT, "flux-1")) as writer:
+                writer.write(source[0], np.zeros((len(images_of(source[0])), 4, 3)))
+                raise RuntimeError("interrupted")
+
+        def __exit__(self, *_):
+            return False
+
+    return Interrupted()

@@ -1,0 +1,119 @@
+"""The FLUX autoencoder against the published numbers, and its shapes at other sizes."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from process_gen.checkpoints.published.flux import read_autoencoder
+from process_gen.checkpoints.published.parts import import_autoencoder
+from process_gen.models.autoencoder import geometry, latent_shape, make_autoencoder
+from process_gen.models.config import FluxConfig, ModelConfig, model_config
+from process_gen.models.flux import FluxAutoencoder
+
+FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "bagel_tiny"
+GOLDEN = {name: x for name, x in np.load(FOLDER / "golden.npz").items() if name.startswith("ae_")}
+
+
+@pytest.fixture(scope="module")
+def published():
+    files = read_autoencoder(FOLDER / "ae.safetensors", {"scale_factor": 0.3611, "shift_factor": 0.1159})
+    return FluxAutoencoder(files.config), {"params": import_autoencoder(files)}
+
+
+def last(x: np.ndarray) -> np.ndarray:
+    """[C, h, w] to [1, h, w, C]."""
+    return np.moveaxis(x, 0, -1)[None]
+
+
+def distance(a: jax.Array, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_it_encodes_and_decodes_to_the_published_numbers(published):
+    module, variables = published
+    with jax.default_matmul_precision("highest"):
+        moments = jax.jit(module.apply, static_argnames="method")(
+            variables, last(GOLDEN["ae_image"]), method="moments"
+        )
+        decoded = jax.jit(module.apply, static_argnames="method")(
+            variables, last(GOLDEN["ae_latent"]), method="decode"
+        )
+    assert moments.shape == (1, 4, 6, 8) and moments.dtype == jnp.float32
+    assert distance(moments, last(GOLDEN["ae_moments"])) < 1e-5
+    assert distance(decoded, last(GOLDEN["ae_decoded"])) < 1e-5
+
+
+def test_a_latent_is_the_scaled_mean_or_a_sample(published, monkeypatch):
+    module, variables = published
+    moments = last(GOLDEN["ae_moments"])
+    monkeypatch.setattr(FluxAutoencoder, "moments", lambda self, images: jnp.asarray(moments))
+    mean = module.apply(variables, moments, method="encode")
+    assert distance(mean, last(GOLDEN["ae_latent"])) < 1e-6
+    key = jax.random.key(3)
+    sample = module.apply(variables, moments, key, method="encode")
+    noise = jax.random.normal(key, mean.shape)
+    wanted = 0.3611 * jnp.exp(0.5 * moments[..., 4:]) * noise
+    np.testing.assert_allclose(sample - mean, wanted, atol=1e-5)
+
+
+def test_images_must_divide(published):
+    module, variables = published
+    with pytest.raises(ValueError, match="images of 12 x 16 pixels do not divide by 8"):
+        module.apply(variables, jnp.zeros((1, 12, 16, 3)), method="encode")
+
+
+def test_half_precision_stays_near(published):
+    module, variables = published
+    half = FluxAutoencoder(module.config, "bfloat16")
+    moments = half.apply(variables, last(GOLDEN["ae_image"]), method="moments")
+    assert moments.dtype == jnp.float32
+    assert distance(moments, last(GOLDEN["ae_moments"])) < 0.05
+
+
+def test_the_published_sizes_give_the_published_shapes():
+    config, image = FluxConfig(), jax.ShapeDtypeStruct((2, 64, 48, 3), jnp.float32)
+    module = FluxAutoencoder(config)
+    params = jax.eval_shape(module.init, jax.random.key(0), image)
+    latents = jax.eval_shape(lambda p, x: module.apply(p, x, method="encode"), params, image)
+    images = jax.eval_shape(lambda p, z: module.apply(p, z, method="decode"), params, latents)
+    assert latents.shape == (2, 8, 6, 16) and images.shape == (2, 64, 48, 3)
+    assert sum(x.size for x in jax.tree.leaves(params)) == 83_819_683
+
+
+def test_the_model_knows_how_large_its_latents_are():
+    config = model_config("bagel_7b")
+    assert geometry(config) == (8, 16)
+    assert latent_shape(config, (512, 1024)) == ((32, 64), 64)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        latent_shape(config, (520, 512))
+    with pytest.raises(ValueError, match="exceeds model.max_latent_side 64"):
+        latent_shape(config, (2048, 512))
+    with pytest.raises(ValueError, match="needs its published weights"):
+        make_autoencoder(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ch": 48}, "multiple of the 32 groups"),
+        ({"ch_mult": ()}, "ch_mult must be numbers"),
+        ({"scale": 0.0}, "scale must not be 0"),
+        ({"res_blocks": 0}, "res_blocks must be at least 1"),
+    ],
+)
+def test_sizes_that_cannot_work(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FluxConfig(**fields)
+
+
+def test_a_model_with_the_autoencoder_needs_its_sizes():
+    sizes = dict(vocab_size=8, width=8, layers=1, mlp=8, heads=1, kv_heads=1, head_dim=8)
+    with pytest.raises(ValueError, match="needs its sizes in model.flux"):
+        ModelConfig(**sizes, autoencoder="flux")
+    changed = model_config("bagel_7b", flux={"ch": 64, "ch_mult": [1, 2]})
+    assert changed.flux == FluxConfig(ch=64, ch_mult=(1, 2))
+    with pytest.raises(ValueError, match="has no FLUX autoencoder that model.flux could change"):
+        model_config("debug", flux={"ch": 64})

@@ -1,0 +1,162 @@
+"""`python -m process_gen.convert`: what goes in comes out, and one line for everything that cannot work."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from process_gen import convert, weights
+from process_gen.checkpoints import load
+from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.published import import_bagel, read_published
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "bagel_tiny"
+
+
+def run(**flags) -> str:
+    """The command without its process."""
+    values = dict(
+        to=None,
+        vision=None,
+        autoencoder=None,
+        vit=True,
+        which="ema",
+        dtype=None,
+        mesh="",
+        largest=None,
+        seed=0,
+    )
+    return convert.run(
+        types.SimpleNamespace(**values | {k: v and str(v) if k != "vit" else v for k, v in flags.items()})
+    )
+
+
+def same_file(a: pathlib.Path, b: pathlib.Path) -> None:
+    a, b = safetensors.numpy.load_file(a), safetensors.numpy.load_file(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The golden folder with files of a tokenizer."""
+    folder = tmp_path_factory.mktemp("published") / "bagel"
+    shutil.copytree(GOLDEN, folder)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "merges.txt").write_text("#version\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "bagel"
+    run(source=source, target=folder, mesh="fsdp=2,tensor=2")
+    return folder
+
+
+def test_in_and_out_are_the_same_bits(source, workdir, tmp_path):
+    assert "(ours) ->" in run(source=workdir, target=tmp_path / "out")
+    for name in ("ema.safetensors", "ae.safetensors"):
+        same_file(tmp_path / "out" / name, GOLDEN / name)
+    for name in ("config.json", "llm_config.json", "vit_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((GOLDEN / name).read_text())
+    for folder in (workdir / "tokenizer", tmp_path / "out"):
+        assert (folder / "merges.txt").read_text() == "#version\n"
+        assert (folder / "tokenizer.json").is_file()
+    with pytest.raises(CheckpointError, match="already holds ema.safetensors"):
+        run(source=workdir, target=tmp_path / "out")
+    with pytest.raises(CheckpointError, match="already holds step 0"):
+        run(source=source, target=workdir)
+
+
+def test_a_run_holds_the_sizes_and_where_they_came_from(source, workdir):
+    loaded = load.load_params(str(workdir))
+    published = read_published(source)
+    assert weights.model_from_json(loaded.metadata["model"]) == published.model
+    assert loaded.metadata["published"]["from"] == str(source)
+    params, _ = import_bagel(published)
+    np.testing.assert_array_equal(loaded.params["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_one_part_of_a_model(workdir, tmp_path):
+    run(source=workdir, target=tmp_path / "vae", to="diffusers")
+    run(source=tmp_path / "vae", target=tmp_path / "ae", to="flux")
+    same_file(tmp_path / "ae" / "ae.safetensors", GOLDEN / "ae.safetensors")
+    run(source=workdir, target=tmp_path / "tower", to="siglip2", dtype="bfloat16")
+    tower = safetensors.numpy.load_file(tmp_path / "tower" / "model.safetensors")
+    assert tower["vision_model.embeddings.patch_embedding.weight"].shape == (48, 3, 14, 14)
+    with pytest.raises(convert.ConvertError, match="is a vision tower and no model"):
+        run(source=tmp_path / "tower", target=tmp_path / "x", to="ours")
+
+
+def test_the_autoencoder_alone_becomes_a_run(tmp_path):
+    run(source=GOLDEN / "ae.safetensors", target=tmp_path / "run")
+    run(source=tmp_path / "run", target=tmp_path / "out", to="flux")
+    same_file(tmp_path / "out" / "ae.safetensors", GOLDEN / "ae.safetensors")
+    with pytest.raises(convert.ConvertError, match="holds no model"):
+        run(source=tmp_path / "run", target=tmp_path / "out2", to="bagel")
+
+
+def test_without_a_vit(source, tmp_path):
+    run(source=source, target=tmp_path / "run", vit=False)
+    assert "vit" not in load.load_params(str(tmp_path / "run")).params
+    run(source=tmp_path / "run", target=tmp_path / "out", largest="200KB")
+    assert (tmp_path / "out" / "ema.safetensors.index.json").is_file()
+    with pytest.raises(CheckpointMismatch, match="holds no ViT"):
+        read_published(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        ({"target": "x"}, convert.ConvertError, "--source=PATH is required"),
+        ({"source": "x"}, convert.ConvertError, "--target=PATH is required"),
+        ({"source": "nowhere", "target": "x"}, CheckpointNotFound, "no such weights"),
+        ({"source": ROOT / "configs", "target": "x"}, CheckpointNotFound, "holds neither a run"),
+        ({"source": ROOT / "setup.py", "target": "x"}, CheckpointNotFound, "can run code"),
+        ({"source": GOLDEN, "target": "x", "to": "bagle"}, convert.ConvertError, "did you mean bagel"),
+        ({"source": GOLDEN, "target": "x", "dtype": "int8"}, convert.ConvertError, "must be one of float32"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp"}, convert.ConvertError, "such as --mesh=fsdp=8"),
+        ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, convert.ConvertError, "such as --mesh=fsdp=8"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, convert.ConvertError, "at least 1"),
+        ({"source": GOLDEN, "target": "x", "largest": "much"}, convert.ConvertError, "such as 5GB"),
+    ],
+)
+def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        run(**{"source": None, "target": None} | flags)
+    assert not (tmp_path / "x").exists()
+
+
+def test_sizes_of_files_and_meshes():
+    assert convert.parse_bytes("1.5GB") == 1_500_000_000 and convert.parse_bytes("2 MiB") == 2 << 20
+    assert convert.parse_bytes("77") == 77
+    assert convert.parse_mesh("") == {}
+    assert convert.parse_mesh("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_2_and_one_line(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02.")
+    command = [
+        sys.executable,
+        "-m",
+        "process_gen.convert",
+        f"--source={tmp_path}",
+        f"--target={tmp_path / 'x'}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "can run code" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,88 @@
+"""Models that start from published weights, and what training makes of them out in the world again."""
+
+from __future__ import annotations
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from process_gen import cli, experiment
+from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.checkpoints.published import export_bagel, import_bagel, read_published
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.start import read_for, start_from
+from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
+from process_gen.trajectory.batch import Batch
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = str(ROOT / "tests" / "golden" / "bagel_tiny")
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def make_recipe(**changes) -> Recipe:
+    config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    optimizer, schedule = experiment.build_optimizer(config)
+    model = experiment.build_model(config, scenes_tokenizer())
+    losses, options = experiment.build_losses(config), experiment.build_unroll_options(config)
+    return Recipe(model, losses, options, optimizer, schedule)
+
+
+def blank_state(recipe: Recipe) -> TrainState:
+    """A state of zeros: its weights are to be replaced."""
+    spec = Batch.spec(recipe.model.layout, 1)
+    shapes = jax.eval_shape(lambda: init_state(recipe, spec, jax.random.key(0), nn.meta.unbox))
+    shapes = nn.meta.unbox(shapes.replace(key=None))
+    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+
+
+def same(a, b) -> None:
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=str(path))
+
+
+def test_a_run_starts_from_published_weights():
+    recipe = make_recipe()
+    state = start_from(blank_state(recipe), recipe.model, FOLDER)
+    params, autoencoder = import_bagel(read_published(FOLDER))
+    same(state.params, params)
+    same(state.ema, params)
+    same(state.autoencoder, autoencoder)
+    same(read_for(recipe.model, FOLDER), (params, autoencoder))
+
+
+def test_a_model_may_do_without_the_vit():
+    recipe = make_recipe(**{"layout.vit_grid": (0, 0)})
+    params, _ = read_for(recipe.model, FOLDER)
+    assert "vit" not in params and "connector" not in params
+
+
+def test_weights_of_other_sizes_are_refused():
+    recipe = make_recipe(**{"model.rope_theta": 1e4})
+    with pytest.raises(CheckpointMismatch, match=r"rope_theta 1000000.0, the config has 10000.0"):
+        read_for(recipe.model, FOLDER)
+
+
+@pytest.mark.slow
+def test_weights_trained_and_exported_give_the_same_losses_again(tmp_path):
+    from process_gen.data.fake import fake_batch
+
+    recipe = make_recipe()
+    state = start_from(blank_state(recipe), recipe.model, FOLDER).replace(key=jax.random.key(1))
+    batch = Batch(**fake_batch(recipe.model.layout, 2, seed=3))
+    step = jax.jit(make_train_step(recipe), compiler_options=QUICK)
+    losses = []
+    for _ in range(8):
+        state, metrics = step(state.replace(key=jax.random.key(1), step=state.step), batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] and metrics["finite"]
+    export_bagel(state.params, state.autoencoder, recipe.model.config, tmp_path)
+    params, autoencoder = read_for(recipe.model, str(tmp_path))
+    same((params, autoencoder), (state.params, state.autoencoder))
+    _, before = step(state, batch)
+    _, after = step(state.replace(params=params, autoencoder=autoencoder), batch)
+    same(before, after)
