@@ -49,7 +49,7 @@ def _base() -> ConfigDict:
     config.data = ConfigDict(
         dict(
             source="folder",
-            path="",
+            path="data/trajectories",
             tokenizer="runs/bagel/tokenizer",  # where `convert` puts the published one
             level="default",
             mode="process",
