@@ -14,18 +14,17 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "quick") -> ConfigDict:
     """Returns the locked config of a variant: debug, quick or full, or a baseline of the last two."""
     lengths = {"debug": _debug, "quick": _quick, "full": _full}
-    modes = {"": None, "_plan_only": _plan_only, "_single_pass": _single_pass}
-    variants = {f"{length}{mode}": (length, mode) for length in ("quick", "full") for mode in modes}
-    variants["debug"] = ("debug", "")
+    modes = {"_plan_only": _plan_only, "_single_pass": _single_pass}
+    variants = {name: (length, None) for name, length in lengths.items()} | {
+        f"{name}{mode}": (lengths[name], modes[mode]) for name in ("quick", "full") for mode in modes
+    }
     if variant not in variants:
-        raise ValueError(
-            f"configs/scenes.py has no variant {variant!r}; it has {', '.join(sorted(variants))}"
-        )
+        raise ValueError(f"configs/scenes.py has no variant {variant!r}; it has {', '.join(variants)}")
     length, mode = variants[variant]
     config = _base()
-    lengths[length](config)
+    length(config)
     if mode:
-        modes[mode](config)
+        mode(config)
     return config.lock()
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-Times = Float[jax.Array, "*T"] | Float[np.ndarray, "*T"]
+Array = jax.Array | np.ndarray
+Times = Float[Array, "*T"]
 
 MIN_T = 0.05
 """Below this t a clean-image prediction is divided by MIN_T, which bounds its loss weight."""
@@ -32,8 +33,8 @@ def sample_time(
 
 
 def add_noise(
-    x: Float[jax.Array, "*X"], noise: Float[jax.Array, "*X"], t: Float[jax.Array, "*T"]
-) -> Float[jax.Array, "*X"]:
+    x: Float[Array, "*X"], noise: Float[Array, "*X"], t: Float[Array, "*T"] | np.floating
+) -> Float[Array, "*X"]:
     """x_t; the axes T of `t` are the leading ones of X."""
     t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
     return (1 - t) * x + t * noise
