@@ -42,6 +42,7 @@ from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
+from process_gen.models import partition
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
 from process_gen.sampling import Sampler, SamplerConfig
@@ -122,7 +123,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # ------------------------------------------------------------------- step
     step_function = jax.jit(
-        make_train_step(recipe),
+        partition.over(mesh, sharding.ACTIVATION_RULES)(make_train_step(recipe)),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
