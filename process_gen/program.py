@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from process_gen import experiment
 from process_gen.distributed import sharding
+from process_gen.models import partition
 from process_gen.models.unified import UnifiedModel
 from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
@@ -91,7 +92,7 @@ class TrainProgram:
     def step(self) -> Any:
         """The jitted step: (state, batch) -> (state, metrics), the state split in and out alike."""
         return jax.jit(
-            make_train_step(self.recipe),
+            partition.over(self.mesh, sharding.ACTIVATION_RULES)(make_train_step(self.recipe)),
             in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,

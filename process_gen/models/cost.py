@@ -172,18 +172,19 @@ def _computed_pairs(config: ModelConfig, layout: Layout) -> float:
 def _chunk_pairs(config: ModelConfig, chunk: Chunk, context: int) -> float:
     if config.attention == "dense":
         return chunk.tokens * (context + chunk.tokens)
-    pairs, before = 0, 0
+    grouped, pairs, before = config.attention == "grouped", 0.0, 0
     runs: list[list[Segment]] = []
-    for s in chunk.segments:
-        if runs and runs[-1][-1].kind == s.kind:
+    for s in chunk.segments:  # one call for texts in a row; images have one together if they are grouped
+        if runs and runs[-1][-1].kind == s.kind and (grouped or s.kind == "text"):
             runs[-1].append(s)
         else:
             runs.append([s])
-    for run in runs:  # one call for each, over the context, what may be seen before it, and itself
+    for run in runs:
         own = sum(s.tokens for s in run)
-        pairs += own * (context + before + own)
+        causal = run[0].kind == "text" and not grouped  # kernels leave out what comes later
+        pairs += own * (context + before + (own / 2 if causal else own))
         before += own if run[0].kind != "noised" else 0
-    return float(pairs)
+    return pairs
 
 
 # ------------------------------------------------------------------ autoencoder
@@ -238,6 +239,11 @@ def train(config: ModelConfig, layout: Layout, fill: Fill | None = None, encode:
     return {part: 3.0 * flops for part, flops in once.items()} | {"autoencoder": images if encode else 0.0}
 
 
+_BACKWARD = {"flash": 3.5, "splash": 3.5, "cudnn": 2.5, "blocked": 3.0}
+"""Backward pass of attention in forward passes: 2 where the weights are kept; kernels compute them again,
+splash twice over (one kernel for queries, one for keys and values)."""
+
+
 def executed(config: ModelConfig, layout: Layout, encode: bool = True) -> Flops:
     """FLOP that a device works through for one row: every slot, and what the backward pass recomputes."""
     once = forward(config, layout)
@@ -247,8 +253,8 @@ def executed(config: ModelConfig, layout: Layout, encode: bool = True) -> Flops:
     scores = 0.0 if config.remat == "none" else 1.0  # products with a batch dimension are never kept
     found = {}
     for part in ("und", "gen", "vit", "attention"):
-        again = scores if part == "attention" else layers
-        found[part] = (3.0 + again) * once[part] + steps * (once[part] - prompts[part])
+        back = _BACKWARD.get(config.attention, 2.0) + scores if part == "attention" else 2.0 + layers
+        found[part] = (1.0 + back) * once[part] + steps * (once[part] - prompts[part])
     found["head"] = 3.0 * once["head"]
     found["autoencoder"] = once["autoencoder"] if encode else 0.0
     return found
