@@ -99,21 +99,7 @@ class Sampler:
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
         self._check()
-        ids = model.ids
-        controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
-        marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
-
-        layout, vocabulary, temperature = model.layout, tokenizer.vocab_size, self.config.temperature
-
-        def spec(size, prefix, banned=()):
-            return TextSpec(size, (ids.im_start, *prefix), controls + banned, vocabulary, temperature)
-
-        self._texts = {
-            "plan": spec(layout.plan, (ids.ins,)),
-            "inspect": spec(layout.inspect, (), marks),
-            "refine": spec(layout.refine, (ids.refine,)),
-            "answer": spec(self.config.answer_tokens, (), marks),
-        }
+        self._texts = text_specs(model, tokenizer, self.config)
 
     def with_params(self, params: Any) -> Sampler:
         """The same sampler with other weights; nothing is compiled again."""
@@ -372,6 +358,24 @@ class Sampler:
     @property
     def _most_steps(self) -> int:
         return self.config.max_steps if self.config.mode == Mode.PROCESS else 1
+
+
+def text_specs(model: UnifiedModel, tokenizer: Any, config: SamplerConfig) -> dict[str, TextSpec]:
+    """How the texts of a step are decoded, by stage, and `answer`."""
+    ids, layout = model.ids, model.layout
+    controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
+    marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
+
+    def spec(size, prefix, banned=()):
+        start = (ids.im_start, *prefix)
+        return TextSpec(size, start, controls + banned, tokenizer.vocab_size, config.temperature)
+
+    return {
+        "plan": spec(layout.plan, (ids.ins,)),
+        "inspect": spec(layout.inspect, (), marks),
+        "refine": spec(layout.refine, (ids.refine,)),
+        "answer": spec(config.answer_tokens, (), marks),
+    }
 
 
 def _occupied(rows: Sequence[_Row | None]) -> np.ndarray:

@@ -1,0 +1,299 @@
+"""Whether a train step fits a topology, what it costs there, and what to change if it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from process_gen.distributed import roofline
+from process_gen.distributed.chips import GIB, Chip
+from process_gen.distributed.topology import Topology
+from process_gen.measured import Measured, bytes_per_device
+from process_gen.models import cost
+from process_gen.program import TrainProgram
+from process_gen.reports.table import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """What is asked besides the program.
+
+    Attributes:
+      fill: how much of the slots real data fills.
+      assumptions: of the time.
+      trajectories: how many are to be trained on; 0 leaves the bill out.
+      hbm: bytes of memory of a device, instead of the chip's.
+    """
+
+    fill: cost.Fill
+    assumptions: roofline.Assumptions
+    trajectories: int = 0
+    hbm: float | None = None
+
+
+def train_report(
+    config: ConfigDict, program: TrainProgram, topology: Topology, found: Measured, ask: Ask
+) -> dict[str, Any]:
+    """Everything that is known of a compiled train step, as plain JSON values."""
+    model, layout = program.recipe.model.config, program.recipe.model.layout
+    devices, rows = len(topology.devices), config.train.batch_size
+    encode = not config.data.get("latents", "")
+    share = rows / devices
+    flops = {
+        "useful": cost.train(model, layout, ask.fill, encode),
+        "padded": cost.train(model, layout, None, encode),
+        "executed": cost.executed(model, layout, encode),
+    }
+    report = {
+        "config": config.name,
+        "step": "train",
+        **where(program.mesh, topology, ask),
+        "rows": rows,
+        "rows_per_device": share,
+        "tokens_per_row": dataclasses.asdict(cost.tokens(layout)) | {"all": cost.tokens(layout).all},
+        "useful_tokens_per_row": cost.tokens(layout, ask.fill).all,
+        "fill": dataclasses.asdict(ask.fill),
+        "seconds": {"lower": found.seconds[0], "compile": found.seconds[1]},
+        "memory": memory(program, found),
+        "traffic": [dataclasses.asdict(one) for one in found.traffic],
+        "flops_per_device": {
+            kind: {part: value * share for part, value in parts.items()} for kind, parts in flops.items()
+        },
+        "unknown_loops": found.unknown_loops,
+        "refused": found.refused,
+    }
+    report["fits"] = fits(found, report["hbm"])
+    report["hints"] = [] if report["fits"] in (True, None) else hints(config, program, topology, report)
+    if topology.chip is not None and found.needed is None:
+        report |= _time(report, topology, layout, ask)
+    return report
+
+
+def where(mesh: Any, topology: Topology, ask: Ask) -> dict[str, Any]:
+    """The devices of a report."""
+    chip = topology.chip
+    return {
+        "topology": topology.name,
+        "slices": topology.slices,
+        "devices": len(topology.devices),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "chip": None if chip is None else chip.name,
+        "hbm": ask.hbm if ask.hbm is not None else None if chip is None else chip.hbm,
+    }
+
+
+def fits(found: Measured, hbm: float | None) -> bool | None:
+    """Whether a program fits a device's memory; None where nobody knows how much there is."""
+    if found.needed is not None:
+        return False
+    return None if hbm is None else found.peak <= hbm
+
+
+def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
+    """Bytes of one device by what they hold."""
+    state, batch = program.abstract
+    parts = {
+        "parameters": state.params,
+        "average": state.ema,
+        "optimizer": state.opt_state,
+        "autoencoder": state.autoencoder,
+        "batch": batch,
+    }
+    sizes = {name: bytes_per_device(tree) for name, tree in parts.items()}
+    held = {name: float(device) for name, (device, _) in sizes.items()}
+    return held | {
+        "host": float(sum(host for _, host in sizes.values())),
+        "temporaries": float(found.temporaries),
+        "outputs": float(found.outputs - found.aliased),
+        "code": float(found.code),
+        "peak": found.peak if math.isfinite(found.peak) else None,
+    }
+
+
+def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> dict[str, Any]:
+    """The estimate of the time, and what follows from it."""
+    chip: Chip = topology.chip
+    held = report["memory"]
+    gathered = sum(one["bytes"] for one in report["traffic"] if one["kind"] == "all-gather")
+    arguments = sum(held[name] for name in ("parameters", "average", "optimizer", "batch"))
+    moved = 2 * (arguments + held["temporaries"] + gathered)
+    sides = 3 if topology.name.startswith(("v5p", "tpu7x")) else 2
+    flops = report["flops_per_device"]
+    traffic = [roofline.Traffic(**{**one, "axes": tuple(one["axes"])}) for one in report["traffic"]]
+    given = roofline.estimate(
+        chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides
+    )
+    rows, devices = report["rows"], report["devices"]
+    done = rows * layout.trajectories * ask.fill.steps / given.worst
+    found = {
+        "estimate": roofline.as_dict(given),
+        "assumptions": [
+            *ask.assumptions.described(chip),
+            f"a row holds {layout.trajectories} trajectories of {layout.steps / layout.trajectories:g} steps; "
+            f"{ask.fill.texts:.0%} of the text slots, {ask.fill.steps:.0%} of the steps and "
+            f"{ask.fill.refines:.0%} of the corrections hold something",
+        ],
+        "tokens_per_second_per_device": report["useful_tokens_per_row"] * rows / devices / given.worst,
+        "trajectories_per_second": done,
+        "mfu": sum(flops["useful"].values()) / given.worst / chip.flops,
+    }
+    if ask.trajectories:
+        found["trajectories"] = ask.trajectories
+        found["device_hours"] = ask.trajectories / done / 3600 * devices
+    return found
+
+
+# ----------------------------------------------------------------------- hints
+
+
+def hints(
+    config: ConfigDict, program: TrainProgram, topology: Topology, report: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What to change so that it fits, and about how many bytes each saves; the most helpful first."""
+    model, held = program.recipe.model.config, report["memory"]
+    state = sum(held[name] for name in ("parameters", "average", "optimizer"))
+    taken = (held["peak"] or 0.0) - state - held["autoencoder"] - held["batch"]
+    temporaries = held["temporaries"] or max(taken, 0.0)
+    mesh, rows = report["mesh"], report["rows_per_device"]
+    found: list[tuple[float, str, str]] = []
+    if model.attention in ("dense", "grouped"):
+        found.append((0.8 * temporaries, "--config.model.attention=flash", "no scores in memory"))
+    if model.remat != "full":
+        found.append((0.6 * temporaries, "--config.model.remat=full", "layers are computed again"))
+    if not model.remat_steps:
+        found.append((0.5 * temporaries, "--config.model.remat_steps=True", "steps are computed again"))
+    if mesh["data"] > report["slices"]:
+        saved = state * (1 - report["slices"] / mesh["data"])
+        flags = f"--config.mesh.data={report['slices']} --config.mesh.fsdp=-1"
+        found.append((saved, flags, "the state is split over more devices"))
+    if held["optimizer"] and "offload" in config.train:
+        if not config.train.offload:
+            found.append((held["optimizer"], "--config.train.offload=True", "moments wait on the host"))
+    if rows > 1:
+        fewer = config.train.batch_size // math.ceil(rows)
+        found.append((temporaries * (1 - 1 / rows), f"--config.train.batch_size={fewer}", "fewer rows at once"))
+    steps = config.layout.steps
+    if steps > 1:
+        shorter = max(steps // 2, 1)
+        flag = f"--config.layout.steps={shorter}"
+        found.append((temporaries * 0.4, flag, "shorter rows: less context, and its gradient"))
+    if model.attention not in ("dense", "grouped"):
+        flag = f"--config.mesh.context={2 * mesh['context']}"
+        found.append((temporaries / 2, flag, "the tokens of a row are split over devices"))
+    found.append((state / 2, "twice the devices", "half the state on each"))
+    found.sort(key=lambda one: -one[0])
+    return [{"change": flags, "saves": saved, "because": why} for saved, flags, why in found if saved > 0]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report of a train step for a terminal."""
+    lines = [_head(report), "", _memory_table(report), "", _traffic_table(report), "", _flops_table(report)]
+    if "estimate" in report:
+        lines += ["", _time_table(report), "", "Assumed, not measured:"]
+        lines += [f"  - {line}" for line in report["assumptions"]]
+    if report["unknown_loops"]:
+        lines += ["", f"{report['unknown_loops']} loops of unknown length count once in the exchanges"]
+    return "\n".join([*lines, "", verdict(report)])
+
+
+def _head(report: dict[str, Any]) -> str:
+    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
+    mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
+    return (
+        f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
+        f"{report['rows']} rows of {report['tokens_per_row']['all']:,.0f} tokens"
+    )
+
+
+_HELD = {
+    "parameters": "parameters",
+    "average": "moving average",
+    "optimizer": "optimizer state",
+    "autoencoder": "autoencoder",
+    "batch": "batch",
+    "temporaries": "temporaries",
+    "outputs": "outputs besides the state",
+    "code": "program",
+    "peak": "all at once",
+}
+
+
+def _memory_table(report: dict[str, Any]) -> str:
+    held, hbm = report["memory"], report["hbm"]
+    rows = [
+        (label, None if held[name] is None else held[name] / GIB, _share(held[name], hbm))
+        for name, label in _HELD.items()
+    ]
+    if hbm:
+        rows.append((f"memory of a device ({report['chip'] or 'as given'})", hbm / GIB, "100%"))
+    if held["host"]:
+        rows.append(("on the host", held["host"] / GIB, ""))
+    return table(rows, ("memory of one device", "GiB", "share"), digits=2)
+
+
+def _share(value: float | None, whole: float | None) -> str:
+    return "" if not whole or value is None else f"{value / whole:.0%}"
+
+
+def _traffic_table(report: dict[str, Any]) -> str:
+    rows = [
+        (one["kind"], " ".join(one["axes"]) or "-", "network" if one["network"] else "links",
+         one["bytes"] / GIB, int(one["runs"]))
+        for one in report["traffic"]
+    ]  # fmt: skip
+    rows.append(("all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
+    return table(rows, ("exchange", "axes", "over", "GiB received", "times"), digits=3)
+
+
+def _flops_table(report: dict[str, Any]) -> str:
+    kinds = report["flops_per_device"]
+    rows = [(part, *(kinds[kind][part] / 1e12 for kind in kinds)) for part in cost.PARTS]
+    rows.append(("all", *(sum(kinds[kind].values()) / 1e12 for kind in kinds)))
+    names = ("TFLOP of one device", "useful", "every slot", "with recomputation")
+    return table(rows, names, digits=2)
+
+
+def _time_table(report: dict[str, Any]) -> str:
+    one = report["estimate"]
+    rows = [
+        ("arithmetic", f"{one['compute']:.2f} s"),
+        ("memory", f"{one['memory']:.2f} s"),
+        ("links", f"{one['links']:.2f} s"),
+        ("network", f"{one['network']:.2f} s"),
+        ("hops", f"{one['hops']:.2f} s"),
+        ("a step", f"{one['best']:.2f} to {one['worst']:.2f} s, bound by {one['bound']}"),
+        ("tokens a second and device", f"{report['tokens_per_second_per_device']:,.0f}"),
+        ("trajectories a second", f"{report['trajectories_per_second']:.2f}"),
+        ("share of the peak (useful FLOP)", f"{report['mfu']:.0%}"),
+    ]
+    if "device_hours" in report:
+        hours = f"{report['device_hours']:,.0f} device hours"
+        rows.append((f"{report['trajectories']:,} trajectories", hours))
+    return table(rows, ("estimated time", "nothing overlaps, unless said"))
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Whether it fits, and what to change if it does not."""
+    peak, hbm = report["memory"]["peak"], report["hbm"]
+    if report["fits"] is None:
+        return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 holds it against one."
+    if report["fits"]:
+        return f"It fits: {peak / GIB:.2f} of {hbm / GIB:.2f} GiB."
+    taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"
+    lines = [f"It does NOT fit: it takes {taken}, a device has {(hbm or 0) / GIB:.2f} GiB."]
+    if report["refused"]:
+        lines.append(f"The compiler says: {report['refused']}")
+    lines.append("What to change, the most helpful first (saved bytes are estimates):")
+    lines += _hint_lines(report["hints"])
+    return "\n".join(lines)
+
+
+def _hint_lines(found: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"  {one['change']}  (about {one['saves'] / GIB:.1f} GiB: {one['because']})" for one in found]

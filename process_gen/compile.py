@@ -1,0 +1,256 @@
+"""Compiles a config for hardware that is not there: does it fit, what does it exchange, how long may it take?
+
+    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=v5p:4x4x4 --config.train.batch_size=64
+    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=v5e:16x16 --slices=2 \\
+        --config.mesh.data=2 --config.train.batch_size=512 --json=v5e.json --trajectories=62000
+    python -m process_gen.compile --config=configs/bagel_7b.py:debug --topology=cpu:8 --config.train.batch_size=8 --chip=h100
+    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=v5p:2x2x2 --step=sample
+
+What is compiled is the train step that `process_gen.train` runs, or with
+`--step=sample` each compiled piece of the sampler, by the compiler of the
+hardware: for TPUs that takes `pip install libtpu` and no TPU. `cpu:8` counts
+eight devices of a CPU: shardings and exchanges are real, memory only roughly so
+(it computes bfloat16 in float32).
+
+Ends with 0 if it fits (or nobody knows), 3 if it does not, with what to change,
+2 if the command line or the config cannot work.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from process_gen import cli
+
+if __name__ == "__main__":  # bad flags are found before the slow imports
+    flags.DEFINE_string("topology", None, "Devices: v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, cpu:8 or gpu.")
+    flags.DEFINE_integer("slices", 1, "Slices that a data-centre network joins.", lower_bound=1)
+    flags.DEFINE_enum("step", "train", ("train", "sample"), "What to compile.")
+    flags.DEFINE_string("json", None, "File for everything that is printed, as JSON.")
+    flags.DEFINE_integer("trajectories", 0, "Trajectories to bill device hours for.", lower_bound=0)
+    flags.DEFINE_string("chip", None, "Chip whose memory and speed count, if not the topology's own.")
+    flags.DEFINE_float("hbm", None, "GiB of memory of a device, if not the chip's.", lower_bound=0.0)
+    flags.DEFINE_float("efficiency", 0.6, "Share of the peak that matrix products reach: an assumption.")
+    flags.DEFINE_float("fill_texts", 1.0, "Share of the text slots that real data fills.")
+    flags.DEFINE_float("fill_refines", 1.0, "Share of the steps that hold a correction.")
+    flags.DEFINE_string("hlo", None, "File for the text of the compiled train step.")
+    cli.read_flags(config="configs/bagel_7b.py:paper")
+
+# isort: split
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from process_gen import capacity, experiment, vocabulary
+from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
+from process_gen.distributed import roofline, sharding, topology
+from process_gen.distributed.chips import GIB
+from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
+from process_gen.distributed.topology import Topology, TopologyError
+from process_gen.measured import Measured, bytes_per_device, measure
+from process_gen.models import cost, partition
+from process_gen.program import TrainProgram
+from process_gen.reports.table import table
+from process_gen.sampling import SamplerConfig
+from process_gen.sampling.pieces import pieces
+from process_gen.sampling.sampler import text_specs
+
+DOES_NOT_FIT = 3
+"""Exit code where the program needs more memory than a device has."""
+
+
+def compile_train(
+    config: ConfigDict,
+    where: Topology,
+    ask: capacity.Ask,
+    report: Callable[[str], None] = print,
+    keep: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Compiles the train step of a config for some devices; see `capacity.train_report`.
+
+    Raises:
+      ConfigError, MeshError: the config cannot work there.
+    """
+    experiment.check(config)
+    mesh, slices = mesh_of(config, where)
+    program = TrainProgram.of(config, experiment.build_model(config, tokenizer_of(config)), mesh)
+    report(f"train step on {where.name}: {len(where.devices)} devices, lowering")
+    found = measure("train step", lambda: program.step.lower(*program.abstract), mesh, slices, report, keep)
+    return capacity.train_report(config, program, where, found, ask)
+
+
+def compile_sample(
+    config: ConfigDict, where: Topology, ask: capacity.Ask, report: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Compiles every piece of the sampler of a config for some devices.
+
+    Raises:
+      ConfigError, MeshError, SamplerError: the config cannot work there.
+    """
+    experiment.check(config)
+    mesh, slices = mesh_of(config, where)
+    tokenizer = tokenizer_of(config)
+    model, settings = experiment.build_model(config, tokenizer), _settings(config)
+    with config.unlocked():  # the batch of the training is of no matter here
+        config.train.batch_size = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    state = TrainProgram.of(config, model, mesh).abstract[0]
+    rows = config.eval.batch_size
+    splits = mesh.shape["data"] * mesh.shape["fsdp"]
+    axes = sharding.BATCH_AXES if rows % splits == 0 else ()
+    if not axes:
+        report(f"{rows} rows (config.eval.batch_size) do not divide by {splits}: every device has them all")
+    texts = text_specs(model, tokenizer, settings)
+    found = []
+    with partition.over(mesh, sharding.ACTIVATION_RULES):
+        given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
+        for name, lower in pieces(*given):
+            found.append(measure(name, lower, mesh, slices, report))
+    held = {"parameters": bytes_per_device(state.ema)[0], "autoencoder": bytes_per_device(state.autoencoder)[0]}
+    place = capacity.where(mesh, where, ask)
+    verdicts = [capacity.fits(one, place["hbm"]) for one in found]
+    return {
+        "config": config.name,
+        "step": "sample",
+        **place,
+        "rows": rows,
+        "held": held,
+        "pieces": [_piece(one) for one in found],
+        "fits": None if None in verdicts else all(verdicts),
+    }
+
+
+def _settings(config: ConfigDict) -> SamplerConfig:
+    return SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
+
+
+def _piece(one: Measured) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "seconds": one.seconds,
+        "arguments": one.arguments,
+        "temporaries": one.temporaries,
+        "outputs": one.outputs,
+        "peak": one.peak,
+        "received": sum(t.bytes for t in one.traffic),
+        "refused": one.refused,
+    }
+
+
+def describe_sample(report: dict[str, Any]) -> str:
+    """The pieces of the sampler for a terminal."""
+    names = ("piece", "arguments, GiB", "temporaries, GiB", "all at once, GiB", "received, GiB", "compiled in, s")
+    rows = [
+        (p["name"], p["arguments"] / GIB, p["temporaries"] / GIB, p["peak"] / GIB, p["received"] / GIB,
+         p["seconds"][1])
+        for p in report["pieces"]
+    ]  # fmt: skip
+    peak = max(p["peak"] for p in report["pieces"])
+    lines = [
+        f"{report['config']}, sampler on {report['topology']}: {report['devices']} devices, "
+        f"{report['rows']} rows at once",
+        "",
+        table(rows, names, digits=2),
+        "",
+        "`write` and `draw` loop over tokens and Euler steps: what they receive is for a whole text or image.",
+    ]
+    if report["fits"] is None:
+        return "\n".join([*lines, "Whether it fits is not known: --chip=h100 holds it against a chip."])
+    if report["fits"]:
+        return "\n".join([*lines, f"It fits: {peak / GIB:.2f} of {report['hbm'] / GIB:.2f} GiB."])
+    rows_now = report["rows"]
+    lines += [
+        f"It does NOT fit: {peak / GIB:.2f} GiB, a device has {report['hbm'] / GIB:.2f} GiB.",
+        f"Take fewer rows (--config.eval.batch_size={max(rows_now // 2, 1)}), or split the parameters over "
+        "more devices (--config.mesh.fsdp).",
+    ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+def mesh_of(config: ConfigDict, where: Topology) -> tuple[Mesh, dict[str, int]]:
+    """The mesh of a config over some devices, and how many slices each axis runs over.
+
+    Raises:
+      MeshError: it does not fit the devices, or the slices.
+    """
+    asked = MeshConfig(**config.mesh.to_dict())
+    if where.slices == 1:
+        return make_mesh(asked, where.devices), {}
+    sizes = asked.sizes(len(where.devices))
+    if sizes["data"] % where.slices:
+        raise MeshError(
+            f"{where.slices} slices take a data axis that is a multiple of it, mesh.data is {sizes['data']}: "
+            f"set --config.mesh.data={where.slices}"
+        )
+    inside = MeshConfig(**(sizes | {"data": sizes["data"] // where.slices}))
+    size = where.per_slice
+    grids = [
+        make_mesh(inside, where.devices[start : start + size]).devices
+        for start in range(0, len(where.devices), size)
+    ]
+    import numpy as np
+
+    mesh = make_mesh(inside, where.devices[:size])
+    return Mesh(np.concatenate(grids), mesh.axis_names, axis_types=mesh.axis_types), {"data": where.slices}
+
+
+def tokenizer_of(config: ConfigDict) -> Tokenizer:
+    """The config's tokenizer; where its folder is not here, that of the scenes stands in for it.
+
+    Only ids of control tokens come from it, which are constants of the program: no size depends on them.
+    """
+    try:
+        return vocabulary.build_tokenizer(config)
+    except experiment.ConfigError as error:
+        logging.info("the scenes tokenizer stands in for config.data.tokenizer, which is not here (%s)", error)
+        return scenes_tokenizer()
+
+
+# --------------------------------------------------------------------- command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compiles, prints, writes; 3 where it does not fit."""
+    del argv
+    values = flags.FLAGS
+    if not values.topology:
+        raise TopologyError(f"--topology is required: {topology.EXAMPLES}")
+    name = topology.parse(values.topology, values.slices)
+    topology.prepare(name)
+    where = topology.get(name, values.chip)
+    ask = capacity.Ask(
+        cost.Fill(texts=values.fill_texts, refines=values.fill_refines),
+        roofline.Assumptions(efficiency=values.efficiency),
+        values.trajectories,
+        None if values.hbm is None else values.hbm * GIB,
+    )
+    started = time.perf_counter()
+
+    def progress(line: str) -> None:
+        print(f"[{time.perf_counter() - started:5.0f} s] {line}", flush=True)
+
+
+    if values.step == "sample":
+        report = compile_sample(values.config, where, ask, progress)
+        print("\n" + describe_sample(report))
+    else:
+        keep = None if not values.hlo else pathlib.Path(values.hlo).write_text
+        report = compile_train(values.config, where, ask, progress, keep)
+        print("\n" + capacity.describe(report))
+    if values.json:
+        pathlib.Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
+        print(f"wrote {values.json}")
+    return DOES_NOT_FIT if report["fits"] is False else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, (ValueError, OSError))
