@@ -5,7 +5,7 @@
 
 `:paper` is the recipe: 10,000 steps at a learning rate of 2e-5 with cosine decay, eight rows of up to 33,000
 tokens at 512 x 512 pixels, for eight devices of 80 GB; it has not been run yet, so there is no time or score
-to give. `:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and
+to give. `:paper_1024` has images of 1,024 x 1,024 pixels. `:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and
 back: `--config.train.init=FOLDER` starts it from published weights of those sizes.
 """
 
@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    """Returns the locked config of a variant: paper or debug."""
-    variants = {"paper": lambda config: None, "debug": _debug}
+    """Returns the locked config of a variant: paper, paper_1024 or debug."""
+    variants = {"paper": lambda config: None, "paper_1024": _paper_1024, "debug": _debug}
     if variant not in variants:
         raise ValueError(f"configs/bagel_7b.py has no variant {variant!r}; it has {', '.join(variants)}")
     config = _base()
@@ -26,7 +26,7 @@ def _base() -> ConfigDict:
     config = ConfigDict()
     config.name = "bagel_7b"
     config.seed = 0
-    config.model = ConfigDict(dict(size="bagel_7b"))
+    config.model = ConfigDict(dict(size="bagel_7b", attention="flash", remat="full", remat_steps=True))
     # A row has 32,968 tokens: 5 steps of 5,700 (of which 4,104 are two noised and two clean images, 972 what
     # the ViT sees, 624 texts), and two prompts of 2,234.
     config.layout = ConfigDict(
@@ -136,6 +136,17 @@ def _base() -> ConfigDict:
     )
     config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=0, batch_size=8))
     return config
+
+
+def _paper_1024(config: ConfigDict) -> None:
+    """Rows of 36,337 tokens: 2 steps of 17,988 (16,392 noised and clean images, 972 ViT, 624 texts), a prompt.
+
+    Published rows end at 36,864 tokens. Pictures of that size leave no room for an input image.
+    """
+    config.layout.update(
+        dict(image_size=(1024, 1024), prompt_image=False, instruction=0, steps=2, trajectories=1)
+    )
+    config.sampling.max_steps = 2
 
 
 def _debug(config: ConfigDict) -> None:

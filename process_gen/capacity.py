@@ -124,9 +124,7 @@ def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> 
     sides = 3 if topology.name.startswith(("v5p", "tpu7x")) else 2
     flops = report["flops_per_device"]
     traffic = [roofline.Traffic(**{**one, "axes": tuple(one["axes"])}) for one in report["traffic"]]
-    given = roofline.estimate(
-        chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides
-    )
+    given = roofline.estimate(chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides)
     rows, devices = report["rows"], report["devices"]
     done = rows * layout.trajectories * ask.fill.steps / given.worst
     found = {
@@ -160,33 +158,43 @@ def hints(
     temporaries = held["temporaries"] or max(taken, 0.0)
     mesh, rows = report["mesh"], report["rows_per_device"]
     found: list[tuple[float, str, str]] = []
-    if model.attention in ("dense", "grouped"):
-        found.append((0.8 * temporaries, "--config.model.attention=flash", "no scores in memory"))
+
+    def add(saved: float, why: str, **changes: Any) -> None:
+        flags = " ".join(_flag(config, key.replace("__", "."), value) for key, value in changes.items())
+        found.append((saved, flags, why))
+
+    masked = model.attention in ("dense", "grouped")
+    if masked:
+        add(0.8 * temporaries, "no scores in memory", model__attention="flash")
     if model.remat != "full":
-        found.append((0.6 * temporaries, "--config.model.remat=full", "layers are computed again"))
+        add(0.6 * temporaries, "layers are computed again", model__remat="full")
     if not model.remat_steps:
-        found.append((0.5 * temporaries, "--config.model.remat_steps=True", "steps are computed again"))
+        add(0.5 * temporaries, "steps are computed again", model__remat_steps=True)
     if mesh["data"] > report["slices"]:
         saved = state * (1 - report["slices"] / mesh["data"])
-        flags = f"--config.mesh.data={report['slices']} --config.mesh.fsdp=-1"
-        found.append((saved, flags, "the state is split over more devices"))
-    if held["optimizer"] and "offload" in config.train:
-        if not config.train.offload:
-            found.append((held["optimizer"], "--config.train.offload=True", "moments wait on the host"))
+        why = "the state is split over more devices"
+        add(saved, why, mesh__data=report["slices"], mesh__fsdp=-1)
+    if held["optimizer"] and "offload" in config.train and not config.train.offload:
+        add(held["optimizer"], "moments wait on the host", train__offload=True)
     if rows > 1:
         fewer = config.train.batch_size // math.ceil(rows)
-        found.append((temporaries * (1 - 1 / rows), f"--config.train.batch_size={fewer}", "fewer rows at once"))
-    steps = config.layout.steps
-    if steps > 1:
-        shorter = max(steps // 2, 1)
-        flag = f"--config.layout.steps={shorter}"
-        found.append((temporaries * 0.4, flag, "shorter rows: less context, and its gradient"))
-    if model.attention not in ("dense", "grouped"):
-        flag = f"--config.mesh.context={2 * mesh['context']}"
-        found.append((temporaries / 2, flag, "the tokens of a row are split over devices"))
+        add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
+    if (steps := config.layout.steps) > 1:
+        add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__steps=steps // 2)
+    if not masked:
+        why = "the tokens of a row are split over devices"
+        add(temporaries / 2, why, mesh__context=2 * mesh["context"])
     found.append((state / 2, "twice the devices", "half the state on each"))
     found.sort(key=lambda one: -one[0])
     return [{"change": flags, "saves": saved, "because": why} for saved, flags, why in found if saved > 0]
+
+
+def _flag(config: ConfigDict, key: str, value: Any) -> str:
+    """How to set a key: a flag, or a line of the config file where the config does not have the key yet."""
+    there = config
+    for part in key.split("."):
+        there = there.get(part) if isinstance(there, ConfigDict) else None
+    return f"--config.{key}={value}" if there is not None else f"config.{key} = {value!r} in the config file"
 
 
 # ---------------------------------------------------------------------- tables
@@ -212,6 +220,11 @@ def _head(report: dict[str, Any]) -> str:
     )
 
 
+def _unit(value: float | None) -> tuple[str, float]:
+    """GiB, or MiB for what is small."""
+    return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
+
+
 _HELD = {
     "parameters": "parameters",
     "average": "moving average",
@@ -227,15 +240,16 @@ _HELD = {
 
 def _memory_table(report: dict[str, Any]) -> str:
     held, hbm = report["memory"], report["hbm"]
+    name_of_unit, unit = _unit(held["peak"])
     rows = [
-        (label, None if held[name] is None else held[name] / GIB, _share(held[name], hbm))
+        (label, None if held[name] is None else held[name] / unit, _share(held[name], hbm))
         for name, label in _HELD.items()
     ]
     if hbm:
-        rows.append((f"memory of a device ({report['chip'] or 'as given'})", hbm / GIB, "100%"))
+        rows.append((f"memory of a device ({report['chip'] or 'as given'})", hbm / unit, "100%"))
     if held["host"]:
-        rows.append(("on the host", held["host"] / GIB, ""))
-    return table(rows, ("memory of one device", "GiB", "share"), digits=2)
+        rows.append(("on the host", held["host"] / unit, ""))
+    return table(rows, ("memory of one device", name_of_unit, "share"), digits=2)
 
 
 def _share(value: float | None, whole: float | None) -> str:
@@ -243,32 +257,34 @@ def _share(value: float | None, whole: float | None) -> str:
 
 
 def _traffic_table(report: dict[str, Any]) -> str:
+    name, unit = _unit(max((one["bytes"] for one in report["traffic"]), default=0.0))
     rows = [
         (one["kind"], " ".join(one["axes"]) or "-", "network" if one["network"] else "links",
-         one["bytes"] / GIB, int(one["runs"]))
+         one["bytes"] / unit, int(one["runs"]))
         for one in report["traffic"]
     ]  # fmt: skip
     rows.append(("all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
-    return table(rows, ("exchange", "axes", "over", "GiB received", "times"), digits=3)
+    return table(rows, ("exchange", "axes", "over", f"{name} received", "times"), digits=3)
 
 
 def _flops_table(report: dict[str, Any]) -> str:
     kinds = report["flops_per_device"]
-    rows = [(part, *(kinds[kind][part] / 1e12 for kind in kinds)) for part in cost.PARTS]
-    rows.append(("all", *(sum(kinds[kind].values()) / 1e12 for kind in kinds)))
-    names = ("TFLOP of one device", "useful", "every slot", "with recomputation")
+    name, unit = ("TFLOP", 1e12) if sum(kinds["padded"].values()) > 1e11 else ("GFLOP", 1e9)
+    rows = [(part, *(kinds[kind][part] / unit for kind in kinds)) for part in cost.PARTS]
+    rows.append(("all", *(sum(kinds[kind].values()) / unit for kind in kinds)))
+    names = (f"{name} of one device", "useful", "every slot", "with recomputation")
     return table(rows, names, digits=2)
 
 
 def _time_table(report: dict[str, Any]) -> str:
     one = report["estimate"]
     rows = [
-        ("arithmetic", f"{one['compute']:.2f} s"),
-        ("memory", f"{one['memory']:.2f} s"),
-        ("links", f"{one['links']:.2f} s"),
-        ("network", f"{one['network']:.2f} s"),
-        ("hops", f"{one['hops']:.2f} s"),
-        ("a step", f"{one['best']:.2f} to {one['worst']:.2f} s, bound by {one['bound']}"),
+        ("arithmetic", _seconds(one["compute"])),
+        ("memory", _seconds(one["memory"])),
+        ("links", _seconds(one["links"])),
+        ("network", _seconds(one["network"])),
+        ("hops", _seconds(one["hops"])),
+        ("a step", f"{_seconds(one['best'])} to {_seconds(one['worst'])}, bound by {one['bound']}"),
         ("tokens a second and device", f"{report['tokens_per_second_per_device']:,.0f}"),
         ("trajectories a second", f"{report['trajectories_per_second']:.2f}"),
         ("share of the peak (useful FLOP)", f"{report['mfu']:.0%}"),
@@ -279,11 +295,17 @@ def _time_table(report: dict[str, Any]) -> str:
     return table(rows, ("estimated time", "nothing overlaps, unless said"))
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"
+
+
 def verdict(report: dict[str, Any]) -> str:
     """Whether it fits, and what to change if it does not."""
     peak, hbm = report["memory"]["peak"], report["hbm"]
     if report["fits"] is None:
-        return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 holds it against one."
+        return (
+            "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 holds it against one."
+        )
     if report["fits"]:
         return f"It fits: {peak / GIB:.2f} of {hbm / GIB:.2f} GiB."
     taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"

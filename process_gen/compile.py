@@ -23,7 +23,9 @@ from absl import flags
 from process_gen import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
-    flags.DEFINE_string("topology", None, "Devices: v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, cpu:8 or gpu.")
+    flags.DEFINE_string(
+        "topology", None, "Devices: v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, cpu:8 or gpu."
+    )
     flags.DEFINE_integer("slices", 1, "Slices that a data-centre network joins.", lower_bound=1)
     flags.DEFINE_enum("step", "train", ("train", "sample"), "What to compile.")
     flags.DEFINE_string("json", None, "File for everything that is printed, as JSON.")
@@ -112,7 +114,10 @@ def compile_sample(
         given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
         for name, lower in pieces(*given):
             found.append(measure(name, lower, mesh, slices, report))
-    held = {"parameters": bytes_per_device(state.ema)[0], "autoencoder": bytes_per_device(state.autoencoder)[0]}
+    held = {
+        "parameters": bytes_per_device(state.ema)[0],
+        "autoencoder": bytes_per_device(state.autoencoder)[0],
+    }
     place = capacity.where(mesh, where, ask)
     verdicts = [capacity.fits(one, place["hbm"]) for one in found]
     return {
@@ -145,7 +150,14 @@ def _piece(one: Measured) -> dict[str, Any]:
 
 def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
-    names = ("piece", "arguments, GiB", "temporaries, GiB", "all at once, GiB", "received, GiB", "compiled in, s")
+    names = (
+        "piece",
+        "arguments, GiB",
+        "temporaries, GiB",
+        "all at once, GiB",
+        "received, GiB",
+        "compiled in, s",
+    )
     rows = [
         (p["name"], p["arguments"] / GIB, p["temporaries"] / GIB, p["peak"] / GIB, p["received"] / GIB,
          p["seconds"][1])
@@ -211,7 +223,9 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
     try:
         return vocabulary.build_tokenizer(config)
     except experiment.ConfigError as error:
-        logging.info("the scenes tokenizer stands in for config.data.tokenizer, which is not here (%s)", error)
+        logging.info(
+            "the scenes tokenizer stands in for config.data.tokenizer, which is not here (%s)", error
+        )
         return scenes_tokenizer()
 
 
@@ -237,7 +251,6 @@ def main(argv: Sequence[str]) -> int:
 
     def progress(line: str) -> None:
         print(f"[{time.perf_counter() - started:5.0f} s] {line}", flush=True)
-
 
     if values.step == "sample":
         report = compile_sample(values.config, where, ask, progress)

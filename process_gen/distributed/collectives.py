@@ -91,7 +91,8 @@ def collectives(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[s
     across = tuple(axis for axis, count in slices.items() if count > 1)
     count = math.prod(slices.values())
     # Of several slices, a program for TPUs knows the devices of its own slice only.
-    shape = inside if count > 1 and program.partitions < math.prod(mesh.values()) else dict(mesh)
+    alone = count > 1 and program.partitions < math.prod(mesh.values())
+    shape = inside if alone else dict(mesh)
     found, chained = [], set()
     for name, caller, runs in _running(program):
         computation = program.computations[name]
@@ -103,7 +104,7 @@ def collectives(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[s
                 if link and (caller, link) in chained:
                     continue
                 chained.add((caller, link))
-                found.append(_local(kind, one, computation, runs, shape, across))
+                found.append(_local(kind, one, computation, runs, shape, () if alone else across))
             elif one.op == "send" and "xla_megascale" in one.rest:
                 found.append(_between_slices(one, runs, across, count))
     return [one for one in found if one.bytes]
@@ -163,15 +164,15 @@ def _local(
     return Collective(kind, moved, runs, axes, n, bool(set(axes) & set(across)), _source(one))
 
 
-def _between_slices(
-    one: hlo.Instruction, runs: float, across: Sequence[str], count: int
-) -> Collective:
+def _between_slices(one: hlo.Instruction, runs: float, across: Sequence[str], count: int) -> Collective:
     """An exchange that TPU programs hand to the runtime, which carries it over the network."""
     match = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
     kind = match[1].lower().replace("_", "-") if match else "send"
     size = hlo.type_bytes(hlo.members(one.type)[0])
     share = (count - 1) / count
-    moved = {"all-reduce": 2 * share, "all-gather": count - 1, "reduce-scatter": share}.get(kind, share) * size
+    moved = {"all-reduce": 2 * share, "all-gather": count - 1, "reduce-scatter": share}.get(
+        kind, share
+    ) * size
     return Collective(kind, moved, runs, tuple(across), count, True, _source(one))
 
 
@@ -180,9 +181,7 @@ def _varying(groups: np.ndarray, shape: Mapping[str, int]) -> tuple[str, ...]:
     if not groups.size:
         return ()
     places = np.unravel_index(groups, tuple(shape.values()))
-    return tuple(
-        axis for axis, place in zip(shape, places, strict=True) if (place != place[:, :1]).any()
-    )
+    return tuple(axis for axis, place in zip(shape, places, strict=True) if (place != place[:, :1]).any())
 
 
 # ---------------------------------------------------------------------- groups

@@ -1,8 +1,8 @@
 """Devices that need not be there: named TPU slices, and CPU devices that are only counted.
 
-    v5p:4x4x4    a TPU slice; compiled for by libtpu, without a TPU
-    cpu:8        devices that the CPU pretends to have
-    gpu          the GPUs of this machine, where JAX has a plugin for them
+v5p:4x4x4    a TPU slice; compiled for by libtpu, without a TPU
+cpu:8        devices that the CPU pretends to have
+gpu          the GPUs of this machine, where JAX has a plugin for them
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def parse(text: str, slices: int = 1) -> Name:
     match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*))?", text.strip().lower())
     generation = match[1] if match else ""
     if generation not in (*TPUS, "cpu", "gpu"):
-        raise TopologyError(f"unknown topology {text!r}; known are {', '.join(TPUS)}, cpu and gpu: {EXAMPLES}")
+        raise TopologyError(
+            f"unknown topology {text!r}; known are {', '.join(TPUS)}, cpu and gpu: {EXAMPLES}"
+        )
     if slices < 1:
         raise TopologyError(f"there must be at least 1 slice, got {slices}")
     sides = tuple(int(side) for side in match[2].split("x")) if match[2] else ()
@@ -157,5 +159,3 @@ def _as_topology_error(text: str) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         raise TopologyError(f"{text} ({str(error).splitlines()[0][:200]})") from error
-
-

@@ -43,7 +43,9 @@ class Fill:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if not 0 < getattr(self, field.name) <= 1:
-                raise ValueError(f"fill {field.name} must be above 0 and at most 1: {getattr(self, field.name)}")
+                raise ValueError(
+                    f"fill {field.name} must be above 0 and at most 1: {getattr(self, field.name)}"
+                )
 
     def of(self, *segments: Segment) -> float:
         """The share of a segment's tokens that is there; of two, the share of pairs of their tokens."""
@@ -272,4 +274,3 @@ def _only_prompts(config: ModelConfig, layout: Layout) -> Flops:
         "attention": 4.0 * config.heads * config.head_dim * config.layers * r * pairs,
         "vit": r * _view_flops(config, layout) if chunk.vit_tokens else 0.0,
     }
-
