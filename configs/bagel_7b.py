@@ -5,8 +5,9 @@
 
 `:paper` is the recipe: 10,000 steps at a learning rate of 2e-5 with cosine decay, eight rows of up to 33,000
 tokens at 512 x 512 pixels, for eight devices of 80 GB; it has not been run yet, so there is no time or score
-to give. `:paper_1024` has images of 1,024 x 1,024 pixels. `:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and
-back: `--config.train.init=FOLDER` starts it from published weights of those sizes.
+to give. `:paper_1024` has images of 1,024 x 1,024 pixels. `:debug` is a model of toy sizes on the scenes
+world, for tests and to rehearse the way there and back: `--config.train.init=FOLDER` starts it from published
+weights of those sizes.
 """
 
 from ml_collections import ConfigDict
@@ -139,7 +140,7 @@ def _base() -> ConfigDict:
 
 
 def _paper_1024(config: ConfigDict) -> None:
-    """Rows of 36,337 tokens: 2 steps of 17,988 (16,392 noised and clean images, 972 ViT, 624 texts), a prompt.
+    """Rows of 36,337 tokens: 2 steps of 17,988 (16,392 are noised and clean images, 972 ViT, 624 texts).
 
     Published rows end at 36,864 tokens. Pictures of that size leave no room for an input image.
     """

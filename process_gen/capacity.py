@@ -131,7 +131,8 @@ def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> 
         "estimate": roofline.as_dict(given),
         "assumptions": [
             *ask.assumptions.described(chip),
-            f"a row holds {layout.trajectories} trajectories of {layout.steps / layout.trajectories:g} steps; "
+            f"a row holds {layout.trajectories} trajectories of "
+            f"{layout.steps / layout.trajectories:g} steps; "
             f"{ask.fill.texts:.0%} of the text slots, {ask.fill.steps:.0%} of the steps and "
             f"{ask.fill.refines:.0%} of the corrections hold something",
         ],
@@ -303,9 +304,7 @@ def verdict(report: dict[str, Any]) -> str:
     """Whether it fits, and what to change if it does not."""
     peak, hbm = report["memory"]["peak"], report["hbm"]
     if report["fits"] is None:
-        return (
-            "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 holds it against one."
-        )
+        return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
     if report["fits"]:
         return f"It fits: {peak / GIB:.2f} of {hbm / GIB:.2f} GiB."
     taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"

@@ -1,10 +1,11 @@
-"""Compiles a config for hardware that is not there: does it fit, what does it exchange, how long may it take?
+"""Compiles a config for hardware that is not there: does it fit, what does it send, how long may it take?
 
-    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=v5p:4x4x4 --config.train.batch_size=64
-    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=v5e:16x16 --slices=2 \\
+    python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64
+    python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5e:16x16 --slices=2 \\
         --config.mesh.data=2 --config.train.batch_size=512 --json=v5e.json --trajectories=62000
-    python -m process_gen.compile --config=configs/bagel_7b.py:debug --topology=cpu:8 --config.train.batch_size=8 --chip=h100
-    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=v5p:2x2x2 --step=sample
+    python -m process_gen.compile --config=configs/scenes.py:debug --topology=cpu:8 \\
+        --config.train.batch_size=8 --chip=h100
+    python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5p:2x2x2 --step=sample
 
 What is compiled is the train step that `process_gen.train` runs, or with
 `--step=sample` each compiled piece of the sampler, by the compiler of the
@@ -23,9 +24,7 @@ from absl import flags
 from process_gen import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
-    flags.DEFINE_string(
-        "topology", None, "Devices: v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, cpu:8 or gpu."
-    )
+    flags.DEFINE_string("topology", None, "Devices, such as v5p:4x4x4, v5e:16x16, v6e:8x8, cpu:8 or gpu.")
     flags.DEFINE_integer("slices", 1, "Slices that a data-centre network joins.", lower_bound=1)
     flags.DEFINE_enum("step", "train", ("train", "sample"), "What to compile.")
     flags.DEFINE_string("json", None, "File for everything that is printed, as JSON.")
@@ -45,7 +44,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -114,10 +113,7 @@ def compile_sample(
         given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
         for name, lower in pieces(*given):
             found.append(measure(name, lower, mesh, slices, report))
-    held = {
-        "parameters": bytes_per_device(state.ema)[0],
-        "autoencoder": bytes_per_device(state.autoencoder)[0],
-    }
+    parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
     place = capacity.where(mesh, where, ask)
     verdicts = [capacity.fits(one, place["hbm"]) for one in found]
     return {
@@ -125,7 +121,7 @@ def compile_sample(
         "step": "sample",
         **place,
         "rows": rows,
-        "held": held,
+        "held": {name: bytes_per_device(tree)[0] for name, tree in parts.items()},
         "pieces": [_piece(one) for one in found],
         "fits": None if None in verdicts else all(verdicts),
     }
@@ -170,7 +166,7 @@ def describe_sample(report: dict[str, Any]) -> str:
         "",
         table(rows, names, digits=2),
         "",
-        "`write` and `draw` loop over tokens and Euler steps: what they receive is for a whole text or image.",
+        "`write` and `draw` loop over tokens and Euler steps: `received` is for a whole text or image.",
     ]
     if report["fits"] is None:
         return "\n".join([*lines, "Whether it fits is not known: --chip=h100 holds it against a chip."])
@@ -209,8 +205,6 @@ def mesh_of(config: ConfigDict, where: Topology) -> tuple[Mesh, dict[str, int]]:
         make_mesh(inside, where.devices[start : start + size]).devices
         for start in range(0, len(where.devices), size)
     ]
-    import numpy as np
-
     mesh = make_mesh(inside, where.devices[:size])
     return Mesh(np.concatenate(grids), mesh.axis_names, axis_types=mesh.axis_types), {"data": where.slices}
 
@@ -223,9 +217,7 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
     try:
         return vocabulary.build_tokenizer(config)
     except experiment.ConfigError as error:
-        logging.info(
-            "the scenes tokenizer stands in for config.data.tokenizer, which is not here (%s)", error
-        )
+        logging.info("the scenes tokenizer stands in for config.data.tokenizer (%s)", error)
         return scenes_tokenizer()
 
 

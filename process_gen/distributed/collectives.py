@@ -170,10 +170,8 @@ def _between_slices(one: hlo.Instruction, runs: float, across: Sequence[str], co
     kind = match[1].lower().replace("_", "-") if match else "send"
     size = hlo.type_bytes(hlo.members(one.type)[0])
     share = (count - 1) / count
-    moved = {"all-reduce": 2 * share, "all-gather": count - 1, "reduce-scatter": share}.get(
-        kind, share
-    ) * size
-    return Collective(kind, moved, runs, tuple(across), count, True, _source(one))
+    times = {"all-reduce": 2 * share, "all-gather": count - 1}.get(kind, share)
+    return Collective(kind, times * size, runs, tuple(across), count, True, _source(one))
 
 
 def _varying(groups: np.ndarray, shape: Mapping[str, int]) -> tuple[str, ...]:

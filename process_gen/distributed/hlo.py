@@ -50,7 +50,7 @@ class Instruction:
         return named or [part.split()[-1] for part in text.split(", ") if part.strip()]
 
     def attribute(self, name: str) -> str | None:
-        """The text of an attribute up to the next comma, bracketed values in full; None where it is missing."""
+        """The text of an attribute up to the next comma, what is in brackets in full; None without it."""
         text = self.split[1]
         match = re.search(rf"(?:^|[\s,]){name}=", text)
         if not match:

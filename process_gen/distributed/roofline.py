@@ -42,8 +42,8 @@ class Assumptions:
             f"matrix products at {self.efficiency:.0%} of {chip.flops / 1e12:.0f} TFLOP/s (bf16, data sheet)",
             f"memory at {chip.hbm_bandwidth / 1e9:.0f} GB/s; arguments and temporaries go through it twice, "
             "gathered weights twice",
-            f"links at {self.links:.0%} of {chip.link_bandwidth / 1e9:.0f} GB/s received by a device over all "
-            f"its links, the network between slices or hosts at {self.links:.0%} of "
+            f"links at {self.links:.0%} of {chip.link_bandwidth / 1e9:.0f} GB/s received by a device over "
+            f"all of them, the network between slices or hosts at {self.links:.0%} of "
             f"{chip.network_bandwidth / 1e9:.3g} GB/s",
             f"{self.hop_seconds * 1e6:.0f} us for each hop of an exchange, which goes along the sides of a "
             "square or a cube of devices",

@@ -116,7 +116,7 @@ def expert_flops(config: ModelConfig) -> float:
 
 
 def scored_tokens(layout: Layout, fill: Fill | None = None) -> float:
-    """Hidden states of a row that the vocabulary's head sees: texts of the steps, and what closes an image."""
+    """Hidden states of a row that the head sees: texts of the steps, and what closes an image."""
     share = (lambda s: 1.0) if fill is None else fill.of
     texts = sum(share(s) * s.text for s in layout.step_segments if s.kind == "text")
     ends = sum(share(s) for s in layout.step_segments if s.latents)
@@ -151,7 +151,7 @@ def _visible_pairs(layout: Layout, fill: Fill) -> float:
 
 
 def _pairs_inside(segments: Sequence[Segment], fill: Fill) -> float:
-    """Pairs of one chunk: a segment sees itself (a text causally) and every earlier one that is not noised."""
+    """Pairs of one chunk: a segment sees itself (a text causally) and what is before it and not noised."""
     pairs = 0.0
     for i, query in enumerate(segments):
         own = query.tokens * (query.tokens + 1) / 2 if query.kind == "text" else query.tokens**2

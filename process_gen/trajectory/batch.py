@@ -75,7 +75,10 @@ class Batch:
 
     @classmethod
     def spec(cls, layout: Layout, batch_size: int, latents: bool = False) -> Batch:
-        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves; with `latents` encoded before or not."""
+        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves.
+
+        `latents` says whether images were encoded ahead of time.
+        """
         rows, steps = batch_size, layout.steps
 
         def array(*shape, dtype=jnp.int32):

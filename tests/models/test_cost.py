@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.models import tiny
 
 from process_gen.distributed import hlo
 from process_gen.models import cost, flux
@@ -20,6 +19,7 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import unroll
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.visibility import Chunk
+from tests.models import tiny
 
 CONFIG = dataclasses.replace(
     tiny.CONFIG,
