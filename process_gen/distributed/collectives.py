@@ -218,13 +218,16 @@ def _iota(sides: str, transposed: str | None) -> np.ndarray:
 
 def _of_mesh(text: str) -> np.ndarray:
     """`mesh['a'=2,'b'=4] {'b'}`; an axis may be cut, as in `'b':(2)2`, and devices may be listed."""
-    match = re.match(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[.*?\])\))? \{([^}]*)\}", text)
+    listed = r"\[[\d,]+\](?:T\([\d,]+\))?|[\d,]+"
+    match = re.match(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(({listed})\))? \{{([^}}]*)\}}", text)
     if not match:
         raise ValueError(f"{text[:80]} has a form that is not known here")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
     ids = np.arange(math.prod(sizes.values()))
     if match[2] and (order := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", match[2])):
         ids = _iota(order[1], order[2]).reshape(-1)
+    elif match[2]:
+        ids = np.array(_numbers(match[2]))
     chosen = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[3])}
     shape, moved = [], []
     for name, size in sizes.items():
