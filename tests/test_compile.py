@@ -1,0 +1,188 @@
+"""Does it fit: the report of a train step, its hints and exit codes, and that training runs what was compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from process_gen import capacity, cli, compile, experiment
+from process_gen.data.fake import fake_batch
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.distributed import roofline, sharding, topology
+from process_gen.distributed.chips import CHIPS, GIB
+from process_gen.distributed.collectives import Traffic
+from process_gen.distributed.mesh import MeshError
+from process_gen.distributed.topology import Topology
+from process_gen.measured import Measured, bytes_per_device, needed_bytes
+from process_gen.models import cost
+from process_gen.program import TrainProgram
+from process_gen.trajectory.batch import Batch
+
+ROOT = pathlib.Path(__file__).parents[1]
+ASK = capacity.Ask(cost.Fill(), roofline.Assumptions(), trajectories=1000)
+TRAFFIC = (
+    Traffic("all-gather", ("fsdp",), 8, False, 3 * GIB, 40),
+    Traffic("all-reduce", (), 1, True, 1e6, 1),
+)
+FITS = Measured("train step", (1.0, 2.0), 2 * GIB, 2 * GIB, 2 * GIB, 5 * GIB, 1000, TRAFFIC)
+
+
+def config_of(**changes):
+    config = cli.load_config(f"{ROOT}/configs/scenes.py:debug")
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def program_of(config) -> TrainProgram:
+    topology_of_one = topology.get(topology.parse("cpu:1"))
+    mesh, _ = compile.mesh_of(config, topology_of_one)
+    return TrainProgram.of(config, experiment.build_model(config, scenes_tokenizer()), mesh)
+
+
+def report_of(found: Measured, ask=ASK, **changes):
+    config = config_of(**changes)
+    place = Topology("v5p:2x2x1", "tpu", jax.devices()[:1], 1, CHIPS["v5p"])
+    return capacity.train_report(config, program_of(config), place, found, ask)
+
+
+def test_a_report_says_what_is_held_sent_and_computed():
+    report = json.loads(json.dumps(report_of(FITS)))
+    text = capacity.describe(report)
+    program = program_of(config_of())
+    held = report["memory"]
+    assert (
+        held["parameters"]
+        == held["average"]
+        == 4 * sum(x.size for x in jax.tree.leaves(program.abstract[0].params))
+    )
+    assert held["optimizer"] > 0 and held["batch"] > 0 and held["host"] == 0
+    assert held["peak"] == 7 * GIB + 1000 and report["fits"] is True
+    assert (
+        "It fits: 7.00 of 95.73 GiB." in text
+        and "all-gather          fsdp  links           3.000     40" in text
+    )
+    flops = report["flops_per_device"]
+    totals = [sum(flops[kind].values()) for kind in ("useful", "padded", "executed")]
+    assert totals == sorted(totals) and set(flops["useful"]) == set(cost.PARTS)
+    estimate = report["estimate"]
+    assert 0 < estimate["best"] <= estimate["worst"] and estimate["bound"] == "exchange"
+    assert report["device_hours"] == pytest.approx(1000 / report["trajectories_per_second"] / 3600)
+    assert "Assumed, not measured:" in text and "1,000 trajectories" in text
+
+
+def test_less_data_in_the_slots_is_less_use_for_the_same_time():
+    full, half = report_of(FITS), report_of(FITS, dataclasses.replace(ASK, fill=cost.Fill(texts=0.5)))
+    assert half["estimate"] == full["estimate"]
+    assert half["mfu"] < full["mfu"]
+    assert half["tokens_per_second_per_device"] < full["tokens_per_second_per_device"]
+
+
+def test_what_does_not_fit_says_what_to_change():
+    report = report_of(FITS, dataclasses.replace(ASK, hbm=4.0 * GIB), **{"train.batch_size": 4})
+    text = capacity.verdict(report)
+    assert report["fits"] is False and "It does NOT fit: it takes 7.00 GiB, a device has 4.00 GiB." in text
+    saves = [hint["saves"] for hint in report["hints"]]
+    assert saves == sorted(saves, reverse=True)
+    changes = [hint["change"] for hint in report["hints"]]
+    assert "--config.train.batch_size=1" in changes
+    assert "config.model.attention = 'flash' in the config file" in changes  # no key of this config yet
+    assert all(change in text for change in changes)
+
+
+def test_what_the_compiler_refuses_keeps_its_words():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required "
+        "for HLO temporaries (104.50G) exceeds available HBM (95.73G). HLO module: jit_train_step."
+    )
+    refused = Measured("train step", (1.0, 2.0), needed=needed_bytes(message), refused=message)
+    report = json.loads(json.dumps(report_of(refused)))
+    assert report["fits"] is False and report["memory"]["peak"] == 104.5 * GIB and "estimate" not in report
+    assert "takes 104.50 GiB" in capacity.describe(report) and "CompileTimeHbmOom" in capacity.describe(
+        report
+    )
+    silent = Measured("train step", (1.0, 2.0), needed=needed_bytes("RESOURCE_EXHAUSTED"), refused="no word")
+    assert "it takes more" in capacity.describe(json.loads(json.dumps(report_of(silent))))
+    assert needed_bytes("Used 17.50G of 15.75G hbm") == 17.5 * GIB
+
+
+def test_training_runs_what_was_compiled():
+    """Shapes with shardings and the arrays of a run lower to the same program."""
+    config = config_of()
+    program = program_of(config)
+    state = program.create_state(jax.random.key(0))
+    vocab = scenes_tokenizer().vocab_size
+    rows = Batch(**fake_batch(program.recipe.model.layout, config.train.batch_size, seed=0, vocab=vocab))
+    batch = sharding.shard_batch(rows, program.mesh)
+    there, not_there = program.step.lower(state, batch), program.step.lower(*program.abstract)
+    assert there.as_text() == not_there.as_text()
+    assert jax.tree.map(lambda x: x.sharding, state) == program.shardings
+    assert bytes_per_device(state) == bytes_per_device(program.abstract[0])
+
+
+def test_slices_take_a_data_axis():
+    devices = [object() for _ in range(4)]
+    place = Topology("v5e:1x2", "tpu", devices, 2, CHIPS["v5e"])
+    with pytest.raises(MeshError, match="set --config.mesh.data=2"):
+        compile.mesh_of(config_of(**{"mesh.data": 1, "mesh.fsdp": -1}), place)
+
+
+# --------------------------------------------------------------------- command
+
+
+def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in cli.QUIET}
+    command = [sys.executable, "-m", "process_gen.compile", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v9:4x4"], "unknown topology 'v9:4x4'; known are v5e, v5p, v6e, tpu7x, cpu and gpu"),
+        ([], "--topology is required: v5p:4x4x4"),
+        (["--topology=cpu:8", "--config.train.batch_size=3"], "3 rows does not divide over 8 shards"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_code_2(arguments, message):
+    done = run("--config=configs/scenes.py:debug", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_compiles_for_eight_devices_and_ends_with_3_where_it_does_not_fit(tmp_path):
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    done = run(
+        "--config=configs/scenes.py:debug", "--topology=cpu:8", "--config.train.batch_size=4", *mesh,
+        "--chip=h100", "--hbm=0.001", f"--json={tmp_path}/report.json",
+    )  # fmt: skip
+    assert done.returncode == compile.DOES_NOT_FIT, done.stderr
+    assert "It does NOT fit" in done.stdout and "compiled in" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1} and report["devices"] == 8
+    axes = {axis for one in report["traffic"] for axis in one["axes"]}
+    assert axes == {"data", "fsdp", "tensor"} and not report["unknown_loops"]
+    assert report["memory"]["temporaries"] > 0 and report["hints"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: libtpu")
+def test_the_tpu_compiler_needs_no_tpu(tmp_path):
+    small = ["--config.layout.steps=2", "--config.layout.trajectories=1", "--config.sampling.max_steps=2"]
+    done = run(
+        "--config=configs/scenes.py:debug", "--topology=v5e:2x2", "--config.mesh.data=1", "--config.mesh.fsdp=4",
+        "--config.train.batch_size=4", *small, f"--json={tmp_path}/report.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chip"] == "v5e" and report["fits"] is True and not report["unknown_loops"]
+    assert {"all-gather", "all-reduce"} & {one["kind"] for one in report["traffic"]}
