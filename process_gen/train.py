@@ -42,11 +42,12 @@ from process_gen.distributed import hosts, sharding
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
+from process_gen.program import TrainProgram
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.start import start_from
-from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
+from process_gen.train_step import TrainState
 from process_gen.trajectory.batch import Batch
 
 
@@ -79,22 +80,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------ model
     tokenizer = vocabulary.build_tokenizer(config)
     model = experiment.build_model(config, tokenizer)
-    losses = experiment.build_losses(config)
-    optimizer, schedule = experiment.build_optimizer(config)
-    c = config.train
-    recipe = Recipe(
-        model,
-        losses,
-        experiment.build_unroll_options(config),
-        optimizer,
-        schedule,
-        ema=config.optimizer.ema,
-        accumulate=c.accumulate,
-    )
+    program = TrainProgram.of(config, model, mesh)
     sampler_config = SamplerConfig(mode=config.data.mode, **config.sampling.to_dict())
 
     # ------------------------------------------------------------------- data
-    sharding.rows_divide(c.batch_size, mesh)
+    c = config.train
     rows = experiment.rows_per_host(config)
     with experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
@@ -114,19 +104,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     iterator = iter(loader)
 
     # ------------------------------------------------------------------ state
-    spec = Batch.spec(model.layout, c.batch_size)
-    state, shardings = sharding.create_state(
-        lambda key: init_state(recipe, spec, key, sharding.unbox), jax.random.key(config.seed), mesh=mesh
-    )
+    state = program.create_state(jax.random.key(config.seed))
     parameter_overview.log_parameter_overview(state.params, msg="parameters")
-
-    # ------------------------------------------------------------------- step
-    step_function = jax.jit(
-        make_train_step(recipe),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
 
     # ---------------------------------------------------------------- restore
     metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
@@ -154,7 +133,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 host_batch = next(iterator)
                 waited = time.perf_counter() - started
                 batch = sharding.shard_batch(Batch(**host_batch), mesh)
-                state, metrics = step_function(state, batch)
+                state, metrics = program.step(state, batch)
             if pending:
                 _check(run.log(meter, *pending), store, state, iterator)
             pending = (step, metrics, waited)

@@ -40,6 +40,16 @@ RULES: Rules = {
 
 BATCH_AXES = ("data", "fsdp")
 
+ACTIVATION_RULES: Rules = {
+    "rows": BATCH_AXES,
+    "tokens": "context",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""For `process_gen.models.partition.over`: which mesh axis an axis of an activation is split over."""
+
 _LARGE = 1 << 20  # elements; an array above it that ends up on every device is worth a line in the log
 
 

@@ -113,7 +113,9 @@ class ModelConfig:
         where the layout's `vit_grid` makes room for its tokens.
       dtype: of the computation; parameters are float32.
       attention: one call with an explicit mask (`dense`), or one call per group
-        of queries over the keys it needs (`grouped`).
+        of queries over the keys it needs (`grouped`); or, without scores or masks
+        in memory, `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere,
+        and `flash` whichever of these is for the platform.
       remat: what the backward pass recomputes: `none`, `dots` (all but matrix
         products) or `full`.
       remat_steps: whether the backward pass keeps only the context between steps
@@ -145,7 +147,7 @@ class ModelConfig:
     flux: FluxConfig | None = None
     vit: VitConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["dense", "grouped"] = "grouped"
+    attention: Literal["dense", "grouped", "flash", "splash", "cudnn", "blocked"] = "grouped"
     remat: Literal["none", "dots", "full"] = "none"
     remat_steps: bool = False
     scan_unroll: int = 1

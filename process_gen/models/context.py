@@ -57,6 +57,8 @@ class Memory:
 
 def joined(memories: Sequence[Memory]) -> Memory:
     """Memories side by side."""
+    if len(memories) == 1:
+        return memories[0]
     return Memory(
         jnp.concatenate([m.k for m in memories], axis=3),
         jnp.concatenate([m.v for m in memories], axis=3),
@@ -91,8 +93,8 @@ class Context:
     slot: Any
 
     @property
-    def memory(self) -> Memory:
-        return joined([self.prompt, self.history])
+    def memories(self) -> tuple[Memory, Memory]:
+        return self.prompt, self.history
 
 
 def history_slots(layout: Layout) -> int:

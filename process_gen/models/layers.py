@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Num
 
 from process_gen.models.config import ModelConfig
+from process_gen.models.partition import constrain
 
 Rope = tuple[Float[jax.Array, "B L half"], Float[jax.Array, "B L half"]]
 """Cosine and sine of the rotary angles."""
@@ -110,6 +111,8 @@ class Expert(nn.Module):
         q = self.q_proj(y).reshape(*y.shape[:-1], c.heads, c.head_dim)
         k = self.k_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
         v = self.v_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
+        q = constrain("queries", q, "rows", "tokens", "heads", None)
+        k, v = (constrain("keys and values", x, "rows", "tokens", "kv_heads", None) for x in (k, v))
         return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
     def residual(
@@ -118,7 +121,8 @@ class Expert(nn.Module):
         """Adds attention's output [B L N*H] and the MLP to the residual stream."""
         x = x + self.o_proj(attended)
         y = self.post_attention_norm(x)
-        return x + self.down_proj(nn.silu(self.gate_proj(y)) * self.up_proj(y))
+        y = nn.silu(self.gate_proj(y)) * self.up_proj(y)
+        return x + self.down_proj(constrain("MLP", y, "rows", "tokens", "mlp"))
 
 
 def rotate(x: Float[jax.Array, "B L heads H"], rope: Rope) -> Float[jax.Array, "B L heads H"]:

@@ -15,7 +15,7 @@ patch, D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -33,11 +33,13 @@ from process_gen.models.assembly import (
     token_count,
     valid_tokens,
 )
-from process_gen.models.backbone import ATTENTION, Backbone, Visible
+from process_gen.models.attention import Visible, make_attention, takes_parts
+from process_gen.models.backbone import Backbone
 from process_gen.models.config import ModelConfig
 from process_gen.models.context import Context, Memory
 from process_gen.models.layers import annotated, linear
 from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
+from process_gen.models.partition import constrain
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
 from process_gen.models.step_io import PromptInputs, StepInputs, StepOutputs
 from process_gen.trajectory.batch import Batch
@@ -133,13 +135,17 @@ class UnifiedModel(nn.Module):
         out = self.latent_out(hidden).astype(jnp.float32).reshape(x_t.shape)
         return flow.velocity_from_clean(x_t, out, t) if self.config.prediction == "clean" else out
 
-    def run(self, chunk: Chunk, streams, ids, memory: Memory, attention):
-        """The backbone over a chunk; `ids` [B, L] in memory order."""
+    def run(self, chunk: Chunk, streams, ids, memories: Sequence[Memory], attention):
+        """The backbone over a chunk after some memories; `ids` [B, L] in memory order."""
         rows, columns = grid_places(self.layout.latent_grid)
         images = chunk.latent_tokens // self.layout.latents
         places = tuple(jnp.tile(jnp.asarray(p, jnp.float32), images) for p in (rows, columns))
         split = {"und": ids[:, : chunk.und_tokens], "gen": ids[:, chunk.und_tokens :]}
-        return self.backbone(streams, split, places, (memory.k, memory.v), attention)
+        context = [(memory.k, memory.v) for memory in memories]
+        streams = {
+            name: constrain(f"{name} tokens", x, "rows", "tokens", None) for name, x in streams.items()
+        }
+        return self.backbone(streams, split, places, context, attention)
 
     def empty_context(self, rows: int) -> Context:
         """A context in which nothing has been said yet."""
@@ -154,17 +160,19 @@ class UnifiedModel(nn.Module):
         self,
         chunk: Chunk,
         content: Content,
-        memory: Memory,
+        memories: Sequence[Memory],
         next_id: jax.Array,
         seen_by: Callable[[QueryGroup, Visible], Visible] | None = None,
     ) -> Pass:
-        """A chunk with its content after `memory`; `seen_by` takes from what a group of queries may see."""
+        """A chunk with its content after `memories`; `seen_by` takes from what a group of queries may see."""
+        if not takes_parts(self.config):
+            memories = [context_lib.joined(memories)]
         valid = valid_tokens(chunk, content)
         ids, after = rotary_ids(chunk, content, next_id)
-        seen = Visible(memory.visible, valid)
+        seen = Visible(jnp.concatenate([m.visible for m in memories], axis=1), valid)
         visible_to = (lambda group: seen) if seen_by is None else functools.partial(_call, seen_by, seen)
-        attention = ATTENTION[self.config.attention](chunk, visible_to)
-        hidden, (k, v) = self.run(chunk, self._streams(chunk, content), ids, memory, attention)
+        attention = make_attention(self.config, chunk, visible_to)
+        hidden, (k, v) = self.run(chunk, self._streams(chunk, content), ids, memories, attention)
         self.sow("trace", "hidden", hidden)
         self.sow("trace", "ids", ids)
         return Pass(hidden, k, v, valid, after)
@@ -191,7 +199,7 @@ class UnifiedModel(nn.Module):
         """
         chunk = Chunk([self.layout.text_slot("plan").resized(tokens.shape[1])])
         content = Content(jnp.ones(tokens.shape[0], bool), texts={"plan": tokens})
-        done = self.read(chunk, content, memory, next_id)
+        done = self.read(chunk, content, [memory], next_id)
         return done.hidden["und"], Memory.of(done.k, done.v, done.valid)
 
     def read_image(
@@ -205,13 +213,13 @@ class UnifiedModel(nn.Module):
         chunk = _state_chunk(self.layout)
         views = {} if view is None else {"image_vit": view}
         content = Content(jnp.ones(latents.shape[0], bool), latents={"image": latents}, views=views)
-        done = self.read(chunk, content, memory, next_id)
+        done = self.read(chunk, content, [memory], next_id)
         return done.hidden["und"][:, chunk.text_tokens - 1], Memory.of(done.k, done.v, done.valid)
 
     def velocity(self, memory: Memory, x_t: jax.Array, t: jax.Array, next_id: jax.Array) -> jax.Array:
         """The velocity [B, N, V] of a noised image at `t` [B] after `memory`."""
         content = Content(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
-        done = self.read(_noised_chunk(self.layout), content, memory, next_id)
+        done = self.read(_noised_chunk(self.layout), content, [memory], next_id)
         return self.to_velocity(done.hidden["gen"], x_t[:, None], t[:, None])[:, 0]
 
     # ---------------------------------------------------------- begin and step
@@ -227,7 +235,7 @@ class UnifiedModel(nn.Module):
             views={"prompt_image_vit": prompt.view},
             there=prompt.there,
         )
-        done = self.read(chunk, content, Memory.empty(self.config, rows, 0), context.next_id)
+        done = self.read(chunk, content, [Memory.empty(self.config, rows, 0)], context.next_id)
         parts = [slots(chunk, part, done.k, done.v, done.valid) for part in layout.prompt_parts.values()]
         context = context.replace(prompt=context_lib.joined(parts), next_id=done.next_id)
         return context, self._prompt_end(chunk, content, done.hidden["und"])
@@ -248,7 +256,7 @@ class UnifiedModel(nn.Module):
         """One step, teacher-forced: every stage in one chunk."""
         chunk, content = _step_chunk(self.layout), self._step_content(inputs)
         seen_by = functools.partial(self._seen_by, chunk, inputs)
-        done = self.read(chunk, content, context.memory, context.next_id, seen_by)
+        done = self.read(chunk, content, context.memories, context.next_id, seen_by)
         outputs = self._step_outputs(chunk, inputs, content, done.hidden)
         parts = self.layout.visible_parts
         new = {name: slots(chunk, segments, done.k, done.v, done.valid) for name, segments in parts.items()}

@@ -16,7 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from process_gen.models import autoencoder
+from process_gen.models import autoencoder, kernels
+from process_gen.models.attention import takes_parts
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import annotated, linear, stacked
 from process_gen.models.positions import grid_places, sincos_table
@@ -97,7 +98,11 @@ class VitLayer(nn.Module):
             project(y).reshape(*y.shape[:-1], heads, y.shape[-1] // heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        x = x + self.out_proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        kind = self.config.attention
+        attended = (
+            kernels.full(kind, q, k, v) if takes_parts(self.config) else jax.nn.dot_product_attention(q, k, v)
+        )
+        x = x + self.out_proj(attended.reshape(x.shape))
         return x + self.fc2(nn.gelu(self.fc1(self.layer_norm2(x)), approximate=True))
 
 

@@ -74,19 +74,25 @@ class Batch:
     prompt_latents: Any = None
 
     @classmethod
-    def spec(cls, layout: Layout, batch_size: int) -> Batch:
-        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves; without latents encoded before."""
+    def spec(cls, layout: Layout, batch_size: int, latents: bool = False) -> Batch:
+        """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves; with `latents` encoded before or not."""
         rows, steps = batch_size, layout.steps
 
         def array(*shape, dtype=jnp.int32):
             return jax.ShapeDtypeStruct(shape, dtype)
 
-        prompt = {}
+        more = {}
         if layout.prompt_image:
-            prompt["prompt_image"] = array(rows, layout.trajectories, *layout.image_size, 3, dtype=jnp.uint8)
-            prompt["has_prompt_image"] = array(rows, layout.trajectories, dtype=jnp.bool_)
+            more["prompt_image"] = array(rows, layout.trajectories, *layout.image_size, 3, dtype=jnp.uint8)
+            more["has_prompt_image"] = array(rows, layout.trajectories, dtype=jnp.bool_)
         if layout.instruction:
-            prompt["instruction_tokens"] = array(rows, layout.trajectories, layout.instruction)
+            more["instruction_tokens"] = array(rows, layout.trajectories, layout.instruction)
+        if latents:
+            shape = (layout.latents, layout.latent_values)
+            more["sketch_latents"] = array(rows, steps, *shape, dtype=jnp.float16)
+            more["refined_latents"] = array(rows, steps, *shape, dtype=jnp.float16)
+            if layout.prompt_image:
+                more["prompt_latents"] = array(rows, layout.trajectories, *shape, dtype=jnp.float16)
         return cls(
             prompt_tokens=array(rows, layout.trajectories, layout.prompt),
             prompt_index=array(rows, steps),
@@ -99,5 +105,5 @@ class Batch:
             sketch=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             refined=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             sketch_ok=array(rows, steps, dtype=jnp.bool_),
-            **prompt,
+            **more,
         )

@@ -82,6 +82,22 @@ class QueryGroup:
     mask: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """Queries that all see the same keys, but for a causal order among themselves: no mask is needed.
+
+    Attributes:
+      group: the group that the queries belong to.
+      queries, keys: slices into the tokens of the chunk, in memory order; the queries' own keys come last.
+      causal: whether a query sees of its own only the keys up to itself; else all of them.
+    """
+
+    group: QueryGroup
+    queries: tuple[slice, ...]
+    keys: tuple[slice, ...]
+    causal: bool
+
+
 class Chunk:
     """Segments that go through the backbone together.
 
@@ -171,3 +187,40 @@ class Chunk:
         keys = tuple(piece for name in seen for piece in self.memory(name))
         mask = np.concatenate([rows[:, piece] for piece in keys], axis=1)
         return QueryGroup(tuple(s.name for s in run), run[0].kind == "noised", queries, keys, mask)
+
+    @functools.cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """The groups cut until each part is plain: one call for every image, and one for texts in a row.
+
+        Raises:
+          ValueError: a segment sees only a part of another one.
+        """
+        return tuple(
+            call
+            for group in self.groups
+            for run in ([group.names] if self._is_plain(group.names) else [[name] for name in group.names])
+            for call in [self._call(group, run)]
+        )
+
+    def _is_plain(self, run: Sequence[str]) -> bool:
+        queries, others = self._pieces(run)
+        rows = np.concatenate([self.mask[piece] for piece in queries])
+        own = np.concatenate([rows[:, piece] for piece in queries], axis=1)
+        triangle = np.array_equal(own, np.tril(np.ones_like(own)))
+        return (own.all() or triangle) and all(rows[:, piece].all() for piece in others)
+
+    def _pieces(self, run: Sequence[str]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The tokens of some segments, and those of the other segments that they see anything of."""
+        queries = tuple(piece for name in run for piece in self.memory(name))
+        rows = np.concatenate([self.mask[piece] for piece in queries])
+        names = [s.name for s in self.segments if s.name not in run]
+        return queries, tuple(p for name in names for p in self.memory(name) if rows[:, p].any())
+
+    def _call(self, group: QueryGroup, run: Sequence[str]) -> Call:
+        if not self._is_plain(run):
+            raise ValueError(
+                f"the tokens of {' and '.join(run)} do not all see the same: use a masked attention"
+            )
+        queries, others = self._pieces(run)
+        causal = not all(self.mask[a, b].all() for a in queries for b in queries)
+        return Call(group, queries, (*others, *queries), causal)

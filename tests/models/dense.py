@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import vit
-from process_gen.models.backbone import attend_masked
+from process_gen.models.attention import attend_masked
 from process_gen.models.context import Memory
 from process_gen.models.unified import StepInputs, UnifiedModel
 from process_gen.trajectory.batch import PAD_ID
@@ -141,7 +141,7 @@ def dense_pass(
         streams = {"und": und, "gen": m.embed_latents(latents, t)}
         empty = Memory.empty(m.config, 1, 0)
         attention = attend_masked(jnp.zeros((1, chunk.tokens, 0), bool), jnp.asarray(mask)[None])
-        return m.run(chunk, streams, jnp.asarray(ids)[None], empty, attention)[0]
+        return m.run(chunk, streams, jnp.asarray(ids)[None], [empty], attention)[0]
 
     hidden = model.apply({"params": params}, method=run)
     both = jnp.concatenate([hidden["und"], hidden["gen"]], axis=1)[0]

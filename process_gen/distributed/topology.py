@@ -1,0 +1,161 @@
+"""Devices that need not be there: named TPU slices, and CPU devices that are only counted.
+
+    v5p:4x4x4    a TPU slice; compiled for by libtpu, without a TPU
+    cpu:8        devices that the CPU pretends to have
+    gpu          the GPUs of this machine, where JAX has a plugin for them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import jax
+from jax.experimental import topologies
+
+from process_gen.distributed.chips import CHIPS, Chip, chip_of
+
+TPUS = ("v5e", "v5p", "v6e", "tpu7x")
+"""TPU generations whose slices can be named."""
+
+EXAMPLES = "v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, cpu:8 and gpu"
+
+_WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # nobody asks a metadata server which TPU this is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several compilers may run at once, none owns a chip
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+"""What libtpu is told where there is no TPU; it would look for one for minutes otherwise."""
+
+
+class TopologyError(ValueError):
+    """A topology that is not known, or that this machine cannot compile for; says what would work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+      name: as it was asked for.
+      platform: `tpu`, `cpu` or `gpu`.
+      devices: all of them, slice after slice.
+      slices: how many slices the data-centre network joins.
+      chip: what one device has; None where nobody knows (a CPU).
+    """
+
+    name: str
+    platform: str
+    devices: Sequence[jax.Device]
+    slices: int
+    chip: Chip | None
+
+    @property
+    def per_slice(self) -> int:
+        """Devices of one slice."""
+        return len(self.devices) // self.slices
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A topology's name taken apart: `generation` (or `cpu`, `gpu`), sides of a slice, number of slices."""
+
+    generation: str
+    sides: tuple[int, ...]
+    slices: int = 1
+
+
+def parse(text: str, slices: int = 1) -> Name:
+    """Takes `v5p:4x4x4`, `cpu:8` or `gpu` apart; `slices` are those of the data-centre network.
+
+    Raises:
+      TopologyError: it is none of the known forms.
+    """
+    match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*))?", text.strip().lower())
+    generation = match[1] if match else ""
+    if generation not in (*TPUS, "cpu", "gpu"):
+        raise TopologyError(f"unknown topology {text!r}; known are {', '.join(TPUS)}, cpu and gpu: {EXAMPLES}")
+    if slices < 1:
+        raise TopologyError(f"there must be at least 1 slice, got {slices}")
+    sides = tuple(int(side) for side in match[2].split("x")) if match[2] else ()
+    wanted = {"cpu": (1,), "gpu": (0,), "v5p": (3,), "tpu7x": (3,)}.get(generation, (2,))
+    if len(sides) not in wanted or (sides and min(sides) < 1):
+        form = {0: "gpu", 1: "cpu:8", 2: f"{generation}:4x4", 3: f"{generation}:4x4x4"}[wanted[0]]
+        raise TopologyError(f"topology {text!r} is not of the form {form}; others are {EXAMPLES}")
+    if slices > 1 and generation == "gpu":
+        raise TopologyError("gpu takes the devices that are there: leave --slices out")
+    return Name(generation, sides, slices)
+
+
+def prepare(name: Name) -> None:
+    """Settings that JAX reads when it starts; call it before any device is asked for."""
+    if name.generation == "gpu":
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    if name.generation == "cpu":
+        jax.config.update("jax_num_cpu_devices", name.sides[0] * name.slices)
+        return
+    for key, value in _WITHOUT_TPU.items():
+        os.environ.setdefault(key, value)
+
+
+def get(name: Name, chip: str | None = None) -> Topology:
+    """The devices of a topology.
+
+    Args:
+      name: what `parse` gave; `prepare` was called with it.
+      chip: whose memory and speed the devices are to be held against, instead of their own.
+
+    Raises:
+      TopologyError: libtpu or a GPU plugin is missing, the compiler knows no such slice, or no such chip.
+    """
+    if chip is not None and chip not in CHIPS:
+        raise TopologyError(f"unknown chip {chip!r}; known are {', '.join(CHIPS)}")
+    devices = {"cpu": _cpus, "gpu": _gpus}.get(name.generation, _tpus)(name)
+    platform = name.generation if name.generation in ("cpu", "gpu") else "tpu"
+    own = chip_of(devices[0].device_kind)
+    sides = "x".join(map(str, name.sides))
+    shown = f"{name.generation}:{sides}" if sides else name.generation
+    return Topology(shown, platform, devices, name.slices, CHIPS[chip] if chip else own)
+
+
+def _cpus(name: Name) -> Sequence[jax.Device]:
+    wanted, devices = name.sides[0] * name.slices, jax.devices("cpu")
+    if len(devices) < wanted:
+        raise TopologyError(f"JAX has started with {len(devices)} CPU devices, {wanted} are asked for")
+    return devices[:wanted]
+
+
+def _gpus(name: Name) -> Sequence[jax.Device]:
+    del name
+    with _as_topology_error("no GPU that JAX can use: `pip install 'jax[cuda12]'` on a machine that has one"):
+        return jax.devices("gpu")
+
+
+def _tpus(name: Name) -> Sequence[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(
+            f"compiling for {name.generation} takes the TPU compiler, not a TPU: `pip install libtpu`. "
+            "Without it, --topology=cpu:8 checks the sharding"
+        )
+    sides = "x".join(map(str, name.sides))
+    options = {"num_slices": name.slices} if name.slices > 1 else {}
+    with _as_topology_error(f"the TPU compiler knows no slice {name.generation}:{sides}; try {EXAMPLES}"):
+        return topologies.get_topology_desc(f"{name.generation}:{sides}", "tpu", **options).devices
+
+
+@contextlib.contextmanager
+def _as_topology_error(text: str) -> Iterator[None]:
+    """Turns what the inside raises into a `TopologyError` that begins with `text`."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise TopologyError(f"{text} ({str(error).splitlines()[0][:200]})") from error
+
+

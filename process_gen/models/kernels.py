@@ -1,0 +1,276 @@
+"""Attention without scores or masks in memory: one signature over stock kernels.
+
+    splash    Pallas kernels for TPUs (`jax.experimental.pallas.ops.tpu.splash_attention`)
+    cudnn     fused attention on NVIDIA GPUs (`jax.nn.dot_product_attention`)
+    blocked   plain XLA, some queries at a time, recomputed in the backward pass
+
+All take queries that see every visible key, or, in causal order, all keys of a
+context and their own up to themselves. Keys that hold nothing are told by a
+vector, never by a matrix. B rows, N query heads, K key/value heads, L queries,
+M keys, H head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float
+
+from process_gen.models import partition
+from process_gen.models.layers import NEGATIVE
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A way to compute attention.
+
+    Attributes:
+      name: as in the config.
+      multiple: of queries that a call takes.
+      prepare: (queries, keys, before, shards) -> what is known ahead about a call, arrays of which the
+        first axis that is as long as the queries is split over `shards`.
+      call: (prepared, q [B N L H] already scaled, k, v [B K M H], visible [B M]) -> [B N L H].
+      specs: (prepared, mesh, axes of the queries) -> how the prepared arrays are split.
+    """
+
+    name: str
+    multiple: int
+    prepare: Callable[[int, int, int | None, int], Any]
+    call: Callable[..., jax.Array]
+    specs: Callable[..., Any]
+
+
+def run(
+    kernel: Kernel,
+    q: Float[jax.Array, "B N L H"],
+    k: Float[jax.Array, "B K M H"],
+    v: Float[jax.Array, "B K M H"],
+    visible: Bool[jax.Array, "B M"],
+    before: int | None = None,
+) -> Float[jax.Array, "B N L H"]:
+    """Grouped-query attention, softmax in float32.
+
+    On a mesh of several devices each has its own rows, heads, and queries of a
+    row, for which it holds all keys and values.
+
+    Args:
+      kernel: from `choose`.
+      q: [B, N, L, H]; k, v: [B, K, M, H].
+      visible: [B, M] bool, keys that hold something that may be seen.
+      before: None if every query sees every visible key; else query i sees the
+        visible ones among the first `before + i + 1`.
+
+    Returns:
+      [B, N, L, H]; finite, but of no meaning, where a query sees nothing.
+    """
+    mesh, shards, length = partition.mesh(), partition.shards("tokens"), q.shape[2]
+    q = _padded(q * q.shape[-1] ** -0.5, kernel.multiple * shards, 2)
+    prepared = kernel.prepare(q.shape[2], k.shape[2], before, shards)
+    if mesh is None:
+        return kernel.call(prepared, q, k, v, visible)[:, :, :length]
+    keys = partition.spec("attention", k.shape, ("rows", "kv_heads", None, None))
+    queries = P(*keys[:2], partition.split("attention", "tokens", q.shape[2]), None)
+    out = jax.shard_map(
+        kernel.call,
+        mesh=mesh,
+        in_specs=(kernel.specs(prepared, mesh, queries[2]), queries, keys, keys, P(keys[0])),
+        out_specs=queries,
+        check_vma=False,
+    )(prepared, q, k, v, visible)
+    return out[:, :, :length]
+
+
+def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Everything sees everything: q, k, v and the result [B, L, N, H]."""
+    kernel = choose(config_attention, q.shape[-1], str(q.dtype))
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    return jnp.moveaxis(run(kernel, q, k, v, jnp.ones((k.shape[0], k.shape[2]), bool)), 1, 2)
+
+
+def choose(name: str, head_dim: int, dtype: str) -> Kernel:
+    """The kernel of a name, or of the platform for `flash`; `blocked`, and a log line, if it cannot work."""
+    platform = partition.platform()
+    wanted = {"tpu": "splash", "cuda": "cudnn"}.get(platform, "blocked") if name == "flash" else name
+    obstacle = None
+    if wanted == "splash" and platform != "tpu":
+        obstacle = f"its kernels run on TPUs, this is for {platform}"
+    elif wanted == "splash" and _splash_module() is None:
+        obstacle = f"JAX {jax.__version__} does not have it where others had it"
+    elif wanted == "cudnn" and platform != "cuda":
+        obstacle = f"it runs on NVIDIA GPUs, this is for {platform}"
+    elif wanted == "cudnn" and (head_dim % 8 or head_dim > 128):
+        obstacle = f"it takes heads of a multiple of 8 up to 128, these have {head_dim}"
+    elif wanted == "cudnn" and dtype not in ("bfloat16", "float16"):
+        obstacle = f"it takes bfloat16, this is {dtype}"
+    _report(name, wanted, obstacle)
+    return KERNELS["blocked" if obstacle else wanted]
+
+
+@functools.cache
+def _report(name: str, wanted: str, obstacle: str | None) -> None:
+    """One line per choice, however many times it is made."""
+    if obstacle:
+        logging.warning("attention %s: blocked instead of %s, because %s", name, wanted, obstacle)
+    else:
+        logging.info("attention %s: %s", name, wanted)
+
+
+def _padded(x: jax.Array, multiple: int, axis: int) -> jax.Array:
+    """Zeros after the end of an axis, up to a multiple."""
+    missing = -x.shape[axis] % multiple
+    if not missing:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths)
+
+
+# -------------------------------------------------------------------- positions
+
+
+def _positions(queries: int, keys: int, before: int | None, shards: int) -> np.ndarray | None:
+    """The last key that each query sees, [L] int32, or None if it sees all."""
+    del keys, shards
+    return None if before is None else np.arange(queries, dtype=np.int32) + before
+
+
+def _position_specs(prepared: np.ndarray | None, mesh: jax.sharding.Mesh, axes: Any) -> P | None:
+    del mesh
+    return None if prepared is None else P(axes)
+
+
+# ---------------------------------------------------------------------- blocked
+
+_SCORES = 1 << 21
+"""Scores of one head that are in memory at a time."""
+
+
+def _blocked(
+    last: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
+) -> jax.Array:
+    (b, n, length, h), (_, heads, keys, _) = q.shape, k.shape
+    count = -(-length // max(1, _SCORES // max(1, keys)))
+    block = -(-length // count)
+    q = _padded(q.reshape(b, heads, n // heads, length, h), block, 3)
+    xs = [jnp.moveaxis(q.reshape(*q.shape[:3], -1, block, h), 3, 0)]
+    if last is not None:
+        xs.append(_padded(jnp.asarray(last), block, 0).reshape(-1, block))
+
+    def one(xs):
+        q, *bounds = xs
+        scores = jnp.einsum("bkglh,bkmh->bkglm", q, k, preferred_element_type=jnp.float32)
+        seen = visible[:, None, None, None]
+        for bound in bounds:
+            seen = seen & (jnp.arange(keys)[None] <= bound[:, None])
+        weights = jax.nn.softmax(jnp.where(seen, scores, NEGATIVE), axis=-1)
+        return jnp.einsum("bkglm,bkmh->bkglh", weights.astype(v.dtype), v)
+
+    out = jax.lax.map(jax.checkpoint(one, prevent_cse=False), tuple(xs))
+    return jnp.moveaxis(out, 0, 3).reshape(b, n, -1, h)[:, :, :length]
+
+
+# ----------------------------------------------------------------------- splash
+
+
+@functools.cache
+def _splash_module() -> Any:
+    """JAX's module, imported when asked for; None where this version has it no more: it is experimental."""
+    try:
+        return importlib.import_module("jax.experimental.pallas.ops.tpu.splash_attention")
+    except ImportError:
+        return None
+
+
+_LANES = 128
+_BLOCK_Q, _BLOCK_KV = 512, 1024
+
+
+def _block(size: int, most: int) -> int:
+    """The size of equal blocks, multiples of the lanes, of at most `most`, that cover an axis."""
+    return _round_up(-(-size // -(-size // most)), _LANES)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@functools.cache
+def _splash_kernel(queries: int, keys: int, before: int | None, shards: int, interpret: bool = False) -> Any:
+    """The kernel object of one shape; masks are computed inside it, and nothing is stored of them."""
+    splash_lib, own = _splash_module(), queries // shards
+    block_q = next(b for b in range(_BLOCK_Q, 0, -_LANES) if own % b == 0)
+    block_kv = _block(keys, _BLOCK_KV)
+    shape = (queries, _round_up(keys, block_kv))
+    mask = splash_lib.FullMask(shape) if before is None else splash_lib.CausalMask(shape, offset=before)
+    with jax.core.eval_context():  # its masks are constants of every program, not values of the one traced
+        kernel = splash_lib.make_splash_mqa(
+            splash_lib.MultiHeadMask([mask]),
+            block_sizes=splash_lib.BlockSizes(
+                block_q=block_q,
+                block_kv=block_kv,
+                block_q_dkv=block_q,
+                block_kv_dkv=block_kv,
+                block_q_dq=block_q,
+                block_kv_dq=block_kv,
+            ),
+            head_shards=1,
+            q_seq_shards=shards,
+            interpret=interpret,
+        )
+        return jax.tree.map(np.asarray, kernel)
+
+
+def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    (b, n, length, h), heads = q.shape, k.shape[1]
+    block_kv = kernel.kwargs["block_sizes"].block_kv
+    q, k, v = (_padded(x, _LANES, 3) for x in (q, k, v))
+    k, v = (_padded(x, block_kv, 2) for x in (k, v))
+    ids = _padded(visible.astype(jnp.int32), block_kv, 1)
+    asks = jnp.ones(length, jnp.int32)  # a key is seen where its id equals the query's
+
+    def row(q, k, v, ids):
+        segments = _splash_module().SegmentIds(asks, ids)
+        return jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
+
+    out = jax.vmap(row)(q.reshape(b, heads, n // heads, length, -1), k, v, ids)
+    return out.reshape(b, n, length, -1)[..., :h]
+
+
+def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:
+    return kernel.manual_sharding_spec(NamedSharding(mesh, P(None, axes)))
+
+
+# ------------------------------------------------------------------------ cudnn
+
+
+def _cudnn(last: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Images: the visible keys first, and their number. Texts, which are short: one mask for all heads."""
+    attention = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
+    if last is None:
+        order = jnp.argsort(~visible, axis=1, stable=True)[:, None, :, None]
+        k, v = (jnp.take_along_axis(x, order, 2) for x in (k, v))
+        count = jnp.maximum(visible.sum(1, dtype=jnp.int32), 1)
+        attention = functools.partial(attention, key_value_seq_lengths=count)
+    else:
+        keys = k.shape[2] + k.shape[2] % 2  # with a mask it takes even numbers alone
+        k, v = (_padded(x, 2, 2) for x in (k, v))
+        seen = _padded(visible, 2, 1)[:, None] & (jnp.arange(keys)[None] <= jnp.asarray(last)[:, None])
+        attention = functools.partial(attention, mask=seen[:, None])
+    return jnp.moveaxis(attention(*(jnp.moveaxis(x, 1, 2) for x in (q, k, v))), 2, 1)
+
+
+KERNELS = {
+    "blocked": Kernel("blocked", 1, _positions, _blocked, _position_specs),
+    "cudnn": Kernel("cudnn", 2, _positions, _cudnn, _position_specs),
+    "splash": Kernel("splash", _LANES, _splash_kernel, _splash, _splash_specs),
+}

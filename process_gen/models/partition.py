@@ -1,0 +1,124 @@
+"""Which mesh the program is traced for, and how activations are split over it.
+
+Modules name the axes of an activation, as they name those of a parameter:
+
+    rows      of the batch
+    tokens    of a chunk, within one stream
+    heads     query heads; `kv_heads` those of keys and values
+    mlp       hidden width of an MLP
+    vocab     columns of the head
+
+and `over` says what the names mean around the tracing of a program. Without
+it, or on a mesh of one device, nothing is added to the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ambient:
+    mesh: Mesh
+    rules: Rules
+
+
+_AMBIENT: contextvars.ContextVar[_Ambient | None] = contextvars.ContextVar("ambient mesh", default=None)
+
+
+@contextlib.contextmanager
+def over(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """What is traced inside is for `mesh`; also a decorator of a function that will be traced.
+
+    Args:
+      mesh: the devices; those of a topology that is not there will do.
+      rules: name of an activation's axis -> mesh axis or axes.
+    """
+    token = _AMBIENT.set(_Ambient(mesh, rules))
+    # JAX keeps traces by its own ambient mesh: one that was made for another mesh is not taken up again.
+    abstract = (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else contextlib.nullcontext()
+    )
+    try:
+        with abstract:
+            yield
+    finally:
+        _AMBIENT.reset(token)
+
+
+def platform() -> str:
+    """What the program is traced for: `cpu`, `tpu`, `cuda` or `rocm`."""
+    ambient = _AMBIENT.get()
+    device = ambient.mesh.devices.flat[0] if ambient else jax.devices()[0]
+    if device.platform not in ("gpu", "cuda", "rocm"):
+        return device.platform
+    return "rocm" if "rocm" in str(getattr(device, "client", device).platform_version) else "cuda"
+
+
+def mesh() -> Mesh | None:
+    """The mesh, if it has more than one device."""
+    ambient = _AMBIENT.get()
+    return ambient.mesh if ambient and ambient.mesh.size > 1 else None
+
+
+def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
+    """How an activation is split.
+
+    A dimension that its mesh axes do not divide stays whole, with one line in the log.
+
+    Args:
+      name: for that line.
+      shape: of the activation.
+      axes: a name, or None, for each dimension.
+    """
+    return P(*(split(name, axis, size) for axis, size in zip(axes, shape, strict=True)))
+
+
+def split(name: str, axis: str | None, size: int) -> tuple[str, ...] | None:
+    """The mesh axes, larger than 1, that split an axis of an activation; None where it stays whole."""
+    ambient = _AMBIENT.get()
+    if ambient is None or axis is None:
+        return None
+    found = ambient.rules[axis]
+    found = (found,) if isinstance(found, str) else found or ()
+    found = tuple(a for a in found if ambient.mesh.shape[a] > 1)
+    if not found:
+        return None
+    shards = math.prod(ambient.mesh.shape[a] for a in found)
+    if size % shards:
+        _stays_whole(name, axis, size, f"{'*'.join(found)}={shards}")
+        return None
+    return found
+
+
+def shards(axis: str) -> int:
+    """Into how many parts an axis of an activation would be split."""
+    ambient = _AMBIENT.get()
+    found = ambient.rules[axis] if ambient else None
+    found = (found,) if isinstance(found, str) else found or ()
+    return math.prod(ambient.mesh.shape[a] for a in found) if found else 1
+
+
+def constrain(name: str, x: jax.Array, *axes: str | None) -> jax.Array:
+    """The activation, split as its axes say; itself where there is no mesh of several devices."""
+    where = mesh()
+    if where is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(where, spec(name, x.shape, axes)))
+
+
+@functools.cache
+def _stays_whole(name: str, axis: str, size: int, by: str) -> None:
+    logging.warning("%s: %d %s do not divide by %s, so they stay whole on every device", name, size, axis, by)
