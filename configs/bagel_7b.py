@@ -27,7 +27,15 @@ def _base() -> ConfigDict:
     config = ConfigDict()
     config.name = "bagel_7b"
     config.seed = 0
-    config.model = ConfigDict(dict(size="bagel_7b", attention="flash", remat="full", remat_steps=True))
+    config.model = ConfigDict(
+        dict(
+            size="bagel_7b",
+            attention="flash",
+            remat="full",
+            remat_steps=True,
+            logit_chunk=8448,  # 18 parts of the vocabulary, each a multiple of 128 words
+        )
+    )
     # A row has 32,968 tokens: 5 steps of 5,700 (of which 4,104 are two noised and two clean images, 972 what
     # the ViT sees, 624 texts), and two prompts of 2,234.
     config.layout = ConfigDict(
@@ -166,6 +174,7 @@ def _debug(config: ConfigDict) -> None:
             dtype="float32",
             attention="dense",
             remat="none",
+            logit_chunk=64,
             vit=dict(width=48, layers=2, mlp=80, heads=4, patch=14, max_side=6),
             flux=dict(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4),
         )

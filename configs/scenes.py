@@ -34,7 +34,7 @@ def _base() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict(
-        dict(size="scenes_s", dtype="float32", remat="none", remat_steps=True, scan_unroll=4)
+        dict(size="scenes_s", dtype="float32", remat="none", remat_steps=True, scan_unroll=4, logit_chunk=0)
     )
     config.layout = ConfigDict(
         dict(

@@ -35,11 +35,15 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_float("fill_texts", 1.0, "Share of the text slots that real data fills.")
     flags.DEFINE_float("fill_refines", 1.0, "Share of the steps that hold a correction.")
     flags.DEFINE_string("hlo", None, "File for the text of the compiled train step.")
+    flags.DEFINE_bool("quick", False, "Whether to stop once memory is assigned (TPUs, train step only).")
+    flags.DEFINE_string("dump_to", None, "Folder for what the compiler writes down on its way.")
     cli.read_flags(config="configs/bagel_7b.py:paper")
 
 # isort: split
 import json
 import pathlib
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +59,7 @@ from process_gen.distributed import roofline, sharding, topology
 from process_gen.distributed.chips import GIB
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.distributed.topology import Topology, TopologyError
-from process_gen.measured import Measured, bytes_per_device, measure
+from process_gen.measured import Measured, bytes_per_device, measure, measure_quickly
 from process_gen.models import cost, partition
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
@@ -72,9 +76,11 @@ def compile_train(
     where: Topology,
     ask: capacity.Ask,
     report: Callable[[str], None] = print,
-    keep: Callable[[str], None] | None = None,
+    measured_by: Callable[..., Measured] = measure,
 ) -> dict[str, Any]:
     """Compiles the train step of a config for some devices; see `capacity.train_report`.
+
+    `measured_by` takes the arguments of `measured.measure`.
 
     Raises:
       ConfigError, MeshError: the config cannot work there.
@@ -83,7 +89,7 @@ def compile_train(
     mesh, slices = mesh_of(config, where)
     program = TrainProgram.of(config, experiment.build_model(config, tokenizer_of(config)), mesh)
     report(f"train step on {where.name}: {len(where.devices)} devices, lowering")
-    found = measure("train step", lambda: program.step.lower(*program.abstract), mesh, slices, report, keep)
+    found = measured_by("train step", lambda: program.step.lower(*program.abstract), mesh, slices, report)
     return capacity.train_report(config, program, where, found, ask)
 
 
@@ -224,6 +230,34 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
 # --------------------------------------------------------------------- command
 
 
+def _way(values: Any) -> Callable[..., Measured]:
+    """How the train step is compiled: here to the end, or by a process that ends early."""
+    if not values.quick:
+        keep = None if not values.hlo else pathlib.Path(values.hlo).write_text
+
+        def to_the_end(*arguments: Any) -> Measured:
+            found = measure(*arguments, keep=keep, dump=values.dump_to)
+            if values.dump_to and found.refused:
+                (pathlib.Path(values.dump_to) / "refused.txt").write_text(found.refused)
+            return found
+
+        return to_the_end
+
+    def quickly(name, lower, mesh, slices, report):
+        del lower
+        with tempfile.TemporaryDirectory() as folder:
+            again = [
+                word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in ("quick", "json")
+            ]
+            command = [sys.executable, "-m", "process_gen.compile", *again, f"--dump_to={folder}"]
+            found = measure_quickly(name, command, folder, mesh, slices, report)
+        if found is None:
+            raise TopologyError("the process that compiles has failed; without --quick the reason is shown")
+        return found
+
+    return quickly
+
+
 def main(argv: Sequence[str]) -> int:
     """Compiles, prints, writes; 3 where it does not fit."""
     del argv
@@ -231,6 +265,8 @@ def main(argv: Sequence[str]) -> int:
     if not values.topology:
         raise TopologyError(f"--topology is required: {topology.EXAMPLES}")
     name = topology.parse(values.topology, values.slices)
+    if values.quick and (values.step != "train" or name.generation not in topology.TPUS):
+        raise TopologyError("--quick is for the train step on TPUs: leave it out")
     topology.prepare(name)
     where = topology.get(name, values.chip)
     ask = capacity.Ask(
@@ -248,8 +284,7 @@ def main(argv: Sequence[str]) -> int:
         report = compile_sample(values.config, where, ask, progress)
         print("\n" + describe_sample(report))
     else:
-        keep = None if not values.hlo else pathlib.Path(values.hlo).write_text
-        report = compile_train(values.config, where, ask, progress, keep)
+        report = compile_train(values.config, where, ask, progress, _way(values))
         print("\n" + capacity.describe(report))
     if values.json:
         pathlib.Path(values.json).write_text(json.dumps(report, indent=1) + "\n")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import re
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +64,7 @@ def measure(
     slices: Mapping[str, int],
     report: Report,
     keep: Callable[[str], None] | None = None,
+    dump: str | None = None,
 ) -> Measured:
     """Lowers and compiles a program.
 
@@ -72,6 +75,7 @@ def measure(
       slices: how many slices each mesh axis runs over.
       report: takes lines of progress.
       keep: takes the text of the compiled program, if it is to be kept.
+      dump: folder for what the compiler writes down on its way.
     """
     started = time.perf_counter()
     lowered = lower()
@@ -79,7 +83,7 @@ def measure(
     report(f"{name}: lowered in {lowering:.0f} s, compiling")
     started = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options={"xla_dump_to": dump} if dump else None)
     except jax.errors.JaxRuntimeError as error:
         seconds = (lowering, time.perf_counter() - started)
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -91,19 +95,85 @@ def measure(
     text, memory = compiled.as_text(), compiled.memory_analysis()
     if keep is not None:
         keep(text)
-    program = hlo.parse(text)
-    found = collectives.collectives(program, dict(mesh.shape), slices)
     return Measured(
         name,
         seconds,
+        **_sent(text, mesh, slices),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        traffic=tuple(collectives.traffic(found)),
-        unknown_loops=len(program.unknown_loops),
     )
+
+
+def _sent(text: str, mesh: Mesh, slices: Mapping[str, int]) -> dict[str, Any]:
+    """What the text of a compiled program says about exchanges, as fields of `Measured`."""
+    program = hlo.parse(text)
+    found = collectives.collectives(program, dict(mesh.shape), slices)
+    return {"traffic": tuple(collectives.traffic(found)), "unknown_loops": len(program.unknown_loops)}
+
+
+# ------------------------------------------------------------------------ quick
+
+_ASSIGNED = "*after_optimizations-buffer-assignment.txt"
+_PROGRAM = "*after_optimizations_after_buffer_assignment.txt"
+
+
+def measure_quickly(
+    name: str, command: Sequence[str], folder: str, mesh: Mesh, slices: Mapping[str, int], report: Report
+) -> Measured | None:
+    """Lets another process compile, and ends it once the TPU compiler has assigned memory.
+
+    What follows is the generation of code, which takes most of the time and changes nothing that is
+    measured here but the size of the code.
+
+    Args:
+      name, mesh, slices, report: see `measure`.
+      command: compiles, with the compiler's dumps in `folder`, and writes `refused.txt` there if it must.
+      folder: empty.
+
+    Returns:
+      What was measured; None if the process failed otherwise, after what it printed.
+    """
+    started, path = time.perf_counter(), pathlib.Path(folder)
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not _finished(path):
+            time.sleep(0.5)
+        if process.poll() is None:
+            process.kill()
+    seconds = time.perf_counter() - started
+    if (refused := path / "refused.txt").exists():
+        message = refused.read_text()
+        return Measured(name, (0.0, seconds), needed=needed_bytes(message), refused=_gist(message))
+    if not _finished(path):
+        return None
+    report(f"{name}: memory assigned after {seconds:.0f} s")
+    (assigned,), (program,) = path.glob(_ASSIGNED), path.glob(_PROGRAM)
+    return Measured(
+        name, (0.0, seconds), **_sent(program.read_text(), mesh, slices), **_assigned(assigned.read_text())
+    )
+
+
+def _finished(path: pathlib.Path) -> bool:
+    """Whether the compiler is through with both files: the later one has not grown for a while."""
+    found = [*path.glob(_ASSIGNED), *path.glob(_PROGRAM)]
+    return len(found) == 2 and time.time() - max(file.stat().st_mtime for file in found) > 2.0
+
+
+def _assigned(text: str) -> dict[str, int]:
+    """Bytes in a device's main memory that a buffer assignment gives away, as fields of `Measured`."""
+    sizes = {"arguments": 0, "outputs": 0, "temporaries": 0}
+    for size, rest in re.findall(r"^allocation \d+: size (\d+), (.*)$", text, re.MULTILINE):
+        if rest.startswith("color"):
+            continue  # another memory than the main one
+        if "parameter " in rest:
+            sizes["arguments"] += int(size)
+        elif "maybe-live-out" in rest or rest.startswith("output"):
+            sizes["outputs"] += int(size)
+        elif "preallocated-temp" in rest:
+            sizes["temporaries"] += int(size)
+    return sizes
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

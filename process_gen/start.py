@@ -19,7 +19,7 @@ from process_gen.train_step import TrainState
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import Weights, read_weights
 
-FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "vit")
+FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "logit_chunk", "vit")
 """Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
 
 

@@ -16,12 +16,6 @@ from process_gen.trajectory.batch import PAD_ID, Batch
 SLOTS = {"plan": "plan_tokens", "inspect": "inspect_tokens", "refine": "refine_tokens"}
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log p(label), logits [..., vocabulary] float32, labels [...]; where those are padding, any number."""
-    picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
 def _closing(tokens: jax.Array) -> jax.Array:
     """[..., T] bool: the last token of each text slot."""
     following = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
@@ -32,7 +26,7 @@ def _closing(tokens: jax.Array) -> jax.Array:
 def text_cross_entropy(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
     """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE)."""
     del key
-    values = cross_entropy(outputs.head(outputs.hidden[stage]), labels[stage])
+    values = outputs.cross_entropy(stage, labels)
     inside = (labels[stage] != PAD_ID) & ~_closing(getattr(batch, SLOTS[stage]))
     return Term(values, inside.astype(jnp.float32))
 
@@ -59,7 +53,7 @@ def decision_cross_entropy(
     for name in parts:
         if name not in labels:
             continue
-        value = cross_entropy(outputs.head(outputs.hidden[name]), labels[name])
+        value = outputs.cross_entropy(name, labels)
         weight = labels[name] != PAD_ID
         if name in SLOTS:
             weight &= _closing(getattr(batch, SLOTS[name]))

@@ -51,7 +51,7 @@ class LossTable:
 
     def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
         """Sums and counts of every loss, {name: []} each, float32."""
-        sums, counts = {}, {}
+        sums, counts, outputs = {}, {}, outputs.scored(labels)
         for i, row in enumerate(self.rows):
             loss_key = jax.random.fold_in(key, i)
             term = get_loss(row.loss)(outputs, batch, labels, loss_key, stage=row.stage)

@@ -121,6 +121,9 @@ class ModelConfig:
       remat_steps: whether the backward pass keeps only the context between steps
         and recomputes each step.
       scan_unroll: layers per iteration of the scan over layers.
+      logit_chunk: words of the vocabulary whose logits are in memory at a time
+        in the losses, a divisor of `vocab_size`; 0, or as many as there are, is
+        all of them.
     """
 
     vocab_size: int
@@ -148,6 +151,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     remat_steps: bool = False
     scan_unroll: int = 1
+    logit_chunk: int = 0
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -159,8 +163,21 @@ class ModelConfig:
                 f"model.image_rope ({self.image_rope}) leaves no pair of model.head_dim ({self.head_dim}) "
                 "to the 1-D id"
             )
+        if self.logit_chunk < 0:
+            raise ValueError(f"model.logit_chunk must be at least 0 (0 is off), got {self.logit_chunk}")
+        if 0 < self.logit_chunk < self.vocab_size and self.vocab_size % self.logit_chunk:
+            near = max(n for n in range(1, self.logit_chunk) if self.vocab_size % n == 0)
+            raise ValueError(
+                f"model.logit_chunk ({self.logit_chunk}) must divide model.vocab_size ({self.vocab_size}): "
+                f"set it to {near}, or to 0 for whole logits"
+            )
         if self.autoencoder == "flux" and self.flux is None:
             raise ValueError("model.autoencoder 'flux' needs its sizes in model.flux")
+
+    @property
+    def logits_in_chunks(self) -> bool:
+        """Whether the losses see the vocabulary a part at a time."""
+        return 0 < self.logit_chunk < self.vocab_size
 
 
 _SCENES = dict(
@@ -221,6 +238,7 @@ SIZES: dict[str, ModelConfig] = {
         dtype="bfloat16",
         remat="full",
         remat_steps=True,
+        logit_chunk=8448,
         autoencoder="flux",
         flux=FluxConfig(),
         vit=VitConfig(width=1152, layers=26, mlp=4304, heads=16, patch=14, max_side=70),

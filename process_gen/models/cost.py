@@ -257,7 +257,7 @@ def executed(config: ModelConfig, layout: Layout, encode: bool = True) -> Flops:
     for part in ("und", "gen", "vit", "attention"):
         back = _BACKWARD.get(config.attention, 2.0) + scores if part == "attention" else 2.0 + layers
         found[part] = (1.0 + back) * once[part] + steps * (once[part] - prompts[part])
-    found["head"] = 3.0 * once["head"]
+    found["head"] = (4.0 if config.logits_in_chunks else 3.0) * once["head"]
     found["autoencoder"] = once["autoencoder"] if encode else 0.0
     return found
 

@@ -38,6 +38,7 @@ from process_gen.models.backbone import Backbone
 from process_gen.models.config import ModelConfig
 from process_gen.models.context import Context, Memory
 from process_gen.models.layers import annotated, linear
+from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.partition import constrain
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
 from process_gen.models.step_io import PromptInputs, StepInputs, StepOutputs
@@ -118,6 +119,16 @@ class UnifiedModel(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] hidden states to [..., vocabulary], float32."""
         return self.head(hidden).astype(jnp.float32)
+
+    def cross_entropy(self, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+        """-log p of `labels` [B, ...] at hidden states [B, ..., D], float32; any number at padding."""
+        c = self.config
+        if not c.logits_in_chunks:
+            return cross_entropy(self.logits(hidden), labels)
+        rows, kernel = hidden.shape[0], self.head.variables["params"]["kernel"]
+        flat = hidden.astype(jnp.dtype(c.dtype)).reshape(rows, -1, c.width)
+        values = chunked_cross_entropy(flat, kernel, labels.reshape(rows, -1), c.logit_chunk)
+        return values.reshape(labels.shape)
 
     def to_velocity(self, hidden: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
         """Hidden latent tokens [B, J * N, D] to velocities shaped like x_t, float32."""

@@ -82,6 +82,10 @@ class Outputs:
       images: `before`, `sketch`, `refine` [B, S, N, V] latents: the visual state
         that a step starts from (zeros at the first), and the targets.
       head: hidden states [..., D] to logits [..., vocabulary].
+      score: hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...], without
+        all logits in memory where `model.logit_chunk` says so.
+      in_chunks: whether it does.
+      scores: -log p by name of a hidden state, where `scored` has computed it.
     """
 
     hidden: Mapping[str, jax.Array]
@@ -91,6 +95,33 @@ class Outputs:
     present: Mapping[str, jax.Array]
     images: Mapping[str, jax.Array]
     head: Callable[[jax.Array], jax.Array]
+    score: Callable[[jax.Array, jax.Array], jax.Array]
+    in_chunks: bool = False
+    scores: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+    def cross_entropy(self, name: str, labels: Mapping[str, jax.Array]) -> jax.Array:
+        """-log p of `labels[name]` at `hidden[name]`, [B, ...] float32; any number where that is padding."""
+        if name in self.scores:
+            return self.scores[name]
+        return self.score(self.hidden[name], labels[name])
+
+    def scored(self, labels: Mapping[str, jax.Array]) -> Outputs:
+        """With the labels of all hidden states scored in one loop over the vocabulary, if it is in chunks.
+
+        Several losses read the same tokens, and a loop is not shared by itself as products are.
+        """
+        if not self.in_chunks:
+            return self
+        names = [name for name in self.hidden if name in labels]
+        rows, width = labels[names[0]].shape[0], self.hidden[names[0]].shape[-1]
+        hidden = jnp.concatenate([self.hidden[name].reshape(rows, -1, width) for name in names], axis=1)
+        flat = jnp.concatenate([labels[name].reshape(rows, -1) for name in names], axis=1)
+        values, start, scores = self.score(hidden, flat), 0, {}
+        for name in names:
+            length = labels[name].size // rows
+            scores[name] = values[:, start : start + length].reshape(labels[name].shape)
+            start += length
+        return dataclasses.replace(self, scores=scores)
 
 
 def _flow_targets(key: jax.Array, clean: jax.Array, copies: int, options: UnrollOptions):
@@ -330,6 +361,8 @@ def gathered(
         hidden={"prompt_end": prompt_end, **{name: getattr(outputs, name) for name in HIDDEN}},
         velocity={"sketch": outputs.sketch_velocity, "refine": outputs.refined_velocity},
         head=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
+        score=lambda hidden, labels: model.apply({"params": params}, hidden, labels, method="cross_entropy"),
+        in_chunks=model.config.logits_in_chunks,
         **flows,
     )
 
@@ -348,5 +381,6 @@ def blank_outputs(
         hidden=hidden,
         velocity={name: jnp.zeros_like(target) for name, target in flows["target"].items()},
         head=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
+        score=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),
         **flows,
     )

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.losses import LossTable
-from process_gen.losses.stock import cross_entropy
 from process_gen.models.config import ModelConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import gathered, scan_steps
@@ -46,10 +45,7 @@ def training_answers(
         end, steps, _, traced = scan_steps(model, params, row.batch, row.inputs, traced=True)
         outputs = gathered(model, params, end, steps, row.flows)
         sums, counts = table.terms(outputs, row.batch, labels, jax.random.key(0))
-        values = {
-            name: cross_entropy(outputs.head(outputs.hidden[name]), labels[name])
-            for name in {name for name, _ in row.targets}
-        }
+        values = {name: outputs.cross_entropy(name, labels) for name in {name for name, _ in row.targets}}
         error = jnp.square(outputs.velocity["sketch"] - outputs.target["sketch"])
         return table.total(sums, counts), (values, error, traced)
 
