@@ -14,7 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models.config import ModelConfig
+from process_gen.models.partition import constrain
 from process_gen.trajectory.layout import Layout
+
+SLOTS = 3
+"""The axis of keys and values along which the slots of a memory stand."""
 
 
 @flax.struct.dataclass
@@ -45,10 +49,15 @@ class Memory:
         """Replaces the slots from `at` on, for all rows alike."""
         update = jax.lax.dynamic_update_slice_in_dim
         return Memory(
-            update(self.k, new.k, at, 3),
-            update(self.v, new.v, at, 3),
+            update(self.k, new.k, at, SLOTS),
+            update(self.v, new.v, at, SLOTS),
             update(self.visible, new.visible, at, 1),
         )
+
+    def constrained(self) -> Memory:
+        """Keys and values split over the mesh by rows and heads."""
+        k, v = (constrain("a context", x, None, "rows", "kv_heads", None, None) for x in (self.k, self.v))
+        return self.replace(k=k, v=v)
 
     def only(self, rows: jax.Array) -> Memory:
         """Hides every slot of the rows that are not in `rows` [B] bool."""
@@ -60,8 +69,8 @@ def joined(memories: Sequence[Memory]) -> Memory:
     if len(memories) == 1:
         return memories[0]
     return Memory(
-        jnp.concatenate([m.k for m in memories], axis=3),
-        jnp.concatenate([m.v for m in memories], axis=3),
+        jnp.concatenate([m.k for m in memories], axis=SLOTS),
+        jnp.concatenate([m.v for m in memories], axis=SLOTS),
         jnp.concatenate([m.visible for m in memories], axis=1),
     )
 

@@ -205,13 +205,16 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 @functools.cache
-def _splash_kernel(queries: int, keys: int, before: int | None, shards: int, interpret: bool = False) -> Any:
+def splash_kernel(queries: int, keys: int, before: int | None, shards: int, interpret: bool = False) -> Any:
     """The kernel object of one shape; masks are computed inside it, and nothing is stored of them."""
     splash_lib, own = _splash_module(), queries // shards
     block_q = next(b for b in range(_BLOCK_Q, 0, -_LANES) if own % b == 0)
     block_kv = _block(keys, _BLOCK_KV)
-    shape = (queries, _round_up(keys, block_kv))
-    mask = splash_lib.FullMask(shape) if before is None else splash_lib.CausalMask(shape, offset=before)
+    keys = _round_up(keys, block_kv)
+    if before is None:  # the same for every shard
+        mask, shards = splash_lib.FullMask((own, keys)), 1
+    else:
+        mask = splash_lib.CausalMask((queries, keys), offset=before)
     with jax.core.eval_context():  # its masks are constants of every program, not values of the one traced
         kernel = splash_lib.make_splash_mqa(
             splash_lib.MultiHeadMask([mask]),
@@ -247,6 +250,8 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
 
 
 def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:
+    if kernel.fwd_mask_info.q_sequence is None:
+        return jax.tree.map(lambda _: P(), kernel)
     return kernel.manual_sharding_spec(NamedSharding(mesh, P(None, axes)))
 
 
@@ -272,5 +277,5 @@ def _cudnn(last: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array, vis
 KERNELS = {
     "blocked": Kernel("blocked", 1, _positions, _blocked, _position_specs),
     "cudnn": Kernel("cudnn", 2, _positions, _cudnn, _position_specs),
-    "splash": Kernel("splash", _LANES, _splash_kernel, _splash, _splash_specs),
+    "splash": Kernel("splash", _LANES, splash_kernel, _splash, _splash_specs),
 }

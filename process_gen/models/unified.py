@@ -106,7 +106,8 @@ class UnifiedModel(nn.Module):
 
     def embed_views(self, patches: jax.Array) -> jax.Array:
         """What the ViT sees of clean images, patches [B, J, P, U], to tokens [B, J * P, D]."""
-        x = self.connector(self.vit(patches.reshape(-1, *patches.shape[2:])))
+        pictures = constrain("ViT patches", patches.reshape(-1, *patches.shape[2:]), "rows", None, None)
+        x = self.connector(self.vit(pictures))
         return x.reshape(patches.shape[0], -1, self.config.width)
 
     def _latent_table(self) -> jax.Array:
@@ -254,13 +255,20 @@ class UnifiedModel(nn.Module):
 
     def step(self, context: Context, inputs: StepInputs) -> tuple[Context, StepOutputs]:
         """One step, teacher-forced: every stage in one chunk."""
+        new, next_id, outputs = self.read_step(context, inputs)
+        return self.advance(context, new, inputs.present, next_id), outputs
+
+    def read_step(
+        self, context: Context, inputs: StepInputs
+    ) -> tuple[dict[str, Memory], jax.Array, StepOutputs]:
+        """A step's visible parts, the rotary id [B] that follows it, and its outputs."""
         chunk, content = _step_chunk(self.layout), self._step_content(inputs)
         seen_by = functools.partial(self._seen_by, chunk, inputs)
         done = self.read(chunk, content, context.memories, context.next_id, seen_by)
         outputs = self._step_outputs(chunk, inputs, content, done.hidden)
         parts = self.layout.visible_parts
         new = {name: slots(chunk, segments, done.k, done.v, done.valid) for name, segments in parts.items()}
-        return self.advance(context, new, inputs.present, done.next_id), outputs
+        return new, done.next_id, outputs
 
     def advance(
         self, context: Context, new: dict[str, Memory], present: jax.Array, next_id: jax.Array
@@ -273,10 +281,14 @@ class UnifiedModel(nn.Module):
                 newest = context_lib.joined([new["plan"], newest])
             history = context_lib.where(present, newest, context.history)
         else:
-            written = context_lib.joined([new[name] for name in self.layout.visible_parts]).only(present)
+            written = self.written(new, present)
             history = context.history.write(written, context.slot * self.layout.visible_tokens)
         next_id = jnp.where(present, next_id, context.next_id)
         return context.replace(history=history, next_id=next_id, slot=context.slot + 1)
+
+    def written(self, new: dict[str, Memory], present: jax.Array) -> Memory:
+        """What the visible parts of a step add to a `full` history; hidden where not `present` [B]."""
+        return context_lib.joined([new[name] for name in self.layout.visible_parts]).only(present)
 
     def _step_content(self, inputs: StepInputs) -> Content:
         """The content of a step's segments; those of a corrected image are there where it refines."""

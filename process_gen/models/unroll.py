@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models import autoencoder, flow, vit
-from process_gen.models.context import Context, Memory
+from process_gen.models.append_scan import append_scan
+from process_gen.models.context import SLOTS, Context, Memory
 from process_gen.models.step_io import PromptInputs, StepInputs, StepOutputs
 from process_gen.models.unified import UnifiedModel, token_count
 from process_gen.trajectory.batch import Batch
@@ -162,7 +163,9 @@ def views_of(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.
         return None
     if model.config.autoencoder == "patches":
         return vit.to_patches(model.config, model.layout, latents)
-    return vit.patches_of(model.config, model.layout, images)
+    slots = jnp.moveaxis(images, 1, 0)  # one at a time: enlarged in float32 they take far more room
+    views = jax.lax.map(lambda x: vit.patches_of(model.config, model.layout, x), slots)
+    return jnp.moveaxis(views, 0, 1)
 
 
 def _left_out(model: UnifiedModel, key: jax.Array, shape: tuple[int, ...], options: UnrollOptions):
@@ -284,14 +287,17 @@ def scan_steps(
     rows, trajectories = batch.prompt_tokens.shape[:2]
     mutable = ["trace"] if traced else False
 
-    def apply(method, *args):
+    def apply(method, *args, params=params):
         out = model.apply({"params": params}, *args, method=method, mutable=mutable)
         (result, seen) = out if traced else (out, {"trace": {}})
         return result, {name: values[0] for name, values in seen["trace"].items()}
 
     prompts = PromptInputs(batch.prompt_tokens) if prompts is None else prompts
     flat = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
-    (opened, prompt_end), prompt_trace = apply("begin", flat)
+    # A full history can be longer than memory allows: then it is kept once, and prompts are read again.
+    appends = model.config.remat_steps and model.layout.context == "full"
+    begin = jax.checkpoint(apply, static_argnums=0) if appends else apply
+    (opened, prompt_end), prompt_trace = begin("begin", flat)
 
     def unflatten(x, axis):
         return x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
@@ -301,23 +307,45 @@ def scan_steps(
     )
     prompt_ids = unflatten(opened.next_id, 0)
 
-    def body(context: Context, xs):
-        reset, index, one = xs
-        context = context.replace(
+    def opened_for(context: Context, prompts: Memory, ids: jax.Array, reset: jax.Array, index: jax.Array):
+        """The context that a step starts from: with its own prompt, and no history where one begins."""
+        first = jnp.take_along_axis(ids, index[:, None], 1)[:, 0]
+        return context.replace(
             prompt=_select(prompts, index),
             history=context.history.only(~reset),
-            next_id=jnp.where(
-                reset, jnp.take_along_axis(prompt_ids, index[:, None], 1)[:, 0], context.next_id
-            ),
+            next_id=jnp.where(reset, first, context.next_id),
         )
+
+    def body(context: Context, xs):
+        reset, index, one = xs
+        context = opened_for(context, prompts, prompt_ids, reset, index)
         (context, outputs), trace = apply("step", context, one)
         return context, (outputs, trace)
 
-    if model.config.remat_steps:
-        body = jax.checkpoint(body, prevent_cse=False)
+    def appending(weights, context: Context, history, xs):
+        (params, prompts, ids), (reset, index, one) = weights, xs
+        context = context.replace(history=Memory(*history, context.history).constrained())
+        context = opened_for(context, prompts, ids, reset, index)
+        (new, next_id, outputs), trace = apply("read_step", context, one, params=params)
+        written = model.written(new, one.present)
+        at = context.slot * model.layout.visible_tokens
+        visible = jax.lax.dynamic_update_slice_in_dim(context.history.visible, written.visible, at, 1)
+        next_id = jnp.where(one.present, next_id, context.next_id)
+        context = context.replace(prompt=None, history=visible, next_id=next_id, slot=context.slot + 1)
+        return context, (written.k, written.v), (outputs, trace)
+
     context = model.apply({"params": params}, rows, method="empty_context")
     xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (batch.reset, batch.prompt_index, inputs))
-    context, outputs = jax.lax.scan(body, context, xs)
+    if appends:
+        start = context.replace(prompt=None, history=context.history.visible)
+        history = (context.history.k, context.history.v)
+        weights = (params, prompts, prompt_ids)
+        end, history, outputs = append_scan(appending, weights, start, history, xs, axis=SLOTS)
+        last = _select(prompts, batch.prompt_index[:, -1])
+        context = end.replace(prompt=last, history=Memory(*history, end.history))
+    else:
+        body = jax.checkpoint(body, prevent_cse=False) if model.config.remat_steps else body
+        context, outputs = jax.lax.scan(body, context, xs)
     outputs, trace = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
     prompt_end = unflatten(prompt_end, 0)
     if traced:
