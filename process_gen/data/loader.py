@@ -82,7 +82,7 @@ def make_loader(
     seed: int = 0,
     shuffle: bool = True,
     epochs: int | None = None,
-    open_rows: int = 16,
+    open_rows: int = 8,
     prefetch: int = 2,
     policy: Policy | None = None,
 ) -> Loader:

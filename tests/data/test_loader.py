@@ -153,7 +153,7 @@ def test_orbax_saves_and_restores_the_iterator(source, toy_tokenizer, tmp_path):
     [
         ({"seed": 1}, "order was seed 0, is seed 1"),
         ({"batch_size": 3}, "batch was 2 rows, is 3 rows"),
-        ({"open_rows": 3}, "rows was 16 open ones of 5 steps and 3 trajectories, is 3 open"),
+        ({"open_rows": 3}, "rows was 8 open ones of 5 steps and 3 trajectories, is 3 open"),
     ],
 )
 def test_a_state_of_other_data_is_refused(source, toy_tokenizer, changes, message):
