@@ -127,7 +127,9 @@ def _base() -> ConfigDict:
             profile=False,
         )
     )
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, context=1))
+    config.mesh = ConfigDict(
+        dict(data=1, fsdp=-1, tensor=1, context=1, dcn=dict(data=-1, fsdp=1, tensor=1, context=1))
+    )
     config.sampling = ConfigDict(
         dict(
             flow_steps=49,  # the published 50 counts points

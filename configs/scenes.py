@@ -121,7 +121,9 @@ def _base() -> ConfigDict:
             profile=False,
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, context=1))
+    config.mesh = ConfigDict(
+        dict(data=-1, fsdp=1, tensor=1, context=1, dcn=dict(data=1, fsdp=1, tensor=1, context=1))
+    )
     config.sampling = ConfigDict(
         dict(flow_steps=16, time_shift=3.0, text_scale=1.0, image_scale=1.0, temperature=0.3, max_steps=6)
     )

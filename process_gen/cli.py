@@ -166,6 +166,14 @@ def read_flags(
         fail(error)
 
 
+def define_host_flags() -> None:
+    """Flags of commands that run as several processes; launchers that JAX knows need none of them."""
+    where = "where no launcher says so (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID do too)"
+    flags.DEFINE_string("coordinator", None, f"HOST:PORT of process 0, {where}.")
+    flags.DEFINE_integer("num_processes", None, "How many processes run this job.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
 def _define_config(default: str, argv: Sequence[str]) -> None:
     """Defines `--config`, after checking everything that its own parser would answer with a traceback."""
     words, given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default

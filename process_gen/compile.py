@@ -2,7 +2,7 @@
 
     python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64
     python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5e:16x16 --slices=2 \\
-        --config.mesh.data=2 --config.train.batch_size=512 --json=v5e.json --trajectories=62000
+        --config.train.batch_size=512 --json=v5e.json --trajectories=62000
     python -m process_gen.compile --config=configs/scenes.py:debug --topology=cpu:8 \\
         --config.train.batch_size=8 --chip=h100
     python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5p:2x2x2 --step=sample
@@ -40,6 +40,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.read_flags(config="configs/bagel_7b.py:paper")
 
 # isort: split
+import dataclasses
 import json
 import pathlib
 import sys
@@ -48,7 +49,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -57,7 +57,7 @@ from process_gen import capacity, experiment, vocabulary
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.distributed import roofline, sharding, topology
 from process_gen.distributed.chips import GIB
-from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
+from process_gen.distributed.mesh import MeshConfig, make_mesh
 from process_gen.distributed.topology import Topology, TopologyError
 from process_gen.measured import Measured, bytes_per_device, measure, measure_quickly
 from process_gen.models import cost, partition
@@ -197,22 +197,10 @@ def mesh_of(config: ConfigDict, where: Topology) -> tuple[Mesh, dict[str, int]]:
       MeshError: it does not fit the devices, or the slices.
     """
     asked = MeshConfig(**config.mesh.to_dict())
-    if where.slices == 1:
-        return make_mesh(asked, where.devices), {}
-    sizes = asked.sizes(len(where.devices))
-    if sizes["data"] % where.slices:
-        raise MeshError(
-            f"{where.slices} slices take a data axis that is a multiple of it, mesh.data is {sizes['data']}: "
-            f"set --config.mesh.data={where.slices}"
-        )
-    inside = MeshConfig(**(sizes | {"data": sizes["data"] // where.slices}))
-    size = where.per_slice
-    grids = [
-        make_mesh(inside, where.devices[start : start + size]).devices
-        for start in range(0, len(where.devices), size)
-    ]
-    mesh = make_mesh(inside, where.devices[:size])
-    return Mesh(np.concatenate(grids), mesh.axis_names, axis_types=mesh.axis_types), {"data": where.slices}
+    if where.platform == "cpu" and where.slices > 1:  # devices of a CPU do not say which slice they are of
+        asked = dataclasses.replace(asked, dcn=dict(asked.dcn) | {"data": where.slices})
+    _, between = asked.split(len(where.devices), where.slices)
+    return make_mesh(asked, where.devices), {axis: n for axis, n in between.items() if n > 1}
 
 
 def tokenizer_of(config: ConfigDict) -> Tokenizer:

@@ -19,7 +19,7 @@ import ml_collections
 import optax
 
 from process_gen.data.tokenizers import SCENES, Tokenizer
-from process_gen.distributed.mesh import AXES
+from process_gen.distributed.mesh import MeshConfig
 from process_gen.losses import LossTable
 from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
@@ -168,19 +168,6 @@ def _decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def rows_per_host(config: ml_collections.ConfigDict) -> int:
-    """Rows of a batch that one host loads.
-
-    Raises:
-      ConfigError: the batch does not split over the hosts or the micro-batches.
-    """
-    _check_micro_batches(config)
-    rows, hosts = config.train.batch_size, jax.process_count()
-    if rows % hosts:
-        raise ConfigError(f"config.train.batch_size ({rows}) must be a multiple of the {hosts} hosts")
-    return rows // hosts
-
-
 def _check_micro_batches(config: ml_collections.ConfigDict) -> None:
     rows, accumulate = config.train.batch_size, config.train.accumulate
     if rows % accumulate:
@@ -208,7 +195,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         build_losses(config)
         sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
         build_optimizer(config)
-    _check_mesh(config)
+        MeshConfig(**config.mesh.to_dict())
     _check_sampling(layout, sampler)
     if config.data.source == "scenes":
         _check_level(config, layout)
@@ -246,15 +233,6 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(
                 f"config.model.{field} must be one of {', '.join(choices)}, got {getattr(model, field)!r}"
             )
-
-
-def _check_mesh(config: ml_collections.ConfigDict) -> None:
-    sizes = {axis: config.mesh[axis] for axis in AXES}
-    for axis, size in sizes.items():
-        if size != -1 and size < 1:
-            raise ConfigError(f"config.mesh.{axis} must be at least 1, or -1 for what is left, got {size}")
-    if list(sizes.values()).count(-1) > 1:
-        raise ConfigError(f"at most one axis of config.mesh may be -1, got {sizes}")
 
 
 def _check_sampling(layout: Layout, sampler: SamplerConfig) -> None:

@@ -60,9 +60,10 @@ class TrainProgram:
 
         Raises:
           ConfigError: the losses or the optimizer cannot work.
-          MeshError: the batch does not split over the mesh.
+          MeshError: the batch or the heads do not split over the mesh.
         """
-        rows = config.train.batch_size
+        rows, sizes = config.train.batch_size, model.config
+        sharding.heads_divide({"model.heads": sizes.heads, "model.kv_heads": sizes.kv_heads}, mesh)
         sharding.rows_divide(rows, mesh)
         latents = bool(config.data.get("latents", ""))
         return cls(build_recipe(config, model), mesh, Batch.spec(model.layout, rows, latents))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from process_gen import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
+    cli.define_host_flags()
     cli.read_flags(
         config="configs/scenes.py:quick", workdir="Folder of the run: checkpoints, logs and pictures."
     )
@@ -39,6 +40,7 @@ from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.distributed import hosts, sharding
+from process_gen.distributed.hosts import HostMissing
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
@@ -67,6 +69,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     Raises:
       ConfigError, MeshError: the config cannot work.
+      HostMissing: another process of the job did not come.
       BadTrajectory, TooManyBadTrajectories: the data is broken.
       CheckpointError: the workdir holds something that cannot be resumed.
       NonFiniteLoss: after saving the last good state.
@@ -85,8 +88,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # ------------------------------------------------------------------- data
     c = config.train
-    rows = experiment.rows_per_host(config)
-    with experiment.as_config_error():
+    rows = sharding.local_rows(c.batch_size, mesh)
+    with hosts.lead_first("the data is prepared"), experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
         source = with_latents(source, config.data, model.layout)
     ahead.check_autoencoder(config)
@@ -94,10 +97,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         source,
         tokenizer,
         model.layout,
-        rows,
+        c.batch_size,
+        rows=rows,
         seed=config.seed,
-        shard_index=hosts.process_index(),
-        shard_count=hosts.process_count(),
         policy=Policy(bad=config.data.on_error, budget=allowance(len(source))),
     )
     logging.info("%s", loader.report())
@@ -123,6 +125,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config)
         meter = run.meter(state, first)
 
+        hosts.barrier("the first step")
+
         # --------------------------------------------------------------- loop
         pending: tuple[int, Any, float] | None = None
         if first == 0:
@@ -132,7 +136,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 started = time.perf_counter()
                 host_batch = next(iterator)
                 waited = time.perf_counter() - started
-                batch = sharding.shard_batch(Batch(**host_batch), mesh)
+                batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
                 state, metrics = program.step(state, batch)
             if pending:
                 _check(run.log(meter, *pending), store, state, iterator)
@@ -155,8 +159,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     iterator.close()
 
     # ------------------------------------------------------------------- end
-    if hosts.is_lead():
-        run.finish(state)
+    run.finish(state)
     return state
 
 
@@ -241,28 +244,43 @@ class Run:
         if hosts.is_lead() and drafts:
             sheet(drafts, captions, columns=6).save(self.workdir / "first_batch.png")
 
-    def make_sampler(self, state: TrainState) -> Sampler:
-        """A sampler of the averaged parameters of now; nothing is compiled twice."""
+    def make_sampler(self, state: TrainState) -> Sampler | None:
+        """A sampler of the averaged parameters of now, on the lead host; nothing is compiled twice.
+
+        With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
+        have to call this; the others get None.
+        """
+        params, frozen = state.ema, state.autoencoder
+        if hosts.process_count() > 1:
+            params, frozen = sharding.on_lead((params, frozen)) or (None, None)
+        if not hosts.is_lead():
+            return None
         if self.sampler is None:
             self.sampler = Sampler(
                 self.model,
-                state.ema,
+                params,
                 self.tokenizer,
                 self.sampler_config,
                 rows=self.config.eval.batch_size,
-                frozen=state.autoencoder,
+                frozen=frozen,
             )
-        return self.sampler.with_params(state.ema)
+        return self.sampler.with_params(params)
 
     def pictures_due(self, step: int) -> bool:
         if self.config.data.source != "scenes":  # whose prompts and judge these are
             return False
         every = (self.config.train.sheet_every, self.config.eval.every)
-        return hosts.is_lead() and any(n and step % n == 0 for n in every) and step < self.config.train.steps
+        return any(n and step % n == 0 for n in every) and step < self.config.train.steps
 
     def pictures(self, step: int, state: TrainState) -> None:
         """The benchmark's first prompts of every group: a sheet of final images, and the scores."""
-        found = self.judge(state, self.config.eval.per_group, step, warm=False)
+        sampler = self.make_sampler(state)
+        with hosts.lead_alone("pictures"):
+            if sampler is not None:
+                self._pictures(step, sampler)
+
+    def _pictures(self, step: int, sampler: Sampler) -> None:
+        found = self.judge(sampler, self.config.eval.per_group, step, warm=False)
         (scores,) = found.modes.values()
         self.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
         (self.workdir / "sheets").mkdir(exist_ok=True)
@@ -274,12 +292,12 @@ class Run:
             "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
         )
 
-    def judge(self, state: TrainState, per_group: int, step: int, warm: bool = True) -> Results:
-        """Scores parameters on the held-out benchmark; `warm` keeps compilation out of the timings."""
+    def judge(self, sampler: Sampler, per_group: int, step: int, warm: bool = True) -> Results:
+        """Scores a sampler on the held-out benchmark; `warm` keeps compilation out of the timings."""
         task = benchmarks.make_benchmark(self.config.data.level, per_group=per_group)
         checkpoint = {"source": str(self.workdir), "which": "ema", "step": step}
         return evaluate.evaluate(
-            self.make_sampler(state),
+            sampler,
             task,
             (self.sampler_config.mode,),
             checkpoint=checkpoint,
@@ -289,13 +307,16 @@ class Run:
 
     def finish(self, state: TrainState) -> None:
         """The table, the plot, the page and the loss curves at the end of a run."""
-        if self.curves:
-            plots.curves(self.curves, self.workdir / "losses.png", title=str(self.workdir))
-        if self.config.data.source == "scenes" and self.config.eval.final_per_group:
-            found = self.judge(state, self.config.eval.final_per_group, self.config.train.steps)
-            print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
-            for path in evaluate.write_results(found, self.workdir / "evaluation"):
-                print(f"wrote {path}", flush=True)
+        judged = self.config.data.source == "scenes" and self.config.eval.final_per_group
+        sampler = self.make_sampler(state) if judged else None
+        with hosts.lead_alone("the evaluation"):
+            if self.curves and hosts.is_lead():
+                plots.curves(self.curves, self.workdir / "losses.png", title=str(self.workdir))
+            if sampler is not None:
+                found = self.judge(sampler, self.config.eval.final_per_group, self.config.train.steps)
+                print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
+                for path in evaluate.write_results(found, self.workdir / "evaluation"):
+                    print(f"wrote {path}", flush=True)
         self.writer.flush()
         self.writer.close()
 
@@ -329,6 +350,7 @@ class _Profile:
 ERRORS = (
     experiment.ConfigError,
     MeshError,
+    HostMissing,
     BadTrajectory,
     TooManyBadTrajectories,
     CheckpointError,
@@ -341,6 +363,8 @@ ERRORS = (
 def main(argv: Sequence[str]) -> None:
     """Trains with the flags of the command line."""
     del argv
+    values = flags.FLAGS
+    hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

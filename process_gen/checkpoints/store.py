@@ -150,7 +150,7 @@ class CheckpointStore:
         Raises:
           CheckpointNotFound: there is none.
           CheckpointCorrupt: a file is missing, cut off or changed.
-          CheckpointMismatch: it belongs to another model, or to another number of hosts.
+          CheckpointMismatch: it belongs to another model, or its data iterator to another number of hosts.
         """
         step_dir = self._step_dir(step)
         manifest.verify(step_dir)
@@ -186,14 +186,19 @@ class CheckpointStore:
     def _restore_iterator(self, step_dir: epath.Path, iterator: Any) -> None:
         if ITERATOR not in manifest.items(step_dir):
             raise CheckpointMismatch(f"checkpoint {step_dir} was saved without the state of a data iterator")
-        texts = load.read_json(step_dir, ITERATOR)["hosts"]
-        if len(texts) != jax.process_count():
+        saved = [json.loads(text) for text in load.read_json(step_dir, ITERATOR)["hosts"]]
+        states = [one["text"].encode() if one["bytes"] else one["state"] for one in saved]
+        if all(isinstance(state, dict) and isinstance(state.get("rows"), dict) for state in states):
+            # Rows of the global batch, each with a state of its own: any number of hosts can go on with them.
+            rows = {row: found for state in states for row, found in state["rows"].items()}
+            iterator.set_state({**states[0], "rows": rows})
+            return
+        if len(states) != jax.process_count():
             raise CheckpointMismatch(
-                f"checkpoint {step_dir} holds the data state of {len(texts)} hosts, this run has "
+                f"checkpoint {step_dir} holds the data state of {len(states)} hosts, this run has "
                 f"{jax.process_count()}; resume with as many hosts as before"
             )
-        saved = json.loads(texts[jax.process_index()])
-        iterator.set_state(saved["text"].encode() if saved["bytes"] else saved["state"])
+        iterator.set_state(states[jax.process_index()])
 
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:

@@ -1,10 +1,11 @@
 """From a source of trajectories to batches of packed rows.
 
-    source -> shuffle anew each epoch -> shard by host -> encode -> pack -> batch -> prefetch
+    source -> shuffle anew each epoch -> deal to the rows of the batch -> encode -> pack -> batch -> prefetch
 
-The iterator is a `grain.DatasetIterator`: its state saves and restores exactly
-with `grain.checkpoint.CheckpointSave` and `CheckpointRestore` (Orbax), partly
-filled rows included.
+Row r of a global batch of B rows reads the trajectories r, r + B, r + 2 B, ... of the shuffled epochs, so an
+epoch holds every trajectory once, and the batches are the same however many hosts load them: a host drives
+the rows that its devices hold. The iterator is a `grain.DatasetIterator`: its state, one entry per row, saves
+and restores exactly, partly filled rows included, on any number of hosts.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import dataclasses
 import functools
 import itertools
 import weakref
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import grain
-import numpy as np
 
 from process_gen.data.encode import encode_trajectory
-from process_gen.data.packing import PackedRows, PackingReport, Policy, packing_stats
+from process_gen.data.packing import PackedBatches, PackingReport, Policy, packing_stats
 from process_gen.data.tokenizers import Tokenizer
-from process_gen.trajectory.batch import blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -45,13 +45,13 @@ class Loader:
     Attributes:
       dataset: the Grain pipeline behind it.
       layout: sizes of a row.
-      batch_size: rows of a batch, on this host.
+      rows: rows of the global batch that this host loads, ascending.
       trajectories: of one epoch, over all hosts.
     """
 
     dataset: grain.IterDataset
     layout: Layout
-    batch_size: int
+    rows: tuple[int, ...]
     trajectories: int
 
     def __iter__(self) -> grain.DatasetIterator:
@@ -78,12 +78,11 @@ def make_loader(
     layout: Layout,
     batch_size: int,
     *,
+    rows: Sequence[int] | None = None,
     seed: int = 0,
-    shard_index: int = 0,
-    shard_count: int = 1,
     shuffle: bool = True,
     epochs: int | None = None,
-    open_rows: int = 16,
+    open_rows: int = 8,
     prefetch: int = 2,
     policy: Policy | None = None,
 ) -> Loader:
@@ -93,14 +92,13 @@ def make_loader(
       source: where the trajectories come from.
       tokenizer: makes ids of their texts.
       layout: sizes of a row.
-      batch_size: rows of a batch, on this host.
+      batch_size: rows of a batch, over all hosts.
+      rows: which of them this host loads (`distributed.sharding.local_rows`); all by default.
       seed: of the shuffle; every epoch has an order of its own.
-      shard_index, shard_count: which share of each epoch this host reads
-        (`jax.process_index()`, `jax.process_count()`).
       shuffle: off for evaluation.
-      epochs: how many passes; None never ends. The last batch of a finite
-        loader is filled up with empty rows.
-      open_rows: rows that are filled at a time.
+      epochs: how many passes; None never ends. Rows of a finite loader that
+        have ended are empty until the last one of this host has.
+      open_rows: rows that are filled at a time, for each row of a batch.
       prefetch: batches that one background thread keeps ready, 0 for none.
       policy: what to do with trajectories that cannot be used; `Policy()` by default.
 
@@ -111,24 +109,31 @@ def make_loader(
         raise ValueError("the source has no trajectories")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index {shard_index} is not in [0, {shard_count})")
+    rows = tuple(range(batch_size)) if rows is None else tuple(sorted(rows))
+    if not rows or len(set(rows)) < len(rows) or not 0 <= rows[0] <= rows[-1] < batch_size:
+        raise ValueError(f"rows {rows} must be different ones of the {batch_size} of a batch")
     stream = grain.MapDataset.source(source).seed(seed)
     stream = stream.shuffle() if shuffle else stream
-    stream = stream.repeat(epochs).slice(slice(shard_index, None, shard_count))
+    stream = stream.repeat(epochs)
     encode = functools.partial(encode_trajectory, tokenizer, layout)
     identity = {
         "source": f"{getattr(source, 'name', type(source).__name__)} of {len(source)} trajectories",
         "order": f"seed {seed}" if shuffle else "as stored",
-        "shard": f"{shard_index} of {shard_count}",
+        "batch": f"{batch_size} rows",
         "rows": f"{open_rows} open ones of {layout.steps} steps and {layout.trajectories} trajectories",
     }
-    epoch = -(-len(source) // shard_count)
-    rows = PackedRows(stream, encode, layout, open_rows, policy or Policy(), identity, epoch)
-    batches = rows.batch(batch_size, batch_fn=functools.partial(_batch, size=batch_size))
+    batches = PackedBatches(
+        {row: stream.slice(slice(row, None, batch_size)) for row in rows},
+        encode,
+        layout,
+        open_rows,
+        policy or Policy(),
+        identity,
+        epoch=-(-len(source) // batch_size),
+    )
     if prefetch:
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
-    return Loader(batches, layout, batch_size, len(source))
+    return Loader(batches, layout, rows, len(source))
 
 
 def _close_at_exit(reference: weakref.ref) -> None:
@@ -137,9 +142,3 @@ def _close_at_exit(reference: weakref.ref) -> None:
     if iterator is not None:
         iterator.close()
         iterator.close = lambda: None
-
-
-def _batch(rows: list[dict[str, np.ndarray]], size: int) -> dict[str, Any]:
-    """Stacks rows, with empty ones behind them where the data has ended."""
-    empty = [{name: np.full_like(value, blank(name)) for name, value in rows[0].items()}] * (size - len(rows))
-    return {name: np.stack([row[name] for row in rows + empty]) for name in rows[0]}

@@ -1,10 +1,10 @@
 """Trajectories into rows of step slots, in an order that a checkpoint restores exactly.
 
-A row holds several trajectories one after the other. A few rows stay open at
-a time; a trajectory goes where it wastes the least, and a row is emitted when
-it is full, or when it is the fullest and nothing fits any more. The state
-of the iterator is the position in the stream of trajectories and the positions
-that the open rows hold: small, JSON, and enough to fill the same rows again.
+Every row of the global batch is a stream of its own, with its own share of each epoch. A row holds several
+trajectories one after the other. A few rows stay open at a time; a trajectory goes where it wastes the least,
+and a row is emitted when it is full, or when it is the fullest and nothing fits any more. The state of a
+stream is its position and the positions that its open rows hold: small, JSON, and enough to fill the same
+rows again, on whichever host holds that row then.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class _OpenRow:
         self.steps += len(part["reset"])
 
 
-class PackedRows(grain.IterDataset):
-    """A Grain dataset of packed rows: the fields of a `Batch` without the batch axis."""
+class PackedBatches(grain.IterDataset):
+    """A Grain dataset of batches of packed rows: the fields of a `Batch`, as dicts of arrays."""
 
     def __init__(
         self,
-        parent: grain.MapDataset,
+        streams: Mapping[int, grain.MapDataset],
         encode: Callable[[Trajectory], Arrays],
         layout: Layout,
         open_rows: int,
@@ -87,35 +87,81 @@ class PackedRows(grain.IterDataset):
         epoch: int,
     ):
         """Args:
-        parent: the stream of trajectories, with random access.
+        streams: row of the global batch -> the trajectories that it reads, with random access. A batch
+          has these rows, in ascending order; those whose stream has ended are empty.
         encode: makes the arrays of a trajectory (`encode.encode_trajectory`).
         layout: sizes of a row.
-        open_rows: how many rows are filled at a time; more waste less.
+        open_rows: how many rows each stream fills at a time; more waste less.
         policy: what to do with trajectories that cannot be used.
-        identity: what the stream depends on; a state of another one is refused.
-        epoch: trajectories in one pass, the measure of the policy's budget.
+        identity: what the streams depend on; a state of other ones is refused.
+        epoch: trajectories of a stream in one pass, the measure of the policy's budget.
         """
         super().__init__()
         if open_rows < 1:
             raise ValueError(f"open_rows must be at least 1, got {open_rows}")
-        self.stream, self.encode, self.layout = parent, encode, layout
-        self.open_rows, self.policy, self.identity, self.epoch = open_rows, policy, dict(identity), epoch
+        self.streams = {row: streams[row] for row in sorted(streams)}
+        self.encode, self.layout, self.open_rows = encode, layout, open_rows
+        self.policy, self.identity, self.epoch = policy, dict(identity), epoch
 
-    def __iter__(self) -> PackedRowsIterator:
-        return PackedRowsIterator(self)
+    def __iter__(self) -> PackedBatchesIterator:
+        return PackedBatchesIterator(self)
 
 
-class PackedRowsIterator(grain.DatasetIterator):
-    """Iterates over packed rows; see the module's docstring for its state."""
+class PackedBatchesIterator(grain.DatasetIterator):
+    """Iterates over batches; see the module's docstring for its state."""
 
-    def __init__(self, dataset: PackedRows):
+    def __init__(self, dataset: PackedBatches):
         super().__init__()
         self._dataset = dataset
-        self._position = self._skipped = self._overlong = 0
-        self._rows = [_OpenRow() for _ in range(dataset.open_rows)]
+        self._rows = {row: _RowStream(dataset, stream) for row, stream in dataset.streams.items()}
+        for row in self._rows.values():
+            row.siblings = tuple(self._rows.values())
 
     def __next__(self) -> Arrays:
-        while self._position < len(self._dataset.stream):
+        rows = [row.next() for row in self._rows.values()]
+        first = next((row for row in rows if row is not None), None)
+        if first is None:
+            raise StopIteration
+        empty = {name: np.full_like(value, blank(name)) for name, value in first.items()}
+        return {name: np.stack([(empty if row is None else row)[name] for row in rows]) for name in first}
+
+    def get_state(self) -> dict[str, Any]:
+        """`rows` (row of the global batch -> its state) and `identity`; all hosts together have every row."""
+        rows = {str(index): row.get_state() for index, row in self._rows.items()}
+        return {"rows": rows, "identity": dict(self._dataset.identity)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `state` was taken; it may hold more rows than this host reads.
+
+        Raises:
+          ValueError: the state belongs to another data set, seed, batch size or layout.
+        """
+        if not isinstance(state["rows"], Mapping):
+            raise ValueError(
+                "the saved loader state is of an earlier version, in which the order of the trajectories "
+                "depended on the number of hosts, so it cannot be continued exactly: finish the run with "
+                "that version, or start another workdir from its weights"
+            )
+        _check_identity(state["identity"], self._dataset.identity)
+        for index, row in self._rows.items():
+            row.set_state(state["rows"][str(index)])
+
+
+class _RowStream:
+    """One row of the batch: packs its own stream of trajectories.
+
+    `siblings` are the streams of this host, which share the budget for bad trajectories.
+    """
+
+    def __init__(self, dataset: PackedBatches, stream: grain.MapDataset):
+        self._dataset, self._stream = dataset, stream
+        self._position = self._skipped = self._overlong = 0
+        self._rows = [_OpenRow() for _ in range(dataset.open_rows)]
+        self.siblings: tuple[_RowStream, ...] = (self,)
+
+    def next(self) -> Arrays | None:
+        """The next full row, None where the stream has ended."""
+        while self._position < len(self._stream):
             position, self._position = self._position, self._position + 1
             part = self._read(position)
             if part is None:
@@ -124,9 +170,7 @@ class PackedRowsIterator(grain.DatasetIterator):
             if row is not None:
                 return row
         fullest = max(range(len(self._rows)), key=lambda index: self._rows[index].steps)
-        if not self._rows[fullest].steps:
-            raise StopIteration
-        return self._emit(fullest)
+        return self._emit(fullest) if self._rows[fullest].steps else None
 
     def get_state(self) -> dict[str, Any]:
         width = self._dataset.layout.trajectories
@@ -134,30 +178,23 @@ class PackedRowsIterator(grain.DatasetIterator):
             "position": self._position,
             "skipped": self._skipped,
             "overlong": self._overlong,
-            "rows": [row.positions + [-1] * (width - len(row.positions)) for row in self._rows],
-            "identity": dict(self._dataset.identity),
+            "open": [row.positions + [-1] * (width - len(row.positions)) for row in self._rows],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken.
-
-        Raises:
-          ValueError: the state belongs to another data set, seed, host count or layout.
-        """
-        _check_identity(state["identity"], self._dataset.identity)
         self._position = state["position"]
         self._skipped, self._overlong = state["skipped"], state["overlong"]
         self._rows = [_OpenRow() for _ in range(self._dataset.open_rows)]
-        for row, positions in zip(self._rows, state["rows"], strict=True):
+        for row, positions in zip(self._rows, state["open"], strict=True):
             for position in positions:
                 if position >= 0:
-                    row.add(position, self._dataset.encode(self._dataset.stream[position]))
+                    row.add(position, self._dataset.encode(self._stream[position]))
 
     def _read(self, position: int) -> Arrays | None:
         """Returns the arrays of one trajectory, None where the policy leaves it out."""
         policy = self._dataset.policy
         try:
-            return self._dataset.encode(self._dataset.stream[position])
+            return self._dataset.encode(self._stream[position])
         except TooManySteps as error:
             if policy.overlong == "fail":
                 raise
@@ -168,10 +205,11 @@ class PackedRowsIterator(grain.DatasetIterator):
                 raise
             self._skipped += 1
             _log_left_out("bad", self._skipped, error)
-            seen = max(self._position, self._dataset.epoch)
-            if self._skipped > policy.budget * seen:
+            skipped = sum(row._skipped for row in self.siblings)
+            seen = sum(max(row._position, self._dataset.epoch) for row in self.siblings)
+            if skipped > policy.budget * seen:
                 raise TooManyBadTrajectories(
-                    f"{self._skipped} bad trajectories among {seen}, the policy allows {policy.budget:.2%}; "
+                    f"{skipped} bad trajectories among {seen}, the policy allows {policy.budget:.2%}; "
                     f"the last one: {error}"
                 ) from error
         return None

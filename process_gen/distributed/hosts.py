@@ -1,55 +1,140 @@
-"""Many hosts: joining them, and asking which one this is."""
+"""Many hosts: joining them, asking which one this is, and waiting for one another."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Iterator
 
 import jax
 from absl import logging
+from jax._src import clusters  # how JAX finds out where it runs; there is no public way to ask
+from jax._src import distributed as jax_distributed  # the only way to a barrier that has a time-out
+
+from process_gen.distributed import rollcall
+from process_gen.distributed.rollcall import HostMissing
 
 # A variable that only exists where a launcher started several processes of one job -> who sets it.
 CLUSTER_VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "explicit settings",
     "MEGASCALE_COORDINATOR_ADDRESS": "several TPU slices",
+    "TPU_PROCESS_ADDRESSES": "a TPU pod",
     "TPU_WORKER_HOSTNAMES": "a TPU pod",
     "SLURM_STEP_NODELIST": "Slurm (srun)",
     "OMPI_MCA_orte_hnp_uri": "Open MPI",
 }
 
+JOIN_SECONDS = 600.0
+"""How long processes of a job wait for one another at the start: a pod's hosts boot minutes apart."""
+PREPARE_SECONDS = 4 * 3600.0
+"""How long the others wait for what one host alone does: building data, drawing pictures."""
+
+_names: dict[int, str] = {}
+_passed = 0
+
 
 def cluster() -> str | None:
     """Names the cluster environment that this process was started in, None on a machine of its own."""
     for variable, who in CLUSTER_VARIABLES.items():
-        if os.environ.get(variable):
+        of_tpus = variable.startswith(("TPU_", "MEGASCALE_"))
+        if os.environ.get(variable) and (not of_tpus or _has_tpus()):
             return who
-    return None
+    return "a TPU VM" if _has_tpus() and _metadata_answers() else None
 
 
-def initialize() -> bool:
+def _has_tpus() -> bool:
+    """True on a TPU VM whose chips this process is to use."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms)
+
+
+def _metadata_answers(seconds: float = 2.0) -> bool:
+    """Whether there is a metadata server, which knows the other hosts of a TPU pod.
+
+    JAX would wait for minutes for one that does not answer.
+    """
+    if os.environ.get("TPU_SKIP_MDS_QUERY"):
+        return False
+    try:
+        host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+        socket.create_connection((host, 80), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def name_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Keeps explicit settings, as flags give them, where `initialize` looks for them; None leaves it be."""
+    given = {
+        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_NUM_PROCESSES": processes,
+        "JAX_PROCESS_ID": process,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+
+
+def initialize(timeout: float = JOIN_SECONDS) -> bool:
     """Joins the other processes of the job, if a launcher started any; call it before JAX sees a device.
 
     Explicit settings are `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
-    on TPU pods, Slurm and Open MPI everything is found by JAX. It matters with a single process too: the
-    signal that announces a preemption is only heard by processes that have joined.
+    on TPU pods (by environment or metadata), Slurm and Open MPI everything is found by JAX. It matters with
+    a single process too: the signal that announces a preemption is only heard by processes that have joined.
+    Afterwards the log of every process but the first holds warnings and errors only, and each line says
+    which process it is from.
+
+    Args:
+      timeout: seconds to wait for the others.
 
     Returns:
       True if this process now belongs to a group.
+
+    Raises:
+      HostMissing: a process did not come; the message names it.
+      ValueError: settings are missing or make no sense.
     """
     if jax.distributed.is_initialized():
         return True
     found = cluster()
     if found is None:
         return False
-    explicit = {}
-    if found == "explicit settings":
-        explicit = {
-            "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": _number("JAX_NUM_PROCESSES"),
-            "process_id": _number("JAX_PROCESS_ID"),
-        }
-    jax.distributed.initialize(**explicit)
-    logging.info("joined %s as process %d of %d", found, jax.process_index(), jax.process_count())
+    address, count, index, devices = _settings(found, int(timeout))
+    if count > 1:
+        _names.update(rollcall.call(address, count, index, timeout))
+    jax.distributed.initialize(
+        address,
+        count,
+        index,
+        local_device_ids=devices,
+        cluster_detection_method="deactivate",  # everything is known by now
+        initialization_timeout=max(60, int(timeout)),
+        shutdown_timeout_seconds=30,  # who has failed does not wait long for those that hang
+    )
+    if count > 1:
+        _log_as(index)
+    logging.info("joined %s as process %d of %d", found, index, count)
     return True
+
+
+def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None]:
+    """Address of the coordinator, number of processes, own number, and local devices (None for all)."""
+    if found == "explicit settings":
+        address = os.environ["JAX_COORDINATOR_ADDRESS"]
+        if not address.rpartition(":")[2].isdigit():
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS must be HOST:PORT, got {address!r}")
+        count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+        if index >= count:
+            raise ValueError(f"JAX_PROCESS_ID ({index}) must be below JAX_NUM_PROCESSES ({count})")
+        return address, count, index, None
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    address, count, index, devices = detect(None, None, None, None, None, timeout)
+    if address is None or count is None or index is None:
+        raise ValueError(
+            f"this looks like {found}, but JAX finds no coordinator there; set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset "
+            + ", ".join(name for name, who in CLUSTER_VARIABLES.items() if who == found)
+        )
+    return address, count, index, list(devices) if devices else None
 
 
 def _number(variable: str) -> int:
@@ -57,6 +142,23 @@ def _number(variable: str) -> int:
     if text is None or not text.isdigit():
         raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, so {variable} must be a number, got {text!r}")
     return int(text)
+
+
+class _FromProcess(logging.PythonFormatter):
+    """Lines that begin with the number of their process."""
+
+    def __init__(self, index: int):
+        super().__init__()
+        self._index = index
+
+    def format(self, record) -> str:
+        return f"[{self._index}] {super().format(record)}"
+
+
+def _log_as(index: int) -> None:
+    logging.get_absl_handler().setFormatter(_FromProcess(index))
+    if index and logging.get_verbosity() == logging.INFO:
+        logging.set_verbosity(logging.WARNING)
 
 
 def process_index() -> int:
@@ -72,3 +174,49 @@ def process_count() -> int:
 def is_lead() -> bool:
     """True on the one host that writes logs, pictures and reports."""
     return jax.process_index() == 0
+
+
+def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
+    """Waits until every process is here; all have to pass the same barriers in the same order.
+
+    Args:
+      name: what is waited for, for the message.
+      timeout: seconds.
+
+    Raises:
+      HostMissing: a process did not come in time; the message names it.
+    """
+    global _passed
+    client = jax_distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return
+    _passed += 1
+    key = f"process_gen/barrier/{_passed}"
+    client.key_value_set(f"{key}/{jax.process_index()}", "")
+    try:
+        client.wait_at_barrier(key, int(timeout * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise HostMissing(f"while waiting for {name!r}, another process has ended: {error}") from error
+        came = {int(path.rpartition("/")[2]) for path, _ in client.key_value_dir_get(key)}
+        missing = set(range(jax.process_count())) - came
+        raise HostMissing(
+            rollcall.missing_text(missing, jax.process_count(), name, timeout, _names)
+        ) from error
+
+
+@contextlib.contextmanager
+def lead_first(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
+    """Process 0 does the inside alone; then the others do it, and find what is shared already there."""
+    if not is_lead():
+        barrier(name, timeout)
+    yield
+    if is_lead():
+        barrier(name, timeout)
+
+
+@contextlib.contextmanager
+def lead_alone(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
+    """All wait until process 0 is through the inside, which must ask no other host for anything."""
+    yield
+    barrier(name, timeout)

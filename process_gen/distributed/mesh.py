@@ -4,16 +4,21 @@ data      copies of the model, each with its own part of the batch
 fsdp      parameters are split over it, and the batch too
 tensor    heads, MLP width and vocabulary are split over it
 context   the tokens of one row are split over it
+
+Inside a slice (ICI on TPUs) the sizes are those of `config.mesh`, between slices (DCN) those of
+`config.mesh.dcn`; the mesh has their products. Slices are slow to talk to: put `data` between them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import mesh_utils
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -25,51 +30,147 @@ class MeshError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Size of each mesh axis; at most one may be -1, which takes the devices that are left."""
+    """Size of each mesh axis; at most one may be -1, which takes the devices that are left.
+
+    Attributes:
+      data, fsdp, tensor, context: devices of one slice along each axis.
+      dcn: slices along each axis, 1 for those left out; -1 takes as many slices as there are.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    dcn: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def sizes(self, devices: int) -> dict[str, int]:
-        """Axis name -> size for this many devices.
+    def __post_init__(self):
+        """Raises MeshError if an axis is unknown or has an impossible size."""
+        if unknown := sorted(set(self.dcn) - set(AXES)):
+            raise MeshError(f"config.mesh.dcn has no axis {unknown[0]!r}; there are {', '.join(AXES)}")
+        for group, asked in self._asked().items():
+            for axis, size in asked.items():
+                if size < 1 and size != -1:
+                    raise MeshError(f"{group}.{axis} must be at least 1, or -1 for what is left, got {size}")
+            if list(asked.values()).count(-1) > 1:
+                inferred = " and ".join(axis for axis, size in asked.items() if size == -1)
+                raise MeshError(f"at most one axis of {group} may be -1, got {inferred} in ({_shown(asked)})")
+
+    def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
+        """Axis name -> size of the whole mesh, for this many devices in this many slices.
 
         Raises:
-          MeshError: an axis has an impossible size, or the sizes do not multiply to the number of devices.
+          MeshError: the sizes do not multiply to the number of devices, or of slices.
         """
-        asked = {axis: getattr(self, axis) for axis in AXES}
-        shown = ", ".join(f"{axis}={size}" for axis, size in asked.items())
-        for axis, size in asked.items():
-            if size < 1 and size != -1:
-                raise MeshError(f"mesh.{axis} must be -1 or at least 1, got {size}")
-        inferred = [axis for axis, size in asked.items() if size == -1]
-        if len(inferred) > 1:
-            raise MeshError(f"at most one mesh axis may be -1, got {' and '.join(inferred)} in ({shown})")
-        fixed = math.prod(size for size in asked.values() if size != -1)
-        if inferred:
-            if devices % fixed:
-                raise MeshError(
-                    f"mesh ({shown}): the fixed axes need a multiple of {fixed} devices, there are {devices}"
-                )
-            asked[inferred[0]] = devices // fixed
-        elif fixed != devices:
+        inside, between = self.split(devices, slices)
+        return {axis: inside[axis] * between[axis] for axis in AXES}
+
+    def split(self, devices: int, slices: int = 1) -> tuple[dict[str, int], dict[str, int]]:
+        """The sizes inside a slice, and those between slices; see `sizes`."""
+        asked = self._asked()
+        between = _inferred("config.mesh.dcn", asked["config.mesh.dcn"], slices, "slices")
+        if devices % slices:
+            raise MeshError(f"{devices} devices are no {slices} slices of one size")
+        where = "devices" if slices == 1 else f"devices in each of the {slices} slices"
+        return _inferred("config.mesh", asked["config.mesh"], devices // slices, where), between
+
+    def slices(self) -> int | None:
+        """How many slices are asked for; None for as many as there are."""
+        asked = self._asked()["config.mesh.dcn"].values()
+        return None if -1 in asked else math.prod(asked)
+
+    def _asked(self) -> dict[str, dict[str, int]]:
+        return {
+            "config.mesh": {axis: getattr(self, axis) for axis in AXES},
+            "config.mesh.dcn": {axis: self.dcn.get(axis, 1) for axis in AXES},
+        }
+
+
+def _shown(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def _inferred(group: str, asked: Mapping[str, int], there: int, what: str) -> dict[str, int]:
+    """The sizes with -1 replaced, so that they multiply to what is `there`."""
+    fixed = math.prod(size for size in asked.values() if size != -1)
+    if -1 in asked.values():
+        if there % fixed:
             raise MeshError(
-                f"mesh ({shown}) needs {fixed} devices, there are {devices}; "
-                "set one axis to -1 to take as many as there are"
+                f"{group} ({_shown(asked)}): the fixed axes need a multiple of {fixed} {what}, "
+                f"there are {there}"
             )
-        return asked
+        return {axis: there // fixed if size == -1 else size for axis, size in asked.items()}
+    if fixed != there:
+        raise MeshError(
+            f"{group} ({_shown(asked)}) needs {fixed} {what}, there are {there}; "
+            "set one axis to -1 to take as many as there are"
+        )
+    return dict(asked)
 
 
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-    """Arranges the devices (all of them, if not told which) in a mesh with the axes `AXES`."""
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = (config or MeshConfig()).sizes(len(devices))
-    shape = tuple(sizes[axis] for axis in AXES)
-    if len(devices) == 1:
-        grid = np.asarray(devices).reshape(shape)
-    else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
+    """Arranges the devices (all of them, if not told which) in a mesh with the axes `AXES`.
+
+    The devices may be real ones, or those of a topology that is not there (`jax.experimental.topologies`).
+
+    Raises:
+      MeshError: the sizes do not fit the devices; the message names axes, sizes and counts.
+    """
+    grid = device_grid(config or MeshConfig(), jax.devices() if devices is None else list(devices))
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """The devices in an array with one axis for each of `AXES`; see `make_mesh`."""
+    groups = slices_of(devices, config.slices())
+    inside, between = config.split(len(devices), len(groups))
+    inner, outer = (tuple(sizes[axis] for axis in AXES) for sizes in (inside, between))
+    grids = [_one_slice(inner, group) for group in groups]
+    blocks = np.empty(len(groups), object)
+    blocks[:] = grids
+    return np.block(blocks.reshape(outer).tolist())
+
+
+def slices_of(devices: Sequence[Any], wanted: int | None = None) -> list[list[Any]]:
+    """The devices of each slice, in order.
+
+    TPUs say which slice they belong to. Other devices form one slice unless more are `wanted`: those of
+    one host each, where there are as many hosts, else blocks of devices that follow one another.
+
+    Raises:
+      MeshError: TPU slices are not as many as wanted, or the devices do not divide.
+    """
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        groups.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    if devices[0].platform == "tpu" or (wanted in (None, len(groups)) and len(groups) > 1):
+        if wanted not in (None, len(groups)):
+            raise MeshError(
+                f"config.mesh.dcn asks for {wanted} slices, the {len(devices)} devices form {len(groups)}; "
+                "set --config.mesh.dcn.data=-1 to take as many as there are"
+            )
+        return [groups[index] for index in sorted(groups)]
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    hosts = len({device.process_index for device in devices})
+    count = hosts if wanted is None else wanted
+    if len(devices) % count:
+        raise MeshError(
+            f"config.mesh.dcn asks for {count} slices, {len(devices)} devices do not divide into them"
+        )
+    size = len(devices) // count
+    return [ordered[start : start + size] for start in range(0, len(devices), size)]
+
+
+def _one_slice(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    if len(devices) == 1:
+        return np.asarray(devices).reshape(shape)
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # no axis of the mesh is a whole number of the torus's axes
+        logging.warning(
+            "config.mesh (%s): these sizes cut through the axes of the chips' network, so collectives share "
+            "links; sizes that are products of whole axes are faster",
+            _shown(dict(zip(AXES, shape, strict=True))),
+        )
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

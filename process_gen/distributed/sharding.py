@@ -2,8 +2,8 @@
 
 Modules annotate (`nn.with_logical_partitioning`), `RULES` says which mesh axis a logical axis is split
 over, and `state_shardings` does the rest for a whole training state: parameters by their annotations,
-everything shaped like a parameter (EMA, moments, accumulated gradients) like that parameter, and what is
-left on every device. No module asks how many devices there are.
+everything shaped like a parameter (EMA, moments, accumulated gradients) like that parameter, other large
+arrays over `fsdp`, and what is left on every device. No module asks how many devices there are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -50,7 +51,8 @@ ACTIVATION_RULES: Rules = {
 }
 """For `process_gen.models.partition.over`: which mesh axis an axis of an activation is split over."""
 
-_LARGE = 1 << 20  # elements; an array above it that ends up on every device is worth a line in the log
+_LARGE = 1 << 20
+"""Elements from which an array without logical axes is worth splitting."""
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -63,11 +65,9 @@ def partition_spec(
 ) -> P:
     """Which mesh axes an array is split over.
 
-    A dimension that its mesh axis does not divide stays whole, with a line in the log.
-
     Raises:
-      MeshError: a logical axis has no rule, the axes do not match the shape, or two dimensions of one array
-        would be split over the same mesh axis.
+      MeshError: a logical axis has no rule, the axes do not match the shape, two dimensions of one array
+        would be split over the same mesh axis, or a mesh axis does not divide its dimension.
     """
     if len(logical_axes) != len(shape):
         raise MeshError(f"{name}: logical axes {logical_axes} do not match shape {shape}")
@@ -84,12 +84,13 @@ def partition_spec(
             used[axis] = str(logical)
         split = math.prod(mesh.shape[axis] for axis in axes)
         if size % split:
-            logging.warning(
-                "%s: dimension %s of %d does not divide by %s=%d, so it stays whole",
-                name, logical, size, "*".join(axes), split,
-            )  # fmt: skip
-            axes = ()
-        spec.append(None if split == 1 or not axes else axes[0] if len(axes) == 1 else axes)
+            raise MeshError(
+                f"{name}: dimension {logical!r} of {size}, of shape {shape}, does not divide over "
+                + " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+                + f"; make config.mesh.{axes[-1]} a divisor of {size}"
+                + (f", such as {math.gcd(size, split)}" if len(axes) == 1 else "")
+            )
+        spec.append(None if split == 1 else axes[0] if len(axes) == 1 else axes)
     while spec and spec[-1] is None:
         spec.pop()
     return P(*spec)
@@ -125,7 +126,8 @@ def state_shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
       rules: logical axis -> mesh axis.
 
     An array without annotations follows the annotated one whose path ends its own path and which has the
-    same shape: `opt_state/0/mu/block/kernel` follows `params/block/kernel`.
+    same shape: `opt_state/0/mu/block/kernel` follows `params/block/kernel`. A large one that follows none is
+    split over `fsdp` along its largest dimension that divides, which the log tells.
     """
     boxed = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=_is_box)
     annotated: dict[tuple[str, tuple[int, ...]], P] = {}
@@ -143,13 +145,30 @@ def state_shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
             spec = annotated.get(("/".join(parts[start:]), leaf.shape))
             if spec is not None:
                 return NamedSharding(mesh, spec)
-        if leaf.size >= _LARGE and mesh.size > 1:
-            logging.warning(
-                "%s %s has no logical axes: every device holds it whole", path_name(path), leaf.shape
-            )
-        return NamedSharding(mesh, P())
+        return NamedSharding(mesh, _fsdp_spec(path_name(path), leaf, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, unbox(abstract))
+
+
+def _fsdp_spec(name: str, leaf: Any, mesh: Mesh) -> P:
+    """Splits a large array that nobody annotated over `fsdp`; small ones stay whole."""
+    split = mesh.shape["fsdp"]
+    if leaf.size < _LARGE or split == 1:
+        return P()
+    dividing = [axis for axis, size in enumerate(leaf.shape) if size % split == 0]
+    if not dividing:
+        logging.warning(
+            "%s %s has no logical axes and fsdp=%d divides no dimension: every device holds it whole",
+            name,
+            leaf.shape,
+            split,
+        )
+        return P()
+    axis = max(dividing, key=lambda axis: leaf.shape[axis])
+    logging.info(
+        "%s %s has no logical axes: dimension %d is split over fsdp=%d", name, leaf.shape, axis, split
+    )
+    return P(*[None] * axis, "fsdp")
 
 
 def abstract_state(init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
@@ -203,9 +222,79 @@ def rows_divide(rows: int, mesh: Mesh) -> None:
         )
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Places this host's rows of a batch (NumPy arrays) on the mesh, as one global array per field."""
-    sharding = batch_sharding(mesh)
-    for rows in {x.shape[0] for x in jax.tree.leaves(batch)}:
-        rows_divide(rows * jax.process_count(), mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+def heads_divide(heads: Mapping[str, int], mesh: Mesh) -> None:
+    """Checks that no attention head is cut: projections divide whenever their columns do, heads and all.
+
+    Args:
+      heads: name of a config key -> number of heads.
+      mesh: the devices.
+
+    Raises:
+      MeshError: `tensor` does not divide a number of heads; the message names both.
+    """
+    split = mesh.shape["tensor"]
+    for key, count in heads.items():
+        if count % split:
+            raise MeshError(
+                f"config.{key}={count} heads do not divide over tensor={split}; make config.mesh.tensor a "
+                f"divisor of {count}, such as {math.gcd(count, split)}, and give the rest to fsdp or context"
+            )
+
+
+def local_rows(rows: int, mesh: Mesh) -> tuple[int, ...]:
+    """Which rows of a global batch the devices of this host hold, ascending.
+
+    Hosts that share a row (`tensor` or `context` spans them) name the same one.
+
+    Raises:
+      MeshError: the rows do not divide over the mesh.
+    """
+    rows_divide(rows, mesh)
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return tuple(sorted({row for (index,) in held for row in range(*index.indices(rows))}))
+
+
+def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
+    """Places this host's rows of a batch on the mesh, as one global array per field.
+
+    Args:
+      batch: NumPy arrays with the rows that `local_rows` names, in its order.
+      mesh: the devices.
+      rows: of the global batch; by default as many as these, which are all there are on one host.
+    """
+    if rows is None:
+        rows = len(jax.tree.leaves(batch)[0])
+    sharding, held = batch_sharding(mesh), local_rows(rows, mesh)
+    place = {row: index for index, row in enumerate(held)}
+
+    def put(x):
+        if len(x) != len(held):
+            raise MeshError(f"this host holds the {len(held)} rows {held} of {rows}, it was given {len(x)}")
+
+        def part(index):  # a block of global rows, all of them here, so they follow one another in `x` too
+            start, stop, _ = index[0].indices(rows)
+            return x[place[start] : place[start] + stop - start]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
+
+
+def on_lead(tree: Any) -> Any:
+    """A whole copy of global arrays, as NumPy arrays, on the lead host; every host has to call it.
+
+    One array at a time is whole on every device.
+
+    Returns:
+      The tree on process 0, None elsewhere.
+    """
+    lead = jax.process_index() == 0
+
+    def copy(x):
+        whole = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+        whole.block_until_ready()
+        return np.asarray(whole.addressable_data(0)) if lead else None
+
+    leaves, structure = jax.tree.flatten(tree)
+    copies = [copy(x) for x in leaves]
+    return jax.tree.unflatten(structure, copies) if lead else None

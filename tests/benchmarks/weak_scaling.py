@@ -169,8 +169,9 @@ def main(argv: Sequence[str]) -> None:
     (folder / "weak_scaling.json").write_text(json.dumps(summary, indent=1) + "\n")
     for r in rows:
         print(
-            f"{r['devices']:5d} devices: {r['memory']['peak'] / GIB:6.2f} GiB, receives {r['received'] / GIB:7.1f} "
-            f"GiB in {r['exchanges']:.0f} exchanges, {r['estimate']['best']:.2f} to {r['estimate']['worst']:.2f} s"
+            f"{r['devices']:5d} devices: {r['memory']['peak'] / GIB:6.2f} GiB, "
+            f"receives {r['received'] / GIB:7.1f} GiB in {r['exchanges']:.0f} exchanges, "
+            f"{r['estimate']['best']:.2f} to {r['estimate']['worst']:.2f} s"
         )
     print("exchanges would take longer than arithmetic:")
     devices = found["devices"]

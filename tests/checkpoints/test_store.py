@@ -222,9 +222,34 @@ def test_the_data_iterator_belongs_to_the_state(saved, tmp_path, monkeypatch):
         with pytest.raises(CheckpointMismatch, match="without the state of a data iterator"):
             checkpoints.restore(make_state(), iterator())
     with CheckpointStore(str(saved[0])) as checkpoints:
-        monkeypatch.setattr(store.load, "read_json", lambda *_: {"hosts": ["{}", "{}"]})
+        other = '{"bytes": false, "state": {}}'
+        monkeypatch.setattr(store.load, "read_json", lambda *_: {"hosts": [other, other]})
         with pytest.raises(CheckpointMismatch, match="2 hosts, this run has 1"):
             checkpoints.restore(make_state(), iterator())
+
+
+class Rows:
+    """An iterator whose state has an entry for every row of the global batch that its host loads."""
+
+    def __init__(self, *rows):
+        self.state = {"rows": {str(row): 10 * row for row in rows}, "identity": {"source": "x"}}
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def test_rows_of_several_hosts_are_restored_together(tmp_path, monkeypatch):
+    texts = [store._iterator_text(Rows(0, 3)), store._iterator_text(Rows(1, 2))]
+    monkeypatch.setattr(store, "_gather", lambda _: texts)
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        checkpoints.save(1, make_state(), Rows(0, 3))
+        checkpoints.wait()
+        one = Rows(0)
+        checkpoints.restore(make_state(), one)
+    assert one.state == Rows(0, 1, 2, 3).state | {"rows": {"0": 0, "1": 10, "2": 20, "3": 30}}
 
 
 def test_any_damage_to_any_file_is_noticed(copy):

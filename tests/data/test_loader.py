@@ -62,25 +62,56 @@ def test_one_epoch_holds_every_trajectory_once_and_whole(source, toy_tokenizer):
 
 def test_epochs_differ_and_the_seed_repeats_them(source, toy_tokenizer):
     def order(seed, count=8):
-        loader = make_loader(source, toy_tokenizer, LAYOUT, 2, seed=seed, open_rows=1, prefetch=0)
-        return names_in(itertools.islice(loader, count * 8), source, toy_tokenizer)
+        loader = make_loader(source, toy_tokenizer, LAYOUT, 1, seed=seed, open_rows=1, prefetch=0)
+        return names_in(itertools.islice(loader, count * 16), source, toy_tokenizer)
 
     first = order(0)
     assert first == order(0) != order(1)
     assert sorted(first[:60]) == sorted(first[60:120]) == list(range(60)) and first[:60] != first[60:120]
 
 
-def test_hosts_share_an_epoch_without_overlap(source, toy_tokenizer):
-    shares = [
-        names_in(
-            make_loader(source, toy_tokenizer, LAYOUT, 2, shard_index=host, shard_count=3, epochs=1),
-            source,
-            toy_tokenizer,
-        )
-        for host in range(3)
-    ]
-    assert [len(share) for share in shares] == [20, 20, 20]
-    assert sorted(itertools.chain(*shares)) == list(range(60))
+@pytest.mark.parametrize(
+    ("batch_size", "hosts"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 4)]
+)
+def test_an_epoch_holds_every_trajectory_once_whatever_the_hosts(source, toy_tokenizer, batch_size, hosts):
+    data = source[:37]  # no multiple of anything
+    share = batch_size // hosts
+    found = []
+    for host in range(hosts):
+        rows = range(host * share, (host + 1) * share)
+        loader = make_loader(data, toy_tokenizer, LAYOUT, batch_size, rows=rows, epochs=1, prefetch=0)
+        found += names_in(loader, data, toy_tokenizer)
+    assert sorted(found) == list(range(37))
+
+
+def test_more_rows_than_trajectories_leave_rows_empty(source, toy_tokenizer):
+    (batch,) = make_loader(source[:5], toy_tokenizer, LAYOUT, 8, epochs=1)
+    assert batch["present"].any(1).tolist() == [True] * 5 + [False] * 3
+    assert sorted(names_in([batch], source, toy_tokenizer)) == list(range(5))
+
+
+def test_the_order_is_that_of_one_host_and_any_hosts_go_on_with_it(source, toy_tokenizer):
+    """Four rows on one host, then on two hosts with rows (0, 3) and (1, 2), then on one again."""
+
+    def start(rows=None, state=None):
+        iterator = iter(make_loader(source, toy_tokenizer, LAYOUT, 4, rows=rows, open_rows=3))
+        if state is not None:
+            iterator.set_state(json.loads(json.dumps(state)))
+        return iterator
+
+    whole = start()
+    expected = [next(whole) for _ in range(12)]
+    first = start()
+    np.testing.assert_equal([next(first) for _ in range(4)], expected[:4])
+    outer, inner = start((0, 3), first.get_state()), start((2, 1), first.get_state())
+    for batch in expected[4:8]:
+        a, b = next(outer), next(inner)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(a[name], value[[0, 3]])
+            np.testing.assert_array_equal(b[name], value[[1, 2]])
+    states = outer.get_state(), inner.get_state()
+    last = start(state={**states[0], "rows": states[0]["rows"] | states[1]["rows"]})
+    np.testing.assert_equal([next(last) for _ in range(4)], expected[8:])
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -95,7 +126,8 @@ def test_a_state_with_open_rows_survives_json(source, toy_tokenizer):
     for _ in range(7):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
-    assert any(position >= 0 for row in state["rows"] for position in row), "rows are partly filled here"
+    filled = [position >= 0 for row in state["rows"]["0"]["open"] for position in row]
+    assert any(filled), "rows are partly filled here"
     expected = [next(iterator) for _ in range(9)]
     other = iter(loader)
     other.set_state(state)
@@ -120,15 +152,21 @@ def test_orbax_saves_and_restores_the_iterator(source, toy_tokenizer, tmp_path):
     ("changes", "message"),
     [
         ({"seed": 1}, "order was seed 0, is seed 1"),
-        ({"shard_count": 2}, "shard was 0 of 1, is 0 of 2"),
-        ({"open_rows": 3}, "rows was 16 open ones of 5 steps and 3 trajectories, is 3 open"),
+        ({"batch_size": 3}, "batch was 2 rows, is 3 rows"),
+        ({"open_rows": 3}, "rows was 8 open ones of 5 steps and 3 trajectories, is 3 open"),
     ],
 )
 def test_a_state_of_other_data_is_refused(source, toy_tokenizer, changes, message):
     state = iter(make_loader(source, toy_tokenizer, LAYOUT, 2)).get_state()
-    other = iter(make_loader(source, toy_tokenizer, LAYOUT, 2, **changes))
+    other = iter(make_loader(source, toy_tokenizer, LAYOUT, **{"batch_size": 2, **changes}))
     with pytest.raises(ValueError, match=f"belongs to other data: {message}"):
         other.set_state(state)
+
+
+def test_a_state_of_one_stream_for_all_rows_is_refused(source, toy_tokenizer):
+    old = {"position": 9, "skipped": 0, "overlong": 0, "rows": [[8, -1, -1]], "identity": {}}
+    with pytest.raises(ValueError, match="of an earlier version.*start another workdir from its weights"):
+        iter(make_loader(source, toy_tokenizer, LAYOUT, 2)).set_state(old)
 
 
 def test_open_rows_reduce_the_waste(source, toy_tokenizer):
@@ -211,7 +249,8 @@ def test_a_text_too_long_for_its_slot_is_never_cut_in_silence(source, toy_tokeni
     [
         ({"source": []}, "no trajectories"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"shard_index": 2, "shard_count": 2}, r"shard_index 2 is not in \[0, 2\)"),
+        ({"rows": (1, 2)}, r"rows \(1, 2\) must be different ones of the 2"),
+        ({"rows": ()}, "must be different ones"),
         ({"open_rows": 0}, "open_rows must be at least 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs in a process of its own: programs whose exchanges are known, on eight devices. Prints `ok` for each."""
+"""Runs in a process of its own: programs with known exchanges, on eight devices. Prints `ok` for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESH = make_mesh(MeshConfig(data=2, fsdp=4))
 LAYERS, ROWS, WIDTH = 5, 64, 256
 
 
-def array(*shape, spec=P()):
+def array(*shape, spec):
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(MESH, spec))
 
 

@@ -1,0 +1,97 @@
+"""Who has come: the processes of a job meet at the coordinator's port before JAX does.
+
+`jax.distributed` ends a process without a word about the others when one of them never comes. So every
+process first tells process 0 its number and its host, and once all are there, or the time is over, process 0
+answers each with the list of those that are missing: none, or the reason why it stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterable
+
+_LINE = 4096
+"""Bytes of the longest message but for the list of the missing."""
+
+
+class HostMissing(RuntimeError):
+    """A process of the job did not come, or not in time; the message names it."""
+
+
+def missing_text(
+    missing: Iterable[int], count: int, where: str, seconds: float, hosts: dict[int, str]
+) -> str:
+    """One line that names the processes which did not come, with their hosts where they are known."""
+    names = [f"{index} ({hosts[index]})" if index in hosts else str(index) for index in sorted(missing)]
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return (
+        f"process {shown} of {count} did not come to {where!r} within {seconds:.0f} s; look at the log of "
+        "that host, then start all processes again"
+    )
+
+
+def call(address: str, count: int, index: int, timeout: float) -> dict[int, str]:
+    """Waits until all `count` processes have called at `address` (host:port), which process 0 serves.
+
+    Returns:
+      Process number -> host name, of all.
+
+    Raises:
+      HostMissing: some did not come within `timeout` seconds, or process 0 cannot be reached.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + timeout
+    if index == 0:
+        return _serve(int(port), count, timeout, deadline)
+    return _report(host.strip("[]"), int(port), count, index, timeout, deadline)
+
+
+def _serve(port: int, count: int, timeout: float, deadline: float) -> dict[int, str]:
+    hosts, lines = {0: socket.gethostname()}, {}
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.create_server(
+        ("", port), family=family, backlog=4096, dualstack_ipv6=family == socket.AF_INET6
+    ) as server:
+        while len(hosts) < count and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                line, _ = server.accept()
+                line.settimeout(5)
+                with contextlib.suppress(OSError, ValueError, KeyError):  # not one of ours, or cut off
+                    told = json.loads(line.makefile().readline(_LINE))
+                    hosts[int(told["process"])] = str(told["host"])
+                    lines[int(told["process"])] = line
+    missing = set(range(count)) - set(hosts)
+    answer = json.dumps({"missing": sorted(missing), "hosts": hosts}) + "\n"
+    for line in lines.values():
+        with contextlib.suppress(OSError), line:
+            line.sendall(answer.encode())
+    if missing:
+        raise HostMissing(missing_text(missing, count, "start", timeout, {}))
+    return hosts
+
+
+def _report(host: str, port: int, count: int, index: int, timeout: float, deadline: float) -> dict[int, str]:
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            # Process 0 may have begun to wait later, so it is given a little longer to answer.
+            with socket.create_connection((host, port), timeout=max(left, 0.1)) as line:
+                line.sendall((json.dumps({"process": index, "host": socket.gethostname()}) + "\n").encode())
+                line.settimeout(timeout + 10)
+                answer = json.loads(line.makefile().readline())
+                break
+        except (OSError, ValueError) as error:
+            if left <= 0:
+                raise HostMissing(
+                    f"process 0 of {count} was not reached at {host}:{port} within {timeout:.0f} s ({error}); "
+                    "look at its log and at the coordinator's address, then start all processes again"
+                ) from error
+            time.sleep(min(0.5, left))
+    hosts = {int(number): name for number, name in answer["hosts"].items()}
+    if answer["missing"]:
+        raise HostMissing(missing_text(answer["missing"], count, "start", timeout, {}))
+    return hosts
