@@ -89,27 +89,36 @@ class Request:
             ),
         )
 
-    def as_written(self, clause: Clause) -> int:
-        """Where in the prompt a clause's shape is first named; clauses themselves list a target first."""
-        found = re.search(rf"\b({clause.shape}|{PLURALS[clause.shape]})\b", self.text.lower())
-        return found.start() if found else len(self.text)
+    def numbering(self) -> list[int]:
+        """The clause of each thing; things are numbered in the order in which the prompt names them.
+
+        Clauses themselves list a target before what is placed by it.
+        """
+
+        def named_at(index: int) -> int:
+            shape = self.clauses[index].shape
+            found = re.search(rf"\b({shape}|{PLURALS[shape]})\b", self.text.lower())
+            return found.start() if found else len(self.text)
+
+        order = sorted(range(len(self.clauses)), key=named_at)
+        return [index for index in order for _ in range(self.clauses[index].count)]
+
+    def numbered(self, things: Sequence[Any]) -> list[Any]:
+        """Things that were placed clause by clause, in the order of their numbers."""
+        numbering = self.numbering()
+        owners = [index for index, clause in enumerate(self.clauses) for _ in range(clause.count)]
+        return [things[i] for i in sorted(range(len(things)), key=lambda i: numbering.index(owners[i]))]
 
     def partners(self) -> Partners:
-        """What the prompt relates to what, both ways round: left of a square is what has it on its right.
-
-        Things are numbered in the order in which the prompt names them.
-        """
-        order = sorted(range(len(self.clauses)), key=lambda i: self.as_written(self.clauses[i]))
-        numbers, first = {}, 0
-        for i in order:
-            numbers[i] = range(first, first + self.clauses[i].count)
-            first += self.clauses[i].count
+        """What the prompt relates to what, both ways round: left of a square is what has it on its right."""
+        owners = self.numbering()
         partners: Partners = {}
         for i, clause in enumerate(self.clauses):
             if clause.position is None:
                 continue
             relation, target = clause.position
-            for a, b in itertools.product(numbers[i], numbers[target]):
+            here, there = ([n for n, owner in enumerate(owners) if owner == c] for c in (i, target))
+            for a, b in itertools.product(here, there):
                 partners.setdefault(a, []).append((relation, b))
                 partners.setdefault(b, []).append((OPPOSITE[relation], a))
         return partners

@@ -105,9 +105,8 @@ def baseline(
 
 def _in_prompt_order(request: Request, things: list[Object]) -> list[Object]:
     """What was placed clause by clause, in the order in which the prompt names it, on the canvas too."""
-    owners = [clause for clause in request.clauses for _ in range(clause.count)]
-    order = sorted(range(len(things)), key=lambda i: request.as_written(owners[i]))
-    return sort_places([things[i] for i in order], request.partners(), get_level(request.level))
+    named = request.numbered(things)
+    return sort_places(named, request.partners(), get_level(request.level))
 
 
 class _Lesson:
@@ -118,9 +117,9 @@ class _Lesson:
         rng: np.random.Generator,
         level: Level,
         plans: list[list[Action]],
-        partners: Partners | None = None,
+        partners: Partners,
     ):
-        self.rng, self.level, self.plans, self.partners = rng, level, plans, partners or {}
+        self.rng, self.level, self.plans, self.partners = rng, level, plans, partners
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
         self.steps: list[Step] = []

@@ -248,9 +248,7 @@ def test_sorting_places_keeps_what_stands_there_and_every_relation(level: str):
     for index in range(120):
         request = sample_request(rng, level, categories(level)[3 + index % 5])
         things = place_request(rng, table, request)
-        owners = [clause for clause in request.clauses for _ in range(clause.count)]
-        order = sorted(range(len(things)), key=lambda i: request.as_written(owners[i]))
-        before = [things[i] for i in order]
+        before = request.numbered(things)
         after = sort_places(before, request.partners(), table)
         assert sorted((t.cell, t.x, t.y) for t in after) == sorted((t.cell, t.x, t.y) for t in before)
         assert [(t.shape, t.colour, t.size) for t in after] == [(t.shape, t.colour, t.size) for t in before]
