@@ -8,8 +8,8 @@ On cpu every process has JAX_NUM_CPU_DEVICES devices. On gpu each has one GPU of
 over one process for all of them. Output of process 0 goes to the terminal, that of process i to LOGS/i.log
 (LOGS is a new folder in the system's temporary one by default).
 
-SIGTERM and SIGINT are passed on to all, which save and end. If one ends with an error, the others cannot go on
-without it: they get SIGTERM, and SIGKILL after GRACE seconds (10). The exit code is that of the first that
+SIGTERM and SIGINT are passed on to all, which save and end. If one ends with an error, the others cannot go
+on without it: they get SIGTERM, and SIGKILL after GRACE seconds (10). The exit code is that of the first that
 failed (128 and the signal's number where a signal ended it), else 75 if any was stopped, else 0.
 """
 
@@ -26,6 +26,11 @@ import time
 
 STOPPED, REFUSED = 75, 2  # as in env.sh
 RUN = pathlib.Path(__file__).parent.resolve() / "run.sh"
+
+
+def say(text: str) -> None:
+    """A line between those of the processes."""
+    print(f"launch/host.py: {text}", file=sys.stderr, flush=True)
 
 
 def free_port() -> int:
@@ -81,10 +86,10 @@ def main(platform: str, count: int, arguments: list[str]) -> int:
     logs = pathlib.Path(os.environ.get("LOGS") or tempfile.mkdtemp(prefix="process_gen."))
     logs.mkdir(parents=True, exist_ok=True)
     port = int(os.environ.get("PORT") or free_port())
-    print(f"{sys.argv[0]}: {count} processes, output of all but the first in {logs}", file=sys.stderr)
+    say(f"{count} processes, output of all but the first in {logs}")
     processes = []
     for index in range(count):
-        output = open(logs / f"{index}.log", "wb") if index else None  # noqa: SIM115
+        output = open(logs / f"{index}.log", "wb") if index else None
         processes.append(
             subprocess.Popen(
                 [str(RUN), platform, *arguments],
@@ -99,6 +104,6 @@ def main(platform: str, count: int, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or not sys.argv[2].isdigit() or int(sys.argv[2]) < 1:
-        print(f"usage: {sys.argv[0]} cpu|gpu PROCESSES --config=... --workdir=...", file=sys.stderr)
+        say("usage: launch/host.py cpu|gpu PROCESSES --config=... --workdir=...")
         sys.exit(REFUSED)
     sys.exit(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
