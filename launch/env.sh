@@ -25,7 +25,12 @@ case "${1:?platform: cpu, gpu, tpu or tpu_slices}" in
     export JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-1}"
     ;;
   gpu)
-    # Fails where CUDA cannot be used, instead of training on the CPU unnoticed.
+    # Fails where CUDA cannot be used. JAX passes over it without a word where there is no GPU, though, and would
+    # train on the CPU; so that is looked at here.
+    if [[ -z ${JAX_PLATFORMS:-} ]] && ! compgen -G "/dev/nvidia[0-9]*" >/dev/null && [[ ! -e /dev/dxg ]]; then
+      echo "launch/env.sh: there is no NVIDIA GPU on this machine" >&2
+      exit "$REFUSED"
+    fi
     export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
     # JAX takes 75% of a GPU's memory by default, and a training has it to itself. The rest is for CUDA, cuDNN
     # and NCCL. (JAX: GPU memory allocation; NVIDIA's JAX guide takes 0.8 to 0.9.)

@@ -49,7 +49,8 @@ class Box:
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "SLURM", "NCCL"))}
         ours = {"PATH": f"{self.bin}:{os.environ['PATH']}", "RECORD": str(self.folder / "record")}
-        return kept | ours | {"HOME": str(self.folder)} | variables
+        ours |= {"HOME": str(self.folder), "JAX_PLATFORMS": "as set"}  # else no GPU is an error
+        return kept | ours | variables
 
     def call(self, *command: object, code: int = 0, **variables: str) -> subprocess.CompletedProcess:
         done = subprocess.run(
@@ -141,8 +142,13 @@ def test_run_ends_in_the_training_line(box, platform):
     box.call(LAUNCH / "run.sh", platform, *FLAGS)
     (arguments,) = box.recorded()
     assert assert_trains(arguments, FLAGS)["workdir"] == "/tmp/a run"
-    kind = {"cpu": "cpu", "gpu": "cuda,cpu"}.get(platform, "tpu,cpu")
-    assert box.variables()["JAX_PLATFORMS"] == kind
+    assert box.variables()["JAX_PLATFORMS"] == "as set"
+    if platform == "gpu" and not list(pathlib.Path("/dev").glob("nvidia[0-9]*")):
+        done = box.call(LAUNCH / "run.sh", platform, *FLAGS, code=2, JAX_PLATFORMS="")
+        assert "no NVIDIA GPU" in done.stderr
+    elif platform != "gpu":
+        box.call(LAUNCH / "run.sh", platform, *FLAGS, JAX_PLATFORMS="")
+        assert box.variables()["JAX_PLATFORMS"] == {"cpu": "cpu"}.get(platform, "tpu,cpu")
 
 
 def test_what_the_caller_set_stays_and_comes_last(box):
@@ -237,9 +243,8 @@ SCONTROL = '#!/usr/bin/env bash\necho "$*" >"$RECORD.scontrol"\n'
 def test_slurm_requeues_what_can_go_on(box, code, restarts, requeued):
     box.stand_in("srun", SRUN)
     box.stand_in("scontrol", SCONTROL)
-    job = dict(
-        SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restarts), CODE=str(code)
-    )
+    job = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restarts))
+    job["CODE"] = str(code)
     box.call(LAUNCH / "slurm.sbatch", *FLAGS, code=0 if requeued else code, **job)
     assert_trains(box.recorded()[0], FLAGS)
     assert (box.folder / "record.scontrol").exists() == requeued
@@ -418,3 +423,35 @@ def test_where_one_fails_all_end(box):
 def test_one_that_does_not_hear_is_killed(box):
     job = host(box, f"if ((JAX_PROCESS_ID)); then sleep 0.3; kill -9 $$; fi; trap '' TERM; {HOLD}", GRACE="1")
     assert job.wait(timeout=30) == 128 + 9
+
+
+@pytest.mark.slow  # two processes import and compile on two cores: that is what takes the time
+def test_two_real_processes_train(tmp_path):
+    leaves = {
+        "data.data_dir": tmp_path / "data",
+        "data.examples": 8,
+        "data.mode": "single_pass",
+        "train.steps": 2,
+        "optimizer.name": "adamw",
+        "optimizer.warmup_steps": 1,
+        "eval.final_per_group": 0,
+        "layout.steps": 1,
+        "layout.trajectories": 1,
+        "layout.sketch_copies": 1,
+        "model.scan_unroll": 1,
+    }
+    flags = [f"--config.{key}={value}" for key, value in leaves.items()]
+    flags += ["--config=configs/scenes.py:debug", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, LAUNCH / "host.py", "cpu", "2", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable, "LOGS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "over 2 cpu" in done.stderr and "over 2 cpu" in (tmp_path / "1.log").read_text()
+    account = json.loads((tmp_path / "run" / "goodput.json").read_text())
+    assert account["done"] and account["step"] == 2 and account["seconds"]["compile"] > 0
+    assert "goodput" in done.stderr and "share of the peak" in done.stdout
