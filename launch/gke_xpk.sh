@@ -15,9 +15,10 @@ platform=tpu
 ((${SLICES:-1} == 1)) || platform=tpu_slices
 read -ra more <<<"${XPK_FLAGS:-}"
 # 75 is a run that was stopped and has saved, 1 what the runtime raises when a chip or a peer fails; xpk restarts
-# on signals anyway. 2, what only a person can put right, ends the workload.
+# on signals anyway. 2, what only a person can put right, ends the workload. exec: xpk puts the command into a
+# subshell and sends SIGTERM to that.
 xpk workload create --workload="$workload" --cluster="$CLUSTER" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"} \
   --tpu-type="$TYPE" --num-slices="${SLICES:-1}" --docker-image="$IMAGE" \
   --max-restarts="${MAX_RESTARTS:-20}" --restart-on-exit-codes=1,75 \
   --termination-grace-period-seconds="${GRACE:-300}" "${more[@]}" \
-  --command="launch/run.sh $platform $(printf '%q ' "$@")"
+  --command="exec launch/run.sh $platform $(printf '%q ' "$@")"

@@ -9,8 +9,9 @@
 #     launch/tpu_vm.sh stop        # all hosts save and end
 #     launch/tpu_vm.sh delete      # gives the TPU back
 #
-# Settings: NAME, ZONE and TYPE (v5litepod-256, v5p-128: cores there, v6e-64) are required; PROJECT, RUNTIME (of
-# the TPU's kind), SLICES (1), SPOT (empty: on demand), VALID_UNTIL (6h: how long the request may wait).
+# Settings: NAME and ZONE always; to book TYPE (v5litepod-256, v6e-64, v5p-128: this one counts cores, two a
+# chip), SPOT (empty: on demand), VALID_UNTIL (6h: how long the request may wait), RUNTIME (of the TPU's kind); to
+# install MOUNT (a command that mounts what the hosts share); PROJECT and SLICES (1) everywhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +20,7 @@ action="${1:-}"
 case "$action" in
   book | state | install | start | watch | stop | delete) ;;
   *)
-    sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac
@@ -73,6 +74,7 @@ case "$action" in
     for node in "${nodes[@]}"; do
       gcloud compute tpus tpu-vm scp "$bundle" "$node:process_gen.bundle" "${here[@]}" --worker=all
     done
+    [[ -z ${MOUNT:-} ]] || everywhere "$MOUNT"
     everywhere 'set -e; rm -rf process_gen; git clone -q process_gen.bundle process_gen; cd process_gen
       python3 -m venv ~/venv; ~/venv/bin/pip install -q -e ".[tpu,bagel]"; ~/venv/bin/python -c "import jax"'
     ;;

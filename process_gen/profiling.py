@@ -2,7 +2,8 @@
 
     touch WORKDIR/PROFILE      # the next steps that are looked at
 
-The lead host traces its own devices into `WORKDIR/profile`, for TensorBoard's
+Where libtpu is installed and there is no TPU, JAX's profiler crashes unless JAX_PLATFORMS=cpu keeps it from
+looking for one. The lead host traces its own devices into `WORKDIR/profile`, for TensorBoard's
 profile plugin or https://ui.perfetto.dev, and takes the file away.
 """
 

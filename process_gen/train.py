@@ -75,6 +75,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     """
     # ------------------------------------------------------- devices and mesh
     experiment.check(config)
+    if "://" in workdir:
+        raise experiment.ConfigError(
+            f"--workdir={workdir}: a workdir is a folder of a file system that all hosts see; mount the bucket "
+            "and pass the folder (launch/README.md)"
+        )
     ledger = Goodput(workdir)
     hosts.initialize()
     mesh = make_mesh(MeshConfig(**config.mesh.to_dict()))

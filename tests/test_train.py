@@ -97,6 +97,12 @@ def test_configs_that_cannot_work_stop_before_any_work(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_bucket_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="mount the bucket"):
+        training.train(debug_config(tmp_path), "gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
 TABLE = LossTable(
     {
         "plan": dict(loss="text_cross_entropy", stage="plan", weight=0.5),

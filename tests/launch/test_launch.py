@@ -177,6 +177,19 @@ def test_flags_for_gpus_are_known_to_this_version_of_the_compiler(box):
     assert done.returncode == 0, done.stderr  # XLA aborts on a flag that it does not know
 
 
+def test_flags_for_tpus_are_known_to_libtpu(box):
+    pytest.importorskip("libtpu")
+    box.call(LAUNCH / "run.sh", "tpu_slices", *FLAGS)
+    environment = {**os.environ, "LIBTPU_INIT_ARGS": box.variables()["LIBTPU_INIT_ARGS"]}
+    code = (
+        "from jax.experimental import topologies\n"
+        "print(len(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "4", done.stderr  # libtpu ends the process at a flag that it does not know
+
+
 def test_another_platform_is_refused(box):
     done = box.call(LAUNCH / "run.sh", "abacus", *FLAGS, code=2)
     assert "no platform 'abacus'" in done.stderr and not box.recorded()
@@ -203,7 +216,10 @@ def given_value(given: list[str], flag: str) -> str:
 
 def test_the_jobset_runs_the_line_and_restarts_all_but_what_a_person_must_put_right(box):
     spec = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]
-    assert [rule["action"] for rule in spec["failurePolicy"]["rules"]] == ["FailJobSet", "RestartJobSet"]
+    assert spec["failurePolicy"] == {
+        "maxRestarts": 20,
+        "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+    }
     (job,) = spec["replicatedJobs"]
     job = job["template"]["spec"]
     assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0
