@@ -77,8 +77,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     experiment.check(config)
     if "://" in workdir:
         raise experiment.ConfigError(
-            f"--workdir={workdir}: a workdir is a folder of a file system that all hosts see; mount the bucket "
-            "and pass the folder (launch/README.md)"
+            f"--workdir={workdir}: a workdir is a folder of a file system that all hosts see; mount the "
+            "bucket and pass the folder (launch/README.md)"
         )
     ledger = Goodput(workdir)
     hosts.initialize()
