@@ -134,6 +134,13 @@ def test_exit_codes_are_the_same_everywhere():
     assert found == {"STOPPED": {"75"}, "REFUSED": {"2"}}
 
 
+def test_the_runbook_names_what_is_there():
+    text = (LAUNCH / "README.md").read_text()
+    named = set(re.findall(r"launch/([\w.]+\w)", text)) | set(re.findall(r"`([a-z_]+\.sh)`", text))
+    there = {path.name for path in LAUNCH.iterdir() if path.is_file()}
+    assert named == there - {"README.md"}
+
+
 # ---------------------------------------------------------------- the one line
 
 
