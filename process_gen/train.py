@@ -19,7 +19,6 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     )
 
 # isort: split
-import dataclasses
 import json
 import pathlib
 import time
@@ -39,11 +38,15 @@ from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.data.sources import prepare_source, with_latents
+from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, sharding
 from process_gen.distributed.hosts import HostMissing
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
+from process_gen.goodput import Goodput
+from process_gen.models.unified import UnifiedModel
+from process_gen.profiling import Profiler
 from process_gen.program import TrainProgram
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
@@ -76,6 +79,12 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     """
     # ------------------------------------------------------- devices and mesh
     experiment.check(config)
+    if "://" in workdir:
+        raise experiment.ConfigError(
+            f"--workdir={workdir}: a workdir is a folder of a file system that all hosts see; mount the "
+            "bucket and pass the folder (launch/README.md)"
+        )
+    ledger = Goodput(workdir)
     hosts.initialize()
     mesh = make_mesh(MeshConfig(**config.mesh.to_dict()))
     logging.info("mesh %s over %d %s", dict(mesh.shape), jax.device_count(), jax.devices()[0].device_kind)
@@ -112,17 +121,19 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # ---------------------------------------------------------------- restore
     metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
     store = CheckpointStore(workdir, metadata, save_every=c.checkpoint_every, keep=c.keep)
-    with store:
+    with store, ledger:
         first = store.latest_step() or 0
         if first:
             vocabulary.check_same(tokenizer, store.metadata(first), str(store.root / str(first)))
-            with experiment.as_config_error():  # the iterator refuses the state of other data
+            # The iterator refuses the state of other data.
+            with ledger.spending("restore"), experiment.as_config_error():
                 state = store.restore(state, iterator)
             logging.info("resumed from step %d of %s", first, workdir)
         elif origin := c.get("init", ""):
             state = start_from(state, model, origin)
             logging.info("started from the weights of %s", origin)
-        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config)
+        ledger.resumed(first)
+        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, ledger)
         meter = run.meter(state, first)
 
         hosts.barrier("the first step")
@@ -131,13 +142,16 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         pending: tuple[int, Any, float] | None = None
         if first == 0:
             logging.info("compiling the train step")
+        ledger.enter("compile")
         for step in range(first + 1, c.steps + 1):
-            with run.profile(step - first):
-                started = time.perf_counter()
-                host_batch = next(iterator)
-                waited = time.perf_counter() - started
-                batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
-                state, metrics = program.step(state, batch)
+            run.profiler.before(step - first)
+            started = time.perf_counter()
+            host_batch = next(iterator)
+            waited = time.perf_counter() - started
+            if pending and pending[1]["loss"].is_ready():
+                ledger.idle(waited)  # else the devices were busy meanwhile
+            batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
+            state, metrics = program.step(state, batch)
             if pending:
                 _check(run.log(meter, *pending), store, state, iterator)
             pending = (step, metrics, waited)
@@ -145,21 +159,32 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 run.first_batch(host_batch)
                 jax.block_until_ready(metrics)
                 meter.restart()
+                ledger.enter("steps")
             if store.due(step) and step < c.steps:
-                store.save(step, state, iterator)
+                with ledger.spending("save"):
+                    store.save(step, state, iterator)
+                ledger.saved(step)
             if run.pictures_due(step):
-                run.pictures(step, state)
+                with ledger.spending("evaluation"):
+                    run.pictures(step, state)
                 meter.restart()
         if pending:
             _check(run.log(meter, *pending), store, state, iterator)
-        store.wait()
-        if store.latest_step() != c.steps:
-            store.save(c.steps, state, iterator)
+        run.profiler.stop()
+        with ledger.spending("save"):
             store.wait()
+            if store.latest_step() != c.steps:
+                store.save(c.steps, state, iterator)
+                store.wait()
+        ledger.saved(c.steps)
     iterator.close()
 
     # ------------------------------------------------------------------- end
-    run.finish(state)
+    with ledger.spending("evaluation"):
+        run.finish(state)
+    ledger.write(done=True)
+    if hosts.is_lead():
+        print("\n".join([ledger.table(), "", meter.table() if meter.mean() else "", ""]), flush=True)
     return state
 
 
@@ -184,9 +209,15 @@ class Run:
     """What a run writes besides checkpoints: metrics, pictures, and the report at its end."""
 
     def __init__(
-        self, config: ConfigDict, workdir: pathlib.Path, model, tokenizer, sampler_config: SamplerConfig
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        model: UnifiedModel,
+        tokenizer: Tokenizer,
+        sampler_config: SamplerConfig,
+        ledger: Goodput,
     ):
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self.ledger = config, workdir, ledger
         self.model, self.tokenizer, self.sampler_config = model, tokenizer, sampler_config
         self.writer = metric_writers.create_default_writer(
             str(workdir), just_logging=not hosts.is_lead(), asynchronous=False
@@ -195,42 +226,37 @@ class Run:
             self.writer = _Quiet(self.writer)
             vocabulary.keep(tokenizer, workdir)
             (workdir / "config.json").write_text(json.dumps(experiment.to_json(config), indent=1) + "\n")
+        self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every, hosts.is_lead())
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}
 
     def meter(self, state: TrainState, first: int) -> metering.Meter:
         peak, origin = metering.peak_flops(self.config.model.dtype)
         logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
-        cost = metering.TokenCost.of(state.params)
-        return metering.Meter(cost, peak * jax.device_count(), first, self.config.train.steps)
-
-    def profile(self, steps_done: int):
-        """A profiler trace of steps 5 to 7, if the config asks for one."""
-        return _Profile(self.workdir, self.config.train.profile, steps_done)
+        cost = metering.Cost.of(state.params, self.model.config, self.model.layout)
+        return metering.Meter(cost, peak, jax.device_count(), first, self.config.train.steps)
 
     def log(self, meter: metering.Meter, step: int, metrics: Any, waited: float) -> dict[str, float]:
         """Fetches a step's metrics, which are one step old, and writes them every so often."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.ledger.reached(step)
         meter.count(values, waited)
         if step % self.config.train.log_every and step != self.config.train.steps:
             return values
-        values |= meter.read(step)
+        values |= meter.read(step) | self.ledger.scalars()
         self.writer.write_scalars(step, values)
         for name, value in values.items():
             if name == "loss" or name.startswith("loss/"):
                 self.curves.setdefault(name, []).append((step, value))
         stages = "  ".join(f"{n.split('/')[1]} {v:.3f}" for n, v in values.items() if n.startswith("stage/"))
-        logging.info(
-            "step %d/%d  loss %.4f  %s  |  %.0f tokens/s  mfu %.1f%%  %.2f s/step  eta %s",
-            step,
-            self.config.train.steps,
-            values["loss"],
-            stages,
-            values["speed/tokens_per_second"],
-            100 * values["speed/mfu"],
-            values["speed/step_seconds"],
-            metering.duration(values["speed/eta_seconds"]),
-        )
+        line = f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f}  {stages}"
+        if "speed/mfu" in values:
+            line += (
+                f"  |  {values['speed/tokens_per_second']:.0f} tokens/s  mfu {values['speed/mfu']:.1%}"
+                f"  {values['speed/step_seconds']:.2f} s/step  goodput {values['goodput']:.0%}"
+                f"  eta {metering.duration(values['speed/eta_seconds'])}"
+            )
+        logging.info("%s", line)
         return values
 
     def first_batch(self, batch: dict[str, np.ndarray]) -> None:
@@ -327,24 +353,6 @@ class _Quiet(metric_writers.MultiWriter):
     def __init__(self, writer: metric_writers.MetricWriter):
         inner = getattr(writer, "_writers", (writer,))
         super().__init__([w for w in inner if not isinstance(w, metric_writers.LoggingWriter)])
-
-
-@dataclasses.dataclass
-class _Profile:
-    """Traces steps 5 to 7 into `workdir/profile`."""
-
-    workdir: pathlib.Path
-    wanted: bool
-    step: int
-
-    def __enter__(self):
-        if self.wanted and self.step == 5:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-
-    def __exit__(self, *_):
-        if self.wanted and self.step == 8:
-            jax.profiler.stop_trace()
-            logging.info("profile written to %s", self.workdir / "profile")
 
 
 ERRORS = (

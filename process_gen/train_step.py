@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from process_gen.amounts import amounts
 from process_gen.losses import LossTable
 from process_gen.models.autoencoder import random_weights
-from process_gen.models.unified import UnifiedModel, token_count
+from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import Outputs, UnrollOptions, blank_outputs, unroll
-from process_gen.trajectory.batch import PAD_ID, Batch
+from process_gen.norms import by_part
+from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 
 
@@ -109,7 +111,9 @@ def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[Train
             "param_norm": optax.global_norm(params),
             "learning_rate": recipe.schedule(state.step),
             "finite": finite.astype(jnp.float32),
-            **_amounts(recipe.model, batch),
+            **by_part("grad_norm", gradients),
+            **by_part("update_norm", updates),
+            **amounts(recipe.model.layout, batch),
         }
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), metrics
 
@@ -155,24 +159,3 @@ def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: di
 
 def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
     return recipe.losses.terms(outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, 1))
-
-
-def _amounts(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-    """How much a batch holds: step slots that are filled, and tokens that are not padding."""
-    texts = (batch.prompt_tokens, batch.plan_tokens, batch.inspect_tokens, batch.refine_tokens)
-    texts += (batch.instruction_tokens,)
-    refined = ((token_count(batch.refine_tokens) > 0) & batch.present).sum()
-    images = (1 + model.layout.sketch_copies) * batch.present.sum() + (
-        1 + model.layout.refined_copies
-    ) * refined
-    states = batch.present.sum() + refined
-    if batch.has_prompt_image is not None:
-        images, states = images + batch.has_prompt_image.sum(), states + batch.has_prompt_image.sum()
-    views = states if model.layout.vit_tokens else 0
-    text = sum((t != PAD_ID).sum() for t in texts if t is not None) + 2 * images
-    return {
-        "batch/steps": batch.present.sum().astype(jnp.float32),
-        "batch/trajectories": (batch.last & batch.present).sum().astype(jnp.float32),
-        "batch/und_tokens": (text + (model.layout.vit_tokens + 2) * views).astype(jnp.float32),
-        "batch/gen_tokens": (images * model.layout.latents).astype(jnp.float32),
-    }

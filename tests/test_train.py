@@ -66,6 +66,17 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(finished):
     assert int(straight.step) == int(resumed.step) == 4
     for (name, a), (_, b) in zip(leaves(straight), leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
+    account = json.loads((folder / "resumed" / "goodput.json").read_text())
+    assert account["starts"] == 2 and account["step"] == 4 and account["done"]
+    for category in (
+        "init",
+        "compile",
+        "restore",
+        "save",
+        "steps",
+        "lost",
+    ):  # steps 3 and 4 of the first start
+        assert account["seconds"][category] > 0, category
 
 
 def test_a_run_leaves_its_config_its_curves_and_its_first_batch(finished):
@@ -95,6 +106,12 @@ def test_configs_that_cannot_work_stop_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match="optimizer.warmup_steps"):
         training.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_bucket_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="mount the bucket"):
+        training.train(debug_config(tmp_path), "gs://bucket/run")
+    assert not list(tmp_path.iterdir())
 
 
 TABLE = LossTable(
@@ -134,6 +151,9 @@ def test_accumulation_divides_by_the_count_of_the_whole_batch():
         total, count = (sum(float(part[i][name]) for part in parts) for i in (0, 1))
         np.testing.assert_allclose(metrics[f"loss/{name}"], total / count, rtol=1e-5)
         assert float(parts[0][1][name]) != float(parts[1][1][name])  # so that the division matters
+    for norm in ("grad_norm", "update_norm"):  # what the parts have adds up to all there is
+        squares = sum(float(value) ** 2 for name, value in metrics.items() if name.startswith(f"{norm}/"))
+        np.testing.assert_allclose(np.sqrt(squares), metrics[norm], rtol=1e-5)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_says_so():

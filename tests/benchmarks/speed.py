@@ -6,8 +6,9 @@
 
 The share of the peak is taken against the best square matrix product of the
 same run. "useful" counts tokens that are not padding, "computed" every slot;
-attention scores and what the backward pass recomputes count in neither. Random
-weights and random batches: only the clock is looked at.
+scores that a mask throws away and what the backward pass recomputes count in
+neither. Random weights and random batches: only the clock is looked at.
+`tests/benchmarks/sweep.py` does the same for many sizes of the batch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 
 # isort: split
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +38,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from process_gen import experiment, metering
+from process_gen.amounts import amounts
 from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.evaluation.benchmark import make_benchmark
@@ -49,10 +52,47 @@ from process_gen.trajectory.sampled import SampledTrajectory
 Row = tuple[str, str]
 
 
-def measure_train(
-    config: ConfigDict, peak: float, repeats: int, profile: str | None
-) -> tuple[list[Row], Any]:
-    """Times the train step; returns lines for the table, and the parameters."""
+@dataclasses.dataclass(frozen=True)
+class TrainTiming:
+    """A timed train step.
+
+    Attributes:
+      rows, slots: of the batch, and step slots of a row.
+      compile_seconds: of the step.
+      seconds: of every timed step.
+      useful, computed: what the batch holds, and what it would hold if every slot were full (`batch/...`).
+      cost: of what it holds.
+      images: that are drawn or corrected.
+      params: the parameters at the end.
+    """
+
+    rows: int
+    slots: int
+    compile_seconds: float
+    seconds: tuple[float, ...]
+    useful: dict[str, float]
+    computed: dict[str, float]
+    cost: metering.Cost
+    images: int
+    params: Any
+
+    @property
+    def best(self) -> float:
+        """Seconds of the quickest step; the first still pays for warming up."""
+        return min(self.seconds[1:] or self.seconds)
+
+    def tokens(self, of: str) -> float:
+        """Tokens a second, `of` the useful or the computed ones."""
+        held = getattr(self, of)
+        return (held["batch/und_tokens"] + held["batch/gen_tokens"]) / self.best
+
+    def share(self, of: str, peak: float) -> float:
+        """Share of `peak` FLOP/s."""
+        return sum(self.cost.flops(getattr(self, of)).values()) / self.best / peak
+
+
+def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> TrainTiming:
+    """Times the train step of a config."""
     model = experiment.build_model(config, scenes_tokenizer())
     optimizer, schedule = experiment.build_optimizer(config)
     options, losses = experiment.build_unroll_options(config), experiment.build_losses(config)
@@ -72,38 +112,47 @@ def measure_train(
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - started)
-    best = min(seconds[1:] or seconds)
-
-    amounts = {name: float(value) for name, value in metrics.items() if name.startswith("batch/")}
-    und, gen = amounts["batch/und_tokens"], amounts["batch/gen_tokens"]
-    all_und, all_gen = _slots(model, rows)
-    cost = metering.TokenCost.of(state.params)
-    images = int(batch.present.sum()) + int((batch.refine_tokens.any(-1) & batch.present).sum())
-    lines = [
-        ("train: rows x step slots", f"{rows} x {layout.steps}"),
-        ("train: compilation", f"{compiled:.1f} s"),
-        (
-            f"train: step, best of {len(seconds)}",
-            f"{best * 1e3:.0f} ms (median {np.median(seconds) * 1e3:.0f})",
-        ),
-        ("train: tokens/s, useful", f"{(und + gen) / best:,.0f}"),
-        ("train: tokens/s, computed", f"{(all_und + all_gen) / best:,.0f}"),
-        ("train: step slots/s", f"{rows * layout.steps / best:,.1f}"),
-        ("train: images/s", f"{images / best:,.1f}"),
-        ("train: share of peak, useful", f"{cost.train_flops(und, gen) / best / peak:.1%}"),
-        ("train: share of peak, computed", f"{cost.train_flops(all_und, all_gen) / best / peak:.1%}"),
-    ]
-    return lines, state.params
-
-
-def _slots(model: UnifiedModel, rows: int) -> tuple[int, int]:
-    """Understanding and latent tokens of a batch, padding included."""
-    layout = model.layout
-    und = (
-        layout.steps * sum(s.text + s.vit for s in layout.step_segments) + layout.trajectories * layout.prompt
+    full = amounts(layout, _full(batch))
+    return TrainTiming(
+        rows=rows,
+        slots=layout.steps,
+        compile_seconds=compiled,
+        seconds=tuple(seconds),
+        useful={name: float(value) for name, value in metrics.items() if name.startswith("batch/")},
+        computed={name: float(value) for name, value in full.items()},
+        cost=metering.Cost.of(state.params, model.config, layout),
+        images=int(batch.present.sum()) + int((batch.refine_tokens.any(-1) & batch.present).sum()),
+        params=state.params,
     )
-    gen = layout.steps * sum(s.latents for s in layout.step_segments)
-    return rows * und, rows * gen
+
+
+def _full(batch: Batch) -> Batch:
+    """The same batch with every slot full."""
+    texts = ("prompt_tokens", "instruction_tokens", "plan_tokens", "inspect_tokens", "refine_tokens")
+    there = [name for name in (*texts, "present", "has_prompt_image") if getattr(batch, name) is not None]
+    return batch.replace(**{name: jnp.ones_like(getattr(batch, name)) for name in there})
+
+
+def measure_train(
+    config: ConfigDict, peak: float, repeats: int, profile: str | None
+) -> tuple[list[Row], Any]:
+    """Times the train step; returns lines for the table, and the parameters."""
+    timing = time_train(config, repeats, profile)
+    best, median = timing.best, np.median(timing.seconds)
+    parts = {part: flops / best / peak for part, flops in timing.cost.flops(timing.useful).items() if flops}
+    lines = [
+        ("train: rows x step slots", f"{timing.rows} x {timing.slots}"),
+        ("train: compilation", f"{timing.compile_seconds:.1f} s"),
+        (f"train: step, best of {repeats}", f"{best * 1e3:.0f} ms (median {median * 1e3:.0f})"),
+        ("train: tokens/s, useful", f"{timing.tokens('useful'):,.0f}"),
+        ("train: tokens/s, computed", f"{timing.tokens('computed'):,.0f}"),
+        ("train: step slots/s", f"{timing.rows * timing.slots / best:,.1f}"),
+        ("train: images/s", f"{timing.images / best:,.1f}"),
+        ("train: share of peak, useful", f"{timing.share('useful', peak):.1%}"),
+        *((f"train:   of that, {part}", f"{share:.1%}") for part, share in parts.items()),
+        ("train: share of peak, computed", f"{timing.share('computed', peak):.1%}"),
+    ]
+    return lines, timing.params
 
 
 def measure_sampler(
@@ -146,15 +195,20 @@ def _zeros(model: UnifiedModel) -> Batch:
 
 
 def _sampling_flops(model: UnifiedModel, params: Any, drawn: Sequence[SampledTrajectory]) -> float:
-    """FLOP of the tokens that sampling had to go through: texts once, images once per Euler step."""
-    cost, tokenizer = metering.TokenCost.of(params), scenes_tokenizer()
+    """FLOP of the tokens that sampling had to go through: texts once, images per Euler step; no scores."""
+    cost, tokenizer = metering.Cost.of(params, model.config, model.layout), scenes_tokenizer()
     texts = [one.prompt for one in drawn]
     for one in drawn:
         for step in one.steps:
             texts += [text for text in (step.plan_text, step.inspect_text, step.refine_text) if text]
-    und = sum(len(tokenizer.encode(text)) + 2 for text in texts)
+    words = sum(len(tokenizer.encode(text)) + 2 for text in texts)
     images = sum(one.sampling_steps for one in drawn)
-    return 2.0 * (cost.und * (und + 2 * images) + cost.gen * images * model.layout.latents)
+    held = {
+        "batch/und_tokens": words + 2 * images,
+        "batch/head_tokens": words,
+        "batch/gen_tokens": images * model.layout.latents,
+    }
+    return sum(cost.flops(held, metering.SAMPLING).values())
 
 
 def _trace(folder: str | None) -> contextlib.AbstractContextManager:

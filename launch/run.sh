@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# One training process: what every way of launching ends in.
+#
+#     launch/run.sh PLATFORM --config=configs/scenes.py:quick --workdir=runs/quick
+#
+# PLATFORM is cpu, gpu, tpu or tpu_slices (see env.sh). PYTHON chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/env.sh
+source launch/env.sh "${1:?usage: launch/run.sh PLATFORM --config=... --workdir=...}"
+shift
+# exec: signals reach Python itself, which saves and ends with $STOPPED.
+exec "${PYTHON:-python}" -m process_gen.train "$@"

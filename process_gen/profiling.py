@@ -1,0 +1,66 @@
+"""Profiler traces of a few steps: early ones if the config asks, and any time on request.
+
+    touch WORKDIR/PROFILE      # the next steps that are looked at
+
+Where libtpu is installed and there is no TPU, JAX's profiler crashes unless JAX_PLATFORMS=cpu keeps it from
+looking for one. The lead host traces its own devices into `WORKDIR/profile`, for TensorBoard's
+profile plugin or https://ui.perfetto.dev, and takes the file away.
+"""
+
+from __future__ import annotations
+
+import jax
+from absl import logging
+from etils import epath
+
+REQUEST = "PROFILE"
+STEPS = 3
+EARLY = 5
+"""The first step of the early trace: what follows compilation is over by then."""
+
+
+class Profiler:
+    """Starts and stops the traces of one run.
+
+    Args:
+      workdir: of the run.
+      early: whether steps `EARLY` to `EARLY + STEPS - 1` are traced.
+      look_every: steps between looks for a request (in a bucket a look takes a while).
+      lead: whether this host traces at all.
+    """
+
+    def __init__(self, workdir: str, early: bool, look_every: int, lead: bool = True):
+        self._workdir, self._look_every = epath.Path(workdir), look_every
+        self._early, self._lead = early, lead
+        self._last: int | None = None
+
+    @property
+    def tracing(self) -> bool:
+        return self._last is not None
+
+    def before(self, step: int) -> None:
+        """To be called before `step` (of this start, from 1) is dispatched."""
+        if self.tracing:
+            # Metrics are fetched one step late: only now are the devices through with the last step.
+            if step > self._last + 1:
+                self.stop()
+        elif self._lead and (self._early and step == EARLY or self._requested(step)):
+            jax.profiler.start_trace(str(self._workdir / "profile"))
+            self._last = step + STEPS - 1
+
+    def stop(self) -> None:
+        """Ends the trace that is going on, if any."""
+        if self.tracing:
+            self._last = None
+            jax.profiler.stop_trace()
+            logging.info("profile written to %s", self._workdir / "profile")
+
+    def _requested(self, step: int) -> bool:
+        """Whether someone has left a request; it is taken away."""
+        if step % self._look_every:
+            return False
+        request = self._workdir / REQUEST
+        if not request.exists():
+            return False
+        request.unlink(missing_ok=True)
+        return True

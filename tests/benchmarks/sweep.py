@@ -1,0 +1,154 @@
+"""Speed of the train step against rows, step slots and layout, on this machine; nothing is asserted.
+
+    python tests/benchmarks/sweep.py --output_dir=sweep
+    python tests/benchmarks/sweep.py --config=configs/scenes.py:debug --rows=1,2 --slots=2
+
+Every setting is a config of its own: `--config` with other rows, step slots or
+one changed leaf of `config.layout`, the rest as it stands. All are given as shares of the best
+square matrix product, which is measured before each of them: on a machine with
+other work the ratio says more than the seconds. Leaves a table, `sweep.json`
+and `sweep.png`.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from process_gen import cli
+
+if __name__ == "__main__":  # bad flags are found before the slow imports
+    flags.DEFINE_list("rows", ["1", "2", "4", "8"], "Rows of the batch to try.")
+    flags.DEFINE_list("slots", ["2", "6", "12"], "Step slots of a row to try.")
+    flags.DEFINE_list(
+        "layouts",
+        ["context=last", "context=full", "sketch_copies=1", "vit_grid=(4;4)"],
+        "Leaves of config.layout to change, one at a time; a tuple is written with semicolons.",
+    )
+    flags.DEFINE_integer("repeats", 5, "Train steps that are timed for each setting.", lower_bound=2)
+    flags.DEFINE_string("output_dir", "sweep", "Folder for the JSON and the plot.")
+    cli.read_flags(config="configs/scenes.py:quick")
+
+# isort: split
+import ast
+import copy
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from speed import TrainTiming, time_train
+
+from process_gen import experiment, metering
+from process_gen.reports import files, plots
+from process_gen.reports.table import table
+
+
+def settings(
+    config: ConfigDict, rows: Sequence[str], slots: Sequence[str], layouts: Sequence[str]
+) -> Iterator[tuple[str, ConfigDict]]:
+    """The config as it stands, then one change at a time, by what is changed.
+
+    Raises:
+      ConfigError: a value that the config cannot have.
+    """
+    yield f"rows={config.train.batch_size} slots={config.layout.steps}", config
+    changes = [("train.batch_size", n, f"rows={n}") for n in rows]
+    changes += [("layout.steps", n, f"slots={n}") for n in slots]
+    for text in layouts:
+        key, _, value = text.partition("=")
+        changes.append((f"layout.{key}", value.replace(";", ","), text.replace(";", ",")))
+    for key, text, name in changes:
+        changed = copy.deepcopy(config)
+        try:
+            changed.update_from_flattened_dict({key: _value(text)})
+        except (KeyError, TypeError) as error:
+            raise experiment.ConfigError(f"config.{key}={text}: {error}") from error
+        layout = changed.layout
+        with layout.unlocked():
+            layout.trajectories = min(layout.trajectories, layout.steps)
+        experiment.check(changed)
+        if changed.to_dict() != config.to_dict():
+            yield name, changed
+
+
+def _value(text: str) -> Any:
+    """A number or a tuple as what it is, a word as text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def measured(name: str, timing: TrainTiming, peak: float) -> dict[str, Any]:
+    """What is kept of a setting."""
+    parts = timing.cost.flops(timing.useful)
+    return {
+        "setting": name,
+        "rows": timing.rows,
+        "step_slots": timing.slots,
+        "peak_gflops": peak / 1e9,
+        "compile_seconds": timing.compile_seconds,
+        "step_seconds": {
+            "best": timing.best,
+            "median": statistics.median(timing.seconds),
+            "worst": max(timing.seconds),
+        },
+        "tokens_per_second": {of: timing.tokens(of) for of in ("useful", "computed")},
+        "share_of_peak": {of: timing.share(of, peak) for of in ("useful", "computed")},
+        "share_of_peak_by_part": {part: flops / timing.best / peak for part, flops in parts.items()},
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures every setting, prints the table, writes JSON and plot."""
+    del argv
+    values = flags.FLAGS
+    folder = files.check_writable(values.output_dir)
+    experiment.check(values.config)
+    found = []
+    for name, config in list(settings(values.config, values.rows, values.slots, values.layouts)):
+        peak = metering.measured_peak(config.model.dtype)
+        found.append(measured(name, time_train(config, values.repeats), peak))
+        print(f"{name}: {found[-1]['step_seconds']['best'] * 1e3:.0f} ms", flush=True)
+    about = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "load_average": os.getloadavg()[0],
+        "model": f"{values.config.model.size}, {values.config.model.dtype}",
+    }
+    content = json.dumps({**about, "settings": found}, indent=1) + "\n"
+    files.write_bytes(folder / "sweep.json", content.encode())
+    rows = [
+        (
+            one["setting"],
+            f"{one['peak_gflops']:,.0f}",
+            f"{one['step_seconds']['best'] * 1e3:.0f}",
+            f"{one['step_seconds']['median'] * 1e3:.0f}",
+            f"{one['tokens_per_second']['useful']:,.0f}",
+            f"{one['tokens_per_second']['computed']:,.0f}",
+            f"{one['share_of_peak']['useful']:.1%}",
+            f"{one['share_of_peak']['computed']:.1%}",
+        )
+        for one in found
+    ]
+    headers = ("setting", "GFLOP/s", "best ms", "median ms", "tokens/s", "slots/s", "of peak", "with padding")
+    print("\n" + table(rows, headers))
+    print(f"{about['model']} on {about['device']}, load average {about['load_average']:.1f}")
+    whiskers = {of: {one["setting"]: _whisker(one, of) for one in found} for of in ("computed", "useful")}
+    plots.bars(
+        whiskers, folder / "sweep.png", about["model"], "share of the matrix product's FLOP/s, best to median"
+    )
+    print(f"wrote {folder / 'sweep.json'} and {folder / 'sweep.png'}")
+
+
+def _whisker(one: dict[str, Any], of: str) -> tuple[float, float, float]:
+    """The share of the best step, and how low that of the median is."""
+    share, seconds = one["share_of_peak"][of], one["step_seconds"]
+    return share, share * seconds["best"] / seconds["median"], share
+
+
+if __name__ == "__main__":
+    cli.run(main, (experiment.ConfigError, OSError))
