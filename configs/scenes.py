@@ -117,6 +117,8 @@ def _base() -> ConfigDict:
             log_every=50,
             checkpoint_every=500,
             keep=2,
+            keep_every=0,  # steps that are a multiple of it stay for good
+            keep_best=0,  # how many of the steps with the best scores stay besides
             sheet_every=500,
             profile=False,
         )

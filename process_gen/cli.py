@@ -10,7 +10,8 @@
     if __name__ == "__main__":
         cli.run(main, (ConfigError, CheckpointError))
 
-What a user got wrong is one line on stderr and exit code 2; anything else is a
+What a user got wrong is one line on stderr and exit code 2; being told to stop is
+one line and exit code 75 (see `process_gen.stopping`); anything else is a
 bug and keeps its traceback. Importing this module quietens TensorFlow, gRPC and
 XLA, which read the environment when they are imported.
 """
@@ -199,7 +200,7 @@ Main = Callable[[Sequence[str]], int | None]
 
 
 def run(main: Main, expected_errors: tuple[type[Exception], ...] = ()) -> None:
-    """Runs a command and exits: 0, what `main` returns, or 2 with one line for an expected error.
+    """Runs a command and exits: 0, what `main` returns, 2 for an expected error, 75 where it was stopped.
 
     Args:
       main: is called with the program's name, as `absl.app` does, once the flags are read.
@@ -210,8 +211,14 @@ def run(main: Main, expected_errors: tuple[type[Exception], ...] = ()) -> None:
         if arguments[1:]:
             fail(f"unexpected arguments: {' '.join(arguments[1:])}")
         logging.get_absl_handler().addFilter(_ours)
+        from process_gen import stopping  # not before the flags are read: it imports JAX
+
+        stopping.raise_on_sigterm()
         try:
             return main(arguments)
+        except stopping.Stopped as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return stopping.EXIT_CODE
         except expected_errors as error:
             if logging.level_debug():
                 raise

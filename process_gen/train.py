@@ -19,6 +19,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     )
 
 # isort: split
+import contextlib
 import json
 import pathlib
 import time
@@ -31,9 +32,9 @@ from absl import flags, logging
 from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 
-from process_gen import ahead, evaluate, experiment, metering, vocabulary
+from process_gen import ahead, evaluate, experiment, metering, stopping, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.store import CheckpointStore
+from process_gen.checkpoints.store import CheckpointStore, versions
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
@@ -50,6 +51,7 @@ from process_gen.profiling import Profiler
 from process_gen.program import TrainProgram
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
+from process_gen.resume import check_same_run
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.start import start_from
 from process_gen.train_step import TrainState
@@ -76,6 +78,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       BadTrajectory, TooManyBadTrajectories: the data is broken.
       CheckpointError: the workdir holds something that cannot be resumed.
       NonFiniteLoss: after saving the last good state.
+      Stopped: a signal said so; the state is saved.
     """
     # ------------------------------------------------------- devices and mesh
     experiment.check(config)
@@ -120,20 +123,30 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # ---------------------------------------------------------------- restore
     metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
-    store = CheckpointStore(workdir, metadata, save_every=c.checkpoint_every, keep=c.keep)
-    with store, ledger:
-        first = store.latest_step() or 0
+    store = CheckpointStore(
+        workdir,
+        metadata,
+        save_every=c.checkpoint_every,
+        keep=c.keep,
+        keep_every=c.keep_every,
+        keep_best=c.keep_best,
+    )
+    with store, ledger, stopping.deferred() as stop:
+        with ledger.spending("restore"):
+            first = store.newest_whole_step() or 0
         if first:
-            vocabulary.check_same(tokenizer, store.metadata(first), str(store.root / str(first)))
+            stored, place = store.metadata(first), str(store.root / str(first))
+            vocabulary.check_same(tokenizer, stored, place)
+            check_same_run(stored, metadata["config"], versions(), place)
             # The iterator refuses the state of other data.
             with ledger.spending("restore"), experiment.as_config_error():
-                state = store.restore(state, iterator)
+                state = store.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, workdir)
         elif origin := c.get("init", ""):
             state = start_from(state, model, origin)
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
-        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, ledger)
+        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, ledger, stop)
         meter = run.meter(state, first)
 
         hosts.barrier("the first step")
@@ -160,14 +173,22 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 jax.block_until_ready(metrics)
                 meter.restart()
                 ledger.enter("steps")
-            if store.due(step) and step < c.steps:
-                with ledger.spending("save"):
-                    store.save(step, state, iterator)
-                ledger.saved(step)
+            store.poll()
+            score = None
             if run.pictures_due(step):
                 with ledger.spending("evaluation"):
-                    run.pictures(step, state)
+                    score = run.pictures(step, state)
                 meter.restart()
+            stopped = stop.at(step)
+            if step < c.steps and (store.due(step) or stopped):
+                with ledger.spending("save"):
+                    store.save(step, state, iterator, score)
+                ledger.saved(step)
+            if stopped and step < c.steps:
+                with ledger.spending("save"):
+                    store.wait()
+                _check(run.log(meter, *pending), store, state, iterator)
+                raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
         if pending:
             _check(run.log(meter, *pending), store, state, iterator)
         run.profiler.stop()
@@ -216,8 +237,9 @@ class Run:
         tokenizer: Tokenizer,
         sampler_config: SamplerConfig,
         ledger: Goodput,
+        stop: stopping.Stop,
     ):
-        self.config, self.workdir, self.ledger = config, workdir, ledger
+        self.config, self.workdir, self.ledger, self.stop = config, workdir, ledger, stop
         self.model, self.tokenizer, self.sampler_config = model, tokenizer, sampler_config
         self.writer = metric_writers.create_default_writer(
             str(workdir), just_logging=not hosts.is_lead(), asynchronous=False
@@ -298,14 +320,20 @@ class Run:
         every = (self.config.train.sheet_every, self.config.eval.every)
         return any(n and step % n == 0 for n in every) and step < self.config.train.steps
 
-    def pictures(self, step: int, state: TrainState) -> None:
-        """The benchmark's first prompts of every group: a sheet of final images, and the scores."""
-        sampler = self.make_sampler(state)
+    def pictures(self, step: int, state: TrainState) -> float | None:
+        """The benchmark's first prompts of every group: a sheet of final images, and the scores.
+
+        Returns:
+          The mean score, the same on every host; None where it was stopped on the way.
+        """
+        sampler, score = self.make_sampler(state), None
         with hosts.lead_alone("pictures"):
             if sampler is not None:
-                self._pictures(step, sampler)
+                with contextlib.suppress(stopping.Stopped):
+                    score = self._pictures(step, sampler)
+        return hosts.number_of_lead(score)
 
-    def _pictures(self, step: int, sampler: Sampler) -> None:
+    def _pictures(self, step: int, sampler: Sampler) -> float:
         found = self.judge(sampler, self.config.eval.per_group, step, warm=False)
         (scores,) = found.modes.values()
         self.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
@@ -317,6 +345,7 @@ class Run:
         logging.info(
             "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
         )
+        return scores.score.mean
 
     def judge(self, sampler: Sampler, per_group: int, step: int, warm: bool = True) -> Results:
         """Scores a sampler on the held-out benchmark; `warm` keeps compilation out of the timings."""
@@ -329,6 +358,7 @@ class Run:
             checkpoint=checkpoint,
             config=experiment.to_json(self.config),
             warm=warm,
+            show=lambda _: self.stop.check(),
         )
 
     def finish(self, state: TrainState) -> None:

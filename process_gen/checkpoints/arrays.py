@@ -66,6 +66,18 @@ def is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(np.float32)), jax.dtypes.prng_key)
 
 
+def not_finite(tree: Any) -> list[str]:
+    """Names of the arrays that hold a NaN or an infinity; they are looked at where they are."""
+    numbers = {n: x for n, x in named(tree).items() if jnp.issubdtype(jnp.result_type(x), jnp.inexact)}
+    flags = jax.device_get(_all_finite(numbers))
+    return sorted(name for name, finite in flags.items() if not finite)
+
+
+@jax.jit
+def _all_finite(numbers: Named) -> Named:
+    return {name: jnp.isfinite(x).all() for name, x in numbers.items()}
+
+
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype and placement of what is stored for an array (the default device, if it has none)."""
     stored = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf

@@ -33,15 +33,21 @@ def write(step_dir: epath.Path) -> None:
     (step_dir / NAME).write_text(text)
 
 
-def verify(step_dir: epath.Path, items: tuple[str, ...] | None = None) -> None:
+def verify(
+    step_dir: epath.Path, items: tuple[str, ...] | None = None, share: tuple[int, int] = (0, 1)
+) -> None:
     """Checks the files of these items (folders of the step), or of all.
+
+    Args:
+      step_dir: folder of the step.
+      items: which; None for all.
+      share: (i, n) checks the i-th of n equal shares of the files, one for each host.
 
     Raises:
       CheckpointCorrupt: names the step and the first file that is missing, cut off or changed.
     """
-    for name, entry in _read(step_dir).items():
-        if items is not None and name.split("/")[0] not in items:
-            continue
+    wanted = [(n, e) for n, e in _read(step_dir).items() if items is None or n.split("/")[0] in items]
+    for name, entry in wanted[share[0] :: share[1]]:
         path = step_dir / name
         if not path.exists():
             raise corrupt(step_dir, f"{name} is missing")

@@ -23,8 +23,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import process_gen
-from process_gen.checkpoints import arrays, load, manifest
+from process_gen.checkpoints import arrays, keeping, load, manifest, quarantine
 from process_gen.checkpoints.errors import (
+    CheckpointCorrupt,
     CheckpointError,
     CheckpointMismatch,
     CheckpointNotFound,
@@ -44,7 +45,8 @@ class CheckpointStore:
       metadata: JSON-able facts to keep with every step: the config, the model's size, the tokenizer.
       save_every: steps between saves, for `due`.
       keep: how many of the newest steps stay.
-      keep_every: steps that are a multiple of it stay for good.
+      keep_every: steps that are a multiple of it stay for good; 0 for none.
+      keep_best: how many of the steps with the highest scores stay besides.
     """
 
     def __init__(
@@ -54,19 +56,21 @@ class CheckpointStore:
         *,
         save_every: int = 1000,
         keep: int = 3,
-        keep_every: int | None = None,
+        keep_every: int = 0,
+        keep_best: int = 0,
     ):
         if save_every < 1 or keep < 1:
             raise ValueError(f"save_every and keep must be at least 1, got {save_every} and {keep}")
         self._metadata = json.loads(json.dumps(metadata or {}))
         self._save_every = save_every
+        self._whole: set[int] = set()  # steps whose files have been checked
         self.root = _folder(workdir)
         _remove_unfinished(self.root)
+        self._scores = _scores(self.root) if keep_best else {}
         self._manager = ocp.CheckpointManager(
             self.root,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                keep_period=keep_every,
+                preservation_policy=keeping.policy(keep, keep_every, keep_best, self._scores),
                 lightweight_initialize=True,
                 temporary_path_class=manifest.temporary_path_class(self.root),
             ),
@@ -94,17 +98,76 @@ class CheckpointStore:
         """The newest committed step."""
         return (self.steps() or [None])[-1]
 
-    def save(self, step: int, state: Any, iterator: Any = None) -> None:
+    def newest_whole_step(self) -> int | None:
+        """The newest step of which every file is as it was written; None where nothing was ever saved.
+
+        Steps that are not are moved to `workdir/quarantine`, with an error in the log. Every host checks a
+        share of the files, and all come to the same answer.
+
+        Raises:
+          CheckpointCorrupt: there are steps, and none of them is whole.
+        """
+        last = None
+        while (step := self.latest_step()) is not None:
+            if last := self._what_is_wrong(step):
+                self._set_aside(step, last)
+            else:
+                self._whole.add(step)
+                return step
+        if last:
+            raise CheckpointCorrupt(
+                f"no step of {self.root} is whole; all are in {self.root.parent / quarantine.FOLDER} now. "
+                "Put back a copy, or start the run anew in another workdir."
+            )
+        return None
+
+    def _what_is_wrong(self, step: int) -> str:
+        try:
+            manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
+            wrong = ""
+        except CheckpointCorrupt as error:
+            wrong = str(error)
+        return next(filter(None, _gather(wrong)), "")
+
+    def _set_aside(self, step: int, wrong: str) -> None:
+        logging.error("%s", wrong)
+        if jax.process_index() == 0:
+            place = quarantine.set_aside(self.root / str(step), wrong)
+            logging.error("moved it to %s, and taking the step before it", place)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
+        self._manager.reload()
+
+    def poll(self) -> None:
+        """Looks whether a save that goes on in the background has failed.
+
+        Raises:
+          CheckpointNotSaved: it has.
+        """
+        with self._failures("a step"):
+            self._manager.check_for_errors()
+
+    def save(self, step: int, state: Any, iterator: Any = None, score: float | None = None) -> None:
         """Starts to save; the state may be used, and donated, as soon as this returns.
 
         Args:
           step: number of updates that the state has seen; larger than any step saved before.
           state: dataclass or dict of trees of arrays.
           iterator: the data iterator, which has `get_state`.
+          score: how good the state is, for `keep_best`.
 
         Raises:
-          CheckpointNotSaved: this step or a later one exists, or an earlier save has failed since.
+          CheckpointNotSaved: this step or a later one exists, an earlier save has failed since, there is no
+            room, or the state holds a number that is not finite.
         """
+        if bad := arrays.not_finite(state):
+            raise CheckpointNotSaved(
+                f"step {step} was not saved: {len(bad)} arrays are not finite ({', '.join(bad[:4])}"
+                f"{', ...' if bad[4:] else ''})"
+                f"; the last good step in {self.root} is {self.latest_step()}"
+            )
+        if jax.process_count() == 1:
+            keeping.check_room(self.root, state, step, self.latest_step())
         items = {}
         for field, tree in arrays.fields(state).items():
             if field in _RESERVED:
@@ -114,7 +177,10 @@ class CheckpointStore:
                 items[field] = ocp.args.PyTreeSave(arrays.nested(stored))
         if iterator is not None:
             items[ITERATOR] = ocp.args.JsonSave({"hosts": _gather(_iterator_text(iterator))})
-        items[load.METADATA] = ocp.args.JsonSave({**self._metadata, "step": step, "versions": versions()})
+        facts = {**self._metadata, "step": step, "versions": versions()}
+        if score is not None:
+            self._scores[step] = facts["score"] = float(score)
+        items[load.METADATA] = ocp.args.JsonSave(facts)
         with self._failures(f"step {step}"):
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
         if not saved:
@@ -153,7 +219,8 @@ class CheckpointStore:
           CheckpointMismatch: it belongs to another model, or its data iterator to another number of hosts.
         """
         step_dir = self._step_dir(step)
-        manifest.verify(step_dir)
+        if int(step_dir.name) not in self._whole:
+            manifest.verify(step_dir)
         fields = {name: tree for name, tree in arrays.fields(like).items() if arrays.named(tree)}
         stored = set(manifest.items(step_dir)) - _RESERVED
         if stored != set(fields):
@@ -207,6 +274,8 @@ class CheckpointStore:
             yield
         except Exception as error:
             self._manager.reload()  # forget the step that is not there
+            with contextlib.suppress(OSError):
+                _remove_unfinished(self.root, together=False)  # a full disk gets its space back
             last = self.latest_step()
             kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
             raise CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {kept}") from error
@@ -236,13 +305,26 @@ def _folder(workdir: str) -> epath.Path:
     return root
 
 
-def _remove_unfinished(root: epath.Path) -> None:
-    """Gives back the space of saves that a killed process left behind; no other run writes to this folder."""
+def _scores(root: epath.Path) -> dict[int, float]:
+    """The scores that were saved with steps; a broken step has none."""
+    found = {}
+    for step in load.steps(root):
+        with contextlib.suppress(CheckpointError):
+            score = load.read_json(root / str(step), load.METADATA).get("score")
+            found |= {} if score is None else {step: score}
+    return found
+
+
+def _remove_unfinished(root: epath.Path, together: bool = True) -> None:
+    """Gives back the space of saves that a killed process left behind; no other run writes to this folder.
+
+    `together`: all hosts are here, and wait until it is done.
+    """
     if jax.process_index() == 0:
         for path in load.unfinished(root):
             logging.warning("removing %s, a save that was never finished", path)
             path.rmtree()
-    if jax.process_count() > 1:
+    if together and jax.process_count() > 1:
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
 
 

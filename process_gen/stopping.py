@@ -1,0 +1,94 @@
+"""Being told to stop: by a scheduler that takes the machine away, or by Ctrl-C.
+
+    with stopping.deferred() as stop:
+        for step in ...:
+            ...
+            if stop.at(step):
+                save()
+                raise stopping.Stopped("step 120 is saved")
+
+Inside `deferred` the first SIGTERM or Ctrl-C is kept until the loop asks for
+it, and a second one ends the process at once. Elsewhere in a command SIGTERM
+raises `Stopped` where it hits, so that locks and half-written files are given
+up in good order. Either way the command ends with `EXIT_CODE`: nothing is
+wrong, and the same command goes on from what is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+EXIT_CODE = 75
+"""`EX_TEMPFAIL` of sysexits.h: stopped by a signal, everything is saved, start the same command again."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The command was told to stop, and has put everything in order; the message says what is kept."""
+
+
+class Stop:
+    """Whether somebody has asked to stop."""
+
+    def __init__(self):
+        self.name: str | None = None
+
+    def at(self, step: int) -> bool:
+        """Whether this is the step after which to stop; every host gives the same answer.
+
+        All hosts of a job have to ask after every step. Where processes have joined each other, JAX hears
+        SIGTERM on any host, and picks a step that none of them has passed.
+        """
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.name is not None
+
+    def check(self) -> None:
+        """Raises `Stopped` if this process was asked to stop: for loops that have nothing to save."""
+        if self.name is not None:
+            raise Stopped(f"{self.name} was received")
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        name = signal.Signals(number).name
+        if self.name is not None:
+            raise Stopped(f"{name} was received a second time: what was not saved by then is lost")
+        self.name = name
+        logging.warning("%s: stopping after this step; once more to leave at once", name)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Stop]:
+    """Keeps signals for the loop inside to ask for.
+
+    Does nothing outside the main thread. SIGTERM is left to JAX where processes have joined each other.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    heard = SIGNALS[1:] if jax.distributed.is_initialized() else SIGNALS
+    before = {number: signal.signal(number, stop._hear) for number in heard}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def raise_on_sigterm() -> None:
+    """From now on SIGTERM raises `Stopped` in the main thread."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"{signal.Signals(number).name} was received")
+
+    signal.signal(signal.SIGTERM, leave)
