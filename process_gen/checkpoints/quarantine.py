@@ -17,7 +17,7 @@ def set_aside(step_dir: epath.Path, why: str) -> epath.Path:
     """
     folder = step_dir.parent.parent / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    names = (step_dir.name, *(f"{step_dir.name}-{n}" for n in itertools.count(2)))
+    names = itertools.chain([step_dir.name], (f"{step_dir.name}-{n}" for n in itertools.count(2)))
     target = next(folder / name for name in names if not (folder / name).exists())
     step_dir.rename(target)
     (folder / f"{target.name}.txt").write_text(why + "\n")

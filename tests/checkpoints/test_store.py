@@ -130,6 +130,81 @@ def test_old_steps_go_and_chosen_ones_stay(tmp_path):
     assert not checkpoints.due(0)
 
 
+def test_the_best_steps_stay_even_after_a_restart(tmp_path):
+    scores = {1: 0.1, 2: 0.9, 3: 0.3, 4: None, 5: 0.2, 6: None}
+    for first in (1, 4):
+        with CheckpointStore(str(tmp_path), keep=1, keep_best=1) as checkpoints:
+            for step in range(first, first + 3):
+                checkpoints.save(step, {"params": {"w": jnp.zeros(2)}}, score=scores[step])
+    assert checkpoints.steps() == [2, 6]
+    assert checkpoints.metadata(2)["score"] == pytest.approx(0.9)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.wait()
+        broken = make_state(2)
+        broken.params["blocks"]["up"] = broken.params["blocks"]["up"].at[0, 0, 0].set(jnp.nan)
+        with pytest.raises(CheckpointNotSaved, match=r"params/blocks/up.*last good step .* is 1"):
+            checkpoints.save(2, broken)
+    assert checkpoints.latest_step() == 1
+
+
+def test_a_save_that_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.wait()
+        full = type(shutil.disk_usage("/"))(10**9, 10**9, 100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(CheckpointNotSaved, match=r"step 2 needs .* last good one is step 1"):
+            checkpoints.save(2, make_state(2))
+    assert checkpoints.steps() == [1]
+
+
+def test_a_broken_step_is_set_aside_and_the_one_before_is_taken(copy, caplog):
+    file = copy / "checkpoints" / "2" / "metadata" / "metadata"
+    file.write_bytes(file.read_bytes()[:-1])
+    with CheckpointStore(str(copy)) as checkpoints:
+        assert checkpoints.newest_whole_step() == 1
+        assert checkpoints.steps() == [1]
+        assert "metadata" in caplog.text and "quarantine" in caplog.text
+        assert "bytes instead of" in (copy / "quarantine" / "2.txt").read_text()
+        assert_same(checkpoints.restore(make_state(), step=1).params, make_state(1).params)
+        checkpoints.save(2, make_state(2))
+        checkpoints.wait()
+        file.write_bytes(b"{}")
+        assert checkpoints.newest_whole_step() == 1
+    assert sorted(p.name for p in (copy / "quarantine").iterdir()) == ["2", "2-2", "2-2.txt", "2.txt"]
+
+
+def test_no_whole_step_is_an_error_and_no_step_is_none(copy, tmp_path):
+    for step in ("1", "2"):
+        (copy / "checkpoints" / step / manifest.NAME).unlink()
+    with CheckpointStore(str(copy)) as checkpoints:
+        with pytest.raises(CheckpointCorrupt, match="no step of .* is whole"):
+            checkpoints.newest_whole_step()
+        assert sorted(p.name for p in (copy / "quarantine").iterdir() if p.is_dir()) == ["1", "2"]
+    with CheckpointStore(str(tmp_path / "new")) as checkpoints:
+        assert checkpoints.newest_whole_step() is None
+
+
+def test_hosts_check_shares_that_cover_every_file(saved):
+    step_dir = store.epath.Path(saved[0]) / "checkpoints" / "2"
+    files = manifest._read(step_dir)
+    for name in list(files)[:4]:
+        original = (step_dir / name).read_bytes()
+        (step_dir / name).write_bytes(original + b"x")
+        found = []
+        for host in range(3):
+            try:
+                manifest.verify(step_dir, share=(host, 3))
+            except CheckpointCorrupt:
+                found.append(host)
+        (step_dir / name).write_bytes(original)
+        assert len(found) == 1
+
+
 def test_a_step_is_saved_once(copy):
     with CheckpointStore(str(copy)) as checkpoints:
         for step in (1, 2):
