@@ -168,10 +168,11 @@ def _stop(metrics: dict[str, float], store: CheckpointStore, state: TrainState, 
     if (store.latest_step() or 0) < step:
         store.save(step, state, iterator)
         store.wait()
+    last = store.latest_step()
+    saved = f"The last good state, step {last}, is saved" if last else "No step before it was good"
     raise NonFiniteLoss(
-        f"{nonfinite.names_of(metrics)}. The last good state, step {store.latest_step()}, is saved, and the "
-        f"batch is in {nonfinite.FOLDER}/. Lower --config.optimizer.learning_rate or look at the data, and "
-        "start the same command again."
+        f"{nonfinite.names_of(metrics)}. {saved}; the batch is in {nonfinite.FOLDER}/. Lower "
+        "--config.optimizer.learning_rate or look at the data, and start the same command again."
     )
 
 

@@ -94,7 +94,7 @@ def make_train_step(
     soon as they are made, accumulated ones too, and what rests in host memory
     comes over for the update alone.
 
-    A step whose loss or gradient is not finite leaves the state as it was and
+    A step whose loss, gradient or update is not finite leaves the state as it was and
     says so in `metrics["finite"]`.
     """
 
@@ -107,8 +107,9 @@ def make_train_step(
         state = state if shardings is None else offload.fetched(state, shardings)
         norm = optax.global_norm(gradients)
         loss = recipe.losses.total(sums, counts)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        update_norm = optax.global_norm(updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         decay = jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step))
@@ -118,7 +119,7 @@ def make_train_step(
             "loss": loss,
             **recipe.losses.metrics(sums, counts),
             "grad_norm": norm,
-            "update_norm": optax.global_norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
             "learning_rate": recipe.schedule(state.step),
             "finite": finite.astype(jnp.float32),
