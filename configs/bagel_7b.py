@@ -26,7 +26,7 @@ def _base() -> ConfigDict:
     config = ConfigDict()
     config.name = "bagel_7b"
     config.seed = 0
-    config.model = ConfigDict(dict(size="bagel_7b"))
+    config.model = ConfigDict(dict(size="bagel_7b", attention="flash"))
     # A row has 32,968 tokens: 5 steps of 5,700 (of which 4,104 are two noised and two clean images, 972 what
     # the ViT sees, 624 texts), and two prompts of 2,234.
     config.layout = ConfigDict(

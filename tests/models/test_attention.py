@@ -249,7 +249,12 @@ def test_nothing_of_the_size_of_the_scores_is_ever_made():
 
 def sizes(jaxpr):
     """Elements of every array that a program makes, inner programs included."""
-    for equation in jaxpr.eqns:
-        yield from (x.aval.size for x in equation.outvars if hasattr(x.aval, "size"))
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from sizes(inner)
+    seen, waiting = set(), [jaxpr]
+    while waiting:
+        jaxpr = waiting.pop()
+        if id(jaxpr) in seen:
+            continue
+        seen.add(id(jaxpr))
+        for equation in jaxpr.eqns:
+            yield from (x.aval.size for x in equation.outvars if hasattr(x.aval, "size"))
+            waiting += jax.core.jaxprs_in_params(equation.params)
