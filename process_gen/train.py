@@ -121,7 +121,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     state, shardings = sharding.create_state(
         lambda key: init_state(recipe, spec, key, sharding.unbox), jax.random.key(config.seed), mesh=mesh
     )
-    parameter_overview.log_parameter_overview(state.params, msg="parameters")
+    parameter_overview.log_parameter_overview(state.params, include_stats="sharding", msg="parameters")
 
     # ------------------------------------------------------------------- step
     step_function = jax.jit(
