@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------ model
     tokenizer = vocabulary.build_tokenizer(config)
     model = experiment.build_model(config, tokenizer)
-    heads = {"model.heads": model.config.heads, "model.kv_heads": model.config.kv_heads}
+    heads = {"model.kv_heads": model.config.kv_heads, "model.heads": model.config.heads}
     sharding.heads_divide(heads, mesh)
     losses = experiment.build_losses(config)
     optimizer, schedule = experiment.build_optimizer(config)
