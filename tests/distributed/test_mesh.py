@@ -74,9 +74,10 @@ def test_slices_are_those_that_the_devices_name():
         slices_of(tpus, 1)
 
 
-def test_slices_of_devices_that_name_none_are_hosts_or_blocks():
+def test_slices_of_devices_that_name_none_are_blocks_of_hosts():
     devices = fake_devices(hosts=4, each=2)
-    assert ids(slices_of(devices)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [sorted(group) for group in ids(slices_of(devices))] == [list(range(8))]
+    assert ids(slices_of(devices, 4)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert ids(slices_of(devices, 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(MeshError, match="3 slices, 8 devices"):
         slices_of(devices, 3)
