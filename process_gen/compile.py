@@ -43,6 +43,8 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 import dataclasses
 import json
 import pathlib
+import re
+import shlex
 import sys
 import tempfile
 import time
@@ -274,6 +276,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         report = compile_train(values.config, where, ask, progress, _way(values))
         print("\n" + capacity.describe(report))
+    given = [word for word in sys.argv[1:] if not re.match("--?json(=|$)", word)]
+    report["command"] = shlex.join(["python", "-m", "process_gen.compile", *given])
     if values.json:
         pathlib.Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
         print(f"wrote {values.json}")

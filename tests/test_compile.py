@@ -195,7 +195,8 @@ def test_the_tpu_compiler_needs_no_tpu():
     topology.prepare(name)
     place = topology.get(name)
     assert (len(place.devices), place.per_slice, place.chip.name) == (8, 4, "v5e")
-    mesh, slices = compile.mesh_of(config_of(**{"mesh.data": 1, "mesh.fsdp": 4}), place)
+    sizes = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.dcn.data": -1}
+    mesh, slices = compile.mesh_of(config_of(**sizes), place)
 
     def array(dtype, *shape, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))

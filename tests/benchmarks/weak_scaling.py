@@ -178,9 +178,8 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"  with one row per device, from {devices:,.0f} devices on" if math.isfinite(devices) else "  never"
     )
-    print(
-        f"  with fewer than {found['tokens']:,.0f} tokens per device ({found[f'tokens_at_{TO}']:,.0f} at {TO:,})"
-    )
+    least, there = found["tokens"], found[f"tokens_at_{TO}"]
+    print(f"  with fewer than {least:,.0f} tokens per device ({there:,.0f} at {TO:,})")
     print(f"  over the data-centre network: {found['network_share']:.1f} times as long as arithmetic")
     print(f"wrote {folder}/weak_scaling.png and .json")
 
