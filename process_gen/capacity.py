@@ -14,6 +14,7 @@ from process_gen.distributed.chips import GIB, Chip
 from process_gen.distributed.topology import Topology
 from process_gen.measured import Measured, bytes_per_device
 from process_gen.models import cost
+from process_gen.models.config import ModelConfig
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
 
@@ -67,10 +68,36 @@ def train_report(
         "refused": found.refused,
     }
     report["fits"] = fits(found, report["hbm"])
+    report["notes"] = notes(model, topology, report)
     report["hints"] = [] if report["fits"] in (True, None) else hints(config, program, topology, report)
     if topology.chip is not None and found.needed is None:
         report |= _time(report, topology, layout, ask)
     return report
+
+
+_TILE_ROWS = 16
+"""Rows of bfloat16 in one tile of a TPU's memory."""
+
+
+def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> list[str]:
+    """What is odd about a program that nevertheless works."""
+    found, fsdp = [], report["mesh"]["fsdp"]
+    sent = {kind: 0.0 for kind in ("all-gather", "all-reduce")}
+    for one in report["traffic"]:
+        if one["kind"] in sent and "fsdp" in one["axes"]:
+            sent[one["kind"]] += one["bytes"]
+    own, left = divmod(model.width, fsdp)
+    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and (left or own % _TILE_ROWS):
+        better = max(n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS))
+        found.append(
+            f"A device has {model.width} / {fsdp} = {model.width / fsdp:g} rows of a matrix, no multiple of "
+            f"the {_TILE_ROWS} that a tile has: the compiler gathers weights by all-reduce, at twice the "
+            f"bytes. With --config.mesh.data={report['mesh']['data'] * fsdp // better} "
+            f"--config.mesh.fsdp={better} it gathers them, and each device holds more of the state."
+        )
+    if report["unknown_loops"]:
+        found.append(f"{report['unknown_loops']} loops of unknown length count once in the exchanges.")
+    return found
 
 
 def where(mesh: Any, topology: Topology, ask: Ask) -> dict[str, Any]:
@@ -207,8 +234,8 @@ def describe(report: dict[str, Any]) -> str:
     if "estimate" in report:
         lines += ["", _time_table(report), "", "Assumed, not measured:"]
         lines += [f"  - {line}" for line in report["assumptions"]]
-    if report["unknown_loops"]:
-        lines += ["", f"{report['unknown_loops']} loops of unknown length count once in the exchanges"]
+    for note in report["notes"]:
+        lines += ["", f"Note: {note}"]
     return "\n".join([*lines, "", verdict(report)])
 
 

@@ -98,6 +98,17 @@ def test_what_does_not_fit_says_what_to_change():
     assert all(change in text for change in changes)
 
 
+def test_weights_that_are_gathered_by_sums_are_noted():
+    report = report_of(FITS)
+    sums = [dataclasses.asdict(Traffic("all-reduce", ("fsdp",), 8, False, 5.0 * GIB, 40))]
+    report |= {"traffic": sums, "mesh": {"data": 2, "fsdp": 8, "tensor": 1, "context": 1}}
+    model = dataclasses.replace(program_of(config_of()).recipe.model.config, width=64)
+    place = Topology("v5e:4x4", "tpu", [], 1, CHIPS["v5e"])
+    (note,) = capacity.notes(model, place, report)
+    assert "64 / 8 = 8 rows" in note and "--config.mesh.data=4 --config.mesh.fsdp=4" in note
+    assert not capacity.notes(dataclasses.replace(model, width=128), place, report)
+
+
 def test_what_the_compiler_refuses_keeps_its_words():
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required "

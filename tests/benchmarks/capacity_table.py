@@ -147,8 +147,8 @@ def scaling_text(path: pathlib.Path) -> list[str]:
         "",
         f"With one row per device exchanges would overtake arithmetic {where}; at the largest compiled size "
         f"with fewer than {crossing['tokens']:,.0f} tokens per device. The same bytes over the data-centre "
-        f"network would take {crossing['network_share']:.1f} times as long as the arithmetic: parameters are to "
-        "be split inside a slice only, and copies (`mesh.dcn.data`) to stand between slices.",
+        f"network would take {crossing['network_share']:.1f} times as long as the arithmetic: parameters are "
+        "to be split inside a slice only, and copies (`mesh.dcn.data`) to stand between slices.",
         "",
     ]
 
@@ -168,8 +168,9 @@ def page(reports: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
     )
     sent = ("train step", "exchange", "axes", "over", "GiB received", "times")
     time = (
-        "train step", "TFLOP useful", "every slot", "with recomputation", "arithmetic, s", "links, s", "network, s",
-        "at best, s", "at worst, s", "tokens/s/device", "trajectories/s", "of the peak", "device hours",
+        "train step", "TFLOP useful", "every slot", "with recomputation",
+        "arithmetic, s", "links, s", "network, s", "at best, s", "at worst, s",
+        "tokens/s/device", "trajectories/s", "of the peak", "device hours",
     )  # fmt: skip
     bill = next((f"{r['trajectories']:,} trajectories" for r in reports if "trajectories" in r), "a run")
     assumed = next((r["assumptions"] for r in reports if "assumptions" in r), [])
@@ -194,6 +195,8 @@ def page(reports: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
         "## Exchanges of one step",
         "",
         markdown(sent, traffic_rows(reports)),
+        "",
+        *dict.fromkeys(f"- {note}" for r in reports for note in r.get("notes", ())),
         "",
         "## TFLOP of one device and step, by part",
         "",
