@@ -111,6 +111,7 @@ def _base() -> ConfigDict:
             eps=1e-15,
             weight_decay=0.0,
             clip=1.0,
+            moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.9999,
         )
     )
@@ -120,6 +121,8 @@ def _base() -> ConfigDict:
             batch_size=8,
             steps=10_000,
             accumulate=1,
+            max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
+            offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
             log_every=10,
             checkpoint_every=500,
             keep=2,

@@ -106,6 +106,7 @@ def _base() -> ConfigDict:
             eps=1e-8,
             weight_decay=0.01,
             clip=1.0,
+            moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.998,
         )
     )
@@ -114,6 +115,8 @@ def _base() -> ConfigDict:
             batch_size=4,
             steps=2_000,
             accumulate=1,
+            max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
+            offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
             log_every=50,
             checkpoint_every=500,
             keep=2,

@@ -194,16 +194,23 @@ def hints(
     masked = model.attention in ("dense", "grouped")
     if masked:
         add(0.8 * temporaries, "no scores in memory", model__attention="flash")
-    if model.remat != "full":
+    if model.remat not in ("full", "offload"):
         add(0.6 * temporaries, "layers are computed again", model__remat="full")
+    if model.remat == "full":
+        tokens = report["tokens_per_row"]["all"] / config.layout.steps
+        add(
+            2.0 * model.layers * model.width * rows * tokens,
+            "layers' inputs wait on the host",
+            model__remat="offload",
+        )
     if not model.remat_steps:
         add(0.5 * temporaries, "steps are computed again", model__remat_steps=True)
     if mesh["data"] > report["slices"]:
         saved = state * (1 - report["slices"] / mesh["data"])
         why = "the state is split over more devices"
         add(saved, why, mesh__data=report["slices"], mesh__fsdp=-1)
-    if held["optimizer"] and "offload" in config.train and not config.train.offload:
-        add(held["optimizer"], "moments wait on the host", train__offload=True)
+    if held["optimizer"] and config.train.get("offload") == "none":
+        add(held["optimizer"], "moments wait on the host", train__offload="optimizer")
     if rows > 1:
         fewer = config.train.batch_size // math.ceil(rows)
         add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)

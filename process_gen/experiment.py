@@ -122,13 +122,22 @@ def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTr
         0.0, c.learning_rate, c.warmup_steps, steps, c.learning_rate * c.final_share
     )
     if c.name == "adamw":
-        update = optax.adamw(schedule, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=_decays)
+        update = optax.adamw(
+            schedule,
+            b1=c.b1,
+            b2=c.b2,
+            eps=c.eps,
+            mu_dtype=c.moment_dtype,
+            weight_decay=c.weight_decay,
+            mask=_decays,
+        )
     elif c.name == "muon":
         update = optax.contrib.muon(
             lambda step: schedule(step) * (c.muon_learning_rate / c.learning_rate),
             ns_coeffs=_NEWTON_SCHULZ,
             eps=c.eps,
             weight_decay=c.weight_decay,
+            mu_dtype=c.moment_dtype,
             adam_learning_rate=schedule,
             adam_b1=c.b1,
             adam_b2=c.b2,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen import experiment
+from process_gen.distributed import offload as offloading
 from process_gen.distributed import sharding
 from process_gen.models import partition
 from process_gen.models.unified import UnifiedModel
@@ -48,11 +49,13 @@ class TrainProgram:
       recipe: what is trained.
       mesh: the devices, which need not be there until `create_state`.
       spec: shapes and dtypes of a batch of all hosts together.
+      offload: what of the state waits in host memory between steps (`offload.PARTS`).
     """
 
     recipe: Recipe
     mesh: Mesh
     spec: Batch
+    offload: str = "none"
 
     @classmethod
     def of(cls, config: ConfigDict, model: UnifiedModel, mesh: Mesh) -> TrainProgram:
@@ -60,13 +63,16 @@ class TrainProgram:
 
         Raises:
           ConfigError: the losses or the optimizer cannot work.
-          MeshError: the batch or the heads do not split over the mesh.
+          MeshError: the batch or the heads do not split over the mesh, or the devices cannot offload.
         """
         rows, sizes = config.train.batch_size, model.config
         sharding.heads_divide({"model.heads": sizes.heads, "model.kv_heads": sizes.kv_heads}, mesh)
         sharding.rows_divide(rows, mesh)
         latents = bool(config.data.get("latents", ""))
-        return cls(build_recipe(config, model), mesh, Batch.spec(model.layout, rows, latents))
+        offload = config.train.offload
+        if offloading.PARTS[offload]:
+            offloading.check_host_memory(offload, mesh)
+        return cls(build_recipe(config, model), mesh, Batch.spec(model.layout, rows, latents), offload)
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step, with the logical axes of its parameters."""
@@ -80,6 +86,7 @@ class TrainProgram:
     def abstract(self) -> tuple[TrainState, Batch]:
         """What the step takes, as `jax.ShapeDtypeStruct` with shardings."""
         state = sharding.abstract_state(self.init, jax.random.key(0), mesh=self.mesh)
+        state = offloading.rest_on_host(state, self.offload, self.mesh)
         rows = sharding.batch_sharding(self.mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.spec)
         return state, batch
@@ -92,8 +99,10 @@ class TrainProgram:
     @functools.cached_property
     def step(self) -> Any:
         """The jitted step: (state, batch) -> (state, metrics), the state split in and out alike."""
+        plain = self.mesh.size == 1 and self.offload == "none"  # nothing to place
+        step = make_train_step(self.recipe, None if plain else self.shardings)
         return jax.jit(
-            partition.over(self.mesh, sharding.ACTIVATION_RULES)(make_train_step(self.recipe)),
+            partition.over(self.mesh, sharding.ACTIVATION_RULES)(step),
             in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from process_gen.distributed.offload import PARTS
 from process_gen.scenes.levels import LEVELS
 from process_gen.trajectory.stages import Mode
 
@@ -70,11 +71,14 @@ RANGES: dict[str, Range] = {
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.ema"), DECAY),
     "optimizer.final_share": SHARE,
+    "optimizer.moment_dtype": _one_of("float32", "bfloat16"),
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.warmup_steps": COUNT_OR_OFF,
     **dict.fromkeys(("train.batch_size", "train.steps", "train.accumulate"), COUNT),
     **dict.fromkeys(("train.log_every", "train.checkpoint_every", "train.keep"), COUNT),
     "train.sheet_every": COUNT_OR_OFF,
+    "train.max_nonfinite": COUNT,
+    "train.offload": _one_of(*PARTS),
     "data.examples": COUNT,
     **dict.fromkeys(("eval.per_group", "eval.batch_size"), COUNT),
     **dict.fromkeys(("eval.every", "eval.final_per_group"), COUNT_OR_OFF),

@@ -74,7 +74,7 @@ def start_from(state: TrainState, model: UnifiedModel, path: str) -> TrainState:
     autoencoder = state.autoencoder
     if autoencoder is not None:
         autoencoder = filled(autoencoder, _autoencoder(weights), weights.source)
-    ema = jax.tree.map(lambda old, new: jnp.copy(new), state.ema, params)
+    ema = jax.tree.map(lambda old, new: jax.device_put(jnp.copy(new), old.sharding), state.ema, params)
     return state.replace(params=params, ema=ema, autoencoder=autoencoder)
 
 

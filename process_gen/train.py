@@ -32,14 +32,14 @@ from absl import flags, logging
 from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 
-from process_gen import ahead, evaluate, experiment, metering, vocabulary
+from process_gen import ahead, evaluate, experiment, metering, nonfinite, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.data.sources import prepare_source, with_latents
-from process_gen.distributed import hosts, sharding
+from process_gen.distributed import hosts, offload, sharding
 from process_gen.distributed.hosts import HostMissing
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
@@ -129,6 +129,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
         # --------------------------------------------------------------- loop
         pending: tuple[int, Any, float] | None = None
+        watch, last_batch = nonfinite.Watch(run.workdir, c.max_nonfinite), None
         if first == 0:
             logging.info("compiling the train step")
         for step in range(first + 1, c.steps + 1):
@@ -138,9 +139,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 waited = time.perf_counter() - started
                 batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
                 state, metrics = program.step(state, batch)
-            if pending:
-                _check(run.log(meter, *pending), store, state, iterator)
-            pending = (step, metrics, waited)
+            if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
+                _stop(values, store, state, iterator)
+            pending, last_batch = (step, metrics, waited), host_batch
             if step == first + 1:
                 run.first_batch(host_batch)
                 jax.block_until_ready(metrics)
@@ -150,8 +151,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if run.pictures_due(step):
                 run.pictures(step, state)
                 meter.restart()
-        if pending:
-            _check(run.log(meter, *pending), store, state, iterator)
+        if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
+            _stop(values, store, state, iterator)
         store.wait()
         if store.latest_step() != c.steps:
             store.save(c.steps, state, iterator)
@@ -163,20 +164,18 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     return state
 
 
-def _check(metrics: dict[str, float], store: CheckpointStore, state: TrainState, iterator: Any) -> None:
-    """Stops a run whose step was not finite; such a step never changed the state."""
-    if metrics["finite"]:
-        return
+def _stop(metrics: dict[str, float], store: CheckpointStore, state: TrainState, iterator: Any) -> None:
+    """Ends a run whose last steps were not finite; such a step never changed the state."""
     store.wait()
     step = int(state.step)
     if (store.latest_step() or 0) < step:
         store.save(step, state, iterator)
         store.wait()
-    parts = {name: value for name, value in metrics.items() if not np.isfinite(value)}
+    last = store.latest_step()
+    saved = f"The last good state, step {last}, is saved" if last else "No step before it was good"
     raise NonFiniteLoss(
-        f"not finite: {', '.join(sorted(parts)) or 'the gradient'}. The last good state, step "
-        f"{store.latest_step()}, is saved. Lower --config.optimizer.learning_rate or look at the data, "
-        "and start the same command again."
+        f"{nonfinite.names_of(metrics)}. {saved}; the batch is in {nonfinite.FOLDER}/. Lower "
+        "--config.optimizer.learning_rate or look at the data, and start the same command again."
     )
 
 
@@ -250,7 +249,7 @@ class Run:
         With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
         have to call this; the others get None.
         """
-        params, frozen = state.ema, state.autoencoder
+        params, frozen = offload.on_devices(state.ema), state.autoencoder
         if hosts.process_count() > 1:
             params, frozen = sharding.on_lead((params, frozen)) or (None, None)
         if not hosts.is_lead():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from process_gen.distributed import offload
 from process_gen.losses import LossTable
 from process_gen.models.autoencoder import random_weights
+from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel, token_count
 from process_gen.models.unroll import Outputs, UnrollOptions, blank_outputs, unroll
 from process_gen.trajectory.batch import PAD_ID, Batch
@@ -82,20 +85,31 @@ def init_state(recipe: Recipe, spec: Batch, key: jax.Array, unbox: Callable[[Any
     )
 
 
-def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(
+    recipe: Recipe, shardings: TrainState | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure train step: (state, batch) -> (state, metrics).
 
-    A step whose loss or gradient is not finite leaves the state as it was and
+    Given the shardings of the state, gradients are split like the parameters as
+    soon as they are made, accumulated ones too, and what rests in host memory
+    comes over for the update alone.
+
+    A step whose loss, gradient or update is not finite leaves the state as it was and
     says so in `metrics["finite"]`.
     """
 
+    def like_params(tree: Any) -> Any:
+        return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings.params)
+
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
-        gradients, sums, counts = _gradients(recipe, state.params, batch, key, state.autoencoder)
+        gradients, sums, counts = _gradients(recipe, state, batch, key, like_params)
+        state = state if shardings is None else offload.fetched(state, shardings)
         norm = optax.global_norm(gradients)
         loss = recipe.losses.total(sums, counts)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        update_norm = optax.global_norm(updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         decay = jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step))
@@ -105,26 +119,32 @@ def make_train_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[Train
             "loss": loss,
             **recipe.losses.metrics(sums, counts),
             "grad_norm": norm,
-            "update_norm": optax.global_norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
             "learning_rate": recipe.schedule(state.step),
             "finite": finite.astype(jnp.float32),
             **_amounts(recipe.model, batch),
         }
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), metrics
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return new if shardings is None else offload.sent_back(new, shardings), metrics
 
     return train_step
 
 
-def _gradients(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, frozen: Any):
+def _gradients(
+    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, like_params: Callable[[Any], Any]
+):
     """Gradients of the total loss, and the sums and counts of its terms.
 
     Every term is divided by its count over the whole batch, so accumulated
-    micro-batches give the gradient of the whole batch.
+    micro-batches give the gradient of the whole batch. A micro-batch takes every
+    `accumulate`-th row, so that each device finds its rows of it at home.
     """
+    params, frozen = state.params, state.autoencoder
     if recipe.accumulate == 1:
-        return _micro(recipe, params, batch, key, None, frozen)
-    micro = jax.tree.map(lambda x: x.reshape(recipe.accumulate, -1, *x.shape[1:]), batch)
+        gradients, sums, counts = _micro(recipe, params, batch, key, None, frozen)
+        return like_params(gradients), sums, counts
+    micro = jax.tree.map(functools.partial(_split_rows, recipe.accumulate), batch)
     keys = jax.random.split(key, recipe.accumulate)
 
     def count(total, xs):
@@ -134,13 +154,20 @@ def _gradients(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, frozen
 
     def accumulate(carry, xs):
         gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, frozen)
-        return jax.tree.map(jnp.add, carry, (gradients, sums)), None
+        total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
+        return (like_params(total), sums), None
 
     zeros = {row.name: jnp.zeros(()) for row in recipe.losses.rows}
     counts, _ = jax.lax.scan(count, zeros, (micro, keys))
-    start = (jax.tree.map(jnp.zeros_like, params), zeros)
+    start = (like_params(jax.tree.map(jnp.zeros_like, params)), zeros)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
     return gradients, sums, counts
+
+
+def _split_rows(parts: int, x: jax.Array) -> jax.Array:
+    """[B, ...] to [parts, B / parts, ...]."""
+    x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    return constrain("micro-batches", x, None, "rows", *(None,) * (x.ndim - 2))
 
 
 def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, frozen: Any):

@@ -7,6 +7,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -106,6 +107,24 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     assert len(momenta) == 2 * 7  # q, k, v, o, gate, up and down of both experts
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_first_moments_take_the_dtype_that_the_config_says(name):
+    config = load(ROOT / "configs" / "scenes.py", "debug")
+    config.optimizer.update(dict(name=name, moment_dtype="bfloat16"))
+    spec = jax.ShapeDtypeStruct((2, 4, 4), jnp.float32)
+    params = {"layers": {"q_proj": {"kernel": spec}}, "embedding": spec}
+    optimizer = experiment.build_optimizer(config)[0]
+    state = jax.eval_shape(optimizer.init, params)
+    updates, after = jax.eval_shape(optimizer.update, params, state, params)
+    for tree in (state, after):
+        moments = jax.tree_util.tree_leaves_with_path(tree)
+        found = {
+            (".mu" in jax.tree_util.keystr(p), x.dtype.name) for p, x in moments if x.shape == spec.shape
+        }
+        assert found == {(True, "bfloat16"), (False, "float32")}
+    assert {x.dtype.name for x in jax.tree.leaves(updates)} == {"float32"}
+
+
 BAD = [
     ("optimizer.name", "sgd", "optimizer.name must be one of adamw, muon, got 'sgd'"),
     ("optimizer.muon_learning_rate", 0.0, "muon_learning_rate must be a number above 0"),
@@ -127,6 +146,12 @@ BAD = [
     ("data.mode", "all", "data.mode must be one of process, "),
     ("data.source", "folder", "needs --config.data.path=FOLDER"),
     ("model.size", "scene_s", "did you mean scenes_s"),
+    ("model.logit_chunk", 60, r"logit_chunk \(60\) must divide model.vocab_size \(320\): set it to 40"),
+    ("model.logit_chunk", 64, None),
+    ("model.remat", "half", "model.remat must be one of none, dots, save_attended, save_qkv, full, offload"),
+    ("optimizer.moment_dtype", "float16", "moment_dtype must be one of float32, bfloat16"),
+    ("train.offload", "all", r"train.offload must be one of none, optimizer, optimizer\+ema, got 'all'"),
+    ("train.max_nonfinite", 0, "train.max_nonfinite must be a whole number of at least 1, got 0"),
     ("model.dtype", "float16", "model.dtype must be one of float32, bfloat16"),
     ("sampling.flow_steps", 0, "sampling.flow_steps must be"),
     ("mesh.data", 0, "mesh.data must be at least 1, or -1"),

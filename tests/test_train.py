@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from process_gen import losses
 from process_gen import train as training
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.distributed import sharding
@@ -129,11 +130,29 @@ def test_accumulation_divides_by_the_count_of_the_whole_batch():
         outputs = unroll(made.model, start(made).params, half, key, made.options)
         return TABLE.terms(outputs, half, labels(half, IDS), jax.random.fold_in(key, 1))
 
-    parts = [terms(jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], batch), keys[i]) for i in range(2)]
+    parts = [terms(jax.tree.map(lambda x, i=i: x[i::2], batch), keys[i]) for i in range(2)]
     for name in ("plan", "sketch", "refine", "inspect"):
         total, count = (sum(float(part[i][name]) for part in parts) for i in (0, 1))
         np.testing.assert_allclose(metrics[f"loss/{name}"], total / count, rtol=1e-5)
         assert float(parts[0][1][name]) != float(parts[1][1][name])  # so that the division matters
+
+
+def test_steps_without_a_finite_gradient_are_left_out_until_there_are_too_many_in_a_row(finished, tmp_path):
+    @losses.register("test_broken")
+    def broken(outputs, batch, labels, key, *, stage):
+        return losses.Term(outputs.t["sketch"] * jnp.nan, jnp.ones_like(outputs.t["sketch"]))
+
+    config = debug_config(finished[0])
+    with config.unlocked():
+        config.losses = dict(broken=dict(loss="test_broken", stage="sketch", weight=1.0))
+    config.train.max_nonfinite = 2
+    with (
+        pytest.raises(training.NonFiniteLoss, match=r"no finite .*loss.* No step before it was good"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        training.train(config, str(tmp_path / "run"))
+    kept = sorted(path.name for path in (tmp_path / "run" / "nonfinite").iterdir())
+    assert kept == ["step_0000001.npz", "step_0000002.npz"]
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_says_so():

@@ -116,8 +116,8 @@ class ModelConfig:
         of queries over the keys it needs (`grouped`); or, without scores or masks
         in memory, `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere,
         and `flash` whichever of these is for the platform.
-      remat: what the backward pass recomputes: `none`, `dots` (all but matrix
-        products) or `full`.
+      remat: what the backward pass keeps and what it recomputes, a row of the
+        table in `process_gen.models.remat`.
       remat_steps: whether the backward pass keeps only the context between steps
         and recomputes each step.
       scan_unroll: layers per iteration of the scan over layers.
@@ -148,7 +148,7 @@ class ModelConfig:
     vit: VitConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["dense", "grouped", "flash", "splash", "cudnn", "blocked"] = "grouped"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "save_attended", "save_qkv", "full", "offload"] = "none"
     remat_steps: bool = False
     scan_unroll: int = 1
     logit_chunk: int = 0

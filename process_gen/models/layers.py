@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Num
 
+from process_gen.models import remat
 from process_gen.models.config import ModelConfig
 from process_gen.models.partition import constrain
 
@@ -43,12 +44,6 @@ def linear(features: int, axes: tuple[str, str], config: ModelConfig, bias: bool
     )
 
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
 def stacked(body: Callable, config: ModelConfig, layers: int) -> Callable:
     """Runs `body(layer, carry, x) -> (carry, y)` once per layer: one scan over stacked parameters.
 
@@ -58,7 +53,7 @@ def stacked(body: Callable, config: ModelConfig, layers: int) -> Callable:
       `run(layer, carry, xs) -> (carry, ys)`; every array of `xs` and `ys` has the layers first.
     """
     if config.remat != "none":
-        body = nn.remat(body, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        body = nn.remat(_from_named(body), policy=remat.POLICIES[config.remat], prevent_cse=False)
     return nn.scan(
         body,
         variable_axes={"params": 0},
@@ -67,6 +62,10 @@ def stacked(body: Callable, config: ModelConfig, layers: int) -> Callable:
         unroll=min(config.scan_unroll, layers),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def _from_named(body: Callable) -> Callable:
+    return lambda layer, carry, x: body(layer, remat.named(remat.INPUT, carry), x)
 
 
 class RMSNorm(nn.Module):
@@ -113,13 +112,14 @@ class Expert(nn.Module):
         v = self.v_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
         q = constrain("queries", q, "rows", "tokens", "heads", None)
         k, v = (constrain("keys and values", x, "rows", "tokens", "kv_heads", None) for x in (k, v))
-        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
+        made = (rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v)
+        return tuple(remat.named(name, x) for name, x in zip(remat.QKV, made, strict=True))
 
     def residual(
         self, x: Float[jax.Array, "B L D"], attended: Float[jax.Array, "B L NH"]
     ) -> Float[jax.Array, "B L D"]:
         """Adds attention's output [B L N*H] and the MLP to the residual stream."""
-        x = x + self.o_proj(attended)
+        x = x + self.o_proj(remat.named(remat.ATTENDED, attended))
         y = self.post_attention_norm(x)
         y = nn.silu(self.gate_proj(y)) * self.up_proj(y)
         return x + self.down_proj(constrain("MLP", y, "rows", "tokens", "mlp"))

@@ -1,0 +1,90 @@
+"""Parts of a state that wait in the memory of the hosts while the model computes.
+
+AdamW reads and writes its moments once a step: 8 bytes a parameter that the devices need not hold during
+the forward and backward pass. The shardings say where an array is between steps (`pinned_host`); the train
+step brings it over for the update and sends it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from process_gen.distributed.mesh import MeshError
+
+HOST, DEVICE = "pinned_host", "device"
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "optimizer": ("opt_state",),
+    "optimizer+ema": ("opt_state", "ema"),
+}
+"""What `config.train.offload` may be -> fields of the state."""
+
+
+def rest_on_host(abstract: Any, offload: str, mesh: Mesh) -> Any:
+    """An abstract state whose offloaded arrays rest in host memory; numbers alone stay where they are.
+
+    Args:
+      abstract: dataclass of trees of `jax.ShapeDtypeStruct` with shardings.
+      offload: a key of `PARTS`.
+      mesh: the devices that the shardings are for.
+
+    Raises:
+      MeshError: these devices cannot reach such memory.
+    """
+    if not PARTS[offload]:
+        return abstract
+    check_host_memory(offload, mesh)
+
+    def moved(x):
+        where = x.sharding.with_memory_kind(HOST) if x.ndim else x.sharding
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    fields = {name: jax.tree.map(moved, getattr(abstract, name)) for name in PARTS[offload]}
+    return dataclasses.replace(abstract, **fields)
+
+
+def check_host_memory(offload: str, mesh: Mesh) -> None:
+    """Refuses to offload where the devices have no pinned host memory to offload to.
+
+    Raises:
+      MeshError: the message names what they have.
+    """
+    device = mesh.devices.flat[0]
+    try:
+        kinds = {memory.kind for memory in device.addressable_memories()}
+    except jax.errors.JaxRuntimeError:  # a topology that is not there does not list its memories
+        return
+    if HOST not in kinds:
+        raise MeshError(
+            f"config.train.offload={offload!r} needs {HOST!r} memory; {device.device_kind} offers "
+            f"{', '.join(sorted(kinds))}: set --config.train.offload=none"
+        )
+
+
+def fetched(tree: Any, shardings: Any) -> Any:
+    """Inside a jitted function: the arrays that rest on hosts, brought to the devices."""
+    return jax.tree.map(
+        lambda x, s: jax.device_put(x, s.with_memory_kind(DEVICE)) if s.memory_kind == HOST else x,
+        tree,
+        shardings,
+    )
+
+
+def sent_back(tree: Any, shardings: Any) -> Any:
+    """The inverse of `fetched`."""
+    return jax.tree.map(lambda x, s: jax.device_put(x, s) if s.memory_kind == HOST else x, tree, shardings)
+
+
+def on_devices(tree: Any) -> Any:
+    """Arrays, wherever they rest, for a program that computes with them on the devices."""
+
+    def moved(x):
+        rests_on_host = isinstance(x, jax.Array) and x.sharding.memory_kind == HOST
+        return jax.device_put(x, x.sharding.with_memory_kind(DEVICE)) if rests_on_host else x
+
+    return jax.tree.map(moved, tree)

@@ -1,0 +1,72 @@
+"""Steps without a finite gradient: counted, kept for a closer look, and at some point the end of the run.
+
+The train step has left the state as it was by then. What is kept is the batch, since another run of the same
+config comes to it again, or has moved on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import logging
+
+FOLDER = "nonfinite"
+
+
+@dataclasses.dataclass
+class Watch:
+    """Counts the steps in a row that left the state as it was.
+
+    Attributes:
+      workdir: `workdir/nonfinite` gets the batches.
+      limit: how many in a row are too many.
+      count: how many there have been.
+    """
+
+    workdir: pathlib.Path
+    limit: int
+    count: int = 0
+
+    def too_many(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
+        """Takes note of a step; True where the run must end.
+
+        Args:
+          step: its number.
+          metrics: of the step, the same on every host.
+          batch: this host's rows of it.
+        """
+        if metrics["finite"]:
+            self.count = 0
+            return False
+        self.count += 1
+        path = save_batch(self.workdir / FOLDER, step, metrics, batch)
+        logging.warning(
+            "step %d has %s: the state stays as it was (%d in a row, %d end the run); its batch is in %s",
+            step, names_of(metrics), self.count, self.limit, path,
+        )  # fmt: skip
+        return self.count >= self.limit
+
+
+def names_of(metrics: Mapping[str, float]) -> str:
+    """Which metrics are not finite, for messages."""
+    found = sorted(name for name, value in metrics.items() if not np.isfinite(value))
+    return f"no finite {', '.join(found) or 'gradient'}"
+
+
+def save_batch(
+    folder: pathlib.Path, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]
+) -> pathlib.Path:
+    """Writes a batch and what came of it, as `batch/<field>` and `metrics/<name>` of an `.npz` file.
+
+    `Batch(**fields)` of `numpy.load` is the batch again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
+    path = folder / f"step_{step:07d}{host}.npz"
+    arrays = {f"batch/{name}": value for name, value in batch.items()}
+    np.savez_compressed(path, **arrays, **{f"metrics/{name}": value for name, value in metrics.items()})
+    return path
