@@ -255,7 +255,7 @@ def _head(report: dict[str, Any]) -> str:
     )
 
 
-def _unit(value: float | None) -> tuple[str, float]:
+def unit_of(value: float | None) -> tuple[str, float]:
     """GiB, or MiB for what is small."""
     return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
 
@@ -275,7 +275,7 @@ _HELD = {
 
 def _memory_table(report: dict[str, Any]) -> str:
     held, hbm = report["memory"], report["hbm"]
-    name_of_unit, unit = _unit(held["peak"])
+    name_of_unit, unit = unit_of(held["peak"])
     rows = [
         (label, None if held[name] is None else held[name] / unit, _share(held[name], hbm))
         for name, label in _HELD.items()
@@ -292,7 +292,7 @@ def _share(value: float | None, whole: float | None) -> str:
 
 
 def _traffic_table(report: dict[str, Any]) -> str:
-    name, unit = _unit(max((one["bytes"] for one in report["traffic"]), default=0.0))
+    name, unit = unit_of(max((one["bytes"] for one in report["traffic"]), default=0.0))
     rows = [
         (one["kind"], " ".join(one["axes"]) or "-", "network" if one["network"] else "links",
          one["bytes"] / unit, int(one["runs"]))
