@@ -17,10 +17,10 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("contexts", ["shared", "own"])
-def test_every_piece_of_a_step_is_there(contexts):
+@pytest.mark.slow  # it traces the whole sampler
+def test_every_piece_of_a_step_is_there():
     model, tokenizer, params = make_model(), scenes_tokenizer(), random_params()
-    config = SamplerConfig(flow_steps=2, text_scale=2.0, image_scale=1.5, contexts=contexts)
+    config = SamplerConfig(flow_steps=2, text_scale=2.0, image_scale=1.5)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     specs = text_specs(model, tokenizer, config)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
