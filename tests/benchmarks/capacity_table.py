@@ -14,13 +14,12 @@ from process_gen import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("reports", "launch/capacity", "Folder of reports of the train step.")
-    flags.DEFINE_string("scaling", "launch/scaling/weak_scaling.json", "Summary of weak_scaling.py.")
+    flags.DEFINE_string("scaling", "launch/capacity/weak_scaling.json", "Summary of weak_scaling.py.")
     flags.DEFINE_string("output", "launch/CAPACITY.md", "File to write.")
     cli.read_flags()
 
 # isort: split
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -135,7 +134,7 @@ def scaling_text(path: pathlib.Path) -> list[str]:
         "exchange, s",
     )
     devices = crossing["devices"]
-    where = f"from {devices:,.0f} devices on" if devices and math.isfinite(devices) else "at no size"
+    where = f"from {devices:,.0f} devices on" if devices else "at no size"
     return [
         "## Weak scaling",
         "",
@@ -215,7 +214,8 @@ def main(argv: Sequence[str]) -> None:
     """Writes the page."""
     values = flags.FLAGS
     folder, output = pathlib.Path(values.reports), pathlib.Path(values.output)
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    reports = [one for one in found if one.get("step") == "train"]
     if not reports:
         raise ValueError(
             f"{folder} holds no reports: make some with `python -m process_gen.compile --json=...`"
