@@ -175,9 +175,7 @@ def main(argv: Sequence[str]) -> None:
         )
     print("exchanges would take longer than arithmetic:")
     devices = found["devices"]
-    print(
-        f"  with one row per device, from {devices:,.0f} devices on" if math.isfinite(devices) else "  never"
-    )
+    print("  with one row per device: " + (f"from {devices:,.0f} devices on" if devices else "at no size"))
     least, there = found["tokens"], found[f"tokens_at_{TO}"]
     print(f"  with fewer than {least:,.0f} tokens per device ({there:,.0f} at {TO:,})")
     print(f"  over the data-centre network: {found['network_share']:.1f} times as long as arithmetic")
