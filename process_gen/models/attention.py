@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from process_gen.models import kernels
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import NEGATIVE, attend, attend_two
+from process_gen.models.partition import constrain
 from process_gen.trajectory.visibility import Chunk, QueryGroup
 
 Pairs = Sequence[tuple[jax.Array, jax.Array]]
@@ -62,6 +63,9 @@ def attend_kernel(kernel: kernels.Kernel, chunk: Chunk, visible_to: VisibleTo) -
     ]
 
     def attention(q, k, v, context):
+        # The calls cut tokens where a mesh does not: each device gets all of them once, and keeps its part.
+        q = constrain("queries", q, "rows", None, "heads", None)
+        k, v = (constrain("keys and values", x, "rows", None, "kv_heads", None) for x in (k, v))
         q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
         pieces = {}
         for call, keys_visible in zip(chunk.calls, visible, strict=True):
@@ -70,6 +74,7 @@ def attend_kernel(kernel: kernels.Kernel, chunk: Chunk, visible_to: VisibleTo) -
             queries = jnp.concatenate([q[:, :, s] for s in call.queries], axis=2)
             before = keys.shape[2] - queries.shape[2] if call.causal else None
             out = jnp.moveaxis(kernels.run(kernel, queries, keys, values, keys_visible, before), 1, 2)
+            out = constrain("attended", out, "rows", None, "heads", None)
             _keep(pieces, call.queries, out.reshape(*out.shape[:2], -1))
         return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=1)
 

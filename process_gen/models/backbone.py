@@ -93,6 +93,9 @@ class Backbone(nn.Module):
             ropes[name] = (jnp.cos(angles), jnp.sin(angles))
 
         def body(layer, carry, layer_context):
+            layer_context = jax.tree.map(
+                lambda x: constrain("a context", x, "rows", "kv_heads", None, None), layer_context
+            )
             return layer(carry, layer_context, ropes, attention)
 
         hidden, memory = stacked(body, c, c.layers)(self.layers, dict(streams), context)

@@ -71,8 +71,24 @@ def run(
         visible ones among the first `before + i + 1`.
 
     Returns:
-      [B, N, L, H]; finite, but of no meaning, where a query sees nothing.
+      [B, N, L, H]; zeros where a query sees nothing.
     """
+    sees = _sees_something(visible, before, q.shape[2])
+    return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
+
+
+def _sees_something(visible: jax.Array, before: int | None, queries: int) -> jax.Array:
+    """[B, L] bool; whatever a kernel makes of the other queries is kept out of values and gradients."""
+    first = jnp.where(visible.any(1), jnp.argmax(visible, axis=1), visible.shape[1])[:, None]
+    last = visible.shape[1] - 1 if before is None else before
+    step = 0 if before is None else 1
+    return first <= (last + step * jnp.arange(queries))[None]
+
+
+def _on_mesh(
+    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, before: int | None
+) -> jax.Array:
+    """Each device has its own rows, heads and queries."""
     mesh, shards, length = partition.mesh(), partition.shards("tokens"), q.shape[2]
     q = _padded(q * q.shape[-1] ** -0.5, kernel.multiple * shards, 2)
     prepared = kernel.prepare(q.shape[2], k.shape[2], before, shards)
@@ -171,7 +187,7 @@ def _blocked(
         scores = jnp.einsum("bkglh,bkmh->bkglm", q, k, preferred_element_type=jnp.float32)
         seen = visible[:, None, None, None]
         for bound in bounds:
-            seen = seen & (jnp.arange(keys)[None] <= bound[:, None])
+            seen = seen & (jnp.arange(keys)[None] <= bound[:, None])[None, None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, NEGATIVE), axis=-1)
         return jnp.einsum("bkglm,bkmh->bkglh", weights.astype(v.dtype), v)
 

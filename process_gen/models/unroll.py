@@ -327,7 +327,7 @@ def scan_steps(
         context = context.replace(history=Memory(*history, context.history).constrained())
         context = opened_for(context, prompts, ids, reset, index)
         (new, next_id, outputs), trace = apply("read_step", context, one, params=params)
-        written = model.written(new, one.present)
+        written = model.written(new, one.present).constrained()
         at = context.slot * model.layout.visible_tokens
         visible = jax.lax.dynamic_update_slice_in_dim(context.history.visible, written.visible, at, 1)
         next_id = jnp.where(one.present, next_id, context.next_id)

@@ -290,3 +290,22 @@ def test_vit_tokens_are_seen_by_what_follows_and_by_nothing_before(context):
         assert changes(name, second), name
     assert changes("sketch_end", first)
     assert changes("inspect", first, 0)
+
+
+@pytest.mark.slow
+def test_kernels_and_a_history_that_is_kept_once_give_the_numbers_of_dense_attention():
+    context = CONTEXTS["full-vit"]
+    model, params = make_model(**context)
+    batch = make_batch(2, **context)
+    losses = []
+    for attention, again in (("dense", False), ("flash", True)):
+        changed = dataclasses.replace(model.config, attention=attention, remat_steps=again)
+        variant = model.clone(config=changed)
+
+        def loss(params, model=variant):
+            return loss_of(model, params, batch, unroll(model, params, batch, KEY, OPTIONS))
+
+        losses.append(jax.jit(jax.value_and_grad(loss))(params))
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(losses[0][1]), jax.tree.leaves(losses[1][1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
