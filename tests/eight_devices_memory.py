@@ -1,13 +1,16 @@
-"""Runs in a process of its own, since a process counts its devices once. Prints `ok` for every check."""
+"""Runs in a process of its own, since a process counts its devices once. Prints `ok` for every check.
+
+python tests/eight_devices_memory.py FOLDER    # for the programs that XLA writes down
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import re
-import tempfile
+import sys
 
-DUMP = tempfile.mkdtemp()
+DUMP = sys.argv[1]
 os.environ["XLA_FLAGS"] = (
     f"--xla_backend_optimization_level=0 --xla_dump_to={DUMP} --xla_dump_hlo_pass_re=spmd-partitioning "
     "--xla_dump_hlo_module_re=.*train_step.*"
@@ -19,6 +22,7 @@ import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
@@ -26,11 +30,13 @@ from process_gen.data.fake import fake_batch  # noqa: E402
 from process_gen.distributed import offload, sharding  # noqa: E402
 from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
 from process_gen.losses import LossTable  # noqa: E402
+from process_gen.models import partition  # noqa: E402
 from process_gen.models.unified import UnifiedModel  # noqa: E402
 from process_gen.models.unroll import UnrollOptions  # noqa: E402
 from process_gen.program import TrainProgram  # noqa: E402
 from process_gen.train_step import Recipe  # noqa: E402
 from process_gen.trajectory.batch import Batch  # noqa: E402
+from tests.models.test_remat import Stack  # noqa: E402
 from tests.models.tiny import CONFIG, IDS, VOCAB, layout  # noqa: E402
 
 TEXT = dict(weight=0.5, pool="text")
@@ -94,33 +100,56 @@ def check_numbers() -> None:
 
 
 def partitioned() -> str:
-    """The last train step that was compiled, as the partitioner left it: before anything CPU-specific."""
+    """The train step that was compiled last, as the partitioner left it: before anything CPU-specific."""
     found = sorted(pathlib.Path(DUMP).glob("*after_spmd-partitioning*"), key=lambda p: p.stat().st_mtime)
     return found[-1].read_text()
 
 
-def results(text: str, kind: str = r"[\w-]+") -> set[tuple[str, tuple[int, ...]]]:
-    """Dtypes and shapes of what instructions of a kind give."""
-    found = re.findall(rf"= (\w+)\[([\d,]+)\]\S* {kind}\(", text)
-    return {(dtype, tuple(map(int, dims.split(",")))) for dtype, dims in found}
+def results(text: str, kind: str = r"[\w-]+") -> set[tuple[int, ...]]:
+    """Shapes of what instructions of a kind give."""
+    found = re.findall(rf"= \w+\[([\d,]+)\]\S* {kind}\(", text)
+    return {tuple(map(int, dims.split(","))) for dims in found}
 
 
 def check_program() -> None:
-    """What a device of eight holds and receives, with parameters split over all of them."""
-    made = program(MeshConfig(data=1, fsdp=8), dtype="bfloat16", logit_chunk=CHUNK)
-    made.step.lower(*made.abstract).compile()
+    """What a device of eight holds and receives in the program of the last check."""
     text = partitioned()
-    held = results(text)
-    # The pattern finds what it should: each device's part of the weights of the MLP, and of the head.
-    assert ("f32", (LAYERS, WIDTH // 8, MLP)) in held and ("f32", (WIDTH // 8, 4 * VOCAB)) in held
-    whole = {(LAYERS, WIDTH, MLP), (LAYERS, MLP, WIDTH), (WIDTH, 4 * VOCAB), (4 * VOCAB, WIDTH)}
-    assert not [(dtype, shape) for dtype, shape in held if shape in whole]
+    held, words = results(text), 4 * VOCAB
+    # The patterns find what they should: each device's part of the weights of the MLP, and of the head.
+    assert (LAYERS, WIDTH // 2, MLP // 2) in held and (WIDTH // 2, words // 2) in held
+    for shape in ((LAYERS, WIDTH, MLP), (LAYERS, MLP, WIDTH), (WIDTH, words), (words, WIDTH)):
+        assert shape not in held  # not the parameter, not its gradient, its moments or its average
     gathered = results(text, "all-gather")
-    weights = {(dtype, shape) for dtype, shape in gathered if shape in ((WIDTH, MLP), (MLP, WIDTH))}
-    assert weights and {dtype for dtype, _ in weights} == {"bf16"}
-    assert ("bf16", (WIDTH, CHUNK)) in gathered  # one part of the head at a time
+    assert (WIDTH, MLP // 2) in gathered  # of one layer
+    assert (WIDTH, CHUNK // 2) in gathered and (WIDTH, words // 2) not in gathered  # one part of the head
 
 
-for check in (check_numbers, check_program):
+def check_dtype() -> None:
+    """Weights are float32 where they rest, and travel in the dtype that they are used in."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    model = Stack(dataclasses.replace(CONFIG, width=WIDTH, mlp=MLP, dtype="bfloat16", remat="full"))
+    spec = jax.ShapeDtypeStruct((8, 4, WIDTH), jnp.float32, sharding=sharding.batch_sharding(mesh))
+
+    def init(key):
+        return model.init(key, jnp.zeros(spec.shape))["params"]
+
+    params = sharding.abstract_state(init, jax.random.key(0), mesh=mesh)
+
+    @partition.over(mesh, sharding.ACTIVATION_RULES)
+    def small_train_step(params, x):
+        def loss(params):
+            return jnp.square(model.apply({"params": params}, x.astype(jnp.bfloat16))).sum()
+
+        return jax.grad(loss)(params)
+
+    jax.jit(small_train_step).lower(params, spec).compile()
+    text = partitioned()
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
+    for shape in (f"{WIDTH},{MLP}", f"{MLP},{WIDTH}"):
+        dtypes = re.findall(rf"= (\w+)\[{shape}\]\S* all-gather\(", text)
+        assert dtypes and set(dtypes) == {"bf16"}, (shape, dtypes)
+
+
+for check in (check_numbers, check_program, check_dtype):
     check()
     print("ok", flush=True)

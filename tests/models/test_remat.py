@@ -31,8 +31,8 @@ class Stack(nn.Module):
     def __call__(self, x):
         c = self.config
         angles = jnp.linspace(0.0, 1.0, c.head_dim // 2)[None, None]
-        rope = tuple(jnp.broadcast_to(f(angles), (ROWS, TOKENS, c.head_dim // 2)) for f in (jnp.cos, jnp.sin))
-        visible = jnp.ones((ROWS, TOKENS, TOKENS), bool)
+        rope = tuple(jnp.broadcast_to(f(angles), (*x.shape[:2], c.head_dim // 2)) for f in (jnp.cos, jnp.sin))
+        visible = jnp.ones((*x.shape[:2], x.shape[1]), bool)
 
         def body(layer, carry, _):
             q, k, v = layer.qkv(carry["und"], rope)
