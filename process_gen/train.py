@@ -107,7 +107,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # ------------------------------------------------------------------ state
     state = program.create_state(jax.random.key(config.seed))
-    parameter_overview.log_parameter_overview(state.params, msg="parameters")
+    parameter_overview.log_parameter_overview(state.params, include_stats="sharding", msg="parameters")
 
     # ---------------------------------------------------------------- restore
     metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}

@@ -134,7 +134,9 @@ def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset "
             + ", ".join(name for name, who in CLUSTER_VARIABLES.items() if who == found)
         )
-    return address, count, index, list(devices) if devices else None
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        devices = None  # JAX reads the variable
+    return address, count, index, None if devices is None else list(devices)
 
 
 def _number(variable: str) -> int:
@@ -207,12 +209,16 @@ def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
 
 @contextlib.contextmanager
 def lead_first(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
-    """Process 0 does the inside alone; then the others do it, and find what is shared already there."""
+    """Process 0 does the inside alone; then the others do it, and find what is shared already there.
+
+    All leave it together. `timeout` is for each of the two turns.
+    """
     if not is_lead():
-        barrier(name, timeout)
+        barrier(f"{name}, by process 0", timeout)
     yield
     if is_lead():
-        barrier(name, timeout)
+        barrier(f"{name}, by process 0", timeout)
+    barrier(name, timeout)
 
 
 @contextlib.contextmanager

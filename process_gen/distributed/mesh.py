@@ -135,8 +135,9 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
 def slices_of(devices: Sequence[Any], wanted: int | None = None) -> list[list[Any]]:
     """The devices of each slice, in order.
 
-    TPUs say which slice they belong to. Other devices form one slice unless more are `wanted`: those of
-    one host each, where there are as many hosts, else blocks of devices that follow one another.
+    TPUs say which slice they belong to, and GPUs which node. Where nobody says so, or GPUs are wanted as
+    fewer slices, the devices form one slice, or as many blocks of devices that follow one another, host by
+    host, as are wanted.
 
     Raises:
       MeshError: TPU slices are not as many as wanted, or the devices do not divide.
@@ -144,21 +145,19 @@ def slices_of(devices: Sequence[Any], wanted: int | None = None) -> list[list[An
     groups: dict[int, list[Any]] = {}
     for device in devices:
         groups.setdefault(getattr(device, "slice_index", 0), []).append(device)
-    if devices[0].platform == "tpu" or (wanted in (None, len(groups)) and len(groups) > 1):
-        if wanted not in (None, len(groups)):
-            raise MeshError(
-                f"config.mesh.dcn asks for {wanted} slices, the {len(devices)} devices form {len(groups)}; "
-                "set --config.mesh.dcn.data=-1 to take as many as there are"
-            )
+    if wanted in (None, len(groups)):
         return [groups[index] for index in sorted(groups)]
-    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-    hosts = len({device.process_index for device in devices})
-    count = hosts if wanted is None else wanted
-    if len(devices) % count:
+    if devices[0].platform == "tpu":
         raise MeshError(
-            f"config.mesh.dcn asks for {count} slices, {len(devices)} devices do not divide into them"
+            f"config.mesh.dcn asks for {wanted} slices, the {len(devices)} devices form {len(groups)}; "
+            "set --config.mesh.dcn.data=-1 to take as many as there are"
         )
-    size = len(devices) // count
+    if len(devices) % wanted:
+        raise MeshError(
+            f"config.mesh.dcn asks for {wanted} slices, {len(devices)} devices do not divide into them"
+        )
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    size = len(devices) // wanted
     return [ordered[start : start + size] for start in range(0, len(devices), size)]
 
 

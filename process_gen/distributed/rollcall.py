@@ -87,7 +87,7 @@ def _report(host: str, port: int, count: int, index: int, timeout: float, deadli
         except (OSError, ValueError) as error:
             if left <= 0:
                 raise HostMissing(
-                    f"process 0 of {count} was not reached at {host}:{port} within {timeout:.0f} s ({error}); "
+                    f"process 0 of {count} was not reached at {host}:{port} in {timeout:.0f} s ({error}); "
                     "look at its log and at the coordinator's address, then start all processes again"
                 ) from error
             time.sleep(min(0.5, left))

@@ -1,37 +1,172 @@
 from __future__ import annotations
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import pytest
+from absl import logging
+from jax._src import clusters
 
-from process_gen.distributed import hosts
+from process_gen.distributed import hosts, rollcall
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    for variable in hosts.CLUSTER_VARIABLES:
+    for variable in (*hosts.CLUSTER_VARIABLES, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(clusters.cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What `jax.distributed.initialize` is called with."""
+    seen = {}
+
+    def initialize(address, count, index, **_):
+        seen.update(address=address, count=count, index=index)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    return seen
 
 
 def test_a_machine_of_its_own():
     assert hosts.cluster() is None
     assert hosts.initialize() is False
     assert hosts.is_lead() and hosts.process_index() == 0 and hosts.process_count() == 1
+    hosts.barrier("nobody else")
+    with hosts.lead_first("nothing"), hosts.lead_alone("nothing"):
+        pass
 
 
-def test_a_launcher_is_joined(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: seen.update(kwargs))
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+def test_explicit_settings(monkeypatch, joined):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost")
+    with pytest.raises(ValueError, match="must be HOST:PORT, got 'localhost'"):
+        hosts.initialize()
+    hosts.name_processes("localhost:1234", 1, None)
     with pytest.raises(ValueError, match="JAX_PROCESS_ID must be a number"):
         hosts.initialize()
-    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    hosts.name_processes(None, None, 1)
+    with pytest.raises(ValueError, match=r"JAX_PROCESS_ID \(1\) must be below JAX_NUM_PROCESSES \(1\)"):
+        hosts.initialize()
+    hosts.name_processes(None, None, 0)
     assert hosts.initialize() is True
-    assert seen == {"coordinator_address": "localhost:1234", "num_processes": 1, "process_id": 0}
+    assert joined == {"address": "localhost:1234", "count": 1, "index": 0}
 
 
-def test_slurm_is_left_to_jax(monkeypatch):
-    seen = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: seen.append(kwargs))
+def test_slurm_is_left_to_jax(monkeypatch, joined):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
-    assert hosts.initialize() is True and seen == [{}]
+    with pytest.raises(ValueError, match="looks like Slurm .*, but JAX finds no coordinator.*SLURM_STEP_"):
+        hosts.initialize()
+    for name, value in {"JOB_ID": 7, "NTASKS": 1, "PROCID": 0, "LOCALID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert hosts.initialize() is True
+    assert joined == {"address": "node1:61447", "count": 1, "index": 0}
+
+
+def test_tpus_are_joined_where_there_are_tpus(monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    assert hosts.cluster() is None  # a variable that was left over
+    monkeypatch.setattr(clusters.cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert hosts.cluster() is None
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    assert hosts.cluster() == "a TPU pod"
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "a:8080")
+    assert hosts.cluster() == "several TPU slices"
+
+
+def test_a_tpu_vm_without_variables_asks_the_metadata_server_and_never_hangs(monkeypatch):
+    monkeypatch.setattr(clusters.cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+
+    def connect(address, timeout):
+        assert address == ("metadata.google.internal", 80) and timeout <= 5
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert hosts.cluster() is None
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    assert hosts.cluster() == "a TPU VM"
+
+
+def test_other_processes_log_warnings_only_and_every_line_has_its_process(monkeypatch):
+    handler, level = logging.get_absl_handler(), logging.get_verbosity()
+    formatter = handler.formatter
+    try:
+        logging.set_verbosity(logging.INFO)
+        hosts._log_as(3)
+        assert logging.get_verbosity() == logging.WARNING
+        record = logging.get_absl_logger().makeRecord("absl", 30, "x.py", 1, "hot", (), None)
+        assert handler.format(record).startswith("[3] ") and handler.format(record).endswith("hot")
+    finally:
+        handler.setFormatter(formatter)
+        logging.set_verbosity(level)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+SCRIPT = """
+import sys, time
+import jax
+jax.config.update("jax_platforms", "cpu")
+from process_gen.distributed import hosts
+try:
+    hosts.initialize(timeout=float(sys.argv[1]))
+    print("joined", hosts.process_count(), flush=True)
+    if hosts.process_index() == 2:
+        time.sleep(60)
+    hosts.barrier("the first step", timeout=3)
+except hosts.HostMissing as error:
+    print(error, flush=True)
+    import os
+    os._exit(7)
+"""
+
+
+def start(indices, count, timeout):
+    port, running = free_port(), []
+    for index in indices:
+        own = {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index), "PYTHONPATH": str(ROOT)}
+        env = os.environ | own | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", SCRIPT, str(timeout)]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append(subprocess.Popen(command, env=env, **pipes))
+    return running
+
+
+def test_a_process_that_never_starts_is_named():
+    running = start((0, 1), 3, timeout=8)
+    for process in running:
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == 7, error[-2000:]
+        assert "process 2 of 3 did not come to 'start' within 8 s" in out
+
+
+def test_a_process_that_hangs_is_named_with_its_host():
+    running = start((0, 1, 2), 3, timeout=40)
+    try:
+        out, error = running[0].communicate(timeout=60)
+        assert running[0].returncode == 7, error[-2000:]
+        assert f"process 2 ({socket.gethostname()}) of 3 did not come to 'the first step' within 3 s" in out
+        running[1].communicate(timeout=60)
+        assert running[1].returncode, "it does not go on without the others"
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def test_the_lead_that_cannot_be_reached_is_named():
+    with pytest.raises(rollcall.HostMissing, match="process 0 of 2 was not reached at localhost:.* in 1 s"):
+        rollcall.call(f"localhost:{free_port()}", 2, 1, timeout=1)

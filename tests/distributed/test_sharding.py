@@ -77,13 +77,34 @@ def test_axes_of_size_one_split_nothing():
     assert set(specs(mesh_of(data=8)).values()) == {P()}
 
 
-def test_a_dimension_that_does_not_divide_stays_whole(caplog):
-    with caplog.at_level("WARNING"):
-        spec = sharding.partition_spec(
-            "a/b", (6, 4, 2), ("embed", "kv_heads", None), mesh_of(fsdp=2, tensor=8)
-        )
-    assert spec == P("fsdp")
-    assert "a/b" in caplog.text and "kv_heads" in caplog.text and "tensor=8" in caplog.text
+def test_a_dimension_that_does_not_divide_is_an_error():
+    with pytest.raises(MeshError) as error:
+        sharding.partition_spec("a/b", (6, 4), ("embed", "kv_heads"), mesh_of(fsdp=2, tensor=8))
+    for word in ("a/b", "'kv_heads' of 4", "(6, 4)", "tensor=8", "config.mesh.tensor", "such as 4"):
+        assert word in str(error.value)
+    with pytest.raises(MeshError, match="model.kv_heads=4 heads do not divide over tensor=8.*such as 4"):
+        sharding.heads_divide({"model.heads": 24, "model.kv_heads": 4}, mesh_of(tensor=8))
+    sharding.heads_divide({"model.heads": 24, "model.kv_heads": 4}, mesh_of(tensor=4))
+
+
+def test_large_arrays_without_axes_are_split_over_fsdp(caplog, monkeypatch):
+    monkeypatch.setattr(sharding.logging, "info", sharding.logging.warning)  # tests are quiet
+
+    def state():
+        return {
+            "large": jnp.zeros((3, 1000, 1024)),
+            "odd": jnp.zeros((1001, 1301)),
+            "small": jnp.zeros((8, 8)),
+        }
+
+    with caplog.at_level("INFO"):
+        shardings = sharding.state_shardings(jax.eval_shape(state), mesh_of(fsdp=8))
+    assert {name: s.spec for name, s in shardings.items()} == {
+        "large": P(None, None, "fsdp"), "odd": P(), "small": P(),
+    }  # fmt: skip
+    assert "large (3, 1000, 1024) has no logical axes: dimension 2 is split over fsdp=8" in caplog.text
+    assert "odd (1001, 1301)" in caplog.text and "divides no dimension" in caplog.text
+    assert "small" not in caplog.text
 
 
 def test_a_mesh_axis_is_used_once():
@@ -110,6 +131,10 @@ def test_one_device():
     )
     batch = sharding.shard_batch({"x": np.ones((3, 2))}, mesh)
     assert batch["x"].shape == (3, 2)
+    assert sharding.local_rows(3, mesh) == (0, 1, 2)
+    with pytest.raises(MeshError, match="holds the 4 rows .* it was given 3"):
+        sharding.shard_batch({"x": np.ones((3, 2))}, mesh, rows=4)
+    jax.tree.map(np.testing.assert_array_equal, sharding.on_lead(state["params"]), plain["params"])
 
 
 def test_rows_must_divide():

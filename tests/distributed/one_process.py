@@ -1,4 +1,4 @@
-"""Trains a tiny model as `python -m process_gen.train` does, on fake devices: `real_training.py CONFIG_JSON`.
+"""Trains a tiny model as `python -m process_gen.train` does, on fake devices: `one_process.py CONFIG_JSON`.
 
 The JSON has `workdir`, `devices` (of this process), `steps` and `overrides` of the config. Process 0 writes
 the losses of all steps to `losses.json` in the workdir. Several processes are told apart by the environment.
