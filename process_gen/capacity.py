@@ -14,6 +14,7 @@ from process_gen.distributed.chips import GIB, Chip
 from process_gen.distributed.topology import Topology
 from process_gen.measured import Measured, bytes_per_device
 from process_gen.models import cost
+from process_gen.models.config import ModelConfig
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
 
@@ -67,10 +68,36 @@ def train_report(
         "refused": found.refused,
     }
     report["fits"] = fits(found, report["hbm"])
+    report["notes"] = notes(model, topology, report)
     report["hints"] = [] if report["fits"] in (True, None) else hints(config, program, topology, report)
     if topology.chip is not None and found.needed is None:
         report |= _time(report, topology, layout, ask)
     return report
+
+
+_TILE_ROWS = 16
+"""Rows of bfloat16 in one tile of a TPU's memory."""
+
+
+def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> list[str]:
+    """What is odd about a program that nevertheless works."""
+    found, fsdp = [], report["mesh"]["fsdp"]
+    sent = {kind: 0.0 for kind in ("all-gather", "all-reduce")}
+    for one in report["traffic"]:
+        if one["kind"] in sent and "fsdp" in one["axes"]:
+            sent[one["kind"]] += one["bytes"]
+    own, left = divmod(model.width, fsdp)
+    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and (left or own % _TILE_ROWS):
+        better = max(n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS))
+        found.append(
+            f"A device has {model.width} / {fsdp} = {model.width / fsdp:g} rows of a matrix, no multiple of "
+            f"the {_TILE_ROWS} that a tile has: the compiler gathers weights by all-reduce, at twice the "
+            f"bytes. With --config.mesh.data={report['mesh']['data'] * fsdp // better} "
+            f"--config.mesh.fsdp={better} it gathers them, and each device holds more of the state."
+        )
+    if report["unknown_loops"]:
+        found.append(f"{report['unknown_loops']} loops of unknown length count once in the exchanges.")
+    return found
 
 
 def where(mesh: Any, topology: Topology, ask: Ask) -> dict[str, Any]:
@@ -167,16 +194,23 @@ def hints(
     masked = model.attention in ("dense", "grouped")
     if masked:
         add(0.8 * temporaries, "no scores in memory", model__attention="flash")
-    if model.remat != "full":
+    if model.remat not in ("full", "offload"):
         add(0.6 * temporaries, "layers are computed again", model__remat="full")
+    if model.remat == "full":
+        tokens = report["tokens_per_row"]["all"] / config.layout.steps
+        add(
+            2.0 * model.layers * model.width * rows * tokens,
+            "layers' inputs wait on the host",
+            model__remat="offload",
+        )
     if not model.remat_steps:
         add(0.5 * temporaries, "steps are computed again", model__remat_steps=True)
     if mesh["data"] > report["slices"]:
         saved = state * (1 - report["slices"] / mesh["data"])
         why = "the state is split over more devices"
         add(saved, why, mesh__data=report["slices"], mesh__fsdp=-1)
-    if held["optimizer"] and "offload" in config.train and not config.train.offload:
-        add(held["optimizer"], "moments wait on the host", train__offload=True)
+    if held["optimizer"] and config.train.get("offload") == "none":
+        add(held["optimizer"], "moments wait on the host", train__offload="optimizer")
     if rows > 1:
         fewer = config.train.batch_size // math.ceil(rows)
         add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
@@ -207,8 +241,8 @@ def describe(report: dict[str, Any]) -> str:
     if "estimate" in report:
         lines += ["", _time_table(report), "", "Assumed, not measured:"]
         lines += [f"  - {line}" for line in report["assumptions"]]
-    if report["unknown_loops"]:
-        lines += ["", f"{report['unknown_loops']} loops of unknown length count once in the exchanges"]
+    for note in report["notes"]:
+        lines += ["", f"Note: {note}"]
     return "\n".join([*lines, "", verdict(report)])
 
 
@@ -221,7 +255,7 @@ def _head(report: dict[str, Any]) -> str:
     )
 
 
-def _unit(value: float | None) -> tuple[str, float]:
+def unit_of(value: float | None) -> tuple[str, float]:
     """GiB, or MiB for what is small."""
     return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
 
@@ -241,7 +275,7 @@ _HELD = {
 
 def _memory_table(report: dict[str, Any]) -> str:
     held, hbm = report["memory"], report["hbm"]
-    name_of_unit, unit = _unit(held["peak"])
+    name_of_unit, unit = unit_of(held["peak"])
     rows = [
         (label, None if held[name] is None else held[name] / unit, _share(held[name], hbm))
         for name, label in _HELD.items()
@@ -258,7 +292,7 @@ def _share(value: float | None, whole: float | None) -> str:
 
 
 def _traffic_table(report: dict[str, Any]) -> str:
-    name, unit = _unit(max((one["bytes"] for one in report["traffic"]), default=0.0))
+    name, unit = unit_of(max((one["bytes"] for one in report["traffic"]), default=0.0))
     rows = [
         (one["kind"], " ".join(one["axes"]) or "-", "network" if one["network"] else "links",
          one["bytes"] / unit, int(one["runs"]))

@@ -43,6 +43,8 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 import dataclasses
 import json
 import pathlib
+import re
+import shlex
 import sys
 import tempfile
 import time
@@ -152,25 +154,16 @@ def _piece(one: Measured) -> dict[str, Any]:
 
 def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
-    names = (
-        "piece",
-        "arguments, GiB",
-        "temporaries, GiB",
-        "all at once, GiB",
-        "received, GiB",
-        "compiled in, s",
-    )
-    rows = [
-        (p["name"], p["arguments"] / GIB, p["temporaries"] / GIB, p["peak"] / GIB, p["received"] / GIB,
-         p["seconds"][1])
-        for p in report["pieces"]
-    ]  # fmt: skip
     peak = max(p["peak"] for p in report["pieces"])
+    name, unit = capacity.unit_of(peak)
+    headers = ("piece", "arguments", "temporaries", "all at once", "received", "compiled in, s")
+    kept = ("arguments", "temporaries", "peak", "received")
+    rows = [(p["name"], *(p[key] / unit for key in kept), p["seconds"][1]) for p in report["pieces"]]
     lines = [
         f"{report['config']}, sampler on {report['topology']}: {report['devices']} devices, "
-        f"{report['rows']} rows at once",
+        f"{report['rows']} rows at once; {name} of one device",
         "",
-        table(rows, names, digits=2),
+        table(rows, headers, digits=2),
         "",
         "`write` and `draw` loop over tokens and Euler steps: `received` is for a whole text or image.",
     ]
@@ -274,6 +267,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         report = compile_train(values.config, where, ask, progress, _way(values))
         print("\n" + capacity.describe(report))
+    given = [word for word in sys.argv[1:] if not re.match("--?json(=|$)", word)]
+    report["command"] = shlex.join(["python", "-m", "process_gen.compile", *given])
     if values.json:
         pathlib.Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
         print(f"wrote {values.json}")

@@ -201,7 +201,7 @@ def bytes_per_device(tree: Any) -> tuple[int, int]:
     device = host = 0
     for leaf in jax.tree.leaves(tree):
         size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        if getattr(leaf.sharding, "memory_kind", None) in ("pinned_host", "unpinned_host"):
+        if getattr(leaf.sharding, "memory_kind", None) == "pinned_host":
             host += size
         else:
             device += size

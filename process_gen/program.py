@@ -66,7 +66,7 @@ class TrainProgram:
           MeshError: the batch or the heads do not split over the mesh, or the devices cannot offload.
         """
         rows, sizes = config.train.batch_size, model.config
-        sharding.heads_divide({"model.heads": sizes.heads, "model.kv_heads": sizes.kv_heads}, mesh)
+        sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         sharding.rows_divide(rows, mesh)
         latents = bool(config.data.get("latents", ""))
         offload = config.train.offload

@@ -98,6 +98,17 @@ def test_what_does_not_fit_says_what_to_change():
     assert all(change in text for change in changes)
 
 
+def test_weights_that_are_gathered_by_sums_are_noted():
+    report = report_of(FITS)
+    sums = [dataclasses.asdict(Traffic("all-reduce", ("fsdp",), 8, False, 5.0 * GIB, 40))]
+    report |= {"traffic": sums, "mesh": {"data": 2, "fsdp": 8, "tensor": 1, "context": 1}}
+    model = dataclasses.replace(program_of(config_of()).recipe.model.config, width=64)
+    place = Topology("v5e:4x4", "tpu", [], 1, CHIPS["v5e"])
+    (note,) = capacity.notes(model, place, report)
+    assert "64 / 8 = 8 rows" in note and "--config.mesh.data=4 --config.mesh.fsdp=4" in note
+    assert not capacity.notes(dataclasses.replace(model, width=128), place, report)
+
+
 def test_what_the_compiler_refuses_keeps_its_words():
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required "
@@ -173,18 +184,18 @@ def test_what_cannot_work_is_one_line_and_code_2(arguments, message):
 
 @pytest.mark.slow  # it compiles the whole step for eight devices
 def test_the_command_compiles_for_eight_devices_and_ends_with_3_where_it_does_not_fit(tmp_path):
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
     done = run(
-        "--config=configs/scenes.py:debug", "--topology=cpu:8", "--config.train.batch_size=4", *mesh,
+        "--config=configs/scenes.py:debug", "--topology=cpu:8", "--config.train.batch_size=8", *mesh,
         "--config.optimizer.name=adamw",
         "--chip=h100", "--hbm=0.001", f"--json={tmp_path}/report.json",
     )  # fmt: skip
     assert done.returncode == compile.DOES_NOT_FIT, done.stderr
     assert "It does NOT fit" in done.stdout and "compiled in" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1} and report["devices"] == 8
+    assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1} and report["devices"] == 8
     axes = {axis for one in report["traffic"] for axis in one["axes"]}
-    assert axes == {"data", "fsdp", "tensor"} and not report["unknown_loops"]
+    assert axes == {"data", "fsdp"} and not report["unknown_loops"]
     assert report["memory"]["temporaries"] > 0 and report["hints"]
 
 
@@ -195,7 +206,8 @@ def test_the_tpu_compiler_needs_no_tpu():
     topology.prepare(name)
     place = topology.get(name)
     assert (len(place.devices), place.per_slice, place.chip.name) == (8, 4, "v5e")
-    mesh, slices = compile.mesh_of(config_of(**{"mesh.data": 1, "mesh.fsdp": 4}), place)
+    sizes = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.dcn.data": -1}
+    mesh, slices = compile.mesh_of(config_of(**sizes), place)
 
     def array(dtype, *shape, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))

@@ -250,7 +250,9 @@ def executed(config: ModelConfig, layout: Layout, encode: bool = True) -> Flops:
     """FLOP that a device works through for one row: every slot, and what the backward pass recomputes."""
     once = forward(config, layout)
     prompts = _only_prompts(config, layout)
-    layers = 1.0 if config.remat == "full" else 0.0
+    heads = config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
+    named = 1.0 - 2.0 * config.width * heads / expert_flops(config)  # all but queries, keys and values
+    layers = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}.get(config.remat, named)
     steps = 1.0 if config.remat_steps else 0.0
     scores = 0.0 if config.remat == "none" else 1.0  # products with a batch dimension are never kept
     found = {}

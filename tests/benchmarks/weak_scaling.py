@@ -1,6 +1,6 @@
 """Weak scaling on paper: what one device holds and receives as devices and rows grow together.
 
-    python tests/benchmarks/weak_scaling.py --output_dir=launch/scaling
+    python tests/benchmarks/weak_scaling.py --output_dir=launch/capacity
     python tests/benchmarks/weak_scaling.py --sizes=2x2x4,4x4x4 --output_dir=/tmp/scaling
 
 Compiles the train step with one row per device for several TPU slices (unless
@@ -20,8 +20,8 @@ from process_gen import cli
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("config_file", "configs/bagel_7b.py:paper", "Config whose train step is compiled.")
     flags.DEFINE_string("generation", "v5p", "TPU generation.")
-    flags.DEFINE_string("sizes", "2x2x4,4x4x4,4x8x8,8x8x16", "Slices to compile for.")
-    flags.DEFINE_string("output_dir", "launch/scaling", "Folder for reports, plot and summary.")
+    flags.DEFINE_string("sizes", "2x2x4,4x4x4,4x8x8", "Slices to compile for.")
+    flags.DEFINE_string("output_dir", "launch/capacity", "Folder for reports, plot and summary.")
     cli.read_flags()
 
 # isort: split
@@ -77,11 +77,11 @@ def seconds(report: dict[str, Any], devices: np.ndarray) -> dict[str, np.ndarray
     }
 
 
-def crossing(report: dict[str, Any]) -> dict[str, float]:
+def crossing(report: dict[str, Any]) -> dict[str, float | None]:
     """Where exchanges would take as long as the arithmetic.
 
     Returns:
-      `devices`: with one row per device, how many it takes (infinite beyond a thousand million);
+      `devices`: with one row per device, how many it takes; None if a thousand million are not enough;
       `tokens`: per device, at the compiled size and at `TO` devices, below which exchanges take longer;
       `network_share`: seconds of the same bytes over the data-centre network, in seconds of arithmetic.
     """
@@ -97,14 +97,14 @@ def crossing(report: dict[str, Any]) -> dict[str, float]:
     chip = CHIPS[report["chip"]]
     network = report["estimate"]["links"] * chip.link_bandwidth / chip.network_bandwidth
     return {
-        "devices": float(over[0]) if len(over) else math.inf,
+        "devices": float(over[0]) if len(over) else None,
         "tokens": least(here),
         f"tokens_at_{TO}": least(there),
         "network_share": network / report["estimate"]["compute"],
     }
 
 
-def draw(reports: Sequence[dict[str, Any]], path: pathlib.Path) -> dict[str, float]:
+def draw(reports: Sequence[dict[str, Any]], path: pathlib.Path) -> dict[str, float | None]:
     """Draws memory and time; returns where they cross."""
     base = reports[-1]
     devices = np.logspace(math.log2(FROM), math.log2(TO), 100, base=2)
@@ -175,13 +175,9 @@ def main(argv: Sequence[str]) -> None:
         )
     print("exchanges would take longer than arithmetic:")
     devices = found["devices"]
-    print(
-        f"  with one row per device, from {devices:,.0f} devices on" if math.isfinite(devices) else "  never"
-    )
-    print(
-        f"  with fewer than {found['tokens']:,.0f} tokens per device "
-        f"({found[f'tokens_at_{TO}']:,.0f} at {TO:,})"
-    )
+    print("  with one row per device: " + (f"from {devices:,.0f} devices on" if devices else "at no size"))
+    least, there = found["tokens"], found[f"tokens_at_{TO}"]
+    print(f"  with fewer than {least:,.0f} tokens per device ({there:,.0f} at {TO:,})")
     print(f"  over the data-centre network: {found['network_share']:.1f} times as long as arithmetic")
     print(f"wrote {folder}/weak_scaling.png and .json")
 

@@ -1,0 +1,38 @@
+"""The sampler's compiled pieces, lowered with shapes alone, are those that it calls."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.distributed.mesh import MeshConfig, make_mesh
+from process_gen.sampling import Sampler, SamplerConfig, stages
+from process_gen.sampling.pieces import pieces
+from process_gen.sampling.sampler import text_specs
+from tests.sampling.sampling_models import make_model, random_params
+
+NAMES = [
+    "begin", "write plan", "draw sketch", "write inspect", "decide", "write refine", "draw refined", "commit",
+]  # fmt: skip
+
+
+@pytest.mark.slow  # it traces the whole sampler
+def test_every_piece_of_a_step_is_there():
+    model, tokenizer, params = make_model(), scenes_tokenizer(), random_params()
+    config = SamplerConfig(flow_steps=2, text_scale=2.0, image_scale=1.5)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    specs = text_specs(model, tokenizer, config)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    found = dict(pieces(model, specs, config, shapes, None, 2, mesh, ("data", "fsdp")))
+    assert list(found) == NAMES
+    lowered = found["decide"]()
+    assert isinstance(lowered, jax.stages.Lowered) and "stablehlo" in lowered.as_text()
+
+
+def test_a_sampler_decodes_with_the_same_specs():
+    model, tokenizer, config = make_model(), scenes_tokenizer(), SamplerConfig(temperature=0.5)
+    sampler = Sampler(model, random_params(), tokenizer, config, rows=2)
+    assert sampler._texts == text_specs(model, tokenizer, config)
+    drawn = sorted(name.split()[-1] for name in NAMES if name.startswith(("write", "draw")))
+    assert drawn == ["inspect", "plan", "refine", "refined", "sketch"] and set(drawn) <= set(stages.DRAWS)
