@@ -353,6 +353,34 @@ def test_a_pod_is_started_once_and_stopped(tpu):
     assert len(tpu.recorded()) == 1
 
 
+COPY = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$RECORD.gcloud"
+[[ $4 != scp ]] || cp "$5" "$HOME"
+"""
+
+
+def whole_repository() -> bool:
+    """Whether this is a checkout with its history, of which a bundle can be made."""
+    asked = ["git", "-C", ROOT, "rev-parse", "--is-shallow-repository"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "false"
+
+
+@pytest.mark.skipif(not whole_repository(), reason="what is installed on a pod is a revision")
+def test_a_pod_gets_the_committed_revision(tpu):
+    tpu.stand_in("gcloud", COPY)
+    tpu.call(LAUNCH / "tpu_vm.sh", "install", NAME="n", ZONE="z", SLICES="2", MOUNT="sudo mount x")
+    lines = asked(tpu)
+    assert "tpu-vm scp" in lines and " n-0:process_gen.bundle" in lines and " n-1:process_gen.bundle" in lines
+    assert lines.index("sudo mount x") < lines.index("git clone")
+    head = ["rev-parse", "HEAD"]
+    subprocess.run(["git", "clone", "-q", "process_gen.bundle", "clone"], cwd=tpu.folder, check=True)
+    here, there = (
+        subprocess.run(["git", "-C", folder, *head], capture_output=True, check=True).stdout
+        for folder in (ROOT, tpu.folder / "clone")
+    )
+    assert here == there
+
+
 # ----------------------------------------------------- restarts on one machine
 
 SCRIPT = """#!/usr/bin/env bash
@@ -463,8 +491,8 @@ def test_two_real_processes_train(tmp_path):
         "layout.sketch_copies": 1,
         "model.scan_unroll": 1,
     }
-    flags = [f"--config.{key}={value}" for key, value in leaves.items()]
-    flags += ["--config=configs/scenes.py:debug", f"--workdir={tmp_path / 'run'}"]
+    flags = ["--config=configs/scenes.py:debug", f"--workdir={tmp_path / 'run'}"]
+    flags += [f"--config.{key}={value}" for key, value in leaves.items()]
     done = subprocess.run(
         [sys.executable, LAUNCH / "host.py", "cpu", "2", *flags],
         cwd=ROOT,
