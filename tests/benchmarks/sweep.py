@@ -5,7 +5,7 @@
 
 Every setting is a config of its own: `--config` with other rows, step slots or
 one changed leaf of `config.layout`, the rest as it stands. All are given as shares of the best
-square matrix product, which is measured before each of them: on a machine with
+square matrix product, which is measured right after each of them: on a machine with
 other work the ratio says more than the seconds. Leaves a table, `sweep.json`
 and `sweep.png`.
 """
@@ -116,8 +116,9 @@ def main(argv: Sequence[str]) -> None:
     }
     found: list[dict[str, Any]] = []
     for name, config in list(settings(values.config, values.rows, values.slots, values.layouts)):
-        peak = metering.measured_peak(config.model.dtype)
-        found.append(measured(name, time_train(config, values.repeats), peak))
+        timing = time_train(config, values.repeats)
+        peak = metering.measured_peak(config.model.dtype)  # right after it: other work comes and goes
+        found.append(measured(name, timing, peak))
         print(f"{name}: {found[-1]['step_seconds']['best'] * 1e3:.0f} ms", flush=True)
         _write(folder, about, found)  # what was measured so far is worth keeping
     print("\n" + _table(found))
