@@ -79,12 +79,17 @@ case "$action" in
       python3 -m venv ~/venv; ~/venv/bin/pip install -q -e ".[tpu,bagel]"; ~/venv/bin/python -c "import jax"'
     ;;
   start)
-    # One id for all hosts of a start: nothing is left of an earlier one, whose process would hold the chips.
     platform=tpu
     ((slices == 1)) || platform=tpu_slices
-    everywhere "cd process_gen && { [ ! -f train.pid ] || ! kill -0 \$(cat train.pid) 2>/dev/null; } &&
-      { PYTHON=\${PYTHON:-\$HOME/venv/bin/python} nohup launch/restart.sh launch/run.sh $platform $(printf '%q ' "$@") \
-      >>train.log 2>&1 & echo \$! >train.pid; }"
+    # Where the run is going on it is left alone: a second process could not have the chips anyway.
+    everywhere "cd process_gen || exit 1
+      if [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null; then
+        echo \"\$(hostname): running since \$(date -r train.pid)\"
+      else
+        PYTHON=\${PYTHON:-\$HOME/venv/bin/python} nohup launch/restart.sh launch/run.sh $platform \
+          $(printf '%q ' "$@") >>train.log 2>&1 </dev/null &
+        echo \$! >train.pid
+      fi"
     ;;
   watch)
     gcloud compute tpus tpu-vm ssh "${nodes[0]}" "${here[@]}" --worker=0 --command='tail -n 50 -F process_gen/train.log'

@@ -5,7 +5,7 @@
 
 Every setting is a config of its own: `--config` with other rows, step slots or
 one changed leaf of `config.layout`, the rest as it stands. All are given as shares of the best
-square matrix product, which is measured before each of them: on a machine with
+square matrix product, which is measured right after each of them: on a machine with
 other work the ratio says more than the seconds. Leaves a table, `sweep.json`
 and `sweep.png`.
 """
@@ -33,6 +33,7 @@ import ast
 import copy
 import json
 import os
+import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -108,19 +109,33 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     folder = files.check_writable(values.output_dir)
     experiment.check(values.config)
-    found = []
-    for name, config in list(settings(values.config, values.rows, values.slots, values.layouts)):
-        peak = metering.measured_peak(config.model.dtype)
-        found.append(measured(name, time_train(config, values.repeats), peak))
-        print(f"{name}: {found[-1]['step_seconds']['best'] * 1e3:.0f} ms", flush=True)
     about = {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "load_average": os.getloadavg()[0],
         "model": f"{values.config.model.size}, {values.config.model.dtype}",
     }
+    found: list[dict[str, Any]] = []
+    for name, config in list(settings(values.config, values.rows, values.slots, values.layouts)):
+        timing = time_train(config, values.repeats)
+        peak = metering.measured_peak(config.model.dtype)  # right after it: other work comes and goes
+        found.append(measured(name, timing, peak))
+        print(f"{name}: {found[-1]['step_seconds']['best'] * 1e3:.0f} ms", flush=True)
+        _write(folder, about, found)  # what was measured so far is worth keeping
+    print("\n" + _table(found))
+    print(f"{about['model']} on {about['device']}; load average {os.getloadavg()[2]:.1f} over 15 minutes")
+    print(f"wrote {folder / 'sweep.json'} and {folder / 'sweep.png'}")
+
+
+def _write(folder: pathlib.Path, about: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """The JSON and the plot."""
     content = json.dumps({**about, "settings": found}, indent=1) + "\n"
     files.write_bytes(folder / "sweep.json", content.encode())
+    bars = {of: {one["setting"]: _whisker(one, of) for one in found} for of in ("computed", "useful")}
+    ylabel = "share of the matrix product's FLOP/s, best to median"
+    plots.bars(bars, folder / "sweep.png", about["model"], ylabel)
+
+
+def _table(found: list[dict[str, Any]]) -> str:
     rows = [
         (
             one["setting"],
@@ -135,13 +150,7 @@ def main(argv: Sequence[str]) -> None:
         for one in found
     ]
     headers = ("setting", "GFLOP/s", "best ms", "median ms", "tokens/s", "slots/s", "of peak", "with padding")
-    print("\n" + table(rows, headers))
-    print(f"{about['model']} on {about['device']}, load average {about['load_average']:.1f}")
-    whiskers = {of: {one["setting"]: _whisker(one, of) for one in found} for of in ("computed", "useful")}
-    plots.bars(
-        whiskers, folder / "sweep.png", about["model"], "share of the matrix product's FLOP/s, best to median"
-    )
-    print(f"wrote {folder / 'sweep.json'} and {folder / 'sweep.png'}")
+    return table(rows, headers)
 
 
 def _whisker(one: dict[str, Any], of: str) -> tuple[float, float, float]:

@@ -348,9 +348,37 @@ def test_a_pod_is_started_once_and_stopped(tpu):
     tpu.call(LAUNCH / "tpu_vm.sh", "start", *FLAGS, **where)
     until(tpu.recorded)
     assert_trains(tpu.recorded()[0], FLAGS)
-    tpu.call(LAUNCH / "tpu_vm.sh", "start", *FLAGS, code=1, **where)
+    assert "running since" in tpu.call(LAUNCH / "tpu_vm.sh", "start", *FLAGS, **where).stdout
     tpu.call(LAUNCH / "tpu_vm.sh", "stop", **where)
     assert len(tpu.recorded()) == 1
+
+
+COPY = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$RECORD.gcloud"
+[[ $4 != scp ]] || cp "$5" "$HOME"
+"""
+
+
+def whole_repository() -> bool:
+    """Whether this is a checkout with its history, of which a bundle can be made."""
+    asked = ["git", "-C", ROOT, "rev-parse", "--is-shallow-repository"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "false"
+
+
+@pytest.mark.skipif(not whole_repository(), reason="what is installed on a pod is a revision")
+def test_a_pod_gets_the_committed_revision(tpu):
+    tpu.stand_in("gcloud", COPY)
+    tpu.call(LAUNCH / "tpu_vm.sh", "install", NAME="n", ZONE="z", SLICES="2", MOUNT="sudo mount x")
+    lines = asked(tpu)
+    assert "tpu-vm scp" in lines and " n-0:process_gen.bundle" in lines and " n-1:process_gen.bundle" in lines
+    assert lines.index("sudo mount x") < lines.index("git clone")
+    head = ["rev-parse", "HEAD"]
+    subprocess.run(["git", "clone", "-q", "process_gen.bundle", "clone"], cwd=tpu.folder, check=True)
+    here, there = (
+        subprocess.run(["git", "-C", folder, *head], capture_output=True, check=True).stdout
+        for folder in (ROOT, tpu.folder / "clone")
+    )
+    assert here == there
 
 
 # ----------------------------------------------------- restarts on one machine
@@ -463,18 +491,22 @@ def test_two_real_processes_train(tmp_path):
         "layout.sketch_copies": 1,
         "model.scan_unroll": 1,
     }
-    flags = [f"--config.{key}={value}" for key, value in leaves.items()]
-    flags += ["--config=configs/scenes.py:debug", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(
+    flags = ["--config=configs/scenes.py:debug", f"--workdir={tmp_path / 'run'}"]
+    flags += [f"--config.{key}={value}" for key, value in leaves.items()]
+    job = subprocess.Popen(
         [sys.executable, LAUNCH / "host.py", "cpu", "2", *flags],
         cwd=ROOT,
         env={**os.environ, "PYTHON": sys.executable, "LOGS": str(tmp_path)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    assert "over 2 cpu" in done.stderr and "over 2 cpu" in (tmp_path / "1.log").read_text()
+    try:
+        out, log = job.communicate(timeout=600)
+    finally:
+        job.terminate()  # and with it the two that it has started
+    assert job.returncode == 0, log
+    assert "over 2 cpu" in log and "over 2 cpu" in (tmp_path / "1.log").read_text()
     account = json.loads((tmp_path / "run" / "goodput.json").read_text())
     assert account["done"] and account["step"] == 2 and account["seconds"]["compile"] > 0
-    assert "goodput" in done.stderr and "share of the peak" in done.stdout
+    assert "goodput" in log and "share of the peak" in out
