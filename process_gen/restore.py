@@ -114,7 +114,7 @@ def _with_config(path: str, which: str, tokenizer: str | None, config: ml_collec
         config.data.tokenizer = tokenizer
     words = build_tokenizer(config)
     model, fields = experiment.build_model(config, words), experiment.to_json(config)
-    params, autoencoder = read_for(model, path, which)
+    params, autoencoder = read_for(model, path, which, words)
     return Restored(model, params, words, _level(fields), fields, path, autoencoder)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from process_gen import experiment
+from process_gen import experiment, vocabulary
 from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import bagel, configs, flux, folder, parts, sources, stream, tensors
@@ -133,6 +133,7 @@ def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
 
 def _bagel(published: folder.Published) -> Weights:
     metadata = {
+        **vocabulary.describe_files(published.folder),
         "model": configs.as_json(published.model),
         "published": {
             "from": str(published.folder),
@@ -163,6 +164,7 @@ def _started(
     model = start().model
     taken = {"language_model": str(place), "vision": vision, "autoencoder": autoencoder, "seed": seed}
     metadata = {
+        **vocabulary.describe_files(place),
         "model": configs.as_json(model),
         "published": {"from": {k: v if v is None else str(v) for k, v in taken.items()}},
     }

@@ -342,6 +342,7 @@ class Sampler:
             stopped=stopped,
             sampling_steps=images * self.config.flow_steps,
             seconds=row.seconds,
+            prompt_image=row.image,
         )
 
     def _put(self, x: np.ndarray) -> jax.Array:
