@@ -43,7 +43,7 @@ def describe(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> dict[st
 
 
 def describe_files(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """What published weights have to say about the tokenizer in their folder; nothing where none can be read."""
+    """What published weights say about the tokenizer beside them; nothing where none can be read."""
     place = pathlib.Path(folder)
     if not any((place / name).is_file() for name in (WHOLE, VOCABULARY)):
         return {}

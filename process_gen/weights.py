@@ -115,7 +115,9 @@ def kind_of(place: epath.Path) -> str:
         if family.startswith(prefix):
             return kind
     if tensors.find(place, flux.STEMS) is not None:
-        return "autoencoder"
+        # Beside a model it is that of a BAGEL whose configs are missing, which is then said.
+        held = [stem + end for stem in folder.MODEL_STEMS for end in (tensors.SUFFIX, tensors.INDEX)]
+        return "bagel" if any((place / name).exists() for name in held) else "autoencoder"
     raise CheckpointNotFound(
         f"{place} holds neither a run (checkpoints/), nor a BAGEL (llm_config.json), nor a Qwen2 or SigLIP 2 "
         "(config.json with its model_type), nor an autoencoder (ae.safetensors)"

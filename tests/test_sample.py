@@ -66,6 +66,7 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         prompts=["a red circle", "a blue dog", "a red circle"],
         prompts_file=None,
         images=[],
+        keep_shape=False,
         answer=False,
         tokenizer=None,
         output_dir=str(tmp_path / "out"),
@@ -119,6 +120,23 @@ def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, value
     assert finals[0][0] != finals[1][0] == finals[2][0] and finals[1][1] != finals[2][1]
     code, out, _ = command(**changes, images=[SHOWN], answer=True, output_dir="/proc/none")
     assert code == 0 and out.count("a red circle\n    ") == 2
+
+
+def test_an_input_image_keeps_its_shape_where_that_is_asked_for(command, seeing, tmp_path):
+    paths = []
+    for name, size in (("wide", (120, 60)), ("tall", (40, 80)), ("wide again", (240, 120))):
+        paths.append(str(tmp_path / f"{name}.png"))
+        PIL.Image.new("RGB", size, (9, 90, 200)).save(paths[-1])
+    prompts = ["a red circle"] * 3
+    code, out, err = command(workdir=seeing, prompts=prompts, images=paths, keep_shape=True, max_steps=1)
+    assert code == 0, err
+    folder = tmp_path / "out" / "images"
+    shapes = [PIL.Image.open(folder / f"{i:04d}_1_sketch.png").size for i in range(3)]
+    given = [PIL.Image.open(folder / f"{i:04d}_input.png").size for i in range(3)]
+    assert shapes == given and shapes[0] == shapes[2] != shapes[1]
+    assert shapes[0][0] == 2 * shapes[0][1] and shapes[1][1] == 2 * shapes[1][0]
+    lines = (tmp_path / "out" / "trajectories.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [3, 4, 5]
 
 
 BAD = [
