@@ -28,7 +28,7 @@ GRADIENTS = (
     "language_model.model.layers.1.self_attn.k_proj.bias",
     "language_model.model.layers.0.mlp_moe_gen.gate_proj.weight",
     "language_model.model.embed_tokens.weight",
-    "latent.pos",
+    "time_embedder.mlp.2.bias",
     "vit_model.vision_model.embeddings.position_embedding.weight",
     "vae2llm.bias",
 )
