@@ -43,7 +43,7 @@ from process_gen.reports.report import Paths, write_report
 from process_gen.reports.table import table
 from process_gen.restore import Restored, load_sampler
 from process_gen.sampling import Progress, Sampler
-from process_gen.scenes import read_request
+from process_gen.scenes import get_level, read_request
 from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode, Plan
@@ -163,11 +163,14 @@ def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
 
 
 def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajectory:
-    """The trajectory with the verdict on its final image, where the scenes judge can read the prompt."""
-    request = None if level is None else read_request(trajectory.prompt, level)
-    if request is None or isinstance(request, Malformed):
+    """The trajectory with the verdict on its final image, where the scenes judge can read prompt and image."""
+    image = trajectory.image
+    if level is None or image is None or image.shape[:2] != (get_level(level).image_size,) * 2:
         return trajectory
-    return dataclasses.replace(trajectory, verdict=verdict_of(request, trajectory.image))
+    request = read_request(trajectory.prompt, level)
+    if isinstance(request, Malformed):
+        return trajectory
+    return dataclasses.replace(trajectory, verdict=verdict_of(request, image))
 
 
 def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
