@@ -163,9 +163,9 @@ def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
 
 
 def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajectory:
-    """The trajectory with the verdict on its final image, where the scenes judge can read prompt and image."""
+    """The trajectory with the verdict on its final image, where the scenes judge can read both."""
     image = trajectory.image
-    if level is None or image is None or image.shape[:2] != (get_level(level).image_size,) * 2:
+    if level is None or (image is not None and image.shape[:2] != (get_level(level).image_size,) * 2):
         return trajectory
     request = read_request(trajectory.prompt, level)
     if isinstance(request, Malformed):
