@@ -107,7 +107,7 @@ def autoencoder_weights(model: ModelConfig, origin: str) -> Weights:
             "config.data.latents needs the weights of the autoencoder: set config.train.init to a published "
             "checkpoint or to a run"
         )
-    weights = read_weights(origin)
+    weights = read_weights(origin, vit=False)  # nothing but the autoencoder is asked for
     if weights.autoencoder is None:
         raise experiment.ConfigError(f"{weights.source} (config.train.init) holds no autoencoder")
     if weights.flux != model.flux:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 
 from process_gen import experiment
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
@@ -88,13 +89,12 @@ def load_model(
         raise ValueError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
     if config is not None:
         return _with_config(str(path), which, tokenizer, config)
+    if path is not None and (epath.Path(path) / "llm_config.json").is_file():
+        raise _without_config(str(path))
     loaded = load_params(shipped_weights() if path is None else str(path), which)
     fields = loaded.metadata.get("config")
     if not isinstance(fields, Mapping):
-        raise CheckpointMismatch(
-            f"{loaded.source} carries no config, it was not made by process_gen.train: give one, such as "
-            "--config=configs/bagel_7b.py:paper"
-        )
+        raise _without_config(loaded.source)
     tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
     model = experiment.build_model(experiment.from_json(fields), tokenizer)
     _check_same(model, loaded.params, loaded.source)
@@ -103,6 +103,13 @@ def load_model(
     if model.config.autoencoder != "patches":
         autoencoder = jax.tree.map(jnp.asarray, load_params(str(path), "autoencoder").params)
     return Restored(model, params, tokenizer, _level(fields), fields, loaded.source, autoencoder)
+
+
+def _without_config(source: str) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"{source} carries no config, it was not made by process_gen.train: give one, such as "
+        "--config=configs/bagel_7b.py:paper"
+    )
 
 
 def _with_config(path: str, which: str, tokenizer: str | None, config: ml_collections.ConfigDict) -> Restored:
@@ -114,7 +121,7 @@ def _with_config(path: str, which: str, tokenizer: str | None, config: ml_collec
         config.data.tokenizer = tokenizer
     words = build_tokenizer(config)
     model, fields = experiment.build_model(config, words), experiment.to_json(config)
-    params, autoencoder = read_for(model, path, which)
+    params, autoencoder = read_for(model, path, which, words)
     return Restored(model, params, words, _level(fields), fields, path, autoencoder)
 
 

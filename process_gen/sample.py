@@ -5,6 +5,10 @@
     echo "two green stars" | python -m process_gen.sample --prompts=- --mode=single_pass
     python -m process_gen.sample --workdir=runs/bagel --prompts="make the cat red" --images=cat.jpg
     python -m process_gen.sample --workdir=runs/bagel --prompts="what is this?" --images=cat.jpg --answer
+    python -m process_gen.sample --workdir=runs/bagel --prompts="add a hat" --images=tall.jpg --keep_shape
+
+An input image is cropped to the shape of the model's layout; `--keep_shape` draws at the image's own shape
+instead, sized as the base model sizes it. Every shape is compiled for itself.
 
 Published weights, and what `convert` makes of them, bring no settings: `--config=configs/bagel_7b.py:paper`
 gives them.
@@ -31,14 +35,15 @@ import numpy as np
 from absl import flags
 
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.data.images import UNREADABLE, read_image
+from process_gen.data.images import UNREADABLE, fit, model_sizes, read_rgb, rules_for
 from process_gen.evaluation.reading import verdict_of
+from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
 from process_gen.reports.report import Paths, write_report
 from process_gen.reports.table import table
 from process_gen.restore import Restored, load_sampler
 from process_gen.sampling import Progress, Sampler
-from process_gen.scenes import read_request
+from process_gen.scenes import get_level, read_request
 from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode, Plan
@@ -101,10 +106,8 @@ def collect_prompts(given: Sequence[str], path: str | None, stdin: BinaryIO | No
     return prompts
 
 
-def collect_images(
-    paths: Sequence[str], prompts: int, image_size: tuple[int, int]
-) -> list[np.ndarray] | None:
-    """The input images of so many prompts, at the size of the model; None where there are none.
+def collect_images(paths: Sequence[str], prompts: int) -> list[np.ndarray] | None:
+    """The input images of so many prompts, as they are; None where there are none.
 
     Raises:
       InputError: a file that cannot be read, or another number of them than one or one per prompt.
@@ -116,11 +119,37 @@ def collect_images(
     found = []
     for path in paths:
         try:
-            found.append(read_image(path, image_size))
+            found.append(read_rgb(path))
         except UNREADABLE as error:
             why = getattr(error, "strerror", None) or error
             raise InputError(f"cannot read the image {path!r}: {why}") from None
     return found * prompts if len(found) == 1 else found
+
+
+Group = tuple[Sampler, list[int], list[np.ndarray] | None]
+"""A sampler, the numbers of the prompts that it draws, and their input images."""
+
+
+def grouped(sampler: Sampler, prompts: int, images: list[np.ndarray] | None, keep_shape: bool) -> list[Group]:
+    """The prompts by the shape at which they are drawn, their images resized to it.
+
+    Raises:
+      ValueError: the model cannot hold an image of such a shape.
+    """
+    layout, config = sampler.model.layout, sampler.model.config
+    if images is None or not keep_shape:
+        fitted = images and [fit(image, layout.image_size) for image in images]
+        return [(sampler, list(range(prompts)), fitted)]
+    side = geometry(config)[0] * config.latent_patch
+    view = (config.vit.patch, config.vit.max_side) if layout.vit_tokens else None
+    rules = rules_for((side, config.max_latent_side), view)
+    shapes: dict[Any, list[int]] = {}
+    for number, image in enumerate(images):
+        shapes.setdefault(model_sizes(*image.shape[:2], *rules), []).append(number)
+    return [
+        (sampler.with_shape(*shape), numbers, [rules[0](images[number]) for number in numbers])
+        for shape, numbers in shapes.items()
+    ]
 
 
 def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
@@ -134,42 +163,57 @@ def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
 
 
 def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajectory:
-    """The trajectory with the verdict on its final image, where the scenes judge can read the prompt."""
-    request = None if level is None else read_request(trajectory.prompt, level)
-    if request is None or isinstance(request, Malformed):
+    """The trajectory with the verdict on its final image, where the scenes judge can read both."""
+    image = trajectory.image
+    if level is None or (image is not None and image.shape[:2] != (get_level(level).image_size,) * 2):
         return trajectory
-    return dataclasses.replace(trajectory, verdict=verdict_of(request, trajectory.image))
+    request = read_request(trajectory.prompt, level)
+    if isinstance(request, Malformed):
+        return trajectory
+    return dataclasses.replace(trajectory, verdict=verdict_of(request, image))
+
+
+def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
+    """A seed for every prompt: `first`, and one more each time that a prompt stands there again."""
+    times, seeds = dict.fromkeys(prompts, -1), []
+    for prompt in prompts:
+        times[prompt] += 1
+        seeds.append((first + times[prompt]) % 2**32)
+    return seeds
 
 
 def sample_prompts(
-    sampler: Sampler,
+    groups: Sequence[Group],
     prompts: Sequence[str],
     level: str | None = None,
-    seed: int | None = None,
     show: Callable[[Progress], None] | None = None,
-    images: Sequence[np.ndarray] | None = None,
 ) -> list[SampledTrajectory]:
     """One judged trajectory per prompt; a prompt that stands there again takes the next seed.
 
     Args:
-      sampler: draws.
+      groups: from `grouped`.
       prompts: in order.
       level: of the scenes world, for the judge.
-      seed: of the first of equal prompts; the sampler's own by default.
-      show: is told how far it is, after every round of steps.
-      images: input images, one per prompt.
+      show: is told how far a group is, after every round of steps.
     """
-    first, times = sampler.config.seed if seed is None else seed, dict.fromkeys(prompts, -1)
-    seeds = []
-    for prompt in prompts:
-        times[prompt] += 1
-        seeds.append((first + times[prompt]) % 2**32)
+    seeds = seeds_of(prompts, groups[0][0].config.seed)
     drawn: dict[int, SampledTrajectory] = {}
-    for progress in sampler.stream(prompts, seeds, images):
-        drawn.update(progress.finished)
-        if show:
-            show(progress)
-    return [judged(drawn[i], level) for i in range(len(prompts))]
+    for sampler, numbers, images in groups:
+        mine = ([prompts[n] for n in numbers], [seeds[n] for n in numbers])
+        for progress in sampler.stream(*mine, images):
+            drawn |= {numbers[i]: judged(one, level) for i, one in progress.finished}
+            if show:
+                show(progress)
+    return [drawn[number] for number in range(len(prompts))]
+
+
+def answer_prompts(groups: Sequence[Group], prompts: Sequence[str]) -> list[str]:
+    """What the model says to each prompt."""
+    answers: dict[int, str] = {}
+    for sampler, numbers, images in groups:
+        texts = sampler.answer([prompts[n] for n in numbers], images=images)
+        answers |= dict(zip(numbers, texts, strict=True))
+    return [answers[number] for number in range(len(prompts))]
 
 
 def describe(trajectories: Sequence[SampledTrajectory]) -> str:
@@ -229,6 +273,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "images", [], "An input image, one for all prompts or one for each; may be given again."
     )
+    flags.DEFINE_boolean("keep_shape", False, "Draw at the shape of the input image instead of cropping it.")
     flags.DEFINE_boolean("answer", False, "Answer the prompts in words instead of drawing.")
     flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
     flags.DEFINE_string("output_dir", "samples", "Folder to write to.")
@@ -260,15 +305,17 @@ def run(values: Any) -> str:
     rows = min(values.batch_size, len(prompts))
     config = None if values.config is None else cli.load_config(values.config)
     sampler, restored = load_sampler(values.workdir, values.which, rows, values.tokenizer, config, **settings)
-    images = collect_images(values.images, len(prompts), sampler.model.layout.image_size)
-    for number, prompt in enumerate(prompts):
-        sampler.encode(prompt, images[number] if images else None)
+    images = collect_images(values.images, len(prompts))
+    groups = grouped(sampler, len(prompts), images, values.keep_shape)
+    for one, numbers, fitted in groups:
+        for place, number in enumerate(numbers):
+            one.encode(prompts[number], fitted[place] if fitted else None)
     for warning in unknown_words(sampler, prompts):
         print(f"warning: {warning}", file=sys.stderr)
     if values.answer:
-        answers = sampler.answer(prompts, images=images)
-        return "\n".join(f"{prompt}\n    {answer}" for prompt, answer in zip(prompts, answers, strict=True))
-    drawn = sample_prompts(sampler, prompts, restored.level_name, show=_line_of_progress, images=images)
+        pairs = zip(prompts, answer_prompts(groups, prompts), strict=True)
+        return "\n".join(f"{prompt}\n    {answer}" for prompt, answer in pairs)
+    drawn = sample_prompts(groups, prompts, restored.level_name, _line_of_progress)
     paths = report(drawn, values.output_dir, sampler, restored)
     return "\n".join([describe(drawn), "", str(paths.page), str(paths.jsonl)])
 

@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from process_gen import vocabulary
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published.sources import Source
+from process_gen.data.tokenizers import Tokenizer
 from process_gen.models.autoencoder import random_weights
 from process_gen.models.config import ModelConfig
 from process_gen.models.unified import UnifiedModel
@@ -23,11 +25,14 @@ FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "logit_chun
 """Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
 
 
-def read_for(model: UnifiedModel, path: str, which: str = "ema") -> tuple[Any, Any]:
+def read_for(
+    model: UnifiedModel, path: str, which: str = "ema", tokenizer: Tokenizer | None = None
+) -> tuple[Any, Any]:
     """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
 
     Raises:
-      CheckpointError: nothing there, broken, or not the weights of this model.
+      CheckpointError: nothing there, broken, not the weights of this model, or of another tokenizer than
+        the one given.
     """
     spec, coder = jax.eval_shape(
         lambda: (
@@ -35,7 +40,7 @@ def read_for(model: UnifiedModel, path: str, which: str = "ema") -> tuple[Any, A
             random_weights(model.config, jax.random.key(0)),
         )
     )
-    weights = _fitting(model, path, which)
+    weights = _fitting(model, path, which, tokenizer)
     params = filled(spec, weights.params("float32"), weights.source)
     return params, None if coder is None else filled(coder, _autoencoder(weights), weights.source)
 
@@ -44,12 +49,17 @@ def _blank(model: UnifiedModel) -> Batch:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Batch.spec(model.layout, 1))
 
 
-def _fitting(model: UnifiedModel, path: str, which: str = "ema") -> Weights:
-    """The weights at `path`, once they are known to be those of a model of these sizes."""
+def _fitting(
+    model: UnifiedModel, path: str, which: str = "ema", tokenizer: Tokenizer | None = None
+) -> Weights:
+    """The weights at `path`, once they are known to be those of a model of these sizes, and their ids to mean
+    what the tokenizer says."""
     weights = read_weights(path, vit=bool(model.layout.vit_tokens), which=which)
     if weights.model is None or weights.params is None:
         raise CheckpointMismatch(f"{weights.source} holds no model to start from")
     check_sizes(model.config, weights.model, weights.source)
+    if tokenizer is not None:
+        vocabulary.check_same(tokenizer, weights.metadata, weights.source)
     return weights
 
 
@@ -59,7 +69,9 @@ def _autoencoder(weights: Weights) -> Source:
     return weights.autoencoder("float32")
 
 
-def start_from(state: TrainState, model: UnifiedModel, path: str) -> TrainState:
+def start_from(
+    state: TrainState, model: UnifiedModel, path: str, tokenizer: Tokenizer | None = None
+) -> TrainState:
     """The state of a run that has not begun, with weights from `path` on the devices that it names.
 
     Every device reads its own part, array by array, once the state's random
@@ -67,9 +79,10 @@ def start_from(state: TrainState, model: UnifiedModel, path: str) -> TrainState:
     where the layout has no room for its tokens) stay where they are.
 
     Raises:
-      CheckpointError: nothing there, broken, or not the weights of this model.
+      CheckpointError: nothing there, broken, not the weights of this model, or of another tokenizer than
+        the one given.
     """
-    weights = _fitting(model, path)
+    weights = _fitting(model, path, tokenizer=tokenizer)
     params = filled(state.params, weights.params("float32"), weights.source)
     autoencoder = state.autoencoder
     if autoencoder is not None:

@@ -143,7 +143,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 state = store.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, workdir)
         elif origin := c.get("init", ""):
-            state = start_from(state, model, origin)
+            state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
         run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, ledger, stop)

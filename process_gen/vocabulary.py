@@ -7,14 +7,16 @@ run can be moved, sampled and resumed without the folder it was started with.
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from absl import logging
 
 from process_gen.checkpoints.errors import CheckpointMismatch
-from process_gen.data.qwen2 import Qwen2Tokenizer
+from process_gen.data.qwen2 import VOCABULARY, WHOLE, Qwen2Tokenizer
 from process_gen.data.tokenizers import SCENES, Tokenizer, TokenizerError, scenes_tokenizer
 from process_gen.experiment import as_config_error
 
@@ -38,6 +40,18 @@ def build_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
 def describe(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> dict[str, str]:
     """What a checkpoint has to say about its tokenizer."""
     return {NAME: config.data.get("tokenizer", SCENES), FINGERPRINT: tokenizer.fingerprint}
+
+
+def describe_files(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """What published weights say about the tokenizer beside them; nothing where none can be read."""
+    place = pathlib.Path(folder)
+    if not any((place / name).is_file() for name in (WHOLE, VOCABULARY)):
+        return {}
+    try:
+        return {NAME: str(place), FINGERPRINT: Qwen2Tokenizer(place).fingerprint}
+    except TokenizerError as error:
+        logging.warning("nothing will tell the tokenizer of these weights from another one: %s", error)
+        return {}
 
 
 def keep(tokenizer: Tokenizer, workdir: str | pathlib.Path) -> None:

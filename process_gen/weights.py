@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from process_gen import experiment
+from process_gen import experiment, vocabulary
 from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import bagel, configs, flux, folder, parts, sources, stream, tensors
@@ -115,7 +115,9 @@ def kind_of(place: epath.Path) -> str:
         if family.startswith(prefix):
             return kind
     if tensors.find(place, flux.STEMS) is not None:
-        return "autoencoder"
+        # Beside a model it is that of a BAGEL whose configs are missing, which is then said.
+        held = [stem + end for stem in folder.MODEL_STEMS for end in (tensors.SUFFIX, tensors.INDEX)]
+        return "bagel" if any((place / name).exists() for name in held) else "autoencoder"
     raise CheckpointNotFound(
         f"{place} holds neither a run (checkpoints/), nor a BAGEL (llm_config.json), nor a Qwen2 or SigLIP 2 "
         "(config.json with its model_type), nor an autoencoder (ae.safetensors)"
@@ -133,6 +135,7 @@ def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
 
 def _bagel(published: folder.Published) -> Weights:
     metadata = {
+        **vocabulary.describe_files(published.folder),
         "model": configs.as_json(published.model),
         "published": {
             "from": str(published.folder),
@@ -163,6 +166,7 @@ def _started(
     model = start().model
     taken = {"language_model": str(place), "vision": vision, "autoencoder": autoencoder, "seed": seed}
     metadata = {
+        **vocabulary.describe_files(place),
         "model": configs.as_json(model),
         "published": {"from": {k: v if v is None else str(v) for k, v in taken.items()}},
     }

@@ -21,6 +21,9 @@ from process_gen.data.sources import open_source, with_latents
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.models.autoencoder import to_tokens
 from process_gen.prepare import prepare
+from process_gen.start import read_for
+from process_gen.train_step import Recipe, TrainState, make_train_step
+from process_gen.trajectory.batch import Batch
 
 ROOT = pathlib.Path(__file__).parents[1]
 PUBLISHED = ROOT / "tests" / "golden" / "bagel_tiny"
@@ -82,6 +85,32 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
     prepare(config)
     ahead.check_autoencoder(config)
     assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+
+
+@pytest.mark.slow  # a train step is compiled twice
+def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly(config):
+    """Latents are the encoder's means in both, so that they differ by half precision alone."""
+    tiny = cli.load_config(str(ROOT / "configs" / "bagel_7b.py:debug"))
+    with tiny.unlocked():
+        tiny.data.update(config.data.to_dict())
+        tiny.train.init = config.train.init
+    prepare(tiny)
+    model = experiment.build_model(tiny, scenes_tokenizer())
+    optimizer, schedule = experiment.build_optimizer(tiny)
+    losses, options = experiment.build_losses(tiny), experiment.build_unroll_options(tiny)
+    recipe = Recipe(model, losses, options, optimizer, schedule)
+    step = jax.jit(make_train_step(recipe), compiler_options={"xla_backend_optimization_level": 0})
+    params, autoencoder = read_for(model, tiny.train.init)
+    first = TrainState(np.int32(0), params, params, optimizer.init(params), jax.random.key(0), autoencoder)
+    curves = []
+    for ahead_of_time in (False, True):
+        state, curve, (rows, *_) = first, [], batches(tiny, ahead_of_time)
+        for _ in range(4):
+            state, metrics = step(state, Batch(**rows))
+            curve.append([float(value) for name, value in metrics.items() if name.startswith("loss")])
+        curves.append(curve)
+    assert (rows["sketch_latents"] != 0).any() and curves[0][0] != curves[0][-1]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-3)
 
 
 def test_a_broken_image_keeps_its_place_or_stops_the_encoding(config):

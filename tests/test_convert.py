@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from process_gen import convert, weights
+from process_gen import cli, convert, weights
 from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import import_bagel, read_published
+from process_gen.data.qwen2 import Qwen2Tokenizer
+from process_gen.restore import load_model
+from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "bagel_tiny"
@@ -105,6 +108,37 @@ def test_the_autoencoder_alone_becomes_a_run(tmp_path):
     same_file(tmp_path / "out" / "ae.safetensors", GOLDEN / "ae.safetensors")
     with pytest.raises(convert.ConvertError, match="holds no model"):
         run(source=tmp_path / "run", target=tmp_path / "out2", to="bagel")
+
+
+def test_a_converted_model_knows_its_tokenizer(tmp_path):
+    """Weights say which tokenizer their ids are of, and another one is refused wherever they are used."""
+    published = tmp_path / "bagel"
+    shutil.copytree(GOLDEN, published)
+    write_tiny_qwen2(published)
+    run(source=published, target=tmp_path / "run")
+    tokenizer = Qwen2Tokenizer(published)
+    config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
+    for place in (published, tmp_path / "run"):
+        found = weights.read_weights(place)
+        assert found.metadata["tokenizer_fingerprint"] == tokenizer.fingerprint
+        with pytest.raises(CheckpointMismatch, match="was trained with the tokenizer .*this is another one"):
+            load_model(str(place), config=config)
+    with config.unlocked():
+        config.model.vocab_size = 400
+    assert Qwen2Tokenizer(tmp_path / "run" / "tokenizer").fingerprint == tokenizer.fingerprint
+    with pytest.raises(CheckpointMismatch, match="for a model with vocab_size 320"):
+        load_model(str(tmp_path / "run"), tokenizer=str(published), config=config)
+
+
+def test_a_folder_without_configs_is_no_autoencoder(tmp_path):
+    folder = tmp_path / "bagel"
+    shutil.copytree(GOLDEN, folder)
+    for name in ("llm_config.json", "vit_config.json", "config.json"):
+        (folder / name).unlink()
+        with pytest.raises(CheckpointNotFound, match=r"llm_config.json is missing: it belongs beside"):
+            weights.read_weights(folder)
+    (folder / "ema.safetensors").unlink()
+    assert weights.read_weights(folder).kind == "autoencoder"
 
 
 def test_without_a_vit(source, tmp_path):

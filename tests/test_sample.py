@@ -66,6 +66,7 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         prompts=["a red circle", "a blue dog", "a red circle"],
         prompts_file=None,
         images=[],
+        keep_shape=False,
         answer=False,
         tokenizer=None,
         output_dir=str(tmp_path / "out"),
@@ -121,12 +122,49 @@ def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, value
     assert code == 0 and out.count("a red circle\n    ") == 2
 
 
+@pytest.mark.slow  # a model with a ViT and an autoencoder, all stages
+def test_published_weights_edit_an_image_and_answer(command, tmp_path):
+    """A folder in the published layout, as it was downloaded, with a config that says how to use it."""
+    published = dict(
+        workdir=str(ROOT / "tests" / "golden" / "bagel_tiny"),
+        config=str(ROOT / "configs" / "bagel_7b.py:debug"),
+        mode=None,
+        prompts=["a red circle"],
+    )
+    shown = str(tmp_path / "shown.png")
+    PIL.Image.new("RGBA", (50, 80), (200, 9, 9, 255)).save(shown)
+    code, out, err = command(**published, images=[shown], max_steps=1)
+    assert code == 0 and "a red circle" in out, err
+    with PIL.Image.open(tmp_path / "out" / "images" / "0000_input.png") as given:
+        assert given.size == (32, 32) and given.getpixel((3, 3)) == (200, 9, 9)
+    code, out, err = command(**published, images=[shown], answer=True)
+    assert code == 0 and out.startswith("a red circle\n    "), err
+
+
+def test_an_input_image_keeps_its_shape_where_that_is_asked_for(command, seeing, tmp_path):
+    paths = []
+    for name, size in (("wide", (120, 60)), ("tall", (40, 80)), ("wide again", (240, 120))):
+        paths.append(str(tmp_path / f"{name}.png"))
+        PIL.Image.new("RGB", size, (9, 90, 200)).save(paths[-1])
+    prompts = ["a red circle"] * 3
+    code, out, err = command(workdir=seeing, prompts=prompts, images=paths, keep_shape=True, max_steps=1)
+    assert code == 0, err
+    folder = tmp_path / "out" / "images"
+    shapes = [PIL.Image.open(folder / f"{i:04d}_1_sketch.png").size for i in range(3)]
+    given = [PIL.Image.open(folder / f"{i:04d}_input.png").size for i in range(3)]
+    assert shapes == given and shapes[0] == shapes[2] != shapes[1]
+    assert shapes[0][0] == 2 * shapes[0][1] and shapes[1][1] == 2 * shapes[1][0]
+    lines = (tmp_path / "out" / "trajectories.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [3, 4, 5]
+
+
 BAD = [
     (dict(prompts=[""]), "the prompt is empty"),
     (dict(prompts=[]), "no prompt"),
     (dict(prompts=["a red circle " * 20]), "the prompt has 60 tokens, "),
     (dict(workdir="/nowhere/at/all"), "no such workdir"),
     (dict(workdir=str(ROOT / "tests")), "not the workdir of a training run"),
+    (dict(workdir=str(ROOT / "tests" / "golden" / "bagel_tiny")), "carries no config, it was not made"),
     (dict(output_dir="/proc/none"), "cannot write to the output folder"),
     (dict(prompts_file="/nowhere.txt"), "cannot read the prompts file '/nowhere.txt': No such file"),
     (dict(which="emma"), "did you mean ema"),

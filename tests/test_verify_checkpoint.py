@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from process_gen import verify_checkpoint
+from process_gen import convert, verify_checkpoint
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.parity.answers import Entry, is_given
 from process_gen.parity.golden import read_golden
@@ -48,6 +48,20 @@ def test_the_parts_of_a_checkpoint_are_counted():
     )
     assert good and f"{stored:,}" in text
     assert "other" not in text and "every tensor is there" in text
+
+
+def test_a_converted_checkpoint_is_checked_like_the_published_one(tmp_path):
+    """The arrays that known answers are computed with are the same bits, and so is the timestep shift."""
+    published = read_weights(FOLDER)
+    convert.convert(published, str(tmp_path / "run"))
+    ours = read_weights(str(tmp_path / "run"))
+    text, good = verify_checkpoint.run(flags(checkpoint=str(tmp_path / "run")))
+    assert good and "(ours)" in text and "every tensor is there" in text
+    pairs = zip(verify_checkpoint.opened(ours), verify_checkpoint.opened(published, "float32"), strict=True)
+    for mine, theirs in pairs:
+        assert mine.spec == theirs.spec
+        assert all(np.array_equal(mine.read(name), theirs.read(name)) for name in mine.spec)
+    assert ours.metadata["published"] == published.metadata["published"]
 
 
 def broken(tmp_path: pathlib.Path, change) -> str:

@@ -2,7 +2,8 @@
 
 A layout has one image size, so training crops an image around its middle to the
 layout's shape (`fit`). The base model takes each image at its own shape, resized
-by its own rule (`Resize`); `model_sizes` says which layout that is.
+by its own rule (`Resize`); `model_sizes` says which layout that is, and
+`rules_for` has the same rule for models of other sizes.
 """
 
 from __future__ import annotations
@@ -105,12 +106,28 @@ VIT = Resize(stride=14, shortest=224, longest=980)
 
 
 def model_sizes(
-    height: int, width: int, vae: Resize = VAE, vit: Resize = VIT
+    height: int, width: int, vae: Resize = VAE, vit: Resize | None = VIT
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """A layout's `image_size` and `vit_grid` for an image at its own shape, as the base model sizes it."""
     image_size = vae.size(height, width)
+    if vit is None:
+        return image_size, (0, 0)
     rows, columns = vit.size(*image_size)
     return image_size, (rows // vit.stride, columns // vit.stride)
+
+
+def rules_for(latent: tuple[int, int], view: tuple[int, int] | None) -> tuple[Resize, Resize | None]:
+    """The base model's rules in proportion to the tables of a model: `VAE` and `VIT` for its own.
+
+    Args:
+      latent: side of a latent token in pixels, and how many the position table has along a side.
+      view: the same of the ViT's patches; None without a ViT.
+    """
+    (side, most), vit = latent, None
+    if view is not None:
+        patch, places = view
+        vit = Resize(patch, patch * max(1, round(places * 16 / 70)), patch * places)
+    return Resize(side, side * max(1, most // 2), side * most), vit
 
 
 def to_floats(image: np.ndarray) -> np.ndarray:

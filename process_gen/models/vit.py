@@ -45,24 +45,22 @@ def check(config: ModelConfig, layout: Layout) -> None:
 
 def to_patches(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
     """What the ViT sees of images whose latents are pixels: tokens [..., N, V] to patches [..., P, U]."""
-    return patches_of(config, layout, autoencoder.to_pixels(config, layout, tokens))
+    return patches_of(config, layout, jnp.clip(autoencoder.to_pixels(config, layout, tokens), -1.0, 1.0))
 
 
 def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Array:
     """What the ViT sees of images [..., H, W, 3], uint8 or around [-1, 1]: patches [..., P, U].
 
     An image is resized to `layout.vit_grid` patches (bicubic, antialiased)
-    where it has another size. Pixels are then in [-1, 1]; a patch is flattened
-    as (row, column, channel).
+    where it has another size, and what that carries beyond [-1, 1] is cut off;
+    a patch is flattened as (row, column, channel).
     """
     (rows, columns), side = layout.vit_grid, config.vit.patch
     pixels = autoencoder.to_floats(images).reshape(-1, *images.shape[-3:])
     size = (pixels.shape[0], rows * side, columns * side, pixels.shape[3])
     if pixels.shape != size:
-        pixels = jax.image.resize(pixels, size, method="cubic")
-    patches = einops.rearrange(
-        jnp.clip(pixels, -1.0, 1.0), "b (r p) (c q) d -> b (r c) (p q d)", p=side, q=side
-    )
+        pixels = jnp.clip(jax.image.resize(pixels, size, method="cubic"), -1.0, 1.0)
+    patches = einops.rearrange(pixels, "b (r p) (c q) d -> b (r c) (p q d)", p=side, q=side)
     return patches.reshape(*images.shape[:-3], *patches.shape[1:])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from process_gen.checkpoints.published import sources
 from process_gen.checkpoints.published.bagel import bagel_moves
 from process_gen.models import autoencoder, vit
+from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig
 from process_gen.models.flux import FluxAutoencoder
 from process_gen.parity.golden import Golden, once
@@ -124,11 +125,14 @@ def _training(
     golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float
 ) -> dict[str, np.ndarray]:
     found, gradients = training_answers(golden, config, params, timestep_shift)
+    found |= _gradients(golden, config, gradients)
+    if not golden.optional("train_vae_images", (0,)).size:
+        return found  # a row of texts and of what the ViT sees
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
     tokens = once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
     found["train_latents"] = _as_latents(golden, config, tokens)
     found["train_vae_position_ids"] = _grid_ids(golden, config, len(images))
-    return found | _gradients(golden, config, gradients)
+    return found
 
 
 def _gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
@@ -153,7 +157,7 @@ def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.nd
 
 
 def _grid_ids(golden: Golden, config: ModelConfig, images: int) -> np.ndarray:
-    rows, columns = layout_of(golden, config).latent_grid
+    rows, columns = latent_shape(config, golden.size("train_vae_images", "image_hw"))[0]
     ids = np.arange(rows)[:, None] * config.max_latent_side + np.arange(columns)
     return np.tile(ids.reshape(-1), images)
 
@@ -177,7 +181,7 @@ def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dic
 
 def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """The entries of the ViT and its connector."""
-    layout = layout_of(golden, config)
+    layout = layout_of(golden, config, "ae_image", "vit_image")
     rows, columns = layout.vit_grid
     image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
 

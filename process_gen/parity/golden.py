@@ -42,6 +42,15 @@ class Golden:
             raise CheckpointMismatch(f"{self.place}/{ARRAYS} lacks {name}")
         return self.arrays[name]
 
+    def optional(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An array that need not be stored: zeros of a shape then, of which a row has none."""
+        return self.arrays.get(name, np.zeros(shape, np.int64))
+
+    def size(self, image: str, setting: str) -> tuple[int, int]:
+        """Height and width of images [..., 3, H, W]; those of a setting where they are not stored."""
+        found = self.arrays[image].shape[-2:] if image in self.arrays else self.setting(setting)
+        return int(found[0]), int(found[1])
+
     def setting(self, *path: str) -> Any:
         """A value of `golden.json`.
 

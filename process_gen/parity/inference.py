@@ -54,6 +54,8 @@ def inference_answers(golden: Golden, config: ModelConfig, params: Any, frozen: 
     layout = layout_of(
         golden,
         config,
+        "inf_image",
+        "inf_vit_image",
         prompt=prompt.shape[1],
         prompt_image=True,
         instruction=instruction.shape[1],
@@ -83,17 +85,18 @@ def _bracketed(golden: Golden, ids: np.ndarray) -> np.ndarray:
 
 def _work(golden: Golden, model: UnifiedModel, params, frozen, prompt, instruction, texts_only: bool):
     """A step that has not begun, after the golden context, or after its texts alone."""
-    images = {
-        name: jnp.moveaxis(jnp.asarray(golden[name]), 0, -1)[None] for name in ("inf_image", "inf_vit_image")
-    }
+
+    def image(name: str):
+        return jnp.moveaxis(jnp.asarray(golden[name]), 0, -1)[None]
+
     view = None
     if model.layout.vit_tokens:
-        view = vit.patches_of(model.config, model.layout, images["inf_vit_image"])
+        view = vit.patches_of(model.config, model.layout, image("inf_vit_image"))
     there = {s.name: jnp.asarray([not texts_only]) for s in model.layout.prompt_parts["prompt_image"]}
 
     @once
     def begin(params, frozen):
-        latents = autoencoder.to_tokens(model.config, images["inf_image"], frozen)
+        latents = autoencoder.to_tokens(model.config, image("inf_image"), frozen)
         inputs = PromptInputs(prompt, latents, view, instruction, there)
         return model.apply({"params": params}, inputs, method="begin")[0]
 

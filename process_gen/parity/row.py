@@ -81,16 +81,28 @@ class Row:
     noised: tuple[int, ...]
 
 
-def layout_of(golden: Golden, config: ModelConfig, **sizes: Any) -> Layout:
+def layout_of(golden: Golden, config: ModelConfig, image: str, view: str, **sizes: Any) -> Layout:
     """Slots for images as large as the golden ones.
+
+    Args:
+      golden: has the images.
+      config: the model.
+      image, view: keys of images [..., 3, H, W] as the autoencoder and as the ViT see them; where one is
+        not stored, `golden.json` says how large it would be.
+      **sizes: of the other slots.
 
     Raises:
       ValueError: the model cannot hold them.
     """
-    size = tuple(golden.setting("image_hw"))
+    size = golden.size(image, "image_hw")
     grid, values = latent_shape(config, size)
+    rows, columns = golden.size(view, "vit_hw") if config.vit else (0, 0)
     side = config.vit.patch if config.vit else 1
-    rows, columns = golden.setting("vit_hw") if config.vit else (0, 0)
+    if rows % side or columns % side:
+        raise CheckpointMismatch(
+            f"{golden.place}: the sides of {view}, {rows} and {columns}, are no multiples of the ViT's "
+            f"patches of {side}"
+        )
     layout = Layout(
         image_size=size,
         latent_grid=grid,
@@ -112,7 +124,7 @@ def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
 def samples_of(golden: Golden) -> list[Sample]:
     """The samples of the published row."""
     lengths, start, samples = golden["train_sample_lens"], 0, []
-    vit_tokens = set(golden["train_vit_indexes"].tolist())
+    vit_tokens = set(golden.optional("train_vit_indexes", (0,)).tolist())
     targets = set(golden["train_ce_indexes"].tolist())
     for i, length in enumerate(lengths):
         pieces, at = [], start
@@ -154,6 +166,8 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
     layout = layout_of(
         golden,
         config,
+        "train_vae_images",
+        "train_vit_images",
         prompt=max([1, *(len(s.prompt.tokens) for s in samples if s.prompt)]),
         plan=max([1, *(len(step["text"].tokens) for _, _, step in steps if "text" in step)]),
         inspect=1,
@@ -227,11 +241,13 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, steps, shift: f
     clean, noised, velocity = (np.zeros(shape, np.float32) for _ in range(3))
     t = np.zeros((len(steps), 1), np.float32)
     there = np.array([["noised" in step for step in steps]])
-    latents = latent_tokens(config, golden["train_latents"])
-    noise = golden["train_noise"].reshape(latents.shape)
-    with np.errstate(over="ignore"):
-        times = 1 / (1 + np.exp(-golden["train_timestep_logits"].astype(np.float32)))
-    times = flow.shift_time(times.reshape(latents.shape[:2])[:, 0], shift)
+    latents, noise, times = clean[:0], clean[:0], t[:0, 0]
+    if any(kind in step for step in steps for kind in ("noised", "clean")):
+        latents = latent_tokens(config, golden["train_latents"])
+        noise = golden["train_noise"].reshape(latents.shape)
+        with np.errstate(over="ignore"):
+            times = 1 / (1 + np.exp(-golden["train_timestep_logits"].astype(np.float32)))
+        times = flow.shift_time(times.reshape(latents.shape[:2])[:, 0], shift)
     image = 0
     for s, step in enumerate(steps):
         for kind in ("noised", "clean"):
@@ -256,9 +272,9 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, steps, shift: f
         refined_t=np.zeros_like(t),
     )
     if layout.vit_tokens:
-        patches = np.asarray(_patches(golden, config, layout))
-        views = np.zeros((len(steps), *patches.shape[1:]), np.float32)
-        views[[s for s, step in enumerate(steps) if "vit" in step]] = patches
+        views = np.zeros((len(steps), layout.vit_tokens, 3 * config.vit.patch**2), np.float32)
+        if seen := [s for s, step in enumerate(steps) if "vit" in step]:
+            views[seen] = _patches(golden, config, layout)
         inputs |= dict(sketch_view=views, refined_view=np.zeros_like(views))
     return inputs, {
         "target": {"sketch": velocity[None, :, None], "refine": nothing},

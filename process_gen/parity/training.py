@@ -56,7 +56,7 @@ def training_answers(
         "train_hidden": _hidden(row, traced),
         "train_position_ids": _ids(row, traced),
         "train_ce": np.array([values[name][at] for name, at in row.targets]),
-        "train_mse": np.concatenate([error[0, s, 0] for s in row.noised]),
+        "train_mse": np.concatenate([error[0, s, 0] for s in row.noised] or [error[0, 0, 0, :0]]),
         "train_loss": total,
     }
     return answers, gradients

@@ -92,8 +92,7 @@ def _constraints(verdict: Mapping[str, Any]) -> list[tuple[bool | None, str, str
 
 
 def _pictures(folder: pathlib.Path, record: Record) -> dict[str, np.ndarray]:
-    paths = [path for step in record.steps for path in (step.sketch, step.refined) if path]
-    return {path: images.read_png(files.inside(folder, path)) for path in paths}
+    return {path: images.read_png(files.inside(folder, path)) for path in record.images}
 
 
 def _article(number: int, record: Record, pictures: Mapping[str, np.ndarray]) -> str:
@@ -111,7 +110,7 @@ def _article(number: int, record: Record, pictures: Mapping[str, np.ndarray]) ->
     return (
         f'<article id="t{number}"><p class="eyebrow">{_line(record.uid)}</p>'
         f'<h2 dir="auto">{_text(record.prompt) or "(empty prompt)"}</h2>'
-        f'<div class="chips">{"".join(chips)}</div>'
+        f'<div class="chips">{"".join(chips)}</div>{_figure(record.prompt_image, "input image", pictures)}'
         f'<ol class="steps">{steps}</ol>{_verdict(record.verdict)}</article>'
     )
 

@@ -56,7 +56,7 @@ class StepRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One sampled trajectory on disk; the attributes are those of `SampledTrajectory`."""
+    """One sampled trajectory on disk; the attributes are those of `SampledTrajectory`, images are paths."""
 
     uid: str
     prompt: str
@@ -67,6 +67,13 @@ class Record:
     sampling_steps: int = 0
     seconds: float = 0.0
     verdict: dict[str, Any] | None = None
+    prompt_image: str | None = None
+
+    @property
+    def images(self) -> list[str]:
+        """The paths of all images, that of the prompt first."""
+        steps = [path for step in self.steps for path in (step.sketch, step.refined)]
+        return [path for path in (self.prompt_image, *steps) if path]
 
     @property
     def image(self) -> str | None:
@@ -85,14 +92,9 @@ class StepImages:
 
 def save_images(folder: str | os.PathLike[str], uid: str, steps: Sequence[SampledStep]) -> list[StepImages]:
     """Writes `images/<uid>_<step>_<sketch|refined>.png` into `folder`; steps count from 1."""
-    name = files.safe_name(uid)
 
     def save(index: int, stage: str, image: np.ndarray | None) -> str | None:
-        if image is None:
-            return None
-        relative = f"images/{name}_{index}_{stage}.png"
-        files.write_bytes(files.inside(folder, relative), images.png(image))
-        return relative
+        return save_image(folder, uid, f"{index}_{stage}", image)
 
     return [
         StepImages(save(i, "sketch", step.sketch), save(i, "refined", step.refined))
@@ -100,8 +102,19 @@ def save_images(folder: str | os.PathLike[str], uid: str, steps: Sequence[Sample
     ]
 
 
-def record_of(trajectory: SampledTrajectory, uid: str, saved: Sequence[StepImages]) -> Record:
-    """The record of a trajectory whose images have been saved."""
+def save_image(folder: str | os.PathLike[str], uid: str, what: str, image: np.ndarray | None) -> str | None:
+    """Writes `images/<uid>_<what>.png` into `folder` and returns that path; None where there is no image."""
+    if image is None:
+        return None
+    relative = f"images/{files.safe_name(uid)}_{what}.png"
+    files.write_bytes(files.inside(folder, relative), images.png(image))
+    return relative
+
+
+def record_of(
+    trajectory: SampledTrajectory, uid: str, saved: Sequence[StepImages], prompt_image: str | None = None
+) -> Record:
+    """The record of a trajectory whose images have been saved, and that of its prompt too."""
     ends = "stop" if trajectory.stopped == "model" else "cap"
     last = len(trajectory.steps) - 1
     steps = tuple(
@@ -118,6 +131,7 @@ def record_of(trajectory: SampledTrajectory, uid: str, saved: Sequence[StepImage
         sampling_steps=int(trajectory.sampling_steps),
         seconds=float(trajectory.seconds),
         verdict=json.loads(json.dumps(trajectory.verdict, default=_plain)),
+        prompt_image=prompt_image,
     )
 
 

@@ -2,7 +2,7 @@
 
 OUT/index.html               every trajectory, step by step
 OUT/trajectories.jsonl       the same for programs
-OUT/images/<id>_<step>_<sketch|refined>.png
+OUT/images/<id>_<step>_<sketch|refined>.png, <id>_input.png
 OUT/strips/<id>.png          one picture per trajectory
 """
 
@@ -54,10 +54,11 @@ def write_report(
     written, drawn = [], []
     for uid, trajectory in zip(uids, trajectories, strict=True):
         saved = records.save_images(folder, uid, trajectory.steps)
-        written.append(records.record_of(trajectory, uid, saved))
+        given = records.save_image(folder, uid, "input", trajectory.prompt_image)
+        written.append(records.record_of(trajectory, uid, saved, given))
         picture = strips.strip(trajectory, page.verdict_line(trajectory.verdict))
         drawn.append(files.write_bytes(files.inside(folder, f"strips/{uid}.png"), images.png(picture)))
     jsonl = records.write_jsonl(folder / "trajectories.jsonl", written)
     html = page.write_page(folder / "index.html", written, title, summary, results)
-    named = [name for record in written for step in record.steps for name in (step.sketch, step.refined)]
-    return Paths(jsonl, html, tuple(folder / name for name in named if name), tuple(drawn))
+    named = [folder / name for record in written for name in record.images]
+    return Paths(jsonl, html, tuple(named), tuple(drawn))

@@ -70,7 +70,7 @@ class _Panel:
 
 
 def strip(trajectory: Trajectory | SampledTrajectory, verdict: str | None = None) -> Image.Image:
-    """Draws a trajectory as one picture.
+    """Draws a trajectory as one picture; the input image of a prompt that has one comes first.
 
     Args:
       trajectory: of the data or sampled.
@@ -79,6 +79,11 @@ def strip(trajectory: Trajectory | SampledTrajectory, verdict: str | None = None
     stopped = getattr(trajectory, "stopped", None)
     last = len(trajectory.steps) - 1
     panels = [_panel(step, stopped if i == last else None) for i, step in enumerate(trajectory.steps)]
+    given = trajectory.prompt_image is not None
+    if given:
+        panels.insert(
+            0, _Panel((images.fitted(trajectory.prompt_image, SIDE),), (), (_Line("input image", MUTED),))
+        )
     rows = _rows(panels)
     width = max([_row_width(row) for row in rows] + [2 * SIDE])
     prompt = _wrap(trajectory.prompt, _font(22, True), width, most=3)
@@ -87,7 +92,7 @@ def strip(trajectory: Trajectory | SampledTrajectory, verdict: str | None = None
     height = MARGIN + len(prompt) * 30 + 14 + sum(h + 24 for h in heights) + len(footer) * 24 + MARGIN - 12
     canvas = Image.new("RGB", (width + 2 * MARGIN, height), PAPER)
     draw = ImageDraw.Draw(canvas)
-    top, number = MARGIN, 1
+    top, number = MARGIN, 0 if given else 1
     for line in prompt:
         draw.text((MARGIN, top), line, INK, _font(22, True))
         top += 30
@@ -187,8 +192,9 @@ def _draw_panel(
         _framed(canvas, draw, image, (left, top))
         left += image.width + ARROW
     left, top = corner[0], top + image_height + 12
-    draw.text((left, top), str(number), INK, _font(16, True))
-    left += draw.textlength(str(number), _font(16, True)) + 10
+    if number:
+        draw.text((left, top), str(number), INK, _font(16, True))
+        left += draw.textlength(str(number), _font(16, True)) + 10
     for mark in panel.marks:
         end = left + draw.textlength(mark, _font(13, True)) + 16
         draw.rounded_rectangle((left, top - 1, end, top + 20), 10, fill=COLOURS[mark])

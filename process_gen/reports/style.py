@@ -73,6 +73,7 @@ article:target { border-color: var(--blue); }
 .ins { font-weight: 600; }
 .des { color: var(--muted); font-size: .9rem; margin-top: .25rem; white-space: pre-wrap; }
 .what { color: var(--muted); font-size: .8rem; display: block; }
+article > figure { margin-top: .9rem; }
 figure img, figure .none { width: 100%; max-width: 17rem; }
 figcaption { color: var(--muted); font-size: .8rem; margin-top: .35rem; }
 .none { display: grid; place-items: center; min-height: 6rem; border-radius: 8px;

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from process_gen.models import vit
+from process_gen.models.autoencoder import latent_shape
 from process_gen.models.context import Context
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import stages
@@ -111,6 +113,25 @@ class Sampler:
         """The same model with other settings."""
         config = dataclasses.replace(self.config, **changes)
         return Sampler(self.model, self.params, self.tokenizer, config, self.rows, self.sharding, self.frozen)
+
+    def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int]) -> Sampler:
+        """The same model for images of another shape, which is compiled for itself.
+
+        Raises:
+          ValueError: the model cannot hold such images.
+        """
+        grid, values = latent_shape(self.model.config, image_size)
+        layout = dataclasses.replace(
+            self.model.layout,
+            image_size=image_size,
+            latent_grid=grid,
+            latent_values=values,
+            vit_grid=vit_grid,
+        )
+        vit.check(self.model.config, layout)
+        model = self.model.clone(layout=layout)
+        parts = (self.params, self.tokenizer, self.config, self.rows, self.sharding, self.frozen)
+        return Sampler(model, *parts)
 
     def encode(self, prompt: str, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The slots of a prompt: `tokens`, and what else the layout has room for.
@@ -328,6 +349,7 @@ class Sampler:
             stopped=stopped,
             sampling_steps=images * self.config.flow_steps,
             seconds=row.seconds,
+            prompt_image=row.image,
         )
 
     def _put(self, x: np.ndarray) -> jax.Array:

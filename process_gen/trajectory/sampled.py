@@ -95,6 +95,7 @@ class SampledTrajectory:
         `{"ok": bool, "constraints": [{"text": str, "ok": bool, "reason": str}]}`
         and whatever else a judge has to say, JSON-like.
       uid: names it in reports; reports number those that have none.
+      prompt_image: the input image of the prompt, [height, width, 3] uint8, if it has one.
     """
 
     prompt: str
@@ -106,6 +107,7 @@ class SampledTrajectory:
     seconds: float = 0.0
     verdict: Mapping[str, Any] | None = None
     uid: str = ""
+    prompt_image: np.ndarray | None = None
 
     def __post_init__(self):
         if self.stopped not in ("model", "cap"):
@@ -123,6 +125,7 @@ class SampledTrajectory:
             prompt=self.prompt,
             steps=tuple(step.to_step() for step in self.steps if step.image is not None),
             uid=self.uid,
+            prompt_image=self.prompt_image,
             metadata={
                 "mode": self.mode.value,
                 "seed": self.seed,

@@ -9,7 +9,7 @@ import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from process_gen.data.images import VAE, VIT, Resize, fit, model_sizes, read_rgb, to_floats
+from process_gen.data.images import VAE, VIT, Resize, fit, model_sizes, read_rgb, rules_for, to_floats
 
 SIDES = st.integers(1, 6000)
 
@@ -85,3 +85,9 @@ def test_deep_and_webp_files_are_read_at_their_own_size(tmp_path):
     PIL.Image.new("RGBA", (7, 5), (255, 0, 0, 0)).save(tmp_path / "clear.webp", lossless=True)
     assert read_rgb(tmp_path / "clear.webp").shape == (5, 7, 3)
     assert (read_rgb(tmp_path / "clear.webp") == 255).all()
+
+
+def test_the_rules_of_the_published_model_follow_from_its_tables():
+    assert rules_for((16, 64), (14, 70)) == (VAE, VIT)
+    assert rules_for((8, 8), None) == (Resize(8, 32, 64), None)
+    assert model_sizes(300, 100, *rules_for((8, 8), None)) == ((64, 24), (0, 0))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -46,3 +49,19 @@ def test_hostile_text_goes_through(tmp_path, text):
 def test_an_empty_run_is_an_empty_report(tmp_path):
     paths = write_report(tmp_path, [], "nothing")
     assert paths.jsonl.read_bytes() == b"" and paths.page.is_file() and not paths.strips
+
+
+def test_the_input_image_of_a_prompt_is_shown(tmp_path):
+    image = np.full((24, 40, 3), (200, 30, 30), np.uint8)
+    one = dataclasses.replace(samples.process(), prompt_image=image)
+    plain = write_report(tmp_path / "plain", [samples.process()], "Plain")
+    paths = write_report(tmp_path / "given", [one], "Given")
+    assert paths.images[0].name == "0000_input.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(paths.images[0])), image)
+    assert len(paths.images) == len(plain.images) + 1
+    assert "input image" in paths.page.read_text() and "input image" not in plain.page.read_text()
+    record = read_jsonl(paths.jsonl)[0]
+    assert record.prompt_image == "images/0000_input.png" == record.images[0]
+    shown, other = (np.asarray(Image.open(p.strips[0]).convert("RGB")) for p in (paths, plain))
+    red = [(picture == (200, 30, 30)).all(-1).sum() for picture in (shown, other)]
+    assert red[0] >= red[1] + 24 * 40

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -19,7 +18,7 @@ from etils import epath
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import configs, rules, tables, tensors
 from process_gen.checkpoints.published.flux import AutoencoderFiles, read_autoencoder
-from process_gen.models.config import ModelConfig
+from process_gen.models.config import ModelConfig, VitConfig
 from process_gen.models.positions import grid_places, sincos_table
 
 MODEL_STEMS = ("ema", "model")
@@ -92,9 +91,11 @@ def read_published(
         folder if autoencoder is None else autoencoder, _autoencoder_fields(files["config.json"])
     )
     fields = configs.language_model(
-        files["llm_config.json"], "language_model.model.layers.0.self_attn.q_proj.bias" in shapes
+        files["llm_config.json"],
+        "language_model.model.layers.0.self_attn.q_proj.bias" in shapes,
+        str(folder / "llm_config.json"),
     )
-    read = configs.Reader("config.json", files["config.json"])
+    read = configs.Reader(str(folder / "config.json"), files["config.json"])
     read.only("connector_act", "gelu_pytorch_tanh")
     read.only("interpolate_pos", False)
     model = ModelConfig(
@@ -103,7 +104,7 @@ def read_published(
         max_latent_side=_side(read, "max_latent_size", shapes, "latent_pos_embed.pos_embed"),
         autoencoder="flux",
         flux=coder.config,
-        vit=_vit(read, files["vit_config.json"], shapes) if vit else None,
+        vit=_vit(read, folder, files["vit_config.json"], shapes) if vit else None,
     )
     published = Published(
         folder,
@@ -151,8 +152,9 @@ def _side(read: configs.Reader, key: str, shapes: configs.Shapes, table: str) ->
     return read.agrees(key, seen, f"{table} has {shapes[table][0]} rows, {seen} x {seen}")
 
 
-def _vit(read: configs.Reader, fields: configs.Json, shapes: configs.Shapes) -> Any:
-    vit = configs.vision_tower(fields, shapes, "vit_model.vision_model.", left_out=1)
+def _vit(read: configs.Reader, folder: epath.Path, fields: configs.Json, shapes: configs.Shapes) -> VitConfig:
+    name = str(folder / "vit_config.json")
+    vit = configs.vision_tower(fields, shapes, "vit_model.vision_model.", left_out=1, name=name)
     largest = _side(read, "vit_max_num_patch_per_side", shapes, "vit_pos_embed.pos_embed")
     if largest != vit.max_side:
         raise CheckpointMismatch(
