@@ -116,7 +116,7 @@ def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, value
         folder = tmp_path / str(number)
         code, _, err = command(**changes, images=images, output_dir=str(folder))
         assert code == 0, err
-        finals.append([path.read_bytes() for path in sorted((folder / "images").iterdir())])
+        finals.append([path.read_bytes() for path in sorted((folder / "images").glob("*_sketch.png"))])
     assert finals[0][0] != finals[1][0] == finals[2][0] and finals[1][1] != finals[2][1]
     code, out, _ = command(**changes, images=[SHOWN], answer=True, output_dir="/proc/none")
     assert code == 0 and out.count("a red circle\n    ") == 2

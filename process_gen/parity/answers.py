@@ -126,8 +126,9 @@ def _training(
 ) -> dict[str, np.ndarray]:
     found, gradients = training_answers(golden, config, params, timestep_shift)
     found |= _gradients(golden, config, gradients)
-    if not golden.optional("train_vae_images", (0,)).size:
-        return found  # a row of texts and of what the ViT sees
+    if not golden.optional("train_vae_images", (0,)).size:  # a row of texts and of what the ViT sees
+        none = np.zeros_like(golden.optional("train_latents", (0,))[:0])
+        return found | {"train_latents": none, "train_vae_position_ids": np.zeros(0, np.int64)}
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
     tokens = once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
     found["train_latents"] = _as_latents(golden, config, tokens)
