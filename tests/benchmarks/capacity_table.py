@@ -181,7 +181,7 @@ def page(reports: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
         "# What fits where",
         "",
         f"Made by `{command}` from reports of `python -m process_gen.compile`. Memory and exchanges are what "
-        "the compiler of the hardware assigns; nothing here has run on the hardware. On `cpu` meshes they are "
+        "the compiler of the hardware assigns; nothing here has run on it. On `cpu` meshes they are "
         "the CPU's, which computes bfloat16 in float32.",
         "",
         "## Memory of one device, GiB",
