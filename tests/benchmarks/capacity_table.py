@@ -172,12 +172,17 @@ def page(reports: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
         "tokens/s/device", "trajectories/s", "of the peak", "device hours",
     )  # fmt: skip
     bill = next((f"{r['trajectories']:,} trajectories" for r in reports if "trajectories" in r), "a run")
-    assumed = next((r["assumptions"] for r in reports if "assumptions" in r), [])
+    assumed = dict.fromkeys(
+        f"{line} ({r['chip']})" if "B/s" in line or "FLOP/s" in line else line
+        for r in reports
+        for line in r.get("assumptions", ())
+    )
     lines = [
         "# What fits where",
         "",
         f"Made by `{command}` from reports of `python -m process_gen.compile`. Memory and exchanges are what "
-        "the compiler of the hardware assigns; nothing here has run on the hardware.",
+        "the compiler of the hardware assigns; nothing here has run on it. On `cpu` meshes they are "
+        "the CPU's, which computes bfloat16 in float32.",
         "",
         "## Memory of one device, GiB",
         "",
