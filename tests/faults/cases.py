@@ -5,6 +5,7 @@ Every one returns how often it did what, or raises `Failed`.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 from process_gen.checkpoints.errors import CheckpointCorrupt
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.stopping import EXIT_CODE
-from tests.faults.trainer import EVERY, STEPS, Bench, Failed, check_same, contents, ended
+from tests.faults.trainer import EVERY, STEPS, Bench, Failed, Trainer, check_same, contents, ended
 
 Counts = dict[str, int]
 LEAST, MIDDLE = EVERY, STEPS // 2
@@ -42,7 +43,7 @@ def _expect(good: bool, what: str) -> None:
 
 
 def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
-    """kill -9, every other time in the middle of a save; what is saved is never lost, and the end is the same."""
+    """kill -9, every other time in the middle of a save; what is saved stays, and the end is the same."""
     draw = random.Random(seed)
     started = time.monotonic()
     straight = reference(bench)
@@ -55,13 +56,10 @@ def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
         trainer = bench.start(run)
         with ended([trainer]):
             if in_save:
-                for _ in range(draw.randrange(1, 4)):  # the first, second or third save
-                    trainer.wait_until(lambda: not bench.unfinished(run))
-                    trainer.wait_until(lambda: bench.unfinished(run))
+                _wait_for_save(bench, run, trainer, draw.randrange(1, 4))
             else:
-                trainer.wait_until(
-                    lambda end=time.monotonic() + draw.uniform(0, length): time.monotonic() > end
-                )
+                moment = time.monotonic() + draw.uniform(0, length)
+                trainer.wait_until(functools.partial(_past, moment))
             alive = trainer.process.poll() is None
         _expect(set(before) <= set(bench.steps(run)), f"{run}: a committed step is gone: {before}")
         if alive:
@@ -75,6 +73,17 @@ def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
             counts["runs to the end"] += 1
             run = f"kill_{counts['runs to the end']}"
     return counts
+
+
+def _past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+def _wait_for_save(bench: Bench, run: str, trainer: Trainer, which: int) -> None:
+    """Until the process is in the middle of its first, second, ... save."""
+    for _ in range(which):
+        trainer.wait_until(lambda: not bench.unfinished(run))
+        trainer.wait_until(lambda: bench.unfinished(run))
 
 
 def stop(bench: Bench, times: int, hosts: int = 1) -> Counts:
@@ -271,7 +280,7 @@ def changed_config(bench: Bench, times: int) -> Counts:
         "layout__sketch_copies": (2, "config.layout.sketch_copies"),
         "train__batch_size": (8, "config.train.batch_size"),
         "seed": (1, "config.seed"),
-        "model__layers": (3, ""),
+        "model__size": ("scenes_s", "config.model.size"),
     }
     for key, (value, words) in refused.items():
         trainer = bench.start("changed", **{key: value})

@@ -25,14 +25,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 STEPS, EVERY = 40, 4
 PATIENCE = 900.0  # seconds for a whole run on a machine that has other work
 SMALL = {
-    "model.kv_heads": 2,
     "layout.context": "full",
     "layout.steps": 3,
     "layout.trajectories": 2,
     "layout.sketch_copies": 1,
     "sampling.max_steps": 2,
     "data.examples": 24,
-    # AdamW divides by the size of a gradient; with a small epsilon, rounding on another mesh would be all of it.
+    # AdamW divides by the size of a gradient: with a small epsilon, rounding on another mesh would be seen.
     "optimizer.name": "adamw",
     "optimizer.learning_rate": 1e-3,
     "optimizer.eps": 1e-3,
