@@ -30,9 +30,9 @@ import jax
 from absl import flags
 
 import process_gen
-from process_gen.checkpoints.errors import CheckpointError
+from process_gen import restore
 from process_gen.evaluation import results as tables
-from process_gen.evaluation.benchmark import GROUPS, Benchmark, check_name, make_benchmark
+from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, check_name, make_benchmark
 from process_gen.evaluation.evaluator import Scores, Show, predict_with
 from process_gen.evaluation.evaluator import evaluate as score
 from process_gen.evaluation.results import Results, arms_of
@@ -73,7 +73,7 @@ class Options:
             check_name(group, GROUPS, "group")
         for name in ("per_group", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise BenchmarkError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def folder(self) -> pathlib.Path:
@@ -204,7 +204,7 @@ def run(options: Options, show: Show | None = None) -> str:
     """Does what the command does; returns what it prints at the end.
 
     Raises:
-      ValueError, OSError, CheckpointError: bad input; the message is fit for a user.
+      One of `ERRORS`: bad input; the message is fit for a user.
     """
     if options.compare:
         text, written = compare(options.compare, options.folder)
@@ -213,7 +213,9 @@ def run(options: Options, show: Show | None = None) -> str:
             options.workdir, options.which, options.batch_size, **options.sampling
         )
         if restored.level_name is None:
-            raise ValueError(f"{restored.source} was not trained on scenes: this benchmark cannot judge it")
+            raise BenchmarkError(
+                f"{restored.source} was not trained on scenes: this benchmark cannot judge it"
+            )
         files.check_writable(options.folder)
         benchmark = make_benchmark(
             restored.level_name, options.split, options.per_group, options.seed, options.groups
@@ -247,7 +249,7 @@ def define_flags() -> None:
 
 
 def read_flags() -> Options:
-    """The flags as options; ValueError says what is wrong."""
+    """The flags as options; BenchmarkError says what is wrong."""
     values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Options)}
     values |= {name: tuple(values[name]) for name in ("modes", "groups", "compare")}
     return Options(**{**values, "sampling": dict(map(_setting, values["sampling"]))})
@@ -257,20 +259,24 @@ def _setting(text: str) -> tuple[str, Any]:
     """Reads `key=value`; a value that is no Python literal is a string."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--sampling takes key=value, got {text!r}")
+        raise BenchmarkError(f"--sampling takes key=value, got {text!r}")
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
 
 
+ERRORS = (BenchmarkError, tables.ResultsError, *restore.ERRORS, OSError)
+"""What a user can get wrong; each says so in one line."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Prints the results; 2 where the input was bad."""
     try:
         if argv[1:]:
-            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}")
+            raise BenchmarkError(f"unexpected arguments: {' '.join(argv[1:])}")
         print(run(read_flags(), _line_of_progress))
-    except (ValueError, OSError, CheckpointError) as error:
+    except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

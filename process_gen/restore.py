@@ -15,14 +15,18 @@ import ml_collections
 from etils import epath
 
 from process_gen import experiment
-from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.load import load_params
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.sampling.config import PromptError, SamplerError
 from process_gen.start import read_for
 from process_gen.trajectory.batch import Batch
 from process_gen.vocabulary import build_tokenizer, tokenizer_of
+
+ERRORS = (experiment.ConfigError, CheckpointError, SamplerError, PromptError)
+"""What a user can get wrong between a checkpoint and its first image."""
 
 WEIGHTS = ("ema", "params")
 SHIPPED = "scenes_s.safetensors"
@@ -81,12 +85,12 @@ def load_model(
         of them.
 
     Raises:
-      ValueError: unknown kind of weights, or a stored config that cannot work.
+      ConfigError: unknown kind of weights, or a config that cannot work.
       CheckpointError: nothing there, broken, or not a model of this project.
     """
     if which not in WEIGHTS:
         near = difflib.get_close_matches(which, WEIGHTS) or WEIGHTS
-        raise ValueError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
+        raise experiment.ConfigError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
     if config is not None:
         return _with_config(str(path), which, tokenizer, config)
     if path is not None and (epath.Path(path) / "llm_config.json").is_file():
@@ -96,7 +100,8 @@ def load_model(
     if not isinstance(fields, Mapping):
         raise _without_config(loaded.source)
     tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
-    model = experiment.build_model(experiment.from_json(fields), tokenizer)
+    with experiment.as_config_error():
+        model = experiment.build_model(experiment.from_json(fields), tokenizer)
     _check_same(model, loaded.params, loaded.source)
     params = jax.tree.map(lambda x: jax.device_put(jnp.asarray(x, jnp.float32)), loaded.params)
     autoencoder = None
@@ -146,7 +151,7 @@ def load_sampler(
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
-      ValueError, CheckpointError: see `load_model`; SamplerError (a ValueError) for bad settings.
+      ConfigError, CheckpointError: see `load_model`; SamplerError for bad settings.
     """
     restored = load_model(path, which, tokenizer, config)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}

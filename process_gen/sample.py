@@ -34,7 +34,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import flags
 
-from process_gen.checkpoints.errors import CheckpointError
+from process_gen import restore, stopping
 from process_gen.data.images import UNREADABLE, fit, model_sizes, read_rgb, rules_for
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
@@ -134,7 +134,7 @@ def grouped(sampler: Sampler, prompts: int, images: list[np.ndarray] | None, kee
     """The prompts by the shape at which they are drawn, their images resized to it.
 
     Raises:
-      ValueError: the model cannot hold an image of such a shape.
+      InputError: the model cannot hold an image of such a shape.
     """
     layout, config = sampler.model.layout, sampler.model.config
     if images is None or not keep_shape:
@@ -146,10 +146,14 @@ def grouped(sampler: Sampler, prompts: int, images: list[np.ndarray] | None, kee
     shapes: dict[Any, list[int]] = {}
     for number, image in enumerate(images):
         shapes.setdefault(model_sizes(*image.shape[:2], *rules), []).append(number)
-    return [
-        (sampler.with_shape(*shape), numbers, [rules[0](images[number]) for number in numbers])
-        for shape, numbers in shapes.items()
-    ]
+    found = []
+    for shape, numbers in shapes.items():
+        try:
+            one = sampler.with_shape(*shape)
+        except ValueError as error:
+            raise InputError(f"prompt {numbers[0] + 1}: its image cannot keep its shape ({error})") from None
+        found.append((one, numbers, [rules[0](images[number]) for number in numbers]))
+    return found
 
 
 def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
@@ -187,6 +191,7 @@ def sample_prompts(
     prompts: Sequence[str],
     level: str | None = None,
     show: Callable[[Progress], None] | None = None,
+    stop: stopping.Stop | None = None,
 ) -> list[SampledTrajectory]:
     """One judged trajectory per prompt; a prompt that stands there again takes the next seed.
 
@@ -195,6 +200,7 @@ def sample_prompts(
       prompts: in order.
       level: of the scenes world, for the judge.
       show: is told how far a group is, after every round of steps.
+      stop: asked after every round; what is finished by then is returned.
     """
     seeds = seeds_of(prompts, groups[0][0].config.seed)
     drawn: dict[int, SampledTrajectory] = {}
@@ -204,6 +210,8 @@ def sample_prompts(
             drawn |= {numbers[i]: judged(one, level) for i, one in progress.finished}
             if show:
                 show(progress)
+            if stop and stop.name:
+                return [drawn[number] for number in sorted(drawn)]
     return [drawn[number] for number in range(len(prompts))]
 
 
@@ -296,7 +304,8 @@ def run(values: Any) -> str:
     """Does what the command does; returns what it prints at the end.
 
     Raises:
-      ValueError, OSError, CheckpointError: bad input; the message is fit for a user.
+      One of `ERRORS`: bad input; the message is fit for a user.
+      Stopped: a signal said so; what was finished by then is written.
     """
     prompts = collect_prompts(values.prompts, values.prompts_file)
     if not values.answer:
@@ -315,8 +324,13 @@ def run(values: Any) -> str:
     if values.answer:
         pairs = zip(prompts, answer_prompts(groups, prompts), strict=True)
         return "\n".join(f"{prompt}\n    {answer}" for prompt, answer in pairs)
-    drawn = sample_prompts(groups, prompts, restored.level_name, _line_of_progress)
+    with stopping.deferred() as stop:
+        drawn = sample_prompts(groups, prompts, restored.level_name, _line_of_progress, stop)
+    if not drawn:
+        raise stopping.Stopped("no prompt was finished")
     paths = report(drawn, values.output_dir, sampler, restored)
+    if len(drawn) < len(prompts):
+        raise stopping.Stopped(f"{len(drawn)} of {len(prompts)} prompts are finished: {paths.page}")
     return "\n".join([describe(drawn), "", str(paths.page), str(paths.jsonl)])
 
 
@@ -326,13 +340,17 @@ def _line_of_progress(progress: Progress) -> None:
     print(text, file=sys.stderr, end=end, flush=True)
 
 
+ERRORS = (InputError, cli.CommandError, *restore.ERRORS, OSError)
+"""What a user can get wrong; each says so in one line."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Prints the table; 2 where the input was bad."""
     try:
         if argv[1:]:
             raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
         print(run(flags.FLAGS))
-    except (ValueError, OSError, CheckpointError, cli.CommandError) as error:
+    except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -15,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from process_gen import experiment, sample
+from process_gen import experiment, sample, stopping
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import save_weights
 from process_gen.data.tokenizers import scenes_tokenizer
@@ -105,6 +107,18 @@ def test_prompts_become_a_table_and_a_report(command, values):
     assert [line["prompt"] for line in lines] == values.prompts
     assert [line["seed"] for line in lines] == [3, 3, 4], "a prompt that comes again takes the next seed"
     assert len(list((folder / "strips").iterdir())) == 3 and (folder / "index.html").exists()
+
+
+def test_a_stop_keeps_what_is_finished(command, values, monkeypatch):
+    def stop_after_the_first(progress):
+        if progress.done:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sample, "_line_of_progress", stop_after_the_first)
+    with pytest.raises(stopping.Stopped, match=r"[12] of 3 prompts are finished: .*index.html"):
+        command()
+    lines = (pathlib.Path(values.output_dir) / "trajectories.jsonl").read_text().splitlines()
+    assert 1 <= len(lines) <= 2
 
 
 def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, values, seeing, tmp_path):

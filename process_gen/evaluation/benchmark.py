@@ -48,6 +48,10 @@ GROUPS = SCORED_GROUPS + EXTRA_GROUPS
 _TRIES = 200  # draws for a prompt that the group does not have yet
 
 
+class BenchmarkError(ValueError):
+    """No such benchmark; the message names what there is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One image to make.
@@ -114,10 +118,10 @@ def make_benchmark(
       groups: all of `GROUPS` that the level has, by default.
 
     Raises:
-      ValueError: unknown split, group or level, or fewer than one per group.
+      BenchmarkError: unknown split, group or level, or fewer than one per group.
     """
     if per_group < 1:
-        raise ValueError(f"per_group must be at least 1, got {per_group}")
+        raise BenchmarkError(f"per_group must be at least 1, got {per_group}")
     check_name(split, SPLITS, "split")
     known = categories(level)
     chosen = tuple(dict.fromkeys(groups)) if groups else tuple(g for g in GROUPS if g in known)
@@ -141,8 +145,8 @@ def _draw(level: str, split: Split, count: int, seed: int, group: str) -> Iterab
 
 
 def check_name(name: str, known: Sequence[str], what: str) -> str:
-    """Returns `name`, or raises a ValueError that says which names are near."""
+    """Returns `name`, or raises a BenchmarkError that says which names are near."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=2) or list(known)
-        raise ValueError(f"unknown {what} {name!r}; did you mean {' or '.join(near)}?")
+        raise BenchmarkError(f"unknown {what} {name!r}; did you mean {' or '.join(near)}?")
     return name

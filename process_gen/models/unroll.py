@@ -154,15 +154,17 @@ def latents_of(model: UnifiedModel, images: jax.Array, frozen: Any) -> jax.Array
 
 
 def views_of(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.Array | None:
-    """What the ViT sees of images in context, [..., P, U]; None where the layout has no room for it.
+    """What the ViT sees of images in context, [B, (S,) P, U]; None where the layout has no room for it.
 
     Where latents are pixels it sees the `latents` [..., N, V], with the noise
-    that they carry, else the images [..., H, W, 3].
+    that they carry, else the images [B, (S,) H, W, 3].
     """
     if not model.layout.vit_tokens:
         return None
     if model.config.autoencoder == "patches":
         return vit.to_patches(model.config, model.layout, latents)
+    if images.ndim == 4:
+        return vit.patches_of(model.config, model.layout, images)
     slots = jnp.moveaxis(images, 1, 0)  # one at a time: enlarged in float32 they take far more room
     views = jax.lax.map(lambda x: vit.patches_of(model.config, model.layout, x), slots)
     return jnp.moveaxis(views, 0, 1)
