@@ -182,7 +182,7 @@ def test_what_cannot_work_is_one_line_and_code_2(arguments, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow  # it compiles the whole step for eight devices
+@pytest.mark.long  # it compiles the whole step for eight devices
 def test_the_command_compiles_for_eight_devices_and_ends_with_3_where_it_does_not_fit(tmp_path):
     mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
     done = run(

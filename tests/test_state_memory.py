@@ -10,7 +10,7 @@ import sys
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_hold_and_receive_parts_only(tmp_path):
     """Two whole train steps are compiled, one of them for eight devices: most of a minute."""
     script = pathlib.Path(__file__).with_name("eight_devices_memory.py")

@@ -19,7 +19,7 @@ def one(tmp_path_factory):
     return workdir, train(workdir, STEPS, 1, 1, {"train.checkpoint_every": STEPS // 2})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_with_every_kind_of_axis(one):
     workdir, losses = one
     processes, devices, overrides = WAYS["four processes, 2 fsdp x 2 tensor x 2 context"]

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.trainer import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_stopped_and_damaged_runs_end_like_one_that_was_left_alone(tmp_path):
     """Takes about ten starts of the trainer: a shared folder saves the compilation of all but the first."""
     command = [sys.executable, "-m", "tests.faults", "--cases=kill,stop,damage,changed_config"]

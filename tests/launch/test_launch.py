@@ -476,7 +476,7 @@ def test_one_that_does_not_hear_is_killed(box):
     assert job.wait(timeout=30) == 128 + 9
 
 
-@pytest.mark.slow  # two processes import and compile on two cores: that is what takes the time
+@pytest.mark.long  # two processes import and compile on two cores: that is what takes the time
 def test_two_real_processes_train(tmp_path):
     leaves = {
         "data.data_dir": tmp_path / "data",
