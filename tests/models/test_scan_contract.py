@@ -89,6 +89,7 @@ def dense_outputs(model, params, batch, inputs, flows) -> Outputs:
         hidden=hidden,
         velocity=velocity,
         head=lambda h: model.apply({"params": params}, h, method="logits"),
+        score=lambda h, labels: model.apply({"params": params}, h, labels, method="cross_entropy"),
         **flows,
     )
 
