@@ -48,7 +48,7 @@ class Box:
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "SLURM", "NCCL"))}
-        # python3 is the interpreter of the tests: a shim in its place may change where "python" is looked for.
+        # python3 is the interpreter of the tests: a shim in its place may change where "python" is found.
         path = (str(self.bin), str(pathlib.Path(sys.executable).parent), os.environ["PATH"])
         ours = {"PATH": ":".join(path), "RECORD": str(self.folder / "record")}
         ours |= {"HOME": str(self.folder), "JAX_PLATFORMS": "as set"}  # else no GPU is an error
