@@ -181,7 +181,7 @@ def _debug(config: ConfigDict) -> None:
             dtype="float32",
             attention="dense",
             remat="none",
-            logit_chunk=64,
+            logit_chunk=0,
             vit=dict(width=48, layers=2, mlp=80, heads=4, patch=14, max_side=6),
             flux=dict(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4),
         )

@@ -31,6 +31,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from process_gen import stopping
+
 QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",
@@ -211,8 +213,6 @@ def run(main: Main, expected_errors: tuple[type[Exception], ...] = ()) -> None:
         if arguments[1:]:
             fail(f"unexpected arguments: {' '.join(arguments[1:])}")
         logging.get_absl_handler().addFilter(_ours)
-        from process_gen import stopping  # not before the flags are read: it imports JAX
-
         stopping.raise_on_sigterm()
         try:
             return main(arguments)

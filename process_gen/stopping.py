@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
-import jax
 from absl import logging
-from jax.experimental import multihost_utils
 
 EXIT_CODE = 75
 """`EX_TEMPFAIL` of sysexits.h: stopped by a signal, everything is saved, start the same command again."""
@@ -48,7 +47,9 @@ class Stop:
         All hosts of a job have to ask after every step. Where processes have joined each other, JAX hears
         SIGTERM on any host, and picks a step that none of them has passed.
         """
-        if jax.distributed.is_initialized():
+        if _together():
+            from jax.experimental import multihost_utils
+
             return multihost_utils.reached_preemption_sync_point(step)
         return self.name is not None
 
@@ -76,13 +77,19 @@ def deferred() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    heard = SIGNALS[1:] if jax.distributed.is_initialized() else SIGNALS
+    heard = SIGNALS[1:] if _together() else SIGNALS
     before = {number: signal.signal(number, stop._hear) for number in heard}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _together() -> bool:
+    """Whether processes have joined each other; one that has not imported JAX has not, and need not now."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def raise_on_sigterm() -> None:
