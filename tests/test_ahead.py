@@ -87,7 +87,7 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
     assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
 
 
-@pytest.mark.slow  # a train step is compiled twice
+@pytest.mark.long  # a train step is compiled twice
 def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly(config):
     """Latents are the encoder's means in both, so that they differ by half precision alone."""
     tiny = cli.load_config(str(ROOT / "configs" / "bagel_7b.py:debug"))

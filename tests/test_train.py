@@ -166,7 +166,9 @@ def test_steps_without_a_finite_gradient_are_left_out_until_there_are_too_many_i
         config.losses = dict(broken=dict(loss="test_broken", stage="sketch", weight=1.0))
     config.train.max_nonfinite = 2
     with (
-        pytest.raises(training.NonFiniteLoss, match=r"no finite .*loss.* No step before it was good"),
+        pytest.raises(
+            training.NonFiniteLoss, match=r"no finite .*loss.* step 2, is saved; the batch is in nonfinite/"
+        ),
         jax.numpy_rank_promotion("allow"),
     ):
         training.train(config, str(tmp_path / "run"))
