@@ -257,4 +257,7 @@ def sizes(jaxpr):
         seen.add(id(jaxpr))
         for equation in jaxpr.eqns:
             yield from (x.aval.size for x in equation.outvars if hasattr(x.aval, "size"))
-            waiting += jax.core.jaxprs_in_params(equation.params)
+            inner = jax.tree.leaves(
+                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+            )
+            waiting += [getattr(x, "jaxpr", x) for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
