@@ -80,7 +80,7 @@ class TrainProgram:
 
     def create_state(self, key: jax.Array) -> TrainState:
         """The state before the first step, made in place on the mesh."""
-        return jax.jit(lambda key: sharding.unbox(self.init(key)), out_shardings=self.shardings)(key)
+        return sharding.create_state(self.init, key, mesh=self.mesh, shardings=self.shardings)[0]
 
     @functools.cached_property
     def abstract(self) -> tuple[TrainState, Batch]:

@@ -181,7 +181,9 @@ def abstract_state(init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rule
     )
 
 
-def create_state(init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rules = RULES) -> tuple[Any, Any]:
+def create_state(
+    init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rules = RULES, shardings: Any = None
+) -> tuple[Any, Any]:
     """Makes a state in place on the mesh: shapes, then shardings, then bytes.
 
     Args:
@@ -190,11 +192,13 @@ def create_state(init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rules 
       *args: its arguments, usually one key.
       mesh: the devices.
       rules: logical axis -> mesh axis.
+      shardings: of the result, where they are known already.
 
     Returns:
       The state without annotations, and its shardings.
     """
-    shardings = state_shardings(jax.eval_shape(init, *args), mesh, rules)
+    if shardings is None:
+        shardings = state_shardings(jax.eval_shape(init, *args), mesh, rules)
     return jax.jit(lambda *xs: unbox(init(*xs)), out_shardings=shardings)(*args), shardings
 
 
