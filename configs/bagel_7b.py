@@ -68,6 +68,7 @@ def _base() -> ConfigDict:
             wrong=0.25,
             slip=0.05,
             detour=0.2,
+            buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
             latents="",  # a folder: `prepare` encodes every image once and puts the latents there
             on_error="skip",
         )
@@ -83,6 +84,7 @@ def _base() -> ConfigDict:
             context_noise_share=0.0,
             drop_latents=0.1,
             drop_views=0.3,
+            sample_latents=True,
         )
     )
     text, image = dict(weight=0.25, pool="text"), dict(weight=1.0, pool="image")

@@ -56,6 +56,7 @@ def _base() -> ConfigDict:
             source="scenes",  # or "folder", with `path`
             path="",
             tokenizer="scenes",  # or the folder of a published Qwen2 tokenizer
+            buckets=(),  # more image shapes than layout.image_size, for folders of pictures
             latents="",  # a folder of latents encoded ahead, for autoencoders with weights
             level="default",
             mode="process",  # plan_only and single_pass are the baselines

@@ -7,7 +7,7 @@ weights whose autoencoder makes them. `python -m process_gen.prepare` calls this
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from process_gen.data.encode import BadTrajectory
 from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read_info
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared
+from process_gen.data.sources import latents_folder
 from process_gen.models import autoencoder
 from process_gen.models.config import ModelConfig
 from process_gen.trajectory.layout import Layout
@@ -49,14 +50,14 @@ def encode_latents(config: ConfigDict, source: Source, layout: Layout) -> Latent
     model = experiment.build_model_config(config)
     weights = autoencoder_weights(model, config.train.get("init", ""))
     params = read_all(weights)
-    info = LatentsInfo.of(source, layout, fingerprint(params))
-    if _there(config.data.latents, info):
+    info, folder = LatentsInfo.of(source, layout, fingerprint(params)), latents_folder(config.data, layout)
+    if _there(folder, info):
         return info
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad = 0
     bar = tqdm.tqdm(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
-    with bar, LatentsWriter(config.data.latents, info) as writer:
+    with bar, LatentsWriter(folder, info) as writer:
         for group in _groups(source):
             good = [one for one in group if isinstance(one, Trajectory)]
             found = iter(_encoded(encode, params, good))
@@ -73,22 +74,27 @@ def encode_latents(config: ConfigDict, source: Source, layout: Layout) -> Latent
     return info
 
 
-def check_autoencoder(config: ConfigDict) -> None:
+def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
     """Refuses latents that another autoencoder made than the one that a run starts with.
+
+    Args:
+      config: names the latents and the weights.
+      layouts: of every image size that has latents.
 
     Raises:
       ConfigError: the message names both.
     """
-    folder, origin = config.data.get("latents", ""), config.train.get("init", "")
-    if not folder:
+    folders = [folder for layout in layouts if (folder := latents_folder(config.data, layout))]
+    if not folders:
         return
-    made_by = read_info(folder).autoencoder
+    origin = config.train.get("init", "")
     own = fingerprint(read_all(autoencoder_weights(experiment.build_model_config(config), origin)))
-    if own != made_by:
-        raise experiment.ConfigError(
-            f"the latents in {folder} were made by the autoencoder {made_by}, {origin} holds {own}: make "
-            "them anew in another folder, config.data.latents"
-        )
+    for folder in folders:
+        if own != (made_by := read_info(folder).autoencoder):
+            raise experiment.ConfigError(
+                f"the latents in {folder} were made by the autoencoder {made_by}, {origin} holds {own}: make "
+                "them anew in another folder, config.data.latents"
+            )
 
 
 def autoencoder_weights(model: ModelConfig, origin: str) -> Weights:

@@ -75,6 +75,25 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     return layout
 
 
+def build_layouts(config: ml_collections.ConfigDict, model: ModelConfig | None = None) -> tuple[Layout, ...]:
+    """The layout of every image shape: `config.layout`'s own, then those of `config.data.buckets`.
+
+    Raises:
+      ConfigError: as `build_layout`; or a shape that the model cannot hold.
+    """
+    model = model or build_model_config(config)
+    first = build_layout(config, model)
+    layouts = {first.image_size: first}
+    for size in (tuple(size) for size in config.data.get("buckets", ())):
+        try:
+            layout = first.reshaped(size, latent_shape(model, size)[0])
+            vit.check(model, layout)
+        except ValueError as error:
+            raise ConfigError(f"config.data.buckets: {error}") from None
+        layouts.setdefault(size, layout)
+    return tuple(layouts.values())
+
+
 def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> UnifiedModel:
     """The modules of a config.
 
@@ -200,7 +219,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
     with as_config_error():
         _check_model(config)
-        layout = build_layout(config)
+        layout, *_ = build_layouts(config)
         build_losses(config)
         sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
         build_optimizer(config)
@@ -259,6 +278,11 @@ def _check_sampling(layout: Layout, sampler: SamplerConfig) -> None:
 
 def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
     """Images and texts of the level must fit the layout."""
+    if config.data.buckets:
+        raise ConfigError(
+            "config.data.buckets is for folders of pictures, scenes have one size: leave it empty, or set "
+            "--config.data.source=folder"
+        )
     level, mode = get_level(config.data.level), Mode(config.data.mode)
     size = (level.image_size, level.image_size)
     if layout.image_size != size:

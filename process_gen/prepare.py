@@ -24,9 +24,11 @@ from ml_collections import ConfigDict
 
 from process_gen import ahead, experiment, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
+from process_gen.data.buckets import deal
 from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.packing import TooManyBadTrajectories
-from process_gen.data.sources import check_every_trajectory, prepare_source
+from process_gen.data.sources import check_every_trajectory, latents_folder, prepare_source
+from process_gen.reports.table import table
 
 
 def prepare(config: ConfigDict) -> None:
@@ -39,16 +41,23 @@ def prepare(config: ConfigDict) -> None:
     """
     experiment.check(config)
     tokenizer = vocabulary.build_tokenizer(config)
-    layout = experiment.build_layout(config)
+    layouts = {layout.image_size: layout for layout in experiment.build_layouts(config)}
     with experiment.as_config_error():
-        source = prepare_source(config.data, layout, tokenizer)
+        source = prepare_source(config.data, layouts[next(iter(layouts))], tokenizer)
+        parts = deal(source, list(layouts))
     if config.data.source != "scenes":
-        encode = functools.partial(encode_trajectory, tokenizer, layout)
-        wrong = check_every_trajectory(source, config.data.on_error, encode)
+        wrong = 0
+        for size, part in parts.items():
+            encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
+            wrong += check_every_trajectory(part, config.data.on_error, encode)
         print(f"{config.data.path}: {len(source) - wrong} good trajectories, {wrong} bad ones")
-    if config.data.get("latents", ""):
-        info = ahead.encode_latents(config, source, layout)
-        print(f"{config.data.latents}: latents of {info.trajectories:,} trajectories")
+        if len(layouts) > 1:
+            rows = [(f"{height} x {width}", len(parts.get((height, width), ()))) for height, width in layouts]
+            print(table(rows, ("images of", "trajectories")))
+    for size, part in parts.items():
+        if folder := latents_folder(config.data, layouts[size]):
+            info = ahead.encode_latents(config, part, layouts[size])
+            print(f"{folder}: latents of {info.trajectories:,} trajectories")
 
 
 ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)

@@ -38,6 +38,10 @@ def _is_size(value: Any) -> bool:
     return all(_whole(side) and side > 0 for side in value)
 
 
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(_is_size(size) for size in value)
+
+
 def _is_grid(value: Any) -> bool:
     return _is_size(value) or (isinstance(value, (tuple, list)) and tuple(value) == (0, 0))
 
@@ -59,6 +63,7 @@ RANGES: dict[str, Range] = {
     "data.mode": _one_of(*(mode.value for mode in Mode)),
     "data.on_error": _one_of("fail", "skip"),
     "data.seed": SEED,
+    "data.buckets": Range("sizes of images, e.g. '((512, 512), (448, 576))', or () for none", _are_sizes),
     **dict.fromkeys(("data.wrong", "data.slip", "data.detour"), SHARE),
     "flow.time_mean": FINITE,
     **dict.fromkeys(("flow.time_std", "flow.time_shift"), POSITIVE),

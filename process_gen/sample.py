@@ -156,6 +156,23 @@ def grouped(sampler: Sampler, prompts: int, images: list[np.ndarray] | None, kee
     return found
 
 
+def shaped(sampler: Sampler, size: Sequence[str], keep_shape: bool = False) -> Sampler:
+    """The sampler for images of another size, [height, width] in words.
+
+    Raises:
+      InputError: it is no size, or one that the model cannot hold, or input images have a say as well.
+    """
+    text = f"--image_size={','.join(size)}"
+    if keep_shape:
+        raise InputError(f"{text} and --keep_shape contradict each other: give one of them")
+    if len(size) != 2 or not all(side.strip().isdecimal() and int(side) for side in size):
+        raise InputError(f"{text} is no HEIGHT,WIDTH in pixels")
+    try:
+        return sampler.with_shape((int(size[0]), int(size[1])))
+    except ValueError as error:
+        raise InputError(f"{text}: {error}") from None
+
+
 def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
     """One warning for every prompt with words that the vocabulary does not hold."""
     warnings = []
@@ -282,6 +299,7 @@ def define_flags() -> None:
         "images", [], "An input image, one for all prompts or one for each; may be given again."
     )
     flags.DEFINE_boolean("keep_shape", False, "Draw at the shape of the input image instead of cropping it.")
+    flags.DEFINE_list("image_size", None, "HEIGHT,WIDTH to draw at; the model's own by default.")
     flags.DEFINE_boolean("answer", False, "Answer the prompts in words instead of drawing.")
     flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
     flags.DEFINE_string("output_dir", "samples", "Folder to write to.")
@@ -314,6 +332,8 @@ def run(values: Any) -> str:
     rows = min(values.batch_size, len(prompts))
     config = None if values.config is None else cli.load_config(values.config)
     sampler, restored = load_sampler(values.workdir, values.which, rows, values.tokenizer, config, **settings)
+    if values.image_size:
+        sampler = shaped(sampler, values.image_size, values.keep_shape)
     images = collect_images(values.images, len(prompts))
     groups = grouped(sampler, len(prompts), images, values.keep_shape)
     for one, numbers, fitted in groups:

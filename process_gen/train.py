@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from process_gen import ahead, evaluate, experiment, metering, nonfinite, stopping, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore, versions
+from process_gen.data.buckets import BucketLoader, deal
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
@@ -95,7 +96,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------ model
     tokenizer = vocabulary.build_tokenizer(config)
     model = experiment.build_model(config, tokenizer)
-    program = TrainProgram.of(config, model, mesh)
+    layouts = {layout.image_size: layout for layout in experiment.build_layouts(config)}
+    programs = {size: TrainProgram.of(config, model.clone(layout=layouts[size]), mesh) for size in layouts}
+    program = programs[model.layout.image_size]
     sampler_config = SamplerConfig(mode=config.data.mode, **config.sampling.to_dict())
 
     # ------------------------------------------------------------------- data
@@ -103,17 +106,22 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     rows = sharding.local_rows(c.batch_size, mesh)
     with hosts.lead_first("the data is prepared"), experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
-        source = with_latents(source, config.data, model.layout)
-    ahead.check_autoencoder(config)
-    loader = make_loader(
-        source,
-        tokenizer,
-        model.layout,
-        c.batch_size,
-        rows=rows,
-        seed=config.seed,
-        policy=Policy(bad=config.data.on_error, budget=allowance(len(source))),
-    )
+        parts = deal(source, list(layouts))
+        parts = {size: with_latents(part, config.data, layouts[size]) for size, part in parts.items()}
+    ahead.check_autoencoder(config, [layouts[size] for size in parts])
+    loaders = {
+        size: make_loader(
+            part,
+            tokenizer,
+            layouts[size],
+            c.batch_size,
+            rows=rows,
+            seed=config.seed,
+            policy=Policy(bad=config.data.on_error, budget=allowance(len(part))),
+        )
+        for size, part in parts.items()
+    }
+    loader = BucketLoader(loaders) if config.data.get("buckets", ()) else loaders[model.layout.image_size]
     logging.info("%s", loader.report())
     iterator = iter(loader)
 
@@ -154,8 +162,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         # --------------------------------------------------------------- loop
         pending: tuple[int, Any, float] | None = None
         watch, last_batch = nonfinite.Watch(run.workdir, c.max_nonfinite), None
-        if first == 0:
-            logging.info("compiling the train step")
+        compiled: set[tuple[int, ...]] = set()
         ledger.enter("compile")
         for step in range(first + 1, c.steps + 1):
             run.profiler.before(step - first)
@@ -165,13 +172,19 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if pending and pending[1]["loss"].is_ready():
                 ledger.idle(waited)  # else the devices were busy meanwhile
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
-            state, metrics = program.step(state, batch)
+            size = host_batch["sketch"].shape[-3:-1]
+            if fresh := size not in compiled:
+                logging.info("compiling the train step for images of %d x %d", *size)
+                ledger.enter("compile")
+            state, metrics = programs[size].step(state, batch)
             if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
                 _stop(values, store, state, iterator)
             pending, last_batch = (step, metrics, waited), host_batch
-            if step == first + 1:
-                run.first_batch(host_batch)
+            if fresh:
+                if not compiled:
+                    run.first_batch(host_batch)
                 jax.block_until_ready(metrics)
+                compiled.add(size)
                 meter.restart()
                 ledger.enter("steps")
             store.poll()
@@ -211,17 +224,19 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def _stop(metrics: dict[str, float], store: CheckpointStore, state: TrainState, iterator: Any) -> None:
-    """Ends a run whose last steps were not finite; such a step never changed the state."""
+    """Ends a run whose last steps were not finite; such a step never changed the parameters.
+
+    What is saved stands behind the batch, so that the same command does not meet it again.
+    """
     store.wait()
     step = int(state.step)
     if (store.latest_step() or 0) < step:
         store.save(step, state, iterator)
         store.wait()
-    last = store.latest_step()
-    saved = f"The last good state, step {last}, is saved" if last else "No step before it was good"
     raise NonFiniteLoss(
-        f"{nonfinite.names_of(metrics)}. {saved}; the batch is in {nonfinite.FOLDER}/. Lower "
-        "--config.optimizer.learning_rate or look at the data, and start the same command again."
+        f"{nonfinite.names_of(metrics)}. The last good state is saved as step {store.latest_step()}; the "
+        f"batch is in {nonfinite.FOLDER}/. Lower --config.optimizer.learning_rate or look at the data, and "
+        "start the same command again: it goes on behind that batch."
     )
 
 

@@ -96,8 +96,8 @@ def make_train_step(
     soon as they are made, accumulated ones too, and what rests in host memory
     comes over for the update alone.
 
-    A step whose loss, gradient or update is not finite leaves the state as it was and
-    says so in `metrics["finite"]`.
+    A step whose loss, gradient or update is not finite leaves the state as it was, but
+    for the count of steps, and says so in `metrics["finite"]`: its batch is behind it.
     """
 
     def like_params(tree: Any) -> Any:
@@ -129,7 +129,7 @@ def make_train_step(
             **by_part("update_norm", updates),
             **amounts(recipe.model.layout, batch),
         }
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(step=step))
         return new if shardings is None else offload.sent_back(new, shardings), metrics
 
     return train_step

@@ -83,7 +83,7 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
     assert seen == 3 * 3 + 1
     written = (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
     prepare(config)
-    ahead.check_autoencoder(config)
+    ahead.check_autoencoder(config, [experiment.build_layout(config)])
     assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
 
 
@@ -164,7 +164,7 @@ def test_latents_of_another_autoencoder_are_refused(config, tmp_path):
     safetensors.numpy.save_file(tensors, other / "ae.safetensors")
     config.train.init = str(other)
     with pytest.raises(experiment.ConfigError, match="were made by the autoencoder .*, .*other holds"):
-        ahead.check_autoencoder(config)
+        ahead.check_autoencoder(config, [experiment.build_layout(config)])
 
 
 def _opened(config):

@@ -69,6 +69,7 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         prompts_file=None,
         images=[],
         keep_shape=False,
+        image_size=None,
         answer=False,
         tokenizer=None,
         output_dir=str(tmp_path / "out"),
@@ -172,7 +173,17 @@ def test_an_input_image_keeps_its_shape_where_that_is_asked_for(command, seeing,
     assert [json.loads(line)["seed"] for line in lines] == [3, 4, 5]
 
 
+def test_a_prompt_alone_is_drawn_at_the_size_that_is_asked_for(command, tmp_path):
+    code, _, err = command(prompts=["a red circle"], image_size=["16", "24"])
+    assert code == 0, err
+    with PIL.Image.open(tmp_path / "out" / "images" / "0000_1_sketch.png") as drawn:
+        assert drawn.size == (24, 16)
+
+
 BAD = [
+    (dict(image_size=["16"]), "--image_size=16 is no HEIGHT,WIDTH in pixels"),
+    (dict(image_size=["17", "16"]), "--image_size=17,16: image sides (17, 16) must be multiples of 8"),
+    (dict(image_size=["16", "16"], keep_shape=True), "and --keep_shape contradict each other"),
     (dict(prompts=[""]), "the prompt is empty"),
     (dict(prompts=[]), "no prompt"),
     (dict(prompts=["a red circle " * 20]), "the prompt has 60 tokens, "),

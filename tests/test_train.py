@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import skimage
+from etils import epath
 
 from process_gen import losses
 from process_gen import train as training
+from process_gen.checkpoints import load
 from process_gen.distributed import sharding
 from process_gen.experiment import ConfigError
 from process_gen.losses import LossTable
@@ -167,7 +170,7 @@ def test_steps_without_a_finite_gradient_are_left_out_until_there_are_too_many_i
     config.train.max_nonfinite = 2
     with (
         pytest.raises(
-            training.NonFiniteLoss, match=r"no finite .*loss.* step 2, is saved; the batch is in nonfinite/"
+            training.NonFiniteLoss, match=r"no finite .*loss.* is saved as step 3; the batch is in nonfinite/"
         ),
         jax.numpy_rank_promotion("allow"),
     ):
@@ -185,6 +188,31 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
     assert metrics["finite"] == 1 and int(good.step) == 1
     poisoned = good.replace(params=jax.tree.map(lambda x: x * jnp.inf, good.params))
     kept, metrics = step(poisoned, batch)
-    assert metrics["finite"] == 0 and int(kept.step) == 1
+    assert metrics["finite"] == 0 and int(kept.step) == 2  # the next batch, and other noise
     for a, b in zip(jax.tree.leaves(kept.opt_state), jax.tree.leaves(poisoned.opt_state), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow  # a train step is compiled for each of two image shapes
+def test_photographs_of_several_shapes_train_in_buckets_and_resume_exactly(finished, tmp_path):
+    lines = []
+    for name in ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg"):  # square, and three wide ones
+        shutil.copy(pathlib.Path(skimage.__file__).parent / "data" / name, tmp_path / name)
+        lines.append(json.dumps({"prompt": "a circle", "steps": [{"sketch": name}]}))
+    (tmp_path / "trajectories.jsonl").write_text("\n".join(lines))
+    config = debug_config(finished[0])
+    config.data.source, config.data.path, config.data.buckets = "folder", str(tmp_path), ((16, 48), (32, 48))
+    config.train.batch_size = 1
+    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
+    with jax.numpy_rank_promotion("allow"):
+        state = training.train(config, whole)
+        shutil.copytree(whole, halves)
+        shutil.rmtree(pathlib.Path(halves) / "checkpoints" / "4")
+        again = training.train(config, halves)
+    for (name, x), (_, y) in zip(leaves(state), leaves(again), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+    iterator = json.loads(load.read_json(epath.Path(whole) / "checkpoints" / "4", "iterator")["hosts"][0])
+    assert iterator["state"]["given"] == {"32x32": 1, "32x48": 3}  # nothing is three times as wide as high
+    config.data.buckets = ()
+    with pytest.raises(ConfigError, match="config.data.buckets is .*, and .* was trained with"):
+        training.train(config, halves)

@@ -20,6 +20,7 @@ layout's shape and resized. Paths are relative to the folder and may not leave i
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import pathlib
@@ -27,10 +28,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import tqdm
 from absl import logging
 
+from process_gen.data import images
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.images import UNREADABLE, read_image
 from process_gen.data.packing import TooManyBadTrajectories, allowance
 from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
 
@@ -111,6 +113,25 @@ class FolderSource:
             prompt_image=image,
             instruction=entry.get("instruction", ""),
         )
+
+    def shapes(self) -> list[tuple[int, int] | None]:
+        """Height and width of the image that each trajectory ends with; None where it cannot be read."""
+        found: list[tuple[int, int] | None] = []
+        for number, entry in tqdm.tqdm(self._entries, unit=" images", desc="shapes", mininterval=1.0):
+            last = entry["steps"][-1]
+            path = self._path(number, "steps", last.get("refined", last["sketch"]))
+            try:
+                found.append(images.shape_of(path))
+            except images.UNREADABLE:
+                found.append(None)
+        return found
+
+    def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> FolderSource:
+        """Some of the trajectories, their images brought to another size."""
+        part = copy.copy(self)
+        part.image_size, part._entries = image_size, [self._entries[index] for index in indices]
+        part.name = f"{self.name} at {image_size[0]} x {image_size[1]}"
+        return part
 
     def _step(self, number: int, place: int, step: dict[str, Any]) -> Step:
         refine = None
@@ -201,10 +222,10 @@ class FolderSource:
     def _image(self, number: int, field: str, name: str) -> np.ndarray:
         path = self._path(number, field, name)
         try:
-            return read_image(path, self.image_size)
+            return images.read_image(path, self.image_size)
         except FileNotFoundError:
             raise self._bad(number, field, f"does not exist: {name!r}") from None
-        except UNREADABLE as error:
+        except images.UNREADABLE as error:
             raise self._bad(number, field, f"is no readable PNG, JPEG or WebP: {name!r} ({error})") from None
 
     def _bad(self, number: int, field: str, problem: str) -> BadTrajectory:

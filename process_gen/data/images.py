@@ -1,9 +1,10 @@
 """Real images: any size and mode in, RGB of the size that a model reads out.
 
 A layout has one image size, so training crops an image around its middle to the
-layout's shape (`fit`). The base model takes each image at its own shape, resized
-by its own rule (`Resize`); `model_sizes` says which layout that is, and
-`rules_for` has the same rule for models of other sizes.
+layout's shape (`fit`), or to the nearest one where there are several (`buckets`).
+The base model takes each image at its own shape, resized by its own rule
+(`Resize`); `model_sizes` says which layout that is, and `rules_for` has the same
+rule for models of other sizes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -45,6 +47,17 @@ def read_rgb(path: str | pathlib.Path) -> np.ndarray:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
         return np.asarray(_to_rgb(PIL.ImageOps.exif_transpose(opened)), np.uint8)
+
+
+def shape_of(path: str | pathlib.Path) -> tuple[int, int]:
+    """Height and width of a file as `read_rgb` returns it; nothing but its header is read.
+
+    Raises:
+      one of `UNREADABLE`: it is missing or no image.
+    """
+    with PIL.Image.open(path, formats=FORMATS) as opened:
+        turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 def read_image(path: str | pathlib.Path, image_size: tuple[int, int]) -> np.ndarray:

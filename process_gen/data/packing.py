@@ -142,7 +142,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
                 "depended on the number of hosts, so it cannot be continued exactly: finish the run with "
                 "that version, or start another workdir from its weights"
             )
-        _check_identity(state["identity"], self._dataset.identity)
+        check_identity(state["identity"], self._dataset.identity)
         for index, row in self._rows.items():
             row.set_state(state["rows"][str(index)])
 
@@ -318,7 +318,8 @@ def packing_stats(batches: Iterable[Arrays]) -> PackingReport:
     )
 
 
-def _check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+def check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Raises ValueError where a saved state depends on other things than there are now."""
     differences = [
         f"{key} was {saved.get(key)}, is {current.get(key)}"
         for key in sorted({*saved, *current})

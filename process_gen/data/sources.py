@@ -110,6 +110,14 @@ def prepare_source(
     return open_source(data, layout.image_size)
 
 
+def latents_folder(data: Any, layout: Layout) -> str:
+    """The folder of latents that `data.latents` names, of one image size if there are several, or ""."""
+    folder = data.get("latents", "")
+    if not folder or not data.get("buckets", ()):
+        return folder
+    return str(pathlib.Path(folder) / "{}x{}".format(*layout.image_size))
+
+
 def with_latents(source: Source, data: Any, layout: Layout) -> Source:
     """The source, with the latents of its images where `data.latents` names a folder of them.
 
@@ -117,7 +125,7 @@ def with_latents(source: Source, data: Any, layout: Layout) -> Source:
       NotPrepared: the folder holds none; the message holds the command that makes them.
       LatentsMismatch: they belong to something else.
     """
-    folder = data.get("latents", "")
+    folder = latents_folder(data, layout)
     return LatentsSource(source, folder, layout) if folder else source
 
 

@@ -1,8 +1,9 @@
 """Images to latents and back, and latents to tokens and back.
 
-An autoencoder has `encode(images)` and `decode(latents)` with images
-[B, H, W, 3] in [-1, 1] and latents [B, h, w, C], a `factor` H / h and a number
-of `channels`. The scenes member is the identity: latents are pixels.
+An autoencoder has `encode(images)`, which draws latents where it is given a key,
+and `decode(latents)`, with images [B, H, W, 3] in [-1, 1] and latents
+[B, h, w, C], a `factor` H / h and a number of `channels`. The scenes member is
+the identity: latents are pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Autoencoder(Protocol):
     factor: int
     channels: int
 
-    def encode(self, images: jax.Array) -> jax.Array: ...
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array: ...
 
     def decode(self, latents: jax.Array) -> jax.Array: ...
 
@@ -35,7 +36,8 @@ class PixelAutoencoder:
     factor = 1
     channels = 3
 
-    def encode(self, images: jax.Array) -> jax.Array:
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        del key  # there is nothing to draw
         return images
 
     def decode(self, latents: jax.Array) -> jax.Array:
@@ -43,14 +45,14 @@ class PixelAutoencoder:
 
 
 class FrozenFlux:
-    """The FLUX autoencoder with its weights; latents are means."""
+    """The FLUX autoencoder with its weights."""
 
     def __init__(self, config: FluxConfig, params: Any):
         self.factor, self.channels = config.factor, config.z_channels
         self._module, self._variables = FluxAutoencoder(config), {"params": params}
 
-    def encode(self, images: jax.Array) -> jax.Array:
-        return self._module.apply(self._variables, images, method="encode")
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self._module.apply(self._variables, images, key, method="encode")
 
     def decode(self, latents: jax.Array) -> jax.Array:
         return self._module.apply(self._variables, latents, method="decode")
@@ -109,15 +111,18 @@ def to_floats(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
-def to_tokens(config: ModelConfig, images: jax.Array, params: Any = None) -> jax.Array:
+def to_tokens(
+    config: ModelConfig, images: jax.Array, params: Any = None, key: jax.Array | None = None
+) -> jax.Array:
     """Images [..., H, W, 3], uint8 or around [-1, 1], to latent tokens [..., N, values], float32.
 
-    `params` are the weights of an autoencoder that has any; no gradient goes through it.
+    `params` are the weights of an autoencoder that has any; no gradient goes through it. Its latents are
+    means, or with a `key` drawn from its distribution.
     """
     autoencoder = make_autoencoder(config, params)
     flat = to_floats(images).reshape(-1, *images.shape[-3:])
     tokens = einops.rearrange(
-        jax.lax.stop_gradient(autoencoder.encode(flat)),
+        jax.lax.stop_gradient(autoencoder.encode(flat, key)),
         "b (r p) (c q) d -> b (r c) (p q d)",
         p=config.latent_patch,
         q=config.latent_patch,

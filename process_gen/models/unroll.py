@@ -35,6 +35,9 @@ class UnrollOptions:
       context_noise_share: share of the images that get any.
       drop_latents, drop_views: probabilities, per clean image, that its latents
         or its ViT tokens are left out of the context for good (never both).
+      sample_latents: whether the latents of an image are drawn from the
+        autoencoder's distribution, as the published program trains, instead of
+        being its means. Latents that were encoded ahead of time are means.
     """
 
     time_mean: float = 0.0
@@ -46,6 +49,7 @@ class UnrollOptions:
     context_noise_share: float = 0.7
     drop_latents: float = 0.0
     drop_views: float = 0.0
+    sample_latents: bool = False
 
     def __post_init__(self):
         if min(self.drop_latents, self.drop_views) < 0 or self.drop_latents + self.drop_views > 1:
@@ -145,12 +149,29 @@ def _perturbed(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.
     return clean + level[:, :, None, None] * jax.random.normal(noise_key, clean.shape)
 
 
-def latents_of(model: UnifiedModel, images: jax.Array, frozen: Any) -> jax.Array:
-    """Latent tokens [B, S, N, V] of images [B, S, H, W, 3]; slot by slot where that takes weights."""
+def latents_of(
+    model: UnifiedModel, images: jax.Array, frozen: Any, key: jax.Array | None = None
+) -> jax.Array:
+    """Latent tokens [B, S, N, V] of images [B, S, H, W, 3]; slot by slot where that takes weights.
+
+    They are means, or with a `key` drawn from the autoencoder's distribution.
+    """
     if frozen is None:
         return autoencoder.to_tokens(model.config, images)
     slots = jnp.moveaxis(images, 1, 0)
-    return jnp.moveaxis(jax.lax.map(lambda x: autoencoder.to_tokens(model.config, x, frozen), slots), 0, 1)
+    if key is None:
+        latents = jax.lax.map(lambda x: autoencoder.to_tokens(model.config, x, frozen), slots)
+    else:
+        drawn = jax.random.split(key, len(slots))
+        latents = jax.lax.map(
+            lambda xs: autoencoder.to_tokens(model.config, xs[0], frozen, xs[1]), (slots, drawn)
+        )
+    return jnp.moveaxis(latents, 0, 1)
+
+
+def _drawn(key: jax.Array, image: int, options: UnrollOptions) -> jax.Array | None:
+    """The key of the latents of draft, correction or input image; None where they are means."""
+    return jax.random.fold_in(key, 7 + image) if options.sample_latents else None
 
 
 def views_of(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.Array | None:
@@ -196,10 +217,11 @@ def step_inputs(
     keys = jax.random.split(key, 6)
     has_refine = (token_count(batch.refine_tokens) > 0) & batch.present
     sketch, refined = (
-        latents_of(model, images, frozen) if latents is None else latents.astype(jnp.float32)
-        for images, latents in (
-            (batch.sketch, batch.sketch_latents),
-            (batch.refined, batch.refined_latents),
+        latents_of(model, images, frozen, _drawn(key, i, options))
+        if latents is None
+        else latents.astype(jnp.float32)
+        for i, (images, latents) in enumerate(
+            ((batch.sketch, batch.sketch_latents), (batch.refined, batch.refined_latents))
         )
     )
     goal = jnp.where((batch.sketch_ok | ~has_refine)[:, :, None, None], sketch, refined)
@@ -241,12 +263,15 @@ def step_inputs(
     }
 
 
-def prompt_inputs(model: UnifiedModel, batch: Batch, frozen: Any = None) -> PromptInputs:
-    """The prompts of a batch, [B, R, ...]."""
+def prompt_inputs(
+    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
+) -> PromptInputs:
+    """The prompts of a batch, [B, R, ...]; arguments as of `step_inputs`."""
     if not model.layout.prompt_image:
         return PromptInputs(batch.prompt_tokens, instruction=batch.instruction_tokens)
     latents = batch.prompt_latents
-    latents = latents_of(model, batch.prompt_image, frozen) if latents is None else latents
+    if latents is None:
+        latents = latents_of(model, batch.prompt_image, frozen, _drawn(key, 2, options))
     there = {s.name: batch.has_prompt_image for s in model.layout.prompt_parts["prompt_image"]}
     view = views_of(model, batch.prompt_image, latents)
     return PromptInputs(batch.prompt_tokens, latents, view, batch.instruction_tokens, there)
@@ -378,7 +403,7 @@ def unroll(
       What the losses read.
     """
     inputs, flows = step_inputs(model, batch, key, options, frozen)
-    prompts = prompt_inputs(model, batch, frozen)
+    prompts = prompt_inputs(model, batch, key, options, frozen)
     prompt_end, outputs, _ = scan_steps(model, params, batch, inputs, prompts)
     return gathered(model, params, prompt_end, outputs, flows)
 

@@ -114,20 +114,16 @@ class Sampler:
         config = dataclasses.replace(self.config, **changes)
         return Sampler(self.model, self.params, self.tokenizer, config, self.rows, self.sharding, self.frozen)
 
-    def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int]) -> Sampler:
+    def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another shape, which is compiled for itself.
+
+        Without a `vit_grid`, images have as many ViT tokens as before at most.
 
         Raises:
           ValueError: the model cannot hold such images.
         """
-        grid, values = latent_shape(self.model.config, image_size)
-        layout = dataclasses.replace(
-            self.model.layout,
-            image_size=image_size,
-            latent_grid=grid,
-            latent_values=values,
-            vit_grid=vit_grid,
-        )
+        grid, _ = latent_shape(self.model.config, image_size)
+        layout = self.model.layout.reshaped(image_size, grid, vit_grid)
         vit.check(self.model.config, layout)
         model = self.model.clone(layout=layout)
         parts = (self.params, self.tokenizer, self.config, self.rows, self.sharding, self.frozen)

@@ -236,7 +236,7 @@ def full_disk(bench: Bench, times: int) -> Counts:
 
 
 def nan_batch(bench: Bench, times: int) -> Counts:
-    """Batches whose loss is not a number: the state stays, is saved, and the next start goes on behind it."""
+    """Batches whose loss is not a number: the parameters stay, are saved, and the next start goes on."""
     del times  # the data decides
     run, stops = "poisoned", 0
     while STEPS not in bench.steps(run):
@@ -244,7 +244,7 @@ def nan_batch(bench: Bench, times: int) -> Counts:
         with ended([trainer]):
             code = trainer.wait()
         if code:
-            _expect(code == 2 and "not finite" in trainer.text(), f"{run}: {code} {trainer.text()[-2000:]}")
+            _expect(code == 2 and "no finite" in trainer.text(), f"{run}: {code} {trainer.text()[-2000:]}")
             stops += 1
         _expect(stops <= 2 * STEPS, f"{run}: does not get on")
     _expect(stops > 0, "no batch was poisoned: the test shows nothing")

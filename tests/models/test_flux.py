@@ -9,9 +9,13 @@ import pytest
 
 from process_gen.checkpoints.published.flux import read_autoencoder
 from process_gen.checkpoints.published.parts import import_autoencoder
-from process_gen.models.autoencoder import geometry, latent_shape, make_autoencoder
+from process_gen.models.autoencoder import geometry, latent_shape, make_autoencoder, to_floats
 from process_gen.models.config import FluxConfig, ModelConfig, model_config
 from process_gen.models.flux import FluxAutoencoder
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import UnrollOptions, _drawn, latents_of
+from process_gen.trajectory.layout import Layout
+from tests.models import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "bagel_tiny"
 GOLDEN = {name: x for name, x in np.load(FOLDER / "golden.npz").items() if name.startswith("ae_")}
@@ -57,6 +61,25 @@ def test_a_latent_is_the_scaled_mean_or_a_sample(published, monkeypatch):
     noise = jax.random.normal(key, mean.shape)
     wanted = 0.3611 * jnp.exp(0.5 * moments[..., 4:]) * noise
     np.testing.assert_allclose(sample - mean, wanted, atol=1e-5)
+
+
+def test_training_takes_means_or_draws_every_image_anew(published, rng):
+    module, variables = published
+    model = UnifiedModel(model_config("bagel_7b", flux=module.config), Layout(), tiny.IDS)
+    one = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    images = np.tile(one, (2, 3, 1, 1, 1))
+    means = np.asarray(latents_of(model, images, variables["params"]))
+    assert np.ptp(means, axis=(0, 1)).max() < 1e-5
+    keys = [_drawn(jax.random.key(0), image, UnrollOptions(sample_latents=True)) for image in range(3)]
+    assert _drawn(jax.random.key(0), 0, UnrollOptions()) is None
+    drawn = np.stack([latents_of(model, images, variables["params"], key) for key in keys])
+    flat = drawn.reshape(18, -1)
+    assert len({x.tobytes() for x in flat}) == 18, "no two images share their noise"
+    np.testing.assert_array_equal(drawn[1], latents_of(model, images, variables["params"], keys[1]))
+    spread = module.config.scale * np.exp(
+        0.5 * np.split(np.asarray(module.apply(variables, to_floats(one[None]), method="moments")), 2, -1)[1]
+    )
+    assert 0.7 < (drawn - means).std() / np.sqrt((spread**2).mean()) < 1.3
 
 
 def test_images_must_divide(published):

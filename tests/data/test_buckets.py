@@ -1,0 +1,162 @@
+import json
+import pathlib
+
+import grain
+import numpy as np
+import PIL.Image
+import pytest
+from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
+
+from process_gen.data.buckets import BucketLoader, deal, nearest
+from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.images import read_rgb, shape_of
+from process_gen.data.loader import make_loader
+from process_gen.trajectory.layout import Layout
+
+SIZES = ((16, 16), (8, 32), (32, 8))
+LAYOUT = Layout(image_size=(16, 16), latent_grid=(2, 2), vit_grid=(3, 3), steps=2, trajectories=2)
+LAYOUTS = {size: LAYOUT.reshaped(size, (size[0] // 8, size[1] // 8)) for size in SIZES}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve trajectories of one step that end with a square, four wide, two tall; one image is broken."""
+    folder = tmp_path_factory.mktemp("shapes")
+    lines = []
+    for number, (height, width) in enumerate([(20, 20)] * 12 + [(10, 37)] * 4 + [(90, 20)] * 2):
+        shade = PIL.Image.new("RGB", (width, height), (10 * number, 10 * number, 10 * number))
+        shade.save(folder / f"{number}.png")
+        lines.append(json.dumps({"prompt": "a circle", "steps": [{"sketch": f"{number}.png"}]}))
+    (folder / "3.png").write_bytes(b"no image")
+    (folder / LISTING).write_text("\n".join(lines))
+    return folder
+
+
+def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES):
+    source = FolderSource(folder, sizes[0])
+    source._entries = [entry for entry in source._entries if entry[0] != 4]  # the broken one
+    return BucketLoader(
+        {
+            size: make_loader(part, tokenizer, LAYOUTS[size], batch_size, rows=rows, seed=seed, prefetch=1)
+            for size, part in deal(source, sizes).items()
+        }
+    )
+
+
+def taken(iterator, count):
+    """(size, shades of the drafts) of so many batches."""
+    batches = [next(iterator) for _ in range(count)]
+    return [(b["sketch"].shape[2:4], b["sketch"][:, :, 0, 0, 0].tolist()) for b in batches]
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"), [((100, 100), 0), ((10, 15), 0), ((10, 40), 1), ((9, 90), 1), ((50, 10), 2)]
+)
+def test_the_nearest_shape_is_that_of_the_nearest_ratio(shape, index):
+    assert nearest(shape, SIZES) == index
+
+
+def test_trajectories_go_where_their_last_image_fits(folder, caplog):
+    parts = deal(FolderSource(folder, SIZES[0]), SIZES)
+    assert {size: len(part) for size, part in parts.items()} == dict(zip(SIZES, (12, 4, 2), strict=True))
+    for size, part in parts.items():
+        assert part[0].steps[0].sketch.shape == (*size, 3)
+    assert "at 8 x 32" in parts[8, 32].name
+    assert {size: len(p) for size, p in deal(FolderSource(folder, SIZES[0]), SIZES[1:]).items()} == {
+        (8, 32): 4 + 12 + 0,
+        (32, 8): 2,
+    }
+    with pytest.raises(ValueError, match="config.data.buckets is for images of several shapes"):
+        deal([1, 2], SIZES)
+
+
+def test_sizes_that_suit_nothing_are_left_out(folder):
+    parts = deal(FolderSource(folder, SIZES[0]), (SIZES[0], (2, 200)))
+    assert list(parts) == [SIZES[0]]
+
+
+def test_headers_say_the_shape_that_reading_gives(tmp_path):
+    for orientation in range(1, 9):
+        exif = PIL.Image.Exif()
+        exif[PIL.ExifTags.Base.Orientation] = orientation
+        PIL.Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+        assert shape_of(tmp_path / "turned.jpg") == read_rgb(tmp_path / "turned.jpg").shape[:2]
+
+
+def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokenizer):
+    iterator = iter(loader_of(folder, toy_tokenizer))
+    sizes = [size for size, _ in taken(iterator, 34)]
+    iterator.close()
+    assert [sizes.count(size) for size in SIZES] == [22, 8, 4]  # 11, 4 and 2 trajectories
+    assert len(set(sizes[:6])) == 3
+
+
+def test_the_state_of_every_moment_restores_exactly(folder, toy_tokenizer):
+    class Dataset(grain.IterDataset):
+        def __iter__(self):
+            return Limited(iter(loader_of(folder, toy_tokenizer)))
+
+    class Limited(grain.DatasetIterator):
+        def __init__(self, inner):
+            super().__init__()
+            self._inner, self._left = inner, 12
+
+        def __next__(self):
+            if not self._left:
+                raise StopIteration
+            self._left -= 1
+            return next(self._inner)
+
+        def get_state(self):
+            return {"left": self._left, "inner": self._inner.get_state()}
+
+        def set_state(self, state):
+            self._left = state["left"]
+            self._inner.set_state(json.loads(json.dumps(state["inner"])))
+
+    assert_equal_output_after_checkpoint(Dataset())
+
+
+def test_two_hosts_read_the_rows_that_one_does_and_go_on_for_it(folder, toy_tokenizer):
+    whole, *halves = (iter(loader_of(folder, toy_tokenizer, rows=rows)) for rows in ([0, 1], [0], [1]))
+    first = taken(whole, 5)
+    parts = [taken(half, 5) for half in halves]
+    for (size, rows), (size_0, row_0), (size_1, row_1) in zip(first, *parts, strict=True):
+        assert size == size_0 == size_1 and rows == row_0 + row_1
+    states = [half.get_state() for half in halves]
+    fresh = iter(loader_of(folder, toy_tokenizer))
+    fresh.set_state({**states[0], "rows": states[0]["rows"] | states[1]["rows"]})
+    assert taken(fresh, 5) == taken(whole, 5)
+    for iterator in (whole, fresh, *halves):
+        iterator.close()
+
+
+@pytest.mark.parametrize("other", [dict(seed=1), dict(batch_size=1), dict(sizes=SIZES[:2])])
+def test_a_state_of_other_data_is_refused(folder, toy_tokenizer, other):
+    one, two = iter(loader_of(folder, toy_tokenizer)), iter(loader_of(folder, toy_tokenizer, **other))
+    with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
+        two.set_state(one.get_state())
+    plain = iter(
+        make_loader(
+            deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[1]], toy_tokenizer, LAYOUTS[SIZES[1]], 2
+        )
+    )
+    with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
+        plain.set_state(one.get_state())
+    for iterator in (one, two, plain):
+        iterator.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((512, 512), (22, 22)), ((448, 576), (19, 24)), ((256, 1024), (11, 44)), ((16, 4096), (1, 256))],
+)
+def test_a_reshaped_layout_sees_as_many_vit_tokens_at_most(size, grid):
+    layout = Layout(vit_grid=(22, 22)).reshaped(size, (2, 2))
+    assert (layout.image_size, layout.vit_grid) == (size, grid) and layout.vit_tokens <= 22 * 22
+    assert Layout().reshaped(size, (2, 2)).vit_grid == (0, 0)
+    assert np.prod(layout.latent_grid) == 4
+
+
+def test_the_folder_of_a_part_is_the_one_it_came_from(folder):
+    assert pathlib.Path(deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[2]].listing).parent == folder
