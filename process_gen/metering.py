@@ -13,32 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from process_gen import norms
+from process_gen.distributed.chips import chip_of
 from process_gen.models.config import ModelConfig
 from process_gen.reports.table import table
 from process_gen.trajectory.layout import Layout
-
-NAMED_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-"""Dense bf16 FLOP/s per chip, from the vendors' data sheets, by the start of `device_kind`."""
 
 
 def peak_flops(dtype: str = "float32") -> tuple[float, str]:
     """FLOP/s of one device and where the figure comes from: a data sheet, or a measured product."""
     kind = jax.devices()[0].device_kind
-    for name, peak in sorted(NAMED_PEAKS.items(), key=lambda item: -len(item[0])):
-        if kind.startswith(name):
-            return peak, f"data sheet of {name}, bf16"
+    if chip := chip_of(kind):
+        return chip.flops, f"data sheet of {chip.name}, bf16"
     return measured_peak(dtype), f"measured {dtype} matrix product on {kind}"
 
 

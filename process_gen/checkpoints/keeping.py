@@ -12,6 +12,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from process_gen.checkpoints.errors import CheckpointNotSaved
+from process_gen.distributed.hosts import number_of_lead
 
 _SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 
@@ -47,7 +48,7 @@ def policy(keep: int, keep_every: int, keep_best: int, scores: Mapping[int, floa
 
 
 def check_room(root: epath.Path, arrays: Any, step: int, last: int | None) -> None:
-    """Compares the free space with what a save is about to write.
+    """Compares the free space, as process 0 sees it, with what a save is about to write; all have to call it.
 
     Raises:
       CheckpointNotSaved: it will not fit; the message names sizes and the last good step.
@@ -55,7 +56,7 @@ def check_room(root: epath.Path, arrays: Any, step: int, last: int | None) -> No
     if "://" in str(root):
         return
     needed = _SPARE * sum(x.nbytes for x in jax.tree.leaves(arrays) if hasattr(x, "nbytes"))
-    free = shutil.disk_usage(root).free
+    free = number_of_lead(float(shutil.disk_usage(root).free))
     if free < needed:
         kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
         raise CheckpointNotSaved(

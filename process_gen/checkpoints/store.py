@@ -166,8 +166,7 @@ class CheckpointStore:
                 f"{', ...' if bad[4:] else ''})"
                 f"; the last good step in {self.root} is {self.latest_step()}"
             )
-        if jax.process_count() == 1:
-            keeping.check_room(self.root, state, step, self.latest_step())
+        keeping.check_room(self.root, state, step, self.latest_step())
         items = {}
         for field, tree in arrays.fields(state).items():
             if field in _RESERVED:

@@ -1,6 +1,6 @@
 """What a chip has: memory, arithmetic, and wires.
 
-Figures of the vendors' data sheets (Google Cloud's pages on v5e, v5p, v6e and
+Figures of the vendors' data sheets (Google Cloud's pages on v4, v5e, v5p, v6e and
 TPU7x; NVIDIA's on A100, H100, H200 and B200), per device as JAX counts them.
 For TPUs the memory is what the compiler lets a program have (libtpu 0.0.52
 names it when it runs out), which is a little less than what is soldered on.
@@ -20,7 +20,7 @@ class Chip:
 
     Attributes:
       name: as a topology names it.
-      kind: how its `device_kind` begins.
+      kinds: how its `device_kind` may begin.
       hbm: bytes of memory that a program can have.
       flops: dense bfloat16 FLOP/s.
       hbm_bandwidth: bytes/s between memory and chip.
@@ -33,7 +33,7 @@ class Chip:
     """
 
     name: str
-    kind: str
+    kinds: tuple[str, ...]
     hbm: float
     flops: float
     hbm_bandwidth: float
@@ -43,22 +43,24 @@ class Chip:
 
 
 _TPUS = (
-    Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 819e9, 200e9, 3.125e9),
-    Chip("v5p", "TPU v5", 95.73 * GIB, 459e12, 2765e9, 600e9, 6.25e9),
-    Chip("v6e", "TPU v6 lite", 31.24 * GIB, 918e12, 1640e9, 400e9, 12.5e9),
-    Chip("tpu7x", "TPU7x", 94.74 * GIB, 1153e12, 3690e9, 300e9, 6.25e9),  # half a chip each
+    Chip("v4", ("TPU v4",), 30.75 * GIB, 275e12, 1228e9, 300e9, 3.125e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 15.75 * GIB, 197e12, 819e9, 200e9, 3.125e9),
+    Chip("v5p", ("TPU v5",), 95.73 * GIB, 459e12, 2765e9, 600e9, 6.25e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 31.24 * GIB, 918e12, 1640e9, 400e9, 12.5e9),
+    Chip("tpu7x", ("TPU7x",), 94.74 * GIB, 1153e12, 3690e9, 300e9, 6.25e9),  # half a chip each
 )
 _GPUS = (
-    Chip("a100", "NVIDIA A100", 80e9, 312e12, 2039e9, 300e9, 25e9, 8),
-    Chip("h100", "NVIDIA H100", 80e9, 989e12, 3350e9, 450e9, 50e9, 8),
-    Chip("h200", "NVIDIA H200", 141e9, 989e12, 4800e9, 450e9, 50e9, 8),
-    Chip("b200", "NVIDIA B200", 180e9, 2250e12, 8000e9, 900e9, 50e9, 8),
+    Chip("a100", ("NVIDIA A100",), 80e9, 312e12, 2039e9, 300e9, 25e9, 8),
+    Chip("h100", ("NVIDIA H100",), 80e9, 989e12, 3350e9, 450e9, 50e9, 8),
+    Chip("h200", ("NVIDIA H200",), 141e9, 989e12, 4800e9, 450e9, 50e9, 8),
+    Chip("b200", ("NVIDIA B200",), 180e9, 2250e12, 8000e9, 900e9, 50e9, 8),
 )
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 """Chips by the name that a topology or `--chip` gives them."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip whose `kind` the device's kind begins with, the longest of those; None for unknown ones."""
-    found = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
-    return max(found, key=lambda chip: len(chip.kind), default=None)
+    """The chip with the longest of `kinds` that the device's kind begins with; None for unknown ones."""
+    pairs = [(kind, chip) for chip in CHIPS.values() for kind in chip.kinds]
+    found = [pair for pair in pairs if device_kind.startswith(pair[0])]
+    return max(found, key=lambda pair: len(pair[0]))[1] if found else None

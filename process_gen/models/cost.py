@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from process_gen.models.config import ModelConfig
+from process_gen.models.kernels import BLOCK_KV
 from process_gen.models.positions import TIME_FEATURES
 from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.visibility import Chunk
@@ -133,6 +134,8 @@ def _view_flops(config: ModelConfig, layout: Layout) -> float:
 
 # ------------------------------------------------------------------- attention
 
+_PASSING_OVER = ("flash", "splash", "cudnn")
+
 
 def _visible_pairs(layout: Layout, fill: Fill) -> float:
     """Pairs of a query and a key that it sees, in one row whose trajectories are equally long."""
@@ -163,15 +166,23 @@ def _pairs_inside(segments: Sequence[Segment], fill: Fill) -> float:
 
 
 def _computed_pairs(config: ModelConfig, layout: Layout) -> float:
-    """Pairs whose scores are computed, hidden ones included."""
+    """Pairs whose scores are computed, hidden ones included.
+
+    Kernels of accelerators pass over what is empty of a history: in one of full context, all but the earlier
+    steps of the same trajectory, rounded up to blocks.
+    """
     prompt, step = Chunk(layout.prompt_segments), Chunk(layout.step_segments)
-    context = layout.prompt_slots + sum(s.tokens for s in layout.history_segments)
+    history = float(sum(s.tokens for s in layout.history_segments))
+    if layout.context == "full" and config.attention in _PASSING_OVER:
+        earlier = layout.visible_tokens * (layout.steps / layout.trajectories - 1) / 2
+        history = min(history, earlier + BLOCK_KV)
+    context = layout.prompt_slots + history
     return layout.trajectories * _chunk_pairs(config, prompt, 0) + layout.steps * _chunk_pairs(
         config, step, context
     )
 
 
-def _chunk_pairs(config: ModelConfig, chunk: Chunk, context: int) -> float:
+def _chunk_pairs(config: ModelConfig, chunk: Chunk, context: float) -> float:
     if config.attention == "dense":
         return chunk.tokens * (context + chunk.tokens)
     grouped, pairs, before = config.attention == "grouped", 0.0, 0

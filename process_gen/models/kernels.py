@@ -208,7 +208,8 @@ def _splash_module() -> Any:
 
 
 _LANES = 128
-_BLOCK_Q, _BLOCK_KV = 512, 1024
+BLOCK_Q, BLOCK_KV = 512, 1024
+"""Queries and keys at most that a splash kernel holds at a time."""
 
 
 def _block(size: int, most: int) -> int:
@@ -224,8 +225,8 @@ def _round_up(size: int, multiple: int) -> int:
 def splash_kernel(queries: int, keys: int, before: int | None, shards: int, interpret: bool = False) -> Any:
     """The kernel object of one shape; masks are computed inside it, and nothing is stored of them."""
     splash_lib, own = _splash_module(), queries // shards
-    block_q = next(b for b in range(_BLOCK_Q, 0, -_LANES) if own % b == 0)
-    block_kv = _block(keys, _BLOCK_KV)
+    block_q = next(b for b in range(BLOCK_Q, 0, -_LANES) if own % b == 0)
+    block_kv = _block(keys, BLOCK_KV)
     keys = _round_up(keys, block_kv)
     if before is None:  # the same for every shard
         mask, shards = splash_lib.FullMask((own, keys)), 1
@@ -258,11 +259,41 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
     asks = jnp.ones(length, jnp.int32)  # a key is seen where its id equals the query's
 
     def row(q, k, v, ids):
-        segments = _splash_module().SegmentIds(asks, ids)
-        return jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
+        segments, own = _splash_module().SegmentIds(asks, ids), _passing_over(kernel, length, ids)
+        return jax.vmap(lambda q, k, v: own(q, k, v, segments))(q, k, v)
 
     out = jax.vmap(row)(q.reshape(b, heads, n // heads, length, -1), k, v, ids)
     return out.reshape(b, n, length, -1)[..., :h]
+
+
+def _passing_over(kernel: Any, queries: int, ids: jax.Array) -> Any:
+    """The kernel for one row, which neither fetches nor computes blocks of keys that nobody may see.
+
+    Most of a history is still empty in the first steps of a row. Its blocks are
+    told by the tables that the kernels already follow for blocks above the
+    diagonal of a causal mask.
+    """
+    sizes = kernel.kwargs["block_sizes"]
+    there = ids.reshape(-1, sizes.block_kv).any(1)
+    shape = (queries // sizes.block_q, there.size)
+
+    def info(known: Any, axis: int) -> Any:
+        """`axis`: along which a kernel goes from block to block, 0 over queries or 1 over keys."""
+        if known.block_mask is None:
+            runs = jnp.broadcast_to(there[None], shape)
+        elif known.block_mask.shape[1:] == shape:
+            runs = (known.block_mask[0] > 0) & there[None]
+        else:  # a table without the blocks that no query ever sees
+            return known
+        runs = runs.at[:, 0].set(runs[:, 0] | ~runs.any(1))  # a softmax over no block at all is no number
+        place = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+        newest = jax.lax.cummax(jnp.where(runs, place, -1), axis=axis)
+        first = jnp.argmax(runs, axis=axis, keepdims=True).astype(jnp.int32)
+        fetched = jnp.where(newest < 0, first, newest)  # the same as before is not fetched again
+        return known._replace(block_mask=runs.astype(jnp.int32)[None], data_next=fetched[None])
+
+    infos = (info(kernel.fwd_mask_info, 1), info(kernel.dq_mask_info, 1), info(kernel.dkv_mask_info, 0))
+    return type(kernel)(*infos, **kernel.kwargs)
 
 
 def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:

@@ -53,7 +53,7 @@ def test_a_missing_compiler_or_plugin_says_what_to_install(monkeypatch):
         topology.get(topology.parse("v5e:4x4"))
     with pytest.raises(TopologyError, match=r"pip install 'jax\[cuda12\]'"):
         topology.get(topology.parse("gpu"))
-    with pytest.raises(TopologyError, match="unknown chip 'h1000'; known are v5e"):
+    with pytest.raises(TopologyError, match="unknown chip 'h1000'; known are v4"):
         topology.get(topology.parse("cpu:1"), "h1000")
 
 
@@ -66,6 +66,7 @@ def test_the_devices_of_a_cpu_may_stand_for_a_chip():
 
 def test_chips_are_known_by_the_longest_beginning():
     assert chip_of("TPU v5 lite").name == "v5e" and chip_of("TPU v5").name == "v5p"
+    assert chip_of("TPU v6e").name == "v6e" and chip_of("TPU v4").name == "v4" and chip_of("TPU v9") is None
     assert chip_of("NVIDIA H100 80GB HBM3").name == "h100" and chip_of("cpu") is None
     assert all(chip.hbm > 10 * GIB and chip.link_bandwidth < chip.hbm_bandwidth for chip in CHIPS.values())
 

@@ -186,6 +186,34 @@ def test_hidden_keys_and_values_change_no_bit(kernel):
         assert (old[seeing] != np.asarray(new)[seeing]).any(-1).all()
 
 
+@pytest.mark.parametrize("before", [None, 500])
+def test_splash_reads_no_block_of_keys_that_nobody_sees(before, monkeypatch, rng):
+    """Values that are no numbers would spoil every sum that they are part of, times zero or not."""
+    monkeypatch.setattr(kernels, "BLOCK_Q", 128)
+    monkeypatch.setattr(kernels, "BLOCK_KV", 128)
+    kernels.splash_kernel.cache_clear()
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 2, n, 16)), jnp.float32) for n in (200, 700, 700))
+    visible = np.zeros((2, 700), bool)
+    visible[0, 130:250] = visible[0, 600:700] = True  # the second and the last two of six blocks
+    visible[1, 5:400] = rng.random(395) < 0.5
+    hidden = np.zeros_like(visible)
+    hidden[0, :128] = hidden[0, 256:512] = hidden[1, 512:] = True
+
+    def run(kernel, *tensors):
+        def loss(q, k, v):
+            out = kernels.run(kernel, q, k, v, jnp.asarray(visible), before)
+            return (out * out).sum(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*tensors)
+        return out, *gradients
+
+    holes = [jnp.where(hidden[:, None, :, None], jnp.nan, x) for x in (k, v)]
+    found = run(SPLASH, q, *holes)
+    kernels.splash_kernel.cache_clear()
+    for a, b in zip(found, run(BLOCKED, q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernel", [BLOCKED, SPLASH], ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("before", [None, 3])
 def test_queries_that_see_nothing_give_zeros_and_zero_gradients(kernel, before):
