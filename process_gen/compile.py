@@ -89,7 +89,10 @@ def compile_train(
     """
     experiment.check(config)
     mesh, slices = mesh_of(config, where)
-    program = TrainProgram.of(config, experiment.build_model(config, tokenizer_of(config)), mesh)
+    # Of several image shapes, the one that takes the most room has to fit.
+    layout = max(experiment.build_layouts(config), key=lambda one: cost.tokens(one).all)
+    model = experiment.build_model(config, tokenizer_of(config)).clone(layout=layout)
+    program = TrainProgram.of(config, model, mesh)
     report(f"train step on {where.name}: {len(where.devices)} devices, lowering")
     found = measured_by("train step", lambda: program.step.lower(*program.abstract), mesh, slices, report)
     return capacity.train_report(config, program, where, found, ask)

@@ -139,6 +139,15 @@ def test_training_runs_what_was_compiled():
     assert bytes_per_device(state) == bytes_per_device(program.abstract[0])
 
 
+def test_of_several_image_shapes_the_one_with_the_most_tokens_is_compiled():
+    changes = {"data.source": "folder", "data.path": "x", "data.buckets": ((16, 16), (48, 64), (16, 48))}
+    config = config_of(**changes)
+    place = topology.get(topology.parse("cpu:1"))
+    report = compile.compile_train(config, place, ASK, lambda line: None, lambda *args: FITS)
+    _, _, largest, _ = experiment.build_layouts(config)
+    assert largest.image_size == (48, 64) and report["tokens_per_row"]["all"] == cost.tokens(largest).all
+
+
 def test_slices_of_a_cpu_are_counted():
     devices = [Device(i) for i in range(4)]
     place = Topology("cpu:2", "cpu", devices, 2, None)
