@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,13 +12,23 @@ import pytest
 from tests.faults.trainer import ROOT
 
 
-@pytest.mark.long
-def test_killed_stopped_and_damaged_runs_end_like_one_that_was_left_alone(tmp_path):
-    """Takes about ten starts of the trainer: a shared folder saves the compilation of all but the first."""
-    command = [sys.executable, "-m", "tests.faults", "--cases=kill,stop,damage,changed_config"]
-    command += ["--kills=2", "--times=1", f"--folder={tmp_path}"]
+def faults(folder: pathlib.Path, *arguments: str) -> str:
+    """What the script prints; a shared folder saves the compilation of all runs but the first."""
+    command = [sys.executable, "-m", "tests.faults", *arguments, f"--folder={folder}"]
     ran = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "kills: 2, during a save: 1" in ran.stdout and "fell back" in ran.stdout
+    return ran.stdout
+
+
+@pytest.mark.slow  # five starts of the trainer
+def test_a_run_that_is_killed_twice_ends_like_one_that_was_left_alone(tmp_path):
+    text = faults(tmp_path, "--cases=kill,damage", "--kills=2", "--times=0")
+    assert "kills: 2, during a save: 1" in text and "fell back" in text
+
+
+@pytest.mark.long  # about ten more
+def test_signals_and_other_configs_too(tmp_path):
+    text = faults(tmp_path, "--cases=stop,damage,changed_config", "--times=1")
+    assert "signals: 1" in text and "runs to the end: 1" in text and "refused by name: 5" in text
