@@ -36,8 +36,14 @@ GROUP = 16
 """Trajectories whose images are put together for that."""
 
 
-def encode_latents(config: ConfigDict, source: Source, layout: Layout) -> LatentsInfo:
+def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: Any = None) -> LatentsInfo:
     """Writes the latents of every trajectory of a source, unless they are there.
+
+    Args:
+      config: names the folder, and the weights.
+      source: what is encoded.
+      layout: says the size of its images.
+      params: the autoencoder's, from `autoencoder_params`; they are read if they are not given.
 
     Returns:
       What the folder holds then.
@@ -48,8 +54,7 @@ def encode_latents(config: ConfigDict, source: Source, layout: Layout) -> Latent
       CheckpointError: the weights cannot be read.
     """
     model = experiment.build_model_config(config)
-    weights = autoencoder_weights(model, config.train.get("init", ""))
-    params = read_all(weights)
+    params = autoencoder_params(config) if params is None else params
     info, folder = LatentsInfo.of(source, layout, fingerprint(params)), latents_folder(config.data, layout)
     if _there(folder, info):
         return info
@@ -74,6 +79,16 @@ def encode_latents(config: ConfigDict, source: Source, layout: Layout) -> Latent
     return info
 
 
+def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
+    """The parameters of the autoencoder that a config starts from, on the host.
+
+    Raises:
+      ConfigError, CheckpointError: see `autoencoder_weights`.
+    """
+    model = experiment.build_model_config(config)
+    return read_all(autoencoder_weights(model, config.train.get("init", "")))
+
+
 def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
     """Refuses latents that another autoencoder made than the one that a run starts with.
 
@@ -87,8 +102,7 @@ def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
     folders = [folder for layout in layouts if (folder := latents_folder(config.data, layout))]
     if not folders:
         return
-    origin = config.train.get("init", "")
-    own = fingerprint(read_all(autoencoder_weights(experiment.build_model_config(config), origin)))
+    origin, own = config.train.get("init", ""), fingerprint(autoencoder_params(config))
     for folder in folders:
         if own != (made_by := read_info(folder).autoencoder):
             raise experiment.ConfigError(

@@ -84,12 +84,17 @@ def build_layouts(config: ml_collections.ConfigDict, model: ModelConfig | None =
     model = model or build_model_config(config)
     first = build_layout(config, model)
     layouts = {first.image_size: first}
-    for size in (tuple(size) for size in config.data.get("buckets", ())):
+    for size in (tuple(size) for size in config.data.buckets):
         try:
             layout = first.reshaped(size, latent_shape(model, size)[0])
             vit.check(model, layout)
         except ValueError as error:
             raise ConfigError(f"config.data.buckets: {error}") from None
+        for other in layouts:
+            if other != size and other[0] * size[1] == other[1] * size[0]:
+                raise ConfigError(
+                    f"config.data.buckets: {other} and {size} are of one shape, keep one of them"
+                )
         layouts.setdefault(size, layout)
     return tuple(layouts.values())
 

@@ -5,7 +5,7 @@ wall time since the run began. They are kept in `workdir/goodput.json` and go on
 from there when the run is started again:
 
     init        building model, data and state
-    compile     the first step of each start
+    compile     the first step of each start, all steps where there are several image shapes
     restore     reading a checkpoint
     data        devices idle, because the batch was not there yet
     save        training held up by a checkpoint

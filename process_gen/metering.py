@@ -68,7 +68,8 @@ class Cost:
     def of(cls, params: Mapping[str, Any], config: ModelConfig, layout: Layout) -> Cost:
         """Counts matrices by the part they belong to; embeddings and norms cost nothing.
 
-        Nor does the frozen autoencoder, whose latents may be made ahead of time.
+        Nor does the frozen autoencoder, whose latents may be made ahead of time. The ViT is counted for the
+        images of `layout`; those of other shapes have about as many of its tokens.
         """
         sizes = dict.fromkeys(norms.PARTS, 0.0)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -1,7 +1,7 @@
 """Steps without a finite gradient: counted, kept for a closer look, and at some point the end of the run.
 
-The train step has left the state as it was by then. What is kept is the batch, since another run of the same
-config comes to it again, or has moved on.
+The train step has left the parameters as they were by then, and counted the batch as seen: the run goes on
+behind it. What is kept is the batch, for a look at what is wrong with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER = "nonfinite"
 
 @dataclasses.dataclass
 class Watch:
-    """Counts the steps in a row that left the state as it was.
+    """Counts the steps in a row that left the parameters as they were.
 
     Attributes:
       workdir: `workdir/nonfinite` gets the batches.
@@ -45,7 +45,7 @@ class Watch:
         self.count += 1
         path = save_batch(self.workdir / FOLDER, step, metrics, batch)
         logging.warning(
-            "step %d has %s: the state stays as it was (%d in a row, %d end the run); its batch is in %s",
+            "step %d has %s: parameters stay as they were (%d in a row, %d end the run); its batch is in %s",
             step, names_of(metrics), self.count, self.limit, path,
         )  # fmt: skip
         return self.count >= self.limit

@@ -96,6 +96,10 @@ class TrainProgram:
         """A `NamedSharding` for every array of the state."""
         return jax.tree.map(lambda x: x.sharding, self.abstract[0])
 
+    def compiled(self) -> Any:
+        """`step`, compiled now; it takes what `abstract` describes."""
+        return self.step.lower(*self.abstract).compile()
+
     @functools.cached_property
     def step(self) -> Any:
         """The jitted step: (state, batch) -> (state, metrics), the state split in and out alike."""

@@ -63,7 +63,9 @@ RANGES: dict[str, Range] = {
     "data.mode": _one_of(*(mode.value for mode in Mode)),
     "data.on_error": _one_of("fail", "skip"),
     "data.seed": SEED,
-    "data.buckets": Range("sizes of images, e.g. '((512, 512), (448, 576))', or () for none", _are_sizes),
+    "data.buckets": Range(
+        "sizes of images, e.g. '((512, 512), (448, 576))', one alone '((448, 576),)', or ()", _are_sizes
+    ),
     **dict.fromkeys(("data.wrong", "data.slip", "data.detour"), SHARE),
     "flow.time_mean": FINITE,
     **dict.fromkeys(("flow.time_std", "flow.time_shift"), POSITIVE),

@@ -23,7 +23,7 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,9 +35,9 @@ from ml_collections import ConfigDict
 from process_gen import ahead, evaluate, experiment, metering, nonfinite, stopping, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore, versions
-from process_gen.data.buckets import BucketLoader, deal
+from process_gen.data.buckets import Bucket, deal, in_turn
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.loader import make_loader
+from process_gen.data.loader import Loader, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
@@ -57,6 +57,7 @@ from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.start import start_from
 from process_gen.train_step import TrainState
 from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.layout import Layout
 
 
 class NonFiniteLoss(RuntimeError):
@@ -106,22 +107,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     rows = sharding.local_rows(c.batch_size, mesh)
     with hosts.lead_first("the data is prepared"), experiment.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
-        parts = deal(source, list(layouts))
-        parts = {size: with_latents(part, config.data, layouts[size]) for size, part in parts.items()}
-    ahead.check_autoencoder(config, [layouts[size] for size in parts])
-    loaders = {
-        size: make_loader(
-            part,
-            tokenizer,
-            layouts[size],
-            c.batch_size,
-            rows=rows,
-            seed=config.seed,
-            policy=Policy(bad=config.data.on_error, budget=allowance(len(part))),
-        )
-        for size, part in parts.items()
-    }
-    loader = BucketLoader(loaders) if config.data.get("buckets", ()) else loaders[model.layout.image_size]
+        buckets = deal(source, list(layouts))
+        loader = _load(config, len(source), buckets, layouts, tokenizer, rows)
+    ahead.check_autoencoder(config, [layouts[size] for size in buckets])
     logging.info("%s", loader.report())
     iterator = iter(loader)
 
@@ -139,7 +127,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         keep_every=c.keep_every,
         keep_best=c.keep_best,
     )
-    with store, ledger, stopping.deferred() as stop:
+    with contextlib.closing(iterator), store, ledger, stopping.deferred() as stop:
         with ledger.spending("restore"):
             first = store.newest_whole_step() or 0
         if first:
@@ -150,6 +138,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             with ledger.spending("restore"), experiment.as_config_error():
                 state = store.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, workdir)
+            if first > c.steps:
+                raise experiment.ConfigError(
+                    f"{workdir} has come to step {first}: set --config.train.steps to at least that, or "
+                    "start another run in another --workdir"
+                )
         elif origin := c.get("init", ""):
             state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
@@ -162,8 +155,14 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         # --------------------------------------------------------------- loop
         pending: tuple[int, Any, float] | None = None
         watch, last_batch = nonfinite.Watch(run.workdir, c.max_nonfinite), None
-        compiled: set[tuple[int, ...]] = set()
         ledger.enter("compile")
+        steps = {size: programs[size].step for size in buckets}
+        if len(steps) > 1:  # all of them now: none is to be found too large in the middle of the run
+            for size in steps:
+                logging.info("compiling the train step for images of %d x %d", *size)
+                steps[size] = programs[size].compiled()
+        elif first == 0:
+            logging.info("compiling the train step")
         for step in range(first + 1, c.steps + 1):
             run.profiler.before(step - first)
             started = time.perf_counter()
@@ -172,19 +171,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if pending and pending[1]["loss"].is_ready():
                 ledger.idle(waited)  # else the devices were busy meanwhile
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
-            size = host_batch["sketch"].shape[-3:-1]
-            if fresh := size not in compiled:
-                logging.info("compiling the train step for images of %d x %d", *size)
-                ledger.enter("compile")
-            state, metrics = programs[size].step(state, batch)
+            state, metrics = steps[host_batch["sketch"].shape[-3:-1]](state, batch)
             if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
                 _stop(values, store, state, iterator)
             pending, last_batch = (step, metrics, waited), host_batch
-            if fresh:
-                if not compiled:
-                    run.first_batch(host_batch)
+            if step == first + 1:
+                run.first_batch(host_batch)
                 jax.block_until_ready(metrics)
-                compiled.add(size)
                 meter.restart()
                 ledger.enter("steps")
             store.poll()
@@ -212,8 +205,6 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 store.save(c.steps, state, iterator)
                 store.wait()
         ledger.saved(c.steps)
-    iterator.close()
-
     # ------------------------------------------------------------------- end
     with ledger.spending("evaluation"):
         run.finish(state)
@@ -221,6 +212,33 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     if hosts.is_lead():
         print("\n".join([ledger.table(), "", meter.table() if meter.mean() else "", ""]), flush=True)
     return state
+
+
+def _load(
+    config: ConfigDict,
+    trajectories: int,
+    buckets: Mapping[tuple[int, int], Bucket],
+    layouts: Mapping[tuple[int, int], Layout],
+    tokenizer: Tokenizer,
+    rows: Sequence[int],
+) -> Loader:
+    """The batches of this host, of all image sizes in turn."""
+    loaders = {}
+    for size, bucket in buckets.items():
+        # How many may be bad is a matter of the whole data, in whichever bucket they are.
+        share = allowance(trajectories) * trajectories / len(bucket.source)
+        loaders[size] = make_loader(
+            with_latents(bucket.source, config.data, layouts[size]),
+            tokenizer,
+            layouts[size],
+            config.train.batch_size,
+            rows=rows,
+            seed=config.seed,
+            open_rows=max(2, 8 // len(buckets)),
+            prefetch=0,
+            policy=Policy(config.data.on_error, min(share, 0.9)),
+        )
+    return in_turn(loaders, buckets)
 
 
 def _stop(metrics: dict[str, float], store: CheckpointStore, state: TrainState, iterator: Any) -> None:

@@ -29,7 +29,7 @@ class TrainState:
     """Everything that a resumed run needs besides the data iterator.
 
     Attributes:
-      step: [] int32, optimizer steps taken.
+      step: [] int32, batches seen.
       params, ema: parameters and their exponential moving average, float32.
       opt_state: of the optimizer.
       key: the run's key; each step folds its number into it.
@@ -123,7 +123,7 @@ def make_train_step(
             "grad_norm": norm,
             "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
-            "learning_rate": recipe.schedule(state.step),
+            "learning_rate": recipe.schedule(_updates(state)),
             "finite": finite.astype(jnp.float32),
             **by_part("grad_norm", gradients),
             **by_part("update_norm", updates),
@@ -133,6 +133,12 @@ def make_train_step(
         return new if shardings is None else offload.sent_back(new, shardings), metrics
 
     return train_step
+
+
+def _updates(state: TrainState) -> jax.Array:
+    """How many updates the optimizer has made, by its own count: it leaves out what was not finite."""
+    counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")
+    return counts[0][1] if counts else state.step
 
 
 def _gradients(
@@ -184,5 +190,11 @@ def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: di
     return gradients, sums, own
 
 
+LOSSES = 16
+"""Folded into the key of a step for its losses; smaller numbers are those of what is drawn for the model."""
+
+
 def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
-    return recipe.losses.terms(outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, 1))
+    return recipe.losses.terms(
+        outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, LOSSES)
+    )

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from process_gen import ahead, cli, experiment
 from process_gen.checkpoints.errors import CheckpointNotFound
+from process_gen.data.buckets import deal
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.latents import LatentsSource, read_info
 from process_gen.data.loader import make_loader
@@ -85,6 +86,27 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
     prepare(config)
     ahead.check_autoencoder(config, [experiment.build_layout(config)])
     assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+
+
+def test_every_image_shape_has_latents_of_its_own(config, capsys):
+    for name in ("0-c.png", "2-c.png"):  # what a trajectory ends with
+        PIL.Image.new("RGB", (90, 30)).save(pathlib.Path(config.data.path) / name)
+    config.data.buckets = ((16, 48), (48, 16))
+    prepare(config)
+    out = capsys.readouterr().out
+    table = [line.split() for line in out.splitlines()]
+    assert [["32", "x", "32", "1"], ["16", "x", "48", "2"], ["48", "x", "16", "0"]] == table[-5:-2]
+    layouts = {layout.image_size: layout for layout in experiment.build_layouts(config)}
+    buckets = deal(open_source(config.data, (32, 32)), list(layouts))
+    assert list(buckets) == [(32, 32), (16, 48)]
+    for size, count in (((32, 32), 1), ((16, 48), 2)):
+        source = with_latents(buckets[size].source, config.data, layouts[size])
+        assert len(source) == count and source.folder.name == f"{size[0]}x{size[1]}"
+        batch = next(
+            iter(make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0))
+        )
+        assert batch["sketch_latents"].shape[-2] == layouts[size].latents
+    ahead.check_autoencoder(config, [layouts[size] for size in buckets])
 
 
 @pytest.mark.long  # a train step is compiled twice

@@ -146,6 +146,7 @@ BAD = [
     ("data.mode", "all", "data.mode must be one of process, "),
     ("data.buckets", ((32, 32), (48,)), r"data.buckets must be sizes of images, e.g. '\(\(512, 512\), "),
     ("data.buckets", ((32, 36),), r"data.buckets: image sides \(32, 36\) must be multiples of 8"),
+    ("data.buckets", ((32, 48), (16, 24)), r"data.buckets: \(32, 48\) and \(16, 24\) are of one shape"),
     ("data.buckets", ((32, 48),), "data.buckets is for folders of pictures, scenes have one size"),
     ("data.source", "folder", "needs --config.data.path=FOLDER"),
     ("model.size", "scene_s", "did you mean scenes_s"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from process_gen.checkpoints.errors import CheckpointNotSaved
-from process_gen.distributed.hosts import number_of_lead
 
 _SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 
@@ -47,16 +47,18 @@ def policy(keep: int, keep_every: int, keep_best: int, scores: Mapping[int, floa
     return managers.AnyPreservationPolicy(rules)
 
 
-def check_room(root: epath.Path, arrays: Any, step: int, last: int | None) -> None:
-    """Compares the free space, as process 0 sees it, with what a save is about to write; all have to call it.
+def free_space(root: epath.Path) -> float:
+    """Bytes that are left in a folder; infinitely many where there is no telling."""
+    return math.inf if "://" in str(root) else float(shutil.disk_usage(root).free)
+
+
+def check_room(free: float, root: epath.Path, arrays: Any, step: int, last: int | None) -> None:
+    """Compares the free space of `root` with what a save is about to write.
 
     Raises:
       CheckpointNotSaved: it will not fit; the message names sizes and the last good step.
     """
-    if "://" in str(root):
-        return
     needed = _SPARE * sum(x.nbytes for x in jax.tree.leaves(arrays) if hasattr(x, "nbytes"))
-    free = number_of_lead(float(shutil.disk_usage(root).free))
     if free < needed:
         kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
         raise CheckpointNotSaved(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ class CheckpointStore:
         """Starts to save; the state may be used, and donated, as soon as this returns.
 
         Args:
-          step: number of updates that the state has seen; larger than any step saved before.
+          step: number of batches that the state has seen; larger than any step saved before.
           state: dataclass or dict of trees of arrays.
           iterator: the data iterator, which has `get_state`.
           score: how good the state is, for `keep_best`.
@@ -166,7 +166,8 @@ class CheckpointStore:
                 f"{', ...' if bad[4:] else ''})"
                 f"; the last good step in {self.root} is {self.latest_step()}"
             )
-        keeping.check_room(self.root, state, step, self.latest_step())
+        free = _of_process_0(lambda: keeping.free_space(self.root))
+        keeping.check_room(free, self.root, state, step, self.latest_step())
         items = {}
         for field, tree in arrays.fields(state).items():
             if field in _RESERVED:
@@ -332,6 +333,14 @@ def _iterator_text(iterator: Any) -> str:
     if isinstance(state, bytes):
         return json.dumps({"bytes": True, "text": state.decode()})
     return json.dumps({"bytes": False, "state": state})
+
+
+def _of_process_0(look: Callable[[], float]) -> float:
+    """The number that process 0 finds, on every host, so that all of them decide alike."""
+    found = look() if jax.process_index() == 0 else 0.0
+    if jax.process_count() == 1:
+        return found
+    return float(multihost_utils.broadcast_one_to_all(np.float32(found)))
 
 
 def _gather(text: str) -> list[str]:

@@ -1,15 +1,16 @@
 """Training at several image shapes: every batch has one of them, and batches of all shapes take turns.
 
 A trajectory goes to the bucket whose shape is nearest to the shape of the image that it ends with, so little
-of an image is cut off. Each bucket has a loader of its own. Which of them gives the next batch follows from
-how many each has given, in proportion to what it holds: the same on every host and after every restart.
+of an image is cut off. Each bucket has a stream of batches of its own. Which of them gives the next batch
+follows from how many each has given, in proportion to the steps that it holds, so that the buckets go through
+their epochs side by side: the same on every host and after every restart.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -22,64 +23,97 @@ from process_gen.data.packing import check_identity
 Size = tuple[int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The trajectories of one image size.
+
+    Attributes:
+      source: gives them, with images of that size.
+      steps: of all of them together.
+    """
+
+    source: Source
+    steps: int
+
+
 def nearest(shape: Size, sizes: Sequence[Size]) -> int:
     """Which of some image sizes has the shape nearest to another one, by the ratio of height to width."""
     ratio = math.log(shape[0] / shape[1])
     return min(range(len(sizes)), key=lambda index: abs(math.log(sizes[index][0] / sizes[index][1]) - ratio))
 
 
-def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
+def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Bucket]:
     """The trajectories of a source by the image size that suits them; sizes that suit none are left out.
 
-    Images that cannot be read go to the first size, for the loader's policy to find them.
+    Images that cannot be read go to the largest bucket, for the loader's policy to find them.
 
     Raises:
-      ValueError: the source has images of one size only.
+      ValueError: the source has images of one size only, or no trajectories.
     """
+    if not len(source):
+        raise ValueError("the source has no trajectories")
     if len(sizes) == 1:
-        return {sizes[0]: source}
+        return {sizes[0]: Bucket(source, len(source))}
     if not hasattr(source, "of_shape"):
         raise ValueError(
-            "config.data.buckets is for images of several shapes, which only "
-            "config.data.source='folder' has: leave it empty"
+            "config.data.buckets is for sources that know the shapes of their images, as "
+            "config.data.source='folder' does: leave it empty"
         )
+    shapes = source.shapes()
     indices: dict[Size, list[int]] = {size: [] for size in sizes}
-    for index, shape in enumerate(source.shapes()):
-        indices[sizes[0] if shape is None else sizes[nearest(shape, sizes)]].append(index)
+    for index, shape in enumerate(shapes):
+        if shape is not None:
+            indices[sizes[nearest(shape, sizes)]].append(index)
+    largest = max(sizes, key=lambda size: len(indices[size]))
+    unread = [index for index, shape in enumerate(shapes) if shape is None]
+    indices[largest] = sorted(indices[largest] + unread)
     for size, found in indices.items():
         logging.info("images of %d x %d: %d trajectories", *size, len(found))
-    return {size: source.of_shape(size, found) for size, found in indices.items() if found}
+    parts = {size: source.of_shape(size, found) for size, found in indices.items() if found}
+    return {size: Bucket(part, part.steps()) for size, part in parts.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class BucketLoader:
-    """The batches of several loaders in turn.
+def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Bucket], prefetch: int = 2) -> Loader:
+    """One loader of the batches of several, made with `prefetch=0`; the fields of a batch tell its size.
 
-    Attributes:
-      loaders: by image size.
+    Raises:
+      ValueError: the loaders read different rows.
     """
+    first = next(iter(loaders.values()))
+    if any(loader.rows != first.rows for loader in loaders.values()):
+        raise ValueError("the loaders of buckets must read the same rows")
+    dataset = first.dataset
+    if len(loaders) > 1:
+        dataset = _InTurn(
+            {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
+            {f"{h}x{w}": buckets[h, w].steps for h, w in loaders},
+        )
+    if prefetch:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
+    return Loader(dataset, first.layout, first.rows, sum(one.trajectories for one in loaders.values()))
 
-    loaders: dict[Size, Loader]
 
-    def __iter__(self) -> BucketIterator:
-        return BucketIterator(self.loaders)
+class _InTurn(grain.IterDataset):
+    """Batches of several datasets, by name; `steps` are their shares."""
 
-    def report(self) -> str:
-        """The padding in the first batches of every bucket."""
-        return "\n".join(f"{h} x {w}: {loader.report()}" for (h, w), loader in self.loaders.items())
-
-
-class BucketIterator(grain.DatasetIterator):
-    """Iterates over batches of several buckets; see the module's docstring for their order."""
-
-    def __init__(self, loaders: dict[Size, Loader]):
+    def __init__(self, parts: Mapping[str, grain.IterDataset], steps: Mapping[str, int]):
         super().__init__()
-        self._iterators = {f"{h}x{w}": iter(loader) for (h, w), loader in loaders.items()}
-        self._shares = {f"{h}x{w}": loader.trajectories for (h, w), loader in loaders.items()}
-        self._given = dict.fromkeys(self._iterators, 0)
+        self.parts, self.steps = dict(parts), dict(steps)
+
+    def __iter__(self) -> _InTurnIterator:
+        return _InTurnIterator(self)
+
+
+class _InTurnIterator(grain.DatasetIterator):
+    """See the module's docstring for the order."""
+
+    def __init__(self, dataset: _InTurn):
+        super().__init__()
+        self._iterators = {name: iter(part) for name, part in dataset.parts.items()}
+        self._steps, self._given = dataset.steps, dict.fromkeys(dataset.parts, 0)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        due = min(self._given, key=lambda name: (self._given[name] + 0.5) / self._shares[name])
+        due = min(self._given, key=lambda name: (self._given[name] + 0.5) / self._steps[name])
         batch = next(self._iterators[due])
         self._given[due] += 1
         return batch
@@ -109,14 +143,8 @@ class BucketIterator(grain.DatasetIterator):
             iterator.set_state({**states[name], "rows": rows})
         self._given = {name: state["given"][name] for name in self._given}
 
-    def close(self) -> None:
-        """Ends the prefetching of every bucket."""
-        for iterator in self._iterators.values():
-            iterator.close()
-
 
 def _named(states: dict[str, Any]) -> dict[str, str]:
     """What all buckets depend on, each with its name before it."""
-    return {
-        f"{name}: {key}": text for name, state in states.items() for key, text in state["identity"].items()
-    }
+    parts = {name: state["identity"] for name, state in states.items()}
+    return {f"{name}: {key}": text for name, part in parts.items() for key, text in part.items()}

@@ -15,15 +15,20 @@ and `instruction` after it. Either text may be left out, not both.
 trajectory without text plans), `inspect`, `refine` with `refined`, and
 `sketch_ok` (false by default where there is a `refine`). Images are PNG, JPEG or
 WebP of any size and mode (see `images`), cropped around their middle to the
-layout's shape and resized. Paths are relative to the folder and may not leave it.
+layout's shape, or to the nearest one of several (`buckets`), and resized. Paths
+are relative to the folder and may not leave it.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
+import errno
+import hashlib
 import json
+import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,7 +41,10 @@ from process_gen.data.encode import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories, allowance
 from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
 
-LISTING = "trajectories.jsonl"
+LISTING, SHAPES = "trajectories.jsonl", "shapes.json"
+
+_FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+"""What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
 
 _TRAJECTORY_KEYS = ("prompt", "image", "instruction", "steps", "uid", "metadata")
 _STEP_KEYS = ("instruction", "description", "sketch", "inspect", "refine", "refined", "sketch_ok")
@@ -114,23 +122,51 @@ class FolderSource:
             instruction=entry.get("instruction", ""),
         )
 
+    def steps(self) -> int:
+        """Steps of all trajectories together."""
+        return sum(len(entry["steps"]) for _, entry in self._entries)
+
     def shapes(self) -> list[tuple[int, int] | None]:
-        """Height and width of the image that each trajectory ends with; None where it cannot be read."""
-        found: list[tuple[int, int] | None] = []
-        for number, entry in tqdm.tqdm(self._entries, unit=" images", desc="shapes", mininterval=1.0):
-            last = entry["steps"][-1]
-            path = self._path(number, "steps", last.get("refined", last["sketch"]))
-            try:
-                found.append(images.shape_of(path))
-            except images.UNREADABLE:
-                found.append(None)
+        """Height and width of the image that each trajectory ends with; None where it cannot be read.
+
+        They are looked up once and kept beside the listing, in `shapes.json`, so that every host and every
+        start of a run goes by the same ones, and a million files are opened one time only.
+
+        Raises:
+          OSError: an image is there and cannot be had now.
+        """
+        kept, digest = self.folder / SHAPES, hashlib.sha256(self.listing.read_bytes()).hexdigest()
+        try:
+            known = json.loads(kept.read_text("utf-8"))
+            if known["listing"] == digest and len(known["shapes"]) == len(self):
+                return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # looked up anew
+        lines = tqdm.tqdm(self._entries, unit=" images", desc="shapes of images", mininterval=1.0)
+        found = [self._shape(number, entry["steps"][-1]) for number, entry in lines]
+        unfinished = kept.with_name(f"{SHAPES}.{os.getpid()}")
+        try:
+            unfinished.write_text(json.dumps({"listing": digest, "shapes": found}), "utf-8")
+            unfinished.replace(kept)
+        except OSError as error:
+            logging.warning("%s cannot be written (%s): every start looks up all shapes again", kept, error)
         return found
+
+    def _shape(self, number: int, step: dict[str, Any]) -> tuple[int, int] | None:
+        """Height and width of what a step ends with; None where no start will ever read it."""
+        try:
+            return images.shape_of(self._path(number, "steps", step.get("refined", step["sketch"])))
+        except images.UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno not in _FOR_GOOD:
+                raise
+            return None
 
     def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> FolderSource:
         """Some of the trajectories, their images brought to another size."""
         part = copy.copy(self)
         part.image_size, part._entries = image_size, [self._entries[index] for index in indices]
-        part.name = f"{self.name} at {image_size[0]} x {image_size[1]}"
+        chosen = zlib.crc32(np.asarray(indices, np.int64).tobytes())
+        part.name = f"{self.name} at {image_size[0]} x {image_size[1]} (choice {chosen:08x})"
         return part
 
     def _step(self, number: int, place: int, step: dict[str, Any]) -> Step:

@@ -56,7 +56,7 @@ def shape_of(path: str | pathlib.Path) -> tuple[int, int]:
       one of `UNREADABLE`: it is missing or no image.
     """
     with PIL.Image.open(path, formats=FORMATS) as opened:
-        turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+        turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 

@@ -188,7 +188,17 @@ class _RowStream:
         for row, positions in zip(self._rows, state["open"], strict=True):
             for position in positions:
                 if position >= 0:
-                    row.add(position, self._dataset.encode(self._stream[position]))
+                    row.add(position, self._read_again(position))
+
+    def _read_again(self, position: int) -> Arrays:
+        """The arrays of a trajectory that a row held when it was saved, whatever the policy says."""
+        try:
+            return self._dataset.encode(self._stream[position])
+        except BadTrajectory as error:
+            raise BadTrajectory(
+                f"{error} - it was good when this run was saved, and stands in a row that was half filled "
+                "then: bring it back to go on exactly, or start another workdir from the weights"
+            ) from error
 
     def _read(self, position: int) -> Arrays | None:
         """Returns the arrays of one trajectory, None where the policy leaves it out."""

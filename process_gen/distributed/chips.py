@@ -2,8 +2,8 @@
 
 Figures of the vendors' data sheets (Google Cloud's pages on v4, v5e, v5p, v6e and
 TPU7x; NVIDIA's on A100, H100, H200 and B200), per device as JAX counts them.
-For TPUs the memory is what the compiler lets a program have (libtpu 0.0.52
-names it when it runs out), which is a little less than what is soldered on.
+For TPUs the memory is what the compiler lets a program have (it names it when
+it runs out), which is a little less than what is soldered on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Chip:
     """One device.
 
     Attributes:
-      name: as a topology names it.
+      name: as a topology names it, and `--chip`.
       kinds: how its `device_kind` may begin.
       hbm: bytes of memory that a program can have.
       flops: dense bfloat16 FLOP/s.

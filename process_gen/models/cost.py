@@ -169,7 +169,8 @@ def _computed_pairs(config: ModelConfig, layout: Layout) -> float:
     """Pairs whose scores are computed, hidden ones included.
 
     Kernels of accelerators pass over what is empty of a history: in one of full context, all but the earlier
-    steps of the same trajectory, rounded up to blocks.
+    steps of the same trajectory, rounded up to blocks. That holds for one row a device, and not for the short
+    texts of `cudnn`.
     """
     prompt, step = Chunk(layout.prompt_segments), Chunk(layout.step_segments)
     history = float(sum(s.tokens for s in layout.history_segments))

@@ -258,23 +258,25 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
     ids = _padded(visible.astype(jnp.int32), block_kv, 1)
     asks = jnp.ones(length, jnp.int32)  # a key is seen where its id equals the query's
 
+    kernel = _passing_over(kernel, length, ids.any(0))
+
     def row(q, k, v, ids):
-        segments, own = _splash_module().SegmentIds(asks, ids), _passing_over(kernel, length, ids)
-        return jax.vmap(lambda q, k, v: own(q, k, v, segments))(q, k, v)
+        segments = _splash_module().SegmentIds(asks, ids)
+        return jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
 
     out = jax.vmap(row)(q.reshape(b, heads, n // heads, length, -1), k, v, ids)
     return out.reshape(b, n, length, -1)[..., :h]
 
 
-def _passing_over(kernel: Any, queries: int, ids: jax.Array) -> Any:
-    """The kernel for one row, which neither fetches nor computes blocks of keys that nobody may see.
+def _passing_over(kernel: Any, queries: int, seen: jax.Array) -> Any:
+    """The kernel, which now neither fetches nor computes blocks of keys that nobody may see.
 
     Most of a history is still empty in the first steps of a row. Its blocks are
     told by the tables that the kernels already follow for blocks above the
-    diagonal of a causal mask.
+    diagonal of a causal mask; the rows of a device share them.
     """
     sizes = kernel.kwargs["block_sizes"]
-    there = ids.reshape(-1, sizes.block_kv).any(1)
+    there = seen.reshape(-1, sizes.block_kv).any(1)
     shape = (queries // sizes.block_q, there.size)
 
     def info(known: Any, axis: int) -> Any:

@@ -152,7 +152,31 @@ def scaling_text(path: pathlib.Path) -> list[str]:
     ]
 
 
-def page(reports: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
+def sampler_text(reports: Sequence[Report]) -> list[str]:
+    """The section on sampling, if there are reports of it."""
+    if not reports:
+        return []
+    rows = []
+    for report in reports:
+        mesh = " ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1)
+        fits = {True: "yes", False: "NO", None: "?"}[report["fits"]]
+        for piece in report["pieces"]:
+            cells = [gib(piece[key]) for key in ("arguments", "temporaries", "peak", "received")]
+            where = f"{report['topology']}, {mesh or 'no mesh'}, {report['rows']} rows"
+            rows.append([f"{where}: `{piece['name']}`", *cells, gib(report["hbm"]), fits])
+    names = ("piece of the sampler", "arguments", "temporaries", "at once", "received", "has", "fits")
+    return [
+        "## Sampling",
+        "",
+        "GiB of one device. `write` and `draw` loop over tokens and Euler steps: what they receive is for a "
+        "whole text or image.",
+        "",
+        markdown(names, rows),
+        "",
+    ]
+
+
+def page(reports: Sequence[Report], samplers: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
     """The whole page."""
     held = (
         "train step",
@@ -206,10 +230,11 @@ def page(reports: Sequence[Report], scaling: pathlib.Path, command: str) -> str:
         "",
         markdown(("row", *PARTS, "all"), part_rows(reports)),
         "",
+        *sampler_text(samplers),
         *scaling_text(scaling),
         "## Commands",
         "",
-        *(f"    {r['command']}" for r in reports if "command" in r),
+        *(f"    {r['command']}" for r in (*reports, *samplers) if "command" in r),
         "",
     ]
     return "\n".join(lines)
@@ -220,13 +245,13 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     folder, output = pathlib.Path(values.reports), pathlib.Path(values.output)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    reports = [one for one in found if one.get("step") == "train"]
+    reports, samplers = ([one for one in found if one.get("step") == step] for step in ("train", "sample"))
     if not reports:
         raise ValueError(
             f"{folder} holds no reports: make some with `python -m process_gen.compile --json=...`"
         )
     command = f"python {os.path.relpath(argv[0])} --reports={values.reports} --output={values.output}"
-    output.write_text(page(reports, pathlib.Path(values.scaling), command))
+    output.write_text(page(reports, samplers, pathlib.Path(values.scaling), command))
     print(f"wrote {output}")
 
 

@@ -1,3 +1,5 @@
+import errno
+import itertools
 import json
 import pathlib
 
@@ -7,10 +9,11 @@ import PIL.Image
 import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
-from process_gen.data.buckets import BucketLoader, deal, nearest
-from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.buckets import Bucket, deal, in_turn, nearest
+from process_gen.data.folder import LISTING, SHAPES, FolderSource
 from process_gen.data.images import read_rgb, shape_of
 from process_gen.data.loader import make_loader
+from process_gen.data.packing import Policy, allowance
 from process_gen.trajectory.layout import Layout
 
 SIZES = ((16, 16), (8, 32), (32, 8))
@@ -32,15 +35,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES):
+def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, prefetch=2):
     source = FolderSource(folder, sizes[0])
-    source._entries = [entry for entry in source._entries if entry[0] != 4]  # the broken one
-    return BucketLoader(
-        {
-            size: make_loader(part, tokenizer, LAYOUTS[size], batch_size, rows=rows, seed=seed, prefetch=1)
-            for size, part in deal(source, sizes).items()
-        }
-    )
+    buckets = deal(source, sizes)
+    made = {}
+    for size, bucket in buckets.items():
+        share = allowance(len(source)) * len(source) / len(bucket.source)
+        policy = Policy("skip", min(share, 0.9))
+        made[size] = make_loader(
+            bucket.source,
+            tokenizer,
+            LAYOUTS[size],
+            batch_size,
+            rows=rows,
+            seed=seed,
+            prefetch=0,
+            policy=policy,
+        )
+    return in_turn(made, buckets, prefetch)
 
 
 def taken(iterator, count):
@@ -56,27 +68,57 @@ def test_the_nearest_shape_is_that_of_the_nearest_ratio(shape, index):
     assert nearest(shape, SIZES) == index
 
 
-def test_trajectories_go_where_their_last_image_fits(folder, caplog):
-    parts = deal(FolderSource(folder, SIZES[0]), SIZES)
-    assert {size: len(part) for size, part in parts.items()} == dict(zip(SIZES, (12, 4, 2), strict=True))
-    for size, part in parts.items():
-        assert part[0].steps[0].sketch.shape == (*size, 3)
-    assert "at 8 x 32" in parts[8, 32].name
-    assert {size: len(p) for size, p in deal(FolderSource(folder, SIZES[0]), SIZES[1:]).items()} == {
-        (8, 32): 4 + 12 + 0,
-        (32, 8): 2,
-    }
-    with pytest.raises(ValueError, match="config.data.buckets is for images of several shapes"):
+def test_trajectories_go_where_their_last_image_fits(folder):
+    buckets = deal(FolderSource(folder, SIZES[0]), SIZES)
+    counts = {size: (len(one.source), one.steps) for size, one in buckets.items()}
+    assert counts == {(16, 16): (12, 12), (8, 32): (4, 4), (32, 8): (2, 2)}
+    for size, one in buckets.items():
+        assert one.source[0].steps[0].sketch.shape == (*size, 3)
+    assert "at 8 x 32" in buckets[8, 32].source.name
+
+
+def test_what_cannot_be_read_goes_to_the_largest_bucket(folder):
+    buckets = deal(FolderSource(folder, SIZES[0]), ((32, 8), (8, 32), (16, 17)))
+    assert [len(one.source) for one in buckets.values()] == [2, 4, 12]
+
+
+def test_shapes_are_looked_up_once(folder, monkeypatch):
+    source = FolderSource(folder, SIZES[0])
+    (folder / SHAPES).unlink(missing_ok=True)
+    first = source.shapes()
+    assert first[3] is None and first[0] == (20, 20) and (folder / SHAPES).is_file()
+    monkeypatch.setattr("process_gen.data.images.shape_of", None)
+    assert source.shapes() == first
+    (folder / SHAPES).write_text("{")
+    with pytest.raises(TypeError):  # looked up again, which the line above makes impossible
+        source.shapes()
+
+
+def test_a_file_system_that_stumbles_decides_nothing(folder, monkeypatch):
+    (folder / SHAPES).unlink(missing_ok=True)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("process_gen.data.images.shape_of", stale)
+    with pytest.raises(OSError, match="Stale"):
+        FolderSource(folder, SIZES[0]).shapes()
+    assert not (folder / SHAPES).exists()
+
+
+def test_what_cannot_be_dealt_says_so():
+    with pytest.raises(ValueError, match="config.data.buckets is for sources that know the shapes"):
         deal([1, 2], SIZES)
+    with pytest.raises(ValueError, match="no trajectories"):
+        deal([], SIZES)
 
 
 def test_sizes_that_suit_nothing_are_left_out(folder):
-    parts = deal(FolderSource(folder, SIZES[0]), (SIZES[0], (2, 200)))
-    assert list(parts) == [SIZES[0]]
+    assert list(deal(FolderSource(folder, SIZES[0]), (*SIZES, (2, 800)))) == list(SIZES)
 
 
 def test_headers_say_the_shape_that_reading_gives(tmp_path):
-    for orientation in range(1, 9):
+    for orientation in (*range(10), 65535):
         exif = PIL.Image.Exif()
         exif[PIL.ExifTags.Base.Orientation] = orientation
         PIL.Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
@@ -85,10 +127,19 @@ def test_headers_say_the_shape_that_reading_gives(tmp_path):
 
 def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokenizer):
     iterator = iter(loader_of(folder, toy_tokenizer))
-    sizes = [size for size, _ in taken(iterator, 34)]
+    sizes = [size for size, _ in taken(iterator, 36)]
     iterator.close()
-    assert [sizes.count(size) for size in SIZES] == [22, 8, 4]  # 11, 4 and 2 trajectories
+    assert [sizes.count(size) for size in SIZES] == [24, 8, 4]  # 12, 4 and 2 steps
     assert len(set(sizes[:6])) == 3
+
+
+def test_longer_trajectories_take_more_turns(toy_tokenizer):
+    made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1, prefetch=0) for size in SIZES[:2]}
+    buckets = {SIZES[0]: Bucket([0], 10), SIZES[1]: Bucket([0], 40)}
+    iterator = iter(in_turn(made, buckets, prefetch=0).dataset)
+    iterator._iterators = {name: itertools.repeat(name) for name in iterator._iterators}
+    turns = [next(iterator) for _ in range(50)]
+    assert turns.count("16x16") == 10 and turns.count("8x32") == 40
 
 
 def test_the_state_of_every_moment_restores_exactly(folder, toy_tokenizer):
@@ -117,6 +168,11 @@ def test_the_state_of_every_moment_restores_exactly(folder, toy_tokenizer):
     assert_equal_output_after_checkpoint(Dataset())
 
 
+def test_one_bucket_is_a_loader_like_any_other(folder, toy_tokenizer):
+    state = iter(loader_of(folder, toy_tokenizer, sizes=((16, 16),), prefetch=0)).get_state()
+    assert list(state["rows"]) == ["0", "1"] and "given" not in state
+
+
 def test_two_hosts_read_the_rows_that_one_does_and_go_on_for_it(folder, toy_tokenizer):
     whole, *halves = (iter(loader_of(folder, toy_tokenizer, rows=rows)) for rows in ([0, 1], [0], [1]))
     first = taken(whole, 5)
@@ -136,11 +192,8 @@ def test_a_state_of_other_data_is_refused(folder, toy_tokenizer, other):
     one, two = iter(loader_of(folder, toy_tokenizer)), iter(loader_of(folder, toy_tokenizer, **other))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         two.set_state(one.get_state())
-    plain = iter(
-        make_loader(
-            deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[1]], toy_tokenizer, LAYOUTS[SIZES[1]], 2
-        )
-    )
+    wide = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[1]].source
+    plain = iter(make_loader(wide, toy_tokenizer, LAYOUTS[SIZES[1]], 2))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         plain.set_state(one.get_state())
     for iterator in (one, two, plain):
@@ -159,4 +212,5 @@ def test_a_reshaped_layout_sees_as_many_vit_tokens_at_most(size, grid):
 
 
 def test_the_folder_of_a_part_is_the_one_it_came_from(folder):
-    assert pathlib.Path(deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[2]].listing).parent == folder
+    part = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[2]].source
+    assert pathlib.Path(part.listing).parent == folder
