@@ -47,7 +47,8 @@ class Box:
         path.chmod(0o755)
 
     def environment(self, **variables: str) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "SLURM", "NCCL"))}
+        set_here = ("JAX", "XLA", "SLURM", "NCCL", "PYTHON")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(set_here)}
         # python3 is the interpreter of the tests: a shim in its place may change where "python" is found.
         path = (str(self.bin), str(pathlib.Path(sys.executable).parent), os.environ["PATH"])
         ours = {"PATH": ":".join(path), "RECORD": str(self.folder / "record")}
