@@ -166,8 +166,7 @@ class CheckpointStore:
                 f"{', ...' if bad[4:] else ''})"
                 f"; the last good step in {self.root} is {self.latest_step()}"
             )
-        free = _of_process_0(lambda: keeping.free_space(self.root))
-        keeping.check_room(free, self.root, state, step, self.latest_step())
+        self._check_room(step, state)
         items = {}
         for field, tree in arrays.fields(state).items():
             if field in _RESERVED:
@@ -188,6 +187,19 @@ class CheckpointStore:
                 f"step {step} was not saved: {self.root} already holds step {self.latest_step()}. "
                 "Resume from it, or use another workdir."
             )
+
+    def _check_room(self, step: int, state: Any) -> None:
+        """Raises CheckpointNotSaved, on all hosts alike, where there is no room for another step."""
+
+        def check() -> None:
+            free = _of_process_0(lambda: keeping.free_space(self.root))
+            keeping.check_room(free, self.root, state, step, self.latest_step())
+
+        try:
+            check()
+        except CheckpointNotSaved:
+            self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
+            check()
 
     def wait(self) -> None:
         """Waits until everything is on disk.

@@ -263,7 +263,10 @@ def bad_record(bench: Bench, times: int) -> Counts:
     shutil.copytree(bench.folder / "data", data)
     (record,) = data.rglob("*train*.array_record*")
     good = record.read_bytes()
-    record.write_bytes(_flipped(good))
+    written = np.flatnonzero(np.frombuffer(good, np.uint8))  # the file is padded with zeros
+    bad = bytearray(good)
+    bad[written[len(written) // 2]] ^= 4
+    record.write_bytes(bad)
     trainer = bench.start(run, data__data_dir=str(data))
     with ended([trainer]):
         code = trainer.wait()
