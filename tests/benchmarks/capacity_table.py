@@ -22,6 +22,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,7 +44,9 @@ def title(report: Report) -> str:
     chip = f" as {report['chip']}" if report["topology"].startswith("cpu") and report["chip"] else ""
     mesh = " ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1)
     rows = f"{report['rows']} x {report['tokens_per_row']['all']:,.0f}"
-    return f"{report['topology']}{slices}{chip}, {mesh}, {rows} tokens"
+    remat = re.search(r"model\.remat=(\w+)", report.get("command", ""))
+    kept = f", remat {remat[1]}" if remat else ""
+    return f"{report['topology']}{slices}{chip}, {mesh}, {rows} tokens{kept}"
 
 
 def gib(value: float | None) -> str:
@@ -134,7 +137,7 @@ def scaling_text(path: pathlib.Path) -> list[str]:
         "exchange, s",
     )
     devices = crossing["devices"]
-    where = f"from {devices:,.0f} devices on" if devices else "at no size"
+    where = f"from {devices:,.0f} devices on" if devices and devices < 1e5 else "at no size that is built"
     return [
         "## Weak scaling",
         "",

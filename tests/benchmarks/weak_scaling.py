@@ -9,6 +9,9 @@ device from 16 to 4,096 devices. Lines between and beyond the compiled sizes are
 formulas: the state falls as 1 / n, temporaries stay, a ring of n devices brings
 (n - 1) / n of what it gathers, and an exchange takes one hop after the other
 along the sides of the torus. Nothing of this has run on a TPU.
+
+128 devices are the most over which the 7B model's arrays divide; beyond them, copies (`mesh.data`) of the
+state stand beside one another, so the line of its memory is a lower bound there.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from process_gen import cli
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("config_file", "configs/bagel_7b.py:paper", "Config whose train step is compiled.")
     flags.DEFINE_string("generation", "v5p", "TPU generation.")
-    flags.DEFINE_string("sizes", "2x2x4,4x4x4,4x8x8", "Slices to compile for.")
+    flags.DEFINE_string("sizes", "2x2x4,4x4x4,4x4x8", "Slices to compile for.")
     flags.DEFINE_string("output_dir", "launch/capacity", "Folder for reports, plot and summary.")
     cli.read_flags()
 
