@@ -90,7 +90,7 @@ def compile_train(
     experiment.check(config)
     mesh, slices = mesh_of(config, where)
     # Of several image shapes, the one that takes the most room has to fit.
-    layout = max(experiment.build_layouts(config), key=lambda one: cost.tokens(one).all)
+    layout = max(experiment.build_layouts(config).values(), key=lambda one: cost.tokens(one).all)
     model = experiment.build_model(config, tokenizer_of(config)).clone(layout=layout)
     program = TrainProgram.of(config, model, mesh)
     report(f"train step on {where.name}: {len(where.devices)} devices, lowering")

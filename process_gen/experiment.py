@@ -75,8 +75,10 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     return layout
 
 
-def build_layouts(config: ml_collections.ConfigDict, model: ModelConfig | None = None) -> tuple[Layout, ...]:
-    """The layout of every image shape: `config.layout`'s own, then those of `config.data.buckets`.
+def build_layouts(
+    config: ml_collections.ConfigDict, model: ModelConfig | None = None
+) -> dict[tuple[int, int], Layout]:
+    """The layouts by image size: `config.layout`'s own first, then those of `config.data.buckets`.
 
     Raises:
       ConfigError: as `build_layout`; or a shape that the model cannot hold.
@@ -96,7 +98,7 @@ def build_layouts(config: ml_collections.ConfigDict, model: ModelConfig | None =
                     f"config.data.buckets: {other} and {size} are of one shape, keep one of them"
                 )
         layouts.setdefault(size, layout)
-    return tuple(layouts.values())
+    return layouts
 
 
 def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> UnifiedModel:
@@ -224,7 +226,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
     with as_config_error():
         _check_model(config)
-        layout, *_ = build_layouts(config)
+        layout, *_ = build_layouts(config).values()
         build_losses(config)
         sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
         build_optimizer(config)

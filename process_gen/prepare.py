@@ -41,27 +41,25 @@ def prepare(config: ConfigDict) -> None:
     """
     experiment.check(config)
     tokenizer = vocabulary.build_tokenizer(config)
-    layouts = {layout.image_size: layout for layout in experiment.build_layouts(config)}
+    layouts = experiment.build_layouts(config)
     with experiment.as_config_error():
-        source = prepare_source(config.data, layouts[next(iter(layouts))], tokenizer)
-        buckets = deal(source, list(layouts))
+        source = prepare_source(config.data, next(iter(layouts.values())), tokenizer)
+        parts = deal(source, list(layouts))
     if config.data.source != "scenes":
         wrong = 0
-        for size, bucket in buckets.items():
+        for size, part in parts.items():
             encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
-            wrong += check_every_trajectory(bucket.source, config.data.on_error, encode)
+            wrong += check_every_trajectory(part, config.data.on_error, encode)
         print(f"{config.data.path}: {len(source) - wrong} good trajectories, {wrong} bad ones")
         if len(layouts) > 1:
-            counts = {size: len(bucket.source) for size, bucket in buckets.items()}
-            rows = [(f"{size[0]} x {size[1]}", counts.get(size, 0)) for size in layouts]
+            rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
             print(table(rows, ("images of", "trajectories")))
     if config.data.get("latents", ""):
         params = ahead.autoencoder_params(config)
-        for size, bucket in buckets.items():
-            info = ahead.encode_latents(config, bucket.source, layouts[size], params)
-            print(
-                f"{latents_folder(config.data, layouts[size])}: latents of {info.trajectories:,} trajectories"
-            )
+        for size, part in parts.items():
+            folder = latents_folder(config.data, layouts[size])
+            info = ahead.encode_latents(config, part, layouts[size], params)
+            print(f"{folder}: latents of {info.trajectories:,} trajectories")
 
 
 ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)

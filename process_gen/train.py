@@ -35,9 +35,9 @@ from ml_collections import ConfigDict
 from process_gen import ahead, evaluate, experiment, metering, nonfinite, stopping, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import CheckpointStore, versions
-from process_gen.data.buckets import Bucket, deal, in_turn
+from process_gen.data.buckets import deal, in_turn
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.loader import Loader, make_loader
+from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------ model
     tokenizer = vocabulary.build_tokenizer(config)
     model = experiment.build_model(config, tokenizer)
-    layouts = {layout.image_size: layout for layout in experiment.build_layouts(config)}
+    layouts = experiment.build_layouts(config)
     programs = {size: TrainProgram.of(config, model.clone(layout=layouts[size]), mesh) for size in layouts}
     program = programs[model.layout.image_size]
     sampler_config = SamplerConfig(mode=config.data.mode, **config.sampling.to_dict())
@@ -130,6 +130,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     with contextlib.closing(iterator), store, ledger, stopping.deferred() as stop:
         with ledger.spending("restore"):
             first = store.newest_whole_step() or 0
+        if first > c.steps:
+            raise experiment.ConfigError(
+                f"{workdir} has come to step {first}: set --config.train.steps to at least that, or start "
+                "another run in another --workdir"
+            )
         if first:
             stored, place = store.metadata(first), str(store.root / str(first))
             vocabulary.check_same(tokenizer, stored, place)
@@ -138,11 +143,6 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             with ledger.spending("restore"), experiment.as_config_error():
                 state = store.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, workdir)
-            if first > c.steps:
-                raise experiment.ConfigError(
-                    f"{workdir} has come to step {first}: set --config.train.steps to at least that, or "
-                    "start another run in another --workdir"
-                )
         elif origin := c.get("init", ""):
             state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
@@ -205,6 +205,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 store.save(c.steps, state, iterator)
                 store.wait()
         ledger.saved(c.steps)
+
     # ------------------------------------------------------------------- end
     with ledger.spending("evaluation"):
         run.finish(state)
@@ -217,7 +218,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 def _load(
     config: ConfigDict,
     trajectories: int,
-    buckets: Mapping[tuple[int, int], Bucket],
+    buckets: Mapping[tuple[int, int], Source],
     layouts: Mapping[tuple[int, int], Layout],
     tokenizer: Tokenizer,
     rows: Sequence[int],
@@ -226,9 +227,9 @@ def _load(
     loaders = {}
     for size, bucket in buckets.items():
         # How many may be bad is a matter of the whole data, in whichever bucket they are.
-        share = allowance(trajectories) * trajectories / len(bucket.source)
+        share = allowance(trajectories) * trajectories / len(bucket)
         loaders[size] = make_loader(
-            with_latents(bucket.source, config.data, layouts[size]),
+            with_latents(bucket, config.data, layouts[size]),
             tokenizer,
             layouts[size],
             config.train.batch_size,

@@ -96,11 +96,11 @@ def test_every_image_shape_has_latents_of_its_own(config, capsys):
     out = capsys.readouterr().out
     table = [line.split() for line in out.splitlines()]
     assert [["32", "x", "32", "1"], ["16", "x", "48", "2"], ["48", "x", "16", "0"]] == table[-5:-2]
-    layouts = {layout.image_size: layout for layout in experiment.build_layouts(config)}
+    layouts = experiment.build_layouts(config)
     buckets = deal(open_source(config.data, (32, 32)), list(layouts))
     assert list(buckets) == [(32, 32), (16, 48)]
     for size, count in (((32, 32), 1), ((16, 48), 2)):
-        source = with_latents(buckets[size].source, config.data, layouts[size])
+        source = with_latents(buckets[size], config.data, layouts[size])
         assert len(source) == count and source.folder.name == f"{size[0]}x{size[1]}"
         batch = next(
             iter(make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0))

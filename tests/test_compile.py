@@ -144,7 +144,7 @@ def test_of_several_image_shapes_the_one_with_the_most_tokens_is_compiled():
     config = config_of(**changes)
     place = topology.get(topology.parse("cpu:1"))
     report = compile.compile_train(config, place, ASK, lambda line: None, lambda *args: FITS)
-    _, _, largest, _ = experiment.build_layouts(config)
+    _, _, largest, _ = experiment.build_layouts(config).values()
     assert largest.image_size == (48, 64) and report["tokens_per_row"]["all"] == cost.tokens(largest).all
 
 

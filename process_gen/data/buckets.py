@@ -8,7 +8,6 @@ their epochs side by side: the same on every host and after every restart.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,23 +16,10 @@ import grain
 import numpy as np
 from absl import logging
 
-from process_gen.data.loader import Loader, Source
+from process_gen.data.loader import Loader, Source, prefetched
 from process_gen.data.packing import check_identity
 
 Size = tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """The trajectories of one image size.
-
-    Attributes:
-      source: gives them, with images of that size.
-      steps: of all of them together.
-    """
-
-    source: Source
-    steps: int
 
 
 def nearest(shape: Size, sizes: Sequence[Size]) -> int:
@@ -42,7 +28,7 @@ def nearest(shape: Size, sizes: Sequence[Size]) -> int:
     return min(range(len(sizes)), key=lambda index: abs(math.log(sizes[index][0] / sizes[index][1]) - ratio))
 
 
-def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Bucket]:
+def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
     """The trajectories of a source by the image size that suits them; sizes that suit none are left out.
 
     Images that cannot be read go to the largest bucket, for the loader's policy to find them.
@@ -53,7 +39,7 @@ def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Bucket]:
     if not len(source):
         raise ValueError("the source has no trajectories")
     if len(sizes) == 1:
-        return {sizes[0]: Bucket(source, len(source))}
+        return {sizes[0]: source}
     if not hasattr(source, "of_shape"):
         raise ValueError(
             "config.data.buckets is for sources that know the shapes of their images, as "
@@ -69,12 +55,16 @@ def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Bucket]:
     indices[largest] = sorted(indices[largest] + unread)
     for size, found in indices.items():
         logging.info("images of %d x %d: %d trajectories", *size, len(found))
-    parts = {size: source.of_shape(size, found) for size, found in indices.items() if found}
-    return {size: Bucket(part, part.steps()) for size, part in parts.items()}
+    return {size: source.of_shape(size, found) for size, found in indices.items() if found}
 
 
-def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Bucket], prefetch: int = 2) -> Loader:
+def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetch: int = 2) -> Loader:
     """One loader of the batches of several, made with `prefetch=0`; the fields of a batch tell its size.
+
+    Args:
+      loaders: by image size.
+      buckets: what `deal` gave for them; its `steps()` are the shares, where there are several.
+      prefetch: batches that one background thread keeps ready, 0 for none.
 
     Raises:
       ValueError: the loaders read different rows.
@@ -86,11 +76,10 @@ def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Bucket], pref
     if len(loaders) > 1:
         dataset = _InTurn(
             {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
-            {f"{h}x{w}": buckets[h, w].steps for h, w in loaders},
+            {f"{h}x{w}": buckets[h, w].steps() for h, w in loaders},
         )
-    if prefetch:
-        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
-    return Loader(dataset, first.layout, first.rows, sum(one.trajectories for one in loaders.values()))
+    trajectories = sum(one.trajectories for one in loaders.values())
+    return Loader(prefetched(dataset, prefetch), first.layout, first.rows, trajectories)
 
 
 class _InTurn(grain.IterDataset):

@@ -131,9 +131,14 @@ def make_loader(
         identity,
         epoch=-(-len(source) // batch_size),
     )
-    if prefetch:
-        batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
-    return Loader(batches, layout, rows, len(source))
+    return Loader(prefetched(batches, prefetch), layout, rows, len(source))
+
+
+def prefetched(batches: grain.IterDataset, count: int) -> grain.IterDataset:
+    """The batches, so many of them kept ready by one background thread; 0 for no thread."""
+    if not count:
+        return batches
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=count)
 
 
 def _close_at_exit(reference: weakref.ref) -> None:

@@ -159,13 +159,8 @@ def latents_of(
     if frozen is None:
         return autoencoder.to_tokens(model.config, images)
     slots = jnp.moveaxis(images, 1, 0)
-    if key is None:
-        latents = jax.lax.map(lambda x: autoencoder.to_tokens(model.config, x, frozen), slots)
-    else:
-        drawn = jax.random.split(key, len(slots))
-        latents = jax.lax.map(
-            lambda xs: autoencoder.to_tokens(model.config, xs[0], frozen, xs[1]), (slots, drawn)
-        )
+    keys = None if key is None else jax.random.split(key, len(slots))
+    latents = jax.lax.map(lambda x: autoencoder.to_tokens(model.config, x[0], frozen, x[1]), (slots, keys))
     return jnp.moveaxis(latents, 0, 1)
 
 

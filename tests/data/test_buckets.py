@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import pathlib
+import types
 
 import grain
 import numpy as np
@@ -9,7 +10,7 @@ import PIL.Image
 import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
-from process_gen.data.buckets import Bucket, deal, in_turn, nearest
+from process_gen.data.buckets import deal, in_turn, nearest
 from process_gen.data.folder import LISTING, SHAPES, FolderSource
 from process_gen.data.images import read_rgb, shape_of
 from process_gen.data.loader import make_loader
@@ -40,10 +41,10 @@ def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, p
     buckets = deal(source, sizes)
     made = {}
     for size, bucket in buckets.items():
-        share = allowance(len(source)) * len(source) / len(bucket.source)
+        share = allowance(len(source)) * len(source) / len(bucket)
         policy = Policy("skip", min(share, 0.9))
         made[size] = make_loader(
-            bucket.source,
+            bucket,
             tokenizer,
             LAYOUTS[size],
             batch_size,
@@ -70,16 +71,16 @@ def test_the_nearest_shape_is_that_of_the_nearest_ratio(shape, index):
 
 def test_trajectories_go_where_their_last_image_fits(folder):
     buckets = deal(FolderSource(folder, SIZES[0]), SIZES)
-    counts = {size: (len(one.source), one.steps) for size, one in buckets.items()}
+    counts = {size: (len(one), one.steps()) for size, one in buckets.items()}
     assert counts == {(16, 16): (12, 12), (8, 32): (4, 4), (32, 8): (2, 2)}
     for size, one in buckets.items():
-        assert one.source[0].steps[0].sketch.shape == (*size, 3)
-    assert "at 8 x 32" in buckets[8, 32].source.name
+        assert one[0].steps[0].sketch.shape == (*size, 3)
+    assert "at 8 x 32" in buckets[8, 32].name
 
 
 def test_what_cannot_be_read_goes_to_the_largest_bucket(folder):
     buckets = deal(FolderSource(folder, SIZES[0]), ((32, 8), (8, 32), (16, 17)))
-    assert [len(one.source) for one in buckets.values()] == [2, 4, 12]
+    assert [len(one) for one in buckets.values()] == [2, 4, 12]
 
 
 def test_shapes_are_looked_up_once(folder, monkeypatch):
@@ -135,7 +136,8 @@ def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokeni
 
 def test_longer_trajectories_take_more_turns(toy_tokenizer):
     made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1, prefetch=0) for size in SIZES[:2]}
-    buckets = {SIZES[0]: Bucket([0], 10), SIZES[1]: Bucket([0], 40)}
+    short, long = (types.SimpleNamespace(steps=lambda n=n: n) for n in (10, 40))
+    buckets = dict(zip(SIZES[:2], (short, long), strict=True))
     iterator = iter(in_turn(made, buckets, prefetch=0).dataset)
     iterator._iterators = {name: itertools.repeat(name) for name in iterator._iterators}
     turns = [next(iterator) for _ in range(50)]
@@ -192,7 +194,7 @@ def test_a_state_of_other_data_is_refused(folder, toy_tokenizer, other):
     one, two = iter(loader_of(folder, toy_tokenizer)), iter(loader_of(folder, toy_tokenizer, **other))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         two.set_state(one.get_state())
-    wide = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[1]].source
+    wide = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[1]]
     plain = iter(make_loader(wide, toy_tokenizer, LAYOUTS[SIZES[1]], 2))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         plain.set_state(one.get_state())
@@ -212,5 +214,5 @@ def test_a_reshaped_layout_sees_as_many_vit_tokens_at_most(size, grid):
 
 
 def test_the_folder_of_a_part_is_the_one_it_came_from(folder):
-    part = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[2]].source
+    part = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[2]]
     assert pathlib.Path(part.listing).parent == folder
