@@ -123,7 +123,9 @@ def compile_sample(
     with partition.over(mesh, sharding.ACTIVATION_RULES):
         given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
         for name, lower in pieces(*given):
-            found.append(measure(name, lower, mesh, slices, report))
+            with tempfile.TemporaryDirectory() as folder:
+                dump = folder if mesh.devices.flat[0].platform == "tpu" else None
+                found.append(measure(name, lower, mesh, slices, report, dump=dump))
     parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
     place = capacity.where(mesh, where, ask)
     verdicts = [capacity.fits(one, place["hbm"]) for one in found]

@@ -92,7 +92,7 @@ def measure(
         return Measured(name, seconds, needed=needed_bytes(str(error)), refused=_gist(str(error)))
     seconds = (lowering, time.perf_counter() - started)
     report(f"{name}: compiled in {seconds[1]:.0f} s")
-    text, memory = compiled.as_text(), compiled.memory_analysis()
+    text, memory = _text_of(compiled, dump), compiled.memory_analysis()
     if keep is not None:
         keep(text)
     return Measured(
@@ -105,6 +105,21 @@ def measure(
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
     )
+
+
+def _text_of(compiled: jax.stages.Compiled, dump: str | None) -> str:
+    """The text of a compiled program.
+
+    jaxlib cannot read back every program of a TPU compiler that is newer than it is; the compiler
+    has written the text to `dump` as well.
+    """
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        written = sorted(pathlib.Path(dump).glob(_PROGRAM)) if dump else []
+        if not written:
+            raise
+        return max(written, key=lambda file: file.stat().st_size).read_text()
 
 
 def _sent(text: str, mesh: Mesh, slices: Mapping[str, int]) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
         "sketch": np.stack([_checked_image(step.sketch, layout, uid) for step in steps]),
         "refined": np.stack([_refined_image(step, layout, uid) for step in steps]),
         "sketch_ok": np.array([step.sketch_ok for step in steps], np.bool_),
+        "plan_ok": np.array([step.plan_ok for step in steps], np.bool_),
         **_latents(layout, trajectory),
     }
 

@@ -82,6 +82,7 @@ def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: 
         text("plan_tokens")
     row["sketch"][slot] = rng.integers(0, 256, row["sketch"].shape[1:], np.uint8)
     row["sketch_ok"][slot] = kind in ("silent", "inspected")
+    row["plan_ok"][slot] = kind != "refined" or slot % 2 == 0
     if kind in ("inspected", "refined"):
         text("inspect_tokens")
     if kind == "refined":

@@ -12,11 +12,13 @@ A prompt may hold an input image, `image`, between two texts: `prompt` before it
 and `instruction` after it. Either text may be left out, not both.
 
 `uid` and `metadata` are optional, so are `instruction` with `description` (a
-trajectory without text plans), `inspect`, `refine` with `refined`, and
-`sketch_ok` (false by default where there is a `refine`). Images are PNG, JPEG or
-WebP of any size and mode (see `images`), cropped around their middle to the
-layout's shape, or to the nearest one of several (`buckets`), and resized. Paths
-are relative to the folder and may not leave it.
+trajectory without text plans), `inspect`, `refine` with `refined`, `sketch_ok`
+(whether the draft carries out its plan, false by default where there is a
+`refine`) and `plan_ok` (whether the plan serves the prompt: the words of one that
+does not are not learned). Images are PNG, JPEG or WebP of any size and mode (see
+`images`), cropped around their middle to the layout's shape, or to the nearest
+one of several (`buckets`), and resized. Paths are relative to the folder and may
+not leave it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
 
 _TRAJECTORY_KEYS = ("prompt", "image", "instruction", "steps", "uid", "metadata")
-_STEP_KEYS = ("instruction", "description", "sketch", "inspect", "refine", "refined", "sketch_ok")
+_VERDICTS = ("sketch_ok", "plan_ok")
+_STEP_KEYS = ("instruction", "description", "sketch", "inspect", "refine", "refined", *_VERDICTS)
 
 
 class FolderSource:
@@ -181,6 +184,7 @@ class FolderSource:
             inspect=step.get("inspect"),
             refine=refine,
             sketch_ok=step.get("sketch_ok", refine is None),
+            plan_ok=step.get("plan_ok", True),
         )
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
@@ -227,8 +231,9 @@ class FolderSource:
                 self._text(number, f"{field}.{key}", step)
         if "refined" in step:
             self._path(number, f"{field}.refined", step["refined"])
-        if not isinstance(step.get("sketch_ok", True), bool):
-            raise self._bad(number, f"{field}.sketch_ok", "is neither true nor false")
+        for key in _VERDICTS:
+            if not isinstance(step.get(key, True), bool):
+                raise self._bad(number, f"{field}.{key}", "is neither true nor false")
 
     def _check_object(self, number: int, field: str, value: Any, keys: Sequence[str]) -> None:
         if not isinstance(value, dict):

@@ -36,6 +36,9 @@ MIXTURE = {
 }
 """How often each category is drawn; the longer ones share what is left, the shorter of them more often."""
 
+ODDS = ("wrong", "misplan", "slip", "detour")
+"""What the teacher does how often."""
+
 SHARD_BYTES = 64 << 20
 """Raw pixels of one shard, about: a shard is held in memory while it is written."""
 PROBED = 6
@@ -53,6 +56,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
       validation: trajectories for validation, of other seeds.
       seed: draws everything.
       wrong: share of drafts with a planted error that is inspected and refined.
+      misplan: share of plans with one, likewise.
       slip: share of drafts with an error that goes unnoticed until the next step.
       detour: share of trajectories with changes, swaps and removals.
       mixture: weight of each category; `default_mixture(level)` where empty.
@@ -64,6 +68,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     validation: int = 500
     seed: int = 0
     wrong: float = 0.3
+    misplan: float = 0.1
     slip: float = 0.08
     detour: float = 0.25
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -87,7 +92,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     def settings(self) -> dict[str, Any]:
         """Everything that the examples depend on."""
-        fields = ("level", "mode", "examples", "validation", "seed", "wrong", "slip", "detour")
+        fields = ("level", "mode", "examples", "validation", "seed", *ODDS)
         return {field: getattr(self, field) for field in fields} | {"mixture": self.weights}
 
 
@@ -127,9 +132,8 @@ def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
     request = sample_request(ours, config.level, category)
     uid = f"scenes-{config.level}-{config.mode}-{split}-{config.seed}-{index}"
     if config.mode == Mode.PROCESS.value:
-        trajectory = teach(
-            request, theirs, config.level, wrong=config.wrong, slip=config.slip, detour=config.detour
-        )
+        odds = {name: getattr(config, name) for name in ODDS}
+        trajectory = teach(request, theirs, config.level, **odds)
     else:
         trajectory = baseline(request, theirs, config.level, Mode(config.mode))
     return dataclasses.replace(trajectory, uid=uid)

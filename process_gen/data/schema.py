@@ -46,6 +46,7 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
         "sketch": image(),
         "refined": image(),
         "sketch_ok": flag(),
+        "plan_ok": flag(),
     }
     prompt = {name: tfds.features.Text() for name in ("uid", "prompt", "metadata")}
     if prompt_image:
@@ -96,6 +97,7 @@ def _step_to_example(step: Step) -> dict[str, Any]:
         "sketch": np.asarray(step.sketch),
         "refined": np.asarray(refine.image) if refine else np.zeros_like(step.sketch),
         "sketch_ok": step.sketch_ok,
+        "plan_ok": step.plan_ok,
     }
 
 
@@ -148,6 +150,7 @@ def _read_steps(fields, image_size: tuple[int, int]) -> tuple[Step, ...]:
         images("sketch"),
         images("refined"),
         flags("sketch_ok"),
+        flags("plan_ok"),
         strict=True,
     )
     return tuple(
@@ -157,6 +160,7 @@ def _read_steps(fields, image_size: tuple[int, int]) -> tuple[Step, ...]:
             inspect=inspect if has_inspect else None,
             refine=Refinement(refine, refined) if has_refine else None,
             sketch_ok=sketch_ok,
+            plan_ok=plan_ok,
         )
         for (
             instruction,
@@ -169,6 +173,7 @@ def _read_steps(fields, image_size: tuple[int, int]) -> tuple[Step, ...]:
             sketch,
             refined,
             sketch_ok,
+            plan_ok,
         ) in columns
     )
 

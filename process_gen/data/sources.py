@@ -22,7 +22,7 @@ from process_gen.data.folder import FolderSource
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
-from process_gen.data.scenes_builder import ScenesConfig, scenes_builder, scenes_config
+from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
 from process_gen.data.schema import read_record
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.scenes.levels import get_level
@@ -62,7 +62,7 @@ class RecordSource:
 
 def config_of_scenes(data: Any) -> ScenesConfig:
     """Returns the data set that `config.data` describes; `data.mixture` is optional."""
-    settings = {key: data[key] for key in ("level", "mode", "examples", "seed", "wrong", "slip", "detour")}
+    settings = {key: data[key] for key in ("level", "mode", "examples", "seed", *ODDS)}
     if data.get("mixture"):
         settings["mixture"] = dict(data["mixture"])
     return scenes_config(**settings, validation=min(500, data["examples"]))

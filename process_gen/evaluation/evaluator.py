@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from process_gen.evaluation import process
 from process_gen.evaluation.benchmark import SCORED_GROUPS, Benchmark, Task, make_benchmark
 from process_gen.evaluation.contact import contact_sheet
 from process_gen.evaluation.intervals import Interval, mean_of_groups, wilson
-from process_gen.evaluation.reading import is_right, verdict_of
+from process_gen.evaluation.reading import verdict_of
 from process_gen.evaluation.registry import Finding, Predict, register
 from process_gen.sampling import Sampler
 from process_gen.scenes.splits import Split
@@ -227,7 +226,7 @@ def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode | str = Mode.PRO
         verdict = verdict_of(task.request, trajectory.image)
         judged.append(dataclasses.replace(trajectory, verdict=verdict))
         outcomes.append(_outcome(task, judged[-1]))
-        counts += process.count(trajectory, functools.partial(is_right, task.request), benchmark.level)
+        counts += process.count(trajectory, task.request)
     return Scores(Mode(mode).value, tuple(outcomes), counts, tuple(judged))
 
 

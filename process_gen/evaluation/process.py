@@ -6,7 +6,12 @@ stand, what the draft shows, what the corrected image shows. The exact parser
 reads the images and the reader of `scenes` the descriptions; a step whose
 description cannot be read takes no part in what needs one.
 
-    a state is right            it shows exactly what its description says
+    a draft is wrong            it does not show exactly what its description says, or it contradicts
+                                the prompt, and the step was flagged or is the last: what
+                                contradicts the prompt earlier may be meant to change
+    a correction is right       it shows what the description says and the draft did not; where the
+                                description contradicts the prompt or itself, also one that shows
+                                nothing that contradicts the prompt
     the inspection flags        the step opened a `<refine>`
     precision, recall           of flagging, for wrong drafts
     fixed, still wrong          wrong drafts before a correction: right after it, or not
@@ -15,8 +20,8 @@ description cannot be read takes no part in what needs one.
                                 still has, the share that the next step's image shows
     repaired                    of the steps that follow a wrong state, the share that end right
 
-The judge sees more than the inspection may: whether the final image satisfies
-the prompt. `final_*` counts corrections by that verdict, at last steps only,
+An image contradicts its prompt where nothing that could still be added would make
+it right (`scenes.judge.may_become`). `final_*` counts corrections by that verdict, at last steps only,
 where the final image is meant.
 """
 
@@ -24,24 +29,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from process_gen.evaluation.intervals import Interval, wilson
 from process_gen.evaluation.reading import (
     Objects,
     draw_description,
-    objects_of_description,
-    objects_of_image,
+    is_right,
+    objects_of,
+    read_description,
 )
+from process_gen.scenes.graph import Scene
+from process_gen.scenes.judge import may_become
+from process_gen.scenes.parse import parse
+from process_gen.scenes.requests import Request
 from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
 from process_gen.trajectory.stages import Plan
-
-Right = Callable[[np.ndarray], bool]
-"""Whether an image satisfies the prompt."""
 
 
 @dataclasses.dataclass
@@ -61,7 +65,7 @@ class Counts:
       to_repair, repaired: steps after a wrong state, and those that end right.
       final_plans, final_plans_right: last descriptions that can be read, and
         those that satisfy the prompt.
-      states_at, right_at: by step index, states with a readable description, and the right ones.
+      states_at, right_at: by step index, what steps with a readable description leave, and the right ones.
     """
 
     steps: int = 0
@@ -136,48 +140,69 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """A step as the counts see it; None where there is nothing or nothing readable."""
+    """A step as the counts see it; None where there is nothing or nothing readable.
+
+    Attributes:
+      planned, draft, refined: what should stand, and what stands.
+      flagged: a `<refine>` was opened.
+      draft_right, refined_right: as the module says.
+    """
 
     planned: Objects | None
     draft: Objects | None
     refined: Objects | None
     flagged: bool
+    draft_right: bool
+    refined_right: bool
 
     @property
     def state(self) -> Objects | None:
         return self.draft if self.refined is None else self.refined
 
+    @property
+    def state_right(self) -> bool:
+        return self.draft_right if self.refined is None else self.refined_right
 
-def count(trajectory: SampledTrajectory, right: Right, level: str) -> Counts:
+
+def count(trajectory: SampledTrajectory, request: Request) -> Counts:
     """The counts of one trajectory.
 
     Args:
       trajectory: as sampled.
-      right: whether an image satisfies the prompt.
-      level: of the scenes world that the images are read in.
+      request: what its prompt asks for, at the level whose images these are.
     """
     counts = Counts(steps=len(trajectory.steps))
     plans = [step.plan for step in trajectory.steps]
     counts.plans = sum(plan is not None for plan in plans)
     counts.malformed_plans = sum(isinstance(plan, Malformed) for plan in plans)
-    facts = [_facts(step, level) for step in trajectory.steps]
+    facts = [_facts(step, request, step is trajectory.steps[-1]) for step in trajectory.steps]
     counts.unread = sum(isinstance(p, Plan) and f.planned is None for p, f in zip(plans, facts, strict=True))
     for index, fact in enumerate(facts):
         _count_step(counts, index, fact)
     for before, after in itertools.pairwise(facts):
         _count_pair(counts, before, after)
     if trajectory.steps:
-        _count_final(counts, trajectory.steps[-1], right, level)
+        _count_final(counts, trajectory.steps[-1], request)
     return counts
 
 
-def _facts(step: SampledStep, level: str) -> _Facts:
+def _facts(step: SampledStep, request: Request, last: bool) -> _Facts:
     plan = step.plan
+    meant = read_description(plan.description, request.level) if isinstance(plan, Plan) else None
+    meant = meant if isinstance(meant, Scene) else None
+    draft, refined = (None if x is None else parse(x, request.level) for x in (step.sketch, step.refined))
+    planned, drawn, corrected = (None if x is None else objects_of(x) for x in (meant, draft, refined))
+    flagged = step.refine_text is not None
+    contradicts = [scene is not None and not may_become(request, scene) for scene in (meant, draft, refined)]
+    sound = not contradicts[0] and meant is not None and len({x.cell for x in meant.objects}) == len(meant)
+    done, mended = corrected == planned, not sound and not contradicts[2]
     return _Facts(
-        planned=objects_of_description(plan.description, level) if isinstance(plan, Plan) else None,
-        draft=objects_of_image(step.sketch, level),
-        refined=objects_of_image(step.refined, level),
-        flagged=step.refine_text is not None,
+        planned,
+        drawn,
+        corrected,
+        flagged,
+        draft_right=drawn == planned and not (contradicts[1] and (flagged or last)),
+        refined_right=mended or (done and (sound or drawn != planned)),
     )
 
 
@@ -185,15 +210,14 @@ def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
     """Detection, correction and the state that the step leaves."""
     if fact.planned is None or fact.draft is None:
         return
-    wrong = fact.draft != fact.planned
     counts.drafts += 1
-    counts.wrong_drafts += wrong
-    detected = {(True, True): "caught", (True, False): "missed", (False, True): "false_alarms"}
-    _increment(counts, detected.get((wrong, fact.flagged), "passed"))
+    counts.wrong_drafts += not fact.draft_right
+    detected = {(False, True): "caught", (False, False): "missed", (True, True): "false_alarms"}
+    _increment(counts, detected.get((fact.draft_right, fact.flagged), "passed"))
     if fact.flagged and fact.refined is not None:
-        _increment(counts, _correction(not wrong, fact.refined == fact.planned))
+        _increment(counts, _correction(fact.draft_right, fact.refined_right))
     counts.states_at[index] = counts.states_at.get(index, 0) + 1
-    counts.right_at[index] = counts.right_at.get(index, 0) + (fact.state == fact.planned)
+    counts.right_at[index] = counts.right_at.get(index, 0) + fact.state_right
 
 
 def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
@@ -203,20 +227,21 @@ def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
     expected = before.state & after.planned
     counts.to_keep += expected.total()
     counts.kept += (expected & after.state).total()
-    if before.planned is not None and before.state != before.planned:
+    if before.planned is not None and not before.state_right:
         counts.to_repair += 1
-        counts.repaired += after.state == after.planned
+        counts.repaired += after.state_right
 
 
-def _count_final(counts: Counts, step: SampledStep, right: Right, level: str) -> None:
+def _count_final(counts: Counts, step: SampledStep, request: Request) -> None:
     """The last plan and the last correction, by the judge's verdict on the prompt."""
     plan = step.plan
-    meant = draw_description(plan.description, level) if isinstance(plan, Plan) else None
+    meant = draw_description(plan.description, request.level) if isinstance(plan, Plan) else None
     if meant is not None:
         counts.final_plans += 1
-        counts.final_plans_right += right(meant)
+        counts.final_plans_right += is_right(request, meant)
     if step.sketch is not None and step.refined is not None:
-        _increment(counts, "final_" + _correction(right(step.sketch), right(step.refined)))
+        verdicts = (is_right(request, image) for image in (step.sketch, step.refined))
+        _increment(counts, "final_" + _correction(*verdicts))
 
 
 def _correction(right_before: bool, right_after: bool) -> str:

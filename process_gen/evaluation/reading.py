@@ -86,17 +86,6 @@ def objects_of(scene: Scene) -> Objects:
     return Objects((thing.shape, thing.colour, thing.cell) for thing in scene.objects)
 
 
-def objects_of_description(text: str, level: str | Level) -> Objects | None:
-    """What should stand after a step; None where the description cannot be read."""
-    scene = read_description(text, level)
-    return None if isinstance(scene, Malformed) else objects_of(scene)
-
-
-def objects_of_image(image: np.ndarray | None, level: str | Level) -> Objects | None:
-    """What an image shows; None where there is no image."""
-    return None if image is None else objects_of(parse(image, level))
-
-
 def draw_description(text: str, level: str | Level) -> np.ndarray | None:
     """The image that a description asks for; None where it cannot be read."""
     scene = read_description(text, level)

@@ -232,6 +232,7 @@ def _batch(layout: Layout, prompts, plans, of: Sequence[tuple[int, int]], sample
         sketch=blank,
         refined=blank,
         sketch_ok=np.ones((1, layout.steps), bool),
+        plan_ok=np.ones((1, layout.steps), bool),
     )
 
 

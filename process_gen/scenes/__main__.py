@@ -30,6 +30,9 @@ from process_gen.scenes.render import upscale
 from process_gen.scenes.splits import SPLITS
 from process_gen.trajectory.markup import Malformed
 
+ODDS = (("wrong", 0.3), ("misplan", 0.1), ("slip", 0.08), ("detour", 0.25), ("pair", 0.5))
+"""What a shown trajectory may hold, and how often by default."""
+
 
 class BadInput(Exception):
     """Something that the user gave cannot be used; the message says what and why."""
@@ -110,7 +113,7 @@ def show_command(args: argparse.Namespace) -> None:
     else:
         _check_category(args.category, args.level)
         request = scenes.sample_request(rng, level, args.category, args.split)
-    odds = {"wrong": args.wrong, "slip": args.slip, "detour": args.detour, "pair": args.pair}
+    odds = {name: getattr(args, name) for name, _ in ODDS}
     trajectory = _make(scenes.teach, request, rng, level, split=args.split, **odds)
     _save(draw_trajectory(trajectory), args.out)
     print(f"{trajectory.prompt}: {len(trajectory.steps)} steps, written to {args.out}")
@@ -212,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--prompt", help="what to draw; a sampled prompt by default")
     show.add_argument("--category", default="four_objects", help="of the sampled prompt")
     show.add_argument("--split", default="train", choices=SPLITS)
-    for name, default in (("wrong", 0.3), ("slip", 0.08), ("detour", 0.25), ("pair", 0.5)):
+    for name, default in ODDS:
         show.add_argument(f"--{name}", type=_share, default=default, help="probability, see teacher.teach")
     show.add_argument("--out", required=True, help="the PNG file to write")
 

@@ -90,6 +90,42 @@ def judge(request: Request, image_or_scene: np.ndarray | Scene, level: str | Lev
     return Verdict(not _failed(checks), checks)
 
 
+def may_become(request: Request, scene: Scene) -> bool:
+    """Whether things that are still to be added can make a scene what the prompt asks for.
+
+    False where something on the canvas contradicts the prompt: a thing too many, a
+    wrong colour or shape, a relation that does not hold. Whether there is room for
+    what is missing is not asked.
+    """
+    clauses, things = request.clauses, scene.objects
+    groups: list[list[Object]] = [[] for _ in clauses]
+
+    def related(index: int, thing: Object) -> bool:
+        pairs = [
+            (relation, *((thing, other) if i == index else (other, thing)))
+            for i, clause in enumerate(clauses)
+            if clause.position and index in (i, clause.position[1])
+            for relation, target in [clause.position]
+            for other in groups[target if i == index else i]
+        ]
+        return all(relation in relations_between(one.box, two.box) for relation, one, two in pairs)
+
+    def find_owners(number: int) -> bool:
+        if number == len(things):
+            return True
+        thing = things[number]
+        for index, clause in enumerate(clauses):
+            wanted = thing.shape == clause.shape and clause.colour in (None, thing.colour)
+            if wanted and len(groups[index]) < clause.count and related(index, thing):
+                groups[index].append(thing)
+                if find_owners(number + 1):
+                    return True
+                groups[index].pop()
+        return False
+
+    return find_owners(0)
+
+
 def _failed(checks: Sequence[Check]) -> int:
     return sum(not check.ok for check in checks)
 

@@ -1,4 +1,8 @@
-"""Drafts that went wrong: one planted error, and the change that repairs it."""
+"""Drafts that went wrong: one planted error, and the change that repairs it.
+
+`plant` spoils a draft, which then contradicts its plan. `misplan` spoils the plan
+itself: the draft carries it out, and what contradicts it is the prompt.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from process_gen.scenes.graph import Object
+from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import FAULTS, MISSING, Change, counted, instruct
 from process_gen.scenes.levels import NUMBERS, Level
-from process_gen.scenes.placement import find_place, fits
+from process_gen.scenes.placement import at_place, find_place, fits
+from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
+
+MISPLANS = ("taken", "taken", "taken", "place", "place", "count", "count", "colour", "shape")
+"""What is wrong with a plan, as often as it is listed: mostly that something stands there already."""
 
 State = Mapping[int, Object]
 """The canvas as the teacher knows it: things by number, in drawing order."""
@@ -30,12 +39,14 @@ class Mistake:
       number: of the thing that is wrong; negative for a thing too many.
       wrong: the thing as drawn; None if it is missing.
       right: the thing as it should be; None if it is too many.
+      covered: number of the thing that the wrong one is drawn over, if any.
     """
 
     kind: str
     number: int
     wrong: Object | None
     right: Object | None
+    covered: int | None = None
 
     def apply(self, state: State) -> dict[int, Object]:
         """The canvas with this mistake."""
@@ -44,7 +55,14 @@ class Mistake:
             del spoiled[self.number]
         else:
             spoiled[self.number] = self.wrong
+        spoiled.pop(self.covered, None)
         return spoiled
+
+    def as_seen(self, state: State) -> Mistake:
+        """This mistake as it shows: what is drawn over one like it is merely missing."""
+        if self.covered is None or not alike(self.wrong, state[self.covered]):
+            return self
+        return Mistake("missing", self.number, None, self.right)
 
     @property
     def repair(self) -> Change:
@@ -91,6 +109,34 @@ def plant(
         return Mistake(kind, number, None, thing)
     wrong = find_place(rng, level, looks, [*others, thing])
     return wrong and Mistake(kind, _STRAY, wrong, None)
+
+
+def misplan(
+    rng: np.random.Generator, state: State, number: int, level: Level, request: Request
+) -> Mistake | None:
+    """Draws a mistake for the plan that adds a thing.
+
+    Args:
+      state: how the canvas should be after the step.
+      number: of the thing that the step adds.
+      request: what the prompt asks for.
+
+    Returns:
+      The mistake, or None if there is no way to make one of the kind that was
+      drawn, or if it would not contradict the prompt.
+    """
+    kind = pick(rng, MISPLANS)
+    if kind == "taken":
+        others = [n for n in state if n != number]
+        if level.placement != "grid" or not others:
+            return None
+        covered = pick(rng, others)
+        return Mistake("place", number, at_place(state[number], state[covered]), state[number], covered)
+    mistake = plant(rng, state, number, level, kind)
+    if mistake is None or mistake.wrong is None:
+        return None
+    contradicts = not may_become(request, Scene(tuple(mistake.apply(state).values())))
+    return mistake if contradicts else None
 
 
 def alike(one: Object, other: Object) -> bool:

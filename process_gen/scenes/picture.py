@@ -43,7 +43,7 @@ def draw_trajectory(trajectory: Trajectory) -> Image.Image:
 
 def _column(step: Step, index: int, steps: int) -> Image.Image:
     """One step: its images side by side, its texts below."""
-    panels = [("draft" if step.sketch_ok else "draft, wrong", step.sketch)]
+    panels = [("draft" if step.sketch_ok and step.plan_ok else "draft, wrong", step.sketch)]
     if step.refine is not None:
         panels.append(("refined", step.refine.image))
     width = _PANEL * len(panels) + _GAP * (len(panels) - 1)

@@ -12,24 +12,29 @@ reaches the same end: a thing is first drawn in another colour, shape or place
 and later changed, two things are swapped, or an extra thing is removed. Drafts
 are right, or hold one planted mistake that the inspection names and the
 refinement corrects, or that goes unnoticed (a slip) and is repaired by the next
-step.
+step. Some plans are wrong themselves, mostly because something stands already
+where they put a thing: the draft carries them out, the inspection finds what
+contradicts the prompt, and the refinement corrects it. Nobody learns to write
+such plans (`Step.plan_ok`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from process_gen.scenes import language
 from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import Mistake, alike, name_fault, plant, say_repair
+from process_gen.scenes.mistakes import Mistake, alike, misplan, name_fault, plant, say_repair
 from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Partners, Request, categories
+from process_gen.scenes.requests import Request, categories
 from process_gen.scenes.schedule import MAX_STEPS, Action, apply, schedule
 from process_gen.scenes.splits import Split
 from process_gen.scenes.words import count_tokens, pick
@@ -43,6 +48,7 @@ def teach(
     level: str | Level,
     *,
     wrong: float = 0.3,
+    misplan: float = 0.1,
     slip: float = 0.08,
     detour: float = 0.25,
     pair: float = 0.5,
@@ -57,6 +63,8 @@ def teach(
       rng: where all randomness comes from.
       level: name or row of the table of levels.
       wrong: probability that a draft holds a mistake that is then refined.
+      misplan: probability that a plan holds one, which its draft carries out and
+        the refinement corrects.
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
       pair: probability that a step adds two objects instead of one.
@@ -68,11 +76,15 @@ def teach(
     final = _in_prompt_order(request, place_request(rng, level, request))
     plans = schedule(rng, level, request, final, detour, pair, ordered)
     assert len(plans) <= MAX_STEPS, f"{len(plans)} steps for {request.text!r}"
-    lesson = _Lesson(rng, level, plans, request.partners())
+    lesson = _Lesson(rng, level, plans, request)
     for index in range(len(plans)):
         draw = rng.random()
-        slips = draw < slip and index + 1 < len(plans) and lesson.unnoticed is None
-        lesson.step(index, slips, planted=not slips and draw < slip + wrong)
+        if draw < slip and index + 1 < len(plans) and lesson.unnoticed is None:
+            lesson.step(index, "slip")
+        elif draw < slip + wrong:
+            lesson.step(index, "draft")
+        else:
+            lesson.step(index, "plan" if draw < slip + wrong + misplan else None)
     return Trajectory(
         request.text, tuple(lesson.steps), uid, _metadata(request, level, split, "process", lesson)
     )
@@ -91,7 +103,7 @@ def baseline(
     if mode is Mode.PROCESS:
         return teach(request, rng, level, split=split, uid=uid)
     final = _in_prompt_order(request, place_request(rng, level, request))
-    lesson, plan = _Lesson(rng, level, [], request.partners()), None
+    lesson, plan = _Lesson(rng, level, [], request), None
     if mode is Mode.PLAN_ONLY:
         plan = lesson.plan_everything(final)
     lesson.scenes.append(Scene(tuple(final)))
@@ -117,9 +129,10 @@ class _Lesson:
         rng: np.random.Generator,
         level: Level,
         plans: list[list[Action]],
-        partners: Partners,
+        request: Request,
     ):
-        self.rng, self.level, self.plans, self.partners = rng, level, plans, partners
+        self.rng, self.level, self.plans = rng, level, plans
+        self.request, self.partners = request, request.partners()
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
         self.steps: list[Step] = []
@@ -127,34 +140,49 @@ class _Lesson:
         self.drafts: list[Scene | None] = []
         self.mistakes: list[dict[str, Any] | None] = []
 
-    def step(self, index: int, slips: bool, planted: bool) -> None:
+    def step(self, index: int, fault: Literal["slip", "draft", "plan"] | None) -> None:
         """Appends one step.
 
         Args:
-          slips: the draft is wrong and nobody notices.
-          planted: the draft is wrong, the inspection says so, it is refined.
+          fault: what is wrong, if there is a way to make it so: the draft, and nobody
+            notices (`slip`), or the draft or the plan, and the inspection says so.
         """
         rng, actions, earlier = self.rng, self.plans[index], self.unnoticed
         for action in actions:
             apply(action, self.state)
         self.state = dict(sorted(self.state.items()))
         touched = [n for action in actions for n in action.numbers if n in self.state]
-        mistake = self._mistake(touched, actions, earlier) if slips or planted else None
-        plan = self._plan(index, actions, earlier)
+        misplanned = self._misplan(actions) if fault == "plan" else None
+        mistake = self._mistake(touched, actions, earlier) if fault in ("slip", "draft") else misplanned
+        slips = fault == "slip"
+        plan = self._plan(index, actions, earlier, misplanned)
         scene = Scene(tuple(self.state.values()))
         draft = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
         sketch, inspect, refine = render(draft, self.level), None, None
         if mistake is None:
             inspect = self._approve(index, touched)
         elif not slips:
-            inspect = name_fault(mistake, self.state, rng)
-            refine = Refinement(say_repair(mistake, self.level, rng), render(scene, self.level))
+            seen = mistake.as_seen(self.state)
+            inspect = name_fault(seen, self.state, rng)
+            refine = Refinement(say_repair(seen, self.level, rng), render(scene, self.level))
         self.unnoticed = mistake if slips else None
-        self.steps.append(Step(sketch, plan, inspect, refine, sketch_ok=mistake is None))
+        good = {"sketch_ok": mistake is misplanned, "plan_ok": misplanned is None}
+        self.steps.append(Step(sketch, plan, inspect, refine, **good))
         self.scenes.append(scene)
         self.drafts.append(None if mistake is None else draft)
-        noticed = {"kind": mistake.kind, "noticed": not slips} if mistake else None
-        self.mistakes.append(noticed)
+        facts = mistake and {"kind": mistake.kind, "noticed": not slips, "planned": fault == "plan"}
+        self.mistakes.append(facts)
+
+    def _misplan(self, actions: list[Action]) -> Mistake | None:
+        """A mistake of the plan that adds something to a canvas that is right otherwise."""
+        added = [a.numbers[0] for a in actions if a.change.kind == "add"]
+        if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
+            return None
+        for _ in range(4):
+            mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
+            if mistake and (mistake.right or len(actions) < 2):  # what is too many has to be said as well
+                return mistake
+        return None
 
     def _mistake(self, touched: list[int], actions: list[Action], earlier: Mistake | None) -> Mistake | None:
         """A new mistake, or the one that slipped through before and is still there."""
@@ -179,12 +207,23 @@ class _Lesson:
         cells = [thing.cell for n, thing in self.state.items() if n != mistake.number]
         return self.level.placement == "grid" and (mistake.wrong is None or mistake.wrong.cell not in cells)
 
-    def _plan(self, index: int, actions: list[Action], earlier: Mistake | None) -> Plan:
-        changes = [self._anchored(action, actions) for action in actions]
+    def _plan(
+        self,
+        index: int,
+        actions: list[Action],
+        earlier: Mistake | None,
+        misplanned: Mistake | None = None,
+    ) -> Plan:
+        things = dict(self.state)
+        if misplanned:
+            things[misplanned.number] = misplanned.wrong
+            actions = _as_misplanned(actions, misplanned)
+        changes = [self._anchored(action, actions, things) for action in actions]
         untouched = earlier and all(earlier.number not in action.numbers for action in actions)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
-        things = list(self.state.values())
-        return Plan(*language.plan_texts(changes, things, self.level, self.rng, index == 0, repair))
+        return Plan(
+            *language.plan_texts(changes, list(things.values()), self.level, self.rng, index == 0, repair)
+        )
 
     def plan_everything(self, things: list[Object]) -> Plan:
         """The plan of a single step that adds all things; in fewer words where that is too long."""
@@ -196,16 +235,18 @@ class _Lesson:
             plan = Plan(pick(self.rng, language.EVERYTHING), language.describe(things, self.level, 1))
         return plan
 
-    def _anchored(self, action: Action, actions: list[Action]) -> language.Change:
+    def _anchored(
+        self, action: Action, actions: list[Action], things: Mapping[int, Object]
+    ) -> language.Change:
         """An addition with the nearest thing on the canvas to which the prompt relates it."""
         change, number = action.change, action.numbers[0]
-        if change.kind != "add" or number not in self.state:
+        if change.kind != "add" or number not in things:
             return change
         later = {n for other in actions[actions.index(action) :] for n in other.numbers}
         related = [
-            (relation, self.state[n])
+            (relation, things[n])
             for relation, n in self.partners.get(number, ())
-            if n in self.state and n not in later and plainly(relation, change.after, self.state[n])
+            if n in things and n not in later and plainly(relation, change.after, things[n])
         ]
         if not related:
             return change
@@ -221,6 +262,14 @@ class _Lesson:
         ]
         new = [self.state[n] for n in touched]
         return language.approve(new, len(self.state), pending, changing, self.level, self.rng)
+
+
+def _as_misplanned(actions: list[Action], mistake: Mistake) -> list[Action]:
+    """What a wrong plan sets out to do."""
+    wrong = Action(language.Change("add", None, mistake.wrong), (mistake.number,))
+    if mistake.right is None:
+        return [*actions, wrong]
+    return [wrong if action.numbers == (mistake.number,) else action for action in actions]
 
 
 def _metadata(request: Request, level: Level, split: Split, mode: str, lesson: _Lesson) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Batch:
       sketch: [B, S, H, W, 3] uint8, the draft.
       refined: [B, S, H, W, 3] uint8, the corrected image, zeros where absent.
       sketch_ok: [B, S] bool, the draft carries out its instruction.
+      plan_ok: [B, S] bool, the plan serves the prompt; the words of others are not supervised.
       prompt_image: [B, R, H, W, 3] uint8, the input images of prompts, where
         `layout.prompt_image` makes room for them; None elsewhere.
       has_prompt_image: [B, R] bool, likewise.
@@ -66,6 +67,7 @@ class Batch:
     sketch: Any
     refined: Any
     sketch_ok: Any
+    plan_ok: Any
     prompt_image: Any = None
     has_prompt_image: Any = None
     instruction_tokens: Any = None
@@ -108,5 +110,6 @@ class Batch:
             sketch=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             refined=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
             sketch_ok=array(rows, steps, dtype=jnp.bool_),
+            plan_ok=array(rows, steps, dtype=jnp.bool_),
             **more,
         )

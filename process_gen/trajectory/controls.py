@@ -2,7 +2,8 @@
 
 Inside a text every token predicts the one after it. A token that closes
 something predicts what opens next, so that modality switches, corrections and
-the end are all learned decisions:
+the end are all learned decisions (the words of a plan that is marked as wrong
+predict nothing):
 
     closes            opens next
     prompt            `<ins>` a plan | `<|vision_start|>` an image (single pass)
@@ -60,6 +61,13 @@ def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
     return jnp.where(closes, after[..., None], shifted)
 
 
+def _plan_labels(batch: Batch, ids: ControlIds) -> jax.Array:
+    """Labels of the plans [B, S, T]: a wrong plan teaches nothing but what follows it."""
+    following = next_tokens(batch.plan_tokens, PAD_ID)
+    after = next_tokens(batch.plan_tokens, ids.vision_start)
+    return jnp.where(batch.plan_ok[..., None] | (following == PAD_ID), after, PAD_ID)
+
+
 def labels(batch: Batch, ids: ControlIds) -> dict[str, jax.Array]:
     """What every supervised position predicts; `PAD_ID` where nothing is supervised.
 
@@ -82,7 +90,7 @@ def labels(batch: Batch, ids: ControlIds) -> dict[str, jax.Array]:
     after_prompt = jnp.where(first_has_plan, ids.ins, ids.vision_start)
     return {
         "prompt_end": jnp.where(opens.any(1), after_prompt, PAD_ID),
-        "plan": next_tokens(batch.plan_tokens, ids.vision_start),
+        "plan": _plan_labels(batch, ids),
         "sketch_end": jnp.where(batch.present, after_sketch, PAD_ID),
         "inspect": next_tokens(batch.inspect_tokens, after_inspect),
         "refine": next_tokens(batch.refine_tokens, ids.vision_start),

@@ -75,6 +75,8 @@ class Step:
       sketch_ok: whether the draft carries out its instruction. A wrong draft
         stands in the context but is never a target of the sketch loss: the
         target is then the refined image, or nothing where there is none.
+      plan_ok: whether the plan serves the prompt. A wrong plan is followed by its
+        draft and found out by the inspection, but its words are never a target.
     """
 
     sketch: np.ndarray
@@ -82,6 +84,7 @@ class Step:
     inspect: str | None = None
     refine: Refinement | None = None
     sketch_ok: bool = True
+    plan_ok: bool = True
 
     @property
     def image(self) -> np.ndarray:

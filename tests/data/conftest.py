@@ -42,6 +42,7 @@ def _random_trajectory(seed: int, steps: int | None = None, image_size=(8, 8)) -
             inspect=TEXTS[2] if kind in ("inspected", "refined") else None,
             refine=Refinement(TEXTS[1], image()) if kind == "refined" else None,
             sketch_ok=kind not in ("refined", "slip"),
+            plan_ok=bool(rng.random() < 0.7),
         )
 
     count = steps or int(rng.integers(1, 5))
@@ -53,7 +54,7 @@ def _assert_same_trajectory(actual: Trajectory, expected: Trajectory) -> None:
     assert dict(actual.metadata) == dict(expected.metadata)
     assert len(actual.steps) == len(expected.steps)
     for a, b in zip(actual.steps, expected.steps, strict=True):
-        assert (a.plan, a.inspect, a.sketch_ok) == (b.plan, b.inspect, b.sketch_ok)
+        assert (a.plan, a.inspect, a.sketch_ok, a.plan_ok) == (b.plan, b.inspect, b.sketch_ok, b.plan_ok)
         np.testing.assert_array_equal(a.sketch, b.sketch)
         assert (a.refine is None) == (b.refine is None)
         if a.refine is not None:

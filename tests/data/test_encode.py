@@ -58,6 +58,7 @@ def test_a_trajectory_fills_the_fields_of_a_batch(toy_tokenizer, make_trajectory
         refined = step.refine.image if step.refine else np.zeros((8, 8, 3))
         np.testing.assert_array_equal(arrays["refined"][index], refined)
         assert arrays["sketch_ok"][index] == step.sketch_ok
+        assert arrays["plan_ok"][index] == step.plan_ok
 
 
 def _one_step(**fields) -> Trajectory:

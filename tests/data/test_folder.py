@@ -40,7 +40,12 @@ def photographs(tmp_path):
             "refine": "show the rocket",
             "refined": "in/rocket.jpg",
         },
-        {"instruction": "add her", "description": "an astronaut", "sketch": "./in/../in/astronaut.png"},
+        {
+            "instruction": "add her",
+            "description": "an astronaut",
+            "sketch": "./in/../in/astronaut.png",
+            "plan_ok": False,
+        },
     ]
     return write(tmp_path, {"prompt": "an astronaut", "steps": steps, "metadata": {"by": "skimage"}})
 
@@ -53,6 +58,7 @@ def test_photographs_become_a_trajectory(photographs):
         assert image.shape == (*SIZE, 3) and image.dtype == np.uint8 and image.std() > 20
     assert (rocket.sketch[..., 0] == rocket.sketch[..., 2]).all(), "a grey photograph"
     assert cat.sketch_ok and not rocket.sketch_ok and astronaut.sketch_ok
+    assert cat.plan_ok and rocket.plan_ok and not astronaut.plan_ok
     assert rocket.inspect == "this is a man with a camera" and astronaut.plan.description == "an astronaut"
     # The picture is the middle of the photograph: chelsea is 451 x 300, a little wider than 4:3.
     whole = np.asarray(PIL.Image.open(PHOTOGRAPHS / "chelsea.png").convert("RGB"))
@@ -126,6 +132,7 @@ def step(**fields):
         (step(sketch="a.png", instruction="b"), r"line 2: steps\[1\].description is missing beside instr"),
         (step(sketch="a.png", refined="a.png"), r"line 2: steps\[1\].refine is missing beside refined"),
         (step(sketch="a.png", sketch_ok=1), r"line 2: steps\[1\].sketch_ok is neither true nor false"),
+        (step(sketch="a.png", plan_ok="no"), r"line 2: steps\[1\].plan_ok is neither true nor false"),
         (
             step(sketch="a.png", inspekt="x"),
             r"line 2: steps\[1\] .* unknown key 'inspekt', did you mean 'inspect'",

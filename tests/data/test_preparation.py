@@ -53,6 +53,7 @@ def data(data_dir):
             data_dir=str(data_dir),
             seed=0,
             wrong=0.3,
+            misplan=0.1,
             slip=0.08,
             detour=0.25,
             on_error="fail",
@@ -119,8 +120,8 @@ def test_the_mixture_decides_the_categories():
 
 
 def test_the_name_tells_settings_and_content_apart(monkeypatch):
-    changes = ({}, {"seed": 1}, {"wrong": 0.5}, {"slip": 0})
-    assert len({scenes_config(**{"examples": 10, **change}).name for change in changes}) == 4
+    changes = ({}, {"seed": 1}, {"wrong": 0.5}, {"misplan": 0.5}, {"slip": 0})
+    assert len({scenes_config(**{"examples": 10, **change}).name for change in changes}) == len(changes)
     before = scenes_config(examples=10).name
     monkeypatch.setattr("process_gen.data.scenes_builder.PROBED", 3)
     assert before != scenes_config(examples=10).name, "other examples, other name"

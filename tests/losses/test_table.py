@@ -27,7 +27,9 @@ def test_blank_logits_give_the_entropy_of_a_uniform_guess_at_every_text_token():
     batch, outputs, targets = blank()
     table = LossTable({"plan": dict(loss="text_cross_entropy", stage="plan", weight=2.0)})
     sums, counts = table.terms(outputs, batch, targets, KEY)
-    tokens = np.asarray(batch.plan_tokens)
+    right = np.asarray(batch.plan_ok)[:, :, None]
+    assert not right.all()
+    tokens = np.where(right, np.asarray(batch.plan_tokens), PAD_ID)
     texts = (tokens != PAD_ID).any(-1).sum()
     assert counts["plan"] == (tokens != PAD_ID).sum() - texts  # the closing token belongs to the decisions
     np.testing.assert_allclose(sums["plan"] / counts["plan"], np.log(VOCAB), rtol=1e-6)
@@ -40,7 +42,7 @@ def test_decisions_are_counted_at_every_closing_token():
     rows = {s: dict(loss="decision_cross_entropy", stage=s, weight=1.0) for s in stages}
     _, counts = LossTable(rows).terms(outputs, batch, targets, KEY)
     texts = {name: np.asarray(getattr(batch, f"{name}_tokens")) for name in ("plan", "inspect", "refine")}
-    there = {name: (tokens != PAD_ID).any(-1) for name, tokens in texts.items()}
+    there = {name: (tokens != PAD_ID).any(-1) for name, tokens in texts.items()}  # of wrong plans too
     present = np.asarray(batch.present)
     assert counts["plan"] == there["plan"].sum() + (np.asarray(batch.reset) & present).sum()
     assert counts["sketch"] == present.sum()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import collections
 import json
 import re
 
 import numpy as np
 import pytest
 
+from process_gen.evaluation.reading import read_description
 from process_gen.scenes import (
     SPLITS,
     baseline,
@@ -23,6 +25,7 @@ from process_gen.scenes import (
     vocabulary,
 )
 from process_gen.scenes.graph import OPPOSITE, make_object
+from process_gen.scenes.judge import may_become
 from process_gen.scenes.mistakes import MISTAKES, name_fault, plant, say_repair
 from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.schedule import MAX_STEPS
@@ -82,7 +85,8 @@ def test_stages_fit_together():
         for index, (step, fault) in enumerate(
             zip(trajectory.steps, trajectory.metadata["mistakes"], strict=True)
         ):
-            assert step.sketch_ok == (fault is None)
+            assert step.sketch_ok == (fault is None or fault["planned"])
+            assert step.plan_ok == (fault is None or not fault["planned"])
             if fault is None:
                 assert step.inspect and step.refine is None
             elif fault["noticed"]:
@@ -97,13 +101,13 @@ def test_images_show_what_the_metadata_say():
     for _, trajectory in _lessons("default", 300, wrong=0.5, slip=0.2):
         for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
             assert parse(step.sketch, "default").key() == drawn.key()
-            assert step.sketch_ok == (drawn.key() == intended.key())
+            assert (step.sketch_ok and step.plan_ok) == (drawn.key() == intended.key())
             if step.refine is not None:
                 assert parse(step.refine.image, "default").key() == intended.key()
 
 
 def test_descriptions_list_the_whole_scene():
-    for _, trajectory in _lessons("default", 500):
+    for _, trajectory in _lessons("default", 500, misplan=0):
         for step, (intended, _) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
             words = re.findall(r"\w+", step.plan.description)
             assert sorted(w for w in words if w in get_level("default").cell_index) == sorted(
@@ -146,8 +150,8 @@ def test_detours_and_steps_vary():
 
 
 def test_odds_of_zero_and_one():
-    for _, trajectory in _lessons("default", 90, wrong=0, slip=0):
-        assert all(step.sketch_ok for step in trajectory.steps)
+    for _, trajectory in _lessons("default", 90, wrong=0, misplan=0, slip=0):
+        assert all(step.sketch_ok and step.plan_ok for step in trajectory.steps)
     for _, trajectory in _lessons("default", 90, wrong=1, slip=0):
         assert all(step.refine is not None for step in trajectory.steps)
 
@@ -188,11 +192,32 @@ def test_planted_mistakes_fail_the_judge_and_are_named(kind: str):
 def test_inspections_name_the_error_and_not_what_is_still_to_come():
     for _, trajectory in _lessons("default", 600, wrong=0.5, slip=0):
         for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
-            if step.sketch_ok:
+            if step.sketch_ok and step.plan_ok:
                 continue
             wrong = set(drawn.objects) ^ set(intended.objects)
             cells = {w for w in re.findall(r"\w+", step.inspect) if w in get_level("default").cell_index}
             assert cells <= {thing.cell for thing in wrong} and cells
+
+
+def test_a_wrong_plan_contradicts_the_prompt_or_itself_and_is_put_right():
+    kinds, contradictions, taken = collections.Counter(), 0, 0
+    for request, trajectory in _lessons("default", 900, wrong=0, misplan=1, slip=0, detour=0.2):
+        facts = zip(trajectory.steps, trajectory.metadata["mistakes"], strict=True)
+        for (step, fault), (intended, drawn) in zip(facts, _scenes(trajectory, "default"), strict=True):
+            if fault is None:
+                assert step.plan_ok
+                continue
+            kinds[fault["kind"]] += 1
+            assert fault["planned"] and not step.plan_ok and step.sketch_ok and step.inspect and step.refine
+            described = read_description(step.plan.description, "default")
+            cells = collections.Counter(thing.cell for thing in described.objects)
+            # The draft carries the plan out: all that it can show of what the description says.
+            assert {thing.cell for thing in drawn.objects} == set(cells)
+            assert may_become(request, intended)
+            twice = max(cells.values()) > 1
+            taken, contradictions = taken + twice, contradictions + (not may_become(request, drawn))
+            assert twice or not may_become(request, drawn)
+    assert taken > 200 and contradictions > 200 and kinds.keys() == {"place", "count", "colour", "shape"}
 
 
 def test_baselines():
@@ -234,7 +259,7 @@ def test_corpus_has_every_word():
 
 def test_things_stand_in_reading_order_where_nothing_relates_them():
     index = get_level("default").cell_index
-    for request, trajectory in _lessons("default", 300, wrong=0, slip=0, detour=0):
+    for request, trajectory in _lessons("default", 300, wrong=0, misplan=0, slip=0, detour=0):
         (*_, scene) = (intended for intended, _ in _scenes(trajectory, "default"))
         if request.partners():
             continue
@@ -259,7 +284,7 @@ def test_sorting_places_keeps_what_stands_there_and_every_relation(level: str):
 def test_an_addition_names_its_anchor_before_its_cell():
     found = 0
     pattern = r"a (\w+) (\w+) (left of|right of|above|below) the (\w+) at (\w\d) at (\w\d)"
-    for request, trajectory in _lessons("default", 600, wrong=0, slip=0, detour=0):
+    for request, trajectory in _lessons("default", 600, wrong=0, misplan=0, slip=0, detour=0):
         asked = {
             (clause.shape, clause.position[0], request.clauses[clause.position[1]].shape)
             for clause in request.clauses

@@ -18,6 +18,7 @@ TEXT, ABSENT = [3, 20, 4, PAD], [PAD] * 4
 def batch(steps, mode_of_first_row="process"):
     """One row; `steps` is a list of (reset, last, plan, inspect, refine)."""
     fields = {name: np.zeros((1, 4), bool) for name in ("reset", "last", "present", "sketch_ok")}
+    fields["plan_ok"] = np.ones((1, 4), bool)
     texts = {name: np.full((1, 4, 4), PAD, np.int32) for name in ("plan", "inspect", "refine")}
     index, trajectory = np.zeros((1, 4), np.int32), -1
     for i, (reset, last, *found) in enumerate(steps):
@@ -59,6 +60,15 @@ def test_the_baselines_open_an_image_and_stop():
     assert all((single[name] == PAD).all() for name in ("plan", "inspect", "refined_end"))
     planned = labels(batch([(1, 1, 1, 0, 0), (1, 1, 0, 0, 0)]), IDS)
     np.testing.assert_array_equal(planned["prompt_end"][0], [IDS.ins, IDS.vision_start])
+
+
+def test_the_words_of_a_wrong_plan_are_no_labels_and_what_follows_is():
+    steps = batch([(1, 0, 1, 1, 1), (0, 1, 1, 1, 0)])
+    right, wrong = labels(steps, IDS), labels(steps.replace(plan_ok=jnp.asarray([[False] + [True] * 3])), IDS)
+    np.testing.assert_array_equal(wrong["plan"][0, 0], [PAD, PAD, IDS.vision_start, PAD])
+    np.testing.assert_array_equal(wrong["plan"][0, 1:], right["plan"][0, 1:])
+    for name in right.keys() - {"plan"}:
+        np.testing.assert_array_equal(wrong[name], right[name])
 
 
 def test_a_full_slot_still_closes():
