@@ -209,8 +209,9 @@ def test_the_command_compiles_for_eight_devices_and_ends_with_3_where_it_does_no
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: libtpu")
-def test_the_tpu_compiler_needs_no_tpu():
+def test_the_tpu_compiler_needs_no_tpu(monkeypatch):
     """A scanned layer whose weights are split over the chips of two slices."""
+    monkeypatch.setenv("XLA_FLAGS", "")  # libtpu reads them too, and does not know those of the tests
     name = topology.parse("v5e:2x2", slices=2)
     topology.prepare(name)
     place = topology.get(name)

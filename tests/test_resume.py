@@ -27,7 +27,7 @@ def check(now, stored=None, versions=VERSIONS):
     [
         ({"layout__plan": 41}, ["config.layout.plan is 41", "trained with 40", "--config.layout.plan=40"]),
         ({"model__size": "scenes_s"}, ["config.model.size", "'debug'"]),
-        ({"data__wrong": 0.5}, ["config.data.wrong", "0.25"]),
+        ({"data__wrong": 0.5}, ["config.data.wrong", "0.15"]),
         ({"train__batch_size": 8}, ["config.train.batch_size", "--config.train.batch_size=2"]),
         ({"optimizer__name": "adamw"}, ["config.optimizer.name", "'muon'"]),
     ],

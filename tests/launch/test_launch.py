@@ -190,7 +190,7 @@ def test_flags_for_gpus_are_known_to_this_version_of_the_compiler(box):
 def test_flags_for_tpus_are_known_to_libtpu(box):
     pytest.importorskip("libtpu")
     box.call(LAUNCH / "run.sh", "tpu_slices", *FLAGS)
-    environment = {**os.environ, "LIBTPU_INIT_ARGS": box.variables()["LIBTPU_INIT_ARGS"]}
+    environment = {**os.environ, "XLA_FLAGS": "", "LIBTPU_INIT_ARGS": box.variables()["LIBTPU_INIT_ARGS"]}
     code = (
         "from jax.experimental import topologies\n"
         "print(len(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices))"
