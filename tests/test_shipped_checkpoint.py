@@ -48,3 +48,10 @@ def test_the_shipped_weights_go_through_the_process(scores):
     counts, means = scores.counts, scores.means()
     assert counts.malformed_plans == counts.unread == 0
     assert 1 < means["steps"] < 5 and means["stopped_by_cap"] < 0.1
+
+
+@pytest.mark.slow
+def test_the_inspection_of_the_shipped_weights_objects_where_something_is_wrong(scores):
+    counts = scores.counts
+    assert counts.caught >= 4 and counts.caught > counts.false_alarms, counts
+    assert counts.fixed >= 1, counts
