@@ -150,7 +150,7 @@ def _debug(config: ConfigDict) -> None:
 
 
 def _quick(config: ConfigDict) -> None:
-    """Eight to nine minutes of training on two cores."""
+    """About eight minutes of training on two cores."""
     # Too short to learn more than the plans and the drafts: none of them is there to be found out.
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.03, detour=0.1))
     config.optimizer.update(dict(ema=0.995, final_share=0.3))  # too short a run to anneal for long
