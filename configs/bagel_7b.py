@@ -65,8 +65,8 @@ def _base() -> ConfigDict:
             examples=62_000,
             data_dir="data",
             seed=0,
-            wrong=0.15,
-            misplan=0.15,
+            wrong=0.25,
+            misplan=0.0,
             slip=0.05,
             detour=0.2,
             buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
