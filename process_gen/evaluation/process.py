@@ -193,16 +193,21 @@ def _facts(step: SampledStep, request: Request, last: bool) -> _Facts:
     draft, refined = (None if x is None else parse(x, request.level) for x in (step.sketch, step.refined))
     planned, drawn, corrected = (None if x is None else objects_of(x) for x in (meant, draft, refined))
     flagged = step.refine_text is not None
-    contradicts = [scene is not None and not may_become(request, scene) for scene in (meant, draft, refined)]
-    sound = not contradicts[0] and meant is not None and len({x.cell for x in meant.objects}) == len(meant)
-    done, mended = corrected == planned, not sound and not contradicts[2]
+
+    def contradicts(scene: Scene | None) -> bool:
+        return scene is not None and not may_become(request, scene)
+
+    twice = meant is not None and len({thing.cell for thing in meant.objects}) < len(meant)
+    sound = meant is not None and not twice and not contradicts(meant)
+    mended = corrected == planned if sound else not contradicts(refined)
+    carried_out = corrected == planned != drawn
     return _Facts(
         planned,
         drawn,
         corrected,
         flagged,
-        draft_right=drawn == planned and not (contradicts[1] and (flagged or last)),
-        refined_right=mended or (done and (sound or drawn != planned)),
+        draft_right=drawn == planned and not ((flagged or last) and contradicts(draft)),
+        refined_right=mended or carried_out,
     )
 
 

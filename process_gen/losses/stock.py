@@ -12,14 +12,9 @@ import jax.numpy as jnp
 from process_gen.losses.registry import Term, register
 from process_gen.models.unroll import Outputs
 from process_gen.trajectory.batch import PAD_ID, Batch
+from process_gen.trajectory.controls import closing
 
 SLOTS = {"plan": "plan_tokens", "inspect": "inspect_tokens", "refine": "refine_tokens"}
-
-
-def _closing(tokens: jax.Array) -> jax.Array:
-    """[..., T] bool: the last token of each text slot."""
-    following = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
-    return (tokens != PAD_ID) & (following == PAD_ID)
 
 
 @register("text_cross_entropy")
@@ -27,7 +22,7 @@ def text_cross_entropy(outputs: Outputs, batch: Batch, labels: dict, key: jax.Ar
     """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE)."""
     del key
     values = outputs.cross_entropy(stage, labels)
-    inside = (labels[stage] != PAD_ID) & ~_closing(getattr(batch, SLOTS[stage]))
+    inside = (labels[stage] != PAD_ID) & ~closing(getattr(batch, SLOTS[stage]))
     return Term(values, inside.astype(jnp.float32))
 
 
@@ -56,7 +51,7 @@ def decision_cross_entropy(
         value = outputs.cross_entropy(name, labels)
         weight = labels[name] != PAD_ID
         if name in SLOTS:
-            weight &= _closing(getattr(batch, SLOTS[name]))
+            weight &= closing(getattr(batch, SLOTS[name]))
         values.append(value.reshape(-1))
         weights.append(weight.reshape(-1).astype(jnp.float32))
     return Term(jnp.concatenate(values), jnp.concatenate(weights))

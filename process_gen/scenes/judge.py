@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -97,33 +97,28 @@ def may_become(request: Request, scene: Scene) -> bool:
     wrong colour or shape, a relation that does not hold. Whether there is room for
     what is missing is not asked.
     """
-    clauses, things = request.clauses, scene.objects
-    groups: list[list[Object]] = [[] for _ in clauses]
+    owners, partners = request.numbering(), request.partners()
 
-    def related(index: int, thing: Object) -> bool:
-        pairs = [
-            (relation, *((thing, other) if i == index else (other, thing)))
-            for i, clause in enumerate(clauses)
-            if clause.position and index in (i, clause.position[1])
-            for relation, target in [clause.position]
-            for other in groups[target if i == index else i]
-        ]
-        return all(relation in relations_between(one.box, two.box) for relation, one, two in pairs)
-
-    def find_owners(number: int) -> bool:
-        if number == len(things):
+    def find_numbers(things: Sequence[Object], placed: Mapping[int, Object]) -> bool:
+        """Whether things can have numbers of the prompt that nothing placed so far has."""
+        if not things:
             return True
-        thing = things[number]
-        for index, clause in enumerate(clauses):
-            wanted = thing.shape == clause.shape and clause.colour in (None, thing.colour)
-            if wanted and len(groups[index]) < clause.count and related(index, thing):
-                groups[index].append(thing)
-                if find_owners(number + 1):
-                    return True
-                groups[index].pop()
+        thing, *rest = things
+        # Numbers of one clause are alike, so one of each will do.
+        free = {owner: number for number, owner in enumerate(owners) if number not in placed}
+        for owner, number in free.items():
+            clause = request.clauses[owner]
+            fits = thing.shape == clause.shape and clause.colour in (None, thing.colour)
+            related = all(
+                relation in relations_between(thing.box, placed[other].box)
+                for relation, other in partners.get(number, ())
+                if other in placed
+            )
+            if fits and related and find_numbers(rest, {**placed, number: thing}):
+                return True
         return False
 
-    return find_owners(0)
+    return find_numbers(scene.objects, {})
 
 
 def _failed(checks: Sequence[Check]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from process_gen.scenes.graph import Object
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import plant
+from process_gen.scenes.mistakes import Mistake, plant
 from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
@@ -35,6 +35,14 @@ def apply(action: Action, state: dict[int, Object]) -> None:
         state[number] = change.after
         if change.kind == "swap":
             state[action.numbers[1]] = at_place(change.other, change.before)
+
+
+def misled(actions: list[Action], mistake: Mistake) -> list[Action]:
+    """What a step sets out to do that adds a thing wrongly, or one too many."""
+    wrong = Action(Change("add", None, mistake.wrong), (mistake.number,))
+    if mistake.right is None:
+        return [*actions, wrong]
+    return [wrong if action.numbers == (mistake.number,) else action for action in actions]
 
 
 def schedule(
@@ -102,10 +110,7 @@ def _take_detour(
     else:
         number = mistake.number
         start = next(i for i, actions in enumerate(steps) if any(number in a.numbers for a in actions))
-        steps[start] = [
-            Action(Change("add", None, mistake.wrong), (number,)) if a.numbers == (number,) else a
-            for a in steps[start]
-        ]
+        steps[start] = misled(steps[start], mistake)
     _insert_later(rng, steps, start, Action(mistake.repair, (number,)))
 
 

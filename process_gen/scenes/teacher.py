@@ -35,7 +35,7 @@ from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request, categories
-from process_gen.scenes.schedule import MAX_STEPS, Action, apply, schedule
+from process_gen.scenes.schedule import MAX_STEPS, Action, apply, misled, schedule
 from process_gen.scenes.splits import Split
 from process_gen.scenes.words import count_tokens, pick
 from process_gen.trajectory.markup import write_plan, write_refine
@@ -217,7 +217,7 @@ class _Lesson:
         things = dict(self.state)
         if misplanned:
             things[misplanned.number] = misplanned.wrong
-            actions = _as_misplanned(actions, misplanned)
+            actions = misled(actions, misplanned)
         changes = [self._anchored(action, actions, things) for action in actions]
         untouched = earlier and all(earlier.number not in action.numbers for action in actions)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
@@ -262,14 +262,6 @@ class _Lesson:
         ]
         new = [self.state[n] for n in touched]
         return language.approve(new, len(self.state), pending, changing, self.level, self.rng)
-
-
-def _as_misplanned(actions: list[Action], mistake: Mistake) -> list[Action]:
-    """What a wrong plan sets out to do."""
-    wrong = Action(language.Change("add", None, mistake.wrong), (mistake.number,))
-    if mistake.right is None:
-        return [*actions, wrong]
-    return [wrong if action.numbers == (mistake.number,) else action for action in actions]
 
 
 def _metadata(request: Request, level: Level, split: Split, mode: str, lesson: _Lesson) -> dict[str, Any]:

@@ -53,19 +53,23 @@ class ControlIds:
         return cls(**{name: getattr(tokenizer, name) for name in names}, ins=ins, refine=refine)
 
 
+def closing(tokens: jax.Array) -> jax.Array:
+    """[..., T] bool: the last token of each text slot."""
+    following = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
+    return (tokens != PAD_ID) & (following == PAD_ID)
+
+
 def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
     """Labels of a text slot [..., T]: the next token, and `after` [...] at the last one; pad elsewhere."""
     shifted = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
-    closes = (tokens != PAD_ID) & (shifted == PAD_ID)
     after = jnp.broadcast_to(jnp.asarray(after, tokens.dtype), tokens.shape[:-1])
-    return jnp.where(closes, after[..., None], shifted)
+    return jnp.where(closing(tokens), after[..., None], shifted)
 
 
 def _plan_labels(batch: Batch, ids: ControlIds) -> jax.Array:
     """Labels of the plans [B, S, T]: a wrong plan teaches nothing but what follows it."""
-    following = next_tokens(batch.plan_tokens, PAD_ID)
-    after = next_tokens(batch.plan_tokens, ids.vision_start)
-    return jnp.where(batch.plan_ok[..., None] | (following == PAD_ID), after, PAD_ID)
+    taught = batch.plan_ok[..., None] | closing(batch.plan_tokens)
+    return jnp.where(taught, next_tokens(batch.plan_tokens, ids.vision_start), PAD_ID)
 
 
 def labels(batch: Batch, ids: ControlIds) -> dict[str, jax.Array]:
