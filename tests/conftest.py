@@ -13,10 +13,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("NO_GCE_CHECK", "true")  # nobody asks a cloud for credentials
 # Tests compile much and compute little.
-_QUICK_COMPILES = ["--xla_backend_optimization_level=0"]
+_QUICK_COMPILES = "--xla_backend_optimization_level=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end where they do not know a flag
-    _QUICK_COMPILES.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_QUICK_COMPILES]).strip()
+    _QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK_COMPILES}".strip()
 
 import jaxtyping  # noqa: E402
 
