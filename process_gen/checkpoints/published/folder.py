@@ -124,11 +124,13 @@ def _autoencoder_fields(fields: configs.Json) -> configs.Json:
 
 
 def _must_have_vit(folder: epath.Path, shapes: configs.Shapes) -> None:
-    held = [name for name in shapes if rules.matches(name, tables.BAGEL_VIT)]
-    if not held:
+    missing = [part for part in tables.BAGEL_VIT if not any(rules.matches(name, (part,)) for name in shapes)]
+    tower, *_ = tables.BAGEL_VIT
+    if tower in missing:  # the others are of no use without it
+        named = ", ".join(part.replace("\\", "") for part in missing).replace("..*", ".*")
         raise CheckpointMismatch(
-            f"{folder} holds no ViT: vit_model.*, connector.* and vit_pos_embed.pos_embed are missing, so "
-            "the model could not look at images. Get a checkpoint that has them, or leave the ViT out on "
+            f"{folder} holds no ViT: {named} are missing, so "
+            "the model could not look at images. Get a checkpoint that has it, or leave the ViT out on "
             "purpose: vit=False, on the command line --novit, and layout.vit_grid=(0, 0)"
         )
 

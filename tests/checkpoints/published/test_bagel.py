@@ -154,9 +154,17 @@ def test_progress_counts_every_byte(fake):
 # ------------------------------------------------------------------- bad input
 
 
-def test_a_checkpoint_without_a_vit(golden):
-    rewrite(golden, lambda w: {n: x for n, x in w.items() if not n.startswith(("vit_", "connector"))})
-    with pytest.raises(CheckpointMismatch, match="holds no ViT: vit_model.*are missing.*--novit"):
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        (("vit_", "connector"), r"vit_model\.\*, connector\.\*, vit_pos_embed\.\* are missing"),
+        (("vit_model", "connector"), r"vit_model\.\*, connector\.\* are missing"),
+        (("vit_model",), r"vit_model\.\* are missing"),
+    ],
+)
+def test_a_checkpoint_without_a_vit(golden, parts, named):
+    rewrite(golden, lambda w: {n: x for n, x in w.items() if not n.startswith(parts)})
+    with pytest.raises(CheckpointMismatch, match=f"holds no ViT: {named}.*--novit"):
         read_published(golden)
     published = read_published(golden, vit=False)
     assert published.model.vit is None
