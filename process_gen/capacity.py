@@ -18,6 +18,12 @@ from process_gen.models.config import ModelConfig
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
 
+RECEIVED = (
+    "by `draw` for a whole image; by `write`, which ends with the last row's text, for the start of a text "
+    "and one token more"
+)
+"""What the exchanges of the sampler's programs are counted for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Ask:

@@ -42,6 +42,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 # isort: split
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -49,8 +50,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -61,7 +64,7 @@ from process_gen.distributed import roofline, sharding, topology
 from process_gen.distributed.chips import GIB
 from process_gen.distributed.mesh import MeshConfig, make_mesh
 from process_gen.distributed.topology import Topology, TopologyError
-from process_gen.measured import Measured, bytes_per_device, measure, measure_quickly
+from process_gen.measured import Measured, bytes_per_device, measure, measure_lowered, measure_quickly
 from process_gen.models import cost, partition
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
@@ -119,13 +122,18 @@ def compile_sample(
     if not axes:
         report(f"{rows} rows (config.eval.batch_size) do not divide by {splits}: every device has them all")
     texts = text_specs(model, tokenizer, settings)
-    found = []
-    with partition.over(mesh, sharding.ACTIVATION_RULES):
-        given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
-        for name, lower in pieces(*given):
-            with tempfile.TemporaryDirectory() as folder:
-                dump = folder if mesh.devices.flat[0].platform == "tpu" else None
-                found.append(measure(name, lower, mesh, slices, report, dump=dump))
+
+    def compiled(name: str, lowered: jax.stages.Lowered) -> Measured:
+        with tempfile.TemporaryDirectory() as folder:
+            dump = folder if where.platform == "tpu" else None
+            return measure_lowered(name, lowered, mesh, slices, report, dump=dump)
+
+    with futures.ThreadPoolExecutor(_TOGETHER) as pool:
+        with partition.over(mesh, sharding.ACTIVATION_RULES):
+            given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
+            waiting = [pool.submit(compiled, name, lower()) for name, lower in pieces(*given)]
+        report(f"sampler on {where.name}: {len(waiting)} programs, compiling {_TOGETHER} at a time")
+        found = [one.result() for one in waiting]
     parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
     place = capacity.where(mesh, where, ask)
     verdicts = [capacity.fits(one, place["hbm"]) for one in found]
@@ -138,6 +146,10 @@ def compile_sample(
         "pieces": [_piece(one) for one in found],
         "fits": None if None in verdicts else all(verdicts),
     }
+
+
+_TOGETHER = min(os.cpu_count() or 1, 4)
+"""Programs that are compiled at once: one takes a thread most of the time, and up to some 6 GiB."""
 
 
 def _settings(config: ConfigDict) -> SamplerConfig:
@@ -153,6 +165,7 @@ def _piece(one: Measured) -> dict[str, Any]:
         "outputs": one.outputs,
         "peak": one.peak,
         "received": sum(t.bytes for t in one.traffic),
+        "unknown_loops": one.unknown_loops,
         "refused": one.refused,
     }
 
@@ -170,7 +183,7 @@ def describe_sample(report: dict[str, Any]) -> str:
         "",
         table(rows, headers, digits=2),
         "",
-        "`write` and `draw` loop over tokens and Euler steps: `received` is for a whole text or image.",
+        f"`received`: {capacity.RECEIVED}.",
     ]
     if report["fits"] is None:
         return "\n".join([*lines, "Whether it fits is not known: --chip=h100 holds it against a chip."])

@@ -81,6 +81,20 @@ def measure(
     lowered = lower()
     lowering = time.perf_counter() - started
     report(f"{name}: lowered in {lowering:.0f} s, compiling")
+    return measure_lowered(name, lowered, mesh, slices, report, keep, dump, lowering)
+
+
+def measure_lowered(
+    name: str,
+    lowered: jax.stages.Lowered,
+    mesh: Mesh,
+    slices: Mapping[str, int],
+    report: Report,
+    keep: Callable[[str], None] | None = None,
+    dump: str | None = None,
+    lowering: float = 0.0,
+) -> Measured:
+    """`measure` of a program that was lowered in `lowering` seconds; several threads may do so at once."""
     started = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options={"xla_dump_to": dump} if dump else None)

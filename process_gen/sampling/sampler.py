@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import vit
@@ -278,8 +279,10 @@ class Sampler:
 
     def _draw(self, target: str, work: Work) -> tuple[Work, jax.Array, jax.Array]:
         """The work with an image added; its pixels [B, H, W, 3], the hidden state of its closing token."""
-        image = stages.draw(self.model, self.config.flow, target, self.params, work, self.frozen)
-        return work.adding(target, image), image.images, image.end
+        latents = stages.draw(self.model, self.config.flow, target, self.params, work)
+        images = stages.show(self.model, latents, self.frozen)
+        image = stages.look(self.model, self.params, *stages.see(self.model, images, self.frozen), work)
+        return work.adding(target, image), images, image.end
 
     def _decide(self, draw: str, choices: tuple[int, ...], end: jax.Array, work: Work) -> np.ndarray:
         temperature = self.config.temperature
@@ -308,17 +311,24 @@ class Sampler:
         idle = self._idle()
         pairs = zip(rows, fresh, strict=True)
         slots = [self.encode(row.prompt, row.image) if new else idle for row, new in pairs]
-        prompts = stages.Prompts(**{name: self._put(np.stack([one[name] for one in slots])) for name in idle})
+        given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
+        if "images" in given:
+            given["latents"], given["view"] = stages.see(self.model, given.pop("images"), self.frozen)
+        prompts = stages.Prompts(**given)
         flow, old = self.config.flow, contexts or (None, None)
 
-        def entered(context: Context | None, texts_only: bool) -> Context:
-            prompt, next_id, _ = stages.begin(self.model, self.params, prompts, self.frozen, texts_only)
+        def entered(context: Context | None, prompts: stages.Prompts) -> Context:
+            prompt, next_id, _ = stages.begin(self.model, self.params, prompts)
             if context is None:
                 return stages.blank(self.model, self.params, prompt, next_id)
             return stages.enter(context, prompt, next_id, self._put(fresh))
 
-        reads_texts = flow.own and "noimg" in flow.branches
-        return entered(old[0], False), entered(old[1], True) if reads_texts else None
+        if not (flow.own and "noimg" in flow.branches):
+            return entered(old[0], prompts), None
+        texts = prompts
+        if prompts.has_image is not None:
+            texts = prompts.replace(has_image=jnp.zeros_like(prompts.has_image))
+        return entered(old[0], prompts), entered(old[1], texts)
 
     def _idle(self) -> dict[str, np.ndarray]:
         """The slots of a prompt in a row that holds none."""

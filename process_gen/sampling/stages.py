@@ -2,9 +2,12 @@
 
 Each function is jitted once, with the model and a spec as static arguments, and
 made of the model's own pieces. While a step is under way its parts live in
-`Work.parts`, next to the context; `commit` moves them there.
+`Work.parts`, next to the context; `commit` moves them there. The autoencoder has
+programs of its own, `show` and `see`: its convolutions take a TPU's compiler
+longer than the whole backbone, and so they are compiled once for all images.
 
-B rows, M slots of memory, N latent tokens, V values of a latent token, D width.
+B rows, M slots of memory, N latent tokens, V values of a latent token, D width,
+P tokens of a view, U values of one.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ class Work:
     keys: Any
     texts: Work | None = None
 
-    def adding(self, name: str, new: Written | Drawn) -> Work:
+    def adding(self, name: str, new: Written | Seen) -> Work:
         """The work with a text or a visual state more."""
         texts = self.texts
         if texts is not None and isinstance(new, Written):
@@ -81,10 +84,9 @@ class Written:
 
 
 @flax.struct.dataclass
-class Drawn:
-    """An image: [B, H, W, 3] uint8, hidden state [B, D] of its closing token, its slots, the next id."""
+class Seen:
+    """An image that was read: hidden state [B, D] of its closing token, its slots, the next rotary id [B]."""
 
-    images: Any
     end: Any
     memory: Memory
     next_id: Any
@@ -187,35 +189,44 @@ def step_keys(keys: jax.Array, steps: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(keys, steps)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def see(model: UnifiedModel, images: jax.Array, frozen: Any = None) -> tuple[jax.Array, jax.Array | None]:
+    """What the model takes of images [B, H, W, 3] uint8: latents [B, N, V], and views [B, P, U] for a ViT."""
+    latents = autoencoder.to_tokens(model.config, images, frozen)
+    return latents, views_of(model, images, latents)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def show(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Array:
+    """Latents [B, N, V] as images [B, H, W, 3] uint8."""
+    return autoencoder.to_images(model.config, model.layout, latents, frozen)
+
+
 @flax.struct.dataclass
 class Prompts:
     """The prompts of all rows; all padding in rows that stay idle.
 
     Attributes:
       tokens: [B, T] int32.
-      images: [B, H, W, 3] uint8, input images; None where the layout has no room.
+      latents, view: of input images, see `see`; None where the layout has no room.
       has_image: [B] bool.
       instruction: [B, T] int32, texts after the images; None where the layout has no room.
     """
 
     tokens: Any
-    images: Any = None
+    latents: Any = None
+    view: Any = None
     has_image: Any = None
     instruction: Any = None
 
 
-@functools.partial(jax.jit, static_argnames=("model", "texts_only"))
-def begin(
-    model: UnifiedModel, params: Any, prompts: Prompts, frozen: Any = None, texts_only: bool = False
-) -> tuple[Memory, jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="model")
+def begin(model: UnifiedModel, params: Any, prompts: Prompts) -> tuple[Memory, jax.Array, jax.Array]:
     """Reads prompts: their slots, the next rotary id, and the hidden state [B, D] of the last token."""
-    image, view, there = None, None, {}
-    if prompts.images is not None:
-        image = autoencoder.to_tokens(model.config, prompts.images, frozen)
-        view = views_of(model, prompts.images, image)
-        has = prompts.has_image & (not texts_only)
-        there = {s.name: has for s in model.layout.prompt_parts["prompt_image"]}
-    inputs = PromptInputs(prompts.tokens, image, view, prompts.instruction, there)
+    there = {}
+    if prompts.has_image is not None:
+        there = {s.name: prompts.has_image for s in model.layout.prompt_parts["prompt_image"]}
+    inputs = PromptInputs(prompts.tokens, prompts.latents, prompts.view, prompts.instruction, there)
     context, end = model.apply({"params": params}, inputs, method="begin")
     return context.prompt, context.next_id, end
 
@@ -264,21 +275,16 @@ def read(model: UnifiedModel, params: Any, tokens: jax.Array, work: Work) -> Wri
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec", "target"))
-def draw(
-    model: UnifiedModel, spec: flow.FlowSpec, target: str, params: Any, work: Work, frozen: Any = None
-) -> Drawn:
-    """An image, `sketch` or `refined`, out of noise.
+def draw(model: UnifiedModel, spec: flow.FlowSpec, target: str, params: Any, work: Work) -> jax.Array:
+    """The latents [B, N, V] of an image, `sketch` or `refined`, out of noise.
 
     What later tokens see of it is read from its pixels, so that a trajectory
     can be taken up again from the pictures it left on disk.
     """
-    layout, config = model.layout, model.config
     velocity = velocity_of(model, params, target, work, {("full",), spec.branches}, spec.own)
-    shape = (layout.latents, layout.latent_values)
+    shape = (model.layout.latents, model.layout.latent_values)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(work, target))
-    images = autoencoder.to_images(config, layout, flow.integrate(spec, velocity, noise), frozen)
-    end, memory, next_id = look(model, params, images, work, frozen)
-    return Drawn(images, end, memory, next_id)
+    return flow.integrate(spec, velocity, noise)
 
 
 def velocity_of(
@@ -304,21 +310,13 @@ def velocity_of(
     return velocity
 
 
-def look(
-    model: UnifiedModel, params: Any, images: jax.Array, work: Work, frozen: Any = None
-) -> tuple[jax.Array, Memory, jax.Array]:
-    """A clean image [B, H, W, 3]: hidden state [B, D] of its closing token, its slots, the next rotary id."""
-    latents = autoencoder.to_tokens(model.config, images, frozen)
-    return look_at(model, params, latents, views_of(model, images, latents), work)
-
-
-def look_at(
-    model: UnifiedModel, params: Any, latents: jax.Array, view: jax.Array | None, work: Work
-) -> tuple[jax.Array, Memory, jax.Array]:
-    """`look` at latents [B, N, V] and what the ViT sees of them, [B, P, U]."""
+@functools.partial(jax.jit, static_argnames="model")
+def look(model: UnifiedModel, params: Any, latents: jax.Array, view: jax.Array | None, work: Work) -> Seen:
+    """Reads a clean image, given as what `see` makes of it, after what a step has so far."""
     memory = joined(list(pieces(model.layout, work.context, work.parts).values()))
     end, new = model.apply({"params": params}, memory, latents, work.next_id, view, method="read_image")
-    return end, new.only(work.rows), work.next_id + model.layout.state_ids * work.rows.astype(jnp.int32)
+    next_id = work.next_id + model.layout.state_ids * work.rows.astype(jnp.int32)
+    return Seen(end, new.only(work.rows), next_id)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "choices", "temperature", "draw"))

@@ -26,6 +26,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from process_gen.capacity import RECEIVED
 from process_gen.distributed.chips import GIB
 from process_gen.models.cost import PARTS
 
@@ -171,8 +172,7 @@ def sampler_text(reports: Sequence[Report]) -> list[str]:
     return [
         "## Sampling",
         "",
-        "GiB of one device. `write` and `draw` loop over tokens and Euler steps: what they receive is for a "
-        "whole text or image.",
+        f"GiB of one device. What is received: {RECEIVED}.",
         "",
         markdown(names, rows),
         "",

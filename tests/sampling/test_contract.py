@@ -61,8 +61,9 @@ def replayed_step(model, params, context, prompts, reset, one):
         velocity = stages.velocity_of(model, params, name, work, {BRANCHES})
         out[f"{name}_velocity"] = velocity(BRANCHES, noised[:, 0], t[:, 0])
         work = work.replace(rows=rows)
-        out[f"{name}_end"], new, next_id = stages.look_at(model, params, latents, view, work)
-        return work.replace(parts={**work.parts, name: new}, next_id=next_id)
+        seen = stages.look(model, params, latents, view, work)
+        out[f"{name}_end"] = seen.end
+        return work.adding(name, seen)
 
     work = text(work, "plan", one.plan)
     work = image(work, "sketch", one.present, one.sketch_noised, one.sketch_t, one.sketch, one.sketch_view)

@@ -13,7 +13,8 @@ from process_gen.sampling.sampler import text_specs
 from tests.sampling.sampling_models import make_model, random_params
 
 NAMES = [
-    "begin", "write plan", "draw sketch", "write inspect", "decide", "write refine", "draw refined", "commit",
+    "begin", "write plan", "draw sketch", "show", "see", "look sketch", "write inspect", "decide",
+    "write refine", "draw refined", "look refined", "commit",
 ]  # fmt: skip
 
 
