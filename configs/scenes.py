@@ -121,6 +121,8 @@ def _base() -> ConfigDict:
             offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
             log_every=50,
             checkpoint_every=500,
+            local_every=0,  # steps between saves to local_dir, a disk of each host's own; 0 for none
+            local_dir="",
             keep=2,
             keep_every=0,  # steps that are a multiple of it stay for good
             keep_best=0,  # how many of the steps with the best scores stay besides

@@ -237,6 +237,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     elif config.data.source in ("folder", "records") and not config.data.path:
         raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=FOLDER")
     _check_micro_batches(config)
+    _check_tiers(config)
 
 
 @contextlib.contextmanager
@@ -281,6 +282,26 @@ def _check_sampling(layout: Layout, sampler: SamplerConfig) -> None:
     for slot, least in (("plan", 3), ("inspect", 2), ("refine", 3)):
         if getattr(layout, slot) < least:
             raise ConfigError(f"config.layout.{slot} must be at least {least}, got {getattr(layout, slot)}")
+
+
+def _check_tiers(config: ml_collections.ConfigDict) -> None:
+    """Checkpoints on local disks need a disk, and come between those that last; old configs know of none."""
+    every, folder = config.train.get("local_every", 0), config.train.get("local_dir", "")
+    if not isinstance(every, int) or every < 0:
+        raise ConfigError(f"config.train.local_every must be a whole number, 0 for none, got {every!r}")
+    if every >= config.train.checkpoint_every:
+        raise ConfigError(
+            f"config.train.local_every ({every}) must be below config.train.checkpoint_every "
+            f"({config.train.checkpoint_every}): local disks are for the steps between"
+        )
+    if every and not folder:
+        raise ConfigError(
+            f"config.train.local_every={every} needs --config.train.local_dir=FOLDER of a local disk"
+        )
+    if folder and "://" in folder:
+        raise ConfigError(
+            f"config.train.local_dir={folder} must be a folder of a disk that each host has itself"
+        )
 
 
 def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:

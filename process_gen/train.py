@@ -34,7 +34,8 @@ from ml_collections import ConfigDict
 
 from process_gen import ahead, evaluate, experiment, metering, nonfinite, stopping, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.store import CheckpointStore, versions
+from process_gen.checkpoints.store import versions
+from process_gen.checkpoints.tiers import TieredStore, open_store
 from process_gen.data.buckets import deal, in_turn
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import Loader, Source, make_loader
@@ -119,14 +120,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # ---------------------------------------------------------------- restore
     metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
-    store = CheckpointStore(
-        workdir,
-        metadata,
-        save_every=c.checkpoint_every,
-        keep=c.keep,
-        keep_every=c.keep_every,
-        keep_best=c.keep_best,
-    )
+    store = open_store(c.to_dict(), workdir, metadata, state)
     with contextlib.closing(iterator), store, ledger, stopping.deferred() as stop:
         with ledger.spending("restore"):
             first = store.newest_whole_step() or 0
@@ -136,13 +130,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 "another run in another --workdir"
             )
         if first:
-            stored, place = store.metadata(first), str(store.root / str(first))
+            stored, place = store.source.metadata(first), str(store.source.root / str(first))
             vocabulary.check_same(tokenizer, stored, place)
             check_same_run(stored, metadata["config"], versions(), place)
             # The iterator refuses the state of other data.
             with ledger.spending("restore"), experiment.as_config_error():
-                state = store.restore(state, iterator, first)
-            logging.info("resumed from step %d of %s", first, workdir)
+                state = store.source.restore(state, iterator, first)
+            logging.info("resumed from step %d of %s", first, store.source.root)
         elif origin := c.get("init", ""):
             state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
@@ -189,7 +183,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             stopped = stop.at(step)
             if step < c.steps and (store.due(step) or stopped):
                 with ledger.spending("save"):
-                    store.save(step, state, iterator, score)
+                    store.save(step, state, iterator, score, lasting=bool(stopped))
                 ledger.saved(step)
             if stopped and step < c.steps:
                 with ledger.spending("save"):
@@ -242,7 +236,7 @@ def _load(
     return in_turn(loaders, buckets)
 
 
-def _stop(metrics: dict[str, float], store: CheckpointStore, state: TrainState, iterator: Any) -> None:
+def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iterator: Any) -> None:
     """Ends a run whose last steps were not finite; such a step never changed the parameters.
 
     What is saved stands behind the batch, so that the same command does not meet it again.

@@ -8,11 +8,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
-
-from process_gen.checkpoints.errors import CheckpointNotSaved
 
 _SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 
@@ -52,16 +49,17 @@ def free_space(root: epath.Path) -> float:
     return math.inf if "://" in str(root) else float(shutil.disk_usage(root).free)
 
 
-def check_room(free: float, root: epath.Path, arrays: Any, step: int, last: int | None) -> None:
-    """Compares the free space of `root` with what a save is about to write.
+def missing_room(root: epath.Path, size: float, step: int, last: int | None) -> str:
+    """Compares the free space of `root` with what a save is about to write, `size` bytes of arrays.
 
-    Raises:
-      CheckpointNotSaved: it will not fit; the message names sizes and the last good step.
+    Returns:
+      Nothing if it fits, else a message that names sizes and the last good step.
     """
-    needed = _SPARE * sum(x.nbytes for x in jax.tree.leaves(arrays) if hasattr(x, "nbytes"))
-    if free < needed:
-        kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
-        raise CheckpointNotSaved(
-            f"step {step} needs {needed / 1e9:.3g} GB and {root} has {free / 1e9:.3g} GB left; {kept}. "
-            "Make room and start the same command again."
-        )
+    needed, free = _SPARE * size, free_space(root)
+    if free >= needed:
+        return ""
+    kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
+    return (
+        f"step {step} needs {needed / 1e9:.3g} GB and {root} has {free / 1e9:.3g} GB left; {kept}. "
+        "Make room and start the same command again."
+    )

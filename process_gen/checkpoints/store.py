@@ -10,13 +10,12 @@ import contextlib
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -24,6 +23,7 @@ from jax.experimental import multihost_utils
 
 import process_gen
 from process_gen.checkpoints import arrays, keeping, load, manifest, quarantine
+from process_gen.checkpoints.agreement import first, gather
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -65,16 +65,26 @@ class CheckpointStore:
         self._save_every = save_every
         self._whole: set[int] = set()  # steps whose files have been checked
         self.root = _folder(workdir)
-        _remove_unfinished(self.root)
+        self._remove_unfinished()
+        _sync("unfinished checkpoints removed")
         self._scores = _scores(self.root) if keep_best else {}
-        self._manager = ocp.CheckpointManager(
-            self.root,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keeping.policy(keep, keep_every, keep_best, self._scores),
-                lightweight_initialize=True,
-                temporary_path_class=manifest.temporary_path_class(self.root),
-            ),
+        self._manager = self._make_manager(
+            preservation_policy=keeping.policy(keep, keep_every, keep_best, self._scores),
+            lightweight_initialize=True,
+            temporary_path_class=manifest.temporary_path_class(self.root),
         )
+
+    def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**options))
+
+    @property
+    def _tends(self) -> bool:
+        """Whether this host tidies the folder up and looks how much room it has."""
+        return jax.process_index() == 0
+
+    def _bytes(self, x: Any) -> int:
+        """What an array takes in the folder."""
+        return x.nbytes
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -111,6 +121,8 @@ class CheckpointStore:
         while (step := self.latest_step()) is not None:
             if last := self._what_is_wrong(step):
                 self._set_aside(step, last)
+                _sync(f"step {step} set aside")
+                self._manager.reload()
             else:
                 self._whole.add(step)
                 return step
@@ -127,16 +139,13 @@ class CheckpointStore:
             wrong = ""
         except CheckpointCorrupt as error:
             wrong = str(error)
-        return next(filter(None, _gather(wrong)), "")
+        return first(wrong)
 
     def _set_aside(self, step: int, wrong: str) -> None:
         logging.error("%s", wrong)
-        if jax.process_index() == 0:
+        if self._tends:
             place = quarantine.set_aside(self.root / str(step), wrong)
             logging.error("moved it to %s, and taking the step before it", place)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
-        self._manager.reload()
 
     def poll(self) -> None:
         """Looks whether a save that goes on in the background has failed.
@@ -175,7 +184,7 @@ class CheckpointStore:
                 stored = {name: arrays.raw(x) for name, x in leaves.items()}
                 items[field] = ocp.args.PyTreeSave(arrays.nested(stored))
         if iterator is not None:
-            items[ITERATOR] = ocp.args.JsonSave({"hosts": _gather(_iterator_text(iterator))})
+            items[ITERATOR] = ocp.args.JsonSave({"hosts": gather(_iterator_text(iterator))})
         facts = {**self._metadata, "step": step, "versions": versions()}
         if score is not None:
             self._scores[step] = facts["score"] = float(score)
@@ -191,15 +200,17 @@ class CheckpointStore:
     def _check_room(self, step: int, state: Any) -> None:
         """Raises CheckpointNotSaved, on all hosts alike, where there is no room for another step."""
 
-        def check() -> None:
-            free = _of_process_0(lambda: keeping.free_space(self.root))
-            keeping.check_room(free, self.root, state, step, self.latest_step())
+        def missing() -> str:
+            found = ""
+            if self._tends:
+                needed = sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+                found = keeping.missing_room(self.root, needed, step, self.latest_step())
+            return first(found)
 
-        try:
-            check()
-        except CheckpointNotSaved:
+        if missing():
             self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
-            check()
+            if wrong := missing():
+                raise CheckpointNotSaved(wrong)
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -287,10 +298,16 @@ class CheckpointStore:
         except Exception as error:
             self._manager.reload()  # forget the step that is not there
             with contextlib.suppress(OSError):
-                _remove_unfinished(self.root, together=False)  # a full disk gets its space back
+                self._remove_unfinished()  # a full disk gets its space back
             last = self.latest_step()
             kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
             raise CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {kept}") from error
+
+    def _remove_unfinished(self) -> None:
+        """Gives back the space of saves that a killed process left behind; no other run writes here."""
+        for path in load.unfinished(self.root) if self._tends else ():
+            logging.warning("removing %s, a save that was never finished", path)
+            path.rmtree()
 
 
 def versions() -> dict[str, str]:
@@ -327,17 +344,10 @@ def _scores(root: epath.Path) -> dict[int, float]:
     return found
 
 
-def _remove_unfinished(root: epath.Path, together: bool = True) -> None:
-    """Gives back the space of saves that a killed process left behind; no other run writes to this folder.
-
-    `together`: all hosts are here, and wait until it is done.
-    """
-    if jax.process_index() == 0:
-        for path in load.unfinished(root):
-            logging.warning("removing %s, a save that was never finished", path)
-            path.rmtree()
-    if together and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
+def _sync(what: str) -> None:
+    """Waits for all hosts."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"process_gen: {what}")
 
 
 def _iterator_text(iterator: Any) -> str:
@@ -345,23 +355,3 @@ def _iterator_text(iterator: Any) -> str:
     if isinstance(state, bytes):
         return json.dumps({"bytes": True, "text": state.decode()})
     return json.dumps({"bytes": False, "state": state})
-
-
-def _of_process_0(look: Callable[[], float]) -> float:
-    """The number that process 0 finds, on every host, so that all of them decide alike."""
-    found = look() if jax.process_index() == 0 else 0.0
-    if jax.process_count() == 1:
-        return found
-    return float(multihost_utils.broadcast_one_to_all(np.float32(found)))
-
-
-def _gather(text: str) -> list[str]:
-    """The text of every host, on every host."""
-    if jax.process_count() == 1:
-        return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([data.size]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[: int(size)]).decode() for row, size in zip(rows, sizes.ravel(), strict=True)]

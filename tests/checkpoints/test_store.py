@@ -318,7 +318,7 @@ class Rows:
 
 def test_rows_of_several_hosts_are_restored_together(tmp_path, monkeypatch):
     texts = [store._iterator_text(Rows(0, 3)), store._iterator_text(Rows(1, 2))]
-    monkeypatch.setattr(store, "_gather", lambda _: texts)
+    monkeypatch.setattr(store, "gather", lambda _: texts)
     with CheckpointStore(str(tmp_path)) as checkpoints:
         checkpoints.save(1, make_state(), Rows(0, 3))
         checkpoints.wait()

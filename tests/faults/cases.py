@@ -5,7 +5,9 @@ Every one returns how often it did what, or raises `Failed`.
 
 from __future__ import annotations
 
+import collections
 import functools
+import pathlib
 import random
 import re
 import shutil
@@ -15,7 +17,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from etils import epath
 
+from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointCorrupt
 from process_gen.checkpoints.store import CheckpointStore
 from process_gen.stopping import EXIT_CODE
@@ -300,6 +304,59 @@ def changed_config(bench: Bench, times: int) -> Counts:
     return {"refused by name": len(refused), "went on": 1}
 
 
+def local_tier(bench: Bench, times: int) -> Counts:
+    """Two processes with a disk each are killed, lose a file, then a disk: the newest whole step is taken."""
+    counts: collections.Counter[str] = collections.Counter()
+    for number in range(times):
+        counts += _with_local_disks(bench, f"tier_{number}", bench.folder / f"disk_{number}")
+    return dict(counts)
+
+
+def _with_local_disks(bench: Bench, run: str, disk: pathlib.Path) -> collections.Counter[str]:
+    shared, near = 16, 3
+    settings = dict(train__local_dir=str(disk), train__local_every=near, train__checkpoint_every=shared)
+
+    def killed_after(step: int) -> None:
+        trainers = bench.start_hosts(run, **settings)
+        with ended(trainers):
+            there = trainers[0].wait_until(lambda: min(map(max, _local_steps(disk))) >= step)
+            _expect(there, f"{run}: {trainers[0].text()[-2000:]}")
+
+    def resumed() -> tuple[bool, int]:
+        log = (bench.folder / f"{run}.0.log").read_text(errors="replace")
+        step, place = re.findall(r"resumed from step (\d+) of (\S+)", log)[-1]
+        return str(disk) in place, int(step)
+
+    killed_after(shared + near)
+    for after in (shared + 2 * near, shared + 3 * near):
+        newest = min(map(max, _local_steps(disk)))
+        killed_after(after)
+        _expect(resumed() == (True, newest), f"{run}: went on from {resumed()}, not from local step {newest}")
+    broken = min(map(max, _local_steps(disk)))
+    file = max(_local_files(disk, 1, broken), key=_size)
+    file.write_bytes(_flipped(file.read_bytes()))
+    killed_after(broken)
+    local, step = resumed()
+    _expect(local and step < broken, f"{run}: local step {broken} is broken, went on from {local, step}")
+    shutil.rmtree(next(disk.glob("*/process_1")))
+    bench.finish(run, 2, **settings)
+    local, step = resumed()
+    _expect(not local and step % shared == 0, f"{run}: a disk was gone, went on from {local, step}")
+    check_same(bench, run, reference(bench, 2))
+    found = {"kills": 4, "resumed from local disks": 3, "from the shared folder": 1, "runs to the end": 1}
+    return collections.Counter(found)
+
+
+def _local_steps(disk: pathlib.Path) -> list[list[int]]:
+    """What each of two processes has on its disk; 0 stands for nothing."""
+    roots = [next(disk.glob(f"*/process_{index}/checkpoints"), None) for index in range(2)]
+    return [[0, *(load.steps(epath.Path(root)) if root else ())] for root in roots]
+
+
+def _local_files(disk: pathlib.Path, process: int, step: int) -> list[pathlib.Path]:
+    return [p for p in disk.glob(f"*/process_{process}/checkpoints/{step}/params/**/*") if p.is_file()]
+
+
 def other_mesh(bench: Bench, times: int) -> Counts:
     """The second half of a run on another mesh, and on two processes: equal to 1e-5."""
     del times
@@ -333,4 +390,5 @@ CASES: dict[str, Callable[[Bench, int], Counts]] = {
     "bad_record": bad_record,
     "changed_config": changed_config,
     "other_mesh": other_mesh,
+    "local_tier": local_tier,
 }

@@ -1,0 +1,164 @@
+"""Two tiers of checkpoints as one: often on the hosts' own disks, now and then where they last.
+
+A restart takes the newest step that either tier has whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from process_gen.checkpoints.agreement import first
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
+from process_gen.checkpoints.local import LocalStore
+from process_gen.checkpoints.store import CheckpointStore
+
+NAME = "local_tier.txt"
+"""File of a workdir that names its folder on local disks, so that a new workdir never meets an old one's."""
+
+
+class TieredStore:
+    """A shared store with a local one in front of it, if there is any.
+
+    Args:
+      shared: what lasts.
+      local: what is quick.
+    """
+
+    def __init__(self, shared: CheckpointStore, local: LocalStore | None = None):
+        self._shared, self._local = shared, local
+        self._source: CheckpointStore = shared
+
+    def __enter__(self) -> TieredStore:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self.close()
+        else:  # the error on its way is the one to show
+            with contextlib.suppress(CheckpointError):
+                self.close()
+
+    def due(self, step: int) -> bool:
+        """True where the run saves by the schedule of either tier."""
+        return self._shared.due(step) or (self._local is not None and self._local.due(step))
+
+    def newest_whole_step(self) -> int | None:
+        """The newest step that is whole in one of the tiers, from which the run is to go on; see `source`.
+
+        Raises:
+          CheckpointCorrupt: there are steps, and none of them is whole.
+        """
+        if self._local is None:
+            return self._shared.newest_whole_step()
+        near = self._local.newest_whole_step()
+        try:
+            found = self._shared.newest_whole_step()
+        except CheckpointCorrupt as error:
+            if near is None:
+                raise
+            logging.error("%s", error)
+            found = None
+        if near is not None and near > (found or 0):
+            self._source, found = self._local, near
+        else:
+            self._source = self._shared
+            self._local.forget(after=found or 0)
+        return found
+
+    @property
+    def source(self) -> CheckpointStore:
+        """Where the step that was found lies."""
+        return self._source
+
+    def latest_step(self) -> int | None:
+        """The newest step that lasts."""
+        return self._shared.latest_step()
+
+    def save(
+        self, step: int, state: Any, iterator: Any = None, score: float | None = None, lasting: bool = True
+    ) -> None:
+        """Starts to save where the schedule says; see `CheckpointStore.save`.
+
+        Args:
+          step, state, iterator, score: see there.
+          lasting: whether the step has to outlive these hosts, whatever the schedule says.
+        """
+        if lasting or self._local is None or self._shared.due(step):
+            self._shared.save(step, state, iterator, score)
+        else:
+            self._local.save(step, state, iterator)
+
+    def poll(self) -> None:
+        """Looks whether a save that goes on in the background has failed; see `CheckpointStore.poll`."""
+        for store in self._tiers:
+            store.poll()
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; see `CheckpointStore.wait`."""
+        for store in self._tiers:
+            store.wait()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folders."""
+        with contextlib.ExitStack() as both:
+            for store in self._tiers:
+                both.callback(store.close)
+
+    @property
+    def _tiers(self) -> tuple[CheckpointStore, ...]:
+        return (self._shared,) if self._local is None else (self._shared, self._local)
+
+
+def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
+    """The checkpoints of a run.
+
+    Args:
+      config: `config.train`; without `local_every` there is no local tier.
+      workdir, metadata: see `CheckpointStore`.
+      state: what will be saved, real or abstract.
+
+    Raises:
+      CheckpointError: a folder cannot be written to.
+    """
+    keep = {key: config[key] for key in ("keep", "keep_every", "keep_best")}
+    shared = CheckpointStore(workdir, metadata, save_every=config["checkpoint_every"], **keep)
+    if not (every := config.get("local_every", 0)):
+        return TieredStore(shared)
+    folder = local_folder(config["local_dir"], workdir)
+    return TieredStore(shared, LocalStore(folder, metadata, like=state, save_every=every))
+
+
+def local_folder(disk: str, workdir: str) -> str:
+    """The folder of this process on a local disk, for the run of a workdir that all hosts share.
+
+    Raises:
+      CheckpointError: the disk or the workdir cannot be written to.
+    """
+    name, wrong = "", ""
+    try:
+        if jax.process_index() == 0:
+            file = pathlib.Path(workdir).expanduser() / NAME
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(uuid.uuid4().hex + "\n")
+            name = file.read_text().strip()
+    except OSError as error:
+        wrong = f"the workdir {workdir} cannot be written to ({error})"
+    if wrong := first(wrong):
+        raise CheckpointError(wrong)
+    folder = pathlib.Path(disk).expanduser() / first(name) / f"process_{jax.process_index()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        who = f"process {jax.process_index()}"
+        wrong = f"{who} cannot write to config.train.local_dir={disk} ({error}); give a folder that it can"
+    if wrong := first(wrong):
+        raise CheckpointError(wrong)
+    return str(folder)

@@ -1,0 +1,184 @@
+"""Checkpoints on local disks in front of those that last; `tests.faults` has the same with two hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from process_gen.checkpoints import local as local_lib
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotSaved
+from process_gen.checkpoints.local import LocalStore
+from process_gen.checkpoints.store import CheckpointStore
+from process_gen.checkpoints.tiers import TieredStore, local_folder, open_store
+
+
+def make_state(step):
+    mesh = Mesh(np.array(jax.devices()[:1]), ("fsdp",))
+    w = jax.device_put(jnp.arange(8.0) + step, NamedSharding(mesh, P("fsdp")))
+    return {"params": {"w": w, "b": jnp.full(3, step, jnp.bfloat16)}, "key": jax.random.key(step)}
+
+
+class Counting:
+    """A data iterator that counts."""
+
+    def __init__(self, at=0):
+        self.at = at
+
+    def get_state(self):
+        return {"at": self.at}
+
+    def set_state(self, state):
+        self.at = state["at"]
+
+
+@contextlib.contextmanager
+def opened(tmp_path):
+    """The two tiers of a run: every step on the local disk, every fourth in the workdir."""
+    config = dict(checkpoint_every=4, keep=9, keep_every=0, keep_best=0)
+    config |= dict(local_every=1, local_dir=str(tmp_path / "disk"))
+    with open_store(config, str(tmp_path / "run"), {"config": {}}, make_state(0)) as store:
+        yield store
+
+
+def run(tmp_path, steps):
+    with opened(tmp_path) as store:
+        for step in steps:
+            assert store.due(step)
+            store.save(step, make_state(step), Counting(step), lasting=False)
+        store.wait()
+
+
+def resumed(tmp_path):
+    """The step that a restart goes on from, whether it was a local one, and its contents checked."""
+    with opened(tmp_path) as store:
+        step, data = store.newest_whole_step(), Counting()
+        state = store.source.restore(make_state(0), data, step)
+        assert store.source.metadata(step)["step"] == step == data.at
+        for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(step)), strict=True):
+            assert x.dtype == y.dtype
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                x, y = jax.random.key_data(x), jax.random.key_data(y)
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+        return step, isinstance(store.source, LocalStore)
+
+
+def local_steps(tmp_path):
+    (root,) = (tmp_path / "disk").glob("*/process_0/checkpoints")
+    return root, sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+
+
+def test_the_newest_step_of_both_tiers_is_taken(tmp_path):
+    run(tmp_path, range(1, 7))
+    root, steps = local_steps(tmp_path)
+    assert steps == [5, 6]
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["4"]
+    assert resumed(tmp_path) == (6, True)
+    run(tmp_path, range(7, 9))
+    assert resumed(tmp_path) == (8, False)
+    assert local_steps(tmp_path) == (root, [6, 7])
+
+
+def test_a_step_that_has_to_last_does(tmp_path):
+    with opened(tmp_path) as store:
+        store.save(3, make_state(3), Counting(3))
+        store.wait()
+        assert store.latest_step() == 3
+    shutil.rmtree(tmp_path / "disk")
+    assert resumed(tmp_path) == (3, False)
+
+
+def test_a_broken_local_step_is_set_aside(tmp_path, caplog):
+    run(tmp_path, range(1, 8))
+    root, steps = local_steps(tmp_path)
+    assert steps == [6, 7]
+    files = [p for p in (root / "7" / "params").rglob("*") if p.is_file()]
+    file = max(files, key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert resumed(tmp_path) == (6, True)
+    assert (root.parent / "quarantine" / "7").is_dir() and "bytes instead of" in caplog.text
+    (root / "6" / "manifest.sha256.json").unlink()
+    assert resumed(tmp_path) == (4, False)
+    run(tmp_path, range(5, 8))  # whose steps are not those of before
+    assert resumed(tmp_path) == (7, True)
+
+
+def test_local_steps_save_a_run_whose_lasting_ones_are_all_broken(tmp_path):
+    run(tmp_path, range(1, 6))
+    (tmp_path / "run" / "checkpoints" / "4" / "manifest.sha256.json").unlink()
+    assert resumed(tmp_path) == (5, True)
+    shutil.rmtree(tmp_path / "disk")
+    run(tmp_path, [8])
+    (tmp_path / "run" / "checkpoints" / "8" / "manifest.sha256.json").unlink()
+    with opened(tmp_path) as store, pytest.raises(CheckpointCorrupt):
+        store.newest_whole_step()
+
+
+def test_steps_that_the_run_does_not_go_on_from_are_removed(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    run(tmp_path, range(1, 6))
+    with opened(tmp_path) as store:
+        store.save(6, make_state(6), Counting(6))  # as a signal asks for it
+    assert resumed(tmp_path) == (6, False)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    assert resumed(tmp_path) == (5, True)
+
+
+def test_steps_of_another_mesh_are_not_used(tmp_path, monkeypatch, caplog):
+    run(tmp_path, range(1, 6))
+    monkeypatch.setattr(local_lib, "placement", lambda state: "another")
+    assert resumed(tmp_path) == (4, False)
+    assert local_steps(tmp_path)[1] == [] and "lay on the devices in another way" in caplog.text
+
+
+def test_steps_that_another_host_lacks_are_not_used(tmp_path, monkeypatch, caplog):
+    run(tmp_path, range(1, 8))
+    monkeypatch.setattr(local_lib, "gather", lambda text: [text, "[5, 6]"])
+    assert resumed(tmp_path) == (6, True)
+    assert local_steps(tmp_path)[1] == [6] and "not every host has this step" in caplog.text
+
+
+def test_a_new_workdir_does_not_meet_the_steps_of_an_old_one(tmp_path):
+    run(tmp_path, range(1, 6))
+    shutil.rmtree(tmp_path / "run")
+    with opened(tmp_path) as store:
+        assert store.newest_whole_step() is None
+
+
+def test_a_disk_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"process 0 cannot write to config.train.local_dir=.*file"):
+        local_folder(str(tmp_path / "file"), str(tmp_path / "run"))
+    with opened(tmp_path) as store:
+        store.save(1, make_state(1), Counting(1), lasting=False)
+        store.wait()
+        full = type(shutil.disk_usage("/"))(10**9, 10**9, 10)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(CheckpointNotSaved, match=r"step 2 needs .*disk.* last good one is step 1"):
+            store.save(2, make_state(2), Counting(2), lasting=False)
+
+
+def test_without_a_local_tier_it_is_the_shared_store(tmp_path):
+    with TieredStore(CheckpointStore(str(tmp_path), save_every=2)) as store:
+        assert store.newest_whole_step() is None and store.due(2) and not store.due(1)
+        store.save(1, make_state(1), lasting=False)
+        store.poll()
+        store.wait()
+        assert store.latest_step() == store.newest_whole_step() == 1
+
+
+def test_eight_devices_go_on_as_they_lay_before(tmp_path):
+    script = pathlib.Path(__file__).with_name("eight_devices_local.py")
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert ran.returncode == 0 and "ok" in ran.stdout, ran.stdout + ran.stderr
