@@ -117,10 +117,7 @@ def compile_sample(
         config.train.batch_size = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     state = TrainProgram.of(config, model, mesh).abstract[0]
     rows = config.eval.batch_size
-    splits = mesh.shape["data"] * mesh.shape["fsdp"]
-    axes = sharding.BATCH_AXES if rows % splits == 0 else ()
-    if not axes:
-        report(f"{rows} rows (config.eval.batch_size) do not divide by {splits}: every device has them all")
+    axes = sharding.sampling_axes(rows, mesh)
     texts = text_specs(model, tokenizer, settings)
 
     def compiled(name: str, lowered: jax.stages.Lowered) -> Measured:

@@ -31,6 +31,7 @@ from absl import flags
 
 import process_gen
 from process_gen import restore
+from process_gen.distributed.mesh import make_mesh, parse_mesh
 from process_gen.evaluation import results as tables
 from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, check_name, make_benchmark
 from process_gen.evaluation.evaluator import Scores, Show, predict_with
@@ -59,6 +60,7 @@ class Options:
     per_group: int = 40
     seed: int = 0
     batch_size: int = 64
+    mesh: str = ""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     output_dir: str | None = None
     pictures: int = 24
@@ -209,8 +211,9 @@ def run(options: Options, show: Show | None = None) -> str:
     if options.compare:
         text, written = compare(options.compare, options.folder)
     else:
+        mesh = make_mesh(parse_mesh(options.mesh)) if options.mesh else None
         sampler, restored = load_sampler(
-            options.workdir, options.which, options.batch_size, **options.sampling
+            options.workdir, options.which, options.batch_size, mesh=mesh, **options.sampling
         )
         if restored.level_name is None:
             raise BenchmarkError(
@@ -242,6 +245,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("per_group", 40, "Prompts of each group.")
     flags.DEFINE_integer("seed", 0, "Of the prompts and of the sampler.")
     flags.DEFINE_integer("batch_size", 64, "Trajectories sampled side by side.")
+    flags.DEFINE_string("mesh", "", "Devices to spread the work over, as data=8; one by default.")
     flags.DEFINE_multi_string("sampling", [], "A setting that differs from the run's, e.g. flow_steps=10.")
     flags.DEFINE_string("output_dir", None, "Folder to write to; `evaluation` in the workdir by default.")
     flags.DEFINE_integer("pictures", 24, "Trajectories of each mode on the page.")

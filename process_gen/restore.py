@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib.resources
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from process_gen import experiment
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.load import load_params
 from process_gen.data.tokenizers import Tokenizer
+from process_gen.distributed import sharding
+from process_gen.distributed.mesh import MeshError
+from process_gen.models import partition
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError, SamplerError
-from process_gen.start import read_for
-from process_gen.trajectory.batch import Batch
+from process_gen.start import read_for, weights_of
 from process_gen.vocabulary import build_tokenizer, tokenizer_of
 
-ERRORS = (experiment.ConfigError, CheckpointError, SamplerError, PromptError)
+ERRORS = (experiment.ConfigError, MeshError, CheckpointError, SamplerError, PromptError)
 """What a user can get wrong between a checkpoint and its first image."""
 
 WEIGHTS = ("ema", "params")
@@ -74,6 +79,7 @@ def load_model(
     which: str = "ema",
     tokenizer: str | None = None,
     config: ml_collections.ConfigDict | None = None,
+    mesh: Mesh | None = None,
 ) -> Restored:
     """Loads a model from a workdir, a step's folder, a `.safetensors` file, or a folder of published weights.
 
@@ -83,16 +89,17 @@ def load_model(
       tokenizer: the folder of its tokenizer, where neither a copy beside it nor the folder it names is there.
       config: how to use weights that carry no config of their own: published ones, and what `convert` makes
         of them.
+      mesh: devices that the weights are spread over, as in training; the first one by default.
 
     Raises:
-      ConfigError: unknown kind of weights, or a config that cannot work.
+      ConfigError, MeshError: unknown kind of weights, or a config or mesh that cannot work.
       CheckpointError: nothing there, broken, or not a model of this project.
     """
     if which not in WEIGHTS:
         near = difflib.get_close_matches(which, WEIGHTS) or WEIGHTS
         raise experiment.ConfigError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
     if config is not None:
-        return _with_config(str(path), which, tokenizer, config)
+        return _with_config(str(path), which, tokenizer, config, mesh)
     if path is not None and (epath.Path(path) / "llm_config.json").is_file():
         raise _without_config(str(path))
     loaded = load_params(shipped_weights() if path is None else str(path), which)
@@ -102,11 +109,10 @@ def load_model(
     tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
     with experiment.as_config_error():
         model = experiment.build_model(experiment.from_json(fields), tokenizer)
-    _check_same(model, loaded.params, loaded.source)
-    params = jax.tree.map(lambda x: jax.device_put(jnp.asarray(x, jnp.float32)), loaded.params)
-    autoencoder = None
-    if model.config.autoencoder != "patches":
-        autoencoder = jax.tree.map(jnp.asarray, load_params(str(path), "autoencoder").params)
+    wanted, coder = weights_of(model, mesh)
+    _check_same(wanted, loaded.params, loaded.source)
+    params = _placed(wanted, loaded.params)
+    autoencoder = None if coder is None else _placed(coder, load_params(str(path), "autoencoder").params)
     return Restored(model, params, tokenizer, _level(fields), fields, loaded.source, autoencoder)
 
 
@@ -117,7 +123,14 @@ def _without_config(source: str) -> CheckpointMismatch:
     )
 
 
-def _with_config(path: str, which: str, tokenizer: str | None, config: ml_collections.ConfigDict) -> Restored:
+def _placed(wanted: Any, found: Any) -> Any:
+    """Arrays in float32 where `wanted` says, the default device if it does not."""
+    return jax.tree.map(lambda w, x: jax.device_put(np.asarray(x, np.float32), w.sharding), wanted, found)
+
+
+def _with_config(
+    path: str, which: str, tokenizer: str | None, config: ml_collections.ConfigDict, mesh: Mesh | None
+) -> Restored:
     """A model whose weights say nothing about how they are used; the config does."""
     with experiment.as_config_error():
         experiment.build_layout(config)
@@ -126,7 +139,7 @@ def _with_config(path: str, which: str, tokenizer: str | None, config: ml_collec
         config.data.tokenizer = tokenizer
     words = build_tokenizer(config)
     model, fields = experiment.build_model(config, words), experiment.to_json(config)
-    params, autoencoder = read_for(model, path, which, words)
+    params, autoencoder = read_for(model, path, which, words, mesh)
     return Restored(model, params, words, _level(fields), fields, path, autoencoder)
 
 
@@ -141,29 +154,38 @@ def load_sampler(
     rows: int = 32,
     tokenizer: str | None = None,
     config: ml_collections.ConfigDict | None = None,
+    mesh: Mesh | None = None,
     **settings: Any,
 ) -> tuple[Sampler, Restored]:
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
     Args:
-      path, which, tokenizer, config: see `load_model`.
-      rows: trajectories drawn side by side.
+      path, which, tokenizer, config, mesh: see `load_model`.
+      rows: trajectories drawn side by side; they are split over `data` and `fsdp` of a mesh.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
       ConfigError, CheckpointError: see `load_model`; SamplerError for bad settings.
     """
-    restored = load_model(path, which, tokenizer, config)
+    restored = load_model(path, which, tokenizer, config, mesh)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
     chosen = SamplerConfig.of(fields, **settings)
     parts = (restored.model, restored.params, restored.tokenizer)
-    return Sampler(*parts, chosen, rows, frozen=restored.autoencoder), restored
+    return Sampler(*parts, chosen, rows, frozen=restored.autoencoder, **on_mesh(mesh, rows)), restored
 
 
-def _check_same(model: UnifiedModel, params: Any, source: str) -> None:
-    """Raises CheckpointMismatch unless `params` are those of `model`."""
-    batch = Batch.spec(model.layout, 1)
-    wanted = jax.eval_shape(lambda b: model.init(jax.random.key(0), b)["params"], batch)
+def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
+    """Arguments of a `Sampler` whose weights are spread over a mesh."""
+    if mesh is None or mesh.size == 1:
+        return {}
+    return dict(
+        sharding=NamedSharding(mesh, P(sharding.sampling_axes(rows, mesh))),
+        ambient=functools.partial(partition.over, mesh, sharding.ACTIVATION_RULES),
+    )
+
+
+def _check_same(wanted: Any, params: Any, source: str) -> None:
+    """Raises CheckpointMismatch unless `params` are those of a model, whose shapes are `wanted`."""
     wanted, found = _shapes(wanted), _shapes(params)
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:

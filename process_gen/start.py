@@ -8,12 +8,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from process_gen import vocabulary
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published.sources import Source
 from process_gen.data.tokenizers import Tokenizer
+from process_gen.distributed import sharding
 from process_gen.models.autoencoder import random_weights
 from process_gen.models.config import ModelConfig
 from process_gen.models.unified import UnifiedModel
@@ -25,21 +27,46 @@ FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "logit_chun
 """Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
 
 
+def weights_of(model: UnifiedModel, mesh: Mesh | None = None) -> tuple[Any, Any]:
+    """The parameters of a model, and those of its autoencoder (None without), as shapes and dtypes.
+
+    Args:
+      model: the modules.
+      mesh: devices that they are spread over, as in training; the shapes have shardings then.
+
+    Raises:
+      MeshError: an array, or the heads, do not divide over the mesh.
+    """
+
+    def init(key):
+        params = model.init(key, _blank(model))["params"]
+        return {"params": params, "autoencoder": random_weights(model.config, key)}
+
+    if mesh is None:
+        spec = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    else:
+        sizes = model.config
+        sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
+        spec = sharding.abstract_state(init, jax.random.key(0), mesh=mesh)
+    return spec["params"], spec["autoencoder"]
+
+
 def read_for(
-    model: UnifiedModel, path: str, which: str = "ema", tokenizer: Tokenizer | None = None
+    model: UnifiedModel,
+    path: str,
+    which: str = "ema",
+    tokenizer: Tokenizer | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Any, Any]:
     """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
+
+    Over a `mesh`, each device reads its own part.
 
     Raises:
       CheckpointError: nothing there, broken, not the weights of this model, or of another tokenizer than
         the one given.
     """
-    spec, coder = jax.eval_shape(
-        lambda: (
-            nn.meta.unbox(model.init(jax.random.key(0), _blank(model))["params"]),
-            random_weights(model.config, jax.random.key(0)),
-        )
-    )
+    spec, coder = weights_of(model, mesh)
     weights = _fitting(model, path, which, tokenizer)
     params = filled(spec, weights.params("float32"), weights.source)
     return params, None if coder is None else filled(coder, _autoencoder(weights), weights.source)
@@ -121,7 +148,7 @@ def filled(tree: Any, source: Source, name: str) -> Any:
             found = f"has shape {list(shape)}" if key in source.spec else "is missing"
             raise CheckpointMismatch(f"{key} {found} in {name}, the model has {list(array.shape)}")
     for key, array in wanted.items():
-        shape, dtype, sharding = array.shape, array.dtype, array.sharding
+        shape, dtype, where = array.shape, array.dtype, array.sharding
         if isinstance(array, jax.Array):
             array.delete()
 
@@ -129,5 +156,5 @@ def filled(tree: Any, source: Source, name: str) -> Any:
             return source.read(key, box).astype(dtype)
 
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        made[key] = jax.make_array_from_callback(shape, sharding or one, read)
+        made[key] = jax.make_array_from_callback(shape, where or one, read)
     return arrays.unnamed(tree, made)

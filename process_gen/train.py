@@ -30,6 +30,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 from clu import metric_writers, parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen import ahead, evaluate, experiment, metering, nonfinite, stopping, vocabulary
@@ -53,6 +54,7 @@ from process_gen.profiling import Profiler
 from process_gen.program import TrainProgram
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
+from process_gen.restore import on_mesh
 from process_gen.resume import check_same_run
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.start import start_from
@@ -141,7 +143,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
-        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, ledger, stop)
+        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, mesh, ledger, stop)
         meter = run.meter(state, first)
 
         hosts.barrier("the first step")
@@ -263,10 +265,12 @@ class Run:
         model: UnifiedModel,
         tokenizer: Tokenizer,
         sampler_config: SamplerConfig,
+        mesh: Mesh,
         ledger: Goodput,
         stop: stopping.Stop,
     ):
         self.config, self.workdir, self.ledger, self.stop = config, workdir, ledger, stop
+        self.mesh = None if hosts.process_count() > 1 else mesh  # of several hosts, the lead samples alone
         self.model, self.tokenizer, self.sampler_config = model, tokenizer, sampler_config
         self.writer = metric_writers.create_default_writer(
             str(workdir), just_logging=not hosts.is_lead(), asynchronous=False
@@ -338,6 +342,7 @@ class Run:
                 self.sampler_config,
                 rows=self.config.eval.batch_size,
                 frozen=frozen,
+                **on_mesh(self.mesh, self.config.eval.batch_size),
             )
         return self.sampler.with_params(params)
 

@@ -41,7 +41,7 @@ def restored(monkeypatch):
     """A checkpoint whose model is the teacher; collects how it was asked for."""
     asked = []
 
-    def load_sampler(path, which, rows, **settings):
+    def load_sampler(path, which, rows, mesh=None, **settings):
         asked.append((path, which))
         config = SamplerConfig.of({"mode": "plan_only", "flow_steps": 20}, **settings)
         level = None if path == "photographs" else "default"

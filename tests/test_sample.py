@@ -41,13 +41,14 @@ def seeing(tmp_path_factory) -> str:
     return random_weights(tmp_path_factory.mktemp("seeing"), prompt_image=True, instruction=16)
 
 
-def random_weights(folder: pathlib.Path, **layout) -> str:
+def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
     sys.path.insert(0, str(ROOT))
     from configs.scenes import get_config
 
     config = get_config("debug")
     with config.unlocked():
         config.layout.update(layout)
+        config.model.kv_heads = kv_heads
     model = experiment.build_model(config, scenes_tokenizer())
     batch = Batch.spec(model.layout, 1)
     shapes = nn.meta.unbox(jax.eval_shape(lambda b: model.init(jax.random.key(0), b)["params"], batch))
@@ -77,6 +78,7 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         mode="single_pass",
         seed=3,
         batch_size=2,
+        mesh=None,
         temperature=None,
         text_scale=None,
         image_scale=None,
@@ -273,3 +275,31 @@ def test_weights_of_another_model_are_refused(weights, tmp_path):
         load_model(path)
     with pytest.raises(CheckpointNotFound, match="'ema' weights, not 'params'"):
         load_model(weights, "params")
+
+
+@pytest.mark.slow  # it compiles the sampler four times
+def test_eight_devices_draw_what_one_does(tmp_path):
+    script = pathlib.Path(__file__).parent / "sampling" / "eight_devices_sampler.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, str(script), random_weights(tmp_path, kv_heads=2)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ran.returncode == 0 and ran.stdout.count("ok") == 3, ran.stdout + ran.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("tensors=2", "--mesh=tensors=2: 'tensors=2' is no AXIS=SIZE, as in data=2,tensor=4"),
+        ("data=2,data=2", "'data=2' is no AXIS=SIZE"),
+        ("data=3", "needs 3 devices, there are 1"),
+        ("tensor=2", "need a multiple of 2 devices, there are 1"),
+    ],
+)
+def test_a_mesh_that_cannot_be_says_why(command, values, mesh, message):
+    values.mesh = mesh
+    code, _, err = command()
+    assert code == 2 and message in err

@@ -85,6 +85,24 @@ class MeshConfig:
         }
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """A mesh as flags give it, such as `data=2,tensor=4`; `data` takes what is left where no axis does.
+
+    Raises:
+      MeshError: it cannot be read, or an axis is unknown.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if axis not in AXES or axis in sizes or not size.removeprefix("-").isdecimal():
+            known = ", ".join(AXES)
+            raise MeshError(f"--mesh={text}: {part!r} is no AXIS=SIZE, as in data=2,tensor=4 (axes: {known})")
+        sizes[axis] = int(size)
+    if -1 in sizes.values():
+        sizes.setdefault("data", 1)
+    return MeshConfig(**sizes)
+
+
 def _shown(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{axis}={size}" for axis, size in sizes.items())
 

@@ -14,7 +14,8 @@ import copy
 import dataclasses
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -83,6 +84,8 @@ class Sampler:
       rows: trajectories under way at once. Fewer prompts than rows cost as much as `rows`.
       sharding: of arrays whose first axis is the batch, if the rows are to be spread over a mesh.
       frozen: weights of an autoencoder that has any.
+      ambient: what its programs are traced and run inside: `partition.over` a mesh that the parameters are
+        spread over.
 
     Raises:
       SamplerError: settings that do not fit the model.
@@ -97,10 +100,12 @@ class Sampler:
         rows: int = 32,
         sharding: jax.sharding.Sharding | None = None,
         frozen: Any = None,
+        ambient: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
+        self.ambient = ambient
         self._check()
         self._texts = text_specs(model, tokenizer, self.config)
 
@@ -113,7 +118,7 @@ class Sampler:
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
         config = dataclasses.replace(self.config, **changes)
-        return Sampler(self.model, self.params, self.tokenizer, config, self.rows, self.sharding, self.frozen)
+        return self._like(self.model, config)
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another shape, which is compiled for itself.
@@ -126,9 +131,11 @@ class Sampler:
         grid, _ = latent_shape(self.model.config, image_size)
         layout = self.model.layout.reshaped(image_size, grid, vit_grid)
         vit.check(self.model.config, layout)
-        model = self.model.clone(layout=layout)
-        parts = (self.params, self.tokenizer, self.config, self.rows, self.sharding, self.frozen)
-        return Sampler(model, *parts)
+        return self._like(self.model.clone(layout=layout), self.config)
+
+    def _like(self, model: UnifiedModel, config: SamplerConfig) -> Sampler:
+        places = (self.rows, self.sharding, self.frozen, self.ambient)
+        return Sampler(model, self.params, self.tokenizer, config, *places)
 
     def encode(self, prompt: str, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The slots of a prompt: `tokens`, and what else the layout has room for.
@@ -194,9 +201,10 @@ class Sampler:
             start, fresh = time.perf_counter(), np.zeros(self.rows, bool)
             for place in np.flatnonzero(~_occupied(rows))[: len(waiting)]:
                 rows[place], fresh[place] = waiting.pop(), True
-            if fresh.any():
-                contexts, keys = self._enter(contexts, rows, fresh), self._row_keys(rows)
-            contexts, drawn, stops = self._step(contexts, rows, keys)
+            with self.ambient():
+                if fresh.any():
+                    contexts, keys = self._enter(contexts, rows, fresh), self._row_keys(rows)
+                contexts, drawn, stops = self._step(contexts, rows, keys)
             active = np.flatnonzero(_occupied(rows))
             share, finished = (time.perf_counter() - start) / len(active), []
             for place in active:
@@ -219,10 +227,11 @@ class Sampler:
         while waiting:
             now, waiting = waiting[: self.rows], waiting[self.rows :]
             rows = [*now, *[None] * (self.rows - len(now))]
-            context, texts = self._enter(None, rows, _occupied(rows))
-            keys = stages.step_keys(self._row_keys(rows), self._put(np.zeros(len(rows), np.int32)))
-            work = self._work((context, texts), self._put(_occupied(rows)), keys)
-            _, tokens, _ = self._write("answer", work)
+            with self.ambient():
+                context, texts = self._enter(None, rows, _occupied(rows))
+                keys = stages.step_keys(self._row_keys(rows), self._put(np.zeros(len(rows), np.int32)))
+                work = self._work((context, texts), self._put(_occupied(rows)), keys)
+                _, tokens, _ = self._write("answer", work)
             answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(now)]]
         return answers
 

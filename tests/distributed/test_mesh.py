@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from process_gen.distributed.mesh import AXES, MeshConfig, MeshError, device_grid, make_mesh, slices_of
+from process_gen.distributed.mesh import (
+    AXES,
+    MeshConfig,
+    MeshError,
+    device_grid,
+    make_mesh,
+    parse_mesh,
+    slices_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +107,12 @@ def test_only_the_axes_between_slices_cross_them():
 def test_one_device_is_a_mesh_too():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert mesh.axis_names == AXES and mesh.size == 1
+
+
+def test_a_mesh_may_be_a_few_words():
+    assert parse_mesh("tensor=4") == MeshConfig(data=-1, tensor=4)
+    assert parse_mesh("data=2, fsdp=4") == MeshConfig(data=2, fsdp=4)
+    assert parse_mesh("fsdp=-1") == MeshConfig(data=1, fsdp=-1)
+    for text in ("fsdp", "fsdp=", "model=2", "fsdp=2,fsdp=2", "fsdp=two", "fsdp:2"):
+        with pytest.raises(MeshError, match=f"--mesh={text}: .* is no AXIS=SIZE"):
+            parse_mesh(text)
