@@ -119,6 +119,7 @@ def scaling_text(path: pathlib.Path) -> list[str]:
     rows = [
         [
             f"{one['devices']:,}",
+            " ".join(f"{size} {axis}" for axis, size in one["mesh"].items() if size > 1),
             gib(one["memory"]["peak"]),
             gib(one["memory"]["temporaries"]),
             f"{one['received'] / GIB:,.0f}",
@@ -130,6 +131,7 @@ def scaling_text(path: pathlib.Path) -> list[str]:
     ]
     names = (
         "devices",
+        "mesh",
         "GiB at once",
         "temporaries",
         "GiB received",
