@@ -54,9 +54,14 @@ class Stop:
         return self.name is not None
 
     def check(self) -> None:
-        """Raises `Stopped` if this process was asked to stop: for loops that have nothing to save."""
+        """Raises `Stopped` if this process was asked to stop: for loops that have nothing to save.
+
+        Where processes have joined each other, a SIGTERM to any of them is meant for all.
+        """
         if self.name is not None:
             raise Stopped(f"{self.name} was received")
+        if _together() and _noticed():
+            raise Stopped("SIGTERM was received by one of the hosts")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -90,6 +95,21 @@ def _together() -> bool:
     """Whether processes have joined each other; one that has not imported JAX has not, and need not now."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
+
+
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+"""Where JAX tells all processes that one of them has heard SIGTERM."""
+
+
+def _noticed() -> bool:
+    import jax
+    from jax._src import distributed  # there is no public way to ask without naming a step
+
+    try:
+        distributed.global_state.client.key_value_try_get(_NOTICE)
+    except jax.errors.JaxRuntimeError:  # it is not there
+        return False
+    return True
 
 
 def raise_on_sigterm() -> None:

@@ -396,8 +396,8 @@ class Run:
     def finish(self, state: TrainState) -> None:
         """The table, the plot, the page and the loss curves at the end of a run."""
         judged = self.config.data.source == "scenes" and self.config.eval.final_per_group
-        sampler = self.make_sampler(state) if judged else None
-        with hosts.lead_alone("the evaluation"):
+        sampler, done = self.make_sampler(state) if judged else None, 0.0
+        with hosts.lead_alone("the evaluation"), contextlib.suppress(stopping.Stopped):
             if self.curves and hosts.is_lead():
                 plots.curves(self.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:
@@ -405,8 +405,11 @@ class Run:
                 print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
                 for path in evaluate.write_results(found, self.workdir / "evaluation"):
                     print(f"wrote {path}", flush=True)
+            done = 1.0
         self.writer.flush()
         self.writer.close()
+        if not hosts.number_of_lead(done):
+            raise stopping.Stopped("every step is saved; the same command does the evaluation again")
 
 
 class _Quiet(metric_writers.MultiWriter):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -77,3 +78,46 @@ def test_a_stop_is_no_expected_error(monkeypatch):
         assert cli.run(main, (Exception,)) is None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+TOGETHER = """
+import os, signal, sys, time
+import jax
+from process_gen import stopping
+from process_gen.distributed import hosts
+
+hosts.initialize()
+with stopping.deferred() as stop:
+    stop.check()
+    hosts.barrier("both are here")
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        while True:
+            stop.check()
+            time.sleep(0.1)
+    except stopping.Stopped as error:
+        print("heard:", error, flush=True)
+    hosts.barrier("both have heard")
+"""
+
+
+def test_a_loop_of_one_host_hears_a_signal_to_another():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            env={**os.environ, **shared, "JAX_PROCESS_ID": str(index), "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        texts = [one.communicate(timeout=60)[0] for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    assert texts == ["heard: SIGTERM was received by one of the hosts\n"] * 2

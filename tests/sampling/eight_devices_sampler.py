@@ -1,4 +1,4 @@
-"""Runs in a process of its own, since a process counts its devices once. Takes weights; `ok` for every mesh."""
+"""Runs in a process of its own, since a process counts its devices once. Takes weights, prints `ok`s."""
 
 from __future__ import annotations
 
