@@ -69,7 +69,7 @@ from process_gen.models import cost, partition
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
 from process_gen.sampling import SamplerConfig
-from process_gen.sampling.pieces import pieces
+from process_gen.sampling.pieces import Piece, pieces
 from process_gen.sampling.sampler import text_specs
 
 DOES_NOT_FIT = 3
@@ -118,19 +118,27 @@ def compile_sample(
     state = TrainProgram.of(config, model, mesh).abstract[0]
     rows = config.eval.batch_size
     axes = sharding.sampling_axes(rows, mesh)
+    if not axes:
+        report(f"{rows} rows (config.eval.batch_size) do not divide: every device has them all")
     texts = text_specs(model, tokenizer, settings)
 
-    def compiled(name: str, lowered: jax.stages.Lowered) -> Measured:
+    def compiled(piece: Piece, lowered: jax.stages.Lowered, lowering: float) -> Measured:
         with tempfile.TemporaryDirectory() as folder:
             dump = folder if where.platform == "tpu" else None
-            return measure_lowered(name, lowered, mesh, slices, report, dump=dump)
+            found = measure_lowered(piece.name, lowered, mesh, slices, report, dump=dump, lowering=lowering)
+        return found.beside(bytes_per_device(piece.held)[0])
 
-    with futures.ThreadPoolExecutor(_TOGETHER) as pool:
+    pool, waiting = futures.ThreadPoolExecutor(_TOGETHER), []
+    try:
         with partition.over(mesh, sharding.ACTIVATION_RULES):
-            given = (model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes)
-            waiting = [pool.submit(compiled, name, lower()) for name, lower in pieces(*given)]
+            for piece in pieces(model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes):
+                started = time.perf_counter()
+                lowered = piece.lower()
+                waiting.append(pool.submit(compiled, piece, lowered, time.perf_counter() - started))
         report(f"sampler on {where.name}: {len(waiting)} programs, compiling {_TOGETHER} at a time")
         found = [one.result() for one in waiting]
+    finally:
+        pool.shutdown(cancel_futures=True)
     parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
     place = capacity.where(mesh, where, ask)
     verdicts = [capacity.fits(one, place["hbm"]) for one in found]
@@ -158,6 +166,7 @@ def _piece(one: Measured) -> dict[str, Any]:
         "name": one.name,
         "seconds": one.seconds,
         "arguments": one.arguments,
+        "resident": max(one.resident, one.arguments),
         "temporaries": one.temporaries,
         "outputs": one.outputs,
         "peak": one.peak,
@@ -171,8 +180,8 @@ def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
     peak = max(p["peak"] for p in report["pieces"])
     name, unit = capacity.unit_of(peak)
-    headers = ("piece", "arguments", "temporaries", "all at once", "received", "compiled in, s")
-    kept = ("arguments", "temporaries", "peak", "received")
+    headers = ("piece", "resident", "temporaries", "all at once", "received", "compiled in, s")
+    kept = ("resident", "temporaries", "peak", "received")
     rows = [(p["name"], *(p[key] / unit for key in kept), p["seconds"][1]) for p in report["pieces"]]
     lines = [
         f"{report['config']}, sampler on {report['topology']}: {report['devices']} devices, "
@@ -180,6 +189,7 @@ def describe_sample(report: dict[str, Any]) -> str:
         "",
         table(rows, headers, digits=2),
         "",
+        "`resident`: weights and contexts, whether the piece reads them or not.",
         f"`received`: {capacity.RECEIVED}.",
     ]
     if report["fits"] is None:

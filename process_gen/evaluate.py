@@ -31,7 +31,7 @@ from absl import flags
 
 import process_gen
 from process_gen import restore
-from process_gen.distributed.mesh import make_mesh, parse_mesh
+from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import results as tables
 from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, check_name, make_benchmark
 from process_gen.evaluation.evaluator import Scores, Show, predict_with
@@ -211,7 +211,7 @@ def run(options: Options, show: Show | None = None) -> str:
     if options.compare:
         text, written = compare(options.compare, options.folder)
     else:
-        mesh = make_mesh(parse_mesh(options.mesh)) if options.mesh else None
+        mesh = mesh_of_flag(options.mesh)
         sampler, restored = load_sampler(
             options.workdir, options.which, options.batch_size, mesh=mesh, **options.sampling
         )

@@ -33,6 +33,7 @@ class Measured:
         (donated ones) are `aliased`. Of a program that the compiler refused, only `needed` is known.
       traffic: what a device receives in one run.
       unknown_loops: loops that count once, since their trips were not found.
+      resident: bytes that are in memory meanwhile, arguments or not; 0 if nothing but those is known.
       needed: bytes that the compiler asked for in vain; None if it compiled.
       refused: what it said then.
     """
@@ -46,15 +47,20 @@ class Measured:
     code: int = 0
     traffic: tuple[collectives.Traffic, ...] = ()
     unknown_loops: int = 0
+    resident: int = 0
     needed: float | None = None
     refused: str = ""
+
+    def beside(self, resident: int) -> Measured:
+        """The same program where so many bytes, its arguments among them, are in memory anyway."""
+        return dataclasses.replace(self, resident=resident)
 
     @property
     def peak(self) -> float:
         """Bytes that are taken at once, at most."""
         if self.needed is not None:
             return self.needed
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        return max(self.arguments, self.resident) + self.outputs - self.aliased + self.temporaries + self.code
 
 
 def measure(

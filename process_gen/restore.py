@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.resources
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -42,7 +44,7 @@ class Restored:
     """A model as it came out of a checkpoint.
 
     Attributes:
-      model, params: the modules and their weights, on the default device.
+      model, params: the modules and their weights, on the default device or over a mesh.
       tokenizer: the one it was trained with.
       level_name: level of the scenes world that it draws; None for other data.
       config: its config as plain JSON values (`experiment.from_json` makes a ConfigDict of it).
@@ -161,15 +163,18 @@ def load_sampler(
 
     Args:
       path, which, tokenizer, config, mesh: see `load_model`.
-      rows: trajectories drawn side by side; they are split over `data` and `fsdp` of a mesh.
+      rows: trajectories drawn side by side; on a mesh a few more, if `data` and `fsdp` do not split them.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
-      ConfigError, CheckpointError: see `load_model`; SamplerError for bad settings.
+      ConfigError, MeshError, CheckpointError: see `load_model`; SamplerError for bad settings.
     """
     restored = load_model(path, which, tokenizer, config, mesh)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
     chosen = SamplerConfig.of(fields, **settings)
+    if mesh is not None:
+        split = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        rows = -(-rows // split) * split
     parts = (restored.model, restored.params, restored.tokenizer)
     return Sampler(*parts, chosen, rows, frozen=restored.autoencoder, **on_mesh(mesh, rows)), restored
 
@@ -178,8 +183,12 @@ def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
     """Arguments of a `Sampler` whose weights are spread over a mesh."""
     if mesh is None or mesh.size == 1:
         return {}
+    if not (axes := sharding.sampling_axes(rows, mesh)):
+        logging.warning(
+            "sampling: %d rows do not divide over data and fsdp: every device draws them all", rows
+        )
     return dict(
-        sharding=NamedSharding(mesh, P(sharding.sampling_axes(rows, mesh))),
+        sharding=NamedSharding(mesh, P(axes)),
         ambient=functools.partial(partition.over, mesh, sharding.ACTIVATION_RULES),
     )
 

@@ -40,7 +40,7 @@ from absl import flags
 
 from process_gen import restore, stopping
 from process_gen.data.images import UNREADABLE, fit, model_sizes, read_rgb, rules_for
-from process_gen.distributed.mesh import make_mesh, parse_mesh
+from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
@@ -313,7 +313,7 @@ def define_flags() -> None:
     flags.DEFINE_string("mode", None, f"Of {MODES}; what the model was trained for by default.")
     flags.DEFINE_integer("seed", 0, "Of the prompts; equal prompts count up from it.")
     flags.DEFINE_integer("batch_size", 16, "Trajectories drawn side by side.")
-    flags.DEFINE_string("mesh", None, "Devices to spread the model over, as data=2,tensor=4; one by default.")
+    flags.DEFINE_string("mesh", "", "Devices to spread the model over, as data=2,tensor=4; one by default.")
     flags.DEFINE_float("temperature", None, "Of texts and decisions, 0 is greedy; the run's by default.")
     flags.DEFINE_float("text_scale", None, "Guidance by the newest text, 1 is off; the run's by default.")
     flags.DEFINE_float("image_scale", None, "Guidance by the images, 1 is off; the run's by default.")
@@ -337,7 +337,7 @@ def run(values: Any) -> str:
     settings = {name: getattr(values, name) for name in SETTINGS if getattr(values, name) is not None}
     rows = min(values.batch_size, len(prompts))
     config = None if values.config is None else cli.load_config(values.config)
-    mesh = make_mesh(parse_mesh(values.mesh)) if values.mesh else None
+    mesh = mesh_of_flag(values.mesh)
     sampler, restored = load_sampler(
         values.workdir, values.which, rows, values.tokenizer, config, mesh, **settings
     )

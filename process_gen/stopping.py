@@ -17,6 +17,7 @@ wrong, and the same command goes on from what is saved.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -69,6 +70,8 @@ class Stop:
         if self.name is not None:
             raise Stopped(f"{name} was received a second time: what was not saved by then is lost")
         self.name = name
+        if _together():
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all processes
         logging.warning("%s: stopping after this step; once more to leave at once", name)
 
 

@@ -78,7 +78,7 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         mode="single_pass",
         seed=3,
         batch_size=2,
-        mesh=None,
+        mesh="",
         temperature=None,
         text_scale=None,
         image_scale=None,
@@ -295,8 +295,8 @@ def test_eight_devices_draw_what_one_does(tmp_path):
     [
         ("tensors=2", "--mesh=tensors=2: 'tensors=2' is no AXIS=SIZE, as in data=2,tensor=4"),
         ("data=2,data=2", "'data=2' is no AXIS=SIZE"),
-        ("data=3", "needs 3 devices, there are 1"),
-        ("tensor=2", "need a multiple of 2 devices, there are 1"),
+        ("data=3", "--mesh (data=3, fsdp=1, tensor=1, context=1) needs 3 devices, there are 1"),
+        ("tensor=2", "--mesh (data=-1, fsdp=1, tensor=2, context=1): the fixed axes need a multiple of 2"),
     ],
 )
 def test_a_mesh_that_cannot_be_says_why(command, values, mesh, message):

@@ -7,9 +7,9 @@ goes into the shared `CheckpointStore`. This is how Orbax saves to local storage
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import uuid
 from typing import Any
 
 import jax
@@ -17,11 +17,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from process_gen.checkpoints import arrays, manifest
-from process_gen.checkpoints.agreement import gather
-from process_gen.checkpoints.errors import CheckpointCorrupt
+from process_gen.checkpoints.agreement import first, gather
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 
-PLACEMENT = "placement"
+PLACEMENT, START = "placement", "start"
+"""In a step's metadata: which pieces this process holds, and which start of the run has saved it."""
+
 _ALL_ARE_PRIMARY = ocp.options.MultiprocessingOptions(primary_host=None, barrier_sync_key_prefix="local")
 
 
@@ -31,17 +33,23 @@ class LocalStore(CheckpointStore):
     Args:
       folder: of this process alone.
       metadata: see `CheckpointStore`.
-      like: the state, real or abstract: steps whose pieces lay on the devices in another way are not used.
+      like: the state: steps whose pieces lay on the devices in another way are not used.
       save_every: steps between saves.
+
+    Raises:
+      CheckpointError: on this mesh a host cannot save all that it needs.
     """
 
     def __init__(self, folder: str, metadata: dict[str, Any] | None = None, *, like: Any, save_every: int):
         self._placement = placement(like)
         logging.get_absl_logger().addFilter(_is_news)
+        if wrong := first(_not_saved(like)):
+            raise CheckpointError(wrong)
+        # Starts that went on from one step write others of the same numbers: hosts must not mix them.
+        start = first(uuid.uuid4().hex if jax.process_index() == 0 else "")
+        facts = {**(metadata or {}), PLACEMENT: self._placement, START: start}
         # Two: a host may be killed before it has a step that the others have.
-        super().__init__(
-            folder, {**(metadata or {}), PLACEMENT: self._placement}, save_every=save_every, keep=2
-        )
+        super().__init__(folder, facts, save_every=save_every, keep=2)
 
     def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
         pieces = ocp.type_handlers.ArrayHandler(
@@ -77,47 +85,34 @@ class LocalStore(CheckpointStore):
 
     def _bytes(self, x: Any) -> int:
         pieces = x.addressable_shards if isinstance(x, jax.Array) else ()
-        return sum(piece.data.nbytes for piece in pieces) if pieces else x.nbytes
+        return (
+            sum({repr(piece.index): piece.data.nbytes for piece in pieces}.values()) if pieces else x.nbytes
+        )
 
     def newest_whole_step(self) -> int | None:
-        """The newest step that every host has whole and can use; None where there is none.
+        """The newest step that every host has whole, from the same start, and can use; None if there is none.
 
         Steps that are broken on this host are set aside; those that not every host can use are removed.
         """
+        mine: dict[int, str] = {}
         for step in self.steps():
-            if self._lies_elsewhere(step):
+            try:
+                manifest.verify(self.root / str(step))
+                facts = self.metadata(step)
+            except CheckpointCorrupt as error:
+                self._set_aside(step, str(error))
+                continue
+            if facts.get(PLACEMENT) == self._placement:
+                mine[step] = facts.get(START, "")
+            else:
                 self._remove(step, "its pieces lay on the devices in another way")
-        wrong = {step: self._what_is_wrong_here(step) for step in self.steps()}
-        good = [step for step, why in wrong.items() if not why]
-        common = set.intersection(*(set(json.loads(text)) for text in gather(json.dumps(good))))
-        for step, why in wrong.items():
-            if why:
-                self._set_aside(step, why)
-            elif step not in common:
-                self._remove(step, "not every host has this step")
+        everyones = [set(map(tuple, json.loads(text))) for text in gather(json.dumps(sorted(mine.items())))]
+        common = {step for step, _ in set.intersection(*everyones)}
+        for step in mine.keys() - common:
+            self._remove(step, "not every host has this step")
         self._manager.reload()
         self._whole |= common
         return max(common, default=None)
-
-    def _lies_elsewhere(self, step: int) -> bool:
-        """Whether a step is that of another mesh; one that cannot be read is not."""
-        with contextlib.suppress(CheckpointCorrupt):
-            return self.metadata(step).get(PLACEMENT) != self._placement
-        return False
-
-    def _what_is_wrong_here(self, step: int) -> str:
-        try:
-            manifest.verify(self.root / str(step))
-        except CheckpointCorrupt as error:
-            return str(error)
-        return ""
-
-    def forget(self, after: int) -> None:
-        """Removes the steps after one, from which the run does not go on."""
-        for step in self.steps():
-            if step > after:
-                self._remove(step, f"the run goes on from step {after}")
-        self._manager.reload()
 
     def _remove(self, step: int, why: str) -> None:
         logging.warning("removing %s: %s", self.root / str(step), why)
@@ -129,9 +124,23 @@ def _is_news(record: Any) -> bool:
     return "Global object size logging disabled" not in record.getMessage()
 
 
+def _not_saved(state: Any) -> str:
+    """What is wrong where Orbax would leave pieces out: it writes those of the first one's replica alone."""
+    for name, x in arrays.named(state).items():
+        pieces = x.addressable_shards if isinstance(x, jax.Array) else ()
+        written = {repr(piece.index) for piece in pieces if piece.replica_id == pieces[0].replica_id}
+        if written != {repr(piece.index) for piece in pieces}:
+            return (
+                f"process {jax.process_index()} holds parts of two copies of {name}, and its disk would get "
+                "those of one: choose config.mesh so that no copy of the model ends in the middle of a host, "
+                "or set config.train.local_every=0"
+            )
+    return ""
+
+
 def placement(state: Any) -> str:
-    """A digest of which pieces of each array this process holds."""
-    digest = hashlib.sha256()
+    """A digest of which pieces of each array this process holds, out of how many processes."""
+    digest = hashlib.sha256(str(jax.process_count()).encode())
     for name, leaf in arrays.named(state).items():
         x = arrays.abstract(leaf)
         pieces = x.sharding.addressable_devices_indices_map(x.shape).values()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import tempfile
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,8 @@ from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore
 
 NAME = "local_tier.txt"
-"""File of a workdir that names its folder on local disks, so that a new workdir never meets an old one's."""
+"""File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
+copy of one, never meets the steps of another."""
 
 
 class TieredStore:
@@ -69,7 +71,6 @@ class TieredStore:
             self._source, found = self._local, near
         else:
             self._source = self._shared
-            self._local.forget(after=found or 0)
         return found
 
     @property
@@ -144,11 +145,7 @@ def local_folder(disk: str, workdir: str) -> str:
     name, wrong = "", ""
     try:
         if jax.process_index() == 0:
-            file = pathlib.Path(workdir).expanduser() / NAME
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(uuid.uuid4().hex + "\n")
-            name = file.read_text().strip()
+            name = _name_of(pathlib.Path(workdir).expanduser().resolve())
     except OSError as error:
         wrong = f"the workdir {workdir} cannot be written to ({error})"
     if wrong := first(wrong):
@@ -156,9 +153,25 @@ def local_folder(disk: str, workdir: str) -> str:
     folder = pathlib.Path(disk).expanduser() / first(name) / f"process_{jax.process_index()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         who = f"process {jax.process_index()}"
         wrong = f"{who} cannot write to config.train.local_dir={disk} ({error}); give a folder that it can"
     if wrong := first(wrong):
         raise CheckpointError(wrong)
     return str(folder)
+
+
+def _name_of(workdir: pathlib.Path) -> str:
+    """The name that a workdir has on local disks; made on its first start."""
+    file = workdir / NAME
+    if file.exists():
+        name, *place = file.read_text().splitlines() or [""]
+        if name and place == [str(workdir)]:
+            return name
+    workdir.mkdir(parents=True, exist_ok=True)
+    name = uuid.uuid4().hex
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(f"{name}\n{workdir}\n")
+    unfinished.replace(file)
+    return name

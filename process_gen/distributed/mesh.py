@@ -85,6 +85,21 @@ class MeshConfig:
         }
 
 
+def mesh_of_flag(text: str) -> jax.sharding.Mesh | None:
+    """The mesh that `--mesh` asks for, None where it is empty.
+
+    Raises:
+      MeshError: it cannot be read, or does not fit the devices.
+    """
+    if not text:
+        return None
+    config = parse_mesh(text)
+    try:
+        return make_mesh(config)
+    except MeshError as error:
+        raise MeshError(str(error).replace("config.mesh", "--mesh")) from None
+
+
 def parse_mesh(text: str) -> MeshConfig:
     """A mesh as flags give it, such as `data=2,tensor=4`; `data` takes what is left where no axis does.
 

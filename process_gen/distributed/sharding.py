@@ -214,11 +214,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def sampling_axes(rows: int, mesh: Mesh) -> tuple[str, ...]:
     """Mesh axes that rows under way in a sampler are split over; () where every device has them all."""
-    splits = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if rows % splits:
-        logging.info("%d rows do not divide by %d: every device has them all", rows, splits)
-        return ()
-    return BATCH_AXES
+    return () if rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) else BATCH_AXES
 
 
 def rows_divide(rows: int, mesh: Mesh) -> None:

@@ -1,12 +1,13 @@
 """The compiled pieces of the sampler, lowered for devices that need not be there.
 
 What `Sampler` calls in a step of the process, with shapes instead of arrays, each
-program where it is first called: `begin`, `write` for each text, `draw` and `look`
-for each image, `decide`, `commit`, and for images of all kinds `show` and `see`.
+program where it is first called: `begin`, `enter`, `write` for each text, `draw` and
+`look` for each image, `decide`, `commit`, and for images of all kinds `show` and `see`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,20 @@ from process_gen.sampling.config import SamplerConfig
 from process_gen.sampling.stages import Work
 from process_gen.sampling.text import TextSpec
 
-Lower = Callable[[], jax.stages.Lowered]
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One program.
+
+    Attributes:
+      name: for a table.
+      lower: lowers it.
+      held: what is in memory while it runs, whether it is given it or not: weights and contexts, as shapes.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    held: Any
 
 
 def pieces(
@@ -33,8 +47,8 @@ def pieces(
     rows: int,
     mesh: Mesh,
     axes: tuple[str, ...],
-) -> Iterator[tuple[str, Lower]]:
-    """The names of the pieces, and what lowers each.
+) -> Iterator[Piece]:
+    """The pieces, one after the other.
 
     Args:
       model: the modules.
@@ -54,14 +68,15 @@ def pieces(
 
         return jax.tree.map(place, tree)
 
-    def piece(function, *args):
-        return (lambda: function.lower(*args)), placed(function.eval_shape(*args))
+    weights = (params, frozen)
+
+    def piece(name, contexts, function, *args):
+        held = (weights, contexts)
+        return Piece(name, lambda: function.lower(*args), held), placed(function.eval_shape(*args))
 
     array = jax.ShapeDtypeStruct
     images = placed(array((rows, *layout.image_size, 3), jnp.uint8))
-    see, (latents, view) = piece(stages.see, model, images, frozen)
-    if layout.prompt_image:
-        yield "see", see
+    see, (latents, view) = piece("see", None, stages.see, model, images, frozen)
     prompts = stages.Prompts(
         tokens=placed(array((rows, layout.prompt), jnp.int32)),
         latents=latents if layout.prompt_image else None,
@@ -69,8 +84,8 @@ def pieces(
         has_image=placed(array((rows,), jnp.bool_)) if layout.prompt_image else None,
         instruction=placed(array((rows, layout.instruction), jnp.int32)) if layout.instruction else None,
     )
-    lower, (prompt, next_id, _) = piece(stages.begin, model, params, prompts)
-    yield "begin", lower
+    begin, (prompt, next_id, _) = piece("begin", None, stages.begin, model, params, prompts)
+    yield begin
     keys = placed(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
     present = placed(array((rows,), jnp.bool_))
 
@@ -81,6 +96,8 @@ def pieces(
     work = fresh(prompt, next_id)
     if flow.own and "noimg" in flow.branches:
         work = work.replace(texts=fresh(prompt, next_id))
+    contexts = (work.context, work.texts)  # of trajectories under way, which new prompts join
+    yield piece("enter", contexts, stages.enter, work.context, prompt, next_id, present)[0]
     for stage, name in (
         ("write", "plan"),
         ("draw", "sketch"),
@@ -89,20 +106,19 @@ def pieces(
         ("draw", "refined"),
     ):
         if stage == "write":
-            lower, new = piece(stages.write, model, texts[name], name, params, work)
-            yield f"write {name}", lower
+            made, new = piece(f"write {name}", work, stages.write, model, texts[name], name, params, work)
+            yield made
         else:
-            lower, drawn = piece(stages.draw, model, flow, name, params, work)
-            yield f"draw {name}", lower
+            made, drawn = piece(f"draw {name}", work, stages.draw, model, flow, name, params, work)
+            yield made
             if name == "sketch":
-                yield "show", piece(stages.show, model, drawn, frozen)[0]
-                if not layout.prompt_image:
-                    yield "see", see
-            lower, new = piece(stages.look, model, params, latents, view, work)
-            yield f"look {name}", lower
+                yield piece("show", work, stages.show, model, drawn, frozen)[0]
+                yield dataclasses.replace(see, held=(weights, work))
+            made, new = piece(f"look {name}", work, stages.look, model, params, latents, view, work)
+            yield made
         if name == "inspect":
             choices = (ids.refine, ids.ins, ids.end_of_text)
-            decide = (model, choices, config.temperature, "after_inspect", params, new.end)
-            yield "decide", piece(stages.decide, *decide, work.adding(name, new))[0]
+            given = (model, choices, config.temperature, "after_inspect", params, new.end)
+            yield piece("decide", work, stages.decide, *given, work.adding(name, new))[0]
         work = work.adding(name, new)
-    yield "commit", piece(stages.commit, model, params, work, present)[0]
+    yield piece("commit", work, stages.commit, model, params, work, present)[0]

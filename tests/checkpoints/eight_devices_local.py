@@ -35,6 +35,8 @@ def main(folder: str) -> None:
     assert found["w"].sharding == state["w"].sharding and found["step"] == 3
     others = [make_state((2, 4), P("fsdp", "tensor")), make_state((4, 2), P("fsdp"))]
     assert len({placement(x) for x in (state, *others)}) == 3
+    with LocalStore(folder, like=state, save_every=1) as store:  # what all devices have is written once
+        assert store._bytes(state["step"]) == 4 and store._bytes(state["w"]) == state["w"].nbytes
     with LocalStore(folder, like=others[0], save_every=1) as store:
         assert store.newest_whole_step() is None and store.steps() == []
     print("ok")

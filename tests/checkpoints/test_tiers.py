@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import json
 import pathlib
 import shutil
 import subprocess
 import sys
+import types
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from process_gen.checkpoints import local as local_lib
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotSaved
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore
-from process_gen.checkpoints.tiers import TieredStore, local_folder, open_store
+from process_gen.checkpoints.tiers import NAME, TieredStore, local_folder, open_store
 
 
 def make_state(step):
@@ -124,17 +126,6 @@ def test_local_steps_save_a_run_whose_lasting_ones_are_all_broken(tmp_path):
         store.newest_whole_step()
 
 
-def test_steps_that_the_run_does_not_go_on_from_are_removed(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
-    run(tmp_path, range(1, 6))
-    with opened(tmp_path) as store:
-        store.save(6, make_state(6), Counting(6))  # as a signal asks for it
-    assert resumed(tmp_path) == (6, False)
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    assert resumed(tmp_path) == (5, True)
-
-
 def test_steps_of_another_mesh_are_not_used(tmp_path, monkeypatch, caplog):
     run(tmp_path, range(1, 6))
     monkeypatch.setattr(local_lib, "placement", lambda state: "another")
@@ -142,11 +133,45 @@ def test_steps_of_another_mesh_are_not_used(tmp_path, monkeypatch, caplog):
     assert local_steps(tmp_path)[1] == [] and "lay on the devices in another way" in caplog.text
 
 
-def test_steps_that_another_host_lacks_are_not_used(tmp_path, monkeypatch, caplog):
+def test_only_steps_that_every_host_has_from_the_same_start_are_used(tmp_path, monkeypatch, caplog):
     run(tmp_path, range(1, 8))
-    monkeypatch.setattr(local_lib, "gather", lambda text: [text, "[5, 6]"])
+
+    def gather(text):
+        """What two hosts have: the other one killed step 7, and has 5 of the same start."""
+        mine = json.loads(text)
+        assert [step for step, _ in mine] == [6, 7] and mine[0][1] == mine[1][1] != ""
+        return [text, json.dumps([[5, mine[0][1]], mine[0]])]
+
+    monkeypatch.setattr(local_lib, "gather", gather)
     assert resumed(tmp_path) == (6, True)
     assert local_steps(tmp_path)[1] == [6] and "not every host has this step" in caplog.text
+    monkeypatch.setattr(local_lib, "gather", lambda text: [text, json.dumps([[6, "another start"]])])
+    assert resumed(tmp_path) == (4, False)
+    assert local_steps(tmp_path)[1] == []
+
+
+def test_steps_of_a_start_have_its_name(tmp_path):
+    names = []
+    for steps in ([1], [2]):
+        run(tmp_path, steps)
+        with opened(tmp_path) as store:
+            store.newest_whole_step()
+            names.append(store.source.metadata(steps[0])[local_lib.START])
+    assert len(set(names)) == 2
+
+
+def test_pieces_of_a_second_copy_are_not_left_out():
+    """Devices of a host that hold one piece of the first copy of the model, and another of the second."""
+
+    def of(*pieces):
+        shards = [types.SimpleNamespace(index=index, replica_id=copy) for index, copy in pieces]
+        array = unittest.mock.create_autospec(jax.Array, instance=True)
+        array.addressable_shards = shards
+        return local_lib._not_saved({"w": array})
+
+    assert of(("a", 0), ("b", 0)) == of(("a", 1), ("b", 1)) == of(("a", 0), ("a", 1)) == ""
+    assert "holds parts of two copies of w" in of(("a", 0), ("b", 1))
+    assert local_lib._not_saved({"w": np.zeros(3)}) == ""
 
 
 def test_a_new_workdir_does_not_meet_the_steps_of_an_old_one(tmp_path):
@@ -154,6 +179,17 @@ def test_a_new_workdir_does_not_meet_the_steps_of_an_old_one(tmp_path):
     shutil.rmtree(tmp_path / "run")
     with opened(tmp_path) as store:
         assert store.newest_whole_step() is None
+
+
+def test_a_copy_of_a_workdir_does_not_meet_the_steps_of_the_first(tmp_path):
+    disk, runs = str(tmp_path / "disk"), [tmp_path / name for name in "ab"]
+    folder = local_folder(disk, str(runs[0]))
+    assert local_folder(disk, str(runs[0])) == folder
+    shutil.copytree(*runs)
+    assert local_folder(disk, str(runs[1])) != folder
+    (runs[0] / NAME).write_text("")  # killed while it was written
+    again = pathlib.Path(local_folder(disk, str(runs[0])))
+    assert again.parent.parent == tmp_path / "disk" and len(again.parent.name) == 32
 
 
 def test_a_disk_that_cannot_be_used_is_named(tmp_path, monkeypatch):

@@ -316,26 +316,35 @@ def _with_local_disks(bench: Bench, run: str, disk: pathlib.Path) -> collections
     shared, near = 16, 3
     settings = dict(train__local_dir=str(disk), train__local_every=near, train__checkpoint_every=shared)
 
-    def killed_after(step: int) -> None:
+    log = bench.folder / f"{run}.0.log"
+
+    def starts() -> list[tuple[str, str]]:
+        text = log.read_text(errors="replace") if log.exists() else ""
+        return re.findall(r"resumed from step (\d+) of (\S+)", text)
+
+    def killed_after(step: int, fresh: bool = False) -> None:
+        """Starts both, and kills them once both have the step; `fresh` where it has to come back first."""
+        before = len(starts())
         trainers = bench.start_hosts(run, **settings)
         with ended(trainers):
+            if fresh:
+                _expect(trainers[0].wait_until(lambda: len(starts()) > before), f"{run}: nothing resumed")
             there = trainers[0].wait_until(lambda: min(map(max, _local_steps(disk))) >= step)
             _expect(there, f"{run}: {trainers[0].text()[-2000:]}")
 
     def resumed() -> tuple[bool, int]:
-        log = (bench.folder / f"{run}.0.log").read_text(errors="replace")
-        step, place = re.findall(r"resumed from step (\d+) of (\S+)", log)[-1]
+        step, place = starts()[-1]
         return str(disk) in place, int(step)
 
     killed_after(shared + near)
     for after in (shared + 2 * near, shared + 3 * near):
         newest = min(map(max, _local_steps(disk)))
-        killed_after(after)
+        killed_after(after, fresh=True)
         _expect(resumed() == (True, newest), f"{run}: went on from {resumed()}, not from local step {newest}")
     broken = min(map(max, _local_steps(disk)))
     file = max(_local_files(disk, 1, broken), key=_size)
     file.write_bytes(_flipped(file.read_bytes()))
-    killed_after(broken)
+    killed_after(broken, fresh=True)
     local, step = resumed()
     _expect(local and step < broken, f"{run}: local step {broken} is broken, went on from {local, step}")
     shutil.rmtree(next(disk.glob("*/process_1")))

@@ -13,7 +13,7 @@ from process_gen.sampling.sampler import text_specs
 from tests.sampling.sampling_models import make_model, random_params
 
 NAMES = [
-    "begin", "write plan", "draw sketch", "show", "see", "look sketch", "write inspect", "decide",
+    "begin", "enter", "write plan", "draw sketch", "show", "see", "look sketch", "write inspect", "decide",
     "write refine", "draw refined", "look refined", "commit",
 ]  # fmt: skip
 
@@ -25,9 +25,14 @@ def test_every_piece_of_a_step_is_there():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     specs = text_specs(model, tokenizer, config)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    found = dict(pieces(model, specs, config, shapes, None, 2, mesh, ("data", "fsdp")))
+    found = {one.name: one for one in pieces(model, specs, config, shapes, None, 2, mesh, ("data", "fsdp"))}
     assert list(found) == NAMES
-    lowered = found["decide"]()
+    held = {name: sum(x.size for x in jax.tree.leaves(one.held)) for name, one in found.items()}
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    assert (
+        weights == held["begin"] < held["enter"] < held["draw sketch"] < held["look refined"] < held["commit"]
+    )
+    lowered = found["decide"].lower()
     assert isinstance(lowered, jax.stages.Lowered) and "stablehlo" in lowered.as_text()
 
 
