@@ -92,15 +92,17 @@ class LocalStore(CheckpointStore):
     def newest_whole_step(self) -> int | None:
         """The newest step that every host has whole, from the same start, and can use; None if there is none.
 
-        Steps that are broken on this host are set aside; those that not every host can use are removed.
+        Steps that are broken on this host are set aside; those that not every host can use are removed, and
+        what a kill has left of an old step that was being deleted.
         """
         mine: dict[int, str] = {}
+        broken: dict[int, str] = {}
         for step in self.steps():
             try:
                 manifest.verify(self.root / str(step))
                 facts = self.metadata(step)
             except CheckpointCorrupt as error:
-                self._set_aside(step, str(error))
+                broken[step] = str(error)
                 continue
             if facts.get(PLACEMENT) == self._placement:
                 mine[step] = facts.get(START, "")
@@ -108,11 +110,17 @@ class LocalStore(CheckpointStore):
                 self._remove(step, "its pieces lay on the devices in another way")
         everyones = [set(map(tuple, json.loads(text))) for text in gather(json.dumps(sorted(mine.items())))]
         common = {step for step, _ in set.intersection(*everyones)}
+        newest = max(common, default=None)
         for step in mine.keys() - common:
             self._remove(step, "not every host has this step")
+        for step, why in broken.items():
+            if newest is not None and step < newest:
+                self._remove(step, why)
+            else:
+                self._set_aside(step, why)
         self._manager.reload()
         self._whole |= common
-        return max(common, default=None)
+        return newest
 
     def _remove(self, step: int, why: str) -> None:
         logging.warning("removing %s: %s", self.root / str(step), why)

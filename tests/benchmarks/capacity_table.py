@@ -167,14 +167,15 @@ def sampler_text(reports: Sequence[Report]) -> list[str]:
         mesh = " ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1)
         fits = {True: "yes", False: "NO", None: "?"}[report["fits"]]
         for piece in report["pieces"]:
-            cells = [gib(piece[key]) for key in ("arguments", "temporaries", "peak", "received")]
+            cells = [gib(piece[key]) for key in ("resident", "temporaries", "peak", "received")]
             where = f"{report['topology']}, {mesh or 'no mesh'}, {report['rows']} rows"
             rows.append([f"{where}: `{piece['name']}`", *cells, gib(report["hbm"]), fits])
-    names = ("piece of the sampler", "arguments", "temporaries", "at once", "received", "has", "fits")
+    names = ("piece of the sampler", "resident", "temporaries", "at once", "received", "has", "fits")
     return [
         "## Sampling",
         "",
-        f"GiB of one device. What is received: {RECEIVED}.",
+        "GiB of one device. Resident are weights and contexts, whether a piece reads them or not. What is "
+        f"received: {RECEIVED}.",
         "",
         markdown(names, rows),
         "",

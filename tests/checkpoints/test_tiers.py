@@ -111,8 +111,11 @@ def test_a_broken_local_step_is_set_aside(tmp_path, caplog):
     assert (root.parent / "quarantine" / "7").is_dir() and "bytes instead of" in caplog.text
     (root / "6" / "manifest.sha256.json").unlink()
     assert resumed(tmp_path) == (4, False)
+    assert sorted(p.name for p in (root.parent / "quarantine").iterdir() if p.is_dir()) == ["6", "7"]
     run(tmp_path, range(5, 8))  # whose steps are not those of before
+    (root / "6" / "manifest.sha256.json").unlink()  # as a kill leaves a step that was being deleted
     assert resumed(tmp_path) == (7, True)
+    assert local_steps(tmp_path)[1] == [7] and not (root.parent / "quarantine" / "6-2").exists()
 
 
 def test_local_steps_save_a_run_whose_lasting_ones_are_all_broken(tmp_path):
