@@ -126,13 +126,17 @@ class Bench:
         }
 
         def limit() -> None:
-            if largest_file is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
         log = self.folder / f"{run}.{(env or {}).get('JAX_PROCESS_ID', '0')}.log"
         with log.open("ab") as out:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, preexec_fn=limit
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                preexec_fn=None if largest_file is None else limit,
             )
         return Trainer(process, log)
 
