@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def load_params(path: str, which: str = "ema", like: Any = None) -> Loaded:
       CheckpointCorrupt: a file is missing, cut off or changed.
       CheckpointMismatch: the weights are not those of `like`.
     """
-    place = epath.Path(path)
+    place = absolute(path)
     if place.is_file() or place.suffix == ".safetensors":
         return _from_file(place, which, like)
     step_dir = place if is_step(place) else latest_step_dir(place)
@@ -61,6 +62,12 @@ def load_params(path: str, which: str = "ema", like: Any = None) -> Loaded:
     if like is not None:
         params = arrays.unnamed(like, arrays.named(params))
     return Loaded(params, read_json(step_dir, METADATA), str(step_dir))
+
+
+def absolute(path: str) -> epath.Path:
+    """A path as Orbax takes it: absolute, `~` resolved; addresses of object stores as they are."""
+    text = str(path)
+    return epath.Path(text if "://" in text else Path(text).expanduser().absolute())
 
 
 def _from_file(place: epath.Path, which: str, like: Any) -> Loaded:

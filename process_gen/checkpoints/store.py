@@ -323,8 +323,7 @@ def versions() -> dict[str, str]:
 
 
 def _folder(workdir: str) -> epath.Path:
-    text = str(workdir)
-    root = epath.Path(text if "://" in text else Path(text).expanduser().absolute()) / load.FOLDER
+    root = load.absolute(workdir) / load.FOLDER
     try:
         root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -108,6 +108,16 @@ def test_weights_alone(saved):
     assert isinstance(first.params["embed"], jax.Array)
 
 
+def test_a_relative_path_will_do(saved, monkeypatch):
+    monkeypatch.chdir(saved[0].parent)
+    name = saved[0].name
+    for path in (name, f"./{name}/checkpoints/2"):
+        assert_same(load_params(path).params, jax.tree.map(np.asarray, make_state(2).ema))
+    assert_same(load_params(name, like=jax.eval_shape(make_state).ema).params, make_state(2).ema)
+    with CheckpointStore(name) as checkpoints:
+        assert checkpoints.newest_whole_step() == 2
+
+
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
     with CheckpointStore(str(tmp_path)) as checkpoints:
         state = {"params": {"w": jnp.arange(1 << 20, dtype=jnp.float32)}}
