@@ -114,7 +114,7 @@ def compile_sample(
     tokenizer = tokenizer_of(config)
     model, settings = experiment.build_model(config, tokenizer), _settings(config)
     with config.unlocked():  # the batch of the training is of no matter here
-        config.train.batch_size = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+        config.train.batch_size = sharding.row_shards(mesh) * config.train.accumulate
     state = TrainProgram.of(config, model, mesh).abstract[0]
     rows = config.eval.batch_size
     axes = sharding.sampling_axes(rows, mesh)
@@ -126,7 +126,7 @@ def compile_sample(
         with tempfile.TemporaryDirectory() as folder:
             dump = folder if where.platform == "tpu" else None
             found = measure_lowered(piece.name, lowered, mesh, slices, report, dump=dump, lowering=lowering)
-        return found.beside(bytes_per_device(piece.held)[0])
+        return dataclasses.replace(found, resident=bytes_per_device(piece.held)[0])
 
     pool, waiting = futures.ThreadPoolExecutor(_TOGETHER), []
     try:

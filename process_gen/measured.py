@@ -51,10 +51,6 @@ class Measured:
     needed: float | None = None
     refused: str = ""
 
-    def beside(self, resident: int) -> Measured:
-        """The same program where so many bytes, its arguments among them, are in memory anyway."""
-        return dataclasses.replace(self, resident=resident)
-
     @property
     def peak(self) -> float:
         """Bytes that are taken at once, at most."""

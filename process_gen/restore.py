@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.resources
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -173,7 +172,7 @@ def load_sampler(
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
     chosen = SamplerConfig.of(fields, **settings)
     if mesh is not None:
-        split = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        split = sharding.row_shards(mesh)
         rows = -(-rows // split) * split
     parts = (restored.model, restored.params, restored.tokenizer)
     return Sampler(*parts, chosen, rows, frozen=restored.autoencoder, **on_mesh(mesh, rows)), restored

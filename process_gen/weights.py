@@ -19,7 +19,7 @@ from etils import epath
 from process_gen import experiment, vocabulary
 from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import bagel, configs, flux, folder, parts, sources, stream, tensors
+from process_gen.checkpoints.published import bagel, configs, flux, folder, parts, sources, tensors
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
 
 Make = Callable[[str | None], sources.Source]
@@ -78,7 +78,7 @@ def read_weights(
       CheckpointNotFound: nothing that can be read.
       CheckpointCorrupt, CheckpointMismatch: it is broken, or contradicts itself.
     """
-    place = stream.absolute(source)
+    place = load.absolute(source)
     kind = kind_of(place)
     if kind == "ours":
         return _ours(place, which, autoencoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def load_params(path: str, which: str = "ema", like: Any = None) -> Loaded:
     return Loaded(params, read_json(step_dir, METADATA), str(step_dir))
 
 
-def absolute(path: str) -> epath.Path:
+def absolute(path: epath.PathLike) -> epath.Path:
     """A path as Orbax takes it: absolute, `~` resolved; addresses of object stores as they are."""
-    text = str(path)
+    text = os.fspath(path)
     return epath.Path(text if "://" in text else Path(text).expanduser().absolute())
 
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -37,7 +37,25 @@ _RESERVED = frozenset({ITERATOR, load.METADATA})
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class CheckpointStore:
+class Closing:
+    """A context that is closed at its end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self.close()
+        else:  # the error on its way is the one to show
+            with contextlib.suppress(CheckpointError):
+                self.close()
+
+    def close(self) -> None:
+        """Lets go of what is held."""
+        raise NotImplementedError
+
+
+class CheckpointStore(Closing):
     """Saves and restores the states of one run.
 
     Args:
@@ -85,16 +103,6 @@ class CheckpointStore:
     def _bytes(self, x: Any) -> int:
         """What an array takes in the folder."""
         return x.nbytes
-
-    def __enter__(self) -> CheckpointStore:
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            self.close()
-        else:  # the error on its way is the one to show
-            with contextlib.suppress(CheckpointError):
-                self.close()
 
     def due(self, step: int) -> bool:
         """True where the run saves by its schedule."""

@@ -18,34 +18,27 @@ from absl import logging
 from process_gen.checkpoints.agreement import first
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.local import LocalStore
-from process_gen.checkpoints.store import CheckpointStore
+from process_gen.checkpoints.store import CheckpointStore, Closing
 
 NAME = "local_tier.txt"
 """File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
 copy of one, never meets the steps of another."""
 
 
-class TieredStore:
+class TieredStore(Closing):
     """A shared store with a local one in front of it, if there is any.
 
     Args:
       shared: what lasts.
       local: what is quick.
+
+    Attributes:
+      source: where the step lies that `newest_whole_step` has found.
     """
 
     def __init__(self, shared: CheckpointStore, local: LocalStore | None = None):
         self._shared, self._local = shared, local
-        self._source: CheckpointStore = shared
-
-    def __enter__(self) -> TieredStore:
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            self.close()
-        else:  # the error on its way is the one to show
-            with contextlib.suppress(CheckpointError):
-                self.close()
+        self.source: CheckpointStore = shared
 
     def due(self, step: int) -> bool:
         """True where the run saves by the schedule of either tier."""
@@ -68,15 +61,10 @@ class TieredStore:
             logging.error("%s", error)
             found = None
         if near is not None and near > (found or 0):
-            self._source, found = self._local, near
+            self.source, found = self._local, near
         else:
-            self._source = self._shared
+            self.source = self._shared
         return found
-
-    @property
-    def source(self) -> CheckpointStore:
-        """Where the step that was found lies."""
-        return self._source
 
     def latest_step(self) -> int | None:
         """The newest step that lasts."""

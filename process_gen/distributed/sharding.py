@@ -212,9 +212,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def sampling_axes(rows: int, mesh: Mesh) -> tuple[str, ...]:
     """Mesh axes that rows under way in a sampler are split over; () where every device has them all."""
-    return () if rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) else BATCH_AXES
+    return () if rows % row_shards(mesh) else BATCH_AXES
 
 
 def rows_divide(rows: int, mesh: Mesh) -> None:
@@ -223,7 +228,7 @@ def rows_divide(rows: int, mesh: Mesh) -> None:
     Raises:
       MeshError: it does not; the message names the sizes.
     """
-    split = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    split = row_shards(mesh)
     if rows % split:
         raise MeshError(
             f"a batch of {rows} rows does not divide over {split} shards "

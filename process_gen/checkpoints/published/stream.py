@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -52,7 +51,7 @@ def write_step(
     Raises:
       CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
     """
-    root = absolute(workdir) / load.FOLDER
+    root = load.absolute(workdir) / load.FOLDER
     if found := load.steps(root):
         raise CheckpointError(f"{root} already holds step {found[-1]}: choose another --target")
     marked = manifest.commits_by_marker(root)
@@ -73,12 +72,6 @@ def write_step(
         (place / "commit_success.txt").write_text("committed by process_gen.convert")
         return place
     return place.rename(root / str(STEP))
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-    """A path that does not depend on the current folder."""
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> list[str]:
