@@ -4,8 +4,9 @@
 
 A data set that is there already is checked and kept. For trajectories of your
 own (`--config.data.source=folder --config.data.path=...`) every line and every
-image is checked instead. With `--config.data.latents=FOLDER` the images are also
-encoded, once and for all, by the autoencoder of the weights `config.train.init`.
+image is checked instead, and what training would refuse is refused. With
+`--config.data.latents=FOLDER` the images are also encoded, once and for all, by the
+autoencoder of the weights `config.train.init`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 
 # isort: split
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from process_gen import ahead, experiment, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.data.buckets import deal
+from process_gen.data.buckets import Size, deal
 from process_gen.data.encode import BadTrajectory, encode_trajectory
-from process_gen.data.packing import TooManyBadTrajectories
+from process_gen.data.loader import Source, make_loader
+from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import check_every_trajectory, latents_folder, prepare_source
+from process_gen.data.tokenizers import Tokenizer
 from process_gen.reports.table import table
+from process_gen.trajectory.layout import Layout
+
+PACKED_ROWS = 32
+"""Rows that the report of the packing looks at."""
 
 
 def prepare(config: ConfigDict) -> None:
@@ -46,20 +53,44 @@ def prepare(config: ConfigDict) -> None:
         source = prepare_source(config.data, next(iter(layouts.values())), tokenizer)
         parts = deal(source, list(layouts))
     if config.data.source != "scenes":
-        wrong = 0
-        for size, part in parts.items():
-            encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
-            wrong += check_every_trajectory(part, config.data.on_error, encode)
-        print(f"{config.data.path}: {len(source) - wrong} good trajectories, {wrong} bad ones")
-        if len(layouts) > 1:
-            rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
-            print(table(rows, ("images of", "trajectories")))
+        _check(config, source, parts, layouts, tokenizer)
+    for size, part in parts.items():
+        print("\npacking, images of {} x {}, shares of the tokens of a row:".format(*size))
+        print(_packing(config, part, layouts[size], tokenizer))
     if config.data.get("latents", ""):
         params = ahead.autoencoder_params(config)
         for size, part in parts.items():
             folder = latents_folder(config.data, layouts[size])
             info = ahead.encode_latents(config, part, layouts[size], params)
             print(f"{folder}: latents of {info.trajectories:,} trajectories")
+
+
+def _check(
+    config: ConfigDict,
+    source: Source,
+    parts: Mapping[Size, Source],
+    layouts: Mapping[Size, Layout],
+    tokenizer: Tokenizer,
+) -> None:
+    """Reads every trajectory of a user's own data as training would, and prints how many are of use."""
+    found = []
+    for size, part in parts.items():
+        encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
+        budget = budget_of_part(len(part), len(source))
+        found.append(check_every_trajectory(part, config.data.on_error, encode, budget))
+    good, bad, long = (sum(getattr(one, key) for one in found) for key in ("good", "bad", "overlong"))
+    bad += len(getattr(source, "skipped", ()))
+    print(f"{config.data.path}: {good} good trajectories, {bad} bad ones, {long} longer than a row")
+    if len(layouts) > 1:
+        rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
+        print(table(rows, ("images of", "trajectories")))
+
+
+def _packing(config: ConfigDict, part: Source, layout: Layout, tokenizer: Tokenizer) -> str:
+    """What the tokens of the first rows hold."""
+    policy = Policy(config.data.on_error, 0.9)
+    loader = make_loader(part, tokenizer, layout, 1, epochs=1, prefetch=0, policy=policy)
+    return loader.report(PACKED_ROWS).table()
 
 
 ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)

@@ -2,7 +2,7 @@
 
 A trajectory goes to the bucket whose shape is nearest to the shape of the image that it ends with, so little
 of an image is cut off. Each bucket has a stream of batches of its own. Which of them gives the next batch
-follows from how many each has given, in proportion to the steps that it holds, so that the buckets go through
+follows from how many each has given, in proportion to the turns that it holds, so that the buckets go through
 their epochs side by side: the same on every host and after every restart.
 """
 
@@ -63,7 +63,7 @@ def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetc
 
     Args:
       loaders: by image size.
-      buckets: what `deal` gave for them; its `steps()` are the shares, where there are several.
+      buckets: what `deal` gave for them; its `turns()` are the shares, where there are several.
       prefetch: batches that one background thread keeps ready, 0 for none.
 
     Raises:
@@ -76,18 +76,18 @@ def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetc
     if len(loaders) > 1:
         dataset = _InTurn(
             {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
-            {f"{h}x{w}": buckets[h, w].steps() for h, w in loaders},
+            {f"{h}x{w}": buckets[h, w].turns() for h, w in loaders},
         )
     trajectories = sum(one.trajectories for one in loaders.values())
     return Loader(prefetched(dataset, prefetch), first.layout, first.rows, trajectories)
 
 
 class _InTurn(grain.IterDataset):
-    """Batches of several datasets, by name; `steps` are their shares."""
+    """Batches of several datasets, by name; `turns` are their shares."""
 
-    def __init__(self, parts: Mapping[str, grain.IterDataset], steps: Mapping[str, int]):
+    def __init__(self, parts: Mapping[str, grain.IterDataset], turns: Mapping[str, int]):
         super().__init__()
-        self.parts, self.steps = dict(parts), dict(steps)
+        self.parts, self.turns = dict(parts), dict(turns)
 
     def __iter__(self) -> _InTurnIterator:
         return _InTurnIterator(self)
@@ -99,10 +99,10 @@ class _InTurnIterator(grain.DatasetIterator):
     def __init__(self, dataset: _InTurn):
         super().__init__()
         self._iterators = {name: iter(part) for name, part in dataset.parts.items()}
-        self._steps, self._given = dataset.steps, dict.fromkeys(dataset.parts, 0)
+        self._turns, self._given = dataset.turns, dict.fromkeys(dataset.parts, 0)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        due = min(self._given, key=lambda name: (self._given[name] + 0.5) / self._steps[name])
+        due = min(self._given, key=lambda name: (self._given[name] + 0.5) / self._turns[name])
         batch = next(self._iterators[due])
         self._given[due] += 1
         return batch

@@ -1,4 +1,4 @@
-"""Trajectories to arrays: texts into their token slots, steps stacked.
+"""Trajectories to arrays: texts into their token slots, turns stacked.
 
 A text slot holds `<|im_start|> ...ids... <|im_end|>` and then padding; a slot
 of padding only is an absent text.
@@ -14,11 +14,18 @@ from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.stages import Step, Trajectory
+from process_gen.trajectory.stages import Trajectory, targets_of, turn_fields
 
-TEXT_SLOTS = ("prompt", "plan", "inspect", "refine")
+TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Of every layout; one with room for input images may have `instruction` as well."""
-STEP_SLOTS = TEXT_SLOTS[1:]
+
+
+_SLOT_TEXTS = {
+    "prompt": "prompt",
+    "instruction": "text after the prompt's image",
+    "before": "text before an image (a plan or a refine instruction)",
+    "after": "inspection",
+}
 
 
 class BadTrajectory(ValueError):
@@ -30,7 +37,7 @@ class SlotOverflow(BadTrajectory):
 
     Attributes:
       uid: the trajectory that it belongs to, "" for a prompt on its own.
-      slot: `prompt`, `instruction`, `plan`, `inspect` or `refine`.
+      slot: `prompt`, `instruction`, `before` or `after`.
       needed: tokens of the text.
       fits: tokens that the slot has room for.
     """
@@ -38,58 +45,75 @@ class SlotOverflow(BadTrajectory):
     def __init__(self, uid: str, slot: str, needed: int, fits: int):
         self.uid, self.slot, self.needed, self.fits = uid, slot, needed, fits
         super().__init__(
-            f"{_of(uid)}the {slot} text has {needed} tokens, {fits} fit "
+            f"{_of(uid)}the {_SLOT_TEXTS[slot]} has {needed} tokens, {fits} fit "
             f"(layout.{slot} = {fits + 2}, two of which are brackets)"
         )
 
 
-class TooManySteps(BadTrajectory):
-    """A trajectory with more steps than a row has slots."""
+class TooLong(BadTrajectory):
+    """A trajectory with more turns than a row has slots.
 
-    def __init__(self, uid: str, steps: int, slots: int):
-        self.uid, self.steps, self.slots = uid, steps, slots
-        super().__init__(f"{_of(uid)}{steps} steps, a row has {slots} step slots (layout.steps)")
+    Attributes:
+      uid: of the trajectory.
+      turns: how many it has.
+      slots: turn slots of a row.
+    """
+
+    def __init__(self, uid: str, turns: int, slots: int):
+        self.uid, self.turns, self.slots = uid, turns, slots
+        super().__init__(f"{_of(uid)}{turns} turns, a row has {slots} turn slots (layout.turns)")
 
 
 def encode_prompt(tokenizer: Tokenizer, layout: Layout, text: str, uid: str = "") -> np.ndarray:
     """Returns the prompt slot of a text, [layout.prompt] int32.
 
     Raises:
-      ValueError: the text is empty.
+      BadTrajectory: the text is empty, or holds a special token or half of a character.
       SlotOverflow: it is too long; the error says how many tokens fit.
     """
     if not text.strip():
         raise BadTrajectory(f"{_of(uid)}the prompt is empty")
-    return _encode_text(tokenizer, text, layout.prompt, "prompt", uid)
+    return _encode_text(tokenizer, _plain(text, "the prompt", uid), layout.prompt, "prompt", uid)
 
 
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
     """Returns the fields of a `Batch` for one trajectory, without row and batch axes.
 
     The fields of the prompt (`PROMPT_FIELDS`) have no further axis; every other
-    one is [steps, ...], `prompt_index` and `reset` as if the trajectory stood at
-    the start of a row.
+    one is [turns, ...], as if the trajectory stood at the start of a row.
 
     Raises:
       BadTrajectory: it does not fit the layout. The subclasses `SlotOverflow` and
-        `TooManySteps` say by how much.
+        `TooLong` say by how much.
     """
-    uid, steps = trajectory.uid, trajectory.steps
-    if len(steps) > layout.steps:
-        raise TooManySteps(uid, len(steps), layout.steps)
-    first, last = np.zeros((2, len(steps)), np.bool_)
-    first[0] = last[-1] = True
+    uid, turns = trajectory.uid, trajectory.turns
+    if len(turns) > layout.turns:
+        raise TooLong(uid, len(turns), layout.turns)
+    if trajectory.corrections > layout.corrections:
+        raise BadTrajectory(
+            f"{_of(uid)}a step is corrected {trajectory.corrections} times, set "
+            f"layout.corrections={trajectory.corrections}"
+        )
+    is_first, is_last = np.zeros((2, len(turns)), np.bool_)
+    is_first[0] = is_last[-1] = True
+    targets = [target - i if target >= 0 else -1 for i, target in enumerate(targets_of(turns))]
     return {
         **_encode_prompt(tokenizer, layout, trajectory),
-        "prompt_index": np.zeros(len(steps), np.int32),
-        "reset": first,
-        "present": np.ones(len(steps), np.bool_),
-        "last": last,
-        **{f"{slot}_tokens": _encode_slots(tokenizer, layout, trajectory, slot) for slot in STEP_SLOTS},
-        "sketch": np.stack([_checked_image(step.sketch, layout, uid) for step in steps]),
-        "refined": np.stack([_refined_image(step, layout, uid) for step in steps]),
-        "sketch_ok": np.array([step.sketch_ok for step in steps], np.bool_),
-        "plan_ok": np.array([step.plan_ok for step in steps], np.bool_),
+        "prompt_index": np.zeros(len(turns), np.int32),
+        "present": np.ones(len(turns), np.bool_),
+        "is_first": is_first,
+        "is_last": is_last,
+        "refines": np.array([turn.refines for turn in turns], np.bool_),
+        **{
+            f"{f.name}_tokens": _encode_slots(tokenizer, layout, trajectory, f.name)
+            for f in turn_fields("text")
+        },
+        "image": np.stack([_checked_image(turn.image, layout, uid) for turn in turns]),
+        "target": np.array(targets, np.int32),
+        **{
+            f.name: np.array([getattr(turn, f.name) for turn in turns], np.float32)
+            for f in turn_fields("weight")
+        },
         **_latents(layout, trajectory),
     }
 
@@ -111,34 +135,39 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
         blank = np.zeros((*layout.image_size, 3), np.uint8)
         fields["prompt_image"] = blank if image is None else _checked_image(image, layout, uid)
     if layout.instruction:
-        size = layout.instruction
-        tokens = _encode_text(tokenizer, instruction, size, "instruction", uid) if instruction else PAD_ID
+        size, text = layout.instruction, _plain(instruction, "the text after the prompt's image", uid)
+        tokens = _encode_text(tokenizer, text, size, "instruction", uid) if text else PAD_ID
         fields["instruction_tokens"] = np.full(size, tokens, np.int32)
     return fields
 
 
 def _latents(layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
     """Returns the latents that were encoded ahead of time, as fields of a `Batch`."""
-    names = ("sketch", "refined", "prompt") if layout.prompt_image else ("sketch", "refined")
+    names = ("image", "prompt") if layout.prompt_image else ("image",)
     found = trajectory.latents
     return {} if found is None else {f"{name}_latents": found[name] for name in names}
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
-    """Returns the texts of one slot, marked up, None where absent: one of every step, or the prompt.
+    """Returns the texts of one slot, marked up, None where absent: one of every turn, or the prompt.
 
     Raises:
-      ValueError: a text holds a special token.
+      ValueError: a text has special tokens where they do not belong, or half of a character.
     """
-    steps = trajectory.steps
     if slot == "prompt":
         return [trajectory.prompt]
-    if slot == "plan":
-        return [None if step.plan is None else markup.write_plan(step.plan) for step in steps]
-    if slot == "inspect":
-        inspections = [step.inspect for step in steps]
-        return [None if text is None else markup.check_plain(text, "an inspection") for text in inspections]
-    return [None if step.refine is None else markup.write_refine(step.refine.instruction) for step in steps]
+    if slot == "after":
+        return [
+            None if turn.after is None else markup.check_plain(turn.after, "an inspection")
+            for turn in trajectory.turns
+        ]
+    for turn in trajectory.turns:
+        if isinstance(found := turn.instruction if turn.refines else turn.plan, markup.Malformed):
+            what = "refine instruction" if turn.refines else "plan"
+            raise ValueError(f"the text of a {what} is malformed: {found.reason}")
+        if turn.before is not None:
+            markup.check_characters(turn.before, "a text before an image")
+    return [turn.before for turn in trajectory.turns]
 
 
 def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
@@ -150,7 +179,7 @@ def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableM
 
 
 def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, slot: str) -> np.ndarray:
-    """Returns one text slot of every step, [steps, tokens] int32."""
+    """Returns one text slot of every turn, [turns, tokens] int32."""
     size = getattr(layout, slot)
     try:
         texts = slot_texts(trajectory, slot)
@@ -163,6 +192,13 @@ def _encode_slots(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory, 
     return tokens
 
 
+def _plain(text: str, what: str, uid: str) -> str:
+    try:
+        return markup.check_plain(text, what)
+    except ValueError as error:
+        raise BadTrajectory(f"{_of(uid)}{error}") from None
+
+
 def _encode_text(tokenizer: Tokenizer, text: str, size: int, slot: str, uid: str) -> np.ndarray:
     ids = tokenizer.encode(text)
     if len(ids) > size - 2:
@@ -170,12 +206,6 @@ def _encode_text(tokenizer: Tokenizer, text: str, size: int, slot: str, uid: str
     tokens = np.full(size, PAD_ID, np.int32)
     tokens[: len(ids) + 2] = [tokenizer.im_start, *ids, tokenizer.im_end]
     return tokens
-
-
-def _refined_image(step: Step, layout: Layout, uid: str) -> np.ndarray:
-    if step.refine is None:
-        return np.zeros((*layout.image_size, 3), np.uint8)
-    return _checked_image(step.refine.image, layout, uid)
 
 
 def _checked_image(image: np.ndarray, layout: Layout, uid: str) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Batches of random content and valid structure: for tests, tracing and timing.
 
 A fake batch needs no data set, no tokenizer and no image: it has what a packed
-batch may have (several trajectories in a row, refined and unrefined steps,
-slips, a trajectory without plan, empty slots at the end of a row) and the
-shapes and types of `Batch.spec(layout, batch_size)`.
+batch may have (several trajectories in a row, drafts that are corrected once, twice
+or not at all, slips, a trajectory without plan, empty slots at the end of a row) and
+the shapes and types of `Batch.spec(layout, batch_size)`.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 
@@ -46,13 +48,12 @@ def _fake_row(layout: Layout, rng: np.random.Generator, vocab: int) -> dict[str,
     row = empty_row(layout)
     start = 0
     for index in range(layout.trajectories):
-        free = layout.steps - start - (layout.trajectories - 1 - index)
+        free = layout.turns - start - (layout.trajectories - 1 - index)
         # The first trajectory may fill the row; later ones may leave slots empty.
         length = int(rng.integers(1, free + 1))
         row["prompt_tokens"][index] = _fake_text(layout.prompt, rng, vocab)
         _fake_input(row, index, rng, vocab)
-        for slot in range(start, start + length):
-            _fake_step(row, slot, index, slot == start, slot == start + length - 1, rng, vocab)
+        _fake_turns(row, start, length, index, layout.corrections, rng, vocab)
         start += length
     return row
 
@@ -67,31 +68,37 @@ def _fake_input(row, index: int, rng, vocab: int) -> None:
         row["instruction_tokens"][index] = _fake_text(row["instruction_tokens"].shape[1], rng, vocab)
 
 
-def _fake_step(row, slot: int, index: int, first: bool, last: bool, rng, vocab: int) -> None:
-    """Fills one step slot of `row` in place."""
-
-    def text(name):
-        row[name][slot] = _fake_text(row[name].shape[1], rng, vocab)
-
-    row["prompt_index"][slot] = index
-    row["present"][slot], row["reset"][slot], row["last"][slot] = True, first, last
-    kind = rng.choice(["silent", "inspected", "refined", "slip"], p=[0.2, 0.3, 0.35, 0.15])
-    if kind == "slip" and last:
-        kind = "refined"
-    if not (first and last and rng.random() < 0.3):  # else an image straight from the prompt
-        text("plan_tokens")
-    row["sketch"][slot] = rng.integers(0, 256, row["sketch"].shape[1:], np.uint8)
-    row["sketch_ok"][slot] = kind in ("silent", "inspected")
-    row["plan_ok"][slot] = kind != "refined" or slot % 2 == 0
-    if kind in ("inspected", "refined"):
-        text("inspect_tokens")
-    if kind == "refined":
-        text("refine_tokens")
-        row["refined"][slot] = rng.integers(0, 256, row["refined"].shape[1:], np.uint8)
+def _fake_turns(row, start: int, length: int, index: int, corrections: int, rng, vocab: int) -> None:
+    """Fills the turn slots of one trajectory of `row` in place."""
+    slots = range(start, start + length)
+    refines = [False] * length
+    for i in range(1, length):
+        run = next((n for n in range(i) if not refines[i - 1 - n]), 0)  # corrections just before
+        refines[i] = run < corrections and rng.random() < 0.4
+    row["refines"][slots] = refines
+    row["prompt_index"][slots], row["present"][slots] = index, True
+    row["is_first"][start] = row["is_last"][start + length - 1] = True
+    image = row["image"]
+    image[slots] = rng.integers(0, 256, (length, *image.shape[1:]), np.uint8)
+    for name in ("before_weight", "image_weight", "after_weight"):
+        row[name][slots] = 1.0
+    for i, slot in enumerate(slots):
+        corrected = sum(itertools.takewhile(bool, refines[i + 1 :]))  # how often, from here on
+        if not (length == 1 and rng.random() < 0.3):  # else an image straight from the prompt
+            row["before_tokens"][slot] = _fake_text(row["before_tokens"].shape[1], rng, vocab)
+        if corrected or rng.random() < 0.4:
+            row["after_tokens"][slot] = _fake_text(row["after_tokens"].shape[1], rng, vocab)
+        if corrected:
+            row["target"][slot] = corrected
+            row["before_weight"][slot] = float(rng.random() < 0.7)
+        elif i + 1 < length and rng.random() < 0.15:  # a slip that nobody noticed
+            row["target"][slot] = -1
 
 
 def _fake_text(slot: int, rng: np.random.Generator, vocab: int) -> np.ndarray:
     """Returns a text of random length with its brackets, padded to `slot`."""
+    if slot < 2:
+        return np.full(slot, PAD_ID, np.int32)
     words = rng.integers(FIRST_WORD, vocab, int(rng.integers(min(1, slot - 2), max(slot - 1, 1))))
     words[words == FIRST_WORD] = 0  # in published vocabularies 0 is a piece of text
     ids = [IM_START, *words.tolist(), IM_END]

@@ -1,30 +1,15 @@
 """Users' own trajectories: a folder with `trajectories.jsonl` and its images.
 
-One JSON object per line:
-
-    {"prompt": "a cat on a mat", "steps": [
-      {"instruction": "draw the mat", "description": "a mat", "sketch": "1/a.png"},
-      {"instruction": "add the cat", "description": "a cat on a mat", "sketch": "1/b.jpg",
-       "inspect": "the cat floats", "refine": "put the cat down", "refined": "1/c.png"}]}
-    {"image": "2/in.png", "instruction": "make the cat red", "steps": [{"sketch": "2/out.png"}]}
-
-A prompt may hold an input image, `image`, between two texts: `prompt` before it
-and `instruction` after it. Either text may be left out, not both.
-
-`uid` and `metadata` are optional, so are `instruction` with `description` (a
-trajectory without text plans), `inspect`, `refine` with `refined`, `sketch_ok`
-(whether the draft carries out its plan, false by default where there is a
-`refine`) and `plan_ok` (whether the plan serves the prompt: the words of one that
-does not are not learned). Images are PNG, JPEG or WebP of any size and mode (see
-`images`), cropped around their middle to the layout's shape, or to the nearest
-one of several (`buckets`), and resized. Paths are relative to the folder and may
-not leave it.
+One JSON object per line, as `trajectory.record` describes it; what the sampler writes
+is one. Images are PNG, JPEG or WebP of any size and mode (see `images`), cropped around
+their middle to the layout's shape, or to the nearest one of several (`buckets`), and
+resized. Paths are relative to the folder and may not leave it.
 """
 
 from __future__ import annotations
 
+import codecs
 import copy
-import difflib
 import errno
 import hashlib
 import json
@@ -32,7 +17,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tqdm
@@ -41,16 +26,13 @@ from absl import logging
 from process_gen.data import images
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories, allowance
-from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
+from process_gen.trajectory.record import Record, RecordError, TurnRecord, trajectory_from_json
+from process_gen.trajectory.stages import Trajectory, Turn
 
 LISTING, SHAPES = "trajectories.jsonl", "shapes.json"
 
 _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
-
-_TRAJECTORY_KEYS = ("prompt", "image", "instruction", "steps", "uid", "metadata")
-_VERDICTS = ("sketch_ok", "plan_ok")
-_STEP_KEYS = ("instruction", "description", "sketch", "inspect", "refine", "refined", *_VERDICTS)
 
 
 class FolderSource:
@@ -83,9 +65,9 @@ class FolderSource:
         self.name = f"folder {self.folder.name}"
         if not self.listing.is_file():
             raise FileNotFoundError(f"{self.listing} does not exist: a folder of trajectories needs it")
-        self._entries: list[tuple[int, dict[str, Any]]] = []
+        self._entries: list[tuple[int, Record]] = []
         self.skipped: list[str] = []
-        lines = self.listing.read_bytes().splitlines()
+        lines = self.listing.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -112,22 +94,21 @@ class FolderSource:
         Raises:
           BadTrajectory: an image is missing or unreadable; file, line and field are named.
         """
-        number, entry = self._entries[index]
-        image = self._image(number, "image", entry["image"]) if "image" in entry else None
-        steps = tuple(self._step(number, place, step) for place, step in enumerate(entry["steps"]))
-        uid = entry.get("uid", f"{self.folder.name}:{number}")
+        number, record = self._entries[index]
+        given = record.prompt_image
+        prompt_image = None if given is None else self._image(number, "image", given)
         return Trajectory(
-            prompt=entry.get("prompt", ""),
-            steps=steps,
-            uid=uid,
-            metadata=entry.get("metadata", {}),
-            prompt_image=image,
-            instruction=entry.get("instruction", ""),
+            prompt=record.prompt,
+            turns=tuple(self._turn(number, turn) for turn in record.turns),
+            uid=record.uid or f"{self.folder.name}:{number}",
+            metadata={**record.metadata, **record.sampled},
+            prompt_image=prompt_image,
+            instruction=record.instruction,
         )
 
-    def steps(self) -> int:
-        """Steps of all trajectories together."""
-        return sum(len(entry["steps"]) for _, entry in self._entries)
+    def turns(self) -> int:
+        """Turns of all trajectories together."""
+        return sum(len(record.turns) for _, record in self._entries)
 
     def shapes(self) -> list[tuple[int, int] | None]:
         """Height and width of the image that each trajectory ends with; None where it cannot be read.
@@ -146,7 +127,7 @@ class FolderSource:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # looked up anew
         lines = tqdm.tqdm(self._entries, unit=" images", desc="shapes of images", mininterval=1.0)
-        found = [self._shape(number, entry["steps"][-1]) for number, entry in lines]
+        found = [self._shape(number, record.turns[-1]) for number, record in lines]
         unfinished = kept.with_name(f"{SHAPES}.{os.getpid()}")
         try:
             unfinished.write_text(json.dumps({"listing": digest, "shapes": found}), "utf-8")
@@ -155,10 +136,10 @@ class FolderSource:
             logging.warning("%s cannot be written (%s): every start looks up all shapes again", kept, error)
         return found
 
-    def _shape(self, number: int, step: dict[str, Any]) -> tuple[int, int] | None:
-        """Height and width of what a step ends with; None where no start will ever read it."""
+    def _shape(self, number: int, turn: TurnRecord) -> tuple[int, int] | None:
+        """Height and width of the image of a turn; None where no start will ever read it."""
         try:
-            return images.shape_of(self._path(number, "steps", step.get("refined", step["sketch"])))
+            return images.shape_of(self._path(number, turn.image_field, turn.image))
         except images.UNREADABLE as error:
             if isinstance(error, OSError) and error.errno not in _FOR_GOOD:
                 raise
@@ -172,92 +153,32 @@ class FolderSource:
         part.name = f"{self.name} at {image_size[0]} x {image_size[1]} (choice {chosen:08x})"
         return part
 
-    def _step(self, number: int, place: int, step: dict[str, Any]) -> Step:
-        refine = None
-        if "refine" in step:
-            refine = Refinement(
-                step["refine"], self._image(number, f"steps[{place}].refined", step["refined"])
-            )
-        return Step(
-            sketch=self._image(number, f"steps[{place}].sketch", step["sketch"]),
-            plan=Plan(step["instruction"], step["description"]) if "instruction" in step else None,
-            inspect=step.get("inspect"),
-            refine=refine,
-            sketch_ok=step.get("sketch_ok", refine is None),
-            plan_ok=step.get("plan_ok", True),
-        )
+    def _turn(self, number: int, turn: TurnRecord) -> Turn:
+        return Turn(self._image(number, turn.image_field, turn.image), **turn.fields)
 
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
-        """Returns the checked object of one line."""
+    def _parse(self, number: int, line: bytes) -> Record:
+        """Returns the checked record of one line."""
         try:
-            entry = json.loads(line.decode("utf-8"))
+            value = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise self._bad(number, "line", f"is not UTF-8: {error.reason}") from None
-        except json.JSONDecodeError as error:
-            raise self._bad(number, "line", f"is not JSON: {error}") from None
-        self._check_object(number, "line", entry, _TRAJECTORY_KEYS)
-        self._check_prompt(number, entry)
-        if "uid" in entry:
-            self._text(number, "uid", entry)
-        if not isinstance(entry.get("metadata", {}), dict):
-            raise self._bad(number, "metadata", "is not an object")
-        steps = entry.get("steps")
-        if not isinstance(steps, list) or not steps:
-            raise self._bad(number, "steps", "must be a list of at least one step")
-        for place, step in enumerate(steps):
-            self._check_step(number, f"steps[{place}]", step)
-        return entry
-
-    def _check_prompt(self, number: int, entry: dict[str, Any]) -> None:
-        """A prompt is a text, or an input image with a text before or after it."""
-        if "image" in entry:
-            self._path(number, "image", self._text(number, "image", entry))
-        elif "instruction" in entry:
-            raise self._bad(number, "instruction", "stands after an image, and there is no image")
-        texts = [key for key in ("prompt", "instruction") if key in entry]
-        for key in texts if "image" in entry and texts else ("prompt",):
-            if not self._text(number, key, entry).strip():
-                raise self._bad(number, key, "is empty")
-
-    def _check_step(self, number: int, field: str, step: Any) -> None:
-        self._check_object(number, field, step, _STEP_KEYS)
-        self._path(number, f"{field}.sketch", self._text(number, f"{field}.sketch", step))
-        for pair in (("instruction", "description"), ("refine", "refined")):
-            for key, other in (pair, pair[::-1]):
-                if key in step and other not in step:
-                    raise self._bad(number, f"{field}.{other}", f"is missing beside {key}")
-        for key in ("instruction", "description", "inspect", "refine", "refined"):
-            if key in step:
-                self._text(number, f"{field}.{key}", step)
-        if "refined" in step:
-            self._path(number, f"{field}.refined", step["refined"])
-        for key in _VERDICTS:
-            if not isinstance(step.get(key, True), bool):
-                raise self._bad(number, f"{field}.{key}", "is neither true nor false")
-
-    def _check_object(self, number: int, field: str, value: Any, keys: Sequence[str]) -> None:
-        if not isinstance(value, dict):
-            raise self._bad(number, field, "is not a JSON object")
-        for key in value:
-            if key not in keys:
-                nearest = difflib.get_close_matches(key, keys, 1)
-                raise self._bad(number, field, f"has an unknown key {key!r}" + _did_you_mean(nearest))
-
-    def _text(self, number: int, field: str, holder: dict[str, Any]) -> str:
-        key = field.rpartition(".")[2]
-        if key not in holder:
-            raise self._bad(number, field, "is missing")
-        if not isinstance(holder[key], str):
-            raise self._bad(number, field, "is not text")
-        return holder[key]
+            raise self._bad(number, f"line is not UTF-8: {error.reason}") from None
+        except (ValueError, RecursionError) as error:
+            raise self._bad(number, f"line is not JSON: {error}") from None
+        try:
+            record = trajectory_from_json(value)
+        except RecordError as error:
+            raise self._bad(number, str(error)) from None
+        if record.prompt_image is not None:
+            self._path(number, "image", record.prompt_image)
+        for turn in record.turns:
+            self._path(number, turn.image_field, turn.image)
+        return record
 
     def _path(self, number: int, field: str, name: str) -> pathlib.Path:
         """Returns the file that `name` points to, inside the folder."""
-        if not name or "\0" in name:
-            raise self._bad(number, field, f"is no file name: {name!r}")
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder):
-            raise self._bad(number, field, f"leaves the folder: {name!r}")
+            raise self._bad(number, f"{field} leaves the folder: {name!r}")
         return path
 
     def _image(self, number: int, field: str, name: str) -> np.ndarray:
@@ -265,13 +186,9 @@ class FolderSource:
         try:
             return images.read_image(path, self.image_size)
         except FileNotFoundError:
-            raise self._bad(number, field, f"does not exist: {name!r}") from None
+            raise self._bad(number, f"{field} does not exist: {name!r}") from None
         except images.UNREADABLE as error:
-            raise self._bad(number, field, f"is no readable PNG, JPEG or WebP: {name!r} ({error})") from None
+            raise self._bad(number, f"{field} is no readable PNG, JPEG or WebP: {name!r} ({error})") from None
 
-    def _bad(self, number: int, field: str, problem: str) -> BadTrajectory:
-        return BadTrajectory(f"{self.listing}, line {number}: {field} {problem}")
-
-
-def _did_you_mean(nearest: Sequence[str]) -> str:
-    return f", did you mean {nearest[0]!r}?" if nearest else ""
+    def _bad(self, number: int, problem: str) -> BadTrajectory:
+        return BadTrajectory(f"{self.listing}, line {number}: {problem}")

@@ -1,6 +1,6 @@
 """Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
 
-    latents.array_record  a JSON line, then [images, N, V] float16: drafts, corrected images, the input image
+    latents.array_record  a JSON line, then [images, N, V] float16: one image a turn, then the input image
     latents.json          what they were made of; written last, so a folder without it is unfinished
 
 The folder belongs to one source and one autoencoder. Every record carries a
@@ -30,7 +30,7 @@ from process_gen.trajectory.stages import Trajectory
 
 RECORDS, INFO = "latents.array_record", "latents.json"
 DTYPE = np.dtype("<f2")
-FORMAT = 1
+FORMAT = 2
 
 
 class LatentsMismatch(ValueError):
@@ -83,13 +83,13 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     path = pathlib.Path(folder) / INFO
     try:
         fields = json.loads(path.read_text("utf-8"))
-        if fields.pop("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
+        if (version := fields.pop("format")) != FORMAT:
+            raise ValueError(f"it has format {version}, this version reads {FORMAT}")
         return LatentsInfo(**fields | {"image_size": tuple(fields["image_size"])})
     except FileNotFoundError:
         reason = "it does not exist" if not path.parent.exists() else f"it has no {INFO}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{INFO} cannot be read: {error}"
+        reason = f"{INFO} cannot be used: {error}"
     raise NotPrepared(
         f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "
         "and the same config"
@@ -97,10 +97,9 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
 
 
 def images_of(trajectory: Trajectory) -> list[np.ndarray]:
-    """The images of a trajectory in the order of a record: drafts, corrected images, the input image."""
-    refined = [step.refine.image for step in trajectory.steps if step.refine is not None]
+    """The images of a trajectory in the order of a record: that of each turn, the input image."""
     given = [] if trajectory.prompt_image is None else [trajectory.prompt_image]
-    return [step.sketch for step in trajectory.steps] + refined + given
+    return [turn.image for turn in trajectory.turns] + given
 
 
 class LatentsWriter:
@@ -206,13 +205,9 @@ class LatentsSource:
 
 
 def _by_field(trajectory: Trajectory, latents: np.ndarray) -> dict[str, np.ndarray]:
-    """Latents [images, N, V] as `Trajectory.latents` has them, zeros where there is no image."""
-    steps = len(trajectory.steps)
-    refines = [step.refine is not None for step in trajectory.steps]
-    refined = np.zeros((steps, *latents.shape[1:]), latents.dtype)
-    refined[refines] = latents[steps : steps + sum(refines)]
+    """Latents [images, N, V] as `Trajectory.latents` has them, zeros where there is no input image."""
     given = np.zeros_like(latents[0]) if trajectory.prompt_image is None else latents[-1]
-    return {"sketch": latents[:steps], "refined": refined, "prompt": given}
+    return {"image": latents[: len(trajectory.turns)], "prompt": given}
 
 
 def _checksum(images: Sequence[np.ndarray]) -> int:

@@ -64,10 +64,10 @@ class Loader:
         return iterator
 
     def report(self, batches: int = 8) -> PackingReport:
-        """Measures the padding of the first batches."""
+        """Measures how much of the first batches is useful."""
         iterator = iter(self)
         try:
-            return packing_stats(itertools.islice(iterator, batches))
+            return packing_stats(itertools.islice(iterator, batches), self.layout)
         finally:
             iterator.close()
 
@@ -120,7 +120,7 @@ def make_loader(
         "source": f"{getattr(source, 'name', type(source).__name__)} of {len(source)} trajectories",
         "order": f"seed {seed}" if shuffle else "as stored",
         "batch": f"{batch_size} rows",
-        "rows": f"{open_rows} open ones of {layout.steps} steps and {layout.trajectories} trajectories",
+        "rows": f"{open_rows} open ones of {layout.turns} turns and {layout.trajectories} trajectories",
     }
     batches = PackedBatches(
         {row: stream.slice(slice(row, None, batch_size)) for row in rows},

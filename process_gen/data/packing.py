@@ -1,4 +1,4 @@
-"""Trajectories into rows of step slots, in an order that a checkpoint restores exactly.
+"""Trajectories into rows of turn slots, in an order that a checkpoint restores exactly.
 
 Every row of the global batch is a stream of its own, with its own share of each epoch. A row holds several
 trajectories one after the other. A few rows stay open at a time; a trajectory goes where it wastes the least,
@@ -18,12 +18,14 @@ import grain
 import numpy as np
 from absl import logging
 
-from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps
+from process_gen.data.encode import BadTrajectory, TooLong
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
 Arrays = dict[str, np.ndarray]
+_LONG_WHILE = 1000
+"""After so many overlong trajectories in a row, and three epochs, none is expected to fit."""
 LOGGED_NAMES = 20
 """How many left-out trajectories are named one by one in the log."""
 
@@ -37,6 +39,11 @@ def allowance(trajectories: int) -> float:
     return max(0.001, min(10 / max(trajectories, 1), 0.5))
 
 
+def budget_of_part(part: int, trajectories: int) -> float:
+    """The share of a bucket that may be bad: as many as of the whole data set, at most nine tenths of it."""
+    return min(allowance(trajectories) * trajectories / max(part, 1), 0.9)
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """What to do with trajectories that cannot be used.
@@ -45,7 +52,7 @@ class Policy:
       bad: `fail` at the first one (unreadable, or a text longer than its slot),
         or `skip` it, count it and name it in the log.
       budget: the share of trajectories that `skip` may leave out.
-      overlong: the same choice for trajectories of more steps than a row holds;
+      overlong: the same choice for trajectories of more turns than a row holds;
         these are no error of the data and have no budget.
     """
 
@@ -65,12 +72,12 @@ class _OpenRow:
 
     positions: list[int] = dataclasses.field(default_factory=list)
     parts: list[Arrays] = dataclasses.field(default_factory=list)
-    steps: int = 0
+    turns: int = 0
 
     def add(self, position: int, part: Arrays) -> None:
         self.positions.append(position)
         self.parts.append(part)
-        self.steps += len(part["reset"])
+        self.turns += len(part["present"])
 
 
 class PackedBatches(grain.IterDataset):
@@ -155,7 +162,7 @@ class _RowStream:
 
     def __init__(self, dataset: PackedBatches, stream: grain.MapDataset):
         self._dataset, self._stream = dataset, stream
-        self._position = self._skipped = self._overlong = 0
+        self._position = self._skipped = self._overlong = self._in_vain = self._longest = 0
         self._rows = [_OpenRow() for _ in range(dataset.open_rows)]
         self.siblings: tuple[_RowStream, ...] = (self,)
 
@@ -169,8 +176,8 @@ class _RowStream:
             row = self._place(position, part)
             if row is not None:
                 return row
-        fullest = max(range(len(self._rows)), key=lambda index: self._rows[index].steps)
-        return self._emit(fullest) if self._rows[fullest].steps else None
+        fullest = max(range(len(self._rows)), key=lambda index: self._rows[index].turns)
+        return self._emit(fullest) if self._rows[fullest].turns else None
 
     def get_state(self) -> dict[str, Any]:
         width = self._dataset.layout.trajectories
@@ -204,12 +211,20 @@ class _RowStream:
         """Returns the arrays of one trajectory, None where the policy leaves it out."""
         policy = self._dataset.policy
         try:
-            return self._dataset.encode(self._stream[position])
-        except TooManySteps as error:
+            part = self._dataset.encode(self._stream[position])
+            self._in_vain = 0
+            return part
+        except TooLong as error:
             if policy.overlong == "fail":
                 raise
             self._overlong += 1
             _log_left_out("overlong", self._overlong, error)
+            self._in_vain, self._longest = self._in_vain + 1, max(self._longest, error.turns)
+            if self._in_vain >= _LONG_WHILE + 3 * self._dataset.epoch:
+                raise TooManyBadTrajectories(
+                    f"the last {self._in_vain} trajectories all have more than the {error.slots} turns of a "
+                    f"row, the longest one {self._longest}: set config.layout.turns={self._longest} or more"
+                ) from error
         except BadTrajectory as error:
             if policy.bad == "fail":
                 raise
@@ -227,14 +242,14 @@ class _RowStream:
     def _place(self, position: int, part: Arrays) -> Arrays | None:
         """Adds a trajectory to an open row; returns the row that this completes, if any."""
         layout, rows = self._dataset.layout, self._rows
-        steps = len(part["reset"])
+        turns = len(part["present"])
         fitting = [
             index
             for index, row in enumerate(rows)
-            if row.steps + steps <= layout.steps and len(row.positions) < layout.trajectories
+            if row.turns + turns <= layout.turns and len(row.positions) < layout.trajectories
         ]
         if not fitting:
-            fullest = max(range(len(rows)), key=lambda index: rows[index].steps)
+            fullest = max(range(len(rows)), key=lambda index: rows[index].turns)
             done = self._emit(fullest)
             rows[fullest].add(position, part)
             return done
@@ -242,12 +257,12 @@ class _RowStream:
         def merit(index: int) -> tuple[bool, bool, int]:
             """Best is to fill a row up, worst to close one with empty slots; else the fuller the better."""
             row = rows[index]
-            fills = row.steps + steps == layout.steps
-            return fills, len(row.positions) + 1 < layout.trajectories, row.steps
+            fills = row.turns + turns == layout.turns
+            return fills, len(row.positions) + 1 < layout.trajectories, row.turns
 
         best = max(fitting, key=merit)
         rows[best].add(position, part)
-        full = rows[best].steps == layout.steps or len(rows[best].positions) == layout.trajectories
+        full = rows[best].turns == layout.turns or len(rows[best].positions) == layout.trajectories
         return self._emit(best) if full else None
 
     def _emit(self, index: int) -> Arrays:
@@ -263,10 +278,10 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
             row[name] = np.full((layout.trajectories, *first.shape), blank(name), first.dtype)
             row[name][: len(parts)] = [part[name] for part in parts]
             continue
-        row[name] = np.full((layout.steps, *first.shape[1:]), blank(name), first.dtype)
+        row[name] = np.full((layout.turns, *first.shape[1:]), blank(name), first.dtype)
         start = 0
         for index, part in enumerate(parts):
-            stop = start + len(part["reset"])
+            stop = start + len(part["present"])
             row[name][start:stop] = index if name == "prompt_index" else part[name]
             start = stop
     return row
@@ -274,58 +289,107 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class PackingReport:
-    """How much of the batches is padding.
+    """What share of the tokens of a row is useful, and what the others are.
 
     Attributes:
       rows: rows that were looked at.
-      steps_per_trajectory: mean.
-      empty_steps: share of step slots that hold no step.
-      padding: share of padding tokens of each text slot, where the text is present.
-      absent: share of steps without that text.
+      tokens: of one row.
+      turns_per_trajectory: mean.
+      unused: tokens that hold nothing by cause, as shares of all tokens of the rows.
     """
 
     rows: int
-    steps_per_trajectory: float
-    empty_steps: float
-    padding: dict[str, float]
-    absent: dict[str, float]
+    tokens: int
+    turns_per_trajectory: float
+    unused: dict[str, float]
+
+    @property
+    def useful(self) -> float:
+        """The share of tokens that hold something."""
+        return 1.0 - sum(self.unused.values())
 
     def __str__(self) -> str:
-        slots = ", ".join(
-            f"{slot} {share:.0%}" + (f" (absent {self.absent[slot]:.0%})" if slot in self.absent else "")
-            for slot, share in self.padding.items()
-        )
+        causes = ", ".join(f"{cause} {share:.1%}" for cause, share in self.unused.items() if share >= 0.0005)
         return (
-            f"packing: {self.empty_steps:.1%} of the step slots empty, "
-            f"{self.steps_per_trajectory:.2f} steps per trajectory; padding inside text slots: {slots} "
+            f"packing: {self.useful:.1%} of {self.tokens:,} tokens of a row useful; "
+            f"{causes or 'none unused'}; {self.turns_per_trajectory:.2f} turns per trajectory "
             f"({self.rows} rows)"
         )
 
+    def table(self) -> str:
+        """By cause, for a terminal; the last line is `useful NN.N%`."""
+        lines = [*self.unused.items(), ("useful", self.useful)]
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}} {share:6.1%}" for name, share in lines)
 
-def packing_stats(batches: Iterable[Arrays]) -> PackingReport:
-    """Measures the padding of some batches, as the loader yields them."""
+
+def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
+    """Measures what the tokens of some batches hold, as the loader yields them.
+
+    Raises:
+      ValueError: there are none.
+    """
     count: collections.Counter[str] = collections.Counter()
+    turn = sum(s.tokens for s in layout.turn_segments)
     for batch in batches:
         present = batch["present"]
         count["rows"] += len(present)
-        count["slots"] += present.size
-        count["steps"] += int(present.sum())
-        count["trajectories"] += int(batch["reset"].sum())
-        for slot in TEXT_SLOTS:
-            tokens = batch[f"{slot}_tokens"]
-            used = tokens[..., 0] != PAD_ID
-            count[f"{slot} texts"] += int(used.sum())
-            count[f"{slot} tokens"] += int((tokens != PAD_ID).sum())
-            count[f"{slot} room"] += int(used.sum()) * tokens.shape[-1]
+        count["turns"] += int(present.sum())
+        count["trajectories"] += int(batch["is_first"].sum())
+        count["empty turn slots"] += turn * int((~present).sum())
+        noised = sum(s.tokens for s in layout.turn_segments if s.kind == "noised")
+        count["flow targets of nothing"] += noised * int((present & (batch["target"] < 0)).sum())
+        used = (batch["prompt_tokens"] != PAD_ID).any(-1)
+        if "has_prompt_image" in batch:
+            used |= batch["has_prompt_image"]
+        count["empty prompt slots"] += layout.prompt_slots * int((~used).sum())
+        _count_prompts(count, batch, layout, used)
+        for slot, there in (("before", present), ("after", present)):
+            _count_texts(count, batch[f"{slot}_tokens"], there, f"text {slot} the image")
     if not count["rows"]:
         raise ValueError("no batches to measure the packing of")
+    total = count["rows"] * layout.row_tokens
     return PackingReport(
         rows=count["rows"],
-        steps_per_trajectory=count["steps"] / count["trajectories"],
-        empty_steps=1 - count["steps"] / count["slots"],
-        padding={slot: 1 - count[f"{slot} tokens"] / max(count[f"{slot} room"], 1) for slot in TEXT_SLOTS},
-        absent={slot: 1 - count[f"{slot} texts"] / count["steps"] for slot in TEXT_SLOTS[1:]},
+        tokens=layout.row_tokens,
+        turns_per_trajectory=count["turns"] / max(count["trajectories"], 1),
+        unused={cause: count[cause] / total for cause in _CAUSES},
     )
+
+
+_CAUSES = (
+    "empty turn slots",
+    "empty prompt slots",
+    "absent prompt texts",
+    "absent prompt images",
+    "absent prompt instructions",
+    "absent text before the image",
+    "absent text after the image",
+    "padding in prompts",
+    "padding in text before the image",
+    "padding in text after the image",
+    "flow targets of nothing",
+)
+
+
+def _count_prompts(count: collections.Counter, batch: Arrays, layout: Layout, used: np.ndarray) -> None:
+    """Adds what the slots of prompts that are there hold nothing in."""
+    _count_texts(count, batch["prompt_tokens"], used, "prompts", "prompt texts")
+    if "has_prompt_image" in batch:
+        state = sum(s.tokens for s in layout.prompt_parts["prompt_image"])
+        count["absent prompt images"] += state * int((used & ~batch["has_prompt_image"]).sum())
+    if "instruction_tokens" in batch:
+        _count_texts(count, batch["instruction_tokens"], used, "prompts", "prompt instructions")
+
+
+def _count_texts(
+    count: collections.Counter, tokens: np.ndarray, there: np.ndarray, name: str, absent: str = ""
+) -> None:
+    """Adds absent texts, and padding inside those that are there, of slots that are `there`."""
+    filled = (tokens != PAD_ID).sum(-1)
+    missing = there & (filled == 0)
+    count[f"absent {absent or name}"] += tokens.shape[-1] * int(missing.sum())
+    count[f"padding in {name}"] += int((tokens.shape[-1] - filled)[there & ~missing].sum())
 
 
 def check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:

@@ -45,15 +45,16 @@ class Summary:
     Attributes:
       path: where it lies.
       examples: trajectories of each split.
-      steps: how many trajectories have how many steps.
+      turns, steps: how many trajectories have how many of them.
       longest: tokens of the longest text of each slot, with its two brackets.
-      refined, slips: share of steps.
+      refined, slips: share of drafts that are corrected, and that are wrong and stay so.
       megabytes: on disk.
       seconds: that building it took.
     """
 
     path: str
     examples: dict[str, int]
+    turns: dict[int, int]
     steps: dict[int, int]
     longest: dict[str, int]
     refined: float
@@ -63,7 +64,11 @@ class Summary:
 
     @property
     def steps_per_trajectory(self) -> float:
-        return sum(n * count for n, count in self.steps.items()) / sum(self.steps.values())
+        return _mean(self.steps)
+
+    def overlong(self, layout: Layout) -> int:
+        """How many trajectories have more turns than a row of `layout`; training leaves them out."""
+        return sum(count for turns, count in self.turns.items() if turns > layout.turns)
 
     def describe(self, layout: Layout | None = None) -> str:
         """Returns the summary as lines for people, with the layout's room beside the lengths."""
@@ -71,13 +76,19 @@ class Summary:
         def length(slot):
             return f"{slot} {self.longest[slot]}" + (f" of {getattr(layout, slot)}" if layout else "")
 
+        def shares(counts):
+            found = ", ".join(f"{n}: {count / sum(counts.values()):.0%}" for n, count in counts.items())
+            return f"{_mean(counts):.2f} per trajectory ({found})"
+
         examples = ", ".join(f"{count:,} for {split}" for split, count in self.examples.items())
-        steps = ", ".join(f"{n}: {count / sum(self.steps.values()):.0%}" for n, count in self.steps.items())
+        long = self.overlong(layout) if layout else 0
+        left_out = f"; {long:,} longer than a row of {layout.turns} are left out" if long else ""
         return "\n".join(
             [
                 f"data set {self.path}",
                 f"  trajectories  {examples}",
-                f"  steps         {self.steps_per_trajectory:.2f} per trajectory ({steps})",
+                f"  turns         {shares(self.turns)}{left_out}",
+                f"  steps         {shares(self.steps)}",
                 f"  drafts        {self.refined:.0%} refined, {self.slips:.0%} slips",
                 f"  longest text  {', '.join(length(slot) for slot in self.longest)} tokens",
                 f"  size          {self.megabytes:.1f} MB, built in {self.seconds:.0f} s "
@@ -86,7 +97,7 @@ class Summary:
         )
 
     def check(self, layout: Layout) -> None:
-        """Raises ValueError if a text is longer than its slot of `layout`; says what to set."""
+        """Raises ValueError if a text is longer than its slot of `layout`, or no trajectory fits a row."""
         small = {slot: need for slot, need in self.longest.items() if need > getattr(layout, slot)}
         if small:
             raise ValueError(
@@ -95,6 +106,15 @@ class Summary:
                     f"layout.{slot} is {getattr(layout, slot)} but must be {n}" for slot, n in small.items()
                 )
             )
+        if self.overlong(layout) == sum(self.turns.values()):
+            raise ValueError(
+                f"every trajectory of the data set has more turns than a row of layout.turns={layout.turns}, "
+                f"the longest one {max(self.turns)}: set layout.turns={max(self.turns)}"
+            )
+
+
+def _mean(counts: dict[int, int]) -> float:
+    return sum(n * count for n, count in counts.items()) / sum(counts.values())
 
 
 @dataclasses.dataclass
@@ -103,6 +123,7 @@ class _Tally:
 
     tokenizer: Tokenizer
     bar: tqdm.tqdm
+    turns: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     steps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     longest: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     refined: int = 0
@@ -110,9 +131,11 @@ class _Tally:
 
     def __call__(self, trajectory: Trajectory) -> None:
         self.bar.update()
-        self.steps[len(trajectory.steps)] += 1
-        self.refined += sum(step.refine is not None for step in trajectory.steps)
-        self.slips += sum(step.refine is None and not step.sketch_ok for step in trajectory.steps)
+        steps = trajectory.steps
+        self.turns[len(trajectory.turns)] += 1
+        self.steps[len(steps)] += 1
+        self.refined += sum(bool(step.refines) for step in steps)
+        self.slips += sum(not step.turns[-1].image_ok for step in steps)
         count_tokens(self.tokenizer, trajectory, self.longest)
 
 
@@ -189,6 +212,7 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
     summary = Summary(
         path=str(path),
         examples=dict(zip(SPLITS, (config.examples, config.validation), strict=True)),
+        turns=dict(sorted(tally.turns.items())),
         steps=dict(sorted(tally.steps.items())),
         longest={slot: tally.longest[slot] for slot in TEXT_SLOTS},
         refined=tally.refined / steps,
@@ -202,8 +226,8 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
 
 def _read_summary(path: pathlib.Path) -> Summary:
     fields = json.loads((path / SUMMARY).read_text())
-    steps = {int(n): count for n, count in fields["steps"].items()}
-    return Summary(**fields | {"steps": steps, "path": str(path)})
+    counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
+    return Summary(**fields | counts | {"path": str(path)})
 
 
 @contextlib.contextmanager

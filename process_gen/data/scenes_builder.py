@@ -114,9 +114,9 @@ def scenes_config(**settings: Any) -> ScenesConfig:
     digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode())
     for index in range(PROBED):
         example = to_example(make_example(config, "train", index))
-        for step in example.pop("steps"):
-            digest.update(step.pop("sketch").tobytes() + step.pop("refined").tobytes())
-            digest.update(json.dumps(step, sort_keys=True).encode())
+        for turn in example.pop("turns"):
+            digest.update(turn.pop("image").tobytes())
+            digest.update(json.dumps(turn, sort_keys=True).encode())
         digest.update(json.dumps(example, sort_keys=True).encode())
     name = f"{config.level}_{config.mode}_{config.examples}_{digest.hexdigest()[:10]}"
     return dataclasses.replace(config, name=name)
@@ -142,7 +142,7 @@ def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
 class Scenes(tfds.core.ShardBasedBuilder):
     """Trajectories of the scenes world, taught by an exact teacher."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS = [
         ScenesConfig(name=f"{level}_{mode.value}", level=level, mode=mode.value)
         for level in LEVELS

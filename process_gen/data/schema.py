@@ -15,18 +15,18 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from process_gen.data.encode import BadTrajectory
-from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
+from process_gen.trajectory.stages import TURN_FIELDS, Trajectory, Turn, turn_fields
 
 
 def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds.features.FeaturesDict:
     """Returns the TFDS features of trajectories with images of one size.
 
     Input images of prompts, and the texts after them, have a place only where
-    `prompt_image` asks for it: other data sets stay as they are.
+    `prompt_image` asks for it.
 
-    A text that is absent is stored as the empty string with its `has_` flag off,
-    an image that is absent as zeros. Pixels are stored raw: ArrayRecord
-    compresses each record, and nothing has to be decoded on the way back.
+    A text that is absent is stored as the empty string with its `has_` flag off.
+    Pixels are stored raw: ArrayRecord compresses each record, and nothing has to
+    be decoded on the way back.
     """
 
     def flag():
@@ -35,23 +35,18 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
     def image():
         return tfds.features.Tensor(shape=(*image_size, 3), dtype=np.uint8, encoding="bytes")
 
-    step = {
-        "instruction": tfds.features.Text(),
-        "description": tfds.features.Text(),
-        "has_plan": flag(),
-        "inspect": tfds.features.Text(),
-        "has_inspect": flag(),
-        "refine": tfds.features.Text(),
-        "has_refine": flag(),
-        "sketch": image(),
-        "refined": image(),
-        "sketch_ok": flag(),
-        "plan_ok": flag(),
+    kinds = {
+        "flag": flag,
+        "image": image,
+        "text": tfds.features.Text,
+        "weight": lambda: tfds.features.Scalar(dtype=np.float32),
     }
+    turn = {field.name: kinds[field.type]() for field in TURN_FIELDS}
+    turn |= {f"has_{field.name}": flag() for field in turn_fields("text")}
     prompt = {name: tfds.features.Text() for name in ("uid", "prompt", "metadata")}
     if prompt_image:
         prompt |= {"prompt_image": image(), "has_prompt_image": flag(), "instruction": tfds.features.Text()}
-    return tfds.features.FeaturesDict({**prompt, "steps": tfds.features.Sequence(step)})
+    return tfds.features.FeaturesDict({**prompt, "turns": tfds.features.Sequence(turn)})
 
 
 def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[str, Any]:
@@ -64,7 +59,7 @@ def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[st
     if prompt_image:
         given = trajectory.prompt_image
         prompt["has_prompt_image"] = given is not None
-        prompt["prompt_image"] = np.zeros_like(trajectory.steps[0].sketch) if given is None else given
+        prompt["prompt_image"] = np.zeros_like(trajectory.image) if given is None else given
         prompt["instruction"] = trajectory.instruction
     elif trajectory.prompt_image is not None or trajectory.instruction:
         raise BadTrajectory(
@@ -80,25 +75,15 @@ def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[st
         "prompt": trajectory.prompt,
         "metadata": metadata,
         **prompt,
-        "steps": [_step_to_example(step) for step in trajectory.steps],
+        "turns": [_turn_to_example(turn) for turn in trajectory.turns],
     }
 
 
-def _step_to_example(step: Step) -> dict[str, Any]:
-    plan, refine = step.plan, step.refine
-    return {
-        "instruction": plan.instruction if plan else "",
-        "description": plan.description if plan else "",
-        "has_plan": plan is not None,
-        "inspect": step.inspect or "",
-        "has_inspect": step.inspect is not None,
-        "refine": refine.instruction if refine else "",
-        "has_refine": refine is not None,
-        "sketch": np.asarray(step.sketch),
-        "refined": np.asarray(refine.image) if refine else np.zeros_like(step.sketch),
-        "sketch_ok": step.sketch_ok,
-        "plan_ok": step.plan_ok,
-    }
+def _turn_to_example(turn: Turn) -> dict[str, Any]:
+    values = {field.name: getattr(turn, field.name) for field in TURN_FIELDS}
+    texts = {field.name: values[field.name] for field in turn_fields("text")}
+    has = {f"has_{name}": text is not None for name, text in texts.items()}
+    return values | has | {name: text or "" for name, text in texts.items()}
 
 
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
@@ -109,10 +94,12 @@ def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
     """
     try:
         fields = tf_example_pb2.Example.FromString(record).features.feature
-        uid, prompt, metadata = (_texts(fields, name)[0] for name in ("uid", "prompt", "metadata"))
+        uid, prompt, metadata = (
+            _read(fields, name, "text", image_size)[0] for name in ("uid", "prompt", "metadata")
+        )
         image, instruction = _read_input(fields, image_size)
-        steps = _read_steps(fields, image_size)
-        return Trajectory(prompt, steps, uid, json.loads(metadata), image, instruction)
+        turns = _read_turns(fields, image_size)
+        return Trajectory(prompt, turns, uid, json.loads(metadata), image, instruction)
     except Exception as error:
         raise BadTrajectory(f"not a trajectory record of images of {image_size}: {error}") from error
 
@@ -121,62 +108,31 @@ def _read_input(fields, image_size: tuple[int, int]) -> tuple[np.ndarray | None,
     """The input image of a prompt and the text after it, of records that have a place for them."""
     if "has_prompt_image" not in fields:
         return None, ""
-    (instruction,) = _texts(fields, "instruction")
-    if not fields["has_prompt_image"].int64_list.value[0]:
+    (instruction,) = _read(fields, "instruction", "text", image_size)
+    if not _read(fields, "has_prompt_image", "flag", image_size)[0]:
         return None, instruction
-    (stored,) = fields["prompt_image"].bytes_list.value
-    return np.frombuffer(stored, np.uint8).reshape(*image_size, 3), instruction
+    return _read(fields, "prompt_image", "image", image_size)[0], instruction
 
 
-def _read_steps(fields, image_size: tuple[int, int]) -> tuple[Step, ...]:
-    def texts(name):
-        return _texts(fields, f"steps/{name}")
-
-    def flags(name):
-        return [bool(value) for value in fields[f"steps/{name}"].int64_list.value]
-
-    def images(name):
-        stored = fields[f"steps/{name}"].bytes_list.value
-        return [np.frombuffer(value, np.uint8).reshape(*image_size, 3) for value in stored]
-
-    columns = zip(
-        texts("instruction"),
-        texts("description"),
-        flags("has_plan"),
-        texts("inspect"),
-        flags("has_inspect"),
-        texts("refine"),
-        flags("has_refine"),
-        images("sketch"),
-        images("refined"),
-        flags("sketch_ok"),
-        flags("plan_ok"),
-        strict=True,
-    )
+def _read_turns(fields, image_size: tuple[int, int]) -> tuple[Turn, ...]:
+    columns = {
+        field.name: _read(fields, f"turns/{field.name}", field.type, image_size) for field in TURN_FIELDS
+    }
+    for field in turn_fields("text"):
+        there = _read(fields, f"turns/has_{field.name}", "flag", image_size)
+        columns[field.name] = [x if has else None for x, has in zip(columns[field.name], there, strict=True)]
     return tuple(
-        Step(
-            sketch=sketch,
-            plan=Plan(instruction, description) if has_plan else None,
-            inspect=inspect if has_inspect else None,
-            refine=Refinement(refine, refined) if has_refine else None,
-            sketch_ok=sketch_ok,
-            plan_ok=plan_ok,
-        )
-        for (
-            instruction,
-            description,
-            has_plan,
-            inspect,
-            has_inspect,
-            refine,
-            has_refine,
-            sketch,
-            refined,
-            sketch_ok,
-            plan_ok,
-        ) in columns
+        Turn(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)
     )
 
 
-def _texts(fields, name: str) -> list[str]:
-    return [value.decode() for value in fields[name].bytes_list.value]
+def _read(fields, name: str, kind: str, image_size: tuple[int, int]) -> list[Any]:
+    """All values of one feature."""
+    feature = fields[name]
+    if kind == "flag":
+        return [bool(value) for value in feature.int64_list.value]
+    if kind == "weight":
+        return list(feature.float_list.value)
+    if kind == "image":
+        return [np.frombuffer(x, np.uint8).reshape(*image_size, 3) for x in feature.bytes_list.value]
+    return [value.decode() for value in feature.bytes_list.value]

@@ -17,10 +17,11 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
-from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooManySteps, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
 from process_gen.data.folder import FolderSource
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
+from process_gen.data.packing import TooManyBadTrajectories, allowance
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
 from process_gen.data.schema import read_record
@@ -39,8 +40,13 @@ class RecordSource:
         if split not in info.splits:
             raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
         self.name = f"{info.full_name}/{split}"
+        if "steps" in info.features and "turns" not in info.features:
+            raise ValueError(
+                f"{info.full_name} holds trajectories of an earlier version, in steps and not in turns: make "
+                "it anew with `python -m process_gen.prepare --config=...`, or with what made it"
+            )
         try:
-            self.image_size = tuple(info.features["steps"]["sketch"].shape[:2])
+            self.image_size = tuple(info.features["turns"]["image"].shape[:2])
         except (KeyError, TypeError, AttributeError):
             raise ValueError(
                 f"{info.full_name} holds no trajectories: its features are {info.features}"
@@ -143,27 +149,64 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     return longest
 
 
-def check_every_trajectory(
-    source: Source, bad: str, encode: Callable[[Trajectory], Any] | None = None
-) -> int:
-    """Reads a whole source; returns how many trajectories were bad, or raises at the first.
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What reading a whole source found.
 
-    `encode` is tried on each, so that a text longer than its slot is found too.
+    Attributes:
+      good, bad, overlong: trajectories that training reads, that are broken or do not fit
+        the layout, and that have more turns than a row.
     """
-    wrong = 0
+
+    good: int
+    bad: int
+    overlong: int
+
+
+def check_every_trajectory(
+    source: Source,
+    bad: str,
+    encode: Callable[[Trajectory], Any] | None = None,
+    budget: float | None = None,
+) -> Checked:
+    """Reads a whole source.
+
+    Args:
+      source: what is read.
+      bad: `fail` at the first bad trajectory, or `skip` it and count it.
+      encode: tried on each, so that a text longer than its slot is found too.
+      budget: the share that may be bad where `bad` is `skip`; `allowance` by default.
+
+    Raises:
+      BadTrajectory: a bad one, where none is to be skipped.
+      TooManyBadTrajectories: training would find too many bad ones, or none that fits a row.
+    """
+    wrong, long, longest, last = 0, 0, None, None
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
             found = source[index]
             if encode:
                 encode(found)
-        except TooManySteps as error:
+        except TooLong as error:
+            long += 1
+            longest = error if longest is None or error.turns > longest.turns else longest
             logging.warning("overlong, training leaves it out: %s", error)
         except BadTrajectory as error:
             if bad == "fail":
                 raise
-            wrong += 1
+            wrong, last = wrong + 1, error
             logging.warning("bad trajectory: %s", error)
-    return wrong
+    budget = allowance(len(source)) if budget is None else budget
+    if wrong > budget * len(source):
+        raise TooManyBadTrajectories(
+            f"{wrong} of {len(source)} trajectories are bad, {budget:.2%} may be; the last one: {last}"
+        )
+    if longest is not None and wrong + long == len(source):
+        raise TooManyBadTrajectories(
+            f"no trajectory fits a row of {longest.slots} turns, the longest one has {longest.turns}: set "
+            f"config.layout.turns={longest.turns} ({longest})"
+        )
+    return Checked(len(source) - wrong - long, wrong, long)
 
 
 def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from process_gen.trajectory.stages import Step, Trajectory
+from process_gen.trajectory.stages import Plan, Step, Trajectory
 
 _PANEL = 224  # pixels across an image
 _GAP = 12
@@ -43,9 +43,9 @@ def draw_trajectory(trajectory: Trajectory) -> Image.Image:
 
 def _column(step: Step, index: int, steps: int) -> Image.Image:
     """One step: its images side by side, its texts below."""
-    panels = [("draft" if step.sketch_ok and step.plan_ok else "draft, wrong", step.sketch)]
-    if step.refine is not None:
-        panels.append(("refined", step.refine.image))
+    right = step.draft.image_ok and step.draft.before_weight > 0
+    panels = [("draft" if right else "draft, wrong", step.sketch)]
+    panels += [("refined" if turn.image_ok else "refined, wrong", turn.image) for turn in step.refines]
     width = _PANEL * len(panels) + _GAP * (len(panels) - 1)
     lines: list[tuple[str, tuple[int, int, int], int]] = []
     for name, text in _said(step):
@@ -58,7 +58,7 @@ def _column(step: Step, index: int, steps: int) -> Image.Image:
     pen.text((0, 0), f"step {index + 1} of {steps}", _INK, _font(15))
     for place, (caption, image) in enumerate(panels):
         left = place * (_PANEL + _GAP)
-        bad = caption == "draft, wrong"
+        bad = caption.endswith("wrong")
         pen.text((left, 23), caption, _STAGE_INK["refine"] if bad else _SOFT, _font(12))
         column.paste(_enlarged(image), (left, 42))
         frame = _STAGE_INK["refine"] if bad else _RULE
@@ -70,15 +70,20 @@ def _column(step: Step, index: int, steps: int) -> Image.Image:
 
 
 def _said(step: Step) -> list[tuple[str, str]]:
+    """The texts of a step in order, with the stage that each belongs to."""
     said = []
-    if step.plan is not None:
-        said += [("plan", step.plan.instruction), ("scene", step.plan.description)]
-    if step.inspect is not None:
-        said.append(("inspect", step.inspect))
-    elif not step.sketch_ok:
+    for turn in step.turns:
+        told = turn.instruction if turn.refines else turn.plan
+        if isinstance(told, Plan):
+            said += [("plan", told.instruction), ("scene", told.description)]
+        elif turn.before is not None:
+            said.append(
+                ("refine" if turn.refines else "plan", told if isinstance(told, str) else turn.before)
+            )
+        if turn.after is not None:
+            said.append(("inspect", turn.after))
+    if not step.turns[-1].image_ok and step.turns[-1].after is None:
         said.append(("inspect", "(nobody notices)"))
-    if step.refine is not None:
-        said.append(("refine", step.refine.instruction))
     return said
 
 

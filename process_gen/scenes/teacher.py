@@ -15,7 +15,7 @@ refinement corrects, or that goes unnoticed (a slip) and is repaired by the next
 step. Some plans are wrong themselves, mostly because something stands already
 where they put a thing: the draft carries them out, the inspection finds what
 contradicts the prompt, and the refinement corrects it. Nobody learns to write
-such plans (`Step.plan_ok`).
+such plans (`Turn.before_weight`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from process_gen.scenes.requests import Request, categories
 from process_gen.scenes.schedule import MAX_STEPS, Action, apply, misled, schedule
 from process_gen.scenes.splits import Split
 from process_gen.scenes.words import count_tokens, pick
-from process_gen.trajectory.markup import write_plan, write_refine
-from process_gen.trajectory.stages import Mode, Plan, Refinement, Step, Trajectory
+from process_gen.trajectory.markup import write_plan
+from process_gen.trajectory.stages import Mode, Plan, Trajectory, Turn, draft, refinement
 
 
 def teach(
@@ -86,7 +86,7 @@ def teach(
         else:
             lesson.step(index, "plan" if draw < slip + wrong + misplan else None)
     return Trajectory(
-        request.text, tuple(lesson.steps), uid, _metadata(request, level, split, "process", lesson)
+        request.text, tuple(lesson.turns), uid, _metadata(request, level, split, "process", lesson)
     )
 
 
@@ -109,9 +109,9 @@ def baseline(
     lesson.scenes.append(Scene(tuple(final)))
     lesson.drafts.append(None)
     lesson.mistakes.append(None)
-    lesson.steps.append(Step(render(lesson.scenes[0], level), plan))
+    lesson.turns.append(draft(render(lesson.scenes[0], level), plan))
     return Trajectory(
-        request.text, tuple(lesson.steps), uid, _metadata(request, level, split, mode.value, lesson)
+        request.text, tuple(lesson.turns), uid, _metadata(request, level, split, mode.value, lesson)
     )
 
 
@@ -135,13 +135,13 @@ class _Lesson:
         self.request, self.partners = request, request.partners()
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
-        self.steps: list[Step] = []
+        self.turns: list[Turn] = []
         self.scenes: list[Scene] = []
         self.drafts: list[Scene | None] = []
         self.mistakes: list[dict[str, Any] | None] = []
 
     def step(self, index: int, fault: Literal["slip", "draft", "plan"] | None) -> None:
-        """Appends one step.
+        """Appends one step: a draft turn, and a refine turn where a mistake is noticed.
 
         Args:
           fault: what is wrong, if there is a way to make it so: the draft, and nobody
@@ -157,19 +157,19 @@ class _Lesson:
         slips = fault == "slip"
         plan = self._plan(index, actions, earlier, misplanned)
         scene = Scene(tuple(self.state.values()))
-        draft = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
-        sketch, inspect, refine = render(draft, self.level), None, None
+        drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
+        inspect, corrections = None, []
         if mistake is None:
             inspect = self._approve(index, touched)
         elif not slips:
             seen = mistake.as_seen(self.state)
             inspect = name_fault(seen, self.state, rng)
-            refine = Refinement(say_repair(seen, self.level, rng), render(scene, self.level))
+            corrections = [refinement(render(scene, self.level), say_repair(seen, self.level, rng))]
         self.unnoticed = mistake if slips else None
-        good = {"sketch_ok": mistake is misplanned, "plan_ok": misplanned is None}
-        self.steps.append(Step(sketch, plan, inspect, refine, **good))
+        good = {"image_ok": mistake is misplanned, "before_weight": float(misplanned is None)}
+        self.turns += [draft(render(drawn, self.level), plan, inspect, **good), *corrections]
         self.scenes.append(scene)
-        self.drafts.append(None if mistake is None else draft)
+        self.drafts.append(None if mistake is None else drawn)
         facts = mistake and {"kind": mistake.kind, "noticed": not slips, "planned": fault == "plan"}
         self.mistakes.append(facts)
 
@@ -284,15 +284,8 @@ def _metadata(request: Request, level: Level, split: Split, mode: str, lesson: _
 
 def texts(trajectory: Trajectory) -> list[str]:
     """Every text of a trajectory, with its markup, in order."""
-    found = [trajectory.prompt]
-    for step in trajectory.steps:
-        if step.plan is not None:
-            found.append(write_plan(step.plan))
-        if step.inspect is not None:
-            found.append(step.inspect)
-        if step.refine is not None:
-            found.append(write_refine(step.refine.instruction))
-    return found
+    said = (text for turn in trajectory.turns for text in (turn.before, turn.after))
+    return [trajectory.prompt, *(text for text in said if text is not None)]
 
 
 def corpus(rng: np.random.Generator, level: str | Level, n: int) -> list[str]:

@@ -1,11 +1,10 @@
-"""The batch: packed rows of step slots, and the one spec that describes them.
+"""The batch: packed rows of turn slots, and the one spec that describes them.
 
-Axes: B rows, S step slots of a row, R trajectories of a row, T tokens of a
-text slot, H W image height and width.
+Axes: B rows, S turn slots of a row, R trajectories of a row, T tokens of a text
+slot, H W image height and width, N latent tokens of an image, V values of one.
 
-A row of S step slots may hold several trajectories one after the other;
-`reset` marks where a fresh context starts. A text slot that is all padding is
-absent: no plan in a single-pass trajectory, no refine where none was needed.
+A row of S turn slots may hold several trajectories one after the other;
+`is_first` marks where one begins. A text slot that is all padding is absent.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import turn_fields
 
 PAD_ID = -1
 """Fills what a text leaves of its slot. No vocabulary has this id; in published ones 0 is a piece of text."""
@@ -28,7 +29,10 @@ def blank(field: str) -> int:
 
 
 PROMPT_FIELDS = ("prompt_tokens", "prompt_image", "has_prompt_image", "instruction_tokens", "prompt_latents")
-"""The fields of a prompt, [B, R, ...]; all others are fields of steps, [B, S, ...]."""
+"""The fields of a prompt, [B, R, ...]; all others are fields of turns, [B, S, ...]."""
+
+LATENTS = np.dtype("float16")
+"""The type of latents that were encoded ahead of time."""
 
 
 @flax.struct.dataclass
@@ -37,42 +41,42 @@ class Batch:
 
     Attributes:
       prompt_tokens: [B, R, T] int32, padded with `PAD_ID`.
-      prompt_index: [B, S] int32, which of the R prompts the step draws.
-      reset: [B, S] bool, first step of a trajectory.
-      present: [B, S] bool, the slot holds a step.
-      last: [B, S] bool, the trajectory ends with this step.
-      plan_tokens, inspect_tokens, refine_tokens: [B, S, T] int32.
-      sketch: [B, S, H, W, 3] uint8, the draft.
-      refined: [B, S, H, W, 3] uint8, the corrected image, zeros where absent.
-      sketch_ok: [B, S] bool, the draft carries out its instruction.
-      plan_ok: [B, S] bool, the plan serves the prompt; the words of others are not supervised.
+      prompt_index: [B, S] int32, which of the R prompts the turn draws.
+      present: [B, S] bool, the slot holds a turn.
+      is_first, is_last: [B, S] bool, the trajectory begins or ends with this turn.
+      refines: [B, S] bool, a refine turn; else a draft.
+      before_tokens, after_tokens: [B, S, T] int32.
+      image: [B, S, H, W, 3] uint8.
+      target: [B, S] int32, whose image the flow target shows, counted in turns from
+        this one; -1 where there is no target.
+      before_weight, image_weight, after_weight: [B, S] float32, of the losses.
       prompt_image: [B, R, H, W, 3] uint8, the input images of prompts, where
         `layout.prompt_image` makes room for them; None elsewhere.
       has_prompt_image: [B, R] bool, likewise.
       instruction_tokens: [B, R, T] int32, the texts after those images, where
         `layout.instruction` makes room for them; None elsewhere.
-      sketch_latents, refined_latents: [B, S, N, V] float, latent tokens of the
-        images where they were encoded ahead of time; None elsewhere.
-      prompt_latents: [B, R, N, V] float, likewise.
+      image_latents: [B, S, N, V] float16, latent tokens of the images where they
+        were encoded ahead of time; None elsewhere.
+      prompt_latents: [B, R, N, V] float16, likewise.
     """
 
     prompt_tokens: Any
     prompt_index: Any
-    reset: Any
     present: Any
-    last: Any
-    plan_tokens: Any
-    inspect_tokens: Any
-    refine_tokens: Any
-    sketch: Any
-    refined: Any
-    sketch_ok: Any
-    plan_ok: Any
+    is_first: Any
+    is_last: Any
+    refines: Any
+    before_tokens: Any
+    after_tokens: Any
+    image: Any
+    target: Any
+    before_weight: Any
+    image_weight: Any
+    after_weight: Any
     prompt_image: Any = None
     has_prompt_image: Any = None
     instruction_tokens: Any = None
-    sketch_latents: Any = None
-    refined_latents: Any = None
+    image_latents: Any = None
     prompt_latents: Any = None
 
     @classmethod
@@ -81,35 +85,26 @@ class Batch:
 
         `latents` says whether images were encoded ahead of time.
         """
-        rows, steps = batch_size, layout.steps
 
-        def array(*shape, dtype=jnp.int32):
-            return jax.ShapeDtypeStruct(shape, dtype)
+        def turns(*shape, dtype=jnp.int32):
+            return jax.ShapeDtypeStruct((batch_size, layout.turns, *shape), dtype)
 
-        more = {}
+        def prompts(*shape, dtype=jnp.int32):
+            return jax.ShapeDtypeStruct((batch_size, layout.trajectories, *shape), dtype)
+
+        pixels, tokens = (*layout.image_size, 3), (layout.latents, layout.latent_values)
+        fields = {"prompt_tokens": prompts(layout.prompt), "prompt_index": turns(), "target": turns()}
+        fields |= {name: turns(dtype=jnp.bool_) for name in ("present", "is_first", "is_last", "refines")}
+        fields |= {f"{f.name}_tokens": turns(getattr(layout, f.name)) for f in turn_fields("text")}
+        fields |= {f.name: turns(*pixels, dtype=jnp.uint8) for f in turn_fields("image")}
+        fields |= {f.name: turns(dtype=jnp.float32) for f in turn_fields("weight")}
         if layout.prompt_image:
-            more["prompt_image"] = array(rows, layout.trajectories, *layout.image_size, 3, dtype=jnp.uint8)
-            more["has_prompt_image"] = array(rows, layout.trajectories, dtype=jnp.bool_)
+            fields["prompt_image"] = prompts(*pixels, dtype=jnp.uint8)
+            fields["has_prompt_image"] = prompts(dtype=jnp.bool_)
         if layout.instruction:
-            more["instruction_tokens"] = array(rows, layout.trajectories, layout.instruction)
+            fields["instruction_tokens"] = prompts(layout.instruction)
         if latents:
-            shape = (layout.latents, layout.latent_values)
-            more["sketch_latents"] = array(rows, steps, *shape, dtype=jnp.float16)
-            more["refined_latents"] = array(rows, steps, *shape, dtype=jnp.float16)
+            fields |= {f"{f.name}_latents": turns(*tokens, dtype=LATENTS) for f in turn_fields("image")}
             if layout.prompt_image:
-                more["prompt_latents"] = array(rows, layout.trajectories, *shape, dtype=jnp.float16)
-        return cls(
-            prompt_tokens=array(rows, layout.trajectories, layout.prompt),
-            prompt_index=array(rows, steps),
-            reset=array(rows, steps, dtype=jnp.bool_),
-            present=array(rows, steps, dtype=jnp.bool_),
-            last=array(rows, steps, dtype=jnp.bool_),
-            plan_tokens=array(rows, steps, layout.plan),
-            inspect_tokens=array(rows, steps, layout.inspect),
-            refine_tokens=array(rows, steps, layout.refine),
-            sketch=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
-            refined=array(rows, steps, *layout.image_size, 3, dtype=jnp.uint8),
-            sketch_ok=array(rows, steps, dtype=jnp.bool_),
-            plan_ok=array(rows, steps, dtype=jnp.bool_),
-            **more,
-        )
+                fields["prompt_latents"] = prompts(*tokens, dtype=LATENTS)
+        return cls(**fields)

@@ -2,23 +2,23 @@
 
 Inside a text every token predicts the one after it. A token that closes
 something predicts what opens next, so that modality switches, corrections and
-the end are all learned decisions (the words of a plan that is marked as wrong
-predict nothing):
+the end are all learned decisions:
 
     closes            opens next
-    prompt            `<ins>` a plan | `<|vision_start|>` an image (single pass)
-    plan              `<|vision_start|>` the sketch
-    sketch            `<|im_start|>` an inspection | `<ins>` the next step | the end
-    inspection        `<refine>` a correction | `<ins>` the next step | the end
-    refine text       `<|vision_start|>` the corrected image
-    refined image     `<ins>` the next step | the end
+    prompt            `<ins>` a plan | `<|vision_start|>` an image
+    before            `<|vision_start|>` the image
+    image             `<|im_start|>` an inspection | what follows the turn
+    after             what follows the turn
 
-The end is `<|endoftext|>`. The paper says that the switch of modality is
-learned and that a trajectory stops after an image closes; which token says so
-is our choice: a closing token names the markup of the text that follows, so
-the decision does not depend on how much of the step later tokens can see.
+    what follows a turn: `<refine>` a correction | `<ins>` the next plan |
+    `<|vision_start|>` the next draft, without a plan | `<|endoftext|>` the end
 
-B rows, S step slots, R trajectories of a row, T tokens of a slot.
+The paper says that the switch of modality is learned and that a trajectory
+stops after an image closes; which token says so is our choice: a closing token
+names the markup of the text that follows, so the decision does not depend on how
+much of the turn later tokens can see.
+
+B rows, S turn slots, R trajectories of a row, T tokens of a slot.
 """
 
 from __future__ import annotations
@@ -66,37 +66,36 @@ def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
     return jnp.where(closing(tokens), after[..., None], shifted)
 
 
-def _plan_labels(batch: Batch, ids: ControlIds) -> jax.Array:
-    """Labels of the plans [B, S, T]: a wrong plan teaches nothing but what follows it."""
-    taught = batch.plan_ok[..., None] | closing(batch.plan_tokens)
-    return jnp.where(taught, next_tokens(batch.plan_tokens, ids.vision_start), PAD_ID)
+def follows(batch: Batch, ids: ControlIds) -> jax.Array:
+    """[B, S] int32: the token that opens what follows each turn; `PAD_ID` where there is no turn."""
+
+    def of_next(x):
+        return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+
+    has_before = (batch.before_tokens != PAD_ID).any(-1)
+    draft = jnp.where(of_next(has_before), ids.ins, ids.vision_start)
+    following = jnp.where(of_next(batch.refines), ids.refine, draft)
+    return jnp.where(batch.present, jnp.where(batch.is_last, ids.end_of_text, following), PAD_ID)
 
 
 def labels(batch: Batch, ids: ControlIds) -> dict[str, jax.Array]:
-    """What every supervised position predicts; `PAD_ID` where nothing is supervised.
+    """What every position predicts; `PAD_ID` where it predicts nothing.
 
     Returns:
-      `plan`, `inspect`, `refine`: [B, S, T] for the text slots, whose last
-      token is a closing one; `prompt_end`: [B, R]; `sketch_end`,
-      `refined_end`: [B, S] for the closing tokens of prompts and images.
+      `before`, `after`: [B, S, T] for the text slots, whose last token is a closing
+      one; `prompt_end` [B, R] and `image_end` [B, S] for the closing tokens of
+      prompts and images.
     """
-    has_plan, has_inspect, has_refine = (
-        (tokens != PAD_ID).any(-1)
-        for tokens in (batch.plan_tokens, batch.inspect_tokens, batch.refine_tokens)
-    )
-    end = jnp.where(batch.last, ids.end_of_text, ids.ins)
-    after_sketch = jnp.where(has_inspect, ids.im_start, jnp.where(has_refine, ids.refine, end))
-    after_inspect = jnp.where(has_refine, ids.refine, end)
-    opens = batch.reset & batch.present
+    has_before, has_after = ((x != PAD_ID).any(-1) for x in (batch.before_tokens, batch.after_tokens))
+    following = follows(batch, ids)
+    after_image = jnp.where(has_after, ids.im_start, following)
     slots = jnp.arange(batch.prompt_tokens.shape[1])[None, None]
-    opens = opens[:, :, None] & (batch.prompt_index[:, :, None] == slots)
-    first_has_plan = (opens & has_plan[:, :, None]).any(1)
-    after_prompt = jnp.where(first_has_plan, ids.ins, ids.vision_start)
+    opens = (batch.is_first & batch.present)[:, :, None] & (batch.prompt_index[:, :, None] == slots)
+    with_plan = (opens & has_before[:, :, None]).any(1)
+    after_prompt = jnp.where(with_plan, ids.ins, ids.vision_start)
     return {
         "prompt_end": jnp.where(opens.any(1), after_prompt, PAD_ID),
-        "plan": _plan_labels(batch, ids),
-        "sketch_end": jnp.where(batch.present, after_sketch, PAD_ID),
-        "inspect": next_tokens(batch.inspect_tokens, after_inspect),
-        "refine": next_tokens(batch.refine_tokens, ids.vision_start),
-        "refined_end": jnp.where(batch.present & has_refine, end, PAD_ID),
+        "before": next_tokens(batch.before_tokens, ids.vision_start),
+        "image_end": jnp.where(batch.present, after_image, PAD_ID),
+        "after": next_tokens(batch.after_tokens, following),
     }

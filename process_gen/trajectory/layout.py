@@ -1,24 +1,21 @@
-"""Static slots: how many tokens each part of a step may take.
+"""Static slots: how many tokens each part of a turn may take.
 
 Everything whose size a compiled program must know is fixed here, from the
-config. Only padding and presence (no refine in this step, trajectory already
-ended) are data. One step holds these segments, in logical order:
+config. Only padding, presence and kind (draft or refine) are data. One turn
+holds these segments, in logical order:
 
-    plan            text      <|im_start|> <ins>..</ins><des>..</des> <|im_end|>
-    sketch_noised   images    flow targets, one per noised copy
-    sketch          image     the draft that later tokens see
-    inspect         text      <|im_start|> .. <|im_end|>
-    refine          text      <|im_start|> <refine>..</refine> <|im_end|>
-    refined_noised  images    flow targets
-    refined         image     the corrected image that later tokens see
+    before    text     <|im_start|> <ins>..</ins><des>..</des> <|im_end|>  of a draft
+                       <|im_start|> <refine>..</refine> <|im_end|>         of a refine turn
+    noised    images   flow targets, one per noised copy
+    image     image    the image that later tokens see
+    after     text     <|im_start|> .. <|im_end|>, the inspection
 
 Each image stands between `<|vision_start|>` and `<|vision_end|>`. Where
-`vit_grid` asks for it, the two clean images are followed by `sketch_vit` and
-`refined_vit`: the same image once more, as tokens of the understanding side
-(ViT features), between two vision tokens of its own. Together they are one
-visual state.
+`vit_grid` asks for it, the clean image is followed by `image_vit`: the same image
+once more, as tokens of the understanding side (ViT features), between two vision
+tokens of its own. Together they are one visual state.
 
-Before the first step stands the prompt: a text, and where the layout asks for
+Before the first turn stands the prompt: a text, and where the layout asks for
 them an input image as a visual state (`prompt_image`, `prompt_image_vit`) and a
 second text after it (`instruction`).
 """
@@ -72,17 +69,18 @@ class Layout:
       latent_values: values of one latent token (patch * patch * channels).
       vit_grid: rows and columns of ViT tokens of one image in context; (0, 0)
         leaves them out.
-      prompt, plan, inspect, refine: tokens of each text slot, with
-        `<|im_start|>` and `<|im_end|>`.
+      prompt, before, after: tokens of each text slot, with `<|im_start|>` and
+        `<|im_end|>`; `before` holds plans and refine instructions, `after`
+        inspections. 0 leaves `before` or `after` out.
       prompt_image: whether a prompt may hold an input image, after its text.
       instruction: tokens of a text slot of the prompt after its image; 0 leaves it out.
-      steps: step slots of a row.
+      turns: turn slots of a row.
       trajectories: how many trajectories a row may hold, one after another.
-      sketch_copies, refined_copies: flow targets per image, each with its own
-        timestep and noise. More copies give more image supervision per text token.
-      context: what a step sees of earlier ones: `full` everything; `step` the
-        prompt, and of the newest step its plan and its visual state; `last`
-        the prompt and the newest visual state.
+      copies: flow targets per image, each with its own timestep and noise. More
+        copies give more image supervision per text token.
+      context: what a turn sees of earlier ones, see `visibility.seen_parts`.
+      corrections: refine turns of a step, at most. With `step` and `last` it bounds
+        how far back a turn can see.
     """
 
     image_size: tuple[int, int] = (32, 32)
@@ -90,30 +88,29 @@ class Layout:
     latent_values: int = 192
     vit_grid: tuple[int, int] = (0, 0)
     prompt: int = 40
-    plan: int = 48
-    inspect: int = 24
-    refine: int = 20
+    before: int = 48
+    after: int = 24
     prompt_image: bool = False
     instruction: int = 0
-    steps: int = 4
+    turns: int = 6
     trajectories: int = 2
-    sketch_copies: int = 1
-    refined_copies: int = 1
+    copies: int = 1
     context: Literal["full", "step", "last"] = "full"
+    corrections: int = 1
 
     def __post_init__(self):
         for field in (f.name for f in dataclasses.fields(self) if f.type == "int"):
-            least = 0 if field == "instruction" else 1
+            least = 0 if field in ("instruction", "before", "after", "corrections") else 1
             if getattr(self, field) < least:
                 raise ValueError(f"layout.{field} must be at least {least}, got {getattr(self, field)}")
         if len(self.vit_grid) != 2 or min(self.vit_grid) < 0 or (0 in self.vit_grid and any(self.vit_grid)):
             raise ValueError(
                 f"layout.vit_grid must be rows and columns, or (0, 0) for none, got {self.vit_grid}"
             )
-        if self.trajectories > self.steps:
+        if self.trajectories > self.turns:
             raise ValueError(
-                f"layout.trajectories ({self.trajectories}) exceeds layout.steps ({self.steps}): "
-                "a trajectory has at least one step"
+                f"layout.trajectories ({self.trajectories}) exceeds layout.turns ({self.turns}): "
+                "a trajectory has at least one turn"
             )
         if self.context not in ("full", "step", "last"):
             raise ValueError(f"layout.context must be 'full', 'step' or 'last', got {self.context!r}")
@@ -182,51 +179,39 @@ class Layout:
         return sum(s.tokens for s in self.prompt_segments)
 
     @functools.cached_property
-    def step_segments(self) -> tuple[Segment, ...]:
-        """Every segment of a training step, in logical order."""
-
-        def noised(name):
-            copies = getattr(self, f"{name}_copies")
-            return tuple(self.image_slot(f"{name}_noised_{i}", "noised") for i in range(copies))
-
-        return (
-            self.text_slot("plan"),
-            *noised("sketch"),
-            *self.state_slots("sketch"),
-            self.text_slot("inspect"),
-            self.text_slot("refine"),
-            *noised("refined"),
-            *self.state_slots("refined"),
-        )
+    def turn_segments(self) -> tuple[Segment, ...]:
+        """Every segment of a training turn, in logical order."""
+        noised = tuple(self.image_slot(f"noised_{i}", "noised") for i in range(self.copies))
+        before, image, after = self.visible_parts.values()
+        return (*before, *noised, *image, *after)
 
     @functools.cached_property
     def visible_parts(self) -> dict[str, tuple[Segment, ...]]:
-        """What later tokens may see of a step, in logical order: texts and visual states by name."""
-        return {
-            "plan": (self.text_slot("plan"),),
-            "sketch": self.state_slots("sketch"),
-            "inspect": (self.text_slot("inspect"),),
-            "refine": (self.text_slot("refine"),),
-            "refined": self.state_slots("refined"),
-        }
+        """What later tokens may see of a turn, in logical order: `before`, `image` and `after`."""
+        texts = {name: (self.text_slot(name),) if getattr(self, name) else () for name in ("before", "after")}
+        return {"before": texts["before"], "image": self.state_slots("image"), "after": texts["after"]}
 
     @functools.cached_property
     def visible_segments(self) -> tuple[Segment, ...]:
-        """The segments of a step that later tokens may see."""
+        """The segments of a turn that later tokens may see."""
         return tuple(s for part in self.visible_parts.values() for s in part)
 
     @property
     def visible_tokens(self) -> int:
+        """Tokens of a turn that later tokens may see."""
         return sum(s.tokens for s in self.visible_segments)
 
-    @functools.cached_property
-    def history_segments(self) -> tuple[Segment, ...]:
-        """What the context policy keeps of earlier steps, in the order in which it stands in memory."""
-        return {
-            "full": self.visible_segments * self.steps,
-            "step": (self.text_slot("plan"), *self.state_slots("newest")),
-            "last": self.state_slots("newest"),
-        }[self.context]
+    @property
+    def history(self) -> int:
+        """Turns back that a turn may see at most."""
+        within = {"full": self.turns, "step": 2 * (1 + self.corrections), "last": 2 * (1 + self.corrections)}
+        return min(self.turns, within[self.context]) - 1
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row: its prompts and its turns."""
+        turn = sum(s.tokens for s in self.turn_segments)
+        return self.trajectories * self.prompt_slots + self.turns * turn
 
 
 def _grid_of(image_size: tuple[int, int], tokens: int) -> tuple[int, int]:

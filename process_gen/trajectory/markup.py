@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from process_gen.trajectory.stages import Plan
-
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 VISION_START = "<|vision_start|>"
@@ -30,6 +28,19 @@ SPECIAL_TOKENS = CONTROL_TOKENS + MARKUP_TOKENS
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step sets out to do.
+
+    Attributes:
+      instruction: what this stroke adds or changes (`<ins>`).
+      description: the whole scene as it should stand afterwards (`<des>`).
+    """
+
+    instruction: str
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Malformed:
     """Text that is not what its stage asks for.
 
@@ -42,8 +53,19 @@ class Malformed:
     text: str
 
 
+def check_characters(text: str, what: str) -> str:
+    """Returns `text`, refusing half of a character, which JSON lets through, with a ValueError."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half, place = text[error.start], text[max(error.start - 20, 0) : error.start]
+        raise ValueError(f"{what} holds half of a character, {half!r}, behind {place!r}") from None
+    return text
+
+
 def check_plain(text: str, what: str) -> str:
-    """Returns `text`, refusing special tokens inside it with a ValueError."""
+    """Returns `text`, refusing special tokens and halves of characters inside it with a ValueError."""
+    check_characters(text, what)
     for token in SPECIAL_TOKENS:
         if token in text:
             raise ValueError(f"{what} must not contain the token {token}: {text!r}")

@@ -1,18 +1,34 @@
-"""Stage -> Step -> Trajectory: the one vocabulary of the project.
+"""Stage -> Turn -> Step -> Trajectory: the one vocabulary of the project.
 
-A trajectory draws a prompt the way people do: each step plans a stroke in
-text, sketches it as an image, inspects the draft, and refines it only where
-the inspection found a conflict (arXiv 2604.04746, section 3).
+A trajectory draws a prompt the way people do: each step plans a stroke in text,
+sketches it as an image, inspects the draft, and refines it only where the
+inspection found a conflict (arXiv 2604.04746, section 3). The machine works in
+turns, of which every one is a text, an image, and a text:
+
+    kind      before   image     after
+    draft     plan     sketch    inspect
+    refine    refine   refined   inspect
+
+A step is a draft turn and the refine turns that follow it. Either text may be
+absent; the image never is. So a step without an inspection, a draft that is
+corrected twice, or an inspection of a correction need no field of their own.
+
+`TURN_FIELDS` is the one table of what a turn holds: the record on disk, the
+batch, fake batches and the reader of folders follow from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+
+from process_gen.trajectory import markup
+from process_gen.trajectory.markup import Malformed, Plan
 
 
 class Stage(enum.StrEnum):
@@ -21,6 +37,13 @@ class Stage(enum.StrEnum):
     PLAN = "plan"
     SKETCH = "sketch"
     INSPECT = "inspect"
+    REFINE = "refine"
+
+
+class Kind(enum.StrEnum):
+    """What a turn makes: a draft, or a correction of the image before it."""
+
+    DRAFT = "draft"
     REFINE = "refine"
 
 
@@ -38,77 +61,184 @@ class Mode(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a step sets out to do.
+class TurnField:
+    """One line of `TURN_FIELDS`.
 
     Attributes:
-      instruction: what this stroke adds or changes (`<ins>`).
-      description: the whole scene as it should stand afterwards (`<des>`).
+      name: as in `Turn`, and in records; the batch has `<name>_tokens` for texts.
+      type: `text` (absent: None), `image`, `flag` or `weight`.
+      default: what a record without the field means.
     """
 
-    instruction: str
-    description: str
+    name: str
+    type: Literal["text", "image", "flag", "weight"]
+    default: Any = None
+
+
+TURN_FIELDS = (
+    TurnField("refines", "flag", False),
+    TurnField("before", "text"),
+    TurnField("image", "image"),
+    TurnField("after", "text"),
+    TurnField("image_ok", "flag", True),
+    TurnField("before_weight", "weight", 1.0),
+    TurnField("image_weight", "weight", 1.0),
+    TurnField("after_weight", "weight", 1.0),
+)
+"""What a turn holds, in the order of `Turn`'s attributes."""
+
+
+def turn_fields(*types: str) -> tuple[TurnField, ...]:
+    """The lines of `TURN_FIELDS` of some types."""
+    return tuple(field for field in TURN_FIELDS if field.type in types)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Refinement:
-    """A correction: the instruction (`<refine>`) and the corrected image.
+class Turn:
+    """A text, an image, and a text.
 
     Attributes:
-      instruction: what to correct.
       image: [height, width, 3] uint8.
+      before: the text before it with its markup, `<ins>..</ins><des>..</des>` of a
+        plan or `<refine>..</refine>`; None where there is none. A model may have
+        written anything there.
+      after: what the inspection says of the image; None where there is none.
+      refines: whether the turn corrects the image before it, instead of drafting the next one.
+      image_ok: whether the image is as it should be. A wrong image stands in the
+        context and is never a flow target: the target is then the last image of
+        its step, or nothing where that one is wrong too.
+      before_weight, image_weight, after_weight: of the losses on the words and on
+        the flow target. 0 is for what was given and is not to be learned.
     """
 
-    instruction: str
     image: np.ndarray
+    before: str | None = None
+    after: str | None = None
+    refines: bool = False
+    image_ok: bool = True
+    before_weight: float = 1.0
+    image_weight: float = 1.0
+    after_weight: float = 1.0
+
+    def __post_init__(self):
+        image = self.image
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"an image must be [height, width, 3] uint8, got {list(image.shape)} {image.dtype}"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.REFINE if self.refines else Kind.DRAFT
+
+    @property
+    def plan(self) -> Plan | Malformed | None:
+        """What a draft sets out to do; `Malformed` where its text is no plan."""
+        return None if self.refines or self.before is None else markup.parse_plan(self.before)
+
+    @property
+    def instruction(self) -> str | Malformed | None:
+        """What a refine turn corrects; `Malformed` where its text is no such instruction."""
+        return None if not self.refines or self.before is None else markup.parse_refine(self.before)
+
+
+def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = None, **fields: Any) -> Turn:
+    """A draft turn; `fields` are others of `Turn`.
+
+    Raises:
+      ValueError: a text holds a special token.
+    """
+    before = None if plan is None else markup.write_plan(plan)
+    return Turn(image, before, _plain(inspect), **fields)
+
+
+def refinement(image: np.ndarray, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
+    """A refine turn; `fields` are others of `Turn`.
+
+    Raises:
+      ValueError: a text holds a special token.
+    """
+    return Turn(image, markup.write_refine(instruction), _plain(inspect), refines=True, **fields)
+
+
+def _plain(inspect: str | None) -> str | None:
+    return None if inspect is None else markup.check_plain(inspect, "an inspection")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One pass through the four stages.
+    """A draft turn and the refine turns that follow it.
 
     Attributes:
-      sketch: the draft, [height, width, 3] uint8.
-      plan: absent (None) only in single-pass trajectories.
-      inspect: what the inspection says of the draft; None where it was skipped.
-      refine: the correction, None where none was needed.
-      sketch_ok: whether the draft carries out its instruction. A wrong draft
-        stands in the context but is never a target of the sketch loss: the
-        target is then the refined image, or nothing where there is none.
-      plan_ok: whether the plan serves the prompt. A wrong plan is followed by its
-        draft and found out by the inspection, but its words are never a target.
+      draft: the first turn.
+      refines: the others, in order.
     """
 
-    sketch: np.ndarray
-    plan: Plan | None = None
-    inspect: str | None = None
-    refine: Refinement | None = None
-    sketch_ok: bool = True
-    plan_ok: bool = True
+    draft: Turn
+    refines: tuple[Turn, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return (self.draft, *self.refines)
+
+    @property
+    def plan(self) -> Plan | Malformed | None:
+        return self.draft.plan
+
+    @property
+    def sketch(self) -> np.ndarray:
+        """The draft, [height, width, 3] uint8."""
+        return self.draft.image
+
+    @property
+    def inspect(self) -> str | None:
+        """What the inspection says of the draft."""
+        return self.draft.after
+
+    @property
+    def refine(self) -> str | Malformed | None:
+        """The instruction of the first correction, None where there is none."""
+        return self.refines[0].instruction if self.refines else None
+
+    @property
+    def refined(self) -> np.ndarray | None:
+        """The image that the last correction leaves, None where there is none."""
+        return self.refines[-1].image if self.refines else None
 
     @property
     def image(self) -> np.ndarray:
         """The visual state that the step leaves, [height, width, 3] uint8."""
-        return self.sketch if self.refine is None else self.refine.image
+        return self.turns[-1].image
+
+
+def steps_of(turns: Sequence[Turn]) -> tuple[Step, ...]:
+    """Turns grouped into steps."""
+    steps: list[Step] = []
+    for turn in turns:
+        if turn.refines:
+            steps[-1] = dataclasses.replace(steps[-1], refines=(*steps[-1].refines, turn))
+        else:
+            steps.append(Step(turn))
+    return tuple(steps)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A prompt, the steps that draw it, and where it came from.
+    """A prompt, the turns that draw it, and where it came from.
 
     Attributes:
       prompt: the text that the final image has to satisfy.
-      steps: at least one.
+      turns: at least one; the first one is a draft.
       uid: names the trajectory in logs and error messages.
       metadata: what the source knows besides (JSON-like), e.g. the scene graph.
       prompt_image: an input image that the prompt shows after its text, [height, width, 3] uint8.
       instruction: what the prompt says after that image, e.g. how to edit it.
       latents: its images as latent tokens, where they were encoded ahead of time:
-        `sketch`, `refined` [steps, N, V] and `prompt` [N, V], zeros where absent.
+        `image` [turns, N, V] and `prompt` [N, V], zeros where absent.
     """
 
     prompt: str
-    steps: tuple[Step, ...]
+    turns: tuple[Turn, ...]
     uid: str = ""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompt_image: np.ndarray | None = None
@@ -116,10 +246,45 @@ class Trajectory:
     latents: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self):
-        if not self.steps:
-            raise ValueError(f"trajectory {self.uid!r} has no steps")
+        if not self.turns:
+            raise ValueError(f"trajectory {self.uid!r} has no turns")
+        if self.turns[0].refines:
+            raise ValueError(
+                f"trajectory {self.uid!r} begins with a refine turn: there is nothing to correct"
+            )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return steps_of(self.turns)
 
     @property
     def image(self) -> np.ndarray:
         """The final image, [height, width, 3] uint8."""
-        return self.steps[-1].image
+        return self.turns[-1].image
+
+    @property
+    def corrections(self) -> int:
+        """Refine turns of the step that has most of them."""
+        return max(len(step.refines) for step in self.steps)
+
+
+def targets_of(turns: Sequence[Turn]) -> list[int]:
+    """For each turn, which turn's image its flow target shows; -1 where it has none.
+
+    A right image is its own target. That of a wrong one is the last image of its
+    step, if it is right.
+    """
+    last_of_step = [
+        start + len(step.turns) - 1
+        for start, step in zip(_starts(turns), steps_of(turns), strict=True)
+        for _ in step.turns
+    ]
+    return [
+        i if turn.image_ok else end if turns[end].image_ok else -1
+        for i, (turn, end) in enumerate(zip(turns, last_of_step, strict=True))
+    ]
+
+
+def _starts(turns: Sequence[Turn]) -> list[int]:
+    lengths = [len(step.turns) for step in steps_of(turns)]
+    return [0, *itertools.accumulate(lengths)][:-1]

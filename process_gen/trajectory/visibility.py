@@ -8,47 +8,85 @@ In logical order a key is visible to exactly one interval of queries:
     clean    from the start of its image to the end of what follows
     noised   from the start of its image to the end of its image
 
-so a mask costs O(L) numbers. For a step with a plan of 2 tokens, one noised
-copy, a sketch and an inspection of 2 tokens (images of one latent token
+so a mask costs O(L) numbers. For a turn with a text of 2 tokens before, one noised
+copy, an image and a text of 2 tokens after (images of one latent token
 between two vision tokens; rows are queries, columns keys):
 
-                 plan  noised  sketch  inspect
-    plan    0    #.    ...     ...     ..
-            1    ##    ...     ...     ..
-    noised  2-4  ##    ###     ...     ..
-    sketch  5-7  ##    ...     ###     ..
-    inspect 8    ##    ...     ###     #.
-            9    ##    ...     ###     ##
+                 before  noised  image  after
+    before  0      #.     ...    ...    ..
+            1      ##     ...    ...    ..
+    noised  2-4    ##     ###    ...    ..
+    image   5-7    ##     ...    ###    ..
+    after   8      ##     ...    ###    #.
+            9      ##     ...    ###    ##
 
 Latents and ViT tokens of one clean image are two segments of kind `clean`: the
 ViT tokens come later, so they see the latents and the latents do not see them.
 
-Earlier context (the prompt, earlier steps) is visible to every row. What
-"what follows" means between steps is the context policy of the layout: with
-`full` it is the rest of the trajectory; with `last` a text ends with its own
-step and a visual state with the step after it.
+The prompt is visible to every query of its trajectory. What is visible of
+earlier turns is the context policy of the layout (`seen_parts`):
+
+    full    everything
+    step    of the step under way everything; of the step before it the texts
+            before its images, and its last image
+    last    of the step under way everything; of the step before it its last image
+
+So with `step` a corrected step leaves its plan, what was corrected, and the
+corrected image: words and image agree. Rows are turns that ask, columns the
+turns of a trajectory, with `step`; b, i, a are the texts before and after, and
+the image. The second draft is corrected once:
+
+                 draft 1  draft 2  refine 2  draft 3
+    draft 1
+    draft 2      b i
+    refine 2     b i      b i a
+    draft 3               b        b i
+    draft 4                                  b i
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from process_gen.trajectory.layout import Segment
 
 
-def intervals(
-    segments: Sequence[Segment], seen_until: Mapping[str, int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def seen_parts(context: str, step: Any, refines: Any, now: Any, correcting: Any) -> dict[str, Any]:
+    """What a turn sees of earlier turns of its trajectory; training and sampling both ask here.
+
+    Args:
+      context: the layout's policy.
+      step: [..., W] numbers of the steps that the earlier turns belong to, oldest turn first.
+      refines: [..., W] bool, whether they are refine turns.
+      now: [...] number of the step of the turn that asks.
+      correcting: [...] bool, whether it is a refine turn.
+
+    Returns:
+      `before`, `image` and `after`, [..., W] bool each.
+    """
+    everything = jnp.ones(step.shape, bool)
+    if context == "full":
+        return {"before": everything, "image": everything, "after": everything}
+    followed_by_refine = jnp.concatenate([refines[..., 1:], correcting[..., None]], axis=-1)
+    under_way, newest = step == now[..., None], step == now[..., None] - 1
+    return {
+        "before": under_way | newest if context == "step" else under_way,
+        "image": under_way | (newest & ~followed_by_refine),
+        "after": under_way,
+    }
+
+
+def intervals(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
     """The interval of queries to which each key is visible.
 
     Args:
       segments: in logical order.
-      seen_until: logical position at which a segment (by name) stops being
-        visible; by default the end of all segments.
 
     Returns:
       start, end: [L] int32 in logical order.
@@ -57,29 +95,11 @@ def intervals(
     start, end, offset = [], [], 0
     for segment in segments:
         positions = np.arange(offset, offset + segment.tokens)
-        stop = (seen_until or {}).get(segment.name, total)
         start.append(positions if segment.kind == "text" else np.full_like(positions, offset))
-        end.append(np.full_like(positions, offset + segment.tokens if segment.kind == "noised" else stop))
+        stop = offset + segment.tokens if segment.kind == "noised" else total
+        end.append(np.full_like(positions, stop))
         offset += segment.tokens
     return np.concatenate(start).astype(np.int32), np.concatenate(end).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class QueryGroup:
-    """Queries that share one attention call, and the keys that they may see.
-
-    Attributes:
-      names: the segments whose tokens ask.
-      noised: whether they are flow targets.
-      queries, keys: slices into the tokens of the chunk, in memory order.
-      mask: [queries, keys] bool, who sees whom inside the chunk.
-    """
-
-    names: tuple[str, ...]
-    noised: bool
-    queries: tuple[slice, ...]
-    keys: tuple[slice, ...]
-    mask: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +107,10 @@ class Call:
     """Queries that all see the same keys, but for a causal order among themselves: no mask is needed.
 
     Attributes:
-      group: the group that the queries belong to.
       queries, keys: slices into the tokens of the chunk, in memory order; the queries' own keys come last.
       causal: whether a query sees of its own only the keys up to itself; else all of them.
     """
 
-    group: QueryGroup
     queries: tuple[slice, ...]
     keys: tuple[slice, ...]
     causal: bool
@@ -112,7 +130,7 @@ class Chunk:
       start, end: [L] who may see each token in memory, as key.
     """
 
-    def __init__(self, segments: Sequence[Segment], seen_until: Mapping[str, int] | None = None):
+    def __init__(self, segments: Sequence[Segment]):
         self.segments = tuple(segments)
         self.text_tokens = sum(s.text for s in self.segments)
         self.vit_tokens = sum(s.vit for s in self.segments)
@@ -134,7 +152,7 @@ class Chunk:
             order[self._latents[s.name]] = inside[s.vit :]
             text, vit, latents = text + s.text, vit + s.vit, latents + s.latents
             offset += s.tokens
-        start, end = intervals(self.segments, seen_until)
+        start, end = intervals(self.segments)
         self.order, self.start, self.end = order, start[order], end[order]
 
     @property
@@ -170,37 +188,22 @@ class Chunk:
         return (self.start[None] <= q) & (q < self.end[None])
 
     @functools.cached_property
-    def groups(self) -> tuple[QueryGroup, ...]:
-        """One group for every run of segments of one kind, each with the keys it needs."""
+    def calls(self) -> tuple[Call, ...]:
+        """Calls that need no mask: one for every image, and one for texts in a row.
+
+        Raises:
+          ValueError: a segment sees only a part of another one.
+        """
         runs: list[list[Segment]] = []
         for segment in self.segments:
             if runs and runs[-1][-1].kind == segment.kind:
                 runs[-1].append(segment)
             else:
                 runs.append([segment])
-        return tuple(self._group(run) for run in runs)
-
-    def _group(self, run: Sequence[Segment]) -> QueryGroup:
-        queries = tuple(piece for s in run for piece in self.memory(s.name))
-        rows = np.concatenate([self.mask[piece] for piece in queries])
-        seen = [s.name for s in self.segments if any(rows[:, p].any() for p in self.memory(s.name))]
-        keys = tuple(piece for name in seen for piece in self.memory(name))
-        mask = np.concatenate([rows[:, piece] for piece in keys], axis=1)
-        return QueryGroup(tuple(s.name for s in run), run[0].kind == "noised", queries, keys, mask)
-
-    @functools.cached_property
-    def calls(self) -> tuple[Call, ...]:
-        """The groups cut until each part is plain: one call for every image, and one for texts in a row.
-
-        Raises:
-          ValueError: a segment sees only a part of another one.
-        """
-        return tuple(
-            call
-            for group in self.groups
-            for run in ([group.names] if self._is_plain(group.names) else [[name] for name in group.names])
-            for call in [self._call(group, run)]
-        )
+        found = []
+        for run in ([s.name for s in run] for run in runs):
+            found += [run] if self._is_plain(run) else [[name] for name in run]
+        return tuple(self._call(run) for run in found)
 
     def _is_plain(self, run: Sequence[str]) -> bool:
         queries, others = self._pieces(run)
@@ -216,11 +219,11 @@ class Chunk:
         names = [s.name for s in self.segments if s.name not in run]
         return queries, tuple(p for name in names for p in self.memory(name) if rows[:, p].any())
 
-    def _call(self, group: QueryGroup, run: Sequence[str]) -> Call:
+    def _call(self, run: Sequence[str]) -> Call:
         if not self._is_plain(run):
             raise ValueError(
                 f"the tokens of {' and '.join(run)} do not all see the same: use a masked attention"
             )
         queries, others = self._pieces(run)
         causal = not all(self.mask[a, b].all() for a in queries for b in queries)
-        return Call(group, queries, (*others, *queries), causal)
+        return Call(queries, (*others, *queries), causal)

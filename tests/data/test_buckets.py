@@ -18,19 +18,19 @@ from process_gen.data.packing import Policy, allowance
 from process_gen.trajectory.layout import Layout
 
 SIZES = ((16, 16), (8, 32), (32, 8))
-LAYOUT = Layout(image_size=(16, 16), latent_grid=(2, 2), vit_grid=(3, 3), steps=2, trajectories=2)
+LAYOUT = Layout(image_size=(16, 16), latent_grid=(2, 2), vit_grid=(3, 3), turns=2, trajectories=2)
 LAYOUTS = {size: LAYOUT.reshaped(size, (size[0] // 8, size[1] // 8)) for size in SIZES}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twelve trajectories of one step that end with a square, four wide, two tall; one image is broken."""
+    """Twelve trajectories of one turn that end with a square, four wide, two tall; one image is broken."""
     folder = tmp_path_factory.mktemp("shapes")
     lines = []
     for number, (height, width) in enumerate([(20, 20)] * 12 + [(10, 37)] * 4 + [(90, 20)] * 2):
         shade = PIL.Image.new("RGB", (width, height), (10 * number, 10 * number, 10 * number))
         shade.save(folder / f"{number}.png")
-        lines.append(json.dumps({"prompt": "a circle", "steps": [{"sketch": f"{number}.png"}]}))
+        lines.append(json.dumps({"prompt": "a circle", "turns": [{"image": f"{number}.png"}]}))
     (folder / "3.png").write_bytes(b"no image")
     (folder / LISTING).write_text("\n".join(lines))
     return folder
@@ -59,7 +59,7 @@ def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, p
 def taken(iterator, count):
     """(size, shades of the drafts) of so many batches."""
     batches = [next(iterator) for _ in range(count)]
-    return [(b["sketch"].shape[2:4], b["sketch"][:, :, 0, 0, 0].tolist()) for b in batches]
+    return [(b["image"].shape[2:4], b["image"][:, :, 0, 0, 0].tolist()) for b in batches]
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_the_nearest_shape_is_that_of_the_nearest_ratio(shape, index):
 
 def test_trajectories_go_where_their_last_image_fits(folder):
     buckets = deal(FolderSource(folder, SIZES[0]), SIZES)
-    counts = {size: (len(one), one.steps()) for size, one in buckets.items()}
+    counts = {size: (len(one), one.turns()) for size, one in buckets.items()}
     assert counts == {(16, 16): (12, 12), (8, 32): (4, 4), (32, 8): (2, 2)}
     for size, one in buckets.items():
-        assert one[0].steps[0].sketch.shape == (*size, 3)
+        assert one[0].image.shape == (*size, 3)
     assert "at 8 x 32" in buckets[8, 32].name
 
 
@@ -130,13 +130,13 @@ def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokeni
     iterator = iter(loader_of(folder, toy_tokenizer))
     sizes = [size for size, _ in taken(iterator, 36)]
     iterator.close()
-    assert [sizes.count(size) for size in SIZES] == [24, 8, 4]  # 12, 4 and 2 steps
+    assert [sizes.count(size) for size in SIZES] == [24, 8, 4]  # 12, 4 and 2 turns
     assert len(set(sizes[:6])) == 3
 
 
 def test_longer_trajectories_take_more_turns(toy_tokenizer):
     made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1, prefetch=0) for size in SIZES[:2]}
-    short, long = (types.SimpleNamespace(steps=lambda n=n: n) for n in (10, 40))
+    short, long = (types.SimpleNamespace(turns=lambda n=n: n) for n in (10, 40))
     buckets = dict(zip(SIZES[:2], (short, long), strict=True))
     iterator = iter(in_turn(made, buckets, prefetch=0).dataset)
     iterator._iterators = {name: itertools.repeat(name) for name in iterator._iterators}

@@ -6,15 +6,16 @@ import pytest
 from process_gen.data.encode import (
     BadTrajectory,
     SlotOverflow,
-    TooManySteps,
+    TooLong,
     encode_prompt,
     encode_trajectory,
 )
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, Batch
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
+from process_gen.trajectory.stages import Plan, Trajectory, Turn, draft, refinement, targets_of, turn_fields
 
-LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=4)
+IMAGE = np.full((8, 8, 3), 9, np.uint8)
+LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), turns=4)
 
 
 def test_a_prompt_stands_in_brackets_and_is_padded(toy_tokenizer):
@@ -31,72 +32,130 @@ def test_an_empty_prompt_is_refused(toy_tokenizer, text):
         encode_prompt(toy_tokenizer, LAYOUT, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a <refine> circle", "the prompt must not contain the token <refine>"),
+        ("a <|im_end|>", r"the prompt must not contain the token <\|im_end\|>"),
+        ("a circle \ud83d", r"the prompt holds half of a character, '\\ud83d', behind 'a circle '"),
+    ],
+)
+def test_a_prompt_is_text_and_nothing_else(toy_tokenizer, text, message):
+    with pytest.raises(BadTrajectory, match=message):
+        encode_prompt(toy_tokenizer, LAYOUT, text)
+    with pytest.raises(BadTrajectory, match=f"trajectory 'toy-7': {message}"):
+        encode_trajectory(toy_tokenizer, LAYOUT, Trajectory(text, (draft(IMAGE),), "toy-7"))
+    message = message.replace("the prompt ", "the text after the prompt's image ", 1)
+    with pytest.raises(BadTrajectory, match=f"trajectory 'toy-7': {message}"):
+        encode_trajectory(toy_tokenizer, SHOWN, _with_input(instruction=text))
+
+
 def test_a_prompt_fills_its_slot_and_one_token_more_says_how_many_fit(toy_tokenizer):
     fits = LAYOUT.prompt - 2
     assert encode_prompt(toy_tokenizer, LAYOUT, " ".join(["circle"] * fits)).min() > PAD_ID
-    with pytest.raises(SlotOverflow, match=r"text has 39 tokens, 38 fit \(layout.prompt = 40") as info:
+    with pytest.raises(SlotOverflow, match=r"the prompt has 39 tokens, 38 fit \(layout.prompt = 40") as info:
         encode_prompt(toy_tokenizer, LAYOUT, " ".join(["circle"] * (fits + 1)))
     assert (info.value.slot, info.value.needed, info.value.fits) == ("prompt", fits + 1, fits)
 
 
-def test_a_trajectory_fills_the_fields_of_a_batch(toy_tokenizer, make_trajectory):
-    trajectory = make_trajectory(11, steps=3)
-    arrays = encode_trajectory(toy_tokenizer, LAYOUT, trajectory)
-    spec = Batch.spec(dataclasses.replace(LAYOUT, steps=3), 1)
+@pytest.mark.parametrize("seed", [11, 3, 5])
+def test_a_trajectory_fills_the_fields_of_a_batch(toy_tokenizer, make_trajectory, seed):
+    trajectory = make_trajectory(seed, steps=3, twice=0.5)
+    turns = trajectory.turns
+    layout = dataclasses.replace(LAYOUT, turns=len(turns), corrections=2)
+    arrays = encode_trajectory(toy_tokenizer, layout, trajectory)
+    spec = Batch.spec(layout, 1)
     assert set(arrays) == {name for name, field in vars(spec).items() if field is not None}
     for name, value in arrays.items():
         expected = getattr(spec, name)
         assert value.dtype == expected.dtype, name
         assert value.shape == expected.shape[2 if name in PROMPT_FIELDS else 1 :], name
-    assert arrays["reset"].tolist() == [True, False, False]
-    assert arrays["last"].tolist() == [False, False, True]
-    for index, step in enumerate(trajectory.steps):
-        plan = toy_tokenizer.decode(arrays["plan_tokens"][index])
-        assert plan == f"<ins>{step.plan.instruction}</ins><des>{step.plan.description}</des>"
-        assert toy_tokenizer.decode(arrays["inspect_tokens"][index]) == (step.inspect or "")
-        np.testing.assert_array_equal(arrays["sketch"][index], step.sketch)
-        refined = step.refine.image if step.refine else np.zeros((8, 8, 3))
-        np.testing.assert_array_equal(arrays["refined"][index], refined)
-        assert arrays["sketch_ok"][index] == step.sketch_ok
-        assert arrays["plan_ok"][index] == step.plan_ok
+    assert arrays["present"].all()
+    assert arrays["is_first"].tolist() == [True] + [False] * (len(turns) - 1)
+    assert arrays["is_last"].tolist() == [False] * (len(turns) - 1) + [True]
+    for index, turn in enumerate(turns):
+        assert toy_tokenizer.decode(arrays["before_tokens"][index]) == (turn.before or "")
+        assert toy_tokenizer.decode(arrays["after_tokens"][index]) == (turn.after or "")
+        np.testing.assert_array_equal(arrays["image"][index], turn.image)
+        assert arrays["refines"][index] == turn.refines
+        for field in turn_fields("weight"):
+            assert arrays[field.name][index] == getattr(turn, field.name)
+        target = arrays["target"][index]
+        assert targets_of(turns)[index] == (index + target if target >= 0 else -1)
 
 
-def _one_step(**fields) -> Trajectory:
-    return Trajectory("a red circle", (Step(np.zeros((8, 8, 3), np.uint8), **fields),), uid="toy-7")
+def test_a_correction_gives_the_draft_its_target(toy_tokenizer):
+    """Offsets: to itself, over two corrections to the last one, and none where that one is wrong too."""
+    right, wrong = dict(image_ok=True), dict(image_ok=False)
+    layout = dataclasses.replace(LAYOUT, turns=9, corrections=2)
+
+    def offsets(*turns):
+        made = [draft(IMAGE, **how) if kind == "d" else refinement(IMAGE, "a", **how) for kind, how in turns]
+        return encode_trajectory(toy_tokenizer, layout, Trajectory("a", tuple(made)))["target"].tolist()
+
+    assert offsets(("d", right)) == [0]
+    assert offsets(("d", wrong), ("d", right)) == [-1, 0]
+    assert offsets(("d", wrong), ("r", wrong), ("r", right), ("d", right)) == [2, 1, 0, 0]
+    assert offsets(("d", wrong), ("r", right), ("r", wrong), ("d", wrong), ("r", right)) == [-1, 0, -1, 1, 0]
+
+
+def _one_turn(*more: Turn, **fields) -> Trajectory:
+    return Trajectory("a red circle", (draft(np.zeros((8, 8, 3), np.uint8), **fields), *more), uid="toy-7")
 
 
 @pytest.mark.parametrize(
-    ("slot", "fields"),
+    ("slot", "trajectory"),
     [
-        ("plan", {"plan": Plan("a red circle", "circle " * 50)}),
-        ("inspect", {"inspect": "circle " * 50}),
-        ("refine", {"refine": Refinement("circle " * 50, np.zeros((8, 8, 3), np.uint8))}),
+        ("before", _one_turn(plan=Plan("a red circle", "circle " * 50))),
+        ("before", _one_turn(refinement(IMAGE, "circle " * 50))),
+        ("after", _one_turn(inspect="circle " * 50)),
+        ("after", _one_turn(refinement(IMAGE, "circle", "circle " * 50))),
     ],
 )
-def test_an_overflow_names_the_trajectory_and_the_stage(toy_tokenizer, slot, fields):
-    message = rf"trajectory 'toy-7': the {slot} text has \d+ tokens, \d+ fit"
+def test_an_overflow_names_the_trajectory_and_the_slot(toy_tokenizer, slot, trajectory):
+    text = {"before": r"text before an image \(a plan or a refine instruction\)", "after": "inspection"}[slot]
+    message = rf"trajectory 'toy-7': the {text} has \d+ tokens, \d+ fit \(layout.{slot} = \d+,"
     with pytest.raises(SlotOverflow, match=message) as info:
-        encode_trajectory(toy_tokenizer, LAYOUT, _one_step(**fields))
+        encode_trajectory(toy_tokenizer, LAYOUT, trajectory)
     assert (info.value.uid, info.value.slot, info.value.fits) == ("toy-7", slot, getattr(LAYOUT, slot) - 2)
 
 
+def test_a_layout_without_a_slot_takes_no_text_for_it(toy_tokenizer):
+    bare = dataclasses.replace(LAYOUT, after=0)
+    arrays = encode_trajectory(toy_tokenizer, bare, _one_turn())
+    assert arrays["after_tokens"].shape == (1, 0)
+    with pytest.raises(SlotOverflow, match=r"the inspection has 1 tokens"):
+        encode_trajectory(toy_tokenizer, bare, _one_turn(inspect="circle"))
+
+
 def test_what_does_not_fit_the_layout_is_named(toy_tokenizer, make_trajectory):
-    with pytest.raises(TooManySteps, match="'toy-1': 5 steps, a row has 4"):
-        encode_trajectory(toy_tokenizer, LAYOUT, make_trajectory(1, steps=5))
+    five = Trajectory("a", (draft(IMAGE),) * 5, "toy-1")
+    with pytest.raises(TooLong, match=r"'toy-1': 5 turns, a row has 4 turn slots \(layout.turns\)") as info:
+        encode_trajectory(toy_tokenizer, LAYOUT, five)
+    assert (info.value.uid, info.value.turns, info.value.slots) == ("toy-1", 5, 4)
+    with pytest.raises(BadTrajectory, match="'toy-7': a step is corrected 2 times, set layout.corrections=2"):
+        encode_trajectory(toy_tokenizer, LAYOUT, _one_turn(*[refinement(IMAGE, "circle")] * 2))
     with pytest.raises(BadTrajectory, match=r"'toy-1': an image is uint8\[4, 4, 3\], .* uint8\[8, 8, 3\]"):
-        encode_trajectory(toy_tokenizer, LAYOUT, make_trajectory(1, image_size=(4, 4)))
-    with pytest.raises(BadTrajectory, match="'toy-7': .* must not contain the token <des>"):
-        encode_trajectory(toy_tokenizer, LAYOUT, _one_step(plan=Plan("a <des> b", "c")))
-    with pytest.raises(BadTrajectory, match="'toy-7': an inspection must not contain the token <refine>"):
-        encode_trajectory(toy_tokenizer, LAYOUT, _one_step(inspect="<refine>x"))
+        encode_trajectory(toy_tokenizer, LAYOUT, make_trajectory(1, steps=1, image_size=(4, 4)))
+    for turn, message in (
+        (
+            Turn(IMAGE, "<ins>a <des> b</ins><des>c</des>"),
+            "the text of a plan is malformed: <des> inside <ins>",
+        ),
+        (Turn(IMAGE, "a", refines=True), "the text of a refine instruction is malformed: expected <refine>"),
+        (Turn(IMAGE, None, "<refine>x"), "an inspection must not contain the token <refine>"),
+        (Turn(IMAGE, None, "\ud83d"), "an inspection holds half of a character"),
+        (Turn(IMAGE, "<refine>\ud83d</refine>", refines=True), "a text before an image holds half of a"),
+    ):
+        with pytest.raises(BadTrajectory, match=f"'toy-7': {message}"):
+            encode_trajectory(toy_tokenizer, LAYOUT, _one_turn(turn))
 
 
 SHOWN = dataclasses.replace(LAYOUT, prompt_image=True, instruction=9)
-IMAGE = np.full((8, 8, 3), 9, np.uint8)
 
 
 def _with_input(prompt="", instruction="a blue star", image=IMAGE) -> Trajectory:
-    return dataclasses.replace(_one_step(), prompt=prompt, instruction=instruction, prompt_image=image)
+    return dataclasses.replace(_one_turn(), prompt=prompt, instruction=instruction, prompt_image=image)
 
 
 def test_a_prompt_may_hold_an_image_between_two_texts(toy_tokenizer):
@@ -116,7 +175,7 @@ def test_either_text_around_an_input_image_may_be_absent(toy_tokenizer):
     assert arrays["instruction_tokens"][0] == toy_tokenizer.im_start
     arrays = encode_trajectory(toy_tokenizer, SHOWN, _with_input("a red circle", ""))
     assert (arrays["instruction_tokens"] == PAD_ID).all() and arrays["has_prompt_image"]
-    arrays = encode_trajectory(toy_tokenizer, SHOWN, _one_step())
+    arrays = encode_trajectory(toy_tokenizer, SHOWN, _one_turn())
     assert not arrays["has_prompt_image"] and not arrays["prompt_image"].any()
     with pytest.raises(BadTrajectory, match="'toy-7': the prompt is empty"):
         encode_trajectory(toy_tokenizer, SHOWN, _with_input("", ""))
@@ -127,7 +186,9 @@ def test_an_input_image_needs_its_place_in_the_layout(toy_tokenizer):
         encode_trajectory(toy_tokenizer, LAYOUT, _with_input())
     with pytest.raises(BadTrajectory, match="'toy-7': its prompt holds a text after its image, set"):
         encode_trajectory(toy_tokenizer, dataclasses.replace(SHOWN, instruction=0), _with_input())
-    with pytest.raises(SlotOverflow, match=r"instruction text has 8 tokens, 7 fit \(layout.instruction = 9"):
+    with pytest.raises(
+        SlotOverflow, match=r"the text after the prompt's image has 8 tokens, 7 fit \(layout.instruction = 9"
+    ):
         encode_trajectory(toy_tokenizer, SHOWN, _with_input("", " ".join(["circle"] * 8)))
     with pytest.raises(BadTrajectory, match=r"'toy-7': an image is uint8\[4, 4, 3\]"):
         encode_trajectory(toy_tokenizer, SHOWN, _with_input(image=IMAGE[:4, :4]))

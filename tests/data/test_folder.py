@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -7,12 +8,15 @@ import PIL.Image
 import pytest
 import skimage
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.folder import LISTING, FolderSource
 from process_gen.data.images import read_image
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.record import trajectory_to_json
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Plan, Turn, draft, refinement, targets_of
 
 PHOTOGRAPHS = pathlib.Path(skimage.__file__).parent / "data"
 SIZE = (24, 32)
@@ -53,12 +57,14 @@ def photographs(tmp_path):
 def test_photographs_become_a_trajectory(photographs):
     trajectory = FolderSource(photographs, SIZE)[0]
     assert trajectory.uid == f"{photographs.name}:1" and trajectory.metadata == {"by": "skimage"}
+    assert [turn.refines for turn in trajectory.turns] == [False, False, True, False]
     cat, rocket, astronaut = trajectory.steps
-    for image in (cat.sketch, rocket.sketch, rocket.refine.image, astronaut.sketch):
+    for image in (cat.sketch, rocket.sketch, rocket.refined, astronaut.sketch):
         assert image.shape == (*SIZE, 3) and image.dtype == np.uint8 and image.std() > 20
     assert (rocket.sketch[..., 0] == rocket.sketch[..., 2]).all(), "a grey photograph"
-    assert cat.sketch_ok and not rocket.sketch_ok and astronaut.sketch_ok
-    assert cat.plan_ok and rocket.plan_ok and not astronaut.plan_ok
+    assert [turn.image_ok for turn in trajectory.turns] == [True, False, True, True]
+    assert [turn.before_weight for turn in trajectory.turns] == [1, 1, 1, 0]
+    assert rocket.refine == "show the rocket" and targets_of(trajectory.turns) == [0, 2, 2, 3]
     assert rocket.inspect == "this is a man with a camera" and astronaut.plan.description == "an astronaut"
     # The picture is the middle of the photograph: chelsea is 451 x 300, a little wider than 4:3.
     whole = np.asarray(PIL.Image.open(PHOTOGRAPHS / "chelsea.png").convert("RGB"))
@@ -67,10 +73,11 @@ def test_photographs_become_a_trajectory(photographs):
 
 
 def test_photographs_train(photographs, toy_tokenizer):
-    layout = Layout(image_size=SIZE, prompt=64, plan=120, inspect=120, refine=120, steps=3, trajectories=1)
+    layout = Layout(image_size=SIZE, prompt=64, before=120, after=120, turns=4, trajectories=1)
     batch = next(iter(make_loader(FolderSource(photographs, SIZE), toy_tokenizer, layout, 2, epochs=1)))
-    assert batch["present"].tolist() == [[True] * 3, [False] * 3]
-    assert toy_tokenizer.decode(batch["refine_tokens"][0, 1]) == "<refine>show the rocket</refine>"
+    assert batch["present"].tolist() == [[True] * 4, [False] * 4]
+    assert batch["target"].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+    assert toy_tokenizer.decode(batch["before_tokens"][0, 2]) == "<refine>show the rocket</refine>"
 
 
 def save(path, array, **options):
@@ -110,11 +117,18 @@ def test_the_rotation_of_the_camera_is_applied(tmp_path):
     assert image[:18].min() > 230 and image[22:].max() < 25
 
 
-GOOD = {"prompt": "a", "steps": [{"sketch": "a.png"}]}
+GOOD = {"prompt": "a", "turns": [{"image": "a.png"}]}
 
 
 def step(**fields):
     return {"prompt": "a", "steps": [{"sketch": "a.png"}, fields]}
+
+
+def turn(**fields):
+    return {"prompt": "a", "turns": [{"image": "a.png"}, fields]}
+
+
+HALF = "half \ud83d"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +139,15 @@ def step(**fields):
         ({"steps": [{"sketch": "a.png"}]}, "line 2: prompt is missing"),
         ({"prompt": " ", "steps": [{"sketch": "a.png"}]}, "line 2: prompt is empty"),
         ({"prompt": 3, "steps": [{"sketch": "a.png"}]}, "line 2: prompt is not text"),
+        (
+            {"prompt": "a <refine> b", "turns": [{"image": "a.png"}]},
+            "line 2: prompt must not contain the token <refi",
+        ),
         ({"prompt": "a", "steps": []}, "line 2: steps must be a list of at least one step"),
+        ({"prompt": "a", "turns": {}}, "line 2: turns must be a list of at least one turn"),
+        ({"prompt": "a"}, "line 2: turns must be a list of at least one turn"),
+        ({**GOOD, "steps": [{"sketch": "a.png"}]}, "line 2: line has both turns and steps"),
+        ("[" * 100_000, "line 2: line is not JSON"),
         ({"promt": "a", "steps": []}, "line 2: line has an unknown key 'promt', did you mean 'prompt'?"),
         ({**GOOD, "metadata": [1]}, "line 2: metadata is not an object"),
         (step(), r"line 2: steps\[1\].sketch is missing"),
@@ -142,6 +164,47 @@ def step(**fields):
         (step(sketch="link/a.png"), r"line 2: steps\[1\].sketch leaves the folder: 'link/a.png'"),
         (step(sketch="a\0.png"), r"line 2: steps\[1\].sketch is no file name"),
         (step(sketch=""), r"line 2: steps\[1\].sketch is no file name"),
+        (
+            step(sketch="a.png", refine="x <ins>", refined="a.png"),
+            r"line 2: steps\[1\].refine must not contain",
+        ),
+        (turn(), r"line 2: turns\[1\].image is missing"),
+        (turn(image=3), r"line 2: turns\[1\].image is not text"),
+        (turn(image="../a.png"), r"line 2: turns\[1\].image leaves the folder: '../a.png'"),
+        (turn(image="a.png", instruction="b"), r"line 2: turns\[1\].description is missing beside instr"),
+        (turn(image="a.png", description="b"), r"line 2: turns\[1\].instruction is missing beside descr"),
+        (turn(image="a.png", refine=3), r"line 2: turns\[1\].refine is not text"),
+        (
+            turn(image="a.png", refine="a </refine> b"),
+            r"line 2: turns\[1\].refine must not contain the token",
+        ),
+        (turn(image="a.png", refine="a", before="b"), r"line 2: turns\[1\].refine and before exclude"),
+        (turn(image="a.png", refine="a", refines=False), r"line 2: turns\[1\].refines does not go with ref"),
+        (turn(image="a.png", refines="yes"), r"line 2: turns\[1\].refines is neither true nor false"),
+        (turn(image="a.png", image_ok=0), r"line 2: turns\[1\].image_ok is neither true nor false"),
+        (turn(image="a.png", image_weight=-1), r"line 2: turns\[1\].image_weight is not a number of at le"),
+        (turn(image="a.png", after_weight="1"), r"line 2: turns\[1\].after_weight is not a number"),
+        (turn(image="a.png", before_weight=True), r"line 2: turns\[1\].before_weight is not a number"),
+        (turn(image="a.png", image_weight=float("nan")), r"line 2: turns\[1\].image_weight is not a number"),
+        (turn(image="a.png", image_oj=True), r"line 2: turns\[1\] .* 'image_oj', did you mean 'image_ok'"),
+        (turn(image="a.png", sketch="a.png"), r"line 2: turns\[1\] has an unknown key 'sketch'"),
+        (
+            {"prompt": "a", "turns": [{"image": "a.png", "refine": "b"}]},
+            r"line 2: turns\[0\] corrects an image",
+        ),
+        ({**GOOD, "prompt": HALF}, r"line 2: prompt holds half of a character, '\\ud83d', behind 'half '"),
+        ({**GOOD, "uid": HALF}, "line 2: uid holds half of a character"),
+        ({**GOOD, "metadata": {"a": [HALF]}}, "line 2: metadata holds half of a character"),
+        (turn(image=HALF), r"line 2: turns\[1\].image holds half of a character"),
+        (turn(image="a.png", inspect=HALF), r"line 2: turns\[1\].inspect holds half of a character"),
+        (turn(image="a.png", before=HALF), r"line 2: turns\[1\].before holds half of a character"),
+        (step(sketch="a.png", inspect=HALF), r"line 2: steps\[1\].inspect holds half of a character"),
+        (step(sketch=HALF), r"line 2: steps\[1\].sketch holds half of a character"),
+        ({**GOOD, "mode": "proces"}, "line 2: mode must be one of process, plan_only, single_pass, got"),
+        ({**GOOD, "stopped": "tired"}, "line 2: stopped must be one of model, cap"),
+        ({**GOOD, "seed": 1.5}, "line 2: seed is not a whole number"),
+        ({**GOOD, "seconds": "1"}, "line 2: seconds is not a number"),
+        ({**GOOD, "verdict": [1]}, "line 2: verdict is not an object"),
     ],
 )
 def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
@@ -183,14 +246,14 @@ BROKEN = "cut.png flipped.png cut.jpg text.png empty.png animated.gif folder.png
 def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenizer, name):
     broken_files(tmp_path)
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
-    source = FolderSource(write(tmp_path, GOOD, step(sketch=name)), SIZE)
+    source = FolderSource(write(tmp_path, GOOD, turn(image=name)), SIZE)
     problem = "does not exist" if name == "missing.png" else "is no readable PNG, JPEG or WebP"
-    with pytest.raises(BadTrajectory, match=rf"{LISTING}, line 2: steps\[1\].sketch {problem}: '{name}'"):
+    with pytest.raises(BadTrajectory, match=rf"{LISTING}, line 2: turns\[1\].image {problem}: '{name}'"):
         source[1]
-    layout = Layout(image_size=SIZE, steps=2, trajectories=2)
+    layout = Layout(image_size=SIZE, turns=2, trajectories=2)
     policy = Policy(bad="skip", budget=0.5)
     batches = list(make_loader(source, toy_tokenizer, layout, 1, epochs=1, policy=policy))
-    assert sum(int(batch["reset"].sum()) for batch in batches) == 1
+    assert sum(int(batch["is_first"].sum()) for batch in batches) == 1
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
@@ -208,13 +271,13 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
     save(tmp_path / "in.png", np.full((40, 40, 3), 7, np.uint8))
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
-    steps = [{"sketch": "a.png"}]
+    turns = [{"image": "a.png"}]
     write(
         tmp_path,
-        {"image": "in.png", "instruction": "make it red", "steps": steps},
-        {"prompt": "like this", "image": "in.png", "instruction": "but red", "steps": steps},
-        {"prompt": "what is this", "image": "in.png", "steps": steps},
-        {"prompt": "a", "steps": steps},
+        {"image": "in.png", "instruction": "make it red", "turns": turns},
+        {"prompt": "like this", "image": "in.png", "instruction": "but red", "turns": turns},
+        {"prompt": "what is this", "image": "in.png", "steps": [{"sketch": "a.png"}]},
+        {"prompt": "a", "turns": turns},
     )
     source = FolderSource(tmp_path, SIZE)
     found = [source[i] for i in range(4)]
@@ -235,6 +298,9 @@ def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
         ({"image": "in.png"}, "prompt is missing"),
         ({"image": "in.png", "instruction": " "}, "instruction is empty"),
         ({"image": "in.png", "prompt": " ", "instruction": "b"}, "prompt is empty"),
+        ({"image": "in.png", "instruction": "<ins>b"}, "instruction must not contain the token <ins>"),
+        ({"image": "in.png", "instruction": HALF}, "instruction holds half of a character"),
+        ({"image": HALF, "instruction": "b"}, "image holds half of a character"),
         ({"prompt": "a", "instruction": "b"}, "instruction stands after an image, and there is no image"),
         ({"prompt": "a", "image": 3}, "image is not text"),
         ({"prompt": "a", "image": "../in.png"}, "image leaves the folder"),
@@ -242,16 +308,103 @@ def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
     ],
 )
 def test_a_bad_prompt_is_named(tmp_path, entry, message):
-    write(tmp_path, {**entry, "steps": [{"sketch": "a.png"}]})
+    write(tmp_path, {**entry, "turns": [{"image": "a.png"}]})
     with pytest.raises(BadTrajectory, match=f"{LISTING}, line 1: .*{message}"):
         FolderSource(tmp_path, SIZE)
 
 
 def test_a_broken_input_image_is_named(tmp_path):
     broken_files(tmp_path)
-    write(tmp_path, {"prompt": "a", "image": "cut.jpg", "steps": [{"sketch": "cut.png"}]})
+    write(tmp_path, {"prompt": "a", "image": "cut.jpg", "turns": [{"image": "cut.png"}]})
     with pytest.raises(BadTrajectory, match=r"line 1: image is no readable .*: 'cut.jpg'"):
         FolderSource(tmp_path, SIZE)[0]
+    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    write(tmp_path, {"prompt": "a", "steps": [{"sketch": "a.png", "refine": "b", "refined": "cut.png"}]})
+    with pytest.raises(BadTrajectory, match=r"line 1: steps\[0\].refined is no readable .*: 'cut.png'"):
+        FolderSource(tmp_path, SIZE)[0]
+
+
+def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path, assert_same_trajectory):
+    for name, shade in (("a.png", 1), ("b.png", 2), ("c.png", 3)):
+        save(tmp_path / name, np.full((4, 4, 3), shade, np.uint8))
+    plan = {"instruction": "add it", "description": "all of it"}
+    steps = [
+        {**plan, "sketch": "a.png", "inspect": "no", "refine": "move it", "refined": "b.png"},
+        {**plan, "sketch": "a.png", "inspect": "no", "refine": "b", "refined": "b.png", "sketch_ok": True},
+        {**plan, "sketch": "c.png", "plan_ok": False},
+        {"sketch": "c.png", "sketch_ok": False},
+    ]
+    turns = [
+        {**plan, "image": "a.png", "inspect": "no"},
+        {"refine": "move it", "image": "b.png"},
+        {**plan, "image": "a.png", "inspect": "no", "image_ok": True},
+        {"refine": "b", "image": "b.png"},
+        {**plan, "image": "c.png", "before_weight": 0},
+        {"image": "c.png", "image_ok": False},
+    ]
+    lines = [{"uid": "x", "prompt": "a", "steps": steps}, {"uid": "x", "prompt": "a", "turns": turns}]
+    old, new = (FolderSource(write(tmp_path, line), SIZE)[0] for line in lines)
+    assert_same_trajectory(old, new)
+    assert targets_of(new.turns) == [1, 1, 2, 3, 4, -1]
+    assert [len(step.turns) for step in new.steps] == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["bom", "surrogate"])
+def test_a_byte_order_mark_is_read_and_half_a_character_is_named(tmp_path, name):
+    """As editors and exports of web pages leave them."""
+    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    lines = [json.dumps({**GOOD, "prompt": f"{n}"}) for n in range(4)]
+    if name == "bom":
+        (tmp_path / LISTING).write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
+        source = FolderSource(tmp_path, SIZE)
+        assert [source[i].prompt for i in range(len(source))] == ["0", "1", "2", "3"]
+        return
+    lines[2] = json.dumps({**GOOD, "prompt": "a red circle \ud83d"})
+    with pytest.raises(BadTrajectory, match="line 3: prompt holds half of a character") as error:
+        FolderSource(write(tmp_path, *lines), SIZE)
+    assert str(error.value).encode("utf-8"), "the message itself is text"
+    source = FolderSource(tmp_path, SIZE, bad="skip")
+    assert len(source) == 3 and "line 3" in source.skipped[0]
+
+
+def sampled(turns, **fields):
+    return SampledTrajectory("a cat", tuple(turns), "s-1", seed=7, sampling_steps=9, **fields)
+
+
+def test_what_the_sampler_writes_is_read(tmp_path, toy_tokenizer, assert_same_trajectory):
+    shades = [np.full((*SIZE, 3), shade, np.uint8) for shade in range(5)]
+    turns = [
+        draft(shades[0], Plan("draw a red circle", "a red circle"), "no"),
+        refinement(shades[1], "no star", "the square should be in b2", image_ok=False),
+        refinement(shades[2], "a star"),
+        draft(shades[3], None, before_weight=0.0, image_weight=0.25),
+    ]
+    trajectory = sampled(turns, stopped="cap", given=1, verdict={"ok": True, "constraints": []})
+    for index, shade in enumerate(shades):
+        save(tmp_path / f"{index}.png", shade)
+    line = trajectory_to_json(trajectory, [f"{index}.png" for index in range(4)])
+    found = FolderSource(write(tmp_path, line), SIZE)[0]
+    wanted = dict(mode="process", seed=7, stopped="cap", given=1, sampling_steps=9, seconds=0.0)
+    assert found.metadata == {**wanted, "verdict": trajectory.verdict}
+    assert_same_trajectory(dataclasses.replace(found, metadata={}), trajectory)
+    layout = Layout(image_size=SIZE, prompt=64, before=120, after=120, turns=4, corrections=2)
+    arrays = encode_trajectory(toy_tokenizer, layout, found)
+    assert arrays["target"].tolist() == [0, 1, 0, 0] and arrays["image_weight"].tolist() == [1, 1, 1, 0.25]
+
+
+def test_what_a_model_garbled_is_read_and_named_by_the_loader(tmp_path, toy_tokenizer):
+    save(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
+    layout = Layout(image_size=SIZE)
+    for text, refines in (("<ins>a</ins>", False), ("", False), ("<refine>a", True)):
+        turns = [
+            Turn(np.zeros((*SIZE, 3), np.uint8)),
+            Turn(np.zeros((*SIZE, 3), np.uint8), text, refines=refines),
+        ]
+        line = trajectory_to_json(sampled(turns), ["a.png", "a.png"])
+        found = FolderSource(write(tmp_path, line), SIZE)[0]
+        assert (found.turns[1].before, found.turns[1].refines) == (text, refines)
+        with pytest.raises(BadTrajectory, match="'s-1': the text of a .* is malformed: "):
+            encode_trajectory(toy_tokenizer, layout, found)
 
 
 def test_a_few_bad_files_do_not_stop_the_training_of_a_small_data_set():

@@ -23,7 +23,7 @@ from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import with_latents
 from process_gen.trajectory.layout import Layout
 
-LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), latent_values=3, steps=5, trajectories=3)
+LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), latent_values=3, turns=9, trajectories=3)
 SHOWN = dataclasses.replace(LAYOUT, prompt_image=True, instruction=12)
 
 
@@ -58,10 +58,8 @@ def test_every_image_of_a_batch_has_its_latents(shown, toy_tokenizer, tmp_path):
     with_them = LatentsSource(shown, write(tmp_path, shown, SHOWN), SHOWN)
     seen = 0
     for batch in make_loader(with_them, toy_tokenizer, SHOWN, 2, epochs=1):
-        pairs = (("sketch", "present"), ("prompt_image", "has_prompt_image"))
-        for images, there in (*pairs, ("refined", "refined")):
-            name = images.removesuffix("_image") + "_latents"
-            there = batch[there].any((-1, -2, -3)) if there == "refined" else batch[there]
+        for images, there in (("image", "present"), ("prompt_image", "has_prompt_image")):
+            name, there = images.removesuffix("_image") + "_latents", batch[there]
             assert batch[name].dtype == np.float16 and batch[name].shape[2:] == (4, 3)
             for place in zip(*np.nonzero(there), strict=True):
                 np.testing.assert_allclose(batch[name][place], encoded(batch[images][place]), atol=2**-11)
@@ -74,17 +72,17 @@ def test_without_a_folder_nothing_changes(source, toy_tokenizer):
     assert (
         with_latents(source, {}, LAYOUT) is source and with_latents(source, {"latents": ""}, LAYOUT) is source
     )
-    assert "sketch_latents" not in next(iter(make_loader(source, toy_tokenizer, LAYOUT, 2)))
+    assert "image_latents" not in next(iter(make_loader(source, toy_tokenizer, LAYOUT, 2)))
 
 
 def test_images_that_have_changed_since_are_noticed(source, tmp_path):
     write(tmp_path, source)
-    step = source[3].steps[0]
-    repainted = dataclasses.replace(step, sketch=step.sketch ^ 1)
+    first, *others = source[3].turns
+    repainted = dataclasses.replace(first, image=first.image ^ 1)
     changed = list(source)
-    changed[3] = dataclasses.replace(source[3], steps=(repainted, *source[3].steps[1:]))
+    changed[3] = dataclasses.replace(source[3], turns=(repainted, *others))
     found = LatentsSource(changed, tmp_path, LAYOUT)
-    assert found[2].latents["sketch"].shape == (len(source[2].steps), 4, 3)
+    assert found[2].latents["image"].shape == (len(source[2].turns), 4, 3)
     with pytest.raises(BadTrajectory, match="'toy-3': its images are not those that the latents 3 in"):
         found[3]
 
@@ -124,8 +122,8 @@ def test_what_is_missing_unfinished_or_damaged_is_named(source, tmp_path):
         LatentsSource(source, tmp_path, LAYOUT)
     write(tmp_path, source)
     fields = json.loads((tmp_path / INFO).read_text())
-    (tmp_path / INFO).write_text(json.dumps(fields | {"format": 2}))
-    with pytest.raises(NotPrepared, match="format is not 1"):
+    (tmp_path / INFO).write_text(json.dumps(fields | {"format": 1}))
+    with pytest.raises(NotPrepared, match="it has format 1, this version reads 2.*process_gen.prepare"):
         LatentsSource(source, tmp_path, LAYOUT)
     write(tmp_path, source[:5])
     (tmp_path / INFO).write_text(json.dumps(fields))

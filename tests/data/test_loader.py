@@ -8,43 +8,45 @@ import orbax.checkpoint as ocp
 import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
-from process_gen.data.encode import BadTrajectory, SlotOverflow, TooManySteps, encode_trajectory
+from process_gen.data import packing
+from process_gen.data.encode import BadTrajectory, SlotOverflow, TooLong, encode_trajectory
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, packing_stats
+from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part, packing_stats
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory, draft, refinement
 
-LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=5, trajectories=3)
+LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), turns=8, trajectories=3, corrections=2)
 
 
 @pytest.fixture(scope="module")
 def source(make_trajectory):
-    return [make_trajectory(seed) for seed in range(60)]
+    return [make_trajectory(seed, twice=0.3) for seed in range(60)]
 
 
 def trajectories_in(batch):
     """Yields (arrays of one trajectory, its prompt) of every trajectory in a batch."""
     for row in range(len(batch["present"])):
         fields = {name: value[row] for name, value in batch.items()}
-        starts = np.flatnonzero(fields["reset"])
-        ends = np.flatnonzero(fields["last"]) + 1
+        starts = np.flatnonzero(fields["is_first"])
+        ends = np.flatnonzero(fields["is_last"]) + 1
         assert len(starts) == len(ends)
         for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
             assert (fields["prompt_index"][start:end] == index).all() and fields["present"][start:end].all()
-            steps = {k: v[start:end] for k, v in fields.items() if k not in ("prompt_tokens", "prompt_index")}
-            yield steps, fields["prompt_tokens"][index]
+            turns = {k: v[start:end] for k, v in fields.items() if k not in ("prompt_tokens", "prompt_index")}
+            yield turns, fields["prompt_tokens"][index]
 
 
 def names_in(batches, source, tokenizer):
     """Returns the indices of the trajectories in `batches`, checking that each came through whole."""
-    by_image = {trajectory.steps[0].sketch.tobytes(): index for index, trajectory in enumerate(source)}
+    by_image = {trajectory.turns[0].image.tobytes(): index for index, trajectory in enumerate(source)}
     found = []
     for batch in batches:
-        for steps, prompt in trajectories_in(batch):
-            index = by_image[steps["sketch"][0].tobytes()]
+        for turns, prompt in trajectories_in(batch):
+            index = by_image[turns["image"][0].tobytes()]
             expected = encode_trajectory(tokenizer, LAYOUT, source[index])
             np.testing.assert_array_equal(prompt, expected["prompt_tokens"])
-            for name, value in steps.items():
+            for name, value in turns.items():
                 np.testing.assert_array_equal(value, expected[name], err_msg=name)
             found.append(index)
     return found
@@ -153,7 +155,7 @@ def test_orbax_saves_and_restores_the_iterator(source, toy_tokenizer, tmp_path):
     [
         ({"seed": 1}, "order was seed 0, is seed 1"),
         ({"batch_size": 3}, "batch was 2 rows, is 3 rows"),
-        ({"open_rows": 3}, "rows was 8 open ones of 5 steps and 3 trajectories, is 3 open"),
+        ({"open_rows": 3}, "rows was 8 open ones of 8 turns and 3 trajectories, is 3 open"),
     ],
 )
 def test_a_state_of_other_data_is_refused(source, toy_tokenizer, changes, message):
@@ -170,26 +172,72 @@ def test_a_state_of_one_stream_for_all_rows_is_refused(source, toy_tokenizer):
 
 
 def test_open_rows_reduce_the_waste(source, toy_tokenizer):
-    layout = dataclasses.replace(LAYOUT, steps=6)
+    layout = dataclasses.replace(LAYOUT, turns=9)
 
     def waste(open_rows):
-        return make_loader(source, toy_tokenizer, layout, 4, open_rows=open_rows).report(20).empty_steps
+        report = make_loader(source, toy_tokenizer, layout, 4, open_rows=open_rows).report(20)
+        return report.unused["empty turn slots"]
 
     assert waste(16) < 0.05 < 0.1 < waste(1)
 
 
-def test_the_report_counts_padding(toy_tokenizer, make_trajectory):
-    single = [make_trajectory(seed, steps=1) for seed in range(6)]
-    layout = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=4, trajectories=2)
-    report = make_loader(single, toy_tokenizer, layout, 1, epochs=1, open_rows=1).report(3)
-    assert (report.rows, report.steps_per_trajectory, report.empty_steps) == (3, 1.0, 0.5)
-    texts = [len(toy_tokenizer.encode(trajectory.prompt)) + 2 for trajectory in single]
-    assert report.padding["prompt"] == pytest.approx(1 - np.mean(texts) / layout.prompt)
-    absent = np.mean([trajectory.steps[0].inspect is None for trajectory in single])
-    assert report.absent["inspect"] == pytest.approx(absent)
-    assert "50.0% of the step slots empty, 1.00 steps per trajectory" in str(report)
+def test_the_report_counts_what_holds_nothing(toy_tokenizer):
+    """One row by hand: a draft that is corrected, a slip, an empty slot; one prompt of two."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    turns = (
+        draft(image, None, "a red circle", image_ok=False),
+        refinement(image, "star"),
+        draft(image, image_ok=False),
+    )
+    layout = Layout(
+        image_size=(8, 8), latent_grid=(2, 2), turns=4, trajectories=2, prompt=6, before=9, after=7, copies=3
+    )
+    report = make_loader([Trajectory("a blue square", turns)], toy_tokenizer, layout, 1, epochs=1).report(3)
+    assert (report.rows, report.turns_per_trajectory) == (1, 3.0)
+    noised, turn = 3 * 6, 9 + 4 * 6 + 7
+    assert report.tokens == 2 * 6 + 4 * turn == layout.row_tokens
+    wanted = {
+        "empty turn slots": turn,
+        "empty prompt slots": 6,
+        "absent text before the image": 2 * 9,
+        "absent text after the image": 2 * 7,
+        "padding in prompts": 6 - 5,
+        "padding in text before the image": 9 - 5,
+        "padding in text after the image": 7 - 5,
+        "flow targets of nothing": noised,
+    }
+    found = {cause: round(share * report.tokens, 6) for cause, share in report.unused.items() if share}
+    assert found == wanted
+    assert report.useful == pytest.approx(1 - sum(wanted.values()) / report.tokens)
+    assert f"packing: {report.useful:.1%} of {report.tokens} tokens of a row useful; empty turn slots" in str(
+        report
+    )
+    assert "3.00 turns per trajectory (1 rows)" in str(report)
+    assert report.table().splitlines()[-1].split() == ["useful", f"{report.useful:.1%}"]
     with pytest.raises(ValueError, match="no batches"):
-        packing_stats([])
+        packing_stats([], layout)
+
+
+def test_the_report_counts_input_images(source, toy_tokenizer):
+    layout = dataclasses.replace(LAYOUT, prompt_image=True, instruction=12)
+    shown = [dataclasses.replace(one, prompt_image=one.image, instruction="a star") for one in source]
+    plain, rich = (make_loader(x, toy_tokenizer, layout, 4, epochs=1).report(99) for x in (source, shown))
+    assert plain.unused["absent prompt images"] > 0 == rich.unused["absent prompt images"]
+    assert plain.unused["absent prompt instructions"] > 0 == rich.unused["absent prompt instructions"]
+    image, text = 6, len(toy_tokenizer.encode("a star")) + 2
+    gained = len(source) * (image + text) / (plain.rows * plain.tokens)
+    assert rich.useful == pytest.approx(plain.useful + gained)
+
+
+def test_trajectories_without_corrections_pay_for_none(toy_tokenizer, make_trajectory):
+    """Texts that fill their slots, no correction: all of a row is useful but what is left of it."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    single = [Trajectory("circle circle", (draft(image, None, "circle circle"),) * 2)] * 6
+    layout = Layout(
+        image_size=(8, 8), latent_grid=(2, 2), prompt=4, before=0, after=4, turns=4, trajectories=2
+    )
+    report = make_loader(single, toy_tokenizer, layout, 1, epochs=1).report(3)
+    assert report.useful == 1.0 and "none unused" in str(report)
 
 
 class Faulty:
@@ -231,16 +279,35 @@ def test_skipping_has_a_budget(source, toy_tokenizer):
 
 
 def test_overlong_trajectories_are_left_out_or_fail(source, toy_tokenizer, make_trajectory):
-    long = [*source[:10], make_trajectory(99, steps=6)]
+    nine = dataclasses.replace(source[11], turns=source[11].turns[:1] * 9, uid="toy-99")
+    long = [*source[:10], nine]
     loader = make_loader(long, toy_tokenizer, LAYOUT, 4, epochs=1)
     assert sorted(names_in(loader, long, toy_tokenizer)) == list(range(10))
-    with pytest.raises(TooManySteps, match="'toy-99': 6 steps, a row has 5"):
+    with pytest.raises(TooLong, match="'toy-99': 9 turns, a row has 8"):
         list(make_loader(long, toy_tokenizer, LAYOUT, 4, epochs=1, policy=Policy(overlong="fail")))
 
 
+def test_a_source_of_nothing_but_overlong_trajectories_ends(source, toy_tokenizer, monkeypatch):
+    """Left out one by one they would be waited for for ever: the error says what to set."""
+    monkeypatch.setattr(packing, "_LONG_WHILE", 20)
+    first = source[0].turns[:1]
+    long = [dataclasses.replace(source[0], turns=first * (9 + n % 3), uid=f"toy-{n}") for n in range(4)]
+    with pytest.raises(
+        TooManyBadTrajectories, match=r"more than the 8 turns.*longest one 11.*layout.turns=11"
+    ):
+        next(iter(make_loader(long, toy_tokenizer, LAYOUT, 2)))
+    few = make_loader([*long, source[1]], toy_tokenizer, LAYOUT, 1)
+    assert set(names_in(itertools.islice(few, 9), [*long, source[1]], toy_tokenizer)) == {4}
+
+
+def test_a_bucket_may_hold_all_that_is_bad_of_the_whole():
+    assert budget_of_part(10, 20) == 0.9 and budget_of_part(100, 1000) == pytest.approx(0.1)
+    assert budget_of_part(1000, 10_000) == pytest.approx(0.01)
+
+
 def test_a_text_too_long_for_its_slot_is_never_cut_in_silence(source, toy_tokenizer):
-    narrow = Layout(image_size=(8, 8), latent_grid=(2, 2), steps=5, trajectories=3, plan=8)
-    with pytest.raises(SlotOverflow, match="the plan text has"):
+    narrow = dataclasses.replace(LAYOUT, before=8)
+    with pytest.raises(SlotOverflow, match="the text before an image .* has"):
         next(iter(make_loader(source, toy_tokenizer, narrow, 2)))
 
 
@@ -265,7 +332,7 @@ def test_arguments_that_make_no_sense_are_refused(source, toy_tokenizer, argumen
 def test_input_images_of_prompts_come_through_whole(source, toy_tokenizer):
     layout = dataclasses.replace(LAYOUT, prompt_image=True, instruction=12)
     shown = [
-        dataclasses.replace(one, prompt_image=255 - one.steps[0].sketch, instruction="a star")
+        dataclasses.replace(one, prompt_image=255 - one.turns[0].image, instruction="a star")
         if i % 2
         else one
         for i, one in enumerate(source)
@@ -276,10 +343,10 @@ def test_input_images_of_prompts_come_through_whole(source, toy_tokenizer):
             assert (value.shape, value.dtype) == (getattr(spec, name).shape, getattr(spec, name).dtype), name
         there = batch["has_prompt_image"]
         assert ((batch["instruction_tokens"] != PAD_ID).any(-1) == there).all()
-        for row, slot in zip(*np.nonzero(batch["reset"]), strict=True):
+        for row, slot in zip(*np.nonzero(batch["is_first"]), strict=True):
             index = batch["prompt_index"][row, slot]
             if there[row, index]:
-                sketch = batch["sketch"][row, slot]
-                np.testing.assert_array_equal(batch["prompt_image"][row, index], 255 - sketch)
+                image = batch["image"][row, slot]
+                np.testing.assert_array_equal(batch["prompt_image"][row, index], 255 - image)
                 seen += 1
     assert seen == 30

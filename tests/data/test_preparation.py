@@ -1,9 +1,13 @@
+import collections
+import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import PIL.Image
@@ -12,21 +16,30 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from tiny_qwen2 import write_tiny_qwen2
 
+from process_gen import cli, experiment
 from process_gen.data import preparation
 from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.folder import FolderSource
 from process_gen.data.loader import make_loader
+from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.preparation import NotPrepared, prepare_scenes
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.scenes_builder import ScenesConfig, default_mixture, make_example, scenes_config
-from process_gen.data.sources import RecordSource, check_every_trajectory, open_source, prepare_source
+from process_gen.data.sources import (
+    Checked,
+    RecordSource,
+    check_every_trajectory,
+    open_source,
+    prepare_source,
+)
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.prepare import ERRORS, prepare
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.requests import categories
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Mode
 
-LAYOUT = Layout(steps=6, trajectories=4)
+LAYOUT = Layout(turns=12, trajectories=4)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +77,7 @@ def data(data_dir):
 def copy_of(data_dir, config, tmp_path) -> pathlib.Path:
     """Copies the prepared data set; returns the folder of its files."""
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "scenes" / config.name / "1.0.0"
+    return tmp_path / "scenes" / config.name / "2.0.0"
 
 
 def test_the_files_hold_what_the_teacher_made(data_dir, config, assert_same_trajectory):
@@ -75,13 +88,22 @@ def test_the_files_hold_what_the_teacher_made(data_dir, config, assert_same_traj
         for index in range(count):
             assert_same_trajectory(source[index], make_example(config, split, index))
     assert summary.examples == {"train": 40, "validation": 8}
-    assert sum(summary.steps.values()) == 48 and summary.steps_per_trajectory > 1.3
+    assert sum(summary.steps.values()) == sum(summary.turns.values()) == 48
+    assert summary.steps_per_trajectory > 1.3 and set(summary.longest) == {"prompt", "before", "after"}
+    made = [
+        make_example(config, split, i) for split, n in (("train", 40), ("validation", 8)) for i in range(n)
+    ]
+    assert summary.turns == collections.Counter(len(one.turns) for one in made)
+    drafts = [step for one in made for step in one.steps]
+    assert summary.refined == pytest.approx(np.mean([len(step.refines) for step in drafts]))
+    slips = [not step.refines and not step.draft.image_ok for step in drafts]
+    assert summary.slips == pytest.approx(np.mean(slips)) and 0 < summary.slips < summary.refined
     texts = [source[i].prompt for i in range(8)]
     assert max(len(scenes_tokenizer().encode(text)) for text in texts) + 2 <= summary.longest["prompt"]
 
 
 def test_tfds_itself_reads_the_data_set(data_dir, config):
-    builder = tfds.builder_from_directory(data_dir / "scenes" / config.name / "1.0.0")
+    builder = tfds.builder_from_directory(data_dir / "scenes" / config.name / "2.0.0")
     assert builder.info.metadata["mode"] == "process" and builder.info.metadata["examples"] == 40
     example = builder.as_data_source(split="validation")[3]
     assert example["prompt"].decode() == make_example(config, "validation", 3).prompt
@@ -94,8 +116,8 @@ def test_the_modes_hold_the_same_prompts_and_pictures():
         process, plan_only, single = (make_example(arm, "train", index) for arm in arms)
         assert process.prompt == plan_only.prompt == single.prompt
         np.testing.assert_array_equal(plan_only.image, single.image)
-        assert len(plan_only.steps) == len(single.steps) == 1
-        assert single.steps[0].plan is None and plan_only.steps[0].plan is not None
+        assert len(plan_only.turns) == len(single.turns) == 1
+        assert single.turns[0].before is None and plan_only.turns[0].before is not None
         assert process.metadata["category"] == single.metadata["category"]
 
 
@@ -143,7 +165,7 @@ def test_a_damaged_data_set_is_built_again(data_dir, config, tmp_path, damage):
         shard.write_bytes(whole[: len(whole) // 2])
     else:
         victim.unlink()
-    left = path.parent / "1.0.0.incompleteABC"
+    left = path.parent / "2.0.0.incompleteABC"
     left.mkdir()
     builder, _ = prepare_scenes(config, tmp_path)
     assert not left.exists() and victim.exists()
@@ -177,7 +199,7 @@ def test_an_interrupted_run_leaves_nothing_that_counts(config, tmp_path, monkeyp
     monkeypatch.setattr("process_gen.data.scenes_builder.make_example", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_scenes(config, tmp_path)
-    assert not list(tmp_path.glob("scenes/*/1.0.0/dataset_info.json"))
+    assert not list(tmp_path.glob("scenes/*/2.0.0/dataset_info.json"))
 
 
 def test_a_config_opens_its_source(data, assert_same_trajectory, config):
@@ -190,11 +212,27 @@ def test_prepare_source_reports_and_checks_the_slots(data, capsys):
     source = prepare_source(data, LAYOUT, scenes_tokenizer())
     lines = capsys.readouterr().out
     assert "trajectories  40 for train, 40 for validation" in lines and "of 48" in lines
-    assert check_every_trajectory(source, "fail") == 0
+    assert check_every_trajectory(source, "fail") == Checked(40, 0, 0)
     batch = next(iter(make_loader(source, scenes_tokenizer(), LAYOUT, 2)))
     assert batch["present"].mean() > 0.7
-    with pytest.raises(ValueError, match=r"do not fit the layout: layout.plan is 10 but must be \d+"):
-        prepare_source(data, Layout(plan=10), scenes_tokenizer())
+    with pytest.raises(ValueError, match=r"do not fit the layout: layout.before is 10 but must be \d+"):
+        prepare_source(data, Layout(before=10), scenes_tokenizer())
+
+
+def test_a_summary_says_what_a_row_is_too_short_for(data, config):
+    summary = prepare_scenes(config, data["data_dir"])[1]
+    short = Layout(turns=2, trajectories=1)
+    left_out = sum(count for turns, count in summary.turns.items() if turns > 2)
+    assert 0 < left_out < 48 and f"; {left_out} longer than a row of 2 are left out" in summary.describe(
+        short
+    )
+    assert "left out" not in summary.describe(LAYOUT) and "left out" not in summary.describe()
+    summary.check(short)
+    long = dataclasses.replace(summary, turns={3: 40, 7: 8})
+    with pytest.raises(
+        ValueError, match="more turns than a row of layout.turns=2, the longest one 7: set layout.tu"
+    ):
+        long.check(short)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +253,26 @@ def test_what_cannot_be_opened_says_why(data, changes, error, message):
 
 
 def test_records_of_any_folder_with_the_schema_open(data, data_dir, config):
-    path = str(data_dir / "scenes" / config.name / "1.0.0")
+    path = str(data_dir / "scenes" / config.name / "2.0.0")
     data.update({"source": "records", "path": path})
     assert len(open_source(data, (32, 32), "validation")) == 8
     with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
         open_source(data, (32, 32), "test")
+
+
+def test_records_of_steps_are_refused(tmp_path):
+    """As earlier versions wrote them."""
+    image = tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8)
+    steps = tfds.features.Sequence({"sketch": image, "refined": image})
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity("old", tfds.core.Version("1.0.0"), str(tmp_path), module_name="m"),
+        features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "steps": steps}),
+        split_dict=tfds.core.SplitDict([tfds.core.SplitInfo(name="train", shard_lengths=[1], num_bytes=1)]),
+    )
+    with pytest.raises(
+        ValueError, match="old/1.0.0 holds trajectories of an earlier version, in steps and not"
+    ):
+        RecordSource(types.SimpleNamespace(info=info))
 
 
 def test_the_entry_point_prepares_and_refuses(tmp_path):
@@ -230,16 +283,17 @@ def test_the_entry_point_prepares_and_refuses(tmp_path):
 
     done = run(f"--config.data.data_dir={tmp_path}")
     assert done.returncode == 0 and "64 for train" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1].split()[0] == "useful" and "padding in prompts" in done.stdout
     (tmp_path / "mine").mkdir()
-    line = json.dumps({"prompt": "a", "steps": [{"sketch": "../x"}]})
+    line = json.dumps({"prompt": "a", "turns": [{"image": "../x"}]})
     (tmp_path / "mine" / "trajectories.jsonl").write_text(line)
     failed = run("--config.data.source=folder", f"--config.data.path={tmp_path / 'mine'}")
-    assert failed.returncode == 2 and "line 1: steps[0].sketch leaves the folder" in failed.stderr
+    assert failed.returncode == 2 and "line 1: turns[0].image leaves the folder" in failed.stderr
 
 
 def test_the_texts_are_counted_anew_for_another_tokenizer(data, config, tmp_path, capsys):
     tokenizer = Qwen2Tokenizer(write_tiny_qwen2(tmp_path / "qwen2", size=290))
-    wide = Layout(prompt=300, plan=300, inspect=300, refine=300)
+    wide = Layout(prompt=300, before=300, after=300, turns=12)
     source = prepare_source(data, wide, tokenizer)
     scenes = prepare_scenes(config, data["data_dir"])[1].longest
     (kept,) = pathlib.Path(data["data_dir"]).rglob(f"longest_{tokenizer.fingerprint}.json")
@@ -247,18 +301,94 @@ def test_the_texts_are_counted_anew_for_another_tokenizer(data, config, tmp_path
     assert all(longest[slot] > scenes[slot] for slot in scenes)
     assert f"prompt {longest['prompt']} of 300" in capsys.readouterr().out
     assert sum(len(batch["present"]) for batch in make_loader(source, tokenizer, wide, 2, epochs=1)) > 0
-    kept.write_text(json.dumps(longest | {"plan": 301}))
-    with pytest.raises(ValueError, match="layout.plan is 300 but must be 301"):
+    kept.write_text(json.dumps(longest | {"before": 301}))
+    with pytest.raises(ValueError, match="layout.before is 300 but must be 301"):
         prepare_source(data, wide, tokenizer)
 
 
+def folder_of(path, *turns, name="trajectories.jsonl"):
+    """A folder of trajectories, each with so many drafts of one image; a text stands for a line as it is."""
+    path.mkdir(exist_ok=True)
+    PIL.Image.new("RGB", (9, 9)).save(path / "a.png")
+    lines = [
+        count
+        if isinstance(count, str)
+        else json.dumps({"prompt": "a", "turns": [{"image": "a.png"}] * count})
+        for count in turns
+    ]
+    (path / name).write_text("\n".join(lines))
+    return path
+
+
+MISSING = json.dumps({"prompt": "a", "turns": [{"image": "b.png"}]})
+
+
 def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenizer):
-    steps = [{"sketch": "a.png", "inspect": "circle " * 40}]
-    (tmp_path / "trajectories.jsonl").write_text(json.dumps({"prompt": "a", "steps": steps}))
-    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    source = FolderSource(tmp_path, LAYOUT.image_size)
+    turns = [{"image": "a.png", "inspect": "circle " * 40}]
+    source = FolderSource(folder_of(tmp_path, json.dumps({"prompt": "a", "turns": turns})), LAYOUT.image_size)
     encode = functools.partial(encode_trajectory, toy_tokenizer, LAYOUT)
-    assert check_every_trajectory(source, "fail") == 0
-    assert check_every_trajectory(source, "skip", encode) == 1
-    with pytest.raises(BadTrajectory, match="the inspect text has 40 tokens, 22 fit"):
+    assert check_every_trajectory(source, "fail") == Checked(1, 0, 0)
+    assert check_every_trajectory(source, "skip", encode, 1.0) == Checked(0, 1, 0)
+    with pytest.raises(BadTrajectory, match="the inspection has 40 tokens, 22 fit"):
         check_every_trajectory(source, "fail", encode)
+    with pytest.raises(
+        TooManyBadTrajectories, match="1 of 1 trajectories are bad, 50.00% may be; the last one: .* 40"
+    ):
+        check_every_trajectory(source, "skip", encode)
+
+
+def test_what_is_too_long_for_a_row_is_counted_by_itself(tmp_path, toy_tokenizer, caplog):
+    layout = Layout(turns=2, trajectories=1)
+    encode = functools.partial(encode_trajectory, toy_tokenizer, layout)
+    source = FolderSource(folder_of(tmp_path / "some", 1, 2, 3, 5, MISSING, 1), layout.image_size)
+    assert check_every_trajectory(source, "skip", encode) == Checked(3, 1, 2)
+    assert "'some:3': 3 turns, a row has 2" in caplog.text and "'some:4': 5 turns" in caplog.text
+    none = FolderSource(folder_of(tmp_path / "none", 3, MISSING, 5, 4), layout.image_size)
+    with pytest.raises(
+        TooManyBadTrajectories, match="a row of 2 turns, the longest one has 5: set .*layout.turns=5.*e:3"
+    ):
+        check_every_trajectory(none, "skip", encode)
+
+
+@pytest.fixture
+def debug_config():
+    config = cli.load_config(str(pathlib.Path(__file__).parents[2] / "configs" / "scenes.py:debug"))
+    with config.unlocked():
+        config.data.update(dict(source="folder", on_error="skip"))
+        config.layout.update(dict(turns=3, trajectories=2))
+    return config
+
+
+def test_prepare_counts_every_loss(tmp_path, debug_config, capsys):
+    lines = (1, 2, 4, MISSING, "{", 1, 3, 1)
+    debug_config.data.path = str(folder_of(tmp_path, *lines))
+    prepare(debug_config)
+    out = capsys.readouterr().out
+    assert f"{tmp_path}: 5 good trajectories, 2 bad ones, 1 longer than a row\n" in out
+    assert "packing, images of 32 x 32" in out and out.splitlines()[-1].startswith("useful ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ((MISSING,) * 8, "8 of 8 trajectories are bad, 50.00% may be; the last one: .*line 8: .*'b.png'"),
+        ((8,) * 8, "a row of 3 turns, the longest one has 8: set config.layout.turns=8"),
+        (("{",) * 5 + (1,) * 3, "5 of 8 lines of .* are bad"),
+        ((1, 1, *(MISSING,) * 6), "6 of 8 trajectories are bad"),
+    ],
+)
+def test_prepare_refuses_what_training_would(tmp_path, debug_config, lines, message):
+    debug_config.data.path = str(folder_of(tmp_path, *lines))
+    with pytest.raises(ERRORS, match=message):
+        prepare(debug_config)
+    config = debug_config
+    layouts = experiment.build_layouts(config)
+    (layout,) = layouts.values()
+    with pytest.raises(TooManyBadTrajectories):  # so would training
+        source = FolderSource(config.data.path, layout.image_size, bad="skip")
+        policy = Policy("skip", budget_of_part(len(source), len(source)))
+        list(
+            itertools.islice(
+                make_loader(source, scenes_tokenizer(), layout, 2, prefetch=0, policy=policy), 40
+            )
+        )

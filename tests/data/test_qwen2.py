@@ -20,9 +20,9 @@ from process_gen.data.tokenizers import Tokenizer, TokenizerError, scenes_tokeni
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.stages import Plan, Step, Trajectory
+from process_gen.trajectory.stages import Plan, Trajectory, draft, refinement
 
-LAYOUT = Layout(image_size=(8, 8), latent_grid=(1, 1), prompt=12, plan=60)
+LAYOUT = Layout(image_size=(8, 8), latent_grid=(1, 1), prompt=12, before=60)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +103,15 @@ def test_any_ids_decode(tokenizer):
 
 def test_a_trajectory_is_wrapped_as_bagel_wraps_texts(tokenizer):
     image = np.zeros((8, 8, 3), np.uint8)
-    trajectory = Trajectory("a cat!", (Step(image, Plan("draw!", "a cat"), "it isn't"),), "one")
+    trajectory = Trajectory(
+        "a cat!", (draft(image, Plan("draw!", "a cat"), "it isn't"), refinement(image, "draw it!")), "one"
+    )
     arrays = encode_trajectory(tokenizer, LAYOUT, trajectory)
-    for tokens in (arrays["prompt_tokens"], arrays["plan_tokens"][0], arrays["inspect_tokens"][0]):
+    for tokens in (arrays["prompt_tokens"], *arrays["before_tokens"], arrays["after_tokens"][0]):
         text = tokens[tokens != PAD_ID]
         assert text[0] == tokenizer.im_start and text[-1] == tokenizer.im_end
         assert not {tokenizer.im_start, tokenizer.im_end} & set(text[1:-1].tolist())
-    assert (arrays["refine_tokens"] == PAD_ID).all()
+    assert (arrays["after_tokens"][1] == PAD_ID).all()
     with pytest.raises(SlotOverflow, match="layout.prompt = 4"):
         encode_trajectory(tokenizer, dataclasses.replace(LAYOUT, prompt=4), trajectory)
 

@@ -7,7 +7,7 @@ from tensorflow_datasets.core import example_serializer
 
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.schema import features, read_record, to_example
-from process_gen.trajectory.stages import Step, Trajectory
+from process_gen.trajectory.stages import TURN_FIELDS, Trajectory, Turn
 
 
 def serialize(trajectory, image_size):
@@ -18,14 +18,14 @@ def serialize(trajectory, image_size):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_trajectory_comes_back_exactly(make_trajectory, assert_same_trajectory, seed):
-    trajectory = make_trajectory(seed, image_size=(6, 10))
+    trajectory = make_trajectory(seed, image_size=(6, 10), twice=0.5)
     assert_same_trajectory(read_record(serialize(trajectory, (6, 10)), (6, 10)), trajectory)
 
 
 def test_absent_and_empty_texts_stay_apart(assert_same_trajectory):
-    sketch = np.zeros((4, 4, 3), np.uint8)
-    steps = (Step(sketch, inspect=""), Step(sketch, inspect=None))
-    trajectory = Trajectory("", steps, metadata={"a": [1, {"b": None}]})
+    image = np.zeros((4, 4, 3), np.uint8)
+    turns = (Turn(image, after=""), Turn(image), Turn(image, ""), Turn(image, "<ins>garbled", refines=True))
+    trajectory = Trajectory("", turns, metadata={"a": [1, {"b": None}]})
     assert_same_trajectory(read_record(serialize(trajectory, (4, 4)), (4, 4)), trajectory)
 
 
@@ -33,11 +33,15 @@ def test_the_reader_sees_what_tfds_sees(make_trajectory):
     trajectory = make_trajectory(5, steps=3)
     record = serialize(trajectory, (8, 8))
     example = features((8, 8)).deserialize_example_np(record)
-    ours, theirs = read_record(record, (8, 8)), example["steps"]
+    ours, theirs = read_record(record, (8, 8)), example["turns"]
     assert example["prompt"].decode() == ours.prompt
-    np.testing.assert_array_equal(np.stack(theirs["sketch"]), np.stack([s.sketch for s in ours.steps]))
-    assert [text.decode() for text in theirs["description"]] == [s.plan.description for s in ours.steps]
-    assert list(theirs["has_refine"]) == [s.refine is not None for s in ours.steps]
+    assert set(theirs) == {field.name for field in TURN_FIELDS} | {"has_before", "has_after"}
+    np.testing.assert_array_equal(np.stack(theirs["image"]), np.stack([t.image for t in ours.turns]))
+    for name in ("before", "after"):
+        assert [text.decode() for text in theirs[name]] == [getattr(t, name) or "" for t in ours.turns]
+        assert list(theirs[f"has_{name}"]) == [getattr(t, name) is not None for t in ours.turns]
+    for name in ("refines", "image_ok", "before_weight", "image_weight", "after_weight"):
+        assert list(theirs[name]) == [getattr(t, name) for t in ours.turns]
 
 
 def test_what_is_no_record_says_so(make_trajectory):
@@ -54,7 +58,7 @@ def test_metadata_must_be_json(make_trajectory):
 
 def test_the_features_are_plain_tfds_features():
     assert isinstance(features((8, 8)), tfds.features.FeaturesDict)
-    assert features((8, 8))["steps"]["sketch"].shape == (8, 8, 3)
+    assert features((8, 8))["turns"]["image"].shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("shown", [True, False])

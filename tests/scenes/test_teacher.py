@@ -32,7 +32,7 @@ from process_gen.scenes.schedule import MAX_STEPS
 from process_gen.scenes.splits import HELD_OUT_COLOURED
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.markup import SPECIAL_PATTERN, write_plan, write_refine
-from process_gen.trajectory.stages import Mode
+from process_gen.trajectory.stages import Mode, targets_of
 
 
 def _lessons(level: str, count: int, seed: int = 0, split: str = "train", **odds):
@@ -72,8 +72,8 @@ def test_texts_keep_to_budget_and_vocabulary(level: str, count: int):
             assert count_tokens(write_plan(step.plan)) + 2 <= budget.plan
             if step.inspect is not None:
                 assert count_tokens(step.inspect) + 2 <= budget.inspect
-            if step.refine is not None:
-                assert count_tokens(write_refine(step.refine.instruction)) + 2 <= budget.refine
+            if step.refines:
+                assert count_tokens(write_refine(step.refine)) + 2 <= budget.refine
         for text in texts(trajectory):
             assert set(re.findall(r"\w+|[^\w\s]", SPECIAL_PATTERN.sub(" ", text))) <= words
     assert len(words) < 200
@@ -85,15 +85,20 @@ def test_stages_fit_together():
         for index, (step, fault) in enumerate(
             zip(trajectory.steps, trajectory.metadata["mistakes"], strict=True)
         ):
-            assert step.sketch_ok == (fault is None or fault["planned"])
-            assert step.plan_ok == (fault is None or not fault["planned"])
+            assert step.draft.image_ok == (fault is None or fault["planned"])
+            assert step.draft.before_weight == (fault is None or not fault["planned"])
+            assert step.draft.image_weight == step.draft.after_weight == 1
             if fault is None:
-                assert step.inspect and step.refine is None
+                assert step.inspect and not step.refines
             elif fault["noticed"]:
-                assert step.inspect and step.refine
+                (correction,) = step.refines
+                assert step.inspect and step.refine and correction.image_ok and correction.after is None
+                assert correction.before_weight == correction.image_weight == 1
             else:
-                assert step.inspect is None and step.refine is None
+                assert step.inspect is None and not step.refines
                 assert index + 1 < len(trajectory.steps) and not slipped
+            target = targets_of(step.turns)[0]
+            assert target == (0 if step.draft.image_ok else len(step.turns) - 1 if step.refines else -1)
             slipped = fault is not None and not fault["noticed"]
 
 
@@ -101,9 +106,10 @@ def test_images_show_what_the_metadata_say():
     for _, trajectory in _lessons("default", 300, wrong=0.5, slip=0.2):
         for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
             assert parse(step.sketch, "default").key() == drawn.key()
-            assert (step.sketch_ok and step.plan_ok) == (drawn.key() == intended.key())
-            if step.refine is not None:
-                assert parse(step.refine.image, "default").key() == intended.key()
+            right = step.draft.image_ok and step.draft.before_weight == 1
+            assert right == (drawn.key() == intended.key())
+            if step.refines:
+                assert parse(step.refined, "default").key() == intended.key()
 
 
 def test_descriptions_list_the_whole_scene():
@@ -151,9 +157,10 @@ def test_detours_and_steps_vary():
 
 def test_odds_of_zero_and_one():
     for _, trajectory in _lessons("default", 90, wrong=0, misplan=0, slip=0):
-        assert all(step.sketch_ok and step.plan_ok for step in trajectory.steps)
+        assert all(turn.image_ok and turn.before_weight == 1 for turn in trajectory.turns)
+        assert len(trajectory.turns) == len(trajectory.steps)
     for _, trajectory in _lessons("default", 90, wrong=1, slip=0):
-        assert all(step.refine is not None for step in trajectory.steps)
+        assert all(len(step.refines) == 1 for step in trajectory.steps)
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
@@ -192,7 +199,7 @@ def test_planted_mistakes_fail_the_judge_and_are_named(kind: str):
 def test_inspections_name_the_error_and_not_what_is_still_to_come():
     for _, trajectory in _lessons("default", 600, wrong=0.5, slip=0):
         for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
-            if step.sketch_ok and step.plan_ok:
+            if step.draft.image_ok and step.draft.before_weight == 1:
                 continue
             wrong = set(drawn.objects) ^ set(intended.objects)
             cells = {w for w in re.findall(r"\w+", step.inspect) if w in get_level("default").cell_index}
@@ -205,10 +212,11 @@ def test_a_wrong_plan_contradicts_the_prompt_or_itself_and_is_put_right():
         facts = zip(trajectory.steps, trajectory.metadata["mistakes"], strict=True)
         for (step, fault), (intended, drawn) in zip(facts, _scenes(trajectory, "default"), strict=True):
             if fault is None:
-                assert step.plan_ok
+                assert step.draft.before_weight == 1
                 continue
             kinds[fault["kind"]] += 1
-            assert fault["planned"] and not step.plan_ok and step.sketch_ok and step.inspect and step.refine
+            assert fault["planned"] and step.draft.before_weight == 0 and step.draft.image_ok
+            assert step.inspect and step.refine
             described = read_description(step.plan.description, "default")
             cells = collections.Counter(thing.cell for thing in described.objects)
             # The draft carries the plan out: all that it can show of what the description says.
@@ -227,8 +235,8 @@ def test_baselines():
         planned = baseline(request, rng, "default", Mode.PLAN_ONLY)
         direct = baseline(request, rng, "default", Mode.SINGLE_PASS)
         for one in (planned, direct):
-            assert len(one.steps) == 1 and one.steps[0].sketch_ok
-            assert one.steps[0].inspect is None and one.steps[0].refine is None
+            (turn,) = one.turns
+            assert turn.image_ok and not turn.refines and turn.after is None
             assert judge(request, one.image).correct
         assert direct.steps[0].plan is None
         assert count_tokens(write_plan(planned.steps[0].plan)) + 2 <= get_level("default").budget.plan
@@ -244,7 +252,7 @@ def test_a_request_without_room_is_refused():
 def test_same_seed_same_trajectories():
     def draw():
         return [
-            (texts(one), [step.image.tobytes() for step in one.steps], json.dumps(one.metadata))
+            (texts(one), [turn.image.tobytes() for turn in one.turns], json.dumps(one.metadata))
             for _, one in _lessons("default", 30)
         ]
 

@@ -5,70 +5,108 @@ import numpy as np
 
 from process_gen.trajectory.batch import PAD_ID as PAD
 from process_gen.trajectory.batch import Batch
-from process_gen.trajectory.controls import ControlIds, labels, next_tokens
+from process_gen.trajectory.controls import ControlIds, follows, labels, next_tokens
 from process_gen.trajectory.layout import Layout
 
 IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11)
 LAYOUT = Layout(
-    image_size=(8, 8), latent_grid=(1, 1), latent_values=1, prompt=4, plan=4, inspect=4, refine=4, steps=4
+    image_size=(8, 8),
+    latent_grid=(1, 1),
+    latent_values=1,
+    prompt=4,
+    before=4,
+    after=4,
+    turns=5,
+    trajectories=2,
 )
 TEXT, ABSENT = [3, 20, 4, PAD], [PAD] * 4
+DRAFT, BARE, REFINE = (False, True), (False, False), (True, True)
+"""Whether a turn refines, and whether a text stands before its image."""
 
 
-def batch(steps, mode_of_first_row="process"):
-    """One row; `steps` is a list of (reset, last, plan, inspect, refine)."""
-    fields = {name: np.zeros((1, 4), bool) for name in ("reset", "last", "present", "sketch_ok")}
-    fields["plan_ok"] = np.ones((1, 4), bool)
-    texts = {name: np.full((1, 4, 4), PAD, np.int32) for name in ("plan", "inspect", "refine")}
-    index, trajectory = np.zeros((1, 4), np.int32), -1
-    for i, (reset, last, *found) in enumerate(steps):
-        trajectory += reset
-        fields["reset"][0, i], fields["last"][0, i], fields["present"][0, i] = reset, last, True
-        index[0, i] = trajectory
-        for name, there in zip(texts, found, strict=True):
-            texts[name][0, i] = TEXT if there else ABSENT
-    prompts = np.full((1, LAYOUT.trajectories, LAYOUT.prompt), PAD, np.int32)
-    prompts[0, : trajectory + 1] = TEXT
-    image = np.zeros((1, 4, 8, 8, 3), np.uint8)
-    arrays = dict(
-        prompt_tokens=prompts,
-        prompt_index=index,
-        sketch=image,
-        refined=image,
-        **fields,
-        **{f"{name}_tokens": value for name, value in texts.items()},
-    )
-    return Batch(**{name: jnp.asarray(value) for name, value in arrays.items()})
+def batch(*trajectories):
+    """One row; a trajectory is a list of (kind, whether it is inspected)."""
+    spec = Batch.spec(LAYOUT, 1)
+    fields = {name: np.zeros(x.shape, x.dtype) for name, x in vars(spec).items() if x is not None}
+    for name in ("prompt_tokens", "before_tokens", "after_tokens"):
+        fields[name][:] = PAD
+    slot = 0
+    for index, turns in enumerate(trajectories):
+        fields["prompt_tokens"][0, index] = TEXT
+        fields["is_first"][0, slot] = fields["is_last"][0, slot + len(turns) - 1] = True
+        for (refines, before), after in turns:
+            fields["present"][0, slot], fields["refines"][0, slot] = True, refines
+            fields["prompt_index"][0, slot] = index
+            fields["before_tokens"][0, slot] = TEXT if before else ABSENT
+            fields["after_tokens"][0, slot] = TEXT if after else ABSENT
+            slot += 1
+    return Batch(**{name: jnp.asarray(value) for name, value in fields.items()})
 
 
 def test_a_process_trajectory_learns_when_to_refine_go_on_and_stop():
-    found = labels(batch([(1, 0, 1, 1, 1), (0, 0, 1, 0, 0), (0, 1, 1, 1, 0)]), IDS)
+    """An inspected and corrected draft, a slip, and a draft that ends the trajectory."""
+    rows = batch([(DRAFT, 1), (REFINE, 0), (DRAFT, 0), (DRAFT, 1)])
+    found = labels(rows, IDS)
     np.testing.assert_array_equal(found["prompt_end"][0], [IDS.ins, PAD])
-    np.testing.assert_array_equal(found["plan"][0, 0], [20, 4, IDS.vision_start, PAD])
-    # Step 0 is inspected and refined, step 1 is a slip, step 2 ends the trajectory.
-    np.testing.assert_array_equal(found["sketch_end"][0], [IDS.im_start, IDS.ins, IDS.im_start, PAD])
-    np.testing.assert_array_equal(found["inspect"][0, 0], [20, 4, IDS.refine, PAD])
-    np.testing.assert_array_equal(found["inspect"][0, 2], [20, 4, IDS.end_of_text, PAD])
-    np.testing.assert_array_equal(found["refine"][0, 0], [20, 4, IDS.vision_start, PAD])
-    np.testing.assert_array_equal(found["refined_end"][0], [IDS.ins, PAD, PAD, PAD])
+    np.testing.assert_array_equal(found["before"][0, 0], [20, 4, IDS.vision_start, PAD])
+    np.testing.assert_array_equal(found["before"][0, 1], [20, 4, IDS.vision_start, PAD])
+    np.testing.assert_array_equal(found["image_end"][0], [IDS.im_start, IDS.ins, IDS.ins, IDS.im_start, PAD])
+    np.testing.assert_array_equal(found["after"][0, 0], [20, 4, IDS.refine, PAD])
+    np.testing.assert_array_equal(found["after"][0, 3], [20, 4, IDS.end_of_text, PAD])
+    for name, absent in (("before", [4]), ("after", [1, 2, 4])):
+        assert (found[name][0, jnp.asarray(absent)] == PAD).all()
+    np.testing.assert_array_equal(follows(rows, IDS)[0], [IDS.refine, IDS.ins, IDS.ins, IDS.end_of_text, PAD])
+
+
+def test_two_corrections_of_a_draft_ask_for_one_after_the_other():
+    found = labels(batch([(DRAFT, 1), (REFINE, 1), (REFINE, 1), (DRAFT, 0)]), IDS)
+    np.testing.assert_array_equal(found["after"][0, :3, 2], [IDS.refine, IDS.refine, IDS.ins])
+    np.testing.assert_array_equal(
+        found["image_end"][0], [IDS.im_start, IDS.im_start, IDS.im_start, IDS.end_of_text, PAD]
+    )
+    np.testing.assert_array_equal(found["before"][0, :4, 2], [IDS.vision_start] * 4)
+
+
+def test_without_an_inspection_the_image_decides_what_follows():
+    found = labels(batch([(DRAFT, 0), (REFINE, 0), (REFINE, 0)], [(BARE, 0), (BARE, 0)]), IDS)
+    assert (found["after"] == PAD).all()
+    np.testing.assert_array_equal(
+        found["image_end"][0], [IDS.refine, IDS.refine, IDS.end_of_text, IDS.vision_start, IDS.end_of_text]
+    )
+    np.testing.assert_array_equal(found["prompt_end"][0], [IDS.ins, IDS.vision_start])
+
+
+def test_an_inspection_before_a_draft_without_a_plan_opens_its_image():
+    found = labels(batch([(BARE, 1), (BARE, 1)]), IDS)
+    np.testing.assert_array_equal(found["after"][0, :2, 2], [IDS.vision_start, IDS.end_of_text])
+    assert (found["before"] == PAD).all()
 
 
 def test_the_baselines_open_an_image_and_stop():
-    single = labels(batch([(1, 1, 0, 0, 0)]), IDS)
+    single = labels(batch([(BARE, 0)]), IDS)
     np.testing.assert_array_equal(single["prompt_end"][0], [IDS.vision_start, PAD])
-    np.testing.assert_array_equal(single["sketch_end"][0], [IDS.end_of_text, PAD, PAD, PAD])
-    assert all((single[name] == PAD).all() for name in ("plan", "inspect", "refined_end"))
-    planned = labels(batch([(1, 1, 1, 0, 0), (1, 1, 0, 0, 0)]), IDS)
+    np.testing.assert_array_equal(single["image_end"][0], [IDS.end_of_text, PAD, PAD, PAD, PAD])
+    assert all((single[name] == PAD).all() for name in ("before", "after"))
+    planned = labels(batch([(DRAFT, 0)], [(BARE, 0)]), IDS)
     np.testing.assert_array_equal(planned["prompt_end"][0], [IDS.ins, IDS.vision_start])
+    np.testing.assert_array_equal(planned["image_end"][0], [IDS.end_of_text] * 2 + [PAD] * 3)
 
 
-def test_the_words_of_a_wrong_plan_are_no_labels_and_what_follows_is():
-    steps = batch([(1, 0, 1, 1, 1), (0, 1, 1, 1, 0)])
-    right, wrong = labels(steps, IDS), labels(steps.replace(plan_ok=jnp.asarray([[False] + [True] * 3])), IDS)
-    np.testing.assert_array_equal(wrong["plan"][0, 0], [PAD, PAD, IDS.vision_start, PAD])
-    np.testing.assert_array_equal(wrong["plan"][0, 1:], right["plan"][0, 1:])
-    for name in right.keys() - {"plan"}:
-        np.testing.assert_array_equal(wrong[name], right[name])
+def test_what_follows_does_not_look_into_the_next_trajectory():
+    """A draft that is corrected stands right behind one that ends."""
+    found = labels(batch([(DRAFT, 0)], [(DRAFT, 1), (REFINE, 0)]), IDS)
+    np.testing.assert_array_equal(
+        found["image_end"][0], [IDS.end_of_text, IDS.im_start, IDS.end_of_text, PAD, PAD]
+    )
+
+
+def test_labels_do_not_depend_on_weights():
+    """Words that are not to be learned weigh nothing; what closes them is asked all the same."""
+    rows = batch([(DRAFT, 1), (REFINE, 1), (DRAFT, 0)])
+    weights = {name: getattr(rows, name) + 1 for name in ("before_weight", "image_weight", "after_weight")}
+    found, weighted = labels(rows, IDS), labels(rows.replace(**weights), IDS)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, weighted[name])
 
 
 def test_a_full_slot_still_closes():

@@ -1,0 +1,83 @@
+"""The paper's mix as shapes: its proportions, its rows, and the useful share of the 7B config."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from process_gen import amounts, cli, experiment
+from process_gen.data import mix
+from process_gen.data.fake import empty_row
+from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS
+from tests.models.tiny import layout
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAPER = layout(prompt=120, before=128, after=110, turns=8, trajectories=4, copies=1, corrections=1)
+
+
+def paper_layout():
+    return experiment.build_layout(cli.load_config(f"{ROOT}/configs/bagel_7b.py:paper"))
+
+
+def test_trajectories_are_drawn_in_the_paper_s_proportions():
+    drawn = mix.draw(PAPER, 4_000, seed=1)
+    single = np.array([(~one["refines"]).sum() == 1 for one in drawn])
+    inspected = np.array([(one["after_tokens"] != PAD_ID).any() for one in drawn])
+    refined = np.array([one["refines"].any() for one in drawn])
+    assert single.mean() == pytest.approx(15_000 / 62_213, abs=0.02)
+    assert (~inspected).mean() == pytest.approx(32_012 / 62_213, abs=0.02)
+    assert refined[single].mean() == pytest.approx(2 / 3, abs=0.04)
+    assert refined[~single & inspected].mean() == pytest.approx(8_296 / 15_201, abs=0.05)
+    drafts = np.array([(~one["refines"]).sum() for one in drawn])[~single]
+    assert (drafts.min(), drafts.max()) == (2, 5) and drafts.mean() == pytest.approx(3.5, abs=0.05)
+    assert not refined[~inspected].any()
+
+
+def test_a_draft_that_is_corrected_learns_its_correction():
+    for one in mix.draw(PAPER, 200):
+        turns = len(one["present"])
+        assert one["refines"].sum() <= 1 and not one["refines"][:-1].any() and one["is_last"][-1]
+        expected = np.zeros(turns, np.int32)
+        if one["refines"].any():
+            expected[-2] = 1
+            assert (one["after_tokens"][-1] == PAD_ID).all()  # the correction is not inspected
+        np.testing.assert_array_equal(one["target"], expected)
+        words = (one["before_tokens"] != PAD_ID).sum(-1)
+        assert ((words >= mix.SHORTEST) & (words <= mix.LONGEST)).all()
+        inspected = (one["after_tokens"] != PAD_ID).any(-1)
+        assert inspected.sum() in (0, (~one["refines"]).sum())
+
+
+def test_rows_have_the_fields_of_a_batch():
+    there = layout(prompt_image=True, instruction=4, turns=8, trajectories=3)
+    expected = empty_row(there)
+    rows = list(mix.rows(there, 60))
+    assert set(rows[0]) == set(expected)
+    for name, value in rows[0].items():
+        slots = there.trajectories if name in PROMPT_FIELDS else there.turns
+        assert value.shape[:2] == (1, slots) and value.dtype == expected[name].dtype, name
+        if "image" not in name or name.endswith("weight") or name == "has_prompt_image":
+            assert value.shape[1:] == expected[name].shape, name
+    assert sum(row["is_first"].sum() for row in rows) == 60
+
+
+def test_the_same_arguments_give_the_same_rows():
+    one, other = (list(mix.rows(PAPER, 50, seed=3)) for _ in range(2))
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_row_of_the_7b_config_is_85_percent_useful():
+    there = paper_layout()
+    report = mix.report(there, 1_500)
+    assert report.useful > 0.85
+    assert amounts.of_a_row(there, 1_500)["useful"] == pytest.approx(report.useful, abs=1e-6)
+
+
+def test_the_table_ends_with_the_useful_share():
+    report = mix.report(PAPER, 100)
+    name, share = report.table().splitlines()[-1].split()
+    assert name == "useful" and float(share.rstrip("%")) == pytest.approx(100 * report.useful, abs=0.051)
