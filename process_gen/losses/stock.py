@@ -1,7 +1,11 @@
 """The stock losses: cross-entropy on text, velocity regression on images.
 
-B rows, S step slots, T tokens of a slot, J noised copies, N latent tokens, V
-values of a latent token.
+A turn's slots belong to stages: the text before an image is a plan or a refine
+instruction, the image a sketch or a refined one, by the kind of the turn; the text
+after it is an inspection. So every loss is on for the slots of its stage alone.
+
+B rows, S turn slots, T tokens of a slot, J noised copies, I latent tokens, C
+channels of a latent token.
 """
 
 from __future__ import annotations
@@ -13,17 +17,23 @@ from process_gen.losses.registry import Term, register
 from process_gen.models.unroll import Outputs
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import closing
+from process_gen.trajectory.stages import Stage
 
-SLOTS = {"plan": "plan_tokens", "inspect": "inspect_tokens", "refine": "refine_tokens"}
+
+def of_stage(batch: Batch, stage: str) -> jax.Array:
+    """[B, S] bool: the turns that have a slot of a stage."""
+    everyone = {Stage.INSPECT: batch.present, Stage.REFINE: batch.present & batch.refines}
+    return everyone.get(Stage(stage), batch.present & ~batch.refines)
 
 
 @register("text_cross_entropy")
 def text_cross_entropy(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
     """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE)."""
     del key
-    values = outputs.cross_entropy(stage, labels)
-    inside = (labels[stage] != PAD_ID) & ~closing(getattr(batch, SLOTS[stage]))
-    return Term(values, inside.astype(jnp.float32))
+    slot = "after" if stage == Stage.INSPECT else "before"
+    inside = (labels[slot] != PAD_ID) & ~closing(getattr(batch, f"{slot}_tokens"))
+    weights = getattr(batch, f"{slot}_weight") * of_stage(batch, stage)
+    return Term(outputs.cross_entropy(slot, labels), inside * weights[..., None])
 
 
 @register("decision_cross_entropy")
@@ -35,47 +45,46 @@ def decision_cross_entropy(
     For `stage` plan: the prompt's end and the plan's; sketch: the draft's;
     inspect: the inspection's (refine, next step, or stop); refine: the
     instruction's and the corrected image's. Labels of flow targets' closing
-    tokens (`sketch_noised_end`, as BAGEL's data has them) count where given.
+    tokens (`noised_end`, as BAGEL's data has them) count where given.
     """
     del key
     parts = {
-        "plan": ("prompt_end", "plan"),
-        "sketch": ("sketch_end", "sketch_noised_end"),
-        "inspect": ("inspect",),
-        "refine": ("refine", "refined_end", "refined_noised_end"),
-    }[stage]
-    values, weights = [], []
-    for name in parts:
-        if name not in labels:
-            continue
-        value = outputs.cross_entropy(name, labels)
+        Stage.PLAN: ("prompt_end", "before"),
+        Stage.SKETCH: ("image_end", "noised_end"),
+        Stage.INSPECT: ("after",),
+        Stage.REFINE: ("before", "image_end", "noised_end"),
+    }[Stage(stage)]
+    values, weights, there = [], [], of_stage(batch, stage)
+    for name in (name for name in parts if name in labels):
         weight = labels[name] != PAD_ID
-        if name in SLOTS:
-            weight &= closing(getattr(batch, SLOTS[name]))
-        values.append(value.reshape(-1))
+        if name in ("before", "after"):
+            weight &= closing(getattr(batch, f"{name}_tokens"))
+        if name != "prompt_end":
+            weight &= there.reshape(*there.shape, *(1,) * (weight.ndim - 2))
+        values.append(outputs.cross_entropy(name, labels).reshape(-1))
         weights.append(weight.reshape(-1).astype(jnp.float32))
     return Term(jnp.concatenate(values), jnp.concatenate(weights))
 
 
 @register("flow_mse")
 def flow_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
-    """(v_hat - v)^2, mean over the values of a latent token (paper, section 3: L_MSE)."""
-    del batch, labels, key
-    values = jnp.mean(jnp.square(outputs.velocity[stage] - outputs.target[stage]), axis=-1)
-    there = outputs.present[stage][:, :, None, None]
-    return Term(values, jnp.broadcast_to(there, values.shape).astype(jnp.float32))
+    """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE)."""
+    del labels, key
+    values = jnp.mean(jnp.square(outputs.velocity - outputs.target), axis=-1)
+    weights = batch.image_weight * (outputs.has_target & of_stage(batch, stage))
+    return Term(values, jnp.broadcast_to(weights[:, :, None, None], values.shape))
 
 
 @register("consistency_mse")
 def consistency_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
-    """`flow_mse` on the tokens that the step must leave as they were.
+    """`flow_mse` on the tokens that the turn must leave as they were.
 
-    Most of a step's work is to keep what earlier steps drew. The paper asks for
+    Most of a turn's work is to keep what earlier turns drew. The paper asks for
     spatial consistency of visual states and gives no formula; this weighting is
-    our choice: the tokens whose target equals the visual state before the step
+    our choice: the tokens whose target equals the visual state before the turn
     and is not blank.
     """
-    before, target = outputs.images["before"], outputs.images[stage]
-    kept = (jnp.abs(before - target).max(-1) < 1e-3) & (jnp.std(before, axis=-1) > 1e-3)
-    values, there = flow_mse(outputs, batch, labels, key, stage=stage)
-    return Term(values, there * kept[:, :, None])
+    previous, clean = outputs.previous, outputs.clean
+    kept = (jnp.abs(previous - clean).max(-1) < 1e-3) & (jnp.std(previous, axis=-1) > 1e-3)
+    values, weights = flow_mse(outputs, batch, labels, key, stage=stage)
+    return Term(values, weights * kept[:, :, None])

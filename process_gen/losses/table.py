@@ -51,7 +51,8 @@ class LossTable:
 
     def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
         """Sums and counts of every loss, {name: []} each, float32."""
-        sums, counts, outputs = {}, {}, outputs.scored(labels)
+        sums, counts, labels = {}, {}, outputs.labels(labels)
+        outputs = outputs.with_nll(labels)
         for i, row in enumerate(self.rows):
             loss_key = jax.random.fold_in(key, i)
             term = get_loss(row.loss)(outputs, batch, labels, loss_key, stage=row.stage)
@@ -70,7 +71,7 @@ class LossTable:
         return jnp.maximum(sum(counts[name] for name in pooled), 1.0)
 
     def metrics(self, sums: dict, counts: dict) -> dict[str, jax.Array]:
-        """`loss/<name>` for every row, and `loss/<stage>`, the weighted share of each stage."""
+        """`loss/<name>` for every row, and `stage/<stage>`: the sum of the weighted losses of that stage."""
         means = {row.name: sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows}
         metrics = {f"loss/{name}": value for name, value in means.items()}
         for stage in Stage:

@@ -1,146 +1,321 @@
-"""From who sees whom in a chunk to attention calls.
+"""From who sees whom to attention calls, for one chunk after a context and for whole rows of turns.
 
-B rows, L tokens of a chunk, C tokens of its context, N query heads, K key/value
-heads, H head. A maker takes a chunk and what each group of queries may see, and
-returns a function of one layer's q [B, L, N, H], k, v [B, L, K, H] and context,
-pairs of keys and values [B, K, C, H], that gives [B, L, N * H].
+B rows, S turns of a row, R prompts of a row, L tokens of a chunk, M keys of a part of
+a context, N query heads, K key/value heads, H head.
+
+An attention is a function of one layer's queries, keys and values by stream,
+`{"und": [B, T, N, H], "gen": ...}`, and of its context, pairs of keys and values
+[B, K, M, H], that gives what was attended, [B, T, N * H] by stream. Masks are made
+outside of the layers, once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from process_gen.models import kernels
+from process_gen.models.cache import over_tokens, visible_pieces
 from process_gen.models.config import ModelConfig
-from process_gen.models.layers import NEGATIVE, attend, attend_two
+from process_gen.models.layers import attend
 from process_gen.models.partition import constrain
-from process_gen.trajectory.visibility import Chunk, QueryGroup
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.visibility import Chunk, seen_parts
 
 Pairs = Sequence[tuple[jax.Array, jax.Array]]
-Attention = Callable[[jax.Array, jax.Array, jax.Array, Pairs], jax.Array]
+Streams = dict[str, jax.Array]
+QKV = tuple[jax.Array, jax.Array, jax.Array]
+Attention = Callable[[Streams, Streams, Streams, Pairs], Streams]
+
+
+def is_masked(config: ModelConfig) -> bool:
+    """Whether attention has scores and an explicit mask in memory, instead of a kernel."""
+    return config.attention == "dense"
+
+
+def attend_chunk(
+    config: ModelConfig,
+    chunk: Chunk,
+    own: QKV,
+    own_mask: jax.Array,
+    history: tuple[jax.Array, jax.Array],
+    history_mask: jax.Array,
+    context: Pairs,
+    context_mask: jax.Array,
+    block: int | None = None,
+) -> jax.Array:
+    """One chunk after a context.
+
+    Args:
+      config: says how; all ways give the same numbers for tokens that are there.
+      chunk: its static mask.
+      own: queries [B, N, L, H], keys and values [B, K, L, H] of the chunk.
+      own_mask: [B, L] bool, tokens that are there.
+      history, history_mask: keys and values of earlier turns [B, K, W * block, H], the newest last, and
+        [B, W * block] bool, which of them are seen.
+      context: further keys and values, [B, K, M, H] each.
+      context_mask: [B, M] bool, of all of these together.
+      block: keys of one turn of the history: the first turns that no row sees anything of are then left
+        out by a branch of the program, where that is masked. Kernels leave out blocks themselves.
+
+    Returns:
+      [B, N, L, H].
+    """
+    attend_one = functools.partial(_by_kernel, config)
+    if is_masked(config):
+        attend_one = functools.partial(_masked, attend)
+    elif kernels.choose(config.attention, config.head_dim, config.dtype).name == "cudnn":
+        attend_one = functools.partial(_masked, kernels.run_masked)
+
+    def run(skipped: int, own, own_mask, history, history_mask, context, context_mask):
+        pairs, masks = list(context), [context_mask]
+        if skipped < history_mask.shape[1]:
+            pairs = [tuple(x[:, :, skipped:] for x in history), *pairs]
+            masks = [history_mask[:, skipped:], *masks]
+        return attend_one(chunk, own, own_mask, pairs, jnp.concatenate(masks, axis=1))
+
+    args = (own, own_mask, history, history_mask, context, context_mask)
+    if block is None or not is_masked(config) or history_mask.shape[1] < _WORTH_SKIPPING * block:
+        return run(0, *args)
+    seen = history_mask.reshape(history_mask.shape[0], -1, block).any((0, 2))
+    empty = jnp.where(seen.any(), jnp.argmax(seen), seen.size)
+    return jax.lax.switch(empty, [functools.partial(run, i * block) for i in range(seen.size + 1)], *args)
+
+
+_WORTH_SKIPPING = 4
+"""Turns of a history from which on a branch for each number of empty ones is worth the time to compile it."""
+
+
+def _masked(
+    attend_one: Callable[..., jax.Array],
+    chunk: Chunk,
+    own: QKV,
+    own_mask: jax.Array,
+    pairs: Pairs,
+    pairs_mask: jax.Array,
+) -> jax.Array:
+    """One call with an explicit mask: many small products cost more than scores that a mask hides."""
+    q, k, v = own
+    inside = own_mask[:, None] & jnp.asarray(chunk.mask)[None]
+    before = jnp.broadcast_to(pairs_mask[:, None], (*inside.shape[:2], pairs_mask.shape[1]))
+    keys, values = (jnp.concatenate([*xs, x], axis=2) for xs, x in zip(_columns(pairs), (k, v), strict=True))
+    return attend_one(q, keys, values, jnp.concatenate([before, inside], axis=2))
+
+
+def _columns(pairs: Pairs) -> tuple[list[jax.Array], list[jax.Array]]:
+    return [k for k, _ in pairs], [v for _, v in pairs]
+
+
+def _by_kernel(
+    config: ModelConfig,
+    chunk: Chunk,
+    own: QKV,
+    own_mask: jax.Array,
+    pairs: Pairs,
+    pairs_mask: jax.Array,
+) -> jax.Array:
+    """One call of a kernel for every image, and for texts in a row; no scores and no masks in memory."""
+    kernel = kernels.choose(config.attention, config.head_dim, config.dtype)
+    q, k, v = own
+    keys_before, values_before = _columns(pairs)
+    pieces = {}
+    for call in chunk.calls:
+        keys = jnp.concatenate([*keys_before, *(k[:, :, s] for s in call.keys)], axis=2)
+        values = jnp.concatenate([*values_before, *(v[:, :, s] for s in call.keys)], axis=2)
+        mask = jnp.concatenate([pairs_mask, *(own_mask[:, s] for s in call.keys)], axis=1)
+        queries = jnp.concatenate([q[:, :, s] for s in call.queries], axis=2)
+        before = keys.shape[2] - queries.shape[2] if call.causal else None
+        out, offset = kernels.run(kernel, queries, keys, values, mask, before), 0
+        for piece in call.queries:
+            pieces[piece.start] = out[:, :, offset : offset + piece.stop - piece.start]
+            offset += piece.stop - piece.start
+    return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=2)
+
+
+# --------------------------------------------------------------- one chunk, whole rows
+
+
+def of_chunk(
+    config: ModelConfig,
+    chunk: Chunk,
+    own_mask: jax.Array,
+    history_mask: jax.Array,
+    block: int,
+    context_mask: jax.Array,
+) -> Attention:
+    """Attention of one chunk; the first pair of its context is its history. See `attend_chunk`."""
+
+    def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
+        own = _whole(tuple(_heads_first(jnp.concatenate(list(x.values()), axis=1)) for x in (q, k, v)))
+        out = attend_chunk(
+            config, chunk, own, own_mask, context[0], history_mask, context[1:], context_mask, block
+        )
+        out = jnp.moveaxis(out, 1, 2)
+        return _by_stream(q, out.reshape(*out.shape[:2], -1), axis=1)
+
+    return attention
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, -2, 1)
+
+
+def _whole(own: QKV) -> QKV:
+    """Calls cut tokens where a mesh does not: each device gets all of them once, and keeps its part."""
+    none = (None,) * (own[0].ndim - 2)
+    q = constrain("queries", own[0], "rows", "heads", *none)
+    k, v = (constrain("keys and values", x, "rows", "kv_heads", *none) for x in own[1:])
+    return q, k, v
+
+
+def _by_stream(like: Streams, x: jax.Array, axis: int) -> Streams:
+    """Tokens in memory order, cut into streams again."""
+    found, at = {}, 0
+    for name, part in like.items():
+        found[name] = jax.lax.slice_in_dim(x, at, at + part.shape[axis], axis=axis)
+        at += part.shape[axis]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
-class Visible:
-    """Which keys hold something that may be seen.
+class RowMasks:
+    """What is there in rows of turns, and who belongs to whom.
 
     Attributes:
-      context: [B, C] bool.
-      chunk: [B, L] bool, in memory order.
+      prompts: [B, R, Lp] bool, tokens of the prompts that are there.
+      turns: [B, S, Lt] bool, of the turns.
+      prompt_index: [B, S] int32.
+      present, refines: [B, S] bool.
     """
 
-    context: jax.Array
-    chunk: jax.Array
+    prompts: jax.Array
+    turns: jax.Array
+    prompt_index: jax.Array
+    present: jax.Array
+    refines: jax.Array
 
 
-VisibleTo = Callable[[QueryGroup], Visible]
-"""What a group of queries may see, on top of the static mask of its chunk."""
+def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, rows: RowMasks) -> Attention:
+    """Attention of rows of prompts and turns, turn by turn, each with as much history as it may have.
 
-
-def make_attention(config: ModelConfig, chunk: Chunk, visible_to: VisibleTo) -> Attention:
-    """What `config.attention` makes of a chunk; all give the same numbers for tokens that are there."""
-    if config.attention in _MASKED:
-        return _MASKED[config.attention](chunk, visible_to)
-    kernel = kernels.choose(config.attention, config.head_dim, config.dtype)
-    return attend_kernel(kernel, chunk, visible_to)
-
-
-def takes_parts(config: ModelConfig) -> bool:
-    """Whether the context may come in several pairs of keys and values; else it must be joined into one."""
-    return config.attention not in _MASKED
-
-
-def attend_kernel(kernel: kernels.Kernel, chunk: Chunk, visible_to: VisibleTo) -> Attention:
-    """One call of a kernel for every image, and for texts in a row; no scores and no masks in memory."""
-    seen = [visible_to(call.group) for call in chunk.calls]
-    visible = [
-        jnp.concatenate([s.context, *(s.chunk[:, piece] for piece in call.keys)], axis=1)
-        for s, call in zip(seen, chunk.calls, strict=True)
-    ]
-
-    def attention(q, k, v, context):
-        # The calls cut tokens where a mesh does not: each device gets all of them once, and keeps its part.
-        q = constrain("queries", q, "rows", None, "heads", None)
-        k, v = (constrain("keys and values", x, "rows", None, "kv_heads", None) for x in (k, v))
-        q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-        pieces = {}
-        for call, keys_visible in zip(chunk.calls, visible, strict=True):
-            keys = jnp.concatenate([*(c[0] for c in context), *(k[:, :, s] for s in call.keys)], axis=2)
-            values = jnp.concatenate([*(c[1] for c in context), *(v[:, :, s] for s in call.keys)], axis=2)
-            queries = jnp.concatenate([q[:, :, s] for s in call.queries], axis=2)
-            before = keys.shape[2] - queries.shape[2] if call.causal else None
-            out = jnp.moveaxis(kernels.run(kernel, queries, keys, values, keys_visible, before), 1, 2)
-            out = constrain("attended", out, "rows", None, "heads", None)
-            _keep(pieces, call.queries, out.reshape(*out.shape[:2], -1))
-        return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=1)
-
-    return attention
-
-
-def _keep(pieces: dict[int, jax.Array], slices: Sequence[slice], out: jax.Array) -> None:
-    """Cuts the result of a call back into the pieces that its queries came from."""
-    offset = 0
-    for piece in slices:
-        length = piece.stop - piece.start
-        pieces[piece.start] = out[:, offset : offset + length]
-        offset += length
-
-
-def attend_groups(chunk: Chunk, visible_to: VisibleTo) -> Attention:
-    """Attention as a handful of calls with explicit masks, one per group of queries."""
-
-    def attention(q, k, v, context):
-        (context,) = context
-        pieces = {}
-        context = tuple(jnp.moveaxis(x, 1, 2) for x in context)
-        for group in chunk.groups:
-            seen = visible_to(group)
-            keys = jnp.concatenate([context[0], *(k[:, s] for s in group.keys)], axis=1)
-            values = jnp.concatenate([context[1], *(v[:, s] for s in group.keys)], axis=1)
-            inside = jnp.concatenate([seen.chunk[:, s] for s in group.keys], axis=1)
-            inside = inside[:, None] & jnp.asarray(group.mask)[None]
-            before = jnp.broadcast_to(seen.context[:, None], (*inside.shape[:2], seen.context.shape[1]))
-            queries = jnp.concatenate([q[:, s] for s in group.queries], axis=1)
-            out = attend(queries, keys, values, jnp.concatenate([before, inside], axis=2))
-            _keep(pieces, group.queries, out)
-        return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=1)
-
-    return attention
-
-
-def attend_dense(chunk: Chunk, visible_to: VisibleTo) -> Attention:
-    """Attention as one call with an explicit mask: for chunks of a few hundred tokens.
-
-    On a CPU many small products and the copies between them cost more than the
-    scores that a mask throws away.
+    The streams hold all prompts of a row and then all its turns; there is no context.
+    Masked attention is one loop over the turns, so that a program holds it once;
+    kernels are unrolled, each with the keys of the turns before it and no more.
     """
-    before, inside = {}, {}
-    for group in chunk.groups:
-        seen = visible_to(group)
-        for piece in group.queries:
-            mask = jnp.asarray(chunk.mask[piece])
-            inside[piece.start] = seen.chunk[:, None] & mask[None]
-            before[piece.start] = jnp.broadcast_to(
-                seen.context[:, None], (*inside[piece.start].shape[:2], seen.context.shape[1])
-            )
-    return attend_masked(
-        *(jnp.concatenate([part[i] for i in sorted(part)], axis=1) for part in (before, inside))
-    )
+    slots, window = rows.present.shape[1], layout.history
+    pieces, block = visible_pieces(layout, turn), layout.visible_tokens
+    picked = rows.prompt_index[:, :, None] == jnp.arange(layout.trajectories)[None, None]
+    prompt_mask = (rows.prompts[:, None] & picked[..., None]).any(2)
+    seen = _history_masks(layout, rows, jnp.concatenate([rows.turns[:, :, s] for s in pieces], axis=2))
 
+    def one(own, own_mask, history, history_mask, pair, pair_mask):
+        return attend_chunk(config, turn, own, own_mask, history, history_mask, [pair], pair_mask, block)
 
-def attend_masked(before: jax.Array, inside: jax.Array) -> Attention:
-    """Attention with explicit masks over the context [B, L, C] and the chunk [B, L, L], bool."""
-    biases = tuple(jnp.where(mask, 0.0, NEGATIVE)[:, None, None] for mask in (before, inside))
+    def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
+        del context
+        parts = [_parts(layout, prompt, turn, x) for x in (q, k, v)]
+        prompts, turns = (_whole(tuple(part[i] for part in parts)) for i in range(2))
+        of_prompts = _of_prompts(config, prompt, prompts, rows.prompts)
+        weights = picked.astype(prompts[1].dtype)  # a gather that splits over devices as products do
+        chosen = [jnp.einsum("bkrmh,bsr->bksmh", x, weights, precision="highest") for x in prompts[1:]]
+        earlier = [jnp.concatenate([x[:, :, :, s] for s in pieces], axis=3) for x in turns[1:]]
 
-    def attention(q, k, v, context):
-        (context,) = context
-        return attend_two(q, context, (k, v), *biases)
+        def history(s, first, count):
+            keys = (jax.lax.dynamic_slice_in_dim(x, first, count, 2) for x in s)
+            return tuple(x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in keys)
+
+        if is_masked(config):
+            padded = [jnp.pad(x, ((0, 0), (0, 0), (window, 0), (0, 0), (0, 0))) for x in earlier]
+
+            def body(s):
+                at = functools.partial(jax.lax.dynamic_index_in_dim, index=s, keepdims=False)
+                own, pair = (tuple(at(x, axis=2) for x in xs) for xs in (turns, chosen))
+                masks = (at(x, axis=1) for x in (rows.turns, seen, prompt_mask))
+                own_mask, history_mask, pair_mask = masks
+                return one(own, own_mask, history(padded, s, window), history_mask, pair, pair_mask)
+
+            of_turns = jax.lax.map(jax.checkpoint(body, prevent_cse=False), jnp.arange(slots))
+        else:
+            each = []
+            for s in range(slots):
+                count = min(s, window)
+                masks = (rows.turns[:, s], seen[:, s, (window - count) * block :], prompt_mask[:, s])
+                pairs = (history(earlier, s - count, count), _at(chosen, s, 2))
+                each.append(one(_at(turns, s, 2), masks[0], pairs[0], masks[1], pairs[1], masks[2]))
+            of_turns = jnp.stack(each)
+        return _joined(q, prompt, turn, of_prompts, jnp.moveaxis(of_turns, 0, 2))
 
     return attention
 
 
-_MASKED = {"dense": attend_dense, "grouped": attend_groups}
+def _at(parts: Sequence[jax.Array], index: int, axis: int) -> tuple[jax.Array, ...]:
+    return tuple(jax.lax.index_in_dim(x, index, axis, keepdims=False) for x in parts)
+
+
+def _of_prompts(config: ModelConfig, chunk: Chunk, own: QKV, mask: jax.Array) -> jax.Array:
+    """Prompts [B, heads, R, Lp, H], each by itself, which `mask` [B, R, Lp] are there: [B, N, R, Lp, H]."""
+
+    def folded(x):
+        x = jnp.moveaxis(x, 2, 1)
+        return x.reshape(-1, *x.shape[2:])
+
+    q, k, v = (folded(x) for x in own)
+    flat = mask.reshape(-1, mask.shape[-1])
+    nothing, none = (k[:, :, :0], v[:, :, :0]), flat[:, :0]
+    out = attend_chunk(config, chunk, (q, k, v), flat, nothing, none, (), none)
+    return jnp.moveaxis(out.reshape(*mask.shape[:2], *out.shape[1:]), 1, 2)
+
+
+def _parts(layout: Layout, prompt: Chunk, turn: Chunk, x: Streams) -> tuple[jax.Array, jax.Array]:
+    """Streams [B, T, heads, H] to prompts [B, heads, R, Lp, H] and turns [B, heads, S, Lt, H]."""
+    found: tuple[list[jax.Array], list[jax.Array]] = ([], [])
+    for name, tokens in x.items():
+        sizes = [_stream_tokens(chunk, name) for chunk in (prompt, turn)]
+        cut = layout.trajectories * sizes[0]
+        for part, slots, size, piece in (
+            (found[0], layout.trajectories, sizes[0], tokens[:, :cut]),
+            (found[1], layout.turns, sizes[1], tokens[:, cut:]),
+        ):
+            part.append(piece.reshape(piece.shape[0], slots, size, *piece.shape[2:]))
+    return tuple(jnp.moveaxis(jnp.concatenate(part, axis=2), 3, 1) for part in found)
+
+
+def _stream_tokens(chunk: Chunk, stream: str) -> int:
+    return chunk.und_tokens if stream == "und" else chunk.latent_tokens
+
+
+def _history_masks(layout: Layout, rows: RowMasks, visible: jax.Array) -> jax.Array:
+    """[B, S, W * block] bool, what turns see of the W before them; `visible` [B, S, block] is there."""
+    window, slots = layout.history, rows.present.shape[1]
+    step = jnp.cumsum(~rows.refines & rows.present, axis=1)
+
+    def earlier(x):
+        """[B, S, ...] of turns, to [B, S, W, ...] of the turns before each."""
+        padded = jnp.pad(x, ((0, 0), (window, 0), *((0, 0),) * (x.ndim - 2)))
+        return jnp.stack([padded[:, i : i + slots] for i in range(window)], axis=2)
+
+    if not window:
+        return visible[:, :, :0]
+    parts = seen_parts(layout.context, earlier(step), earlier(rows.refines), step, rows.refines)
+    same = earlier(rows.prompt_index) == rows.prompt_index[:, :, None]
+    same &= earlier(rows.present) & rows.present[:, :, None]
+    there = earlier(visible) & same[..., None]
+    return there.reshape(*there.shape[:2], -1) & over_tokens(layout, parts)
+
+
+def _joined(like: Streams, prompt: Chunk, turn: Chunk, prompts: jax.Array, turns: jax.Array) -> Streams:
+    """What prompts [B, N, R, Lp, H] and turns [B, N, S, Lt, H] attended, as streams [B, T, N * H]."""
+    chunks = [(prompt, jnp.moveaxis(prompts, 1, 3)), (turn, jnp.moveaxis(turns, 1, 3))]
+    found = {}
+    for name in like:
+        pieces = []
+        for chunk, x in chunks:
+            tokens = x[:, :, : chunk.und_tokens] if name == "und" else x[:, :, chunk.und_tokens :]
+            size = x.shape[1] * _stream_tokens(chunk, name)
+            pieces.append(tokens.reshape(x.shape[0], size, x.shape[3] * x.shape[4]))
+        found[name] = jnp.concatenate(pieces, axis=1)
+    return found

@@ -1,4 +1,4 @@
-"""The Mixture-of-Transformers backbone over one chunk of tokens.
+"""The Mixture-of-Transformers backbone over a chunk of tokens, or over whole rows.
 
 Two dense blocks, one per modality, share attention (BAGEL, arXiv 2505.14683,
 section 2). B batch, L tokens of the chunk (T of the understanding side:
@@ -36,23 +36,22 @@ class MoTLayer(nn.Module):
           streams: {"und": [B T D], "gen": [B G D]}, either may be missing.
           context: pairs of keys and values of the context, [B K C H] each.
           ropes: cos and sin per stream.
-          attention: maps q, k, v of the chunk and the context to [B L N*H].
+          attention: see `models.attention`.
 
         Returns:
-          streams, and the chunk's keys and values [B L K H].
+          streams, and the chunk's keys and values [B L K H], those of `und` first.
         """
         experts = {"und": self.und, "gen": self.gen}
-        # In this order, which is the chunk's: a scan hands its carry back with sorted keys.
+        # A dict that a scan carries comes back with sorted keys: the order of the chunk is this one.
         names = [name for name in experts if name in streams]
-        parts = [experts[name].qkv(streams[name], ropes[name]) for name in names]
-        q, k, v = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-        attended, offset, out = attention(q, k, v, context), 0, {}
+        parts = {name: experts[name].qkv(streams[name], ropes[name]) for name in names}
+        q, k, v = ({name: part[i] for name, part in parts.items()} for i in range(3))
+        attended = attention(q, k, v, context)
+        out = {}
         for name in names:
-            x = streams[name]
-            x = experts[name].residual(x, attended[:, offset : offset + x.shape[1]])
+            x = experts[name].residual(streams[name], attended[name])
             out[name] = constrain(f"{name} tokens", x, "rows", "tokens", None)
-            offset += x.shape[1]
-        return out, (k, v)
+        return out, tuple(jnp.concatenate([x[name] for name in names], axis=1) for x in (k, v))
 
 
 class Backbone(nn.Module):
@@ -67,36 +66,39 @@ class Backbone(nn.Module):
     def __call__(
         self,
         streams: Mapping[str, jax.Array],
-        ids: Mapping[str, jax.Array],
+        positions: Mapping[str, jax.Array],
         places: tuple[jax.Array, jax.Array],
         context: Pairs,
         attention: Attention,
-    ) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array]]:
+        keep_kv: bool = True,
+    ) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array] | None]:
         """Runs a chunk over a context.
 
         Args:
           streams: {"und": [B T D], "gen": [B G D]}; a chunk of one modality names only that one.
-          ids: 1-D rotary ids per stream, [B T] and [B G].
+          positions: rotary positions per stream, [B T] and [B G].
           places: row and column of every latent token, [G] each.
           context: pairs of keys and values, [layers B K C H] each.
-          attention: from `make_attention` or `attend_masked`.
+          attention: see `models.attention`.
+          keep_kv: whether the keys and values are returned.
 
         Returns:
           Hidden states after the final norms, and the chunk's keys and values
-          [layers B L K H].
+          [layers B L K H], or None.
         """
         c = self.config
         ropes = {}
         for name, x in streams.items():
             rows, columns = places if name == "gen" else (jnp.zeros(x.shape[1]),) * 2
-            angles = rope_angles(c, ids[name], rows, columns)
+            angles = rope_angles(c, positions[name], rows, columns)
             ropes[name] = (jnp.cos(angles), jnp.sin(angles))
 
         def body(layer, carry, layer_context):
             layer_context = jax.tree.map(
                 lambda x: constrain("a context", x, "rows", "kv_heads", None, None), layer_context
             )
-            return layer(carry, layer_context, ropes, attention)
+            out, kv = layer(carry, layer_context, ropes, attention)
+            return out, kv if keep_kv else None
 
-        hidden, memory = stacked(body, c, c.layers)(self.layers, dict(streams), context)
-        return {name: self.norms[name](x) for name, x in hidden.items()}, memory
+        hidden, kv = stacked(body, c, c.layers)(self.layers, dict(streams), context)
+        return {name: self.norms[name](x) for name, x in hidden.items()}, kv

@@ -112,14 +112,11 @@ class ModelConfig:
       vit: what makes ViT tokens of the images in context. It has weights only
         where the layout's `vit_grid` makes room for its tokens.
       dtype: of the computation; parameters are float32.
-      attention: one call with an explicit mask (`dense`), or one call per group
-        of queries over the keys it needs (`grouped`); or, without scores or masks
-        in memory, `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere,
+      attention: one call with an explicit mask for each turn (`dense`), or, without
+        scores or masks in memory, `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere,
         and `flash` whichever of these is for the platform.
       remat: what the backward pass keeps and what it recomputes, a row of the
         table in `process_gen.models.remat`.
-      remat_steps: whether the backward pass keeps only the context between steps
-        and recomputes each step.
       scan_unroll: layers per iteration of the scan over layers.
       logit_chunk: words of the vocabulary whose logits are in memory at a time
         in the losses, a divisor of `vocab_size`; 0, or as many as there are, is
@@ -147,9 +144,8 @@ class ModelConfig:
     flux: FluxConfig | None = None
     vit: VitConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["dense", "grouped", "flash", "splash", "cudnn", "blocked"] = "grouped"
+    attention: Literal["dense", "flash", "splash", "cudnn", "blocked"] = "dense"
     remat: Literal["none", "dots", "save_attended", "save_qkv", "full", "offload"] = "none"
-    remat_steps: bool = False
     scan_unroll: int = 1
     logit_chunk: int = 0
 
@@ -237,7 +233,6 @@ SIZES: dict[str, ModelConfig] = {
         head_dim=128,
         dtype="bfloat16",
         remat="full",
-        remat_steps=True,
         logit_chunk=8448,
         autoencoder="flux",
         flux=FluxConfig(),

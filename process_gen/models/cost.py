@@ -1,21 +1,23 @@
-"""What a train step computes, by part of the model, counted from its sizes.
+"""FLOP of a train step, by part of the model: of what a batch holds, and of what a device works through.
 
 A multiply-add is two FLOP. Counted are matrix products and convolutions: norms,
 activations, softmax and the optimizer are not. Attention is two products per pair of a
-query and a key; a pair that a causal mask hides is no useful one.
+query and a key; a pair that a mask hides is no useful one.
 
-W width, N query heads, K key/value heads, H head, F hidden, V values of a latent token.
+Everything starts from counts, named as `process_gen.amounts` names them (without
+`batch/`): those of a batch, of many (their sums), or of a row in which every slot
+holds something (`every_slot`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+from process_gen.models import kernels
 from process_gen.models.config import ModelConfig
-from process_gen.models.kernels import BLOCK_KV
 from process_gen.models.positions import TIME_FEATURES
-from process_gen.trajectory.layout import Layout, Segment
+from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk
 
 PARTS = ("und", "gen", "attention", "vit", "head", "autoencoder")
@@ -26,88 +28,67 @@ PARTS = ("und", "gen", "attention", "vit", "head", "autoencoder")
 Flops = dict[str, float]
 """FLOP by part."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Fill:
-    """How much of a row's slots real data fills, as shares; padding takes the rest.
-
-    Attributes:
-      texts: of the tokens of a text slot.
-      steps: of the step slots of a row (and of the trajectories that it has room for).
-      refines: of the steps, those that hold a correction.
-    """
-
-    texts: float = 1.0
-    steps: float = 1.0
-    refines: float = 1.0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not 0 < getattr(self, field.name) <= 1:
-                raise ValueError(
-                    f"fill {field.name} must be above 0 and at most 1: {getattr(self, field.name)}"
-                )
-
-    def of(self, *segments: Segment) -> float:
-        """The share of a segment's tokens that is there; of two, the share of pairs of their tokens."""
-        share = self.steps
-        if any(s.name.startswith("refine") for s in segments):
-            share *= self.refines
-        for s in segments:
-            share *= self.texts if s.kind == "text" else 1.0
-        return share
+Counts = Mapping[str, float]
+"""What rows hold; what is not named is not there."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Tokens of a row by the expert that they go through."""
+def every_slot(layout: Layout) -> dict[str, float]:
+    """Counts of one row in which every slot is full, as a device goes through it; no pairs."""
+    prompt, turn = Chunk(layout.prompt_segments), Chunk(layout.turn_segments)
+    r, s = layout.trajectories, layout.turns
+    segments = [*layout.prompt_segments * r, *layout.turn_segments * s]
+    history = float(sum(min(slot, layout.history) for slot in range(s)))
+    return {
+        "rows": 1.0,
+        "slots": float(layout.row_tokens),
+        "turns": float(s),
+        "trajectories": float(r),
+        "und_tokens": float(r * prompt.und_tokens + s * turn.und_tokens),
+        "gen_tokens": float(r * prompt.latent_tokens + s * turn.latent_tokens),
+        "head_tokens": float(s * (layout.before + layout.after + 1) + r),
+        "images": float(sum(one.latents > 0 and one.kind == "clean" for one in segments)),
+        "flow_targets": float(s * layout.copies),
+        "vit_images": float(sum(one.vit > 0 for one in segments)),
+        "history_turns": history,
+        "branch_turns": history,
+    }
 
-    und: float
-    gen: float
 
-    @property
-    def all(self) -> float:
-        return self.und + self.gen
+def forward(config: ModelConfig, layout: Layout, counts: Counts) -> Flops:
+    """FLOP of one forward pass over what was counted."""
+    held = {name: float(counts.get(name, 0.0)) for name in _COUNTED}
+    expert, width = config.layers * expert_flops(config), config.width
+    latents = 2.0 * layout.latent_values * width
+    images = held["images"] + held["flow_targets"]
+    into_model = layout.latents * latents + 2.0 * width * (TIME_FEATURES + width)  # and its timestep
+    return {
+        "und": held["und_tokens"] * expert,
+        "gen": held["gen_tokens"] * expert
+        + images * into_model
+        + held["flow_targets"] * layout.latents * latents,
+        "attention": held["attention_pairs"] * _pair_flops(config),
+        "vit": held["vit_images"] * (_vit_flops(config, layout) if layout.vit_tokens else 0.0),
+        "head": 2.0 * width * config.vocab_size * held["head_tokens"],
+        "autoencoder": held["images"] * encoder_flops(config, layout),
+    }
 
 
-def tokens(layout: Layout, fill: Fill | None = None) -> Tokens:
-    """Tokens of one row: its prompts and its steps; every slot, or those that a `fill` leaves."""
-    parts = ((layout.prompt_segments, layout.trajectories), (layout.step_segments, layout.steps))
-    share = (lambda s: 1.0) if fill is None else fill.of
-    return Tokens(
-        sum(times * share(s) * (s.text + s.vit) for segments, times in parts for s in segments),
-        sum(times * share(s) * s.latents for segments, times in parts for s in segments),
-    )
+_COUNTED = (
+    "und_tokens", "gen_tokens", "head_tokens", "images", "flow_targets", "vit_images", "attention_pairs",
+)  # fmt: skip
 
 
-def forward(config: ModelConfig, layout: Layout, fill: Fill | None = None) -> Flops:
-    """FLOP of one forward pass over one row.
+def useful(config: ModelConfig, layout: Layout, counts: Counts, encode: bool = True) -> Flops:
+    """FLOP of a forward and a backward pass over what was counted, nothing recomputed.
 
     Args:
       config, layout: sizes.
-      fill: counts tokens and pairs of real data; None counts every slot, and every pair that the attention
-        of the config computes.
+      counts: of a batch, a row, or many.
+      encode: whether the step encodes its images; not where latents were made ahead of time.
     """
-    count = tokens(layout, fill)
-    images = [s for s in layout.prompt_segments if s.latents], [s for s in layout.step_segments if s.latents]
-    share = (lambda s: 1.0) if fill is None else fill.of
-    many = sum(layout.trajectories * share(s) for s in images[0])
-    many += sum(layout.steps * share(s) for s in images[1])
-    noised = sum(layout.steps * share(s) for s in images[1] if s.kind == "noised")
-    views = sum(layout.trajectories * share(s) for s in layout.prompt_segments if s.vit)
-    views += sum(layout.steps * share(s) for s in layout.step_segments if s.vit)
-    expert, values, width = config.layers * expert_flops(config), layout.latent_values, config.width
-    latents = many * layout.latents * 2 * values * width + noised * layout.latents * 2 * values * width
-    times = many * 2 * (TIME_FEATURES * width + width * width)
-    pairs = _computed_pairs(config, layout) if fill is None else _visible_pairs(layout, fill)
-    return {
-        "und": count.und * expert,
-        "gen": count.gen * expert + latents + times,
-        "attention": 4.0 * config.heads * config.head_dim * config.layers * pairs,
-        "vit": views * _view_flops(config, layout) if views else 0.0,
-        "head": 2.0 * width * config.vocab_size * scored_tokens(layout, fill),
-        "autoencoder": _encoded_images(layout, fill) * encoder_flops(config, layout),
-    }
+    once = forward(config, layout, counts)
+    images = once.pop("autoencoder")
+    return {part: 3.0 * flops for part, flops in once.items()} | {"autoencoder": images if encode else 0.0}
 
 
 def expert_flops(config: ModelConfig) -> float:
@@ -116,15 +97,11 @@ def expert_flops(config: ModelConfig) -> float:
     return 2.0 * config.width * (2 * heads + 2 * kv + 3 * config.mlp)
 
 
-def scored_tokens(layout: Layout, fill: Fill | None = None) -> float:
-    """Hidden states of a row that the head sees: texts of the steps, and what closes an image."""
-    share = (lambda s: 1.0) if fill is None else fill.of
-    texts = sum(share(s) * s.text for s in layout.step_segments if s.kind == "text")
-    ends = sum(share(s) for s in layout.step_segments if s.latents)
-    return layout.steps * (texts + ends) + layout.trajectories * (1.0 if fill is None else fill.steps)
+def _pair_flops(config: ModelConfig) -> float:
+    return 4.0 * config.heads * config.head_dim * config.layers
 
 
-def _view_flops(config: ModelConfig, layout: Layout) -> float:
+def _vit_flops(config: ModelConfig, layout: Layout) -> float:
     """FLOP of the ViT and the connector over one image."""
     v, patches = config.vit, layout.vit_tokens
     layer = 2.0 * patches * v.width * (4 * v.width + 2 * v.mlp) + 4.0 * patches * patches * v.width
@@ -132,84 +109,148 @@ def _view_flops(config: ModelConfig, layout: Layout) -> float:
     return v.layers * layer + embed + 2.0 * patches * config.width * (v.width + config.width)
 
 
-# ------------------------------------------------------------------- attention
-
-_PASSING_OVER = ("flash", "splash", "cudnn")
+# ------------------------------------------------------------ what a device does
 
 
-def _visible_pairs(layout: Layout, fill: Fill) -> float:
-    """Pairs of a query and a key that it sees, in one row whose trajectories are equally long."""
-    prompt, step = layout.prompt_segments, layout.step_segments
-    pairs = layout.trajectories * _pairs_inside(prompt, fill) + layout.steps * _pairs_inside(step, fill)
-    before = sum(fill.of(s) / fill.steps * s.tokens for s in prompt)
-    seen = sum(fill.of(s) / fill.steps * s.tokens for s in layout.visible_segments)
-    queries = sum(fill.of(s) * s.tokens for s in step)
-    length = layout.steps / layout.trajectories
-    if layout.context == "full":
-        earlier = seen * (length - 1) / 2
-    else:
-        kept = sum(fill.of(s) / fill.steps * s.tokens for s in layout.history_segments)
-        earlier = kept * (length - 1) / length
-    return pairs + layout.steps * queries * (before + earlier)
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """How a train step is computed.
 
-
-def _pairs_inside(segments: Sequence[Segment], fill: Fill) -> float:
-    """Pairs of one chunk: a segment sees itself (a text causally) and what is before it and not noised."""
-    pairs = 0.0
-    for i, query in enumerate(segments):
-        own = query.tokens * (query.tokens + 1) / 2 if query.kind == "text" else query.tokens**2
-        pairs += fill.of(query) * own * (fill.texts if query.kind == "text" else 1.0)
-        pairs += sum(
-            fill.of(query, key) * query.tokens * key.tokens for key in segments[:i] if key.kind != "noised"
-        )
-    return pairs
-
-
-def _computed_pairs(config: ModelConfig, layout: Layout) -> float:
-    """Pairs whose scores are computed, hidden ones included.
-
-    Kernels of accelerators pass over what is empty of a history: in one of full context, all but the earlier
-    steps of the same trajectory, rounded up to blocks. That holds for one row a device, and not for the short
-    texts of `cudnn`.
+    Attributes:
+      order: of the loops, `layers` or `scan`.
+      platform: `tpu`, `gpu` or `cpu`, which says what `flash` attention is.
+      encode: whether the step encodes its images.
     """
-    prompt, step = Chunk(layout.prompt_segments), Chunk(layout.step_segments)
-    history = float(sum(s.tokens for s in layout.history_segments))
-    if layout.context == "full" and config.attention in _PASSING_OVER:
-        earlier = layout.visible_tokens * (layout.steps / layout.trajectories - 1) / 2
-        history = min(history, earlier + BLOCK_KV)
-    context = layout.prompt_slots + history
-    return layout.trajectories * _chunk_pairs(config, prompt, 0) + layout.steps * _chunk_pairs(
-        config, step, context
+
+    order: str = "layers"
+    platform: str = "cpu"
+    encode: bool = True
+
+    def attention(self, config: ModelConfig) -> str:
+        """The way attention is computed."""
+        by_platform = {"tpu": "splash", "gpu": "cudnn"}
+        return by_platform.get(self.platform, "blocked") if config.attention == "flash" else config.attention
+
+
+def computed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
+    """FLOP of one forward pass of a device over rows: every slot, hidden pairs too, nothing recomputed.
+
+    Args:
+      config, layout: sizes.
+      counts: of the rows, which say how much of their history is passed over.
+      program: how.
+    """
+    once = forward(config, layout, every_slot(layout))
+    prompts, turns = _pairs(config, layout, counts, program)
+    found = {part: counts["rows"] * flops for part, flops in once.items()}
+    return found | {"attention": _pair_flops(config) * (prompts + turns)}
+
+
+def executed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
+    """FLOP that a device works through for rows: `computed`, backward, and what that recomputes.
+
+    With the loop over layers outside, a layer is recomputed once, as `model.remat`
+    says. With the scan over turns outside, each turn is computed once more besides.
+    """
+    once = computed(config, layout, counts, program)
+    again = 1.0 if program.order == "scan" and config.remat != "none" else 0.0
+    in_turns = _share_of_turns(config, layout)
+    layers = _linear_again(config)
+    found = {part: (3.0 + layers + again * in_turns[part]) * once[part] for part in ("und", "gen", "vit")}
+    found["attention"] = _pair_flops(config) * _executed_pairs(config, layout, counts, program, again)
+    found["head"] = (4.0 if config.logits_in_chunks else 3.0) * once["head"]
+    found["autoencoder"] = once["autoencoder"] if program.encode else 0.0
+    return {part: found[part] for part in PARTS}
+
+
+def _linear_again(config: ModelConfig) -> float:
+    """The share of a layer's products with weights that the backward pass recomputes."""
+    heads = config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
+    last = 2.0 * config.width * config.mlp / expert_flops(config)  # whose result nothing else needs
+    named = 2.0 * config.width * heads / expert_flops(config)  # queries, keys and values
+    policies = {"none": 0.0, "dots": 0.0, "full": 1.0 - last, "offload": 1.0 - last}
+    return policies.get(config.remat, 1.0 - last - named)
+
+
+def _share_of_turns(config: ModelConfig, layout: Layout) -> Flops:
+    """By part, the share of a forward pass that is spent on turns; the rest is prompts'."""
+    every, prompt = every_slot(layout), Chunk(layout.prompt_segments)
+    r, images = layout.trajectories, int(layout.prompt_image)
+    prompts = {
+        "und_tokens": r * prompt.und_tokens,
+        "gen_tokens": r * prompt.latent_tokens,
+        "images": r * images,
+        "vit_images": r * images,
+    }
+    whole, part = forward(config, layout, every), forward(config, layout, prompts)
+    return {name: 1.0 - part[name] / whole[name] if whole[name] else 0.0 for name in whole}
+
+
+_BACKWARD = {"dense": 2.0, "blocked": 2.5, "splash": 3.5, "cudnn": 2.5}
+"""Backward pass of attention in forward passes: 2 where the weights are kept; kernels compute scores again,
+splash twice over (one kernel for queries, one for keys and values)."""
+
+
+def _executed_pairs(
+    config: ModelConfig, layout: Layout, counts: Counts, program: Program, again: float
+) -> float:
+    """Pairs of all passes; products with a batch dimension are never kept."""
+    kind = program.attention(config)
+    prompts, turns = _pairs(config, layout, counts, program)
+    recomputed = 0.0 if config.remat == "none" else 1.0
+    if config.remat == "save_attended":  # what the backward pass needs besides: weights, or sums of kernels
+        recomputed = {"dense": 0.5, "blocked": 0.0}.get(kind, 1.0)
+    passes = 1.0 + recomputed + _BACKWARD[kind]
+    if kind == "dense" and program.order == "layers":  # the loop over turns keeps no weights of theirs
+        again += 0.0 if config.remat == "save_attended" else 0.5
+    return passes * (prompts + turns) + again * turns
+
+
+def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> tuple[float, float]:
+    """Pairs whose scores a forward pass computes, of prompts and of turns.
+
+    Of a history `dense` leaves out what is empty before its first turn, in all rows
+    alike, and `splash` whole blocks of it, in the one row of a device.
+    """
+    kind = program.attention(config)
+    prompt, turn, rows = Chunk(layout.prompt_segments), Chunk(layout.turn_segments), counts["rows"]
+    slots = rows * layout.turns
+    most = sum(min(slot, layout.history) for slot in range(layout.turns)) / layout.turns
+    most = float(layout.history) if program.order == "scan" else most
+    seen = {"dense": counts["branch_turns"] / slots, "splash": counts["history_turns"] / slots}.get(
+        kind, most
     )
+    context, room = (layout.prompt_slots + layout.visible_tokens * turns for turns in (seen, most))
+    prompts = rows * layout.trajectories * _chunk_pairs(kind, prompt, 0.0, 0.0)
+    return prompts, slots * _chunk_pairs(kind, turn, context, room)
 
 
-def _chunk_pairs(config: ModelConfig, chunk: Chunk, context: float) -> float:
-    if config.attention == "dense":
+def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
+    """Pairs of a chunk after a context.
+
+    Args:
+      kind: of attention.
+      chunk: tokens that ask.
+      context: keys that are not passed over.
+      room: keys that there is room for.
+    """
+    if kind in ("dense", "cudnn"):  # one call with a mask
         return chunk.tokens * (context + chunk.tokens)
-    grouped, pairs, before = config.attention == "grouped", 0.0, 0
-    runs: list[list[Segment]] = []
-    for s in chunk.segments:  # one call for texts in a row; images have one together if they are grouped
-        if runs and runs[-1][-1].kind == s.kind and (grouped or s.kind == "text"):
-            runs[-1].append(s)
-        else:
-            runs.append([s])
-    for run in runs:
-        own = sum(s.tokens for s in run)
-        causal = run[0].kind == "text" and not grouped  # kernels leave out what comes later
-        pairs += own * (context + before + (own / 2 if causal else own))
-        before += own if run[0].kind != "noised" else 0
+    pairs = 0.0
+    for call in chunk.calls:
+        queries, own = (sum(piece.stop - piece.start for piece in part) for part in (call.queries, call.keys))
+        keys = context + own
+        if kind == "splash":
+            queries += -queries % kernels.KERNELS["splash"].multiple
+            block = kernels.key_block(round(room) + own)
+            keys = min(room + own, keys + block / 2) if context < room else keys
+            keys += -(round(room) + own) % block
+            keys -= queries / 2 if call.causal else 0.0  # blocks above the diagonal
+        pairs += queries * keys
     return pairs
 
 
 # ------------------------------------------------------------------ autoencoder
-
-
-def _encoded_images(layout: Layout, fill: Fill | None) -> float:
-    """Images of a row that the autoencoder reads: every slot, since it does not know which are empty."""
-    prompts = layout.trajectories if layout.prompt_image else 0
-    if fill is None:
-        return 2 * layout.steps + prompts
-    return fill.steps * ((1 + fill.refines) * layout.steps + prompts)
 
 
 def encoder_flops(config: ModelConfig, layout: Layout) -> float:
@@ -236,55 +277,3 @@ def _conv(pixels: float, inputs: int, outputs: int) -> float:
 def _block(pixels: float, inputs: int, outputs: int) -> float:
     shortcut = 0 if inputs == outputs else 2 * pixels * inputs * outputs
     return _conv(pixels, inputs, outputs) + _conv(pixels, outputs, outputs) + shortcut
-
-
-# ------------------------------------------------------------------- train step
-
-
-def train(config: ModelConfig, layout: Layout, fill: Fill | None = None, encode: bool = True) -> Flops:
-    """FLOP of a forward and a backward pass over one row, nothing recomputed.
-
-    Args:
-      config, layout, fill: see `forward`.
-      encode: whether the step encodes its images; not where latents were made ahead of time.
-    """
-    once = forward(config, layout, fill)
-    images = once.pop("autoencoder")
-    return {part: 3.0 * flops for part, flops in once.items()} | {"autoencoder": images if encode else 0.0}
-
-
-_BACKWARD = {"flash": 3.5, "splash": 3.5, "cudnn": 2.5, "blocked": 3.0}
-"""Backward pass of attention in forward passes: 2 where the weights are kept; kernels compute them again,
-splash twice over (one kernel for queries, one for keys and values)."""
-
-
-def executed(config: ModelConfig, layout: Layout, encode: bool = True) -> Flops:
-    """FLOP that a device works through for one row: every slot, and what the backward pass recomputes."""
-    once = forward(config, layout)
-    prompts = _only_prompts(config, layout)
-    heads = config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
-    named = 1.0 - 2.0 * config.width * heads / expert_flops(config)  # all but queries, keys and values
-    layers = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}.get(config.remat, named)
-    steps = 1.0 if config.remat_steps else 0.0
-    scores = 0.0 if config.remat == "none" else 1.0  # products with a batch dimension are never kept
-    found = {}
-    for part in ("und", "gen", "vit", "attention"):
-        back = _BACKWARD.get(config.attention, 2.0) + scores if part == "attention" else 2.0 + layers
-        found[part] = (1.0 + back) * once[part] + steps * (once[part] - prompts[part])
-    found["head"] = (4.0 if config.logits_in_chunks else 3.0) * once["head"]
-    found["autoencoder"] = once["autoencoder"] if encode else 0.0
-    return found
-
-
-def _only_prompts(config: ModelConfig, layout: Layout) -> Flops:
-    """What the prompts alone cost in a forward pass, which is not recomputed step by step."""
-    chunk = Chunk(layout.prompt_segments)
-    r, latents, values = layout.trajectories, chunk.latent_tokens, layout.latent_values
-    expert = config.layers * expert_flops(config)
-    pairs = _chunk_pairs(config, chunk, 0)
-    return {
-        "und": r * chunk.und_tokens * expert,
-        "gen": r * latents * (expert + 2.0 * values * config.width),
-        "attention": 4.0 * config.heads * config.head_dim * config.layers * r * pairs,
-        "vit": r * _view_flops(config, layout) if chunk.vit_tokens else 0.0,
-    }

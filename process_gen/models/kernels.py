@@ -217,6 +217,11 @@ def _block(size: int, most: int) -> int:
     return _round_up(-(-size // -(-size // most)), _LANES)
 
 
+def key_block(keys: int) -> int:
+    """Keys that a splash kernel holds at a time, of so many in all."""
+    return _block(keys, BLOCK_KV)
+
+
 def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
@@ -226,7 +231,7 @@ def splash_kernel(queries: int, keys: int, before: int | None, shards: int, inte
     """The kernel object of one shape; masks are computed inside it, and nothing is stored of them."""
     splash_lib, own = _splash_module(), queries // shards
     block_q = next(b for b in range(BLOCK_Q, 0, -_LANES) if own % b == 0)
-    block_kv = _block(keys, BLOCK_KV)
+    block_kv = key_block(keys)
     keys = _round_up(keys, block_kv)
     if before is None:  # the same for every shard
         mask, shards = splash_lib.FullMask((own, keys)), 1
@@ -308,19 +313,44 @@ def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:
 
 
 def _cudnn(last: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """Images: the visible keys first, and their number. Texts, which are short: one mask for all heads."""
-    attention = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
-    if last is None:
-        order = jnp.argsort(~visible, axis=1, stable=True)[:, None, :, None]
-        k, v = (jnp.take_along_axis(x, order, 2) for x in (k, v))
-        count = jnp.maximum(visible.sum(1, dtype=jnp.int32), 1)
-        attention = functools.partial(attention, key_value_seq_lengths=count)
-    else:
-        keys = k.shape[2] + k.shape[2] % 2  # with a mask it takes even numbers alone
-        k, v = (_padded(x, 2, 2) for x in (k, v))
-        seen = _padded(visible, 2, 1)[:, None] & (jnp.arange(keys)[None] <= jnp.asarray(last)[:, None])
-        attention = functools.partial(attention, mask=seen[:, None])
-    return jnp.moveaxis(attention(*(jnp.moveaxis(x, 1, 2) for x in (q, k, v))), 2, 1)
+    """One mask for all heads, of the keys that are there and of their order."""
+    seen = jnp.broadcast_to(visible[:, None], (q.shape[0], q.shape[2], k.shape[2]))
+    if last is not None:
+        seen = seen & (jnp.arange(k.shape[2])[None] <= jnp.asarray(last)[:, None])[None]
+    return _cudnn_masked(q, k, v, seen)
+
+
+def _cudnn_masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """q [B N L H] already scaled, L even; keys are padded to an even number: its gradient takes no other."""
+    k, v, mask = (_padded(x, 2, 2) for x in (k, v, mask))
+    attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
+    q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
+    return jnp.moveaxis(attend(q, k, v, mask=mask[:, None]), 2, 1)
+
+
+def run_masked(
+    q: Float[jax.Array, "B N L H"],
+    k: Float[jax.Array, "B K M H"],
+    v: Float[jax.Array, "B K M H"],
+    mask: Bool[jax.Array, "B L M"],
+) -> Float[jax.Array, "B N L H"]:
+    """cuDNN's attention with an explicit mask, for any lengths; what a query that sees nothing gives is 0."""
+    sees, mesh, length = mask.any(2), partition.mesh(), q.shape[2]
+    multiple = 2 * partition.shards("tokens")
+    q, mask = _padded(q * q.shape[-1] ** -0.5, multiple, 2), _padded(mask, multiple, 1)
+    call = _cudnn_masked
+    if mesh is not None:
+        keys = partition.spec("attention", k.shape, ("rows", "kv_heads", None, None))
+        tokens = partition.split("attention", "tokens", q.shape[2])
+        queries = P(*keys[:2], tokens, None)
+        call = jax.shard_map(
+            call,
+            mesh=mesh,
+            in_specs=(queries, keys, keys, P(keys[0], tokens, None)),
+            out_specs=queries,
+            check_vma=False,
+        )
+    return jnp.where(sees[:, None, :, None], call(q, k, v, mask)[:, :, :length], 0)
 
 
 KERNELS = {

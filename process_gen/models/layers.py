@@ -5,7 +5,6 @@ B batch, L tokens, D width, N query heads, K key/value heads, H head, F hidden.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -112,8 +111,9 @@ class Expert(nn.Module):
         v = self.v_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
         q = constrain("queries", q, "rows", "tokens", "heads", None)
         k, v = (constrain("keys and values", x, "rows", "tokens", "kv_heads", None) for x in (k, v))
-        made = (rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v)
-        return tuple(remat.named(name, x) for name, x in zip(remat.QKV, made, strict=True))
+        # Named before their norms, whose backward pass needs what the products gave.
+        q, k, v = (remat.named(name, x) for name, x in zip(remat.QKV, (q, k, v), strict=True))
+        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
     def residual(
         self, x: Float[jax.Array, "B L D"], attended: Float[jax.Array, "B L NH"]
@@ -134,79 +134,45 @@ def rotate(x: Float[jax.Array, "B L heads H"], rope: Rope) -> Float[jax.Array, "
 
 def rope_angles(
     config: ModelConfig,
-    ids: Int[jax.Array, "B L"],
+    positions: Int[jax.Array, "B L"],
     rows: Num[jax.Array, " L"],
     columns: Num[jax.Array, " L"],
 ) -> Float[jax.Array, "B L half"]:
-    """Angles [B L H/2] of tokens with 1-D `ids` [B L] at `rows`, `columns` [L] of an image.
+    """Angles [B L H/2] of tokens with 1-D `positions` [B L] at `rows`, `columns` [L] of an image.
 
-    Pairs: first those of the 1-D id, then `image_rope` of the row, then as many of the column.
+    Pairs: first those of the 1-D position, then `image_rope` of the row, then as many of the column.
     """
     spatial = config.image_rope
     pairs = config.head_dim // 2
     temporal = pairs - 2 * spatial
     frequencies = config.rope_theta ** (-jnp.arange(temporal) / temporal)
-    angles = [ids[..., None].astype(jnp.float32) * frequencies[None, None]]
+    angles = [positions[..., None].astype(jnp.float32) * frequencies[None, None]]
     if spatial:
         frequencies = jnp.pi * config.image_rope_theta ** (-jnp.arange(spatial) / spatial)
-        shape = (*ids.shape, spatial)
+        shape = (*positions.shape, spatial)
         for place in (rows, columns):
             angles.append(jnp.broadcast_to(place[None, :, None] * frequencies[None, None], shape))
     return jnp.concatenate(angles, axis=-1)
 
 
 def attend(
-    q: Float[jax.Array, "B L N H"],
-    k: Float[jax.Array, "B M K H"],
-    v: Float[jax.Array, "B M K H"],
-    visible: Bool[jax.Array, "B L M"],
-) -> Float[jax.Array, "B L NH"]:
+    q: Float[jax.Array, "B N L H"],
+    k: Float[jax.Array, "B K M H"],
+    v: Float[jax.Array, "B K M H"],
+    mask: Bool[jax.Array, "B L M"],
+) -> Float[jax.Array, "B N L H"]:
     """Grouped-query attention with an explicit mask, softmax in float32.
 
     Args:
-      q: [B, L, N, H]; k, v: [B, M, K, H]; visible: [B, L, M] bool.
+      q: [B, N, L, H]; k, v: [B, K, M, H].
+      mask: [B, L, M] bool, which keys a query sees.
 
     Returns:
-      [B, L, N * H].
+      [B, N, L, H].
     """
-    (b, length, n, h), kv = q.shape, k.shape[2]
-    q = (q * h**-0.5).reshape(b, length, kv, n // kv, h)
-    scores = jnp.einsum("blkgh,bmkh->bkglm", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
+    (b, n, length, h), kv = q.shape, k.shape[1]
+    q = (q * h**-0.5).reshape(b, kv, n // kv, length, h)
+    scores = jnp.einsum("bkglh,bkmh->bkglm", q, k, preferred_element_type=jnp.float32)
+    scores = scores + jnp.where(mask, 0.0, NEGATIVE)[:, None, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkglm,bmkh->blkgh", weights, v).reshape(b, length, n * h)
-
-
-def attend_two(
-    q: Float[jax.Array, "B L N H"],
-    before: tuple[Float[jax.Array, "B K M H"], Float[jax.Array, "B K M H"]],
-    inside: tuple[Float[jax.Array, "B L K H"], Float[jax.Array, "B L K H"]],
-    before_bias: Float[jax.Array, "B 1 1 L M"],
-    inside_bias: Float[jax.Array, "B 1 1 L L"],
-) -> Float[jax.Array, "B L NH"]:
-    """`attend` over two sets of keys and values without joining them.
-
-    Args:
-      q: [B, L, N, H].
-      before: keys and values of a context, [B, K, M, H] each.
-      inside: keys and values of the chunk, [B, L, K, H] each.
-      before_bias, inside_bias: [B, 1, 1, L, M] float32, added to the scores.
-
-    Returns:
-      [B, L, N * H].
-    """
-    (b, length, n, h), kv = q.shape, before[0].shape[1]
-    q = jnp.moveaxis((q * h**-0.5).reshape(b, length, kv, n // kv, h), 1, 3)
-    inside = tuple(jnp.moveaxis(x, 2, 1) for x in inside)
-
-    def scores(keys, bias):
-        return jnp.einsum("bkglh,bkmh->bkglm", q, keys, preferred_element_type=jnp.float32) + bias
-
-    sets = [(scores(before[0], before_bias), before[1]), (scores(inside[0], inside_bias), inside[1])]
-    sets = [(s, v) for s, v in sets if s.shape[-1]]
-    top = functools.reduce(jnp.maximum, (s.max(-1, keepdims=True) for s, _ in sets))
-    top = jax.lax.stop_gradient(top)
-    weights = [(jnp.exp(s - top), v) for s, v in sets]
-    total = sum(w.sum(-1) for w, _ in weights)
-    out = sum(jnp.einsum("bkglm,bkmh->bkglh", w.astype(v.dtype), v) for w, v in weights)
-    return jnp.moveaxis(out / total[..., None].astype(out.dtype), 3, 1).reshape(b, length, n * h)
+    return jnp.einsum("bkglm,bkmh->bkglh", weights, v).reshape(b, n, length, h)

@@ -12,8 +12,8 @@
                                                                       out and come back over PCIe
 
 (D bytes where there are as many key heads as query heads; fewer with grouped
-queries.) Where the config has `remat_steps`, all of this is for one step of a
-trajectory at a time.
+queries.) With `train.unroll=scan` each turn is computed again besides, unless the
+policy is `none`.
 """
 
 from __future__ import annotations

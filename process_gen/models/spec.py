@@ -54,7 +54,7 @@ def _init(config: ModelConfig, with_vit: bool) -> Callable[[jax.Array], dict[str
         image_size=(8, 8),
         latent_grid=(1, 1),
         latent_values=config.latent_patch**2 * geometry(config)[1],
-        steps=1,
+        turns=1,
         trajectories=1,
     )
     model, batch = UnifiedModel(config, layout, _IDS), Batch.spec(layout, 1)

@@ -1,51 +1,45 @@
-"""The unified model: `begin` reads a prompt, `step` goes through the four stages.
+"""The unified model: `begin` reads a prompt, `step` goes through one turn: text, image, text.
 
     context          = begin(params, prompt)
-    context, outputs = step(params, context, inputs)
+    context, outputs = step(params, context, turn)
 
-Training scans `step` over a row (`process_gen.models.unroll`). Sampling makes
-the same step out of the same pieces, `read_text`, `read_image` and `velocity`,
-with its own text and images (`process_gen.sampling`).
+is the definition. Training computes the same for all turns of a row at once, layer by
+layer (`forward_rows`, `process_gen.models.unroll`). Sampling makes the same turn out of
+the same pieces, `extend_text`, `extend_image` and `velocity`, with its own text and
+images (`process_gen.sampling`).
 
-B rows, S step slots, T tokens of a text slot, J noised copies, N latent tokens
-and P ViT tokens of an image, V values of a latent token, U values of a ViT
-patch, D width.
+B rows, S turn slots, R prompts of a row, T tokens of a text slot, J noised copies, I
+latent tokens and P ViT tokens of an image, C channels of a latent token, U values of a
+ViT patch, D width.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from process_gen.models import context as context_lib
+from process_gen.models import attention as attention_lib
 from process_gen.models import flow, vit
-from process_gen.models.assembly import (
-    Content,
-    at_token,
-    members,
-    rotary_ids,
-    slots,
-    token_count,
-    valid_tokens,
-)
-from process_gen.models.attention import Visible, make_attention, takes_parts
+from process_gen.models.assembly import Content, at_token, positions, taken, token_count, token_mask
+from process_gen.models.attention import RowMasks
 from process_gen.models.backbone import Backbone
+from process_gen.models.cache import Context, KVCache, visible_pieces
 from process_gen.models.config import ModelConfig
-from process_gen.models.context import Context, Memory
 from process_gen.models.layers import annotated, linear
 from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.partition import constrain
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
-from process_gen.models.step_io import PromptInputs, StepInputs, StepOutputs
+from process_gen.models.turn_io import PromptInputs, TurnInputs, TurnOutputs
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
-from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.visibility import Chunk, QueryGroup
+from process_gen.trajectory.layout import Layout, Segment
+from process_gen.trajectory.visibility import Chunk
 
 
 class Pass(NamedTuple):
@@ -54,15 +48,15 @@ class Pass(NamedTuple):
     Attributes:
       hidden: {"und": [B, T, D], "gen": [B, G, D]} after the final norms.
       k, v: of the chunk, [layers, B, L, K, H].
-      valid: [B, L] bool in memory order.
-      next_id: [B] int32, the rotary id that follows.
+      mask: [B, L] bool as in memory, tokens that are there.
+      position: [B] int32, the rotary position that follows.
     """
 
     hidden: dict[str, jax.Array]
     k: jax.Array
     v: jax.Array
-    valid: jax.Array
-    next_id: jax.Array
+    mask: jax.Array
+    position: jax.Array
 
 
 class UnifiedModel(nn.Module):
@@ -97,21 +91,21 @@ class UnifiedModel(nn.Module):
         return jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0).astype(jnp.dtype(self.config.dtype))
 
     def embed_latents(self, latents: jax.Array, t: jax.Array) -> jax.Array:
-        """Latent tokens [B, J, N, V] at timesteps [B, J] to [B, J * N, D]."""
+        """Latent tokens [B, J, I, C] at timesteps [B, J] to [B, J * I, D]."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         time = timestep_features(t * c.time_scale).astype(dtype)
         time = self.time_out(nn.silu(self.time_in(time)))[:, :, None]
         x = self.latent_in(latents.astype(dtype)) + time + self._latent_table().astype(dtype)[None, None]
         return x.reshape(x.shape[0], -1, c.width)
 
-    def embed_views(self, patches: jax.Array) -> jax.Array:
+    def embed_vit(self, patches: jax.Array) -> jax.Array:
         """What the ViT sees of clean images, patches [B, J, P, U], to tokens [B, J * P, D]."""
         pictures = constrain("ViT patches", patches.reshape(-1, *patches.shape[2:]), "rows", None, None)
         x = self.connector(self.vit(pictures))
         return x.reshape(patches.shape[0], -1, self.config.width)
 
     def _latent_table(self) -> jax.Array:
-        """Positions of an image's latent tokens, [N, D]."""
+        """Positions of an image's latent tokens, [I, D]."""
         c, (rows, columns) = self.config, grid_places(self.layout.latent_grid)
         if c.latent_positions == "learned":
             return self.positions[rows * c.max_latent_side + columns]
@@ -132,60 +126,48 @@ class UnifiedModel(nn.Module):
         return values.reshape(labels.shape)
 
     def to_velocity(self, hidden: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """Hidden latent tokens [B, J * N, D] to velocities shaped like x_t, float32."""
+        """Hidden latent tokens [B, J * I, D] to velocities shaped like x_t, float32."""
         out = self.latent_out(hidden).astype(jnp.float32).reshape(x_t.shape)
         return flow.velocity_from_clean(x_t, out, t) if self.config.prediction == "clean" else out
 
-    def run(self, chunk: Chunk, streams, ids, memories: Sequence[Memory], attention):
-        """The backbone over a chunk after some memories; `ids` [B, L] in memory order."""
-        rows, columns = grid_places(self.layout.latent_grid)
-        images = chunk.latent_tokens // self.layout.latents
-        places = tuple(jnp.tile(jnp.asarray(p, jnp.float32), images) for p in (rows, columns))
-        split = {"und": ids[:, : chunk.und_tokens], "gen": ids[:, chunk.und_tokens :]}
-        context = [(memory.k, memory.v) for memory in memories]
+    def run(self, streams, positions, context, attention, keep_kv: bool = True):
+        """The backbone over tokens by stream, `positions` likewise, after a context."""
+        images = streams["gen"].shape[1] // self.layout.latents if "gen" in streams else 0
+        places = tuple(
+            jnp.tile(jnp.asarray(p, jnp.float32), images) for p in grid_places(self.layout.latent_grid)
+        )
         streams = {
             name: constrain(f"{name} tokens", x, "rows", "tokens", None) for name, x in streams.items()
         }
-        return self.backbone(streams, split, places, context, attention)
+        return self.backbone(streams, positions, places, context, attention, keep_kv)
 
     def empty_context(self, rows: int) -> Context:
         """A context in which nothing has been said yet."""
-        return Context(
-            prompt=Memory.empty(self.config, rows, self.layout.prompt_slots),
-            history=Memory.empty(self.config, rows, context_lib.history_slots(self.layout)),
-            next_id=jnp.zeros(rows, jnp.int32),
-            slot=jnp.zeros((), jnp.int32),
-        )
+        return Context.empty(self.config, self.layout, rows)
 
-    def read(
-        self,
-        chunk: Chunk,
-        content: Content,
-        memories: Sequence[Memory],
-        next_id: jax.Array,
-        seen_by: Callable[[QueryGroup, Visible], Visible] | None = None,
+    def forward_chunk(
+        self, chunk: Chunk, content: Content, history: KVCache, context: Sequence[KVCache], start: jax.Array
     ) -> Pass:
-        """A chunk with its content after `memories`; `seen_by` takes from what a group of queries may see."""
-        if not takes_parts(self.config):
-            memories = [context_lib.joined(memories)]
-        valid = valid_tokens(chunk, content)
-        ids, after = rotary_ids(chunk, content, next_id)
-        seen = Visible(jnp.concatenate([m.visible for m in memories], axis=1), valid)
-        visible_to = (lambda group: seen) if seen_by is None else functools.partial(_call, seen_by, seen)
-        attention = make_attention(self.config, chunk, visible_to)
-        hidden, (k, v) = self.run(chunk, self._streams(chunk, content), ids, memories, attention)
-        self.sow("trace", "hidden", hidden)
-        self.sow("trace", "ids", ids)
-        return Pass(hidden, k, v, valid, after)
+        """A chunk with its content from the position `start` [B] on, after a history and what came since."""
+        mask = token_mask(chunk, content)
+        found, end = positions(chunk, content, start)
+        before = jnp.concatenate([mask[:, :0], *(c.mask for c in context)], axis=1)
+        attention = attention_lib.of_chunk(
+            self.config, chunk, mask, history.mask, self.layout.visible_tokens, before
+        )
+        pairs = [(c.k, c.v) for c in (history, *context)]
+        streams = _by_stream(chunk, found)
+        hidden, (k, v) = self.run(self._embedded(chunk, content), streams, pairs, attention)
+        return Pass(hidden, k, v, mask, end)
 
-    def _streams(self, chunk: Chunk, content: Content) -> dict[str, jax.Array]:
+    def _embedded(self, chunk: Chunk, content: Content) -> dict[str, jax.Array]:
         """The tokens of a chunk, embedded; images stand between two vision tokens."""
-        rows = content.rows.shape[0]
+        rows = content.present.shape[0]
         edges = jnp.broadcast_to(jnp.asarray([self.ids.vision_start, self.ids.vision_end]), (rows, 2))
         texts = [content.texts[s.name] if s.kind == "text" else edges for s in chunk.segments]
         streams = {"und": self.embed_text(jnp.concatenate(texts, axis=1))}
-        if views := [content.views[s.name] for s in chunk.segments if s.vit]:
-            streams["und"] = jnp.concatenate([streams["und"], self.embed_views(jnp.stack(views, 1))], axis=1)
+        if patches := [content.vit[s.name] for s in chunk.segments if s.vit]:
+            streams["und"] = jnp.concatenate([streams["und"], self.embed_vit(jnp.stack(patches, 1))], axis=1)
         if images := [s.name for s in chunk.segments if s.latents]:
             clean = jnp.zeros(rows)
             latents = jnp.stack([content.latents[name] for name in images], axis=1)
@@ -193,53 +175,148 @@ class UnifiedModel(nn.Module):
             streams["gen"] = self.embed_latents(latents, times)
         return streams
 
-    def read_text(self, memory: Memory, tokens: jax.Array, next_id: jax.Array) -> tuple[jax.Array, Memory]:
-        """Text after `memory`: hidden states [B, T, D], and what later tokens see of it.
+    # ------------------------------------------------- pieces of a turn, for the sampler
 
-        `tokens` [B, T] is padded with `PAD_ID`; its first id is `next_id` [B].
+    def extend_text(
+        self, history: KVCache, context: Sequence[KVCache], tokens: jax.Array, start: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """Text after a context: hidden states [B, T, D], and what later tokens see of it.
+
+        `tokens` [B, T] is padded with `PAD_ID`; its first position is `start` [B].
         """
-        chunk = Chunk([self.layout.text_slot("plan").resized(tokens.shape[1])])
-        content = Content(jnp.ones(tokens.shape[0], bool), texts={"plan": tokens})
-        done = self.read(chunk, content, [memory], next_id)
-        return done.hidden["und"], Memory.of(done.k, done.v, done.valid)
+        chunk = _text_chunk(tokens.shape[1])
+        content = Content(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
+        done = self.forward_chunk(chunk, content, history, context, start)
+        return done.hidden["und"], taken(chunk.memory("text"), done.k, done.v, done.mask)
 
-    def read_image(
-        self, memory: Memory, latents: jax.Array, next_id: jax.Array, view: jax.Array | None = None
-    ) -> tuple[jax.Array, Memory]:
-        """A clean image [B, N, V] after `memory`: hidden state [B, D] of its closing token, and its slots.
+    def extend_image(
+        self,
+        history: KVCache,
+        context: Sequence[KVCache],
+        latents: jax.Array,
+        patches: jax.Array | None,
+        start: jax.Array,
+    ) -> tuple[jax.Array, KVCache]:
+        """A clean image [B, I, C] after a context: hidden state [B, D] of its closing token, and its keys.
 
-        Where the layout has ViT tokens, `view` [B, P, U] is read as well; the
-        image takes `layout.state_ids` rotary ids.
+        Where the layout has ViT tokens, `patches` [B, P, U] are read as well; the
+        image takes `layout.state_ids` positions.
         """
         chunk = _state_chunk(self.layout)
-        views = {} if view is None else {"image_vit": view}
-        content = Content(jnp.ones(latents.shape[0], bool), latents={"image": latents}, views=views)
-        done = self.read(chunk, content, [memory], next_id)
-        return done.hidden["und"][:, chunk.text_tokens - 1], Memory.of(done.k, done.v, done.valid)
+        seen = {} if patches is None else {"image_vit": patches}
+        content = Content(jnp.ones(latents.shape[0], bool), latents={"image": latents}, vit=seen)
+        done = self.forward_chunk(chunk, content, history, context, start)
+        pieces = chunk.memory(*(s.name for s in chunk.segments))
+        return done.hidden["und"][:, chunk.text_tokens - 1], taken(pieces, done.k, done.v, done.mask)
 
-    def velocity(self, memory: Memory, x_t: jax.Array, t: jax.Array, next_id: jax.Array) -> jax.Array:
-        """The velocity [B, N, V] of a noised image at `t` [B] after `memory`."""
+    def velocity(
+        self, history: KVCache, context: Sequence[KVCache], x_t: jax.Array, t: jax.Array, position: jax.Array
+    ) -> jax.Array:
+        """The velocity [B, I, C] of a noised image at `t` [B] after a context."""
         content = Content(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
-        done = self.read(_noised_chunk(self.layout), content, [memory], next_id)
+        done = self.forward_chunk(_noised_chunk(self.layout), content, history, context, position)
         return self.to_velocity(done.hidden["gen"], x_t[:, None], t[:, None])[:, 0]
 
     # ---------------------------------------------------------- begin and step
 
     def begin(self, prompt: PromptInputs) -> tuple[Context, jax.Array]:
         """Reads prompts; returns the context and the hidden state [B, D] of the last token."""
-        layout, rows = self.layout, prompt.text.shape[0]
-        context, chunk = self.empty_context(rows), _prompt_chunk(layout)
-        content = Content(
-            jnp.ones(rows, bool),
-            texts=prompt.texts,
-            latents={"prompt_image": prompt.image},
-            views={"prompt_image_vit": prompt.view},
-            there=prompt.there,
-        )
-        done = self.read(chunk, content, [Memory.empty(self.config, rows, 0)], context.next_id)
-        parts = [slots(chunk, part, done.k, done.v, done.valid) for part in layout.prompt_parts.values()]
-        context = context.replace(prompt=context_lib.joined(parts), next_id=done.next_id)
+        rows, chunk = prompt.text.shape[0], _prompt_chunk(self.layout)
+        context, content = self.empty_context(rows), self._prompt_content(prompt)
+        nothing = KVCache.empty(self.config, rows, 0)
+        done = self.forward_chunk(chunk, content, nothing, (), context.position)
+        parts = [chunk.memory(*(s.name for s in part)) for part in self.layout.prompt_parts.values()]
+        cache = taken([piece for part in parts for piece in part], done.k, done.v, done.mask)
+        context = context.replace(prompt=cache, position=done.position)
         return context, self._prompt_end(chunk, content, done.hidden["und"])
+
+    def step(self, context: Context, turn: TurnInputs) -> tuple[Context, TurnOutputs]:
+        """One turn, teacher-forced, in one chunk."""
+        chunk, content = _turn_chunk(self.layout), self._turn_content(turn)
+        seen = context.seen(self.layout, turn.refines)
+        done = self.forward_chunk(chunk, content, seen, [context.prompt], context.position)
+        new = taken(visible_pieces(self.layout, chunk), done.k, done.v, done.mask)
+        context = context.pushed(self.layout, new, turn.present, turn.refines, done.position)
+        return context, self._turn_outputs(chunk, turn, content, done.hidden)
+
+    def forward_rows(
+        self, prompts: PromptInputs, turns: TurnInputs, prompt_index: jax.Array, is_first: jax.Array
+    ) -> tuple[jax.Array, TurnOutputs]:
+        """What `begin` and `step` give for rows of turns, all turns at once in every layer.
+
+        Projections and MLPs go over all tokens of a row, attention turn by turn over
+        the keys of its prompt and of the turns before it.
+
+        Args:
+          prompts: [B, R, ...].
+          turns: [B, S, ...].
+          prompt_index: [B, S] int32, which prompt a turn draws.
+          is_first: [B, S] bool, where a trajectory begins.
+
+        Returns:
+          The hidden state [B, R, D] of the last token of each prompt, and outputs [B, S, ...].
+        """
+        layout, rows = self.layout, prompt_index.shape[0]
+        chunks = (_prompt_chunk(layout), _turn_chunk(layout))
+        flat = [_flat(prompts, 2), _flat(turns, 2)]
+        contents = (self._prompt_content(flat[0]), self._turn_content(flat[1]))
+        masks = [
+            token_mask(*pair).reshape(rows, -1, pair[0].tokens) for pair in zip(chunks, contents, strict=True)
+        ]
+        places, lengths = zip(
+            *(
+                positions(*pair, jnp.zeros(pair[1].present.shape, jnp.int32))
+                for pair in zip(chunks, contents, strict=True)
+            ),
+            strict=True,
+        )
+        start = _turn_starts(*(x.reshape(rows, -1) for x in lengths), prompt_index, is_first)
+        places = (places[0], places[1] + start.reshape(-1, 1))
+
+        def whole(parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+            """Arrays [B * slots, tokens, ...] of prompts and of turns by stream, to [B, all tokens, ...]."""
+            names = [name for name in ("und", "gen") if any(name in part for part in parts)]
+            return {
+                name: jnp.concatenate(
+                    [x[name].reshape(rows, -1, *x[name].shape[2:]) for x in parts if name in x], axis=1
+                )
+                for name in names
+            }
+
+        streams = whole([self._embedded(*pair) for pair in zip(chunks, contents, strict=True)])
+        by_stream = [_by_stream(*pair) for pair in zip(chunks, places, strict=True)]
+        attention = attention_lib.of_rows(
+            self.config,
+            layout,
+            *chunks,
+            RowMasks(*masks, prompt_index, turns.present, turns.refines),
+        )
+        hidden, _ = self.run(streams, whole(by_stream), (), attention, keep_kv=False)
+        of_prompts, of_turns = {}, {}
+        for name, x in hidden.items():
+            sizes = [c.und_tokens if name == "und" else c.latent_tokens for c in chunks]
+            cut = layout.trajectories * sizes[0]
+            of_prompts[name] = x[:, :cut].reshape(rows * layout.trajectories, sizes[0], x.shape[-1])
+            of_turns[name] = x[:, cut:].reshape(rows * layout.turns, sizes[1], x.shape[-1])
+        self.sow("trace", "prompt", {"hidden": of_prompts, "positions": by_stream[0]})
+        self.sow("trace", "turn", {"hidden": of_turns, "positions": by_stream[1]})
+        end = self._prompt_end(chunks[0], contents[0], of_prompts["und"])
+        outputs = self._turn_outputs(chunks[1], flat[1], contents[1], of_turns)
+        return end.reshape(rows, -1, end.shape[-1]), jax.tree.map(
+            lambda x: x.reshape(rows, layout.turns, *x.shape[1:]), outputs
+        )
+
+    def _prompt_content(self, prompt: PromptInputs) -> Content:
+        names = [s.name for s in self.layout.prompt_parts.get("prompt_image", ())]
+        exists = {} if prompt.has_image is None else dict.fromkeys(names, prompt.has_image)
+        return Content(
+            jnp.ones(prompt.text.shape[0], bool),
+            texts={"prompt": prompt.text, "instruction": prompt.instruction},
+            latents={"prompt_image": prompt.image},
+            vit={"prompt_image_vit": prompt.vit},
+            exists=exists,
+            keep=prompt.keep,
+        )
 
     def _prompt_end(self, chunk: Chunk, content: Content, hidden: jax.Array) -> jax.Array:
         """The hidden state [B, D] of the last token of each prompt."""
@@ -253,145 +330,88 @@ class UnifiedModel(nn.Module):
             end = last if end is None else jnp.where(there[:, None], last, end)
         return end
 
-    def step(self, context: Context, inputs: StepInputs) -> tuple[Context, StepOutputs]:
-        """One step, teacher-forced: every stage in one chunk."""
-        new, next_id, outputs = self.read_step(context, inputs)
-        return self.advance(context, new, inputs.present, next_id), outputs
+    def _turn_content(self, turn: TurnInputs) -> Content:
+        copies = range(self.layout.copies)
+        return Content(
+            turn.present,
+            texts={"before": turn.before, "after": turn.after},
+            latents={"image": turn.image} | {f"noised_{i}": turn.noised[:, i] for i in copies},
+            times={f"noised_{i}": turn.t[:, i] for i in copies},
+            vit={"image_vit": turn.vit},
+            exists=turn.exists,
+            keep=turn.keep,
+        )
 
-    def read_step(
-        self, context: Context, inputs: StepInputs
-    ) -> tuple[dict[str, Memory], jax.Array, StepOutputs]:
-        """A step's visible parts, the rotary id [B] that follows it, and its outputs."""
-        chunk, content = _step_chunk(self.layout), self._step_content(inputs)
-        seen_by = functools.partial(self._seen_by, chunk, inputs)
-        done = self.read(chunk, content, context.memories, context.next_id, seen_by)
-        outputs = self._step_outputs(chunk, inputs, content, done.hidden)
-        parts = self.layout.visible_parts
-        new = {name: slots(chunk, segments, done.k, done.v, done.valid) for name, segments in parts.items()}
-        return new, done.next_id, outputs
+    def _turn_outputs(
+        self, chunk: Chunk, turn: TurnInputs, content: Content, hidden: dict[str, jax.Array]
+    ) -> TurnOutputs:
+        und, layout = hidden["und"], self.layout
 
-    def advance(
-        self, context: Context, new: dict[str, Memory], present: jax.Array, next_id: jax.Array
-    ) -> Context:
-        """The context after a step whose visible parts are `new`; rows not `present` [B] keep theirs."""
-        if self.layout.context != "full":
-            refined = new["refined"].visible.any(1)
-            newest = context_lib.where(refined, new["refined"], new["sketch"])
-            if self.layout.context == "step":
-                newest = context_lib.joined([new["plan"], newest])
-            history = context_lib.where(present, newest, context.history)
-        else:
-            written = self.written(new, present)
-            history = context.history.write(written, context.slot * self.layout.visible_tokens)
-        next_id = jnp.where(present, next_id, context.next_id)
-        return context.replace(history=history, next_id=next_id, slot=context.slot + 1)
+        def text(name: str) -> jax.Array:
+            return und[:, chunk.text(name)] if layout.visible_parts[name] else und[:, :0]
 
-    def written(self, new: dict[str, Memory], present: jax.Array) -> Memory:
-        """What the visible parts of a step add to a `full` history; hidden where not `present` [B]."""
-        return context_lib.joined([new[name] for name in self.layout.visible_parts]).only(present)
+        def closing(name: str) -> jax.Array:
+            return und[:, chunk.text(name).stop - 1]
 
-    def _step_content(self, inputs: StepInputs) -> Content:
-        """The content of a step's segments; those of a corrected image are there where it refines."""
-        latents, times = {"sketch": inputs.sketch, "refined": inputs.refined}, {}
-        there = {s.name: inputs.refines for s in self.layout.step_segments if s.name.startswith("refined")}
-        for name in ("sketch", "refined"):
-            noised, t = getattr(inputs, f"{name}_noised"), getattr(inputs, f"{name}_t")
-            latents |= {f"{name}_noised_{i}": noised[:, i] for i in range(noised.shape[1])}
-            times |= {f"{name}_noised_{i}": t[:, i] for i in range(noised.shape[1])}
-        there |= {name: there.get(name, inputs.present) & given for name, given in inputs.there.items()}
-        views = {"sketch_vit": inputs.sketch_view, "refined_vit": inputs.refined_view}
-        return Content(inputs.present, inputs.texts, latents, times, views, there)
-
-    def _seen_by(self, chunk: Chunk, inputs: StepInputs, group: QueryGroup, seen: Visible) -> Visible:
-        """Conditioning dropout: what a flow target may not see, taken from its visible keys.
-
-        The newest text is the refine instruction for a corrected image, else
-        the plan, else (single pass) the newest text of the prompt.
-        """
-        if not group.noised:
-            return seen
-        text, images = inputs.hide_text[:, None], inputs.hide_images[:, None]
-
-        def of_part(part):
-            return jnp.asarray(members(chunk, self.layout.visible_parts[part]))
-
-        context = seen.context & ~(images & jnp.asarray(context_lib.image_slots(self.layout))[None])
-        if group.names[0].startswith("refined"):
-            hidden = text & of_part("refine") | images & of_part("sketch")
-        else:
-            hidden = text & of_part("plan")
-            no_plan = (token_count(inputs.plan) == 0)[:, None]
-            context = context & ~(text & no_plan & context_lib.newest_prompt_text(self.layout, seen.context))
-        return Visible(context, seen.chunk & ~hidden)
-
-    def _step_outputs(
-        self, chunk: Chunk, inputs: StepInputs, content: Content, hidden: dict[str, jax.Array]
-    ) -> StepOutputs:
-        und, first = hidden["und"], chunk.und_tokens
-
-        def velocity(name, x_t, t):
-            slices = [chunk.latents(f"{name}_noised_{i}") for i in range(x_t.shape[1])]
-            parts = [hidden["gen"][:, s.start - first : s.stop - first] for s in slices]
-            return self.to_velocity(jnp.concatenate(parts, axis=1), x_t, t)
-
-        def closing(segment):
-            return und[:, chunk.text(segment).stop - 1]
-
-        def end(name):
-            state, *view = self.layout.visible_parts[name]
-            if view and view[0].name in inputs.there:
-                there = inputs.there[view[0].name][:, None]
-                return jnp.where(there, closing(view[0].name), closing(state.name))
-            return closing((view or [state])[0].name)
-
-        def noised_end(name):
-            copies = getattr(inputs, f"{name}_noised").shape[1]
-            return jnp.stack([closing(f"{name}_noised_{i}") for i in range(copies)], axis=1)
-
-        return StepOutputs(
-            **{name: und[:, chunk.text(name)] for name in ("plan", "inspect", "refine")},
-            sketch_end=end("sketch"),
-            refined_end=end("refined"),
-            sketch_noised_end=noised_end("sketch"),
-            refined_noised_end=noised_end("refined"),
-            sketch_velocity=velocity("sketch", inputs.sketch_noised, inputs.sketch_t),
-            refined_velocity=velocity("refined", inputs.refined_noised, inputs.refined_t),
+        noised = [f"noised_{i}" for i in range(layout.copies)]
+        latents = [chunk.latents(name) for name in noised]
+        gen = jnp.concatenate(
+            [hidden["gen"][:, s.start - chunk.und_tokens : s.stop - chunk.und_tokens] for s in latents],
+            axis=1,
+        )
+        end = closing("image")
+        if layout.vit_tokens:
+            _, seen = layout.state_slots("image")
+            end = jnp.where(content.holds(seen)[:, None], closing(seen.name), end)
+        return TurnOutputs(
+            before=text("before"),
+            after=text("after"),
+            image_end=end,
+            noised_end=jnp.stack([closing(name) for name in noised], axis=1),
+            velocity=self.to_velocity(gen, turn.noised, turn.t),
         )
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """Touches every parameter with the first step of a batch; `init` calls it."""
+        """Touches every parameter with the first turn of a batch; `init` calls it."""
         layout, rows = self.layout, batch.present.shape[0]
         image = jnp.zeros((rows, layout.latents, layout.latent_values))
-        sketch_noised = jnp.repeat(image[:, None], layout.sketch_copies, 1)
-        refined_noised = jnp.repeat(image[:, None], layout.refined_copies, 1)
-        never, view = jnp.zeros(rows, bool), None
+        noised, patches = jnp.repeat(image[:, None], layout.copies, 1), None
         if layout.vit_tokens:
-            view = jnp.zeros((rows, layout.vit_tokens, 3 * self.config.vit.patch**2))
-        inputs = StepInputs(
+            patches = jnp.zeros((rows, layout.vit_tokens, 3 * self.config.vit.patch**2))
+        turn = TurnInputs(
             present=batch.present[:, 0],
-            plan=batch.plan_tokens[:, 0],
-            inspect=batch.inspect_tokens[:, 0],
-            refine=batch.refine_tokens[:, 0],
-            sketch=image,
-            refined=image,
-            sketch_noised=sketch_noised,
-            refined_noised=refined_noised,
-            sketch_t=sketch_noised[:, :, 0, 0],
-            refined_t=refined_noised[:, :, 0, 0],
-            hide_text=never,
-            hide_images=never,
-            sketch_view=view,
-            refined_view=view,
+            refines=batch.refines[:, 0],
+            before=batch.before_tokens[:, 0],
+            after=batch.after_tokens[:, 0],
+            image=image,
+            noised=noised,
+            t=noised[:, :, 0, 0],
+            vit=patches,
         )
         instruction = batch.instruction_tokens[:, 0] if layout.instruction else None
-        prompt = PromptInputs(batch.prompt_tokens[:, 0], image, view, instruction)
-        context, _ = self.begin(prompt)
-        _, outputs = self.step(context, inputs)
-        return self.logits(outputs.plan)
+        context, end = self.begin(PromptInputs(batch.prompt_tokens[:, 0], image, patches, instruction))
+        _, outputs = self.step(context, turn)
+        return self.logits(end)
 
 
-def _call(seen_by: Callable[..., Visible], seen: Visible, group: QueryGroup) -> Visible:
-    return seen_by(group, seen)
+def _flat(tree: Any, axes: int) -> Any:
+    """The first axes of all arrays as one."""
+    return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), tree)
+
+
+def _by_stream(chunk: Chunk, x: jax.Array) -> dict[str, jax.Array]:
+    """Tokens [B, L, ...] of a chunk, as in memory, by stream."""
+    und = {"und": x[:, : chunk.und_tokens]}
+    return und | ({"gen": x[:, chunk.und_tokens :]} if chunk.latent_tokens else {})
+
+
+def _turn_starts(
+    prompts: jax.Array, turns: jax.Array, prompt_index: jax.Array, is_first: jax.Array
+) -> jax.Array:
+    """First rotary positions of turns, [B, S], from the lengths of prompts [B, R] and turns [B, S]."""
+    before = jnp.cumsum(turns, axis=1) - turns
+    first = jax.lax.cummax(jnp.where(is_first, before, 0), axis=1)
+    return jnp.take_along_axis(prompts, prompt_index, axis=1) + before - first
 
 
 @functools.cache
@@ -400,8 +420,8 @@ def _prompt_chunk(layout: Layout) -> Chunk:
 
 
 @functools.cache
-def _step_chunk(layout: Layout) -> Chunk:
-    return Chunk(layout.step_segments)
+def _turn_chunk(layout: Layout) -> Chunk:
+    return Chunk(layout.turn_segments)
 
 
 @functools.cache
@@ -412,3 +432,8 @@ def _state_chunk(layout: Layout) -> Chunk:
 @functools.cache
 def _noised_chunk(layout: Layout) -> Chunk:
     return Chunk([layout.image_slot("image", "noised")])
+
+
+@functools.cache
+def _text_chunk(tokens: int) -> Chunk:
+    return Chunk([Segment("text", "text", tokens)])

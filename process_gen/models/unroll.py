@@ -1,74 +1,77 @@
-"""The scanned unroll: `step` driven over the step slots of packed rows.
+"""Training's unroll: teacher-forced turns of packed rows, in either order of the loops.
 
-B rows, S step slots, R trajectories of a row, J noised copies, N latent tokens
-of an image, V values of a latent token, T tokens of a text slot, D width.
+    layers   the backbone once over the whole row: each layer goes over all turns
+             before the next one starts (`UnifiedModel.forward_rows`)
+    scan     the definition: `step` scanned over the turn slots
+
+Both compute the same. With `layers` the weights of a layer are needed once in the
+forward pass and once in the backward pass; `scan` is what a history needs that
+memory does not hold, and what the other one is tested against.
+
+B rows, S turn slots, R trajectories of a row, J noised copies, I latent tokens of an
+image, C channels of a latent token, T tokens of a text slot, D width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from process_gen.models import autoencoder, flow, vit
-from process_gen.models.append_scan import append_scan
-from process_gen.models.context import SLOTS, Context, Memory
-from process_gen.models.step_io import PromptInputs, StepInputs, StepOutputs
-from process_gen.models.unified import UnifiedModel, token_count
-from process_gen.trajectory.batch import Batch
+from process_gen.models.assembly import token_count
+from process_gen.models.cache import KVCache
+from process_gen.models.turn_io import PromptInputs, TurnInputs, TurnOutputs
+from process_gen.models.unified import UnifiedModel
+from process_gen.trajectory.batch import PAD_ID, Batch
+
+ORDERS = ("layers", "scan")
 
 
 @dataclasses.dataclass(frozen=True)
 class UnrollOptions:
-    """What is drawn at random while training.
+    """How turns are unrolled, and what is drawn at random while training.
+
+    What is dropped leaves the sequence, for later tokens too, as in BAGEL's data
+    (arXiv 2505.14683): guidance samples with contexts of the same kind.
 
     Attributes:
+      order: of the loops, `layers` or `scan`.
       time_mean, time_std, time_shift: logit-normal timesteps of the flow targets.
-      drop_text, drop_images: probabilities, per step, that the flow targets do
-        not see the newest text, or any clean image (guidance needs both).
+      drop_text: probability, per turn, that the newest text before its image is
+        left out: the plan or the refine instruction, else the text of the prompt.
+      drop_images: probability, per trajectory, that all its images are left out.
+      drop_latents, drop_vit: probabilities, per image, that its latents or its ViT
+        tokens are left out, independently. Positions go on as if they were there.
       context_noise: largest standard deviation of the Gaussian noise on the
         clean images that later tokens see, in latent units. A model trained on
         perfect context drifts when it sees its own.
       context_noise_share: share of the images that get any.
-      drop_latents, drop_views: probabilities, per clean image, that its latents
-        or its ViT tokens are left out of the context for good (never both).
       sample_latents: whether the latents of an image are drawn from the
         autoencoder's distribution, as the published program trains, instead of
         being its means. Latents that were encoded ahead of time are means.
     """
 
+    order: str = "layers"
     time_mean: float = 0.0
     time_std: float = 1.0
     time_shift: float = 1.0
     drop_text: float = 0.1
     drop_images: float = 0.1
+    drop_latents: float = 0.0
+    drop_vit: float = 0.0
     context_noise: float = 0.0
     context_noise_share: float = 0.7
-    drop_latents: float = 0.0
-    drop_views: float = 0.0
     sample_latents: bool = False
 
     def __post_init__(self):
-        if min(self.drop_latents, self.drop_views) < 0 or self.drop_latents + self.drop_views > 1:
-            raise ValueError(
-                "flow.drop_latents and flow.drop_views are shares that never fall on the same image, got "
-                f"{self.drop_latents} and {self.drop_views}"
-            )
+        if self.order not in ORDERS:
+            raise ValueError(f"train.unroll must be one of {', '.join(ORDERS)}, got {self.order!r}")
 
-
-HIDDEN = (
-    "plan",
-    "inspect",
-    "refine",
-    "sketch_end",
-    "refined_end",
-    "sketch_noised_end",
-    "refined_noised_end",
-)
-"""The hidden states of a step that losses read, by their names in `StepOutputs`."""
 
 NO_RANDOM_DROPS = UnrollOptions(drop_text=0.0, drop_images=0.0)
 
@@ -78,42 +81,46 @@ class Outputs:
     """What losses read.
 
     Attributes:
-      hidden: `plan`, `inspect`, `refine` [B, S, T, D]; `sketch_end`,
-        `refined_end` [B, S, D]; `sketch_noised_end`, `refined_noised_end`
+      hidden: `before`, `after` [B, S, T, D]; `image_end` [B, S, D]; `noised_end`
         [B, S, J, D]; `prompt_end` [B, R, D].
-      velocity, target: `sketch`, `refine` [B, S, J, N, V], predicted and true velocity.
-      t: `sketch`, `refine` [B, S, J] timesteps.
-      present: `sketch`, `refine` [B, S] bool, whether there is a target.
-      images: `before`, `sketch`, `refine` [B, S, N, V] latents: the visual state
-        that a step starts from (zeros at the first), and the targets.
-      head: hidden states [..., D] to logits [..., vocabulary].
-      score: hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...], without
+      velocity, target: [B, S, J, I, C], predicted and true velocity.
+      x_t: [B, S, J, I, C], the noised images.
+      t: [B, S, J] timesteps.
+      has_target: [B, S] bool, whether there is a flow target.
+      previous: [B, S, I, C] latents of the visual state that a turn starts from (zeros at the first).
+      clean: [B, S, I, C] latents of the image that the flow target shows.
+      masked: by name of a hidden state, bool: what has no label, because it was dropped or its image was.
+      logits: hidden states [..., D] to logits [..., vocabulary].
+      nll: hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...], without
         all logits in memory where `model.logit_chunk` says so.
       in_chunks: whether it does.
-      scores: -log p by name of a hidden state, where `scored` has computed it.
+      nlls: -log p by name of a hidden state, where `with_nll` has computed it.
     """
 
     hidden: Mapping[str, jax.Array]
-    velocity: Mapping[str, jax.Array]
-    target: Mapping[str, jax.Array]
-    t: Mapping[str, jax.Array]
-    present: Mapping[str, jax.Array]
-    images: Mapping[str, jax.Array]
-    head: Callable[[jax.Array], jax.Array]
-    score: Callable[[jax.Array, jax.Array], jax.Array]
+    velocity: jax.Array
+    target: jax.Array
+    x_t: jax.Array
+    t: jax.Array
+    has_target: jax.Array
+    previous: jax.Array
+    clean: jax.Array
+    masked: Mapping[str, jax.Array]
+    logits: Callable[[jax.Array], jax.Array]
+    nll: Callable[[jax.Array, jax.Array], jax.Array]
     in_chunks: bool = False
-    scores: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    nlls: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     def cross_entropy(self, name: str, labels: Mapping[str, jax.Array]) -> jax.Array:
         """-log p of `labels[name]` at `hidden[name]`, [B, ...] float32; any number where that is padding."""
-        if name in self.scores:
-            return self.scores[name]
-        return self.score(self.hidden[name], labels[name])
+        if name in self.nlls:
+            return self.nlls[name]
+        return self.nll(self.hidden[name], labels[name])
 
-    def scored(self, labels: Mapping[str, jax.Array]) -> Outputs:
+    def with_nll(self, labels: Mapping[str, jax.Array]) -> Outputs:
         """With the labels of all hidden states scored in one loop over the vocabulary, if it is in chunks.
 
-        Several losses read the same tokens, and a loop is not shared by itself as products are.
+        Several losses read the same tokens, and XLA merges equal products but not equal loops.
         """
         if not self.in_chunks:
             return self
@@ -121,16 +128,39 @@ class Outputs:
         rows, width = labels[names[0]].shape[0], self.hidden[names[0]].shape[-1]
         hidden = jnp.concatenate([self.hidden[name].reshape(rows, -1, width) for name in names], axis=1)
         flat = jnp.concatenate([labels[name].reshape(rows, -1) for name in names], axis=1)
-        values, start, scores = self.score(hidden, flat), 0, {}
+        values, start, nlls = self.nll(hidden, flat), 0, {}
         for name in names:
             length = labels[name].size // rows
-            scores[name] = values[:, start : start + length].reshape(labels[name].shape)
+            nlls[name] = values[:, start : start + length].reshape(labels[name].shape)
             start += length
-        return dataclasses.replace(self, scores=scores)
+        return dataclasses.replace(self, nlls=nlls)
+
+    def labels(self, labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The labels of a batch, without those of what was dropped."""
+        found = dict(labels)
+        for name, masked in self.masked.items():
+            if name in found:
+                masked = masked.reshape(*masked.shape, *(1,) * (found[name].ndim - masked.ndim))
+                found[name] = jnp.where(masked, PAD_ID, found[name])
+        return found
+
+
+class Inputs(NamedTuple):
+    """What an unroll is fed, and what the losses compare with.
+
+    Attributes:
+      prompts: [B, R, ...].
+      turns: [B, S, ...].
+      flows: the fields of `Outputs` that do not depend on parameters.
+    """
+
+    prompts: PromptInputs
+    turns: TurnInputs
+    flows: dict[str, Any]
 
 
 def _flow_targets(key: jax.Array, clean: jax.Array, copies: int, options: UnrollOptions):
-    """x_t [B, S, J, N, V], t [B, S, J] and the true velocity of `clean` [B, S, N, V]."""
+    """x_t [B, S, J, I, C], t [B, S, J] and the true velocity of `clean` [B, S, I, C]."""
     time_key, noise_key = jax.random.split(key)
     b, s = clean.shape[:2]
     t = flow.sample_time(time_key, (b, s, copies), options.time_mean, options.time_std, options.time_shift)
@@ -139,8 +169,8 @@ def _flow_targets(key: jax.Array, clean: jax.Array, copies: int, options: Unroll
     return flow.add_noise(x, noise, t), t, noise - x
 
 
-def _perturbed(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.Array:
-    """Clean images [B, S, N, V] with noise on a share of them."""
+def _add_context_noise(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.Array:
+    """Clean images [B, S, I, C] with noise on a share of them."""
     if not options.context_noise:
         return clean
     share_key, level_key, noise_key = jax.random.split(key, 3)
@@ -152,7 +182,7 @@ def _perturbed(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.
 def latents_of(
     model: UnifiedModel, images: jax.Array, frozen: Any, key: jax.Array | None = None
 ) -> jax.Array:
-    """Latent tokens [B, S, N, V] of images [B, S, H, W, 3]; slot by slot where that takes weights.
+    """Latent tokens [B, S, I, C] of images [B, S, H, W, 3]; slot by slot where that takes weights.
 
     They are means, or with a `key` drawn from the autoencoder's distribution.
     """
@@ -164,15 +194,10 @@ def latents_of(
     return jnp.moveaxis(latents, 0, 1)
 
 
-def _drawn(key: jax.Array, image: int, options: UnrollOptions) -> jax.Array | None:
-    """The key of the latents of draft, correction or input image; None where they are means."""
-    return jax.random.fold_in(key, 7 + image) if options.sample_latents else None
-
-
-def views_of(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.Array | None:
+def vit_patches(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.Array | None:
     """What the ViT sees of images in context, [B, (S,) P, U]; None where the layout has no room for it.
 
-    Where latents are pixels it sees the `latents` [..., N, V], with the noise
+    Where latents are pixels it sees the `latents` [..., I, C], with the noise
     that they carry, else the images [B, (S,) H, W, 3].
     """
     if not model.layout.vit_tokens:
@@ -186,194 +211,170 @@ def views_of(model: UnifiedModel, images: jax.Array, latents: jax.Array) -> jax.
     return jnp.moveaxis(views, 0, 1)
 
 
-def _left_out(model: UnifiedModel, key: jax.Array, shape: tuple[int, ...], options: UnrollOptions):
-    """[B, S] bool by clean image segment: what stays in context; empty where nothing is ever left out."""
-    if not (options.drop_latents or options.drop_views):
-        return {}
-    there = {}
-    for i, name in enumerate(("sketch", "refined")):
-        drawn = jax.random.uniform(jax.random.fold_in(key, i), shape)
-        there[name] = drawn >= options.drop_latents
-        if model.layout.vit_tokens:
-            there[f"{name}_vit"] = drawn < 1.0 - options.drop_views
-    return there
+_PARTS = ("turns", "latents", "noise", "text", "images", "prompt latents")
+"""What draws random numbers, each with a key of its own."""
 
 
-def step_inputs(
-    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
-) -> tuple[StepInputs, dict[str, Any]]:
-    """Everything that the scan feeds its steps, [B, S, ...], and the flow targets besides.
-
-    The sketch's target is the draft where it is right, else the corrected
-    image; a wrong draft that nobody corrected has no target. `frozen` are the
-    weights of an autoencoder that has any; images that the batch holds as
-    latents do not go through it.
-    """
-    keys = jax.random.split(key, 6)
-    has_refine = (token_count(batch.refine_tokens) > 0) & batch.present
-    sketch, refined = (
-        latents_of(model, images, frozen, _drawn(key, i, options))
-        if latents is None
-        else latents.astype(jnp.float32)
-        for i, (images, latents) in enumerate(
-            ((batch.sketch, batch.sketch_latents), (batch.refined, batch.refined_latents))
-        )
-    )
-    goal = jnp.where((batch.sketch_ok | ~has_refine)[:, :, None, None], sketch, refined)
-    layout, shape = model.layout, batch.present.shape
-    sketch_noised, sketch_t, sketch_target = _flow_targets(keys[0], goal, layout.sketch_copies, options)
-    refined_noised, refined_t, refined_target = _flow_targets(
-        keys[1], refined, layout.refined_copies, options
-    )
-    seen_sketch = _perturbed(keys[2], sketch, options)
-    seen_refined = _perturbed(keys[3], refined, options)
-    inputs = StepInputs(
-        present=batch.present,
-        plan=batch.plan_tokens,
-        inspect=batch.inspect_tokens,
-        refine=batch.refine_tokens,
-        sketch=seen_sketch,
-        refined=seen_refined,
-        sketch_noised=sketch_noised,
-        refined_noised=refined_noised,
-        sketch_t=sketch_t,
-        refined_t=refined_t,
-        hide_text=jax.random.bernoulli(keys[4], options.drop_text, shape),
-        hide_images=jax.random.bernoulli(keys[5], options.drop_images, shape),
-        sketch_view=views_of(model, batch.sketch, seen_sketch),
-        refined_view=views_of(model, batch.refined, seen_refined),
-        there=_left_out(model, jax.random.fold_in(key, 6), shape, options),
-    )
-    state = jnp.where(has_refine[:, :, None, None], refined, sketch)
-    before = jnp.pad(state, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
-    return inputs, {
-        "target": {"sketch": sketch_target, "refine": refined_target},
-        "t": {"sketch": sketch_t, "refine": refined_t},
-        "present": {"sketch": batch.present & (batch.sketch_ok | has_refine), "refine": has_refine},
-        "images": {
-            "before": jnp.where(batch.reset[:, :, None, None], 0.0, before),
-            "sketch": goal,
-            "refine": refined,
-        },
-    }
-
-
-def prompt_inputs(
-    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
-) -> PromptInputs:
-    """The prompts of a batch, [B, R, ...]; arguments as of `step_inputs`."""
-    if not model.layout.prompt_image:
-        return PromptInputs(batch.prompt_tokens, instruction=batch.instruction_tokens)
-    latents = batch.prompt_latents
-    if latents is None:
-        latents = latents_of(model, batch.prompt_image, frozen, _drawn(key, 2, options))
-    there = {s.name: batch.has_prompt_image for s in model.layout.prompt_parts["prompt_image"]}
-    view = views_of(model, batch.prompt_image, latents)
-    return PromptInputs(batch.prompt_tokens, latents, view, batch.instruction_tokens, there)
-
-
-def _select(prompts: Memory, index: jax.Array) -> Memory:
-    """The memory of one prompt per row: [Y, B, R, ...] at `index` [B]."""
-    pick = index[:, None] == jnp.arange(prompts.visible.shape[1])[None]
-    weights = pick.astype(prompts.k.dtype)
-    return Memory(
-        jnp.einsum("ybrkmh,br->ybkmh", prompts.k, weights),
-        jnp.einsum("ybrkmh,br->ybkmh", prompts.v, weights),
-        (prompts.visible & pick[:, :, None]).any(1),
-    )
-
-
-def scan_steps(
+def _kept(
     model: UnifiedModel,
-    params: Any,
-    batch: Batch,
-    inputs: StepInputs,
-    prompts: PromptInputs | None = None,
-    traced: bool = False,
-) -> tuple[jax.Array, StepOutputs, Context]:
-    """Reads every prompt once, then scans `step` over the step slots.
+    key: jax.Array,
+    image: str,
+    shape: tuple[int, ...],
+    hidden: jax.Array,
+    options: UnrollOptions,
+) -> dict[str, jax.Array]:
+    """Bool `shape` by segment of an image: what stays in the sequence; `hidden` images do not."""
+    keys, found = jax.random.split(key), {image: ~hidden}
+    if options.drop_latents:
+        found[image] &= ~jax.random.bernoulli(keys[0], options.drop_latents, shape)
+    if model.layout.vit_tokens:
+        found[f"{image}_vit"] = ~hidden
+        if options.drop_vit:
+            found[f"{image}_vit"] &= ~jax.random.bernoulli(keys[1], options.drop_vit, shape)
+    return found
 
-    Args:
-      model, params: the modules and their parameters.
-      batch: says which prompt a step draws, and where a trajectory starts.
-      inputs: what the steps are fed, [B, S, ...].
-      prompts: [B, R, ...]; the texts of the batch by default.
-      traced: whether the hidden states and rotary ids of all tokens are returned too.
+
+def make_inputs(
+    model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
+) -> Inputs:
+    """Everything that an unroll is fed; arguments as of `unroll`.
+
+    The flow target of a turn shows its own image, or the one that `batch.target`
+    points to; images that the batch holds as latents do not go through the autoencoder.
+    """
+    keys = dict(zip(_PARTS, jax.random.split(key, len(_PARTS)), strict=True))
+    layout, shape = model.layout, batch.present.shape
+    drawn = options.sample_latents
+    latents = batch.image_latents
+    if latents is None:
+        latents = latents_of(model, batch.image, frozen, keys["latents"] if drawn else None)
+    latents = latents.astype(jnp.float32)
+    source = jnp.clip(jnp.arange(shape[1])[None] + jnp.maximum(batch.target, 0), 0, shape[1] - 1)
+    clean = jnp.take_along_axis(latents, source[:, :, None, None], axis=1)
+    noised, t, velocity = _flow_targets(keys["turns"], clean, layout.copies, options)
+    seen = _add_context_noise(keys["noise"], latents, options)
+
+    hidden = _of_turns(
+        jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2]), batch
+    )
+    keep = _kept(model, jax.random.fold_in(keys["images"], 1), "image", shape, hidden, options)
+    no_text = jax.random.bernoulli(keys["text"], options.drop_text, shape)
+    has_before = token_count(batch.before_tokens) > 0
+    turns = TurnInputs(
+        present=batch.present,
+        refines=batch.refines,
+        before=jnp.where(no_text[..., None], PAD_ID, batch.before_tokens),
+        after=batch.after_tokens,
+        image=seen,
+        noised=noised,
+        t=t,
+        vit=vit_patches(model, batch.image, seen),
+        keep=keep,
+    )
+    prompts, bare = _prompt_inputs(
+        model, batch, keys, options, frozen, no_text & batch.is_first & ~has_before
+    )
+    unseen = ~functools.reduce(jnp.logical_or, keep.values())
+    previous = jnp.pad(latents, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    flows = dict(
+        target=velocity,
+        x_t=noised,
+        t=t,
+        has_target=batch.present & (batch.target >= 0),
+        previous=jnp.where(batch.is_first[:, :, None, None], 0.0, previous),
+        clean=clean,
+        # What is not there predicts nothing, and nobody is to judge an image that was not shown.
+        masked={"before": no_text, "image_end": unseen, "after": unseen, "prompt_end": bare},
+    )
+    return Inputs(prompts, turns, flows)
+
+
+def _of_turns(prompts: jax.Array, batch: Batch) -> jax.Array:
+    """[B, R] of prompts, for the turns that draw them, [B, S]."""
+    return jnp.take_along_axis(prompts, batch.prompt_index, axis=1)
+
+
+def _prompt_inputs(
+    model: UnifiedModel,
+    batch: Batch,
+    keys: Mapping[str, jax.Array],
+    options: UnrollOptions,
+    frozen: Any,
+    bare: jax.Array,
+) -> tuple[PromptInputs, jax.Array]:
+    """The prompts of a batch, [B, R, ...], without the newest text of those that `bare` [B, S] turns draw.
 
     Returns:
-      The hidden state [B, R, D] of each prompt's last token; step outputs
-      [B, S, ...]; the context after the last slot. If `traced`, also of all
-      tokens of the `prompt` [B, R, ...] and `step` [B, S, ...] chunks, in memory
-      order: `hidden` states by stream, and rotary `ids`.
+      The prompts, and [B, R] bool, which of them lost their text.
+    """
+    layout, shape = model.layout, batch.prompt_tokens.shape[:2]
+    draws = batch.prompt_index[:, :, None] == jnp.arange(shape[1])[None, None]
+    bare = (bare[:, :, None] & draws).any(1)
+    text, instruction = batch.prompt_tokens, batch.instruction_tokens
+    instructed = jnp.zeros(shape, bool) if instruction is None else token_count(instruction) > 0
+    text = jnp.where((bare & ~instructed)[..., None], PAD_ID, text)
+    if instruction is not None:
+        instruction = jnp.where(bare[..., None], PAD_ID, instruction)
+    if not layout.prompt_image:
+        return PromptInputs(text, instruction=instruction), bare
+    latents = batch.prompt_latents
+    if latents is None:
+        key = keys["prompt latents"] if options.sample_latents else None
+        latents = latents_of(model, batch.prompt_image, frozen, key)
+    hidden = jax.random.bernoulli(keys["images"], options.drop_images, shape)  # with the turns' images
+    keep = _kept(model, jax.random.fold_in(keys["images"], 2), "prompt_image", shape, hidden, options)
+    patches = vit_patches(model, batch.prompt_image, latents)
+    return PromptInputs(text, latents, patches, instruction, batch.has_prompt_image, keep), bare
+
+
+def scan_turns(
+    model: UnifiedModel, params: Any, batch: Batch, prompts: PromptInputs, turns: TurnInputs
+) -> tuple[jax.Array, TurnOutputs]:
+    """`begin` for every prompt, then `step` scanned over the turn slots: the definition.
+
+    The backward pass keeps the context between turns and computes each turn again
+    (`jax.checkpoint`), unless `model.remat` is `none`.
+
+    Returns:
+      The hidden state [B, R, D] of each prompt's last token, and outputs [B, S, ...].
     """
     rows, trajectories = batch.prompt_tokens.shape[:2]
-    mutable = ["trace"] if traced else False
-
-    def apply(method, *args, params=params):
-        out = model.apply({"params": params}, *args, method=method, mutable=mutable)
-        (result, seen) = out if traced else (out, {"trace": {}})
-        return result, {name: values[0] for name, values in seen["trace"].items()}
-
-    prompts = PromptInputs(batch.prompt_tokens) if prompts is None else prompts
     flat = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
-    # A full history can be longer than memory allows: then it is kept once, and prompts are read again.
-    appends = model.config.remat_steps and model.layout.context == "full"
-    begin = jax.checkpoint(apply, static_argnums=0) if appends else apply
-    (opened, prompt_end), prompt_trace = begin("begin", flat)
+    opened, prompt_end = model.apply({"params": params}, flat, method="begin")
 
-    def unflatten(x, axis):
+    def by_row(x: jax.Array, axis: int) -> jax.Array:
         return x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
 
-    prompts = Memory(
-        unflatten(opened.prompt.k, 1), unflatten(opened.prompt.v, 1), unflatten(opened.prompt.visible, 0)
-    )
-    prompt_ids = unflatten(opened.next_id, 0)
+    def of_prompt(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+        at = index.reshape((1,) * axis + (rows, 1) + (1,) * (x.ndim - axis - 1))
+        return jnp.take_along_axis(by_row(x, axis), at, axis=axis + 1).squeeze(axis + 1)
 
-    def opened_for(context: Context, prompts: Memory, ids: jax.Array, reset: jax.Array, index: jax.Array):
-        """The context that a step starts from: with its own prompt, and no history where one begins."""
-        first = jnp.take_along_axis(ids, index[:, None], 1)[:, 0]
-        return context.replace(
-            prompt=_select(prompts, index),
-            history=context.history.only(~reset),
-            next_id=jnp.where(reset, first, context.next_id),
+    def body(context, xs):
+        is_first, index, turn = xs
+        cache = opened.prompt
+        prompt = KVCache(
+            *(of_prompt(x, index, 1) for x in (cache.k, cache.v)), of_prompt(cache.mask, index, 0)
         )
-
-    def body(context: Context, xs):
-        reset, index, one = xs
-        context = opened_for(context, prompts, prompt_ids, reset, index)
-        (context, outputs), trace = apply("step", context, one)
-        return context, (outputs, trace)
-
-    def appending(weights, context: Context, history, xs):
-        (params, prompts, ids), (reset, index, one) = weights, xs
-        context = context.replace(history=Memory(*history, context.history).constrained())
-        context = opened_for(context, prompts, ids, reset, index)
-        (new, next_id, outputs), trace = apply("read_step", context, one, params=params)
-        written = model.written(new, one.present).constrained()
-        at = context.slot * model.layout.visible_tokens
-        visible = jax.lax.dynamic_update_slice_in_dim(context.history.visible, written.visible, at, 1)
-        next_id = jnp.where(one.present, next_id, context.next_id)
-        context = context.replace(prompt=None, history=visible, next_id=next_id, slot=context.slot + 1)
-        return context, (written.k, written.v), (outputs, trace)
+        context = context.started(is_first, prompt, of_prompt(opened.position, index, 0))
+        return model.apply({"params": params}, context, turn, method="step")
 
     context = model.apply({"params": params}, rows, method="empty_context")
-    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (batch.reset, batch.prompt_index, inputs))
-    if appends:
-        start = context.replace(prompt=None, history=context.history.visible)
-        history = (context.history.k, context.history.v)
-        weights = (params, prompts, prompt_ids)
-        end, history, outputs = append_scan(appending, weights, start, history, xs, axis=SLOTS)
-        last = _select(prompts, batch.prompt_index[:, -1])
-        context = end.replace(prompt=last, history=Memory(*history, end.history))
-    else:
-        body = jax.checkpoint(body, prevent_cse=False) if model.config.remat_steps else body
-        context, outputs = jax.lax.scan(body, context, xs)
-    outputs, trace = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
-    prompt_end = unflatten(prompt_end, 0)
-    if traced:
-        prompt_trace = jax.tree.map(lambda x: unflatten(x, 0), prompt_trace)
-        return prompt_end, outputs, context, {"prompt": prompt_trace, "step": trace}
-    return prompt_end, outputs, context
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (batch.is_first, batch.prompt_index, turns))
+    body = body if model.config.remat == "none" else jax.checkpoint(body, prevent_cse=False)
+    _, outputs = jax.lax.scan(body, context, xs)
+    outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
+    return prompt_end.reshape(rows, trajectories, -1), outputs
+
+
+def run_turns(
+    model: UnifiedModel, params: Any, batch: Batch, prompts: PromptInputs, turns: TurnInputs, order: str
+) -> tuple[jax.Array, TurnOutputs]:
+    """Turns in either order of the loops; see `scan_turns` for what comes out."""
+    if order == "scan":
+        return scan_turns(model, params, batch, prompts, turns)
+    return model.apply(
+        {"params": params}, prompts, turns, batch.prompt_index, batch.is_first, method="forward_rows"
+    )
 
 
 def unroll(
@@ -384,53 +385,60 @@ def unroll(
     options: UnrollOptions = NO_RANDOM_DROPS,
     frozen: Any = None,
 ) -> Outputs:
-    """Runs a batch of packed rows through the scanned step, teacher-forced.
+    """Runs a batch of packed rows through the model, teacher-forced.
 
     Args:
       model: the modules.
       params: their parameters.
       batch: packed rows (see `Batch`).
       key: draws timesteps, noise and conditioning dropout.
-      options: how they are drawn.
+      options: how they are drawn, and the order of the loops.
       frozen: weights of an autoencoder that has any.
 
     Returns:
       What the losses read.
     """
-    inputs, flows = step_inputs(model, batch, key, options, frozen)
-    prompts = prompt_inputs(model, batch, key, options, frozen)
-    prompt_end, outputs, _ = scan_steps(model, params, batch, inputs, prompts)
-    return gathered(model, params, prompt_end, outputs, flows)
+    inputs = make_inputs(model, batch, key, options, frozen)
+    prompt_end, outputs = run_turns(model, params, batch, inputs.prompts, inputs.turns, options.order)
+    return make_outputs(model, params, prompt_end, outputs, inputs.flows)
 
 
-def gathered(
-    model: UnifiedModel, params: Any, prompt_end: jax.Array, outputs: StepOutputs, flows: Mapping[str, Any]
+def make_outputs(
+    model: UnifiedModel, params: Any, prompt_end: jax.Array, outputs: TurnOutputs, flows: Mapping[str, Any]
 ) -> Outputs:
-    """The results of a scan and its flow targets, as losses read them."""
+    """The results of the turns and their flow targets, as losses read them."""
     return Outputs(
-        hidden={"prompt_end": prompt_end, **{name: getattr(outputs, name) for name in HIDDEN}},
-        velocity={"sketch": outputs.sketch_velocity, "refine": outputs.refined_velocity},
-        head=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
-        score=lambda hidden, labels: model.apply({"params": params}, hidden, labels, method="cross_entropy"),
+        hidden={"prompt_end": prompt_end} | {name: getattr(outputs, name) for name in HIDDEN},
+        velocity=outputs.velocity,
+        logits=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
+        nll=lambda hidden, labels: model.apply({"params": params}, hidden, labels, method="cross_entropy"),
         in_chunks=model.config.logits_in_chunks,
         **flows,
     )
+
+
+HIDDEN = ("before", "after", "image_end", "noised_end")
+"""The hidden states of a turn that losses read, by their names in `TurnOutputs`."""
 
 
 def blank_outputs(
     model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
 ) -> Outputs:
     """`unroll` with zeros for everything that the model predicts: enough to count targets."""
-    _, flows = step_inputs(model, batch, key, options, frozen)
-    (rows, steps), width, layout = batch.present.shape, model.config.width, model.layout
-    lengths = {"plan": (layout.plan,), "inspect": (layout.inspect,), "refine": (layout.refine,)}
-    lengths |= {"sketch_noised_end": (layout.sketch_copies,), "refined_noised_end": (layout.refined_copies,)}
-    hidden = {name: jnp.zeros((rows, steps, *lengths.get(name, ()), width)) for name in HIDDEN}
-    hidden["prompt_end"] = jnp.zeros((rows, batch.prompt_tokens.shape[1], width))
+    flows = make_inputs(model, batch, key, options, frozen).flows
+    width, layout = model.config.width, model.layout
+    shapes = {
+        "before": (layout.before,),
+        "after": (layout.after,),
+        "image_end": (),
+        "noised_end": (layout.copies,),
+    }
+    hidden = {name: jnp.zeros((*batch.present.shape, *shape, width)) for name, shape in shapes.items()}
+    hidden["prompt_end"] = jnp.zeros((*batch.prompt_tokens.shape[:2], width))
     return Outputs(
         hidden=hidden,
-        velocity={name: jnp.zeros_like(target) for name, target in flows["target"].items()},
-        head=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
-        score=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),
+        velocity=jnp.zeros_like(flows["target"]),
+        logits=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
+        nll=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),
         **flows,
     )

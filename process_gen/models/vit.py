@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models import autoencoder, kernels
-from process_gen.models.attention import takes_parts
+from process_gen.models.attention import is_masked
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import annotated, linear, stacked
 from process_gen.models.positions import grid_places, sincos_table
@@ -98,7 +98,7 @@ class VitLayer(nn.Module):
         )
         kind = self.config.attention
         attended = (
-            kernels.full(kind, q, k, v) if takes_parts(self.config) else jax.nn.dot_product_attention(q, k, v)
+            jax.nn.dot_product_attention(q, k, v) if is_masked(self.config) else kernels.full(kind, q, k, v)
         )
         x = x + self.out_proj(attended.reshape(x.shape))
         return x + self.fc2(nn.gelu(self.fc1(self.layer_norm2(x)), approximate=True))

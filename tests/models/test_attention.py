@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from process_gen.models import kernels
-from process_gen.models.attention import Visible, attend_dense, attend_kernel
+from process_gen.models import attention, kernels
+from process_gen.models.attention import attend_chunk
 from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.visibility import Chunk
+from tests.models.dense import Places
+from tests.models.tiny import CONFIG, VIT, layout
+from tests.models.ways import BLOCKED, CUDNN, SPLASH, WAYS, attended_rows, rows_of_turns, using
 
-BLOCKED = kernels.KERNELS["blocked"]
-SPLASH = dataclasses.replace(
-    kernels.KERNELS["splash"], prepare=functools.partial(kernels.splash_kernel, interpret=True)
-)
-"""The TPU kernels, interpreted."""
+ways = pytest.mark.parametrize("kernel", WAYS, ids=lambda kernel: kernel.name)
 ROWS, HEADS, KV_HEADS = 2, 4, 2
 
 
@@ -38,67 +35,80 @@ def chunks(draw) -> Chunk:
 
 
 @st.composite
-def steps(draw) -> Chunk:
-    """The chunk of a training step."""
-    fields = {name: draw(st.integers(1, 6)) for name in ("plan", "inspect", "refine")}
-    fields |= {name: draw(st.integers(1, 2)) for name in ("sketch_copies", "refined_copies")}
+def turns(draw) -> Chunk:
+    """The chunk of a training turn."""
+    fields = {name: draw(st.integers(0, 6)) for name in ("before", "after")} | {
+        "copies": draw(st.integers(1, 2))
+    }
     vit_grid = draw(st.sampled_from([(0, 0), (2, 2)]))
-    return Chunk(Layout(latent_grid=(2, 2), vit_grid=vit_grid, **fields).step_segments)
+    return Chunk(Layout(latent_grid=(2, 2), vit_grid=vit_grid, **fields).turn_segments)
 
 
-def visibility(chunk: Chunk, context: int, seed: int):
-    """What each group of queries may see: padding for all, and something more hidden from noised copies."""
+@dataclasses.dataclass
+class Problem:
+    """A chunk after a history and a prompt, padding in all of them.
+
+    Attributes:
+      own, own_mask, history, history_mask, prompt, prompt_mask: as `attend_chunk` takes them.
+    """
+
+    own: tuple
+    own_mask: jax.Array
+    history: tuple
+    history_mask: jax.Array
+    prompt: tuple
+    prompt_mask: jax.Array
+
+    def run(self, config, chunk, tensors=None, block=None):
+        own, history, prompt = tensors or (self.own, self.history, self.prompt)
+        masks = self.own_mask, self.history_mask, self.prompt_mask
+        return attend_chunk(
+            config, chunk, own, masks[0], history, masks[1], [prompt], masks[2], block=block
+        )  # [B, N, L, H]
+
+    def mask(self, chunk: Chunk) -> np.ndarray:
+        """[B, L, history + prompt + L] bool."""
+        before = np.concatenate([self.history_mask, self.prompt_mask], axis=1)[:, None]
+        before = np.broadcast_to(before, (ROWS, chunk.tokens, before.shape[2]))
+        return np.concatenate([before, np.asarray(self.own_mask)[:, None] & chunk.mask[None]], axis=2)
+
+
+def problem(chunk: Chunk, history: int, prompt: int, head: int, seed: int) -> Problem:
     rng = np.random.default_rng(seed)
-    there, valid = rng.random((ROWS, context)) < 0.7, rng.random((ROWS, chunk.tokens)) < 0.8
-    dropped = rng.random((ROWS, context)) < 0.3
 
-    def visible_to(group) -> Visible:
-        return Visible(jnp.asarray(there & ~dropped if group.noised else there), jnp.asarray(valid))
+    def normal(heads, length):
+        return jnp.asarray(rng.standard_normal((ROWS, heads, length, head)), jnp.float32)
 
-    return visible_to
+    def there(length, share):
+        return jnp.asarray(rng.random((ROWS, length)) < share)
 
-
-def reference_mask(chunk: Chunk, visible_to) -> np.ndarray:
-    """[B, L, C + L] bool, from the mask of the chunk."""
-    rows = []
-    for query in range(chunk.tokens):
-        (group,) = [g for g in chunk.groups if any(s.start <= query < s.stop for s in g.queries)]
-        seen = visible_to(group)
-        inside = np.asarray(seen.chunk) & chunk.mask[query]
-        rows.append(np.concatenate([seen.context, inside], axis=1))
-    return np.stack(rows, axis=1)
+    own = tuple(normal(heads, chunk.tokens) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    pairs = [tuple(normal(KV_HEADS, length) for _ in "kv") for length in (history, prompt)]
+    masks = there(chunk.tokens, 0.8), there(history, 0.5), there(prompt, 0.7)
+    return Problem(own, masks[0], pairs[0], masks[1], pairs[1], masks[2])
 
 
-def tensors(chunk: Chunk, context: int, head: int, seed: int):
-    rng = np.random.default_rng(seed)
-    shapes = [(ROWS, chunk.tokens, n, head) for n in (HEADS, KV_HEADS, KV_HEADS)]
-    q, k, v = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes)
-    pair = tuple(jnp.asarray(rng.standard_normal((ROWS, KV_HEADS, context, head)), jnp.float32) for _ in "kv")
-    return q, k, v, pair
-
-
-def kernel_mask(kernel, chunk: Chunk, context: int, visible_to, seed: int) -> np.ndarray:
-    """[B, L, C + L] bool: every value is a unit vector, so that attention gives its own weights."""
-    total = context + chunk.tokens
-    assert total <= 128
-    q, k, _, (keys, _) = tensors(chunk, context, 128, seed)
-    units = jnp.eye(total, 128)
-    values = jnp.broadcast_to(units[None, None, :context], keys.shape)
-    own = jnp.broadcast_to(units[None, context:, None], k.shape)
-    out = attend_kernel(kernel, chunk, visible_to)(q, k, own, [(keys, values)])
-    weights = out.reshape(ROWS, chunk.tokens, HEADS, 128)[..., :total]
+def found_mask(kernel, chunk: Chunk, case: Problem) -> np.ndarray:
+    """Like `Problem.mask`: every value is a unit vector, so that attention gives its own weights."""
+    head, total = case.own[0].shape[-1], case.mask(chunk).shape[2]
+    assert total <= head
+    units = jnp.broadcast_to(jnp.eye(total, head)[None, None], (ROWS, KV_HEADS, total, head))
+    cuts = np.cumsum([case.history_mask.shape[1], case.prompt_mask.shape[1]])
+    values = jnp.split(units, cuts, axis=2)
+    tensors = (*case.own[:2], values[2]), (case.history[0], values[0]), (case.prompt[0], values[1])
+    with using(kernel) as (config, _):
+        weights = np.asarray(case.run(config, chunk, tensors))[..., :total]
     assert np.isfinite(weights).all()
-    masks = np.moveaxis(np.asarray(weights) > 0, 2, 0)
+    masks = np.moveaxis(weights > 0, 1, 0)
     assert (masks == masks[0]).all(), "all heads see the same"
     return masks[0]
 
 
-def check_mask(kernel, chunk: Chunk, context: int, seed: int) -> None:
-    visible_to = visibility(chunk, context, seed)
-    wanted = reference_mask(chunk, visible_to)
+def check_mask(kernel, chunk: Chunk, history: int, prompt: int, seed: int) -> None:
+    case = problem(chunk, history, prompt, 128, seed)
+    wanted = case.mask(chunk)
     sees = wanted.any(-1)
-    found = kernel_mask(kernel, chunk, context, visible_to, seed)
-    np.testing.assert_array_equal(found[sees], wanted[sees])
+    np.testing.assert_array_equal(found_mask(kernel, chunk, case)[sees], wanted[sees])
 
 
 RANDOM = settings(
@@ -106,21 +116,30 @@ RANDOM = settings(
 )
 
 
+EXAMPLES = given(st.one_of(chunks(), turns()), st.integers(0, 10), st.integers(0, 10), st.integers(0, 2**31))
+
+
 @RANDOM
-@given(st.one_of(chunks(), steps()), st.integers(0, 20), st.integers(0, 2**31))
-def test_blocked_sees_what_the_reference_mask_says(chunk, context, seed):
-    check_mask(BLOCKED, chunk, context, seed)
+@EXAMPLES
+def test_blocked_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
+    check_mask(BLOCKED, chunk, history, prompt, seed)
+
+
+@RANDOM
+@EXAMPLES
+def test_cudnn_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
+    check_mask(CUDNN, chunk, history, prompt, seed)
 
 
 @pytest.mark.slow
 @settings(RANDOM, max_examples=3)
-@given(st.one_of(chunks(), steps()), st.integers(0, 20), st.integers(0, 2**31))
-def test_splash_sees_what_the_reference_mask_says(chunk, context, seed):
-    check_mask(SPLASH, chunk, context, seed)
+@EXAMPLES
+def test_splash_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
+    check_mask(SPLASH, chunk, history, prompt, seed)
 
 
 @settings(RANDOM, max_examples=100)
-@given(st.one_of(chunks(), steps()))
+@given(st.one_of(chunks(), turns()))
 def test_calls_cover_the_mask_without_a_mask(chunk):
     covered = np.zeros((chunk.tokens, chunk.tokens), int)
     tokens = np.arange(chunk.tokens)
@@ -133,159 +152,117 @@ def test_calls_cover_the_mask_without_a_mask(chunk):
 
 
 def test_a_segment_that_is_seen_in_part_needs_a_mask():
-    chunk = Chunk([Segment("a", "text", 3), Segment("b", "text", 4)], {"a": 5})
+    chunk = Chunk([Segment("a", "text", 3), Segment("b", "text", 4)])
+    chunk.mask[5:, :3] = False  # as if the first text were seen up to there
     with pytest.raises(ValueError, match="use a masked attention"):
         _ = chunk.calls
 
 
-STEP = Chunk(Layout(plan=5, inspect=3, refine=4, latent_grid=(2, 2), vit_grid=(2, 2)).step_segments)
+TURN = Chunk(Layout(before=5, after=3, latent_grid=(2, 2), vit_grid=(2, 2)).turn_segments)
 
 
-@pytest.mark.parametrize("kernel", [BLOCKED, SPLASH], ids=lambda kernel: kernel.name)
+@ways
 def test_outputs_and_gradients_equal_those_of_dense_attention(kernel, monkeypatch):
     monkeypatch.setattr(kernels, "_SCORES", 64)  # several blocks
-    context = 11
-    visible_to = visibility(STEP, context, 0)
-    sees = reference_mask(STEP, visible_to).any(-1)
-    q, k, v, pair = tensors(STEP, context, 16, 1)
-    weights = jnp.asarray(
-        np.random.default_rng(2).standard_normal((ROWS, STEP.tokens, HEADS * 16)), jnp.float32
-    )
-    weights = jnp.where(sees[..., None], weights, 0.0)
+    case = problem(TURN, 8, 3, 16, 0)
+    sees = case.mask(TURN).any(-1)[:, None, :, None]
+    weights = jnp.asarray(np.random.default_rng(2).standard_normal(case.own[0].shape), jnp.float32) * sees
 
-    def run(attention):
-        def loss(q, k, v, pair):
-            out = attention(q, k, v, [pair])
-            return (out * weights).sum(), jnp.where(sees[..., None], out, 0.0)
+    def run(kernel):
+        with using(kernel) as (config, _):
 
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, pair)
+            def loss(tensors):
+                out = case.run(config, TURN, tensors)
+                return (out * weights).sum(), jnp.where(sees, out, 0.0)
 
-    found = run(attend_kernel(kernel, STEP, visible_to))
-    wanted = run(attend_dense(STEP, visible_to))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            tensors = case.own, case.history, case.prompt
+            return jax.jit(jax.value_and_grad(loss, has_aux=True))(tensors)
+
+    for a, b in zip(jax.tree.leaves(run(kernel)), jax.tree.leaves(run(None)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [BLOCKED, SPLASH], ids=lambda kernel: kernel.name)
+@ways
 def test_hidden_keys_and_values_change_no_bit(kernel):
-    context = 6
-    visible_to = visibility(STEP, context, 3)
-    mask = reference_mask(STEP, visible_to)
-    q, k, v, pair = tensors(STEP, context, 16, 4)
-    run = jax.jit(lambda k, v, pair: attend_kernel(kernel, STEP, visible_to)(q, k, v, [pair]))
-    old, sees = np.asarray(run(k, v, pair)), mask.any(-1)
-    noised = context + STEP.latents("sketch_noised_0").start
-    slot = next(i for i in range(context) if mask[..., i].any() and (sees & ~mask[..., i]).any())
+    case = problem(TURN, 4, 2, 16, 3)
+    mask = case.mask(TURN)
+    with using(kernel) as (config, _):
+        run = jax.jit(lambda *tensors: jnp.moveaxis(case.run(config, TURN, tensors), 1, 2))
+        old, sees = np.asarray(run(case.own, case.history, case.prompt)), mask.any(-1)
+    noised = 6 + TURN.latents("noised_0").start
+    slot = next(i for i in range(4) if mask[..., i].any() and (sees & ~mask[..., i]).any())
     for key in (slot, noised):
-        if key < context:
-            new = run(k, v, tuple(x.at[:, :, key].add(7.0) for x in pair))
+        own, history = case.own, case.history
+        if key < 4:
+            history = tuple(x.at[:, :, key].add(7.0) for x in history)
         else:
-            new = run(k.at[:, key - context].add(7.0), v.at[:, key - context].add(7.0), pair)
-        seeing = mask[..., key]
-        np.testing.assert_array_equal(old[sees & ~seeing], np.asarray(new)[sees & ~seeing])
-        assert (old[seeing] != np.asarray(new)[seeing]).any(-1).all()
+            own = (own[0], *(x.at[:, :, key - 6].add(7.0) for x in own[1:]))
+        new, seeing = np.asarray(run(own, history, case.prompt)), mask[..., key]
+        np.testing.assert_array_equal(old[sees & ~seeing], new[sees & ~seeing])
+        assert (old[seeing] != new[seeing]).any((-1, -2)).all()
 
 
-@pytest.mark.parametrize("before", [None, 500])
-def test_splash_reads_no_block_of_keys_that_nobody_sees(before, monkeypatch, rng):
-    """Values that are no numbers would spoil every sum that they are part of, times zero or not."""
-    monkeypatch.setattr(kernels, "BLOCK_Q", 128)
-    monkeypatch.setattr(kernels, "BLOCK_KV", 128)
-    kernels.splash_kernel.cache_clear()
-    q, k, v = (jnp.asarray(rng.standard_normal((2, 2, n, 16)), jnp.float32) for n in (200, 700, 700))
-    visible = np.zeros((2, 700), bool)
-    visible[0, 130:250] = visible[0, 600:700] = True  # the second and the last two of six blocks
-    visible[1, 140:256] = rng.random(116) < 0.5
-    hidden = np.zeros_like(visible)
-    hidden[:, :128] = hidden[:, 256:512] = True  # rows of a device share their blocks
+@pytest.mark.parametrize("empty", [0, 1, 3])
+def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_out(empty, monkeypatch):
+    """Whole turns, the oldest first, are left out where no row sees anything of them."""
+    monkeypatch.setattr(attention, "_WORTH_SKIPPING", 1)
+    case, block = problem(TURN, 12, 3, 16, 5), 4
+    seen = case.history_mask.at[:, : empty * block].set(False)
+    seen = seen.at[1, : min(2, 3 - empty) * block].set(False)  # a row that sees less than the other one
+    case = dataclasses.replace(case, history_mask=seen)
+    weights = jnp.asarray(np.random.default_rng(2).standard_normal(case.own[0].shape), jnp.float32)
+    weights *= case.mask(TURN).any(-1)[:, None, :, None]
 
-    def run(kernel, *tensors):
-        def loss(q, k, v):
-            out = kernels.run(kernel, q, k, v, jnp.asarray(visible), before)
-            return (out * out).sum(), out
+    def run(block):
+        def loss(tensors):
+            out = case.run(CONFIG, TURN, tensors, block)
+            return (out * weights).sum(), out * (weights != 0)
 
-        (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*tensors)
-        return out, *gradients
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return step((case.own, case.history, case.prompt))
 
-    holes = [jnp.where(hidden[:, None, :, None], jnp.nan, x) for x in (k, v)]
-    found = run(SPLASH, q, *holes)
-    kernels.splash_kernel.cache_clear()
-    for a, b in zip(found, run(BLOCKED, q, k, v), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    for a, b in zip(jax.tree.leaves(run(block)), jax.tree.leaves(run(None)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    holes = tuple(x.at[:, :, : empty * block].set(jnp.nan) for x in case.history)
+    out = jax.jit(lambda: case.run(CONFIG, TURN, (case.own, holes, case.prompt), block))()
+    assert jnp.isfinite(out).all(), "what is left out is not read"
 
 
-@pytest.mark.parametrize("kernel", [BLOCKED, SPLASH], ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("before", [None, 3])
-def test_queries_that_see_nothing_give_zeros_and_zero_gradients(kernel, before):
-    q, k, v = (jnp.full((2, 2, n, 16), 0.3) for n in (5, 8, 8))
-
-    visible = jnp.asarray([[False] * 8, [False] * 6 + [True] * 2])
-
-    def loss(q, k, v):
-        out = kernels.run(kernel, q, k, v, visible, before)
-        return out.sum(), out
-
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-    assert not out[0].any() and not any(x[0].any() for x in gradients)
-    blind = 0 if before is None else 3  # of the second row: its first visible key is the seventh
-    assert not out[1, :, :blind].any() and out[1, :, blind:].all()
-    assert all(np.isfinite(x).all() for x in gradients) and gradients[2][1, :, 6].all()
+SLOTS = dict(context="step", before=3, after=3, prompt=3, copies=1, corrections=1)
+ROW_LAYOUTS = {
+    "blocked": (BLOCKED, layout(**SLOTS, vit_grid=VIT)),
+    "cudnn": (CUDNN, layout(**SLOTS, vit_grid=VIT)),
+    "dense": (None, layout(**SLOTS, vit_grid=VIT)),
+    "dense-last": (None, layout(**SLOTS | {"context": "last"})),
+    "splash": (SPLASH, layout(**SLOTS, turns=2, trajectories=1)),
+}
 
 
-def test_full_attention_equals_the_plain_one(rng):
-    q, k, v = (jnp.asarray(rng.standard_normal((2, 7, 3, 8)), jnp.float32) for _ in "qkv")
-    np.testing.assert_allclose(
-        kernels.full("flash", q, k, v), jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-5
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "slots"), ROW_LAYOUTS.values(), ids=ROW_LAYOUTS)
+def test_rows_of_turns_equal_one_attention_with_an_explicit_mask(kernel, slots, rng):
+    there, masks, wanted_mask = rows_of_turns(slots, ROWS, rng)
+    length = Places(slots).tokens
+    q, k, v = (
+        jnp.asarray(rng.standard_normal((ROWS, length, heads, 16)), jnp.float32)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
+    weights = jnp.asarray(rng.standard_normal((ROWS, length, HEADS * 16)), jnp.float32) * there[..., None]
 
+    def attended(q, k, v):
+        return attended_rows(config, slots, masks, q, k, v)
 
-def test_what_cannot_work_here_falls_back_with_one_line(monkeypatch):
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
-    kernels._report.cache_clear()
-    for _ in range(2):
-        assert kernels.choose("splash", 128, "bfloat16").name == "blocked"
-    assert lines == [
-        "attention splash: blocked instead of splash, because its kernels run on TPUs, this is for cpu"
-    ]
-    assert kernels.choose("flash", 128, "bfloat16").name == "blocked" and len(lines) == 1
-    for platform, wanted in (("tpu", "splash"), ("cuda", "cudnn"), ("rocm", "blocked")):
-        monkeypatch.setattr(kernels.partition, "platform", lambda platform=platform: platform)
-        assert kernels.choose("flash", 128, "bfloat16").name == wanted
-    monkeypatch.setattr(kernels.partition, "platform", lambda: "cuda")
-    assert kernels.choose("flash", 128, "float32").name == "blocked"
-    assert kernels.choose("flash", 12, "bfloat16").name == "blocked"
-    assert len(lines) == 3
+    def explicit(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=wanted_mask[:, None]).reshape(weights.shape)
 
+    def run(function):
+        def loss(tensors):
+            out = function(*tensors)
+            return (out * weights).sum(), jnp.where(there[..., None], out, 0.0)
 
-def test_nothing_of_the_size_of_the_scores_is_ever_made():
-    queries, keys = 2048, 8192
+        return jax.jit(jax.grad(loss, has_aux=True))((q, k, v))
 
-    def loss(q, k, v, visible):
-        return kernels.run(BLOCKED, q, k, v, visible, keys - queries).sum()
-
-    arrays = [
-        jax.ShapeDtypeStruct((1, n, length, 8), jnp.float32)
-        for n, length in ((2, queries), (1, keys), (1, keys))
-    ]
-    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(
-        *arrays, jax.ShapeDtypeStruct((1, keys), jnp.bool_)
-    )
-    largest = max(size for size in sizes(jaxpr.jaxpr))
-    assert largest <= 2 * kernels._SCORES < queries * keys
-
-
-def sizes(jaxpr):
-    """Elements of every array that a program makes, inner programs included."""
-    seen, waiting = set(), [jaxpr]
-    while waiting:
-        jaxpr = waiting.pop()
-        if id(jaxpr) in seen:
-            continue
-        seen.add(id(jaxpr))
-        for equation in jaxpr.eqns:
-            yield from (x.aval.size for x in equation.outvars if hasattr(x.aval, "size"))
-            inner = jax.tree.leaves(
-                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-            )
-            waiting += [getattr(x, "jaxpr", x) for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+    with using(kernel) as (config, _):
+        found = run(attended)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(run(explicit)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

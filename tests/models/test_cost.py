@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from process_gen.amounts import amounts, of_a_full_row
 from process_gen.distributed import hlo
-from process_gen.models import cost, flux
+from process_gen.models import cost, flux, kernels
 from process_gen.models.config import FluxConfig, VitConfig
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import unroll
+from process_gen.models.unroll import UnrollOptions, unroll
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.visibility import Chunk
 from tests.models import tiny
@@ -29,28 +30,28 @@ CONFIG = dataclasses.replace(
     kv_heads=2,
     head_dim=24,
     vocab_size=200,
-    attention="grouped",
+    attention="dense",
     vit=VitConfig(width=48, layers=2, mlp=80, heads=2, patch=4, max_side=4),
 )
 LAYOUT = tiny.layout(
-    prompt=24, plan=40, inspect=30, refine=20, latent_grid=(4, 4), latent_values=48, image_size=(16, 16),
-    vit_grid=(3, 3), prompt_image=True, instruction=12,
+    prompt=24, before=40, after=30, latent_grid=(4, 4), latent_values=48, image_size=(16, 16),
+    vit_grid=(3, 3), prompt_image=True, instruction=12, turns=3, corrections=1,
 )  # fmt: skip
+ONE_TURN = dataclasses.replace(LAYOUT, turns=1, trajectories=1)
+"""No history, of which a program holds a branch for every length."""
 
 
-def lowered(config, layout, gradient: bool):
+def lowered(config, layout, gradient: bool, order: str = "layers"):
     """What XLA is given: forward or gradient of a loss that reads everything that the losses read."""
     model = UnifiedModel(config, layout, tiny.IDS)
     spec = Batch.spec(layout, 1)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), spec)["params"])
 
     def total(params, batch):
-        outputs = unroll(model, params, batch, jax.random.key(0))
-        texts = [outputs.hidden[name][0] for name in ("plan", "inspect", "refine")]
-        ends = [x.reshape(-1, config.width) for name, x in outputs.hidden.items() if name.endswith("end")]
-        scored = jnp.concatenate([x.reshape(-1, config.width) for x in texts] + ends)
-        flows = sum(jnp.sum(jnp.square(v)) for v in outputs.velocity.values())
-        return jnp.sum(jnp.square(outputs.head(scored))) + flows
+        outputs = unroll(model, params, batch, jax.random.key(0), UnrollOptions(order=order))
+        read = ("before", "after", "image_end", "prompt_end")
+        scored = jnp.concatenate([outputs.hidden[name].reshape(-1, config.width) for name in read])
+        return jnp.sum(jnp.square(outputs.logits(scored))) + jnp.sum(jnp.square(outputs.velocity))
 
     function = jax.grad(total) if gradient else total
     return jax.jit(function).lower(params, spec)
@@ -71,20 +72,33 @@ def products(lowered: jax.stages.Lowered) -> float:
     return total
 
 
-@pytest.mark.parametrize("attention", ["grouped", "dense"])
-def test_the_forward_pass_costs_what_xla_counts_when_it_is_unrolled(attention, monkeypatch):
-    config = dataclasses.replace(CONFIG, attention=attention, scan_unroll=CONFIG.layers)
-    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
-    counted = lowered(config, LAYOUT, gradient=False).cost_analysis()["flops"]
-    expected = sum(cost.forward(config, LAYOUT).values())
-    assert counted == pytest.approx(expected, rel=0.06)  # XLA counts norms, softmax and sums as well
+def worked_through(config, layout, order: str = "layers", counts=None) -> cost.Flops:
+    return cost.executed(config, layout, counts or cost.every_slot(layout), cost.Program(order))
+
+
+@pytest.mark.parametrize(("attention", "layout"), [("dense", ONE_TURN), ("blocked", LAYOUT)])
+def test_the_forward_pass_costs_what_xla_counts(attention, layout):
+    config = dataclasses.replace(CONFIG, attention=attention)
+    counted = products(lowered(config, layout, gradient=False))
+    expected = cost.computed(config, layout, cost.every_slot(layout), cost.Program())
+    assert counted == pytest.approx(sum(expected.values()), rel=0.003)
 
 
 @pytest.mark.slow
-def test_the_train_step_works_through_what_is_counted_with_recomputation():
-    config = dataclasses.replace(CONFIG, remat="full", remat_steps=True)
-    counted = products(lowered(config, LAYOUT, gradient=True))
-    assert counted == pytest.approx(sum(cost.executed(config, LAYOUT).values()), rel=0.03)
+@pytest.mark.parametrize(
+    ("attention", "remat", "order"),
+    [
+        ("dense", "full", "layers"),
+        ("dense", "none", "scan"),
+        ("blocked", "full", "scan"),
+        *(("blocked", remat, "layers") for remat in ("none", "dots", "save_attended", "save_qkv")),
+    ],
+)
+def test_the_train_step_works_through_what_is_counted_with_recomputation(attention, remat, order):
+    layout = ONE_TURN if attention == "dense" else LAYOUT
+    config = dataclasses.replace(CONFIG, attention=attention, remat=remat)
+    counted = products(lowered(config, layout, gradient=True, order=order))
+    assert counted == pytest.approx(sum(worked_through(config, layout, order).values()), rel=0.01)
 
 
 def test_the_encoder_costs_what_xla_counts():
@@ -98,21 +112,57 @@ def test_the_encoder_costs_what_xla_counts():
     assert counted["flops"] == pytest.approx(cost.encoder_flops(config, layout), rel=0.08)
 
 
-def test_useful_tokens_and_pairs_never_exceed_those_of_the_slots():
-    every, full = cost.tokens(LAYOUT), cost.tokens(LAYOUT, cost.Fill())
-    assert every == full
-    half = cost.tokens(LAYOUT, cost.Fill(texts=0.5, steps=0.5, refines=0.25))
-    assert half.und < full.und / 2 and half.gen < full.gen / 2
-    slots, seen = cost.forward(CONFIG, LAYOUT), cost.forward(CONFIG, LAYOUT, cost.Fill())
-    assert seen["attention"] < slots["attention"]
-    assert {part for part in slots if slots[part] != seen[part]} == {"attention"}
-    with pytest.raises(ValueError, match="fill texts must be above 0"):
-        cost.Fill(texts=0.0)
+def test_what_is_useful_never_exceeds_what_every_slot_holds():
+    every, full = cost.every_slot(LAYOUT), of_a_full_row(LAYOUT)
+    held = {name: full[name] for name in every if name not in ("history_turns", "branch_turns")}
+    assert held == {name: every[name] for name in held}
+    once = cost.computed(CONFIG, LAYOUT, every, cost.Program())
+    useful = cost.useful(CONFIG, LAYOUT, full)
+    assert {part for part in once if useful[part] != 3 * once[part]} == {"attention"}
+    assert useful["attention"] < 3 * once["attention"]
+    batch = tiny.make_batch(3, turns=3, **{k: getattr(LAYOUT, k) for k in _SIZES})
+    counts = {name.removeprefix("batch/"): float(x) for name, x in amounts(LAYOUT, batch).items()}
+    parts = cost.useful(CONFIG, LAYOUT, counts)
+    executed = worked_through(CONFIG, LAYOUT, counts=counts)
+    assert all(0 < parts[part] < executed[part] for part in parts if part != "autoencoder")
 
 
-def test_visible_pairs_are_those_of_the_mask():
-    layout = dataclasses.replace(LAYOUT, steps=1, trajectories=1)
-    chunks = Chunk(layout.prompt_segments), Chunk(layout.step_segments)
+_SIZES = (
+    "image_size", "latent_grid", "vit_grid", "prompt", "before", "after", "prompt_image", "instruction",
+    "corrections",
+)  # fmt: skip
+
+
+def test_useful_pairs_are_those_of_the_mask():
+    layout = dataclasses.replace(LAYOUT, turns=1, trajectories=1)
+    chunks = Chunk(layout.prompt_segments), Chunk(layout.turn_segments)
     pairs = sum(int(chunk.mask.sum()) for chunk in chunks) + chunks[1].tokens * layout.prompt_slots
-    flops = cost.forward(CONFIG, layout, cost.Fill())["attention"]
+    flops = cost.forward(CONFIG, layout, of_a_full_row(layout))["attention"]
     assert flops == 4 * CONFIG.heads * CONFIG.head_dim * CONFIG.layers * pairs
+
+
+@pytest.mark.parametrize("attention", ["dense", "splash"])
+def test_a_history_that_is_empty_is_left_out(attention):
+    """Three trajectories of a turn each see nothing of one another; kernels keep what a block needs."""
+    config = dataclasses.replace(CONFIG, attention=attention)
+    layout = dataclasses.replace(LAYOUT, turns=3, trajectories=3, before=600, after=600)
+    every, alone = cost.every_slot(layout), of_a_full_row(layout)
+    assert every["history_turns"] == 3 and alone["history_turns"] == alone["branch_turns"] == 0
+    program = cost.Program(platform="tpu")
+    most, least = (cost.computed(config, layout, one, program)["attention"] for one in (every, alone))
+    turn = Chunk(layout.turn_segments).tokens
+    skipped = 3 * layout.visible_tokens * turn * 4 * config.heads * config.head_dim * config.layers
+    if attention == "dense":
+        assert most - least == pytest.approx(skipped)
+    else:
+        block = kernels.BLOCK_KV * turn * 3 * 4 * config.heads * config.head_dim * config.layers
+        assert most - least == pytest.approx(skipped, abs=block)
+    other = {part: value for part, value in every.items() if not part.endswith("_turns")}
+    assert other == {part: alone[part] for part in other}
+
+
+def test_flash_is_what_the_platform_has():
+    config = dataclasses.replace(CONFIG, attention="flash")
+    ways = {platform: cost.Program(platform=platform).attention(config) for platform in ("tpu", "gpu", "cpu")}
+    assert ways == {"tpu": "splash", "gpu": "cudnn", "cpu": "blocked"}
+    assert cost.Program(platform="tpu").attention(CONFIG) == "dense"

@@ -9,11 +9,12 @@ import pytest
 
 from process_gen.checkpoints.published.flux import read_autoencoder
 from process_gen.checkpoints.published.parts import import_autoencoder
+from process_gen.models import unroll
 from process_gen.models.autoencoder import geometry, latent_shape, make_autoencoder, to_floats
 from process_gen.models.config import FluxConfig, ModelConfig, model_config
 from process_gen.models.flux import FluxAutoencoder
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import UnrollOptions, _drawn, latents_of
+from process_gen.models.unroll import UnrollOptions, latents_of, make_inputs
 from process_gen.trajectory.layout import Layout
 from tests.models import tiny
 
@@ -70,8 +71,7 @@ def test_training_takes_means_or_draws_every_image_anew(published, rng):
     images = np.tile(one, (2, 3, 1, 1, 1))
     means = np.asarray(latents_of(model, images, variables["params"]))
     assert np.ptp(means, axis=(0, 1)).max() < 1e-5
-    keys = [_drawn(jax.random.key(0), image, UnrollOptions(sample_latents=True)) for image in range(3)]
-    assert _drawn(jax.random.key(0), 0, UnrollOptions()) is None
+    keys = jax.random.split(jax.random.key(0), 3)
     drawn = np.stack([latents_of(model, images, variables["params"], key) for key in keys])
     flat = drawn.reshape(18, -1)
     assert len({x.tobytes() for x in flat}) == 18, "no two images share their noise"
@@ -80,6 +80,21 @@ def test_training_takes_means_or_draws_every_image_anew(published, rng):
         0.5 * np.split(np.asarray(module.apply(variables, to_floats(one[None]), method="moments")), 2, -1)[1]
     )
     assert 0.7 < (drawn - means).std() / np.sqrt((spread**2).mean()) < 1.3
+
+
+def test_images_and_those_of_prompts_are_drawn_with_keys_of_their_own(monkeypatch):
+    keys, changes = [], dict(prompt_image=True)
+
+    def latents(model, images, frozen, key=None):
+        keys.append(key)
+        return jnp.zeros((*images.shape[:2], model.layout.latents, model.layout.latent_values))
+
+    monkeypatch.setattr(unroll, "latents_of", latents)
+    model, _ = tiny.make_model(**changes)
+    for drawn in (True, False):
+        options = UnrollOptions(sample_latents=drawn)
+        make_inputs(model, tiny.make_batch(1, **changes), jax.random.key(0), options)
+    assert len({jax.random.key_data(key).tobytes() for key in keys[:2]}) == 2 and keys[2:] == [None, None]
 
 
 def test_images_must_divide(published):

@@ -117,9 +117,9 @@ def test_losses_of_users_may_ask_for_logits_or_for_their_own_labels():
 
 
 def _asked(outputs):
-    hidden = outputs.hidden["sketch_noised_end"]
+    hidden = outputs.hidden["noised_end"]
     targets = jnp.full(hidden.shape[:-1], 3)
-    return outputs.head(hidden), outputs.score(hidden, targets), targets
+    return outputs.logits(hidden), outputs.nll(hidden, targets), targets
 
 
 def test_a_chunk_divides_the_vocabulary():

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from process_gen.models import flow
+from process_gen.models.assembly import Content, positions
 from process_gen.models.layers import rope_angles, rotate
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
-from tests.models.tiny import CONFIG
+from process_gen.models.unified import _turn_starts
+from process_gen.trajectory.batch import PAD_ID
+from process_gen.trajectory.visibility import Chunk
+from tests.models.tiny import CONFIG, VIT, layout
 
 
 def test_the_table_encodes_the_column_first_then_the_row():
@@ -45,6 +49,39 @@ def test_rotation_depends_on_differences_only():
     np.testing.assert_allclose(score(5, 3, 1, 0), score(12, 10, 3, 2), rtol=1e-4)
     assert abs(score(5, 3) - score(5, 4)) > 1e-4
     assert abs(score(5, 3, 1, 0) - score(5, 3, 0, 0)) > 1e-4
+
+
+def test_turns_start_where_their_prompt_and_the_turns_before_them_end():
+    prompts, index = [[5, 9, 7]], [[0, 0, 0, 2, 2, 2, 1]]
+    turns = [[4, 3, 2, 6, 1, 0, 2]]  # the sixth slot is absent
+    first = [[True, False, False, True, False, False, True]]
+    starts = _turn_starts(*(jnp.asarray(x) for x in (prompts, turns, index, first)))
+    np.testing.assert_array_equal(starts, [[5, 5 + 4, 5 + 4 + 3, 7, 7 + 6, 7 + 6 + 1, 9]])
+
+
+def test_an_image_that_is_left_out_takes_its_positions_and_one_that_never_was_takes_none():
+    slots = layout(vit_grid=VIT)
+    chunk, rows = Chunk(slots.turn_segments), 4
+    before = jnp.full((rows, slots.before), PAD_ID).at[:3, :4].set(9)
+    after = jnp.full((rows, slots.after), PAD_ID).at[:, :2].set(9)
+    names = ("image", "image_vit")
+    content = Content(
+        jnp.ones(rows, bool),
+        texts={"before": before, "after": after},
+        keep=dict.fromkeys(names, jnp.asarray([True, False, True, True])),
+        exists={"image_vit": jnp.asarray([True, True, False, True])},
+    )
+    found, end = positions(chunk, content, jnp.full(rows, 10))
+    np.testing.assert_array_equal(end, [10 + 4 + 2 + 2, 10 + 4 + 2 + 2, 10 + 4 + 1 + 2, 10 + 2 + 2])
+
+    def at(name):
+        return np.concatenate([np.asarray(found[:, piece]) for piece in chunk.memory(name)], axis=1)
+
+    for name in ("noised_0", "noised_1", "image"):  # at the same place
+        np.testing.assert_array_equal(at(name), np.broadcast_to([[14], [14], [14], [10]], at(name).shape))
+    np.testing.assert_array_equal(at("image_vit")[:, 0], [15, 15, 15, 11])
+    np.testing.assert_array_equal(at("before")[0], 10 + np.arange(slots.before))
+    np.testing.assert_array_equal(at("after")[:, 0], [16, 16, 15, 12])
 
 
 def test_the_velocity_points_from_data_to_noise():

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.models.context import Memory, joined, prompt_slots
-from process_gen.models.step_io import PromptInputs
-from process_gen.models.unified import at_token, token_count
-from process_gen.models.unroll import UnrollOptions, step_inputs
+from process_gen.models.assembly import at_token, token_count
+from process_gen.models.cache import KVCache, joined, prompt_slices
+from process_gen.models.turn_io import PromptInputs
+from process_gen.models.unroll import UnrollOptions, make_inputs
 from process_gen.trajectory.batch import PAD_ID
 from tests.models.tiny import VIT, make_batch, make_model
 
@@ -22,24 +22,26 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 @functools.cache
 def prompts() -> PromptInputs:
-    """Three rows: all parts; no image; an image and the instruction alone."""
+    """Four rows: all parts; no image; an image and the instruction alone; an image without its ViT tokens."""
     rng = np.random.default_rng(0)
-    text = np.array([[3, 9, 0, 4, PAD_ID, PAD_ID], [3, 8, 4, *[PAD_ID] * 3], [PAD_ID] * 6], np.int32)
-    instruction = np.array([[3, 12, 4, PAD_ID, PAD_ID], [PAD_ID] * 5, [3, 0, 13, 4, PAD_ID]], np.int32)
-    there = jnp.array([True, False, True])
+    first = [3, 9, 0, 4, PAD_ID, PAD_ID]
+    text = np.array([first, [3, 8, 4, *[PAD_ID] * 3], [PAD_ID] * 6, first], np.int32)
+    after = [3, 12, 4, PAD_ID, PAD_ID]
+    instruction = np.array([after, [PAD_ID] * 5, [3, 0, 13, 4, PAD_ID], [PAD_ID] * 5], np.int32)
     return PromptInputs(
         jnp.asarray(text),
-        jnp.asarray(rng.standard_normal((3, 4, 48)), jnp.float32),
-        jnp.asarray(rng.standard_normal((3, VIT[0] * VIT[1], 27)), jnp.float32),
+        jnp.asarray(rng.standard_normal((4, 4, 48)), jnp.float32),
+        jnp.asarray(rng.standard_normal((4, VIT[0] * VIT[1], 27)), jnp.float32),
         jnp.asarray(instruction),
-        {"prompt_image": there, "prompt_image_vit": there},
+        jnp.array([True, False, True, True]),
+        {"prompt_image_vit": jnp.array([True, True, True, False])},
     )
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def at_once(model, params, inputs):
     context, end = model.apply({"params": params}, inputs, method="begin")
-    return context.prompt, context.next_id, end
+    return context.prompt, context.position, end
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -47,53 +49,104 @@ def one_by_one(model, params, inputs):
     """The parts of each prompt through the pieces that sampling uses."""
 
     def apply(method, *args):
-        return model.apply({"params": params}, *args, method=method)
+        return model.apply({"params": params}, nothing, *args, method=method)
 
-    next_id, there = jnp.zeros(3, jnp.int32), inputs.there["prompt_image"]
-    hidden, text = apply("read_text", Memory.empty(model.config, 3, 0), inputs.text, next_id)
-    end, next_id = at_token(hidden, token_count(inputs.text) - 1), next_id + token_count(inputs.text)
-    state_end, image = apply("read_image", text, inputs.image, next_id, inputs.view)
+    nothing, there = KVCache.empty(model.config, 4, 0), inputs.has_image
+    position = jnp.zeros(4, jnp.int32)
+    hidden, text = apply("extend_text", (), inputs.text, position)
+    end, position = at_token(hidden, token_count(inputs.text) - 1), position + token_count(inputs.text)
+    state_end, image = apply("extend_image", [text], inputs.image, inputs.vit, position)
     end = jnp.where(there[:, None], state_end, end)
-    next_id = next_id + model.layout.state_ids * there
-    image = image.only(there)
-    hidden, after = apply("read_text", joined([text, image]), inputs.instruction, next_id)
+    position = position + model.layout.state_ids * there
+    image = image.only(there[:, None])
+    hidden, after = apply("extend_text", [text, image], inputs.instruction, position)
     count = token_count(inputs.instruction)
     end = jnp.where((count > 0)[:, None], at_token(hidden, count - 1), end)
-    return joined([text, image, after]), next_id + count, end
+    return joined([text, image, after]), position + count, end
 
 
 def test_a_prompt_with_an_image_is_read_at_once_or_part_by_part():
     model, params = make_model(**CHANGES)
     with jax.default_matmul_precision("highest"):
-        (memory, ids, end), (parts, same_ids, same_end) = (
+        (cache, positions, end), (parts, same_positions, same_end) = (
             read(model, params, prompts()) for read in (at_once, one_by_one)
         )
-    np.testing.assert_array_equal(memory.visible, parts.visible)
-    np.testing.assert_array_equal(ids, same_ids)
-    np.testing.assert_allclose(end, same_end, rtol=1e-5, atol=1e-5)
-    seen = np.asarray(memory.visible)[None, :, None, :, None]
-    for ours, theirs in ((memory.k, parts.k), (memory.v, parts.v)):
-        np.testing.assert_allclose(ours * seen, theirs * seen, rtol=1e-5, atol=2e-5)
-    where = prompt_slots(model.layout)
-    assert not memory.visible[1, where["prompt_image"]].any() and memory.visible[0].any()
-    np.testing.assert_array_equal(ids, [4 + 2 + 3, 3, 0 + 2 + 4])
+    where = prompt_slices(model.layout)
+    state = where["prompt_image"]
+    # The pieces know no image without its ViT tokens: of that row, the text before it is the same.
+    whole = slice(0, 3)
+    np.testing.assert_array_equal(cache.mask[whole], parts.mask[whole])
+    np.testing.assert_array_equal(positions, same_positions)
+    np.testing.assert_allclose(end[whole], same_end[whole], rtol=1e-5, atol=1e-5)
+    seen = np.asarray(cache.mask)[None, :, None, :, None]
+    for ours, theirs in ((cache.k, parts.k), (cache.v, parts.v)):
+        np.testing.assert_allclose((ours * seen)[:, whole], (theirs * seen)[:, whole], rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(ours[:, 3, :, :4], theirs[:, 3, :, :4], rtol=1e-5, atol=2e-5)
+    assert not cache.mask[1, state].any() and cache.mask[0, state].all()
+    assert cache.mask[3, state].sum() == model.layout.latents + 2
+    np.testing.assert_array_equal(positions, [4 + 2 + 3, 3, 0 + 2 + 4, 4 + 2])
 
 
-@pytest.mark.parametrize(("latents", "views"), [(0.0, 0.0), (0.3, 0.3), (0.0, 1.0)])
-def test_what_is_left_out_of_the_context_is_never_a_whole_image(latents, views):
-    model, _ = make_model(vit_grid=VIT)
-    options = UnrollOptions(drop_latents=latents, drop_views=views)
-    inputs, _ = step_inputs(model, make_batch(16, vit_grid=VIT), jax.random.key(2), options)
-    if not latents and not views:
-        assert inputs.there == {}
-        return
-    for name in ("sketch", "refined"):
-        kept, seen = inputs.there[name], inputs.there[f"{name}_vit"]
-        assert (kept | seen).all()
-        for flags, share in ((kept, latents), (seen, views)):
-            assert abs(float((~flags).mean()) - share) < 0.2
+def test_a_prompt_ends_where_its_last_part_that_is_there_ends():
+    """The hidden state of an image without ViT tokens is that of the token that closes its latents."""
+    model, params = make_model(**CHANGES)
+    inputs = prompts()
+    ends = at_once(model, params, inputs)[2]
+    bare = inputs.replace(keep=dict.fromkeys(("prompt_image", "prompt_image_vit"), jnp.zeros(4, bool)))
+    without_image = at_once(model, params, bare)[2]
+    other = inputs.replace(vit=inputs.vit + 1.0)
+    np.testing.assert_array_equal(at_once(model, params, other)[2][3], ends[3])
+    assert np.abs(at_once(model, params, inputs.replace(image=-inputs.image))[2][3] - ends[3]).max() > 1e-3
+    assert np.abs(without_image[3] - ends[3]).max() > 1e-3
+    text = inputs.replace(has_image=jnp.zeros(4, bool))
+    np.testing.assert_allclose(at_once(model, params, text)[2][3], without_image[3], rtol=1e-5, atol=1e-5)
 
 
-def test_shares_that_would_leave_out_everything_are_refused():
-    with pytest.raises(ValueError, match="drop_latents and flow.drop_views"):
-        UnrollOptions(drop_latents=0.6, drop_views=0.6)
+@pytest.mark.parametrize(("images", "latents", "vit"), [(0.0, 0.0, 0.0), (0.0, 0.3, 0.3), (0.3, 0.0, 1.0)])
+def test_images_their_latents_and_their_vit_tokens_are_left_out_as_often_as_asked(images, latents, vit):
+    model, _ = make_model(**CHANGES)
+    options = UnrollOptions(drop_text=0.0, drop_images=images, drop_latents=latents, drop_vit=vit)
+    batch = make_batch(64, **CHANGES)
+    inputs = make_inputs(model, batch, jax.random.key(2), options)
+    for of, image in ((inputs.turns, "image"), (inputs.prompts, "prompt_image")):
+        for name, share in ((image, latents), (f"{image}_vit", vit)):
+            left_out = float((~of.keep[name]).mean())
+            assert abs(left_out - (1 - (1 - images) * (1 - share))) < 0.1, name
+    if not latents and vit == 1.0:
+        # A trajectory loses all of its images, that of its prompt too, or none.
+        of_turns = np.take_along_axis(
+            np.asarray(inputs.prompts.keep["prompt_image"]), batch.prompt_index, axis=1
+        )
+        np.testing.assert_array_equal(inputs.turns.keep["image"], of_turns)
+
+
+def test_what_is_left_out_predicts_nothing():
+    model, _ = make_model(**CHANGES)
+    batch = make_batch(64, **CHANGES)
+    options = UnrollOptions(drop_text=0.5, drop_images=0.3, drop_latents=0.3, drop_vit=0.3)
+    inputs = make_inputs(model, batch, jax.random.key(2), options)
+    masked, keep = inputs.flows["masked"], inputs.turns.keep
+    unseen = ~(keep["image"] | keep["image_vit"])
+    np.testing.assert_array_equal(masked["image_end"], unseen)
+    np.testing.assert_array_equal(masked["after"], unseen)
+    had, has = ((x != PAD_ID).any(-1) for x in (batch.before_tokens, inputs.turns.before))
+    assert (masked["before"] & had).any() and (~masked["before"] & had).any()
+    np.testing.assert_array_equal(has, had & ~masked["before"])
+    # A first turn without a plan has the prompt's last text as its newest one.
+    first = np.asarray(batch.is_first & batch.present & ~had)
+    rows, slots = np.nonzero(first)
+    prompts = np.asarray(batch.prompt_index)[rows, slots]
+    bare = np.zeros(batch.prompt_tokens.shape[:2], bool)
+    bare[rows, prompts] = np.asarray(masked["before"])[rows, slots]
+    np.testing.assert_array_equal(masked["prompt_end"], bare)
+    instructed = np.asarray((batch.instruction_tokens != PAD_ID).any(-1))
+    assert (bare & instructed).any() and (bare & ~instructed).any()
+    lost = [
+        ~np.asarray((now != PAD_ID).any(-1)) & np.asarray((old != PAD_ID).any(-1))
+        for now, old in (
+            (inputs.prompts.text, batch.prompt_tokens),
+            (inputs.prompts.instruction, batch.instruction_tokens),
+        )
+    ]
+    np.testing.assert_array_equal(lost[0], bare & ~instructed)
+    np.testing.assert_array_equal(lost[1], bare & instructed)

@@ -35,8 +35,9 @@ class Stack(nn.Module):
         visible = jnp.ones((*x.shape[:2], x.shape[1]), bool)
 
         def body(layer, carry, _):
-            q, k, v = layer.qkv(carry["und"], rope)
-            return {"und": layer.residual(carry["und"], attend(q, k, v, visible))}, None
+            heads = (jnp.swapaxes(part, 1, 2) for part in layer.qkv(carry["und"], rope))
+            attended = jnp.swapaxes(attend(*heads, visible), 1, 2).reshape(*x.shape[:2], -1)
+            return {"und": layer.residual(carry["und"], attended)}, None
 
         return stacked(body, c, 3)(self.layers, {"und": x}, None)[0]["und"]
 

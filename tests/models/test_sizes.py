@@ -16,7 +16,7 @@ from tests.models.tiny import IDS
 
 def shapes(size: str, layout: Layout | None = None) -> dict[str, tuple[int, ...]]:
     if layout is None and size == "bagel_7b":
-        layout = Layout(image_size=(512, 512), latent_grid=(32, 32), latent_values=64, steps=2)
+        layout = Layout(image_size=(512, 512), latent_grid=(32, 32), latent_values=64, turns=2)
     layout = layout or Layout()
     # Shapes do not depend on the autoencoder, whose weights are no part of the model.
     model = UnifiedModel(dataclasses.replace(SIZES[size], autoencoder="patches"), layout, IDS)
@@ -49,7 +49,7 @@ def test_bagel_7b_has_the_published_shapes():
 
 def test_bagel_7b_has_the_published_vision_tower_where_images_are_seen_by_it():
     # Patches of pixels stand in for the latents, of which the tower sees pictures of 518 x 518 only.
-    places = dict(image_size=(64, 64), latent_grid=(32, 32), latent_values=12, steps=2)
+    places = dict(image_size=(64, 64), latent_grid=(32, 32), latent_values=12, turns=2)
     found, without = (shapes("bagel_7b", Layout(**places, vit_grid=grid)) for grid in ((37, 37), (0, 0)))
     assert found["vit/patch_embedding/kernel"] == ((588, 1152), ("patch", "embed"))
     assert found["vit/position_embedding"] == ((4900, 1152), ("position", "embed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -45,30 +46,34 @@ def layout(**changes) -> Layout:
         latent_grid=(2, 2),
         latent_values=48,
         prompt=6,
-        plan=7,
-        inspect=5,
-        refine=4,
-        steps=3,
+        before=7,
+        after=5,
+        turns=5,
         trajectories=2,
-        sketch_copies=2,
-        refined_copies=1,
+        copies=2,
+        corrections=2,
     )
     return Layout(**fields | changes)
 
 
 def make_batch(rows: int, seed: int = 0, **changes) -> Batch:
-    """Packed rows with resets, slips, refined steps and empty slots."""
+    """Packed rows with several trajectories, slips, corrections and empty slots."""
     return jax.tree.map(jnp.asarray, Batch(**fake_batch(layout(**changes), rows, seed, VOCAB)))
 
 
 @functools.cache
-def make_model(attention: str = "dense", **changes) -> tuple[UnifiedModel, dict]:
+def make_model(attention: str = "dense", layers: int = 2, **changes) -> tuple[UnifiedModel, dict]:
     """The model and parameters with enough spread that nothing is trivially zero."""
-    import dataclasses
-
-    model = UnifiedModel(dataclasses.replace(CONFIG, attention=attention), layout(**changes), IDS)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), make_batch(1, **changes)))["params"]
-    leaves, tree = jax.tree.flatten(params)
+    config = dataclasses.replace(CONFIG, attention=attention, layers=layers)
+    model = UnifiedModel(config, layout(**changes), IDS)
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), make_batch(1, **changes)))["params"]
     rng = np.random.default_rng(0)
-    spread = [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves]
-    return model, jax.tree.unflatten(tree, spread)
+
+    def draw(path, x):
+        """Scales near 1, biases near 0, tables of deviation 1, kernels that keep that of their input."""
+        name, noise = path[-1].key, rng.standard_normal(x.shape).astype(np.float32)
+        if name in ("scale", "bias"):
+            return (name == "scale") + 0.1 * noise
+        return noise / np.sqrt(x.shape[-2]) if name == "kernel" else noise
+
+    return model, jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(draw, shapes))
