@@ -35,6 +35,7 @@ ERRORS = (experiment.ConfigError, MeshError, CheckpointError, SamplerError, Prom
 """What a user can get wrong between a checkpoint and its first image."""
 
 WEIGHTS = ("ema", "params")
+DTYPES = ("float32", "bfloat16")
 SHIPPED = "scenes_s.safetensors"
 
 
@@ -81,6 +82,7 @@ def load_model(
     tokenizer: str | None = None,
     config: ml_collections.ConfigDict | None = None,
     mesh: Mesh | None = None,
+    dtype: str | None = None,
 ) -> Restored:
     """Loads a model from a workdir, a step's folder, a `.safetensors` file, or a folder of published weights.
 
@@ -91,16 +93,20 @@ def load_model(
       config: how to use weights that carry no config of their own: published ones, and what `convert` makes
         of them.
       mesh: devices that the weights are spread over, as in training; the first one by default.
+      dtype: `float32` or `bfloat16`: in which the model computes and its weights are held (norms in
+        float32); that of its config by default.
 
     Raises:
-      ConfigError, MeshError: unknown kind of weights, or a config or mesh that cannot work.
+      ConfigError, MeshError: unknown kind of weights or dtype, or a config or mesh that cannot work.
       CheckpointError: nothing there, broken, or not a model of this project.
     """
     if which not in WEIGHTS:
         near = difflib.get_close_matches(which, WEIGHTS) or WEIGHTS
         raise experiment.ConfigError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
+    if dtype not in (None, *DTYPES):
+        raise experiment.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
     if config is not None:
-        return _with_config(str(path), which, tokenizer, config, mesh)
+        return _with_config(str(path), which, tokenizer, config, mesh, dtype)
     if path is not None and (epath.Path(path) / "llm_config.json").is_file():
         raise _without_config(str(path))
     loaded = load_params(shipped_weights() if path is None else str(path), which)
@@ -109,8 +115,8 @@ def load_model(
         raise _without_config(loaded.source)
     tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
     with experiment.as_config_error():
-        model = experiment.build_model(experiment.from_json(fields), tokenizer)
-    wanted, coder = weights_of(model, mesh)
+        model = _computing_in(dtype, experiment.build_model(experiment.from_json(fields), tokenizer))
+    wanted, coder = weights_of(model, mesh, model.config.dtype)
     _check_same(wanted, loaded.params, loaded.source)
     params = _placed(wanted, loaded.params)
     autoencoder = None if coder is None else _placed(coder, load_params(str(path), "autoencoder").params)
@@ -124,13 +130,22 @@ def _without_config(source: str) -> CheckpointMismatch:
     )
 
 
+def _computing_in(dtype: str | None, model: UnifiedModel) -> UnifiedModel:
+    return model.clone(config=dataclasses.replace(model.config, dtype=dtype or model.config.dtype))
+
+
 def _placed(wanted: Any, found: Any) -> Any:
-    """Arrays in float32 where `wanted` says, the default device if it does not."""
-    return jax.tree.map(lambda w, x: jax.device_put(np.asarray(x, np.float32), w.sharding), wanted, found)
+    """Arrays in the dtypes of `wanted` where it says, the default device if it does not."""
+    return jax.tree.map(lambda w, x: jax.device_put(np.asarray(x).astype(w.dtype), w.sharding), wanted, found)
 
 
 def _with_config(
-    path: str, which: str, tokenizer: str | None, config: ml_collections.ConfigDict, mesh: Mesh | None
+    path: str,
+    which: str,
+    tokenizer: str | None,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh | None,
+    dtype: str | None,
 ) -> Restored:
     """A model whose weights say nothing about how they are used; the config does."""
     with experiment.as_config_error():
@@ -139,8 +154,9 @@ def _with_config(
         config = ml_collections.ConfigDict(config)
         config.data.tokenizer = tokenizer
     words = build_tokenizer(config)
-    model, fields = experiment.build_model(config, words), experiment.to_json(config)
-    params, autoencoder = read_for(model, path, which, words, mesh)
+    model = _computing_in(dtype, experiment.build_model(config, words))
+    params, autoencoder = read_for(model, path, which, words, mesh, model.config.dtype)
+    fields = experiment.to_json(config)
     return Restored(model, params, words, _level(fields), fields, path, autoencoder)
 
 
@@ -156,19 +172,20 @@ def load_sampler(
     tokenizer: str | None = None,
     config: ml_collections.ConfigDict | None = None,
     mesh: Mesh | None = None,
+    dtype: str | None = None,
     **settings: Any,
 ) -> tuple[Sampler, Restored]:
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
     Args:
-      path, which, tokenizer, config, mesh: see `load_model`.
+      path, which, tokenizer, config, mesh, dtype: see `load_model`.
       rows: trajectories drawn side by side; on a mesh a few more, if `data` and `fsdp` do not split them.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
       ConfigError, MeshError, CheckpointError: see `load_model`; SamplerError for bad settings.
     """
-    restored = load_model(path, which, tokenizer, config, mesh)
+    restored = load_model(path, which, tokenizer, config, mesh, dtype)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
     chosen = SamplerConfig.of(fields, **settings)
     if mesh is not None:

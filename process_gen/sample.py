@@ -19,9 +19,11 @@ gives them.
 
 Prints what each prompt became and leaves in the output folder:
 
-    index.html           every trajectory, step by step
-    trajectories.jsonl   the same for programs
+    trajectories.jsonl   every trajectory, each as soon as it is finished
     images/, strips/     every intermediate image, and one picture per prompt
+    index.html           the first of them (--page_rows), step by step
+
+The same command goes on where it was cut off: prompts and seeds that are listed are not drawn again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from process_gen import cli  # before what reads its settings when it is importe
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -44,14 +46,16 @@ from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
-from process_gen.reports.report import Paths, write_report
+from process_gen.reports.listing import Key, Listing
+from process_gen.reports.page import write_page
 from process_gen.reports.table import table
 from process_gen.restore import Restored, load_sampler
 from process_gen.sampling import Progress, Sampler
+from process_gen.sampling.prompts import make_prompt
 from process_gen.scenes import get_level, read_request
-from process_gen.trajectory.markup import Malformed
+from process_gen.trajectory.markup import Malformed, Plan
 from process_gen.trajectory.sampled import SampledTrajectory
-from process_gen.trajectory.stages import Mode, Plan
+from process_gen.trajectory.stages import Mode
 
 STDIN = "-"
 MODES = ", ".join(mode.value for mode in Mode)
@@ -208,33 +212,50 @@ def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
     return seeds
 
 
+def unlisted(
+    groups: Sequence[Group], prompts: Sequence[str], seeds: Sequence[int], done: Collection[Key]
+) -> list[Group]:
+    """The groups without the prompts that are listed, see `reports.listing`."""
+
+    def is_done(sampler: Sampler, number: int, image: np.ndarray | None) -> bool:
+        asked = make_prompt(sampler.model, prompts[number], image)
+        return (asked.text, asked.instruction, seeds[number]) in done
+
+    left = []
+    for sampler, numbers, images in groups:
+        given = images or [None] * len(numbers)
+        keep = [i for i, number in enumerate(numbers) if not is_done(sampler, number, given[i])]
+        if keep:
+            left.append((sampler, [numbers[i] for i in keep], images and [images[i] for i in keep]))
+    return left
+
+
 def sample_prompts(
     groups: Sequence[Group],
     prompts: Sequence[str],
+    seeds: Sequence[int],
     level: str | None = None,
     show: Callable[[Progress], None] | None = None,
     stop: stopping.Stop | None = None,
-) -> list[SampledTrajectory]:
-    """One judged trajectory per prompt; a prompt that stands there again takes the next seed.
+) -> Iterator[tuple[int, SampledTrajectory]]:
+    """The numbers of prompts and their judged trajectories, as they are finished.
 
     Args:
       groups: from `grouped`.
-      prompts: in order.
+      prompts, seeds: in order.
       level: of the scenes world, for the judge.
-      show: is told how far a group is, after every round of steps.
-      stop: asked after every round; what is finished by then is returned.
+      show: is told how far a group is, after every round of turns.
+      stop: asked after every round.
     """
-    seeds = seeds_of(prompts, groups[0][0].config.seed)
-    drawn: dict[int, SampledTrajectory] = {}
     for sampler, numbers, images in groups:
         mine = ([prompts[n] for n in numbers], [seeds[n] for n in numbers])
         for progress in sampler.stream(*mine, images):
-            drawn |= {numbers[i]: judged(one, level) for i, one in progress.finished}
+            for i, one in progress.finished:
+                yield numbers[i], judged(one, level)
             if show:
                 show(progress)
             if stop and stop.name:
-                return [drawn[number] for number in sorted(drawn)]
-    return [drawn[number] for number in range(len(prompts))]
+                return
 
 
 def answer_prompts(groups: Sequence[Group], prompts: Sequence[str]) -> list[str]:
@@ -249,10 +270,10 @@ def answer_prompts(groups: Sequence[Group], prompts: Sequence[str]) -> list[str]
 def describe(trajectories: Sequence[SampledTrajectory]) -> str:
     """A short table: for every prompt its steps, who stopped it, and the verdict."""
     rows: list[tuple[Any, ...]] = []
-    for number, one in enumerate(trajectories):
+    for one in trajectories:
         for i, step in enumerate(one.steps):
-            head = (number, _short(one.prompt)) if i == 0 else ("", "")
-            rows.append((*head, i + 1, _plan(step.plan), "refined" if step.refined is not None else ""))
+            head = (one.uid, _short(one.prompt or one.instruction)) if i == 0 else ("", "")
+            rows.append((*head, i + 1, _plan(step.plan), "refined" if step.refines else ""))
         end = {"model": "stops", "cap": "cut at the cap"}[one.stopped]
         rows.append(("", "", "", end, _verdict(one)))
     return table(rows, ("", "prompt", "step", "plan", "outcome"))
@@ -276,18 +297,28 @@ def _short(text: str) -> str:
     return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
 
 
-def report(drawn: Sequence[SampledTrajectory], folder: str, sampler: Sampler, restored: Restored) -> Paths:
-    """Writes the report of a run; see `process_gen.reports`."""
-    config, right = sampler.config, [one.verdict["ok"] for one in drawn if one.verdict is not None]
+def settings_of(sampler: Sampler, restored: Restored, values: Any) -> dict[str, Any]:
+    """How the samples of a run are drawn: what has to be the same where it is taken up again."""
+    shape = {"keep_shape": values.keep_shape, "image_size": list(sampler.model.layout.image_size)}
+    weights = {"weights": restored.source, "which": values.which, "dtype": sampler.model.config.dtype}
+    how = dataclasses.asdict(sampler.config)
+    del how["seed"]  # every line has its own
+    return {**weights, "images": list(values.images), **shape, **how}
+
+
+def report(listing: Listing, shown: Sequence[SampledTrajectory], settings: dict[str, Any]) -> pathlib.Path:
+    """Writes the page of a run, and returns its path."""
     summary = {
-        "weights": restored.source,
-        "mode": config.mode.value,
-        "Euler steps per image": config.flow_steps,
-        "text guidance": config.text_scale,
-        "temperature": config.temperature,
-        "right": f"{sum(right)} of {len(right)} judged",
+        "weights": settings["weights"],
+        "mode": settings["mode"].value,
+        "Euler steps per image": settings["flow_steps"],
+        "text guidance": settings["text_scale"],
+        "temperature": settings["temperature"],
+        "right": f"{listing.right} of {listing.judged} judged",
     }
-    return write_report(folder, drawn, "Sampled trajectories", summary)
+    if len(listing) > len(shown):
+        summary["shown"] = f"{len(shown)} of {len(listing)}"
+    return write_page(listing.folder / "index.html", shown, "Sampled trajectories", summary)
 
 
 # -------------------------------------------------------------------- command
@@ -318,10 +349,19 @@ def define_flags() -> None:
     flags.DEFINE_float("text_scale", None, "Guidance by the newest text, 1 is off; the run's by default.")
     flags.DEFINE_float("image_scale", None, "Guidance by the images, 1 is off; the run's by default.")
     flags.DEFINE_integer("flow_steps", None, "Euler steps per image; the run's by default.")
-    flags.DEFINE_integer("max_steps", None, "Steps at which a trajectory is cut; the run's by default.")
+    flags.DEFINE_float("decision_temperature", None, "Of decisions; that of texts by default.")
+    flags.DEFINE_float("refine_threshold", None, "Probability from which on an image is corrected.")
+    flags.DEFINE_integer("max_turns", None, "Turns at which a trajectory is cut; the run's by default.")
+    flags.DEFINE_integer("max_flow_steps", None, "Euler steps of a trajectory, all images together; 0: any.")
+    flags.DEFINE_string("dtype", None, f"Of {' and '.join(restore.DTYPES)}; the run's by default.")
+    flags.DEFINE_boolean("resume", True, "Go on with what the output folder lists, instead of over it.")
+    flags.DEFINE_integer("page_rows", 200, "Trajectories on the page and in the table.", lower_bound=0)
 
 
-SETTINGS = ("mode", "seed", "temperature", "text_scale", "image_scale", "flow_steps", "max_steps")
+SETTINGS = (
+    *("mode", "seed", "temperature", "decision_temperature", "refine_threshold", "text_scale"),
+    *("image_scale", "flow_steps", "max_turns", "max_flow_steps"),
+)
 
 
 def run(values: Any) -> str:
@@ -339,7 +379,7 @@ def run(values: Any) -> str:
     config = None if values.config is None else cli.load_config(values.config)
     mesh = mesh_of_flag(values.mesh)
     sampler, restored = load_sampler(
-        values.workdir, values.which, rows, values.tokenizer, config, mesh, **settings
+        values.workdir, values.which, rows, values.tokenizer, config, mesh, values.dtype, **settings
     )
     if values.image_size:
         sampler = shaped(sampler, values.image_size, values.keep_shape)
@@ -353,19 +393,36 @@ def run(values: Any) -> str:
     if values.answer:
         pairs = zip(prompts, answer_prompts(groups, prompts), strict=True)
         return "\n".join(f"{prompt}\n    {answer}" for prompt, answer in pairs)
+    return _drawn(sampler, restored, groups, prompts, values)
+
+
+def _drawn(
+    sampler: Sampler, restored: Restored, groups: Sequence[Group], prompts: Sequence[str], values: Any
+) -> str:
+    """Draws what is not listed yet; returns the table and the paths."""
+    settings, seeds = settings_of(sampler, restored, values), seeds_of(prompts, sampler.config.seed)
+    listing = Listing(values.output_dir, settings, values.resume)
+    left = unlisted(groups, prompts, seeds, listing.done)
+    missing = sum(len(numbers) for _, numbers, _ in left)
+    if missing < len(prompts):
+        print(f"{len(prompts) - missing} of {len(prompts)} prompts are listed already", file=sys.stderr)
     with stopping.deferred() as stop:
-        drawn = sample_prompts(groups, prompts, restored.level_name, _line_of_progress, stop)
-    if not drawn:
+        for number, one in sample_prompts(left, prompts, seeds, restored.level_name, _line_of_progress, stop):
+            listing.add(one, number)
+            missing -= 1
+    if not len(listing):
         raise stopping.Stopped("no prompt was finished")
-    paths = report(drawn, values.output_dir, sampler, restored)
-    if len(drawn) < len(prompts):
-        raise stopping.Stopped(f"{len(drawn)} of {len(prompts)} prompts are finished: {paths.page}")
-    return "\n".join([describe(drawn), "", str(paths.page), str(paths.jsonl)])
+    shown = listing.first(values.page_rows)
+    page = report(listing, shown, settings)
+    if missing:
+        raise stopping.Stopped(f"{len(prompts) - missing} of {len(prompts)} prompts are finished: {page}")
+    more = [f"and {len(listing) - len(shown)} more"] if len(listing) > len(shown) else []
+    return "\n".join([describe(shown), *more, "", str(page), str(listing.path)])
 
 
 def _line_of_progress(progress: Progress) -> None:
     end = "\r" if sys.stderr.isatty() else "\n"
-    text = f"{progress.done} of {progress.total} prompts, {progress.steps} steps"
+    text = f"{progress.done} of {progress.total} prompts, {progress.turns} turns"
     print(text, file=sys.stderr, end=end, flush=True)
 
 

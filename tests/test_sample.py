@@ -20,6 +20,7 @@ import pytest
 from process_gen import experiment, sample, stopping
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import save_weights
+from process_gen.data.folder import FolderSource
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.restore import load_model, load_sampler
 from process_gen.sampling import SamplerError
@@ -80,11 +81,17 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         batch_size=2,
         mesh="",
         temperature=None,
+        decision_temperature=None,
+        refine_threshold=None,
         text_scale=None,
         image_scale=None,
         config=None,
         flow_steps=None,
-        max_steps=None,
+        max_turns=None,
+        max_flow_steps=None,
+        dtype=None,
+        resume=True,
+        page_rows=200,
     )
 
 
@@ -101,27 +108,73 @@ def command(values, monkeypatch, capsys):
     return call
 
 
+def listed(folder: str | pathlib.Path) -> list[dict]:
+    """The lines of a listing, by name."""
+    lines = (pathlib.Path(folder) / "trajectories.jsonl").read_text().splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda line: line["uid"])
+
+
 def test_prompts_become_a_table_and_a_report(command, values):
     code, out, err = command()
     assert code == 0 and "'dog' not in the vocabulary" in err and "3 of 3 prompts" in err
     assert out.count("a red circle") == 2 and "not judged" in out and "wrong:" in out
-    folder = pathlib.Path(values.output_dir)
-    lines = [json.loads(line) for line in (folder / "trajectories.jsonl").read_text().splitlines()]
+    folder, lines = pathlib.Path(values.output_dir), listed(values.output_dir)
     assert [line["prompt"] for line in lines] == values.prompts
     assert [line["seed"] for line in lines] == [3, 3, 4], "a prompt that comes again takes the next seed"
     assert len(list((folder / "strips").iterdir())) == 3 and (folder / "index.html").exists()
 
 
-def test_a_stop_keeps_what_is_finished(command, values, monkeypatch):
+def test_what_is_drawn_is_data_for_training(command, values):
+    assert command(mode="process")[0] == 0
+    source = FolderSource(values.output_dir, (32, 32))
+    assert sorted(source[i].prompt for i in range(3)) == sorted(values.prompts)
+    images = {one["uid"]: one["turns"][-1]["image"] for one in listed(values.output_dir)}
+    for i in range(3):
+        with PIL.Image.open(pathlib.Path(values.output_dir) / images[source[i].uid]) as picture:
+            np.testing.assert_array_equal(source[i].image, np.asarray(picture))
+
+
+def test_a_stop_keeps_what_is_finished_and_the_same_command_goes_on(command, values, monkeypatch):
     def stop_after_the_first(progress):
         if progress.done:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(sample, "_line_of_progress", stop_after_the_first)
-    with pytest.raises(stopping.Stopped, match=r"[12] of 3 prompts are finished: .*index.html"):
-        command()
-    lines = (pathlib.Path(values.output_dir) / "trajectories.jsonl").read_text().splitlines()
-    assert 1 <= len(lines) <= 2
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "_line_of_progress", stop_after_the_first)
+        with pytest.raises(stopping.Stopped, match=r"[12] of 3 prompts are finished: .*index.html"):
+            command()
+    before = listed(values.output_dir)
+    assert 1 <= len(before) <= 2
+    listing = pathlib.Path(values.output_dir) / "trajectories.jsonl"
+    listing.write_bytes(listing.read_bytes() + b'{"uid": "0002", "pro')  # as if the machine had gone
+    code, out, err = command()
+    after = listed(values.output_dir)
+    assert code == 0 and f"{len(before)} of 3 prompts are listed already" in err
+    assert [line["seed"] for line in after] == [3, 3, 4] and all(line in after for line in before)
+    assert out.count("a red circle") == 2, "the table has those that were there before"
+    code, _, err = command()
+    assert code == 0 and "3 of 3 prompts are listed already" in err and listed(values.output_dir) == after
+
+
+def test_more_seeds_join_a_listing_and_other_settings_do_not(command, values):
+    assert command(prompts=["a red circle"])[0] == 0
+    assert command(prompts=["a red circle"], seed=9)[0] == 0
+    lines = listed(values.output_dir)
+    assert [(line["uid"], line["seed"]) for line in lines] == [("0000", 3), ("0001", 9)]
+    code, _, err = command(prompts=["a red circle"], flow_steps=3)
+    assert code == 2 and "were drawn with flow_steps 2, not 3: choose another folder" in err
+    code, _, _ = command(prompts=["a red circle"], flow_steps=3, resume=False)
+    assert code == 0 and [line["sampling_steps"] for line in listed(values.output_dir)] == [3]
+    (pathlib.Path(values.output_dir) / "settings.json").unlink()
+    code, _, err = command(prompts=["a red circle"], resume=True)
+    assert code == 2 and "was not written by such a run" in err
+
+
+def test_the_page_has_so_many_rows(command, values):
+    code, out, _ = command(page_rows=2)
+    assert code == 0 and "and 1 more" in out and len(listed(values.output_dir)) == 3
+    page = (pathlib.Path(values.output_dir) / "index.html").read_text()
+    assert page.count("<article") == 2 and "2 of 3" in page
 
 
 def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, values, seeing, tmp_path):
@@ -150,7 +203,7 @@ def test_published_weights_edit_an_image_and_answer(command, tmp_path):
     )
     shown = str(tmp_path / "shown.png")
     PIL.Image.new("RGBA", (50, 80), (200, 9, 9, 255)).save(shown)
-    code, out, err = command(**published, images=[shown], max_steps=1)
+    code, out, err = command(**published, images=[shown], max_turns=1)
     assert code == 0 and "a red circle" in out, err
     with PIL.Image.open(tmp_path / "out" / "images" / "0000_input.png") as given:
         assert given.size == (32, 32) and given.getpixel((3, 3)) == (200, 9, 9)
@@ -164,15 +217,14 @@ def test_an_input_image_keeps_its_shape_where_that_is_asked_for(command, seeing,
         paths.append(str(tmp_path / f"{name}.png"))
         PIL.Image.new("RGB", size, (9, 90, 200)).save(paths[-1])
     prompts = ["a red circle"] * 3
-    code, out, err = command(workdir=seeing, prompts=prompts, images=paths, keep_shape=True, max_steps=1)
+    code, out, err = command(workdir=seeing, prompts=prompts, images=paths, keep_shape=True, max_turns=1)
     assert code == 0, err
     folder = tmp_path / "out" / "images"
     shapes = [PIL.Image.open(folder / f"{i:04d}_1_sketch.png").size for i in range(3)]
     given = [PIL.Image.open(folder / f"{i:04d}_input.png").size for i in range(3)]
     assert shapes == given and shapes[0] == shapes[2] != shapes[1]
     assert shapes[0][0] == 2 * shapes[0][1] and shapes[1][1] == 2 * shapes[1][0]
-    lines = (tmp_path / "out" / "trajectories.jsonl").read_text().splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [3, 4, 5]
+    assert [line["seed"] for line in listed(tmp_path / "out")] == [3, 4, 5]
 
 
 def test_a_prompt_alone_is_drawn_at_the_size_that_is_asked_for(command, tmp_path):
@@ -189,6 +241,10 @@ BAD = [
     (dict(prompts=[""]), "the prompt is empty"),
     (dict(prompts=[]), "no prompt"),
     (dict(prompts=["a red circle " * 20]), "the prompt has 60 tokens, "),
+    (dict(prompts=["a <refine> circle"]), "the prompt must not contain the token <refine>"),
+    (dict(prompts=["a \udcff circle"]), "the prompt holds half of a character"),
+    (dict(dtype="float16"), "weights are held in float32 or bfloat16, got 'float16'"),
+    (dict(max_flow_steps=1), "sampling.max_flow_steps must be 0, or at least the 2 steps of one image"),
     (dict(workdir="/nowhere/at/all"), "no such workdir"),
     (dict(workdir=str(ROOT / "tests")), "not the workdir of a training run"),
     (dict(workdir=str(ROOT / "tests" / "golden" / "bagel_tiny")), "carries no config, it was not made"),
@@ -254,10 +310,39 @@ def test_a_model_comes_back_as_it_was_saved(weights):
     assert restored.config["model"]["size"] == "debug"
     assert {x.dtype for x in jax.tree.leaves(restored.params)} == {np.dtype(np.float32)}
     sampler, _ = load_sampler(weights, flow_steps=3)
-    assert sampler.config.flow_steps == 3 and sampler.config.max_steps == 2
+    assert (
+        sampler.config.flow_steps == 3
+        and sampler.config.max_turns == restored.config["sampling"]["max_turns"]
+    )
     assert sampler.config.mode == restored.config["data"]["mode"]
     with pytest.raises(SamplerError, match="did you mean flow_steps"):
         load_sampler(weights, flow_step=3)
+
+
+def test_weights_are_held_in_half_the_room(weights, values):
+    """Nothing but rounding tells them from float32, and the norms are what they were."""
+    one, restored = load_sampler(weights, mode="single_pass", flow_steps=2, rows=1)
+    half, halved = load_sampler(weights, mode="single_pass", flow_steps=2, rows=1, dtype="bfloat16")
+    pairs = zip(jax.tree.leaves_with_path(restored.params), jax.tree.leaves(halved.params), strict=True)
+    for (path, whole), cast in pairs:
+        norm = any("norm" in str(part) for part in path)
+        assert cast.dtype == (np.float32 if norm else jax.numpy.bfloat16), path
+        np.testing.assert_allclose(whole, np.asarray(cast, np.float32), rtol=2**-8)
+    assert halved.model.config.dtype == "bfloat16"
+    drawn = [sampler.sample(values.prompts[:1])[0].image.astype(int) for sampler in (one, half)]
+    assert 0 < np.abs(drawn[0] - drawn[1]).max() < 16
+
+
+def test_weights_of_an_earlier_version_say_so(weights, tmp_path):
+    restored, path = load_model(weights), str(tmp_path / "old.safetensors")
+    config = json.loads(json.dumps(restored.config))
+    layout = config["layout"]
+    layout |= dict(
+        plan=layout.pop("before"), inspect=layout.pop("after"), refine=14, steps=layout.pop("turns")
+    )
+    save_weights(path, restored.params, {"config": config, "tokenizer": "scenes"})
+    with pytest.raises(experiment.ConfigError, match="of an earlier version"):
+        load_model(path)
 
 
 def test_weights_of_another_model_are_refused(weights, tmp_path):

@@ -31,12 +31,6 @@ class FlowSpec:
     interval: tuple[float, float] = (0.4, 1.0)
     renorm: str = "global"
     renorm_min: float = 0.0
-    contexts: str = "shared"
-
-    @property
-    def own(self) -> bool:
-        """Whether each branch of guidance reads a context of its own."""
-        return self.contexts == "own"
 
     @property
     def times(self) -> np.ndarray:

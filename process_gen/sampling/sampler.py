@@ -1,11 +1,10 @@
-"""The interleaved sampler: many prompts at once, each deciding for itself.
+"""The interleaved sampler: many prompts at once, each in a turn of its own.
 
-    plan -> sketch -> inspect -> (refine) -> next step | stop
-
-A fixed number of rows goes through the stages together. Between steps a row
-whose trajectory has ended takes the next prompt that waits, so that short
-trajectories never wait for long ones and nothing is compiled twice. What a
-prompt becomes depends on the prompt and its seed, not on its neighbours.
+A fixed number of rows goes through turns together: a text, an image, a text. While
+one row drafts, its neighbour corrects, in the same compiled turn; what no row asks
+for is not run. Between turns a row whose trajectory has ended takes the next prompt
+that waits, so that short trajectories never wait for long ones and nothing is compiled
+twice. What a prompt becomes depends on the prompt and its seed, not on its neighbours.
 """
 
 from __future__ import annotations
@@ -13,33 +12,29 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
-from process_gen.models.context import Context
 from process_gen.models.unified import UnifiedModel
-from process_gen.sampling import stages
-from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError
-from process_gen.sampling.stages import Work
-from process_gen.sampling.text import TextSpec
-from process_gen.trajectory import markup
+from process_gen.sampling import decisions, turn
+from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
+from process_gen.sampling.decisions import NOTHING, Opens
+from process_gen.sampling.prompts import encode_prompt, encode_turn, idle_slots, make_prompt
+from process_gen.sampling.rows import Row, occupied, taken_up
+from process_gen.sampling.state import SamplingState
+from process_gen.sampling.text import text_specs
 from process_gen.trajectory.batch import PAD_ID
-from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
-from process_gen.trajectory.stages import Mode
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Trajectory
 
 Seeds = int | Sequence[int] | None
 """One seed for all prompts, one for each, or the config's."""
-
-Contexts = tuple[Context, Context | None]
-"""The context of all rows, and that of the reader of their texts alone, if guidance asks for one."""
 
 Images = Sequence[np.ndarray | None] | None
 """Input images of prompts, [H, W, 3] uint8 of the layout's size, None where a prompt has none."""
@@ -47,30 +42,18 @@ Images = Sequence[np.ndarray | None] | None
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands after one round of steps.
+    """Where a run stands after one round of turns.
 
     Attributes:
       done, total: trajectories finished and asked for.
-      steps: steps drawn so far, over all trajectories.
+      turns: turns drawn so far, over all trajectories.
       finished: (number of the prompt, its trajectory) for those that ended in this round.
     """
 
     done: int
     total: int
-    steps: int
+    turns: int
     finished: tuple[tuple[int, SampledTrajectory], ...]
-
-
-@dataclasses.dataclass
-class _Row:
-    """A trajectory under way: the prompt's number, its seed, the steps so far, its share of the time."""
-
-    index: int
-    prompt: str
-    seed: int
-    image: np.ndarray | None = None
-    steps: list[SampledStep] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
 
 
 class Sampler:
@@ -106,7 +89,9 @@ class Sampler:
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
         self.ambient = ambient
-        self._check()
+        if rows < 1:
+            raise SamplerError(f"rows must be at least 1, got {rows}")
+        check_fits(model.layout, self.config)
         self._texts = text_specs(model, tokenizer, self.config)
 
     def with_params(self, params: Any) -> Sampler:
@@ -137,6 +122,8 @@ class Sampler:
         places = (self.rows, self.sharding, self.frozen, self.ambient)
         return Sampler(model, self.params, self.tokenizer, config, *places)
 
+    # ------------------------------------------------------------ what is asked
+
     def encode(self, prompt: str, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The slots of a prompt: `tokens`, and what else the layout has room for.
 
@@ -144,35 +131,9 @@ class Sampler:
         layout has a slot there (`layout.instruction`), else before it.
 
         Raises:
-          PromptError: the text is empty, or too long (the message says how many
-            tokens fit), or the image does not fit the layout.
+          PromptError: see `prompts.encode_prompt`.
         """
-        layout = self.model.layout
-        after = image is not None and layout.instruction > 0
-        slots = self._idle()
-        self._fill(slots["instruction" if after else "tokens"], prompt, "instruction" if after else "prompt")
-        if image is not None and not layout.prompt_image:
-            raise PromptError("the model has no room for an input image (layout.prompt_image is False)")
-        if image is not None and (image.dtype != np.uint8 or image.shape != (*layout.image_size, 3)):
-            raise PromptError(
-                f"an input image is {image.dtype}{list(image.shape)}, the model takes "
-                f"uint8{[*layout.image_size, 3]}"
-            )
-        return slots if image is None else slots | {"images": image, "has_image": np.asarray(True)}
-
-    def _fill(self, slot: np.ndarray, text: str, name: str) -> None:
-        """Writes a text between its brackets into an empty slot."""
-        if not text.strip():
-            raise PromptError("the prompt is empty")
-        ids, size = self.tokenizer.encode(text), len(slot)
-        if not ids:
-            raise PromptError(f"the prompt {text!r} has no tokens")
-        if len(ids) > size - 2:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens, {size - 2} fit (layout.{name} = {size}, two of which are "
-                f"brackets): {text[:60]!r}"
-            )
-        slot[: len(ids) + 2] = [self.model.ids.im_start, *ids, self.model.ids.im_end]
+        return encode_prompt(self.model, self.tokenizer, make_prompt(self.model, prompt, image))
 
     def sample(
         self, prompts: Sequence[str], seed: Seeds = None, images: Images = None
@@ -187,35 +148,54 @@ class Sampler:
         Raises:
           PromptError: a prompt is empty or too long, a seed is out of range, or an image does not fit.
         """
-        drawn: dict[int, SampledTrajectory] = {}
-        for progress in self.stream(prompts, seed, images):
-            drawn.update(progress.finished)
-        return [drawn[i] for i in range(len(prompts))]
+        return _in_order(self.stream(prompts, seed, images), len(prompts))
 
     def stream(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> Iterator[Progress]:
-        """Draws prompts and yields after every round of steps; see `sample`."""
-        waiting = self._rows_of(prompts, seed, images)[::-1]
-        rows: list[_Row | None] = [None] * self.rows
-        contexts, keys, done, steps = None, None, 0, 0
-        while done < len(prompts):
-            start, fresh = time.perf_counter(), np.zeros(self.rows, bool)
-            for place in np.flatnonzero(~_occupied(rows))[: len(waiting)]:
-                rows[place], fresh[place] = waiting.pop(), True
-            with self.ambient():
-                if fresh.any():
-                    contexts, keys = self._enter(contexts, rows, fresh), self._row_keys(rows)
-                contexts, drawn, stops = self._step(contexts, rows, keys)
-            active = np.flatnonzero(_occupied(rows))
-            share, finished = (time.perf_counter() - start) / len(active), []
-            for place in active:
-                row = rows[place]
-                row.steps.append(drawn[place])
-                row.seconds += share
-                if stops[place] or len(row.steps) == self._most_steps:
-                    finished.append((row.index, self._trajectory(row, "model" if stops[place] else "cap")))
-                    rows[place] = None
-            done, steps = done + len(finished), steps + len(active)
-            yield Progress(done, len(prompts), steps, tuple(finished))
+        """Draws prompts and yields after every round of turns; see `sample`."""
+        return self._run(self._rows_of(prompts, seed, images))
+
+    def continue_from(
+        self,
+        trajectory: Trajectory | Sequence[Trajectory],
+        turns: int | Sequence[int],
+        prompt: str | Sequence[str] | None = None,
+        seed: Seeds = None,
+    ) -> SampledTrajectory | list[SampledTrajectory]:
+        """Takes trajectories up again after some of their turns, and goes on.
+
+        What is kept is read as it stands: replace any text or image of it first
+        (`dataclasses.replace`), and the rest follows from that. Where the last kept
+        turn has no text after its image, the model decides there what follows.
+
+        Args:
+          trajectory: one, or several that are drawn side by side; of the data or sampled.
+          turns: how many of their first turns are kept, 0 for the prompt alone; one number, or one for each.
+          prompt: other texts for their prompts, one for all or one for each.
+          seed: as in `sample`; that of a sampled trajectory by default, else the config's. With the same
+            seed and turns a sampled trajectory ends as it did.
+
+        Returns:
+          One sampled trajectory for each, whose first `given` turns are the kept ones; one for one.
+
+        Raises:
+          PromptError: there are not so many turns, or what is kept does not fit the model.
+        """
+        if isinstance(trajectory, Trajectory):
+            return self.continue_from([trajectory], turns, prompt, seed)[0]
+        sources = list(trajectory)
+        kept = [turns] * len(sources) if isinstance(turns, int) else list(turns)
+        texts = [prompt] * len(sources) if prompt is None or isinstance(prompt, str) else list(prompt)
+        if seed is None:
+            seed = [getattr(one, "seed", self.config.seed) for one in sources]
+        seeds = self._seeds(len(sources), seed)
+        if not len(sources) == len(kept) == len(texts):
+            raise PromptError(
+                f"{len(sources)} trajectories, {len(kept)} numbers of turns and {len(texts)} prompts: "
+                "give one for each, or one for all"
+            )
+        parts = enumerate(zip(sources, kept, texts, seeds, strict=True))
+        rows = [taken_up(self.model, self.tokenizer, self.config, i, *one) for i, one in parts]
+        return _in_order(self._run(rows), len(rows))
 
     def answer(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> list[str]:
         """What the model says to each prompt, in words; its input image is what it is asked about.
@@ -228,14 +208,13 @@ class Sampler:
             now, waiting = waiting[: self.rows], waiting[self.rows :]
             rows = [*now, *[None] * (self.rows - len(now))]
             with self.ambient():
-                context, texts = self._enter(None, rows, _occupied(rows))
-                keys = stages.step_keys(self._row_keys(rows), self._put(np.zeros(len(rows), np.int32)))
-                work = self._work((context, texts), self._put(_occupied(rows)), keys)
-                _, tokens, _ = self._write("answer", work)
+                prompt, position, _ = self._begin(self._prompts(rows, occupied(rows)))
+                given = (prompt, position, self._put(occupied(rows)), self._turn_keys(rows))
+                tokens = turn.answer(self.model, self._texts["answer"], self.params, *given)
             answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(now)]]
         return answers
 
-    def _rows_of(self, prompts: Sequence[str], seed: Seeds, images: Images) -> list[_Row]:
+    def _rows_of(self, prompts: Sequence[str], seed: Seeds, images: Images) -> list[Row]:
         """The trajectories that some prompts ask for; complains before any work."""
         seeds = self._seeds(len(prompts), seed)
         images = [None] * len(prompts) if images is None else images
@@ -243,132 +222,10 @@ class Sampler:
             raise PromptError(
                 f"{len(prompts)} prompts and {len(images)} images: give one per prompt, or None"
             )
-        for prompt, image in zip(prompts, images, strict=True):
-            self.encode(prompt, image)
-        parts = zip(prompts, seeds, images, strict=True)
-        return [_Row(i, prompt, seed, image) for i, (prompt, seed, image) in enumerate(parts)]
-
-    # ------------------------------------------------------------- one round
-
-    def _step(
-        self, contexts: Contexts, rows: Sequence[_Row | None], keys: jax.Array
-    ) -> tuple[Contexts, list[SampledStep], np.ndarray]:
-        """One step of every row that holds a trajectory; [B] bool, which of them stop after it."""
-        ids, mode, occupied = self.model.ids, self.config.mode, _occupied(rows)
-        present = self._put(occupied)
-        numbers = self._put(np.array([len(row.steps) if row else 0 for row in rows], np.int32))
-        work = self._work(contexts, present, stages.step_keys(keys, numbers))
-        texts: dict[str, jax.Array] = {}
-        images: dict[str, jax.Array] = {}
-        refining, opens = np.zeros(len(rows), bool), np.full(len(rows), ids.end_of_text)
-        if mode != Mode.SINGLE_PASS:
-            work, texts["plan"], _ = self._write("plan", work)
-        work, images["sketch"], _ = self._draw("sketch", work)
-        if mode == Mode.PROCESS:
-            work, texts["inspect"], end = self._write("inspect", work)
-            opens = self._decide("after_inspect", (ids.refine, ids.ins, ids.end_of_text), end, work)
-            refining = occupied & (opens == ids.refine)
-        if refining.any():
-            work, texts["refine"], _ = self._write("refine", work.replace(rows=self._put(refining)))
-            work, images["refined"], end = self._draw("refined", work)
-            after = self._decide("after_refined", (ids.ins, ids.end_of_text), end, work)
-            opens = np.where(refining, after, opens)
-        contexts = stages.commit(self.model, self.params, work, present)
-        return contexts, self._collect(texts, images, refining), opens == ids.end_of_text
-
-    def _work(self, contexts: Contexts, present: jax.Array, keys: jax.Array) -> Work:
-        """The start of a step."""
-        works = [None if c is None else Work(c, {}, c.next_id, present, keys) for c in contexts]
-        return works[0].replace(texts=works[1])
-
-    def _write(self, stage: str, work: Work) -> tuple[Work, jax.Array, jax.Array]:
-        """The work with a text added; its tokens [B, T], the hidden state of its closing token."""
-        text = stages.write(self.model, self._texts[stage], stage, self.params, work)
-        return work.adding(stage, text), text.tokens, text.end
-
-    def _draw(self, target: str, work: Work) -> tuple[Work, jax.Array, jax.Array]:
-        """The work with an image added; its pixels [B, H, W, 3], the hidden state of its closing token."""
-        latents = stages.draw(self.model, self.config.flow, target, self.params, work)
-        images = stages.show(self.model, latents, self.frozen)
-        image = stages.look(self.model, self.params, *stages.see(self.model, images, self.frozen), work)
-        return work.adding(target, image), images, image.end
-
-    def _decide(self, draw: str, choices: tuple[int, ...], end: jax.Array, work: Work) -> np.ndarray:
-        temperature = self.config.temperature
-        return jax.device_get(stages.decide(self.model, choices, temperature, draw, self.params, end, work))
-
-    def _collect(self, texts: dict, images: dict, refining: np.ndarray) -> list[SampledStep]:
-        """What the rows wrote and drew, in the terms of a trajectory."""
-        texts, images = jax.device_get((texts, images))
-
-        def step(row: int) -> SampledStep:
-            written = {
-                name: tokens[row] for name, tokens in texts.items() if name != "refine" or refining[row]
-            }
-            return SampledStep(
-                **{f"{name}_text": self.tokenizer.decode(ids.tolist()) for name, ids in written.items()},
-                sketch=images["sketch"][row],
-                refined=images["refined"][row] if refining[row] else None,
-            )
-
-        return [step(row) for row in range(len(refining))]
-
-    # ------------------------------------------------------- rows and their prompts
-
-    def _enter(self, contexts: Contexts | None, rows: Sequence[_Row | None], fresh: np.ndarray) -> Contexts:
-        """The contexts with the prompts of the rows `fresh` in them."""
-        idle = self._idle()
-        pairs = zip(rows, fresh, strict=True)
-        slots = [self.encode(row.prompt, row.image) if new else idle for row, new in pairs]
-        given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
-        if "images" in given:
-            given["latents"], given["view"] = stages.see(self.model, given.pop("images"), self.frozen)
-        prompts = stages.Prompts(**given)
-        flow, old = self.config.flow, contexts or (None, None)
-
-        def entered(context: Context | None, prompts: stages.Prompts) -> Context:
-            prompt, next_id, _ = stages.begin(self.model, self.params, prompts)
-            if context is None:
-                return stages.blank(self.model, self.params, prompt, next_id)
-            return stages.enter(context, prompt, next_id, self._put(fresh))
-
-        if not (flow.own and "noimg" in flow.branches):
-            return entered(old[0], prompts), None
-        texts = prompts
-        if prompts.has_image is not None:
-            texts = prompts.replace(has_image=jnp.zeros_like(prompts.has_image))
-        return entered(old[0], prompts), entered(old[1], texts)
-
-    def _idle(self) -> dict[str, np.ndarray]:
-        """The slots of a prompt in a row that holds none."""
-        layout = self.model.layout
-        slots = {"tokens": np.full(layout.prompt, PAD_ID, np.int32)}
-        if layout.prompt_image:
-            slots |= {"images": np.zeros((*layout.image_size, 3), np.uint8), "has_image": np.asarray(False)}
-        if layout.instruction:
-            slots["instruction"] = np.full(layout.instruction, PAD_ID, np.int32)
-        return slots
-
-    def _row_keys(self, rows: Sequence[_Row | None]) -> jax.Array:
-        seeds = [row.seed if row else 0 for row in rows]
-        hashes = [zlib.crc32(row.prompt.encode()) if row else 0 for row in rows]
-        return stages.row_keys(self._put(np.array(seeds, np.uint32)), self._put(np.array(hashes, np.uint32)))
-
-    def _trajectory(self, row: _Row, stopped: str) -> SampledTrajectory:
-        images = sum(1 + (step.refined is not None) for step in row.steps)
-        return SampledTrajectory(
-            prompt=row.prompt,
-            mode=self.config.mode,
-            seed=row.seed,
-            steps=tuple(row.steps),
-            stopped=stopped,
-            sampling_steps=images * self.config.flow_steps,
-            seconds=row.seconds,
-            prompt_image=row.image,
-        )
-
-    def _put(self, x: np.ndarray) -> jax.Array:
-        return jax.device_put(x, self.sharding)
+        asked = [make_prompt(self.model, *pair) for pair in zip(prompts, images, strict=True)]
+        for prompt in asked:
+            encode_prompt(self.model, self.tokenizer, prompt)
+        return [Row(i, prompt, seed) for i, (prompt, seed) in enumerate(zip(asked, seeds, strict=True))]
 
     def _seeds(self, count: int, seed: Seeds) -> list[int]:
         seeds = self.config.seed if seed is None else seed
@@ -379,41 +236,173 @@ class Sampler:
             raise PromptError(f"a seed is a whole number in [0, 2^32), got {bad[0]}")
         return seeds
 
-    def _check(self) -> None:
-        layout, config = self.model.layout, self.config
-        if self.rows < 1:
-            raise SamplerError(f"rows must be at least 1, got {self.rows}")
-        if layout.context == "full" and self._most_steps > layout.steps:
-            raise SamplerError(
-                f"sampling.max_steps is {config.max_steps}, but with layout.context = 'full' a trajectory "
-                f"has room for layout.steps = {layout.steps}"
-            )
-        for slot, least in (("plan", 3), ("inspect", 2), ("refine", 3)):
-            if (size := getattr(layout, slot)) < least:
-                raise SamplerError(f"layout.{slot} must be at least {least} to sample, got {size}")
+    # ------------------------------------------------------------------ a round
 
-    @property
-    def _most_steps(self) -> int:
-        return self.config.max_steps if self.config.mode == Mode.PROCESS else 1
+    def _run(self, asked: list[Row]) -> Iterator[Progress]:
+        """Draws trajectories, and yields after every round of turns."""
+        waiting, total, done, turns = asked[::-1], len(asked), 0, 0
+        rows: list[Row | None] = [None] * self.rows
+        state: SamplingState | None = None
+        while done < total:
+            start, fresh = time.perf_counter(), np.zeros(self.rows, bool)
+            for place in np.flatnonzero(~occupied(rows))[: len(waiting)]:
+                rows[place], fresh[place] = waiting.pop(), True
+            with self.ambient():
+                if fresh.any():
+                    state = self._enter(state, rows, fresh)
+                state = self._turn(state, rows)
+            active = np.flatnonzero(occupied(rows))
+            share, finished = (time.perf_counter() - start) / len(active), []
+            for place in active:
+                row = rows[place]
+                row.seconds += share
+                if stopped := row.stopped(self.config):
+                    finished.append((row.index, row.trajectory(self.config, stopped)))
+                    rows[place] = None
+            done, turns = done + len(finished), turns + len(active)
+            yield Progress(done, total, turns, tuple(finished))
+
+    def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
+        """One turn of every row that holds a trajectory, which `rows` hear of."""
+        present, opens = occupied(rows), np.array([row.opens if row else NOTHING for row in rows])
+        told = [row.now if row else None for row in rows]
+        given = [one and encode_turn(self.model, self.tokenizer, one) for one in told]
+        refines, writes = opens == Opens.REFINE, np.isin(opens, (Opens.PLAN, Opens.REFINE))
+        state = state.opened(self._put(refines), self._turn_keys(rows))
+        texts: dict[str, np.ndarray] = {}
+        if writes.any():
+            state, texts["before"], _ = self._write("before", state, writes, given)
+        state, images, end = self._image(state, present, given)
+        opens = self._decide("after_image", end, state, rows, present)
+        if (inspects := opens == Opens.INSPECT).any():
+            state, texts["after"], end = self._write("after", state, inspects, given)
+            opens = np.where(inspects, self._decide("after_text", end, state, rows, inspects), opens)
+        state = self._commit(state.taking(self._put(present)))
+        texts = jax.device_get(texts)
+        for place in np.flatnonzero(present):
+            wrote = {"before": writes[place], "after": inspects[place]}
+            words = {
+                name: self.tokenizer.decode(texts[name][place].tolist()) for name in texts if wrote[name]
+            }
+            rows[place].add(words, images[place], Opens(int(opens[place])))
+        return state
+
+    def _write(
+        self, part: str, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
+    ) -> tuple[SamplingState, jax.Array, jax.Array]:
+        """The state with a text in some rows [B], its tokens [B, T], and the hidden state of the last one."""
+        blank = np.full(self._texts[part].size, PAD_ID, np.int32)
+        told = [one[part] if one and one[part] is not None else blank for one in given]
+        state = state.taking(self._put(rows))
+        new = turn.write(self.model, self._texts[part], part, self.params, state, self._put(np.stack(told)))
+        return state.holding(new), new.tokens, new.end
+
+    def _image(
+        self, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
+    ) -> tuple[SamplingState, np.ndarray, jax.Array]:
+        """The state with an image in some rows [B], its pixels, the hidden state of its closing token."""
+        state, told = state.taking(self._put(rows)), np.array([one is not None for one in given])
+        if (rows & ~told).any():
+            latents = turn.draw(self.model, self.config.flow, self.params, state)
+            shown = turn.show(self.model, latents, self.frozen)
+            images = jax.device_get(shown)
+        else:
+            images = np.zeros((len(rows), *self.model.layout.image_size, 3), np.uint8)
+        if told.any():
+            images = images.copy()
+            images[told] = [one["image"] for one in given if one is not None]
+            shown = self._put(images)
+        seen = turn.see(self.model, shown, self.frozen)
+        new = turn.look(self.model, self.params, *seen, state)
+        return state.holding(new), images, new.end
+
+    def _decide(
+        self, draw: str, end: jax.Array, state: SamplingState, rows: Sequence[Row | None], asked: np.ndarray
+    ) -> np.ndarray:
+        """What follows in the rows that are `asked` [B]: an `Opens` each, `NOTHING` elsewhere."""
+        choices = [
+            row.choices(draw, self.config.mode, self.model.layout) if one else frozenset()
+            for row, one in zip(rows, asked, strict=True)
+        ]
+        open_ = [len(some) > 1 for some in choices]
+        found = np.array([next(iter(some), NOTHING) for some in choices])
+        if not any(open_):
+            return found
+        allowed = np.array([[one in some for one in Opens] for some in choices])
+        return np.where(open_, self._ask(draw, end, state.keys, allowed), found)
+
+    def _ask(self, draw: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray) -> np.ndarray:
+        """The model's own decisions, among the choices that are `allowed` [B, C]."""
+        c, ids = self.config, decisions.choice_ids(self.model.ids)
+        settings = (ids, c.decides_at, c.refine_threshold, draw)
+        found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), keys)
+        return jax.device_get(found)
+
+    def _commit(self, state: SamplingState) -> SamplingState:
+        """The turn becomes history."""
+        context = state.context.replace(position=state.position)
+        context, mask = turn.commit(self.model, context, state.turn, state.rows, state.refines)
+        texts = None if state.texts is None else self._commit(state.texts)
+        return state.after(context, state.turn.replace(mask=mask)).replace(texts=texts)
+
+    # ------------------------------------------------------- rows and their prompts
+
+    def _enter(
+        self, state: SamplingState | None, rows: Sequence[Row | None], fresh: np.ndarray
+    ) -> SamplingState:
+        """The state with the prompts of the rows `fresh` in it, whose first decisions `rows` hear of."""
+        prompts, put = self._prompts(rows, fresh), self._put(fresh)
+        prompt, position, end = self._begin(prompts)
+        keys = self._turn_keys(rows)
+        found = self._entered(state, put, keys, prompt, position)
+        if "noimg" in self.config.flow.branches:
+            if prompts.has_image is not None:
+                bare = prompts.replace(has_image=self._put(np.zeros_like(fresh)))
+                prompt, position, _ = self._begin(bare)
+            texts = self._entered(state and state.texts, put, keys, prompt, position)
+            found = found.replace(texts=texts)
+        for place, opens in enumerate(self._decide("after_prompt", end, found, rows, fresh)):
+            if fresh[place]:
+                rows[place].opens = Opens(int(opens))
+        return found
+
+    def _begin(self, prompts: turn.Prompts) -> tuple[Any, jax.Array, jax.Array]:
+        return turn.begin(self.model, self.params, prompts)
+
+    def _entered(
+        self, state: SamplingState | None, fresh: jax.Array, keys: jax.Array, prompt: Any, position: jax.Array
+    ) -> SamplingState:
+        if state is None:
+            context, empty = turn.blank(self.model, prompt, position)
+            return SamplingState(context, empty, context.position, fresh, fresh, keys)
+        context = turn.enter(state.context, fresh, prompt, position)
+        return state.replace(context=context, position=context.position, keys=keys)
+
+    def _prompts(self, rows: Sequence[Row | None], fresh: np.ndarray) -> turn.Prompts:
+        """The prompts of the rows `fresh`."""
+        idle = idle_slots(self.model)
+        slots = [
+            encode_prompt(self.model, self.tokenizer, row.prompt) if new else idle
+            for row, new in zip(rows, fresh, strict=True)
+        ]
+        given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
+        if "images" in given:
+            given["latents"], given["patches"] = turn.see(self.model, given.pop("images"), self.frozen)
+        return turn.Prompts(**given)
+
+    def _turn_keys(self, rows: Sequence[Row | None]) -> jax.Array:
+        """The random keys [B] of each row's turn."""
+        seeds = np.array([row.seed if row else 0 for row in rows], np.uint32)
+        hashes = np.array([row.prompt.hash if row else 0 for row in rows], np.uint32)
+        numbers = np.array([len(row.turns) if row else 0 for row in rows], np.int32)
+        return turn.turn_keys(turn.row_keys(self._put(seeds), self._put(hashes)), self._put(numbers))
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        return jax.device_put(x, self.sharding)
 
 
-def text_specs(model: UnifiedModel, tokenizer: Any, config: SamplerConfig) -> dict[str, TextSpec]:
-    """How the texts of a step are decoded, by stage, and `answer`."""
-    ids, layout = model.ids, model.layout
-    controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
-    marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
-
-    def spec(size, prefix, banned=()):
-        start = (ids.im_start, *prefix)
-        return TextSpec(size, start, controls + banned, tokenizer.vocab_size, config.temperature)
-
-    return {
-        "plan": spec(layout.plan, (ids.ins,)),
-        "inspect": spec(layout.inspect, (), marks),
-        "refine": spec(layout.refine, (ids.refine,)),
-        "answer": spec(config.answer_tokens, (), marks),
-    }
-
-
-def _occupied(rows: Sequence[_Row | None]) -> np.ndarray:
-    return np.array([row is not None for row in rows])
+def _in_order(stream: Iterator[Progress], count: int) -> list[SampledTrajectory]:
+    drawn: dict[int, SampledTrajectory] = {}
+    for progress in stream:
+        drawn.update(progress.finished)
+    return [drawn[i] for i in range(count)]

@@ -6,7 +6,7 @@ B rows, T tokens of the slot, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -14,25 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.models.context import Memory, joined
+from process_gen.models.cache import KVCache
 from process_gen.models.unified import UnifiedModel
+from process_gen.sampling.config import SamplerConfig
+from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """What the decoding of a stage's text is compiled for.
+    """What the decoding of a text is compiled for.
 
     Attributes:
-      slot: tokens of the text slot.
-      prefix: the ids that every text of the stage starts with.
+      size: tokens of the slot.
       banned: ids that may not appear after the prefix; `<|im_end|>` always may.
       vocabulary: ids from here on belong to no piece of the tokenizer.
       temperature: 0 is greedy.
     """
 
-    slot: int
-    prefix: tuple[int, ...]
+    size: int
     banned: tuple[int, ...]
     vocabulary: int
     temperature: float = 0.0
@@ -44,6 +44,22 @@ class TextSpec:
         return allowed
 
 
+def text_specs(model: UnifiedModel, tokenizer: Any, config: SamplerConfig) -> dict[str, TextSpec]:
+    """How the texts of a turn are decoded, by slot, and `answer`."""
+    ids, layout = model.ids, model.layout
+    controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
+    marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
+
+    def spec(size: int, banned: tuple[int, ...] = ()) -> TextSpec:
+        return TextSpec(size, controls + banned, tokenizer.vocab_size, config.temperature)
+
+    return {
+        "before": spec(layout.before),
+        "after": spec(layout.after, marks),
+        "answer": spec(config.answer_tokens, marks),
+    }
+
+
 @flax.struct.dataclass
 class Text:
     """A decoded text.
@@ -51,24 +67,24 @@ class Text:
     Attributes:
       tokens: [B, T] int32 with its brackets, padded with `PAD_ID`; nothing else in rows that write nothing.
       hidden: [B, T, D] hidden state of every token.
-      memory: what later tokens see of it.
+      cache: the keys that it was written into.
     """
 
     tokens: Any
     hidden: Any
-    memory: Memory
+    cache: KVCache
 
 
 Pick = Callable[[jax.Array, jax.Array], jax.Array]
-"""(hidden [B, D] of a token, position [] of the next one) -> the next token [B] int32."""
+"""(hidden [B, D] of a token, place [] of the next one) -> the next token [B] int32."""
 
 
-def choose(logits: jax.Array, allowed: np.ndarray, temperature: float, keys: jax.Array) -> jax.Array:
-    """One id per row, [B] int32, among those `allowed` [vocabulary] bool.
+def choose(logits: jax.Array, allowed: jax.Array, temperature: float, keys: jax.Array) -> jax.Array:
+    """One column per row of logits [B, C], [B] int32, among those `allowed` [B, C] or [1, C] bool.
 
     `keys` [B] are used above temperature 0 only.
     """
-    logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)
+    logits = jnp.where(allowed, logits, -jnp.inf)
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
@@ -77,30 +93,38 @@ def choose(logits: jax.Array, allowed: np.ndarray, temperature: float, keys: jax
 def decode(
     model: UnifiedModel,
     params: Any,
-    memory: Memory,
-    next_id: jax.Array,
-    rows: jax.Array,
-    spec: TextSpec,
+    history: KVCache,
+    context: Sequence[KVCache],
+    cache: KVCache,
+    place: slice,
+    position: jax.Array,
+    prefix: jax.Array,
     pick: Pick,
 ) -> Text:
-    """Writes a text after `memory` in the rows [B] bool, until each has closed it.
+    """Writes a text into the keys at `place` of a cache, until each row has closed it.
 
     `pick` is asked for every token after the prefix; at the slot's end the
     closing token is forced. The loop ends when the last row has closed its text.
+
+    Args:
+      model, params: the model.
+      history, context: what the text sees besides the cache.
+      cache: what stands there already is seen too.
+      place: the slot.
+      position: [B] int32, the first rotary position.
+      prefix: [B, P] int32, the tokens that the text starts with; padding in rows that write nothing.
+      pick: see `Pick`.
     """
-    close, base, slot = model.ids.im_end, memory.visible.shape[1], spec.slot
-    prefix = jnp.where(rows[:, None], jnp.asarray(spec.prefix, jnp.int32)[None], PAD_ID)
-    start = len(spec.prefix)
+    close, slot, (rows, start) = model.ids.im_end, place.stop - place.start, prefix.shape
 
-    def read(memory, tokens, at):
-        variables = {"params": params}
-        hidden, new = model.apply(variables, memory, tokens, next_id + at, method="read_text")
-        return hidden, memory.write(new, base + at)
+    def read(cache, tokens, at):
+        before = (history, [*context, cache], tokens, position + at)
+        hidden, new = model.apply({"params": params}, *before, method="extend_text")
+        return hidden, cache.write(new, place.start + at)
 
-    memory = joined([memory, Memory.empty(model.config, rows.shape[0], slot)])
-    hidden, memory = read(memory, prefix, 0)
-    tokens = jnp.full((rows.shape[0], slot), PAD_ID, jnp.int32).at[:, :start].set(prefix)
-    states = jnp.zeros((rows.shape[0], slot, hidden.shape[2]), hidden.dtype).at[:, :start].set(hidden)
+    hidden, cache = read(cache, prefix, 0)
+    tokens = jnp.full((rows, slot), PAD_ID, jnp.int32).at[:, :start].set(prefix)
+    states = jnp.zeros((rows, slot, hidden.shape[2]), hidden.dtype).at[:, :start].set(hidden)
 
     def open_rows(tokens, at):
         newest = jax.lax.dynamic_slice_in_dim(tokens, at - 1, 1, 1)[:, 0]
@@ -111,15 +135,14 @@ def decode(
         return (at < slot) & open_rows(tokens, at).any()
 
     def body(state):
-        at, tokens, states, memory = state
+        at, tokens, states, cache = state
         newest = jax.lax.dynamic_slice_in_dim(states, at - 1, 1, 1)[:, 0]
         token = jnp.where(at == slot - 1, close, pick(newest, at))
         token = jnp.where(open_rows(tokens, at), token, PAD_ID)[:, None]
-        hidden, memory = read(memory, token, at)
+        hidden, cache = read(cache, token, at)
         update = jax.lax.dynamic_update_slice_in_dim
-        return at + 1, update(tokens, token, at, 1), update(states, hidden, at, 1), memory
+        return at + 1, update(tokens, token, at, 1), update(states, hidden, at, 1), cache
 
-    state = (jnp.asarray(start, jnp.int32), tokens, states, memory)
-    _, tokens, states, memory = jax.lax.while_loop(unfinished, body, state)
-    written = Memory(memory.k[:, :, :, base:], memory.v[:, :, :, base:], memory.visible[:, base:])
-    return Text(tokens, states, written)
+    state = (jnp.asarray(start, jnp.int32), tokens, states, cache)
+    _, tokens, states, cache = jax.lax.while_loop(unfinished, body, state)
+    return Text(tokens, states, cache)

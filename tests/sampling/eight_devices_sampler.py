@@ -21,7 +21,8 @@ MESHES = {"data=2,fsdp=2,tensor=2": 4, "data=8": 3, "data=1,tensor=2,context=4":
 
 def draw(weights: str, rows: int, mesh: jax.sharding.Mesh | None):
     """Both trajectories and a weight of a sampler."""
-    settings = dict(flow_steps=2, max_steps=2, text_scale=2.0, mode=Mode.PROCESS)
+    guidance = dict(text_scale=2.0, image_scale=1.5)
+    settings = dict(flow_steps=2, max_turns=3, refine_threshold=0.0, mode=Mode.PROCESS, **guidance)
     sampler, restored = load_sampler(weights, rows=rows, mesh=mesh, **settings)
     return sampler.sample(PROMPTS, seed=1), jax.tree.leaves(restored.params)
 
@@ -29,7 +30,7 @@ def draw(weights: str, rows: int, mesh: jax.sharding.Mesh | None):
 def main(weights: str) -> None:
     """Compares every mesh with one device."""
     one, _ = draw(weights, 3, None)
-    assert any(step.refined is not None for row in one for step in row.steps)
+    assert any(turn.refines for row in one for turn in row.turns)
     for text, rows in MESHES.items():
         mesh = make_mesh(parse_mesh(text))
         found, params = draw(weights, rows, mesh)
@@ -37,14 +38,10 @@ def main(weights: str) -> None:
         split = [x for x in params if x.addressable_shards[0].data.size < x.size]
         assert bool(split) == (mesh.shape["fsdp"] * mesh.shape["tensor"] > 1)
         for a, b in zip(one, found, strict=True):
-            assert (a.prompt, a.stopped, len(a.steps)) == (b.prompt, b.stopped, len(b.steps))
-            for x, y in zip(a.steps, b.steps, strict=True):
-                assert (x.plan_text, x.inspect_text, x.refine_text) == (
-                    y.plan_text,
-                    y.inspect_text,
-                    y.refine_text,
-                )
-                np.testing.assert_allclose(x.sketch.astype(int), y.sketch.astype(int), atol=1)
+            assert (a.prompt, a.stopped, len(a.turns)) == (b.prompt, b.stopped, len(b.turns))
+            for x, y in zip(a.turns, b.turns, strict=True):
+                assert (x.refines, x.before, x.after) == (y.refines, y.before, y.after)
+                np.testing.assert_allclose(x.image.astype(int), y.image.astype(int), atol=1)
         print("ok", text, flush=True)
 
 

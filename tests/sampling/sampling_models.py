@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+from collections.abc import Iterable
 
 import flax.linen as nn
 import jax
@@ -21,10 +23,9 @@ LAYOUT = Layout(
     image_size=(16, 16),
     latent_grid=(2, 2),
     prompt=10,
-    plan=7,
-    inspect=5,
-    refine=6,
-    steps=4,
+    before=7,
+    after=5,
+    turns=5,
     trajectories=2,
     context="last",
 )
@@ -49,3 +50,31 @@ def random_params(layout: Layout = LAYOUT):
         return (mean + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+class SpelledTokenizer:
+    """The scenes tokenizer, but that every id has a text of its own: `#17`. What a random model writes
+    comes back as the same ids."""
+
+    def __init__(self):
+        self._words = scenes_tokenizer()
+        marks = {text: self._words.encode(text)[0] for text in ("<ins>", "</ins>", "<des>", "</des>")}
+        self._marks = marks | {text: self._words.encode(text)[0] for text in ("<refine>", "</refine>")}
+
+    def __getattr__(self, name: str):
+        return getattr(self._words, name)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in re.split(r"(#\d+|</?(?:ins|des|refine)>)", text):
+            if part in self._marks:
+                ids.append(self._marks[part])
+            elif part.startswith("#"):
+                ids.append(int(part[1:]))
+            else:
+                ids += self._words.encode(part) if part else []
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        named = {i: text for text, i in self._marks.items()}
+        return "".join(named.get(i, f"#{i}") for i in ids if i >= 0 and i not in self._words.reserved)

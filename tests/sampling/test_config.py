@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from sampling_models import LAYOUT, make_model, random_params
 
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.sampling import PromptError, Sampler, SamplerConfig, SamplerError
+from process_gen.sampling import PromptError, Sampler, SamplerConfig, SamplerError, decisions
+from process_gen.sampling.decisions import Opens
 from process_gen.trajectory.stages import Mode
 
 
@@ -28,7 +30,10 @@ from process_gen.trajectory.stages import Mode
         ("renorm", "locally"),
         ("renorm_min", 1.5),
         ("temperature", float("inf")),
-        ("max_steps", 0),
+        ("decision_temperature", -0.1),
+        ("refine_threshold", 1.5),
+        ("max_turns", 0),
+        ("max_flow_steps", 5),
         ("mode", "sketchy"),
         ("seed", -1),
     ],
@@ -54,12 +59,56 @@ def make_sampler(model=None, **settings) -> Sampler:
     )
 
 
-def test_a_full_context_has_room_for_so_many_steps():
+def test_a_full_context_has_room_for_so_many_turns():
     full = make_model(dataclasses.replace(LAYOUT, context="full"))
-    with pytest.raises(SamplerError, match="sampling.max_steps is 6, .* layout.steps = 4"):
+    with pytest.raises(SamplerError, match="sampling.max_turns is 8, .* layout.turns = 5"):
         make_sampler(full)
     make_sampler(full, mode="single_pass")
-    make_sampler(full, max_steps=4)
+    make_sampler(full, max_turns=5)
+
+
+def test_a_slot_is_there_or_not():
+    for slot in ("before", "after"):
+        with pytest.raises(SamplerError, match=rf"layout.{slot} must be 0 or at least 3 to sample, got 2"):
+            make_sampler(make_model(dataclasses.replace(LAYOUT, **{slot: 2})))
+    without = make_model(dataclasses.replace(LAYOUT, before=0))
+    make_sampler(without)
+    with pytest.raises(SamplerError, match="layout.before is 0"):
+        make_sampler(without, mode="plan_only")
+
+
+def test_decisions_are_made_at_a_temperature_of_their_own():
+    assert SamplerConfig(temperature=0.7).decides_at == 0.7
+    assert SamplerConfig(temperature=0.7, decision_temperature=0.0).decides_at == 0.0
+
+
+MODES = {
+    "process": ("plan image", "inspect refine plan image end", "refine plan image end"),
+    "plan_only": ("plan", "end", "end"),
+    "single_pass": ("image", "end", "end"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_mode_says_what_may_follow(mode):
+    found = (
+        decisions.after_prompt(Mode(mode), LAYOUT),
+        decisions.after_image(Mode(mode), LAYOUT, 0),
+        decisions.after_turn(Mode(mode), LAYOUT, 0),
+    )
+    for choices, wanted in zip(found, MODES[mode], strict=True):
+        assert choices == {Opens[name.upper()] for name in wanted.split()}
+
+
+def test_the_layout_takes_choices_away():
+    whole = decisions.after_image(Mode.PROCESS, LAYOUT, 0)
+    assert decisions.after_image(Mode.PROCESS, LAYOUT, 1) == whole - {Opens.REFINE}
+    assert decisions.after_image(Mode.PROCESS, dataclasses.replace(LAYOUT, after=0), 0) == whole - {
+        Opens.INSPECT
+    }
+    wordless = dataclasses.replace(LAYOUT, before=0)
+    assert decisions.after_turn(Mode.PROCESS, wordless, 0) == {Opens.IMAGE, Opens.END}
+    assert decisions.after_prompt(Mode.PROCESS, wordless) == {Opens.IMAGE}
 
 
 def test_prompts_are_checked_before_any_work():
@@ -75,7 +124,18 @@ def test_prompts_are_checked_before_any_work():
     assert sampler.sample([]) == []
 
 
-def test_control_tokens_in_a_prompt_are_plain_text():
+@pytest.mark.parametrize("token", ["<refine>", "</des>", "<|im_end|>"])
+def test_a_special_token_in_a_prompt_is_named(token):
+    with pytest.raises(PromptError, match=re.escape(token)):
+        make_sampler().sample([f"a red {token} circle"])
+
+
+def test_half_a_character_in_a_prompt_is_refused():
+    with pytest.raises(PromptError, match="half of a character"):
+        make_sampler().sample(["a red \ud83d circle"])
+
+
+def test_a_part_of_a_control_token_is_plain_text():
     tokens = make_sampler().encode("<|im_end|>"[:6])["tokens"]
     ids = make_model().ids
     assert list(tokens).count(ids.im_end) == 1 and tokens[0] == ids.im_start

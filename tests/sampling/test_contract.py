@@ -1,4 +1,4 @@
-"""The sampler's pieces, fed with a teacher's tokens and images, give the numbers of the scanned unroll."""
+"""The sampler's pieces, fed with a teacher's turns, give the numbers of the unroll in either order."""
 
 from __future__ import annotations
 
@@ -13,65 +13,72 @@ import pytest
 from sampling_models import LAYOUT, make_model, random_params
 
 from process_gen.data.fake import fake_batch
-from process_gen.models.unified import at_token, token_count
-from process_gen.models.unroll import NO_RANDOM_DROPS, scan_steps, step_inputs
-from process_gen.sampling import stages
+from process_gen.models.assembly import at_token, token_count
+from process_gen.models.cache import part_slices
+from process_gen.models.unroll import NO_RANDOM_DROPS, ORDERS, make_inputs, run_turns
+from process_gen.sampling import turn
+from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import TextSpec, decode
 from process_gen.trajectory.batch import PAD_ID, Batch
 
-BRANCHES = ("full", "notext", "noimg")
+BRANCHES = ("full", "notext")
 ROWS = 6
 QUICK = {"xla_backend_optimization_level": 0}
 """Each function runs a few times only: compiling it must not take longer."""
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+def unrolled(model, order, params, batch, inputs, dropped):
+    """The outputs of an unroll without the newest text of the turns `dropped` [B, S]."""
+    before = jnp.where(dropped[..., None], PAD_ID, inputs.turns.before)
+    bare = dropped & batch.is_first & (token_count(batch.before_tokens) == 0)
+    of_prompt = batch.prompt_index[:, :, None] == jnp.arange(model.layout.trajectories)[None, None]
+    text = jnp.where((bare[:, :, None] & of_prompt).any(1)[..., None], PAD_ID, inputs.prompts.text)
+    prompts, turns = inputs.prompts.replace(text=text), inputs.turns.replace(before=before)
+    return run_turns(model, params, batch, prompts, turns, order)
+
+
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def unrolled(model, params, batch, key, hide):
-    inputs, _ = step_inputs(model, batch, key, NO_RANDOM_DROPS)
-    inputs = inputs.replace(
-        hide_text=jnp.broadcast_to(hide == 1, batch.present.shape),
-        hide_images=jnp.broadcast_to(hide == 2, batch.present.shape),
+def replayed(model, params, state, prompts, is_first, one):
+    """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
+    cache, position, end = turn.begin(model, params, turn.Prompts(prompts))
+    context = state.context.started(is_first, cache, position)
+    state = state.after(context, state.turn).opened(one.refines, state.keys)
+    out = {"prompt_end": end}
+
+    def text(state, part, tokens):
+        spec = TextSpec(tokens.shape[1], (), model.config.vocab_size)
+        tokens = jnp.where(one.present[:, None], tokens, PAD_ID)
+        state = state.taking(token_count(tokens) > 0)
+        written = turn.write(model, spec, part, params, state, tokens)
+        out[f"{part}_tokens"], out[f"{part}_end"] = written.tokens, written.end
+        place, pieces = part_slices(model.layout)[part], [state.context.prompt]
+        given = (state.history(model.layout), pieces, state.turn, place, state.position, tokens[:, :1])
+        out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at]).hidden
+        at_once = turn.read(model, part, params, state, tokens)
+        out[f"{part}_read"] = at_once.end
+        return state.holding(written)
+
+    state = text(state, "before", one.before)
+    velocity = turn.velocity_of(model, params, state, {BRANCHES})
+    out["velocity"] = velocity(BRANCHES, one.noised[:, 0], one.t[:, 0])
+    state = state.taking(one.present)
+    seen = turn.look(model, params, one.image, one.vit, state)
+    out["image_end"] = seen.end
+    state = text(state.holding(seen), "after", one.after)
+    given = (state.turn, one.present, one.refines, state.position)
+    context = state.context.pushed(model.layout, *given)
+    return state.after(context, state.turn.replace(mask=jnp.zeros_like(state.turn.mask))), out
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def idle(model, params, prompts):
+    cache, position, _ = turn.begin(model, params, turn.Prompts(prompts))
+    context, empty = turn.blank(model, cache, position)
+    none = jnp.zeros(len(prompts), bool)
+    return SamplingState(
+        context, empty, position, none, none, jax.random.split(jax.random.key(0), len(prompts))
     )
-    _, outputs, context = scan_steps(model, params, batch, inputs)
-    return inputs, outputs, context.history.visible, context.next_id
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def replayed_step(model, params, context, prompts, reset, one):
-    """One step with the teacher's `one`; rows that `reset` start from `prompts` [B, T]."""
-    memory, next_id, _ = stages.begin(model, params, stages.Prompts(prompts))
-    context = stages.enter(context, memory, next_id, reset)
-    work = stages.Work(context, {}, context.next_id, one.present, None)
-    out = {}
-
-    def seen():
-        return stages.pieces(model.layout, context, work.parts)
-
-    def text(work, name, tokens):
-        spec = TextSpec(tokens.shape[1], (model.ids.im_start,), (), model.config.vocab_size)
-        rows = one.present & (token_count(tokens) > 0)
-        memory = stages.joined(list(seen().values()))
-        written = decode(model, params, memory, work.next_id, rows, spec, lambda hidden, at: tokens[:, at])
-        out[name] = written.hidden
-        out[f"{name}_tokens"] = written.tokens
-        parts = {**work.parts, name: written.memory}
-        return work.replace(parts=parts, next_id=work.next_id + token_count(written.tokens))
-
-    def image(work, name, rows, noised, t, latents, view):
-        velocity = stages.velocity_of(model, params, name, work, {BRANCHES})
-        out[f"{name}_velocity"] = velocity(BRANCHES, noised[:, 0], t[:, 0])
-        work = work.replace(rows=rows)
-        seen = stages.look(model, params, latents, view, work)
-        out[f"{name}_end"] = seen.end
-        return work.adding(name, seen)
-
-    work = text(work, "plan", one.plan)
-    work = image(work, "sketch", one.present, one.sketch_noised, one.sketch_t, one.sketch, one.sketch_view)
-    work = text(work, "inspect", one.inspect)
-    work = text(work, "refine", one.refine)
-    refines = one.present & (token_count(one.refine) > 0)
-    work = image(work, "refined", refines, one.refined_noised, one.refined_t, one.refined, one.refined_view)
-    return stages.commit(model, params, work, one.present)[0], out
 
 
 def close(got, want, rows):
@@ -80,41 +87,54 @@ def close(got, want, rows):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("vit_grid", [(0, 0), (2, 1)], ids=["latents", "vit"])
-@pytest.mark.parametrize("context", ["full", "step", "last"])
+@pytest.mark.slow  # it compiles the sampler's pieces and both unrolls
+@pytest.mark.parametrize("context, vit_grid", [("full", (2, 1)), ("step", (2, 1)), ("last", (0, 0))])
 def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
-    layout = dataclasses.replace(LAYOUT, context=context, vit_grid=vit_grid)
+    layout = dataclasses.replace(LAYOUT, context=context, vit_grid=vit_grid, corrections=2)
     model, params = make_model(layout), random_params(layout)
-    batch = Batch(**fake_batch(model.layout, ROWS, seed=3))
-    key, refined = jax.random.key(5), (batch.refine_tokens != PAD_ID).any(-1)
+    fields = fake_batch(layout, ROWS, seed=3)
+    fields["before_tokens"][:2][~fields["refines"][:2]] = PAD_ID  # drafts without a plan, early and late
+    batch = jax.tree.map(jnp.asarray, Batch(**fields))
+    shape, key = batch.present.shape, jax.random.key(5)
     with jax.default_matmul_precision("highest"):
-        outputs = {}
-        for hide, branch in enumerate(BRANCHES):
-            result = jax.device_get(unrolled(model, params, batch, key, hide))
-            inputs, outputs[branch], visible, last_id = result
-        state = jax.jit(lambda: model.apply({"params": params}, ROWS, method="empty_context"))()
-        for s in range(model.layout.steps):
-            of_step = operator.itemgetter((slice(None), s))
-            one, want = jax.tree.map(of_step, inputs), jax.tree.map(of_step, outputs["full"])
+        inputs = jax.jit(lambda: make_inputs(model, batch, key, NO_RANDOM_DROPS))()
+        # Of each turn alone the newest text is dropped: later ones still see what it said.
+        without = [
+            unrolled(model, "layers", params, batch, inputs, jnp.zeros(shape, bool).at[:, s].set(True))
+            for s in range(layout.turns)
+        ]
+        wants = {
+            order: jax.device_get(unrolled(model, order, params, batch, inputs, jnp.zeros(shape, bool)))
+            for order in ORDERS
+        }
+        batch, inputs = jax.device_get((batch, inputs))
+        state = idle(model, params, batch.prompt_tokens[:, 0])
+        for s in range(layout.turns):
+            of_turn = operator.itemgetter((slice(None), s))
+            one = jax.tree.map(of_turn, inputs.turns)
             prompts = batch.prompt_tokens[np.arange(ROWS), batch.prompt_index[:, s]]
-            state, got = replayed_step(model, params, state, prompts, batch.reset[:, s], one)
-            for name in ("plan", "inspect", "refine"):
-                tokens = np.where(one.present[:, None], getattr(one, name), PAD_ID)
-                np.testing.assert_array_equal(got[f"{name}_tokens"], tokens)
-                close(got[name], getattr(want, name), tokens != PAD_ID)
-            drawn = {"sketch": one.present, "refined": one.present & refined[:, s]}
-            for name, rows in drawn.items():
-                close(got[f"{name}_end"], getattr(want, f"{name}_end"), rows)
-                for branch in BRANCHES:
-                    velocity = getattr(outputs[branch], f"{name}_velocity")[:, s, 0]
-                    close(got[f"{name}_velocity"][branch], velocity, rows)
-    np.testing.assert_array_equal(state.history.visible, visible)
-    np.testing.assert_array_equal(state.next_id, last_id)
-    assert 0 < (refined & batch.present).sum() < batch.present.sum(), "some rows refine, some do not"
-    assert batch.reset[:, 1:].any(), "some rows hold a second trajectory"
-    assert not (batch.plan_tokens != PAD_ID).any(-1)[batch.present].all(), (
-        "some rows draw straight from the prompt"
-    )
+            state, got = replayed(model, params, state, prompts, batch.is_first[:, s], one)
+            for prompt_end, outputs in wants.values():
+                want, there = jax.tree.map(of_turn, outputs), one.present
+                close(got["prompt_end"], prompt_end[np.arange(ROWS), batch.prompt_index[:, s]], there)
+                for part in ("before", "after"):
+                    tokens = np.where(there[:, None], getattr(one, part), PAD_ID)
+                    np.testing.assert_array_equal(got[f"{part}_tokens"], tokens)
+                    close(got[part], getattr(want, part), tokens != PAD_ID)
+                    counts = (tokens != PAD_ID).sum(1)
+                    ends = getattr(want, part)[np.arange(ROWS), counts - 1]
+                    close(got[f"{part}_end"], ends, counts > 0)
+                    close(got[f"{part}_read"], ends, counts > 0)
+                close(got["image_end"], want.image_end, there)
+                close(got["velocity"]["full"], want.velocity[:, 0], there)
+            # A later draft without a plan still has the prompt's text in training: nothing is dropped there.
+            rows = there & (batch.is_first[:, s] | (one.before != PAD_ID).any(1))
+            close(got["velocity"]["notext"], without[s][1].velocity[:, s, 0], rows)
+    present, refines = batch.present, batch.refines & batch.present
+    assert 0 < refines.sum() < present.sum(), "some rows refine, some do not"
+    assert any(0 < column.sum() < ROWS for column in refines.T), "in the same turn"
+    assert batch.is_first[:, 1:].any(), "some rows hold a second trajectory"
+    assert not (batch.before_tokens != PAD_ID).any(-1)[present].all(), "some draw straight from the prompt"
 
 
 def test_a_closing_token_is_read_where_the_text_ends():

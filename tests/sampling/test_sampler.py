@@ -1,4 +1,4 @@
-"""The interleaved sampler with a random model: form, independence, stops, no recompilation."""
+"""The interleaved sampler with a random model: form, independence, decisions, stops, no recompilation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import pytest
 from sampling_models import LAYOUT, make_model, random_params
 
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.models.context import Memory
-from process_gen.sampling import Sampler, SamplerConfig, stages
-from process_gen.sampling.text import TextSpec, decode
+from process_gen.models.cache import KVCache
+from process_gen.sampling import Sampler, SamplerConfig, turn
+from process_gen.sampling.decisions import Opens
+from process_gen.sampling.text import decode
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.stages import Mode
 
 PROMPTS = ["a red circle", "two blue stars", "a green square", "a red star", "a yellow circle"]
-CONFIG = SamplerConfig(flow_steps=3, temperature=1.0, max_steps=2, seed=4)
-# As many step slots as a trajectory may have: rows that take a second prompt write over the oldest.
-MODEL = make_model(dataclasses.replace(LAYOUT, steps=2, context="full"))
+CONFIG = SamplerConfig(flow_steps=3, temperature=1.0, max_turns=4, seed=4)
+# As many turn slots as a trajectory may have: rows that take a second prompt forget the first one's turns.
+MODEL = make_model(dataclasses.replace(LAYOUT, turns=4, context="full"))
 
 
 @functools.cache
@@ -36,38 +37,40 @@ def drawn():
 
 
 def same(a, b) -> None:
-    assert (a.prompt, a.seed, a.stopped, len(a.steps)) == (b.prompt, b.seed, b.stopped, len(b.steps))
-    for one, two in zip(a.steps, b.steps, strict=True):
-        for name in ("plan_text", "inspect_text", "refine_text"):
+    assert (a.prompt, a.seed, a.stopped, len(a.turns)) == (b.prompt, b.seed, b.stopped, len(b.turns))
+    for one, two in zip(a.turns, b.turns, strict=True):
+        for name in ("refines", "before", "after", "image_ok"):
             assert getattr(one, name) == getattr(two, name)
-        for name in ("sketch", "refined"):
-            pair = getattr(one, name), getattr(two, name)
-            assert (pair[0] is None) == (pair[1] is None)
-            if pair[0] is not None:
-                np.testing.assert_allclose(*(x.astype(int) for x in pair), atol=1)
+        np.testing.assert_allclose(one.image.astype(int), two.image.astype(int), atol=1)
 
 
 def test_trajectories_have_the_stages_of_the_process():
     assert [one.prompt for one in drawn()] == PROMPTS
     for one in drawn():
-        assert 1 <= len(one.steps) <= CONFIG.max_steps
-        assert one.stopped == "model" or len(one.steps) == CONFIG.max_steps
-        images = sum(1 + (step.refined is not None) for step in one.steps)
-        assert one.sampling_steps == images * CONFIG.flow_steps and one.seconds > 0
-        for step in one.steps:
-            assert step.plan_text.startswith(markup.INS) and step.sketch.shape == (16, 16, 3)
-            assert not markup.SPECIAL_PATTERN.search(step.inspect_text)
-            assert (step.refine_text is None) == (step.refined is None)
-            if step.refine_text is not None:
-                assert step.refine_text.startswith(markup.REFINE)
-    steps = [step for one in drawn() for step in one.steps]
-    assert {step.refined is None for step in steps} == {True, False}, "some rows refine, some do not"
+        assert 1 <= len(one.turns) <= CONFIG.max_turns
+        assert one.stopped == "model" or len(one.turns) == CONFIG.max_turns
+        assert one.sampling_steps == len(one.turns) * CONFIG.flow_steps and one.seconds > 0
+        assert one.corrections <= LAYOUT.corrections and not one.given
+        for turn_, following in zip(one.turns, [*one.turns[1:], None], strict=True):
+            assert turn_.image.shape == (16, 16, 3)
+            assert turn_.image_ok != (following is not None and following.refines)
+            if turn_.refines:
+                assert turn_.before.startswith(markup.REFINE)
+            elif turn_.before is not None:
+                assert turn_.before.startswith(markup.INS)
+            if turn_.after is not None:
+                assert not markup.SPECIAL_PATTERN.search(turn_.after)
+    turns = [turn_ for one in drawn() for turn_ in one.turns]
+    for name in ("before", "after"):
+        absent = {getattr(turn_, name) is None for turn_ in turns}
+        assert absent == {True, False}, f"some turns have a text {name} the image, some do not"
+    assert {turn_.refines for turn_ in turns} == {True, False}, "some rows refine, some do not"
 
 
 def test_what_a_random_model_writes_is_malformed_and_nothing_raises():
-    plans = [step.plan for one in drawn() for step in one.steps]
-    assert any(isinstance(plan, markup.Malformed) for plan in plans)
-    assert all(one.to_trajectory().steps for one in drawn())
+    found = [turn_.instruction if turn_.refines else turn_.plan for one in drawn() for turn_ in one.turns]
+    assert any(isinstance(text, markup.Malformed) for text in found)
+    assert all(one.steps for one in drawn())
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours():
@@ -76,12 +79,12 @@ def test_a_prompt_does_not_depend_on_its_neighbours():
         same(one, other)
     copies = sampler().sample([PROMPTS[0]] * 2, seed=[CONFIG.seed, 11])
     same(copies[0], drawn()[0])
-    assert not np.array_equal(copies[0].steps[0].sketch, copies[1].steps[0].sketch)
+    assert not np.array_equal(copies[0].turns[0].image, copies[1].turns[0].image)
 
 
 def compiled() -> dict[str, int]:
-    names = ("write", "draw", "decide", "begin", "blank", "enter", "commit", "row_keys", "step_keys")
-    return {name: getattr(stages, name)._cache_size() for name in names}
+    names = ("write", "draw", "look", "decide", "begin", "blank", "enter", "commit", "row_keys", "turn_keys")
+    return {name: getattr(turn, name)._cache_size() for name in names}
 
 
 def test_nothing_is_compiled_twice():
@@ -101,31 +104,116 @@ def test_progress_tells_what_ended():
         seen += [index for index, _ in progress.finished]
         assert progress.done == len(seen) and progress.total == len(PROMPTS)
     assert sorted(seen) == list(range(len(PROMPTS)))
-    assert progress.steps == sum(len(one.steps) for one in drawn())
+    assert progress.turns == sum(len(one.turns) for one in drawn())
+
+
+def decided(monkeypatch, one: Sampler, *wanted: Opens) -> list[str]:
+    """Lets a sampler decide for the first of `wanted` that it may; the list fills with what it was asked."""
+    asked = []
+
+    def ask(draw, end, keys, allowed):
+        asked.append(draw)
+        first = [next(w for w in wanted if row[w]) if row.any() else Opens.END for row in allowed]
+        return np.array(first)
+
+    monkeypatch.setattr(one, "_ask", ask)
+    return asked
 
 
 @pytest.mark.parametrize(
-    "opens, steps, refined, stopped",
-    [("end_of_text", 1, False, "model"), ("ins", 2, False, "cap"), ("refine", 2, True, "cap")],
+    "wanted, kinds, stopped",
+    [
+        ("inspect end plan", "D+-", "model"),
+        ("inspect plan end", "D+-D+-D+-D+-", "cap"),
+        ("plan image end", "D+ D+ D+ D+ ", "cap"),
+        ("inspect refine plan", "D+-R+-D+-R+-", "cap"),
+        ("refine image", "D  R+ D  R+ ", "cap"),
+        ("image", "D  D  D  D  ", "cap"),
+        ("end image", "D  ", "model"),
+    ],
 )
-def test_decisions_refine_continue_and_stop(monkeypatch, opens, steps, refined, stopped):
-    def decide(draw, choices, end, work):
-        wanted = getattr(MODEL.ids, opens)
-        return np.full(3, wanted if wanted in choices else MODEL.ids.ins)
-
-    monkeypatch.setattr(sampler(), "_decide", decide)
+def test_every_decision_is_asked(monkeypatch, wanted, kinds, stopped):
+    """D a draft and R a correction, + with a text before the image, - after it."""
+    asked = decided(monkeypatch, sampler(), *(Opens[name.upper()] for name in wanted.split()))
     for one in sampler().sample(PROMPTS[:2]):
-        assert len(one.steps) == steps and one.stopped == stopped
-        assert all((step.refined is not None) == refined for step in one.steps)
+        marks = ("DR"[t.refines] + " +"[t.before is not None] + " -"[t.after is not None] for t in one.turns)
+        assert "".join(marks) == kinds and one.stopped == stopped
+    inspected = kinds.count("-")
+    assert asked.count("after_prompt") == 1 and asked.count("after_text") == inspected
+    assert asked.count("after_image") == kinds.count("D") + kinds.count("R")
+
+
+def test_rows_draft_and_correct_side_by_side(monkeypatch):
+    one = sampler()
+
+    def ask(draw, end, keys, allowed):
+        wanted = [[Opens.PLAN, Opens.IMAGE], [Opens.REFINE, Opens.PLAN], [Opens.END, Opens.IMAGE]]
+        return np.array(
+            [next((w for w in some if row[w]), Opens.END) for some, row in zip(wanted, allowed, strict=True)]
+        )
+
+    monkeypatch.setattr(one, "_ask", ask)
+    progress = list(one.stream(PROMPTS[:3]))
+    found = dict(pair for some in progress for pair in some.finished)
+    assert [len(found[i].turns) for i in range(3)] == [4, 4, 1] and len(progress) == 4
+    assert [t.refines for t in found[0].turns] == [False] * 4
+    assert [t.refines for t in found[1].turns] == [False, True, False, True]
+
+
+def test_a_trajectory_has_a_budget_of_euler_steps(monkeypatch):
+    one = Sampler(
+        MODEL, random_params(), scenes_tokenizer(), dataclasses.replace(CONFIG, max_flow_steps=7), rows=3
+    )
+    decided(monkeypatch, one, Opens.IMAGE)
+    for trajectory in one.sample(PROMPTS[:2]):
+        assert len(trajectory.turns) == 2 and trajectory.stopped == "cap" and trajectory.sampling_steps == 6
+
+
+def shares(hidden: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """The probabilities of what may be decided, [B, C]."""
+    ids = list(turn_choices())
+    logits = jax.jit(lambda h: MODEL.apply({"params": random_params()}, h, method="logits"))(hidden)
+    return np.asarray(jax.nn.softmax(jnp.where(allowed, logits[:, jnp.array(ids)], -jnp.inf)))
+
+
+def turn_choices() -> tuple[int, ...]:
+    ids = MODEL.ids
+    return ids.im_start, ids.refine, ids.ins, ids.vision_start, ids.end_of_text
+
+
+def test_a_threshold_decides_what_is_corrected(rng):
+    hidden = rng.standard_normal((64, MODEL.config.width)).astype(np.float32)
+    allowed = np.ones((64, 5), bool)
+    allowed[::2, Opens.INSPECT] = False
+    allowed[:8, Opens.REFINE] = False
+    keys, share = jax.random.split(jax.random.key(0), 64), shares(hidden, allowed)
+    others = np.where(np.arange(5) == Opens.REFINE, 0, share).argmax(1)
+    for threshold in (0.0, 0.1, 0.4, 1.0):
+        settings = (turn_choices(), 0.0, threshold, "after_image", random_params())
+        found = np.asarray(turn.decide(MODEL, *settings, hidden, allowed, keys))
+        refines = allowed[:, Opens.REFINE] & (share[:, Opens.REFINE] >= threshold)
+        np.testing.assert_array_equal(found, np.where(refines, Opens.REFINE, others))
+    plain = np.asarray(
+        turn.decide(MODEL, turn_choices(), 0.0, None, "after_image", random_params(), hidden, allowed, keys)
+    )
+    np.testing.assert_array_equal(plain, share.argmax(1))
+
+
+def test_what_no_row_asks_for_is_not_run(monkeypatch):
+    """Images straight from the prompt: nothing is written, nothing is decided."""
+    for name in ("write", "decide"):
+        monkeypatch.setattr(turn, name, None)
+    (one,) = sampler(mode=Mode.SINGLE_PASS).sample(PROMPTS[:1])
+    assert len(one.turns) == 1 and one.stopped == "model"
 
 
 @pytest.mark.parametrize("mode, text_scale", [(Mode.PLAN_ONLY, 1.0), (Mode.SINGLE_PASS, 2.0)])
 def test_baselines_draw_one_image(mode, text_scale):
     for one in sampler(mode=mode, text_scale=text_scale).sample(PROMPTS[:2]):
-        (step,) = one.steps
+        (only,) = one.turns
         assert one.mode is mode and one.stopped == "model" and one.sampling_steps == CONFIG.flow_steps
-        assert (step.plan_text is None) == (mode is Mode.SINGLE_PASS)
-        assert step.sketch is not None and step.inspect_text is None and step.refined is None
+        assert (only.before is None) == (mode is Mode.SINGLE_PASS)
+        assert only.after is None and not only.refines
 
 
 def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
@@ -135,18 +223,10 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def write(params):
-        spec = TextSpec(6, (ids.im_start,), (), MODEL.config.vocab_size)
-        memory = Memory.empty(MODEL.config, 4, 0)
-        next_id = jnp.zeros(4, jnp.int32)
-        return decode(
-            MODEL,
-            params,
-            memory,
-            next_id,
-            rows,
-            spec,
-            lambda _, at: jnp.where(at >= lengths, ids.im_end, word),
-        )
+        nothing, cache = (KVCache.empty(MODEL.config, 4, keys) for keys in (0, 9))
+        prefix = jnp.where(rows[:, None], ids.im_start, PAD_ID).astype(jnp.int32)
+        given = (nothing, [], cache, slice(2, 8), jnp.zeros(4, jnp.int32), prefix)
+        return decode(MODEL, params, *given, lambda _, at: jnp.where(at >= lengths, ids.im_end, word))
 
     text = write(random_params())
     start, end = ids.im_start, ids.im_end
@@ -157,4 +237,5 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
         [pad] * 6,
     ]
     np.testing.assert_array_equal(text.tokens, want)
-    np.testing.assert_array_equal(text.memory.visible, np.array(want) != pad)
+    np.testing.assert_array_equal(text.cache.mask[:, 2:8], np.array(want) != pad)
+    assert not text.cache.mask[:, :2].any() and not text.cache.mask[:, 8:].any()

@@ -1,0 +1,65 @@
+"""What may follow what: the learned decisions of a trajectory, and when nothing is left to decide.
+
+    after a prompt         `<ins>` a plan | `<|vision_start|>` an image
+    after an image         `<|im_start|>` an inspection | what follows a turn
+    after an inspection    what follows a turn
+
+    what follows a turn: `<refine>` | `<ins>` | `<|vision_start|>` | the end
+
+(see `trajectory.controls`). A mode, the slots of the layout, and the corrections that a
+step has had take choices away.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Mode
+
+
+class Opens(enum.IntEnum):
+    """What a closing token opens; the value is its place among the choices of `turn.decide`."""
+
+    INSPECT = 0
+    REFINE = 1
+    PLAN = 2
+    IMAGE = 3
+    END = 4
+
+
+NOTHING = -1
+"""In place of a decision, in rows that take none."""
+
+
+def choice_ids(ids: ControlIds) -> tuple[int, ...]:
+    """The tokens that say so, in the order of `Opens`."""
+    return (ids.im_start, ids.refine, ids.ins, ids.vision_start, ids.end_of_text)
+
+
+def after_prompt(mode: Mode, layout: Layout) -> frozenset[Opens]:
+    """How a trajectory may begin."""
+    if mode == Mode.PLAN_ONLY:
+        return frozenset({Opens.PLAN})
+    if mode == Mode.SINGLE_PASS or not layout.before:
+        return frozenset({Opens.IMAGE})
+    return frozenset({Opens.PLAN, Opens.IMAGE})
+
+
+def after_turn(mode: Mode, layout: Layout, corrections: int) -> frozenset[Opens]:
+    """What may follow a turn whose step has had so many `corrections`."""
+    if mode != Mode.PROCESS:
+        return frozenset({Opens.END})
+    found = {Opens.IMAGE, Opens.END}
+    if layout.before:
+        found.add(Opens.PLAN)
+        if corrections < layout.corrections:
+            found.add(Opens.REFINE)
+    return frozenset(found)
+
+
+def after_image(mode: Mode, layout: Layout, corrections: int) -> frozenset[Opens]:
+    """What may follow an image: an inspection too, in the whole process."""
+    inspects = {Opens.INSPECT} if mode == Mode.PROCESS and layout.after else set()
+    return after_turn(mode, layout, corrections) | inspects

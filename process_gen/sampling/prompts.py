@@ -1,0 +1,131 @@
+"""What goes into a model at the start of a trajectory: prompts, and turns that are given."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import numpy as np
+
+from process_gen.models.unified import UnifiedModel
+from process_gen.sampling.config import PromptError
+from process_gen.trajectory import markup
+from process_gen.trajectory.batch import PAD_ID
+from process_gen.trajectory.stages import Turn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a trajectory is to draw; the attributes are those of `Trajectory`."""
+
+    text: str
+    image: np.ndarray | None = None
+    instruction: str = ""
+
+    @property
+    def hash(self) -> int:
+        """Of its texts, in [0, 2^32): part of the trajectory's random key."""
+        return zlib.crc32((self.text + self.instruction).encode())
+
+
+def make_prompt(model: UnifiedModel, text: str, image: np.ndarray | None) -> Prompt:
+    """A prompt of one text, which stands after its image where the layout has a slot there."""
+    if image is not None and model.layout.instruction:
+        return Prompt("", image, text)
+    return Prompt(text, image)
+
+
+def idle_slots(model: UnifiedModel) -> dict[str, np.ndarray]:
+    """The slots of a prompt in a row that holds none: `tokens`, and what else the layout has room for."""
+    layout = model.layout
+    slots = {"tokens": np.full(layout.prompt, PAD_ID, np.int32)}
+    if layout.prompt_image:
+        slots |= {"images": np.zeros((*layout.image_size, 3), np.uint8), "has_image": np.asarray(False)}
+    if layout.instruction:
+        slots["instruction"] = np.full(layout.instruction, PAD_ID, np.int32)
+    return slots
+
+
+def encode_prompt(model: UnifiedModel, tokenizer: Any, prompt: Prompt) -> dict[str, np.ndarray]:
+    """The slots of a prompt.
+
+    Raises:
+      PromptError: a text is empty, holds what no text may hold, or is too long (the
+        message says how many tokens fit), or the image does not fit the layout.
+    """
+    layout, image, slots = model.layout, prompt.image, idle_slots(model)
+    if prompt.instruction and image is None:
+        raise PromptError("an instruction stands after an input image, and there is none")
+    if prompt.instruction and not layout.instruction:
+        raise PromptError("the model has no room for a text after an input image (layout.instruction is 0)")
+    if prompt.text or not prompt.instruction:
+        slots["tokens"] = _slot(model, tokenizer, _checked(prompt.text), layout.prompt, "prompt")
+    if prompt.instruction:
+        text = _checked(prompt.instruction)
+        slots["instruction"] = _slot(model, tokenizer, text, layout.instruction, "instruction")
+    if image is None:
+        return slots
+    if not layout.prompt_image:
+        raise PromptError("the model has no room for an input image (layout.prompt_image is False)")
+    return slots | {"images": _fitting(model, image, "an input image"), "has_image": np.asarray(True)}
+
+
+def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np.ndarray | None]:
+    """The slots of a given turn: `before` and `after`, None where absent, and `image`.
+
+    Raises:
+      PromptError: a text or the image does not fit the layout, or is not what such a turn holds.
+    """
+    texts = {"before": turn.before, "after": turn.after}
+    opening = markup.REFINE if turn.refines else markup.INS
+    if turn.before is not None and not turn.before.startswith(opening):
+        raise PromptError(f"the text before the image of a {turn.kind.value} turn starts with {opening}")
+    if turn.refines and turn.before is None:
+        raise PromptError(f"a refine turn has a text before its image, {markup.REFINE}..{markup.REFINE_END}")
+    slots: dict[str, np.ndarray | None] = {"image": _fitting(model, turn.image, "the image of a given turn")}
+    for name, text in texts.items():
+        if text is None:
+            slots[name] = None
+            continue
+        check = markup.check_characters if name == "before" else markup.check_plain
+        try:
+            check(text, f"the text {name} a given image")
+        except ValueError as error:
+            raise PromptError(str(error)) from None
+        if not (size := getattr(model.layout, name)):
+            raise PromptError(f"the model has no room for a text {name} an image (layout.{name} is 0)")
+        slots[name] = _slot(model, tokenizer, text, size, name)
+    return slots
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise PromptError("the prompt is empty")
+    try:
+        return markup.check_plain(text, "the prompt")
+    except ValueError as error:
+        raise PromptError(str(error)) from None
+
+
+def _slot(model: UnifiedModel, tokenizer: Any, text: str, size: int, name: str) -> np.ndarray:
+    """A text between its brackets, padded."""
+    ids, asked = tokenizer.encode(text), name in ("prompt", "instruction")
+    what = "the prompt" if asked else f"the text {name} an image"
+    if asked and not ids:
+        raise PromptError(f"the prompt {text!r} has no tokens")
+    if len(ids) > size - 2:
+        raise PromptError(
+            f"{what} has {len(ids)} tokens, {size - 2} fit (layout.{name} = {size}, two of which are "
+            f"brackets): {text[:60]!r}"
+        )
+    slot = np.full(size, PAD_ID, np.int32)
+    slot[: len(ids) + 2] = [model.ids.im_start, *ids, model.ids.im_end]
+    return slot
+
+
+def _fitting(model: UnifiedModel, image: np.ndarray, what: str) -> np.ndarray:
+    wanted = (*model.layout.image_size, 3)
+    if image.dtype != np.uint8 or image.shape != wanted:
+        raise PromptError(f"{what} is {image.dtype}{list(image.shape)}, the model takes uint8{list(wanted)}")
+    return image

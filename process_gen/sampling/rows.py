@@ -1,0 +1,166 @@
+"""The trajectories under way, as the host keeps them: one for each row of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.models.unified import UnifiedModel
+from process_gen.sampling import decisions
+from process_gen.sampling.config import PromptError, SamplerConfig
+from process_gen.sampling.decisions import Opens
+from process_gen.sampling.prompts import Prompt, encode_prompt, encode_turn
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.sampled import SampledTrajectory, Stopped
+from process_gen.trajectory.stages import Mode, Trajectory, Turn, steps_of
+
+
+@dataclasses.dataclass
+class Row:
+    """A trajectory under way.
+
+    Attributes:
+      index: number of the prompt.
+      prompt, seed: what is drawn.
+      given: turns to begin with, which are read and not drawn.
+      source: where they come from; None where there are none.
+      turns: those that are done.
+      opens: what follows them.
+      images: how many were drawn.
+      seconds: its share of the time.
+    """
+
+    index: int
+    prompt: Prompt
+    seed: int
+    given: tuple[Turn, ...] = ()
+    source: Trajectory | None = None
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    opens: Opens = Opens.IMAGE
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def now(self) -> Turn | None:
+        """The turn under way, if it is given."""
+        return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
+
+    @property
+    def next(self) -> Turn | None:
+        """The turn after that, if it is given."""
+        return self.given[len(self.turns) + 1] if len(self.turns) + 1 < len(self.given) else None
+
+    def choices(self, draw: str, mode: Mode, layout: Layout) -> frozenset[Opens]:
+        """What may be decided at one of `turn.DRAWS`; a given turn leaves no choice."""
+        if draw == "after_prompt":
+            return decisions.after_prompt(mode, layout) if self.now is None else _opening(self.now)
+        if draw == "after_image" and self.now is not None and self.now.after is not None:
+            return frozenset({Opens.INSPECT})
+        if self.next is not None:
+            return _opening(self.next)
+        follows = decisions.after_image if draw == "after_image" else decisions.after_turn
+        return follows(mode, layout, self._corrections)
+
+    @property
+    def _corrections(self) -> int:
+        """Refine turns of the step under way, with the turn under way."""
+        if self.opens != Opens.REFINE:
+            return 0
+        run = next((n for n, turn in enumerate(reversed(self.turns)) if not turn.refines), len(self.turns))
+        return 1 + run
+
+    def add(self, texts: Mapping[str, str], image: np.ndarray, opens: Opens) -> None:
+        """The turn under way is done, with `before` and `after` as they were written; `opens` follows."""
+        if (turn := self.now) is None:
+            turn = Turn(image.copy(), texts.get("before"), texts.get("after"), self.opens == Opens.REFINE)
+            self.images += 1
+        elif turn.after is None and "after" in texts:
+            turn = dataclasses.replace(turn, after=texts["after"])
+        self.turns.append(turn)
+        self.opens = opens
+
+    def stopped(self, config: SamplerConfig) -> Stopped | None:
+        """Who ended the trajectory, None while it goes on."""
+        if self.opens == Opens.END:
+            return "model"
+        if len(self.turns) < len(self.given):
+            return None
+        most = config.max_flow_steps // config.flow_steps if config.max_flow_steps else self.images + 1
+        return "cap" if len(self.turns) >= config.max_turns or self.images >= most else None
+
+    def trajectory(self, config: SamplerConfig, stopped: Stopped) -> SampledTrajectory:
+        """The trajectory as it stands; a drawn image that was corrected is not as it should be."""
+        turns = list(self.turns)
+        for i in range(len(self.given), len(turns) - 1):
+            if turns[i + 1].refines:
+                turns[i] = dataclasses.replace(turns[i], image_ok=False)
+        return SampledTrajectory(
+            prompt=self.prompt.text,
+            turns=tuple(turns),
+            uid=self.source.uid if self.source else "",
+            metadata=self.source.metadata if self.source else {},
+            prompt_image=self.prompt.image,
+            instruction=self.prompt.instruction,
+            mode=config.mode,
+            seed=self.seed,
+            stopped=stopped,
+            given=len(self.given),
+            sampling_steps=self.images * config.flow_steps,
+            seconds=self.seconds,
+        )
+
+
+def occupied(rows: Sequence[Row | None]) -> np.ndarray:
+    """[B] bool: rows that hold a trajectory."""
+    return np.array([row is not None for row in rows])
+
+
+def taken_up(
+    model: UnifiedModel,
+    tokenizer: Any,
+    config: SamplerConfig,
+    index: int,
+    source: Trajectory,
+    turns: int,
+    text: str | None,
+    seed: int,
+) -> Row:
+    """A trajectory of which so many turns are given.
+
+    Args:
+      model, tokenizer, config: of the sampler.
+      index, source, turns, seed: see `Row`.
+      text: in the place of the prompt's last text, if it is to be another one.
+
+    Raises:
+      PromptError: there are not so many turns, or they do not fit the model.
+    """
+    if not 0 <= turns <= len(source.turns):
+        raise PromptError(f"{turns} turns are to be kept, the trajectory has {len(source.turns)}")
+    given, layout = source.turns[:turns], model.layout
+    most = min(config.max_turns, layout.turns) if layout.context == "full" else config.max_turns
+    if turns > most:
+        raise PromptError(f"{turns} turns are to be kept, a trajectory has {most} (sampling.max_turns)")
+    corrections = max((len(step.refines) for step in steps_of(given)), default=0)
+    if corrections > layout.corrections:
+        raise PromptError(
+            f"a step is corrected {corrections} times, the model was made for layout.corrections = "
+            f"{layout.corrections}"
+        )
+    prompt = Prompt(source.prompt, source.prompt_image, source.instruction)
+    if text is not None:
+        prompt = dataclasses.replace(prompt, **{"instruction" if source.instruction else "text": text})
+    encode_prompt(model, tokenizer, prompt)
+    for turn in given:
+        encode_turn(model, tokenizer, turn)
+    return Row(index, prompt, seed, given, source)
+
+
+def _opening(turn: Turn) -> frozenset[Opens]:
+    """What opens a given turn, as the only choice."""
+    if turn.refines:
+        return frozenset({Opens.REFINE})
+    return frozenset({Opens.IMAGE if turn.before is None else Opens.PLAN})

@@ -1,0 +1,152 @@
+"""A turn under way for all rows: what is known so far, and what the next piece of it sees.
+
+Rows draft and correct side by side: both kinds of turn have the same slots, and
+which kind a row is in is data. The parts of the turn stand in one cache, at the
+places at which the history will hold them.
+
+B rows, M keys, T tokens of a text slot, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from process_gen.models.cache import KEYS, Context, KVCache, part_slices, prompt_slices
+from process_gen.trajectory.layout import Layout
+
+
+@flax.struct.dataclass
+class SamplingState:
+    """A turn under way.
+
+    Attributes:
+      context: what came before the turn.
+      turn: the turn so far, `layout.visible_tokens` keys; its mask tells what is there.
+      position: [B] int32, the next rotary position.
+      refines: [B] bool, rows in a refine turn.
+      rows: [B] bool, rows that take part in the next piece.
+      keys: [B] random keys of this turn.
+      texts: the same turn as a reader of the texts alone knows it, where guidance
+        by images asks for one.
+    """
+
+    context: Context
+    turn: KVCache
+    position: Any
+    refines: Any
+    rows: Any
+    keys: Any
+    texts: SamplingState | None = None
+
+    def opened(self, refines: jax.Array, keys: jax.Array) -> SamplingState:
+        """At the start of a turn; arguments are attributes."""
+        texts = None if self.texts is None else self.texts.opened(refines, keys)
+        return self.replace(refines=refines, keys=keys, texts=texts)
+
+    def taking(self, rows: jax.Array) -> SamplingState:
+        """With other rows in the next piece."""
+        texts = None if self.texts is None else self.texts.taking(rows)
+        return self.replace(rows=rows, texts=texts)
+
+    def holding(self, new: Extended) -> SamplingState:
+        """With a text or an image more; the reader of the texts alone hears of texts only."""
+        texts = self.texts if new.texts is None else self.texts.holding(new.texts)
+        return self.replace(turn=new.turn, position=new.position, texts=texts)
+
+    def history(self, layout: Layout) -> KVCache:
+        """The earlier turns as this one sees them."""
+        return self.context.seen(layout, self.refines)
+
+    def after(self, context: Context, turn: KVCache) -> SamplingState:
+        """Between two turns."""
+        return self.replace(context=context, turn=turn, position=context.position)
+
+
+@flax.struct.dataclass
+class Extended:
+    """What a text or an image adds to a turn.
+
+    Attributes:
+      turn: the turn with it.
+      position: [B] int32, the rotary position that follows.
+      end: [B, D], hidden state of its closing token.
+      tokens: [B, T] int32 of a text, padded, all padding in rows that took no part.
+      texts: the same for the reader of the texts alone, if there is one.
+    """
+
+    turn: KVCache
+    position: Any
+    end: Any
+    tokens: Any = None
+    texts: Extended | None = None
+
+
+def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, KVCache, jax.Array]:
+    """The prompt and the turn without the newest text, and the rotary position [B] of the image then.
+
+    The newest text is the one before the image in its turn, else the last text of
+    the prompt, as in training's conditioning dropout. The image has the position
+    with which that text began, unless something stands between the two.
+    """
+    prompt, turn, moved = state.context.prompt, state.turn, jnp.zeros_like(state.position)
+    bare = jnp.ones_like(state.refines)
+    if layout.visible_parts["before"]:
+        before = turn.mask & _within(turn, part_slices(layout)["before"])
+        turn, bare, moved = turn.only(~before), ~before.any(1), _count(before)
+    first = state.context.step[:, -1] < 0 if layout.history else jnp.ones_like(bare)
+    texts = {name: there for name, there in _prompt_parts(layout, prompt).items() if name != "prompt_image"}
+    for name, there in reversed(texts.items()):
+        newest = there & bare[:, None]
+        bare = bare & ~there.any(1)
+        prompt = prompt.only(~newest)
+        ends = first & ~_shows_image(layout, state) if name == "prompt" else first
+        moved = moved + _count(newest) * ends
+    return prompt, turn, state.position - moved
+
+
+def _prompt_parts(layout: Layout, prompt: KVCache) -> dict[str, jax.Array]:
+    """[B, M] bool by part: the keys of a prompt that are there."""
+    return {name: prompt.mask & _within(prompt, place) for name, place in prompt_slices(layout).items()}
+
+
+def _shows_image(layout: Layout, state: SamplingState) -> jax.Array:
+    """[B] bool: rows whose prompt has an input image."""
+    image = _prompt_parts(layout, state.context.prompt).get("prompt_image")
+    return jnp.zeros_like(state.refines) if image is None else image.any(1)
+
+
+def _within(cache: KVCache, place: slice) -> jax.Array:
+    """[1, M] bool: the keys of one part."""
+    at = jnp.arange(cache.mask.shape[1])
+    return ((at >= place.start) & (at < place.stop))[None]
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return mask.sum(1, dtype=jnp.int32)
+
+
+def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCache, ...], jax.Array]:
+    """What a branch of guidance sees: (history, prompt, turn), and the rotary position [B] of its image.
+
+    `full` sees everything; `notext` everything but the newest text; `noimg` what
+    the reader of the texts alone knows (BAGEL, arXiv 2505.14683).
+    """
+    if name == "noimg":
+        return branch(layout, state.texts, "full")
+    history, prompt, turn, position = state.history(layout), state.context.prompt, state.turn, state.position
+    if name == "notext":
+        prompt, turn, position = without_newest_text(layout, state)
+    return (history, prompt, turn), position
+
+
+def stacked(caches: Sequence[KVCache]) -> KVCache:
+    """Caches of as many keys as one batch, row after row."""
+    if len(caches) == 1:
+        return caches[0]
+    k, v = (jnp.concatenate([getattr(c, name) for c in caches], axis=KEYS - 2) for name in ("k", "v"))
+    return KVCache(k, v, jnp.concatenate([c.mask for c in caches], axis=0))

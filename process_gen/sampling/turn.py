@@ -1,0 +1,302 @@
+"""The pieces of a turn, for all rows at once: what is compiled.
+
+    begin, enter                   a prompt takes the place of an ended trajectory
+    write before, draw, look       a text and an image, in the rows that ask for them
+    decide, write after, decide    what follows
+    commit                         the turn becomes history
+
+Each function is jitted once, with the model and a spec as static arguments, and
+made of the model's own pieces. The autoencoder has programs of its own, `show`
+and `see`: its convolutions take a TPU's compiler longer than the whole backbone,
+and so they are compiled once for all images.
+
+B rows, M keys, C choices, N latent tokens, V values of a latent token, D width,
+P ViT tokens of an image, U values of one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from process_gen.models import autoencoder
+from process_gen.models.assembly import at_token, token_count
+from process_gen.models.cache import Context, KVCache, part_slices
+from process_gen.models.partition import constrain
+from process_gen.models.turn_io import PromptInputs
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import vit_patches
+from process_gen.sampling import flow
+from process_gen.sampling.state import Extended, SamplingState, branch, stacked
+from process_gen.sampling.text import TextSpec, choose, decode
+from process_gen.trajectory.batch import PAD_ID
+
+DRAWS = ("after_prompt", "before", "image", "after_image", "after", "after_text", "answer")
+"""What draws random numbers in a turn; each folds its place here into the turn's key."""
+
+
+def _keys(keys: jax.Array, draw: str, *more: jax.Array) -> jax.Array:
+    """The random keys [B] of one draw of a turn, folded with the numbers `more` [] besides."""
+    for number in (DRAWS.index(draw), *more):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    return keys
+
+
+@jax.jit
+def row_keys(seeds: jax.Array, hashes: jax.Array) -> jax.Array:
+    """[B] random keys of trajectories, from seeds and hashes of prompts, [B] uint32 each."""
+    return jax.vmap(lambda seed, prompt: jax.random.fold_in(jax.random.key(seed), prompt))(seeds, hashes)
+
+
+@jax.jit
+def turn_keys(keys: jax.Array, turns: jax.Array) -> jax.Array:
+    """[B] random keys of each row's turn, numbered [B] int32 from the start of its trajectory."""
+    return jax.vmap(jax.random.fold_in)(keys, turns)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def see(model: UnifiedModel, images: jax.Array, frozen: Any = None) -> tuple[jax.Array, jax.Array | None]:
+    """What the model takes of images [B, H, W, 3] uint8: latents [B, N, V], for a ViT patches [B, P, U]."""
+    latents = autoencoder.to_tokens(model.config, images, frozen)
+    return latents, vit_patches(model, images, latents)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def show(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Array:
+    """Latents [B, N, V] as images [B, H, W, 3] uint8."""
+    return autoencoder.to_images(model.config, model.layout, latents, frozen)
+
+
+# -------------------------------------------------------------------- prompts
+
+
+@flax.struct.dataclass
+class Prompts:
+    """The prompts of all rows; all padding in rows that stay idle.
+
+    Attributes:
+      tokens: [B, T] int32.
+      latents, patches: of input images, see `see`; None where the layout has no room.
+      has_image: [B] bool.
+      instruction: [B, T] int32, texts after the images; None where the layout has no room.
+    """
+
+    tokens: Any
+    latents: Any = None
+    patches: Any = None
+    has_image: Any = None
+    instruction: Any = None
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def begin(model: UnifiedModel, params: Any, prompts: Prompts) -> tuple[KVCache, jax.Array, jax.Array]:
+    """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token."""
+    inputs = PromptInputs(
+        prompts.tokens, prompts.latents, prompts.patches, prompts.instruction, prompts.has_image
+    )
+    context, end = model.apply({"params": params}, inputs, method="begin")
+    return context.prompt, context.position, end
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def blank(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Context, KVCache]:
+    """The context of fresh prompts, and a turn that has not begun."""
+    rows = position.shape[0]
+    context = Context.empty(model.config, model.layout, rows)
+    context = context.started(jnp.ones(rows, bool), prompt, position)
+    turn = KVCache.empty(model.config, rows, model.layout.visible_tokens)
+    return context.replace(history=_split(context.history)), _split(turn)
+
+
+def _split(cache: KVCache) -> KVCache:
+    """Keys and values over the devices that rows and heads are split over."""
+    k, v = (constrain("a context", x, None, "rows", "kv_heads", None, None) for x in (cache.k, cache.v))
+    return cache.replace(k=k, v=v)
+
+
+@functools.partial(jax.jit, donate_argnames="context")
+def enter(context: Context, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
+    """The context, which is given up, with new prompts in the rows `fresh` [B]."""
+    return context.started(fresh, prompt, position)
+
+
+# ----------------------------------------------------------------- text, image
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec", "part"))
+def write(
+    model: UnifiedModel, spec: TextSpec, part: str, params: Any, state: SamplingState, given: jax.Array
+) -> Extended:
+    """The text `before` or `after` an image.
+
+    `given` [B, T] int32 holds texts that are not for the model to write; padding elsewhere.
+    """
+    place = part_slices(model.layout)[part]
+    opening = [jnp.full_like(state.position, model.ids.im_start)]
+    if part == "before":
+        opening.append(jnp.where(state.refines, model.ids.refine, model.ids.ins).astype(jnp.int32))
+    is_given = given[:, 0] != PAD_ID
+    prefix = jnp.stack(opening, axis=1)
+    prefix = jnp.where(is_given[:, None], given[:, : prefix.shape[1]], prefix)
+    prefix = jnp.where(state.rows[:, None], prefix, PAD_ID)
+    pick = _picker(model, spec, part, params, state.keys)
+
+    def written_or_given(hidden, at):
+        told = jax.lax.dynamic_slice_in_dim(given, at, 1, 1)[:, 0]
+        return jnp.where(is_given, told, pick(hidden, at))
+
+    history, context = state.history(model.layout), [state.context.prompt]
+    text = decode(
+        model, params, history, context, state.turn, place, state.position, prefix, written_or_given
+    )
+    count = token_count(text.tokens)
+    end = at_token(text.hidden, count - 1)
+    texts = None if state.texts is None else read(model, part, params, state.texts, text.tokens)
+    return Extended(text.cache, state.position + count, end, text.tokens, texts)
+
+
+def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: jax.Array):
+    """Picks the next token among those that the spec allows."""
+    allowed = spec.allowed(model.config.vocab_size)
+    allowed[model.ids.im_end] = True
+
+    def pick(hidden, at):
+        logits = model.apply({"params": params}, hidden, method="logits")
+        return choose(logits, jnp.asarray(allowed)[None], spec.temperature, _keys(keys, draw, at))
+
+    return pick
+
+
+def read(model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array) -> Extended:
+    """A given text [B, T] `before` or `after` an image, all of it at once."""
+    place, pieces = part_slices(model.layout)[part], [state.context.prompt, state.turn]
+    given = (state.history(model.layout), pieces, tokens, state.position)
+    hidden, new = model.apply({"params": params}, *given, method="extend_text")
+    count = token_count(tokens)
+    turn = state.turn.write(new, place.start)
+    return Extended(turn, state.position + count, at_token(hidden, count - 1), tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec"))
+def answer(
+    model: UnifiedModel, spec: TextSpec, params: Any, prompt: KVCache, position: jax.Array, rows, keys
+) -> jax.Array:
+    """What the model says to prompts in words, [B, T] int32, in the `rows` [B]."""
+    cache = KVCache.empty(model.config, rows.shape[0], spec.size)
+    prefix = jnp.where(rows[:, None], model.ids.im_start, PAD_ID).astype(jnp.int32)
+    nothing, place = KVCache.empty(model.config, rows.shape[0], 0), slice(0, spec.size)
+    pick = _picker(model, spec, "answer", params, keys)
+    return decode(model, params, nothing, [prompt], cache, place, position, prefix, pick).tokens
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec"))
+def draw(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: SamplingState) -> jax.Array:
+    """The latents [B, N, V] of the turn's image out of noise.
+
+    What later tokens see of it is read from its pixels, so that a trajectory
+    can be taken up again from the pictures it left on disk.
+    """
+    velocity = velocity_of(model, params, state, {("full",), spec.branches})
+    shape = (model.layout.latents, model.layout.latent_values)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(state.keys, "image"))
+    return flow.integrate(spec, velocity, noise)
+
+
+def velocity_of(
+    model: UnifiedModel, params: Any, state: SamplingState, sets: Collection[tuple[str, ...]]
+) -> flow.Velocity:
+    """The velocity of an image after what a turn has so far, for some `sets` of branches of guidance."""
+    branches = {name: branch(model.layout, state, name) for names in sets for name in names}
+    caches = {
+        names: [stacked(parts) for parts in zip(*(branches[name][0] for name in names), strict=True)]
+        for names in sets
+    }
+
+    def velocity(names, x, t):
+        count, (history, *context) = len(names), caches[names]
+        position, t = jnp.concatenate([branches[name][1] for name in names]), jnp.broadcast_to(t, x.shape[0])
+        given = (history, context, jnp.concatenate([x] * count), jnp.concatenate([t] * count), position)
+        v = model.apply({"params": params}, *given, method="velocity")
+        return dict(zip(names, jnp.split(v, count), strict=True))
+
+    return velocity
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def look(
+    model: UnifiedModel, params: Any, latents: jax.Array, patches: jax.Array | None, state: SamplingState
+) -> Extended:
+    """Reads the turn's image, given as what `see` makes of it."""
+    pieces = [state.context.prompt, state.turn]
+    given = (state.history(model.layout), pieces, latents, patches, state.position)
+    end, new = model.apply({"params": params}, *given, method="extend_image")
+    place = part_slices(model.layout)["image"]
+    turn = state.turn.write(new.only(state.rows[:, None]), place.start)
+    return Extended(turn, state.position + model.layout.state_ids * state.rows.astype(jnp.int32), end)
+
+
+# ----------------------------------------------------------- decisions, the end
+
+
+@functools.partial(jax.jit, static_argnames=("model", "choices", "temperature", "threshold", "draw"))
+def decide(
+    model: UnifiedModel,
+    choices: tuple[int, ...],
+    temperature: float,
+    threshold: float | None,
+    draw: str,
+    params: Any,
+    hidden: jax.Array,
+    allowed: jax.Array,
+    keys: jax.Array,
+) -> jax.Array:
+    """What a closing token with hidden state [B, D] opens.
+
+    Args:
+      model, params: the model.
+      choices: ids, C of them.
+      temperature: 0 is greedy.
+      threshold: `<refine>` is opened where its probability among what is allowed
+        is at least this, and nowhere else; None decides it as all else.
+      draw: one of `DRAWS`.
+      hidden: [B, D].
+      allowed: [B, C] bool.
+      keys: [B] random keys of the turn.
+
+    Returns:
+      [B] int32, the place of the opened id in `choices`.
+    """
+    logits = model.apply({"params": params}, hidden, method="logits")[:, jnp.asarray(choices)]
+    keys = _keys(keys, draw)
+    if threshold is None:
+        return choose(logits, allowed, temperature, keys)
+    refine = choices.index(model.ids.refine)
+    shares = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+    refines = allowed[:, refine] & (shares[:, refine] >= threshold)
+    others = allowed & (jnp.arange(len(choices)) != refine)[None]
+    return jnp.where(refines, refine, choose(logits, others, temperature, keys)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="context")
+def commit(
+    model: UnifiedModel,
+    context: Context,
+    turn: KVCache,
+    rows: jax.Array,
+    refines: jax.Array,
+) -> tuple[Context, jax.Array]:
+    """The context, which is given up, after a turn, and the mask of a turn that has not begun.
+
+    Args:
+      model: the modules.
+      context: what came before the turn, with the position that the turn has come to.
+      turn, refines: see `SamplingState`.
+      rows: [B] bool, those that had a turn.
+    """
+    context = context.pushed(model.layout, turn, rows, refines, context.position)
+    return context, jnp.zeros_like(turn.mask)
