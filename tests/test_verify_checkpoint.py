@@ -6,14 +6,16 @@ import pathlib
 import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from process_gen import convert, verify_checkpoint
 from process_gen.checkpoints.errors import CheckpointMismatch
-from process_gen.parity.answers import Entry, is_given
+from process_gen.parity.answers import Entry, distance, is_given, stored_gradients
 from process_gen.parity.golden import read_golden
+from process_gen.parity.training import training_answers
 from process_gen.weights import read_weights
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "bagel_tiny"
@@ -36,6 +38,19 @@ def entries() -> dict[str, Entry]:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_known_answer_comes_out_of_our_own_parts(entries, name):
     assert entries[name].error < 1e-4
+
+
+@pytest.mark.slow  # forward and backward once more
+def test_the_scan_over_turns_gives_the_same_answers_as_the_loop_over_layers():
+    weights, golden = read_weights(str(FOLDER)), read_golden(FOLDER)
+    model, _ = verify_checkpoint.opened(weights, "float32")
+    config = verify_checkpoint.computed_as(weights.model, model, "float32")
+    with jax.default_matmul_precision("highest"):
+        found, gradients = training_answers(golden, config, verify_checkpoint.as_tree(model), order="scan")
+    found |= stored_gradients(golden, config, gradients)
+    traced = {"train_hidden", "train_position_ids", "train_latents", "train_vae_position_ids"}
+    assert set(found) == {name for name in ANSWERS if name.startswith(("train_", "grad/"))} - traced
+    assert not [name for name, x in found.items() if not distance(x, golden[name]) < 1e-4]
 
 
 def test_the_parts_of_a_checkpoint_are_counted():

@@ -81,7 +81,7 @@ def test_a_run_keeps_its_published_tokenizer_and_is_not_resumed_with_another(tmp
         config.data.update(dict(data_dir=str(tmp_path / "data"), examples=8))
         config.data.tokenizer = str(write_tiny_qwen2(tmp_path / "published", size=290))
         config.model.vocab_size = 384
-        config.layout.update(dict(prompt=160, plan=250, inspect=100, refine=80, sketch_copies=1))
+        config.layout.update(dict(prompt=160, before=250, after=100, copies=1))
         config.train.update(dict(steps=1, checkpoint_every=1))
         config.optimizer.warmup_steps = 0
         config.eval.final_per_group = 0

@@ -125,7 +125,7 @@ def _training(
     golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float
 ) -> dict[str, np.ndarray]:
     found, gradients = training_answers(golden, config, params, timestep_shift)
-    found |= _gradients(golden, config, gradients)
+    found |= stored_gradients(golden, config, gradients)
     if not golden.optional("train_vae_images", (0,)).size:  # a row of texts and of what the ViT sees
         none = np.zeros_like(golden.optional("train_latents", (0,))[:0])
         return found | {"train_latents": none, "train_vae_position_ids": np.zeros(0, np.int64)}
@@ -136,7 +136,7 @@ def _training(
     return found
 
 
-def _gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
+def stored_gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
     """The stored gradients, cut out of ours by the rules that move weights."""
     source = sources.TreeArrays(gradients)
     moves = {move.theirs: move for move in bagel_moves(config, config.vit is not None)}

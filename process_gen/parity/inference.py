@@ -1,11 +1,10 @@
-"""A context, text and images after it, through the pieces of the sampler.
+"""A context, text and images after it, through the pieces that the sampler is made of.
 
 The context is a prompt with an input image and an instruction after it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import autoencoder, vit
+from process_gen.models.assembly import token_count
+from process_gen.models.cache import Context, KVCache, joined, prompt_slices
 from process_gen.models.config import ModelConfig
-from process_gen.models.step_io import PromptInputs
+from process_gen.models.turn_io import PromptInputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.parity.golden import Golden, once
 from process_gen.parity.row import layout_of
-from process_gen.sampling import flow, stages
-from process_gen.sampling.config import SamplerConfig
-from process_gen.sampling.text import TextSpec, decode
+from process_gen.sampling import flow
 
-NEVER = -2
-"""A closing token that no vocabulary holds."""
 GUIDANCES = {
     "flow_noguide": dict(text_scale=1.0, image_scale=1.0, renorm="none"),
     "flow_textglobal": dict(text_scale=4.0, image_scale=1.0, renorm="global"),
@@ -36,14 +33,13 @@ DECODED = "flow_bothglobal"
 """The sample that `flow_image` decodes."""
 
 
-def sampler_config(golden: Golden, **guidance: Any) -> SamplerConfig:
-    """The sampler's settings for a stored sample; the published program counts points, not steps."""
-    return SamplerConfig(
-        flow_steps=golden.setting("flow", "num_timesteps") - 1,
-        time_shift=golden.setting("flow", "timestep_shift"),
+def flow_spec(golden: Golden, **guidance: Any) -> flow.FlowSpec:
+    """The settings of a stored sample; the published program counts points, not steps."""
+    return flow.FlowSpec(
+        steps=golden.setting("flow", "num_timesteps") - 1,
+        shift=golden.setting("flow", "timestep_shift"),
         interval=tuple(golden.setting("flow", "cfg_interval")),
         renorm_min=golden.setting("flow", "cfg_renorm_min"),
-        contexts="own",
         **guidance,
     )
 
@@ -59,20 +55,19 @@ def inference_answers(golden: Golden, config: ModelConfig, params: Any, frozen: 
         prompt=prompt.shape[1],
         prompt_image=True,
         instruction=instruction.shape[1],
-        steps=1,
+        before=0,
+        after=0,
+        turns=1,
         trajectories=1,
     )
     model = UnifiedModel(config, layout, golden.ids)
-    works = [
-        _work(golden, model, params, frozen, prompt, instruction, texts_only) for texts_only in (False, True)
-    ]
-    work = works[0].replace(texts=works[1])
-    samples = {name: _sample(golden, model, params, work, guidance) for name, guidance in GUIDANCES.items()}
+    contexts = _contexts(golden, model, params, frozen, prompt, instruction)
+    samples = {name: _sample(golden, model, params, contexts, g) for name, g in GUIDANCES.items()}
     pixels = autoencoder.to_pixels(config, layout, samples[DECODED][None], frozen)[0]
     return {
-        "inf_context_len": np.asarray(work.context.prompt.visible.sum(1)),
-        "inf_context_rope": np.asarray(work.next_id),
-        "inf_greedy_tokens": _greedy(golden, model, params, work),
+        "inf_context_len": np.asarray(contexts["full"].prompt.mask.sum(1)),
+        "inf_context_rope": np.asarray(contexts["full"].position),
+        "inf_greedy_tokens": _greedy(golden, model, params, contexts["full"]),
         **samples,
         "flow_image": np.moveaxis(np.asarray(pixels), -1, 0),
     }
@@ -83,52 +78,67 @@ def _bracketed(golden: Golden, ids: np.ndarray) -> np.ndarray:
     return np.array([[golden.ids.im_start, *ids.tolist(), golden.ids.im_end]], np.int32)
 
 
-def _work(golden: Golden, model: UnifiedModel, params, frozen, prompt, instruction, texts_only: bool):
-    """A step that has not begun, after the golden context, or after its texts alone."""
+def _contexts(
+    golden: Golden, model: UnifiedModel, params: Any, frozen: Any, prompt: np.ndarray, instruction: np.ndarray
+) -> dict[str, Context]:
+    """What each branch of guidance sees: everything, all but the newest text, and texts alone."""
 
     def image(name: str):
         return jnp.moveaxis(jnp.asarray(golden[name]), 0, -1)[None]
 
-    view = None
+    patches = None
     if model.layout.vit_tokens:
-        view = vit.patches_of(model.config, model.layout, image("inf_vit_image"))
-    there = {s.name: jnp.asarray([not texts_only]) for s in model.layout.prompt_parts["prompt_image"]}
+        patches = vit.patches_of(model.config, model.layout, image("inf_vit_image"))
 
     @once
-    def begin(params, frozen):
+    def begin(params, frozen, has_image):
         latents = autoencoder.to_tokens(model.config, image("inf_image"), frozen)
-        inputs = PromptInputs(prompt, latents, view, instruction, there)
+        inputs = PromptInputs(prompt, latents, patches, instruction, has_image)
         return model.apply({"params": params}, inputs, method="begin")[0]
 
-    context, row = begin(params, frozen), jnp.ones(1, bool)
-    return stages.Work(context, {}, context.next_id, row, jax.random.split(jax.random.key(0), 1))
+    full = begin(params, frozen, jnp.ones(1, bool))
+    newest = prompt_slices(model.layout)["instruction"]
+    older = jnp.ones_like(full.prompt.mask).at[:, newest].set(False)
+    notext = full.replace(prompt=full.prompt.only(older), position=full.position - token_count(instruction))
+    return {"full": full, "notext": notext, "noimg": begin(params, frozen, jnp.zeros(1, bool))}
 
 
-def _sample(golden: Golden, model: UnifiedModel, params, work: stages.Work, guidance) -> np.ndarray:
+def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> np.ndarray:
     """Latent tokens [N, V] out of the stored noise."""
-    spec = sampler_config(golden, **guidance).flow
+    spec = flow_spec(golden, **guidance)
+    nothing = KVCache.empty(model.config, 1, 0)
 
     @once
-    def integrate(params, work, noise):
-        velocity = stages.velocity_of(model, params, "sketch", work, {("full",), spec.branches}, spec.own)
+    def integrate(params, contexts, noise):
+        def velocity(branches, x_t, t):
+            def after(context: Context):
+                given = (nothing, [context.prompt], x_t, jnp.full(1, t), context.position)
+                return model.apply({"params": params}, *given, method="velocity")
+
+            stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(contexts[name] for name in branches))
+            return dict(zip(branches, jax.lax.map(after, stacked), strict=True))
+
         return flow.integrate(spec, velocity, noise)
 
-    return np.asarray(integrate(params, work, golden["flow_noise"][None])[0])
+    return np.asarray(integrate(params, contexts, golden["flow_noise"][None])[0])
 
 
-def _greedy(golden: Golden, model: UnifiedModel, params, work: stages.Work) -> np.ndarray:
+def _greedy(golden: Golden, model: UnifiedModel, params, context: Context) -> np.ndarray:
     """The tokens that the model writes greedily, as many as are stored, whatever closes a text elsewhere."""
-    count, size = len(golden["inf_greedy_tokens"]), model.config.vocab_size
-    model = model.clone(ids=dataclasses.replace(model.ids, im_end=NEVER))
-    spec = TextSpec(count + 1, (model.ids.im_start,), (), size)
+    count, keys = len(golden["inf_greedy_tokens"]), context.prompt.mask.shape[1]
+    nothing = KVCache.empty(model.config, 1, 0)
 
     @once
-    def write(params, work):
-        def pick(hidden, at):
-            logits = model.apply({"params": params}, hidden, method="logits")
-            return stages.choose(logits, spec.allowed(size), 0.0, work.keys)
+    def write(params, context):
+        def one(state, i):
+            cache, token = state
+            given = (nothing, [cache], token[:, None], context.position + i)
+            hidden, new = model.apply({"params": params}, *given, method="extend_text")
+            logits = model.apply({"params": params}, hidden[:, 0], method="logits")
+            return (cache.write(new, keys + i), jnp.argmax(logits, -1).astype(jnp.int32)), token
 
-        memory = stages.joined([work.context.prompt, work.context.history])
-        return decode(model, params, memory, work.next_id, work.rows, spec, pick).tokens
+        cache = joined([context.prompt, KVCache.empty(model.config, 1, count)])
+        first = jnp.full(1, model.ids.im_start, jnp.int32)
+        return jax.lax.scan(one, (cache, first), jnp.arange(count))[1]
 
-    return np.asarray(write(params, work))[0, :count]
+    return np.asarray(write(params, context))[:, 0]

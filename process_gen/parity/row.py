@@ -1,11 +1,12 @@
-"""A packed row of the published program, as a row of this project: step slots, their inputs, their labels.
+"""A packed row of the published program, as a row of this project: turns, their inputs, their labels.
 
 The published row is a list of segments: texts, noised latents, clean latents,
 ViT tokens. Here the first text of a sample is the prompt of a trajectory (if
-nothing in it is a target), and what follows fills steps, of which each takes at
-most a plan, a flow target, clean latents and ViT tokens, in this order.
+nothing in it is a target), and what follows fills draft turns, of which each takes
+at most a text before the image, a flow target, clean latents and ViT tokens, in
+this order.
 
-S step slots, R trajectories, T tokens of a text slot, N latent tokens, V values
+S turn slots, R trajectories, T tokens of a text slot, N latent tokens, V values
 of a latent token, P ViT tokens, L tokens of the published row.
 """
 
@@ -23,14 +24,14 @@ from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.models import flow, vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig
-from process_gen.models.step_io import StepInputs
+from process_gen.models.turn_io import TurnInputs
 from process_gen.parity.golden import Golden
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk
 
 ORDER = ("text", "noised", "clean", "vit")
-"""The parts of a step, each at most once."""
+"""The parts of a turn, each at most once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,16 @@ class Piece:
         return range(self.start, self.stop)
 
 
+Turn = dict[str, Piece]
+"""The pieces of a turn by kind."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One sample of the published row: its prompt, and the pieces of its steps by kind."""
+    """One sample of the published row: its prompt, and the pieces of its turns by kind."""
 
     prompt: Piece | None
-    steps: tuple[dict[str, Piece], ...]
+    turns: tuple[Turn, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +66,19 @@ class Row:
     Attributes:
       layout: slots that fit it exactly.
       batch: one row; its images stand in the inputs.
-      inputs: of the steps, [1, S, ...].
-      flows: the flow targets, as `unroll.step_inputs` gives them.
+      inputs: of the turns, [1, S, ...].
+      flows: the flow targets, as `unroll.make_inputs` gives them.
       labels: as `controls.labels` gives them.
       targets: the published row's targets of cross-entropy in order, each by the
         name of a label and its place there.
-      places: chunk (`prompt` or `step`), its number, and place in its memory of
+      places: chunk (`prompt` or `turn`), its number, and place in its memory of
         every token of the published row.
-      noised: step slots of the published row's flow targets, in order.
+      noised: turn slots of the published row's flow targets, in order.
     """
 
     layout: Layout
     batch: Batch
-    inputs: StepInputs
+    inputs: TurnInputs
     flows: dict[str, Any]
     labels: dict[str, np.ndarray]
     targets: tuple[tuple[str, tuple[int, ...]], ...]
@@ -81,13 +86,13 @@ class Row:
     noised: tuple[int, ...]
 
 
-def layout_of(golden: Golden, config: ModelConfig, image: str, view: str, **sizes: Any) -> Layout:
+def layout_of(golden: Golden, config: ModelConfig, image: str, vit_image: str, **sizes: Any) -> Layout:
     """Slots for images as large as the golden ones.
 
     Args:
       golden: has the images.
       config: the model.
-      image, view: keys of images [..., 3, H, W] as the autoencoder and as the ViT see them; where one is
+      image, vit_image: keys of images [..., 3, H, W] as the autoencoder and as the ViT see them; where one is
         not stored, `golden.json` says how large it would be.
       **sizes: of the other slots.
 
@@ -96,11 +101,11 @@ def layout_of(golden: Golden, config: ModelConfig, image: str, view: str, **size
     """
     size = golden.size(image, "image_hw")
     grid, values = latent_shape(config, size)
-    rows, columns = golden.size(view, "vit_hw") if config.vit else (0, 0)
+    rows, columns = golden.size(vit_image, "vit_hw") if config.vit else (0, 0)
     side = config.vit.patch if config.vit else 1
     if rows % side or columns % side:
         raise CheckpointMismatch(
-            f"{golden.place}: the sides of {view}, {rows} and {columns}, are no multiples of the ViT's "
+            f"{golden.place}: the sides of {vit_image}, {rows} and {columns}, are no multiples of the ViT's "
             f"patches of {side}"
         )
     layout = Layout(
@@ -143,15 +148,15 @@ def _sample(pieces: Sequence[Piece], targets: set[int]) -> Sample:
     pieces, prompt = list(pieces), None
     if pieces and pieces[0].kind == "text" and not targets.intersection(pieces[0].tokens):
         prompt = pieces.pop(0)
-    steps: list[dict[str, Piece]] = []
+    turns: list[Turn] = []
     newest = None
     for piece in pieces:
         # Of a visual state only the last closing token has a label here.
         cut = newest is not None and newest.kind == "clean" and newest.stop - 1 in targets
         if newest is None or cut or ORDER.index(piece.kind) <= ORDER.index(newest.kind):
-            steps.append({})
-        steps[-1][piece.kind], newest = piece, piece
-    return Sample(prompt, tuple(steps) or ({},))
+            turns.append({})
+        turns[-1][piece.kind], newest = piece, piece
+    return Sample(prompt, tuple(turns) or ({},))
 
 
 def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.0) -> Row:
@@ -162,40 +167,35 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
     """
     samples = samples_of(golden)
     texts = dict(zip(golden["train_text_indexes"].tolist(), golden["train_text_ids"].tolist(), strict=True))
-    steps = [(r, i, step) for r, sample in enumerate(samples) for i, step in enumerate(sample.steps)]
+    turns = [turn for sample in samples for turn in sample.turns]
     layout = layout_of(
         golden,
         config,
         "train_vae_images",
         "train_vit_images",
         prompt=max([1, *(len(s.prompt.tokens) for s in samples if s.prompt)]),
-        plan=max([1, *(len(step["text"].tokens) for _, _, step in steps if "text" in step)]),
-        inspect=1,
-        refine=1,
-        steps=len(steps),
+        before=max([1, *(len(turn["text"].tokens) for turn in turns if "text" in turn)]),
+        after=0,
+        turns=len(turns),
         trajectories=len(samples),
     )
     prompts = _texts([sample.prompt for sample in samples], texts, layout.prompt)
-    plans = _texts([step.get("text") for _, _, step in steps], texts, layout.plan)
-    inputs, flows = _images(golden, config, layout, [step for _, _, step in steps], timestep_shift)
-    batch = _batch(layout, prompts, plans, [(r, i) for r, i, _ in steps], samples)
-    none = np.full((1, layout.steps, 1), PAD_ID, np.int32)
-    inputs = StepInputs(
+    before = _texts([turn.get("text") for turn in turns], texts, layout.before)
+    batch = _batch(layout, prompts, before, samples)
+    images, flows = _images(golden, config, layout, turns, timestep_shift)
+    inputs = TurnInputs(
         present=batch.present,
-        plan=plans[None],
-        inspect=none,
-        refine=none,
-        **{k: v[None] for k, v in inputs.items()},
-        hide_text=np.zeros((1, layout.steps), bool),
-        hide_images=np.zeros((1, layout.steps), bool),
-        there={
-            name: np.array([[kind in step for _, _, step in steps]])
-            for name, kind in (("sketch", "clean"), ("sketch_vit", "vit"))
+        refines=batch.refines,
+        before=batch.before_tokens,
+        after=batch.after_tokens,
+        **images,
+        exists={
+            name: np.array([[kind in turn for turn in turns]])
+            for name, kind in (("image", "clean"), ("image_vit", "vit"))
             if kind == "clean" or layout.vit_tokens
         },
     )
-    places = _places(layout, samples, [step for _, _, step in steps])
-    labels, targets = _labels(golden, layout, [step for _, _, step in steps])
+    labels, targets = _labels(golden, layout, turns)
     return Row(
         layout,
         batch,
@@ -203,8 +203,8 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
         flows,
         labels,
         targets,
-        places,
-        noised=tuple(s for s, (_, _, step) in enumerate(steps) if "noised" in step),
+        _places(layout, samples, turns),
+        noised=tuple(s for s, turn in enumerate(turns) if "noised" in turn),
     )
 
 
@@ -217,42 +217,43 @@ def _texts(pieces: Sequence[Piece | None], texts: dict[int, int], size: int) -> 
     return slots
 
 
-def _batch(layout: Layout, prompts, plans, of: Sequence[tuple[int, int]], samples: Sequence[Sample]) -> Batch:
-    none = np.full((1, layout.steps, 1), PAD_ID, np.int32)
-    blank = np.zeros((1, layout.steps, 1, 1, 3), np.uint8)
+def _batch(layout: Layout, prompts: np.ndarray, before: np.ndarray, samples: Sequence[Sample]) -> Batch:
+    counts = [len(sample.turns) for sample in samples]
+    place = np.concatenate([np.arange(count) for count in counts])
+    ones, weight = np.ones((1, layout.turns), bool), np.ones((1, layout.turns), np.float32)
     return Batch(
         prompt_tokens=prompts[None],
-        prompt_index=np.array([[r for r, _ in of]], np.int32),
-        reset=np.array([[i == 0 for _, i in of]]),
-        present=np.ones((1, layout.steps), bool),
-        last=np.array([[i == len(samples[r].steps) - 1 for r, i in of]]),
-        plan_tokens=plans[None],
-        inspect_tokens=none,
-        refine_tokens=none,
-        sketch=blank,
-        refined=blank,
-        sketch_ok=np.ones((1, layout.steps), bool),
-        plan_ok=np.ones((1, layout.steps), bool),
+        prompt_index=np.repeat(np.arange(len(samples), dtype=np.int32), counts)[None],
+        present=ones,
+        is_first=(place == 0)[None],
+        is_last=(place == np.repeat(counts, counts) - 1)[None],
+        refines=~ones,
+        before_tokens=before[None],
+        after_tokens=np.zeros((1, layout.turns, 0), np.int32),
+        image=np.zeros((1, layout.turns, 1, 1, 3), np.uint8),  # the inputs hold latents
+        target=np.zeros((1, layout.turns), np.int32),
+        before_weight=weight,
+        image_weight=weight,
+        after_weight=weight,
     )
 
 
-def _images(golden: Golden, config: ModelConfig, layout: Layout, steps, shift: float):
-    """Latents, noised latents, timesteps and ViT patches of every step, and the flow targets."""
-    shape = (len(steps), layout.latents, layout.latent_values)
+def _images(golden: Golden, config: ModelConfig, layout: Layout, turns: Sequence[Turn], shift: float):
+    """Latents, noised latents, timesteps and ViT patches of every turn, and the flow targets."""
+    shape = (len(turns), layout.latents, layout.latent_values)
     clean, noised, velocity = (np.zeros(shape, np.float32) for _ in range(3))
-    t = np.zeros((len(steps), 1), np.float32)
-    there = np.array([["noised" in step for step in steps]])
+    t = np.zeros((len(turns), 1), np.float32)
     latents, noise, times = clean[:0], clean[:0], t[:0, 0]
-    if any(kind in step for step in steps for kind in ("noised", "clean")):
+    if any(kind in turn for turn in turns for kind in ("noised", "clean")):
         latents = latent_tokens(config, golden["train_latents"])
         noise = golden["train_noise"].reshape(latents.shape)
         with np.errstate(over="ignore"):
             times = 1 / (1 + np.exp(-golden["train_timestep_logits"].astype(np.float32)))
         times = flow.shift_time(times.reshape(latents.shape[:2])[:, 0], shift)
     image = 0
-    for s, step in enumerate(steps):
+    for s, turn in enumerate(turns):
         for kind in ("noised", "clean"):
-            if kind not in step:
+            if kind not in turn:
                 continue
             if kind == "clean":
                 clean[s] = latents[image]
@@ -263,26 +264,21 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, steps, shift: f
             image += 1
     if image != len(latents):
         raise CheckpointMismatch(f"{image} segments of latents, {len(latents)} images")
-    nothing = np.zeros_like(noised)[None, :, None]
-    inputs = dict(
-        sketch=clean,
-        refined=np.zeros_like(clean),
-        sketch_noised=noised[:, None],
-        refined_noised=np.zeros_like(noised)[:, None],
-        sketch_t=t,
-        refined_t=np.zeros_like(t),
-    )
+    inputs = dict(image=clean[None], noised=noised[None, :, None], t=t[None])
     if layout.vit_tokens:
-        views = np.zeros((len(steps), layout.vit_tokens, 3 * config.vit.patch**2), np.float32)
-        if seen := [s for s, step in enumerate(steps) if "vit" in step]:
-            views[seen] = _patches(golden, config, layout)
-        inputs |= dict(sketch_view=views, refined_view=np.zeros_like(views))
-    return inputs, {
-        "target": {"sketch": velocity[None, :, None], "refine": nothing},
-        "t": {"sketch": t[None], "refine": np.zeros_like(t)[None]},
-        "present": {"sketch": there, "refine": np.zeros_like(there)},
-        "images": {name: clean[None] for name in ("before", "sketch", "refine")},
-    }
+        patches = np.zeros((len(turns), layout.vit_tokens, 3 * config.vit.patch**2), np.float32)
+        if seen := [s for s, turn in enumerate(turns) if "vit" in turn]:
+            patches[seen] = _patches(golden, config, layout)
+        inputs["vit"] = patches[None]
+    return inputs, dict(
+        target=velocity[None, :, None],
+        x_t=inputs["noised"],
+        t=inputs["t"],
+        has_target=np.array([["noised" in turn for turn in turns]]),
+        previous=np.zeros_like(clean)[None],
+        clean=clean[None],
+        masked={},
+    )
 
 
 def _patches(golden: Golden, config: ModelConfig, layout: Layout):
@@ -290,16 +286,18 @@ def _patches(golden: Golden, config: ModelConfig, layout: Layout):
     return vit.patches_of(config, layout, jnp.asarray(images))
 
 
-def _places(layout: Layout, samples: Sequence[Sample], steps) -> tuple[tuple[str, int, int], ...]:
+def _places(
+    layout: Layout, samples: Sequence[Sample], turns: Sequence[Turn]
+) -> tuple[tuple[str, int, int], ...]:
     """Where every token of the published row stands."""
     found: dict[int, tuple[str, int, int]] = {}
-    chunk = Chunk(layout.step_segments)
+    chunk = Chunk(layout.turn_segments)
     for r, sample in enumerate(samples):
         for i, token in enumerate(sample.prompt.tokens if sample.prompt else ()):
             found[token] = ("prompt", r, i)
-    names = {"text": "plan", "noised": "sketch_noised_0", "clean": "sketch", "vit": "sketch_vit"}
-    for s, step in enumerate(steps):
-        for kind, piece in step.items():
+    names = {"text": "before", "noised": "noised_0", "clean": "image", "vit": "image_vit"}
+    for s, turn in enumerate(turns):
+        for kind, piece in turn.items():
             text, name = chunk.text(names[kind]), names[kind]
             inside = chunk.vit(name) if kind == "vit" else chunk.latents(name)
             memory = range(text.start, text.stop)
@@ -309,34 +307,27 @@ def _places(layout: Layout, samples: Sequence[Sample], steps) -> tuple[tuple[str
                 raise CheckpointMismatch(
                     f"tokens {piece.start} to {piece.stop} are no image of {len(memory) - 2} tokens"
                 )
-            found |= {token: ("step", s, m) for token, m in zip(piece.tokens, memory, strict=False)}
+            found |= {token: ("turn", s, m) for token, m in zip(piece.tokens, memory, strict=False)}
     return tuple(found[token] for token in sorted(found))
 
 
-def _labels(golden: Golden, layout: Layout, steps):
+def _labels(golden: Golden, layout: Layout, turns: Sequence[Turn]):
     """Labels by slot, and where each target of the published row stands among them."""
-    slots = layout.steps
-
-    def blank(*shape):
-        return np.full((1, slots, *shape), PAD_ID, np.int32)
-
-    labels = {
-        "prompt_end": np.full((1, layout.trajectories), PAD_ID, np.int32),
-        "plan": blank(layout.plan),
-        "inspect": blank(1),
-        "refine": blank(1),
-        "sketch_end": blank(),
-        "refined_end": blank(),
-        "sketch_noised_end": blank(1),
+    shapes = {
+        "prompt_end": (layout.trajectories,),
+        "before": (layout.turns, layout.before),
+        "image_end": (layout.turns,),
+        "noised_end": (layout.turns, 1),
     }
+    labels = {name: np.full((1, *shape), PAD_ID, np.int32) for name, shape in shapes.items()}
     where: dict[int, tuple[str, tuple[int, ...]]] = {}
-    for s, step in enumerate(steps):
-        if "text" in step:
-            where |= {token: ("plan", (0, s, i)) for i, token in enumerate(step["text"].tokens)}
-        if "noised" in step:
-            where[step["noised"].stop - 1] = ("sketch_noised_end", (0, s, 0))
-        if state := step.get("vit", step.get("clean")):
-            where[state.stop - 1] = ("sketch_end", (0, s))
+    for s, turn in enumerate(turns):
+        if "text" in turn:
+            where |= {token: ("before", (0, s, i)) for i, token in enumerate(turn["text"].tokens)}
+        if "noised" in turn:
+            where[turn["noised"].stop - 1] = ("noised_end", (0, s, 0))
+        if state := turn.get("vit", turn.get("clean")):
+            where[state.stop - 1] = ("image_end", (0, s))
     targets = []
     for token, label in zip(
         golden["train_ce_indexes"].tolist(), golden["train_ce_labels"].tolist(), strict=True

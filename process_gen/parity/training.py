@@ -1,4 +1,4 @@
-"""The packed row through the scanned step: hidden states, losses and gradients.
+"""The packed row, teacher-forced, in either order of the loops: hidden states, losses and gradients.
 
 L tokens of the published row, D width, V values of a latent token.
 """
@@ -13,8 +13,9 @@ import numpy as np
 
 from process_gen.losses import LossTable
 from process_gen.models.config import ModelConfig
+from process_gen.models.turn_io import PromptInputs, TurnOutputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import gathered, scan_steps
+from process_gen.models.unroll import make_outputs, run_turns
 from process_gen.parity.golden import Golden, once
 from process_gen.parity.row import Row, training_row
 
@@ -33,48 +34,56 @@ def published_losses(ce_weight: float, mse_weight: float) -> LossTable:
 
 
 def training_answers(
-    golden: Golden, config: ModelConfig, params: Any, timestep_shift: float = 1.0
+    golden: Golden, config: ModelConfig, params: Any, timestep_shift: float = 1.0, order: str = "layers"
 ) -> tuple[dict[str, np.ndarray], Any]:
-    """What the published program stores of the row, under its keys, and the gradients of the loss."""
+    """What the published program stores of the row, under its keys, and the gradients of the loss.
+
+    Hidden states and positions of all tokens are there in the order `layers` alone: `scan` keeps
+    those that losses read.
+    """
     row = training_row(golden, config, timestep_shift)
     model = UnifiedModel(config, row.layout, golden.ids)
     table = published_losses(golden.setting("ce_weight"), golden.setting("mse_weight"))
     labels = {name: jnp.asarray(x) for name, x in row.labels.items()}
 
     def loss(params):
-        end, steps, _, traced = scan_steps(model, params, row.batch, row.inputs, traced=True)
-        outputs = gathered(model, params, end, steps, row.flows)
+        end, turns, traced = _run(model, params, row, order)
+        outputs = make_outputs(model, params, end, turns, row.flows)
         sums, counts = table.terms(outputs, row.batch, labels, jax.random.key(0))
         values = {name: outputs.cross_entropy(name, labels) for name in {name for name, _ in row.targets}}
-        error = jnp.square(outputs.velocity["sketch"] - outputs.target["sketch"])
+        error = jnp.square(outputs.velocity - outputs.target)
         return table.total(sums, counts), (values, error, traced)
 
     compute = once(jax.value_and_grad(loss, has_aux=True))
     (total, aux), gradients = jax.device_get(compute(params))
     values, error, traced = aux
     answers = {
-        "train_hidden": _hidden(row, traced),
-        "train_position_ids": _ids(row, traced),
         "train_ce": np.array([values[name][at] for name, at in row.targets]),
         "train_mse": np.concatenate([error[0, s, 0] for s in row.noised] or [error[0, 0, 0, :0]]),
         "train_loss": total,
     }
+    if traced:
+        answers["train_hidden"] = _of_tokens(row, {name: x["hidden"] for name, x in traced.items()})
+        answers["train_position_ids"] = _of_tokens(row, {name: x["positions"] for name, x in traced.items()})
     return answers, gradients
 
 
-def _hidden(row: Row, traced: dict[str, Any]) -> np.ndarray:
-    """Hidden states in the order of the published row, [L, D]."""
-    both = {
-        chunk: np.concatenate([trace["hidden"]["und"], *_latents(trace["hidden"])], axis=2)[0]
-        for chunk, trace in traced.items()
+def _run(
+    model: UnifiedModel, params: Any, row: Row, order: str
+) -> tuple[jax.Array, TurnOutputs, dict[str, Any]]:
+    """The row through the model, and a trace of the tokens of its `prompt` and `turn` chunks."""
+    prompts = PromptInputs(row.batch.prompt_tokens)
+    if order != "layers":
+        return *run_turns(model, params, row.batch, prompts, row.inputs, order), {}
+    rows = (prompts, row.inputs, row.batch.prompt_index, row.batch.is_first)
+    (end, turns), seen = model.apply({"params": params}, *rows, method="forward_rows", mutable=["trace"])
+    return end, turns, {name: found for name, (found,) in seen["trace"].items()}
+
+
+def _of_tokens(row: Row, traced: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
+    """What was traced by chunk and stream, [slots, tokens, ...], in the order of the published row."""
+    whole = {
+        chunk: np.concatenate([streams[name] for name in ("und", "gen") if name in streams], axis=1)
+        for chunk, streams in traced.items()
     }
-    return np.stack([both[chunk][i, at] for chunk, i, at in row.places])
-
-
-def _latents(hidden: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [hidden["gen"]] if "gen" in hidden else []
-
-
-def _ids(row: Row, traced: dict[str, Any]) -> np.ndarray:
-    """Rotary ids in the order of the published row, [L]."""
-    return np.array([traced[chunk]["ids"][0, i, at] for chunk, i, at in row.places])
+    return np.stack([whole[chunk][slot, at] for chunk, slot, at in row.places])

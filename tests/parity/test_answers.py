@@ -37,14 +37,17 @@ def test_an_error_is_relative_and_anything_odd_is_infinitely_far():
     assert is_given("train_modes_3") and not is_given("train_hidden")
 
 
-def test_samples_become_trajectories_of_steps(golden):
+def test_samples_become_trajectories_of_turns(golden):
     first, second = samples_of(golden)
     assert first.prompt is not None and second.prompt is not None
-    assert [sorted(step) for step in first.steps] == [["clean", "noised", "text", "vit"], ["noised", "text"]]
-    assert [sorted(step) for step in second.steps] == [["noised", "text"]]
+    assert [sorted(turn) for turn in first.turns] == [["clean", "noised", "text", "vit"], ["noised", "text"]]
+    assert [sorted(turn) for turn in second.turns] == [["noised", "text"]]
     row = training_row(golden, read_published(FOLDER).model)
-    assert row.layout.steps == 3 and row.layout.trajectories == 2
-    assert np.asarray(row.batch.reset).tolist() == [[True, False, True]]
+    assert row.layout.turns == 3 and row.layout.trajectories == 2
+    assert row.batch.is_first.tolist() == [[True, False, True]]
+    assert row.batch.is_last.tolist() == [[False, True, True]] and not row.batch.refines.any()
+    exists = {name: x.tolist() for name, x in row.inputs.exists.items()}
+    assert exists == dict.fromkeys(["image", "image_vit"], [[True, False, False]])
     assert len(row.places) == len(set(row.places)) == int(golden["train_sample_lens"].sum())
 
 
@@ -58,10 +61,10 @@ def test_a_text_with_targets_is_no_prompt(golden):
         train_ce_labels=np.concatenate([[0], golden["train_ce_labels"]]),
     )
     row = training_row(other, read_published(FOLDER).model)
-    assert row.layout.steps == 4
+    assert row.layout.turns == 4
     assert (row.batch.prompt_tokens[0, 0] == PAD_ID).all() and (row.batch.prompt_tokens[0, 1] != PAD_ID).any()
     name, at = row.targets[0]
-    assert name == "plan" and row.labels[name][at] == 0, "0 is a token like any other"
+    assert name == "before" and row.labels[name][at] == 0, "0 is a token like any other"
 
 
 def test_a_label_where_no_loss_reads_is_refused(golden):
