@@ -19,13 +19,13 @@ def contact_sheet(trajectories: Sequence[SampledTrajectory], side: int = 96) -> 
     it is wrong.
 
     Args:
-      trajectories: each with at least one image; all images of one size.
+      trajectories: all images of one size.
       side: pixels of a shown image, about.
 
     Returns:
       [H, W, 3] uint8.
     """
-    rows = [_states(trajectory) for trajectory in trajectories]
+    rows = [[turn.image for turn in trajectory.turns] for trajectory in trajectories]
     factor = max(1, side // max(rows[0][0].shape[:2]))
     height, width = (factor * n for n in rows[0][0].shape[:2])
     pitch_y, pitch_x = height + 2 * _BORDER + _GAP, width + 2 * _BORDER + _GAP
@@ -39,11 +39,3 @@ def contact_sheet(trajectories: Sequence[SampledTrajectory], side: int = 96) -> 
             shown = image.repeat(factor, 0).repeat(factor, 1)
             sheet[y + _BORDER : y + _BORDER + height, x + _BORDER : x + _BORDER + width] = shown
     return sheet
-
-
-def _states(trajectory: SampledTrajectory) -> list[np.ndarray]:
-    drawn = (image for step in trajectory.steps for image in (step.sketch, step.refined))
-    images = [image for image in drawn if image is not None]
-    if not images:
-        raise ValueError(f"trajectory {trajectory.uid!r} has no image to show")
-    return images

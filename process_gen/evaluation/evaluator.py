@@ -131,8 +131,7 @@ class Scores:
 
     def pictures(self, most: int = 12) -> Iterator[tuple[str, np.ndarray]]:
         """(name, [H, W, 3] uint8): one row of states per trajectory, failures among them."""
-        shown = [t for t in self.selection(most) if t.image is not None]
-        if shown:
+        if shown := self.selection(most):
             yield f"{self.mode}/trajectories", contact_sheet(shown)
 
     def selection(self, most: int = 24) -> list[SampledTrajectory]:
@@ -188,7 +187,7 @@ def predict_with(sampler: Sampler, mode: str | Mode, show: Show | None = None) -
     Args:
       sampler: whose settings count but for the mode.
       mode: of every trajectory.
-      show: is told how far it is, after every round of steps.
+      show: is told how far it is, after every round of turns.
     """
     sampler = sampler.with_config(mode=Mode(mode).value)
 
@@ -231,17 +230,16 @@ def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode | str = Mode.PRO
 
 
 def _outcome(task: Task, trajectory: SampledTrajectory) -> Outcome:
-    drafts = sum(step.sketch is not None for step in trajectory.steps)
-    corrections = sum(step.refined is not None for step in trajectory.steps)
+    steps = trajectory.steps
     return Outcome(
         group=task.group,
         prompt=task.request.text,
         seed=task.seed,
         ok=trajectory.verdict["ok"],
         failures=tuple(trajectory.verdict["failures"]),
-        steps=len(trajectory.steps),
-        images=drafts + corrections,
-        corrections=corrections,
+        steps=len(steps),
+        images=len(trajectory.turns),
+        corrections=sum(bool(step.refines) for step in steps),
         sampling_steps=trajectory.sampling_steps,
         stopped=trajectory.stopped,
         seconds=trajectory.seconds,

@@ -2,7 +2,7 @@
 
 Everything here is counted, not estimated, from three facts about a step, each
 a multiset of (shape, colour, cell): what the plan's description says should
-stand, what the draft shows, what the corrected image shows. The exact parser
+stand, what the draft shows, what the last correction shows. The exact parser
 reads the images and the reader of `scenes` the descriptions; a step whose
 description cannot be read takes no part in what needs one.
 
@@ -12,13 +12,19 @@ description cannot be read takes no part in what needs one.
     a correction is right       it shows what the description says and the draft did not; where the
                                 description contradicts the prompt or itself, also one that shows
                                 nothing that contradicts the prompt
-    the inspection flags        the step opened a `<refine>`
+    the inspection flags        the step has a refine turn; several of them count as one correction,
+                                which leaves what the last one draws
     precision, recall           of flagging, for wrong drafts
     fixed, still wrong          wrong drafts before a correction: right after it, or not
     kept right, spoiled         right drafts before a correction: still right after it, or not
     kept                        of the objects that one step shows and the next step's description
                                 still has, the share that the next step's image shows
     repaired                    of the steps that follow a wrong state, the share that end right
+    the next plan is wrong      its description differs from the canvas before it in a cell that its
+                                instruction does not change, so the two cannot both come true; where
+                                that canvas is wrong, a plan may go by what should stand there just
+                                as well. Told apart by whether the step before was corrected: does
+                                the model plan by what a correction left, or by what it corrected?
 
 An image contradicts its prompt where nothing that could still be added would make
 it right (`scenes.judge.may_become`). `final_*` counts corrections by that verdict, at last steps only,
@@ -34,6 +40,7 @@ from typing import Any
 from process_gen.evaluation.intervals import Interval, wilson
 from process_gen.evaluation.reading import (
     Objects,
+    changed_cells,
     draw_description,
     is_right,
     objects_of,
@@ -43,9 +50,9 @@ from process_gen.scenes.graph import Scene
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.parse import parse
 from process_gen.scenes.requests import Request
-from process_gen.trajectory.markup import Malformed
-from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
-from process_gen.trajectory.stages import Plan
+from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Step
 
 
 @dataclasses.dataclass
@@ -63,6 +70,8 @@ class Counts:
         by the judge's verdict, at last steps.
       to_keep, kept: objects that a step had to keep, and those that it kept.
       to_repair, repaired: steps after a wrong state, and those that end right.
+      plans_after_refine, wrong_after_refine: readable plans that follow a corrected step, and the wrong ones.
+      plans_otherwise, wrong_otherwise: those that follow another step.
       final_plans, final_plans_right: last descriptions that can be read, and
         those that satisfy the prompt.
       states_at, right_at: by step index, what steps with a readable description leave, and the right ones.
@@ -90,6 +99,10 @@ class Counts:
     kept: int = 0
     to_repair: int = 0
     repaired: int = 0
+    plans_after_refine: int = 0
+    wrong_after_refine: int = 0
+    plans_otherwise: int = 0
+    wrong_otherwise: int = 0
     final_plans: int = 0
     final_plans_right: int = 0
     states_at: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -120,6 +133,8 @@ class Counts:
             "final_refine_spoils": (self.final_spoiled, self.final_spoiled + self.final_kept_right),
             "objects_kept": (self.kept, self.to_keep),
             "repaired_next": (self.repaired, self.to_repair),
+            "next_plan_wrong_after_refine": (self.wrong_after_refine, self.plans_after_refine),
+            "next_plan_wrong_otherwise": (self.wrong_otherwise, self.plans_otherwise),
         }
         pairs |= {f"right_at_step_{i + 1}": (self.right_at.get(i, 0), n) for i, n in self.states_at.items()}
         return {name: wilson(k, n) for name, (k, n) in pairs.items() if n}
@@ -144,19 +159,21 @@ class _Facts:
 
     Attributes:
       planned, draft, refined: what should stand, and what stands.
-      flagged: a `<refine>` was opened.
+      changed: cells that the plan's instruction changes.
+      flagged: it has a refine turn.
       draft_right, refined_right: as the module says.
     """
 
     planned: Objects | None
-    draft: Objects | None
+    draft: Objects
     refined: Objects | None
+    changed: frozenset[str]
     flagged: bool
     draft_right: bool
     refined_right: bool
 
     @property
-    def state(self) -> Objects | None:
+    def state(self) -> Objects:
         return self.draft if self.refined is None else self.refined
 
     @property
@@ -171,28 +188,29 @@ def count(trajectory: SampledTrajectory, request: Request) -> Counts:
       trajectory: as sampled.
       request: what its prompt asks for, at the level whose images these are.
     """
-    counts = Counts(steps=len(trajectory.steps))
-    plans = [step.plan for step in trajectory.steps]
+    steps = trajectory.steps
+    counts = Counts(steps=len(steps))
+    plans = [step.plan for step in steps]
     counts.plans = sum(plan is not None for plan in plans)
     counts.malformed_plans = sum(isinstance(plan, Malformed) for plan in plans)
-    facts = [_facts(step, request, step is trajectory.steps[-1]) for step in trajectory.steps]
+    facts = [_facts(step, request, step is steps[-1]) for step in steps]
     counts.unread = sum(isinstance(p, Plan) and f.planned is None for p, f in zip(plans, facts, strict=True))
     for index, fact in enumerate(facts):
         _count_step(counts, index, fact)
     for before, after in itertools.pairwise(facts):
         _count_pair(counts, before, after)
-    if trajectory.steps:
-        _count_final(counts, trajectory.steps[-1], request)
+    _count_final(counts, steps[-1], request)
     return counts
 
 
-def _facts(step: SampledStep, request: Request, last: bool) -> _Facts:
+def _facts(step: Step, request: Request, last: bool) -> _Facts:
     plan = step.plan
     meant = read_description(plan.description, request.level) if isinstance(plan, Plan) else None
     meant = meant if isinstance(meant, Scene) else None
     draft, refined = (None if x is None else parse(x, request.level) for x in (step.sketch, step.refined))
     planned, drawn, corrected = (None if x is None else objects_of(x) for x in (meant, draft, refined))
-    flagged = step.refine_text is not None
+    changed = changed_cells(plan.instruction, request.level) if isinstance(plan, Plan) else frozenset()
+    flagged = bool(step.refines)
 
     def contradicts(scene: Scene | None) -> bool:
         return scene is not None and not may_become(request, scene)
@@ -205,6 +223,7 @@ def _facts(step: SampledStep, request: Request, last: bool) -> _Facts:
         planned,
         drawn,
         corrected,
+        changed,
         flagged,
         draft_right=drawn == planned and not ((flagged or last) and contradicts(draft)),
         refined_right=mended or carried_out,
@@ -213,7 +232,7 @@ def _facts(step: SampledStep, request: Request, last: bool) -> _Facts:
 
 def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
     """Detection, correction and the state that the step leaves."""
-    if fact.planned is None or fact.draft is None:
+    if fact.planned is None:
         return
     counts.drafts += 1
     counts.wrong_drafts += not fact.draft_right
@@ -226,8 +245,8 @@ def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
 
 
 def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
-    """What one step keeps and repairs of the one before."""
-    if before.state is None or after.state is None or after.planned is None:
+    """What one step keeps and repairs of the one before, and whether its plan goes by it."""
+    if after.planned is None:
         return
     expected = before.state & after.planned
     counts.to_keep += expected.total()
@@ -235,16 +254,29 @@ def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
     if before.planned is not None and not before.state_right:
         counts.to_repair += 1
         counts.repaired += after.state_right
+    which = "after_refine" if before.flagged else "otherwise"
+    _increment(counts, f"plans_{which}")
+    if not _plan_follows(before, after):
+        _increment(counts, f"wrong_{which}")
 
 
-def _count_final(counts: Counts, step: SampledStep, request: Request) -> None:
+def _plan_follows(before: _Facts, after: _Facts) -> bool:
+    """Whether a plan differs from what stands, or should, only where its instruction changes something."""
+    bases = [before.state]
+    if before.planned is not None and not before.state_right:
+        bases.append(before.planned)
+    differences = ((base - after.planned) + (after.planned - base) for base in bases)
+    return any({cell for _, _, cell in different} <= after.changed for different in differences)
+
+
+def _count_final(counts: Counts, step: Step, request: Request) -> None:
     """The last plan and the last correction, by the judge's verdict on the prompt."""
     plan = step.plan
     meant = draw_description(plan.description, request.level) if isinstance(plan, Plan) else None
     if meant is not None:
         counts.final_plans += 1
         counts.final_plans_right += is_right(request, meant)
-    if step.sketch is not None and step.refined is not None:
+    if step.refined is not None:
         verdicts = (is_right(request, image) for image in (step.sketch, step.refined))
         _increment(counts, "final_" + _correction(*verdicts))
 

@@ -9,6 +9,7 @@ The one file of this room that knows the scenes world.
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from typing import Any
 
@@ -27,10 +28,9 @@ Objects = collections.Counter
 
 NOTHING = "nothing yet"
 
-FAILURES = ("no image", "unclear", "shape", "missing", "extra", "count", "colour", "relation")
+FAILURES = ("unclear", "shape", "missing", "extra", "count", "colour", "relation")
 """Kinds of failure of a final image; one image may have several.
 
-    no image    nothing was drawn
     unclear     something on the canvas is no object of the vocabulary
     shape       there is too little of one shape and too much of another
     missing     too little of a shape, too much of none, and nothing unclear
@@ -81,6 +81,17 @@ def _read_item(words: list[str], level: Level) -> Object | None:
     return make_object(level, shape, colour, cell, size)
 
 
+def changed_cells(instruction: str, level: str | Level) -> frozenset[str]:
+    """The cells in which a plan's instruction changes something: those that it names.
+
+    A cell that only says what another one lies next to is none of them: c2 in "add
+    a red star left of the ring at c2 at b2".
+    """
+    known, words = get_level(level).cell_index, re.findall(r"\w+|[^\w\s]", instruction.lower())
+    following = itertools.pairwise([*words, ""])
+    return frozenset(word for word, after in following if word in known and after != "at")
+
+
 def objects_of(scene: Scene) -> Objects:
     """The multiset of what a scene holds; unclear things count as they are."""
     return Objects((thing.shape, thing.colour, thing.cell) for thing in scene.objects)
@@ -97,16 +108,13 @@ def is_right(request: Request, image: np.ndarray) -> bool:
     return judge(request, image).correct
 
 
-def verdict_of(request: Request, image: np.ndarray | None) -> dict[str, Any]:
+def verdict_of(request: Request, image: np.ndarray) -> dict[str, Any]:
     """The judge's verdict on a final image, as sampled trajectories carry it.
 
     Returns:
       `ok`; `constraints`, each with `text`, `ok` and `reason`; `failures`, kinds of
       `FAILURES` in that order; and the `group`.
     """
-    if image is None:
-        missing = {"text": "an image", "ok": False, "reason": "nothing was drawn"}
-        return {"ok": False, "constraints": [missing], "failures": ["no image"], "group": request.category}
     scene = parse(image, request.level)
     verdict = judge(request, scene)
     return {

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import pathlib
 
 import numpy as np
 from PIL import Image
-
-from process_gen.reports.files import ReportError
 
 SMALL = 128
 """Images below this many pixels a side are shown with square pixels."""
@@ -43,15 +39,6 @@ def png(image: np.ndarray | Image.Image) -> bytes:
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else picture(image)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def read_png(path: str | os.PathLike[str]) -> np.ndarray:
-    """[height, width, 3] uint8; raises ReportError on what is not a readable PNG."""
-    try:
-        with Image.open(path, formats=("PNG",)) as file:
-            return np.asarray(file.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ReportError(f"cannot read the image {str(pathlib.Path(path))!r}: {error}") from error
 
 
 def data_url(image: np.ndarray, largest: int = 640) -> tuple[str, int, int]:

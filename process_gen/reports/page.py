@@ -8,6 +8,7 @@ it came from a user or a model, so every text passes through `_text`.
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import os
 import pathlib
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from process_gen.reports import files, images
-from process_gen.reports.records import Record, StepRecord
 from process_gen.reports.style import CSS
 from process_gen.reports.table import cell, is_numeric
 from process_gen.reports.text import one_line, visible
+from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Turn
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 Results = tuple[Sequence[str], Sequence[Sequence[Any]]]
@@ -29,7 +32,7 @@ Results = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 def write_page(
     path: str | os.PathLike[str],
-    records: Sequence[Record],
+    trajectories: Sequence[SampledTrajectory],
     title: str,
     summary: Mapping[str, Any] | None = None,
     results: Results | None = None,
@@ -37,18 +40,14 @@ def write_page(
     """Writes the page.
 
     Args:
-      path: the HTML file; the images of the records lie relative to its folder.
-      records: in the order in which they are shown.
+      path: the HTML file.
+      trajectories: in the order in which they are shown; their verdicts are plain JSON.
       title: of the page.
       summary: names and values for its head: mode, checkpoint, steps, ...
       results: (headers, rows) of a table for its head.
     """
-    folder = pathlib.Path(path).parent
-    articles, thumbnails = [], []
-    for number, record in enumerate(records, 1):
-        pictures = _pictures(folder, record)
-        thumbnails.append(_thumbnail(number, record, pictures))
-        articles.append(_article(number, record, pictures))
+    articles = [_article(number, one) for number, one in enumerate(trajectories, 1)]
+    thumbnails = [_thumbnail(number, one) for number, one in enumerate(trajectories, 1)]
     head = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -56,10 +55,11 @@ def write_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">',
         f"<title>{_line(title)}</title><style>{CSS}</style></head><body>",
-        f'<header><p class="eyebrow">{_count(len(records), "trajectory", "trajectories")}</p>',
+        f'<header><p class="eyebrow">{_count(len(trajectories), "trajectory", "trajectories")}</p>',
         f'<h1 dir="auto">{_line(title)}</h1>{_facts(summary or {})}</header>',
     ]
-    gallery = ['<nav class="gallery" aria-label="Final images">', *thumbnails, "</nav>"] if records else []
+    shown = ['<nav class="gallery" aria-label="Final images">', *thumbnails, "</nav>"]
+    gallery = shown if trajectories else []
     body = [_results(*results)] if results else []
     content = "\n".join([*head, *body, *gallery, "<main>", *articles, "</main></body></html>", ""])
     return files.write_bytes(path, content.encode("utf-8"))
@@ -91,60 +91,68 @@ def _constraints(verdict: Mapping[str, Any]) -> list[tuple[bool | None, str, str
     return found
 
 
-def _pictures(folder: pathlib.Path, record: Record) -> dict[str, np.ndarray]:
-    return {path: images.read_png(files.inside(folder, path)) for path in record.images}
-
-
-def _article(number: int, record: Record, pictures: Mapping[str, np.ndarray]) -> str:
-    steps = "".join(_step(i, step, pictures) for i, step in enumerate(record.steps, 1))
-    stopped = record.stopped == "model"
+def _article(number: int, trajectory: SampledTrajectory) -> str:
+    stopped = trajectory.stopped == "model"
     chips = [
-        _judged(record),
-        _chip(record.mode.replace("_", " ")),
-        _chip(_count(len(record.steps), "step", "steps")),
-        _chip("stopped by the model", "blue") if stopped else _chip("step limit reached"),
-        _chip(_count(record.sampling_steps, "sampling step", "sampling steps")),
-        _chip(f"{record.seconds:.2f} s"),
-        _chip(f"seed {record.seed}"),
+        _judged(trajectory.verdict),
+        _chip(trajectory.mode.value.replace("_", " ")),
+        _chip(_count(len(trajectory.steps), "step", "steps")),
+        _chip(_count(trajectory.given, "turn given", "turns given")) if trajectory.given else "",
+        _chip("stopped by the model", "blue") if stopped else _chip("limit reached"),
+        _chip(_count(trajectory.sampling_steps, "sampling step", "sampling steps")),
+        _chip(f"{trajectory.seconds:.2f} s"),
+        _chip(f"seed {trajectory.seed}"),
     ]
+    given = "" if trajectory.prompt_image is None else _figure(trajectory.prompt_image, "input image")
+    after = f'<h2 dir="auto">{_text(trajectory.instruction)}</h2>' if trajectory.instruction else ""
     return (
-        f'<article id="t{number}"><p class="eyebrow">{_line(record.uid)}</p>'
-        f'<h2 dir="auto">{_text(record.prompt) or "(empty prompt)"}</h2>'
-        f'<div class="chips">{"".join(chips)}</div>{_figure(record.prompt_image, "input image", pictures)}'
-        f'<ol class="steps">{steps}</ol>{_verdict(record.verdict)}</article>'
+        f'<article id="t{number}"><p class="eyebrow">{_line(trajectory.uid)}</p>'
+        f'<h2 dir="auto">{_text(trajectory.prompt) or "(empty prompt)"}</h2>'
+        f'<div class="chips">{"".join(chips)}</div>{given}{after}'
+        f"{_steps(trajectory)}{_verdict(trajectory.verdict)}</article>"
     )
 
 
-def _step(number: int, step: StepRecord, pictures: Mapping[str, np.ndarray]) -> str:
-    marks = [_chip("refined", "amber") if step.refined else _chip("accepted", "green") if step.sketch else ""]
-    marks.append({"stop": _chip("stopped", "blue"), "cap": _chip("step limit")}.get(step.decision, ""))
-    cells = [
-        f'<div class="head"><b>Step {number}</b>{"".join(marks)}</div>',
-        f"<div>{_plan(step)}</div>",
-        _figure(step.sketch, "draft", pictures) or '<div class="none">no image</div>',
-        f"<div>{_said('Inspection', step.inspect_text)}</div>",
-        f"<div>{_refine(step)}</div>",
-        _figure(step.refined, "refined", pictures) or "<div></div>",
-    ]
-    return f'<li class="step">{"".join(cells)}</li>'
+def _steps(trajectory: SampledTrajectory) -> str:
+    """Every turn of every step, steps side by side; what no step has takes no row."""
+    steps, given = trajectory.steps, trajectory.given
+    end = _chip("stopped", "blue") if trajectory.stopped == "model" else _chip("limit")
+    columns = []
+    for number, step in enumerate(steps, 1):
+        went = _chip("refined", "amber") if step.refines else _chip("accepted", "green")
+        marks = went + (end if number == len(steps) else "")
+        cells = [f'<div class="head"><b>Step {number}</b>{marks}</div>']
+        for i, turn in enumerate(step.turns):
+            cells += _turn(turn, given > 0, "Inspection" if i == 0 else "Inspection of the correction")
+            given -= 1
+        columns.append(cells)
+    rows = [row for row in itertools.zip_longest(*columns, fillvalue="") if any(row)]
+    items = ("".join(cell or "<div></div>" for cell in column) for column in zip(*rows, strict=True))
+    listed = "".join(f'<li class="step">{item}</li>' for item in items)
+    return f'<ol class="steps" style="--rows: {len(rows)}">{listed}</ol>'
 
 
-def _plan(step: StepRecord) -> str:
-    if step.plan_malformed is not None:
-        return _malformed("plan", step.plan_malformed, step.plan_text)
-    if step.plan is None:
+def _turn(turn: Turn, given: bool, inspection: str) -> list[str]:
+    """A cell for each slot of a turn, empty where nothing is in it."""
+    before = _refine(turn.instruction, turn.before) if turn.refines else _plan(turn.plan, turn.before)
+    caption = ("refined" if turn.refines else "draft") + (", given" if given else "")
+    after = _said(inspection, turn.after)
+    return [before and f"<div>{before}</div>", _figure(turn.image, caption), after and f"<div>{after}</div>"]
+
+
+def _plan(plan: Plan | Malformed | None, text: str | None) -> str:
+    if plan is None:
         return ""
-    instruction, description = (
-        _text(step.plan.get("instruction", "")),
-        _text(step.plan.get("description", "")),
-    )
+    if isinstance(plan, Malformed):
+        return _malformed("plan", plan.reason, text)
+    instruction, description = _text(plan.instruction), _text(plan.description)
     return f'<p class="ins" dir="auto">{instruction}</p><p class="des" dir="auto">{description}</p>'
 
 
-def _refine(step: StepRecord) -> str:
-    if step.refine_malformed is not None:
-        return _malformed("refine instruction", step.refine_malformed, step.refine_text)
-    return _said("Refine", step.refine, "amber")
+def _refine(instruction: str | Malformed | None, text: str | None) -> str:
+    if isinstance(instruction, Malformed):
+        return _malformed("refine instruction", instruction.reason, text)
+    return _said("Refine", instruction, "amber")
 
 
 def _said(what: str, text: str | None, colour: str = "") -> str:
@@ -159,10 +167,8 @@ def _malformed(what: str, reason: str, text: str | None) -> str:
     return f'<div class="bad"><b>Malformed {what}</b>: {_text(reason)}<pre dir="auto">{raw}</pre></div>'
 
 
-def _figure(path: str | None, caption: str, pictures: Mapping[str, np.ndarray]) -> str:
-    if path is None:
-        return ""
-    return f"<figure>{_image(pictures[path], caption)}<figcaption>{caption}</figcaption></figure>"
+def _figure(image: np.ndarray, caption: str) -> str:
+    return f"<figure>{_image(image, caption)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _image(image: np.ndarray, alt: str, largest: int = 640) -> str:
@@ -172,20 +178,18 @@ def _image(image: np.ndarray, alt: str, largest: int = 640) -> str:
     return f'<img{kind} src="{url}" width="{width}" height="{height}" alt="{alt}">'
 
 
-def _thumbnail(number: int, record: Record, pictures: Mapping[str, np.ndarray]) -> str:
-    ok = None if record.verdict is None else record.verdict.get("ok")
+def _thumbnail(number: int, trajectory: SampledTrajectory) -> str:
+    ok = None if trajectory.verdict is None else trajectory.verdict.get("ok")
     kind = "" if ok is None else "right" if ok else "wrong"
-    shown = '<span class="none">no image</span>'
-    if record.image:
-        shown = _image(pictures[record.image], "final image", 224)
-    prompt = _line(record.prompt[:300]) or "(empty prompt)"
+    shown = _image(trajectory.image, "final image", 224)
+    prompt = _line((trajectory.prompt or trajectory.instruction)[:300]) or "(empty prompt)"
     return f'<a class="{kind}" href="#t{number}">{shown}<span class="t" dir="auto">{prompt}</span></a>'
 
 
-def _judged(record: Record) -> str:
-    if record.verdict is None or record.verdict.get("ok") is None:
+def _judged(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None or verdict.get("ok") is None:
         return ""
-    return _chip("right", "green") if record.verdict["ok"] else _chip("wrong", "red")
+    return _chip("right", "green") if verdict["ok"] else _chip("wrong", "red")
 
 
 def _verdict(verdict: Mapping[str, Any] | None) -> str:

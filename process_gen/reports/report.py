@@ -1,7 +1,7 @@
 """Everything that a sampling run leaves behind for people, in one folder.
 
 OUT/index.html               every trajectory, step by step
-OUT/trajectories.jsonl       the same for programs
+OUT/trajectories.jsonl       the same for programs; with its images, what `data.source=folder` reads
 OUT/images/<id>_<step>_<sketch|refined>.png, <id>_input.png
 OUT/strips/<id>.png          one picture per trajectory
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 from process_gen.reports import files, images, page, records
 from process_gen.reports import strip as strips
+from process_gen.trajectory.record import to_json
 from process_gen.trajectory.sampled import SampledTrajectory
 
 
@@ -51,14 +52,18 @@ def write_report(
     name, times = collections.Counter(uid.lower() for uid in uids).most_common(1)[0] if uids else ("", 0)
     if times > 1:
         raise files.ReportError(f"{times} trajectories are called {name!r}")
-    written, drawn = [], []
-    for uid, trajectory in zip(uids, trajectories, strict=True):
-        saved = records.save_images(folder, uid, trajectory.steps)
-        given = records.save_image(folder, uid, "input", trajectory.prompt_image)
-        written.append(records.record_of(trajectory, uid, saved, given))
+    named = [
+        dataclasses.replace(trajectory, uid=uid, verdict=to_json(trajectory.verdict))
+        for uid, trajectory in zip(uids, trajectories, strict=True)
+    ]
+    saved, drawn = [], []
+    for trajectory in named:
+        saved.append(records.save_images(folder, trajectory))
         picture = strips.strip(trajectory, page.verdict_line(trajectory.verdict))
-        drawn.append(files.write_bytes(files.inside(folder, f"strips/{uid}.png"), images.png(picture)))
-    jsonl = records.write_jsonl(folder / "trajectories.jsonl", written)
-    html = page.write_page(folder / "index.html", written, title, summary, results)
-    named = [folder / name for record in written for name in record.images]
-    return Paths(jsonl, html, tuple(named), tuple(drawn))
+        place = files.inside(folder, f"strips/{trajectory.uid}.png")
+        drawn.append(files.write_bytes(place, images.png(picture)))
+    lines = map(records.record_of, named, saved)
+    jsonl = records.write_jsonl(folder / "trajectories.jsonl", lines)
+    html = page.write_page(folder / "index.html", named, title, summary, results)
+    pictures = tuple(folder / path for one in saved for path in one.all)
+    return Paths(jsonl, html, pictures, tuple(drawn))

@@ -1,4 +1,4 @@
-"""One picture per trajectory: the prompt, then draft and correction of every step.
+"""One picture per trajectory: the prompt, then the draft and the corrections of every step.
 
 a red circle left of a blue square
 +--------+     +--------+  ->  +--------+
@@ -23,15 +23,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from process_gen.reports import images
 from process_gen.reports.text import one_line
-from process_gen.trajectory.markup import Malformed
-from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
-from process_gen.trajectory.stages import Plan, Step, Trajectory
+from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.stages import Step, Trajectory, Turn
 
 SIDE = 224
 MARGIN = 28
 GAP = 32
 ARROW = 36
 LONGEST_ROW = 1900
+MOST_TURNS = (LONGEST_ROW + ARROW) // (SIDE + ARROW)
+"""Of one step in a row."""
 PAPER, INK, MUTED, FRAME = "#ffffff", "#18202a", "#667080", "#d5dae1"
 COLOURS = {
     "accepted": "#1a7f4b",
@@ -39,8 +40,7 @@ COLOURS = {
     "unnoticed error": "#b42318",
     "malformed": "#b42318",
     "stopped": "#1d5fbf",
-    "step limit": "#667080",
-    "no image": "#667080",
+    "limit": "#667080",
 }
 
 
@@ -54,9 +54,10 @@ class _Line:
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """A step, ready to be drawn."""
+    """A step, ready to be drawn; a long one takes several."""
 
     drawn: tuple[Image.Image, ...]
+    title: str
     marks: tuple[str, ...]
     lines: tuple[_Line, ...]
 
@@ -66,24 +67,23 @@ class _Panel:
 
     @property
     def image_height(self) -> int:
-        return max((image.height for image in self.drawn), default=0)
+        return max(image.height for image in self.drawn)
 
 
-def strip(trajectory: Trajectory | SampledTrajectory, verdict: str | None = None) -> Image.Image:
+def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
     """Draws a trajectory as one picture; the input image of a prompt that has one comes first.
 
     Args:
       trajectory: of the data or sampled.
       verdict: a short line about the final image, e.g. `right` or what is wrong.
     """
-    stopped = getattr(trajectory, "stopped", None)
-    last = len(trajectory.steps) - 1
-    panels = [_panel(step, stopped if i == last else None) for i, step in enumerate(trajectory.steps)]
-    given = trajectory.prompt_image is not None
-    if given:
-        panels.insert(
-            0, _Panel((images.fitted(trajectory.prompt_image, SIDE),), (), (_Line("input image", MUTED),))
-        )
+    panels: list[_Panel] = []
+    if trajectory.prompt_image is not None:
+        shown = images.fitted(trajectory.prompt_image, SIDE)
+        panels.append(_Panel((shown,), "", (), (_Line("input image", MUTED),)))
+    stopped, steps = getattr(trajectory, "stopped", None), trajectory.steps
+    for number, step in enumerate(steps, 1):
+        panels += _panels(step, number, stopped if number == len(steps) else None)
     rows = _rows(panels)
     width = max([_row_width(row) for row in rows] + [2 * SIDE])
     prompt = _wrap(trajectory.prompt, _font(22, True), width, most=3)
@@ -92,7 +92,7 @@ def strip(trajectory: Trajectory | SampledTrajectory, verdict: str | None = None
     height = MARGIN + len(prompt) * 30 + 14 + sum(h + 24 for h in heights) + len(footer) * 24 + MARGIN - 12
     canvas = Image.new("RGB", (width + 2 * MARGIN, height), PAPER)
     draw = ImageDraw.Draw(canvas)
-    top, number = MARGIN, 0 if given else 1
+    top = MARGIN
     for line in prompt:
         draw.text((MARGIN, top), line, INK, _font(22, True))
         top += 30
@@ -100,8 +100,8 @@ def strip(trajectory: Trajectory | SampledTrajectory, verdict: str | None = None
     for row, row_height in zip(rows, heights, strict=True):
         left = MARGIN
         for panel in row:
-            _draw_panel(canvas, draw, panel, (left, top), max(p.image_height for p in row), number)
-            left, number = left + panel.width + GAP, number + 1
+            _draw_panel(canvas, draw, panel, (left, top), max(p.image_height for p in row))
+            left += panel.width + GAP
         top += row_height + 24
     for line in footer:
         draw.text((MARGIN, top - 12), line, INK, _font(17, True))
@@ -144,37 +144,45 @@ def sheet(
     return canvas
 
 
-def _panel(step: Step | SampledStep, stopped: str | None) -> _Panel:
-    """Gathers what a step has to show."""
-    if isinstance(step, SampledStep):
-        refine, refined = step.refine, step.refined
-    else:
-        refine, refined = step.refine and step.refine.instruction, step.refine and step.refine.image
-    inspect = step.inspect_text if isinstance(step, SampledStep) else step.inspect
-    shown = [image for image in (step.sketch, refined) if image is not None]
-    marks = ["no image" if not shown else "accepted" if refined is None else "refined"]
-    if isinstance(step, Step) and not step.sketch_ok and refined is None:
+def _panels(step: Step, number: int, stopped: str | None) -> list[_Panel]:
+    """Gathers what a step has to show, broken where a row would not hold its images."""
+    return [
+        _Panel(
+            tuple(images.fitted(turn.image, SIDE) for turn in turns),
+            "" if first else str(number),
+            () if first else _marks(step, stopped),
+            tuple(line for turn in turns for line in _lines(turn)),
+        )
+        for first in range(0, len(step.turns), MOST_TURNS)
+        for turns in [step.turns[first : first + MOST_TURNS]]
+    ]
+
+
+def _marks(step: Step, stopped: str | None) -> tuple[str, ...]:
+    """How a step went, names of `COLOURS`."""
+    marks = ["refined" if step.refines else "accepted"]
+    if not step.turns[-1].image_ok:
         marks = ["unnoticed error"]
-    if isinstance(step.plan, Malformed) or isinstance(refine, Malformed):
+    if any(isinstance(said, Malformed) for turn in step.turns for said in (turn.plan, turn.instruction)):
         marks.append("malformed")
     if stopped is not None:
-        marks.append("stopped" if stopped == "model" else "step limit")
-    lines = _plan_lines(step.plan)
-    if inspect:
-        lines.append(_Line(f"Inspect: {inspect}", MUTED))
-    if isinstance(refine, Malformed):
-        lines += [_Line(f"Refine: {refine.text}"), _Line(refine.reason, COLOURS["malformed"])]
-    elif refine is not None:
-        lines.append(_Line(f"Refine: {refine}", COLOURS["refined"]))
-    return _Panel(tuple(images.fitted(image, SIDE) for image in shown), tuple(marks), tuple(lines))
+        marks.append("stopped" if stopped == "model" else "limit")
+    return tuple(marks)
 
 
-def _plan_lines(plan: Plan | Malformed | None) -> list[_Line]:
-    if plan is None:
-        return []
-    if isinstance(plan, Malformed):
-        return [_Line(plan.text or "(no text)"), _Line(plan.reason, COLOURS["malformed"])]
-    return [_Line(plan.instruction, bold=True)]
+def _lines(turn: Turn) -> list[_Line]:
+    """What is said before the image and after it."""
+    said, lines = turn.instruction if turn.refines else turn.plan, []
+    if isinstance(said, Malformed):
+        text = f"Refine: {said.text}" if turn.refines else said.text or "(no text)"
+        lines += [_Line(text), _Line(said.reason, COLOURS["malformed"])]
+    elif isinstance(said, Plan):
+        lines.append(_Line(said.instruction, bold=True))
+    elif said is not None:
+        lines.append(_Line(f"Refine: {said}", COLOURS["refined"]))
+    if turn.after:
+        lines.append(_Line(f"Inspect: {turn.after}", MUTED))
+    return lines
 
 
 def _draw_panel(
@@ -183,7 +191,6 @@ def _draw_panel(
     panel: _Panel,
     corner: tuple[int, int],
     image_height: int,
-    number: int,
 ) -> None:
     left, top = corner
     for i, image in enumerate(panel.drawn):
@@ -192,9 +199,9 @@ def _draw_panel(
         _framed(canvas, draw, image, (left, top))
         left += image.width + ARROW
     left, top = corner[0], top + image_height + 12
-    if number:
-        draw.text((left, top), str(number), INK, _font(16, True))
-        left += draw.textlength(str(number), _font(16, True)) + 10
+    if panel.title:
+        draw.text((left, top), panel.title, INK, _font(16, True))
+        left += draw.textlength(panel.title, _font(16, True)) + 10
     for mark in panel.marks:
         end = left + draw.textlength(mark, _font(13, True)) + 16
         draw.rounded_rectangle((left, top - 1, end, top + 20), 10, fill=COLOURS[mark])

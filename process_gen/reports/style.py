@@ -44,7 +44,7 @@ th.n, td.n { text-align: right; }
 .gallery a { display: block; text-decoration: none;
   font-size: .78rem; line-height: 1.35; color: var(--muted); }
 .gallery a:hover { color: var(--ink); }
-.gallery img, .gallery .none { width: 100%; aspect-ratio: 1; object-fit: contain; }
+.gallery img { width: 100%; aspect-ratio: 1; object-fit: contain; }
 .gallery span.t { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
   margin-top: .35rem; overflow-wrap: anywhere; }
 img { display: block; height: auto; max-width: 100%; border-radius: 8px;
@@ -65,8 +65,8 @@ article:target { border-color: var(--blue); }
 .chip.blue { background: var(--blue-soft); color: var(--blue); }
 .steps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr));
   gap: 0 1.8rem; margin-top: 1.4rem; }
-.step { display: grid; grid-row: span 6; grid-template-rows: subgrid; align-content: start; gap: .75rem;
-  padding-bottom: 1.2rem; min-width: 0; }
+.step { display: grid; grid-row: span var(--rows); grid-template-rows: subgrid; align-content: start;
+  gap: .75rem; padding-bottom: 1.2rem; min-width: 0; }
 .step .head { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; padding-top: .8rem;
   border-top: 2px solid var(--line); }
 .step .head b { margin-right: .3rem; }
@@ -74,10 +74,8 @@ article:target { border-color: var(--blue); }
 .des { color: var(--muted); font-size: .9rem; margin-top: .25rem; white-space: pre-wrap; }
 .what { color: var(--muted); font-size: .8rem; display: block; }
 article > figure { margin-top: .9rem; }
-figure img, figure .none { width: 100%; max-width: 17rem; }
+figure img { width: 100%; max-width: 17rem; }
 figcaption { color: var(--muted); font-size: .8rem; margin-top: .35rem; }
-.none { display: grid; place-items: center; min-height: 6rem; border-radius: 8px;
-  border: 1px dashed var(--line); color: var(--muted); font-size: .85rem; }
 .said { border-left: 3px solid var(--line); padding-left: .75rem; white-space: pre-wrap; }
 .said.amber { border-color: var(--amber); }
 .bad { background: var(--red-soft); border-radius: 8px; padding: .6rem .75rem; font-size: .88rem; }

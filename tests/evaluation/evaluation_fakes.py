@@ -13,9 +13,8 @@ from process_gen.scenes.graph import Scene, make_object
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.render import render
 from process_gen.scenes.teacher import baseline, teach
-from process_gen.trajectory.markup import write_plan, write_refine
-from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
-from process_gen.trajectory.stages import Mode, Step, Trajectory
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Mode, Trajectory, Turn
 
 BENCHMARK = make_benchmark(per_group=6)
 LEVEL = get_level("default")
@@ -31,18 +30,9 @@ def canvas(*things: str) -> np.ndarray:
 
 def sampled(trajectory: Trajectory, mode: Mode = Mode.PROCESS, seed: int = 0) -> SampledTrajectory:
     """A trajectory of the data as if a model had sampled it, 20 Euler steps an image."""
-    steps = tuple(_sampled_step(step) for step in trajectory.steps)
-    images = sum(1 + (step.refined is not None) for step in steps)
-    return SampledTrajectory(trajectory.prompt, mode, seed, steps, "model", 20 * images, seconds=0.5)
-
-
-def _sampled_step(step: Step) -> SampledStep:
-    return SampledStep(
-        plan_text=step.plan and write_plan(step.plan),
-        sketch=step.sketch,
-        inspect_text=step.inspect,
-        refine_text=step.refine and write_refine(step.refine.instruction),
-        refined=step.refine and step.refine.image,
+    turns = tuple(Turn(turn.image, turn.before, turn.after, turn.refines) for turn in trajectory.turns)
+    return SampledTrajectory(
+        trajectory.prompt, turns, mode=mode, seed=seed, sampling_steps=20 * len(turns), seconds=0.5
     )
 
 
@@ -66,8 +56,9 @@ def teacher(mode=Mode.PROCESS, spoil=lambda index, trajectory: trajectory, **opt
 
 def with_final_image(trajectory: SampledTrajectory, image: np.ndarray) -> SampledTrajectory:
     """The trajectory with another last draft and no correction of it."""
-    last = dataclasses.replace(trajectory.steps[-1], sketch=image, refine_text=None, refined=None)
-    return dataclasses.replace(trajectory, steps=(*trajectory.steps[:-1], last))
+    *before, last = trajectory.steps
+    kept = [turn for step in before for turn in step.turns]
+    return dataclasses.replace(trajectory, turns=(*kept, dataclasses.replace(last.draft, image=image)))
 
 
 def spoiled(*groups: str):

@@ -77,6 +77,25 @@ def test_the_contact_sheet_frames_final_images_by_verdict(perfect):
     assert (contact_sheet(failed) == WRONG).all(-1).any()
 
 
+def test_a_step_that_is_corrected_twice_is_one_correction_and_three_images():
+    def twice(index, trajectory):
+        turns = [
+            one
+            for turn in trajectory.turns
+            for one in ([dataclasses.replace(turn, image=turn.image * 0), turn] if turn.refines else [turn])
+        ]
+        return dataclasses.replace(trajectory, turns=tuple(turns))
+
+    once, again = evaluate(teacher(), BENCHMARK), evaluate(teacher(spoil=twice), BENCHMARK)
+    assert again.counts == once.counts and again.score == once.score
+    for one, other in zip(again.outcomes, once.outcomes, strict=True):
+        assert (one.steps, one.corrections) == (other.steps, other.corrections)
+        assert one.images == other.images + other.corrections
+    assert again.means()["images_drawn"] > once.means()["images_drawn"]
+    widths = [contact_sheet(scores.trajectories).shape[1] for scores in (again, once)]
+    assert widths[0] > widths[1]
+
+
 def test_predict_functions_that_answer_something_else_are_refused():
     with pytest.raises(ValueError, match="returned 1 trajectories for 54 prompts"):
         evaluate(lambda prompts, seeds: teacher()(prompts[:1], seeds[:1]), BENCHMARK)

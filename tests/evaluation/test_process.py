@@ -8,29 +8,25 @@ from process_gen.scenes.grammar import read_request
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.requests import CATEGORIES
 from process_gen.scenes.teacher import teach
-from process_gen.trajectory.markup import write_plan, write_refine
-from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
-from process_gen.trajectory.stages import Mode, Plan
+from process_gen.trajectory.markup import Plan, write_plan
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Turn, refinement
 
 
 def counts_of(prompt, *steps):
-    """Steps are (description, things of the draft, things of the correction or None)."""
-    made = []
-    for description, draft, refined in steps:
-        plan = description if description.startswith("<") else write_plan(Plan("go on", description))
-        corrected = refined is not None
-        made.append(
-            SampledStep(
-                plan,
-                canvas(*draft),
-                "looks so",
-                write_refine("mend it") if corrected else None,
-                canvas(*refined) if corrected else None,
-            )
-        )
-    request = read_request(prompt)
-    trajectory = SampledTrajectory(prompt, Mode.PROCESS, 0, tuple(made), "model")
-    return count(trajectory, request)
+    """Steps are (description or (instruction, description), things of the draft, of each correction).
+
+    No correction is None, and one is a list of things; several are a list of lists.
+    """
+    turns = []
+    for said, drawn, corrections in steps:
+        said = ("go on", said) if isinstance(said, str) else said
+        plan = said[1] if said[1].startswith("<") else write_plan(Plan(*said))
+        turns.append(Turn(canvas(*drawn), plan, "looks so"))
+        several = corrections is not None and (not corrections or isinstance(corrections[0], list))
+        for things in corrections if several else filter(None, [corrections]):
+            turns.append(refinement(canvas(*things), "mend it", "looks so"))
+    return count(SampledTrajectory(prompt, tuple(turns)), read_request(prompt))
 
 
 RED, BLUE = "red circle at b2", "blue circle at b2"
@@ -66,9 +62,10 @@ def test_the_teacher_notices_all_but_its_slips_and_corrects_all_that_it_notices(
     for index in range(180):
         request = sample_request(rng, "default", CATEGORIES[index % len(CATEGORIES)])
         trajectory = teach(request, rng, "default", wrong=0.3, misplan=0.2, slip=0.15)
-        misplanned += sum(not step.plan_ok for step in trajectory.steps)
-        planted += sum(step.refine is not None for step in trajectory.steps)
-        slips += sum(not step.sketch_ok and step.refine is None for step in trajectory.steps)
+        mistakes = [fact for fact in trajectory.metadata["mistakes"] if fact]
+        misplanned += sum(fact["planned"] for fact in mistakes)
+        planted += sum(len(step.refines) == 1 for step in trajectory.steps)
+        slips += sum(not fact["noticed"] for fact in mistakes)
         total += count(sampled(trajectory), request)
     assert planted > 50 and misplanned > 20 and slips > 20
     assert (total.caught, total.missed, total.false_alarms) == (planted, slips, 0)
@@ -78,6 +75,9 @@ def test_the_teacher_notices_all_but_its_slips_and_corrects_all_that_it_notices(
     # A slip may spoil something that stood before; nothing else does.
     assert total.to_keep - slips <= total.kept <= total.to_keep and total.to_keep > 100
     assert total.to_repair == slips and total.repaired > 0
+    # Every plan of the teacher goes by the canvas, but for a slip that nobody saw.
+    assert total.plans_after_refine > 50 and total.plans_otherwise > 100
+    assert total.wrong_after_refine == total.wrong_otherwise == 0
     shares = total.shares()
     assert shares["inspect_precision"].mean == 1
     assert shares["inspect_recall"].mean == pytest.approx(planted / (planted + slips))
@@ -143,8 +143,93 @@ def test_malformed_and_unreadable_plans_are_counted_and_left_out():
     counts = counts_of("a red circle", ("something nice", ["red circle b2"], ["red circle b2"]))
     assert (counts.malformed_plans, counts.unread, counts.drafts) == (0, 1, 0)
     assert (counts.final_plans, counts.final_kept_right) == (0, 1), "the judge needs no plan"
-    empty = SampledTrajectory("a red circle", Mode.PROCESS, 0, (SampledStep("<ins>"),), "cap")
-    assert count(empty, read_request("a red circle")).malformed_plans == 1
+    counts = counts_of("a red circle", ("<ins>", [], None))
+    assert (counts.malformed_plans, counts.drafts, counts.final_plans) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "corrections, box",
+    [
+        ([["blue circle b2"], ["red circle b2"]], "fixed"),
+        ([["red circle b2"], ["blue circle b2"]], "still_wrong"),
+        ([["blue star b2"], ["green circle b2"], ["red circle b2"]], "fixed"),
+    ],
+)
+def test_several_corrections_of_a_draft_count_as_what_the_last_one_leaves(corrections, box):
+    counts = counts_of("a red circle", (RED, ["blue circle b2"], corrections))
+    assert (counts.steps, counts.drafts, counts.wrong_drafts, counts.caught) == (1, 1, 1, 1)
+    boxes = ("fixed", "still_wrong", "kept_right", "spoiled")
+    for prefix in ("", "final_"):
+        assert {name: getattr(counts, prefix + name) for name in boxes} == dict.fromkeys(boxes, 0) | {box: 1}
+    assert counts.right_at == {0: int(box == "fixed")}
+    spoiled = counts_of("a red circle", (RED, ["red circle b2"], corrections[:1]))
+    assert (spoiled.false_alarms, spoiled.spoiled, spoiled.kept_right) == (
+        (1, 1, 0) if corrections[0] != ["red circle b2"] else (1, 0, 1)
+    )
+
+
+CORRECTED = (BLUE, ["blue circle b2"], ["red circle b2"])
+"""The plan said blue, and was corrected."""
+
+
+@pytest.mark.parametrize(
+    "first, instruction, description, wrong",
+    [
+        # By what the correction left, and by what it corrected.
+        (CORRECTED, "add a star at d4", "red circle at b2, blue star at d4", 0),
+        (CORRECTED, "add a star at d4", "blue circle at b2, blue star at d4", 1),
+        (CORRECTED, "add a star left of the circle at b2 at a1", "blue circle at b2, blue star at a1", 1),
+        # What the instruction changes may differ, what it does not say may not.
+        (CORRECTED, "make the circle at b2 blue", BLUE, 0),
+        (CORRECTED, "move the circle from b2 to c3", "red circle at c3", 0),
+        (CORRECTED, "move it to c3", "red circle at c3", 1),
+        (CORRECTED, "swap b2 and c3", "red circle at c3", 0),
+        (CORRECTED, "add a star at d4", "blue star at d4", 1),
+        (CORRECTED, "add a star at d4", "red circle at b2, blue star at d4, red ring at a1", 1),
+        # A correction that failed: the plan may go by what stands or by what should.
+        ((RED, ["blue circle b2"], ["green circle b2"]), "add a star at d4", f"{RED}, blue star at d4", 0),
+        (
+            (RED, ["blue circle b2"], ["green circle b2"]),
+            "add a star at d4",
+            "green circle at b2, blue star at d4",
+            0,
+        ),
+        ((RED, ["blue circle b2"], ["green circle b2"]), "add a star at d4", f"{BLUE}, blue star at d4", 1),
+        # Corrected twice: the last one counts.
+        (
+            (RED, ["blue circle b2"], [["green circle b2"], ["red circle b2"]]),
+            "add a star at d4",
+            "green circle at b2, blue star at d4",
+            1,
+        ),
+    ],
+)
+def test_a_plan_goes_by_the_canvas_or_does_not(first, instruction, description, wrong):
+    second = ((instruction, description), ["red circle b2"], None)
+    counts = counts_of("a red circle and a blue star", first, second)
+    assert (counts.plans_after_refine, counts.wrong_after_refine) == (1, wrong)
+    assert (counts.plans_otherwise, counts.wrong_otherwise) == (0, 0)
+    shares = counts.shares()
+    assert shares["next_plan_wrong_after_refine"].mean == wrong
+    assert 0 <= shares["next_plan_wrong_after_refine"].low < shares["next_plan_wrong_after_refine"].high <= 1
+    assert "next_plan_wrong_otherwise" not in shares
+
+
+def test_plans_after_steps_without_a_correction_are_counted_apart():
+    steps = [
+        (("go on", RED), ["red circle b2"], None),
+        (("add a star at d4", f"{RED}, blue star at d4"), [], None),
+    ]
+    counts = counts_of("a red circle and a blue star", *steps, (("go on", BLUE), [], None))
+    assert (counts.plans_after_refine, counts.plans_otherwise, counts.wrong_otherwise) == (0, 2, 1)
+    assert counts.shares()["next_plan_wrong_otherwise"].mean == 0.5
+    # A slip that nobody saw may be put right without a word.
+    slip = (RED, ["blue circle b2"], None)
+    after = counts_of("a red circle", slip, (RED, ["red circle b2"], None))
+    assert (after.plans_otherwise, after.wrong_otherwise) == (1, 0)
+    # What cannot be read is left out.
+    unread = counts_of("a red circle", slip, ("something nice", ["red circle b2"], None))
+    assert unread.plans_otherwise == 0
 
 
 def test_counts_add_up_and_survive_json():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import os
 
-from process_gen.trajectory.sampled import SampledStep, SampledTrajectory
-from process_gen.trajectory.stages import Mode
+import numpy as np
+from PIL import Image
+
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Mode, Turn
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -27,18 +30,29 @@ def image(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    """[height, width, 3] uint8."""
+    with Image.open(path, formats=("PNG",)) as file:
+        return np.asarray(file.convert("RGB"))
+
+
 def plan(instruction: str, description: str = "the scene") -> str:
     return f"<ins>{instruction}</ins><des>{description}</des>"
 
 
+def fix(picture: np.ndarray, before: str, after: str | None = None) -> Turn:
+    """A refine turn of any text."""
+    return Turn(picture, before, after, refines=True)
+
+
 def process(**changes) -> SampledTrajectory:
     """Three steps: accepted, refined, and one whose texts are malformed."""
-    steps = (
-        SampledStep(plan("draw a red circle"), image(1), "the circle is right"),
-        SampledStep(
-            plan("add a square"), image(2), "the square is red", "<refine>make it blue</refine>", image(3)
-        ),
-        SampledStep("<ins>add a", image(4), "odd", "<refine>move", image(5)),
+    turns = (
+        Turn(image(1), plan("draw a red circle"), "the circle is right"),
+        Turn(image(2), plan("add a square"), "the square is red"),
+        fix(image(3), "<refine>make it blue</refine>"),
+        Turn(image(4), "<ins>add a", "odd"),
+        fix(image(5), "<refine>move"),
     )
     verdict = {
         "ok": False,
@@ -52,7 +66,7 @@ def process(**changes) -> SampledTrajectory:
         "prompt": "a red circle left of a blue square",
         "mode": Mode.PROCESS,
         "seed": 7,
-        "steps": steps,
+        "turns": turns,
         "stopped": "model",
         "sampling_steps": 72,
         "seconds": 1.25,
@@ -61,17 +75,36 @@ def process(**changes) -> SampledTrajectory:
     return SampledTrajectory(**{**fields, **changes})
 
 
+def corrected_twice(**changes) -> SampledTrajectory:
+    """A draft without an inspection, then one that is corrected twice and inspected each time."""
+    turns = (
+        Turn(image(1), plan("draw a ring")),
+        Turn(image(2), plan("add a star"), "the star is red"),
+        fix(image(3), "<refine>make the star blue</refine>", "the ring is gone"),
+        fix(image(4), "<refine>draw the ring again</refine>", "now all is there"),
+    )
+    return process(**{"turns": turns, "verdict": None, **changes})
+
+
 def single_pass() -> SampledTrajectory:
     return SampledTrajectory(
-        "three squares", Mode.SINGLE_PASS, 7, (SampledStep(sketch=image(9)),), "cap", 24, 0.3
+        "three squares",
+        (Turn(image(9)),),
+        mode=Mode.SINGLE_PASS,
+        seed=7,
+        stopped="cap",
+        sampling_steps=24,
+        seconds=0.3,
     )
 
 
 def hostile(text: str) -> SampledTrajectory:
     """The text in every place where a user or a model can put one."""
     verdict = {"ok": False, "constraints": [{"text": text, "ok": False, "reason": text}, text], text: text}
-    steps = (
-        SampledStep(plan(text, text), image(1), text, f"<refine>{text}</refine>", image(2)),
-        SampledStep(text, image(3), text, text, image(4)),
+    turns = (
+        Turn(image(1), plan(text, text), text),
+        fix(image(2), f"<refine>{text}</refine>", text),
+        Turn(image(3), text, text),
+        fix(image(4), text),
     )
-    return SampledTrajectory(text, Mode.PROCESS, 0, steps, "cap", verdict=verdict)
+    return SampledTrajectory(text, turns, stopped="cap", verdict=verdict)

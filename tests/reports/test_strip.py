@@ -6,8 +6,8 @@ import pytest
 from process_gen.reports import images
 from process_gen.reports import strip as strips
 from process_gen.reports.strip import sheet, strip
-from process_gen.trajectory.sampled import SampledStep
-from process_gen.trajectory.stages import Plan, Refinement, Step, Trajectory
+from process_gen.trajectory.markup import Plan
+from process_gen.trajectory.stages import Step, Trajectory, Turn, draft, refinement
 from tests.reports import samples
 
 
@@ -20,7 +20,13 @@ def contains(canvas, image: np.ndarray) -> bool:
 
 
 def marks(step, stopped=None) -> tuple[str, ...]:
-    return strips._panel(step, stopped).marks
+    (panel,) = strips._panels(step, 1, stopped)
+    return panel.marks
+
+
+def lines(step) -> list[str]:
+    (panel,) = strips._panels(step, 1, None)
+    return [line.text for line in panel.lines]
 
 
 def test_small_images_grow_by_whole_factors_and_big_ones_shrink():
@@ -34,12 +40,41 @@ def test_small_images_grow_by_whole_factors_and_big_ones_shrink():
 
 
 def test_a_strip_shows_drafts_and_corrections():
-    trajectory = samples.process()
+    for trajectory in (samples.process(), samples.corrected_twice()):
+        canvas = strip(trajectory)
+        assert all(contains(canvas, turn.image) for turn in trajectory.turns)
+        assert not contains(canvas, samples.image(99))
+
+
+def test_every_turn_says_its_texts_by_their_stage():
+    first, second = samples.corrected_twice().steps
+    assert lines(first) == ["draw a ring"]
+    assert lines(second) == [
+        "add a star",
+        "Inspect: the star is red",
+        "Refine: make the star blue",
+        "Inspect: the ring is gone",
+        "Refine: draw the ring again",
+        "Inspect: now all is there",
+    ]
+    assert lines(samples.process().steps[2]) == [
+        "<ins>add a",
+        "<ins> is never closed",
+        "Inspect: odd",
+        "Refine: <refine>move",
+        "<refine> is never closed",
+    ]
+
+
+def test_a_step_of_many_corrections_takes_rows():
+    turns = [Turn(samples.image(0)), *(samples.fix(samples.image(i), "x") for i in range(1, 10))]
+    trajectory = samples.process(turns=tuple(turns))
     canvas = strip(trajectory)
-    for step in trajectory.steps:
-        assert contains(canvas, step.sketch)
-        assert step.refined is None or contains(canvas, step.refined)
-    assert not contains(canvas, samples.image(99))
+    assert canvas.width <= strips.LONGEST_ROW + 2 * strips.MARGIN
+    assert all(contains(canvas, turn.image) for turn in turns)
+    panels = strips._panels(trajectory.steps[0], 1, "cap")
+    assert [(panel.title, len(panel.drawn)) for panel in panels] == [("1", 7), ("", 3)]
+    assert panels[0].marks == ("refined", "malformed", "limit") and panels[1].marks == ()
 
 
 def test_marks_say_how_a_step_went():
@@ -47,29 +82,28 @@ def test_marks_say_how_a_step_went():
     assert marks(first) == ("accepted",)
     assert marks(second) == ("refined",)
     assert marks(third, "model") == ("refined", "malformed", "stopped")
-    assert marks(first, "cap") == ("accepted", "step limit")
-    assert marks(SampledStep("x")) == ("no image", "malformed")
-    assert marks(Step(samples.image(1), sketch_ok=False)) == ("unnoticed error",)
+    assert marks(first, "cap") == ("accepted", "limit")
+    assert marks(Step(Turn(samples.image(1), "x"))) == ("accepted", "malformed")
+    wrong = Turn(samples.image(1), image_ok=False)
+    assert marks(Step(wrong)) == ("unnoticed error",)
+    assert marks(Step(wrong, (refinement(samples.image(2), "fix"),))) == ("refined",)
+    assert marks(Step(wrong, (refinement(samples.image(2), "fix", image_ok=False),))) == ("unnoticed error",)
+    assert marks(samples.corrected_twice().steps[1]) == ("refined",)
 
 
 def test_a_teacher_trajectory_has_a_strip_too():
-    steps = (
-        Step(samples.image(1), Plan("draw", "one")),
-        Step(
-            samples.image(2),
-            Plan("add", "two"),
-            "wrong",
-            Refinement("fix", samples.image(3)),
-            sketch_ok=False,
-        ),
+    turns = (
+        draft(samples.image(1), Plan("draw", "one")),
+        draft(samples.image(2), Plan("add", "two"), "wrong", image_ok=False),
+        refinement(samples.image(3), "fix"),
     )
-    canvas = strip(Trajectory("two shapes", steps), verdict="right")
+    canvas = strip(Trajectory("two shapes", turns), verdict="right")
     assert all(contains(canvas, samples.image(seed)) for seed in (1, 2, 3))
 
 
 def test_the_verdict_takes_a_line_and_many_steps_take_rows():
     assert strip(samples.process(), "wrong").height > strip(samples.process()).height
-    many = samples.process(steps=samples.process().steps * 5)
+    many = samples.process(turns=samples.process().turns * 5)
     assert strip(many).width <= strips.LONGEST_ROW + 2 * strips.MARGIN
     assert strip(many).height > 2 * strip(samples.process()).height
 
@@ -79,12 +113,12 @@ def test_the_verdict_takes_a_line_and_many_steps_take_rows():
 )
 def test_any_text_can_be_drawn(text):
     canvas = strip(samples.hostile(text), text)
-    assert canvas.width < 1200 and canvas.height < 720
+    # Two texts of a plan, and of a correction, and an inspection of either, each three lines at most.
+    assert canvas.width < 1200 and canvas.height < 780
 
 
-def test_no_steps_and_no_images_can_be_drawn():
-    assert strip(samples.process(steps=())).height > 0
-    assert strip(samples.process(steps=(SampledStep("x"),))).height > 0
+def test_a_trajectory_without_any_text_can_be_drawn():
+    assert contains(strip(samples.process(prompt="", turns=(Turn(samples.image(1)),))), samples.image(1))
 
 
 @pytest.mark.parametrize("text", ["a red circle left of a blue square", "x" * 300, "a " * 300])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from process_gen.reports import plots
-from process_gen.reports.images import read_png
 from process_gen.reports.table import table
 from process_gen.reports.text import one_line, visible
+from tests.reports.samples import read_png
 
 
 def test_tables_align_and_format():

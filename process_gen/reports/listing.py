@@ -1,0 +1,152 @@
+"""A folder of samples that grows while they are drawn: one trajectory after the other, kept for good.
+
+OUT/trajectories.jsonl       a line for each, once its images are written
+OUT/settings.json            how they were drawn
+OUT/images/, OUT/strips/     see `reports.report`
+
+A run that was cut off goes on where the listing ends: what is in it is not drawn again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from process_gen.reports import files, images, page, records
+from process_gen.reports import strip as strips
+from process_gen.trajectory.record import Record, RecordError, to_json, trajectory_from_json
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Mode, Trajectory, Turn
+
+NAME, SETTINGS = "trajectories.jsonl", "settings.json"
+
+
+Key = tuple[str, str, int]
+"""What tells one sample from another: both texts of its prompt, and the seed."""
+
+
+class Listing:
+    """Samples on disk, and room for more.
+
+    Args:
+      folder: made if it does not exist.
+      settings: how the samples are drawn, JSON-like.
+      resume: False forgets what is listed there.
+
+    Raises:
+      ReportError: the folder cannot be written, or what is in it was drawn otherwise or is broken.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool = True):
+        self.folder = files.check_writable(folder)
+        self.path, self._settings = self.folder / NAME, to_json(dict(settings))
+        self.done: set[Key] = set()
+        self._uids: set[str] = set()
+        self.right = self.judged = 0
+        if resume and self.path.exists():
+            self._check_settings()
+            self._cut_unfinished()
+            for record in self._records():
+                self._count(record.uid, record, record.sampled.get("seed", 0), record.sampled.get("verdict"))
+        else:
+            files.write_bytes(self.path, b"")
+        files.write_bytes(self.folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
+
+    def __len__(self) -> int:
+        return len(self._uids)
+
+    def add(self, trajectory: SampledTrajectory, number: int) -> pathlib.Path:
+        """Writes a trajectory, images first, named by the number of its prompt; returns the listing."""
+        uid = f"{number:04d}"
+        if uid in self._uids:
+            uid = next(name for n in itertools.count(len(self)) if (name := f"{n:04d}") not in self._uids)
+        trajectory = dataclasses.replace(trajectory, uid=uid, verdict=to_json(trajectory.verdict))
+        saved = records.save_images(self.folder, trajectory)
+        picture = strips.strip(trajectory, page.verdict_line(trajectory.verdict))
+        files.write_bytes(files.inside(self.folder, f"strips/{uid}.png"), images.png(picture))
+        line = json.dumps(records.record_of(trajectory, saved), allow_nan=False) + "\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(line.encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise files.ReportError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
+        self._count(uid, trajectory, trajectory.seed, trajectory.verdict)
+        return self.path
+
+    def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
+        """The first samples by name, with images of at most `side` pixels a side."""
+        found = sorted(itertools.islice(self._records(), count), key=lambda record: record.uid)
+        return [self._sampled(record, side) for record in found]
+
+    def _count(
+        self, uid: str, one: Trajectory | Record, seed: int, verdict: Mapping[str, Any] | None
+    ) -> None:
+        self.done.add((one.prompt, one.instruction, seed))
+        self._uids.add(uid)
+        self.judged += verdict is not None
+        self.right += bool(verdict and verdict.get("ok"))
+
+    def _check_settings(self) -> None:
+        otherwise = "choose another folder, or start over (--noresume)"
+        try:
+            there = json.loads((self.folder / SETTINGS).read_text())
+        except (OSError, ValueError):
+            raise files.ReportError(
+                f"{self.path} was not written by such a run ({SETTINGS} is missing): {otherwise}"
+            ) from None
+        for name in sorted({*there, *self._settings}):
+            old, new = there.get(name), self._settings.get(name)
+            if old != new:
+                raise files.ReportError(
+                    f"the samples in {str(self.folder)!r} were drawn with {name} {old!r}, not {new!r}: "
+                    f"{otherwise}"
+                )
+
+    def _cut_unfinished(self) -> None:
+        """Cuts off a last line that was never finished."""
+        with self.path.open("r+b") as file:
+            end = 0
+            for line in file:
+                if line.endswith(b"\n"):
+                    end += len(line)
+            file.truncate(end)
+
+    def _records(self) -> Iterator[Record]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield trajectory_from_json(json.loads(line))
+                except (RecordError, ValueError) as error:
+                    raise files.ReportError(f"{self.path}:{number}: {error}") from error
+
+    def _sampled(self, record: Record, side: int) -> SampledTrajectory:
+        turns = [Turn(self._image(turn.image, side), **turn.fields) for turn in record.turns]
+        given = record.prompt_image
+        return SampledTrajectory(
+            prompt=record.prompt,
+            turns=tuple(turns),
+            uid=record.uid,
+            metadata=record.metadata,
+            prompt_image=None if given is None else self._image(given, side),
+            instruction=record.instruction,
+            **{**record.sampled, "mode": Mode(record.sampled.get("mode", Mode.PROCESS))},
+        )
+
+    def _image(self, relative: str, side: int) -> np.ndarray:
+        try:
+            with Image.open(files.inside(self.folder, relative)) as picture:
+                picture = picture.convert("RGB")
+                picture.thumbnail((side, side))
+                return np.asarray(picture)
+        except OSError as error:
+            raise files.ReportError(f"cannot read {relative!r} of {self.path}: {error}") from error
