@@ -1,50 +1,104 @@
 """How much a batch holds: what the speed of a run is counted in, and its FLOP.
 
-Only what is really there counts: no padding, no absent step, no key that a
-query does not see. B rows, S step slots, R trajectories.
+Only what is really there counts: no padding, no absent turn, no flow target of
+nothing, no key that a query does not see. B rows, S turn slots, R trajectories.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from process_gen.models.unified import token_count
+from process_gen.data import mix
+from process_gen.models.assembly import token_count
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout, Segment
+from process_gen.trajectory.visibility import seen_parts
+
+Lengths = dict[str, jax.Array]
+
+
+@functools.cache
+def of_a_row(layout: Layout, trajectories: int = 1_000) -> dict[str, float]:
+    """What a row of the paper's mix (`data.mix`) holds on average, by the names of `amounts`."""
+    packed = list(mix.rows(layout, trajectories))
+    whole = Batch(**{name: np.concatenate([row[name] for row in packed]) for name in packed[0]})
+    found = jax.device_get(jax.jit(functools.partial(amounts, layout))(whole))
+    held = {name.removeprefix("batch/"): float(value) for name, value in found.items()}
+    # One row a device: then no other row keeps a branch from leaving out its empty history.
+    held |= {"branch_turns": held["history_turns"]}
+    return {name: value if name == "useful" else value / len(packed) for name, value in held.items()}
+
+
+def of_a_full_row(layout: Layout) -> dict[str, float]:
+    """The same of a row of trajectories of equal length in which every slot is full."""
+    filled = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), Batch.spec(layout, 1))
+    index = jnp.arange(layout.turns)[None] * layout.trajectories // layout.turns
+    ends = jnp.diff(index, axis=1, append=index[:, -1:] + 1) > 0
+    batch = filled.replace(
+        prompt_index=index,
+        is_first=jnp.roll(ends, 1, axis=1),
+        is_last=ends,
+        refines=jnp.zeros_like(ends),
+        target=jnp.zeros_like(index),
+    )
+    found = jax.device_get(jax.jit(functools.partial(amounts, layout))(batch))
+    return {name.removeprefix("batch/"): float(value) for name, value in found.items()}
 
 
 def amounts(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
     """What a batch holds, [] float32 each.
 
     Returns:
-      batch/steps, batch/trajectories: step slots that are filled, trajectories that end in one of them.
+      batch/rows, batch/slots: rows, and the tokens that they have room for.
+      batch/useful: the share of those tokens that hold something.
+      batch/turns, batch/steps, batch/trajectories: turns, those that draft, and those that end a trajectory.
       batch/und_tokens, batch/gen_tokens: tokens of the two experts.
       batch/head_tokens: tokens whose logits a loss may read.
-      batch/views: images that the ViT looks at.
+      batch/images, batch/flow_targets: clean images and noised copies, as latents.
+      batch/vit_images: images that the ViT looks at.
       batch/attention_pairs: query and key pairs of the backbone, conditioning dropout aside.
+      batch/history_turns: from the oldest turn that a turn sees to the turn itself, over all turn slots.
+      batch/branch_turns: the same if in each slot all rows went as far back as that which sees farthest.
     """
-    step, prompt = _step_lengths(layout, batch), _prompt_lengths(layout, batch)
-    segments = (*layout.step_segments, *layout.prompt_segments)
-    # How often each segment is there, texts token by token.
-    count = {
-        s.name: _total((step | prompt)[s.name]) / (1 if s.kind == "text" else s.tokens) for s in segments
-    }
-    text = sum(count[s.name] for s in segments if s.kind == "text")
-    images = sum(count[s.name] for s in segments if s.latents)
-    views = sum(count[s.name] for s in segments if s.vit)
-    trajectories = _total(batch.last & batch.present)
+    turn, prompt = _turn_lengths(layout, batch), _prompt_lengths(layout, batch)
+    segments = (*layout.turn_segments, *layout.prompt_segments)
+
+    def many(chosen: Sequence[Segment]) -> jax.Array:
+        """Images that are there; every token of them is."""
+        return sum((_total((turn | prompt)[s.name]) / s.tokens for s in chosen), jnp.zeros(()))
+
+    images = many([s for s in segments if s.latents and s.kind == "clean"])
+    targets = many([s for s in segments if s.kind == "noised"])
+    vit_images = many([s for s in segments if s.vit])
+    words = _total(sum(prompt[s.name].sum() for s in layout.prompt_segments if s.kind == "text"))
+    scored = sum((_total(turn[s.name]) for s in layout.turn_segments if s.kind == "text"), jnp.zeros(()))
+    turns, trajectories = _total(batch.present), _total(batch.is_last & batch.present)
+    und = words + scored + 2 * (images + targets + vit_images) + layout.vit_tokens * vit_images
+    gen = layout.latents * (images + targets)
+    slots = batch.present.shape[0] * layout.row_tokens
+    history, back = _history(layout, batch, turn)
     found = {
-        "steps": _total(batch.present),
+        "rows": batch.present.shape[0],
+        "slots": slots,
+        "useful": (und + gen) / slots,
+        "turns": turns,
+        "steps": _total(batch.present & ~batch.refines),
         "trajectories": trajectories,
-        "und_tokens": text + 2 * (images + views) + layout.vit_tokens * views,
-        "gen_tokens": layout.latents * images,
-        # Losses read every text of a step, and what opens next after each prompt and image.
-        "head_tokens": sum(count[s.name] for s in layout.step_segments if not s.vit) + trajectories,
-        "views": views,
-        "attention_pairs": _pairs(layout, batch, step, prompt),
+        "und_tokens": und,
+        "gen_tokens": gen,
+        # Losses read every text of a turn, and what opens next after each prompt and image.
+        "head_tokens": scored + turns + trajectories,
+        "images": images,
+        "flow_targets": targets,
+        "vit_images": vit_images,
+        "attention_pairs": _pairs(layout, batch, turn, prompt, history),
+        "history_turns": _total(back),
+        "branch_turns": _total(back.max(0)) * back.shape[0],
     }
     return {f"batch/{name}": jnp.asarray(value, jnp.float32) for name, value in found.items()}
 
@@ -53,19 +107,18 @@ def _total(x: jax.Array) -> jax.Array:
     return x.sum().astype(jnp.float32)
 
 
-def _step_lengths(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
-    """Tokens of every segment of the steps that are there, [B, S] int32 by name."""
-    refines = (token_count(batch.refine_tokens) > 0) & batch.present
-    lengths = {}
-    for s in layout.step_segments:
-        if s.kind == "text":
-            lengths[s.name] = token_count(getattr(batch, f"{s.name}_tokens")) * batch.present
-        else:
-            lengths[s.name] = s.tokens * (refines if s.name.startswith("refined") else batch.present)
-    return lengths
+def _turn_lengths(layout: Layout, batch: Batch) -> Lengths:
+    """Tokens of every segment of the turns that are there, [B, S] int32 by name."""
+    there = {"clean": batch.present, "noised": batch.present & (batch.target >= 0)}
+    return {
+        s.name: token_count(getattr(batch, f"{s.name}_tokens")) * batch.present
+        if s.kind == "text"
+        else s.tokens * there[s.kind]
+        for s in layout.turn_segments
+    }
 
 
-def _prompt_lengths(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
+def _prompt_lengths(layout: Layout, batch: Batch) -> Lengths:
     """Tokens of every segment of the prompts, [B, R] int32 by name."""
     return {
         s.name: token_count(getattr(batch, f"{s.name}_tokens"))
@@ -75,18 +128,16 @@ def _prompt_lengths(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
     }
 
 
-def _pairs(
-    layout: Layout, batch: Batch, step: dict[str, jax.Array], prompt: dict[str, jax.Array]
-) -> jax.Array:
-    """Query and key pairs of prompts and steps; float32, since a batch may have more than 2^31."""
-    inside = _inside(layout.step_segments, step) + _inside(layout.prompt_segments, prompt)
-    prompts = sum(prompt.values())
-    before = jnp.take_along_axis(prompts, batch.prompt_index, axis=1) + _history(layout, batch, step)
-    queries = sum(step.values())
+def _pairs(layout: Layout, batch: Batch, turn: Lengths, prompt: Lengths, history: jax.Array) -> jax.Array:
+    """Query and key pairs of prompts and turns; float32, since a batch may have more than 2^31."""
+    inside = _inside(layout.turn_segments, turn) + _inside(layout.prompt_segments, prompt)
+    prompts = functools.reduce(jnp.add, prompt.values())
+    before = jnp.take_along_axis(prompts, batch.prompt_index, axis=1) + history
+    queries = functools.reduce(jnp.add, turn.values())
     return inside + (queries.astype(jnp.float32) * before.astype(jnp.float32)).sum()
 
 
-def _inside(segments: tuple[Segment, ...], lengths: dict[str, jax.Array]) -> jax.Array:
+def _inside(segments: Sequence[Segment], lengths: Lengths) -> jax.Array:
     """Pairs inside chunks: texts are causal, a noised image is seen by itself alone."""
     pairs, seen = jnp.zeros(()), 0.0
     for s in segments:
@@ -97,13 +148,19 @@ def _inside(segments: tuple[Segment, ...], lengths: dict[str, jax.Array]) -> jax
     return pairs
 
 
-def _history(layout: Layout, batch: Batch, step: dict[str, jax.Array]) -> jax.Array:
-    """Tokens of earlier steps that each step sees, [B, S] int32."""
-    parts = {name: sum(step[s.name] for s in part) for name, part in layout.visible_parts.items()}
-    if layout.context == "full":
-        written = functools.reduce(jnp.add, parts.values())
-        before = jnp.cumsum(written, axis=1) - written
-        return before - jax.lax.cummax(jnp.where(batch.reset, before, 0), axis=1)
-    newest = jnp.where(parts["refined"] > 0, parts["refined"], parts["sketch"])
-    kept = newest + parts["plan"] if layout.context == "step" else newest
-    return jnp.where(batch.reset, 0, jnp.pad(kept, ((0, 0), (1, 0)))[:, :-1])
+def _history(layout: Layout, batch: Batch, turn: Lengths) -> tuple[jax.Array, jax.Array]:
+    """Of every turn slot, [B, S] int32: tokens of earlier turns that it sees, and how far back it sees."""
+    parts = {name: sum(turn[s.name] for s in part) for name, part in layout.visible_parts.items() if part}
+    step = jnp.cumsum(~batch.refines & batch.present, axis=1)
+    tokens, back = [], []
+    for slot in range(layout.turns):
+        window = slice(max(0, slot - layout.history), slot)
+        earlier = (step[:, window], batch.refines[:, window])
+        seen = seen_parts(layout.context, *earlier, step[:, slot], batch.refines[:, slot])
+        same = batch.prompt_index[:, window] == batch.prompt_index[:, slot, None]
+        same &= batch.present[:, window] & batch.present[:, slot, None]
+        lengths = sum(parts[name][:, window] * (seen[name] & same) for name in parts)
+        distance = jnp.arange(window.stop - window.start, 0, -1)
+        tokens.append(lengths.sum(1))
+        back.append((distance[None] * (lengths > 0)).max(1, initial=0))
+    return jnp.stack(tokens, 1), jnp.stack(back, 1)

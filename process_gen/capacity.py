@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +17,7 @@ from process_gen.models import cost
 from process_gen.models.config import ModelConfig
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
+from process_gen.trajectory.layout import Layout
 
 RECEIVED = (
     "by `draw` for a whole image; by `write`, which ends with the last row's text, for the start of a text "
@@ -30,13 +31,13 @@ class Ask:
     """What is asked besides the program.
 
     Attributes:
-      fill: how much of the slots real data fills.
+      counts: what a row holds on average (`amounts.of_a_row`); every slot where None.
       assumptions: of the time.
       trajectories: how many are to be trained on; 0 leaves the bill out.
       hbm: bytes of memory of a device, instead of the chip's.
     """
 
-    fill: cost.Fill
+    counts: Callable[[Layout], Mapping[str, float]]
     assumptions: roofline.Assumptions
     trajectories: int = 0
     hbm: float | None = None
@@ -50,20 +51,27 @@ def train_report(
     devices, rows = len(topology.devices), config.train.batch_size
     encode = not config.data.get("latents", "")
     share = rows / devices
+    counts = ask.counts(layout)
+    how = cost.Program(config.train.unroll, topology.platform, encode)
+    once = cost.computed(model, layout, counts, how)
+    images = once.pop("autoencoder")
     flops = {
-        "useful": cost.train(model, layout, ask.fill, encode),
-        "padded": cost.train(model, layout, None, encode),
-        "executed": cost.executed(model, layout, encode),
+        "useful": cost.useful(model, layout, counts, encode),
+        "padded": {part: 3.0 * value for part, value in once.items()} | {"autoencoder": images * encode},
+        "executed": cost.executed(model, layout, counts, how),
     }
+    useful_tokens = counts["und_tokens"] + counts["gen_tokens"]
     report = {
         "config": config.name,
         "step": "train",
         **where(program.mesh, topology, ask),
         "rows": rows,
         "rows_per_device": share,
-        "tokens_per_row": dataclasses.asdict(cost.tokens(layout)) | {"all": cost.tokens(layout).all},
-        "useful_tokens_per_row": cost.tokens(layout, ask.fill).all,
-        "fill": dataclasses.asdict(ask.fill),
+        "unroll": config.train.unroll,
+        "tokens_per_row": layout.row_tokens,
+        "useful_tokens_per_row": useful_tokens,
+        "executed_flops_per_useful_token": sum(flops["executed"].values()) / useful_tokens,
+        "holds": dict(counts),
         "seconds": {"lower": found.seconds[0], "compile": found.seconds[1]},
         "memory": memory(program, found),
         "traffic": [dataclasses.asdict(one) for one in found.traffic],
@@ -159,15 +167,14 @@ def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> 
     traffic = [roofline.Traffic(**{**one, "axes": tuple(one["axes"])}) for one in report["traffic"]]
     given = roofline.estimate(chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides)
     rows, devices = report["rows"], report["devices"]
-    done = rows * layout.trajectories * ask.fill.steps / given.worst
+    row = report["holds"]
+    done = rows * row["trajectories"] / given.worst
     found = {
         "estimate": roofline.as_dict(given),
         "assumptions": [
             *ask.assumptions.described(chip),
-            f"a row holds {layout.trajectories} trajectories of "
-            f"{layout.steps / layout.trajectories:g} steps; "
-            f"{ask.fill.texts:.0%} of the text slots, {ask.fill.steps:.0%} of the steps and "
-            f"{ask.fill.refines:.0%} of the corrections hold something",
+            f"a row holds {row['trajectories']:.2f} trajectories and {row['turns']:.2f} of "
+            f"{layout.turns} turns, and {row['useful']:.1%} of its tokens hold something",
         ],
         "tokens_per_second_per_device": report["useful_tokens_per_row"] * rows / devices / given.worst,
         "trajectories_per_second": done,
@@ -197,20 +204,19 @@ def hints(
         flags = " ".join(_flag(config, key.replace("__", "."), value) for key, value in changes.items())
         found.append((saved, flags, why))
 
-    masked = model.attention in ("dense", "grouped")
+    masked = model.attention == "dense"
     if masked:
         add(0.8 * temporaries, "no scores in memory", model__attention="flash")
     if model.remat not in ("full", "offload"):
         add(0.6 * temporaries, "layers are computed again", model__remat="full")
     if model.remat == "full":
-        tokens = report["tokens_per_row"]["all"] / config.layout.steps
         add(
-            2.0 * model.layers * model.width * rows * tokens,
+            2.0 * model.layers * model.width * rows * report["tokens_per_row"],
             "layers' inputs wait on the host",
             model__remat="offload",
         )
-    if not model.remat_steps:
-        add(0.5 * temporaries, "steps are computed again", model__remat_steps=True)
+    if config.train.unroll == "layers" and model.remat != "none":
+        add(0.2 * temporaries, "turns one after the other, each computed again", train__unroll="scan")
     if mesh["data"] > report["slices"]:
         saved = state * (1 - report["slices"] / mesh["data"])
         why = "the state is split over more devices"
@@ -220,8 +226,8 @@ def hints(
     if rows > 1:
         fewer = config.train.batch_size // math.ceil(rows)
         add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
-    if (steps := config.layout.steps) > 1:
-        add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__steps=steps // 2)
+    if (turns := config.layout.turns) > 1:
+        add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__turns=turns // 2)
     if not masked:
         why = "the tokens of a row are split over devices"
         add(temporaries / 2, why, mesh__context=2 * mesh["context"])
@@ -257,7 +263,7 @@ def _head(report: dict[str, Any]) -> str:
     mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
     return (
         f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
-        f"{report['rows']} rows of {report['tokens_per_row']['all']:,.0f} tokens"
+        f"{report['rows']} rows of {report['tokens_per_row']:,} tokens"
     )
 
 
@@ -314,7 +320,12 @@ def _flops_table(report: dict[str, Any]) -> str:
     rows = [(part, *(kinds[kind][part] / unit for kind in kinds)) for part in cost.PARTS]
     rows.append(("all", *(sum(kinds[kind].values()) / unit for kind in kinds)))
     names = (f"{name} of one device", "useful", "every slot", "with recomputation")
-    return table(rows, names, digits=2)
+    useful = report["useful_tokens_per_row"]
+    share = sum(kinds["useful"].values()) / sum(kinds["executed"].values())
+    return table(rows, names, digits=2) + (
+        f"\nuseful: {useful / report['tokens_per_row']:.1%} of the tokens, {share:.1%} of the FLOP; "
+        f"{report['executed_flops_per_useful_token'] / 1e9:.1f} GFLOP per useful token"
+    )
 
 
 def _time_table(report: dict[str, Any]) -> str:

@@ -32,8 +32,9 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("chip", None, "Chip whose memory and speed count, if not the topology's own.")
     flags.DEFINE_float("hbm", None, "GiB of memory of a device, if not the chip's.", lower_bound=0.0)
     flags.DEFINE_float("efficiency", 0.6, "Share of the peak that matrix products reach: an assumption.")
-    flags.DEFINE_float("fill_texts", 1.0, "Share of the text slots that real data fills.")
-    flags.DEFINE_float("fill_refines", 1.0, "Share of the steps that hold a correction.")
+    flags.DEFINE_enum(
+        "mix", "paper", ("paper", "full"), "What rows hold: the paper's data, or every slot full."
+    )
     flags.DEFINE_string("hlo", None, "File for the text of the compiled train step.")
     flags.DEFINE_bool("quick", False, "Whether to stop once memory is assigned (TPUs, train step only).")
     flags.DEFINE_string("dump_to", None, "Folder for what the compiler writes down on its way.")
@@ -58,19 +59,19 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen import capacity, experiment, vocabulary
+from process_gen import amounts, capacity, experiment, vocabulary
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.distributed import roofline, sharding, topology
 from process_gen.distributed.chips import GIB
 from process_gen.distributed.mesh import MeshConfig, make_mesh
 from process_gen.distributed.topology import Topology, TopologyError
 from process_gen.measured import Measured, bytes_per_device, measure, measure_lowered, measure_quickly
-from process_gen.models import cost, partition
+from process_gen.models import partition
 from process_gen.program import TrainProgram
 from process_gen.reports.table import table
 from process_gen.sampling import SamplerConfig
 from process_gen.sampling.pieces import Piece, pieces
-from process_gen.sampling.sampler import text_specs
+from process_gen.sampling.text import text_specs
 
 DOES_NOT_FIT = 3
 """Exit code where the program needs more memory than a device has."""
@@ -93,7 +94,7 @@ def compile_train(
     experiment.check(config)
     mesh, slices = mesh_of(config, where)
     # Of several image shapes, the one that takes the most room has to fit.
-    layout = max(experiment.build_layouts(config).values(), key=lambda one: cost.tokens(one).all)
+    layout = max(experiment.build_layouts(config).values(), key=lambda one: one.row_tokens)
     model = experiment.build_model(config, tokenizer_of(config)).clone(layout=layout)
     program = TrainProgram.of(config, model, mesh)
     report(f"train step on {where.name}: {len(where.devices)} devices, lowering")
@@ -276,7 +277,7 @@ def main(argv: Sequence[str]) -> int:
     topology.prepare(name)
     where = topology.get(name, values.chip)
     ask = capacity.Ask(
-        cost.Fill(texts=values.fill_texts, refines=values.fill_refines),
+        amounts.of_a_row if values.mix == "paper" else amounts.of_a_full_row,
         roofline.Assumptions(efficiency=values.efficiency),
         values.trajectories,
         None if values.hbm is None else values.hbm * GIB,

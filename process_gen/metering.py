@@ -7,13 +7,12 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from process_gen import norms
 from process_gen.distributed.chips import chip_of
+from process_gen.models import cost
 from process_gen.models.config import ModelConfig
 from process_gen.reports.table import table
 from process_gen.trajectory.layout import Layout
@@ -40,79 +39,30 @@ def measured_peak(dtype: str = "float32", side: int = 2048, repeats: int = 5) ->
     return 2 * side**3 / best
 
 
-PARTS = ("und", "gen", "attention", "vit", "head")
-"""FLOP are told apart by these: the two experts, attention scores, ViT and connector, vocabulary head."""
-
-TRAINING, SAMPLING = 6.0, 2.0
-"""FLOP per multiply-add of a forward pass: with its backward pass, and alone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Multiply-adds of a forward pass, per unit of what a batch holds (`amounts`).
-
-    Attributes:
-      und, gen, head: of the matrices that one token goes through, at each end of
-        the backbone too.
-      attention: of one query and key pair, in all layers.
-      vit: of one image that the ViT and the connector look at.
-    """
-
-    und: float
-    gen: float
-    attention: float
-    vit: float
-    head: float
-
-    @classmethod
-    def of(cls, params: Mapping[str, Any], config: ModelConfig, layout: Layout) -> Cost:
-        """Counts matrices by the part they belong to; embeddings and norms cost nothing.
-
-        Nor does the frozen autoencoder, whose latents may be made ahead of time. The ViT is counted for the
-        images of `layout`; those of other shapes have about as many of its tokens.
-        """
-        sizes = dict.fromkeys(norms.PARTS, 0.0)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            names = [str(getattr(key, "key", key)) for key in path]
-            if names[-1] == "kernel" and not names[0].startswith("time_"):  # those see one timestep an image
-                part = norms.part_of(path)
-                sizes[part] = sizes.get(part, 0.0) + leaf.size
-        scores = 2.0 * config.vit.layers * config.vit.width * layout.vit_tokens**2 if config.vit else 0.0
-        return cls(
-            und=sizes["und"],
-            gen=sizes["gen"] + sizes["latent"],
-            attention=2.0 * config.layers * config.heads * config.head_dim,
-            vit=sizes["vit"] * layout.vit_tokens + scores,
-            head=sizes["head"],
-        )
-
-    def flops(self, amounts: Mapping[str, float], passes: float = TRAINING) -> dict[str, float]:
-        """FLOP by part for what was counted under `batch/...`."""
-        held = {part: amounts.get(f"batch/{name}", 0.0) for part, name in _COUNTED.items()}
-        return {part: passes * getattr(self, part) * held[part] for part in PARTS}
-
-
-_COUNTED = {
-    "und": "und_tokens",
-    "gen": "gen_tokens",
-    "attention": "attention_pairs",
-    "vit": "views",
-    "head": "head_tokens",
-}
-
-
 class Meter:
     """Rates since the last reading, and over the run.
 
     Args:
-      cost: of what a batch holds.
+      config, layout: sizes of the model and of a row; rows of images of another shape count as if they had
+        this one.
+      program: how the step is computed.
       peak: FLOP/s of one device.
       devices: of all hosts together.
       first, last: the steps of this run.
     """
 
-    def __init__(self, cost: Cost, peak: float, devices: int, first: int, last: int):
-        self.cost, self.peak, self.devices, self.last = cost, peak, devices, last
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        program: cost.Program,
+        peak: float,
+        devices: int,
+        first: int,
+        last: int,
+    ):
+        self.config, self.layout, self.program = config, layout, program
+        self.peak, self.devices, self.last = peak, devices, last
         self.step, self._untimed = first, 0
         self._whole = _Span()
         self.restart(untimed=0)
@@ -156,34 +106,38 @@ class Meter:
     def table(self) -> str:
         """The mean rates for a terminal."""
         mean = self.mean()
-        parts = ", ".join(f"{part} {mean[f'mfu/{part}']:.1%}" for part in PARTS if mean[f"mfu/{part}"])
+        parts = ", ".join(f"{part} {mean[f'mfu/{part}']:.1%}" for part in cost.PARTS if mean[f"mfu/{part}"])
         rows = [
             ("a step", f"{mean['speed/step_seconds']:.3f} s"),
-            ("tokens/s", f"{mean['speed/tokens_per_second']:,.0f}"),
+            ("useful tokens/s", f"{mean['speed/tokens_per_second']:,.0f}"),
             (
-                f"tokens/s of each of {self.devices} devices",
+                f"useful tokens/s of each of {self.devices} devices",
                 f"{mean['speed/tokens_per_second_per_chip']:,.0f}",
             ),
             ("share of the peak (MFU)", f"{mean['speed/mfu']:.1%}: {parts}"),
+            ("useful share of the tokens", f"{mean['speed/useful_tokens']:.1%}"),
+            ("useful share of the FLOP", f"{mean['speed/useful_flops']:.1%}"),
             ("waiting for data", f"{mean['speed/data_wait_share']:.1%}"),
             *((name, f"{value:.2f} GiB") for name, value in memory().items()),
         ]
         return table(rows, ("speed", "mean"))
 
     def _rates(self, span: _Span) -> dict[str, float]:
-        held, seconds = span.amounts, span.seconds
-        tokens = held.get("batch/und_tokens", 0.0) + held.get("batch/gen_tokens", 0.0)
-        shares = {
-            part: flops / seconds / (self.peak * self.devices)
-            for part, flops in self.cost.flops(held).items()
-        }
+        held = {name.removeprefix("batch/"): value for name, value in span.amounts.items()}
+        seconds, available = span.seconds, span.seconds * self.peak * self.devices
+        tokens = held["und_tokens"] + held["gen_tokens"]
+        useful = cost.useful(self.config, self.layout, held, self.program.encode)
+        executed = cost.executed(self.config, self.layout, held, self.program)
         return {
             "speed/step_seconds": seconds / span.steps,
             "speed/tokens_per_second": tokens / seconds,
             "speed/tokens_per_second_per_chip": tokens / seconds / self.devices,
-            "speed/trajectory_steps_per_second": held.get("batch/steps", 0.0) / seconds,
-            "speed/mfu": sum(shares.values()),
-            **{f"mfu/{part}": share for part, share in shares.items()},
+            "speed/turns_per_second": held["turns"] / seconds,
+            "speed/trajectories_per_second": held["trajectories"] / seconds,
+            "speed/useful_tokens": tokens / held["slots"],
+            "speed/useful_flops": sum(useful.values()) / sum(executed.values()),
+            "speed/mfu": sum(useful.values()) / available,
+            **{f"mfu/{part}": flops / available for part, flops in useful.items()},
             "speed/data_wait_share": span.waited / seconds,
         }
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import types
-
 import jax
 import numpy as np
 import pytest
 
 from process_gen.amounts import amounts
 from process_gen.data.fake import fake_batch
-from process_gen.models.unified import UnifiedModel
+from process_gen.data.packing import packing_stats
+from process_gen.models.turn_io import PromptInputs, TurnInputs
 from process_gen.trajectory.batch import Batch
-from process_gen.trajectory.visibility import Chunk
-from tests.models.dense import sequence
-from tests.models.tiny import CONFIG, IDS, VIT, VOCAB, layout
+from tests.models.dense import row_mask, row_parts, sees
+from tests.models.tiny import VIT, VOCAB, layout
 
-KINDS = [dict(context=context) for context in ("full", "step", "last")] + [
-    dict(vit_grid=VIT, steps=4),
-    dict(vit_grid=VIT, context="step", sketch_copies=1, refined_copies=2),
+KINDS = [dict(context=context, turns=7) for context in ("full", "step", "last")] + [
+    dict(vit_grid=VIT, turns=6),
+    dict(vit_grid=VIT, context="step", copies=1, corrections=3, turns=8, trajectories=1),
+    dict(context="last", corrections=1, after=0),
+    dict(prompt_image=True, instruction=4, vit_grid=VIT),
 ]
 
 
@@ -32,38 +32,70 @@ def counted(batch: Batch, **changes) -> dict[str, float]:
 
 
 def by_hand(batch: Batch, **changes) -> dict[str, float]:
-    """The same figures from the dense mask of every trajectory."""
-    model, there = UnifiedModel(CONFIG, layout(**changes), IDS), layout(**changes)
-    found = dict.fromkeys(("attention_pairs", "und_tokens", "gen_tokens", "views", "head_tokens"), 0.0)
-    images = dict(sketch=None, refined=None)
-    for kind in images.copy():
-        copies = getattr(there, f"{kind}_copies")
-        images |= {f"{kind}_noised": [None] * copies, f"{kind}_t": [0.0] * copies}
-    for row in range(batch.present.shape[0]):
-        for index in range(there.trajectories):
-            mine = np.flatnonzero(batch.present[row] & (batch.prompt_index[row] == index))
-            slots = {n: getattr(batch, f"{n}_tokens")[row] for n in ("plan", "inspect", "refine")}
-            steps = [
-                types.SimpleNamespace(**images, **{name: texts[s] for name, texts in slots.items()})
-                for s in mine
-            ]
-            pieces, seen_until = sequence(model, batch.prompt_tokens[row, index], steps)
-            segments = [p.segment for p in pieces]
-            found["attention_pairs"] += Chunk(segments, seen_until).mask.sum()
-            found["und_tokens"] += sum(s.text + s.vit for s in segments)
-            found["gen_tokens"] += sum(s.latents for s in segments)
-            found["views"] += sum(s.vit > 0 for s in segments)
-            found["head_tokens"] += sum(s.text for s in segments[1:] if s.kind == "text")
-            found["head_tokens"] += sum(s.latents > 0 for s in segments)
-    ends = float((batch.last & batch.present).sum())
-    found["head_tokens"] += ends
-    return found | {"steps": float(batch.present.sum()), "trajectories": ends}
+    """The same figures from the dense mask of every row."""
+    there, names = layout(**changes), ("attention_pairs", "und_tokens", "gen_tokens", "head_tokens")
+    images = ("images", "flow_targets", "vit_images")
+    found = dict.fromkeys((*names, *images, "history_turns"), 0.0)
+    backs = np.zeros(batch.present.shape)
+    segments = {s.name: s for s in (*there.prompt_segments, *there.turn_segments)}
+    for b in range(batch.present.shape[0]):
+        row = jax.tree.map(lambda x, b=b: x[b], batch)
+        prompts = PromptInputs(
+            row.prompt_tokens, instruction=row.instruction_tokens, has_image=row.has_prompt_image
+        )
+        nothing = dict(image=None, noised=None, t=None)
+        turns = TurnInputs(row.present, row.refines, row.before_tokens, row.after_tokens, **nothing)
+        trajectories = row_parts(there, row, prompts, turns)
+        mask = row_mask(there, trajectories)
+        for parts in trajectories:
+            for part in parts:
+                if part.kind == "noised" and row.target[part.turn] < 0:
+                    part.there[:] = False  # a flow target of nothing
+                found["attention_pairs"] += mask[part.at[part.there]].sum()
+                segment = segments[part.name]
+                if part.kind == "text":
+                    found["und_tokens"] += part.there.sum()
+                    found["head_tokens"] += part.there.sum() * (part.of != "prompt")
+                elif part.there.all():
+                    found["und_tokens"] += segment.text + segment.vit
+                    found["gen_tokens"] += segment.latents
+                    found["vit_images"] += segment.vit > 0
+                    found["flow_targets"] += part.kind == "noised"
+                    found["images"] += segment.latents > 0 and part.kind == "clean"
+                seen = [
+                    key.turn
+                    for key in parts
+                    if key.turn >= 0 and key.there.any() and sees(there, parts, part, key)
+                ]
+                if part.turn >= 0 and seen:
+                    backs[b, part.turn] = max(backs[b, part.turn], part.turn - min(seen))
+    ends = float((batch.is_last & batch.present).sum())
+    slots = batch.present.shape[0] * there.row_tokens
+    turns = float(batch.present.sum())
+    return found | {
+        "rows": batch.present.shape[0],
+        "slots": slots,
+        "useful": pytest.approx((found["und_tokens"] + found["gen_tokens"]) / slots),
+        "turns": turns,
+        "steps": float((batch.present & ~batch.refines).sum()),
+        "trajectories": ends,
+        "head_tokens": found["head_tokens"] + turns + ends,
+        "history_turns": backs.sum(),
+        "branch_turns": backs.max(0).sum() * len(backs),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
-def test_amounts_are_those_of_the_dense_sequence(kind):
+def test_amounts_are_those_of_the_dense_rows(kind):
     batch = rows(3, seed=3, **kind)
     assert counted(batch, **kind) == by_hand(batch, **kind)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_the_useful_share_is_that_of_the_packing_report(kind):
+    batch = fake_batch(layout(**kind), 4, 5, VOCAB)
+    report = packing_stats([batch], layout(**kind))
+    assert counted(Batch(**batch), **kind)["useful"] == pytest.approx(report.useful, abs=1e-6)
 
 
 def test_prompts_with_an_image_and_an_instruction_count():
@@ -77,8 +109,19 @@ def test_prompts_with_an_image_and_an_instruction_count():
     rich, plain = counted(batch, **changes), counted(bare, **changes)
     words = float((batch.instruction_tokens != -1).sum())
     assert there > 0 and words > 0
-    assert rich["views"] == plain["views"] + there
+    assert rich["vit_images"] == plain["vit_images"] + there
+    assert rich["images"] == plain["images"] + there
     assert rich["gen_tokens"] == plain["gen_tokens"] + layout().latents * there
     assert rich["und_tokens"] == plain["und_tokens"] + words + there * (2 + 2 + VIT[0] * VIT[1])
     assert rich["attention_pairs"] > plain["attention_pairs"]
     assert rich["head_tokens"] == plain["head_tokens"]
+
+
+def test_flow_targets_of_nothing_are_waste():
+    batch = rows(2, seed=1)
+    wrong = batch.replace(target=np.where(batch.is_first, -1, batch.target))
+    lost = float((batch.is_first & batch.present & (batch.target >= 0)).sum()) * layout().copies
+    before, after = counted(batch), counted(wrong)
+    assert lost > 0 and after["flow_targets"] == before["flow_targets"] - lost
+    assert after["gen_tokens"] == before["gen_tokens"] - lost * layout().latents
+    assert after["useful"] < before["useful"] and after["head_tokens"] == before["head_tokens"]

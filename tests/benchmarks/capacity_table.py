@@ -44,7 +44,7 @@ def title(report: Report) -> str:
     slices = f" x {report['slices']}" if report["slices"] > 1 else ""
     chip = f" as {report['chip']}" if report["topology"].startswith("cpu") and report["chip"] else ""
     mesh = " ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1)
-    rows = f"{report['rows']} x {report['tokens_per_row']['all']:,.0f}"
+    rows = f"{report['rows']} x {report['tokens_per_row']:,.0f}"
     remat = re.search(r"model\.remat=(\w+)", report.get("command", ""))
     kept = f", remat {remat[1]}" if remat else ""
     return f"{report['topology']}{slices}{chip}, {mesh}, {rows} tokens{kept}"
@@ -97,7 +97,7 @@ def part_rows(reports: Sequence[Report]) -> Iterable[list[str]]:
     """FLOP of one device by part, each layout once."""
     seen = set()
     for report in reports:
-        key = (report["tokens_per_row"]["all"], report["rows_per_device"], report["mesh"]["context"])
+        key = (report["tokens_per_row"], report["rows_per_device"], report["mesh"]["context"])
         if key in seen:
             continue
         seen.add(key)

@@ -42,6 +42,7 @@ from process_gen.amounts import amounts
 from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
@@ -57,12 +58,11 @@ class TrainTiming:
     """A timed train step.
 
     Attributes:
-      rows, slots: of the batch, and step slots of a row.
+      rows, slots: of the batch, and turn slots of a row.
       compile_seconds: of the step.
       seconds: of every timed step.
-      useful, computed: what the batch holds, and what it would hold if every slot were full (`batch/...`).
-      cost: of what it holds.
-      images: that are drawn or corrected.
+      held: what the batch holds (`amounts`, without `batch/`).
+      flops: `useful` and `executed` FLOP of a step by part.
       params: the parameters at the end.
     """
 
@@ -70,10 +70,8 @@ class TrainTiming:
     slots: int
     compile_seconds: float
     seconds: tuple[float, ...]
-    useful: dict[str, float]
-    computed: dict[str, float]
-    cost: metering.Cost
-    images: int
+    held: dict[str, float]
+    flops: dict[str, dict[str, float]]
     params: Any
 
     @property
@@ -82,13 +80,13 @@ class TrainTiming:
         return min(self.seconds[1:] or self.seconds)
 
     def tokens(self, of: str) -> float:
-        """Tokens a second, `of` the useful or the computed ones."""
-        held = getattr(self, of)
-        return (held["batch/und_tokens"] + held["batch/gen_tokens"]) / self.best
+        """Tokens a second, `of` the useful ones or of all slots."""
+        useful = self.held["und_tokens"] + self.held["gen_tokens"]
+        return (useful if of == "useful" else self.held["slots"]) / self.best
 
     def share(self, of: str, peak: float) -> float:
-        """Share of `peak` FLOP/s."""
-        return sum(self.cost.flops(getattr(self, of)).values()) / self.best / peak
+        """Share of `peak` FLOP/s, `of` the useful or the executed ones."""
+        return sum(self.flops[of].values()) / self.best / peak
 
 
 def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> TrainTiming:
@@ -105,32 +103,27 @@ def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> 
     step = jax.jit(make_train_step(recipe), donate_argnums=0).lower(state, batch).compile()
     compiled = time.perf_counter() - started
 
-    state, metrics = jax.block_until_ready(step(state, batch))
+    state, _ = jax.block_until_ready(step(state, batch))
     seconds = []
     for i in range(repeats):
         with _trace(profile if i == 0 else None):
             started = time.perf_counter()
-            state, metrics = jax.block_until_ready(step(state, batch))
+            state, _ = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - started)
-    full = amounts(layout, _full(batch))
+    held = {name.removeprefix("batch/"): float(value) for name, value in amounts(layout, batch).items()}
+    program = cost.Program(options.order, jax.default_backend())
     return TrainTiming(
         rows=rows,
-        slots=layout.steps,
+        slots=layout.turns,
         compile_seconds=compiled,
         seconds=tuple(seconds),
-        useful={name: float(value) for name, value in metrics.items() if name.startswith("batch/")},
-        computed={name: float(value) for name, value in full.items()},
-        cost=metering.Cost.of(state.params, model.config, layout),
-        images=int(batch.present.sum()) + int((batch.refine_tokens.any(-1) & batch.present).sum()),
+        held=held,
+        flops={
+            "useful": cost.useful(model.config, layout, held),
+            "executed": cost.executed(model.config, layout, held, program),
+        },
         params=state.params,
     )
-
-
-def _full(batch: Batch) -> Batch:
-    """The same batch with every slot full."""
-    texts = ("prompt_tokens", "instruction_tokens", "plan_tokens", "inspect_tokens", "refine_tokens")
-    there = [name for name in (*texts, "present", "has_prompt_image") if getattr(batch, name) is not None]
-    return batch.replace(**{name: jnp.ones_like(getattr(batch, name)) for name in there})
 
 
 def measure_train(
@@ -139,18 +132,17 @@ def measure_train(
     """Times the train step; returns lines for the table, and the parameters."""
     timing = time_train(config, repeats, profile)
     best, median = timing.best, np.median(timing.seconds)
-    parts = {part: flops / best / peak for part, flops in timing.cost.flops(timing.useful).items() if flops}
+    parts = {part: flops / best / peak for part, flops in timing.flops["useful"].items() if flops}
     lines = [
-        ("train: rows x step slots", f"{timing.rows} x {timing.slots}"),
+        ("train: rows x turn slots", f"{timing.rows} x {timing.slots}"),
         ("train: compilation", f"{timing.compile_seconds:.1f} s"),
         (f"train: step, best of {repeats}", f"{best * 1e3:.0f} ms (median {median * 1e3:.0f})"),
         ("train: tokens/s, useful", f"{timing.tokens('useful'):,.0f}"),
-        ("train: tokens/s, computed", f"{timing.tokens('computed'):,.0f}"),
-        ("train: step slots/s", f"{timing.rows * timing.slots / best:,.1f}"),
-        ("train: images/s", f"{timing.images / best:,.1f}"),
+        ("train: tokens/s, computed", f"{timing.tokens('slots'):,.0f}"),
+        ("train: turns/s", f"{timing.held['turns'] / best:,.1f}"),
         ("train: share of peak, useful", f"{timing.share('useful', peak):.1%}"),
         *((f"train:   of that, {part}", f"{share:.1%}") for part, share in parts.items()),
-        ("train: share of peak, computed", f"{timing.share('computed', peak):.1%}"),
+        ("train: share of peak, executed", f"{timing.share('executed', peak):.1%}"),
     ]
     return lines, timing.params
 
@@ -177,15 +169,13 @@ def measure_sampler(
         with _trace(profile):
             sampler.sample(prompts[:1], seed=0)
 
-    steps = sum(len(one.steps) for one in drawn)
-    images = steps + sum(step.refined is not None for one in drawn for step in one.steps)
-    flops = _sampling_flops(model, params, drawn)
+    turns = sum(len(one.turns) for one in drawn)
+    flops = _sampling_flops(model, drawn)
     return [
         ("sample: prompts, rows", f"{len(prompts)}, {sampler.rows}"),
         ("sample: first call, with compilation", f"{first:.1f} s"),
         ("sample: trajectories/s", f"{len(drawn) / seconds:,.2f}"),
-        ("sample: steps/s", f"{steps / seconds:,.2f}"),
-        ("sample: images/s", f"{images / seconds:,.2f} at {settings.flow_steps} Euler steps"),
+        ("sample: images/s", f"{turns / seconds:,.2f} at {settings.flow_steps} Euler steps"),
         ("sample: share of peak", f"{flops / seconds / peak:.1%}"),
     ]
 
@@ -194,21 +184,20 @@ def _zeros(model: UnifiedModel) -> Batch:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Batch.spec(model.layout, 1))
 
 
-def _sampling_flops(model: UnifiedModel, params: Any, drawn: Sequence[SampledTrajectory]) -> float:
+def _sampling_flops(model: UnifiedModel, drawn: Sequence[SampledTrajectory]) -> float:
     """FLOP of the tokens that sampling had to go through: texts once, images per Euler step; no scores."""
-    cost, tokenizer = metering.Cost.of(params, model.config, model.layout), scenes_tokenizer()
+    tokenizer = scenes_tokenizer()
     texts = [one.prompt for one in drawn]
     for one in drawn:
-        for step in one.steps:
-            texts += [text for text in (step.plan_text, step.inspect_text, step.refine_text) if text]
+        texts += [text for turn in one.turns for text in (turn.before, turn.after) if text]
     words = sum(len(tokenizer.encode(text)) + 2 for text in texts)
     images = sum(one.sampling_steps for one in drawn)
     held = {
-        "batch/und_tokens": words + 2 * images,
-        "batch/head_tokens": words,
-        "batch/gen_tokens": images * model.layout.latents,
+        "und_tokens": words + 2 * images,
+        "head_tokens": words,
+        "gen_tokens": images * model.layout.latents,
     }
-    return sum(cost.flops(held, metering.SAMPLING).values())
+    return sum(cost.forward(model.config, model.layout, held).values())
 
 
 def _trace(folder: str | None) -> contextlib.AbstractContextManager:

@@ -1,9 +1,9 @@
-"""Speed of the train step against rows, step slots and layout, on this machine; nothing is asserted.
+"""Speed of the train step against rows, turn slots and layout, on this machine; nothing is asserted.
 
     python tests/benchmarks/sweep.py --output_dir=sweep
     python tests/benchmarks/sweep.py --config=configs/scenes.py:debug --rows=1,2 --slots=2
 
-Every setting is a config of its own: `--config` with other rows, step slots or
+Every setting is a config of its own: `--config` with other rows, turn slots or
 one changed leaf of `config.layout`, the rest as it stands. All are given as shares of the best
 square matrix product, which is measured right after each of them: on a machine with
 other work the ratio says more than the seconds. Leaves a table, `sweep.json`
@@ -55,9 +55,9 @@ def settings(
     Raises:
       ConfigError: a value that the config cannot have.
     """
-    yield f"rows={config.train.batch_size} slots={config.layout.steps}", config
+    yield f"rows={config.train.batch_size} slots={config.layout.turns}", config
     changes = [("train.batch_size", n, f"rows={n}") for n in rows]
-    changes += [("layout.steps", n, f"slots={n}") for n in slots]
+    changes += [("layout.turns", n, f"slots={n}") for n in slots]
     for text in layouts:
         key, _, value = text.partition("=")
         changes.append((f"layout.{key}", value.replace(";", ","), text.replace(";", ",")))
@@ -69,7 +69,7 @@ def settings(
             raise experiment.ConfigError(f"config.{key}={text}: {error}") from error
         layout = changed.layout
         with layout.unlocked():
-            layout.trajectories = min(layout.trajectories, layout.steps)
+            layout.trajectories = min(layout.trajectories, layout.turns)
         experiment.check(changed)
         if changed.to_dict() != config.to_dict():
             yield name, changed
@@ -85,11 +85,11 @@ def _value(text: str) -> Any:
 
 def measured(name: str, timing: TrainTiming, peak: float) -> dict[str, Any]:
     """What is kept of a setting."""
-    parts = timing.cost.flops(timing.useful)
+    parts = timing.flops["useful"]
     return {
         "setting": name,
         "rows": timing.rows,
-        "step_slots": timing.slots,
+        "turn_slots": timing.slots,
         "peak_gflops": peak / 1e9,
         "compile_seconds": timing.compile_seconds,
         "step_seconds": {
@@ -97,8 +97,8 @@ def measured(name: str, timing: TrainTiming, peak: float) -> dict[str, Any]:
             "median": statistics.median(timing.seconds),
             "worst": max(timing.seconds),
         },
-        "tokens_per_second": {of: timing.tokens(of) for of in ("useful", "computed")},
-        "share_of_peak": {of: timing.share(of, peak) for of in ("useful", "computed")},
+        "tokens_per_second": {of: timing.tokens(of) for of in ("useful", "slots")},
+        "share_of_peak": {of: timing.share(of, peak) for of in ("useful", "executed")},
         "share_of_peak_by_part": {part: flops / timing.best / peak for part, flops in parts.items()},
     }
 
@@ -130,7 +130,7 @@ def _write(folder: pathlib.Path, about: dict[str, Any], found: list[dict[str, An
     """The JSON and the plot."""
     content = json.dumps({**about, "settings": found}, indent=1) + "\n"
     files.write_bytes(folder / "sweep.json", content.encode())
-    bars = {of: {one["setting"]: _whisker(one, of) for one in found} for of in ("computed", "useful")}
+    bars = {of: {one["setting"]: _whisker(one, of) for one in found} for of in ("executed", "useful")}
     ylabel = "share of the matrix product's FLOP/s, best to median"
     plots.bars(bars, folder / "sweep.png", about["model"], ylabel)
 
@@ -143,13 +143,13 @@ def _table(found: list[dict[str, Any]]) -> str:
             f"{one['step_seconds']['best'] * 1e3:.0f}",
             f"{one['step_seconds']['median'] * 1e3:.0f}",
             f"{one['tokens_per_second']['useful']:,.0f}",
-            f"{one['tokens_per_second']['computed']:,.0f}",
+            f"{one['tokens_per_second']['slots']:,.0f}",
             f"{one['share_of_peak']['useful']:.1%}",
-            f"{one['share_of_peak']['computed']:.1%}",
+            f"{one['share_of_peak']['executed']:.1%}",
         )
         for one in found
     ]
-    headers = ("setting", "GFLOP/s", "best ms", "median ms", "tokens/s", "slots/s", "of peak", "with padding")
+    headers = ("setting", "GFLOP/s", "best ms", "median ms", "tokens/s", "slots/s", "of peak", "executed")
     return table(rows, headers)
 
 

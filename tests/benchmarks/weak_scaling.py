@@ -86,7 +86,7 @@ def crossing(report: dict[str, Any]) -> dict[str, float | None]:
     many = np.round(np.logspace(math.log10(report["devices"]), 9, 4000))
     over = many[exchange_seconds(report, many) > estimate["compute"]]
     here = exchange_seconds(report, np.array([report["devices"]]))[0]
-    tokens = report["tokens_per_row"]["all"] * report["rows_per_device"]
+    tokens = report["tokens_per_row"] * report["rows_per_device"]
     chip = CHIPS[report["chip"]]
     network = estimate["links"] * chip.link_bandwidth / chip.network_bandwidth
     return {
@@ -119,7 +119,7 @@ def draw(reports: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(
-        f"{base['config']} on {base['chip']}, compiled, rows of {base['tokens_per_row']['all']:,.0f} tokens"
+        f"{base['config']} on {base['chip']}, compiled, rows of {base['tokens_per_row']:,.0f} tokens"
     )
     figure.tight_layout()
     figure.savefig(path, dpi=110)
