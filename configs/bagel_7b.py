@@ -11,6 +11,7 @@ weights of those sizes.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
@@ -32,27 +33,25 @@ def _base() -> ConfigDict:
             size="bagel_7b",
             attention="flash",
             remat="full",
-            remat_steps=True,
             logit_chunk=8448,  # 18 parts of the vocabulary, each a multiple of 128 words
         )
     )
-    # A row has 32,968 tokens: 5 steps of 5,700 (of which 4,104 are two noised and two clean images, 972 what
-    # the ViT sees, 624 texts), and two prompts of 2,234.
+    # A row has 32,718 tokens: 11 turns of 2,858 (of which 2,052 are a noised and a clean image, 486 what the
+    # ViT sees, 320 texts), and five prompts of 256.
     config.layout = ConfigDict(
         dict(
             image_size=(512, 512),
             vit_grid=(22, 22),
-            prompt=361,
-            prompt_image=True,
-            instruction=361,
-            plan=288,
-            inspect=208,
-            refine=128,
-            steps=5,
-            trajectories=2,
-            sketch_copies=1,
-            refined_copies=1,
+            prompt=256,
+            prompt_image=False,  # True: a prompt may show an input image, and an `instruction` after it
+            instruction=0,
+            before=192,
+            after=128,
+            turns=11,
+            trajectories=5,
+            copies=1,
             context="full",
+            corrections=1,
         )
     )
     config.data = ConfigDict(
@@ -84,7 +83,7 @@ def _base() -> ConfigDict:
             context_noise=0.0,
             context_noise_share=0.0,
             drop_latents=0.1,
-            drop_views=0.3,
+            drop_vit=0.3,
             sample_latents=True,
         )
     )
@@ -120,10 +119,11 @@ def _base() -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            init="runs/bagel",  # weights to start from: a run, a published folder, or "" for random ones
+            init="runs/bagel",  # a run, a .safetensors file, a published folder; "" for random weights
             batch_size=8,
             steps=10_000,
             accumulate=1,
+            unroll="layers",  # or scan: the loop over turns outside, that over layers inside
             max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
             offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
             log_every=10,
@@ -149,10 +149,13 @@ def _base() -> ConfigDict:
             interval=(0.4, 1.0),
             renorm="global",
             renorm_min=0.0,
-            contexts="own",
             temperature=0.3,
+            decision_temperature=placeholder(float),  # of what follows what; None is that of the texts
+            refine_threshold=placeholder(float),  # probability from which on one corrects; None draws it
             answer_tokens=512,
-            max_steps=5,
+            max_turns=10,
+            max_flow_steps=0,  # of a trajectory, all images together; 0 is no limit
+            seed=0,
         )
     )
     config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=0, batch_size=8))
@@ -160,14 +163,12 @@ def _base() -> ConfigDict:
 
 
 def _paper_1024(config: ConfigDict) -> None:
-    """Rows of 36,337 tokens: 2 steps of 17,988 (16,392 are noised and clean images, 972 ViT, 624 texts).
+    """Rows of 36,520 tokens: 4 turns of 9,002 (8,196 are a noised and a clean image), and two prompts.
 
-    Published rows end at 36,864 tokens. Pictures of that size leave no room for an input image.
+    Published rows end at 36,864 tokens.
     """
-    config.layout.update(
-        dict(image_size=(1024, 1024), prompt_image=False, instruction=0, steps=2, trajectories=1)
-    )
-    config.sampling.max_steps = 2
+    config.layout.update(dict(image_size=(1024, 1024), turns=4, trajectories=2))
+    config.sampling.max_turns = 4
 
 
 def _debug(config: ConfigDict) -> None:
@@ -196,16 +197,16 @@ def _debug(config: ConfigDict) -> None:
             image_size=(32, 32),
             vit_grid=(2, 2),
             prompt=36,
+            prompt_image=True,
             instruction=36,
-            plan=40,
-            inspect=18,
-            refine=14,
-            steps=4,
+            before=40,
+            after=18,
+            turns=6,
             trajectories=3,
         )
     )
     config.data.update(dict(source="scenes", tokenizer="scenes", examples=64))
     config.optimizer.update(dict(learning_rate=2e-3, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
-    config.sampling.update(dict(flow_steps=2, max_steps=2, answer_tokens=8))
+    config.sampling.update(dict(flow_steps=2, max_turns=2, answer_tokens=8))
     config.eval.update(dict(final_per_group=1, batch_size=8))

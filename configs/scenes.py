@@ -9,6 +9,7 @@ one they are named after. Every leaf can be overridden: `--config.train.steps=10
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
@@ -34,21 +35,22 @@ def _base() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict(
-        dict(size="scenes_s", dtype="float32", remat="none", remat_steps=True, scan_unroll=4, logit_chunk=0)
+        dict(size="scenes_s", dtype="float32", remat="none", scan_unroll=1, logit_chunk=0)
     )
     config.layout = ConfigDict(
         dict(
             image_size=(32, 32),
             vit_grid=(0, 0),  # (4, 4): images in context stand there as 4 x 4 ViT tokens as well
             prompt=36,
-            plan=40,
-            inspect=18,
-            refine=14,
-            steps=6,
+            prompt_image=False,  # True: a prompt may show an input image, and an `instruction` after it
+            instruction=0,
+            before=40,  # a plan or a refine instruction
+            after=18,  # an inspection
+            turns=8,
             trajectories=4,
-            sketch_copies=4,
-            refined_copies=1,
+            copies=4,  # flow targets per image
             context="step",
+            corrections=1,  # of one draft, at most
         )
     )
     config.data = ConfigDict(
@@ -77,8 +79,11 @@ def _base() -> ConfigDict:
             time_shift=1.0,
             drop_text=0.1,
             drop_images=0.05,
+            drop_latents=0.0,
+            drop_vit=0.0,
             context_noise=0.4,
             context_noise_share=0.7,
+            sample_latents=False,  # of an autoencoder with a distribution, which patches are not
         )
     )
     config.losses = ConfigDict(
@@ -114,9 +119,11 @@ def _base() -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
+            init="",  # weights to start from: a run, a .safetensors file, a published folder; "": random ones
             batch_size=4,
             steps=2_000,
             accumulate=1,
+            unroll="layers",  # or scan: the loop over turns outside, that over layers inside
             max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
             offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
             log_every=50,
@@ -134,7 +141,22 @@ def _base() -> ConfigDict:
         dict(data=-1, fsdp=1, tensor=1, context=1, dcn=dict(data=1, fsdp=1, tensor=1, context=1))
     )
     config.sampling = ConfigDict(
-        dict(flow_steps=16, time_shift=3.0, text_scale=1.0, image_scale=1.0, temperature=0.3, max_steps=6)
+        dict(
+            flow_steps=16,  # of one image
+            time_shift=3.0,
+            text_scale=1.0,
+            image_scale=1.0,
+            interval=(0.4, 1.0),
+            renorm="global",
+            renorm_min=0.0,
+            temperature=0.3,
+            decision_temperature=placeholder(float),  # of what follows what; None is that of the texts
+            refine_threshold=placeholder(float),  # probability from which on one corrects; None draws it
+            answer_tokens=128,
+            max_turns=8,
+            max_flow_steps=0,  # of a trajectory, all images together; 0 is no limit
+            seed=0,
+        )
     )
     config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=40, batch_size=80))
     return config
@@ -147,7 +169,7 @@ def _debug(config: ConfigDict) -> None:
     config.train.update(dict(batch_size=2, steps=4, log_every=1, checkpoint_every=2, sheet_every=0))
     config.optimizer.warmup_steps = 2
     config.sampling.flow_steps = 2
-    config.sampling.max_steps = 2
+    config.sampling.max_turns = 2
     config.eval.update(dict(final_per_group=1, batch_size=8))
 
 
@@ -175,11 +197,11 @@ def _plan_only(config: ConfigDict) -> None:
 def _single_pass(config: ConfigDict) -> None:
     """One image straight from the prompt; 12.3 GFLOP a step where the process takes 17.3."""
     _one_image(config, "single_pass", 17.3 / 12.3)
-    config.layout.plan = 3  # the least; the slot stays empty
+    config.layout.before = 0
 
 
 def _one_image(config: ConfigDict, mode: str, longer: float) -> None:
-    """A trajectory is one step, and nothing is inspected or refined: those slots are as short as can be."""
+    """A trajectory is one turn, and nothing is inspected or refined."""
     config.data.mode = mode
-    config.layout.update(dict(trajectories=config.layout.steps, inspect=2, refine=3))
+    config.layout.update(dict(trajectories=config.layout.turns, after=0, corrections=0))
     config.train.steps = round(config.train.steps * longer)

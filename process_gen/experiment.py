@@ -28,6 +28,7 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import UnrollOptions
 from process_gen.ranges import RANGES
 from process_gen.sampling import SamplerConfig
+from process_gen.sampling.config import check_fits
 from process_gen.scenes.levels import get_level
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
@@ -67,6 +68,11 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     grid, values = latent_shape(model, fields["image_size"])
     known = {f.name for f in dataclasses.fields(Layout)}
     unknown = sorted(set(fields) - known)
+    if earlier := [key for key in unknown if key in ("steps", "plan", "inspect", "refine")]:
+        raise ConfigError(
+            f"config.layout has the keys {earlier} of an earlier version, in which a row had slots for steps "
+            "and not for turns: weights of that version can be read with that version alone"
+        )
     if unknown:
         raise ConfigError(f"config.layout has unknown keys {unknown}; known: {sorted(known)}")
     layout = Layout(**fields, latent_grid=grid, latent_values=values)
@@ -118,8 +124,8 @@ def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Unif
 
 
 def build_unroll_options(config: ml_collections.ConfigDict) -> UnrollOptions:
-    """`config.flow`."""
-    return UnrollOptions(**config.flow.to_dict())
+    """`config.flow`, and the order of the loops, `config.train.unroll`."""
+    return UnrollOptions(order=config.train.unroll, **config.flow.to_dict())
 
 
 def build_losses(config: ml_collections.ConfigDict) -> LossTable:
@@ -228,10 +234,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_model(config)
         layout, *_ = build_layouts(config).values()
         build_losses(config)
+        build_unroll_options(config)
         sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
         build_optimizer(config)
         MeshConfig(**config.mesh.to_dict())
-    _check_sampling(layout, sampler)
+        check_fits(layout, sampler)
     if config.data.source == "scenes":
         _check_level(config, layout)
     elif config.data.source in ("folder", "records") and not config.data.path:
@@ -271,24 +278,9 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
             )
 
 
-def _check_sampling(layout: Layout, sampler: SamplerConfig) -> None:
-    """What the sampler would refuse only once the training is over."""
-    process = sampler.mode == Mode.PROCESS
-    if process and layout.context == "full" and sampler.max_steps > layout.steps:
-        raise ConfigError(
-            f"config.sampling.max_steps ({sampler.max_steps}) exceeds config.layout.steps ({layout.steps}): "
-            "with config.layout.context='full' a trajectory has no more room"
-        )
-    for slot, least in (("plan", 3), ("inspect", 2), ("refine", 3)):
-        if getattr(layout, slot) < least:
-            raise ConfigError(f"config.layout.{slot} must be at least {least}, got {getattr(layout, slot)}")
-
-
 def _check_tiers(config: ml_collections.ConfigDict) -> None:
-    """Checkpoints on local disks need a disk, and come between those that last; old configs know of none."""
-    every, folder = config.train.get("local_every", 0), config.train.get("local_dir", "")
-    if not isinstance(every, int) or every < 0:
-        raise ConfigError(f"config.train.local_every must be a whole number, 0 for none, got {every!r}")
+    """Checkpoints on local disks need a disk, and come between those that last."""
+    every, folder = config.train.local_every, config.train.local_dir
     if every >= config.train.checkpoint_every:
         raise ConfigError(
             f"config.train.local_every ({every}) must be below config.train.checkpoint_every "
@@ -318,15 +310,15 @@ def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
             f"level {level.name!r} has images of {size}, config.layout.image_size is {layout.image_size}: "
             f"set --config.layout.image_size='({size[0]}, {size[1]})' or another --config.data.level"
         )
-    if config.data.get("tokenizer", SCENES) != SCENES:
+    if config.data.tokenizer != SCENES:
         return  # the budgets count tokens of the scenes tokenizer; `prepare` counts those of others
-    slots = {
-        Mode.PROCESS: ("prompt", "plan", "inspect", "refine"),
-        Mode.PLAN_ONLY: ("prompt", "plan"),
-        Mode.SINGLE_PASS: ("prompt",),
-    }[mode]
-    for slot in slots:
-        needed = getattr(level.budget, slot)
+    budget = level.budget
+    slots = {"prompt": budget.prompt}
+    if mode is Mode.PLAN_ONLY:
+        slots["before"] = budget.plan
+    elif mode is Mode.PROCESS:
+        slots |= {"before": max(budget.plan, budget.refine), "after": budget.inspect}
+    for slot, needed in slots.items():
         if getattr(layout, slot) < needed:
             raise ConfigError(
                 f"config.layout.{slot} is {getattr(layout, slot)}, texts of level {level.name!r} take up to "

@@ -68,7 +68,7 @@ class TrainProgram:
         rows, sizes = config.train.batch_size, model.config
         sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         sharding.rows_divide(rows, mesh)
-        latents = bool(config.data.get("latents", ""))
+        latents = bool(config.data.latents)
         offload = config.train.offload
         if offloading.PARTS[offload]:
             offloading.check_host_memory(offload, mesh)

@@ -54,11 +54,18 @@ DECAY = Range("at least 0 and below 1", lambda value: _number(value) and 0 <= va
 POSITIVE = Range("a number above 0", lambda value: _number(value) and value > 0)
 NOT_NEGATIVE = Range("a number of at least 0", lambda value: _number(value) and value >= 0)
 FINITE = Range("a number", _number)
+FLAG = Range("True or False", lambda value: isinstance(value, bool))
+TEXT = Range("a text", lambda value: isinstance(value, str))
 
 RANGES: dict[str, Range] = {
     "seed": SEED,
     "layout.image_size": Range("two whole numbers above 0, e.g. '(32, 32)'", _is_size),
     "layout.vit_grid": Range("two whole numbers above 0, or '(0, 0)' for none", _is_grid),
+    "layout.prompt_image": FLAG,
+    **dict.fromkeys(("layout.prompt", "layout.turns", "layout.trajectories", "layout.copies"), COUNT),
+    **dict.fromkeys(("layout.instruction", "layout.before", "layout.after"), COUNT_OR_OFF),
+    "layout.corrections": COUNT_OR_OFF,
+    **dict.fromkeys(("data.tokenizer", "data.latents"), TEXT),
     "data.level": _one_of(*LEVELS),
     "data.mode": _one_of(*(mode.value for mode in Mode)),
     "data.on_error": _one_of("fail", "skip"),
@@ -66,11 +73,13 @@ RANGES: dict[str, Range] = {
     "data.buckets": Range(
         "sizes of images, e.g. '((512, 512), (448, 576))', one alone '((448, 576),)', or ()", _are_sizes
     ),
-    **dict.fromkeys(("data.wrong", "data.slip", "data.detour"), SHARE),
+    **dict.fromkeys(("data.wrong", "data.misplan", "data.slip", "data.detour"), SHARE),
     "flow.time_mean": FINITE,
     **dict.fromkeys(("flow.time_std", "flow.time_shift"), POSITIVE),
     **dict.fromkeys(("flow.drop_text", "flow.drop_images", "flow.context_noise_share"), SHARE),
+    **dict.fromkeys(("flow.drop_latents", "flow.drop_vit"), SHARE),
     "flow.context_noise": NOT_NEGATIVE,
+    "flow.sample_latents": FLAG,
     "optimizer.name": _one_of("adamw", "muon"),
     **dict.fromkeys(
         ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.eps", "optimizer.clip"),
@@ -83,7 +92,8 @@ RANGES: dict[str, Range] = {
     "optimizer.warmup_steps": COUNT_OR_OFF,
     **dict.fromkeys(("train.batch_size", "train.steps", "train.accumulate"), COUNT),
     **dict.fromkeys(("train.log_every", "train.checkpoint_every", "train.keep"), COUNT),
-    "train.sheet_every": COUNT_OR_OFF,
+    **dict.fromkeys(("train.sheet_every", "train.local_every"), COUNT_OR_OFF),
+    **dict.fromkeys(("train.init", "train.local_dir"), TEXT),
     "train.max_nonfinite": COUNT,
     "train.offload": _one_of(*PARTS),
     "data.examples": COUNT,

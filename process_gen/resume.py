@@ -27,7 +27,6 @@ FREE = (
     "model.dtype",
     "model.logit_chunk",
     "model.remat",
-    "model.remat_steps",
     "model.scan_unroll",
 )
 """What may change while a run goes on: how it is trained, computed and judged, and where its files are. The

@@ -23,16 +23,17 @@ from process_gen.train_step import TrainState
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import Weights, read_weights
 
-FREE = ("dtype", "attention", "remat", "remat_steps", "scan_unroll", "logit_chunk", "vit")
+FREE = ("dtype", "attention", "remat", "scan_unroll", "logit_chunk", "vit")
 """Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
 
 
-def weights_of(model: UnifiedModel, mesh: Mesh | None = None) -> tuple[Any, Any]:
+def weights_of(model: UnifiedModel, mesh: Mesh | None = None, dtype: str = "float32") -> tuple[Any, Any]:
     """The parameters of a model, and those of its autoencoder (None without), as shapes and dtypes.
 
     Args:
       model: the modules.
       mesh: devices that they are spread over, as in training; the shapes have shardings then.
+      dtype: of the parameters, but for norms, which stay in float32, and the autoencoder's.
 
     Raises:
       MeshError: an array, or the heads, do not divide over the mesh.
@@ -48,7 +49,14 @@ def weights_of(model: UnifiedModel, mesh: Mesh | None = None) -> tuple[Any, Any]
         sizes = model.config
         sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         spec = sharding.abstract_state(init, jax.random.key(0), mesh=mesh)
-    return spec["params"], spec["autoencoder"]
+    return _in_dtype(spec["params"], jnp.dtype(dtype)), spec["autoencoder"]
+
+
+def _in_dtype(params: Any, dtype: Any) -> Any:
+    """Shapes of parameters in another dtype; what a norm multiplies with and adds stays as it is."""
+    if not isinstance(params, dict):
+        return params.update(dtype=dtype)
+    return {name: part if "scale" in params else _in_dtype(part, dtype) for name, part in params.items()}
 
 
 def read_for(
@@ -57,16 +65,17 @@ def read_for(
     which: str = "ema",
     tokenizer: Tokenizer | None = None,
     mesh: Mesh | None = None,
+    dtype: str = "float32",
 ) -> tuple[Any, Any]:
     """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
 
-    Over a `mesh`, each device reads its own part.
+    Over a `mesh`, each device reads its own part; for `dtype` see `weights_of`.
 
     Raises:
       CheckpointError: nothing there, broken, not the weights of this model, or of another tokenizer than
         the one given.
     """
-    spec, coder = weights_of(model, mesh)
+    spec, coder = weights_of(model, mesh, dtype)
     weights = _fitting(model, path, which, tokenizer)
     params = filled(spec, weights.params("float32"), weights.source)
     return params, None if coder is None else filled(coder, _autoencoder(weights), weights.source)

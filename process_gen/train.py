@@ -49,6 +49,7 @@ from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
 from process_gen.goodput import Goodput
+from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
 from process_gen.profiling import Profiler
 from process_gen.program import TrainProgram
@@ -103,7 +104,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     layouts = experiment.build_layouts(config)
     programs = {size: TrainProgram.of(config, model.clone(layout=layouts[size]), mesh) for size in layouts}
     program = programs[model.layout.image_size]
-    sampler_config = SamplerConfig(mode=config.data.mode, **config.sampling.to_dict())
+    sampler_config = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
 
     # ------------------------------------------------------------------- data
     c = config.train
@@ -139,12 +140,12 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             with ledger.spending("restore"), experiment.as_config_error():
                 state = store.source.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, store.source.root)
-        elif origin := c.get("init", ""):
+        elif origin := c.init:
             state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
         run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, mesh, ledger, stop)
-        meter = run.meter(state, first)
+        meter = run.meter(first)
 
         hosts.barrier("the first step")
 
@@ -167,7 +168,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if pending and pending[1]["loss"].is_ready():
                 ledger.idle(waited)  # else the devices were busy meanwhile
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
-            state, metrics = steps[host_batch["sketch"].shape[-3:-1]](state, batch)
+            state, metrics = steps[host_batch["image"].shape[-3:-1]](state, batch)
             if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
                 _stop(values, store, state, iterator)
             pending, last_batch = (step, metrics, waited), host_batch
@@ -283,11 +284,14 @@ class Run:
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}
 
-    def meter(self, state: TrainState, first: int) -> metering.Meter:
+    def meter(self, first: int) -> metering.Meter:
         peak, origin = metering.peak_flops(self.config.model.dtype)
         logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
-        cost = metering.Cost.of(state.params, self.model.config, self.model.layout)
-        return metering.Meter(cost, peak, jax.device_count(), first, self.config.train.steps)
+        c, model = self.config, self.model
+        encode = not c.data.get("latents", "")
+        program = cost.Program(c.train.unroll, jax.default_backend(), encode)
+        devices = jax.device_count()
+        return metering.Meter(model.config, model.layout, program, peak, devices, first, c.train.steps)
 
     def log(self, meter: metering.Meter, step: int, metrics: Any, waited: float) -> dict[str, float]:
         """Fetches a step's metrics, which are one step old, and writes them every so often."""
@@ -305,7 +309,7 @@ class Run:
         line = f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f}  {stages}"
         if "speed/mfu" in values:
             line += (
-                f"  |  {values['speed/tokens_per_second']:.0f} tokens/s  mfu {values['speed/mfu']:.1%}"
+                f"  |  {values['speed/tokens_per_second']:.0f} useful tokens/s  mfu {values['speed/mfu']:.1%}"
                 f"  {values['speed/step_seconds']:.2f} s/step  goodput {values['goodput']:.0%}"
                 f"  eta {metering.duration(values['speed/eta_seconds'])}"
             )
@@ -313,15 +317,12 @@ class Run:
         return values
 
     def first_batch(self, batch: dict[str, np.ndarray]) -> None:
-        """The drafts and corrected images of the first rows as a picture, to see what the model is fed."""
-        rows, steps = np.nonzero(batch["present"][:4])
-        drafts = [batch["sketch"][r, s] for r, s in zip(rows, steps, strict=True)]
-        captions = [
-            self.tokenizer.decode(batch["plan_tokens"][r, s].tolist())
-            for r, s in zip(rows, steps, strict=True)
-        ]
-        if hosts.is_lead() and drafts:
-            sheet(drafts, captions, columns=6).save(self.workdir / "first_batch.png")
+        """The images of the first rows as a picture, with the texts before them: what the model is fed."""
+        rows, turns = np.nonzero(batch["present"][:4])
+        images = list(batch["image"][rows, turns])
+        captions = [self.tokenizer.decode(ids.tolist()) for ids in batch["before_tokens"][rows, turns]]
+        if hosts.is_lead() and images:
+            sheet(images, captions, columns=6).save(self.workdir / "first_batch.png")
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
         """A sampler of the averaged parameters of now, on the lead host; nothing is compiled twice.

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from process_gen import experiment, vocabulary
-from process_gen.checkpoints import load, manifest
+from process_gen.checkpoints import export, load, manifest
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import bagel, configs, flux, folder, parts, sources, tensors
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
@@ -103,8 +103,7 @@ def kind_of(place: epath.Path) -> str:
     if not place.exists():
         raise CheckpointNotFound(f"no such weights: {place}")
     if place.is_file():
-        tensors.open_file(place)  # refuses what is no .safetensors
-        return "autoencoder"
+        return "ours" if export.is_ours(str(place)) else "autoencoder"
     if load.steps(place / load.FOLDER) or load.steps(place) or load.is_step(place):
         return "ours"
     if (place / "llm_config.json").is_file():
@@ -193,6 +192,8 @@ def _tower(place: epath.Path) -> Weights:
 
 
 def _ours(place: epath.Path, which: str, autoencoder: epath.PathLike | None) -> Weights:
+    if place.is_file():
+        return _packaged(load.load_params(str(place), which), autoencoder)
     step_dir = place if load.is_step(place) else load.latest_step_dir(place)
     items = manifest.items(step_dir)
     held = AUTOENCODER in items and autoencoder is None
@@ -201,20 +202,13 @@ def _ours(place: epath.Path, which: str, autoencoder: epath.PathLike | None) -> 
     wanted = [item for item in (which, AUTOENCODER) if item in items]
     manifest.verify(step_dir, (*wanted, load.METADATA))
     metadata = load.read_json(step_dir, load.METADATA)
-    model, config = metadata.get("model"), metadata.get("config")
-    if model is not None:
-        sizes = model_from_json(model)
-    elif config is not None:
-        sizes = experiment.build_model_config(experiment.from_json(config))
-    elif which in items or "flux" not in metadata:
-        raise CheckpointMismatch(f"{step_dir} does not say of which sizes its model is")
-    else:
-        sizes = None
+    sizes = _sizes(metadata)
+    if sizes is None and (which in items or "flux" not in metadata):
+        raise _without_sizes(step_dir)
     coder_sizes = sizes.flux if sizes else FluxConfig(**metadata["flux"])
     coder = (lambda _: sources.StoredArrays(step_dir, AUTOENCODER)) if held else None
     if autoencoder is not None:
-        files = flux.read_autoencoder(autoencoder)
-        coder, coder_sizes = functools.partial(bagel.autoencoder_pieces, files), files.config
+        coder, coder_sizes = _given(autoencoder)
     return Weights(
         "ours",
         str(step_dir),
@@ -226,3 +220,40 @@ def _ours(place: epath.Path, which: str, autoencoder: epath.PathLike | None) -> 
         step_dir.parent.parent / "tokenizer",
         metadata,
     )
+
+
+def _packaged(loaded: load.Loaded, autoencoder: epath.PathLike | None) -> Weights:
+    """A model in one file (`checkpoints.export`)."""
+    place, metadata = epath.Path(loaded.source), loaded.metadata
+    if (sizes := _sizes(metadata)) is None:
+        raise _without_sizes(place)
+    coder, coder_sizes = (None, sizes.flux) if autoencoder is None else _given(autoencoder)
+    return Weights(
+        "ours",
+        str(place),
+        sizes,
+        lambda _: sources.TreeArrays(loaded.params),
+        coder_sizes,
+        coder,
+        metadata.get("published", {}).get("files"),
+        place.parent / "tokenizer",
+        metadata,
+    )
+
+
+def _sizes(metadata: Mapping[str, Any]) -> ModelConfig | None:
+    """The sizes of a model that weights of ours say they are of."""
+    model, config = metadata.get("model"), metadata.get("config")
+    if model is not None:
+        return model_from_json(model)
+    return None if config is None else experiment.build_model_config(experiment.from_json(config))
+
+
+def _without_sizes(place: epath.Path) -> CheckpointMismatch:
+    return CheckpointMismatch(f"{place} does not say of which sizes its model is")
+
+
+def _given(autoencoder: epath.PathLike) -> tuple[Make, FluxConfig]:
+    """A FLUX autoencoder's arrays, and its sizes."""
+    files = flux.read_autoencoder(autoencoder)
+    return functools.partial(bagel.autoencoder_pieces, files), files.config

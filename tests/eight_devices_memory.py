@@ -60,7 +60,6 @@ def program(mesh: MeshConfig, devices: int = 8, where: str = "none", **model) ->
         mlp=MLP,
         layers=LAYERS,
         remat="full",
-        remat_steps=True,
         **model,
     )
     recipe = Recipe(

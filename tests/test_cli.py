@@ -98,7 +98,9 @@ def config():
     ("key", "near"),
     [
         ("train.stepz", ["train.steps"]),
-        ("steps", ["layout.steps", "train.steps"]),
+        ("turns", ["layout.turns"]),
+        ("seeds", ["seed"]),
+        ("steps", ["train.steps"]),
         ("optimzer.learning_rate", ["optimizer.learning_rate", "optimizer.muon_learning_rate"]),
         ("optimzer.warmup_steps", ["optimizer.warmup_steps"]),
         ("flow_steps", ["sampling.flow_steps"]),

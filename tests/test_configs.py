@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 
@@ -13,8 +14,11 @@ from ml_collections import ConfigDict
 
 from process_gen import cli, experiment
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.models.unroll import UnrollOptions
+from process_gen.sampling import SamplerConfig
 from process_gen.train_step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.layout import Layout
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -26,6 +30,7 @@ def variants(path: pathlib.Path) -> list[str]:
 
 
 CASES = [(path, variant) for path in FILES for variant in variants(path)]
+SLOW = ("bagel_7b",)  # their traces take more than ten seconds
 IDS = [f"{path.stem}:{variant}" for path, variant in CASES]
 
 
@@ -54,7 +59,11 @@ def test_a_config_is_locked_and_survives_its_checkpoint(path, variant):
     assert experiment.build_model_config(again) == experiment.build_model_config(config)
 
 
-@pytest.mark.parametrize(("path", "variant"), CASES, ids=IDS)
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[0].stem in SLOW else ()) for case in CASES],
+    ids=IDS,
+)
 def test_the_train_step_of_a_config_traces(path, variant):
     traces(load(path, variant))
 
@@ -135,8 +144,16 @@ BAD = [
     ("optimizer.warmup_steps", 9, r"warmup_steps \(9\) must be below config.train.steps \(4\)"),
     ("train.accumulate", 2, None),
     ("train.accumulate", 3, r"batch_size \(2\) must be a multiple of config.train.accumulate \(3\)"),
-    ("layout.trajectories", 9, r"layout.trajectories \(9\) exceeds layout.steps \(6\)"),
-    ("layout.plan", 20, "set --config.layout.plan=40"),
+    ("layout.trajectories", 9, r"layout.trajectories \(9\) exceeds layout.turns \(8\)"),
+    ("layout.turns", 0, "layout.turns must be a whole number of at least 1, got 0"),
+    ("layout.before", 20, "set --config.layout.before=40"),
+    ("layout.after", 12, "set --config.layout.after=18"),
+    (
+        "layout.corrections",
+        -1,
+        r"corrections must be a whole number of at least 0 \(0 is off\), got -1",
+    ),
+    ("layout.corrections", 2, None),
     ("layout.vit_grid", (4, 0), r"layout.vit_grid must be two whole numbers above 0, or '\(0, 0\)' for none"),
     ("layout.vit_grid", (4, 4), None),
     ("layout.vit_grid", (17, 4), r"layout.vit_grid \(17, 4\) exceeds model.vit.max_side 16"),
@@ -156,12 +173,24 @@ BAD = [
     ("optimizer.moment_dtype", "float16", "moment_dtype must be one of float32, bfloat16"),
     ("train.local_every", 1, "train.local_every=1 needs --config.train.local_dir=FOLDER"),
     ("train.local_every", 2, r"train.local_every \(2\) must be below config.train.checkpoint_every \(2\)"),
-    ("train.local_every", -1, "train.local_every must be a whole number, 0 for none, got -1"),
+    ("train.local_every", -1, r"train.local_every must be a whole number of at least 0 \(0 is off\), got -1"),
     ("train.local_dir", "gs://bucket", "local_dir=gs://bucket must be a folder of a disk"),
     ("train.offload", "all", r"train.offload must be one of none, optimizer, optimizer\+ema, got 'all'"),
     ("train.max_nonfinite", 0, "train.max_nonfinite must be a whole number of at least 1, got 0"),
     ("model.dtype", "float16", "model.dtype must be one of float32, bfloat16"),
+    ("flow.drop_latents", 1.5, "flow.drop_latents must be between 0 and 1, got 1.5"),
+    ("flow.drop_vit", -0.1, "flow.drop_vit must be between 0 and 1, got -0.1"),
+    ("data.misplan", 2.0, "data.misplan must be between 0 and 1, got 2.0"),
+    ("train.unroll", "turns", "train.unroll must be one of layers, scan, got 'turns'"),
+    ("train.unroll", "scan", None),
     ("sampling.flow_steps", 0, "sampling.flow_steps must be"),
+    ("sampling.max_turns", 0, "sampling.max_turns must be a whole number of at least 1, got 0"),
+    ("sampling.interval", (1.0, 0.4), "sampling.interval must be two numbers low < high"),
+    ("sampling.renorm", "local", "sampling.renorm must be one of global, "),
+    ("sampling.refine_threshold", 1.5, "sampling.refine_threshold must be None or a probability, got 1.5"),
+    ("sampling.refine_threshold", 0.5, None),
+    ("sampling.max_flow_steps", 1, "sampling.max_flow_steps must be 0, or at least the 2 steps of one image"),
+    ("sampling.seed", -1, "sampling.seed must be a whole number"),
     ("mesh.data", 0, "mesh.data must be at least 1, or -1"),
     ("mesh.fsdp", -1, "at most one axis of config.mesh may be -1"),
     ("losses.plan_text.loss", "cross_entropy", "did you mean .*text_cross_entropy"),
@@ -179,11 +208,34 @@ def test_a_config_that_cannot_work_says_which_key(key, value, message):
         experiment.check(config)
 
 
-def test_more_steps_than_a_full_context_holds_is_refused():
+def test_more_turns_than_a_full_context_holds_are_refused():
     config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.update_from_flattened_dict({"layout.context": "full", "sampling.max_steps": 7})
-    with pytest.raises(experiment.ConfigError, match=r"max_steps \(7\) exceeds config.layout.steps \(6\)"):
+    config.update_from_flattened_dict({"layout.context": "full", "sampling.max_turns": 9})
+    with pytest.raises(experiment.ConfigError, match=r"max_turns is 9, but .* has room for layout.turns = 8"):
         experiment.check(config)
+
+
+def test_the_slots_of_steps_that_an_earlier_version_had_are_refused():
+    fields = experiment.to_json(load(ROOT / "configs" / "scenes.py", "debug"))
+    fields["layout"] |= dict(steps=6, plan=40)
+    with pytest.raises(experiment.ConfigError, match=r"the keys \['plan', 'steps'\] of an earlier version"):
+        experiment.check(experiment.from_json(fields))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_read_from_a_config_stands_in_it(path):
+    """No default of a class decides what no config says."""
+    config = load(path, "debug")
+    own = {"layout": {"latent_grid", "latent_values"}, "flow": {"order"}, "sampling": {"mode"}}
+    for group, kind in (("layout", Layout), ("flow", UnrollOptions), ("sampling", SamplerConfig)):
+        assert set(config[group]) == {field.name for field in dataclasses.fields(kind)} - own[group]
+    groups = ("data", "train", "optimizer", "eval", "mesh")
+    assert {(g, key) for g in groups for key in config[g]} == {
+        (g, key) for g in groups for key in load(FILES[0], "debug")[g]
+    }
+    assert {"init", "unroll", "local_every"} <= set(config.train)
+    assert config.sampling.decision_temperature is None and config.sampling.refine_threshold is None
+    config.sampling.refine_threshold = 0.5  # what is None can be set
 
 
 def test_images_that_the_model_cannot_cut_are_refused():

@@ -25,7 +25,8 @@ def check(now, stored=None, versions=VERSIONS):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layout__plan": 41}, ["config.layout.plan is 41", "trained with 40", "--config.layout.plan=40"]),
+        ({"layout__before": 41}, ["config.layout.before is 41", "with 40", "--config.layout.before=40"]),
+        ({"layout__corrections": 2}, ["config.layout.corrections is 2", "trained with 1"]),
         ({"model__size": "scenes_s"}, ["config.model.size", "'debug'"]),
         ({"data__wrong": 0.5}, ["config.data.wrong", "0.15"]),
         ({"train__batch_size": 8}, ["config.train.batch_size", "--config.train.batch_size=2"]),
@@ -41,8 +42,9 @@ def test_another_model_or_other_data_is_another_run(change, words):
 
 def test_how_it_is_trained_may_change_and_is_logged(caplog):
     with caplog.at_level("INFO", logger="absl"):
-        check(config(optimizer__learning_rate=1e-5, train__steps=99, mesh__fsdp=8, model__remat="full"))
-    for key in ("optimizer.learning_rate", "train.steps", "mesh.fsdp", "model.remat"):
+        fields = dict(optimizer__learning_rate=1e-5, train__steps=99, train__unroll="scan")
+        check(config(**fields, mesh__fsdp=8, model__remat="full"))
+    for key in ("optimizer.learning_rate", "train.steps", "train.unroll", "mesh.fsdp", "model.remat"):
         assert f"config.{key} was" in caplog.text
 
 

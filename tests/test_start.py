@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 
 from process_gen import cli, experiment
-from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.export import load_weights, save_weights
+from process_gen.checkpoints.load import load_params
 from process_gen.checkpoints.published import export_bagel, import_bagel, read_published
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.restore import shipped_weights
 from process_gen.start import read_for, start_from
 from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
+from process_gen.weights import read_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = str(ROOT / "tests" / "golden" / "bagel_tiny")
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def make_recipe(**changes) -> Recipe:
-    config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
+def make_recipe(config: str = "bagel_7b.py:debug", **changes) -> Recipe:
+    config = cli.load_config(f"{ROOT}/configs/{config}")
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     optimizer, schedule = experiment.build_optimizer(config)
@@ -53,6 +57,33 @@ def test_a_run_starts_from_published_weights():
     same(state.ema, params)
     same(state.autoencoder, autoencoder)
     same(read_for(recipe.model, FOLDER), (params, autoencoder))
+
+
+def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path):
+    recipe = make_recipe("scenes.py:quick")
+    state = start_from(blank_state(recipe), recipe.model, shipped_weights(), scenes_tokenizer())
+    params = load_params(shipped_weights()).params
+    same(state.params, params)
+    same(state.ema, params)
+    assert state.autoencoder is None
+    found = read_weights(shipped_weights())
+    assert found.kind == "ours" and found.model.width == recipe.model.config.width
+    with pytest.raises(CheckpointNotFound, match="holds the 'ema' weights, not 'params'"):
+        read_weights(shipped_weights(), which="params")
+    with pytest.raises(CheckpointMismatch, match="width 128, the config has 32"):
+        start_from(blank_state(recipe), make_recipe("scenes.py:debug").model, shipped_weights())
+
+
+def test_a_file_says_which_tokenizer_its_weights_are_for_and_of_which_sizes_they_are(tmp_path):
+    recipe, path = make_recipe("scenes.py:quick"), str(tmp_path / "w.safetensors")
+    params, metadata = load_weights(shipped_weights())
+    save_weights(path, params, metadata | {"tokenizer_fingerprint": "of another"})
+    with pytest.raises(CheckpointMismatch, match="this is another one"):
+        read_for(recipe.model, path, tokenizer=scenes_tokenizer())
+    del metadata["config"]
+    save_weights(path, params, metadata)
+    with pytest.raises(CheckpointMismatch, match="does not say of which sizes its model is"):
+        read_for(recipe.model, path)
 
 
 def test_a_model_may_do_without_the_vit():

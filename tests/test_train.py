@@ -16,7 +16,7 @@ import pytest
 import skimage
 from etils import epath
 
-from process_gen import losses
+from process_gen import experiment, losses
 from process_gen import train as training
 from process_gen.checkpoints import load
 from process_gen.distributed import sharding
@@ -138,9 +138,10 @@ def start(made: Recipe):
     return dataclasses.replace(state, params=sharding.unbox(state.params))
 
 
+@pytest.mark.slow  # two train steps are compiled
 def test_accumulation_divides_by_the_count_of_the_whole_batch():
     made = recipe(accumulate=2)
-    batch = make_batch(4, seed=8)
+    batch = make_batch(4, seed=10)
     _, metrics = jax.jit(make_train_step(made))(start(made), batch)
     keys = jax.random.split(jax.random.fold_in(start(made).key, 0), 2)
 
@@ -159,10 +160,33 @@ def test_accumulation_divides_by_the_count_of_the_whole_batch():
         np.testing.assert_allclose(np.sqrt(squares), metrics[norm], rtol=1e-5)
 
 
+@pytest.mark.slow  # two train steps are compiled
+def test_the_order_of_the_loops_changes_nothing_but_rounding(finished):
+    """`train.unroll` of the config, over a few steps that draw and drop at random."""
+    config, ends = debug_config(finished[0]), {}
+    config.flow.update(dict(drop_text=0.3, drop_images=0.3, drop_latents=0.3))
+    for order in ("layers", "scan"):
+        config.train.unroll = order
+        options = experiment.build_unroll_options(config)
+        assert options.order == order
+        made = dataclasses.replace(recipe(options=options), optimizer=optax.adam(1e-3, eps=1e-3))
+        state, step, losses = start(made), jax.jit(make_train_step(made)), []
+        for seed in range(4):
+            state, metrics = step(state, make_batch(4, seed=seed))
+            losses.append({name: float(value) for name, value in metrics.items()})
+        ends[order] = state, losses
+    (one, losses), (other, again) = ends["layers"], ends["scan"]
+    for a, b in zip(losses, again, strict=True):
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4 if "norm" in name else 1e-5, err_msg=name)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, other.params)
+
+
 def test_steps_without_a_finite_gradient_are_left_out_until_there_are_too_many_in_a_row(finished, tmp_path):
     @losses.register("test_broken")
     def broken(outputs, batch, labels, key, *, stage):
-        return losses.Term(outputs.t["sketch"] * jnp.nan, jnp.ones_like(outputs.t["sketch"]))
+        return losses.Term(outputs.t * jnp.nan, jnp.ones_like(outputs.t))
 
     config = debug_config(finished[0])
     with config.unlocked():
@@ -198,7 +222,7 @@ def test_photographs_of_several_shapes_train_in_buckets_and_resume_exactly(finis
     lines = []
     for name in ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg"):  # square, and three wide ones
         shutil.copy(pathlib.Path(skimage.__file__).parent / "data" / name, tmp_path / name)
-        lines.append(json.dumps({"prompt": "a circle", "steps": [{"sketch": name}]}))
+        lines.append(json.dumps({"prompt": "a circle", "turns": [{"image": name}]}))
     (tmp_path / "trajectories.jsonl").write_text("\n".join(lines))
     config = debug_config(finished[0])
     config.data.source, config.data.path, config.data.buckets = "folder", str(tmp_path), ((16, 48), (32, 48))

@@ -21,6 +21,8 @@ from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
 
 _KEY = "process_gen"
 _FORMAT = 1
+_LARGEST_HEADER = 100 << 20
+"""Bytes, as the format has it."""
 _DTYPES = {
     "BF16": jnp.dtype(jnp.bfloat16),
     "BOOL": np.dtype(bool),
@@ -90,7 +92,26 @@ def read_metadata(path: str) -> dict[str, Any]:
     return _header(*_bytes(path))["metadata"]
 
 
+def is_ours(path: str) -> bool:
+    """Whether `save_weights` wrote a file; nothing but its header is read.
+
+    Raises:
+      CheckpointNotFound: no such file, or no `.safetensors`.
+      CheckpointCorrupt: cut off or garbled.
+    """
+    place = _file(path)
+    with place.open("rb") as file:
+        data = file.read(8)
+        size = int.from_bytes(data, "little")
+        return _KEY in _texts(place, data + file.read(min(size, _LARGEST_HEADER)))
+
+
 def _bytes(path: str) -> tuple[epath.Path, bytes]:
+    place = _file(path)
+    return place, place.read_bytes()
+
+
+def _file(path: str) -> epath.Path:
     place = epath.Path(path)
     if not place.exists():
         raise CheckpointNotFound(f"no such weights: {place}")
@@ -99,17 +120,22 @@ def _bytes(path: str) -> tuple[epath.Path, bytes]:
             f"{place} is not a .safetensors file; other formats (.bin, .pt, .ckpt, .pkl) can run code "
             "when they are opened and are not read"
         )
-    return place, place.read_bytes()
+    return place
 
 
-def _header(place: epath.Path, data: bytes) -> dict[str, Any]:
+def _texts(place: epath.Path, data: bytes) -> dict[str, str]:
+    """The texts in the header of a file that begins with `data`."""
     try:
         size = int.from_bytes(data[:8], "little")
         if len(data) < 8 or size > len(data) - 8:
             raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
-        texts = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    except (ValueError, AttributeError) as error:
+        return json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise _corrupt(place, error) from error
+
+
+def _header(place: epath.Path, data: bytes) -> dict[str, Any]:
+    texts = _texts(place, data)
     if _KEY not in texts:
         raise CheckpointNotFound(f"{place} was not written by process_gen: it does not say for which model")
     try:

@@ -109,7 +109,7 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
     """The checkpoints of a run.
 
     Args:
-      config: `config.train`; without `local_every` there is no local tier.
+      config: `config.train`; with a `local_every` of 0 there is no local tier.
       workdir, metadata: see `CheckpointStore`.
       state: what will be saved, real or abstract.
 
@@ -118,7 +118,7 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
     """
     keep = {key: config[key] for key in ("keep", "keep_every", "keep_best")}
     shared = CheckpointStore(workdir, metadata, save_every=config["checkpoint_every"], **keep)
-    if not (every := config.get("local_every", 0)):
+    if not (every := config["local_every"]):
         return TieredStore(shared)
     folder = local_folder(config["local_dir"], workdir)
     return TieredStore(shared, LocalStore(folder, metadata, like=state, save_every=every))

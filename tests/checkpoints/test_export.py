@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.export import load_weights, read_metadata, save_weights
+from process_gen.checkpoints.export import is_ours, load_weights, read_metadata, save_weights
 from process_gen.checkpoints.load import load_params
 
 METADATA = {"which": "ema", "size": "debug", "layout": {"prompt": 40}, "level": "default"}
@@ -76,7 +76,7 @@ def test_any_damage_is_noticed(file):
 
 def test_a_header_that_lies_about_its_size(file):
     file.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
-    for read in (load_weights, read_metadata):
+    for read in (load_weights, read_metadata, is_ours):
         with pytest.raises(CheckpointCorrupt):
             read(str(file))
 
@@ -85,6 +85,8 @@ def test_files_of_other_kinds(tmp_path, rng):
     safetensors.numpy.save_file({"a": np.ones(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointNotFound, match="not written by process_gen"):
         load_weights(str(tmp_path / "foreign.safetensors"))
+    save_weights(str(tmp_path / "w.safetensors"), make_params(rng), METADATA)
+    assert is_ours(str(tmp_path / "w.safetensors")) and not is_ours(str(tmp_path / "foreign.safetensors"))
     (tmp_path / "w.pkl").write_bytes(b"cos\nsystem\n(S'exit 3'\ntR.")
     with pytest.raises(CheckpointNotFound, match="can run code"):
         load_params(str(tmp_path / "w.pkl"))

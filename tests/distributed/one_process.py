@@ -31,10 +31,10 @@ def tiny(workdir: str, steps: int, overrides: dict):
         {
             "model.kv_heads": 2,
             "layout.context": "full",
-            "layout.steps": 3,
+            "layout.turns": 4,
             "layout.trajectories": 2,
-            "layout.sketch_copies": 1,
-            "sampling.max_steps": 2,
+            "layout.copies": 1,
+            "sampling.max_turns": 2,
             "data.data_dir": str(pathlib.Path(workdir).parent / "data"),
             "optimizer.name": "adamw",
             "optimizer.learning_rate": 1e-3,

@@ -288,7 +288,7 @@ def changed_config(bench: Bench, times: int) -> Counts:
     shutil.copytree(bench.folder / straight, bench.folder / "changed")
     refused = {
         "train__stepps": (50, "did you mean config.train.steps"),
-        "layout__sketch_copies": (2, "config.layout.sketch_copies"),
+        "layout__copies": (2, "config.layout.copies"),
         "train__batch_size": (8, "config.train.batch_size"),
         "seed": (1, "config.seed"),
         "model__size": ("scenes_s", "config.model.size"),

@@ -26,10 +26,10 @@ STEPS, EVERY = 40, 4
 PATIENCE = 900.0  # seconds for a whole run on a machine that has other work
 SMALL = {
     "layout.context": "full",
-    "layout.steps": 3,
+    "layout.turns": 4,
     "layout.trajectories": 2,
-    "layout.sketch_copies": 1,
-    "sampling.max_steps": 2,
+    "layout.copies": 1,
+    "sampling.max_turns": 2,
     "data.examples": 24,
     # AdamW divides by the size of a gradient: with a small epsilon, rounding on another mesh would be seen.
     "optimizer.name": "adamw",

@@ -489,9 +489,9 @@ def test_two_real_processes_train(tmp_path):
         "optimizer.name": "adamw",
         "optimizer.warmup_steps": 1,
         "eval.final_per_group": 0,
-        "layout.steps": 1,
+        "layout.turns": 1,
         "layout.trajectories": 1,
-        "layout.sketch_copies": 1,
+        "layout.copies": 1,
         "model.scan_unroll": 1,
     }
     flags = ["--config=configs/scenes.py:debug", f"--workdir={tmp_path / 'run'}"]
