@@ -10,18 +10,18 @@ from process_gen.evaluation.benchmark import make_benchmark
 from process_gen.evaluation.evaluator import Scores, evaluate, predict_with
 from process_gen.restore import load_sampler, shipped_weights
 
-PER_GROUP = 16
+PER_GROUP = 24
 AT_LEAST = {
-    "single_object": 14,
-    "two_object": 14,
-    "counting": 10,
-    "colors": 14,
-    "position": 13,
-    "color_attr": 14,
-    "three_objects": 11,
-    "four_objects": 6,
+    "single_object": 21,
+    "two_object": 21,
+    "counting": 15,
+    "colors": 21,
+    "position": 20,
+    "color_attr": 21,
+    "three_objects": 14,
+    "four_objects": 9,
 }
-"""Right images of 16 held-out prompts; a few below what was measured, for other machines' rounding."""
+"""Right images of 24 held-out prompts; a few below what was measured, for other machines' rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +53,5 @@ def test_the_shipped_weights_go_through_the_process(scores):
 @pytest.mark.slow
 def test_the_inspection_of_the_shipped_weights_objects_where_something_is_wrong(scores):
     counts = scores.counts
-    assert counts.caught >= 4 and counts.caught > counts.false_alarms, counts
+    assert counts.caught >= 6 and counts.caught > counts.false_alarms, counts
     assert counts.fixed >= 1, counts

@@ -79,14 +79,14 @@ def attend_chunk(
         return attend_one(chunk, own, own_mask, pairs, jnp.concatenate(masks, axis=1))
 
     args = (own, own_mask, history, history_mask, context, context_mask)
-    if block is None or not is_masked(config) or history_mask.shape[1] < _WORTH_SKIPPING * block:
+    if block is None or not is_masked(config) or history_mask.shape[1] < WORTH_SKIPPING * block:
         return run(0, *args)
     seen = history_mask.reshape(history_mask.shape[0], -1, block).any((0, 2))
     empty = jnp.where(seen.any(), jnp.argmax(seen), seen.size)
     return jax.lax.switch(empty, [functools.partial(run, i * block) for i in range(seen.size + 1)], *args)
 
 
-_WORTH_SKIPPING = 4
+WORTH_SKIPPING = 4
 """Turns of a history from which on a branch for each number of empty ones is worth the time to compile it."""
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from process_gen.models import kernels
+from process_gen.models import attention, kernels
 from process_gen.models.config import ModelConfig
 from process_gen.models.positions import TIME_FEATURES
 from process_gen.trajectory.layout import Layout
@@ -210,16 +210,17 @@ def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program
     """Pairs whose scores a forward pass computes, of prompts and of turns.
 
     Of a history `dense` leaves out what is empty before its first turn, in all rows
-    alike, and `splash` whole blocks of it, in the one row of a device.
+    alike, where it is long enough for that, and `splash` whole blocks of it, in the one
+    row of a device.
     """
     kind = program.attention(config)
     prompt, turn, rows = Chunk(layout.prompt_segments), Chunk(layout.turn_segments), counts["rows"]
     slots = rows * layout.turns
     most = sum(min(slot, layout.history) for slot in range(layout.turns)) / layout.turns
     most = float(layout.history) if program.order == "scan" else most
-    seen = {"dense": counts["branch_turns"] / slots, "splash": counts["history_turns"] / slots}.get(
-        kind, most
-    )
+    skips = layout.history >= attention.WORTH_SKIPPING
+    dense = counts["branch_turns"] / slots if skips else float(layout.history)
+    seen = {"dense": dense, "splash": counts["history_turns"] / slots}.get(kind, most)
     context, room = (layout.prompt_slots + layout.visible_tokens * turns for turns in (seen, most))
     prompts = rows * layout.trajectories * _chunk_pairs(kind, prompt, 0.0, 0.0)
     return prompts, slots * _chunk_pairs(kind, turn, context, room)

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_list("slots", ["2", "6", "12"], "Step slots of a row to try.")
     flags.DEFINE_list(
         "layouts",
-        ["context=last", "context=full", "sketch_copies=1", "vit_grid=(4;4)"],
+        ["context=last", "context=full", "copies=1", "vit_grid=(4;4)"],
         "Leaves of config.layout to change, one at a time; a tuple is written with semicolons.",
     )
     flags.DEFINE_integer("repeats", 5, "Train steps that are timed for each setting.", lower_bound=2)

@@ -205,7 +205,7 @@ def test_hidden_keys_and_values_change_no_bit(kernel):
 @pytest.mark.parametrize("empty", [0, 1, 3])
 def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_out(empty, monkeypatch):
     """Whole turns, the oldest first, are left out where no row sees anything of them."""
-    monkeypatch.setattr(attention, "_WORTH_SKIPPING", 1)
+    monkeypatch.setattr(attention, "WORTH_SKIPPING", 1)
     case, block = problem(TURN, 12, 3, 16, 5), 4
     seen = case.history_mask.at[:, : empty * block].set(False)
     seen = seen.at[1, : min(2, 3 - empty) * block].set(False)  # a row that sees less than the other one

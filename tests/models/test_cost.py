@@ -143,19 +143,19 @@ def test_useful_pairs_are_those_of_the_mask():
 
 @pytest.mark.parametrize("attention", ["dense", "splash"])
 def test_a_history_that_is_empty_is_left_out(attention):
-    """Three trajectories of a turn each see nothing of one another; kernels keep what a block needs."""
+    """Five trajectories of a turn each see nothing of one another; kernels keep what a block needs."""
     config = dataclasses.replace(CONFIG, attention=attention)
-    layout = dataclasses.replace(LAYOUT, turns=3, trajectories=3, before=600, after=600)
+    layout = dataclasses.replace(LAYOUT, turns=5, trajectories=5, before=600, after=600)
     every, alone = cost.every_slot(layout), of_a_full_row(layout)
-    assert every["history_turns"] == 3 and alone["history_turns"] == alone["branch_turns"] == 0
+    assert every["history_turns"] == 10 and alone["history_turns"] == alone["branch_turns"] == 0
     program = cost.Program(platform="tpu")
     most, least = (cost.computed(config, layout, one, program)["attention"] for one in (every, alone))
     turn = Chunk(layout.turn_segments).tokens
-    skipped = 3 * layout.visible_tokens * turn * 4 * config.heads * config.head_dim * config.layers
+    skipped = 10 * layout.visible_tokens * turn * 4 * config.heads * config.head_dim * config.layers
     if attention == "dense":
         assert most - least == pytest.approx(skipped)
     else:
-        block = kernels.BLOCK_KV * turn * 3 * 4 * config.heads * config.head_dim * config.layers
+        block = kernels.BLOCK_KV * turn * 5 * 4 * config.heads * config.head_dim * config.layers
         assert most - least == pytest.approx(skipped, abs=block)
     other = {part: value for part, value in every.items() if not part.endswith("_turns")}
     assert other == {part: alone[part] for part in other}
