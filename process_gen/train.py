@@ -40,7 +40,7 @@ from process_gen.checkpoints.tiers import TieredStore, open_store
 from process_gen.data.buckets import deal, in_turn
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import Loader, Source, make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
+from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, offload, sharding
@@ -223,8 +223,6 @@ def _load(
     """The batches of this host, of all image sizes in turn."""
     loaders = {}
     for size, bucket in buckets.items():
-        # How many may be bad is a matter of the whole data, in whichever bucket they are.
-        share = allowance(trajectories) * trajectories / len(bucket)
         loaders[size] = make_loader(
             with_latents(bucket, config.data, layouts[size]),
             tokenizer,
@@ -234,7 +232,7 @@ def _load(
             seed=config.seed,
             open_rows=max(2, 8 // len(buckets)),
             prefetch=0,
-            policy=Policy(config.data.on_error, min(share, 0.9)),
+            policy=Policy(config.data.on_error, budget_of_part(len(bucket), trajectories)),
         )
     return in_turn(loaders, buckets)
 

@@ -254,9 +254,8 @@ def make_inputs(
     noised, t, velocity = _flow_targets(keys["turns"], clean, layout.copies, options)
     seen = _add_context_noise(keys["noise"], latents, options)
 
-    hidden = _of_turns(
-        jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2]), batch
-    )
+    unseen_images = jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2])
+    hidden = jnp.take_along_axis(unseen_images, batch.prompt_index, axis=1)
     keep = _kept(model, jax.random.fold_in(keys["images"], 1), "image", shape, hidden, options)
     no_text = jax.random.bernoulli(keys["text"], options.drop_text, shape)
     has_before = token_count(batch.before_tokens) > 0
@@ -271,9 +270,8 @@ def make_inputs(
         vit=vit_patches(model, batch.image, seen),
         keep=keep,
     )
-    prompts, bare = _prompt_inputs(
-        model, batch, keys, options, frozen, no_text & batch.is_first & ~has_before
-    )
+    without_text = no_text & batch.is_first & ~has_before
+    prompts, bare = _prompt_inputs(model, batch, keys, options, frozen, without_text, unseen_images)
     unseen = ~functools.reduce(jnp.logical_or, keep.values())
     previous = jnp.pad(latents, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
     flows = dict(
@@ -289,11 +287,6 @@ def make_inputs(
     return Inputs(prompts, turns, flows)
 
 
-def _of_turns(prompts: jax.Array, batch: Batch) -> jax.Array:
-    """[B, R] of prompts, for the turns that draw them, [B, S]."""
-    return jnp.take_along_axis(prompts, batch.prompt_index, axis=1)
-
-
 def _prompt_inputs(
     model: UnifiedModel,
     batch: Batch,
@@ -301,8 +294,11 @@ def _prompt_inputs(
     options: UnrollOptions,
     frozen: Any,
     bare: jax.Array,
+    hidden: jax.Array,
 ) -> tuple[PromptInputs, jax.Array]:
     """The prompts of a batch, [B, R, ...], without the newest text of those that `bare` [B, S] turns draw.
+
+    The images of those that are `hidden` [B, R] are left out with those of their turns.
 
     Returns:
       The prompts, and [B, R] bool, which of them lost their text.
@@ -321,7 +317,6 @@ def _prompt_inputs(
     if latents is None:
         key = keys["prompt latents"] if options.sample_latents else None
         latents = latents_of(model, batch.prompt_image, frozen, key)
-    hidden = jax.random.bernoulli(keys["images"], options.drop_images, shape)  # with the turns' images
     keep = _kept(model, jax.random.fold_in(keys["images"], 2), "prompt_image", shape, hidden, options)
     patches = vit_patches(model, batch.prompt_image, latents)
     return PromptInputs(text, latents, patches, instruction, batch.has_prompt_image, keep), bare
