@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from process_gen.models import kernels
+from process_gen.models import kernels, masked
 from process_gen.models.cache import over_tokens, visible_pieces
 from process_gen.models.config import ModelConfig
-from process_gen.models.layers import attend
 from process_gen.models.partition import constrain
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.visibility import Chunk, seen_parts
+from process_gen.trajectory.visibility import Call, Chunk, seen_parts
 
 Pairs = Sequence[tuple[jax.Array, jax.Array]]
 Streams = dict[str, jax.Array]
@@ -46,7 +46,7 @@ def attend_chunk(
     history_mask: jax.Array,
     context: Pairs,
     context_mask: jax.Array,
-    block: int | None = None,
+    block: int,
 ) -> jax.Array:
     """One chunk after a context.
 
@@ -59,51 +59,87 @@ def attend_chunk(
         [B, W * block] bool, which of them are seen.
       context: further keys and values, [B, K, M, H] each.
       context_mask: [B, M] bool, of all of these together.
-      block: keys of one turn of the history: the first turns that no row sees anything of are then left
-        out by a branch of the program, where that is masked. Kernels leave out blocks themselves.
+      block: keys of one turn of the history.
 
     Returns:
       [B, N, L, H].
     """
-    attend_one = functools.partial(_by_kernel, config)
     if is_masked(config):
-        attend_one = functools.partial(_masked, attend)
-    elif kernels.choose(config.attention, config.head_dim, config.dtype).name == "cudnn":
-        attend_one = functools.partial(_masked, kernels.run_masked)
-
-    def run(skipped: int, own, own_mask, history, history_mask, context, context_mask):
-        pairs, masks = list(context), [context_mask]
-        if skipped < history_mask.shape[1]:
-            pairs = [tuple(x[:, :, skipped:] for x in history), *pairs]
-            masks = [history_mask[:, skipped:], *masks]
-        return attend_one(chunk, own, own_mask, pairs, jnp.concatenate(masks, axis=1))
-
-    args = (own, own_mask, history, history_mask, context, context_mask)
-    if block is None or not is_masked(config) or history_mask.shape[1] < WORTH_SKIPPING * block:
-        return run(0, *args)
-    seen = history_mask.reshape(history_mask.shape[0], -1, block).any((0, 2))
-    empty = jnp.where(seen.any(), jnp.argmax(seen), seen.size)
-    return jax.lax.switch(empty, [functools.partial(run, i * block) for i in range(seen.size + 1)], *args)
+        return _by_scores(
+            chunk, own, own_mask, _near(context, context_mask), _turns(history, history_mask, block)
+        )
+    kernel = kernels.choose(config.attention, config.head_dim, config.dtype)
+    pairs, mask = [history, *context], jnp.concatenate([history_mask, context_mask], axis=1)
+    if kernel.name == "cudnn":
+        return _by_mask(chunk, own, own_mask, pairs, mask)
+    return _by_kernel(kernel, chunk, own, own_mask, pairs, mask)
 
 
-WORTH_SKIPPING = 4
-"""Turns of a history from which on a branch for each number of empty ones is worth the time to compile it."""
-
-
-def _masked(
-    attend_one: Callable[..., jax.Array],
-    chunk: Chunk,
-    own: QKV,
-    own_mask: jax.Array,
-    pairs: Pairs,
-    pairs_mask: jax.Array,
+def _by_scores(
+    chunk: Chunk, own: QKV, own_mask: jax.Array, near: list[masked.Near], history: masked.History | None
 ) -> jax.Array:
-    """One call with an explicit mask: many small products cost more than scores that a mask hides."""
+    """Scores and a mask, for a large chunk call by call: then no image has scores for another one."""
+
+    def run(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        inside = jnp.asarray(chunk.mask[_places(call.queries)][:, _places(call.keys)])
+        return masked.attend(q, [masked.Near(k, v, mask[:, None] & inside[None]), *near], history)
+
+    whole = (slice(0, chunk.tokens),)
+    calls = chunk.calls if chunk.tokens > masked.KEYS else (Call(whole, whole, False),)
+    return _in_calls(calls, own, own_mask, run)
+
+
+def _places(pieces: Sequence[slice]) -> np.ndarray:
+    return np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
+
+
+def _in_calls(
+    calls: Sequence[Call], own: QKV, own_mask: jax.Array, run: Callable[..., jax.Array]
+) -> jax.Array:
+    """`run(call, queries, keys, values, mask)` of a chunk's own tokens for each call, in order of memory."""
+    q, k, v = own
+    pieces = {}
+    for call in calls:
+        queries = jnp.concatenate([q[:, :, s] for s in call.queries], axis=2)
+        keys, values = (jnp.concatenate([x[:, :, s] for s in call.keys], axis=2) for x in (k, v))
+        mask = jnp.concatenate([own_mask[:, s] for s in call.keys], axis=1)
+        out, offset = run(call, queries, keys, values, mask), 0
+        for piece in call.queries:
+            pieces[piece.start] = out[:, :, offset : offset + piece.stop - piece.start]
+            offset += piece.stop - piece.start
+    return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=2)
+
+
+def _near(pairs: Pairs, mask: jax.Array) -> list[masked.Near]:
+    """Keys and values with their parts of `mask`, of all of them together."""
+    ends = np.cumsum([k.shape[2] for k, _ in pairs], dtype=int)
+    return [
+        masked.Near(k, v, mask[:, end - k.shape[2] : end]) for (k, v), end in zip(pairs, ends, strict=True)
+    ]
+
+
+def _turns(history: tuple[jax.Array, jax.Array], mask: jax.Array, block: int) -> masked.History | None:
+    """A history of whole turns, the newest last; None where it has none."""
+    if not mask.shape[1]:
+        return None
+    window = mask.shape[1] // block
+    ahead = masked.slots(block, window) - window
+    k, v = (_ahead(x.reshape(*x.shape[:2], window, block, x.shape[-1]), ahead, 2) for x in history)
+    return masked.History(k, v, _ahead(mask.reshape(-1, window, block), ahead, 1), window + ahead)
+
+
+def _ahead(x: jax.Array, count: int, axis: int) -> jax.Array:
+    """Empty slots before the first one."""
+    return jnp.pad(x, [(count if i == axis else 0, 0) for i in range(x.ndim)])
+
+
+def _by_mask(chunk: Chunk, own: QKV, own_mask: jax.Array, pairs: Pairs, pairs_mask: jax.Array) -> jax.Array:
+    """One call of a kernel that takes an explicit mask."""
     q, k, v = own
     inside = own_mask[:, None] & jnp.asarray(chunk.mask)[None]
     before = jnp.broadcast_to(pairs_mask[:, None], (*inside.shape[:2], pairs_mask.shape[1]))
     keys, values = (jnp.concatenate([*xs, x], axis=2) for xs, x in zip(_columns(pairs), (k, v), strict=True))
-    return attend_one(q, keys, values, jnp.concatenate([before, inside], axis=2))
+    return kernels.run_masked(q, keys, values, jnp.concatenate([before, inside], axis=2))
 
 
 def _columns(pairs: Pairs) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -111,7 +147,7 @@ def _columns(pairs: Pairs) -> tuple[list[jax.Array], list[jax.Array]]:
 
 
 def _by_kernel(
-    config: ModelConfig,
+    kernel: kernels.Kernel,
     chunk: Chunk,
     own: QKV,
     own_mask: jax.Array,
@@ -119,21 +155,15 @@ def _by_kernel(
     pairs_mask: jax.Array,
 ) -> jax.Array:
     """One call of a kernel for every image, and for texts in a row; no scores and no masks in memory."""
-    kernel = kernels.choose(config.attention, config.head_dim, config.dtype)
-    q, k, v = own
-    keys_before, values_before = _columns(pairs)
-    pieces = {}
-    for call in chunk.calls:
-        keys = jnp.concatenate([*keys_before, *(k[:, :, s] for s in call.keys)], axis=2)
-        values = jnp.concatenate([*values_before, *(v[:, :, s] for s in call.keys)], axis=2)
-        mask = jnp.concatenate([pairs_mask, *(own_mask[:, s] for s in call.keys)], axis=1)
-        queries = jnp.concatenate([q[:, :, s] for s in call.queries], axis=2)
-        before = keys.shape[2] - queries.shape[2] if call.causal else None
-        out, offset = kernels.run(kernel, queries, keys, values, mask, before), 0
-        for piece in call.queries:
-            pieces[piece.start] = out[:, :, offset : offset + piece.stop - piece.start]
-            offset += piece.stop - piece.start
-    return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=2)
+
+    def run(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        keys, values = (
+            jnp.concatenate([*before, x], axis=2) for before, x in zip(_columns(pairs), (k, v), strict=True)
+        )
+        seen = jnp.concatenate([pairs_mask, mask], axis=1)
+        return kernels.run(kernel, q, keys, values, seen, keys.shape[2] - q.shape[2] if call.causal else None)
+
+    return _in_calls(chunk.calls, own, own_mask, run)
 
 
 # --------------------------------------------------------------- one chunk, whole rows
@@ -203,10 +233,10 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
     """Attention of rows of prompts and turns, turn by turn, each with as much history as it may have.
 
     The streams hold all prompts of a row and then all its turns; there is no context.
-    Masked attention is one loop over the turns, so that a program holds it once;
-    kernels are unrolled, each with the keys of the turns before it and no more.
+    Masked attention is one loop over the turns, which reads history as far back as any row
+    sees; kernels are unrolled, each with the keys of the turns before it and no more.
     """
-    slots, window = rows.present.shape[1], layout.history
+    window = layout.history
     pieces, block = visible_pieces(layout, turn), layout.visible_tokens
     picked = rows.prompt_index[:, :, None] == jnp.arange(layout.trajectories)[None, None]
     prompt_mask = (rows.prompts[:, None] & picked[..., None]).any(2)
@@ -229,19 +259,25 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
             return tuple(x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in keys)
 
         if is_masked(config):
-            padded = [jnp.pad(x, ((0, 0), (0, 0), (window, 0), (0, 0), (0, 0))) for x in earlier]
+            slots = masked.slots(block, window)
+            padded = [_ahead(x, slots, 2) for x in earlier]
+            masks = _ahead(seen.reshape(*seen.shape[:2], window, block), slots - window, 2)
 
             def body(s):
                 at = functools.partial(jax.lax.dynamic_index_in_dim, index=s, keepdims=False)
                 own, pair = (tuple(at(x, axis=2) for x in xs) for xs in (turns, chosen))
-                masks = (at(x, axis=1) for x in (rows.turns, seen, prompt_mask))
-                own_mask, history_mask, pair_mask = masks
-                return one(own, own_mask, history(padded, s, window), history_mask, pair, pair_mask)
+                near = [masked.Near(*pair, at(prompt_mask, axis=1))]
+                past = masked.History(*padded, at(masks, axis=1), s + slots) if slots else None
+                return _by_scores(turn, own, at(rows.turns, axis=1), near, past)
 
-            of_turns = jax.lax.map(jax.checkpoint(body, prevent_cse=False), jnp.arange(slots))
+            # Small turns one after the other: a loop of XLA's CPU backend runs one operation at a time.
+            unroll = turn.tokens <= masked.KEYS
+            _, of_turns = jax.lax.scan(
+                lambda _, s: (None, body(s)), None, jnp.arange(rows.present.shape[1]), unroll=unroll
+            )
         else:
             each = []
-            for s in range(slots):
+            for s in range(rows.present.shape[1]):
                 count = min(s, window)
                 masks = (rows.turns[:, s], seen[:, s, (window - count) * block :], prompt_mask[:, s])
                 pairs = (history(earlier, s - count, count), _at(chosen, s, 2))
@@ -266,7 +302,7 @@ def _of_prompts(config: ModelConfig, chunk: Chunk, own: QKV, mask: jax.Array) ->
     q, k, v = (folded(x) for x in own)
     flat = mask.reshape(-1, mask.shape[-1])
     nothing, none = (k[:, :, :0], v[:, :, :0]), flat[:, :0]
-    out = attend_chunk(config, chunk, (q, k, v), flat, nothing, none, (), none)
+    out = attend_chunk(config, chunk, (q, k, v), flat, nothing, none, (), none, 1)
     return jnp.moveaxis(out.reshape(*mask.shape[:2], *out.shape[1:]), 1, 2)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from process_gen.models import attention, kernels
+from process_gen.models import kernels, masked
 from process_gen.models.config import ModelConfig
 from process_gen.models.positions import TIME_FEATURES
 from process_gen.trajectory.layout import Layout
@@ -186,9 +186,9 @@ def _share_of_turns(config: ModelConfig, layout: Layout) -> Flops:
     return {name: 1.0 - part[name] / whole[name] if whole[name] else 0.0 for name in whole}
 
 
-_BACKWARD = {"dense": 2.0, "blocked": 2.5, "splash": 3.5, "cudnn": 2.5}
-"""Backward pass of attention in forward passes: 2 where the weights are kept; kernels compute scores again,
-splash twice over (one kernel for queries, one for keys and values)."""
+_BACKWARD = {"dense": 2.5, "blocked": 2.5, "splash": 3.5, "cudnn": 2.5}
+"""Backward pass of attention in forward passes: all compute scores again, splash twice over (one kernel for
+queries, one for keys and values)."""
 
 
 def _executed_pairs(
@@ -198,11 +198,9 @@ def _executed_pairs(
     kind = program.attention(config)
     prompts, turns = _pairs(config, layout, counts, program)
     recomputed = 0.0 if config.remat == "none" else 1.0
-    if config.remat == "save_attended":  # what the backward pass needs besides: weights, or sums of kernels
-        recomputed = {"dense": 0.5, "blocked": 0.0}.get(kind, 1.0)
+    if config.remat == "save_attended" and kind == "blocked":  # others need the sums of their softmax again
+        recomputed = 0.0
     passes = 1.0 + recomputed + _BACKWARD[kind]
-    if kind == "dense" and program.order == "layers":  # the loop over turns keeps no weights of theirs
-        again += 0.0 if config.remat == "save_attended" else 0.5
     return passes * (prompts + turns) + again * turns
 
 
@@ -210,16 +208,17 @@ def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program
     """Pairs whose scores a forward pass computes, of prompts and of turns.
 
     Of a history `dense` leaves out what is empty before its first turn, in all rows
-    alike, where it is long enough for that, and `splash` whole blocks of it, in the one
-    row of a device.
+    alike, unless it is scored at once (`masked.KEYS`), and `splash` whole blocks of it,
+    in the one row of a device.
     """
     kind = program.attention(config)
     prompt, turn, rows = Chunk(layout.prompt_segments), Chunk(layout.turn_segments), counts["rows"]
     slots = rows * layout.turns
     most = sum(min(slot, layout.history) for slot in range(layout.turns)) / layout.turns
     most = float(layout.history) if program.order == "scan" else most
-    skips = layout.history >= attention.WORTH_SKIPPING
-    dense = counts["branch_turns"] / slots if skips else float(layout.history)
+    window = layout.history
+    at_once = not window or masked.turns_together(layout.visible_tokens, window) == window
+    dense = float(window) if at_once else counts["branch_turns"] / slots
     seen = {"dense": dense, "splash": counts["history_turns"] / slots}.get(kind, most)
     context, room = (layout.prompt_slots + layout.visible_tokens * turns for turns in (seen, most))
     prompts = rows * layout.trajectories * _chunk_pairs(kind, prompt, 0.0, 0.0)
@@ -235,7 +234,7 @@ def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
       context: keys that are not passed over.
       room: keys that there is room for.
     """
-    if kind in ("dense", "cudnn"):  # one call with a mask
+    if kind == "cudnn" or (kind == "dense" and chunk.tokens <= masked.KEYS):  # one call with a mask
         return chunk.tokens * (context + chunk.tokens)
     pairs = 0.0
     for call in chunk.calls:

@@ -5,12 +5,14 @@ B batch, L tokens, D width, N query heads, K key/value heads, H head, F hidden.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from process_gen.models import remat
 from process_gen.models.config import ModelConfig
@@ -38,9 +40,41 @@ def linear(features: int, axes: tuple[str, str], config: ModelConfig, bias: bool
         features,
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),
+        dot_general=None if config.remat == "dots" else _widening,  # that policy looks for plain products
         kernel_init=annotated(init, *axes),
         bias_init=annotated(nn.initializers.zeros, axes[1]),
     )
+
+
+def _widening(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
+    """`dot_general` of x [..., D] and a kernel [D, F].
+
+    Its derivative has the products that JAX would take, but where F is at least D the
+    kernel's is x^T g and not (g^T x)^T: XLA's CPU backend transposes what stands left,
+    with all that is fused into it, and x is the smaller one and shared between kernels.
+    """
+    if kernel.shape[0] > kernel.shape[1]:
+        return jax.lax.dot_general(x, kernel, dimensions, precision)
+    return _product(x, kernel, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+def _product_forward(x, kernel, precision):
+    return _product(x, kernel, precision), (x, kernel)
+
+
+def _product_backward(precision, kept, g):
+    x, kernel = kept
+    tokens = tuple(range(x.ndim - 1))
+    by_kernel = jax.lax.dot_general(x, g, ((tokens, tokens), ((), ())), precision)
+    return jnp.matmul(g, kernel.T, precision=precision), by_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def stacked(body: Callable, config: ModelConfig, layers: int) -> Callable:
@@ -153,26 +187,3 @@ def rope_angles(
         for place in (rows, columns):
             angles.append(jnp.broadcast_to(place[None, :, None] * frequencies[None, None], shape))
     return jnp.concatenate(angles, axis=-1)
-
-
-def attend(
-    q: Float[jax.Array, "B N L H"],
-    k: Float[jax.Array, "B K M H"],
-    v: Float[jax.Array, "B K M H"],
-    mask: Bool[jax.Array, "B L M"],
-) -> Float[jax.Array, "B N L H"]:
-    """Grouped-query attention with an explicit mask, softmax in float32.
-
-    Args:
-      q: [B, N, L, H]; k, v: [B, K, M, H].
-      mask: [B, L, M] bool, which keys a query sees.
-
-    Returns:
-      [B, N, L, H].
-    """
-    (b, n, length, h), kv = q.shape, k.shape[1]
-    q = (q * h**-0.5).reshape(b, kv, n // kv, length, h)
-    scores = jnp.einsum("bkglh,bkmh->bkglm", q, k, preferred_element_type=jnp.float32)
-    scores = scores + jnp.where(mask, 0.0, NEGATIVE)[:, None, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkglm,bkmh->bkglh", weights, v).reshape(b, n, length, h)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from process_gen.models import attention, kernels
+from process_gen.models import kernels, masked
 from process_gen.models.attention import attend_chunk
 from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.visibility import Chunk
@@ -63,7 +63,15 @@ class Problem:
         own, history, prompt = tensors or (self.own, self.history, self.prompt)
         masks = self.own_mask, self.history_mask, self.prompt_mask
         return attend_chunk(
-            config, chunk, own, masks[0], history, masks[1], [prompt], masks[2], block=block
+            config,
+            chunk,
+            own,
+            masks[0],
+            history,
+            masks[1],
+            [prompt],
+            masks[2],
+            block=block or masks[1].shape[1] or 1,
         )  # [B, N, L, H]
 
     def mask(self, chunk: Chunk) -> np.ndarray:
@@ -205,7 +213,6 @@ def test_hidden_keys_and_values_change_no_bit(kernel):
 @pytest.mark.parametrize("empty", [0, 1, 3])
 def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_out(empty, monkeypatch):
     """Whole turns, the oldest first, are left out where no row sees anything of them."""
-    monkeypatch.setattr(attention, "WORTH_SKIPPING", 1)
     case, block = problem(TURN, 12, 3, 16, 5), 4
     seen = case.history_mask.at[:, : empty * block].set(False)
     seen = seen.at[1, : min(2, 3 - empty) * block].set(False)  # a row that sees less than the other one
@@ -213,7 +220,9 @@ def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_o
     weights = jnp.asarray(np.random.default_rng(2).standard_normal(case.own[0].shape), jnp.float32)
     weights *= case.mask(TURN).any(-1)[:, None, :, None]
 
-    def run(block):
+    def run(keys):
+        monkeypatch.setattr(masked, "KEYS", keys)
+
         def loss(tensors):
             out = case.run(CONFIG, TURN, tensors, block)
             return (out * weights).sum(), out * (weights != 0)
@@ -221,9 +230,11 @@ def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_o
         step = jax.jit(jax.value_and_grad(loss, has_aux=True))
         return step((case.own, case.history, case.prompt))
 
-    for a, b in zip(jax.tree.leaves(run(block)), jax.tree.leaves(run(None)), strict=True):
+    for a, b in zip(jax.tree.leaves(run(block)), jax.tree.leaves(run(12)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    holes = tuple(x.at[:, :, : empty * block].set(jnp.nan) for x in case.history)
+    monkeypatch.setattr(masked, "KEYS", block)
+    unread = min(empty, 2) * block  # the newest turn is always read
+    holes = tuple(x.at[:, :, :unread].set(jnp.nan) for x in case.history)
     out = jax.jit(lambda: case.run(CONFIG, TURN, (case.own, holes, case.prompt), block))()
     assert jnp.isfinite(out).all(), "what is left out is not read"
 

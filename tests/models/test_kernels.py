@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 
 from process_gen.models import kernels
-from process_gen.models.layers import attend
+from tests.models.reference import attend
 from tests.models.ways import BLOCKED, CUDNN, SPLASH, using
 
 

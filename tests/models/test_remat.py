@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from process_gen.models.config import ModelConfig
-from process_gen.models.layers import Expert, attend, stacked
+from process_gen.models.layers import Expert, stacked
 from process_gen.models.remat import POLICIES
+from tests.models.reference import attend
 from tests.models.tiny import CONFIG
 
 ROWS, TOKENS = 2, 8

@@ -1,0 +1,214 @@
+"""Attention with explicit masks: a chunk over itself, what is near, and a history from the newest turn back.
+
+Scores are in memory for some keys at a time. The backward pass computes them again from
+the log of the softmax's sum, as FlashAttention does (arXiv 2205.14135), so that nothing
+as large as a score is kept. History that nothing is seen of costs nothing.
+
+B rows, N query heads, K key/value heads, L queries, M keys, W turns of a history, C
+keys of one of them, H head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.models.layers import NEGATIVE
+
+Attended = tuple[jax.Array, jax.Array]
+"""What is attended [B, K, G, L, H], float32, and the log of the sum of the exponentials [B, K, G, L]."""
+
+KEYS = 512
+"""Keys of a history that are scored together, in whole turns, at least one."""
+
+
+class Near(NamedTuple):
+    """Keys and values that are always scored.
+
+    Attributes:
+      k, v: [B, K, M, H].
+      mask: [B, L, M] bool, what queries see; or [B, M], the same for all of them.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array
+
+
+class History(NamedTuple):
+    """Keys and values of turns, of which the last V before `end` may be seen, V as `slots` gives it.
+
+    Attributes:
+      k, v: [B, K, W, C, H], of at least V turns before `end`.
+      mask: [B, V, C] bool, of the turns before `end`, the newest last.
+      end: [] int32, the turn that follows the newest one.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array
+    end: jax.Array
+
+
+def attend(q: jax.Array, near: Sequence[Near], history: History | None = None) -> jax.Array:
+    """Grouped-query attention, softmax in float32.
+
+    Args:
+      q: [B, N, L, H].
+      near: keys that are always scored, together.
+      history: further keys, a few turns at a time, as far back as any row sees.
+
+    Returns:
+      [B, N, L, H]; zeros where a query sees nothing.
+    """
+    grouped = q.reshape(q.shape[0], near[0].k.shape[1], -1, *q.shape[2:])
+    return _attend(grouped, tuple(near), history).reshape(q.shape)
+
+
+def turns_together(keys: int, window: int) -> int:
+    """Turns of `keys` keys each whose scores are in memory together, of a history of `window`."""
+    return min(window, max(1, KEYS // max(1, keys)))
+
+
+def slots(keys: int, window: int) -> int:
+    """The turns of a history of `window`, rounded up to whole slices."""
+    return window + -window % turns_together(keys, window) if window else 0
+
+
+def _slices(history: History) -> tuple[int, jax.Array]:
+    """Turns of a slice, and how many slices back from the newest turn hold something that is seen."""
+    window, keys = history.mask.shape[1:]
+    together = turns_together(keys, window)
+    seen = history.mask.any((0, 2))
+    far = jnp.where(seen.any(), window - jnp.argmax(seen), 0)
+    return together, -(-far // together)
+
+
+def _slice(history: History, together: int, index: Any) -> Near:
+    """The slice that lies `index` slices before the newest one."""
+    end = history.end - index * together
+    k, v = (
+        x.reshape(*x.shape[:2], -1, x.shape[-1])
+        for x in (jax.lax.dynamic_slice_in_dim(y, end - together, together, 2) for y in history[:2])
+    )
+    first = history.mask.shape[1] - (index + 1) * together
+    mask = jax.lax.dynamic_slice_in_dim(history.mask, first, together, 1)
+    return Near(k, v, mask.reshape(mask.shape[0], -1))
+
+
+def _joined(near: Sequence[Near], queries: int) -> Near:
+    masks = [x.mask if x.mask.ndim == 3 else x.mask[:, None] for x in near]
+    masks = [jnp.broadcast_to(x, (x.shape[0], queries, x.shape[2])) for x in masks]
+    k, v = (jnp.concatenate([x[i] for x in near], axis=2) for i in range(2))
+    return Near(k, v, jnp.concatenate(masks, axis=2))
+
+
+def _scores(q: jax.Array, part: Near) -> jax.Array:
+    """[B, K, G, L, M] float32."""
+    mask = part.mask if part.mask.ndim == 3 else part.mask[:, None]
+    scores = jnp.einsum(
+        "bkglh,bkmh->bkglm", q * q.shape[-1] ** -0.5, part.k, preferred_element_type=jnp.float32
+    )
+    return scores + jnp.where(mask, 0.0, NEGATIVE)[:, None, None]
+
+
+def _part(q: jax.Array, part: Near) -> Attended:
+    """What is attended of some keys alone."""
+    scores = _scores(q, part)
+    top = scores.max(-1)
+    weights = jnp.exp(scores - top[..., None])
+    total = weights.sum(-1)
+    out = jnp.einsum(
+        "bkglm,bkmh->bkglh", weights.astype(part.v.dtype), part.v, preferred_element_type=jnp.float32
+    )
+    return out / total[..., None], top + jnp.log(total)
+
+
+def _together(a: Attended, b: Attended) -> Attended:
+    """What is attended of both sets of keys."""
+    log = jnp.logaddexp(a[1], b[1])
+    shares = (jnp.exp(x - log)[..., None] for x in (a[1], b[1]))
+    return sum(share * out for share, (out, _) in zip(shares, (a, b), strict=True)), log
+
+
+@jax.custom_vjp
+def _attend(q: jax.Array, near: tuple[Near, ...], history: History | None) -> jax.Array:
+    return _forward(q, near, history)[0]
+
+
+def _forward(q, near, history):
+    found = _part(q, _first(q, near, history))
+    if not _is_whole(history):
+        size, count = _slices(history)
+        found = jax.lax.fori_loop(
+            0, count, lambda i, found: _together(found, _part(q, _slice(history, size, i))), found
+        )
+    out, log = found
+    seen = log > NEGATIVE / 2
+    out = jnp.where(seen[..., None], out, 0).astype(q.dtype)
+    return out, (q, near, history, out, jnp.where(seen, log, 0.0))
+
+
+def _is_whole(history: History | None) -> bool:
+    """Whether all of a history is scored with what is near."""
+    return history is None or _slices(history)[0] == history.mask.shape[1]
+
+
+def _first(q: jax.Array, near: tuple[Near, ...], history: History | None) -> Near:
+    """What is scored first, and always."""
+    if history is not None and _is_whole(history):
+        near = (*near, _slice(history, history.mask.shape[1], 0))
+    return _joined(near, q.shape[3])
+
+
+def _backward(kept, given):
+    q, near, history, out, log = kept
+    delta = jnp.einsum("bkglh,bkglh->bkgl", given, out, preferred_element_type=jnp.float32)
+
+    def part(some: Near):
+        weights = jnp.exp(_scores(q, some) - log[..., None])
+        # Transposed results: else XLA would transpose what has a number for every score.
+        dv = jnp.einsum("bkglh,bkglm->bkhm", given, weights.astype(given.dtype))
+        d_weights = jnp.einsum("bkglh,bkmh->bkglm", given, some.v, preferred_element_type=jnp.float32)
+        d_scores = (weights * (d_weights - delta[..., None])).astype(q.dtype)
+        dq = jnp.einsum("bkglm,bkmh->bkglh", d_scores, some.k, preferred_element_type=jnp.float32)
+        dk = jnp.einsum("bkglh,bkglm->bkhm", q, d_scores) * q.shape[-1] ** -0.5
+        return dq, jnp.swapaxes(dk, 2, 3), jnp.swapaxes(dv, 2, 3)
+
+    dq, dk, dv = part(_first(q, near, history))
+    d_near, at = [], 0
+    for one in near:
+        size = one.k.shape[2]
+        d_near.append(Near(dk[:, :, at : at + size], dv[:, :, at : at + size], None))
+        at += size
+    d_history = None
+    if history is not None:
+        size, count = _slices(history)
+
+        def put(grads, index, dk, dv):
+            end = history.end - index * size
+            shape = (*dk.shape[:2], size, -1, dk.shape[-1])
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(x, y.reshape(shape).astype(x.dtype), end - size, 2)
+                for x, y in zip(grads, (dk, dv), strict=True)
+            )
+
+        grads = tuple(jnp.zeros_like(x) for x in history[:2])
+        if _is_whole(history):
+            grads = put(grads, 0, dk[:, :, at:], dv[:, :, at:])
+        else:
+
+            def body(index, carry):
+                dq, *grads = carry
+                more, dk, dv = part(_slice(history, size, index))
+                return dq + more, *put(grads, index, dk, dv)
+
+            dq, *grads = jax.lax.fori_loop(0, count, body, (dq, *grads))
+        d_history = History(*grads, None, None)
+    return (dq * q.shape[-1] ** -0.5).astype(q.dtype), tuple(d_near), d_history
+
+
+_attend.defvjp(_forward, _backward)
