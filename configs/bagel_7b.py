@@ -8,6 +8,27 @@ tokens at 512 x 512 pixels, for eight devices of 80 GB; it has not been run yet,
 to give. `:paper_1024` has images of 1,024 x 1,024 pixels. `:debug` is a model of toy sizes on the scenes
 world, for tests and to rehearse the way there and back: `--config.train.init=FOLDER` starts it from published
 weights of those sizes.
+
+Three choices are ours, and the base model has others. What they cost with eight rows in which every slot is
+full (forward and backward, nothing recomputed; `tests/test_configs.py` counts it again), and its own values
+as flags:
+
+    average    A copy in float32, 54.3 GiB over all devices. Its decay is 0.9999, or (1 + step) / (10 + step)
+               where that is less: it spans the last tenth of a run. The base model's is constant: after
+               10,000 steps 37% of it is still what the run began with.
+                   --config.optimizer.ema=0.9999 --config.optimizer.ema_warmup=False
+    optimizer  AdamW, as the base model has it: two moments, 108.6 GiB. `optimizer.name=muon` keeps one of the
+               matrices between layers, the ViT's too: 50.1 GiB less, for 4.1 GFLOP a token more (a token of a
+               row takes 43.4). Its rate of 2.4e-4 moves a matrix about as far as AdamW does at 2e-5 (by 0.2
+               of that, root mean square; arXiv 2502.16982).
+                   --config.optimizer.name=adamw --config.optimizer.learning_rate=2e-5
+    ViT        308 pixels a side: 484 tokens an image, 129 TFLOP a turn (106 without a ViT). The base model
+               rounds 512 pixels to 518: 1,369 tokens, 173 TFLOP. A row of about as many tokens, on which
+               memory depends, has 8 turns then.
+                   --config.layout.vit_grid='(37, 37)' --config.layout.turns=8 --config.sampling.max_turns=8
+               Its largest side is 980, for images as large (`:paper_1024`): 4,900 tokens, 711 TFLOP a turn
+               (440 with 308). A row of three turns has 40,766 tokens.
+                   --config.layout.vit_grid='(70, 70)' --config.layout.turns=3 --config.sampling.max_turns=3
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +62,7 @@ def _base() -> ConfigDict:
     config.layout = ConfigDict(
         dict(
             image_size=(512, 512),
-            vit_grid=(22, 22),
+            vit_grid=(22, 22),  # of 14 pixels each
             prompt=256,
             prompt_image=False,  # True: a prompt may show an input image, and an `instruction` after it
             instruction=0,
@@ -104,7 +125,7 @@ def _base() -> ConfigDict:
     config.optimizer = ConfigDict(
         dict(
             name="adamw",
-            muon_learning_rate=4e-2,
+            muon_learning_rate=2.4e-4,
             learning_rate=2e-5,
             warmup_steps=200,
             final_share=0.0,
@@ -115,6 +136,7 @@ def _base() -> ConfigDict:
             clip=1.0,
             moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.9999,
+            ema_warmup=True,  # False: constant from the first step on
         )
     )
     config.train = ConfigDict(
@@ -206,7 +228,7 @@ def _debug(config: ConfigDict) -> None:
         )
     )
     config.data.update(dict(source="scenes", tokenizer="scenes", examples=64))
-    config.optimizer.update(dict(learning_rate=2e-3, warmup_steps=2, ema=0.99))
+    config.optimizer.update(dict(learning_rate=2e-3, muon_learning_rate=2.4e-2, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
     config.sampling.update(dict(flow_steps=2, max_turns=2, answer_tokens=8))
     config.eval.update(dict(final_per_group=1, batch_size=8))

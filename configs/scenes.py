@@ -35,7 +35,7 @@ def _base() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict(
-        dict(size="scenes_s", dtype="float32", remat="none", scan_unroll=1, logit_chunk=0)
+        dict(size="scenes_s", dtype="float32", remat="none", scan_unroll=4, logit_chunk=0)
     )
     config.layout = ConfigDict(
         dict(
@@ -115,6 +115,7 @@ def _base() -> ConfigDict:
             clip=1.0,
             moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.998,
+            ema_warmup=True,  # False: constant from the first step on
         )
     )
     config.train = ConfigDict(

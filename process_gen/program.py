@@ -38,6 +38,7 @@ def build_recipe(config: ConfigDict, model: UnifiedModel) -> Recipe:
         schedule,
         ema=config.optimizer.ema,
         accumulate=config.train.accumulate,
+        ema_warmup=config.optimizer.ema_warmup,
     )
 
 

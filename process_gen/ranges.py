@@ -86,6 +86,7 @@ RANGES: dict[str, Range] = {
         POSITIVE,
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.ema"), DECAY),
+    "optimizer.ema_warmup": FLAG,
     "optimizer.final_share": SHARE,
     "optimizer.moment_dtype": _one_of("float32", "bfloat16"),
     "optimizer.weight_decay": NOT_NEGATIVE,

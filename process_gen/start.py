@@ -1,19 +1,30 @@
-"""Models that start from weights of any origin: published ones, or those of another run."""
+"""Models that start from weights of any origin: published ones, or those of another run.
+
+Published weights have rows for tokens that their tokenizer does not name, and nobody
+has trained those rows: they are all alike. Tokens of ours that get such ids (`<ins>`
+and its like, which carry every decision about what follows what) start as the mean of
+the rows of the words that they stand for, in the embedding and in the head, as they
+are read; the files stay as they are. It takes reading a dozen lines of either matrix,
+once, and nothing while training.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from process_gen import vocabulary
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
-from process_gen.checkpoints.published.sources import Source
+from process_gen.checkpoints.published.sources import Replaced, Source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
 from process_gen.models.autoencoder import random_weights
@@ -77,7 +88,7 @@ def read_for(
     """
     spec, coder = weights_of(model, mesh, dtype)
     weights = _fitting(model, path, which, tokenizer)
-    params = filled(spec, weights.params("float32"), weights.source)
+    params = filled(spec, _params(weights, tokenizer), weights.source)
     return params, None if coder is None else filled(coder, _autoencoder(weights), weights.source)
 
 
@@ -97,6 +108,32 @@ def _fitting(
     if tokenizer is not None:
         vocabulary.check_same(tokenizer, weights.metadata, weights.source)
     return weights
+
+
+def _params(weights: Weights, tokenizer: Tokenizer | None) -> Source:
+    """The parameters; rows of tokens that nobody has trained are those of their words."""
+    source = weights.params("float32")
+    new = {} if tokenizer is None else vocabulary.untrained(tokenizer, weights.metadata)
+    if not new:
+        return source
+    logging.info("%s: tokens that start as the mean of their words: %s", weights.source, ", ".join(new))
+    return Replaced(source, {name: (axis, _means(source, name, axis, new)) for name, axis in ROWS.items()})
+
+
+ROWS = {"embedding": 0, "head/kernel": 1}
+"""What has a line per token, and along which axis."""
+
+
+def _means(
+    source: Source, name: str, axis: int, new: Mapping[str, tuple[int, list[int]]]
+) -> dict[int, np.ndarray]:
+    """By id of a token, the mean of the lines of its words, float32."""
+
+    def line(number: int) -> np.ndarray:
+        one = slice(number, number + 1)
+        return source.read(name, (one,) if axis == 0 else (slice(None), one)).reshape(-1).astype(np.float32)
+
+    return {number: np.mean([line(word) for word in words], axis=0) for number, words in new.values()}
 
 
 def _autoencoder(weights: Weights) -> Source:
@@ -119,7 +156,7 @@ def start_from(
         the one given.
     """
     weights = _fitting(model, path, tokenizer=tokenizer)
-    params = filled(state.params, weights.params("float32"), weights.source)
+    params = filled(state.params, _params(weights, tokenizer), weights.source)
     autoencoder = state.autoencoder
     if autoencoder is not None:
         autoencoder = filled(autoencoder, _autoencoder(weights), weights.source)

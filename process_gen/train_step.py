@@ -51,7 +51,9 @@ class Recipe:
     Attributes:
       model, losses, options, optimizer: see their classes.
       schedule: learning rate of a step, for the log.
-      ema: decay of the moving average; early steps use (1 + step) / (10 + step) where that is less.
+      ema: decay of the moving average.
+      ema_warmup: whether early steps use (1 + step) / (10 + step) where that is less: the average then
+        spans the last tenth of the run at most, and forgets what it started from.
       accumulate: micro-batches of a step.
     """
 
@@ -62,6 +64,7 @@ class Recipe:
     schedule: optax.Schedule
     ema: float = 0.999
     accumulate: int = 1
+    ema_warmup: bool = True
 
 
 def init_state(recipe: Recipe, spec: Batch, key: jax.Array, unbox: Callable[[Any], Any]) -> TrainState:
@@ -114,7 +117,7 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        decay = jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step))
+        decay = ema_decay(recipe, step)
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
         metrics = {
@@ -133,6 +136,11 @@ def make_train_step(
         return new if shardings is None else offload.sent_back(new, shardings), metrics
 
     return train_step
+
+
+def ema_decay(recipe: Recipe, step: jax.Array | int) -> jax.Array | float:
+    """The decay of the moving average after a step; the first one is 1."""
+    return jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema_warmup else recipe.ema
 
 
 def _updates(state: TrainState) -> jax.Array:

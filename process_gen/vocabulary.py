@@ -19,10 +19,13 @@ from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.data.qwen2 import VOCABULARY, WHOLE, Qwen2Tokenizer
 from process_gen.data.tokenizers import SCENES, Tokenizer, TokenizerError, scenes_tokenizer
 from process_gen.experiment import as_config_error
+from process_gen.trajectory.markup import MEANINGS
 
 FOLDER = "tokenizer"
 """Where a workdir keeps the files of its tokenizer."""
 NAME, FINGERPRINT = "tokenizer", "tokenizer_fingerprint"
+NEW = "new_tokens"
+"""Tokens, with their ids, that the files beside published weights do not name: their rows are untrained."""
 
 
 def build_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
@@ -42,16 +45,33 @@ def describe(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> dict[st
     return {NAME: config.data.get("tokenizer", SCENES), FINGERPRINT: tokenizer.fingerprint}
 
 
-def describe_files(folder: str | os.PathLike[str]) -> dict[str, str]:
+def describe_files(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What published weights say about the tokenizer beside them; nothing where none can be read."""
     place = pathlib.Path(folder)
     if not any((place / name).is_file() for name in (WHOLE, VOCABULARY)):
         return {}
     try:
-        return {NAME: str(place), FINGERPRINT: Qwen2Tokenizer(place).fingerprint}
+        tokenizer = Qwen2Tokenizer(place)
     except TokenizerError as error:
         logging.warning("nothing will tell the tokenizer of these weights from another one: %s", error)
         return {}
+    return {NAME: str(place), FINGERPRINT: tokenizer.fingerprint, NEW: tokenizer.added}
+
+
+def untrained(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dict[str, tuple[int, list[int]]]:
+    """The tokens that some weights have no trained rows for.
+
+    There are none in a run of ours (it carries its config), nor in what was exported
+    from one: its tokenizer's files name them all. Weights without a tokenizer beside
+    them lack what the given one adds to its own files.
+
+    Returns:
+      By token: its id, and the ids of the words that it stands for (`markup.MEANINGS`).
+    """
+    if "config" in metadata or not isinstance(tokenizer, Qwen2Tokenizer):
+        return {}
+    new = metadata.get(NEW, tokenizer.added)
+    return {token: (number, tokenizer.encode(f" {MEANINGS[token]}")) for token, number in new.items()}
 
 
 def keep(tokenizer: Tokenizer, workdir: str | pathlib.Path) -> None:

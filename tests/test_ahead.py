@@ -121,6 +121,7 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
     with tiny.unlocked():
         tiny.data.update(config.data.to_dict())
         tiny.train.init = config.train.init
+        tiny.flow.sample_latents = False
     prepare(tiny)
     model = experiment.build_model(tiny, scenes_tokenizer())
     optimizer, schedule = experiment.build_optimizer(tiny)

@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import shlex
+import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from process_gen import cli, experiment
+from process_gen.amounts import of_a_full_row
+from process_gen.checkpoints import arrays
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.models import cost
+from process_gen.models.spec import model_spec
 from process_gen.models.unroll import UnrollOptions
+from process_gen.program import build_recipe
 from process_gen.sampling import SamplerConfig
-from process_gen.train_step import Recipe, init_state, make_train_step
+from process_gen.train_step import Recipe, ema_decay, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout
 
@@ -132,6 +141,84 @@ def test_first_moments_take_the_dtype_that_the_config_says(name):
         }
         assert found == {(True, "bfloat16"), (False, "float32")}
     assert {x.dtype.name for x in jax.tree.leaves(updates)} == {"float32"}
+
+
+def test_muon_orthogonalizes_in_whatever_precision_is_fastest():
+    config = load(ROOT / "configs" / "scenes.py", "debug")
+    config.optimizer.name = "muon"
+    optimizer = experiment.build_optimizer(config)[0]
+    params = {"layers": {"q_proj": {"kernel": jax.ShapeDtypeStruct((2, 4, 6), jnp.float32)}}}
+    text = jax.jit(optimizer.update).lower(params, jax.eval_shape(optimizer.init, params), params).as_text()
+    assert "stablehlo.dot_general" in text and "HIGHEST" not in text
+
+
+BAGEL = ROOT / "configs" / "bagel_7b.py"
+DOCUMENT = " ".join(BAGEL.read_text().split('"""')[1].split())
+
+
+@pytest.mark.parametrize("variant", ["paper", "paper_1024"])
+def test_the_base_models_own_values_can_be_given_as_flags(variant, monkeypatch):
+    """Each line of flags in the docstring of the 7B config makes a config that works."""
+    lines = re.findall(r"^ +(--config\..*)$", BAGEL.read_text(), re.MULTILINE)
+    *others, rounded, largest = (shlex.split(line) for line in lines)
+    assert len(others) == 2
+    chosen = [largest if variant == "paper_1024" else rounded, *others]
+    arguments = ["train", f"--config={BAGEL}:{variant}", *(flag for line in chosen for flag in line)]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    monkeypatch.setattr(sys, "argv", arguments)  # where the library looks for overrides
+    values(arguments)
+    config = values.config
+    experiment.check(config)
+    layout = experiment.build_layout(config)
+    assert layout.vit_tokens == {"paper": 37**2, "paper_1024": 70**2}[variant]
+    recipe = build_recipe(config, experiment.build_model(config, scenes_tokenizer()))
+    assert recipe.ema == 0.9999 and not recipe.ema_warmup
+    assert build_recipe(load(BAGEL, variant), recipe.model).ema_warmup
+
+
+def test_what_the_choices_of_the_7b_config_cost():
+    """The figures of its docstring, counted again."""
+    config = load(BAGEL, "paper")
+    sizes, layout = experiment.build_model_config(config), experiment.build_layout(config)
+    params = arrays.named(nn.unbox(model_spec(sizes)))
+    gib = 4 / 2**30
+    whole = sum(x.size for x in params.values()) * gib
+    hidden = {n: x for n, x in params.items() if "layers" in n.split("/") and n.endswith("kernel")}
+    assert any(name.startswith("vit/") for name in hidden)
+    halves = sum(x.size for x in hidden.values()) * gib
+    # Newton-Schulz: five times X X^T, its square, and that times X, of which X has the fewer rows k.
+    steps = sum(
+        5 * x.shape[0] * (4 * min(x.shape[1:]) ** 2 * max(x.shape[1:]) + 2 * min(x.shape[1:]) ** 3)
+        for x in hidden.values()
+    )
+    muon = steps / (config.train.batch_size * layout.row_tokens) / 1e9
+
+    def turn(layout: Layout) -> float:
+        return sum(cost.useful(sizes, layout, of_a_full_row(layout)).values()) / layout.turns / 1e12
+
+    token = turn(layout) * layout.turns / layout.row_tokens * 1e3
+    rounded = dataclasses.replace(layout, vit_grid=(37, 37), turns=8)
+    large = experiment.build_layout(load(BAGEL, "paper_1024"))
+    largest = dataclasses.replace(large, vit_grid=(70, 70), turns=3)
+    blind = dataclasses.replace(layout, vit_grid=(0, 0))
+    for said in (
+        f"in float32, {whole:.1f} GiB", f"two moments, {2 * whole:.1f} GiB", f"{halves:.1f} GiB less",
+        f"{muon:.1f} GFLOP a token more", f"takes {token:.1f})", f"{np.exp(-1):.0%} of it is still",
+        f"{layout.vit_tokens} tokens an image, {turn(layout):.0f} TFLOP a turn ({turn(blind):.0f} without",
+        f"{rounded.vit_tokens:,} tokens, {turn(rounded):.0f} TFLOP.",
+        f"{largest.vit_tokens:,} tokens, {turn(largest):.0f} TFLOP a turn ({turn(large):.0f} with 308)",
+        f"three turns has {largest.row_tokens:,} tokens",
+    ):  # fmt: skip
+        assert said in DOCUMENT, said
+    assert 0.9 < rounded.row_tokens / layout.row_tokens < 1.0
+
+
+def test_the_average_warms_up_or_is_constant():
+    recipe = Recipe(None, None, None, None, None, ema=0.9999)
+    steps = np.array([1, 10_000, 100_000])
+    np.testing.assert_allclose(ema_decay(recipe, steps), [2 / 11, 10_001 / 10_010, 0.9999], rtol=1e-6)
+    assert ema_decay(dataclasses.replace(recipe, ema_warmup=False), 1) == 0.9999
 
 
 BAD = [

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from process_gen import cli, experiment
+from process_gen import cli, convert, experiment, vocabulary
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import load_weights, save_weights
 from process_gen.checkpoints.load import load_params
 from process_gen.checkpoints.published import export_bagel, import_bagel, read_published
+from process_gen.checkpoints.published.sources import Replaced, TreeArrays
+from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.restore import shipped_weights
 from process_gen.start import read_for, start_from
 from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.markup import MARKUP_TOKENS, MEANINGS, SPECIAL_TOKENS
 from process_gen.weights import read_weights
+from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = str(ROOT / "tests" / "golden" / "bagel_tiny")
@@ -96,6 +101,77 @@ def test_weights_of_other_sizes_are_refused():
     recipe = make_recipe(**{"model.rope_theta": 1e4})
     with pytest.raises(CheckpointMismatch, match=r"rope_theta 1000000.0, the config has 10000.0"):
         read_for(recipe.model, FOLDER)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The golden folder beside a vocabulary that lacks the markup, and has room left for it."""
+    folder = pathlib.Path(shutil.copytree(FOLDER, tmp_path / "published"))
+    write_tiny_qwen2(folder, size=280)
+    return folder
+
+
+def test_tokens_that_nobody_has_trained_start_as_the_mean_of_their_words(published, tmp_path):
+    recipe, tokenizer = make_recipe(), Qwen2Tokenizer(published)
+    assert set(tokenizer.added) == set(MARKUP_TOKENS) and tokenizer.vocab_size <= 320
+    raw, autoencoder = import_bagel(read_published(published))
+    state = start_from(blank_state(recipe), recipe.model, str(published), tokenizer)
+    same(state.ema, state.params)
+    same(state.autoencoder, autoencoder)
+    tables = [
+        (np.asarray(params["embedding"]), np.asarray(params["head"]["kernel"]).T)
+        for params in (state.params, raw)
+    ]
+    for found, before in zip(*tables, strict=True):
+        wanted = before.copy()
+        for token, number in tokenizer.added.items():
+            words = tokenizer.encode(f" {MEANINGS[token]}")
+            assert words and not set(words) & set(tokenizer.added.values())
+            wanted[number] = before[words].mean(0)
+        np.testing.assert_array_equal(found, wanted)  # all other rows too
+        new = found[list(tokenizer.added.values())]
+        assert len({row.tobytes() for row in new}) == len(MARKUP_TOKENS), "no two of them are alike"
+    rest = {**raw, "embedding": state.params["embedding"], "head": state.params["head"]}
+    same(state.params, rest)
+
+    convert.convert(read_weights(published), str(tmp_path / "run"))
+    same(load_params(str(tmp_path / "run")).params, raw)  # a conversion leaves them as they are
+    same(read_for(recipe.model, str(tmp_path / "run"), tokenizer=tokenizer)[0], state.params)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (published / name).rename(tmp_path / name)
+    same(read_for(recipe.model, str(published), tokenizer=Qwen2Tokenizer(tmp_path))[0], state.params)
+
+
+def test_tokens_that_were_trained_stay_as_they_are(published, tmp_path):
+    """In a run of ours, in what was exported from one, and in what that is converted to again."""
+    recipe, tokenizer = make_recipe(), Qwen2Tokenizer(published)
+    params, autoencoder = read_for(recipe.model, FOLDER)
+    exported, again = tmp_path / "exported", tmp_path / "again"
+    assert vocabulary.untrained(tokenizer, {}) and not vocabulary.untrained(tokenizer, {"config": {}})
+    export_bagel(params, autoencoder, recipe.model.config, exported)
+    tokenizer.save(exported)
+    convert.convert(read_weights(exported), str(again))
+    for place in (exported, again):
+        same(read_for(recipe.model, str(place), tokenizer=tokenizer), (params, autoencoder))
+    same(read_for(recipe.model, FOLDER, tokenizer=scenes_tokenizer())[0], params)  # it adds nothing
+
+
+def test_every_special_token_has_a_meaning_of_its_own():
+    assert set(MEANINGS) == set(SPECIAL_TOKENS) and len(set(MEANINGS.values())) == len(MEANINGS)
+
+
+def test_lines_of_a_matrix_are_replaced_in_any_box_of_it():
+    matrix = np.arange(20.0, dtype=np.float32).reshape(4, 5)
+    for axis in (0, 1):
+        lines = {2: np.full(matrix.shape[1 - axis], -1.0), 3: np.arange(100.0, 100 + matrix.shape[1 - axis])}
+        source = Replaced(TreeArrays({"m": matrix, "n": matrix}), {"m": (axis, lines)})
+        wanted = np.moveaxis(matrix, axis, 0).copy()
+        wanted[2], wanted[3] = lines[2], lines[3]
+        wanted = np.moveaxis(wanted, 0, axis)
+        for box in ((), (slice(1, 3),), (slice(None), slice(3, 5)), (slice(0, 2), slice(0, 2))):
+            np.testing.assert_array_equal(source.read("m", box), wanted[box])
+            np.testing.assert_array_equal(source.read("n", box), matrix[box])
+    np.testing.assert_array_equal(matrix, np.arange(20).reshape(4, 5))
 
 
 @pytest.mark.slow

@@ -5,11 +5,14 @@ instruction, the image a sketch or a refined one, by the kind of the turn; the t
 after it is an inspection. So every loss is on for the slots of its stage alone.
 
 B rows, S turn slots, T tokens of a slot, J noised copies, I latent tokens, C
-channels of a latent token.
+channels of a latent token, H W height and width of an image.
 """
 
 from __future__ import annotations
 
+import math
+
+import einops
 import jax
 import jax.numpy as jnp
 
@@ -81,10 +84,32 @@ def consistency_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array
 
     Most of a turn's work is to keep what earlier turns drew. The paper asks for
     spatial consistency of visual states and gives no formula; this weighting is
-    our choice: the tokens whose target equals the visual state before the turn
-    and is not blank.
+    our choice: the tokens whose pixels in the target are those of the visual state
+    before the turn, which is not blank there. Latents could not tell: an
+    autoencoder's depend on the whole image, and may be drawn anew for each.
     """
-    previous, clean = outputs.previous, outputs.clean
-    kept = (jnp.abs(previous - clean).max(-1) < 1e-3) & (jnp.std(previous, axis=-1) > 1e-3)
     values, weights = flow_mse(outputs, batch, labels, key, stage=stage)
-    return Term(values, weights * kept[:, :, None])
+    return Term(values, weights * unchanged(batch, values.shape[-1])[:, :, None])
+
+
+SAME = 4.0
+"""Mean difference, in levels of 255, up to which pixels count as the same: files and editors that decode an
+image anew do not give back its last bits."""
+
+
+def unchanged(batch: Batch, tokens: int) -> jax.Array:
+    """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels the turn leaves as they were.
+
+    Compared are the image that the flow target shows and that of the turn before; a
+    trajectory's first turn has none before it, and what is blank (of one grey) is
+    not counted.
+    """
+    slots, (height, width) = batch.image.shape[1], batch.image.shape[2:4]
+    side = math.isqrt(height * width // tokens)
+    parts = einops.rearrange(batch.image, "b s (r p) (c q) d -> b s (r c) (p q d)", p=side, q=side)
+    source = jnp.clip(jnp.arange(slots)[None] + jnp.maximum(batch.target, 0), 0, slots - 1)
+    target = jnp.take_along_axis(parts, source[:, :, None, None], axis=1)
+    before = jnp.pad(parts, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    difference = jnp.maximum(target, before) - jnp.minimum(target, before)  # of bytes: it stays in range
+    same = jnp.mean(difference, axis=-1, dtype=jnp.float32) <= SAME
+    return same & (before.max(-1) > before.min(-1)) & ~batch.is_first[:, :, None]

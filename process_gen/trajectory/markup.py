@@ -26,6 +26,21 @@ CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END)
 MARKUP_TOKENS = (INS, INS_END, DES, DES_END, REFINE, REFINE_END)
 SPECIAL_TOKENS = CONTROL_TOKENS + MARKUP_TOKENS
 
+MEANINGS = {
+    END_OF_TEXT: "end of text",
+    IM_START: "start of message",
+    IM_END: "end of message",
+    VISION_START: "start of image",
+    VISION_END: "end of image",
+    INS: "instruction",
+    INS_END: "end of instruction",
+    DES: "description",
+    DES_END: "end of description",
+    REFINE: "correction",
+    REFINE_END: "end of correction",
+}
+"""What each token stands for, in words that a published vocabulary knows (`process_gen.start`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

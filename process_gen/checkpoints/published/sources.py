@@ -95,6 +95,36 @@ class Joined:
         return self._of[name].axis(name)
 
 
+class Replaced:
+    """A source with other numbers in some lines of some matrices.
+
+    Args:
+      source: all else.
+      lines: by name of a matrix: the axis that counts its lines, and the numbers of those replaced.
+    """
+
+    def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
+        self._source, self._lines = source, lines
+        self.spec, self.dtypes = source.spec, source.dtypes
+
+    def read(self, name: str, box: Box = ()) -> np.ndarray:
+        found = self._source.read(name, box)
+        if name not in self._lines:
+            return found
+        axis, lines = self._lines[name]
+        box = (*box, *(slice(None),) * (2 - len(box)))
+        inside = range(*box[axis].indices(self.spec[name][axis]))
+        here = [index for index in lines if index in inside]
+        found = found.copy() if here else found
+        for index in here:
+            at = inside.index(index)
+            found[(at, slice(None)) if axis == 0 else (slice(None), at)] = lines[index][box[1 - axis]]
+        return found
+
+    def axis(self, name: str) -> int:
+        return self._source.axis(name)
+
+
 def _open(folder: epath.Path, name: str, driver: str, description: Mapping[str, Any]) -> ts.TensorStore:
     base = str(folder)
     base = base if "://" in base else f"file://{os.path.abspath(base)}"
