@@ -24,8 +24,8 @@ from process_gen.losses import LossTable
 from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig, model_config
+from process_gen.models.inputs import UnrollOptions
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import UnrollOptions
 from process_gen.ranges import RANGES
 from process_gen.sampling import SamplerConfig
 from process_gen.sampling.config import check_fits

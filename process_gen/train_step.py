@@ -16,9 +16,10 @@ from process_gen.amounts import amounts
 from process_gen.distributed import offload
 from process_gen.losses import LossTable
 from process_gen.models.autoencoder import random_weights
+from process_gen.models.inputs import UnrollOptions
 from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import Outputs, UnrollOptions, blank_outputs, unroll
+from process_gen.models.unroll import Outputs, blank_outputs, unroll
 from process_gen.norms import by_part
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels

@@ -31,8 +31,8 @@ from process_gen.distributed import offload, sharding  # noqa: E402
 from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
 from process_gen.losses import LossTable  # noqa: E402
 from process_gen.models import partition  # noqa: E402
+from process_gen.models.inputs import UnrollOptions  # noqa: E402
 from process_gen.models.unified import UnifiedModel  # noqa: E402
-from process_gen.models.unroll import UnrollOptions  # noqa: E402
 from process_gen.program import TrainProgram  # noqa: E402
 from process_gen.train_step import Recipe  # noqa: E402
 from process_gen.trajectory.batch import Batch  # noqa: E402

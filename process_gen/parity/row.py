@@ -67,7 +67,7 @@ class Row:
       layout: slots that fit it exactly.
       batch: one row; its images stand in the inputs.
       inputs: of the turns, [1, S, ...].
-      flows: the flow targets, as `unroll.make_inputs` gives them.
+      flows: the flow targets, as `models.inputs.make_inputs` gives them.
       labels: as `controls.labels` gives them.
       targets: the published row's targets of cross-entropy in order, each by the
         name of a label and its place there.

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 from process_gen.models import autoencoder
 from process_gen.models.assembly import at_token, token_count
 from process_gen.models.cache import Context, KVCache, part_slices
+from process_gen.models.inputs import vit_patches
 from process_gen.models.partition import constrain
 from process_gen.models.turn_io import PromptInputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import vit_patches
 from process_gen.sampling import flow
 from process_gen.sampling.state import Extended, SamplingState, branch, stacked
 from process_gen.sampling.text import TextSpec, choose, decode

@@ -12,8 +12,9 @@ from process_gen.losses import LossTable, Term
 from process_gen.losses.stock import unchanged
 from process_gen.models.autoencoder import random_weights, to_tokens
 from process_gen.models.config import FluxConfig
+from process_gen.models.inputs import NO_RANDOM_DROPS, UnrollOptions
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import NO_RANDOM_DROPS, UnrollOptions, blank_outputs
+from process_gen.models.unroll import blank_outputs
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
 from tests.models.tiny import CONFIG, IDS, VOCAB, make_batch, make_model

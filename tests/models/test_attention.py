@@ -230,7 +230,7 @@ def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_o
         step = jax.jit(jax.value_and_grad(loss, has_aux=True))
         return step((case.own, case.history, case.prompt))
 
-    for a, b in zip(jax.tree.leaves(run(block)), jax.tree.leaves(run(12)), strict=True):
+    for a, b in zip(jax.tree.leaves(run(block)), jax.tree.leaves(run(1_000)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(masked, "KEYS", block)
     unread = min(empty, 2) * block  # the newest turn is always read

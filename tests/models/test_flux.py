@@ -9,12 +9,12 @@ import pytest
 
 from process_gen.checkpoints.published.flux import read_autoencoder
 from process_gen.checkpoints.published.parts import import_autoencoder
-from process_gen.models import unroll
+from process_gen.models import inputs
 from process_gen.models.autoencoder import geometry, latent_shape, make_autoencoder, to_floats
 from process_gen.models.config import FluxConfig, ModelConfig, model_config
 from process_gen.models.flux import FluxAutoencoder
+from process_gen.models.inputs import UnrollOptions, latents_of, make_inputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import UnrollOptions, latents_of, make_inputs
 from process_gen.trajectory.layout import Layout
 from tests.models import tiny
 
@@ -89,7 +89,7 @@ def test_images_and_those_of_prompts_are_drawn_with_keys_of_their_own(monkeypatc
         keys.append(key)
         return jnp.zeros((*images.shape[:2], model.layout.latents, model.layout.latent_values))
 
-    monkeypatch.setattr(unroll, "latents_of", latents)
+    monkeypatch.setattr(inputs, "latents_of", latents)
     model, _ = tiny.make_model(**changes)
     for drawn in (True, False):
         options = UnrollOptions(sample_latents=drawn)

@@ -11,8 +11,8 @@ import pytest
 
 from process_gen.models.assembly import at_token, token_count
 from process_gen.models.cache import KVCache, joined, prompt_slices
+from process_gen.models.inputs import UnrollOptions, make_inputs
 from process_gen.models.turn_io import PromptInputs
-from process_gen.models.unroll import UnrollOptions, make_inputs
 from process_gen.trajectory.batch import PAD_ID
 from tests.models.tiny import VIT, make_batch, make_model
 

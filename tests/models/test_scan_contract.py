@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from process_gen.losses import LossTable
-from process_gen.models.unroll import ORDERS, UnrollOptions, make_inputs, make_outputs, run_turns, unroll
+from process_gen.models.inputs import ORDERS, UnrollOptions, make_inputs
+from process_gen.models.unroll import make_outputs, run_turns, unroll
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
 from tests.models.dense import dense_turns, describe

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from process_gen.models.inputs import ORDERS
 from process_gen.models.turn_io import PromptInputs, TurnInputs
-from process_gen.models.unroll import ORDERS, run_turns
+from process_gen.models.unroll import run_turns
 from process_gen.trajectory.batch import PAD_ID
 from tests.models.tiny import IDS, VIT, make_batch, make_model
 

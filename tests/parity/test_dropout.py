@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from process_gen.models.config import model_config
+from process_gen.models.inputs import Inputs, UnrollOptions, make_inputs
 from process_gen.models.turn_io import PromptInputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import HIDDEN, Inputs, UnrollOptions, make_inputs, run_turns
+from process_gen.models.unroll import HIDDEN, run_turns
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout

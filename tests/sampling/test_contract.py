@@ -15,7 +15,8 @@ from sampling_models import LAYOUT, make_model, random_params
 from process_gen.data.fake import fake_batch
 from process_gen.models.assembly import at_token, token_count
 from process_gen.models.cache import part_slices
-from process_gen.models.unroll import NO_RANDOM_DROPS, ORDERS, make_inputs, run_turns
+from process_gen.models.inputs import NO_RANDOM_DROPS, ORDERS, make_inputs
+from process_gen.models.unroll import run_turns
 from process_gen.sampling import turn
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import TextSpec, decode
