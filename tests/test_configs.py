@@ -87,15 +87,7 @@ def test_images_in_context_may_be_vit_tokens_too():
 
 def traces(config: ConfigDict) -> None:
     model = experiment.build_model(config, scenes_tokenizer())
-    optimizer, schedule = experiment.build_optimizer(config)
-    recipe = Recipe(
-        model,
-        experiment.build_losses(config),
-        experiment.build_unroll_options(config),
-        optimizer,
-        schedule,
-        accumulate=config.train.accumulate,
-    )
+    recipe = build_recipe(config, model)
     spec = Batch.spec(model.layout, config.train.batch_size)
     state = nn.unbox(jax.eval_shape(lambda key: init_state(recipe, spec, key, nn.unbox), jax.random.key(0)))
     after, metrics = jax.eval_shape(make_train_step(recipe), state, spec)

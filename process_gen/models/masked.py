@@ -78,17 +78,22 @@ def slots(keys: int, window: int) -> int:
     return window + -window % turns_together(keys, window) if window else 0
 
 
-def _slices(history: History) -> tuple[int, jax.Array]:
-    """Turns of a slice, and how many slices back from the newest turn hold something that is seen."""
+def _size(history: History) -> int:
+    """Turns of a slice."""
     window, keys = history.mask.shape[1:]
-    together = turns_together(keys, window)
+    return turns_together(keys, window)
+
+
+def _count(history: History) -> jax.Array:
+    """How many slices back from the newest turn hold something that is seen."""
     seen = history.mask.any((0, 2))
-    far = jnp.where(seen.any(), window - jnp.argmax(seen), 0)
-    return together, -(-far // together)
+    far = jnp.where(seen.any(), seen.size - jnp.argmax(seen), 0)
+    return -(-far // _size(history))
 
 
-def _slice(history: History, together: int, index: Any) -> Near:
+def _slice(history: History, index: Any) -> Near:
     """The slice that lies `index` slices before the newest one."""
+    together = _size(history)
     end = history.end - index * together
     k, v = (
         x.reshape(*x.shape[:2], -1, x.shape[-1])
@@ -142,9 +147,8 @@ def _attend(q: jax.Array, near: tuple[Near, ...], history: History | None) -> ja
 def _forward(q, near, history):
     found = _part(q, _first(q, near, history))
     if not _is_whole(history):
-        size, count = _slices(history)
         found = jax.lax.fori_loop(
-            0, count, lambda i, found: _together(found, _part(q, _slice(history, size, i))), found
+            0, _count(history), lambda i, found: _together(found, _part(q, _slice(history, i))), found
         )
     out, log = found
     seen = log > NEGATIVE / 2
@@ -154,13 +158,13 @@ def _forward(q, near, history):
 
 def _is_whole(history: History | None) -> bool:
     """Whether all of a history is scored with what is near."""
-    return history is None or _slices(history)[0] == history.mask.shape[1]
+    return history is None or _size(history) == history.mask.shape[1]
 
 
 def _first(q: jax.Array, near: tuple[Near, ...], history: History | None) -> Near:
     """What is scored first, and always."""
     if history is not None and _is_whole(history):
-        near = (*near, _slice(history, history.mask.shape[1], 0))
+        near = (*near, _slice(history, 0))
     return _joined(near, q.shape[3])
 
 
@@ -186,7 +190,7 @@ def _backward(kept, given):
         at += size
     d_history = None
     if history is not None:
-        size, count = _slices(history)
+        size = _size(history)
 
         def put(grads, index, dk, dv):
             end = history.end - index * size
@@ -203,10 +207,10 @@ def _backward(kept, given):
 
             def body(index, carry):
                 dq, *grads = carry
-                more, dk, dv = part(_slice(history, size, index))
+                more, dk, dv = part(_slice(history, index))
                 return dq + more, *put(grads, index, dk, dv)
 
-            dq, *grads = jax.lax.fori_loop(0, count, body, (dq, *grads))
+            dq, *grads = jax.lax.fori_loop(0, _count(history), body, (dq, *grads))
         d_history = History(*grads, None, None)
     return (dq * q.shape[-1] ** -0.5).astype(q.dtype), tuple(d_near), d_history
 

@@ -108,7 +108,8 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     from process_gen import amounts, experiment, train, vocabulary
     from process_gen.data.buckets import deal
     from process_gen.data.sources import prepare_source
-    from process_gen.train_step import Recipe, init_state, make_train_step
+    from process_gen.program import build_recipe
+    from process_gen.train_step import init_state, make_train_step
     from process_gen.trajectory.batch import Batch
 
     config = mid_config(args.other) if args.what == "mid" else quick_config(args.other)
@@ -119,15 +120,7 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     buckets, rows = deal(source, list(layouts)), range(config.train.batch_size)
     loader = train._load(config, len(source), buckets, layouts, tokenizer, rows)
     print(loader.report(), flush=True)
-    optimizer, schedule = experiment.build_optimizer(config)
-    recipe = Recipe(
-        model,
-        experiment.build_losses(config),
-        experiment.build_unroll_options(config),
-        optimizer,
-        schedule,
-        accumulate=config.train.accumulate,
-    )
+    recipe = build_recipe(config, model)
     batches = (Batch(**batch) for batch in iter(loader))
     init = jax.jit(
         lambda key: nn.unbox(init_state(recipe, Batch.spec(model.layout, len(rows)), key, nn.unbox))
