@@ -49,6 +49,10 @@ class KVCache:
             update(self.mask, new.mask, at, 1),
         )
 
+    def first(self, keys: int) -> KVCache:
+        """The first keys alone."""
+        return KVCache(self.k[..., :keys, :], self.v[..., :keys, :], self.mask[:, :keys])
+
     def only(self, mask: jax.Array) -> KVCache:
         """Hides what `mask`, [B, M] or [B, 1] bool, does not hold."""
         return self.replace(mask=self.mask & mask)

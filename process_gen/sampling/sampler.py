@@ -5,14 +5,20 @@ one row drafts, its neighbour corrects, in the same compiled turn; what no row a
 for is not run. Between turns a row whose trajectory has ended takes the next prompt
 that waits, so that short trajectories never wait for long ones and nothing is compiled
 twice. What a prompt becomes depends on the prompt and its seed, not on its neighbours.
+
+On a CPU the rows are split into lanes, which go through their turns side by side, each
+in a thread: one program alone leaves most cores idle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,6 +46,10 @@ Images = Sequence[np.ndarray | None] | None
 """Input images of prompts, [H, W, 3] uint8 of the layout's size, None where a prompt has none."""
 
 
+LANE = 8
+"""Rows of a lane, at least."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """Where a run stands after one round of turns.
@@ -64,7 +74,7 @@ class Sampler:
       params: their parameters.
       tokenizer: see `process_gen.data.tokenizers.Tokenizer`.
       config: how to sample; the defaults of `SamplerConfig` if None.
-      rows: trajectories under way at once. Fewer prompts than rows cost as much as `rows`.
+      rows: trajectories under way at once. Fewer prompts than a lane's rows cost as much as those.
       sharding: of arrays whose first axis is the batch, if the rows are to be spread over a mesh.
       frozen: weights of an autoencoder that has any.
       ambient: what its programs are traced and run inside: `partition.over` a mesh that the parameters are
@@ -91,6 +101,8 @@ class Sampler:
         self.ambient = ambient
         if rows < 1:
             raise SamplerError(f"rows must be at least 1, got {rows}")
+        alone = sharding is None or sharding.num_devices == 1
+        self.lanes = min(os.cpu_count() or 1, max(rows // LANE, 1)) if alone and _on_cpu() else 1
         check_fits(model.layout, self.config)
         self._texts = text_specs(model, tokenizer, self.config)
 
@@ -240,27 +252,50 @@ class Sampler:
 
     def _run(self, asked: list[Row]) -> Iterator[Progress]:
         """Draws trajectories, and yields after every round of turns."""
-        waiting, total, done, turns = asked[::-1], len(asked), 0, 0
-        rows: list[Row | None] = [None] * self.rows
+        total, done, turns = len(asked), 0, 0
+        for drawn, ended in self._rounds(asked[::-1]):
+            done, turns = done + len(ended), turns + drawn
+            yield Progress(done, total, turns, tuple((row.index, one) for row, one in ended))
+
+    def _rounds(self, waiting: list[Row]) -> Iterator[_Round]:
+        """The rounds of all lanes as they end; a lane works on while others are waited for."""
+        if self.lanes == 1:
+            yield from self._lane(waiting)
+            return
+        lanes = [self._lane(waiting) for _ in range(self.lanes)]
+        with futures.ThreadPoolExecutor(self.lanes) as pool:
+            under_way = {pool.submit(next, lane, None): lane for lane in lanes}
+            while under_way:
+                for ended in futures.wait(under_way, return_when=futures.FIRST_COMPLETED).done:
+                    lane = under_way.pop(ended)
+                    if (found := ended.result()) is not None:
+                        under_way[pool.submit(next, lane, None)] = lane
+                        yield found
+
+    def _lane(self, waiting: list[Row]) -> Iterator[_Round]:
+        """Draws what waits, the last one first, in rows of its own until nothing is left."""
+        rows: list[Row | None] = [None] * -(-self.rows // self.lanes)
         state: SamplingState | None = None
-        while done < total:
-            start, fresh = time.perf_counter(), np.zeros(self.rows, bool)
-            for place in np.flatnonzero(~occupied(rows))[: len(waiting)]:
-                rows[place], fresh[place] = waiting.pop(), True
+        while True:
+            start, fresh = time.perf_counter(), np.zeros(len(rows), bool)
+            for place in np.flatnonzero(~occupied(rows)):
+                with contextlib.suppress(IndexError):  # another lane may have taken the last one
+                    rows[place], fresh[place] = waiting.pop(), True
+            if not occupied(rows).any():
+                return
             with self.ambient():
                 if fresh.any():
                     state = self._enter(state, rows, fresh)
                 state = self._turn(state, rows)
-            active = np.flatnonzero(occupied(rows))
-            share, finished = (time.perf_counter() - start) / len(active), []
+            active, ended = np.flatnonzero(occupied(rows)), []
+            share = (time.perf_counter() - start) / len(active) / self.lanes
             for place in active:
                 row = rows[place]
                 row.seconds += share
                 if stopped := row.stopped(self.config):
-                    finished.append((row.index, row.trajectory(self.config, stopped)))
+                    ended.append((row, row.trajectory(self.config, stopped)))
                     rows[place] = None
-            done, turns = done + len(finished), turns + len(active)
-            yield Progress(done, total, turns, tuple(finished))
+            yield len(active), ended
 
     def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
         """One turn of every row that holds a trajectory, which `rows` hear of."""
@@ -399,6 +434,14 @@ class Sampler:
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return jax.device_put(x, self.sharding)
+
+
+_Round = tuple[int, list[tuple[Row, SampledTrajectory]]]
+"""How many turns were drawn, and what has ended with them."""
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _in_order(stream: Iterator[Progress], count: int) -> list[SampledTrajectory]:

@@ -141,7 +141,7 @@ def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCac
     history, prompt, turn, position = state.history(layout), state.context.prompt, state.turn, state.position
     if name == "notext":
         prompt, turn, position = without_newest_text(layout, state)
-    return (history, prompt, turn), position
+    return (history, prompt, turn.first(part_slices(layout)["image"].start)), position
 
 
 def stacked(caches: Sequence[KVCache]) -> KVCache:

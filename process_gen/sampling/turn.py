@@ -151,13 +151,12 @@ def write(
         return jnp.where(is_given, told, pick(hidden, at))
 
     history, context = state.history(model.layout), [state.context.prompt]
-    text = decode(
-        model, params, history, context, state.turn, place, state.position, prefix, written_or_given
-    )
+    so_far = state.turn.first(place.stop)
+    text = decode(model, params, history, context, so_far, place, state.position, prefix, written_or_given)
     count = token_count(text.tokens)
     end = at_token(text.hidden, count - 1)
     texts = None if state.texts is None else read(model, part, params, state.texts, text.tokens)
-    return Extended(text.cache, state.position + count, end, text.tokens, texts)
+    return Extended(state.turn.write(text.cache, 0), state.position + count, end, text.tokens, texts)
 
 
 def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: jax.Array):
@@ -174,7 +173,8 @@ def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: j
 
 def read(model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array) -> Extended:
     """A given text [B, T] `before` or `after` an image, all of it at once."""
-    place, pieces = part_slices(model.layout)[part], [state.context.prompt, state.turn]
+    place = part_slices(model.layout)[part]
+    pieces = [state.context.prompt, state.turn.first(place.start)]
     given = (state.history(model.layout), pieces, tokens, state.position)
     hidden, new = model.apply({"params": params}, *given, method="extend_text")
     count = token_count(tokens)
@@ -232,10 +232,10 @@ def look(
     model: UnifiedModel, params: Any, latents: jax.Array, patches: jax.Array | None, state: SamplingState
 ) -> Extended:
     """Reads the turn's image, given as what `see` makes of it."""
-    pieces = [state.context.prompt, state.turn]
+    place = part_slices(model.layout)["image"]
+    pieces = [state.context.prompt, state.turn.first(place.start)]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
     end, new = model.apply({"params": params}, *given, method="extend_image")
-    place = part_slices(model.layout)["image"]
     turn = state.turn.write(new.only(state.rows[:, None]), place.start)
     return Extended(turn, state.position + model.layout.state_ids * state.rows.astype(jnp.int32), end)
 

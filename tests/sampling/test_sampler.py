@@ -82,6 +82,21 @@ def test_a_prompt_does_not_depend_on_its_neighbours():
     assert not np.array_equal(copies[0].turns[0].image, copies[1].turns[0].image)
 
 
+def test_lanes_draw_what_one_lane_draws(monkeypatch):
+    prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]
+    drawn = []
+    for cores, rows in ((1, 8), (2, 16)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        one = Sampler(MODEL, random_params(), scenes_tokenizer(), CONFIG, rows=rows)
+        assert one.lanes == cores
+        drawn.append(one.sample(prompts, seed=range(len(prompts))))
+    for pair in zip(*drawn, strict=True):
+        same(*pair)
+    monkeypatch.setattr(Sampler, "_decide", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # of a thread, heard where the trajectories are waited for
+        one.sample(prompts)
+
+
 def compiled() -> dict[str, int]:
     names = ("write", "draw", "look", "decide", "begin", "blank", "enter", "commit", "row_keys", "turn_keys")
     return {name: getattr(turn, name)._cache_size() for name in names}
