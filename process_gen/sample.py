@@ -14,6 +14,9 @@ A model that is too large for one device, or a long list of prompts, is spread o
 
     python -m process_gen.sample --workdir=runs/bagel --mesh=tensor=4 --prompts_file=prompts.txt
 
+Started on several hosts, as training is, each draws its part of the prompts with a model of its own on the
+devices that it has (`--mesh` is that of one host), and the first one puts the parts together in the end.
+
 Published weights, and what `convert` makes of them, bring no settings: `--config=configs/bagel_7b.py:paper`
 gives them.
 
@@ -42,6 +45,7 @@ from absl import flags
 
 from process_gen import restore, stopping
 from process_gen.data.images import UNREADABLE, fit, model_sizes, read_rgb, rules_for
+from process_gen.distributed import hosts
 from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
@@ -213,9 +217,13 @@ def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
 
 
 def unlisted(
-    groups: Sequence[Group], prompts: Sequence[str], seeds: Sequence[int], done: Collection[Key]
+    groups: Sequence[Group],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    done: Collection[Key],
+    host: tuple[int, int] = (0, 1),
 ) -> list[Group]:
-    """The groups without the prompts that are listed, see `reports.listing`."""
+    """The groups without the prompts that are listed, see `reports.listing`; one host's share."""
 
     def is_done(sampler: Sampler, number: int, image: np.ndarray | None) -> bool:
         asked = make_prompt(sampler.model, prompts[number], image)
@@ -224,10 +232,15 @@ def unlisted(
     left = []
     for sampler, numbers, images in groups:
         given = images or [None] * len(numbers)
-        keep = [i for i, number in enumerate(numbers) if not is_done(sampler, number, given[i])]
+        mine = [i for i, number in enumerate(numbers) if number % host[1] == host[0]]
+        keep = [i for i in mine if not is_done(sampler, numbers[i], given[i])]
         if keep:
             left.append((sampler, [numbers[i] for i in keep], images and [images[i] for i in keep]))
     return left
+
+
+def _count(groups: Sequence[Group]) -> int:
+    return sum(len(numbers) for _, numbers, _ in groups)
 
 
 def sample_prompts(
@@ -326,6 +339,7 @@ def report(listing: Listing, shown: Sequence[SampledTrajectory], settings: dict[
 
 def define_flags() -> None:
     """The flags of the command."""
+    cli.define_host_flags()
     flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
     flags.DEFINE_multi_string(
         "prompts", [], "A prompt; may be given again. `-` reads one per line from stdin."
@@ -365,12 +379,14 @@ SETTINGS = (
 
 
 def run(values: Any) -> str:
-    """Does what the command does; returns what it prints at the end.
+    """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
       Stopped: a signal said so; what was finished by then is written.
     """
+    hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
+    hosts.initialize()
     prompts = collect_prompts(values.prompts, values.prompts_file)
     if not values.answer:
         files.check_writable(values.output_dir)
@@ -399,19 +415,24 @@ def run(values: Any) -> str:
 def _drawn(
     sampler: Sampler, restored: Restored, groups: Sequence[Group], prompts: Sequence[str], values: Any
 ) -> str:
-    """Draws what is not listed yet; returns the table and the paths."""
+    """Draws this host's share of what is not listed yet; returns the table and the paths."""
     settings, seeds = settings_of(sampler, restored, values), seeds_of(prompts, sampler.config.seed)
-    listing = Listing(values.output_dir, settings, values.resume)
-    left = unlisted(groups, prompts, seeds, listing.done)
-    missing = sum(len(numbers) for _, numbers, _ in left)
-    if missing < len(prompts):
-        print(f"{len(prompts) - missing} of {len(prompts)} prompts are listed already", file=sys.stderr)
+    host, count = hosts.process_index(), hosts.process_count()
+    with hosts.lead_first("the output folder is read"):
+        listing = Listing(values.output_dir, settings, values.resume or host > 0, (host, count))
+    if there := len(prompts) - _count(unlisted(groups, prompts, seeds, listing.done)):
+        print(f"{there} of {len(prompts)} prompts are listed already", file=sys.stderr)
+    mine = unlisted(groups, prompts, seeds, listing.done, (host, count))
     with stopping.deferred() as stop:
-        for number, one in sample_prompts(left, prompts, seeds, restored.level_name, _line_of_progress, stop):
+        for number, one in sample_prompts(mine, prompts, seeds, restored.level_name, _line_of_progress, stop):
             listing.add(one, number)
-            missing -= 1
+    hosts.barrier("all hosts have drawn their prompts", hosts.PREPARE_SECONDS)
+    if not hosts.is_lead():
+        return ""
+    listing.gather()
     if not len(listing):
         raise stopping.Stopped("no prompt was finished")
+    missing = _count(unlisted(groups, prompts, seeds, listing.done))
     shown = listing.first(values.page_rows)
     page = report(listing, shown, settings)
     if missing:
@@ -426,7 +447,7 @@ def _line_of_progress(progress: Progress) -> None:
     print(text, file=sys.stderr, end=end, flush=True)
 
 
-ERRORS = (InputError, cli.CommandError, *restore.ERRORS, OSError)
+ERRORS = (InputError, cli.CommandError, hosts.HostMissing, *restore.ERRORS, OSError)
 """What a user can get wrong; each says so in one line."""
 
 
@@ -435,7 +456,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if argv[1:]:
             raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
-        print(run(flags.FLAGS))
+        if text := run(flags.FLAGS):
+            print(text)
     except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

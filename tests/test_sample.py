@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -92,6 +93,9 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         dtype=None,
         resume=True,
         page_rows=200,
+        coordinator=None,
+        num_processes=None,
+        process_id=None,
     )
 
 
@@ -168,6 +172,52 @@ def test_more_seeds_join_a_listing_and_other_settings_do_not(command, values):
     (pathlib.Path(values.output_dir) / "settings.json").unlink()
     code, _, err = command(prompts=["a red circle"], resume=True)
     assert code == 2 and "was not written by such a run" in err
+
+
+def test_two_hosts_fill_one_listing(command, values, tmp_path):
+    prompts = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "star")]
+    alone = str(tmp_path / "alone")
+    assert command(prompts=prompts, output_dir=alone)[0] == 0
+    file, shared = tmp_path / "prompts.txt", str(tmp_path / "shared")
+    file.write_text("\n".join(prompts))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = [f"--workdir={values.workdir}", f"--prompts_file={file}", f"--output_dir={shared}", "--seed=3"]
+    flags += ["--mode=single_pass", "--batch_size=2", f"--coordinator={address}", "--num_processes=2"]
+    command_line = [sys.executable, "-m", "process_gen.sample", *flags]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(
+            [*command_line, f"--process_id={i}"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for i, process in enumerate(running):
+        out, error = process.communicate(timeout=180)
+        assert process.returncode == 0, error[-2000:]
+        assert ("index.html" in out) == (i == 0) and "3 of 3 prompts" in error
+    assert not list(pathlib.Path(shared).glob("trajectories.*.jsonl"))
+    for one, other in zip(listed(shared), listed(alone), strict=True):
+        same = ("uid", "prompt", "seed")
+        assert [one[name] for name in same] == [other[name] for name in same]
+        images = [pathlib.Path(folder) / one["turns"][0]["image"] for folder in (shared, alone)]
+        assert len({image.read_bytes() for image in images}) == 1
+
+
+def test_a_part_of_a_host_that_was_cut_off_is_gathered(command, values):
+    assert command()[0] == 0
+    folder = pathlib.Path(values.output_dir)
+    lines = (folder / "trajectories.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "trajectories.jsonl").write_bytes(lines[0])
+    (folder / "trajectories.1.jsonl").write_bytes(b"".join([*lines[:2], lines[2][:40]]))
+    code, _, err = command()
+    assert code == 0 and "2 of 3 prompts are listed already" in err and "1 of 1 prompts" in err
+    assert len(listed(folder)) == 3 and not (folder / "trajectories.1.jsonl").exists()
 
 
 def test_the_page_has_so_many_rows(command, values):

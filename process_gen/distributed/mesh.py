@@ -86,7 +86,7 @@ class MeshConfig:
 
 
 def mesh_of_flag(text: str) -> jax.sharding.Mesh | None:
-    """The mesh that `--mesh` asks for, None where it is empty.
+    """The mesh of this host's devices that `--mesh` asks for, None where it is empty.
 
     Raises:
       MeshError: it cannot be read, or does not fit the devices.
@@ -95,7 +95,7 @@ def mesh_of_flag(text: str) -> jax.sharding.Mesh | None:
         return None
     config = parse_mesh(text)
     try:
-        return make_mesh(config)
+        return make_mesh(config, jax.local_devices())
     except MeshError as error:
         raise MeshError(str(error).replace("config.mesh", "--mesh")) from None
 

@@ -5,6 +5,7 @@ OUT/settings.json            how they were drawn
 OUT/images/, OUT/strips/     see `reports.report`
 
 A run that was cut off goes on where the listing ends: what is in it is not drawn again.
+Several hosts write a part each (`trajectories.1.jsonl`), which the first one gathers.
 """
 
 from __future__ import annotations
@@ -40,52 +41,95 @@ class Listing:
       folder: made if it does not exist.
       settings: how the samples are drawn, JSON-like.
       resume: False forgets what is listed there.
+      host: which of how many hosts this is. The first one has to be through before the others begin.
 
     Raises:
       ReportError: the folder cannot be written, or what is in it was drawn otherwise or is broken.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool = True):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        resume: bool = True,
+        host: tuple[int, int] = (0, 1),
+    ):
         self.folder = files.check_writable(folder)
-        self.path, self._settings = self.folder / NAME, to_json(dict(settings))
+        self.path, self._settings, self._host = self.folder / NAME, to_json(dict(settings)), host
+        self._own = self.path if host[1] == 1 else self.path.with_suffix(f".{host[0]}.jsonl")
         self.done: set[Key] = set()
         self._uids: set[str] = set()
         self.right = self.judged = 0
         if resume and self.path.exists():
             self._check_settings()
-            self._cut_unfinished()
-            for record in self._records():
-                self._count(record.uid, record, record.sampled.get("seed", 0), record.sampled.get("verdict"))
+            if host[0] == 0:
+                _cut_unfinished(self.path)
+            self._read(self.path)
         else:
             files.write_bytes(self.path, b"")
-        files.write_bytes(self.folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
+            for part in self._parts():
+                part.unlink()
+        if host[0] == 0:
+            self.gather()
+            files.write_bytes(self.folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
+
+    def gather(self) -> None:
+        """Takes the parts of other hosts, or of a run that was cut off, into the listing."""
+        for part in self._parts():
+            _cut_unfinished(part)
+            there = {record.uid for record in self._records(self.path)}
+            new = [
+                line
+                for line, record in zip(_lines(part), self._records(part), strict=True)
+                if record.uid not in there
+            ]
+            self._append(self.path, b"".join(new))
+            self._read(part)
+            part.unlink()
+
+    def _parts(self) -> list[pathlib.Path]:
+        return sorted(self.folder.glob("trajectories.*.jsonl"))
+
+    def _read(self, path: pathlib.Path) -> None:
+        """Counts what a file lists, unless it is counted already."""
+        for record in self._records(path):
+            if record.uid not in self._uids:
+                self._count(record.uid, record, record.sampled.get("seed", 0), record.sampled.get("verdict"))
 
     def __len__(self) -> int:
         return len(self._uids)
 
     def add(self, trajectory: SampledTrajectory, number: int) -> pathlib.Path:
-        """Writes a trajectory, images first, named by the number of its prompt; returns the listing."""
-        uid = f"{number:04d}"
-        if uid in self._uids:
-            uid = next(name for n in itertools.count(len(self)) if (name := f"{n:04d}") not in self._uids)
+        """Writes a trajectory, images first, named by the number of its prompt; returns the listing.
+
+        Of H hosts, number h has the prompts whose number leaves h when divided by H.
+        """
+        (host, hosts), uid = self._host, f"{number:04d}"
+        if uid in self._uids:  # of the other numbers each host has its own, as of those of prompts
+            free = itertools.count(len(self) - len(self) % hosts + host, hosts)
+            uid = next(name for n in free if (name := f"{n:04d}") not in self._uids)
         trajectory = dataclasses.replace(trajectory, uid=uid, verdict=to_json(trajectory.verdict))
         saved = records.save_images(self.folder, trajectory)
         picture = strips.strip(trajectory, page.verdict_line(trajectory.verdict))
         files.write_bytes(files.inside(self.folder, f"strips/{uid}.png"), images.png(picture))
         line = json.dumps(records.record_of(trajectory, saved), allow_nan=False) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode("ascii"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise files.ReportError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
+        self._append(self._own, line.encode("ascii"))
         self._count(uid, trajectory, trajectory.seed, trajectory.verdict)
         return self.path
 
+    @staticmethod
+    def _append(path: pathlib.Path, content: bytes) -> None:
+        try:
+            with path.open("ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
+
     def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
         """The first samples by name, with images of at most `side` pixels a side."""
-        found = sorted(itertools.islice(self._records(), count), key=lambda record: record.uid)
+        found = sorted(itertools.islice(self._records(self.path), count), key=lambda record: record.uid)
         return [self._sampled(record, side) for record in found]
 
     def _count(
@@ -112,22 +156,13 @@ class Listing:
                     f"{otherwise}"
                 )
 
-    def _cut_unfinished(self) -> None:
-        """Cuts off a last line that was never finished."""
-        with self.path.open("r+b") as file:
-            end = 0
-            for line in file:
-                if line.endswith(b"\n"):
-                    end += len(line)
-            file.truncate(end)
-
-    def _records(self) -> Iterator[Record]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield trajectory_from_json(json.loads(line))
-                except (RecordError, ValueError) as error:
-                    raise files.ReportError(f"{self.path}:{number}: {error}") from error
+    @staticmethod
+    def _records(path: pathlib.Path) -> Iterator[Record]:
+        for number, line in enumerate(_lines(path), 1):
+            try:
+                yield trajectory_from_json(json.loads(line))
+            except (RecordError, ValueError) as error:
+                raise files.ReportError(f"{path}:{number}: {error}") from error
 
     def _sampled(self, record: Record, side: int) -> SampledTrajectory:
         turns = [Turn(self._image(turn.image, side), **turn.fields) for turn in record.turns]
@@ -150,3 +185,18 @@ class Listing:
                 return np.asarray(picture)
         except OSError as error:
             raise files.ReportError(f"cannot read {relative!r} of {self.path}: {error}") from error
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file
+
+
+def _cut_unfinished(path: pathlib.Path) -> None:
+    """Cuts off a last line that was never finished."""
+    with path.open("r+b") as file:
+        end = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                end += len(line)
+        file.truncate(end)
