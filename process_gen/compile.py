@@ -3,15 +3,15 @@
     python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64
     python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5e:16x16 --slices=2 \\
         --config.train.batch_size=512 --json=v5e.json --trajectories=62000
-    python -m process_gen.compile --config=configs/scenes.py:debug --topology=cpu:8 \\
-        --config.train.batch_size=8 --chip=h100
+    python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=h100:8
     python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5p:2x2x2 --step=sample
 
 What is compiled is the train step that `process_gen.train` runs, or with
 `--step=sample` each compiled piece of the sampler, by the compiler of the
-hardware: for TPUs that takes `pip install libtpu` and no TPU. `cpu:8` counts
-eight devices of a CPU: shardings and exchanges are real, memory only roughly so
-(it computes bfloat16 in float32).
+hardware: for TPUs that takes `pip install libtpu` and no TPU, for GPUs
+`pip install -e ".[cuda]"` and no GPU (`--slices` counts nodes there). `cpu:8`
+counts eight devices of a CPU: shardings and exchanges are real, memory only
+roughly so (it computes bfloat16 in float32).
 
 Ends with 0 if it fits (or nobody knows), 3 if it does not, with what to change,
 2 if the command line or the config cannot work.
@@ -24,8 +24,10 @@ from absl import flags
 from process_gen import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
-    flags.DEFINE_string("topology", None, "Devices, such as v5p:4x4x4, v5e:16x16, v6e:8x8, cpu:8 or gpu.")
-    flags.DEFINE_integer("slices", 1, "Slices that a data-centre network joins.", lower_bound=1)
+    flags.DEFINE_string("topology", None, "Devices, such as v5p:4x4x4, v6e:8x8, h100:8, cpu:8 or gpu.")
+    flags.DEFINE_integer(
+        "slices", 1, "Slices, or nodes of GPUs, that a data-centre network joins.", lower_bound=1
+    )
     flags.DEFINE_enum("step", "train", ("train", "sample"), "What to compile.")
     flags.DEFINE_string("json", None, "File for everything that is printed, as JSON.")
     flags.DEFINE_integer("trajectories", 0, "Trajectories to bill device hours for.", lower_bound=0)

@@ -59,6 +59,59 @@ CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 """Chips by the name that a topology or `--chip` gives them."""
 
 
+def _target(
+    name: str,
+    capability: int,
+    cores: int,
+    fpus: int,
+    memory: int,
+    bandwidth: int,
+    l2: int,
+    clock: float,
+    shared: int,
+) -> str:
+    """A `stream_executor.GpuTargetConfigProto`, as text: what XLA's GPU compiler asks a driver otherwise.
+
+    `cores` are multiprocessors, `fpus` float32 units of one, `memory` and `l2` bytes, `clock` GHz,
+    `shared` bytes that one multiprocessor shares; a block may have all of them but 1 KiB.
+    """
+    return f"""
+gpu_device_info {{
+  cuda_compute_capability {{ major: {capability} minor: 0 }}
+  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {clock}
+  device_memory_size: {memory} memory_bandwidth: {bandwidth} l2_cache_size: {l2}
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {shared - 1024}
+  shared_memory_per_block: 49152
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
+"""
+
+
+GPU_TARGETS: Mapping[str, str] = {
+    "a100": _target(
+        "NVIDIA A100-SXM4-80GB", 8, 108, 64, 85_100_068_864, 2_039_040_000_000, 41_943_040, 1.41, 167_936
+    ),
+    "h100": _target(
+        "NVIDIA H100 80GB HBM3", 9, 132, 128, 84_942_979_072, 3_352_320_000_000, 52_428_800, 1.98, 233_472
+    ),
+    "h200": _target(
+        "NVIDIA H200", 9, 132, 128, 151_397_597_184, 4_800_000_000_000, 52_428_800, 1.98, 233_472
+    ),
+    "b200": _target(
+        "NVIDIA B200", 10, 148, 128, 191_514_411_008, 7_672_320_000_000, 132_644_864, 1.965, 233_472
+    ),
+}
+"""GPUs that can be compiled for where there are none, by the name of their `Chip`.
+
+The figures are those of the hardware, as OpenXLA's target specifications state them.
+"""
+
+
 def chip_of(device_kind: str) -> Chip | None:
     """The chip with the longest of `kinds` that the device's kind begins with; None for unknown ones."""
     pairs = [(kind, chip) for chip in CHIPS.values() for kind in chip.kinds]

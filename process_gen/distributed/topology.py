@@ -1,6 +1,7 @@
-"""Devices that need not be there: named TPU slices, and CPU devices that are only counted.
+"""Devices that need not be there: named TPU slices and GPU nodes, and CPU devices that are only counted.
 
 v5p:4x4x4    a TPU slice; compiled for by libtpu, without a TPU
+h100:8       the GPUs of a node; compiled for by XLA's GPU compiler, without a GPU or a driver
 cpu:8        devices that the CPU pretends to have
 gpu          the GPUs of this machine, where JAX has a plugin for them
 """
@@ -17,12 +18,12 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.experimental import topologies
 
-from process_gen.distributed.chips import CHIPS, Chip, chip_of
+from process_gen.distributed.chips import CHIPS, GPU_TARGETS, Chip, chip_of
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 """TPU generations whose slices can be named."""
 
-EXAMPLES = "v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, cpu:8 and gpu"
+EXAMPLES = "v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, h100:8, cpu:8 and gpu"
 
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # nobody asks a metadata server which TPU this is
@@ -31,6 +32,9 @@ _WITHOUT_TPU = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",
 }
 """What libtpu is told where there is no TPU; it would look for one for minutes otherwise."""
+
+_WITHOUT_GPU = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
+"""XLA flags where there is no GPU: autotuning, and Triton's matrix products, try kernels out on one."""
 
 
 class TopologyError(ValueError):
@@ -45,7 +49,7 @@ class Topology:
       name: as it was asked for.
       platform: `tpu`, `cpu` or `gpu`.
       devices: all of them, slice after slice.
-      slices: how many slices the data-centre network joins.
+      slices: how many slices, or nodes of GPUs, the data-centre network joins.
       chip: what one device has; None where nobody knows (a CPU).
     """
 
@@ -78,16 +82,16 @@ def parse(text: str, slices: int = 1) -> Name:
     """
     match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*))?", text.strip().lower())
     generation = match[1] if match else ""
-    if generation not in (*TPUS, "cpu", "gpu"):
-        raise TopologyError(
-            f"unknown topology {text!r}; known are {', '.join(TPUS)}, cpu and gpu: {EXAMPLES}"
-        )
+    known = (*TPUS, *GPU_TARGETS, "cpu", "gpu")
+    if generation not in known:
+        raise TopologyError(f"unknown topology {text!r}; known are {', '.join(known)}: {EXAMPLES}")
     if slices < 1:
         raise TopologyError(f"there must be at least 1 slice, got {slices}")
     sides = tuple(int(side) for side in match[2].split("x")) if match[2] else ()
-    wanted = {"cpu": (1,), "gpu": (0,), "v5p": (3,), "tpu7x": (3,)}.get(generation, (2,))
-    if len(sides) not in wanted or (sides and min(sides) < 1):
-        form = {0: "gpu", 1: "cpu:8", 2: f"{generation}:4x4", 3: f"{generation}:4x4x4"}[wanted[0]]
+    wanted = {"gpu": 0, "v5p": 3, "tpu7x": 3} | dict.fromkeys(("cpu", *GPU_TARGETS), 1)
+    count = wanted.get(generation, 2)
+    if len(sides) != count or (sides and min(sides) < 1):
+        form = ("gpu", f"{generation}:8", f"{generation}:4x4", f"{generation}:4x4x4")[count]
         raise TopologyError(f"topology {text!r} is not of the form {form}; others are {EXAMPLES}")
     if slices > 1 and generation == "gpu":
         raise TopologyError("gpu takes the devices that are there: leave --slices out")
@@ -103,6 +107,9 @@ def prepare(name: Name) -> None:
     if name.generation == "cpu":
         jax.config.update("jax_num_cpu_devices", name.sides[0] * name.slices)
         return
+    if name.generation in GPU_TARGETS:
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_WITHOUT_GPU]).strip()
+        return
     for key, value in _WITHOUT_TPU.items():
         os.environ.setdefault(key, value)
 
@@ -115,12 +122,13 @@ def get(name: Name, chip: str | None = None) -> Topology:
       chip: whose memory and speed the devices are to be held against, instead of their own.
 
     Raises:
-      TopologyError: libtpu or a GPU plugin is missing, the compiler knows no such slice, or no such chip.
+      TopologyError: libtpu or JAX's GPU plugin is missing, the compiler knows no such slice, or no such chip.
     """
     if chip is not None and chip not in CHIPS:
         raise TopologyError(f"unknown chip {chip!r}; known are {', '.join(CHIPS)}")
-    devices = {"cpu": _cpus, "gpu": _gpus}.get(name.generation, _tpus)(name)
-    platform = name.generation if name.generation in ("cpu", "gpu") else "tpu"
+    ways = {"cpu": ("cpu", _cpus), "gpu": ("gpu", _gpus)} | dict.fromkeys(GPU_TARGETS, ("gpu", _absent_gpus))
+    platform, way = ways.get(name.generation, ("tpu", _tpus))
+    devices = way(name)
     own = chip_of(devices[0].device_kind)
     sides = "x".join(map(str, name.sides))
     shown = f"{name.generation}:{sides}" if sides else name.generation
@@ -138,6 +146,26 @@ def _gpus(name: Name) -> Sequence[jax.Device]:
     del name
     with _as_topology_error("no GPU that JAX can use: `pip install 'jax[cuda12]'` on a machine that has one"):
         return jax.devices("gpu")
+
+
+def _absent_gpus(name: Name) -> Sequence[jax.Device]:
+    plugins = [f"jax_plugins.xla_cuda{version}" for version in (13, 12)]
+    if not any(_is_installed(plugin) for plugin in plugins):
+        raise TopologyError(
+            f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
+            "`pip install -e '.[cuda]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
+        )
+    sides = f"{name.slices}x1x{name.sides[0]}"  # slices, nodes of a slice, GPUs of a node
+    with _as_topology_error(f"the GPU compiler knows no {name.generation}:{name.sides[0]}"):
+        target = GPU_TARGETS[name.generation]
+        return topologies.get_topology_desc("", "cuda", target_config=target, topology=sides).devices
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def _tpus(name: Name) -> Sequence[jax.Device]:

@@ -22,6 +22,7 @@ from process_gen.distributed.topology import Name, TopologyError
     [
         ("v5p:4x4x4", 1, Name("v5p", (4, 4, 4))),
         ("V5E:16x16", 2, Name("v5e", (16, 16), 2)),
+        ("h100:8", 4, Name("h100", (8,), 4)),
         ("cpu:8", 1, Name("cpu", (8,))),
         ("gpu", 1, Name("gpu", ())),
     ],
@@ -33,7 +34,12 @@ def test_names(text, slices, name):
 @pytest.mark.parametrize(
     ("text", "slices", "message"),
     [
-        ("v9:2x2", 1, "unknown topology 'v9:2x2'; known are v5e, v5p, v6e, tpu7x, cpu and gpu: v5p:4x4x4"),
+        (
+            "v9:2x2",
+            1,
+            "unknown topology 'v9:2x2'; known are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, cpu",
+        ),
+        ("h100:4x8", 1, "not of the form h100:8"),
         ("v5p:4x4", 1, "not of the form v5p:4x4x4"),
         ("v5e", 1, "not of the form v5e:4x4"),
         ("cpu", 1, "not of the form cpu:8"),
@@ -51,6 +57,10 @@ def test_a_missing_compiler_or_plugin_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TopologyError, match="pip install libtpu"):
         topology.get(topology.parse("v5e:4x4"))
+    with pytest.raises(
+        TopologyError, match=r"takes JAX's GPU plugin, not a GPU: `pip install -e '.\[cuda\]'"
+    ):
+        topology.get(topology.parse("h100:8"))
     with pytest.raises(TopologyError, match=r"pip install 'jax\[cuda12\]'"):
         topology.get(topology.parse("gpu"))
     with pytest.raises(TopologyError, match="unknown chip 'h1000'; known are v4"):
