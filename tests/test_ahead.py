@@ -23,8 +23,9 @@ from process_gen.data.sources import open_source, with_latents
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.models.autoencoder import to_tokens
 from process_gen.prepare import prepare
+from process_gen.program import build_recipe
 from process_gen.start import read_for
-from process_gen.train_step import Recipe, TrainState, make_train_step
+from process_gen.train_step import TrainState, make_train_step
 from process_gen.trajectory.batch import Batch
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -124,12 +125,12 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
         tiny.flow.sample_latents = False
     prepare(tiny)
     model = experiment.build_model(tiny, scenes_tokenizer())
-    optimizer, schedule = experiment.build_optimizer(tiny)
-    losses, options = experiment.build_losses(tiny), experiment.build_unroll_options(tiny)
-    recipe = Recipe(model, losses, options, optimizer, schedule)
+    recipe = build_recipe(tiny, model)
     step = jax.jit(make_train_step(recipe), compiler_options={"xla_backend_optimization_level": 0})
     params, autoencoder = read_for(model, tiny.train.init)
-    first = TrainState(np.int32(0), params, params, optimizer.init(params), jax.random.key(0), autoencoder)
+    first = TrainState(
+        np.int32(0), params, params, recipe.optimizer.init(params), jax.random.key(0), autoencoder
+    )
     curves = []
     for ahead_of_time in (False, True):
         state, curve, (rows, *_) = first, [], batches(tiny, ahead_of_time)

@@ -18,6 +18,7 @@ from process_gen.checkpoints.published import export_bagel, import_bagel, read_p
 from process_gen.checkpoints.published.sources import Replaced, TreeArrays
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.program import build_recipe
 from process_gen.restore import shipped_weights
 from process_gen.start import read_for, start_from
 from process_gen.train_step import Recipe, TrainState, init_state, make_train_step
@@ -35,10 +36,7 @@ def make_recipe(config: str = "bagel_7b.py:debug", **changes) -> Recipe:
     config = cli.load_config(f"{ROOT}/configs/{config}")
     with config.unlocked():
         config.update_from_flattened_dict(changes)
-    optimizer, schedule = experiment.build_optimizer(config)
-    model = experiment.build_model(config, scenes_tokenizer())
-    losses, options = experiment.build_losses(config), experiment.build_unroll_options(config)
-    return Recipe(model, losses, options, optimizer, schedule)
+    return build_recipe(config, experiment.build_model(config, scenes_tokenizer()))
 
 
 def blank_state(recipe: Recipe) -> TrainState:

@@ -140,7 +140,7 @@ def _local(
 ) -> Collective:
     """An exchange that the compiler lays out itself."""
     result = one.type
-    if one.op.endswith("-start") and kind in ("all-gather", "collective-permute"):
+    if one.op.endswith("-start") and kind in ("all-gather", "collective-permute", "reduce-scatter"):
         result = hlo.members(one.type)[1]  # operands, then results, then semaphores
     size = hlo.type_bytes(result)
     total = math.prod(shape.values())

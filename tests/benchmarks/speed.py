@@ -44,9 +44,10 @@ from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.evaluation.benchmark import make_benchmark
 from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
+from process_gen.program import build_recipe
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
-from process_gen.train_step import Recipe, init_state, make_train_step
+from process_gen.train_step import init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.sampled import SampledTrajectory
 
@@ -92,9 +93,7 @@ class TrainTiming:
 def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> TrainTiming:
     """Times the train step of a config."""
     model = experiment.build_model(config, scenes_tokenizer())
-    optimizer, schedule = experiment.build_optimizer(config)
-    options, losses = experiment.build_unroll_options(config), experiment.build_losses(config)
-    recipe = Recipe(model, losses, options, optimizer, schedule, accumulate=config.train.accumulate)
+    recipe = build_recipe(config, model)
     rows, layout = config.train.batch_size, model.layout
     batch = jax.device_put(Batch(**fake_batch(layout, rows, seed=0, vocab=scenes_tokenizer().vocab_size)))
     init = jax.jit(lambda key: nn.unbox(init_state(recipe, Batch.spec(layout, rows), key, nn.unbox)))
@@ -111,7 +110,7 @@ def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> 
             state, _ = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - started)
     held = {name.removeprefix("batch/"): float(value) for name, value in amounts(layout, batch).items()}
-    program = cost.Program(options.order, jax.default_backend())
+    program = cost.Program(recipe.options.order, jax.default_backend())
     return TrainTiming(
         rows=rows,
         slots=layout.turns,

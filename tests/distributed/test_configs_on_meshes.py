@@ -13,7 +13,8 @@ from jax.sharding import AbstractMesh
 from process_gen import cli, experiment
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshError
-from process_gen.train_step import Recipe, init_state
+from process_gen.program import build_recipe
+from process_gen.train_step import init_state
 from process_gen.trajectory.batch import Batch
 from process_gen.vocabulary import build_tokenizer
 
@@ -28,10 +29,7 @@ def state_of(spec: str):
     if "7b.py:paper" in spec:
         config.data.tokenizer = "scenes"  # the published one is not here; the sizes are those of the model
     model = experiment.build_model(config, build_tokenizer(config))
-    optimizer, schedule = experiment.build_optimizer(config)
-    recipe = Recipe(
-        model, experiment.build_losses(config), experiment.build_unroll_options(config), optimizer, schedule
-    )
+    recipe = build_recipe(config, model)
     batch = Batch.spec(model.layout, config.train.batch_size)
     init = functools.partial(init_state, recipe, batch, unbox=sharding.unbox)
     return model.config, jax.eval_shape(init, jax.random.key(0))

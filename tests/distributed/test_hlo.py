@@ -58,6 +58,7 @@ ENTRY %main (x: f32[4,8]) -> f32[] {
   %start = (s32[], bf16[16,8]{1,0}) tuple(%one, %x)
   %loop = (s32[]{:T(128)}, bf16[16,8]{1,0}) while(%start), condition=%condition, body=%body
   %started = ((f32[4,8]{1,0}), f32[8,8]{1,0}) all-gather-start(%x), channel_id=5, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
+  %spread = ((f32[8,8]{1,0}, f32[4]{0}), (f32[4,8]{1,0}, f32[2]{0})) reduce-scatter-start(%started, %x), channel_id=8, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add
   %sent = (f32[10]{0}, u32[], token[]) send(%x, %x), channel_id=6, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %total = f32[]{:T(256)} all-reduce(%x), channel_id=2, replica_groups=mesh['axis_0'=8] {'axis_0'}, use_global_device_ids=true, to_apply=%add
 }
@@ -87,6 +88,8 @@ def test_bytes_by_kind_and_axes():
     assert (gathered.bytes, gathered.runs) == (5 * 16 * 8 * 2 * 3 / 4, 5)  # two fusions are one exchange
     scattered = by_kind["reduce-scatter", ("fsdp",), False]
     assert scattered.bytes == 5 * 16 * 8 * 4 * 3 / 4
+    started = by_kind["reduce-scatter", ("data",), False]  # as GPUs write it: operands, then results
+    assert started.bytes == (8 * 8 + 4) * 4 / 2
     across = by_kind["all-gather", ("data",), False]
     assert across.bytes == 8 * 8 * 4 / 2
     total = by_kind["all-reduce", ("data", "fsdp"), False]
