@@ -150,7 +150,7 @@ def _gpus(name: Name) -> Sequence[jax.Device]:
 
 def _absent_gpus(name: Name) -> Sequence[jax.Device]:
     plugins = [f"jax_plugins.xla_cuda{version}" for version in (13, 12)]
-    if not any(_is_installed(plugin) for plugin in plugins):
+    if not any(is_installed(plugin) for plugin in plugins):
         raise TopologyError(
             f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
             "`pip install -e '.[cuda]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
@@ -161,7 +161,8 @@ def _absent_gpus(name: Name) -> Sequence[jax.Device]:
         return topologies.get_topology_desc("", "cuda", target_config=target, topology=sides).devices
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; it is not."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package that it would be in

@@ -109,3 +109,13 @@ def test_exchanges_of_a_real_program():
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["ok"] * 3
+
+
+@pytest.mark.skipif(
+    not topology.is_installed("jax_plugins.xla_cuda13"), reason="needs JAX's GPU plugin: the cuda extra"
+)
+def test_the_gpu_compiler_needs_no_gpu():
+    script = pathlib.Path(__file__).with_name("gpu_attention.py")
+    env = os.environ | {"PYTHONPATH": str(script.parents[2]), "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.split() == ["ok"], done.stderr[-3000:]
