@@ -43,7 +43,7 @@ from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
-from process_gen.distributed import hosts, offload, sharding
+from process_gen.distributed import hosts, lock, offload, sharding
 from process_gen.distributed.hosts import HostMissing
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
@@ -81,12 +81,12 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     Raises:
       ConfigError, MeshError: the config cannot work.
       HostMissing: another process of the job did not come.
+      Occupied: another training is going on in the workdir.
       BadTrajectory, TooManyBadTrajectories: the data is broken.
       CheckpointError: the workdir holds something that cannot be resumed.
       NonFiniteLoss: after saving the last good state.
       Stopped: a signal said so; the state is saved.
     """
-    # ------------------------------------------------------- devices and mesh
     experiment.check(config)
     if "://" in workdir:
         raise experiment.ConfigError(
@@ -95,6 +95,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         )
     ledger = Goodput(workdir)
     hosts.initialize()
+    with lock.hold(workdir, "a training") if hosts.is_lead() else contextlib.nullcontext():
+        return _train(config, workdir, ledger)
+
+
+def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
+    """`train` in a workdir that no other run is in."""
+    # ------------------------------------------------------- devices and mesh
     mesh = make_mesh(MeshConfig(**config.mesh.to_dict()))
     logging.info("mesh %s over %d %s", dict(mesh.shape), jax.device_count(), jax.devices()[0].device_kind)
 
@@ -420,14 +427,8 @@ class _Quiet(metric_writers.MultiWriter):
 
 
 ERRORS = (
-    experiment.ConfigError,
-    MeshError,
-    HostMissing,
-    BadTrajectory,
-    TooManyBadTrajectories,
-    CheckpointError,
-    NonFiniteLoss,
-    OSError,
+    *(experiment.ConfigError, MeshError, HostMissing, BadTrajectory, TooManyBadTrajectories),
+    *(CheckpointError, NonFiniteLoss, OSError),
 )
 """What a user can get wrong, or a machine; each says so in one line."""
 

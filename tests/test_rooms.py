@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "process_gen"
 MAY_IMPORT = {
     "trajectory": set(),
     "scenes": {"trajectory"},
-    "data": {"trajectory", "scenes"},
+    "data": {"trajectory", "scenes", "distributed"},
     "models": {"trajectory"},
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import pathlib
@@ -18,7 +17,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -28,6 +26,7 @@ from array_record.python import array_record_module
 from process_gen.data.encode import TEXT_SLOTS, count_tokens
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
+from process_gen.distributed import lock
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -152,20 +151,32 @@ def prepare_scenes(
       The builder, ready for `RecordSource`, and what the data set holds.
     """
     data_dir = pathlib.Path(data_dir).expanduser().resolve()
-    with _lock(data_dir):
+    if found := _prepared(config, data_dir):  # what is whole may lie where nothing can be written
+        return found
+    with lock.hold(data_dir, "building a data set", wait=True):
+        if found := _prepared(config, data_dir):  # by another process meanwhile
+            return found
         builder = scenes_builder(config, str(data_dir))
         path = pathlib.Path(builder.data_dir)
-        problem = incomplete(builder)
-        if problem is None and (path / SUMMARY).is_file():
-            logging.info("already prepared: %s", path)
-            return builder, _read_summary(path)
         if path.exists():
-            logging.warning("building %s again: %s", path, problem or f"it has no {SUMMARY}")
+            logging.warning("building %s again: %s", path, incomplete(builder) or f"it has no {SUMMARY}")
             shutil.rmtree(path)
         for leftover in path.parent.glob("*incomplete*"):
             logging.warning("removing what an interrupted run left: %s", leftover)
             shutil.rmtree(leftover)
         return _build(config, data_dir)
+
+
+def _prepared(
+    config: ScenesConfig, data_dir: pathlib.Path
+) -> tuple[tfds.core.DatasetBuilder, Summary] | None:
+    """The data set, if it is there and whole."""
+    builder = scenes_builder(config, str(data_dir))
+    path = pathlib.Path(builder.data_dir)
+    if not (path / SUMMARY).is_file() or incomplete(builder):
+        return None
+    logging.info("already prepared: %s", path)
+    return builder, _read_summary(path)
 
 
 def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
@@ -228,16 +239,3 @@ def _read_summary(path: pathlib.Path) -> Summary:
     fields = json.loads((path / SUMMARY).read_text())
     counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
     return Summary(**fields | counts | {"path": str(path)})
-
-
-@contextlib.contextmanager
-def _lock(data_dir: pathlib.Path) -> Iterator[None]:
-    """Holds `data_dir` for this process; others wait."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with open(data_dir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("another process is preparing %s, waiting for it", data_dir)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -392,3 +392,13 @@ def test_prepare_refuses_what_training_would(tmp_path, debug_config, lines, mess
                 make_loader(source, scenes_tokenizer(), layout, 2, prefetch=0, policy=policy), 40
             )
         )
+
+
+def test_a_whole_data_set_is_read_where_nothing_can_be_written(data_dir, config, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(preparation.lock, "hold", refuse)
+    builder, summary = prepare_scenes(config, data_dir)
+    assert summary.examples == {"train": 40, "validation": 8} and len(RecordSource(builder)) == 40
+    assert not list(data_dir.glob(".lock*"))

@@ -1,0 +1,193 @@
+"""One process at a time in a folder: a file that names who is there, and tells whether he still is.
+
+The file is made by exclusive creation, which works where `flock` does not. Its owner touches it every
+few seconds. One that a dead process left behind is taken over: on the same host at once, since the
+system knows its processes; from another host after the file has not been touched for a while, which
+needs no clock that both hosts share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from absl import logging
+
+NAME = ".lock.json"
+TOUCH_SECONDS = 10.0
+"""How often an owner shows that it is alive."""
+SILENT_SECONDS = 60.0
+"""How long an owner on another host has to be silent until it is taken for dead."""
+
+
+class Occupied(OSError):
+    """Another process works in the folder; the message names its host and number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """A process.
+
+    Attributes:
+      host: its name.
+      boot: of the host's kernel, since numbers of processes come again; "" where the system does not say.
+      pid: its number.
+      started: when it began, as the system counts; "" likewise.
+      token: tells apart two locks of one process.
+      what: it does, for the message.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    started: str
+    token: str
+    what: str
+
+    @classmethod
+    def me(cls, what: str) -> Owner:
+        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()), uuid.uuid4().hex, what)
+
+    def is_dead_here(self) -> bool | None:
+        """Whether it has ended; None where that cannot be known, because it is of another host."""
+        if self.host != socket.gethostname():
+            return None
+        return self.boot != _boot() or not _exists(self.pid) or self.started != _started(self.pid)
+
+
+@contextlib.contextmanager
+def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Iterator[None]:
+    """Keeps a folder, which is made if need be, for this process.
+
+    Args:
+      folder: to be kept.
+      what: is done there, for the message to others.
+      wait: whether to wait for another process that is there.
+
+    Raises:
+      Occupied: another process is there, and `wait` is False.
+      OSError: the folder cannot be written.
+    """
+    path, owner = pathlib.Path(folder) / NAME, Owner.me(what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = False
+    while not _created(path, owner):
+        other = _read(path)
+        if other is None:  # just given up, or half-written
+            time.sleep(0.1)
+        elif _is_dead(path, other):
+            logging.warning(
+                "%s: taken over from process %d of %s, which has ended", path, other.pid, other.host
+            )
+            _remove(path, other)
+        elif not wait:
+            raise Occupied(
+                f"{other.what} is going on in {str(path.parent)!r}, by process {other.pid} of {other.host}: "
+                f"wait for its end, or choose another folder (if there is no such process, delete {path})"
+            )
+        else:
+            if not said:
+                logging.info("waiting for process %d of %s in %s", other.pid, other.host, path.parent)
+                said = True
+            time.sleep(1.0)
+    ended = threading.Event()
+    thread = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _remove(path, owner)
+
+
+def _created(path: pathlib.Path, owner: Owner) -> bool:
+    """Makes the file, whole, if there is none; False if there is one."""
+    draft = path.with_name(f"{path.name}.{owner.token}")
+    draft.write_text(json.dumps(dataclasses.asdict(owner)))
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            with path.open("x") as file:
+                file.write(draft.read_text())
+        except FileExistsError:
+            return False
+    finally:
+        draft.unlink()
+    return True
+
+
+def _read(path: pathlib.Path) -> Owner | None:
+    try:
+        return Owner(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _is_dead(path: pathlib.Path, other: Owner) -> bool:
+    if (dead := other.is_dead_here()) is not None:
+        return dead
+    logging.warning("%s: is process %d of %s alive? waiting for a sign", path, other.pid, other.host)
+    first, end = _touched(path), time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < end:
+        time.sleep(min(1.0, SILENT_SECONDS / 10))
+        if _touched(path) != first:
+            return False
+    return True
+
+
+def _remove(path: pathlib.Path, owner: Owner) -> None:
+    """Takes the file of an owner away, and no other one."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if _read(aside) not in (owner, None):  # somebody was quicker
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+
+
+def _touch(path: pathlib.Path, ended: threading.Event) -> None:
+    while not ended.wait(TOUCH_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _touched(path: pathlib.Path) -> float | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _started(pid: int) -> str:
+    with contextlib.suppress(OSError, IndexError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]  # of one that has ended, nobody asked for its code yet
+    return ""

@@ -1,0 +1,120 @@
+"""One process at a time in a folder: refusing, waiting, taking over, and nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from process_gen.distributed import lock
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOLDER = """
+import sys, time
+from process_gen.distributed import lock
+with lock.hold(sys.argv[1], "a training"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(folder: pathlib.Path) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], env=env, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def written(folder: pathlib.Path, **changes) -> lock.Owner:
+    """A lock as another process may have left it."""
+    other = dataclasses.replace(lock.Owner.me("a training"), **changes)
+    (folder / lock.NAME).write_text(json.dumps(dataclasses.asdict(other)))
+    return other
+
+
+def test_a_second_process_is_refused_by_name_and_a_killed_one_is_not_in_the_way(tmp_path):
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(lock.Occupied, match=f"a training is going on in .*process {process.pid} of "):
+            with lock.hold(tmp_path, "another training"):
+                pass
+    finally:
+        process.kill()
+    time.sleep(0.5)  # a zombie: its parent has not asked for its exit code
+    with lock.hold(tmp_path, "another training"):
+        assert [file.name for file in tmp_path.iterdir()] == [lock.NAME]
+    process.wait()
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_given_up_after_an_error_and_made_with_its_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock.hold(tmp_path / "a" / "b", "a training"):
+        raise ZeroDivisionError
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_who_waits_comes_after(tmp_path):
+    order = []
+
+    def second():
+        with lock.hold(tmp_path, "the second", wait=True):
+            order.append("second")
+
+    with lock.hold(tmp_path, "the first"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.3)
+        order.append("first")
+    thread.join(timeout=30)
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(boot="another"), dict(started="1"), dict(pid=2**22 + 1)], ids=lambda one: next(iter(one))
+)
+def test_a_process_of_this_host_that_has_ended_is_known_at_once(tmp_path, changes):
+    written(tmp_path, **changes)
+    with lock.hold(tmp_path, "a training"):
+        pass
+
+
+def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.5)
+    written(tmp_path, host="elsewhere")
+    ended = threading.Event()
+    monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
+    thread = threading.Thread(target=lock._touch, args=(tmp_path / lock.NAME, ended))
+    thread.start()
+    with pytest.raises(lock.Occupied, match="of elsewhere"):
+        with lock.hold(tmp_path, "a training"):
+            pass
+    ended.set()
+    thread.join()
+    with lock.hold(tmp_path, "a training"):  # silent now
+        pass
+
+
+def test_a_lock_of_somebody_else_is_left_alone(tmp_path):
+    other = written(tmp_path)
+    lock._remove(tmp_path / lock.NAME, lock.Owner.me("a training"))
+    assert lock._read(tmp_path / lock.NAME) == other and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with lock.hold(tmp_path, "a training"), pytest.raises(lock.Occupied):
+        with lock.hold(tmp_path, "another"):
+            pass
+    assert not list(tmp_path.iterdir())
