@@ -3,7 +3,8 @@
 One JSON object per line, as `trajectory.record` describes it; what the sampler writes
 is one. Images are PNG, JPEG or WebP of any size and mode (see `images`), cropped around
 their middle to the layout's shape, or to the nearest one of several (`buckets`), and
-resized. Paths are relative to the folder and may not leave it.
+resized. Paths are relative to the folder and do not leave it by `..`; what is in the folder
+may be a link to elsewhere, as in the cache of a hub.
 """
 
 from __future__ import annotations
@@ -60,14 +61,16 @@ class FolderSource:
           BadTrajectory: a bad line, named by file, line and field.
           TooManyBadTrajectories: more bad lines than the budget.
         """
-        self.folder, self.image_size = pathlib.Path(folder).resolve(), image_size
+        self.folder, self.image_size = pathlib.Path(folder).expanduser().absolute(), image_size
         self.listing = self.folder / LISTING
-        self.name = f"folder {self.folder.name}"
         if not self.listing.is_file():
             raise FileNotFoundError(f"{self.listing} does not exist: a folder of trajectories needs it")
+        content = self.listing.read_bytes()
+        self._digest = hashlib.sha256(content).hexdigest()
+        self.name = f"folder with {LISTING} of SHA-256 {self._digest[:16]}"  # wherever it lies
         self._entries: list[tuple[int, Record]] = []
         self.skipped: list[str] = []
-        lines = self.listing.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+        lines = content.removeprefix(codecs.BOM_UTF8).splitlines()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -119,10 +122,10 @@ class FolderSource:
         Raises:
           OSError: an image is there and cannot be had now.
         """
-        kept, digest = self.folder / SHAPES, hashlib.sha256(self.listing.read_bytes()).hexdigest()
+        kept = self.folder / SHAPES
         try:
             known = json.loads(kept.read_text("utf-8"))
-            if known["listing"] == digest and len(known["shapes"]) == len(self):
+            if known["listing"] == self._digest and len(known["shapes"]) == len(self):
                 return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # looked up anew
@@ -130,7 +133,7 @@ class FolderSource:
         found = [self._shape(number, record.turns[-1]) for number, record in lines]
         unfinished = kept.with_name(f"{SHAPES}.{os.getpid()}")
         try:
-            unfinished.write_text(json.dumps({"listing": digest, "shapes": found}), "utf-8")
+            unfinished.write_text(json.dumps({"listing": self._digest, "shapes": found}), "utf-8")
             unfinished.replace(kept)
         except OSError as error:
             logging.warning("%s cannot be written (%s): every start looks up all shapes again", kept, error)
@@ -176,10 +179,9 @@ class FolderSource:
 
     def _path(self, number: int, field: str, name: str) -> pathlib.Path:
         """Returns the file that `name` points to, inside the folder."""
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder):
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
             raise self._bad(number, f"{field} leaves the folder: {name!r}")
-        return path
+        return self.folder / name
 
     def _image(self, number: int, field: str, name: str) -> np.ndarray:
         path = self._path(number, field, name)

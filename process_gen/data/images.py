@@ -23,15 +23,21 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
 UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, PIL.Image.DecompressionBombError),
+    *(TypeError, AttributeError, LookupError, ArithmeticError),  # of a header's fields that are of odd types
 )
 """What reading a file that is broken, cut off or no image raises."""
+
+_TURNED = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by the orientation in its EXIF."""
 
 
 def read_rgb(path: str | pathlib.Path) -> np.ndarray:
@@ -46,7 +52,18 @@ def read_rgb(path: str | pathlib.Path) -> np.ndarray:
     with PIL.Image.open(path, formats=FORMATS) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
-        return np.asarray(_to_rgb(PIL.ImageOps.exif_transpose(opened)), np.uint8)
+        opened.load()  # whatever is wrong with the pixels is heard of here
+        turn = _TURNED.get(_orientation(opened))
+        return np.asarray(_to_rgb(opened if turn is None else opened.transpose(turn)), np.uint8)
+
+
+def _orientation(opened: PIL.Image.Image) -> int:
+    """The orientation that the EXIF states, 1 where there is none; whatever else stands there is not read."""
+    try:
+        found = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    except UNREADABLE:
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def shape_of(path: str | pathlib.Path) -> tuple[int, int]:
@@ -56,7 +73,7 @@ def shape_of(path: str | pathlib.Path) -> tuple[int, int]:
       one of `UNREADABLE`: it is missing or no image.
     """
     with PIL.Image.open(path, formats=FORMATS) as opened:
-        turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        turned = _orientation(opened) in (5, 6, 7, 8)
         return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 

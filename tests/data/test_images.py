@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import struct
+
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from process_gen.data.images import VAE, VIT, Resize, fit, model_sizes, read_rgb, rules_for, to_floats
+from process_gen.data.images import (
+    VAE,
+    VIT,
+    Resize,
+    fit,
+    model_sizes,
+    read_rgb,
+    rules_for,
+    shape_of,
+    to_floats,
+)
 
 SIDES = st.integers(1, 6000)
 
@@ -91,3 +105,42 @@ def test_the_rules_of_the_published_model_follow_from_its_tables():
     assert rules_for((16, 64), (14, 70)) == (VAE, VIT)
     assert rules_for((8, 8), None) == (Resize(8, 32, 64), None)
     assert model_sizes(300, 100, *rules_for((8, 8), None)) == ((64, 24), (0, 0))
+
+
+def with_exif(orientation: int, *odd: tuple[int, int, int, int]) -> bytes:
+    """A JPEG whose EXIF has an orientation and entries (tag, type, count, value)."""
+    entries = sorted([(0x112, 3, 1, orientation), *odd])
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + ifd + struct.pack("<I", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_the_cameras_rotation_is_applied(tmp_path, orientation):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_exif(orientation))
+    with PIL.Image.open(path) as opened:
+        upright = np.asarray(PIL.ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(read_rgb(path), upright)
+    assert shape_of(path) == upright.shape[:2]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        (0x132, 5, 1, 8),  # a date as a fraction
+        (0x11A, 2, 4, 0x343231),  # a resolution as text
+        (0x8769, 2, 4, 0x343231),  # a place in the file as text
+        (0x10F, 7, 2**31, 2**31),  # a maker beyond the end of the file
+    ],
+    ids=["date", "resolution", "place", "length"],
+)
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+def test_odd_entries_beside_it_do_not_matter(tmp_path, odd):
+    (tmp_path / "a.jpg").write_bytes(with_exif(6, odd))
+    (tmp_path / "b.jpg").write_bytes(with_exif(6))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.jpg"), read_rgb(tmp_path / "b.jpg"))
+    assert shape_of(tmp_path / "a.jpg") == (20, 12)
