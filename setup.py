@@ -4,6 +4,7 @@ import pathlib
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "process_gen" / "__init__.py").read_text())[1]
@@ -64,6 +65,19 @@ EXTRAS = {
     "bagel": BAGEL,
 }
 
+
+class WithConfigs(build_py):
+    """A wheel holds `configs/` as well, inside the package, where `--config=configs/...` looks last."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib, "process_gen", "configs")
+            self.mkpath(str(target))
+            for file in sorted((ROOT / "configs").glob("*.py")):
+                self.copy_file(str(file), str(target / file.name))
+
+
 setup(
     name="process_gen",
     version=VERSION,
@@ -76,6 +90,7 @@ setup(
     package_data={"process_gen": ["assets/**/*", "data/assets/**/*"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
+    cmdclass={"build_py": WithConfigs},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",

@@ -61,11 +61,11 @@ def load_config(spec: str) -> ConfigDict:
     Raises:
       CommandError: no such file, no such variant, or no `get_config` in it.
     """
-    path, colon, variant = spec.partition(":")
+    path, colon, variant = config_place(spec).partition(":")
     if not pathlib.Path(path).is_file():
         raise CommandError(
-            f"there is no config file {path!r} in {os.getcwd()}: start from the root of the repository, "
-            "or pass --config=PATH.py:variant"
+            f"there is no config file {path!r} in {os.getcwd()}, and none comes with the package: "
+            "pass --config=PATH.py:variant"
         )
     if not path.endswith(".py"):
         raise CommandError(f"a config is a Python file with get_config(), {path!r} is none")
@@ -81,9 +81,54 @@ def load_config(spec: str) -> ConfigDict:
     if colon and not inspect.signature(get_config).parameters:
         raise CommandError(f"{path} has no variants: pass --config={path}")
     try:
-        return get_config(*([variant] if colon else []))
+        config = get_config(*([variant] if colon else []))
     except ValueError as error:
         raise CommandError(str(error)) from None
+    if not isinstance(config, ConfigDict):
+        raise CommandError(f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict")
+    return _at_home(config)
+
+
+def config_place(spec: str) -> str:
+    """`path/to/file.py:variant` with the file's place; `configs/scenes.py` is found from anywhere."""
+    path, colon, variant = spec.partition(":")
+    package = pathlib.Path(__file__).parent
+    for folder in (pathlib.Path(), package.parent, package):  # here, beside a clone's package, in a wheel
+        if (folder / path).is_file():
+            return f"{folder / path}{colon}{variant}"
+    return spec
+
+
+def _at_home(config: ConfigDict) -> ConfigDict:
+    """The config with every `~` and `~user` at the start of a value replaced by that user's folder."""
+    with config.unlocked():
+        for name in leaves(config):
+            value = config
+            for key in name.split("."):
+                group, value = value, value[key]
+            if isinstance(value, str) and value.startswith("~"):
+                group[key] = os.path.expanduser(value)
+    return config
+
+
+def _words_at_home(argv: Sequence[str]) -> list[str]:
+    """The command line with `~` replaced in the values of flags, which shells leave alone behind a `=`.
+
+    And with the places of config files.
+    """
+    home = re.compile(r"(?:(?<==)|(?<=,))~[^/,]*(?=/|,|$)")
+
+    def expanded(word: str) -> str:
+        is_path = re.match(r"--?\w[\w.]*=", word) and not re.match(r"--?prompts?=", word)
+        return home.sub(lambda match: os.path.expanduser(match[0]), word) if is_path else word
+
+    words = [expanded(word) for word in argv]
+    for i, word in enumerate(words):
+        if match := re.match(r"(--?config=)(.*)", word):
+            words[i] = match[1] + config_place(match[2])
+        elif i and re.fullmatch(r"--?config", words[i - 1]):
+            words[i] = config_place(word)
+    return words
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -155,7 +200,7 @@ def read_flags(
       argv: the command line, program name first; `sys.argv` by default.
     """
     global _left_over
-    argv = list(sys.argv if argv is None else argv)
+    argv = _words_at_home(sys.argv if argv is None else argv)
     app.define_help_flags()
     if workdir is not None:
         flags.DEFINE_string("workdir", None, workdir)
@@ -163,6 +208,8 @@ def read_flags(
         if config is not None:
             _define_config(config, argv)
         _left_over = flags.FLAGS(argv)
+        if config is not None:
+            _at_home(flags.FLAGS.config)
         if workdir is not None and not flags.FLAGS.workdir:
             raise CommandError("--workdir=FOLDER is required")
     except (CommandError, flags.Error) as error:
@@ -186,8 +233,9 @@ def _define_config(default: str, argv: Sequence[str]) -> None:
         elif match := re.fullmatch(r"--?config=(.*)", word):
             given = match[1]
     check_overrides(load_config(given), words)
+    place = config_place(default)
     try:
-        config_flags.DEFINE_config_file("config", default, "Config, as FILE.py:VARIANT.", lock_config=True)
+        config_flags.DEFINE_config_file("config", place, "Config, as FILE.py:VARIANT.", lock_config=True)
     except (TypeError, ValueError) as error:  # an override of the default config that is of another type
         raise CommandError(str(error)) from None
 
@@ -232,7 +280,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if _left_over is not None:
         return _left_over
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_words_at_home(argv))
     except flags.Error as error:
         fail(error)
 

@@ -51,20 +51,18 @@ from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
 from process_gen.reports.listing import Key, Listing
+from process_gen.reports.overview import describe
 from process_gen.reports.page import write_page
-from process_gen.reports.table import table
 from process_gen.restore import Restored, load_sampler
 from process_gen.sampling import Progress, Sampler
 from process_gen.sampling.prompts import make_prompt
 from process_gen.scenes import get_level, read_request
-from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
 
 STDIN = "-"
 MODES = ", ".join(mode.value for mode in Mode)
-WIDEST = 60
-"""Characters of the widest cell of the table."""
 
 
 class InputError(ValueError):
@@ -278,36 +276,6 @@ def answer_prompts(groups: Sequence[Group], prompts: Sequence[str]) -> list[str]
         texts = sampler.answer([prompts[n] for n in numbers], images=images)
         answers |= dict(zip(numbers, texts, strict=True))
     return [answers[number] for number in range(len(prompts))]
-
-
-def describe(trajectories: Sequence[SampledTrajectory]) -> str:
-    """A short table: for every prompt its steps, who stopped it, and the verdict."""
-    rows: list[tuple[Any, ...]] = []
-    for one in trajectories:
-        for i, step in enumerate(one.steps):
-            head = (one.uid, _short(one.prompt or one.instruction)) if i == 0 else ("", "")
-            rows.append((*head, i + 1, _plan(step.plan), "refined" if step.refines else ""))
-        end = {"model": "stops", "cap": "cut at the cap"}[one.stopped]
-        rows.append(("", "", "", end, _verdict(one)))
-    return table(rows, ("", "prompt", "step", "plan", "outcome"))
-
-
-def _plan(plan: Plan | Malformed | None) -> str:
-    if isinstance(plan, Malformed):
-        return _short(f"malformed: {plan.reason}")
-    return "-" if plan is None else _short(plan.instruction)
-
-
-def _verdict(trajectory: SampledTrajectory) -> str:
-    verdict = trajectory.verdict
-    if verdict is None:
-        return "not judged"
-    wrong = [one["reason"] for one in verdict["constraints"] if not one["ok"]]
-    return "right" if verdict["ok"] else _short("wrong: " + "; ".join(wrong))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
 
 
 def settings_of(sampler: Sampler, restored: Restored, values: Any) -> dict[str, Any]:

@@ -42,6 +42,31 @@ def test_bad_flags_of_training_are_one_line(arguments, message):
     assert message in done.stderr and not done.stdout
 
 
+def test_a_tilde_is_the_home_folder_in_flags_and_configs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/a")
+    argv = ["x", "--workdir=~/runs", "--compare=~/a.json,~/b.json", "--prompts=~/x", "--a=b~/c", "~/d"]
+    expected = ["--workdir=/home/a/runs", "--compare=/home/a/a.json,/home/a/b.json", *argv[3:]]
+    assert cli._words_at_home(argv)[1:] == expected
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict(dict(data=dict(path='~/data', name='a~')))"
+    )
+    config = cli.load_config(str(mine))
+    assert (config.data.path, config.data.name) == ("/home/a/data", "a~")
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.load_config("configs/scenes.py:debug").train.steps == 4
+    for words in (["--config=configs/scenes.py:debug"], ["--config", "configs/scenes.py:debug"]):
+        assert cli._words_at_home(words)[-1].endswith(f"{ROOT}/configs/scenes.py:debug")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "scenes.py").write_text("def get_config(): return 3")
+    with pytest.raises(cli.CommandError, match="returns a int, not a ConfigDict"):  # the one that is here
+        cli.load_config("configs/scenes.py")
+
+
 SCRIPT = """
 import sys
 from process_gen import cli

@@ -101,8 +101,8 @@ class Sampler:
         self.ambient = ambient
         if rows < 1:
             raise SamplerError(f"rows must be at least 1, got {rows}")
-        alone = sharding is None or sharding.num_devices == 1
-        self.lanes = min(os.cpu_count() or 1, max(rows // LANE, 1)) if alone and _on_cpu() else 1
+        one_cpu = jax.default_backend() == "cpu" and (sharding is None or sharding.num_devices == 1)
+        self.lanes = min(os.cpu_count() or 1, max(rows // LANE, 1)) if one_cpu else 1
         check_fits(model.layout, self.config)
         self._texts = text_specs(model, tokenizer, self.config)
 
@@ -438,10 +438,6 @@ class Sampler:
 
 _Round = tuple[int, list[tuple[Row, SampledTrajectory]]]
 """How many turns were drawn, and what has ended with them."""
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _in_order(stream: Iterator[Progress], count: int) -> list[SampledTrajectory]:

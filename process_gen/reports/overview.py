@@ -1,0 +1,43 @@
+"""Sampled trajectories as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from process_gen.reports.table import table
+from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.sampled import SampledTrajectory
+
+WIDEST = 60
+"""Characters of the widest cell."""
+
+
+def describe(trajectories: Sequence[SampledTrajectory]) -> str:
+    """A short table: for every prompt its steps, who stopped it, and the verdict."""
+    rows: list[tuple[Any, ...]] = []
+    for one in trajectories:
+        for i, step in enumerate(one.steps):
+            head = (one.uid, _short(one.prompt or one.instruction)) if i == 0 else ("", "")
+            rows.append((*head, i + 1, _plan(step.plan), "refined" if step.refines else ""))
+        end = {"model": "stops", "cap": "cut at the cap"}[one.stopped]
+        rows.append(("", "", "", end, _verdict(one)))
+    return table(rows, ("", "prompt", "step", "plan", "outcome"))
+
+
+def _plan(plan: Plan | Malformed | None) -> str:
+    if isinstance(plan, Malformed):
+        return _short(f"malformed: {plan.reason}")
+    return "-" if plan is None else _short(plan.instruction)
+
+
+def _verdict(trajectory: SampledTrajectory) -> str:
+    verdict = trajectory.verdict
+    if verdict is None:
+        return "not judged"
+    wrong = [one["reason"] for one in verdict["constraints"] if not one["ok"]]
+    return "right" if verdict["ok"] else _short("wrong: " + "; ".join(wrong))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
