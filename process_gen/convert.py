@@ -196,6 +196,28 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of what a model started from a Qwen2 has to draw.")
 
 
+_OF_SOURCES = {
+    "vision": (None, ("qwen2",)),
+    "seed": (0, ("qwen2",)),
+    "which": ("ema", ("ours",)),
+    "vit": (True, ("bagel",)),
+    "autoencoder": (None, ("ours", "bagel", "qwen2")),
+}
+"""Flags with their defaults, and the kinds of sources that they say something of."""
+_OF_TARGETS = {"mesh": ("", ("ours",)), "largest": (None, ("bagel", "qwen2", "siglip2"))}
+
+
+def _check_used(values: Any, weights: Weights, to: str) -> None:
+    """Raises ConvertError for a flag that this source or this target does not ask for."""
+    for flags_, kind, what in ((_OF_SOURCES, weights.kind, "source"), (_OF_TARGETS, to, "target")):
+        for name, (default, kinds) in flags_.items():
+            if getattr(values, name) != default and kind not in kinds:
+                raise ConvertError(
+                    f"--{name} is for a {what} of the kind {' or '.join(kinds)}, this one is {kind}: "
+                    "leave it out"
+                )
+
+
 def run(values: Any) -> str:
     """Does what the command does; returns what it prints at the end.
 
@@ -217,6 +239,7 @@ def run(values: Any) -> str:
         seed=values.seed,
     )
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
+    _check_used(values, weights, to)
     total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
         convert(

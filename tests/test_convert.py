@@ -164,6 +164,27 @@ def test_without_a_vit(source, tmp_path):
         ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, convert.ConvertError, "such as --mesh=fsdp=8"),
         ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, convert.ConvertError, "at least 1"),
         ({"source": GOLDEN, "target": "x", "largest": "much"}, convert.ConvertError, "such as 5GB"),
+        (
+            {"source": GOLDEN, "target": "x", "which": "params"},
+            convert.ConvertError,
+            "which is for a source of",
+        ),
+        (
+            {"source": GOLDEN, "target": "x", "vision": "y"},
+            convert.ConvertError,
+            "kind qwen2, this one is bagel",
+        ),
+        ({"source": GOLDEN, "target": "x", "seed": 3}, convert.ConvertError, "--seed is for a source"),
+        (
+            {"source": GOLDEN, "target": "x", "largest": "1GB"},
+            convert.ConvertError,
+            "this one is ours: leave it",
+        ),
+        (
+            {"source": GOLDEN, "target": "x", "to": "flux", "mesh": "fsdp=2"},
+            convert.ConvertError,
+            "--mesh is for",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypatch):
