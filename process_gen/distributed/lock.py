@@ -28,6 +28,10 @@ SILENT_SECONDS = 60.0
 """How long an owner on another host has to be silent until it is taken for dead."""
 
 
+_TRIES = 50
+"""Looks at a file, a tenth of a second apart, until it is taken for one that nobody will ever finish."""
+
+
 class Occupied(OSError):
     """Another process works in the folder; the message names its host and number."""
 
@@ -78,11 +82,15 @@ def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Itera
     """
     path, owner = pathlib.Path(folder) / NAME, Owner.me(what)
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = False
+    said, unread = False, 0
     while not _created(path, owner):
         other = _read(path)
-        if other is None:  # just given up, or half-written
+        if other is None:  # just given up, or half-written, perhaps for good
             time.sleep(0.1)
+            if (unread := unread + 1) >= _TRIES:
+                logging.warning("%s says nothing: removed", path)
+                path.unlink(missing_ok=True)
+                unread = 0
         elif _is_dead(path, other):
             logging.warning(
                 "%s: taken over from process %d of %s, which has ended", path, other.pid, other.host
@@ -165,8 +173,8 @@ def _touch(path: pathlib.Path, ended: threading.Event) -> None:
 
 
 def _touched(path: pathlib.Path) -> float | None:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime
+    with contextlib.suppress(OSError), path.open() as file:  # opened: NFS answers a bare `stat` from memory
+        return os.fstat(file.fileno()).st_mtime
     return None
 
 

@@ -64,10 +64,10 @@ def memory_rows(reports: Sequence[Report]) -> Iterable[list[str]]:
 
 
 def traffic_rows(reports: Sequence[Report]) -> Iterable[list[str]]:
-    """What one device receives, by kind and axes."""
+    """What one device receives, by kind and axes; a tenth of a GiB and more."""
     for report in reports:
         for one in report["traffic"]:
-            if one["bytes"] > 2**20:
+            if one["bytes"] > 0.1 * GIB:
                 over = "network" if one["network"] else "links"
                 cells = [one["kind"], " ".join(one["axes"]), over, f"{one['bytes'] / GIB:.2f}"]
                 yield [title(report), *cells, f"{one['runs']:,.0f}"]
@@ -85,6 +85,7 @@ def time_rows(reports: Sequence[Report]) -> Iterable[list[str]]:
         yield [
             title(report),
             *totals,
+            f"{report['executed_flops_per_useful_token'] / 1e9:.1f}",
             *spans,
             f"{report['tokens_per_second_per_device']:,.0f}",
             f"{report['trajectories_per_second']:.1f}",
@@ -197,9 +198,9 @@ def page(reports: Sequence[Report], samplers: Sequence[Report], scaling: pathlib
     )
     sent = ("train step", "exchange", "axes", "over", "GiB received", "times")
     time = (
-        "train step", "TFLOP useful", "every slot", "with recomputation",
+        "train step", "TFLOP useful", "every slot", "with recomputation", "GFLOP a useful token",
         "arithmetic, s", "links, s", "network, s", "at best, s", "at worst, s",
-        "tokens/s/device", "trajectories/s", "of the peak", "device hours",
+        "useful tokens/s/device", "trajectories/s", "of the peak", "device hours",
     )  # fmt: skip
     bill = next((f"{r['trajectories']:,} trajectories" for r in reports if "trajectories" in r), "a run")
     assumed = dict.fromkeys(

@@ -103,6 +103,13 @@ def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeyp
         pass
 
 
+def test_a_file_that_nobody_finished_is_not_in_the_way_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_TRIES", 3)
+    (tmp_path / lock.NAME).write_text("{")
+    with lock.hold(tmp_path, "a training"):
+        assert lock._read(tmp_path / lock.NAME).pid == os.getpid()
+
+
 def test_a_lock_of_somebody_else_is_left_alone(tmp_path):
     other = written(tmp_path)
     lock._remove(tmp_path / lock.NAME, lock.Owner.me("a training"))
