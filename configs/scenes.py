@@ -74,7 +74,7 @@ def _base() -> ConfigDict:
     )
     config.flow = ConfigDict(
         dict(
-            time_mean=1.5,  # most of what the text decides is decided in heavy noise
+            time_mean=1.5,  # towards noise (t near 1), where the text decides what an image becomes
             time_std=1.2,
             time_shift=1.0,
             drop_text=0.1,

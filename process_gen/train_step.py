@@ -157,7 +157,7 @@ def _gradients(
 
     Every term is divided by its count over the whole batch, so accumulated
     micro-batches give the gradient of the whole batch. A micro-batch takes every
-    `accumulate`-th row, so that each device finds its rows of it at home.
+    `accumulate`-th row, so that each device has its rows of it already.
     """
     params, frozen = state.params, state.autoencoder
     if recipe.accumulate == 1:

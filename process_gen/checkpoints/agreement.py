@@ -20,5 +20,5 @@ def gather(text: str) -> list[str]:
 
 
 def first(text: str) -> str:
-    """The first text that is not empty of any host, on every host; empty where all are."""
+    """The first text that is not empty among those of all hosts, or "". Every host has to call it."""
     return next(filter(None, gather(text)), "")

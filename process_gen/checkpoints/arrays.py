@@ -1,7 +1,7 @@
 """States as named arrays: the one layout on disk, and the comparison that names what differs.
 
 A state is a dataclass or a dict whose top-level fields become items that can be read on their own. Inside an
-item every array has a name such as `blocks/attention/query/kernel`, whatever Python classes held it.
+item every array has a name such as `backbone/layers/und/q_proj/kernel`, whatever Python classes held it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Weights as one `.safetensors` file: to ship, to share, to load without Orbax.
 
-Arrays are stored flat under the names that the model gives them (`blocks/attention/query/kernel`), and what a
+Arrays are stored flat under the model's own names (`backbone/layers/und/q_proj/kernel`), and what a
 reader must know to build the model (config, size, layout, tokenizer) stands as JSON in the file's header.
 """
 

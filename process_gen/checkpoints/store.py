@@ -51,7 +51,7 @@ class Closing:
                 self.close()
 
     def close(self) -> None:
-        """Lets go of what is held."""
+        """Gives up threads and files."""
         raise NotImplementedError
 
 

@@ -98,9 +98,9 @@ class PackedBatches(grain.IterDataset):
           has these rows, in ascending order; those whose stream has ended are empty.
         encode: makes the arrays of a trajectory (`encode.encode_trajectory`).
         layout: sizes of a row.
-        open_rows: how many rows each stream fills at a time; more waste less.
+        open_rows: how many rows each stream fills at a time; with more of them fewer slots stay empty.
         policy: what to do with trajectories that cannot be used.
-        identity: what the streams depend on; a state of other ones is refused.
+        identity: of source, order, batch and layout; the state of a loader with another one is refused.
         epoch: trajectories of a stream in one pass, the measure of the policy's budget.
         """
         super().__init__()

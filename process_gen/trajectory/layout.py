@@ -32,7 +32,7 @@ Kind = Literal["text", "noised", "clean"]
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A run of tokens that sees and is seen as one.
+    """Tokens that follow one another and share one rule of attention, that of their `kind`.
 
     Attributes:
       name: as in the table above.
