@@ -183,7 +183,7 @@ def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology=v9:4x4"], "unknown topology 'v9:4x4'; known are v5e, v5p, v6e, tpu7x, cpu and gpu"),
+        (["--topology=v9:4x4"], "unknown topology 'v9:4x4'; known are v5e, v5p, v6e, tpu7x, a100"),
         ([], "--topology is required: v5p:4x4x4"),
         (["--topology=cpu:8", "--config.train.batch_size=3"], "3 rows does not divide over 8 shards"),
     ],

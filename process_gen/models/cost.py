@@ -158,7 +158,11 @@ def executed(config: ModelConfig, layout: Layout, counts: Counts, program: Progr
     layers = _linear_again(config)
     found = {part: (3.0 + layers + again * in_turns[part]) * once[part] for part in ("und", "gen", "vit")}
     found["attention"] = _pair_flops(config) * _executed_pairs(config, layout, counts, program, again)
-    found["head"] = (4.0 if config.logits_in_chunks else 3.0) * once["head"]
+    found["head"] = 3.0 * once["head"]
+    if config.logits_in_chunks:  # logits once more, and the gradient of the words' table as a product
+        chunks = ((layout.trajectories, layout.prompt_segments), (layout.turns, layout.turn_segments))
+        words = sum(slots * Chunk(segments).text_tokens for slots, segments in chunks)
+        found["head"] += once["head"] + counts["rows"] * 2.0 * words * config.vocab_size * config.width
     found["autoencoder"] = once["autoencoder"] if program.encode else 0.0
     return {part: found[part] for part in PARTS}
 

@@ -31,6 +31,7 @@ from process_gen.models.attention import RowMasks
 from process_gen.models.backbone import Backbone
 from process_gen.models.cache import Context, KVCache, visible_pieces
 from process_gen.models.config import ModelConfig
+from process_gen.models.embedding import lookup
 from process_gen.models.layers import annotated, linear
 from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.partition import constrain
@@ -87,8 +88,11 @@ class UnifiedModel(nn.Module):
     # ------------------------------------------------------------------ pieces
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
-        """[..., T] ids to [..., T, D]; padding, which nothing sees, takes the first row."""
-        return jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0).astype(jnp.dtype(self.config.dtype))
+        """[B, T] ids to [B, T, D]; padding, which nothing sees, takes the first row."""
+        c, tokens = self.config, jnp.maximum(tokens, 0)
+        if c.logits_in_chunks:
+            return lookup(self.embedding, tokens, c.logit_chunk, c.dtype)
+        return jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
 
     def embed_latents(self, latents: jax.Array, t: jax.Array) -> jax.Array:
         """Latent tokens [B, J, I, C] at timesteps [B, J] to [B, J * I, D]."""
@@ -157,15 +161,20 @@ class UnifiedModel(nn.Module):
         )
         pairs = [(c.k, c.v) for c in (history, *context)]
         streams = _by_stream(chunk, found)
-        hidden, (k, v) = self.run(self._embedded(chunk, content), streams, pairs, attention)
+        embedded = self._embedded(chunk, content, self.embed_text(self._words(chunk, content)))
+        hidden, (k, v) = self.run(embedded, streams, pairs, attention)
         return Pass(hidden, k, v, mask, end)
 
-    def _embedded(self, chunk: Chunk, content: Content) -> dict[str, jax.Array]:
-        """The tokens of a chunk, embedded; images stand between two vision tokens."""
-        rows = content.present.shape[0]
-        edges = jnp.broadcast_to(jnp.asarray([self.ids.vision_start, self.ids.vision_end]), (rows, 2))
+    def _words(self, chunk: Chunk, content: Content) -> jax.Array:
+        """The ids [B, T] of a chunk; images stand between two vision tokens."""
+        edges = jnp.asarray([self.ids.vision_start, self.ids.vision_end])
+        edges = jnp.broadcast_to(edges, (content.present.shape[0], 2))
         texts = [content.texts[s.name] if s.kind == "text" else edges for s in chunk.segments]
-        streams = {"und": self.embed_text(jnp.concatenate(texts, axis=1))}
+        return jnp.concatenate(texts, axis=1)
+
+    def _embedded(self, chunk: Chunk, content: Content, words: jax.Array) -> dict[str, jax.Array]:
+        """The tokens of a chunk by stream; `words` [B, T, D] are its ids, embedded."""
+        rows, streams = content.present.shape[0], {"und": words}
         if patches := [content.vit[s.name] for s in chunk.segments if s.vit]:
             streams["und"] = jnp.concatenate([streams["und"], self.embed_vit(jnp.stack(patches, 1))], axis=1)
         if images := [s.name for s in chunk.segments if s.latents]:
@@ -260,15 +269,11 @@ class UnifiedModel(nn.Module):
         chunks = (_prompt_chunk(layout), _turn_chunk(layout))
         flat = [_flat(prompts, 2), _flat(turns, 2)]
         contents = (self._prompt_content(flat[0]), self._turn_content(flat[1]))
-        masks = [
-            token_mask(*pair).reshape(rows, -1, pair[0].tokens) for pair in zip(chunks, contents, strict=True)
-        ]
+        pairs = list(zip(chunks, contents, strict=True))
+        masks = [token_mask(*pair).reshape(rows, -1, pair[0].tokens) for pair in pairs]
+        zeros = [jnp.zeros(content.present.shape, jnp.int32) for content in contents]
         places, lengths = zip(
-            *(
-                positions(*pair, jnp.zeros(pair[1].present.shape, jnp.int32))
-                for pair in zip(chunks, contents, strict=True)
-            ),
-            strict=True,
+            *(positions(*pair, start) for pair, start in zip(pairs, zeros, strict=True)), strict=True
         )
         start = _turn_starts(*(x.reshape(rows, -1) for x in lengths), prompt_index, is_first)
         places = (places[0], places[1] + start.reshape(-1, 1))
@@ -283,7 +288,12 @@ class UnifiedModel(nn.Module):
                 for name in names
             }
 
-        streams = whole([self._embedded(*pair) for pair in zip(chunks, contents, strict=True)])
+        # One look-up of all words, so that the gradient of their table is reduced once.
+        ids = [self._words(*pair) for pair in pairs]
+        words = self.embed_text(whole([{"und": x} for x in ids])["und"])
+        cut = layout.trajectories * ids[0].shape[1]
+        words = [x.reshape(*y.shape, -1) for x, y in zip((words[:, :cut], words[:, cut:]), ids, strict=True)]
+        streams = whole([self._embedded(*pair, x) for pair, x in zip(pairs, words, strict=True)])
         by_stream = [_by_stream(*pair) for pair in zip(chunks, places, strict=True)]
         attention = attention_lib.of_rows(
             self.config,
