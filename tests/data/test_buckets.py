@@ -88,10 +88,14 @@ def test_shapes_are_looked_up_once(folder, monkeypatch):
     (folder / SHAPES).unlink(missing_ok=True)
     first = source.shapes()
     assert first[3] is None and first[0] == (20, 20) and (folder / SHAPES).is_file()
-    monkeypatch.setattr("process_gen.data.images.shape_of", None)
+
+    def look(path):
+        raise RuntimeError("looked up again")
+
+    monkeypatch.setattr("process_gen.data.images.shape_of", look)
     assert source.shapes() == first
     (folder / SHAPES).write_text("{")
-    with pytest.raises(TypeError):  # looked up again, which the line above makes impossible
+    with pytest.raises(RuntimeError, match="looked up again"):
         source.shapes()
 
 
