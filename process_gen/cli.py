@@ -112,23 +112,26 @@ def _at_home(config: ConfigDict) -> ConfigDict:
 
 
 def _words_at_home(argv: Sequence[str]) -> list[str]:
-    """The command line with `~` replaced in the values of flags, which shells leave alone behind a `=`.
-
-    And with the places of config files.
-    """
+    """The command line with `~` replaced in the values of flags, which shells leave alone behind a `=`."""
     home = re.compile(r"(?:(?<==)|(?<=,))~[^/,]*(?=/|,|$)")
 
     def expanded(word: str) -> str:
         is_path = re.match(r"--?\w[\w.]*=", word) and not re.match(r"--?prompts?=", word)
         return home.sub(lambda match: os.path.expanduser(match[0]), word) if is_path else word
 
-    words = [expanded(word) for word in argv]
+    return [expanded(word) for word in argv]
+
+
+def _words_with_places(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The command line with the place of its config file, and that place; None where it names none."""
+    words, given = list(argv), None
     for i, word in enumerate(words):
-        if match := re.match(r"(--?config=)(.*)", word):
-            words[i] = match[1] + config_place(match[2])
+        if match := re.fullmatch(r"(--?config=)(.*)", word):
+            given = config_place(match[2])
+            words[i] = match[1] + given
         elif i and re.fullmatch(r"--?config", words[i - 1]):
-            words[i] = config_place(word)
-    return words
+            given = words[i] = config_place(word)
+    return words, given
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -206,7 +209,7 @@ def read_flags(
         flags.DEFINE_string("workdir", None, workdir)
     try:
         if config is not None:
-            _define_config(config, argv)
+            argv = _define_config(config, argv)
         _left_over = flags.FLAGS(argv)
         if config is not None:
             _at_home(flags.FLAGS.config)
@@ -224,20 +227,20 @@ def define_host_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
-def _define_config(default: str, argv: Sequence[str]) -> None:
-    """Defines `--config`, after checking everything that its own parser would answer with a traceback."""
-    words, given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default
-    for i, word in enumerate(words):
-        if re.fullmatch(r"--?config", word) and i + 1 < len(words):
-            given = words[i + 1]
-        elif match := re.fullmatch(r"--?config=(.*)", word):
-            given = match[1]
-    check_overrides(load_config(given), words)
+def _define_config(default: str, argv: Sequence[str]) -> list[str]:
+    """Defines `--config`, after checking everything that its own parser would answer with a traceback.
+
+    Returns:
+      The command line for that parser, with the words of flag files and the place of the config's file.
+    """
+    words, given = _words_with_places(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
     place = config_place(default)
+    check_overrides(load_config(given or place), words)
     try:
         config_flags.DEFINE_config_file("config", place, "Config, as FILE.py:VARIANT.", lock_config=True)
     except (TypeError, ValueError) as error:  # an override of the default config that is of another type
         raise CommandError(str(error)) from None
+    return [argv[0], *words]
 
 
 flags.disclaim_key_flags()  # so `--help` of a command lists them as its own

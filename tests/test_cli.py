@@ -60,7 +60,7 @@ def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.load_config("configs/scenes.py:debug").train.steps == 4
     for words in (["--config=configs/scenes.py:debug"], ["--config", "configs/scenes.py:debug"]):
-        assert cli._words_at_home(words)[-1].endswith(f"{ROOT}/configs/scenes.py:debug")
+        assert cli._words_with_places(words)[0][-1].endswith(f"{ROOT}/configs/scenes.py:debug")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "scenes.py").write_text("def get_config(): return 3")
     with pytest.raises(cli.CommandError, match="returns a int, not a ConfigDict"):  # the one that is here

@@ -61,7 +61,7 @@ class FolderSource:
           BadTrajectory: a bad line, named by file, line and field.
           TooManyBadTrajectories: more bad lines than the budget.
         """
-        self.folder, self.image_size = pathlib.Path(folder).expanduser().absolute(), image_size
+        self.folder, self.image_size = pathlib.Path(folder).absolute(), image_size
         self.listing = self.folder / LISTING
         if not self.listing.is_file():
             raise FileNotFoundError(f"{self.listing} does not exist: a folder of trajectories needs it")

@@ -26,8 +26,6 @@ TOUCH_SECONDS = 10.0
 """How often an owner shows that it is alive."""
 SILENT_SECONDS = 60.0
 """How long an owner on another host has to be silent until it is taken for dead."""
-
-
 _TRIES = 50
 """Looks at a file, a tenth of a second apart, until it is taken for one that nobody will ever finish."""
 
@@ -120,20 +118,25 @@ def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Itera
 def _created(path: pathlib.Path, owner: Owner) -> bool:
     """Makes the file, whole, if there is none; False if there is one."""
     draft = path.with_name(f"{path.name}.{owner.token}")
-    draft.write_text(json.dumps(dataclasses.asdict(owner)))
     try:
-        os.link(draft, path)
+        draft.write_text(json.dumps(dataclasses.asdict(owner)))
+        _link(draft, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
-        try:
-            with path.open("x") as file:
-                file.write(draft.read_text())
-        except FileExistsError:
-            return False
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return True
+
+
+def _link(file: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives a file another name, or copies it without hard links; FileExistsError if the name is taken."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("x") as copy:
+            copy.write(file.read_text())
 
 
 def _read(path: pathlib.Path) -> Owner | None:
@@ -162,7 +165,7 @@ def _remove(path: pathlib.Path, owner: Owner) -> None:
         os.rename(path, aside)
         if _read(aside) not in (owner, None):  # somebody was quicker
             with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
+                _link(aside, path)
         aside.unlink()
 
 

@@ -170,7 +170,7 @@ def is_installed(module: str) -> bool:
 
 
 def _tpus(name: Name) -> Sequence[jax.Device]:
-    if importlib.util.find_spec("libtpu") is None:
+    if not is_installed("libtpu"):
         raise TopologyError(
             f"compiling for {name.generation} takes the TPU compiler, not a TPU: `pip install libtpu`. "
             "Without it, --topology=cpu:8 checks the sharding"

@@ -14,6 +14,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from process_gen.models.likelihood import is_label
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def lookup(table: jax.Array, tokens: jax.Array, chunk: int, dtype: str) -> jax.Array:
@@ -34,10 +36,7 @@ def _backward(chunk, dtype, kept, given):
     chunks = like.shape[0] // chunk
 
     def body(_, i):
-        words = (
-            jnp.arange(chunk) * chunks + i
-        )  # as the chunks of the head: some of every part of a split table
-        one_hot = (tokens[..., None] == words[None, None]).astype(given.dtype)
+        one_hot = is_label(tokens, i, (chunks, chunk)).astype(given.dtype)
         # The width first: rows are what devices split a matrix by.
         return None, jnp.einsum("bld,blc->dc", given, one_hot, preferred_element_type=jnp.float32)
 

@@ -54,7 +54,7 @@ def _logits(hidden: jax.Array, part: jax.Array) -> jax.Array:
     return jnp.einsum("bld,dc->blc", hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _is_label(labels: jax.Array, i: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def is_label(labels: jax.Array, i: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """[B, L, C] bool: which word of chunk `i` is the label; `shape` is (chunks, words of a chunk)."""
     chunks, words = shape
     here = (labels % chunks == i)[..., None]
@@ -71,7 +71,7 @@ def _forward(hidden, kernel, labels, chunk):
         logits = _logits(hidden, part)
         higher = jnp.maximum(top, logits.max(-1))
         total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(-1)
-        picked += jnp.where(_is_label(wanted, i, shape), logits, 0.0).sum(-1)
+        picked += jnp.where(is_label(wanted, i, shape), logits, 0.0).sum(-1)
         return (higher, total, picked), None
 
     zeros = jnp.zeros(labels.shape, jnp.float32)
@@ -89,7 +89,7 @@ def _backward(chunk, kept, given):
     def body(total, xs):
         part, i = xs
         softmax = jnp.exp(_logits(hidden, part) - normalizer[..., None])
-        slope = ((softmax - _is_label(wanted, i, shape)) * given[..., None]).astype(hidden.dtype)
+        slope = ((softmax - is_label(wanted, i, shape)) * given[..., None]).astype(hidden.dtype)
         of_hidden = jnp.einsum(
             "blc,dc->bld", slope, part.astype(hidden.dtype), preferred_element_type=jnp.float32
         )

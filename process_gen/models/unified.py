@@ -271,10 +271,8 @@ class UnifiedModel(nn.Module):
         contents = (self._prompt_content(flat[0]), self._turn_content(flat[1]))
         pairs = list(zip(chunks, contents, strict=True))
         masks = [token_mask(*pair).reshape(rows, -1, pair[0].tokens) for pair in pairs]
-        zeros = [jnp.zeros(content.present.shape, jnp.int32) for content in contents]
-        places, lengths = zip(
-            *(positions(*pair, start) for pair, start in zip(pairs, zeros, strict=True)), strict=True
-        )
+        starts = [jnp.zeros_like(content.present, jnp.int32) for content in contents]
+        places, lengths = zip(*map(positions, chunks, contents, starts), strict=True)
         start = _turn_starts(*(x.reshape(rows, -1) for x in lengths), prompt_index, is_first)
         places = (places[0], places[1] + start.reshape(-1, 1))
 
@@ -288,11 +286,16 @@ class UnifiedModel(nn.Module):
                 for name in names
             }
 
+        def apart(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+            """[B, all tokens, ...] to [B * slots, tokens, ...] of prompts and turns, `sizes` tokens each."""
+            cut, slots = layout.trajectories * sizes[0], (layout.trajectories, layout.turns)
+            parts = zip((x[:, :cut], x[:, cut:]), slots, sizes, strict=True)
+            return [part.reshape(rows * count, size, *x.shape[2:]) for part, count, size in parts]
+
         # One look-up of all words, so that the gradient of their table is reduced once.
         ids = [self._words(*pair) for pair in pairs]
         words = self.embed_text(whole([{"und": x} for x in ids])["und"])
-        cut = layout.trajectories * ids[0].shape[1]
-        words = [x.reshape(*y.shape, -1) for x, y in zip((words[:, :cut], words[:, cut:]), ids, strict=True)]
+        words = apart(words, [x.shape[1] for x in ids])
         streams = whole([self._embedded(*pair, x) for pair, x in zip(pairs, words, strict=True)])
         by_stream = [_by_stream(*pair) for pair in zip(chunks, places, strict=True)]
         attention = attention_lib.of_rows(
@@ -305,9 +308,7 @@ class UnifiedModel(nn.Module):
         of_prompts, of_turns = {}, {}
         for name, x in hidden.items():
             sizes = [c.und_tokens if name == "und" else c.latent_tokens for c in chunks]
-            cut = layout.trajectories * sizes[0]
-            of_prompts[name] = x[:, :cut].reshape(rows * layout.trajectories, sizes[0], x.shape[-1])
-            of_turns[name] = x[:, cut:].reshape(rows * layout.turns, sizes[1], x.shape[-1])
+            of_prompts[name], of_turns[name] = apart(x, sizes)
         self.sow("trace", "prompt", {"hidden": of_prompts, "positions": by_stream[0]})
         self.sow("trace", "turn", {"hidden": of_turns, "positions": by_stream[1]})
         end = self._prompt_end(chunks[0], contents[0], of_prompts["und"])

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Listing:
             self._check_settings()
             if host[0] == 0:
                 _cut_unfinished(self.path)
-            self._read(self.path)
+            self._read(self._records(self.path))
         else:
             files.write_bytes(self.path, b"")
             for part in self._parts():
@@ -75,24 +75,23 @@ class Listing:
 
     def gather(self) -> None:
         """Takes the parts of other hosts, or of a run that was cut off, into the listing."""
-        for part in self._parts():
+        parts = self._parts()
+        listed = {record.uid for record in self._records(self.path)} if parts else set()
+        for part in parts:
             _cut_unfinished(part)
-            there = {record.uid for record in self._records(self.path)}
-            new = [
-                line
-                for line, record in zip(_lines(part), self._records(part), strict=True)
-                if record.uid not in there
-            ]
-            self._append(self.path, b"".join(new))
-            self._read(part)
+            pairs = zip(_lines(part), self._records(part), strict=True)
+            new = {record.uid: (line, record) for line, record in pairs if record.uid not in listed}
+            self._append(self.path, b"".join(line for line, _ in new.values()))
+            self._read(record for _, record in new.values())
+            listed |= new.keys()
             part.unlink()
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("trajectories.*.jsonl"))
 
-    def _read(self, path: pathlib.Path) -> None:
-        """Counts what a file lists, unless it is counted already."""
-        for record in self._records(path):
+    def _read(self, records: Iterable[Record]) -> None:
+        """Counts what is listed, unless it is counted already."""
+        for record in records:
             if record.uid not in self._uids:
                 self._count(record.uid, record, record.sampled.get("seed", 0), record.sampled.get("verdict"))
 
