@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.data import mix
-from process_gen.models.assembly import token_count
+from process_gen.models.content import token_count
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.visibility import seen_parts

@@ -23,8 +23,7 @@ from process_gen.distributed.mesh import MeshConfig
 from process_gen.losses import LossTable
 from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
-from process_gen.models.config import ModelConfig, model_config
-from process_gen.models.inputs import UnrollOptions
+from process_gen.models.config import ModelConfig, UnrollOptions, model_config
 from process_gen.models.unified import UnifiedModel
 from process_gen.ranges import RANGES
 from process_gen.sampling import SamplerConfig
@@ -94,8 +93,7 @@ def build_layouts(
     layouts = {first.image_size: first}
     for size in (tuple(size) for size in config.data.buckets):
         try:
-            layout = first.reshaped(size, latent_shape(model, size)[0])
-            vit.check(model, layout)
+            layout = vit.reshaped(model, first, size)
         except ValueError as error:
             raise ConfigError(f"config.data.buckets: {error}") from None
         for other in layouts:

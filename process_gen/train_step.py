@@ -16,7 +16,7 @@ from process_gen.amounts import amounts
 from process_gen.distributed import offload
 from process_gen.losses import LossTable
 from process_gen.models.autoencoder import random_weights
-from process_gen.models.inputs import UnrollOptions
+from process_gen.models.config import UnrollOptions
 from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import Outputs, blank_outputs, unroll

@@ -9,7 +9,7 @@ import pytest
 from process_gen.amounts import amounts
 from process_gen.data.fake import fake_batch
 from process_gen.data.packing import packing_stats
-from process_gen.models.turn_io import PromptInputs, TurnInputs
+from process_gen.models.content import Content, prompt_content
 from process_gen.trajectory.batch import Batch
 from tests.models.dense import row_mask, row_parts, sees
 from tests.models.tiny import VIT, VOCAB, layout
@@ -40,11 +40,10 @@ def by_hand(batch: Batch, **changes) -> dict[str, float]:
     segments = {s.name: s for s in (*there.prompt_segments, *there.turn_segments)}
     for b in range(batch.present.shape[0]):
         row = jax.tree.map(lambda x, b=b: x[b], batch)
-        prompts = PromptInputs(
+        prompts = prompt_content(
             row.prompt_tokens, instruction=row.instruction_tokens, has_image=row.has_prompt_image
         )
-        nothing = dict(image=None, noised=None, t=None)
-        turns = TurnInputs(row.present, row.refines, row.before_tokens, row.after_tokens, **nothing)
+        turns = Content(row.present, texts={"before": row.before_tokens, "after": row.after_tokens})
         trajectories = row_parts(there, row, prompts, turns)
         mask = row_mask(there, trajectories)
         for parts in trajectories:

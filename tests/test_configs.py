@@ -21,7 +21,7 @@ from process_gen.amounts import of_a_full_row
 from process_gen.checkpoints import arrays
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.models import cost
-from process_gen.models.inputs import UnrollOptions
+from process_gen.models.config import UnrollOptions
 from process_gen.models.spec import model_spec
 from process_gen.program import build_recipe
 from process_gen.sampling import SamplerConfig

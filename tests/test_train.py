@@ -22,7 +22,7 @@ from process_gen.checkpoints import load
 from process_gen.distributed import sharding
 from process_gen.experiment import ConfigError
 from process_gen.losses import LossTable
-from process_gen.models.inputs import UnrollOptions
+from process_gen.models.config import UnrollOptions
 from process_gen.models.unroll import unroll
 from process_gen.train_step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch

@@ -91,7 +91,7 @@ def rows(
 
     def encode(part: Arrays) -> Arrays:
         if (turns := len(part["present"])) > layout.turns:
-            raise TooLong("", turns, layout.turns)
+            raise TooLong(turns, layout.turns)
         return part
 
     stream = grain.MapDataset.source(draw(layout, trajectories, seed))

@@ -1,9 +1,15 @@
-"""The table of losses: which are on, for which stage, with what weight.
+"""The losses of every stage, and the table that says which are on and with what weight.
+
+A turn's slots belong to stages: the text before an image is a plan or a refine
+instruction, the image a sketch or a refined one, by the kind of the turn; the text
+after it is an inspection. So every loss is on for the slots of its stage alone.
 
 A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan", "weight": 1.0}
 
 Rows that also name the same `pool` are divided by the targets of all of them
 together: one mean over the texts of all stages, say, as BAGEL has it.
+
+B rows, S turn slots, T tokens of a slot, J noised copies, I latent tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +21,67 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from process_gen.losses import stock  # noqa: F401  (fills the registry)
-from process_gen.losses.registry import get_loss
+from process_gen.losses.registry import Term, get_loss, register
 from process_gen.models.unroll import Outputs
-from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.batch import PAD_ID, Batch
+from process_gen.trajectory.controls import closing
 from process_gen.trajectory.stages import Stage
+
+
+def of_stage(batch: Batch, stage: str) -> jax.Array:
+    """[B, S] bool: the turns that have a slot of a stage."""
+    everyone = {Stage.INSPECT: batch.present, Stage.REFINE: batch.present & batch.refines}
+    return everyone.get(Stage(stage), batch.present & ~batch.refines)
+
+
+@register("text_cross_entropy")
+def text_cross_entropy(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
+    """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE)."""
+    del key
+    slot = "after" if stage == Stage.INSPECT else "before"
+    inside = (labels[slot] != PAD_ID) & ~closing(getattr(batch, f"{slot}_tokens"))
+    weights = getattr(batch, f"{slot}_weight") * of_stage(batch, stage)
+    return Term(outputs.cross_entropy(slot, labels), inside * weights[..., None])
+
+
+@register("decision_cross_entropy")
+def decision_cross_entropy(
+    outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str
+) -> Term:
+    """Cross-entropy of what opens next, at the tokens that close something.
+
+    For `stage` plan: the prompt's end and the plan's; sketch: the draft's;
+    inspect: the inspection's (refine, next step, or stop); refine: the
+    instruction's and the corrected image's. Labels of flow targets' closing
+    tokens (`noised_end`, as BAGEL's data has them) count where given.
+    """
+    del key
+    parts = {
+        Stage.PLAN: ("prompt_end", "before"),
+        Stage.SKETCH: ("image_end", "noised_end"),
+        Stage.INSPECT: ("after",),
+        Stage.REFINE: ("before", "image_end", "noised_end"),
+    }[Stage(stage)]
+    values, weights, there = [], [], of_stage(batch, stage)
+    for name in (name for name in parts if name in labels):
+        weight = labels[name] != PAD_ID
+        if name in ("before", "after"):
+            weight &= closing(getattr(batch, f"{name}_tokens"))
+        if name != "prompt_end":
+            weight &= there.reshape(*there.shape, *(1,) * (weight.ndim - 2))
+        values.append(outputs.cross_entropy(name, labels).reshape(-1))
+        weights.append(weight.reshape(-1).astype(jnp.float32))
+    return Term(jnp.concatenate(values), jnp.concatenate(weights))
+
+
+@register("flow_mse")
+def flow_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
+    """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE)."""
+    del labels, key
+    values = jnp.mean(jnp.square(outputs.velocity - outputs.target), axis=-1)
+    weights = batch.image_weight * (outputs.has_target & of_stage(batch, stage))
+    return Term(values, jnp.broadcast_to(weights[:, :, None, None], values.shape))
+
 
 _FIELDS = ("loss", "stage", "weight")
 _OPTIONAL = ("pool",)

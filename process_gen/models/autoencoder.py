@@ -130,6 +130,18 @@ def to_tokens(
     return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
 
 
+def slots_to_tokens(
+    config: ModelConfig, images: jax.Array, params: Any = None, key: jax.Array | None = None
+) -> jax.Array:
+    """`to_tokens` of images [B, S, H, W, 3]; slot by slot where there are weights, to save memory."""
+    if params is None:
+        return to_tokens(config, images)
+    slots = jnp.moveaxis(images, 1, 0)
+    keys = None if key is None else jax.random.split(key, len(slots))
+    latents = jax.lax.map(lambda x: to_tokens(config, x[0], params, x[1]), (slots, keys))
+    return jnp.moveaxis(latents, 0, 1)
+
+
 def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
     """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped."""
     autoencoder, (rows, columns) = make_autoencoder(config, params), layout.latent_grid

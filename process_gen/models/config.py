@@ -270,3 +270,50 @@ def _check_fields(name: str, config: type, given: Iterable[str]) -> None:
         if key not in fields:
             near = difflib.get_close_matches(key, fields) or sorted(fields)
             raise ValueError(f"{name} has no field {key!r}; did you mean {' or '.join(near)}?")
+
+
+ORDERS = ("layers", "scan")
+
+
+@dataclasses.dataclass(frozen=True)
+class UnrollOptions:
+    """How turns are unrolled, and what is drawn at random while training.
+
+    What is dropped leaves the sequence, for later tokens too, as in BAGEL's data
+    (arXiv 2505.14683): guidance samples with contexts of the same kind.
+
+    Attributes:
+      order: of the loops, `layers` or `scan`.
+      time_mean, time_std, time_shift: logit-normal timesteps of the flow targets.
+      drop_text: probability, per turn, that the newest text before its image is
+        left out: the plan or the refine instruction, else the text of the prompt.
+      drop_images: probability, per trajectory, that all its images are left out.
+      drop_latents, drop_vit: probabilities, per image, that its latents or its ViT
+        tokens are left out, independently. Positions go on as if they were there.
+      context_noise: largest standard deviation of the Gaussian noise on the
+        clean images that later tokens see, in latent units. A model trained on
+        perfect context drifts when it sees its own.
+      context_noise_share: share of the images that get any.
+      sample_latents: whether the latents of an image are drawn from the
+        autoencoder's distribution, as the published program trains, instead of
+        being its means. Latents that were encoded ahead of time are means.
+    """
+
+    order: str = "layers"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    time_shift: float = 1.0
+    drop_text: float = 0.1
+    drop_images: float = 0.1
+    drop_latents: float = 0.0
+    drop_vit: float = 0.0
+    context_noise: float = 0.0
+    context_noise_share: float = 0.7
+    sample_latents: bool = False
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"train.unroll must be one of {', '.join(ORDERS)}, got {self.order!r}")
+
+
+NO_RANDOM_DROPS = UnrollOptions(drop_text=0.0, drop_images=0.0)

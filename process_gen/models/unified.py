@@ -1,12 +1,11 @@
 """The unified model: `begin` reads a prompt, `step` goes through one turn: text, image, text.
 
     context          = begin(params, prompt)
-    context, outputs = step(params, context, turn)
+    context, outputs = step(params, context, turn, refines)
 
 is the definition. Training computes the same for all turns of a row at once, layer by
-layer (`forward_rows`, `process_gen.models.unroll`). Sampling makes the same turn out of
-the same pieces, `extend_text`, `extend_image` and `velocity`, with its own text and
-images (`process_gen.sampling`).
+layer (`forward_rows`, `process_gen.models.unroll`). Sampling puts the same turn together
+from single texts and images (`forward_chunk`, `process_gen.sampling.extend`).
 
 B rows, S turn slots, R prompts of a row, T tokens of a text slot, J noised copies, I
 latent tokens and P ViT tokens of an image, C channels of a latent token, U values of a
@@ -15,10 +14,8 @@ ViT patch, D width.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,21 +23,29 @@ import jax.numpy as jnp
 
 from process_gen.models import attention as attention_lib
 from process_gen.models import flow, vit
-from process_gen.models.assembly import Content, at_token, positions, taken, token_count, token_mask
 from process_gen.models.attention import RowMasks
 from process_gen.models.backbone import Backbone
 from process_gen.models.cache import Context, KVCache, visible_pieces
 from process_gen.models.config import ModelConfig
+from process_gen.models.content import (
+    Content,
+    at_token,
+    positions,
+    prompt_content,
+    taken,
+    token_count,
+    token_mask,
+    turn_content,
+)
 from process_gen.models.embedding import lookup
 from process_gen.models.layers import annotated, linear
 from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.partition import constrain
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
-from process_gen.models.turn_io import PromptInputs, TurnInputs, TurnOutputs
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
-from process_gen.trajectory.layout import Layout, Segment
-from process_gen.trajectory.visibility import Chunk
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.visibility import Chunk, chunk_of
 
 
 class Pass(NamedTuple):
@@ -145,10 +150,6 @@ class UnifiedModel(nn.Module):
         }
         return self.backbone(streams, positions, places, context, attention, keep_kv)
 
-    def empty_context(self, rows: int) -> Context:
-        """A context in which nothing has been said yet."""
-        return Context.empty(self.config, self.layout, rows)
-
     def forward_chunk(
         self, chunk: Chunk, content: Content, history: KVCache, context: Sequence[KVCache], start: jax.Array
     ) -> Pass:
@@ -184,73 +185,44 @@ class UnifiedModel(nn.Module):
             streams["gen"] = self.embed_latents(latents, times)
         return streams
 
-    # ------------------------------------------------- pieces of a turn, for the sampler
-
-    def extend_text(
-        self, history: KVCache, context: Sequence[KVCache], tokens: jax.Array, start: jax.Array
-    ) -> tuple[jax.Array, KVCache]:
-        """Text after a context: hidden states [B, T, D], and what later tokens see of it.
-
-        `tokens` [B, T] is padded with `PAD_ID`; its first position is `start` [B].
-        """
-        chunk = _text_chunk(tokens.shape[1])
-        content = Content(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
-        done = self.forward_chunk(chunk, content, history, context, start)
-        return done.hidden["und"], taken(chunk.memory("text"), done.k, done.v, done.mask)
-
-    def extend_image(
-        self,
-        history: KVCache,
-        context: Sequence[KVCache],
-        latents: jax.Array,
-        patches: jax.Array | None,
-        start: jax.Array,
-    ) -> tuple[jax.Array, KVCache]:
-        """A clean image [B, I, C] after a context: hidden state [B, D] of its closing token, and its keys.
-
-        Where the layout has ViT tokens, `patches` [B, P, U] are read as well; the
-        image takes `layout.state_ids` positions.
-        """
-        chunk = _state_chunk(self.layout)
-        seen = {} if patches is None else {"image_vit": patches}
-        content = Content(jnp.ones(latents.shape[0], bool), latents={"image": latents}, vit=seen)
-        done = self.forward_chunk(chunk, content, history, context, start)
-        pieces = chunk.memory(*(s.name for s in chunk.segments))
-        return done.hidden["und"][:, chunk.text_tokens - 1], taken(pieces, done.k, done.v, done.mask)
-
-    def velocity(
-        self, history: KVCache, context: Sequence[KVCache], x_t: jax.Array, t: jax.Array, position: jax.Array
-    ) -> jax.Array:
-        """The velocity [B, I, C] of a noised image at `t` [B] after a context."""
-        content = Content(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
-        done = self.forward_chunk(_noised_chunk(self.layout), content, history, context, position)
-        return self.to_velocity(done.hidden["gen"], x_t[:, None], t[:, None])[:, 0]
-
     # ---------------------------------------------------------- begin and step
 
-    def begin(self, prompt: PromptInputs) -> tuple[Context, jax.Array]:
+    def begin(self, prompt: Content) -> tuple[Context, jax.Array]:
         """Reads prompts; returns the context and the hidden state [B, D] of the last token."""
-        rows, chunk = prompt.text.shape[0], _prompt_chunk(self.layout)
-        context, content = self.empty_context(rows), self._prompt_content(prompt)
-        nothing = KVCache.empty(self.config, rows, 0)
-        done = self.forward_chunk(chunk, content, nothing, (), context.position)
+        rows, chunk = len(prompt.present), chunk_of(self.layout.prompt_segments)
+        context, nothing = Context.empty(self.config, self.layout, rows), KVCache.empty(self.config, rows, 0)
+        done = self.forward_chunk(chunk, prompt, nothing, (), context.position)
         parts = [chunk.memory(*(s.name for s in part)) for part in self.layout.prompt_parts.values()]
         cache = taken([piece for part in parts for piece in part], done.k, done.v, done.mask)
         context = context.replace(prompt=cache, position=done.position)
-        return context, self._prompt_end(chunk, content, done.hidden["und"])
+        return context, self._prompt_end(chunk, prompt, done.hidden["und"])
 
-    def step(self, context: Context, turn: TurnInputs) -> tuple[Context, TurnOutputs]:
-        """One turn, teacher-forced, in one chunk."""
-        chunk, content = _turn_chunk(self.layout), self._turn_content(turn)
-        seen = context.seen(self.layout, turn.refines)
-        done = self.forward_chunk(chunk, content, seen, [context.prompt], context.position)
+    def step(
+        self, context: Context, turn: Content, refines: jax.Array
+    ) -> tuple[Context, dict[str, jax.Array]]:
+        """One turn, teacher-forced, in one chunk; `refines` [B] bool says which are refine turns.
+
+        Returns:
+          The context after it, and what losses read: hidden states `before` and `after`
+          [B, T, D] of the texts, `image_end` [B, D] of the vision token that closes the
+          visual state (of its ViT tokens where they are there), `noised_end` [B, J, D] of
+          those that close the flow targets; and the `velocity` [B, J, I, C].
+        """
+        chunk = chunk_of(self.layout.turn_segments)
+        seen = context.seen(self.layout, refines)
+        done = self.forward_chunk(chunk, turn, seen, [context.prompt], context.position)
         new = taken(visible_pieces(self.layout, chunk), done.k, done.v, done.mask)
-        context = context.pushed(self.layout, new, turn.present, turn.refines, done.position)
-        return context, self._turn_outputs(chunk, turn, content, done.hidden)
+        context = context.pushed(self.layout, new, turn.present, refines, done.position)
+        return context, self._turn_outputs(chunk, turn, done.hidden)
 
     def forward_rows(
-        self, prompts: PromptInputs, turns: TurnInputs, prompt_index: jax.Array, is_first: jax.Array
-    ) -> tuple[jax.Array, TurnOutputs]:
+        self,
+        prompts: Content,
+        turns: Content,
+        prompt_index: jax.Array,
+        is_first: jax.Array,
+        refines: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What `begin` and `step` give for rows of turns, all turns at once in every layer.
 
         Projections and MLPs go over all tokens of a row, attention turn by turn over
@@ -260,15 +232,14 @@ class UnifiedModel(nn.Module):
           prompts: [B, R, ...].
           turns: [B, S, ...].
           prompt_index: [B, S] int32, which prompt a turn draws.
-          is_first: [B, S] bool, where a trajectory begins.
+          is_first, refines: [B, S] bool, where a trajectory begins, and refine turns.
 
         Returns:
           The hidden state [B, R, D] of the last token of each prompt, and outputs [B, S, ...].
         """
-        layout, rows = self.layout, prompt_index.shape[0]
-        chunks = (_prompt_chunk(layout), _turn_chunk(layout))
-        flat = [_flat(prompts, 2), _flat(turns, 2)]
-        contents = (self._prompt_content(flat[0]), self._turn_content(flat[1]))
+        layout, rows = self.layout, len(is_first)
+        chunks = chunk_of(layout.prompt_segments), chunk_of(layout.turn_segments)
+        contents = _flat(prompts), _flat(turns)
         pairs = list(zip(chunks, contents, strict=True))
         masks = [token_mask(*pair).reshape(rows, -1, pair[0].tokens) for pair in pairs]
         starts = [jnp.zeros_like(content.present, jnp.int32) for content in contents]
@@ -298,12 +269,8 @@ class UnifiedModel(nn.Module):
         words = apart(words, [x.shape[1] for x in ids])
         streams = whole([self._embedded(*pair, x) for pair, x in zip(pairs, words, strict=True)])
         by_stream = [_by_stream(*pair) for pair in zip(chunks, places, strict=True)]
-        attention = attention_lib.of_rows(
-            self.config,
-            layout,
-            *chunks,
-            RowMasks(*masks, prompt_index, turns.present, turns.refines),
-        )
+        seen = RowMasks(*masks, prompt_index, turns.present, refines)
+        attention = attention_lib.of_rows(self.config, layout, *chunks, seen)
         hidden, _ = self.run(streams, whole(by_stream), (), attention, keep_kv=False)
         of_prompts, of_turns = {}, {}
         for name, x in hidden.items():
@@ -312,22 +279,9 @@ class UnifiedModel(nn.Module):
         self.sow("trace", "prompt", {"hidden": of_prompts, "positions": by_stream[0]})
         self.sow("trace", "turn", {"hidden": of_turns, "positions": by_stream[1]})
         end = self._prompt_end(chunks[0], contents[0], of_prompts["und"])
-        outputs = self._turn_outputs(chunks[1], flat[1], contents[1], of_turns)
-        return end.reshape(rows, -1, end.shape[-1]), jax.tree.map(
-            lambda x: x.reshape(rows, layout.turns, *x.shape[1:]), outputs
-        )
-
-    def _prompt_content(self, prompt: PromptInputs) -> Content:
-        names = [s.name for s in self.layout.prompt_parts.get("prompt_image", ())]
-        exists = {} if prompt.has_image is None else dict.fromkeys(names, prompt.has_image)
-        return Content(
-            jnp.ones(prompt.text.shape[0], bool),
-            texts={"prompt": prompt.text, "instruction": prompt.instruction},
-            latents={"prompt_image": prompt.image},
-            vit={"prompt_image_vit": prompt.vit},
-            exists=exists,
-            keep=prompt.keep,
-        )
+        outputs = self._turn_outputs(chunks[1], contents[1], of_turns)
+        outputs = {name: x.reshape(rows, layout.turns, *x.shape[1:]) for name, x in outputs.items()}
+        return end.reshape(rows, -1, end.shape[-1]), outputs
 
     def _prompt_end(self, chunk: Chunk, content: Content, hidden: jax.Array) -> jax.Array:
         """The hidden state [B, D] of the last token of each prompt."""
@@ -341,21 +295,9 @@ class UnifiedModel(nn.Module):
             end = last if end is None else jnp.where(there[:, None], last, end)
         return end
 
-    def _turn_content(self, turn: TurnInputs) -> Content:
-        copies = range(self.layout.copies)
-        return Content(
-            turn.present,
-            texts={"before": turn.before, "after": turn.after},
-            latents={"image": turn.image} | {f"noised_{i}": turn.noised[:, i] for i in copies},
-            times={f"noised_{i}": turn.t[:, i] for i in copies},
-            vit={"image_vit": turn.vit},
-            exists=turn.exists,
-            keep=turn.keep,
-        )
-
     def _turn_outputs(
-        self, chunk: Chunk, turn: TurnInputs, content: Content, hidden: dict[str, jax.Array]
-    ) -> TurnOutputs:
+        self, chunk: Chunk, turn: Content, hidden: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         und, layout = hidden["und"], self.layout
 
         def text(name: str) -> jax.Array:
@@ -364,50 +306,40 @@ class UnifiedModel(nn.Module):
         def closing(name: str) -> jax.Array:
             return und[:, chunk.text(name).stop - 1]
 
-        noised = [f"noised_{i}" for i in range(layout.copies)]
+        noised = [f"noised_{j}" for j in range(layout.copies)]
         latents = [chunk.latents(name) for name in noised]
-        gen = jnp.concatenate(
-            [hidden["gen"][:, s.start - chunk.und_tokens : s.stop - chunk.und_tokens] for s in latents],
-            axis=1,
-        )
+        gen = [hidden["gen"][:, s.start - chunk.und_tokens : s.stop - chunk.und_tokens] for s in latents]
+        x_t, t = (jnp.stack([x[name] for name in noised], axis=1) for x in (turn.latents, turn.times))
         end = closing("image")
         if layout.vit_tokens:
             _, seen = layout.state_slots("image")
-            end = jnp.where(content.holds(seen)[:, None], closing(seen.name), end)
-        return TurnOutputs(
-            before=text("before"),
-            after=text("after"),
-            image_end=end,
-            noised_end=jnp.stack([closing(name) for name in noised], axis=1),
-            velocity=self.to_velocity(gen, turn.noised, turn.t),
-        )
+            end = jnp.where(turn.holds(seen)[:, None], closing(seen.name), end)
+        return {
+            "before": text("before"),
+            "after": text("after"),
+            "image_end": end,
+            "noised_end": jnp.stack([closing(name) for name in noised], axis=1),
+            "velocity": self.to_velocity(jnp.concatenate(gen, axis=1), x_t, t),
+        }
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Touches every parameter with the first turn of a batch; `init` calls it."""
         layout, rows = self.layout, batch.present.shape[0]
-        image = jnp.zeros((rows, layout.latents, layout.latent_values))
-        noised, patches = jnp.repeat(image[:, None], layout.copies, 1), None
+        image, patches = jnp.zeros((rows, layout.latents, layout.latent_values)), None
         if layout.vit_tokens:
             patches = jnp.zeros((rows, layout.vit_tokens, 3 * self.config.vit.patch**2))
-        turn = TurnInputs(
-            present=batch.present[:, 0],
-            refines=batch.refines[:, 0],
-            before=batch.before_tokens[:, 0],
-            after=batch.after_tokens[:, 0],
-            image=image,
-            noised=noised,
-            t=noised[:, :, 0, 0],
-            vit=patches,
-        )
         instruction = batch.instruction_tokens[:, 0] if layout.instruction else None
-        context, end = self.begin(PromptInputs(batch.prompt_tokens[:, 0], image, patches, instruction))
-        _, outputs = self.step(context, turn)
+        context, end = self.begin(prompt_content(batch.prompt_tokens[:, 0], image, patches, instruction))
+        noised = jnp.repeat(image[:, None], layout.copies, 1)
+        texts = (x[:, 0] for x in (batch.present, batch.before_tokens, batch.after_tokens))
+        turn = turn_content(*texts, image, noised, noised[:, :, 0, 0], patches)
+        self.step(context, turn, batch.refines[:, 0])
         return self.logits(end)
 
 
-def _flat(tree: Any, axes: int) -> Any:
-    """The first axes of all arrays as one."""
-    return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), tree)
+def _flat(content: Content) -> Content:
+    """The rows and slots of a content, [B, S, ...], as one axis."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), content)
 
 
 def _by_stream(chunk: Chunk, x: jax.Array) -> dict[str, jax.Array]:
@@ -423,28 +355,3 @@ def _turn_starts(
     before = jnp.cumsum(turns, axis=1) - turns
     first = jax.lax.cummax(jnp.where(is_first, before, 0), axis=1)
     return jnp.take_along_axis(prompts, prompt_index, axis=1) + before - first
-
-
-@functools.cache
-def _prompt_chunk(layout: Layout) -> Chunk:
-    return Chunk(layout.prompt_segments)
-
-
-@functools.cache
-def _turn_chunk(layout: Layout) -> Chunk:
-    return Chunk(layout.turn_segments)
-
-
-@functools.cache
-def _state_chunk(layout: Layout) -> Chunk:
-    return Chunk(layout.state_slots("image"))
-
-
-@functools.cache
-def _noised_chunk(layout: Layout) -> Chunk:
-    return Chunk([layout.image_slot("image", "noised")])
-
-
-@functools.cache
-def _text_chunk(tokens: int) -> Chunk:
-    return Chunk([Segment("text", "text", tokens)])

@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.cache import KVCache
-from process_gen.models.inputs import NO_RANDOM_DROPS, UnrollOptions, make_inputs
-from process_gen.models.turn_io import PromptInputs, TurnInputs, TurnOutputs
+from process_gen.models.cache import Context, KVCache
+from process_gen.models.config import NO_RANDOM_DROPS, UnrollOptions
+from process_gen.models.content import Content
+from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import PAD_ID, Batch
 
@@ -98,8 +99,8 @@ class Outputs:
 
 
 def scan_turns(
-    model: UnifiedModel, params: Any, batch: Batch, prompts: PromptInputs, turns: TurnInputs
-) -> tuple[jax.Array, TurnOutputs]:
+    model: UnifiedModel, params: Any, batch: Batch, prompts: Content, turns: Content
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`begin` for every prompt, then `step` scanned over the turn slots: the definition.
 
     The backward pass keeps the context between turns and computes each turn again
@@ -112,24 +113,21 @@ def scan_turns(
     flat = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
     opened, prompt_end = model.apply({"params": params}, flat, method="begin")
 
-    def by_row(x: jax.Array, axis: int) -> jax.Array:
-        return x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
-
     def of_prompt(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
         at = index.reshape((1,) * axis + (rows, 1) + (1,) * (x.ndim - axis - 1))
-        return jnp.take_along_axis(by_row(x, axis), at, axis=axis + 1).squeeze(axis + 1)
+        x = x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
+        return jnp.take_along_axis(x, at, axis=axis + 1).squeeze(axis + 1)
 
     def body(context, xs):
-        is_first, index, turn = xs
-        cache = opened.prompt
-        prompt = KVCache(
-            *(of_prompt(x, index, 1) for x in (cache.k, cache.v)), of_prompt(cache.mask, index, 0)
-        )
-        context = context.started(is_first, prompt, of_prompt(opened.position, index, 0))
-        return model.apply({"params": params}, context, turn, method="step")
+        is_first, index, turn, refines = xs
+        k, v = (of_prompt(x, index, 1) for x in (opened.prompt.k, opened.prompt.v))
+        mask, position = (of_prompt(x, index, 0) for x in (opened.prompt.mask, opened.position))
+        context = context.started(is_first, KVCache(k, v, mask), position)
+        return model.apply({"params": params}, context, turn, refines, method="step")
 
-    context = model.apply({"params": params}, rows, method="empty_context")
-    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (batch.is_first, batch.prompt_index, turns))
+    context = Context.empty(model.config, model.layout, rows)
+    xs = (batch.is_first, batch.prompt_index, turns, batch.refines)
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)
     body = body if model.config.remat == "none" else jax.checkpoint(body, prevent_cse=False)
     _, outputs = jax.lax.scan(body, context, xs)
     outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
@@ -137,14 +135,13 @@ def scan_turns(
 
 
 def run_turns(
-    model: UnifiedModel, params: Any, batch: Batch, prompts: PromptInputs, turns: TurnInputs, order: str
-) -> tuple[jax.Array, TurnOutputs]:
+    model: UnifiedModel, params: Any, batch: Batch, prompts: Content, turns: Content, order: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Turns in either order of the loops; see `scan_turns` for what comes out."""
     if order == "scan":
         return scan_turns(model, params, batch, prompts, turns)
-    return model.apply(
-        {"params": params}, prompts, turns, batch.prompt_index, batch.is_first, method="forward_rows"
-    )
+    given = (prompts, turns, batch.prompt_index, batch.is_first, batch.refines)
+    return model.apply({"params": params}, *given, method="forward_rows")
 
 
 def unroll(
@@ -174,12 +171,17 @@ def unroll(
 
 
 def make_outputs(
-    model: UnifiedModel, params: Any, prompt_end: jax.Array, outputs: TurnOutputs, flows: Mapping[str, Any]
+    model: UnifiedModel,
+    params: Any,
+    prompt_end: jax.Array,
+    outputs: Mapping[str, jax.Array],
+    flows: Mapping[str, Any],
 ) -> Outputs:
     """The results of the turns and their flow targets, as losses read them."""
+    hidden = {name: x for name, x in outputs.items() if name != "velocity"}
     return Outputs(
-        hidden={"prompt_end": prompt_end} | {name: getattr(outputs, name) for name in HIDDEN},
-        velocity=outputs.velocity,
+        hidden={"prompt_end": prompt_end} | hidden,
+        velocity=outputs["velocity"],
         logits=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
         nll=lambda hidden, labels: model.apply({"params": params}, hidden, labels, method="cross_entropy"),
         in_chunks=model.config.logits_in_chunks,
@@ -187,26 +189,17 @@ def make_outputs(
     )
 
 
-HIDDEN = ("before", "after", "image_end", "noised_end")
-"""The hidden states of a turn that losses read, by their names in `TurnOutputs`."""
-
-
 def blank_outputs(
     model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
 ) -> Outputs:
     """`unroll` with zeros for everything that the model predicts: enough to count targets."""
     flows = make_inputs(model, batch, key, options, frozen).flows
-    width, layout = model.config.width, model.layout
-    shapes = {
-        "before": (layout.before,),
-        "after": (layout.after,),
-        "image_end": (),
-        "noised_end": (layout.copies,),
-    }
-    hidden = {name: jnp.zeros((*batch.present.shape, *shape, width)) for name, shape in shapes.items()}
-    hidden["prompt_end"] = jnp.zeros((*batch.prompt_tokens.shape[:2], width))
+    turns, layout = batch.present.shape, model.layout
+    shapes = {"prompt_end": batch.prompt_tokens.shape[:2], "image_end": turns}
+    shapes |= {name: (*turns, getattr(layout, name)) for name in ("before", "after")}
+    shapes["noised_end"] = (*turns, layout.copies)
     return Outputs(
-        hidden=hidden,
+        hidden={name: jnp.zeros((*shape, model.config.width)) for name, shape in shapes.items()},
         velocity=jnp.zeros_like(flows["target"]),
         logits=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
         nll=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),

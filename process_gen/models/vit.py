@@ -5,11 +5,14 @@ embedding, learned positions that are looked up on the grid, pre-norm blocks,
 a last norm; then a connector into the backbone's width, which adds a fixed 2-D
 table of its own. All patches of a picture see each other, and nothing else.
 
-B pictures, N latent tokens, V values of a latent token, P patches, U values of
+B pictures, S turn slots, N latent tokens, V values of a latent token, P patches, U values of
 a patch, D width of the ViT, W width of the backbone.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import math
 
 import einops
 import flax.linen as nn
@@ -43,9 +46,48 @@ def check(config: ModelConfig, layout: Layout) -> None:
         )
 
 
-def to_patches(config: ModelConfig, layout: Layout, tokens: jax.Array) -> jax.Array:
-    """What the ViT sees of images whose latents are pixels: tokens [..., N, V] to patches [..., P, U]."""
-    return patches_of(config, layout, jnp.clip(autoencoder.to_pixels(config, layout, tokens), -1.0, 1.0))
+def reshaped(
+    config: ModelConfig, layout: Layout, image_size: tuple[int, int], grid: tuple[int, int] | None = None
+) -> Layout:
+    """The same slots for images of another shape, `image_size` being height and width in pixels.
+
+    `grid` is rows and columns of their ViT tokens; by default as many as before at most, in the
+    image's shape.
+
+    Raises:
+      ValueError: the model cannot hold such images.
+    """
+    latent_grid, _ = autoencoder.latent_shape(config, image_size)
+    grid = grid or grid_of(image_size, layout.vit_tokens)
+    layout = dataclasses.replace(layout, image_size=image_size, latent_grid=latent_grid, vit_grid=grid)
+    check(config, layout)
+    return layout
+
+
+def grid_of(image_size: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """Rows and columns in the shape of an image, at most so many tokens in all."""
+    if not tokens:
+        return 0, 0
+    ratio = image_size[0] / image_size[1]
+    rows = min(max(1, round(math.sqrt(tokens * ratio))), tokens)
+    return rows, max(1, min(tokens // rows, round(rows / ratio)))
+
+
+def views(config: ModelConfig, layout: Layout, images: jax.Array, latents: jax.Array) -> jax.Array | None:
+    """What the ViT sees of images in context, [B, (S,) P, U]; None where the layout has no room for it.
+
+    Where latents are pixels it sees the `latents` [B, (S,) N, V], with the noise
+    that they carry, else the images [B, (S,) H, W, 3].
+    """
+    if not layout.vit_tokens:
+        return None
+    if config.autoencoder == "patches":
+        pixels = autoencoder.to_pixels(config, layout, latents)
+        return patches_of(config, layout, jnp.clip(pixels, -1.0, 1.0))
+    if images.ndim == 4:
+        return patches_of(config, layout, images)
+    slots = jnp.moveaxis(images, 1, 0)  # one at a time: enlarged in float32 they take far more room
+    return jnp.moveaxis(jax.lax.map(lambda x: patches_of(config, layout, x), slots), 0, 1)
 
 
 def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Array:

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import autoencoder, vit
-from process_gen.models.assembly import token_count
 from process_gen.models.cache import Context, KVCache, joined, prompt_slices
 from process_gen.models.config import ModelConfig
-from process_gen.models.turn_io import PromptInputs
+from process_gen.models.content import prompt_content, token_count
 from process_gen.models.unified import UnifiedModel
 from process_gen.parity.golden import Golden, once
 from process_gen.parity.row import layout_of
-from process_gen.sampling import flow
+from process_gen.sampling import extend, flow
 
 GUIDANCES = {
     "flow_noguide": dict(text_scale=1.0, image_scale=1.0, renorm="none"),
@@ -93,8 +92,8 @@ def _contexts(
     @once
     def begin(params, frozen, has_image):
         latents = autoencoder.to_tokens(model.config, image("inf_image"), frozen)
-        inputs = PromptInputs(prompt, latents, patches, instruction, has_image)
-        return model.apply({"params": params}, inputs, method="begin")[0]
+        content = prompt_content(prompt, latents, patches, instruction, has_image)
+        return model.apply({"params": params}, content, method="begin")[0]
 
     full = begin(params, frozen, jnp.ones(1, bool))
     newest = prompt_slices(model.layout)["instruction"]
@@ -113,7 +112,7 @@ def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> 
         def velocity(branches, x_t, t):
             def after(context: Context):
                 given = (nothing, [context.prompt], x_t, jnp.full(1, t), context.position)
-                return model.apply({"params": params}, *given, method="velocity")
+                return model.apply({"params": params}, *given, method=extend.velocity)
 
             stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(contexts[name] for name in branches))
             return dict(zip(branches, jax.lax.map(after, stacked), strict=True))
@@ -133,7 +132,7 @@ def _greedy(golden: Golden, model: UnifiedModel, params, context: Context) -> np
         def one(state, i):
             cache, token = state
             given = (nothing, [cache], token[:, None], context.position + i)
-            hidden, new = model.apply({"params": params}, *given, method="extend_text")
+            hidden, new = model.apply({"params": params}, *given, method=extend.text)
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
             return (cache.write(new, keys + i), jnp.argmax(logits, -1).astype(jnp.int32)), token
 

@@ -24,7 +24,7 @@ from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.models import flow, vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig
-from process_gen.models.turn_io import TurnInputs
+from process_gen.models.content import Content, turn_content
 from process_gen.parity.golden import Golden
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -65,8 +65,8 @@ class Row:
 
     Attributes:
       layout: slots that fit it exactly.
-      batch: one row; its images stand in the inputs.
-      inputs: of the turns, [1, S, ...].
+      batch: one row; its images stand in the turns.
+      turns: what its turns hold, [1, S, ...].
       flows: the flow targets, as `models.inputs.make_inputs` gives them.
       labels: as `controls.labels` gives them.
       targets: the published row's targets of cross-entropy in order, each by the
@@ -78,7 +78,7 @@ class Row:
 
     layout: Layout
     batch: Batch
-    inputs: TurnInputs
+    turns: Content
     flows: dict[str, Any]
     labels: dict[str, np.ndarray]
     targets: tuple[tuple[str, tuple[int, ...]], ...]
@@ -183,11 +183,10 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
     before = _texts([turn.get("text") for turn in turns], texts, layout.before)
     batch = _batch(layout, prompts, before, samples)
     images, flows = _images(golden, config, layout, turns, timestep_shift)
-    inputs = TurnInputs(
-        present=batch.present,
-        refines=batch.refines,
-        before=batch.before_tokens,
-        after=batch.after_tokens,
+    content = turn_content(
+        batch.present,
+        batch.before_tokens,
+        batch.after_tokens,
         **images,
         exists={
             name: np.array([[kind in turn for turn in turns]])
@@ -199,7 +198,7 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
     return Row(
         layout,
         batch,
-        inputs,
+        content,
         flows,
         labels,
         targets,
@@ -230,7 +229,7 @@ def _batch(layout: Layout, prompts: np.ndarray, before: np.ndarray, samples: Seq
         refines=~ones,
         before_tokens=before[None],
         after_tokens=np.zeros((1, layout.turns, 0), np.int32),
-        image=np.zeros((1, layout.turns, 1, 1, 3), np.uint8),  # the inputs hold latents
+        image=np.zeros((1, layout.turns, 1, 1, 3), np.uint8),  # the turns hold latents
         target=np.zeros((1, layout.turns), np.int32),
         before_weight=weight,
         image_weight=weight,
@@ -269,7 +268,7 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, turns: Sequence
         patches = np.zeros((len(turns), layout.vit_tokens, 3 * config.vit.patch**2), np.float32)
         if seen := [s for s, turn in enumerate(turns) if "vit" in turn]:
             patches[seen] = _patches(golden, config, layout)
-        inputs["vit"] = patches[None]
+        inputs["patches"] = patches[None]
     return inputs, dict(
         target=velocity[None, :, None],
         x_t=inputs["noised"],

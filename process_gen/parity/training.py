@@ -13,7 +13,7 @@ import numpy as np
 
 from process_gen.losses import LossTable
 from process_gen.models.config import ModelConfig
-from process_gen.models.turn_io import PromptInputs, TurnOutputs
+from process_gen.models.content import prompt_content
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import make_outputs, run_turns
 from process_gen.parity.golden import Golden, once
@@ -70,12 +70,13 @@ def training_answers(
 
 def _run(
     model: UnifiedModel, params: Any, row: Row, order: str
-) -> tuple[jax.Array, TurnOutputs, dict[str, Any]]:
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     """The row through the model, and a trace of the tokens of its `prompt` and `turn` chunks."""
-    prompts = PromptInputs(row.batch.prompt_tokens)
+    batch = row.batch
+    prompts = prompt_content(batch.prompt_tokens)
     if order != "layers":
-        return *run_turns(model, params, row.batch, prompts, row.inputs, order), {}
-    rows = (prompts, row.inputs, row.batch.prompt_index, row.batch.is_first)
+        return *run_turns(model, params, batch, prompts, row.turns, order), {}
+    rows = (prompts, row.turns, batch.prompt_index, batch.is_first, batch.refines)
     (end, turns), seen = model.apply({"params": params}, *rows, method="forward_rows", mutable=["trace"])
     return end, turns, {name: found for name, (found,) in seen["trace"].items()}
 

@@ -80,7 +80,8 @@ def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np
     texts = {"before": turn.before, "after": turn.after}
     opening = markup.REFINE if turn.refines else markup.INS
     if turn.before is not None and not turn.before.startswith(opening):
-        raise PromptError(f"the text before the image of a {turn.kind.value} turn starts with {opening}")
+        kind = "refine" if turn.refines else "draft"
+        raise PromptError(f"the text before the image of a {kind} turn starts with {opening}")
     if turn.refines and turn.before is None:
         raise PromptError(f"a refine turn has a text before its image, {markup.REFINE}..{markup.REFINE_END}")
     slots: dict[str, np.ndarray | None] = {"image": _fitting(model, turn.image, "the image of a given turn")}

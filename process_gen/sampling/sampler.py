@@ -26,7 +26,6 @@ import jax
 import numpy as np
 
 from process_gen.models import vit
-from process_gen.models.autoencoder import latent_shape
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import decisions, turn
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
@@ -125,9 +124,7 @@ class Sampler:
         Raises:
           ValueError: the model cannot hold such images.
         """
-        grid, _ = latent_shape(self.model.config, image_size)
-        layout = self.model.layout.reshaped(image_size, grid, vit_grid)
-        vit.check(self.model.config, layout)
+        layout = vit.reshaped(self.model.config, self.model.layout, image_size, vit_grid)
         return self._like(self.model.clone(layout=layout), self.config)
 
     def _like(self, model: UnifiedModel, config: SamplerConfig) -> Sampler:

@@ -16,6 +16,7 @@ import numpy as np
 
 from process_gen.models.cache import KVCache
 from process_gen.models.unified import UnifiedModel
+from process_gen.sampling import extend
 from process_gen.sampling.config import SamplerConfig
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
@@ -119,7 +120,7 @@ def decode(
 
     def read(cache, tokens, at):
         before = (history, [*context, cache], tokens, position + at)
-        hidden, new = model.apply({"params": params}, *before, method="extend_text")
+        hidden, new = model.apply({"params": params}, *before, method=extend.text)
         return hidden, cache.write(new, place.start + at)
 
     hidden, cache = read(cache, prefix, 0)

@@ -24,14 +24,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from process_gen.models import autoencoder
-from process_gen.models.assembly import at_token, token_count
+from process_gen.models import autoencoder, vit
 from process_gen.models.cache import Context, KVCache, part_slices
-from process_gen.models.inputs import vit_patches
+from process_gen.models.content import at_token, prompt_content, token_count
 from process_gen.models.partition import constrain
-from process_gen.models.turn_io import PromptInputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.sampling import flow
+from process_gen.sampling import extend, flow
 from process_gen.sampling.state import Extended, SamplingState, branch, stacked
 from process_gen.sampling.text import TextSpec, choose, decode
 from process_gen.trajectory.batch import PAD_ID
@@ -63,7 +61,7 @@ def turn_keys(keys: jax.Array, turns: jax.Array) -> jax.Array:
 def see(model: UnifiedModel, images: jax.Array, frozen: Any = None) -> tuple[jax.Array, jax.Array | None]:
     """What the model takes of images [B, H, W, 3] uint8: latents [B, N, V], for a ViT patches [B, P, U]."""
     latents = autoencoder.to_tokens(model.config, images, frozen)
-    return latents, vit_patches(model, images, latents)
+    return latents, vit.views(model.config, model.layout, images, latents)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -96,10 +94,9 @@ class Prompts:
 @functools.partial(jax.jit, static_argnames="model")
 def begin(model: UnifiedModel, params: Any, prompts: Prompts) -> tuple[KVCache, jax.Array, jax.Array]:
     """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token."""
-    inputs = PromptInputs(
-        prompts.tokens, prompts.latents, prompts.patches, prompts.instruction, prompts.has_image
-    )
-    context, end = model.apply({"params": params}, inputs, method="begin")
+    parts = (prompts.tokens, prompts.latents, prompts.patches, prompts.instruction, prompts.has_image)
+    content = prompt_content(*parts)
+    context, end = model.apply({"params": params}, content, method="begin")
     return context.prompt, context.position, end
 
 
@@ -176,7 +173,7 @@ def read(model: UnifiedModel, part: str, params: Any, state: SamplingState, toke
     place = part_slices(model.layout)[part]
     pieces = [state.context.prompt, state.turn.first(place.start)]
     given = (state.history(model.layout), pieces, tokens, state.position)
-    hidden, new = model.apply({"params": params}, *given, method="extend_text")
+    hidden, new = model.apply({"params": params}, *given, method=extend.text)
     count = token_count(tokens)
     turn = state.turn.write(new, place.start)
     return Extended(turn, state.position + count, at_token(hidden, count - 1), tokens)
@@ -221,7 +218,7 @@ def velocity_of(
         count, (history, *context) = len(names), caches[names]
         position, t = jnp.concatenate([branches[name][1] for name in names]), jnp.broadcast_to(t, x.shape[0])
         given = (history, context, jnp.concatenate([x] * count), jnp.concatenate([t] * count), position)
-        v = model.apply({"params": params}, *given, method="velocity")
+        v = model.apply({"params": params}, *given, method=extend.velocity)
         return dict(zip(names, jnp.split(v, count), strict=True))
 
     return velocity
@@ -235,7 +232,7 @@ def look(
     place = part_slices(model.layout)["image"]
     pieces = [state.context.prompt, state.turn.first(place.start)]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
-    end, new = model.apply({"params": params}, *given, method="extend_image")
+    end, new = model.apply({"params": params}, *given, method=extend.image)
     turn = state.turn.write(new.only(state.rows[:, None]), place.start)
     return Extended(turn, state.position + model.layout.state_ids * state.rows.astype(jnp.int32), end)
 

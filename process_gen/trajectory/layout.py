@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Literal
 
 Kind = Literal["text", "noised", "clean"]
@@ -53,10 +52,6 @@ class Segment:
     @property
     def tokens(self) -> int:
         return self.text + self.latents + self.vit
-
-    def resized(self, text: int) -> Segment:
-        """The same segment with another number of vocabulary tokens."""
-        return dataclasses.replace(self, text=text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,23 +125,6 @@ class Layout:
         """Rotary ids that a visual state takes: one for its latents, one for its ViT tokens."""
         return len(self.state_slots("image"))
 
-    def reshaped(
-        self,
-        image_size: tuple[int, int],
-        latent_grid: tuple[int, int],
-        vit_grid: tuple[int, int] | None = None,
-    ) -> Layout:
-        """The same slots for images of another shape.
-
-        Args:
-          image_size: height and width in pixels.
-          latent_grid: rows and columns of latent tokens of such an image.
-          vit_grid: the same of ViT tokens; by default as many as before at most, in the image's shape.
-        """
-        if vit_grid is None:
-            vit_grid = _grid_of(image_size, self.vit_tokens)
-        return dataclasses.replace(self, image_size=image_size, latent_grid=latent_grid, vit_grid=vit_grid)
-
     def text_slot(self, name: str) -> Segment:
         return Segment(name, "text", getattr(self, name))
 
@@ -212,12 +190,3 @@ class Layout:
         """Tokens of a row: its prompts and its turns."""
         turn = sum(s.tokens for s in self.turn_segments)
         return self.trajectories * self.prompt_slots + self.turns * turn
-
-
-def _grid_of(image_size: tuple[int, int], tokens: int) -> tuple[int, int]:
-    """Rows and columns in the shape of an image, at most so many tokens in all."""
-    if not tokens:
-        return 0, 0
-    ratio = image_size[0] / image_size[1]
-    rows = min(max(1, round(math.sqrt(tokens * ratio))), tokens)
-    return rows, max(1, min(tokens // rows, round(rows / ratio)))

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -40,19 +39,10 @@ class Stage(enum.StrEnum):
     REFINE = "refine"
 
 
-class Kind(enum.StrEnum):
-    """What a turn makes: a draft, or a correction of the image before it."""
-
-    DRAFT = "draft"
-    REFINE = "refine"
-
-
 class Mode(enum.StrEnum):
-    """How much of the process a trajectory goes through.
+    """How much of the process a trajectory goes through: every stage, or one of the two baselines.
 
-    `PROCESS` has every stage. The other two are the baselines: `PLAN_ONLY` is
-    one plan followed by one image, `SINGLE_PASS` one image straight from the
-    prompt.
+    `PLAN_ONLY` is one plan followed by one image, `SINGLE_PASS` one image straight from the prompt.
     """
 
     PROCESS = "process"
@@ -126,10 +116,6 @@ class Turn:
             raise ValueError(
                 f"an image must be [height, width, 3] uint8, got {list(image.shape)} {image.dtype}"
             )
-
-    @property
-    def kind(self) -> Kind:
-        return Kind.REFINE if self.refines else Kind.DRAFT
 
     @property
     def plan(self) -> Plan | Malformed | None:
@@ -274,17 +260,8 @@ def targets_of(turns: Sequence[Turn]) -> list[int]:
     A right image is its own target. That of a wrong one is the last image of its
     step, if it is right.
     """
-    last_of_step = [
-        start + len(step.turns) - 1
-        for start, step in zip(_starts(turns), steps_of(turns), strict=True)
-        for _ in step.turns
-    ]
-    return [
-        i if turn.image_ok else end if turns[end].image_ok else -1
-        for i, (turn, end) in enumerate(zip(turns, last_of_step, strict=True))
-    ]
-
-
-def _starts(turns: Sequence[Turn]) -> list[int]:
-    lengths = [len(step.turns) for step in steps_of(turns)]
-    return [0, *itertools.accumulate(lengths)][:-1]
+    found, last = [], len(turns) - 1
+    for i, turn in reversed(list(enumerate(turns))):
+        found.append(i if turn.image_ok else last if turns[last].image_ok else -1)
+        last = last if turn.refines else i - 1
+    return found[::-1]

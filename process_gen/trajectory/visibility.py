@@ -227,3 +227,7 @@ class Chunk:
         queries, others = self._pieces(run)
         causal = not all(self.mask[a, b].all() for a in queries for b in queries)
         return Call(queries, (*others, *queries), causal)
+
+
+chunk_of = functools.cache(Chunk)
+"""The chunk of a tuple of segments, made once."""

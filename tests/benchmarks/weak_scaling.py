@@ -5,8 +5,8 @@
 
 Compiles the train step with one row per device for TPU slices from 16 to 4,096
 devices (unless the folder has the report of a size already), and draws memory
-and time of one device. 128 devices are the most over which the 7B model's arrays
-divide; beyond them, copies of the state (`mesh.data`) stand beside one another.
+and time of one device. `--fsdp` devices hold one copy of the state; more devices
+hold more copies (`mesh.data`).
 
 Where exchanges would overtake arithmetic beyond the largest size is a formula:
 those among copies take more hops along the sides of the torus, and bring as many
@@ -23,6 +23,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("config_file", "configs/bagel_7b.py:paper", "Config whose train step is compiled.")
     flags.DEFINE_string("generation", "v5p", "TPU generation.")
     flags.DEFINE_string("sizes", "2x2x4,4x4x4,4x4x8,4x8x8,8x8x16,16x16x16", "Slices to compile for.")
+    flags.DEFINE_integer("fsdp", 32, "Devices that hold one copy of the state, at most 128 for the 7B.", 1)
     flags.DEFINE_string("output_dir", "launch/capacity", "Folder for reports, plot and summary.")
     cli.read_flags()
 
@@ -41,19 +42,16 @@ import numpy as np
 from process_gen.distributed import roofline
 from process_gen.distributed.chips import CHIPS, GIB
 
-MOST_FSDP = 128
-"""Devices over which every array of the 7B model divides."""
 
-
-def compiled(config: str, generation: str, size: str, folder: pathlib.Path) -> dict[str, Any]:
+def compiled(config: str, generation: str, size: str, fsdp: int, folder: pathlib.Path) -> dict[str, Any]:
     """The report of one size, compiled now unless it is there."""
     path = folder / f"{generation}_{size}.json"
     if not path.exists():
         rows = math.prod(int(side) for side in size.split("x"))
         command = [sys.executable, "-m", "process_gen.compile", f"--config={config}", "--quick"]
         command += [f"--topology={generation}:{size}", f"--config.train.batch_size={rows}", f"--json={path}"]
-        if rows > MOST_FSDP:
-            command += [f"--config.mesh.data={rows // MOST_FSDP}", f"--config.mesh.fsdp={MOST_FSDP}"]
+        if rows > fsdp:
+            command += [f"--config.mesh.data={rows // fsdp}", f"--config.mesh.fsdp={fsdp}"]
         print(" ".join(command[1:]), flush=True)
         done = subprocess.run(command, check=False).returncode
         if done not in (0, 3):
@@ -132,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     folder = pathlib.Path(values.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = values.sizes.split(",")
-    reports = [compiled(values.config_file, values.generation, size, folder) for size in sizes]
+    reports = [compiled(values.config_file, values.generation, size, values.fsdp, folder) for size in sizes]
     draw(reports, folder / "weak_scaling.png")
     found = crossing(reports[-1])
     rows = [

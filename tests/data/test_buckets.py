@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import itertools
 import json
@@ -5,7 +6,6 @@ import pathlib
 import types
 
 import grain
-import numpy as np
 import PIL.Image
 import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
@@ -15,11 +15,18 @@ from process_gen.data.folder import LISTING, SHAPES, FolderSource
 from process_gen.data.images import read_rgb, shape_of
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, allowance
+from process_gen.models.config import model_config
+from process_gen.models.vit import grid_of, reshaped
 from process_gen.trajectory.layout import Layout
 
 SIZES = ((16, 16), (8, 32), (32, 8))
 LAYOUT = Layout(image_size=(16, 16), latent_grid=(2, 2), vit_grid=(3, 3), turns=2, trajectories=2)
-LAYOUTS = {size: LAYOUT.reshaped(size, (size[0] // 8, size[1] // 8)) for size in SIZES}
+LAYOUTS = {
+    size: dataclasses.replace(
+        LAYOUT, image_size=size, latent_grid=(size[0] // 8, size[1] // 8), vit_grid=grid_of(size, 9)
+    )
+    for size in SIZES
+}
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +213,16 @@ def test_a_state_of_other_data_is_refused(folder, toy_tokenizer, other):
         iterator.close()
 
 
-@pytest.mark.parametrize(
-    ("size", "grid"),
-    [((512, 512), (22, 22)), ((448, 576), (19, 24)), ((256, 1024), (11, 44)), ((16, 4096), (1, 256))],
-)
-def test_a_reshaped_layout_sees_as_many_vit_tokens_at_most(size, grid):
-    layout = Layout(vit_grid=(22, 22)).reshaped(size, (2, 2))
-    assert (layout.image_size, layout.vit_grid) == (size, grid) and layout.vit_tokens <= 22 * 22
-    assert Layout().reshaped(size, (2, 2)).vit_grid == (0, 0)
-    assert np.prod(layout.latent_grid) == 4
+def test_images_of_another_shape_have_as_many_vit_tokens_at_most():
+    sizes = ((512, 512), (448, 576), (256, 1024), (16, 4096))
+    grids = [grid_of(size, 22 * 22) for size in sizes]
+    assert grids == [(22, 22), (19, 24), (11, 44), (1, 256)]
+    model = model_config("bagel_7b")
+    layout = reshaped(model, Layout(vit_grid=(22, 22)), (448, 576))
+    assert (layout.image_size, layout.latent_grid, layout.vit_grid) == ((448, 576), (28, 36), (19, 24))
+    assert reshaped(model, Layout(), (448, 576)).vit_grid == (0, 0)
+    with pytest.raises(ValueError, match="exceeds model.max_latent_side"):
+        reshaped(model, Layout(vit_grid=(22, 22)), (16, 4096))
 
 
 def test_the_folder_of_a_part_is_the_one_it_came_from(folder):

@@ -7,7 +7,6 @@ from process_gen.data.encode import (
     BadTrajectory,
     SlotOverflow,
     TooLong,
-    encode_prompt,
     encode_trajectory,
 )
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, Batch
@@ -16,6 +15,10 @@ from process_gen.trajectory.stages import Plan, Trajectory, Turn, draft, refinem
 
 IMAGE = np.full((8, 8, 3), 9, np.uint8)
 LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), turns=4)
+
+
+def encode_prompt(tokenizer, layout: Layout, text: str) -> np.ndarray:
+    return encode_trajectory(tokenizer, layout, Trajectory(text, (draft(IMAGE),)))["prompt_tokens"]
 
 
 def test_a_prompt_stands_in_brackets_and_is_padded(toy_tokenizer):
@@ -41,7 +44,7 @@ def test_an_empty_prompt_is_refused(toy_tokenizer, text):
     ],
 )
 def test_a_prompt_is_text_and_nothing_else(toy_tokenizer, text, message):
-    with pytest.raises(BadTrajectory, match=message):
+    with pytest.raises(ValueError, match=message):
         encode_prompt(toy_tokenizer, LAYOUT, text)
     with pytest.raises(BadTrajectory, match=f"trajectory 'toy-7': {message}"):
         encode_trajectory(toy_tokenizer, LAYOUT, Trajectory(text, (draft(IMAGE),), "toy-7"))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_qwen2 import PUBLISHED, SENTENCES, write_tiny_qwen2
 
-from process_gen.data.encode import SlotOverflow, encode_prompt, encode_trajectory
+from process_gen.data.encode import SlotOverflow, encode_trajectory
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.tokenizers import Tokenizer, TokenizerError, scenes_tokenizer
 from process_gen.trajectory import markup
@@ -57,7 +57,8 @@ def test_published_ids_are_kept_and_ours_follow_them(tokenizer, published):
 
 def test_the_first_id_is_a_piece_of_text(tokenizer):
     assert tokenizer.encode("!!") == [0, 0] and 0 not in tokenizer.reserved
-    tokens = encode_prompt(tokenizer, LAYOUT, "a!!")
+    one = Trajectory("a!!", (draft(np.zeros((8, 8, 3), np.uint8)),))
+    tokens = encode_trajectory(tokenizer, LAYOUT, one)["prompt_tokens"]
     body = tokens[tokens != PAD_ID].tolist()
     assert body == [tokenizer.im_start, *tokenizer.encode("a!!"), tokenizer.im_end] and body.count(0) == 2
     assert (tokens[len(body) :] == PAD_ID).all()

@@ -9,10 +9,9 @@ import pytest
 
 from process_gen import losses
 from process_gen.losses import LossTable, Term
-from process_gen.losses.stock import unchanged
+from process_gen.losses.consistency import unchanged
 from process_gen.models.autoencoder import random_weights, to_tokens
-from process_gen.models.config import FluxConfig
-from process_gen.models.inputs import NO_RANDOM_DROPS, UnrollOptions
+from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig, UnrollOptions
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import blank_outputs
 from process_gen.trajectory.batch import PAD_ID

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.models.turn_io import PromptInputs, TurnInputs, TurnOutputs
+from process_gen.models.content import Content
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -76,32 +76,28 @@ class Part:
     positions: np.ndarray
 
 
-def row_parts(layout: Layout, batch: Batch, prompts: PromptInputs, turns: TurnInputs) -> list[list[Part]]:
+def row_parts(layout: Layout, batch: Batch, prompts: Content, turns: Content) -> list[list[Part]]:
     """The parts of one row in logical order by trajectory; arguments of that row, without axis B."""
     return [_trajectory(layout, batch, prompts, turns, r) for r in range(layout.trajectories)]
 
 
-def _trajectory(layout: Layout, batch: Batch, prompts: PromptInputs, turns: TurnInputs, r: int) -> list[Part]:
+def _trajectory(layout: Layout, batch: Batch, prompts: Content, turns: Content, r: int) -> list[Part]:
     places, position, step = Places(layout), 0, -1
-    has_image = prompts.has_image is None or bool(prompts.has_image[r])
-    texts = {"prompt": prompts.text, "instruction": prompts.instruction}
-    segments = [
-        ("prompt", r, -1, s, texts.get(s.name), has_image, prompts.keep) for s in layout.prompt_segments
-    ]
+    segments = [("prompt", r, -1, s, prompts) for s in layout.prompt_segments]
     for slot in np.flatnonzero(batch.present & (batch.prompt_index == r)):
         step += not batch.refines[slot]
-        texts = {"before": turns.before, "after": turns.after}
-        segments += [
-            ("turn", slot, step, s, texts.get(s.name), True, turns.keep) for s in layout.turn_segments
-        ]
+        segments += [("turn", slot, step, s, turns) for s in layout.turn_segments]
     parts = []
-    for owner, slot, step, s, text, exists, keep in segments:
+    for owner, slot, step, s, content in segments:
         at = places(owner, slot, s.name)
         if s.kind == "text":
-            there, positions = text[slot] != PAD_ID, position + np.arange(s.text)
+            there, positions = content.texts[s.name][slot] != PAD_ID, position + np.arange(s.text)
             position += int(there.sum())
         else:
-            there = np.full(len(at), exists and (s.name not in keep or bool(keep[s.name][slot])))
+            exists, keep = (
+                s.name not in names or bool(names[s.name][slot]) for names in (content.exists, content.keep)
+            )
+            there = np.full(len(at), exists and keep)
             positions = np.full(len(at), position)
             position += exists and s.kind == "clean"
         of = "noised" if s.kind == "noised" else s.name.removesuffix("_vit")
@@ -138,7 +134,7 @@ def row_mask(layout: Layout, row: list[list[Part]]) -> np.ndarray:
     return mask
 
 
-def describe(model: UnifiedModel, batch: Batch, prompts: PromptInputs, turns: TurnInputs) -> dict[str, Any]:
+def describe(model: UnifiedModel, batch: Batch, prompts: Content, turns: Content) -> dict[str, Any]:
     """What the dense pass reads besides contents: mask, positions, tokens, and which ones close what."""
     layout, places = model.layout, Places(model.layout)
     batch, prompts, turns = jax.tree.map(np.asarray, (batch, prompts, turns))
@@ -148,8 +144,7 @@ def describe(model: UnifiedModel, batch: Batch, prompts: PromptInputs, turns: Tu
         positions, tokens = np.zeros(places.tokens, np.int32), np.zeros(places.tokens, np.int32)
         for part in (part for parts in row for part in parts):
             positions[part.at] = part.positions
-        texts = {"prompt": prompts.text, "instruction": prompts.instruction}
-        texts |= {"before": turns.before, "after": turns.after}
+        texts = prompts.texts | turns.texts
         for (_, slot, name), at in places.text.items():
             tokens[at] = np.maximum(texts[name][b, slot], 0) if name in texts else edges
         there = [[part for part in parts if part.there.any()] for parts in row]
@@ -179,19 +174,21 @@ def _end(parts: list[Part]) -> int:
 
 
 def dense_turns(
-    model: UnifiedModel, params: Any, prompts: PromptInputs, turns: TurnInputs, row: dict[str, jax.Array]
-) -> tuple[jax.Array, TurnOutputs]:
+    model: UnifiedModel, params: Any, prompts: Content, turns: Content, row: dict[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What `run_turns` gives, in one pass over all tokens of a row; `row` is from `describe`."""
     layout, places = model.layout, Places(model.layout)
     width, (rows, slots) = model.config.width, turns.present.shape
-    pictures = [
-        jnp.concatenate([turns.noised, turns.image[:, :, None]], 2).reshape(rows, -1, *turns.image.shape[2:])
-    ]
-    times = [jnp.concatenate([turns.t, jnp.zeros((rows, slots, 1))], 2).reshape(rows, -1)]
-    patches = [turns.vit]
+    noised = [f"noised_{j}" for j in range(layout.copies)]
+    x_t, t = (jnp.stack([x[name] for name in noised], axis=2) for x in (turns.latents, turns.times))
+    image = turns.latents["image"]
+    pictures = [jnp.concatenate([x_t, image[:, :, None]], 2).reshape(rows, -1, *image.shape[2:])]
+    times = [jnp.concatenate([t, jnp.zeros((rows, slots, 1))], 2).reshape(rows, -1)]
+    patches = [turns.vit["image_vit"]]
     if layout.prompt_image:
-        pictures, patches = [prompts.image, *pictures], [prompts.vit, *patches]
-        times = [jnp.zeros(prompts.image.shape[:2]), *times]
+        pictures = [prompts.latents["prompt_image"], *pictures]
+        patches = [prompts.vit["prompt_image_vit"], *patches]
+        times = [jnp.zeros(pictures[0].shape[:2]), *times]
 
     def attention(q, k, v, context):
         del context
@@ -222,18 +219,16 @@ def dense_turns(
     texts = {
         n: of_turns(n, places.text) if getattr(layout, n) else both[:, None, :0] for n in ("before", "after")
     }
-    noised = [f"noised_{j}" for j in range(layout.copies)]
     latents = jnp.concatenate([of_turns(name, places.latents) for name in noised], axis=2)
     velocity = model.apply(
         {"params": params},
         latents.reshape(rows * slots, -1, width),
-        *(x.reshape(rows * slots, *x.shape[2:]) for x in (turns.noised, turns.t)),
+        *(x.reshape(rows * slots, *x.shape[2:]) for x in (x_t, t)),
         method="to_velocity",
     )
-    outputs = TurnOutputs(
-        **texts,
-        image_end=at(row["image_end"]),
-        noised_end=jnp.stack([of_turns(name, places.text)[:, :, 1] for name in noised], axis=2),
-        velocity=velocity.reshape(turns.noised.shape),
-    )
+    outputs = texts | {
+        "image_end": at(row["image_end"]),
+        "noised_end": jnp.stack([of_turns(name, places.text)[:, :, 1] for name in noised], axis=2),
+        "velocity": velocity.reshape(x_t.shape),
+    }
     return at(row["prompt_end"]), outputs

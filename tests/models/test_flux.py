@@ -9,13 +9,17 @@ import pytest
 
 from process_gen.checkpoints.published.flux import read_autoencoder
 from process_gen.checkpoints.published.parts import import_autoencoder
-from process_gen.models import inputs
-from process_gen.models.autoencoder import geometry, latent_shape, make_autoencoder, to_floats
-from process_gen.models.config import FluxConfig, ModelConfig, model_config
+from process_gen.models import autoencoder
+from process_gen.models.autoencoder import (
+    geometry,
+    latent_shape,
+    make_autoencoder,
+    slots_to_tokens,
+    to_floats,
+)
+from process_gen.models.config import FluxConfig, ModelConfig, UnrollOptions, model_config
 from process_gen.models.flux import FluxAutoencoder
-from process_gen.models.inputs import UnrollOptions, latents_of, make_inputs
-from process_gen.models.unified import UnifiedModel
-from process_gen.trajectory.layout import Layout
+from process_gen.models.inputs import make_inputs
 from tests.models import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "bagel_tiny"
@@ -66,16 +70,16 @@ def test_a_latent_is_the_scaled_mean_or_a_sample(published, monkeypatch):
 
 def test_training_takes_means_or_draws_every_image_anew(published, rng):
     module, variables = published
-    model = UnifiedModel(model_config("bagel_7b", flux=module.config), Layout(), tiny.IDS)
+    config = model_config("bagel_7b", flux=module.config)
     one = rng.integers(0, 256, (16, 16, 3), np.uint8)
     images = np.tile(one, (2, 3, 1, 1, 1))
-    means = np.asarray(latents_of(model, images, variables["params"]))
+    means = np.asarray(slots_to_tokens(config, images, variables["params"]))
     assert np.ptp(means, axis=(0, 1)).max() < 1e-5
     keys = jax.random.split(jax.random.key(0), 3)
-    drawn = np.stack([latents_of(model, images, variables["params"], key) for key in keys])
+    drawn = np.stack([slots_to_tokens(config, images, variables["params"], key) for key in keys])
     flat = drawn.reshape(18, -1)
     assert len({x.tobytes() for x in flat}) == 18, "no two images share their noise"
-    np.testing.assert_array_equal(drawn[1], latents_of(model, images, variables["params"], keys[1]))
+    np.testing.assert_array_equal(drawn[1], slots_to_tokens(config, images, variables["params"], keys[1]))
     spread = module.config.scale * np.exp(
         0.5 * np.split(np.asarray(module.apply(variables, to_floats(one[None]), method="moments")), 2, -1)[1]
     )
@@ -85,11 +89,12 @@ def test_training_takes_means_or_draws_every_image_anew(published, rng):
 def test_images_and_those_of_prompts_are_drawn_with_keys_of_their_own(monkeypatch):
     keys, changes = [], dict(prompt_image=True)
 
-    def latents(model, images, frozen, key=None):
+    def latents(config, images, params, key=None):
+        del config, params
         keys.append(key)
         return jnp.zeros((*images.shape[:2], model.layout.latents, model.layout.latent_values))
 
-    monkeypatch.setattr(inputs, "latents_of", latents)
+    monkeypatch.setattr(autoencoder, "slots_to_tokens", latents)
     model, _ = tiny.make_model(**changes)
     for drawn in (True, False):
         options = UnrollOptions(sample_latents=drawn)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from process_gen.models import flow
-from process_gen.models.assembly import Content, positions
+from process_gen.models.content import Content, positions
 from process_gen.models.layers import rope_angles, rotate
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
 from process_gen.models.unified import _turn_starts

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.models.assembly import at_token, token_count
 from process_gen.models.cache import KVCache, joined, prompt_slices
-from process_gen.models.inputs import UnrollOptions, make_inputs
-from process_gen.models.turn_io import PromptInputs
+from process_gen.models.config import UnrollOptions
+from process_gen.models.content import Content, at_token, prompt_content, token_count
+from process_gen.models.inputs import make_inputs
+from process_gen.sampling import extend
 from process_gen.trajectory.batch import PAD_ID
 from tests.models.tiny import VIT, make_batch, make_model
 
@@ -21,14 +22,14 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
-def prompts() -> PromptInputs:
+def prompts() -> Content:
     """Four rows: all parts; no image; an image and the instruction alone; an image without its ViT tokens."""
     rng = np.random.default_rng(0)
     first = [3, 9, 0, 4, PAD_ID, PAD_ID]
     text = np.array([first, [3, 8, 4, *[PAD_ID] * 3], [PAD_ID] * 6, first], np.int32)
     after = [3, 12, 4, PAD_ID, PAD_ID]
     instruction = np.array([after, [PAD_ID] * 5, [3, 0, 13, 4, PAD_ID], [PAD_ID] * 5], np.int32)
-    return PromptInputs(
+    return prompt_content(
         jnp.asarray(text),
         jnp.asarray(rng.standard_normal((4, 4, 48)), jnp.float32),
         jnp.asarray(rng.standard_normal((4, VIT[0] * VIT[1], 27)), jnp.float32),
@@ -51,16 +52,18 @@ def one_by_one(model, params, inputs):
     def apply(method, *args):
         return model.apply({"params": params}, nothing, *args, method=method)
 
-    nothing, there = KVCache.empty(model.config, 4, 0), inputs.has_image
+    nothing, there = KVCache.empty(model.config, 4, 0), inputs.exists["prompt_image"]
+    image, patches = inputs.latents["prompt_image"], inputs.vit["prompt_image_vit"]
+    first, last = inputs.texts["prompt"], inputs.texts["instruction"]
     position = jnp.zeros(4, jnp.int32)
-    hidden, text = apply("extend_text", (), inputs.text, position)
-    end, position = at_token(hidden, token_count(inputs.text) - 1), position + token_count(inputs.text)
-    state_end, image = apply("extend_image", [text], inputs.image, inputs.vit, position)
+    hidden, text = apply(extend.text, (), first, position)
+    end, position = at_token(hidden, token_count(first) - 1), position + token_count(first)
+    state_end, image = apply(extend.image, [text], image, patches, position)
     end = jnp.where(there[:, None], state_end, end)
     position = position + model.layout.state_ids * there
     image = image.only(there[:, None])
-    hidden, after = apply("extend_text", [text, image], inputs.instruction, position)
-    count = token_count(inputs.instruction)
+    hidden, after = apply(extend.text, [text, image], last, position)
+    count = token_count(last)
     end = jnp.where((count > 0)[:, None], at_token(hidden, count - 1), end)
     return joined([text, image, after]), position + count, end
 
@@ -94,11 +97,12 @@ def test_a_prompt_ends_where_its_last_part_that_is_there_ends():
     ends = at_once(model, params, inputs)[2]
     bare = inputs.replace(keep=dict.fromkeys(("prompt_image", "prompt_image_vit"), jnp.zeros(4, bool)))
     without_image = at_once(model, params, bare)[2]
-    other = inputs.replace(vit=inputs.vit + 1.0)
+    other = inputs.replace(vit=jax.tree.map(lambda x: x + 1.0, inputs.vit))
     np.testing.assert_array_equal(at_once(model, params, other)[2][3], ends[3])
-    assert np.abs(at_once(model, params, inputs.replace(image=-inputs.image))[2][3] - ends[3]).max() > 1e-3
+    negated = inputs.replace(latents=jax.tree.map(jnp.negative, inputs.latents))
+    assert np.abs(at_once(model, params, negated)[2][3] - ends[3]).max() > 1e-3
     assert np.abs(without_image[3] - ends[3]).max() > 1e-3
-    text = inputs.replace(has_image=jnp.zeros(4, bool))
+    text = inputs.replace(exists=dict.fromkeys(inputs.exists, jnp.zeros(4, bool)))
     np.testing.assert_allclose(at_once(model, params, text)[2][3], without_image[3], rtol=1e-5, atol=1e-5)
 
 
@@ -129,7 +133,7 @@ def test_what_is_left_out_predicts_nothing():
     unseen = ~(keep["image"] | keep["image_vit"])
     np.testing.assert_array_equal(masked["image_end"], unseen)
     np.testing.assert_array_equal(masked["after"], unseen)
-    had, has = ((x != PAD_ID).any(-1) for x in (batch.before_tokens, inputs.turns.before))
+    had, has = ((x != PAD_ID).any(-1) for x in (batch.before_tokens, inputs.turns.texts["before"]))
     assert (masked["before"] & had).any() and (~masked["before"] & had).any()
     np.testing.assert_array_equal(has, had & ~masked["before"])
     # A first turn without a plan has the prompt's last text as its newest one.
@@ -144,8 +148,8 @@ def test_what_is_left_out_predicts_nothing():
     lost = [
         ~np.asarray((now != PAD_ID).any(-1)) & np.asarray((old != PAD_ID).any(-1))
         for now, old in (
-            (inputs.prompts.text, batch.prompt_tokens),
-            (inputs.prompts.instruction, batch.instruction_tokens),
+            (inputs.prompts.texts["prompt"], batch.prompt_tokens),
+            (inputs.prompts.texts["instruction"], batch.instruction_tokens),
         )
     ]
     np.testing.assert_array_equal(lost[0], bare & ~instructed)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from process_gen.losses import LossTable
-from process_gen.models.inputs import ORDERS, UnrollOptions, make_inputs
+from process_gen.models.config import ORDERS, UnrollOptions
+from process_gen.models.inputs import make_inputs
 from process_gen.models.unroll import make_outputs, run_turns, unroll
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
@@ -179,12 +180,12 @@ def _alone(batch, inputs, row, r, slots):
 def _same_turn(a, b, inputs):
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
     for name in ("before", "after"):
-        there = np.asarray(getattr(inputs, name)) != PAD_ID
-        close(getattr(a, name)[there], getattr(b, name)[there])
-    close(a.velocity, b.velocity)
-    close(a.noised_end, b.noised_end)
+        there = np.asarray(inputs.texts[name]) != PAD_ID
+        close(a[name][there], b[name][there])
+    close(a["velocity"], b["velocity"])
+    close(a["noised_end"], b["noised_end"])
     if any(inputs.keep.values()):
-        close(a.image_end, b.image_end)
+        close(a["image_end"], b["image_end"])
 
 
 def test_neighbours_in_a_batch_do_not_matter(unrolled):
@@ -198,7 +199,7 @@ def test_neighbours_in_a_batch_do_not_matter(unrolled):
     other = others(lambda x: x[:, ::-1] if x.dtype == jnp.float32 else x)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(run(batch, other)), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
-    assert np.abs(before[1].velocity - run(batch, other)[1].velocity).max() > 1e-3
+    assert np.abs(before[1]["velocity"] - run(batch, other)[1]["velocity"]).max() > 1e-3
     flipped = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[1:, ::-1]]), batch)
     after = run(flipped, others(lambda x: x[:, ::-1]))
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -208,21 +209,19 @@ def test_neighbours_in_a_batch_do_not_matter(unrolled):
 def test_noised_tokens_are_invisible_to_everything_else(unrolled):
     batch, inputs, run = unrolled
     row, _, slots = max(trajectories(batch), key=lambda found: len(found[2]))
-    slot = slots[0]
+    slot, latents = slots[0], inputs.turns.latents
     assert len(slots) > 1
 
     @jax.jit
     def sums(noised):
-        turns = inputs.turns.replace(noised=inputs.turns.noised.at[row, slot, 0].set(noised))
-        end, outputs = run(batch, inputs._replace(turns=turns))
-        own = outputs.velocity[row, slot, 0]
-        rest = outputs.replace(
-            velocity=outputs.velocity.at[row, slot, 0].set(0.0),
-            noised_end=outputs.noised_end.at[row, slot, 0].set(0.0),
-        )
+        changed = latents | {"noised_0": latents["noised_0"].at[row, slot].set(noised)}
+        end, outputs = run(batch, inputs._replace(turns=inputs.turns.replace(latents=changed)))
+        own = outputs["velocity"][row, slot, 0]
+        hidden = {name: outputs[name].at[row, slot, 0].set(0.0) for name in ("velocity", "noised_end")}
+        rest = outputs | hidden
         return jnp.stack([sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(x)) for x in ((end, rest), own)])
 
-    of_others, of_itself = jax.jacrev(sums)(inputs.turns.noised[row, slot, 0])
+    of_others, of_itself = jax.jacrev(sums)(latents["noised_0"][row, slot])
     assert not of_others.any() and of_itself.any()
 
 

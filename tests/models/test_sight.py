@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.models.inputs import ORDERS
-from process_gen.models.turn_io import PromptInputs, TurnInputs
+from process_gen.models.config import ORDERS
+from process_gen.models.content import prompt_content, turn_content
 from process_gen.models.unroll import run_turns
 from process_gen.trajectory.batch import PAD_ID
 from tests.models.tiny import IDS, VIT, make_batch, make_model
@@ -55,7 +55,7 @@ SEEN = {
 """What turns (rows) see of earlier ones (columns): b and a, the texts before and after, and i, the image."""
 OWN = {"before": "b", "velocity": "bn", "image_end": "bi", "after": "bia"}
 """What the parts of a turn see of their own one; n is the noised image."""
-LETTERS = {"before": "b", "noised": "n", "image": "i", "image_vit": "i", "after": "a"}
+LETTERS = {"before": "b", "noised_0": "n", "image": "i", "image_vit": "i", "after": "a"}
 WORDS = {"before": 8, "after": 16, "prompt": 24}
 """The first of as many words that stand in one text each."""
 
@@ -74,20 +74,20 @@ def row():
     def normal(*shape):
         return jnp.asarray(rng.standard_normal((1, TURNS, *shape)), jnp.float32)
 
-    turns = TurnInputs(
-        present=jnp.ones((1, TURNS), bool),
-        refines=jnp.asarray([REFINES], bool),
-        before=texts(WORDS["before"], TURNS, 7),
-        after=texts(WORDS["after"], TURNS, 5),
-        image=normal(4, 48),
-        noised=normal(1, 4, 48),
-        t=jnp.full((1, TURNS, 1), 0.5),
-        vit=normal(VIT[0] * VIT[1], 27),
+    turns = turn_content(
+        jnp.ones((1, TURNS), bool),
+        texts(WORDS["before"], TURNS, 7),
+        texts(WORDS["after"], TURNS, 5),
+        normal(4, 48),
+        normal(1, 4, 48),
+        jnp.full((1, TURNS, 1), 0.5),
+        normal(VIT[0] * VIT[1], 27),
         keep={name: jnp.ones((1, TURNS), bool) for name in ("image", "image_vit")},
     )
     first = jnp.asarray([FIRST], bool)
-    batch = batch.replace(is_first=first, prompt_index=jnp.cumsum(first, axis=1) - 1)
-    return changes, batch, PromptInputs(texts(WORDS["prompt"], PROMPTS, 6)), turns
+    refines = jnp.asarray([REFINES], bool)
+    batch = batch.replace(is_first=first, refines=refines, prompt_index=jnp.cumsum(first, axis=1) - 1)
+    return changes, batch, prompt_content(texts(WORDS["prompt"], PROMPTS, 6)), turns
 
 
 @functools.cache
@@ -95,12 +95,12 @@ def gradients(context: str, order: str):
     """A jitted function of what is kept: by what asks and what is asked about, [asking turns, turns] bool."""
     changes, batch, prompts, turns = row()
     model, params = make_model(layers=1, context=context, **changes)
-    sources = {"noised": turns.noised, "image": turns.image, "vit": turns.vit}
+    sources = {"latents": turns.latents, "vit": turns.vit}
 
     def asked(embedding, sources, keep):
         fed = turns.replace(**sources, keep=keep)
         found = run_turns(model, params | {"embedding": embedding}, batch, prompts, fed, order)[1]
-        return jnp.stack([jnp.sin(getattr(found, name)[0]).reshape(TURNS, -1).sum(1) for name in OWN])
+        return jnp.stack([jnp.sin(found[name][0]).reshape(TURNS, -1).sum(1) for name in OWN])
 
     @jax.jit
     def which(keep):
@@ -109,8 +109,8 @@ def gradients(context: str, order: str):
         of_words, of_sources = jax.lax.map(pull, one_by_one)
         words = (of_words != 0).any(-1)
         seen = {name: words[:, first : first + TURNS] for name, first in WORDS.items()}
-        for name, x in of_sources.items():
-            seen[{"vit": "image_vit"}.get(name, name)] = (x[:, 0] != 0).reshape(len(x), TURNS, -1).any(-1)
+        for name, x in (of_sources["latents"] | of_sources["vit"]).items():
+            seen[name] = (x[:, 0] != 0).reshape(len(x), TURNS, -1).any(-1)
         seen["prompt"] = seen["prompt"][:, :PROMPTS]
         return {asks: {n: x[i * TURNS :][:TURNS] for n, x in seen.items()} for i, asks in enumerate(OWN)}
 

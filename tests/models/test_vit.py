@@ -74,7 +74,7 @@ def test_patches_of_an_image_in_context_are_cut_as_the_published_ones():
     picture = np.moveaxis(GOLDEN["vit_image"], 0, -1)
     places = Layout(image_size=(28, 42), latent_grid=(4, 6), latent_values=147, vit_grid=GRID)
     pixels = np.round((picture + 1) * 127.5).astype(np.uint8)
-    patches = vit.to_patches(TOY, places, to_tokens(TOY, pixels[None, None]))
+    patches = vit.views(TOY, places, pixels[None, None], to_tokens(TOY, pixels[None, None]))
     assert patches.shape == (1, 1, 6, 588)
     np.testing.assert_allclose(patches[0, 0], GOLDEN["vit_patches"], atol=1 / 255 + 1e-6)
 
@@ -82,12 +82,12 @@ def test_patches_of_an_image_in_context_are_cut_as_the_published_ones():
 def test_an_image_of_another_size_is_resized():
     places = layout(vit_grid=VIT)
     up = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None] * 32, (1, 8, 8, 3))
-    patches = np.asarray(vit.to_patches(CONFIG, places, to_tokens(CONFIG, up)))
+    patches = np.asarray(vit.views(CONFIG, places, up, to_tokens(CONFIG, up)))
     picture = patches.reshape(2, 3, 3, 3, 3).transpose(0, 2, 1, 3, 4).reshape(6, 9, 3)
     assert (np.diff(picture[:, 0, 0]) > 0).all(), "rows stay rows"
     np.testing.assert_allclose(picture, np.broadcast_to(picture[:, :1], picture.shape), atol=1e-6)
     checkered = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)[None, :, :, None].repeat(3, -1)
-    sharp = vit.to_patches(CONFIG, places, 3 * to_tokens(CONFIG, checkered))
+    sharp = vit.views(CONFIG, places, checkered, 3 * to_tokens(CONFIG, checkered))
     assert float(jnp.abs(sharp).max()) <= 1.0
 
 

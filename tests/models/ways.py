@@ -13,7 +13,7 @@ import pytest
 
 from process_gen.models import kernels
 from process_gen.models.attention import RowMasks, of_rows
-from process_gen.models.turn_io import PromptInputs, TurnInputs
+from process_gen.models.content import Content
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk
 from tests.models.dense import Places, row_mask, row_parts
@@ -66,9 +66,9 @@ def rows_of_turns(slots: Layout, rows: int, rng: np.random.Generator):
     batch = batch.replace(present=batch.present & ~(last & (np.arange(rows) % 2 == 0)[:, None]))
     names = [s.name for s in slots.state_slots("image")]
     keep = {name: rng.random(batch.present.shape) < 0.8 for name in names}
-    prompts = PromptInputs(batch.prompt_tokens)
-    contents = (batch.before_tokens, batch.after_tokens, None, None, None)
-    turns = TurnInputs(batch.present, batch.refines, *contents, keep=keep)
+    prompts = Content(np.ones(batch.prompt_tokens.shape[:2], bool), texts={"prompt": batch.prompt_tokens})
+    texts = {"before": batch.before_tokens, "after": batch.after_tokens}
+    turns = Content(batch.present, texts=texts, keep=keep)
     places, there, explicit = Places(slots), [], []
     for b in range(rows):
         row = row_parts(slots, *jax.tree.map(lambda x, b=b: x[b], (batch, prompts, turns)))

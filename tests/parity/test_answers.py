@@ -46,7 +46,7 @@ def test_samples_become_trajectories_of_turns(golden):
     assert row.layout.turns == 3 and row.layout.trajectories == 2
     assert row.batch.is_first.tolist() == [[True, False, True]]
     assert row.batch.is_last.tolist() == [[False, True, True]] and not row.batch.refines.any()
-    exists = {name: x.tolist() for name, x in row.inputs.exists.items()}
+    exists = {name: x.tolist() for name, x in row.turns.exists.items()}
     assert exists == dict.fromkeys(["image", "image_vit"], [[True, False, False]])
     assert len(row.places) == len(set(row.places)) == int(golden["train_sample_lens"].sum())
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.models.config import model_config
-from process_gen.models.inputs import Inputs, UnrollOptions, make_inputs
-from process_gen.models.turn_io import PromptInputs
+from process_gen.models.config import UnrollOptions, model_config
+from process_gen.models.content import Content
+from process_gen.models.inputs import Inputs, make_inputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import HIDDEN, run_turns
+from process_gen.models.unroll import run_turns
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
@@ -192,11 +192,8 @@ def inputs_of(drop: str) -> Inputs:
 @jax.jit
 def rows(params, prompts, turns):
     """Every token of the rows, traced, and the outputs of the turns."""
-    given = (
-        prompts,
-        turns,
-        *(jnp.repeat(x, len(turns.present), 0) for x in (batch().prompt_index, batch().is_first)),
-    )
+    fixed = (batch().prompt_index, batch().is_first, batch().refines)
+    given = (prompts, turns, *(jnp.repeat(x, len(turns.present), 0) for x in fixed))
     (_, outputs), seen = MODEL.apply({"params": params}, *given, method="forward_rows", mutable=["trace"])
     return outputs, {name: found for name, (found,) in seen["trace"].items()}
 
@@ -216,11 +213,7 @@ def by_place(traced, what: str, count: int) -> dict[tuple[str, int, str], np.nda
     return found
 
 
-ATTRIBUTES = {"prompt": "text", "prompt_image": "image", "prompt_image_vit": "vit", "image_vit": "vit"}
-"""The attributes of inputs that are not called as their segments."""
-
-
-def with_changes(inputs: Inputs, places) -> tuple[PromptInputs, object]:
+def with_changes(inputs: Inputs, places) -> tuple[Content, Content]:
     """One row for each place, in which its content is another; the first row is as it was."""
     chunks = {"prompt": inputs.prompts, "turn": inputs.turns}
     chunks = {
@@ -229,10 +222,8 @@ def with_changes(inputs: Inputs, places) -> tuple[PromptInputs, object]:
     }
     rng = np.random.default_rng(3)
     for row, (chunk, slot, segment) in enumerate(places, start=1):
-        name, at = ATTRIBUTES.get(segment, segment), (row, slot)
-        if segment.startswith("noised"):
-            name, at = "noised", (row, slot, int(segment.removeprefix("noised_")))
-        array = getattr(chunks[chunk], name)
+        content, at = chunks[chunk], (row, slot)
+        array = (content.texts | content.latents | content.vit)[segment]
         if array.dtype == np.int32:
             array[at] = np.where(array[at] == PAD_ID, PAD_ID, 9 + (array[at] + 50) % 300)
         else:
@@ -288,7 +279,7 @@ def test_an_image_closes_where_its_last_tokens_do(drop):
     hidden = by_place(traced, "hidden", 1)
     name = {"vit": "image", "both": None, "images": None}.get(drop, "image_vit")
     for s in range(LAYOUT.turns if name else 0):
-        np.testing.assert_array_equal(outputs.image_end[0, s], hidden["turn", s, name][0, 1])
+        np.testing.assert_array_equal(outputs["image_end"][0, s], hidden["turn", s, name][0, 1])
     assert np.asarray(inputs.flows["masked"]["image_end"]).all() == (name is None)
     assert np.asarray(inputs.flows["masked"]["before"]).all() == (drop == "text")
 
@@ -305,12 +296,11 @@ def test_both_orders_of_the_loops_drop_the_same(drop):
         order: run(params(), batch(), inputs.prompts, inputs.turns) for order, run in both_orders().items()
     }
     (ends, layers), (others, scan) = found["layers"], found["scan"]
-    seen = {name: np.ones(getattr(layers, name).shape[:-1], bool) for name in HIDDEN}
-    seen |= {"before": inputs.turns.before != PAD_ID, "after": inputs.turns.after != PAD_ID}
+    seen = {name: np.ones(x.shape[:-1], bool) for name, x in layers.items()}
+    seen |= {name: inputs.turns.texts[name] != PAD_ID for name in ("before", "after")}
     seen["image_end"] &= drop != "images"
     for name, there in seen.items():
-        one, two = (np.asarray(getattr(x, name))[np.asarray(there)] for x in (layers, scan))
+        one, two = (np.asarray(x[name])[np.asarray(there)] for x in (layers, scan))
         np.testing.assert_allclose(one, two, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(layers.velocity, scan.velocity, atol=1e-5)
     kept = ~np.asarray(inputs.flows["masked"]["prompt_end"])
     np.testing.assert_allclose(np.asarray(ends)[kept], np.asarray(others)[kept], atol=1e-5)

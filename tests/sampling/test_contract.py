@@ -13,9 +13,10 @@ import pytest
 from sampling_models import LAYOUT, make_model, random_params
 
 from process_gen.data.fake import fake_batch
-from process_gen.models.assembly import at_token, token_count
 from process_gen.models.cache import part_slices
-from process_gen.models.inputs import NO_RANDOM_DROPS, ORDERS, make_inputs
+from process_gen.models.config import NO_RANDOM_DROPS, ORDERS
+from process_gen.models.content import at_token, token_count
+from process_gen.models.inputs import make_inputs
 from process_gen.models.unroll import run_turns
 from process_gen.sampling import turn
 from process_gen.sampling.state import SamplingState
@@ -31,20 +32,22 @@ QUICK = {"xla_backend_optimization_level": 0}
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def unrolled(model, order, params, batch, inputs, dropped):
     """The outputs of an unroll without the newest text of the turns `dropped` [B, S]."""
-    before = jnp.where(dropped[..., None], PAD_ID, inputs.turns.before)
+    prompts, turns = inputs.prompts, inputs.turns
+    before = jnp.where(dropped[..., None], PAD_ID, turns.texts["before"])
     bare = dropped & batch.is_first & (token_count(batch.before_tokens) == 0)
     of_prompt = batch.prompt_index[:, :, None] == jnp.arange(model.layout.trajectories)[None, None]
-    text = jnp.where((bare[:, :, None] & of_prompt).any(1)[..., None], PAD_ID, inputs.prompts.text)
-    prompts, turns = inputs.prompts.replace(text=text), inputs.turns.replace(before=before)
+    text = jnp.where((bare[:, :, None] & of_prompt).any(1)[..., None], PAD_ID, prompts.texts["prompt"])
+    prompts = prompts.replace(texts={**prompts.texts, "prompt": text})
+    turns = turns.replace(texts={**turns.texts, "before": before})
     return run_turns(model, params, batch, prompts, turns, order)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def replayed(model, params, state, prompts, is_first, one):
+def replayed(model, params, state, prompts, is_first, refines, one):
     """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
     cache, position, end = turn.begin(model, params, turn.Prompts(prompts))
     context = state.context.started(is_first, cache, position)
-    state = state.after(context, state.turn).opened(one.refines, state.keys)
+    state = state.after(context, state.turn).opened(refines, state.keys)
     out = {"prompt_end": end}
 
     def text(state, part, tokens):
@@ -60,14 +63,14 @@ def replayed(model, params, state, prompts, is_first, one):
         out[f"{part}_read"] = at_once.end
         return state.holding(written)
 
-    state = text(state, "before", one.before)
+    state = text(state, "before", one.texts["before"])
     velocity = turn.velocity_of(model, params, state, {BRANCHES})
-    out["velocity"] = velocity(BRANCHES, one.noised[:, 0], one.t[:, 0])
+    out["velocity"] = velocity(BRANCHES, one.latents["noised_0"], one.times["noised_0"])
     state = state.taking(one.present)
-    seen = turn.look(model, params, one.image, one.vit, state)
+    seen = turn.look(model, params, one.latents["image"], one.vit["image_vit"], state)
     out["image_end"] = seen.end
-    state = text(state.holding(seen), "after", one.after)
-    given = (state.turn, one.present, one.refines, state.position)
+    state = text(state.holding(seen), "after", one.texts["after"])
+    given = (state.turn, one.present, refines, state.position)
     context = state.context.pushed(model.layout, *given)
     return state.after(context, state.turn.replace(mask=jnp.zeros_like(state.turn.mask))), out
 
@@ -114,23 +117,24 @@ def test_the_pieces_give_the_numbers_of_the_unroll(context, vit_grid):
             of_turn = operator.itemgetter((slice(None), s))
             one = jax.tree.map(of_turn, inputs.turns)
             prompts = batch.prompt_tokens[np.arange(ROWS), batch.prompt_index[:, s]]
-            state, got = replayed(model, params, state, prompts, batch.is_first[:, s], one)
+            first, refines = batch.is_first[:, s], batch.refines[:, s]
+            state, got = replayed(model, params, state, prompts, first, refines, one)
             for prompt_end, outputs in wants.values():
                 want, there = jax.tree.map(of_turn, outputs), one.present
                 close(got["prompt_end"], prompt_end[np.arange(ROWS), batch.prompt_index[:, s]], there)
                 for part in ("before", "after"):
-                    tokens = np.where(there[:, None], getattr(one, part), PAD_ID)
+                    tokens = np.where(there[:, None], one.texts[part], PAD_ID)
                     np.testing.assert_array_equal(got[f"{part}_tokens"], tokens)
-                    close(got[part], getattr(want, part), tokens != PAD_ID)
+                    close(got[part], want[part], tokens != PAD_ID)
                     counts = (tokens != PAD_ID).sum(1)
-                    ends = getattr(want, part)[np.arange(ROWS), counts - 1]
+                    ends = want[part][np.arange(ROWS), counts - 1]
                     close(got[f"{part}_end"], ends, counts > 0)
                     close(got[f"{part}_read"], ends, counts > 0)
-                close(got["image_end"], want.image_end, there)
-                close(got["velocity"]["full"], want.velocity[:, 0], there)
+                close(got["image_end"], want["image_end"], there)
+                close(got["velocity"]["full"], want["velocity"][:, 0], there)
             # A later draft without a plan still has the prompt's text in training: nothing is dropped there.
-            rows = there & (batch.is_first[:, s] | (one.before != PAD_ID).any(1))
-            close(got["velocity"]["notext"], without[s][1].velocity[:, s, 0], rows)
+            rows = there & (batch.is_first[:, s] | (one.texts["before"] != PAD_ID).any(1))
+            close(got["velocity"]["notext"], without[s][1]["velocity"][:, s, 0], rows)
     present, refines = batch.present, batch.refines & batch.present
     assert 0 < refines.sum() < present.sum(), "some rows refine, some do not"
     assert any(0 < column.sum() < ROWS for column in refines.T), "in the same turn"

@@ -10,7 +10,6 @@ import pytest
 from process_gen.trajectory.markup import SPECIAL_TOKENS, Malformed
 from process_gen.trajectory.stages import (
     TURN_FIELDS,
-    Kind,
     Plan,
     Trajectory,
     Turn,
@@ -36,7 +35,7 @@ def test_the_table_of_fields_is_that_of_a_turn():
 
 def test_a_turn_says_what_its_text_is():
     first, correction = draft(image(1), PLAN, "fine"), refinement(image(2), "move it")
-    assert (first.kind, correction.kind) == (Kind.DRAFT, Kind.REFINE)
+    assert (first.refines, correction.refines) == (False, True)
     assert (first.plan, first.instruction, first.after) == (PLAN, None, "fine")
     assert (correction.plan, correction.instruction, correction.after) == (None, "move it", None)
     assert first.before == "<ins>draw a circle</ins><des>one circle</des>"

@@ -1,14 +1,15 @@
-"""Chunks filled with content: which tokens are there, and their rotary positions.
+"""What stands in a chunk: its content, which of its tokens are there, and their rotary positions.
 
-B rows, L tokens of a chunk as they stand in memory, T tokens of a text slot, I latent
-tokens and P ViT tokens of an image, C channels of a latent token.
+B rows (training has slots beside each other: [B, S, ...]), L tokens of a chunk as they
+stand in memory, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
+of an image, C channels of a latent token, U values of a ViT patch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -17,28 +18,31 @@ from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import Chunk
 
+Named = Mapping[str, jax.Array]
 
-@dataclasses.dataclass(frozen=True)
+
+@flax.struct.dataclass
 class Content:
     """What stands in the segments of a chunk, by the segment's name.
 
     Attributes:
       present: [B] bool, rows in which anything stands at all.
-      texts: [B, T] int32 tokens, padded.
+      texts: [B, T] int32 tokens, all padding where absent.
       latents: [B, I, C].
-      times: [B], of those latents that are not clean.
-      vit: [B, P, values of a patch], what the ViT sees.
-      exists: [B] bool, of those image segments that some of the `present` rows lack.
-      keep: [B] bool, of those that some rows leave out; they take their positions all the same.
+      times: [B], timesteps of those latents that are not clean.
+      vit: [B, P, U], what the ViT sees.
+      exists: [B] bool, of those image segments that some of the `present` rows never had.
+      keep: [B] bool, of those that some rows leave out, for later tokens and for their own.
+        They take their positions all the same, as in BAGEL's data.
     """
 
     present: jax.Array
-    texts: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    latents: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    times: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    vit: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    exists: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    keep: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    texts: Named = flax.struct.field(default_factory=dict)
+    latents: Named = flax.struct.field(default_factory=dict)
+    times: Named = flax.struct.field(default_factory=dict)
+    vit: Named = flax.struct.field(default_factory=dict)
+    exists: Named = flax.struct.field(default_factory=dict)
+    keep: Named = flax.struct.field(default_factory=dict)
 
     def advances(self, segment: Segment) -> jax.Array:
         """[B] bool: the rows in which an image segment takes a position."""
@@ -47,6 +51,56 @@ class Content:
     def holds(self, segment: Segment) -> jax.Array:
         """[B] bool: the rows in which its tokens are there."""
         return self.advances(segment) & self.keep.get(segment.name, True)
+
+
+def prompt_content(
+    text: jax.Array,
+    latents: jax.Array | None = None,
+    patches: jax.Array | None = None,
+    instruction: jax.Array | None = None,
+    has_image: jax.Array | None = None,
+    keep: Named | None = None,
+) -> Content:
+    """A prompt: its text [B, T], and what else a layout may have room for.
+
+    That is an image (`latents` [B, I, C] and ViT `patches` [B, P, U]) in the rows that
+    `has_image` [B] names, all of them by default, and an `instruction` [B, T] after it.
+    """
+    names = ("prompt_image", "prompt_image_vit")
+    return Content(
+        jnp.ones(text.shape[:-1], bool),
+        texts={"prompt": text, "instruction": instruction},
+        latents={"prompt_image": latents},
+        vit={"prompt_image_vit": patches},
+        exists={} if has_image is None else dict.fromkeys(names, has_image),
+        keep=keep or {},
+    )
+
+
+def turn_content(
+    present: jax.Array,
+    before: jax.Array,
+    after: jax.Array,
+    image: jax.Array,
+    noised: jax.Array,
+    t: jax.Array,
+    patches: jax.Array | None = None,
+    **masks: Named,
+) -> Content:
+    """A turn as teacher forcing feeds it; `masks` are `exists` and `keep`.
+
+    Texts are [B, T], the `image` that later tokens see is [B, I, C], and ViT
+    `patches` [B, P, U]; the flow's inputs x_t are `noised` [B, J, I, C] at `t` [B, J].
+    """
+    copies = range(t.shape[-1])
+    return Content(
+        present,
+        texts={"before": before, "after": after},
+        latents={"image": image} | {f"noised_{j}": noised[..., j, :, :] for j in copies},
+        times={f"noised_{j}": t[..., j] for j in copies},
+        vit={"image_vit": patches},
+        **masks,
+    )
 
 
 def token_count(tokens: jax.Array) -> jax.Array:

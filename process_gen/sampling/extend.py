@@ -1,0 +1,68 @@
+"""The pieces of a turn: a text, a clean image, or a noised one after a context.
+
+Functions of a bound `UnifiedModel`, for `model.apply(..., method=extend.text)`. Fed the
+same content they give the numbers of `UnifiedModel.step`. B rows, T tokens of a text, I
+latent tokens and P ViT tokens of an image, C channels, U values of a ViT patch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.models.cache import KVCache
+from process_gen.models.content import Content, taken
+from process_gen.models.unified import UnifiedModel
+from process_gen.trajectory.layout import Segment
+from process_gen.trajectory.visibility import chunk_of
+
+
+def text(
+    model: UnifiedModel, history: KVCache, context: Sequence[KVCache], tokens: jax.Array, start: jax.Array
+) -> tuple[jax.Array, KVCache]:
+    """Text after a context: hidden states [B, T, D], and what later tokens see of it.
+
+    `tokens` [B, T] is padded with `PAD_ID`; its first position is `start` [B].
+    """
+    chunk = chunk_of((Segment("text", "text", tokens.shape[1]),))
+    content = Content(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
+    done = model.forward_chunk(chunk, content, history, context, start)
+    return done.hidden["und"], taken(chunk.memory("text"), done.k, done.v, done.mask)
+
+
+def image(
+    model: UnifiedModel,
+    history: KVCache,
+    context: Sequence[KVCache],
+    latents: jax.Array,
+    patches: jax.Array | None,
+    start: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """A clean image [B, I, C] after a context: hidden state [B, D] of its closing token, and its keys.
+
+    Where the layout has ViT tokens, `patches` [B, P, U] are read as well; the
+    image takes `layout.state_ids` positions.
+    """
+    chunk = chunk_of(model.layout.state_slots("image"))
+    present = jnp.ones(latents.shape[0], bool)
+    content = Content(present, latents={"image": latents}, vit={"image_vit": patches})
+    done = model.forward_chunk(chunk, content, history, context, start)
+    pieces = chunk.memory(*(s.name for s in chunk.segments))
+    return done.hidden["und"][:, chunk.text_tokens - 1], taken(pieces, done.k, done.v, done.mask)
+
+
+def velocity(
+    model: UnifiedModel,
+    history: KVCache,
+    context: Sequence[KVCache],
+    x_t: jax.Array,
+    t: jax.Array,
+    position: jax.Array,
+) -> jax.Array:
+    """The velocity [B, I, C] of a noised image at `t` [B] after a context."""
+    chunk = chunk_of((model.layout.image_slot("image", "noised"),))
+    content = Content(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
+    done = model.forward_chunk(chunk, content, history, context, position)
+    return model.to_velocity(done.hidden["gen"], x_t[:, None], t[:, None])[:, 0]
