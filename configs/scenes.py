@@ -175,11 +175,12 @@ def _debug(config: ConfigDict) -> None:
 
 
 def _quick(config: ConfigDict) -> None:
-    """About eight minutes of training on two cores."""
+    """Eight to fourteen minutes of training on two cores: 1.2 s a step on two that multiply at 73 GFLOP/s."""
+    config.data.examples = 10_000  # more than it reads
     # Too short to learn more than the plans and the drafts: none of them is there to be found out.
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.03, detour=0.1))
     config.optimizer.update(dict(ema=0.995, final_share=0.3))  # too short a run to anneal for long
-    config.train.update(dict(steps=700, checkpoint_every=350, sheet_every=0))
+    config.train.update(dict(steps=650, checkpoint_every=325, sheet_every=0))
     config.eval.final_per_group = 20
 
 

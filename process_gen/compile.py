@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("topology", None, "Devices, such as v5p:4x4x4, v6e:8x8, h100:8, cpu:8 or gpu.")
@@ -61,19 +61,27 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen import amounts, capacity, experiment, vocabulary
+from process_gen.capacity import fit, roofline, topology
+from process_gen.capacity.measured import (
+    Measured,
+    bytes_per_device,
+    measure,
+    measure_lowered,
+    measure_quickly,
+)
+from process_gen.capacity.topology import Topology, TopologyError
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
-from process_gen.distributed import roofline, sharding, topology
+from process_gen.distributed import sharding
 from process_gen.distributed.chips import GIB
 from process_gen.distributed.mesh import MeshConfig, make_mesh
-from process_gen.distributed.topology import Topology, TopologyError
-from process_gen.measured import Measured, bytes_per_device, measure, measure_lowered, measure_quickly
+from process_gen.experiment import builders, vocabulary
 from process_gen.models import partition
-from process_gen.program import TrainProgram
 from process_gen.reports.table import table
 from process_gen.sampling import SamplerConfig
 from process_gen.sampling.pieces import Piece, pieces
 from process_gen.sampling.text import text_specs
+from process_gen.training import amounts
+from process_gen.training.program import TrainProgram
 
 DOES_NOT_FIT = 3
 """Exit code where the program needs more memory than a device has."""
@@ -82,40 +90,40 @@ DOES_NOT_FIT = 3
 def compile_train(
     config: ConfigDict,
     where: Topology,
-    ask: capacity.Ask,
+    ask: fit.Ask,
     report: Callable[[str], None] = print,
     measured_by: Callable[..., Measured] = measure,
 ) -> dict[str, Any]:
-    """Compiles the train step of a config for some devices; see `capacity.train_report`.
+    """Compiles the train step of a config for some devices; see `capacity.fit.train_report`.
 
     `measured_by` takes the arguments of `measured.measure`.
 
     Raises:
       ConfigError, MeshError: the config cannot work there.
     """
-    experiment.check(config)
+    builders.check(config)
     mesh, slices = mesh_of(config, where)
     # Of several image shapes, the one that takes the most room has to fit.
-    layout = max(experiment.build_layouts(config).values(), key=lambda one: one.row_tokens)
-    model = experiment.build_model(config, tokenizer_of(config)).clone(layout=layout)
+    layout = max(builders.build_layouts(config).values(), key=lambda one: one.row_tokens)
+    model = builders.build_model(config, tokenizer_of(config)).clone(layout=layout)
     program = TrainProgram.of(config, model, mesh)
     report(f"train step on {where.name}: {len(where.devices)} devices, lowering")
     found = measured_by("train step", lambda: program.step.lower(*program.abstract), mesh, slices, report)
-    return capacity.train_report(config, program, where, found, ask)
+    return fit.train_report(config, program, where, found, ask)
 
 
 def compile_sample(
-    config: ConfigDict, where: Topology, ask: capacity.Ask, report: Callable[[str], None] = print
+    config: ConfigDict, where: Topology, ask: fit.Ask, report: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Compiles every piece of the sampler of a config for some devices.
 
     Raises:
       ConfigError, MeshError, SamplerError: the config cannot work there.
     """
-    experiment.check(config)
+    builders.check(config)
     mesh, slices = mesh_of(config, where)
     tokenizer = tokenizer_of(config)
-    model, settings = experiment.build_model(config, tokenizer), _settings(config)
+    model, settings = builders.build_model(config, tokenizer), _settings(config)
     with config.unlocked():  # the batch of the training is of no matter here
         config.train.batch_size = sharding.row_shards(mesh) * config.train.accumulate
     state = TrainProgram.of(config, model, mesh).abstract[0]
@@ -143,8 +151,8 @@ def compile_sample(
     finally:
         pool.shutdown(cancel_futures=True)
     parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
-    place = capacity.where(mesh, where, ask)
-    verdicts = [capacity.fits(one, place["hbm"]) for one in found]
+    place = fit.where(mesh, where, ask)
+    verdicts = [fit.fits(one, place["hbm"]) for one in found]
     return {
         "config": config.name,
         "step": "sample",
@@ -182,7 +190,7 @@ def _piece(one: Measured) -> dict[str, Any]:
 def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
     peak = max(p["peak"] for p in report["pieces"])
-    name, unit = capacity.unit_of(peak)
+    name, unit = fit.unit_of(peak)
     headers = ("piece", "resident", "temporaries", "all at once", "received", "compiled in, s")
     kept = ("resident", "temporaries", "peak", "received")
     rows = [(p["name"], *(p[key] / unit for key in kept), p["seconds"][1]) for p in report["pieces"]]
@@ -193,7 +201,7 @@ def describe_sample(report: dict[str, Any]) -> str:
         table(rows, headers, digits=2),
         "",
         "`resident`: weights and contexts, whether the piece reads them or not.",
-        f"`received`: {capacity.RECEIVED}.",
+        f"`received`: {fit.RECEIVED}.",
     ]
     if report["fits"] is None:
         return "\n".join([*lines, "Whether it fits is not known: --chip=h100 holds it against a chip."])
@@ -231,7 +239,7 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
     """
     try:
         return vocabulary.build_tokenizer(config)
-    except experiment.ConfigError as error:
+    except builders.ConfigError as error:
         logging.info("the scenes tokenizer stands in for config.data.tokenizer (%s)", error)
         return scenes_tokenizer()
 
@@ -278,7 +286,7 @@ def main(argv: Sequence[str]) -> int:
         raise TopologyError("--quick is for the train step on TPUs: leave it out")
     topology.prepare(name)
     where = topology.get(name, values.chip)
-    ask = capacity.Ask(
+    ask = fit.Ask(
         amounts.of_a_row if values.mix == "paper" else amounts.of_a_full_row,
         roofline.Assumptions(efficiency=values.efficiency),
         values.trajectories,
@@ -294,7 +302,7 @@ def main(argv: Sequence[str]) -> int:
         print("\n" + describe_sample(report))
     else:
         report = compile_train(values.config, where, ask, progress, _way(values))
-        print("\n" + capacity.describe(report))
+        print("\n" + fit.describe(report))
     given = [word for word in sys.argv[1:] if not re.match("--?json(=|$)", word)]
     report["command"] = shlex.join(["python", "-m", "process_gen.compile", *given])
     if values.json:

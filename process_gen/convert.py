@@ -16,7 +16,7 @@ the arrays on disk as that mesh will ask for them; its devices need not be here.
 
 from __future__ import annotations
 
-from process_gen import cli  # before what reads its settings when it is imported
+from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
 import difflib
@@ -38,7 +38,7 @@ from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshConfig, MeshError
 from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
-from process_gen.weights import Weights, read_weights
+from process_gen.weights.origin import Weights, read_weights
 
 TARGETS = ("ours", "bagel", "qwen2", "siglip2", "flux", "diffusers")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -14,7 +14,7 @@ Prints the tables and leaves in the output folder:
 
 from __future__ import annotations
 
-from process_gen import cli  # before what reads its settings when it is imported
+from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
 import ast
@@ -30,7 +30,6 @@ import jax
 from absl import flags
 
 import process_gen
-from process_gen import restore
 from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import results as tables
 from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, check_name, make_benchmark
@@ -40,10 +39,11 @@ from process_gen.evaluation.results import Results, arms_of
 from process_gen.reports import files, plots
 from process_gen.reports.report import write_report
 from process_gen.reports.table import table
-from process_gen.restore import load_sampler
 from process_gen.sampling import Sampler
 from process_gen.scenes.splits import SPLITS
 from process_gen.trajectory.stages import Mode
+from process_gen.weights import restore
+from process_gen.weights.restore import load_sampler
 
 MODES = tuple(mode.value for mode in Mode)
 

@@ -11,7 +11,7 @@ autoencoder of the weights `config.train.init`.
 
 from __future__ import annotations
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.read_flags(config="configs/scenes.py:quick")
@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from process_gen import ahead, experiment, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.data.buckets import Size, deal
 from process_gen.data.encode import BadTrajectory, encode_trajectory
@@ -31,8 +30,10 @@ from process_gen.data.loader import Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import check_every_trajectory, latents_folder, prepare_source
 from process_gen.data.tokenizers import Tokenizer
+from process_gen.experiment import builders, vocabulary
 from process_gen.reports.table import table
 from process_gen.trajectory.layout import Layout
+from process_gen.weights import ahead
 
 PACKED_ROWS = 32
 """Rows that the report of the packing looks at."""
@@ -46,10 +47,10 @@ def prepare(config: ConfigDict) -> None:
       BadTrajectory, TooManyBadTrajectories, OSError: the data is broken or out of reach.
       CheckpointError: the weights of the autoencoder cannot be read.
     """
-    experiment.check(config)
+    builders.check(config)
     tokenizer = vocabulary.build_tokenizer(config)
-    layouts = experiment.build_layouts(config)
-    with experiment.as_config_error():
+    layouts = builders.build_layouts(config)
+    with builders.as_config_error():
         source = prepare_source(config.data, next(iter(layouts.values())), tokenizer)
         parts = deal(source, list(layouts))
     if config.data.source != "scenes":
@@ -93,7 +94,7 @@ def _packing(config: ConfigDict, part: Source, layout: Layout, tokenizer: Tokeni
     return loader.report(PACKED_ROWS).table()
 
 
-ERRORS = (experiment.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)
+ERRORS = (builders.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ The same command goes on where it was cut off: prompts and seeds that are listed
 
 from __future__ import annotations
 
-from process_gen import cli  # before what reads its settings when it is imported
+from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
 import dataclasses
@@ -43,9 +43,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import flags
 
-from process_gen import restore, stopping
 from process_gen.data.images import UNREADABLE, fit, model_sizes, read_rgb, rules_for
-from process_gen.distributed import hosts
+from process_gen.distributed import hosts, stopping
 from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
@@ -53,13 +52,14 @@ from process_gen.reports import files
 from process_gen.reports.listing import Key, Listing
 from process_gen.reports.overview import describe
 from process_gen.reports.page import write_page
-from process_gen.restore import Restored, load_sampler
 from process_gen.sampling import Progress, Sampler
 from process_gen.sampling.prompts import make_prompt
 from process_gen.scenes import get_level, read_request
 from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
+from process_gen.weights import restore
+from process_gen.weights.restore import Restored, load_sampler
 
 STDIN = "-"
 MODES = ", ".join(mode.value for mode in Mode)

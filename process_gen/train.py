@@ -10,7 +10,7 @@ and the config, not through this loop.
 
 from __future__ import annotations
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.define_host_flags()
@@ -33,7 +33,7 @@ from clu import metric_writers, parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen import ahead, evaluate, experiment, metering, nonfinite, stopping, vocabulary
+from process_gen import evaluate
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
@@ -43,25 +43,28 @@ from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
-from process_gen.distributed import hosts, lock, offload, sharding
+from process_gen.distributed import hosts, lock, offload, sharding, stopping
 from process_gen.distributed.hosts import HostMissing
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
-from process_gen.goodput import Goodput
+from process_gen.experiment import builders, vocabulary
 from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
-from process_gen.profiling import Profiler
-from process_gen.program import TrainProgram
 from process_gen.reports import images, plots
 from process_gen.reports.strip import sheet
-from process_gen.restore import on_mesh
-from process_gen.resume import check_same_run
 from process_gen.sampling import Sampler, SamplerConfig
-from process_gen.start import start_from
-from process_gen.train_step import TrainState
+from process_gen.training import metering, nonfinite
+from process_gen.training.goodput import Goodput
+from process_gen.training.profiling import Profiler
+from process_gen.training.program import TrainProgram
+from process_gen.training.resume import check_same_run
+from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout
+from process_gen.weights import ahead
+from process_gen.weights.restore import on_mesh
+from process_gen.weights.start import start_from
 
 
 class NonFiniteLoss(RuntimeError):
@@ -87,9 +90,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       NonFiniteLoss: after saving the last good state.
       Stopped: a signal said so; the state is saved.
     """
-    experiment.check(config)
+    builders.check(config)
     if "://" in workdir:
-        raise experiment.ConfigError(
+        raise builders.ConfigError(
             f"--workdir={workdir}: a workdir is a folder of a file system that all hosts see; mount the "
             "bucket and pass the folder (launch/README.md)"
         )
@@ -107,8 +110,8 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 
     # ------------------------------------------------------------------ model
     tokenizer = vocabulary.build_tokenizer(config)
-    model = experiment.build_model(config, tokenizer)
-    layouts = experiment.build_layouts(config)
+    model = builders.build_model(config, tokenizer)
+    layouts = builders.build_layouts(config)
     programs = {size: TrainProgram.of(config, model.clone(layout=layouts[size]), mesh) for size in layouts}
     program = programs[model.layout.image_size]
     sampler_config = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
@@ -116,7 +119,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     # ------------------------------------------------------------------- data
     c = config.train
     rows = sharding.local_rows(c.batch_size, mesh)
-    with hosts.lead_first("the data is prepared"), experiment.as_config_error():
+    with hosts.lead_first("the data is prepared"), builders.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
         buckets = deal(source, list(layouts))
         loader = _load(config, len(source), buckets, layouts, tokenizer, rows)
@@ -129,13 +132,13 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     parameter_overview.log_parameter_overview(state.params, include_stats="sharding", msg="parameters")
 
     # ---------------------------------------------------------------- restore
-    metadata = {"config": experiment.to_json(config), **vocabulary.describe(config, tokenizer)}
+    metadata = {"config": builders.to_json(config), **vocabulary.describe(config, tokenizer)}
     store = open_store(c.to_dict(), workdir, metadata, state)
     with contextlib.closing(iterator), store, ledger, stopping.deferred() as stop:
         with ledger.spending("restore"):
             first = store.newest_whole_step() or 0
         if first > c.steps:
-            raise experiment.ConfigError(
+            raise builders.ConfigError(
                 f"{workdir} has come to step {first}: set --config.train.steps to at least that, or start "
                 "another run in another --workdir"
             )
@@ -144,7 +147,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             vocabulary.check_same(tokenizer, stored, place)
             check_same_run(stored, metadata["config"], versions(), place)
             # The iterator refuses the state of other data.
-            with ledger.spending("restore"), experiment.as_config_error():
+            with ledger.spending("restore"), builders.as_config_error():
                 state = store.source.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, store.source.root)
         elif origin := c.init:
@@ -284,7 +287,7 @@ class Run:
         if hosts.is_lead():
             self.writer = _Quiet(self.writer)
             vocabulary.keep(tokenizer, workdir)
-            (workdir / "config.json").write_text(json.dumps(experiment.to_json(config), indent=1) + "\n")
+            (workdir / "config.json").write_text(json.dumps(builders.to_json(config), indent=1) + "\n")
         self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every, hosts.is_lead())
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}
@@ -394,7 +397,7 @@ class Run:
             task,
             (self.sampler_config.mode,),
             checkpoint=checkpoint,
-            config=experiment.to_json(self.config),
+            config=builders.to_json(self.config),
             warm=warm,
             show=lambda _: self.stop.check(),
         )
@@ -427,7 +430,7 @@ class _Quiet(metric_writers.MultiWriter):
 
 
 ERRORS = (
-    *(experiment.ConfigError, MeshError, HostMissing, BadTrajectory, TooManyBadTrajectories),
+    *(builders.ConfigError, MeshError, HostMissing, BadTrajectory, TooManyBadTrajectories),
     *(CheckpointError, NonFiniteLoss, OSError),
 )
 """What a user can get wrong, or a machine; each says so in one line."""

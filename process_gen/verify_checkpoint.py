@@ -15,7 +15,7 @@ error exceeds the tolerance, 2 if the weights do not fit together.
 
 from __future__ import annotations
 
-from process_gen import cli  # before what reads its settings when it is imported
+from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
 import dataclasses
@@ -34,7 +34,7 @@ from process_gen.models.config import ModelConfig
 from process_gen.parity.answers import Entry, compare
 from process_gen.parity.golden import read_golden
 from process_gen.reports.table import table
-from process_gen.weights import Weights, read_weights
+from process_gen.weights.origin import Weights, read_weights
 
 PARTS = {
     "text embedding": ("embedding",),

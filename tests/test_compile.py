@@ -16,21 +16,24 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from process_gen import amounts, capacity, cli, compile, experiment
+from process_gen import compile
+from process_gen.capacity import fit, roofline, topology
+from process_gen.capacity.collectives import Traffic
+from process_gen.capacity.measured import Measured, bytes_per_device, measure, needed_bytes
+from process_gen.capacity.topology import Topology
 from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.distributed import roofline, sharding, topology
+from process_gen.distributed import sharding
 from process_gen.distributed.chips import CHIPS, GIB
-from process_gen.distributed.collectives import Traffic
 from process_gen.distributed.mesh import MeshError
-from process_gen.distributed.topology import Topology
-from process_gen.measured import Measured, bytes_per_device, measure, needed_bytes
+from process_gen.experiment import builders, cli
 from process_gen.models import cost
-from process_gen.program import TrainProgram
+from process_gen.training import amounts
+from process_gen.training.program import TrainProgram
 from process_gen.trajectory.batch import Batch
 
 ROOT = pathlib.Path(__file__).parents[1]
-ASK = capacity.Ask(amounts.of_a_full_row, roofline.Assumptions(), trajectories=1000)
+ASK = fit.Ask(amounts.of_a_full_row, roofline.Assumptions(), trajectories=1000)
 TRAFFIC = (
     Traffic("all-gather", ("fsdp",), 8, False, 3 * GIB, 40),
     Traffic("all-reduce", (), 1, True, 1e6, 1),
@@ -47,18 +50,18 @@ def config_of(**changes):
 def program_of(config) -> TrainProgram:
     topology_of_one = topology.get(topology.parse("cpu:1"))
     mesh, _ = compile.mesh_of(config, topology_of_one)
-    return TrainProgram.of(config, experiment.build_model(config, scenes_tokenizer()), mesh)
+    return TrainProgram.of(config, builders.build_model(config, scenes_tokenizer()), mesh)
 
 
 def report_of(found: Measured, ask=ASK, **changes):
     config = config_of(**changes)
     place = Topology("v5p:2x2x1", "tpu", jax.devices()[:1], 1, CHIPS["v5p"])
-    return capacity.train_report(config, program_of(config), place, found, ask)
+    return fit.train_report(config, program_of(config), place, found, ask)
 
 
 def test_a_report_says_what_is_held_sent_and_computed():
     report = json.loads(json.dumps(report_of(FITS)))
-    text = capacity.describe(report)
+    text = fit.describe(report)
     program = program_of(config_of())
     held = report["memory"]
     assert (
@@ -90,7 +93,7 @@ def test_less_data_in_the_slots_is_less_use_for_about_the_same_time():
 
 def test_what_does_not_fit_says_what_to_change():
     report = report_of(FITS, dataclasses.replace(ASK, hbm=4.0 * GIB), **{"train.batch_size": 4})
-    text = capacity.verdict(report)
+    text = fit.verdict(report)
     assert report["fits"] is False and "It does NOT fit: it takes 7.00 GiB, a device has 4.00 GiB." in text
     saves = [hint["saves"] for hint in report["hints"]]
     assert saves == sorted(saves, reverse=True)
@@ -106,9 +109,9 @@ def test_weights_that_are_gathered_by_sums_are_noted():
     report |= {"traffic": sums, "mesh": {"data": 2, "fsdp": 8, "tensor": 1, "context": 1}}
     model = dataclasses.replace(program_of(config_of()).recipe.model.config, width=64)
     place = Topology("v5e:4x4", "tpu", [], 1, CHIPS["v5e"])
-    (note,) = capacity.notes(model, place, report)
+    (note,) = fit.notes(model, place, report)
     assert "64 / 8 = 8 rows" in note and "--config.mesh.data=4 --config.mesh.fsdp=4" in note
-    assert not capacity.notes(dataclasses.replace(model, width=128), place, report)
+    assert not fit.notes(dataclasses.replace(model, width=128), place, report)
 
 
 def test_what_the_compiler_refuses_keeps_its_words():
@@ -119,11 +122,9 @@ def test_what_the_compiler_refuses_keeps_its_words():
     refused = Measured("train step", (1.0, 2.0), needed=needed_bytes(message), refused=message)
     report = json.loads(json.dumps(report_of(refused)))
     assert report["fits"] is False and report["memory"]["peak"] == 104.5 * GIB and "estimate" not in report
-    assert "takes 104.50 GiB" in capacity.describe(report) and "CompileTimeHbmOom" in capacity.describe(
-        report
-    )
+    assert "takes 104.50 GiB" in fit.describe(report) and "CompileTimeHbmOom" in fit.describe(report)
     silent = Measured("train step", (1.0, 2.0), needed=needed_bytes("RESOURCE_EXHAUSTED"), refused="no word")
-    assert "it takes more" in capacity.describe(json.loads(json.dumps(report_of(silent))))
+    assert "it takes more" in fit.describe(json.loads(json.dumps(report_of(silent))))
     assert needed_bytes("Used 17.50G of 15.75G hbm") == 17.5 * GIB
 
 
@@ -146,7 +147,7 @@ def test_of_several_image_shapes_the_one_with_the_most_tokens_is_compiled():
     config = config_of(**changes)
     place = topology.get(topology.parse("cpu:1"))
     report = compile.compile_train(config, place, ASK, lambda line: None, lambda *args: FITS)
-    _, _, largest, _ = experiment.build_layouts(config).values()
+    _, _, largest, _ = builders.build_layouts(config).values()
     assert largest.image_size == (48, 64) and report["tokens_per_row"] == largest.row_tokens
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from process_gen import cli, convert, weights
+from process_gen import convert
 from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import import_bagel, read_published
 from process_gen.data.qwen2 import Qwen2Tokenizer
-from process_gen.restore import load_model
+from process_gen.experiment import cli
+from process_gen.weights import origin
+from process_gen.weights.restore import load_model
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,7 +87,7 @@ def test_in_and_out_are_the_same_bits(source, workdir, tmp_path):
 def test_a_run_holds_the_sizes_and_where_they_came_from(source, workdir):
     loaded = load.load_params(str(workdir))
     published = read_published(source)
-    assert weights.model_from_json(loaded.metadata["model"]) == published.model
+    assert origin.model_from_json(loaded.metadata["model"]) == published.model
     assert loaded.metadata["published"]["from"] == str(source)
     params, _ = import_bagel(published)
     np.testing.assert_array_equal(loaded.params["head"]["kernel"], params["head"]["kernel"])
@@ -119,7 +121,7 @@ def test_a_converted_model_knows_its_tokenizer(tmp_path):
     tokenizer = Qwen2Tokenizer(published)
     config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
     for place in (published, tmp_path / "run"):
-        found = weights.read_weights(place)
+        found = origin.read_weights(place)
         assert found.metadata["tokenizer_fingerprint"] == tokenizer.fingerprint
         with pytest.raises(CheckpointMismatch, match="was trained with the tokenizer .*this is another one"):
             load_model(str(place), config=config)
@@ -136,9 +138,9 @@ def test_a_folder_without_configs_is_no_autoencoder(tmp_path):
     for name in ("llm_config.json", "vit_config.json", "config.json"):
         (folder / name).unlink()
         with pytest.raises(CheckpointNotFound, match=r"llm_config.json is missing: it belongs beside"):
-            weights.read_weights(folder)
+            origin.read_weights(folder)
     (folder / "ema.safetensors").unlink()
-    assert weights.read_weights(folder).kind == "autoencoder"
+    assert origin.read_weights(folder).kind == "autoencoder"
 
 
 def test_without_a_vit(source, tmp_path):

@@ -8,17 +8,22 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "process_gen"
 MAY_IMPORT = {
     "trajectory": set(),
+    "distributed": set(),
     "scenes": {"trajectory"},
-    "data": {"trajectory", "scenes", "distributed"},
     "models": {"trajectory"},
+    "reports": {"trajectory"},
+    "data": {"trajectory", "scenes", "distributed"},
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},
-    "evaluation": {"trajectory", "scenes", "sampling"},
-    "distributed": set(),
     "checkpoints": {"models"},
-    "reports": {"trajectory"},
+    "evaluation": {"trajectory", "scenes", "sampling"},
     "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
+MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity"}
+MAY_IMPORT["training"] = {"trajectory", "models", "losses", "data", "distributed", "reports", "experiment"}
+MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
+MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}
+ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -40,6 +45,15 @@ def test_a_room_imports_only_downward(room):
     for path in sorted((PACKAGE / room).rglob("*.py")):
         upward = imported_rooms(path) - MAY_IMPORT[room] - {room}
         assert not upward, f"{path.relative_to(PACKAGE)} imports {sorted(upward)}"
+
+
+def test_the_top_floor_holds_entry_points_alone():
+    """Each of them is a command of its own, and `--help` names it."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ENTRY_POINTS | {"__init__"}
+    for name in ENTRY_POINTS:
+        assert f"python -m process_gen.{name}" in ast.get_docstring(
+            ast.parse((PACKAGE / f"{name}.py").read_text())
+        )
 
 
 def test_every_folder_is_a_room_with_a_rule():

@@ -18,14 +18,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from process_gen import experiment, sample, stopping
+from process_gen import sample
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import save_weights
 from process_gen.data.folder import FolderSource
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.restore import load_model, load_sampler
+from process_gen.distributed import stopping
+from process_gen.experiment import builders
 from process_gen.sampling import SamplerError
 from process_gen.trajectory.batch import Batch
+from process_gen.weights.restore import load_model, load_sampler
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHOWN = str(ROOT / "notebooks" / "images" / "trajectory.png")
@@ -51,15 +53,13 @@ def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
     with config.unlocked():
         config.layout.update(layout)
         config.model.kv_heads = kv_heads
-    model = experiment.build_model(config, scenes_tokenizer())
+    model = builders.build_model(config, scenes_tokenizer())
     batch = Batch.spec(model.layout, 1)
     shapes = nn.meta.unbox(jax.eval_shape(lambda b: model.init(jax.random.key(0), b)["params"], batch))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), shapes)
     path = str(folder / "debug.safetensors")
-    save_weights(
-        path, params, {"config": experiment.to_json(config), "tokenizer": "scenes"}, dtype="bfloat16"
-    )
+    save_weights(path, params, {"config": builders.to_json(config), "tokenizer": "scenes"}, dtype="bfloat16")
     return path
 
 
@@ -391,7 +391,7 @@ def test_weights_of_an_earlier_version_say_so(weights, tmp_path):
         plan=layout.pop("before"), inspect=layout.pop("after"), refine=14, steps=layout.pop("turns")
     )
     save_weights(path, restored.params, {"config": config, "tokenizer": "scenes"})
-    with pytest.raises(experiment.ConfigError, match="of an earlier version"):
+    with pytest.raises(builders.ConfigError, match="of an earlier version"):
         load_model(path)
 
 

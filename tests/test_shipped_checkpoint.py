@@ -8,7 +8,7 @@ import pytest
 
 from process_gen.evaluation.benchmark import make_benchmark
 from process_gen.evaluation.evaluator import Scores, evaluate, predict_with
-from process_gen.restore import load_sampler, shipped_weights
+from process_gen.weights.restore import load_sampler, shipped_weights
 
 PER_GROUP = 24
 AT_LEAST = {

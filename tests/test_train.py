@@ -16,15 +16,16 @@ import pytest
 import skimage
 from etils import epath
 
-from process_gen import experiment, losses
+from process_gen import losses
 from process_gen import train as training
 from process_gen.checkpoints import load
 from process_gen.distributed import sharding
-from process_gen.experiment import ConfigError
+from process_gen.experiment import builders
+from process_gen.experiment.builders import ConfigError
 from process_gen.losses import LossTable
 from process_gen.models.config import UnrollOptions
 from process_gen.models.unroll import unroll
-from process_gen.train_step import Recipe, init_state, make_train_step
+from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 from tests.models.tiny import IDS, layout, make_batch, make_model
@@ -168,7 +169,7 @@ def test_the_order_of_the_loops_changes_nothing_but_rounding(finished):
     config.flow.update(dict(drop_text=0.3, drop_images=0.3, drop_latents=0.3))
     for order in ("layers", "scan"):
         config.train.unroll = order
-        options = experiment.build_unroll_options(config)
+        options = builders.build_unroll_options(config)
         assert options.order == order
         made = dataclasses.replace(recipe(options=options), optimizer=optax.adam(1e-3, eps=1e-3))
         state, step, losses = start(made), jax.jit(make_train_step(made)), []

@@ -16,7 +16,7 @@ from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.parity.answers import Entry, distance, is_given, stored_gradients
 from process_gen.parity.golden import read_golden
 from process_gen.parity.training import training_answers
-from process_gen.weights import read_weights
+from process_gen.weights.origin import read_weights
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "bagel_tiny"
 ANSWERS = [name for name in read_golden(FOLDER).arrays if not is_given(name)]

@@ -8,7 +8,7 @@ Published ids stay as they are. Tokens of ours that the files lack get the ids
 after the last published one, in this order: first the control tokens that BAGEL
 adds too, then the markup. The published models have rows for them: Qwen2.5
 names 151,665 ids and its embedding has 152,064 rows, so nothing is extended.
-Nobody has trained those rows; `process_gen.start` fills them.
+Nobody has trained those rows; `process_gen.weights.start` fills them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A multiply-add is two FLOP. Counted are matrix products and convolutions: norms,
 activations, softmax and the optimizer are not. Attention is two products per pair of a
 query and a key; a pair that a mask hides is no useful one.
 
-Everything starts from counts, named as `process_gen.amounts` names them (without
+Everything starts from counts, named as `process_gen.training.amounts` names them (without
 `batch/`): those of a batch, of many (their sums), or of a row in which every slot
 holds something (`every_slot`).
 """

@@ -39,7 +39,7 @@ MEANINGS = {
     REFINE: "correction",
     REFINE_END: "end of correction",
 }
-"""What each token stands for, in words that a published vocabulary knows (`process_gen.start`)."""
+"""What each token stands for, in words that a published vocabulary knows (`process_gen.weights.start`)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("reports", "launch/capacity", "Folder of reports of the train step.")
@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from process_gen.capacity import RECEIVED
+from process_gen.capacity.fit import RECEIVED
 from process_gen.distributed.chips import GIB
 from process_gen.models.cost import PARTS
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli  # before what reads its settings when it is imported
+from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
 import time
 
-from process_gen import restore
 from process_gen.evaluation.benchmark import make_benchmark
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler
+from process_gen.weights import restore
 
 flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
 flags.DEFINE_integer("prompts", 48, "How many are drawn.", lower_bound=1)

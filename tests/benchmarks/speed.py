@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_enum("what", "both", ("train", "sample", "both"), "What to measure.")
@@ -37,17 +37,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from process_gen import experiment, metering
-from process_gen.amounts import amounts
 from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.experiment import builders
 from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
-from process_gen.program import build_recipe
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
-from process_gen.train_step import init_state, make_train_step
+from process_gen.training import metering
+from process_gen.training.amounts import amounts
+from process_gen.training.program import build_recipe
+from process_gen.training.step import init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.sampled import SampledTrajectory
 
@@ -92,7 +93,7 @@ class TrainTiming:
 
 def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> TrainTiming:
     """Times the train step of a config."""
-    model = experiment.build_model(config, scenes_tokenizer())
+    model = builders.build_model(config, scenes_tokenizer())
     recipe = build_recipe(config, model)
     rows, layout = config.train.batch_size, model.layout
     batch = jax.device_put(Batch(**fake_batch(layout, rows, seed=0, vocab=scenes_tokenizer().vocab_size)))
@@ -150,7 +151,7 @@ def measure_sampler(
     config: ConfigDict, params: Any, peak: float, count: int, profile: str | None
 ) -> list[Row]:
     """Times sampling of benchmark prompts; the second call, so without compilation."""
-    model = experiment.build_model(config, scenes_tokenizer())
+    model = builders.build_model(config, scenes_tokenizer())
     if params is None:
         params = nn.unbox(jax.jit(model.init)(jax.random.key(0), _zeros(model)))["params"]
     count = count or config.eval.batch_size
@@ -208,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     config = values.config
-    experiment.check(config)
+    builders.check(config)
     peak = metering.measured_peak(config.model.dtype)
     lines: list[Row] = [
         ("device", jax.devices()[0].device_kind),
@@ -225,4 +226,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, (experiment.ConfigError, OSError))
+    cli.run(main, (builders.ConfigError, OSError))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_list("weights", None, "Folders of weights.", required=True)
@@ -23,22 +23,22 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from process_gen import experiment, vocabulary
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.data.loader import make_loader
 from process_gen.data.sources import open_source, prepare_source
+from process_gen.experiment import builders, vocabulary
 from process_gen.models.unroll import unroll
-from process_gen.program import build_recipe
 from process_gen.reports.table import table
-from process_gen.start import read_for
+from process_gen.training.program import build_recipe
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
+from process_gen.weights.start import read_for
 
 
 def stage_losses(config, weights: Sequence[str], rows: int) -> dict[str, list[float]]:
     """The weighted loss by stage, one value for each of the weights, and `all` of them together."""
     tokenizer = vocabulary.build_tokenizer(config)
-    model = experiment.build_model(config, tokenizer)
+    model = builders.build_model(config, tokenizer)
     recipe, layout = build_recipe(config, model), model.layout
     prepare_source(config.data, layout, tokenizer)
     source = open_source(config.data, layout.image_size, "validation")
@@ -71,4 +71,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, (experiment.ConfigError, CheckpointError, OSError))
+    cli.run(main, (builders.ConfigError, CheckpointError, OSError))

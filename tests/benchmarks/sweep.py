@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_list("rows", ["1", "2", "4", "8"], "Rows of the batch to try.")
@@ -42,9 +42,10 @@ import jax
 from ml_collections import ConfigDict
 from speed import TrainTiming, time_train
 
-from process_gen import experiment, metering
+from process_gen.experiment import builders
 from process_gen.reports import files, plots
 from process_gen.reports.table import table
+from process_gen.training import metering
 
 
 def settings(
@@ -66,11 +67,11 @@ def settings(
         try:
             changed.update_from_flattened_dict({key: _value(text)})
         except (KeyError, TypeError) as error:
-            raise experiment.ConfigError(f"config.{key}={text}: {error}") from error
+            raise builders.ConfigError(f"config.{key}={text}: {error}") from error
         layout = changed.layout
         with layout.unlocked():
             layout.trajectories = min(layout.trajectories, layout.turns)
-        experiment.check(changed)
+        builders.check(changed)
         if changed.to_dict() != config.to_dict():
             yield name, changed
 
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     folder = files.check_writable(values.output_dir)
-    experiment.check(values.config)
+    builders.check(values.config)
     about = {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
@@ -160,4 +161,4 @@ def _whisker(one: dict[str, Any], of: str) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, (experiment.ConfigError, OSError))
+    cli.run(main, (builders.ConfigError, OSError))

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_integer("trajectories", 6_000, "How many are drawn and packed.", lower_bound=1)
     cli.read_flags(config="configs/bagel_7b.py:paper")
 
-from process_gen import experiment
 from process_gen.data import mix
+from process_gen.experiment import builders
 
 
 def main(argv: Sequence[str]) -> int:
     """Draws, packs, prints."""
     del argv
-    layout = experiment.build_layout(flags.FLAGS.config)
+    layout = builders.build_layout(flags.FLAGS.config)
     found = mix.report(layout, flags.FLAGS.trajectories)
     print(
         f"{found.rows} rows of {found.tokens:,} tokens, {found.turns_per_trajectory:.2f} turns per trajectory"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -97,6 +98,18 @@ def serve(args: argparse.Namespace) -> None:
         print(json.dumps(measure()), flush=True)
 
 
+OLDER = {"experiment.builders": "experiment", "training.step": "train_step"}
+"""What modules were called before they had rooms; others stood on the top floor under their own names."""
+
+
+def of_tree(name: str) -> Any:
+    """A module of the tree that this process imports, which may be older than the rooms of this one."""
+    try:
+        return importlib.import_module(f"process_gen.{name}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"process_gen.{OLDER.get(name, name.split('.')[-1])}")
+
+
 # -------------------------------------------------------------------- training
 
 
@@ -105,29 +118,29 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     import flax.linen as nn
     import jax
 
-    from process_gen import amounts, experiment, train, vocabulary
+    from process_gen import train
     from process_gen.data.buckets import deal
     from process_gen.data.sources import prepare_source
-    from process_gen.program import build_recipe
-    from process_gen.train_step import init_state, make_train_step
     from process_gen.trajectory.batch import Batch
 
+    builders, vocabulary = of_tree("experiment.builders"), of_tree("experiment.vocabulary")
+    amounts, program, steps = (of_tree(f"training.{name}") for name in ("amounts", "program", "step"))
     config = mid_config(args.other) if args.what == "mid" else quick_config(args.other)
     tokenizer = vocabulary.build_tokenizer(config)
-    model = experiment.build_model(config, tokenizer)
-    layouts = experiment.build_layouts(config)
+    model = builders.build_model(config, tokenizer)
+    layouts = builders.build_layouts(config)
     source = prepare_source(config.data, model.layout, tokenizer, report=lambda _: None)
     buckets, rows = deal(source, list(layouts)), range(config.train.batch_size)
     loader = train._load(config, len(source), buckets, layouts, tokenizer, rows)
     print(loader.report(), flush=True)
-    recipe = build_recipe(config, model)
+    recipe = program.build_recipe(config, model)
     batches = (Batch(**batch) for batch in iter(loader))
     init = jax.jit(
-        lambda key: nn.unbox(init_state(recipe, Batch.spec(model.layout, len(rows)), key, nn.unbox))
+        lambda key: nn.unbox(steps.init_state(recipe, Batch.spec(model.layout, len(rows)), key, nn.unbox))
     )
     state = jax.block_until_ready(init(jax.random.key(0)))
     started = time.perf_counter()
-    step = jax.jit(make_train_step(recipe), donate_argnums=0).lower(state, next(batches)).compile()
+    step = jax.jit(steps.make_train_step(recipe), donate_argnums=0).lower(state, next(batches)).compile()
     print(f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
     count = jax.jit(functools.partial(amounts.amounts, model.layout))
 
@@ -231,10 +244,9 @@ def write_mix(folder: pathlib.Path, trajectories: int = 300) -> None:
 def sampling(prompts: int = 64) -> Callable[[], dict[str, float]]:
     """The shipped weights draw prompts that ask for long trajectories."""
     from process_gen.evaluation.benchmark import make_benchmark
-    from process_gen.restore import load_sampler
 
     groups = ("three_objects", "four_objects")
-    sampler, restored = load_sampler(None, rows=32)
+    sampler, restored = of_tree("weights.restore").load_sampler(None, rows=32)
     tasks = make_benchmark(restored.level_name, per_group=-(-prompts // 2), groups=groups).tasks
     texts, seeds = [task.request.text for task in tasks][:prompts], iter(range(1_000))
 

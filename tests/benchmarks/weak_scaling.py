@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from process_gen import cli
+from process_gen.experiment import cli
 
 if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("config_file", "configs/bagel_7b.py:paper", "Config whose train step is compiled.")
@@ -39,7 +39,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from process_gen.distributed import roofline
+from process_gen.capacity import roofline
 from process_gen.distributed.chips import CHIPS, GIB
 
 

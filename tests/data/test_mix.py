@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from process_gen import amounts, cli, experiment
 from process_gen.data import mix
 from process_gen.data.fake import empty_row
+from process_gen.experiment import builders, cli
+from process_gen.training import amounts
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS
 from tests.models.tiny import layout
 
@@ -18,7 +19,7 @@ PAPER = layout(prompt=120, before=128, after=110, turns=8, trajectories=4, copie
 
 
 def paper_layout():
-    return experiment.build_layout(cli.load_config(f"{ROOT}/configs/bagel_7b.py:paper"))
+    return builders.build_layout(cli.load_config(f"{ROOT}/configs/bagel_7b.py:paper"))
 
 
 def test_trajectories_are_drawn_in_the_paper_s_proportions():

@@ -16,7 +16,6 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from tiny_qwen2 import write_tiny_qwen2
 
-from process_gen import cli, experiment
 from process_gen.data import preparation
 from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.folder import FolderSource
@@ -33,6 +32,7 @@ from process_gen.data.sources import (
     prepare_source,
 )
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.experiment import builders, cli
 from process_gen.prepare import ERRORS, prepare
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.requests import categories
@@ -382,7 +382,7 @@ def test_prepare_refuses_what_training_would(tmp_path, debug_config, lines, mess
     with pytest.raises(ERRORS, match=message):
         prepare(debug_config)
     config = debug_config
-    layouts = experiment.build_layouts(config)
+    layouts = builders.build_layouts(config)
     (layout,) = layouts.values()
     with pytest.raises(TooManyBadTrajectories):  # so would training
         source = FolderSource(config.data.path, layout.image_size, bad="skip")

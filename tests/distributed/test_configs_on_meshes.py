@@ -10,13 +10,13 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from process_gen import cli, experiment
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshError
-from process_gen.program import build_recipe
-from process_gen.train_step import init_state
+from process_gen.experiment import builders, cli
+from process_gen.experiment.vocabulary import build_tokenizer
+from process_gen.training.program import build_recipe
+from process_gen.training.step import init_state
 from process_gen.trajectory.batch import Batch
-from process_gen.vocabulary import build_tokenizer
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 EIGHT = [(1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)]
@@ -28,7 +28,7 @@ def state_of(spec: str):
     config = cli.load_config(str(CONFIGS / spec)).unlock()
     if "7b.py:paper" in spec:
         config.data.tokenizer = "scenes"  # the published one is not here; the sizes are those of the model
-    model = experiment.build_model(config, build_tokenizer(config))
+    model = builders.build_model(config, build_tokenizer(config))
     recipe = build_recipe(config, model)
     batch = Batch.spec(model.layout, config.train.batch_size)
     init = functools.partial(init_state, recipe, batch, unbox=sharding.unbox)

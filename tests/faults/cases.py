@@ -22,7 +22,7 @@ from etils import epath
 from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointCorrupt
 from process_gen.checkpoints.store import CheckpointStore
-from process_gen.stopping import EXIT_CODE
+from process_gen.distributed.stopping import EXIT_CODE
 from tests.faults.trainer import EVERY, STEPS, Bench, Failed, Trainer, check_same, contents, ended
 
 Counts = dict[str, int]

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from process_gen.amounts import amounts, of_a_full_row
-from process_gen.distributed import hlo
+from process_gen.capacity import hlo
 from process_gen.models import cost, flux, kernels
 from process_gen.models.config import FluxConfig, UnrollOptions, VitConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import unroll
+from process_gen.training.amounts import amounts, of_a_full_row
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.visibility import Chunk
 from tests.models import tiny

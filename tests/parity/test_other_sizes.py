@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from process_gen.verify_checkpoint import known_answers
-from process_gen.weights import read_weights
+from process_gen.weights.origin import read_weights
 from tests.checkpoints.published.conftest import SMALL
 from tests.parity import made
 

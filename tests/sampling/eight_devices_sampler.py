@@ -11,8 +11,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 
 from process_gen.distributed.mesh import make_mesh, parse_mesh  # noqa: E402
-from process_gen.restore import load_sampler  # noqa: E402
 from process_gen.trajectory.stages import Mode  # noqa: E402
+from process_gen.weights.restore import load_sampler  # noqa: E402
 
 PROMPTS = ["a red circle", "two blue stars", "a green square"]
 MESHES = {"data=2,fsdp=2,tensor=2": 4, "data=8": 3, "data=1,tensor=2,context=4": 2}

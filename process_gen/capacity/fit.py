@@ -1,0 +1,371 @@
+"""Whether a train step fits a topology, what it costs there, and what to change if it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from process_gen.capacity import roofline
+from process_gen.capacity.measured import Measured, bytes_per_device
+from process_gen.capacity.topology import Topology
+from process_gen.distributed.chips import GIB, Chip
+from process_gen.models import cost
+from process_gen.models.config import ModelConfig
+from process_gen.reports.table import table
+from process_gen.training.program import TrainProgram
+from process_gen.trajectory.layout import Layout
+
+RECEIVED = (
+    "by `draw` for a whole image; by `write`, which ends with the last row's text, for the start of a text "
+    "and one token more"
+)
+"""What the exchanges of the sampler's programs are counted for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """What is asked besides the program.
+
+    Attributes:
+      counts: what a row holds on average (`amounts.of_a_row`); every slot where None.
+      assumptions: of the time.
+      trajectories: how many are to be trained on; 0 leaves the bill out.
+      hbm: bytes of memory of a device, instead of the chip's.
+    """
+
+    counts: Callable[[Layout], Mapping[str, float]]
+    assumptions: roofline.Assumptions
+    trajectories: int = 0
+    hbm: float | None = None
+
+
+def train_report(
+    config: ConfigDict, program: TrainProgram, topology: Topology, found: Measured, ask: Ask
+) -> dict[str, Any]:
+    """Everything that is known of a compiled train step, as plain JSON values."""
+    model, layout = program.recipe.model.config, program.recipe.model.layout
+    devices, rows = len(topology.devices), config.train.batch_size
+    encode = not config.data.get("latents", "")
+    share = rows / devices
+    counts = ask.counts(layout)
+    how = cost.Program(config.train.unroll, topology.platform, encode)
+    once = cost.computed(model, layout, counts, how)
+    images = once.pop("autoencoder")
+    flops = {
+        "useful": cost.useful(model, layout, counts, encode),
+        "padded": {part: 3.0 * value for part, value in once.items()} | {"autoencoder": images * encode},
+        "executed": cost.executed(model, layout, counts, how),
+    }
+    useful_tokens = counts["und_tokens"] + counts["gen_tokens"]
+    report = {
+        "config": config.name,
+        "step": "train",
+        **where(program.mesh, topology, ask),
+        "rows": rows,
+        "rows_per_device": share,
+        "unroll": config.train.unroll,
+        "tokens_per_row": layout.row_tokens,
+        "useful_tokens_per_row": useful_tokens,
+        "executed_flops_per_useful_token": sum(flops["executed"].values()) / useful_tokens,
+        "holds": dict(counts),
+        "seconds": {"lower": found.seconds[0], "compile": found.seconds[1]},
+        "memory": memory(program, found),
+        "traffic": [dataclasses.asdict(one) for one in found.traffic],
+        "flops_per_device": {
+            kind: {part: value * share for part, value in parts.items()} for kind, parts in flops.items()
+        },
+        "unknown_loops": found.unknown_loops,
+        "refused": found.refused,
+    }
+    report["fits"] = fits(found, report["hbm"])
+    report["notes"] = notes(model, topology, report)
+    report["hints"] = [] if report["fits"] in (True, None) else hints(config, program, topology, report)
+    if topology.chip is not None and found.needed is None:
+        report |= _time(report, topology, layout, ask)
+    return report
+
+
+_TILE_ROWS = 16
+"""Rows of bfloat16 in one tile of a TPU's memory."""
+
+
+def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> list[str]:
+    """What is odd about a program that nevertheless works."""
+    found, fsdp = [], report["mesh"]["fsdp"]
+    sent = {kind: 0.0 for kind in ("all-gather", "all-reduce")}
+    for one in report["traffic"]:
+        if one["kind"] in sent and "fsdp" in one["axes"]:
+            sent[one["kind"]] += one["bytes"]
+    own, left = divmod(model.width, fsdp)
+    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and (left or own % _TILE_ROWS):
+        better = max(n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS))
+        found.append(
+            f"A device has {model.width} / {fsdp} = {model.width / fsdp:g} rows of a matrix, no multiple of "
+            f"the {_TILE_ROWS} that a tile has: the compiler gathers weights by all-reduce, at twice the "
+            f"bytes. With --config.mesh.data={report['mesh']['data'] * fsdp // better} "
+            f"--config.mesh.fsdp={better} it gathers them, and each device holds more of the state."
+        )
+    if report["unknown_loops"]:
+        found.append(f"{report['unknown_loops']} loops of unknown length count once in the exchanges.")
+    return found
+
+
+def where(mesh: Any, topology: Topology, ask: Ask) -> dict[str, Any]:
+    """The devices of a report."""
+    chip = topology.chip
+    return {
+        "topology": topology.name,
+        "slices": topology.slices,
+        "devices": len(topology.devices),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "chip": None if chip is None else chip.name,
+        "hbm": ask.hbm if ask.hbm is not None else None if chip is None else chip.hbm,
+    }
+
+
+def fits(found: Measured, hbm: float | None) -> bool | None:
+    """Whether a program fits a device's memory; None where nobody knows how much there is."""
+    if found.needed is not None:
+        return False
+    return None if hbm is None else found.peak <= hbm
+
+
+def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
+    """Bytes of one device by what they hold."""
+    state, batch = program.abstract
+    parts = {
+        "parameters": state.params,
+        "average": state.ema,
+        "optimizer": state.opt_state,
+        "autoencoder": state.autoencoder,
+        "batch": batch,
+    }
+    sizes = {name: bytes_per_device(tree) for name, tree in parts.items()}
+    held = {name: float(device) for name, (device, _) in sizes.items()}
+    return held | {
+        "host": float(sum(host for _, host in sizes.values())),
+        "temporaries": float(found.temporaries),
+        "outputs": float(found.outputs - found.aliased),
+        "code": float(found.code),
+        "peak": found.peak if math.isfinite(found.peak) else None,
+    }
+
+
+def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> dict[str, Any]:
+    """The estimate of the time, and what follows from it."""
+    chip: Chip = topology.chip
+    held = report["memory"]
+    gathered = sum(one["bytes"] for one in report["traffic"] if one["kind"] == "all-gather")
+    arguments = sum(held[name] for name in ("parameters", "average", "optimizer", "batch"))
+    moved = 2 * (arguments + held["temporaries"] + gathered)
+    sides = 3 if topology.name.startswith(("v5p", "tpu7x")) else 2
+    flops = report["flops_per_device"]
+    traffic = [roofline.Traffic(**{**one, "axes": tuple(one["axes"])}) for one in report["traffic"]]
+    given = roofline.estimate(chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides)
+    rows, devices = report["rows"], report["devices"]
+    row = report["holds"]
+    done = rows * row["trajectories"] / given.worst
+    found = {
+        "estimate": roofline.as_dict(given),
+        "assumptions": [
+            *ask.assumptions.described(chip),
+            f"a row holds {row['trajectories']:.2f} trajectories and {row['turns']:.2f} of "
+            f"{layout.turns} turns, and {row['useful']:.1%} of its tokens hold something",
+        ],
+        "tokens_per_second_per_device": report["useful_tokens_per_row"] * rows / devices / given.worst,
+        "trajectories_per_second": done,
+        "mfu": sum(flops["useful"].values()) / given.worst / chip.flops,
+    }
+    if ask.trajectories:
+        found["trajectories"] = ask.trajectories
+        found["device_hours"] = ask.trajectories / done / 3600 * devices
+    return found
+
+
+# ----------------------------------------------------------------------- hints
+
+
+def hints(
+    config: ConfigDict, program: TrainProgram, topology: Topology, report: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What to change so that it fits, and about how many bytes each saves; the most helpful first."""
+    model, held = program.recipe.model.config, report["memory"]
+    state = sum(held[name] for name in ("parameters", "average", "optimizer"))
+    taken = (held["peak"] or 0.0) - state - held["autoencoder"] - held["batch"]
+    temporaries = held["temporaries"] or max(taken, 0.0)
+    mesh, rows = report["mesh"], report["rows_per_device"]
+    found: list[tuple[float, str, str]] = []
+
+    def add(saved: float, why: str, **changes: Any) -> None:
+        flags = " ".join(_flag(config, key.replace("__", "."), value) for key, value in changes.items())
+        found.append((saved, flags, why))
+
+    masked = model.attention == "dense"
+    if masked:
+        add(0.8 * temporaries, "no scores in memory", model__attention="flash")
+    if model.remat not in ("full", "offload"):
+        add(0.6 * temporaries, "layers are computed again", model__remat="full")
+    if model.remat == "full":
+        add(
+            2.0 * model.layers * model.width * rows * report["tokens_per_row"],
+            "layers' inputs wait on the host",
+            model__remat="offload",
+        )
+    if config.train.unroll == "layers" and model.remat != "none":
+        add(0.2 * temporaries, "turns one after the other, each computed again", train__unroll="scan")
+    if mesh["data"] > report["slices"]:
+        saved = state * (1 - report["slices"] / mesh["data"])
+        why = "the state is split over more devices"
+        add(saved, why, mesh__data=report["slices"], mesh__fsdp=-1)
+    if held["optimizer"] and config.train.get("offload") == "none":
+        add(held["optimizer"], "moments wait on the host", train__offload="optimizer")
+    if rows > 1:
+        fewer = config.train.batch_size // math.ceil(rows)
+        add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
+    if (turns := config.layout.turns) > 1:
+        add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__turns=turns // 2)
+    if not masked:
+        why = "the tokens of a row are split over devices"
+        add(temporaries / 2, why, mesh__context=2 * mesh["context"])
+    found.append((state / 2, "twice the devices", "half the state on each"))
+    found.sort(key=lambda one: -one[0])
+    return [{"change": flags, "saves": saved, "because": why} for saved, flags, why in found if saved > 0]
+
+
+def _flag(config: ConfigDict, key: str, value: Any) -> str:
+    """How to set a key: a flag, or a line of the config file where the config does not have the key yet."""
+    there = config
+    for part in key.split("."):
+        there = there.get(part) if isinstance(there, ConfigDict) else None
+    return f"--config.{key}={value}" if there is not None else f"config.{key} = {value!r} in the config file"
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report of a train step for a terminal."""
+    lines = [_head(report), "", _memory_table(report), "", _traffic_table(report), "", _flops_table(report)]
+    if "estimate" in report:
+        lines += ["", _time_table(report), "", "Assumed, not measured:"]
+        lines += [f"  - {line}" for line in report["assumptions"]]
+    for note in report["notes"]:
+        lines += ["", f"Note: {note}"]
+    return "\n".join([*lines, "", verdict(report)])
+
+
+def _head(report: dict[str, Any]) -> str:
+    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
+    mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
+    return (
+        f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
+        f"{report['rows']} rows of {report['tokens_per_row']:,} tokens"
+    )
+
+
+def unit_of(value: float | None) -> tuple[str, float]:
+    """GiB, or MiB for what is small."""
+    return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
+
+
+_HELD = {
+    "parameters": "parameters",
+    "average": "moving average",
+    "optimizer": "optimizer state",
+    "autoencoder": "autoencoder",
+    "batch": "batch",
+    "temporaries": "temporaries",
+    "outputs": "outputs besides the state",
+    "code": "program",
+    "peak": "all at once",
+}
+
+
+def _memory_table(report: dict[str, Any]) -> str:
+    held, hbm = report["memory"], report["hbm"]
+    name_of_unit, unit = unit_of(held["peak"])
+    rows = [
+        (label, None if held[name] is None else held[name] / unit, _share(held[name], hbm))
+        for name, label in _HELD.items()
+    ]
+    if hbm:
+        rows.append((f"memory of a device ({report['chip'] or 'as given'})", hbm / unit, "100%"))
+    if held["host"]:
+        rows.append(("on the host", held["host"] / unit, ""))
+    return table(rows, ("memory of one device", name_of_unit, "share"), digits=2)
+
+
+def _share(value: float | None, whole: float | None) -> str:
+    return "" if not whole or value is None else f"{value / whole:.0%}"
+
+
+def _traffic_table(report: dict[str, Any]) -> str:
+    name, unit = unit_of(max((one["bytes"] for one in report["traffic"]), default=0.0))
+    rows = [
+        (one["kind"], " ".join(one["axes"]) or "-", "network" if one["network"] else "links",
+         one["bytes"] / unit, int(one["runs"]))
+        for one in report["traffic"]
+    ]  # fmt: skip
+    rows.append(("all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
+    return table(rows, ("exchange", "axes", "over", f"{name} received", "times"), digits=3)
+
+
+def _flops_table(report: dict[str, Any]) -> str:
+    kinds = report["flops_per_device"]
+    name, unit = ("TFLOP", 1e12) if sum(kinds["padded"].values()) > 1e11 else ("GFLOP", 1e9)
+    rows = [(part, *(kinds[kind][part] / unit for kind in kinds)) for part in cost.PARTS]
+    rows.append(("all", *(sum(kinds[kind].values()) / unit for kind in kinds)))
+    names = (f"{name} of one device", "useful", "every slot", "with recomputation")
+    useful = report["useful_tokens_per_row"]
+    share = sum(kinds["useful"].values()) / sum(kinds["executed"].values())
+    return table(rows, names, digits=2) + (
+        f"\nuseful: {useful / report['tokens_per_row']:.1%} of the tokens, {share:.1%} of the FLOP; "
+        f"{report['executed_flops_per_useful_token'] / 1e9:.1f} GFLOP per useful token"
+    )
+
+
+def _time_table(report: dict[str, Any]) -> str:
+    one = report["estimate"]
+    rows = [
+        ("arithmetic", _seconds(one["compute"])),
+        ("memory", _seconds(one["memory"])),
+        ("links", _seconds(one["links"])),
+        ("network", _seconds(one["network"])),
+        ("hops", _seconds(one["hops"])),
+        ("a step", f"{_seconds(one['best'])} to {_seconds(one['worst'])}, bound by {one['bound']}"),
+        ("tokens a second and device", f"{report['tokens_per_second_per_device']:,.0f}"),
+        ("trajectories a second", f"{report['trajectories_per_second']:.2f}"),
+        ("share of the peak (useful FLOP)", f"{report['mfu']:.0%}"),
+    ]
+    if "device_hours" in report:
+        hours = f"{report['device_hours']:,.0f} device hours"
+        rows.append((f"{report['trajectories']:,} trajectories", hours))
+    return table(rows, ("estimated time", "nothing overlaps, unless said"))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Whether it fits, and what to change if it does not."""
+    peak, hbm = report["memory"]["peak"], report["hbm"]
+    if report["fits"] is None:
+        return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
+    if report["fits"]:
+        return f"It fits: {peak / GIB:.2f} of {hbm / GIB:.2f} GiB."
+    taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"
+    lines = [f"It does NOT fit: it takes {taken}, a device has {(hbm or 0) / GIB:.2f} GiB."]
+    if report["refused"]:
+        lines.append(f"The compiler says: {report['refused']}")
+    lines.append("What to change, the most helpful first (saved bytes are estimates):")
+    lines += _hint_lines(report["hints"])
+    return "\n".join(lines)
+
+
+def _hint_lines(found: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"  {one['change']}  (about {one['saves'] / GIB:.1f} GiB: {one['because']})" for one in found]

@@ -1,0 +1,324 @@
+"""From a config to the objects that it names: layout, model, losses, optimizer.
+
+Everything that reads a config goes through here, so that training, sampling
+and evaluation build the same things from the same keys. `check` refuses a
+config that cannot work before any of them is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from process_gen.data.tokenizers import SCENES, Tokenizer
+from process_gen.distributed.mesh import MeshConfig
+from process_gen.experiment.ranges import RANGES
+from process_gen.losses import LossTable
+from process_gen.models import vit
+from process_gen.models.autoencoder import latent_shape
+from process_gen.models.config import ModelConfig, UnrollOptions, model_config
+from process_gen.models.unified import UnifiedModel
+from process_gen.sampling import SamplerConfig
+from process_gen.sampling.config import check_fits
+from process_gen.scenes.levels import get_level
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Mode
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message names the key and the way out."""
+
+
+def from_json(text: str | Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A locked config from the JSON that a checkpoint carries."""
+    fields = json.loads(text) if isinstance(text, str) else text
+    return ml_collections.ConfigDict(fields).lock()
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def build_model_config(config: ml_collections.ConfigDict) -> ModelConfig:
+    """`config.model`: a size of the table and the fields that differ from it."""
+    fields = config.model.to_dict()
+    return model_config(fields.pop("size"), **fields)
+
+
+def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = None) -> Layout:
+    """`config.layout`, with the latent grid that the model makes of the image size.
+
+    Raises:
+      ConfigError: unknown keys, or ViT tokens that the model cannot make.
+    """
+    fields = config.layout.to_dict()
+    fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, (list, tuple))}
+    model = model or build_model_config(config)
+    grid, values = latent_shape(model, fields["image_size"])
+    known = {f.name for f in dataclasses.fields(Layout)}
+    unknown = sorted(set(fields) - known)
+    if earlier := [key for key in unknown if key in ("steps", "plan", "inspect", "refine")]:
+        raise ConfigError(
+            f"config.layout has the keys {earlier} of an earlier version, in which a row had slots for steps "
+            "and not for turns: weights of that version can be read with that version alone"
+        )
+    if unknown:
+        raise ConfigError(f"config.layout has unknown keys {unknown}; known: {sorted(known)}")
+    layout = Layout(**fields, latent_grid=grid, latent_values=values)
+    with as_config_error():
+        vit.check(model, layout)
+    return layout
+
+
+def build_layouts(
+    config: ml_collections.ConfigDict, model: ModelConfig | None = None
+) -> dict[tuple[int, int], Layout]:
+    """The layouts by image size: `config.layout`'s own first, then those of `config.data.buckets`.
+
+    Raises:
+      ConfigError: as `build_layout`; or a shape that the model cannot hold.
+    """
+    model = model or build_model_config(config)
+    first = build_layout(config, model)
+    layouts = {first.image_size: first}
+    for size in (tuple(size) for size in config.data.buckets):
+        try:
+            layout = vit.reshaped(model, first, size)
+        except ValueError as error:
+            raise ConfigError(f"config.data.buckets: {error}") from None
+        for other in layouts:
+            if other != size and other[0] * size[1] == other[1] * size[0]:
+                raise ConfigError(
+                    f"config.data.buckets: {other} and {size} are of one shape, keep one of them"
+                )
+        layouts.setdefault(size, layout)
+    return layouts
+
+
+def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> UnifiedModel:
+    """The modules of a config.
+
+    Raises:
+      ConfigError: the vocabulary of the tokenizer does not fit the model's.
+    """
+    sizes = build_model_config(config)
+    if tokenizer.vocab_size > sizes.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, model size {config.model.size!r} has room for "
+            f"{sizes.vocab_size}: set --config.model.vocab_size={tokenizer.vocab_size}, or choose another "
+            "size or another config.data.tokenizer"
+        )
+    return UnifiedModel(sizes, build_layout(config, sizes), ControlIds.of(tokenizer))
+
+
+def build_unroll_options(config: ml_collections.ConfigDict) -> UnrollOptions:
+    """`config.flow`, and the order of the loops, `config.train.unroll`."""
+    return UnrollOptions(order=config.train.unroll, **config.flow.to_dict())
+
+
+def build_losses(config: ml_collections.ConfigDict) -> LossTable:
+    """`config.losses`."""
+    return LossTable(config.losses.to_dict())
+
+
+def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW, or Muon for the matrices of the backbone, with warm-up, cosine decay and clipping.
+
+    Returns:
+      The optimizer, and the schedule of `learning_rate`. Muon (Jordan et al.,
+      2024) orthogonalizes the momentum of every matrix between hidden layers;
+      its rate, `muon_learning_rate`, follows the same schedule. All else, the
+      embedding and the heads too, stays with AdamW (with Nesterov momentum then).
+
+    Raises:
+      ConfigError: more warm-up steps than steps, or an unknown optimizer.
+    """
+    c, steps = config.optimizer, config.train.steps
+    if c.warmup_steps >= steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps ({c.warmup_steps}) must be below config.train.steps ({steps})"
+        )
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, c.learning_rate, c.warmup_steps, steps, c.learning_rate * c.final_share
+    )
+    if c.name == "adamw":
+        update = optax.adamw(
+            schedule,
+            b1=c.b1,
+            b2=c.b2,
+            eps=c.eps,
+            mu_dtype=c.moment_dtype,
+            weight_decay=c.weight_decay,
+            mask=_decays,
+        )
+    elif c.name == "muon":
+        update = optax.contrib.muon(
+            lambda step: schedule(step) * (c.muon_learning_rate / c.learning_rate),
+            ns_coeffs=_NEWTON_SCHULZ,
+            eps=c.eps,
+            weight_decay=c.weight_decay,
+            mu_dtype=c.moment_dtype,
+            adam_learning_rate=schedule,
+            adam_b1=c.b1,
+            adam_b2=c.b2,
+            muon_weight_dimension_numbers=_hidden_matrices,
+        )
+    else:
+        raise ConfigError(f"config.optimizer.name must be adamw or muon, got {c.name!r}")
+    return optax.chain(optax.clip_by_global_norm(c.clip), update), schedule
+
+
+_NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
+"""One triple per iteration: given so, they are scanned, which compiles several times faster."""
+
+
+def _hidden_matrices(params: Any) -> Any:
+    """Which axes of a parameter Muon reads as a matrix: kernels of the stacked layers, None elsewhere."""
+
+    def axes(path, _):
+        names = _names(path)
+        stacked = "layers" in names and names[-1] == "kernel"
+        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    """The names along the path of a parameter."""
+    return [str(getattr(part, "key", part)) for part in path]
+
+
+def _decays(params: Any) -> Any:
+    """Weight decay is for matrices, not for norms and biases (stacked over layers or not)."""
+
+    def is_matrix(path, _):
+        return _names(path)[-1] in ("kernel", "embedding")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def _check_micro_batches(config: ml_collections.ConfigDict) -> None:
+    rows, accumulate = config.train.batch_size, config.train.accumulate
+    if rows % accumulate:
+        raise ConfigError(
+            f"config.train.batch_size ({rows}) must be a multiple of config.train.accumulate ({accumulate})"
+        )
+
+
+# ----------------------------------------------------------------------- check
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that cannot work, before data is built or a device is asked for.
+
+    Raises:
+      ConfigError: the message names the key, and what to set instead.
+    """
+    for key, allowed in RANGES.items():
+        value = _leaf(config, key)
+        if not allowed.holds(value):
+            raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
+    with as_config_error():
+        _check_model(config)
+        layout, *_ = build_layouts(config).values()
+        build_losses(config)
+        build_unroll_options(config)
+        sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
+        build_optimizer(config)
+        MeshConfig(**config.mesh.to_dict())
+        check_fits(layout, sampler)
+    if config.data.source == "scenes":
+        _check_level(config, layout)
+    elif config.data.source in ("folder", "records") and not config.data.path:
+        raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=FOLDER")
+    _check_micro_batches(config)
+    _check_tiers(config)
+
+
+@contextlib.contextmanager
+def as_config_error() -> Iterator[None]:
+    """Turns what the inside refuses, a ValueError or KeyError, into a `ConfigError` of the same text."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise ConfigError(error.args[0] if error.args else str(error)) from error
+
+
+def _leaf(config: ml_collections.ConfigDict, key: str) -> Any:
+    value = config
+    for part in key.split("."):
+        if not isinstance(value, ml_collections.ConfigDict) or part not in value:
+            raise ConfigError(f"config.{key} is missing: see configs/scenes.py for every key")
+        value = value[part]
+    return value
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    """Fields of the model that are one of a few words."""
+    model = build_model_config(config)
+    for field, hint in typing.get_type_hints(ModelConfig).items():
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Literal and getattr(model, field) not in choices:
+            raise ConfigError(
+                f"config.model.{field} must be one of {', '.join(choices)}, got {getattr(model, field)!r}"
+            )
+
+
+def _check_tiers(config: ml_collections.ConfigDict) -> None:
+    """Checkpoints on local disks need a disk, and come between those that last."""
+    every, folder = config.train.local_every, config.train.local_dir
+    if every >= config.train.checkpoint_every:
+        raise ConfigError(
+            f"config.train.local_every ({every}) must be below config.train.checkpoint_every "
+            f"({config.train.checkpoint_every}): local disks are for the steps between"
+        )
+    if every and not folder:
+        raise ConfigError(
+            f"config.train.local_every={every} needs --config.train.local_dir=FOLDER of a local disk"
+        )
+    if folder and "://" in folder:
+        raise ConfigError(
+            f"config.train.local_dir={folder} must be a folder of a disk that each host has itself"
+        )
+
+
+def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
+    """Images and texts of the level must fit the layout."""
+    if config.data.buckets:
+        raise ConfigError(
+            "config.data.buckets is for folders of pictures, scenes have one size: leave it empty, or set "
+            "--config.data.source=folder"
+        )
+    level, mode = get_level(config.data.level), Mode(config.data.mode)
+    size = (level.image_size, level.image_size)
+    if layout.image_size != size:
+        raise ConfigError(
+            f"level {level.name!r} has images of {size}, config.layout.image_size is {layout.image_size}: "
+            f"set --config.layout.image_size='({size[0]}, {size[1]})' or another --config.data.level"
+        )
+    if config.data.tokenizer != SCENES:
+        return  # the budgets count tokens of the scenes tokenizer; `prepare` counts those of others
+    budget = level.budget
+    slots = {"prompt": budget.prompt}
+    if mode is Mode.PLAN_ONLY:
+        slots["before"] = budget.plan
+    elif mode is Mode.PROCESS:
+        slots |= {"before": max(budget.plan, budget.refine), "after": budget.inspect}
+    for slot, needed in slots.items():
+        if getattr(layout, slot) < needed:
+            raise ConfigError(
+                f"config.layout.{slot} is {getattr(layout, slot)}, texts of level {level.name!r} take up to "
+                f"{needed} tokens: set --config.layout.{slot}={needed}"
+            )

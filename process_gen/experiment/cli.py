@@ -1,0 +1,301 @@
+"""Flags and errors, the same for every entry point.
+
+    from process_gen.experiment import cli  # before anything that imports TensorFlow
+
+    if __name__ == "__main__":  # bad flags are found before the slow imports
+        cli.read_flags(config="configs/scenes.py:quick", workdir="Folder of the run.")
+
+    ...
+
+    if __name__ == "__main__":
+        cli.run(main, (ConfigError, CheckpointError))
+
+What a user got wrong is one line on stderr and exit code 2; being told to stop is
+one line and exit code 75 (see `process_gen.distributed.stopping`); anything else is a
+bug and keeps its traceback. Importing this module quietens TensorFlow, gRPC and
+XLA, which read the environment when they are imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from process_gen.distributed import stopping
+
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLOG_minloglevel": "2",
+}
+"""Settings of native libraries, which greet with warnings otherwise; the environment may overrule them."""
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+NEAR = 0.6
+"""Similarity, of 1, from which a name is worth suggesting."""
+
+
+class CommandError(Exception):
+    """A command line that cannot work; the message is one line for the user."""
+
+
+# --------------------------------------------------------------------- configs
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The config of `path/to/file.py` or `path/to/file.py:variant`.
+
+    Raises:
+      CommandError: no such file, no such variant, or no `get_config` in it.
+    """
+    path, colon, variant = config_place(spec).partition(":")
+    if not pathlib.Path(path).is_file():
+        raise CommandError(
+            f"there is no config file {path!r} in {os.getcwd()}, and none comes with the package: "
+            "pass --config=PATH.py:variant"
+        )
+    if not path.endswith(".py"):
+        raise CommandError(f"a config is a Python file with get_config(), {path!r} is none")
+    source = importlib.util.spec_from_file_location("process_gen_config", path)
+    module = importlib.util.module_from_spec(source)
+    try:
+        source.loader.exec_module(module)
+    except SyntaxError as error:
+        raise CommandError(f"{path}, line {error.lineno}: {error.msg}") from None
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise CommandError(f"{path} has no function get_config()")
+    if colon and not inspect.signature(get_config).parameters:
+        raise CommandError(f"{path} has no variants: pass --config={path}")
+    try:
+        config = get_config(*([variant] if colon else []))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if not isinstance(config, ConfigDict):
+        raise CommandError(f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict")
+    return _at_home(config)
+
+
+def config_place(spec: str) -> str:
+    """`path/to/file.py:variant` with the file's place; `configs/scenes.py` is found from anywhere."""
+    path, colon, variant = spec.partition(":")
+    package = pathlib.Path(__file__).parents[1]
+    for folder in (pathlib.Path(), package.parent, package):  # here, beside a clone's package, in a wheel
+        if (folder / path).is_file():
+            return f"{folder / path}{colon}{variant}"
+    return spec
+
+
+def _at_home(config: ConfigDict) -> ConfigDict:
+    """The config with every `~` and `~user` at the start of a value replaced by that user's folder."""
+    with config.unlocked():
+        for name in leaves(config):
+            value = config
+            for key in name.split("."):
+                group, value = value, value[key]
+            if isinstance(value, str) and value.startswith("~"):
+                group[key] = os.path.expanduser(value)
+    return config
+
+
+def _words_at_home(argv: Sequence[str]) -> list[str]:
+    """The command line with `~` replaced in the values of flags, which shells leave alone behind a `=`."""
+    home = re.compile(r"(?:(?<==)|(?<=,))~[^/,]*(?=/|,|$)")
+
+    def expanded(word: str) -> str:
+        is_path = re.match(r"--?\w[\w.]*=", word) and not re.match(r"--?prompts?=", word)
+        return home.sub(lambda match: os.path.expanduser(match[0]), word) if is_path else word
+
+    return [expanded(word) for word in argv]
+
+
+def _words_with_places(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The command line with the place of its config file, and that place; None where it names none."""
+    words, given = list(argv), None
+    for i, word in enumerate(words):
+        if match := re.fullmatch(r"(--?config=)(.*)", word):
+            given = config_place(match[2])
+            words[i] = match[1] + given
+        elif i and re.fullmatch(r"--?config", words[i - 1]):
+            given = words[i] = config_place(word)
+    return words, given
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of everything that can be set in a config."""
+    names = []
+    for key, value in config.items():
+        inside = leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+        names += inside
+    return names
+
+
+def nearest_keys(key: str, config: ConfigDict, most: int = 3) -> list[str]:
+    """The dotted names most like `key`; between names of one group only the last part counts."""
+    group, _, last = key.rpartition(".")
+
+    def likeness(name: str) -> float:
+        of_group, _, of_name = name.rpartition(".")
+        alone = difflib.SequenceMatcher(None, last, of_name).ratio()
+        if group == of_group:
+            return alone
+        return max(difflib.SequenceMatcher(None, key, name).ratio(), alone - 0.15)
+
+    scored = sorted(((likeness(name), name) for name in leaves(config)), key=lambda pair: -pair[0])
+    best = scored[0][0] if scored else 0.0
+    return [name for score, name in scored[:most] if score >= max(NEAR, best - 0.12)]
+
+
+def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
+    """Checks the keys of every `--config.a.b=value`.
+
+    Raises:
+      CommandError: a key that the config does not have (the message names the nearest), or a group of keys.
+    """
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not match:
+            continue
+        key, value = match[1], config
+        for part in key.split("."):
+            if not isinstance(value, ConfigDict) or part not in value:
+                raise CommandError(_unknown(key, config))
+            value = value[part]
+        if isinstance(value, ConfigDict):
+            raise CommandError(f"config.{key} is a group of keys, set one of them: {', '.join(value)}")
+
+
+def _unknown(key: str, config: ConfigDict) -> str:
+    near = [f"config.{name}" for name in nearest_keys(key, config)]
+    if near:
+        return f"unknown config key 'config.{key}'; did you mean {' or '.join(near)}?"
+    group = config.get(key.partition(".")[0])
+    inside, of = (group, key.partition(".")[0]) if isinstance(group, ConfigDict) else (config, "")
+    return f"unknown config key 'config.{key}'; {f'config.{of}' if of else 'config'} has {', '.join(inside)}"
+
+
+# ----------------------------------------------------------------------- flags
+
+_left_over: list[str] | None = None
+
+
+def read_flags(
+    *, config: str | None = None, workdir: str | None = None, argv: Sequence[str] | None = None
+) -> None:
+    """Defines the flags that a command needs and reads the command line; bad flags end it with code 2.
+
+    Args:
+      config: default of `--config`; None leaves the flag out.
+      workdir: help of `--workdir`, which is then required; None leaves the flag out.
+      argv: the command line, program name first; `sys.argv` by default.
+    """
+    global _left_over
+    argv = _words_at_home(sys.argv if argv is None else argv)
+    app.define_help_flags()
+    if workdir is not None:
+        flags.DEFINE_string("workdir", None, workdir)
+    try:
+        if config is not None:
+            argv = _define_config(config, argv)
+        _left_over = flags.FLAGS(argv)
+        if config is not None:
+            _at_home(flags.FLAGS.config)
+        if workdir is not None and not flags.FLAGS.workdir:
+            raise CommandError("--workdir=FOLDER is required")
+    except (CommandError, flags.Error) as error:
+        fail(error)
+
+
+def define_host_flags() -> None:
+    """Flags of commands that run as several processes; launchers that JAX knows need none of them."""
+    where = "where no launcher says so (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID do too)"
+    flags.DEFINE_string("coordinator", None, f"HOST:PORT of process 0, {where}.")
+    flags.DEFINE_integer("num_processes", None, "How many processes run this job.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
+def _define_config(default: str, argv: Sequence[str]) -> list[str]:
+    """Defines `--config`, after checking everything that its own parser would answer with a traceback.
+
+    Returns:
+      The command line for that parser, with the words of flag files and the place of the config's file.
+    """
+    words, given = _words_with_places(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
+    place = config_place(default)
+    check_overrides(load_config(given or place), words)
+    try:
+        config_flags.DEFINE_config_file("config", place, "Config, as FILE.py:VARIANT.", lock_config=True)
+    except (TypeError, ValueError) as error:  # an override of the default config that is of another type
+        raise CommandError(str(error)) from None
+    return [argv[0], *words]
+
+
+flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
+
+
+# ------------------------------------------------------------------------- run
+
+
+Main = Callable[[Sequence[str]], int | None]
+
+
+def run(main: Main, expected_errors: tuple[type[Exception], ...] = ()) -> None:
+    """Runs a command and exits: 0, what `main` returns, 2 for an expected error, 75 where it was stopped.
+
+    Args:
+      main: is called with the program's name, as `absl.app` does, once the flags are read.
+      expected_errors: what a user can get wrong. `--verbosity=1` shows the traceback of these too.
+    """
+
+    def guarded(arguments: Sequence[str]) -> int | None:
+        if arguments[1:]:
+            fail(f"unexpected arguments: {' '.join(arguments[1:])}")
+        logging.get_absl_handler().addFilter(_ours)
+        stopping.raise_on_sigterm()
+        try:
+            return main(arguments)
+        except stopping.Stopped as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return stopping.EXIT_CODE
+        except expected_errors as error:
+            if logging.level_debug():
+                raise
+            fail(error)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """What is left of the command line; it is read only once."""
+    if _left_over is not None:
+        return _left_over
+    try:
+        return flags.FLAGS(_words_at_home(argv))
+    except flags.Error as error:
+        fail(error)
+
+
+def fail(problem: object) -> NoReturn:
+    """Ends the command: one line on stderr, exit code 2."""
+    if isinstance(problem, KeyError) and problem.args:
+        problem = problem.args[0]  # str() would put quotes around it
+    print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _ours(record: Any) -> bool:
+    """Keeps the log readable: our own lines, and whatever is a warning or worse."""
+    return record.levelno > 20 or "process_gen" in record.pathname

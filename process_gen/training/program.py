@@ -1,0 +1,114 @@
+"""The train step as it runs on a mesh: built here once, for `train` to run and for `compile` to measure.
+
+Both take the jitted step from here with the same shardings, so that what was
+measured before the hardware was booked is what runs on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from process_gen.distributed import offload as offloading
+from process_gen.distributed import sharding
+from process_gen.experiment import builders
+from process_gen.models import partition
+from process_gen.models.unified import UnifiedModel
+from process_gen.training.step import Recipe, TrainState, init_state, make_train_step
+from process_gen.trajectory.batch import Batch
+
+
+def build_recipe(config: ConfigDict, model: UnifiedModel) -> Recipe:
+    """What the train step of a config is made of.
+
+    Raises:
+      ConfigError: the losses or the optimizer cannot work.
+    """
+    optimizer, schedule = builders.build_optimizer(config)
+    return Recipe(
+        model,
+        builders.build_losses(config),
+        builders.build_unroll_options(config),
+        optimizer,
+        schedule,
+        ema=config.optimizer.ema,
+        accumulate=config.train.accumulate,
+        ema_warmup=config.optimizer.ema_warmup,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """A recipe on a mesh, for batches of a given size.
+
+    Attributes:
+      recipe: what is trained.
+      mesh: the devices, which need not be there until `create_state`.
+      spec: shapes and dtypes of a batch of all hosts together.
+      offload: what of the state waits in host memory between steps (`offload.PARTS`).
+    """
+
+    recipe: Recipe
+    mesh: Mesh
+    spec: Batch
+    offload: str = "none"
+
+    @classmethod
+    def of(cls, config: ConfigDict, model: UnifiedModel, mesh: Mesh) -> TrainProgram:
+        """The train step of a config.
+
+        Raises:
+          ConfigError: the losses or the optimizer cannot work.
+          MeshError: the batch or the heads do not split over the mesh, or the devices cannot offload.
+        """
+        rows, sizes = config.train.batch_size, model.config
+        sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
+        sharding.rows_divide(rows, mesh)
+        latents = bool(config.data.latents)
+        offload = config.train.offload
+        if offloading.PARTS[offload]:
+            offloading.check_host_memory(offload, mesh)
+        return cls(build_recipe(config, model), mesh, Batch.spec(model.layout, rows, latents), offload)
+
+    def init(self, key: jax.Array) -> TrainState:
+        """The state before the first step, with the logical axes of its parameters."""
+        return init_state(self.recipe, self.spec, key, sharding.unbox)
+
+    def create_state(self, key: jax.Array) -> TrainState:
+        """The state before the first step, made in place on the mesh."""
+        return sharding.create_state(self.init, key, mesh=self.mesh, shardings=self.shardings)[0]
+
+    @functools.cached_property
+    def abstract(self) -> tuple[TrainState, Batch]:
+        """What the step takes, as `jax.ShapeDtypeStruct` with shardings."""
+        state = sharding.abstract_state(self.init, jax.random.key(0), mesh=self.mesh)
+        state = offloading.rest_on_host(state, self.offload, self.mesh)
+        rows = sharding.batch_sharding(self.mesh)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.spec)
+        return state, batch
+
+    @property
+    def shardings(self) -> Any:
+        """A `NamedSharding` for every array of the state."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract[0])
+
+    def compiled(self) -> Any:
+        """`step`, compiled now; it takes what `abstract` describes."""
+        return self.step.lower(*self.abstract).compile()
+
+    @functools.cached_property
+    def step(self) -> Any:
+        """The jitted step: (state, batch) -> (state, metrics), the state split in and out alike."""
+        plain = self.mesh.size == 1 and self.offload == "none"  # nothing to place
+        step = make_train_step(self.recipe, None if plain else self.shardings)
+        return jax.jit(
+            partition.over(self.mesh, sharding.ACTIVATION_RULES)(step),
+            in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+            donate_argnums=0,
+        )

@@ -1,0 +1,86 @@
+"""Whether a run that goes on is still the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import logging
+
+from process_gen.experiment.builders import ConfigError
+
+FREE = (
+    "eval",
+    "flow",
+    "losses",
+    "mesh",
+    "name",
+    "optimizer",
+    "sampling",
+    "train",
+    "data.data_dir",
+    "data.latents",
+    "data.on_error",
+    "data.path",
+    "data.tokenizer",
+    "model.attention",
+    "model.dtype",
+    "model.logit_chunk",
+    "model.remat",
+    "model.scan_unroll",
+)
+"""What may change while a run goes on: how it is trained, computed and judged, and where its files are. The
+tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
+
+FIXED = ("train.batch_size", "optimizer.name")
+"""Parts of those groups that may not: the order of the data and the optimizer's memory hang on them."""
+
+
+def check_same_run(
+    stored: Mapping[str, Any], config: Mapping[str, Any], versions: Mapping[str, str], source: str
+) -> None:
+    """Compares a checkpoint with the run that is about to go on from it; what may differ goes to the log.
+
+    Args:
+      stored: metadata of the checkpoint: `config` and `versions`.
+      config: the run's, as plain JSON values.
+      versions: what runs it now.
+      source: names the checkpoint.
+
+    Raises:
+      ConfigError: the model, its layout or its data would be others; the message names key and values.
+    """
+    changed = list(differences(stored.get("config", {}), config))
+    for key, before, now in changed:
+        if _under(key, FIXED) or not _under(key, FREE):
+            raise ConfigError(
+                f"config.{key} is {now!r}, and {source} was trained with {before!r}: set --config.{key}="
+                f"{before!r} to go on with it, or start another run in another --workdir"
+            )
+    for key, before, now in changed:
+        logging.info("config.%s was %r until here and is %r from now on", key, before, now)
+    for name, before in stored.get("versions", {}).items():
+        if versions.get(name) != before:
+            logging.warning(
+                "%s is %s, %s was saved with %s: numbers may differ", name, versions.get(name), source, before
+            )
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values.
+
+    Keys that one side lacks are left out: configs gain keys between versions, and rows of the table of losses
+    come and go.
+    """
+    for key in sorted(before.keys() & now.keys()):
+        old, new = before[key], now[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
+
+
+def _under(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)

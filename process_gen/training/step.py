@@ -1,0 +1,209 @@
+"""One optimizer step: unroll, losses, gradients, AdamW, EMA."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from process_gen.distributed import offload
+from process_gen.losses import LossTable
+from process_gen.models.autoencoder import random_weights
+from process_gen.models.config import UnrollOptions
+from process_gen.models.partition import constrain
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import Outputs, blank_outputs, unroll
+from process_gen.training.amounts import amounts
+from process_gen.training.norms import by_part
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import labels
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a resumed run needs besides the data iterator.
+
+    Attributes:
+      step: [] int32, batches seen.
+      params, ema: parameters and their exponential moving average, float32.
+      opt_state: of the optimizer.
+      key: the run's key; each step folds its number into it.
+      autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
+    """
+
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: Any
+    autoencoder: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a train step is made of.
+
+    Attributes:
+      model, losses, options, optimizer: see their classes.
+      schedule: learning rate of a step, for the log.
+      ema: decay of the moving average.
+      ema_warmup: whether early steps use (1 + step) / (10 + step) where that is less: the average then
+        spans the last tenth of the run at most, and forgets what it started from.
+      accumulate: micro-batches of a step.
+    """
+
+    model: UnifiedModel
+    losses: LossTable
+    options: UnrollOptions
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    ema: float = 0.999
+    accumulate: int = 1
+    ema_warmup: bool = True
+
+
+def init_state(recipe: Recipe, spec: Batch, key: jax.Array, unbox: Callable[[Any], Any]) -> TrainState:
+    """The state before the first step; parameters keep their logical axis names.
+
+    Args:
+      recipe: what is trained.
+      spec: shapes of a batch.
+      key: initializes parameters and starts the run's randomness.
+      unbox: drops the axis names of a tree of parameters.
+    """
+    init_key, run_key = jax.random.split(key)
+    batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), spec)
+    boxed = recipe.model.init(init_key, batch)["params"]
+    plain = unbox(boxed)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=boxed,
+        ema=plain,
+        opt_state=recipe.optimizer.init(plain),
+        key=run_key,
+        autoencoder=random_weights(recipe.model.config, jax.random.fold_in(init_key, 1)),
+    )
+
+
+def make_train_step(
+    recipe: Recipe, shardings: TrainState | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure train step: (state, batch) -> (state, metrics).
+
+    Given the shardings of the state, gradients are split like the parameters as
+    soon as they are made, accumulated ones too, and what rests in host memory
+    comes over for the update alone.
+
+    A step whose loss, gradient or update is not finite leaves the state as it was, but
+    for the count of steps, and says so in `metrics["finite"]`: its batch is behind it.
+    """
+
+    def like_params(tree: Any) -> Any:
+        return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings.params)
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, sums, counts = _gradients(recipe, state, batch, key, like_params)
+        state = state if shardings is None else offload.fetched(state, shardings)
+        norm = optax.global_norm(gradients)
+        loss = recipe.losses.total(sums, counts)
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        update_norm = optax.global_norm(updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        decay = ema_decay(recipe, step)
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
+        metrics = {
+            "loss": loss,
+            **recipe.losses.metrics(sums, counts),
+            "grad_norm": norm,
+            "update_norm": update_norm,
+            "param_norm": optax.global_norm(params),
+            "learning_rate": recipe.schedule(_updates(state)),
+            "finite": finite.astype(jnp.float32),
+            **by_part("grad_norm", gradients),
+            **by_part("update_norm", updates),
+            **amounts(recipe.model.layout, batch),
+        }
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(step=step))
+        return new if shardings is None else offload.sent_back(new, shardings), metrics
+
+    return train_step
+
+
+def ema_decay(recipe: Recipe, step: jax.Array | int) -> jax.Array | float:
+    """The decay of the moving average after a step; the first one is 1."""
+    return jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema_warmup else recipe.ema
+
+
+def _updates(state: TrainState) -> jax.Array:
+    """How many updates the optimizer has made, by its own count: it leaves out what was not finite."""
+    counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")
+    return counts[0][1] if counts else state.step
+
+
+def _gradients(
+    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, like_params: Callable[[Any], Any]
+):
+    """Gradients of the total loss, and the sums and counts of its terms.
+
+    Every term is divided by its count over the whole batch, so accumulated
+    micro-batches give the gradient of the whole batch. A micro-batch takes every
+    `accumulate`-th row, so that each device has its rows of it already.
+    """
+    params, frozen = state.params, state.autoencoder
+    if recipe.accumulate == 1:
+        gradients, sums, counts = _micro(recipe, params, batch, key, None, frozen)
+        return like_params(gradients), sums, counts
+    micro = jax.tree.map(functools.partial(_split_rows, recipe.accumulate), batch)
+    keys = jax.random.split(key, recipe.accumulate)
+
+    def count(total, xs):
+        outputs = blank_outputs(recipe.model, xs[0], xs[1], recipe.options, frozen)
+        counts = _terms(recipe, outputs, xs[0], xs[1])[1]
+        return jax.tree.map(jnp.add, total, counts), None
+
+    def accumulate(carry, xs):
+        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, frozen)
+        total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
+        return (like_params(total), sums), None
+
+    zeros = {row.name: jnp.zeros(()) for row in recipe.losses.rows}
+    counts, _ = jax.lax.scan(count, zeros, (micro, keys))
+    start = (like_params(jax.tree.map(jnp.zeros_like, params)), zeros)
+    (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
+    return gradients, sums, counts
+
+
+def _split_rows(parts: int, x: jax.Array) -> jax.Array:
+    """[B, ...] to [parts, B / parts, ...]."""
+    x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    return constrain("micro-batches", x, None, "rows", *(None,) * (x.ndim - 2))
+
+
+def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, frozen: Any):
+    def loss(params):
+        outputs = unroll(recipe.model, params, batch, key, recipe.options, frozen)
+        sums, own = _terms(recipe, outputs, batch, key)
+        return recipe.losses.total(sums, own if counts is None else counts), (sums, own)
+
+    gradients, (sums, own) = jax.grad(loss, has_aux=True)(params)
+    return gradients, sums, own
+
+
+LOSSES = 16
+"""Folded into the key of a step for its losses; smaller numbers are those of what is drawn for the model."""
+
+
+def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
+    return recipe.losses.terms(
+        outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, LOSSES)
+    )

@@ -1,0 +1,190 @@
+"""Encodes the images of a data set once, instead of in every step of the training.
+
+`config.data.latents` names the folder that they go to, `config.train.init` the
+weights whose autoencoder makes them. `python -m process_gen.prepare` calls this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from absl import logging
+from ml_collections import ConfigDict
+
+from process_gen.checkpoints import arrays
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read_info
+from process_gen.data.loader import Source
+from process_gen.data.preparation import NotPrepared
+from process_gen.data.sources import latents_folder
+from process_gen.experiment import builders
+from process_gen.models import autoencoder
+from process_gen.models.config import ModelConfig
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory
+from process_gen.weights.origin import Weights, read_weights
+
+IMAGES = 8
+"""Images that are encoded at a time."""
+GROUP = 16
+"""Trajectories whose images are put together for that."""
+
+
+def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: Any = None) -> LatentsInfo:
+    """Writes the latents of every trajectory of a source, unless they are there.
+
+    Args:
+      config: names the folder, and the weights.
+      source: what is encoded.
+      layout: says the size of its images.
+      params: the autoencoder's, from `autoencoder_params`; they are read if they are not given.
+
+    Returns:
+      What the folder holds then.
+
+    Raises:
+      ConfigError: the config has no autoencoder that could be asked, or no weights of it.
+      BadTrajectory: a broken trajectory, where `config.data.on_error` says fail.
+      CheckpointError: the weights cannot be read.
+    """
+    model = builders.build_model_config(config)
+    params = autoencoder_params(config) if params is None else params
+    info, folder = LatentsInfo.of(source, layout, fingerprint(params)), latents_folder(config.data, layout)
+    if _there(folder, info):
+        return info
+    params = jax.device_put(params)
+    encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
+    bad = 0
+    bar = tqdm.tqdm(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
+    with bar, LatentsWriter(folder, info) as writer:
+        for group in _groups(source):
+            good = [one for one in group if isinstance(one, Trajectory)]
+            found = iter(_encoded(encode, params, good))
+            for one in group:
+                if isinstance(one, Trajectory):
+                    writer.write(one, next(found))
+                elif config.data.on_error == "fail":
+                    raise one
+                else:
+                    bad += 1
+                    logging.warning("left out bad trajectory (%d so far): %s", bad, one)
+                    writer.write_bad(one)
+            bar.update(len(group))
+    return info
+
+
+def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
+    """The parameters of the autoencoder that a config starts from, on the host.
+
+    Raises:
+      ConfigError, CheckpointError: see `autoencoder_weights`.
+    """
+    model = builders.build_model_config(config)
+    return read_all(autoencoder_weights(model, config.train.get("init", "")))
+
+
+def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
+    """Refuses latents that another autoencoder made than the one that a run starts with.
+
+    Args:
+      config: names the latents and the weights.
+      layouts: of every image size that has latents.
+
+    Raises:
+      ConfigError: the message names both.
+    """
+    folders = [folder for layout in layouts if (folder := latents_folder(config.data, layout))]
+    if not folders:
+        return
+    origin, own = config.train.get("init", ""), fingerprint(autoencoder_params(config))
+    for folder in folders:
+        if own != (made_by := read_info(folder).autoencoder):
+            raise builders.ConfigError(
+                f"the latents in {folder} were made by the autoencoder {made_by}, {origin} holds {own}: make "
+                "them anew in another folder, config.data.latents"
+            )
+
+
+def autoencoder_weights(model: ModelConfig, origin: str) -> Weights:
+    """The weights that hold the autoencoder of a config.
+
+    Raises:
+      ConfigError: the model's latents are pixels, or there are no such weights, or of other sizes.
+    """
+    if model.autoencoder == "patches":
+        raise builders.ConfigError(
+            "config.data.latents is for models with an autoencoder; with model.autoencoder='patches' latents "
+            "are the pixels themselves: leave it empty"
+        )
+    if not origin:
+        raise builders.ConfigError(
+            "config.data.latents needs the weights of the autoencoder: set config.train.init to a published "
+            "checkpoint or to a run"
+        )
+    weights = read_weights(origin, vit=False)  # nothing but the autoencoder is asked for
+    if weights.autoencoder is None:
+        raise builders.ConfigError(f"{weights.source} (config.train.init) holds no autoencoder")
+    if weights.flux != model.flux:
+        raise builders.ConfigError(
+            f"the autoencoder in {weights.source} is {weights.flux}, the config has {model.flux}"
+        )
+    return weights
+
+
+def read_all(weights: Weights) -> dict[str, Any]:
+    """The autoencoder's parameters on the host, float32."""
+    source = weights.autoencoder("float32")
+    return arrays.nested({name: np.asarray(source.read(name), np.float32) for name in source.spec})
+
+
+def fingerprint(params: Any) -> str:
+    """Tells one autoencoder's parameters from another's: latents mean something only together with them."""
+    digest = hashlib.sha256()
+    for name, x in sorted(arrays.named(params).items()):
+        digest.update(f"{name} {x.shape}\n".encode())
+        digest.update(np.ascontiguousarray(x, np.float32))
+    return digest.hexdigest()[:16]
+
+
+def _there(folder: str, info: LatentsInfo) -> bool:
+    try:
+        found = read_info(folder)
+    except NotPrepared:
+        return False
+    if differences := found.differences(info):
+        raise builders.ConfigError(
+            f"config.data.latents: {folder} holds other latents ({differences}); name another folder"
+        )
+    logging.info("already encoded: %s", folder)
+    return True
+
+
+def _groups(source: Source) -> Iterator[list[Trajectory | BadTrajectory]]:
+    """A few trajectories at a time, errors in the place of broken ones."""
+
+    def read(index: int) -> Trajectory | BadTrajectory:
+        try:
+            return source[index]
+        except BadTrajectory as error:
+            return error
+
+    for start in range(0, len(source), GROUP):
+        yield [read(index) for index in range(start, min(start + GROUP, len(source)))]
+
+
+def _encoded(encode: Any, params: Any, trajectories: list[Trajectory]) -> Iterator[np.ndarray]:
+    """The latents [images, N, V] of each trajectory."""
+    counts = [len(images_of(one)) for one in trajectories]
+    if not counts:
+        return
+    images = np.stack([image for one in trajectories for image in images_of(one)])
+    padded = np.concatenate([images, np.zeros((-len(images) % IMAGES, *images.shape[1:]), images.dtype)])
+    blocks = [padded[start : start + IMAGES] for start in range(0, len(padded), IMAGES)]
+    latents = np.concatenate([jax.device_get(encode(params, jnp.asarray(block))) for block in blocks])
+    yield from np.split(latents[: len(images)], np.cumsum(counts)[:-1])

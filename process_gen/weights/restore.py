@@ -1,0 +1,226 @@
+"""From a checkpoint back to a model that samples: for notebooks, tests and the entry points."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.load import load_params
+from process_gen.data.tokenizers import Tokenizer
+from process_gen.distributed import sharding
+from process_gen.distributed.mesh import MeshError
+from process_gen.experiment import builders
+from process_gen.experiment.vocabulary import build_tokenizer, tokenizer_of
+from process_gen.models import partition
+from process_gen.models.unified import UnifiedModel
+from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.sampling.config import PromptError, SamplerError
+from process_gen.weights.start import read_for, weights_of
+
+ERRORS = (builders.ConfigError, MeshError, CheckpointError, SamplerError, PromptError)
+"""What a user can get wrong between a checkpoint and its first image."""
+
+WEIGHTS = ("ema", "params")
+DTYPES = ("float32", "bfloat16")
+SHIPPED = "scenes_s.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A model as it came out of a checkpoint.
+
+    Attributes:
+      model, params: the modules and their weights, on the default device or over a mesh.
+      tokenizer: the one it was trained with.
+      level_name: level of the scenes world that it draws; None for other data.
+      config: its config as plain JSON values (`builders.from_json` makes a ConfigDict of it).
+      source: where the weights came from, for logs.
+      autoencoder: weights of the autoencoder; None where it has none.
+    """
+
+    model: UnifiedModel
+    params: Any
+    tokenizer: Tokenizer
+    level_name: str | None
+    config: Mapping[str, Any]
+    source: str
+    autoencoder: Any = None
+
+
+def shipped_weights() -> str:
+    """The file of the weights that come with the package.
+
+    Raises:
+      CheckpointNotFound: this installation has none.
+    """
+    asset = importlib.resources.files("process_gen") / "assets" / SHIPPED
+    if not asset.is_file():
+        raise CheckpointNotFound(
+            f"this installation ships no weights ({asset}): train a model with python -m process_gen.train "
+            "--config=configs/scenes.py:quick --workdir=runs/quick and pass --workdir=runs/quick"
+        )
+    return str(asset)
+
+
+def load_model(
+    path: str | None = None,
+    which: str = "ema",
+    tokenizer: str | None = None,
+    config: ml_collections.ConfigDict | None = None,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+) -> Restored:
+    """Loads a model from a workdir, a step's folder, a `.safetensors` file, or a folder of published weights.
+
+    Args:
+      path: where to look; the shipped weights by default.
+      which: `ema` or `params`.
+      tokenizer: the folder of its tokenizer, where neither a copy beside it nor the folder it names is there.
+      config: how to use weights that carry no config of their own: published ones, and what `convert` makes
+        of them.
+      mesh: devices that the weights are spread over, as in training; the first one by default.
+      dtype: `float32` or `bfloat16`: in which the model computes and its weights are held (norms in
+        float32); that of its config by default.
+
+    Raises:
+      ConfigError, MeshError: unknown kind of weights or dtype, or a config or mesh that cannot work.
+      CheckpointError: nothing there, broken, or not a model of this project.
+    """
+    if which not in WEIGHTS:
+        near = difflib.get_close_matches(which, WEIGHTS) or WEIGHTS
+        raise builders.ConfigError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
+    if dtype not in (None, *DTYPES):
+        raise builders.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
+    if config is not None:
+        return _with_config(str(path), which, tokenizer, config, mesh, dtype)
+    if path is not None and (epath.Path(path) / "llm_config.json").is_file():
+        raise _without_config(str(path))
+    loaded = load_params(shipped_weights() if path is None else str(path), which)
+    fields = loaded.metadata.get("config")
+    if not isinstance(fields, Mapping):
+        raise _without_config(loaded.source)
+    tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
+    with builders.as_config_error():
+        model = _computing_in(dtype, builders.build_model(builders.from_json(fields), tokenizer))
+    wanted, coder = weights_of(model, mesh, model.config.dtype)
+    _check_same(wanted, loaded.params, loaded.source)
+    params = _placed(wanted, loaded.params)
+    autoencoder = None if coder is None else _placed(coder, load_params(str(path), "autoencoder").params)
+    return Restored(model, params, tokenizer, _level(fields), fields, loaded.source, autoencoder)
+
+
+def _without_config(source: str) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"{source} carries no config, it was not made by process_gen.train: give one, such as "
+        "--config=configs/bagel_7b.py:paper"
+    )
+
+
+def _computing_in(dtype: str | None, model: UnifiedModel) -> UnifiedModel:
+    return model.clone(config=dataclasses.replace(model.config, dtype=dtype or model.config.dtype))
+
+
+def _placed(wanted: Any, found: Any) -> Any:
+    """Arrays in the dtypes of `wanted` where it says, the default device if it does not."""
+    return jax.tree.map(lambda w, x: jax.device_put(np.asarray(x).astype(w.dtype), w.sharding), wanted, found)
+
+
+def _with_config(
+    path: str,
+    which: str,
+    tokenizer: str | None,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh | None,
+    dtype: str | None,
+) -> Restored:
+    """A model whose weights say nothing about how they are used; the config does."""
+    with builders.as_config_error():
+        builders.build_layout(config)
+    if tokenizer is not None:
+        config = ml_collections.ConfigDict(config)
+        config.data.tokenizer = tokenizer
+    words = build_tokenizer(config)
+    model = _computing_in(dtype, builders.build_model(config, words))
+    params, autoencoder = read_for(model, path, which, words, mesh, model.config.dtype)
+    fields = builders.to_json(config)
+    return Restored(model, params, words, _level(fields), fields, path, autoencoder)
+
+
+def _level(config: Mapping[str, Any]) -> str | None:
+    """The level of the scenes world that a config draws, None for other data."""
+    return config["data"].get("level") if config["data"].get("source") == "scenes" else None
+
+
+def load_sampler(
+    path: str | None = None,
+    which: str = "ema",
+    rows: int = 32,
+    tokenizer: str | None = None,
+    config: ml_collections.ConfigDict | None = None,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    **settings: Any,
+) -> tuple[Sampler, Restored]:
+    """A sampler of a checkpoint, and the checkpoint as it was restored.
+
+    Args:
+      path, which, tokenizer, config, mesh, dtype: see `load_model`.
+      rows: trajectories drawn side by side; on a mesh a few more, if `data` and `fsdp` do not split them.
+      **settings: fields of `SamplerConfig` that are to differ from the stored config.
+
+    Raises:
+      ConfigError, MeshError, CheckpointError: see `load_model`; SamplerError for bad settings.
+    """
+    restored = load_model(path, which, tokenizer, config, mesh, dtype)
+    fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}
+    chosen = SamplerConfig.of(fields, **settings)
+    if mesh is not None:
+        split = sharding.row_shards(mesh)
+        rows = -(-rows // split) * split
+    parts = (restored.model, restored.params, restored.tokenizer)
+    return Sampler(*parts, chosen, rows, frozen=restored.autoencoder, **on_mesh(mesh, rows)), restored
+
+
+def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
+    """Arguments of a `Sampler` whose weights are spread over a mesh."""
+    if mesh is None or mesh.size == 1:
+        return {}
+    if not (axes := sharding.sampling_axes(rows, mesh)):
+        logging.warning(
+            "sampling: %d rows do not divide over data and fsdp: every device draws them all", rows
+        )
+    return dict(
+        sharding=NamedSharding(mesh, P(axes)),
+        ambient=functools.partial(partition.over, mesh, sharding.ACTIVATION_RULES),
+    )
+
+
+def _check_same(wanted: Any, params: Any, source: str) -> None:
+    """Raises CheckpointMismatch unless `params` are those of a model, whose shapes are `wanted`."""
+    wanted, found = _shapes(wanted), _shapes(params)
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        name = odd[0]
+        raise CheckpointMismatch(
+            f"the weights in {source} do not fit their config: {name} is {found.get(name, 'missing')}, "
+            f"the model has {wanted.get(name, 'no such weights')} ({len(odd)} of {len(wanted)} differ)"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(nn.meta.unbox(tree))[0]
+    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

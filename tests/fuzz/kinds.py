@@ -1,0 +1,386 @@
+"""The kinds of input, each with a good folder to start from, what damages it, and what reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from absl import flags
+
+from process_gen import convert, evaluate, sample
+from process_gen.checkpoints.errors import CheckpointError
+from process_gen.checkpoints.published.folder import read_published
+from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.experiment import builders, cli
+from process_gen.sampling.config import PromptError
+from process_gen.sampling.prompts import encode_prompt, encode_turn, make_prompt
+from process_gen.scenes import get_level, read_request
+from process_gen.trajectory import markup
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Turn
+from process_gen.weights import restore
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bagel_tiny"
+LAYOUT = Layout(image_size=(16, 16), latent_grid=(2, 2), turns=6, prompt_image=True, instruction=20)
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), 0.5),
+    *("", " ", "\0", "\ud83d", "a" * 20_000, "../outside.txt", "/etc/passwd", "~", "<ins>", "é", "1e9"),
+    *([], {}, [[]], [None], {"": None}, {"a": {"a": {}}}, ["a"] * 3000),
+)
+"""What stands where something else is expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of input.
+
+    Attributes:
+      prepare: fills a folder with what is good.
+      run: damages a copy of that folder and reads it.
+      refuses: the errors that commands print as one line.
+    """
+
+    prepare: Callable[[pathlib.Path], None]
+    run: Callable[[pathlib.Path, np.random.Generator], None]
+    refuses: tuple[type[Exception], ...]
+
+
+# ----------------------------------------------------------------------- damage
+
+
+def pick(rng: np.random.Generator, choices: Any) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def damaged_bytes(rng: np.random.Generator, data: bytes) -> bytes:
+    """Bytes with some of them changed, left out, doubled or added."""
+    for _ in range(int(rng.integers(1, 4))):
+        at, size = (int(x) for x in rng.integers(0, (len(data) + 1, min(len(data), 64) + 1)))
+        new = rng.integers(0, 256, size, np.uint8).tobytes()
+        data = pick(
+            rng,
+            [
+                data[:at] + new + data[at + size :],
+                data[:at] + data[at + size :],
+                data[:at],
+                data[:at] + data[max(0, at - size) : at] + data[at:],
+                data[:at] + pick(rng, [b"\0" * 8, b"\xff" * 8, b"\n", b"{", b'"']) + data[at:],
+            ],
+        )
+    return data
+
+
+def damaged_json(rng: np.random.Generator, value: Any) -> Any:
+    """JSON with one of its values replaced, left out or put somewhere else."""
+    value, places = json.loads(json.dumps(value)), []
+
+    def visit(node: Any) -> None:
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                visit(node[key])
+
+    visit(value)
+    if not places:
+        return pick(rng, ODD)
+    node, key = pick(rng, places)
+    way = int(rng.integers(4))
+    if way == 0:
+        del node[key]
+    elif way == 1:
+        other, name = pick(rng, places)
+        node[key] = json.loads(json.dumps(other[name]))
+    elif way == 2 and isinstance(node, dict):
+        node[pick(rng, ["x", "", "é", f"{key}s", "refine", "turns"])] = pick(rng, ODD)
+    else:
+        node[key] = pick(rng, ODD)
+    return value
+
+
+def damaged_text(rng: np.random.Generator, value: Any) -> bytes:
+    """JSON as bytes, damaged as a value or as bytes, or nested deeper than a parser goes."""
+    way = int(rng.integers(8))
+    if way == 0:
+        depth = int(rng.integers(500, 200_000))
+        return b"[" * depth + b"]" * depth
+    text = json.dumps(value if way == 1 else damaged_json(rng, value), ensure_ascii=bool(rng.integers(2)))
+    data = text.encode(pick(rng, ["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"]), "replace")
+    return damaged_bytes(rng, data) if way in (1, 2) else data
+
+
+# -------------------------------------------------------------------- listings
+
+
+def picture(rng: np.random.Generator, mode: str = "RGB", size: tuple[int, int] = (20, 18)) -> PIL.Image.Image:
+    made = PIL.Image.fromarray(rng.integers(0, 256, (size[1], size[0], 4), np.uint8), "RGBA")
+    return made.convert(mode)
+
+
+RECORDS = [
+    {
+        "prompt": "a red circle",
+        "metadata": {"by": "hand"},
+        "steps": [
+            {"instruction": "draw", "description": "a circle", "sketch": "a.png", "inspect": "no"},
+            {"instruction": "a", "description": "b", "sketch": "a.png", "refine": "c", "refined": "b.png"},
+        ],
+    },
+    {
+        "prompt": "a star",
+        "prompt_image": "a.png",
+        "instruction": "make it red",
+        "turns": [
+            {
+                "before": "<ins>a</ins><des>b</des>",
+                "image": "a.png",
+                "after": "it is blue",
+                "image_ok": False,
+            },
+            {"refine": "make it red", "image": "b.png", "before_weight": 0.5},
+        ],
+    },
+]
+
+
+def prepare_listing(folder: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        picture(rng).save(folder / name)
+    (folder / LISTING).write_text("\n".join(map(json.dumps, RECORDS)))
+
+
+def run_listing(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    lines = [json.dumps(record).encode() for record in RECORDS]
+    number = int(rng.integers(len(lines)))
+    lines[number] = damaged_text(rng, RECORDS[number])
+    (folder / LISTING).write_bytes(b"\n".join(lines))
+    source, tokenizer, problems = FolderSource(folder, LAYOUT.image_size), scenes_tokenizer(), []
+    for index in range(len(source)):
+        try:
+            encode_trajectory(tokenizer, LAYOUT, source[index])
+        except BadTrajectory as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
+
+
+# ---------------------------------------------------------------------- images
+
+
+def run_image(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    mode = pick(rng, ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I", "F", "HSV", "I;16"])
+    form = pick(rng, ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "ICO", "PPM"])
+    size = (int(rng.integers(1, 60)), int(rng.integers(1, 60)))
+    made, held = picture(rng, "RGB", size), io.BytesIO()
+    exif = PIL.Image.Exif()
+    for tag in rng.choice([0x0112, 0x011A, 0x0132, 0x8769, 0x8825, 0x9286], 2):
+        exif[int(tag)] = pick(rng, [int(rng.integers(0, 12)), "a", 1.5])
+    try:
+        made.convert(mode).save(held, form, exif=exif)
+    except Exception:  # a format that does not know the mode, or the EXIF
+        held = io.BytesIO()
+        made.save(held, form)
+    data = held.getvalue()
+    (folder / "a.png").write_bytes(data if rng.integers(5) == 0 else damaged_bytes(rng, data))
+    (folder / LISTING).write_text(json.dumps({"prompt": "a", "turns": [{"image": "a.png"}]}))
+    source = FolderSource(folder, LAYOUT.image_size)
+    found = source[0].image
+    assert found.shape == (*LAYOUT.image_size, 3) and found.dtype == np.uint8
+    assert len(source.shapes) == 1
+
+
+# --------------------------------------------------------------- published files
+
+
+def prepare_published(folder: pathlib.Path) -> None:
+    for path in GOLDEN.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            shutil.copy(path, folder / path.name)
+
+
+def run_published(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    path = pick(rng, sorted(folder.iterdir()))
+    if path.suffix == ".json":
+        path.write_bytes(damaged_text(rng, json.loads(path.read_text())))
+    else:
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        if rng.integers(3):
+            header = damaged_text(rng, json.loads(data[8 : 8 + size]))
+            length = len(header) if rng.integers(4) else int(pick(rng, [0, 1, 2**31, 2**62, len(data)]))
+            data = length.to_bytes(8, "little") + header + data[8 + size :]
+        else:
+            data = damaged_bytes(rng, data)
+        path.write_bytes(data)
+    published = read_published(folder)
+    for tensors in (published.tensors, published.autoencoder and published.autoencoder.tensors):
+        for name in tensors or ():
+            tensors.read(name)
+
+
+# ------------------------------------------------------------- configs and flags
+
+
+WORDS = (
+    "",
+    " ",
+    "abc",
+    "-1",
+    "0",
+    "1e9",
+    "nan",
+    "None",
+    "True",
+    "()",
+    "(1,)",
+    "[1, 2",
+    "{'a': 1}",
+    "\0",
+    "é",
+    "~",
+)
+
+
+def forget_flags() -> None:
+    for name in list(flags.FLAGS):
+        delattr(flags.FLAGS, name)
+
+
+def override(rng: np.random.Generator, config: Any) -> str:
+    key = pick(rng, cli.leaves(config))
+    key = pick(rng, [key, key, key, key.rpartition(".")[0], key[:-1], f"{key}.x", key.upper()])
+    value = pick(rng, [*WORDS, str(int(rng.integers(-5, 5000))), str(rng.normal())])
+    return pick(
+        rng,
+        [f"--config.{key}={value}"] * 4 + [f"--config.{key}", f"--noconfig.{key}", f"-config.{key}={value}"],
+    )
+
+
+def run_config(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    spec = pick(rng, ["configs/scenes.py:debug", "configs/scenes.py:quick", "configs/bagel_7b.py:paper"])
+    config = cli.load_config(spec)
+    if rng.integers(6) == 0:
+        text = pathlib.Path("configs/scenes.py").read_bytes()
+        (folder / "mine.py").write_bytes(damaged_bytes(rng, text))
+        spec = f"{folder}/mine.py{pick(rng, ['', ':debug', ':nothing', ':'])}"
+    words = [override(rng, config) for _ in range(int(rng.integers(1, 4)))]
+    forget_flags()
+    cli.read_flags(
+        config="configs/scenes.py:debug",
+        workdir="folder",
+        argv=["train", f"--config={spec}", "--workdir=w", *words],
+    )
+    builders.check(flags.FLAGS.config)
+
+
+def run_command(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    command = pick(rng, [sample, evaluate, convert])
+    forget_flags()
+    command.define_flags()
+    known = list(flags.FLAGS)
+    words = []
+    for _ in range(int(rng.integers(1, 6))):
+        name = pick(rng, known)
+        value = pick(rng, [*WORDS, str(folder / "nothing"), str(int(rng.integers(-5, 100))), "a=b", "full=x"])
+        words.append(
+            pick(
+                rng, [f"--{name}={value}"] * 5 + [f"--{name}", f"--no{name}", f"--{name[:-1]}={value}", value]
+            )
+        )
+    if command is not convert:  # nothing is to be drawn
+        words += [f"--workdir={folder}/nothing", f"--output_dir={folder}/out"]
+    cli.read_flags(argv=[command.__name__, *words])
+    command.run(evaluate.read_flags() if command is evaluate else flags.FLAGS)
+
+
+# ---------------------------------------------------------------- words, prompts
+
+
+def run_words(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    model, tokenizer = _tiny_model()
+    pieces = [
+        *markup.SPECIAL_TOKENS,
+        "a red circle",
+        " left of ",
+        "\ud83d",
+        "\0",
+        "é",
+        "\n",
+        "circle " * 40,
+        "",
+    ]
+    text = "".join(pick(rng, pieces) for _ in range(int(rng.integers(0, 7))))
+    for parse in (markup.parse_plan, markup.parse_refine):
+        assert parse(text) is not None
+    read_request(text, get_level("default"))
+    image = rng.integers(0, 256, (*pick(rng, [(16, 16), (1, 1), (0, 3), (16, 17)]), 3), np.uint8)
+    encode_turn(
+        model, tokenizer, Turn(image, pick(rng, [None, text]), pick(rng, [None, text]), bool(rng.integers(2)))
+    )
+    encode_prompt(model, tokenizer, make_prompt(model, text, pick(rng, [None, image])))
+
+
+def _tiny_model():
+    from process_gen.models.config import model_config
+    from process_gen.models.unified import UnifiedModel
+    from process_gen.trajectory.controls import ControlIds
+
+    tokenizer = scenes_tokenizer()
+    return UnifiedModel(model_config("scenes_s"), LAYOUT, ControlIds.of(tokenizer)), tokenizer
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def prepare_checkpoint(folder: pathlib.Path) -> None:
+    """A run of two steps at the smallest size."""
+    from process_gen.train import train
+
+    config = cli.load_config("configs/scenes.py:debug")
+    with config.unlocked():
+        config.data.data_dir = str(folder.parent / "data")
+        config.train.steps = config.train.checkpoint_every = 2
+        config.eval.update({key: 0 for key in config.eval if key.endswith("per_group")})
+    train(config, folder)
+
+
+def run_checkpoint(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    inside = folder / "checkpoints"
+    for _ in range(int(rng.integers(1, 3))):
+        path = pick(rng, sorted(path for path in inside.rglob("*") if path.is_file()))
+        way = int(rng.integers(4))
+        if way == 0:
+            path.unlink()
+        elif way == 1:
+            path.unlink()
+            path.mkdir()
+        else:
+            data = path.read_bytes()
+            try:
+                value = json.loads(data)
+            except ValueError:
+                value = None
+            path.write_bytes(damaged_bytes(rng, data) if value is None else damaged_text(rng, value))
+    restore.load_model(str(folder))
+
+
+NOTHING: Callable[[pathlib.Path], None] = lambda folder: None  # noqa: E731
+
+KINDS = {
+    "listings": Kind(prepare_listing, run_listing, (BadTrajectory, OSError)),
+    "images": Kind(NOTHING, run_image, (BadTrajectory,)),
+    "published": Kind(prepare_published, run_published, (CheckpointError, OSError)),
+    "configs": Kind(NOTHING, run_config, (builders.ConfigError, cli.CommandError)),
+    "commands": Kind(NOTHING, run_command, (*sample.ERRORS, *evaluate.ERRORS, *convert.ERRORS)),
+    "words": Kind(NOTHING, run_words, (PromptError,)),
+    "checkpoints": Kind(prepare_checkpoint, run_checkpoint, (*restore.ERRORS, OSError)),
+}

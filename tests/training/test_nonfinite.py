@@ -1,0 +1,33 @@
+"""Steps without a finite gradient: how many in a row, and what is kept of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from process_gen.data.fake import fake_batch
+from process_gen.training.nonfinite import FOLDER, Watch
+from process_gen.trajectory.batch import Batch
+from tests.models.tiny import VOCAB, layout
+
+GOOD = {"finite": 1.0, "loss": 2.0}
+BAD = {"finite": 0.0, "loss": float("nan"), "grad_norm": float("inf")}
+
+
+def test_a_finite_step_starts_the_count_anew(tmp_path):
+    watch, batch = Watch(tmp_path, limit=2), {"present": np.ones((1, 2), bool)}
+    ends = [watch.too_many(i, metrics, batch) for i, metrics in enumerate((GOOD, BAD, GOOD, BAD, BAD))]
+    assert ends == [False, False, False, False, True]
+    kept = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
+    assert kept == ["step_0000001.npz", "step_0000003.npz", "step_0000004.npz"]
+
+
+def test_one_is_enough_by_default_and_the_batch_can_be_fed_again(tmp_path, caplog):
+    batch = fake_batch(layout(), 2, 0, VOCAB)
+    with caplog.at_level("WARNING"):
+        assert Watch(tmp_path, limit=1).too_many(7, BAD, batch)
+    assert "no finite grad_norm, loss" in caplog.text and "step_0000007.npz" in caplog.text
+    found = np.load(tmp_path / FOLDER / "step_0000007.npz")
+    again = Batch(**{name: found[f"batch/{name}"] for name in batch})
+    for name, value in batch.items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    assert np.isnan(found["metrics/loss"])

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from process_gen.experiment import builders, cli
+from process_gen.training.resume import check_same_run, differences
+
+VERSIONS = {"jax": "1", "git": "abc"}
+
+
+def config(**changes):
+    fields = builders.to_json(cli.load_config("configs/scenes.py:debug"))
+    for key, value in changes.items():
+        group, _, leaf = key.partition("__")
+        fields[group][leaf] = value
+    return fields
+
+
+def check(now, stored=None, versions=VERSIONS):
+    check_same_run(
+        {"config": stored or config(), "versions": VERSIONS}, now, versions, "runs/a/checkpoints/4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layout__before": 41}, ["config.layout.before is 41", "with 40", "--config.layout.before=40"]),
+        ({"layout__corrections": 2}, ["config.layout.corrections is 2", "trained with 1"]),
+        ({"model__size": "scenes_s"}, ["config.model.size", "'debug'"]),
+        ({"data__wrong": 0.5}, ["config.data.wrong", "0.15"]),
+        ({"train__batch_size": 8}, ["config.train.batch_size", "--config.train.batch_size=2"]),
+        ({"optimizer__name": "adamw"}, ["config.optimizer.name", "'muon'"]),
+    ],
+)
+def test_another_model_or_other_data_is_another_run(change, words):
+    with pytest.raises(builders.ConfigError) as error:
+        check(config(**change))
+    for word in (*words, "runs/a/checkpoints/4", "--workdir"):
+        assert word in str(error.value)
+
+
+def test_how_it_is_trained_may_change_and_is_logged(caplog):
+    with caplog.at_level("INFO", logger="absl"):
+        fields = dict(optimizer__learning_rate=1e-5, train__steps=99, train__unroll="scan")
+        check(config(**fields, mesh__fsdp=8, model__remat="full"))
+    for key in ("optimizer.learning_rate", "train.steps", "train.unroll", "mesh.fsdp", "model.remat"):
+        assert f"config.{key} was" in caplog.text
+
+
+def test_other_versions_are_a_warning(caplog):
+    check(config(), versions={"jax": "2", "git": "abc"})
+    assert "jax is 2" in caplog.text and "with 1" in caplog.text and "git" not in caplog.text
+
+
+def test_keys_that_one_side_lacks_are_no_difference():
+    assert list(differences({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"c": 3}, "e": 4})) == [("b.c", 1, 3)]
