@@ -10,7 +10,7 @@ world, for tests and to rehearse the way there and back: `--config.train.init=FO
 weights of those sizes.
 
 Three choices are ours, and the base model has others. What they cost with eight rows in which every slot is
-full (forward and backward, nothing recomputed; `tests/experiment/test_configs.py` counts it again), and its own values
+full (forward and backward, nothing recomputed; a test counts it again), and its own values
 as flags:
 
     average    A copy in float32, 54.3 GiB over all devices. Its decay is 0.9999, or (1 + step) / (10 + step)

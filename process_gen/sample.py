@@ -415,7 +415,10 @@ def _line_of_progress(progress: Progress) -> None:
     print(text, file=sys.stderr, end=end, flush=True)
 
 
-ERRORS = (InputError, cli.CommandError, hosts.HostMissing, *restore.ERRORS, OSError)
+ERRORS = (
+    *(InputError, cli.CommandError, hosts.HostMissing, hosts.HostSettingsError, *restore.ERRORS),
+    OSError,
+)
 """What a user can get wrong; each says so in one line."""
 
 

@@ -44,7 +44,7 @@ from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_p
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, lock, offload, sharding, stopping
-from process_gen.distributed.hosts import HostMissing
+from process_gen.distributed.hosts import HostMissing, HostSettingsError
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import benchmark as benchmarks
 from process_gen.evaluation.results import Results
@@ -430,8 +430,8 @@ class _Quiet(metric_writers.MultiWriter):
 
 
 ERRORS = (
-    *(builders.ConfigError, MeshError, HostMissing, BadTrajectory, TooManyBadTrajectories),
-    *(CheckpointError, NonFiniteLoss, OSError),
+    *(builders.ConfigError, MeshError, HostMissing, HostSettingsError, BadTrajectory),
+    *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, OSError),
 )
 """What a user can get wrong, or a machine; each says so in one line."""
 

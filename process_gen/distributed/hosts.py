@@ -17,6 +17,11 @@ from jax.experimental import multihost_utils
 from process_gen.distributed import rollcall
 from process_gen.distributed.rollcall import HostMissing
 
+
+class HostSettingsError(ValueError):
+    """What says where this process belongs in its job is missing or makes no sense."""
+
+
 # A variable that only exists where a launcher started several processes of one job -> who sets it.
 CLUSTER_VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "explicit settings",
@@ -93,7 +98,7 @@ def initialize(timeout: float = JOIN_SECONDS) -> bool:
 
     Raises:
       HostMissing: a process did not come; the message names it.
-      ValueError: settings are missing or make no sense.
+      HostSettingsError: settings are missing or make no sense.
     """
     if jax.distributed.is_initialized():
         return True
@@ -123,15 +128,15 @@ def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None
     if found == "explicit settings":
         address = os.environ["JAX_COORDINATOR_ADDRESS"]
         if not address.rpartition(":")[2].isdigit():
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS must be HOST:PORT, got {address!r}")
+            raise HostSettingsError(f"JAX_COORDINATOR_ADDRESS must be HOST:PORT, got {address!r}")
         count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
         if index >= count:
-            raise ValueError(f"JAX_PROCESS_ID ({index}) must be below JAX_NUM_PROCESSES ({count})")
+            raise HostSettingsError(f"JAX_PROCESS_ID ({index}) must be below JAX_NUM_PROCESSES ({count})")
         return address, count, index, None
     detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
     address, count, index, devices = detect(None, None, None, None, None, timeout)
     if address is None or count is None or index is None:
-        raise ValueError(
+        raise HostSettingsError(
             f"this looks like {found}, but JAX finds no coordinator there; set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset "
             + ", ".join(name for name, who in CLUSTER_VARIABLES.items() if who == found)
@@ -144,7 +149,9 @@ def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None
 def _number(variable: str) -> int:
     text = os.environ.get(variable)
     if text is None or not text.isdigit():
-        raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, so {variable} must be a number, got {text!r}")
+        raise HostSettingsError(
+            f"JAX_COORDINATOR_ADDRESS is set, so {variable} must be a number, got {text!r}"
+        )
     return int(text)
 
 

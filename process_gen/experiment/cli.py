@@ -25,6 +25,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -59,7 +60,7 @@ def load_config(spec: str) -> ConfigDict:
     """The config of `path/to/file.py` or `path/to/file.py:variant`.
 
     Raises:
-      CommandError: no such file, no such variant, or no `get_config` in it.
+      CommandError: no such file, no such variant, no `get_config` in it, or its code fails.
     """
     path, colon, variant = config_place(spec).partition(":")
     if not pathlib.Path(path).is_file():
@@ -73,8 +74,8 @@ def load_config(spec: str) -> ConfigDict:
     module = importlib.util.module_from_spec(source)
     try:
         source.loader.exec_module(module)
-    except SyntaxError as error:
-        raise CommandError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise _of_code(path, error) from error
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise CommandError(f"{path} has no function get_config()")
@@ -84,9 +85,20 @@ def load_config(spec: str) -> ConfigDict:
         config = get_config(*([variant] if colon else []))
     except ValueError as error:
         raise CommandError(str(error)) from None
+    except Exception as error:
+        raise _of_code(path, error) from error
     if not isinstance(config, ConfigDict):
         raise CommandError(f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict")
     return _at_home(config)
+
+
+def _of_code(path: str, error: Exception) -> CommandError:
+    """What is wrong with the code of a config file, and in which of its lines."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return CommandError(f"{path}, line {error.lineno}: {error.msg}")
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    where = f"{path}, line {lines[-1]}" if lines else path
+    return CommandError(f"{where}: {type(error).__name__}: {error}")
 
 
 def config_place(spec: str) -> str:

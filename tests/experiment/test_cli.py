@@ -157,6 +157,8 @@ def test_keys_that_can_be_set_pass(config):
     ("text", "message"),
     [
         ("def get_config(:", "line 1: "),
+        ("import nothing_of_this_name", "line 1: ModuleNotFoundError: No module named"),
+        ("def get_config(_):\n    return _debug()", "line 2: NameError: name '_debug' is not defined"),
         ("x = 1", r"has no function get_config\(\)"),
         ("def get_config():\n    return {}", "has no variants"),
     ],

@@ -136,13 +136,13 @@ RECORDS = [
     },
     {
         "prompt": "a star",
-        "prompt_image": "a.png",
+        "image": "a.png",
         "instruction": "make it red",
         "turns": [
             {
                 "before": "<ins>a</ins><des>b</des>",
                 "image": "a.png",
-                "after": "it is blue",
+                "inspect": "it is blue",
                 "image_ok": False,
             },
             {"refine": "make it red", "image": "b.png", "before_weight": 0.5},
@@ -161,7 +161,8 @@ def prepare_listing(folder: pathlib.Path) -> None:
 def run_listing(folder: pathlib.Path, rng: np.random.Generator) -> None:
     lines = [json.dumps(record).encode() for record in RECORDS]
     number = int(rng.integers(len(lines)))
-    lines[number] = damaged_text(rng, RECORDS[number])
+    if rng.integers(10):
+        lines[number] = damaged_text(rng, RECORDS[number])
     (folder / LISTING).write_bytes(b"\n".join(lines))
     source, tokenizer, problems = FolderSource(folder, LAYOUT.image_size), scenes_tokenizer(), []
     for index in range(len(source)):
@@ -195,7 +196,7 @@ def run_image(folder: pathlib.Path, rng: np.random.Generator) -> None:
     source = FolderSource(folder, LAYOUT.image_size)
     found = source[0].image
     assert found.shape == (*LAYOUT.image_size, 3) and found.dtype == np.uint8
-    assert len(source.shapes) == 1
+    assert len(source.shapes()) == 1
 
 
 # --------------------------------------------------------------- published files
@@ -307,6 +308,25 @@ def run_command(folder: pathlib.Path, rng: np.random.Generator) -> None:
 
 def run_words(folder: pathlib.Path, rng: np.random.Generator) -> None:
     model, tokenizer = _tiny_model()
+    if rng.integers(3) == 0:
+        words = [
+            "a",
+            "red",
+            "circle",
+            "star",
+            "left",
+            "of",
+            "and",
+            "two",
+            "<ins>",
+            "</ins>",
+            "<des>",
+            "</des>",
+            "Ω",
+        ]
+        return _read_words(
+            rng, model, tokenizer, " ".join(pick(rng, words) for _ in range(int(rng.integers(1, 12))))
+        )
     pieces = [
         *markup.SPECIAL_TOKENS,
         "a red circle",
@@ -319,13 +339,19 @@ def run_words(folder: pathlib.Path, rng: np.random.Generator) -> None:
         "",
     ]
     text = "".join(pick(rng, pieces) for _ in range(int(rng.integers(0, 7))))
+    return _read_words(rng, model, tokenizer, text)
+
+
+def _read_words(rng: np.random.Generator, model: Any, tokenizer: Any, text: str) -> None:
     for parse in (markup.parse_plan, markup.parse_refine):
         assert parse(text) is not None
     read_request(text, get_level("default"))
-    image = rng.integers(0, 256, (*pick(rng, [(16, 16), (1, 1), (0, 3), (16, 17)]), 3), np.uint8)
-    encode_turn(
-        model, tokenizer, Turn(image, pick(rng, [None, text]), pick(rng, [None, text]), bool(rng.integers(2)))
-    )
+    if rng.integers(2):
+        encode_prompt(model, tokenizer, make_prompt(model, text, None))
+        return
+    image = rng.integers(0, 256, (*pick(rng, [(16, 16), (16, 16), (1, 1), (0, 3), (16, 17)]), 3), np.uint8)
+    before, after = (pick(rng, [None, text]) for _ in range(2))
+    encode_turn(model, tokenizer, Turn(image, before, after, bool(rng.integers(2))))
     encode_prompt(model, tokenizer, make_prompt(model, text, pick(rng, [None, image])))
 
 
