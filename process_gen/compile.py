@@ -96,7 +96,7 @@ def compile_train(
 ) -> dict[str, Any]:
     """Compiles the train step of a config for some devices; see `capacity.fit.train_report`.
 
-    `measured_by` takes the arguments of `measured.measure`.
+    `measured_by` takes the arguments of `capacity.measured.measure`.
 
     Raises:
       ConfigError, MeshError: the config cannot work there.

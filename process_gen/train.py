@@ -84,6 +84,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     Raises:
       ConfigError, MeshError: the config cannot work.
       HostMissing: another process of the job did not come.
+      HostSettingsError: what says where this process belongs is missing or makes no sense.
       Occupied: another training is going on in the workdir.
       BadTrajectory, TooManyBadTrajectories: the data is broken.
       CheckpointError: the workdir holds something that cannot be resumed.

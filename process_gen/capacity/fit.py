@@ -31,7 +31,7 @@ class Ask:
     """What is asked besides the program.
 
     Attributes:
-      counts: what a row holds on average (`amounts.of_a_row`); every slot where None.
+      counts: what a row holds on average (`training.amounts.of_a_row`); every slot where None.
       assumptions: of the time.
       trajectories: how many are to be trained on; 0 leaves the bill out.
       hbm: bytes of memory of a device, instead of the chip's.

@@ -28,7 +28,7 @@ _SLOT_TEXTS = {
 
 
 class BadTrajectory(ValueError):
-    """A trajectory that cannot be used; the message names it, and so does `uid` where it has a name."""
+    """A trajectory that cannot be used; `uid` is its name where `encode_trajectory` refused it."""
 
     uid: str = ""
 
@@ -75,12 +75,10 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
     """
     try:
         return _encode(tokenizer, layout, trajectory)
-    except ValueError as error:
-        named = error if isinstance(error, BadTrajectory) else BadTrajectory()
+    except (BadTrajectory, markup.BadText) as error:
+        named = error if isinstance(error, BadTrajectory) else BadTrajectory(str(error))
         if trajectory.uid:
             named.uid, named.args = trajectory.uid, (f"trajectory {trajectory.uid!r}: {error}",)
-        else:
-            named.args = (str(error),)
         raise named from None
 
 
@@ -89,7 +87,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
     if len(turns) > layout.turns:
         raise TooLong(len(turns), layout.turns)
     if most > layout.corrections:
-        raise ValueError(f"a step is corrected {most} times, set layout.corrections={most}")
+        raise BadTrajectory(f"a step is corrected {most} times, set layout.corrections={most}")
     is_first, is_last = np.zeros((2, len(turns)), np.bool_)
     is_first[0] = is_last[-1] = True
     targets = [target - i if target >= 0 else -1 for i, target in enumerate(targets_of(turns))]
@@ -118,11 +116,11 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
     """Returns the fields of the prompt: its text and, where the layout has room, what it holds besides."""
     prompt, image, instruction = trajectory.prompt, trajectory.prompt_image, trajectory.instruction
     if image is not None and not layout.prompt_image:
-        raise ValueError("its prompt holds an image, set layout.prompt_image=True")
+        raise BadTrajectory("its prompt holds an image, set layout.prompt_image=True")
     if instruction and not layout.instruction:
-        raise ValueError("its prompt holds a text after its image, set layout.instruction")
+        raise BadTrajectory("its prompt holds a text after its image, set layout.instruction")
     if not prompt.strip() and not instruction.strip():
-        raise ValueError("the prompt is empty")
+        raise BadTrajectory("the prompt is empty")
     text = markup.check_plain(prompt, "the prompt") if prompt.strip() else None
     fields = {"prompt_tokens": _encode_text(tokenizer, text, layout.prompt, "prompt")}
     if layout.prompt_image:
@@ -139,7 +137,7 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     """Returns the texts of one slot, marked up, None where absent: one of every turn, or the prompt.
 
     Raises:
-      ValueError: a text has special tokens where they do not belong, or half of a character.
+      BadText: one has special tokens where they do not belong, or half of a character.
     """
     if slot == "prompt":
         return [trajectory.prompt]
@@ -151,7 +149,7 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     for turn in trajectory.turns:
         if isinstance(found := turn.instruction if turn.refines else turn.plan, markup.Malformed):
             what = "refine instruction" if turn.refines else "plan"
-            raise ValueError(f"the text of a {what} is malformed: {found.reason}")
+            raise markup.BadText(f"the text of a {what} is malformed: {found.reason}")
         if turn.before is not None:
             markup.check_characters(turn.before, "a text before an image")
     return [turn.before for turn in trajectory.turns]
@@ -179,7 +177,7 @@ def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -
 def _checked_image(image: np.ndarray, layout: Layout) -> np.ndarray:
     expected = (*layout.image_size, 3)
     if image.shape != expected or image.dtype != np.uint8:
-        raise ValueError(
+        raise BadTrajectory(
             f"an image is {image.dtype}{list(image.shape)}, the layout has uint8{list(expected)}"
         )
     return image

@@ -134,7 +134,10 @@ def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None
             raise HostSettingsError(f"JAX_PROCESS_ID ({index}) must be below JAX_NUM_PROCESSES ({count})")
         return address, count, index, None
     detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
-    address, count, index, devices = detect(None, None, None, None, None, timeout)
+    try:
+        address, count, index, devices = detect(None, None, None, None, None, timeout)
+    except (ValueError, KeyError) as error:
+        raise HostSettingsError(f"this looks like {found}, its variables make no sense: {error!r}") from error
     if address is None or count is None or index is None:
         raise HostSettingsError(
             f"this looks like {found}, but JAX finds no coordinator there; set JAX_COORDINATOR_ADDRESS, "

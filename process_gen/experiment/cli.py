@@ -93,10 +93,11 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def _of_code(path: str, error: Exception) -> CommandError:
-    """What is wrong with the code of a config file, and in which of its lines."""
+    """What is wrong with the code of a config file, or of a module that it imports, and in which line."""
     if isinstance(error, SyntaxError) and error.lineno is not None:
-        return CommandError(f"{path}, line {error.lineno}: {error.msg}")
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        return CommandError(f"{error.filename or path}, line {error.lineno}: {error.msg}")
+    own = os.path.abspath(path)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
     where = f"{path}, line {lines[-1]}" if lines else path
     return CommandError(f"{where}: {type(error).__name__}: {error}")
 

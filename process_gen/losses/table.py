@@ -9,7 +9,7 @@ A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan"
 Rows that also name the same `pool` are divided by the targets of all of them
 together: one mean over the texts of all stages, say, as BAGEL has it.
 
-B rows, S turn slots, T tokens of a slot, J noised copies, I latent tokens.
+B rows, S turn slots.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sizes: one frozen dataclass for the model, one row per named size."""
+"""Sizes: one frozen dataclass for the model, one row per named size; and how a training unrolls turns."""
 
 from __future__ import annotations
 

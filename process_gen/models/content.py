@@ -18,7 +18,8 @@ from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import Chunk
 
-Named = Mapping[str, jax.Array]
+Named = Mapping[str, jax.Array | None]
+"""Arrays by the name of a segment; None, or no entry, where the layout has no such segment."""
 
 
 @flax.struct.dataclass

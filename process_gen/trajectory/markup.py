@@ -68,22 +68,26 @@ class Malformed:
     text: str
 
 
+class BadText(ValueError):
+    """A text that holds what no text may hold; the message says what and where."""
+
+
 def check_characters(text: str, what: str) -> str:
-    """Returns `text`, refusing half of a character, which JSON lets through, with a ValueError."""
+    """Returns `text`, refusing half of a character, which JSON lets through, with `BadText`."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half, place = text[error.start], text[max(error.start - 20, 0) : error.start]
-        raise ValueError(f"{what} holds half of a character, {half!r}, behind {place!r}") from None
+        raise BadText(f"{what} holds half of a character, {half!r}, behind {place!r}") from None
     return text
 
 
 def check_plain(text: str, what: str) -> str:
-    """Returns `text`, refusing special tokens and halves of characters inside it with a ValueError."""
+    """Returns `text`, refusing special tokens and halves of characters inside it with `BadText`."""
     check_characters(text, what)
     for token in SPECIAL_TOKENS:
         if token in text:
-            raise ValueError(f"{what} must not contain the token {token}: {text!r}")
+            raise BadText(f"{what} must not contain the token {token}: {text!r}")
     return text
 
 

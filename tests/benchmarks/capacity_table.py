@@ -151,9 +151,10 @@ def scaling_text(path: pathlib.Path) -> list[str]:
         "",
         f"![Memory and time of one device from 16 to 4,096]({path.parent.name}/weak_scaling.png)",
         "",
-        f"With one row per device exchanges would overtake arithmetic {where}; at the largest compiled size "
-        f"with fewer than {crossing['tokens']:,.0f} tokens per device. The same bytes over the data-centre "
-        f"network would take {crossing['network_share']:.1f} times as long as the arithmetic: parameters are "
+        f"With one row per device exchanges would overtake arithmetic {where}; at the largest compiled "
+        f"size they would with fewer than {crossing['tokens']:,.0f} tokens per device. The same bytes over "
+        f"the data-centre network would take {crossing['network_share']:.1f} times as long as the "
+        "arithmetic: parameters are "
         "to be split inside a slice only, and copies (`mesh.dcn.data`) to stand between slices.",
         "",
     ]

@@ -49,6 +49,7 @@ def compiled(config: str, generation: str, size: str, fsdp: int, folder: pathlib
     if not path.exists():
         rows = math.prod(int(side) for side in size.split("x"))
         command = [sys.executable, "-m", "process_gen.compile", f"--config={config}", "--quick"]
+        command += ["--trajectories=62000"]
         command += [f"--topology={generation}:{size}", f"--config.train.batch_size={rows}", f"--json={path}"]
         if rows > fsdp:
             command += [f"--config.mesh.data={rows // fsdp}", f"--config.mesh.fsdp={fsdp}"]

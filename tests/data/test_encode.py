@@ -44,7 +44,7 @@ def test_an_empty_prompt_is_refused(toy_tokenizer, text):
     ],
 )
 def test_a_prompt_is_text_and_nothing_else(toy_tokenizer, text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BadTrajectory, match=message):
         encode_prompt(toy_tokenizer, LAYOUT, text)
     with pytest.raises(BadTrajectory, match=f"trajectory 'toy-7': {message}"):
         encode_trajectory(toy_tokenizer, LAYOUT, Trajectory(text, (draft(IMAGE),), "toy-7"))

@@ -163,8 +163,11 @@ def test_keys_that_can_be_set_pass(config):
         ("def get_config():\n    return {}", "has no variants"),
     ],
 )
-def test_files_that_are_no_configs(tmp_path, text, message):
+def test_files_that_are_no_configs(tmp_path, monkeypatch, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(cli.CommandError, match=message):
         cli.load_config(f"{path}:debug")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cli.CommandError, match=message):
+        cli.load_config("mine.py:debug")

@@ -3,10 +3,10 @@
     python -m tests.fuzz --inputs=1000
     python -m tests.fuzz --kinds=images,listings --inputs=100 --seed=7
 
-Each input is read by a process of its own, forked from one that has imported all it needs. It is
-read, or refused by an error that the commands print as one line, or it is a bug: another exception,
-the end of the process, more than 20 seconds, or a file changed outside its folder. The exit code
-is 1 where there are bugs; their inputs can be made again from the seed and the number.
+Each input is read by a process of its own, forked from one that has imported all it needs and
+works in the input's folder. It is read, or refused by an error that the commands print as one
+line, or it is a bug: another exception, the end of the process, more than 20 seconds, or a file
+changed beside that folder. The exit code is 1 where there are bugs; `--first` makes an input again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -67,6 +68,7 @@ def _in_child(kind: Kind, folder: pathlib.Path, seed: tuple[int, ...]) -> tuple[
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     logging.set_verbosity(logging.FATAL)
+    os.chdir(folder)
     try:
         kind.run(folder, np.random.default_rng(seed))
         return READ, ""
@@ -97,37 +99,51 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.kinds.split(",")) - set(KINDS):
         parser.error(f"no such kinds: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
-    house = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_"))
-    rows, bugs = [], 0
-    for name in asked.kinds.split(","):
-        kind, folder, started = KINDS[name], house / name / "inside", time.monotonic()
-        folder.mkdir(parents=True)
-        (house / name / "outside.txt").write_text("what is here stays as it is")
-        kind.prepare(folder)
-        counts: collections.Counter[tuple[str, str]] = collections.Counter()
-        firsts: dict[tuple[str, str], int] = {}
-        for number in range(asked.first, asked.first + asked.inputs):
-            copy = house / name / "copy"
-            shutil.copytree(folder, copy, symlinks=True)
-            before = state_of(house)
-            found = outcome(kind, copy, (asked.seed, number))
-            after = state_of(house)
-            changed = {p for p in before | after if before.get(p) != after.get(p)} - set(state_of(copy))
-            if changed := {path for path in changed if not path.startswith(str(copy))}:
-                found = BUG, f"changed {sorted(changed)[0]}"
-            counts[found] += 1
-            firsts.setdefault(found, number)
-            shutil.rmtree(copy)
-            if sys.stderr.isatty():
-                print(f"{name} {number - asked.first + 1}/{asked.inputs}", end="\r", file=sys.stderr)
-        for (what, detail), count in sorted(counts.items()):
-            rows.append((name, what, detail, str(count), str(firsts[what, detail])))
-            bugs += count * (what == BUG)
-        print(f"{name}: {asked.inputs} inputs in {time.monotonic() - started:.0f} s", flush=True)
-    shutil.rmtree(house)
-    print("\n" + table(rows, ("kind", "outcome", "how", "inputs", "first")))
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as house:
+        bugs = sum(fuzz(name, pathlib.Path(house), asked) for name in asked.kinds.split(","))
     print(f"seed {asked.seed}: {bugs} bugs")
     return 1 if bugs else 0
+
+
+def fuzz(name: str, house: pathlib.Path, asked: argparse.Namespace) -> int:
+    """Tries one kind, prints its table, and returns how many bugs there are."""
+    kind, folder, started = KINDS[name], house / name / "inside", time.monotonic()
+    folder.mkdir(parents=True)
+    (house / name / "outside.txt").write_text("what is here stays as it is")
+    _apart(kind.prepare, folder)
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    firsts: dict[tuple[str, str], int] = {}
+    for number in range(asked.first, asked.first + asked.inputs):
+        copy = house / name / "copy"
+        shutil.copytree(folder, copy, symlinks=True)
+        before = state_of(house)
+        found = outcome(kind, copy, (asked.seed, number))
+        after = state_of(house)
+        changed = {path for path in before | after if before.get(path) != after.get(path)}
+        if changed := {path for path in changed if not path.startswith(f"{copy}{os.sep}")}:
+            found = BUG, f"changed {sorted(changed)[0]}"
+        counts[found] += 1
+        firsts.setdefault(found, number)
+        shutil.rmtree(copy)
+        if sys.stderr.isatty():
+            print(f"{name} {number - asked.first + 1}/{asked.inputs}", end="\r", file=sys.stderr)
+    rows = [(*found, str(count), str(firsts[found])) for found, count in sorted(counts.items())]
+    print(f"{name}: {asked.inputs} inputs in {time.monotonic() - started:.0f} s\n")
+    print(table(rows, ("outcome", "how", "inputs", "first")) + "\n", flush=True)
+    return sum(count for (what, _), count in counts.items() if what == BUG)
+
+
+def _apart(prepare: Callable[[pathlib.Path], None], folder: pathlib.Path) -> None:
+    """Prepares in a process of its own: one that has computed is not to be forked."""
+    if not (child := os.fork()):
+        try:
+            prepare(folder)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    if status:
+        sys.exit(f"{folder}: what is good could not be made, status {status}")
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def run_config(folder: pathlib.Path, rng: np.random.Generator) -> None:
     spec = pick(rng, ["configs/scenes.py:debug", "configs/scenes.py:quick", "configs/bagel_7b.py:paper"])
     config = cli.load_config(spec)
     if rng.integers(6) == 0:
-        text = pathlib.Path("configs/scenes.py").read_bytes()
+        text = (GOLDEN.parents[2] / "configs" / "scenes.py").read_bytes()
         (folder / "mine.py").write_bytes(damaged_bytes(rng, text))
         spec = f"{folder}/mine.py{pick(rng, ['', ':debug', ':nothing', ':'])}"
     words = [override(rng, config) for _ in range(int(rng.integers(1, 4)))]
@@ -308,25 +308,21 @@ def run_command(folder: pathlib.Path, rng: np.random.Generator) -> None:
 
 def run_words(folder: pathlib.Path, rng: np.random.Generator) -> None:
     model, tokenizer = _tiny_model()
-    if rng.integers(3) == 0:
-        words = [
-            "a",
-            "red",
-            "circle",
-            "star",
-            "left",
-            "of",
-            "and",
-            "two",
-            "<ins>",
-            "</ins>",
-            "<des>",
-            "</des>",
-            "Ω",
-        ]
-        return _read_words(
-            rng, model, tokenizer, " ".join(pick(rng, words) for _ in range(int(rng.integers(1, 12))))
-        )
+    words = [
+        "a",
+        "red",
+        "circle",
+        "star",
+        "left",
+        "of",
+        "and",
+        "two",
+        "<ins>",
+        "</ins>",
+        "<des>",
+        "</des>",
+        "Ω",
+    ]
     pieces = [
         *markup.SPECIAL_TOKENS,
         "a red circle",
@@ -338,11 +334,8 @@ def run_words(folder: pathlib.Path, rng: np.random.Generator) -> None:
         "circle " * 40,
         "",
     ]
-    text = "".join(pick(rng, pieces) for _ in range(int(rng.integers(0, 7))))
-    return _read_words(rng, model, tokenizer, text)
-
-
-def _read_words(rng: np.random.Generator, model: Any, tokenizer: Any, text: str) -> None:
+    space, choices = (" ", words) if rng.integers(3) else ("", pieces)
+    text = space.join(pick(rng, choices) for _ in range(int(rng.integers(0, 12))))
     for parse in (markup.parse_plan, markup.parse_refine):
         assert parse(text) is not None
     read_request(text, get_level("default"))
@@ -375,8 +368,8 @@ def prepare_checkpoint(folder: pathlib.Path) -> None:
     with config.unlocked():
         config.data.data_dir = str(folder.parent / "data")
         config.train.steps = config.train.checkpoint_every = 2
-        config.eval.update({key: 0 for key in config.eval if key.endswith("per_group")})
-    train(config, folder)
+        config.eval.final_per_group = 0
+    train(config, str(folder))
 
 
 def run_checkpoint(folder: pathlib.Path, rng: np.random.Generator) -> None:

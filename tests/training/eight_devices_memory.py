@@ -31,7 +31,7 @@ from process_gen.distributed import offload, sharding  # noqa: E402
 from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
 from process_gen.losses import LossTable  # noqa: E402
 from process_gen.models import partition  # noqa: E402
-from process_gen.models.inputs import UnrollOptions  # noqa: E402
+from process_gen.models.config import UnrollOptions  # noqa: E402
 from process_gen.models.unified import UnifiedModel  # noqa: E402
 from process_gen.training.program import TrainProgram  # noqa: E402
 from process_gen.training.step import Recipe  # noqa: E402
