@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -259,7 +260,7 @@ def forget_flags() -> None:
 def override(rng: np.random.Generator, config: Any) -> str:
     key = pick(rng, cli.leaves(config))
     key = pick(rng, [key, key, key, key.rpartition(".")[0], key[:-1], f"{key}.x", key.upper()])
-    value = pick(rng, [*WORDS, str(int(rng.integers(-5, 5000))), str(rng.normal())])
+    value = pick(rng, [*WORDS, *[str(int(rng.integers(-5, 5000))), str(rng.normal())] * 10])
     return pick(
         rng,
         [f"--config.{key}={value}"] * 4 + [f"--config.{key}", f"--noconfig.{key}", f"-config.{key}={value}"],
@@ -273,13 +274,11 @@ def run_config(folder: pathlib.Path, rng: np.random.Generator) -> None:
         text = (GOLDEN.parents[2] / "configs" / "scenes.py").read_bytes()
         (folder / "mine.py").write_bytes(damaged_bytes(rng, text))
         spec = f"{folder}/mine.py{pick(rng, ['', ':debug', ':nothing', ':'])}"
-    words = [override(rng, config) for _ in range(int(rng.integers(1, 4)))]
+    words = [override(rng, config) for _ in range(int(rng.integers(1, 3)))]
     forget_flags()
-    cli.read_flags(
-        config="configs/scenes.py:debug",
-        workdir="folder",
-        argv=["train", f"--config={spec}", "--workdir=w", *words],
-    )
+    # The library of the config flags looks for overrides in the command line of the process.
+    sys.argv = ["train", f"--config={spec}", "--workdir=w", *words]
+    cli.read_flags(config="configs/scenes.py:debug", workdir="folder")
     builders.check(flags.FLAGS.config)
 
 
