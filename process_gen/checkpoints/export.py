@@ -141,7 +141,7 @@ def _header(place: epath.Path, data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(texts[_KEY])
         known = header["format"] == _FORMAT and {"sha256", "metadata"} <= set(header)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _corrupt(place, error) from error
     if not known:
         raise CheckpointNotFound(f"{place} was written by another version (format {header['format']})")

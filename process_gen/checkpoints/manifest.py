@@ -79,7 +79,7 @@ def _read(step_dir: epath.Path) -> dict[str, dict]:
         known = manifest["format"] == _FORMAT and all({"bytes", "sha256"} <= set(e) for e in files.values())
     except FileNotFoundError as error:
         raise corrupt(step_dir, f"{NAME} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise corrupt(step_dir, f"{NAME} cannot be read ({error})") from error
     if not known:
         raise corrupt(step_dir, f"{NAME} has an unknown format")

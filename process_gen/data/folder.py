@@ -127,7 +127,7 @@ class FolderSource:
             known = json.loads(kept.read_text("utf-8"))
             if known["listing"] == self._digest and len(known["shapes"]) == len(self):
                 return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # looked up anew
         lines = tqdm.tqdm(self._entries, unit=" images", desc="shapes of images", mininterval=1.0)
         found = [self._shape(number, record.turns[-1]) for number, record in lines]

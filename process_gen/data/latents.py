@@ -88,7 +88,7 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
         return LatentsInfo(**fields | {"image_size": tuple(fields["image_size"])})
     except FileNotFoundError:
         reason = "it does not exist" if not path.parent.exists() else f"it has no {INFO}"
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{INFO} cannot be used: {error}"
     raise NotPrepared(
         f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "

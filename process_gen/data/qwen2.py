@@ -244,7 +244,7 @@ def _merges(path: pathlib.Path) -> list[str]:
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise TokenizerError(f"{path} is not JSON ({error}): cut off, or a download that failed?") from None
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} is not a JSON object")

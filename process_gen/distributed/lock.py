@@ -142,7 +142,7 @@ def _link(file: pathlib.Path, path: pathlib.Path) -> None:
 def _read(path: pathlib.Path) -> Owner | None:
     try:
         return Owner(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
 
 

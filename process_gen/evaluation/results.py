@@ -96,7 +96,7 @@ class Results:
         try:
             text = pathlib.Path(path).read_text(encoding="utf-8")
             return cls.from_json(json.loads(text))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, ResultsError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, ResultsError) as error:
             raise ResultsError(f"{path}: {error}") from error
 
 

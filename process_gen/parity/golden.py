@@ -100,7 +100,7 @@ def read_golden(folder: epath.PathLike) -> Golden:
         with (place / ARRAYS).open("rb") as file:
             arrays = dict(np.load(file))
         settings = json.loads((place / SETTINGS).read_text())
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         raise CheckpointCorrupt(
             f"the known answers in {place} cannot be read ({error}); get a fresh copy"
         ) from error

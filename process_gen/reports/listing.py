@@ -143,7 +143,7 @@ class Listing:
         otherwise = "choose another folder, or start over (--noresume)"
         try:
             there = json.loads((self.folder / SETTINGS).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise files.ReportError(
                 f"{self.path} was not written by such a run ({SETTINGS} is missing): {otherwise}"
             ) from None
@@ -160,7 +160,7 @@ class Listing:
         for number, line in enumerate(_lines(path), 1):
             try:
                 yield trajectory_from_json(json.loads(line))
-            except (RecordError, ValueError) as error:
+            except (RecordError, ValueError, RecursionError) as error:
                 raise files.ReportError(f"{path}:{number}: {error}") from error
 
     def _sampled(self, record: Record, side: int) -> SampledTrajectory:

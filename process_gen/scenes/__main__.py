@@ -144,7 +144,7 @@ def _read_scene(source: str, level: Level) -> scenes.Scene:
     try:
         text = source if source.lstrip().startswith("{") else pathlib.Path(source).read_text("utf-8")
         return scenes.scene_from_json(json.loads(text), level)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"scene {source}: {error}") from None
 
 

@@ -167,7 +167,7 @@ class Goodput:
                 return found
         except OSError:  # not there, most likely; where it cannot be read it cannot be written either
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         logging.warning("%s cannot be read; the account of wall time starts anew", self._path)
         return None

@@ -138,9 +138,10 @@ def _apart(prepare: Callable[[pathlib.Path], None], folder: pathlib.Path) -> Non
     if not (child := os.fork()):
         try:
             prepare(folder)
-            os._exit(0)
-        finally:
+        except Exception:
+            traceback.print_exc()
             os._exit(1)
+        os._exit(0)
     _, status = os.waitpid(child, 0)
     if status:
         sys.exit(f"{folder}: what is good could not be made, status {status}")

@@ -360,13 +360,13 @@ def _tiny_model():
 
 
 def prepare_checkpoint(folder: pathlib.Path) -> None:
-    """A run of two steps at the smallest size."""
+    """A run of three steps at the smallest size."""
     from process_gen.train import train
 
     config = cli.load_config("configs/scenes.py:debug")
     with config.unlocked():
         config.data.data_dir = str(folder.parent / "data")
-        config.train.steps = config.train.checkpoint_every = 2
+        config.train.steps = config.train.checkpoint_every = 3
         config.eval.final_per_group = 0
     train(config, str(folder))
 
