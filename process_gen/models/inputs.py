@@ -69,8 +69,10 @@ def _latents(config: ModelConfig, images: jax.Array, given: Any, frozen: Any, ke
 def _kept(layout: Layout, key: jax.Array, image: str, hidden: jax.Array, options: UnrollOptions) -> Named:
     """Bool [B, S] by segment of an image: what stays in the sequence; `hidden` [B, S] images do not."""
     rates = {s.name: options.drop_vit if s.vit else options.drop_latents for s in layout.state_slots(image)}
-    drops = zip(rates.items(), jax.random.split(key, len(rates)), strict=True)
-    return {name: ~hidden & ~jax.random.bernoulli(k, rate, hidden.shape) for (name, rate), k in drops}
+    found = {}
+    for (name, rate), one in zip(rates.items(), jax.random.split(key, len(rates)), strict=True):
+        found[name] = ~(hidden | jax.random.bernoulli(one, rate, hidden.shape)) if rate else ~hidden
+    return found
 
 
 def make_inputs(

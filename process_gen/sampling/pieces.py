@@ -74,13 +74,12 @@ def pieces(
 
     images = placed(array((rows, *layout.image_size, 3), jnp.uint8))
     see, (latents, patches) = piece("see", None, turn.see, model, images, frozen)
-    prompts = turn.Prompts(
-        tokens=placed(array((rows, layout.prompt), jnp.int32)),
-        latents=latents if layout.prompt_image else None,
-        patches=patches if layout.prompt_image else None,
-        has_image=placed(array((rows,), jnp.bool_)) if layout.prompt_image else None,
-        instruction=placed(array((rows, layout.instruction), jnp.int32)) if layout.instruction else None,
-    )
+    prompts = {"text": placed(array((rows, layout.prompt), jnp.int32))}
+    if layout.prompt_image:
+        has_image = placed(array((rows,), jnp.bool_))
+        prompts |= {"latents": latents, "patches": patches, "has_image": has_image}
+    if layout.instruction:
+        prompts["instruction"] = placed(array((rows, layout.instruction), jnp.int32))
     begin, (prompt, position, end) = piece("begin", None, turn.begin, model, params, prompts)
     yield begin
     keys = placed(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))

@@ -217,7 +217,7 @@ class Sampler:
             now, waiting = waiting[: self.rows], waiting[self.rows :]
             rows = [*now, *[None] * (self.rows - len(now))]
             with self.ambient():
-                prompt, position, _ = self._begin(self._prompts(rows, occupied(rows)))
+                prompt, position, _ = turn.begin(self.model, self.params, self._prompts(rows, occupied(rows)))
                 given = (prompt, position, self._put(occupied(rows)), self._turn_keys(rows))
                 tokens = turn.answer(self.model, self._texts["answer"], self.params, *given)
             answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(now)]]
@@ -384,22 +384,19 @@ class Sampler:
     ) -> SamplingState:
         """The state with the prompts of the rows `fresh` in it, whose first decisions `rows` hear of."""
         prompts, put = self._prompts(rows, fresh), self._put(fresh)
-        prompt, position, end = self._begin(prompts)
+        prompt, position, end = turn.begin(self.model, self.params, prompts)
         keys = self._turn_keys(rows)
         found = self._entered(state, put, keys, prompt, position)
         if "noimg" in self.config.flow.branches:
-            if prompts.has_image is not None:
-                bare = prompts.replace(has_image=self._put(np.zeros_like(fresh)))
-                prompt, position, _ = self._begin(bare)
+            if "has_image" in prompts:
+                bare = prompts | {"has_image": self._put(np.zeros_like(fresh))}
+                prompt, position, _ = turn.begin(self.model, self.params, bare)
             texts = self._entered(state and state.texts, put, keys, prompt, position)
             found = found.replace(texts=texts)
         for place, opens in enumerate(self._decide("after_prompt", end, found, rows, fresh)):
             if fresh[place]:
                 rows[place].opens = Opens(int(opens))
         return found
-
-    def _begin(self, prompts: turn.Prompts) -> tuple[Any, jax.Array, jax.Array]:
-        return turn.begin(self.model, self.params, prompts)
 
     def _entered(
         self, state: SamplingState | None, fresh: jax.Array, keys: jax.Array, prompt: Any, position: jax.Array
@@ -410,8 +407,8 @@ class Sampler:
         context = turn.enter(state.context, fresh, prompt, position)
         return state.replace(context=context, position=context.position, keys=keys)
 
-    def _prompts(self, rows: Sequence[Row | None], fresh: np.ndarray) -> turn.Prompts:
-        """The prompts of the rows `fresh`."""
+    def _prompts(self, rows: Sequence[Row | None], fresh: np.ndarray) -> dict[str, jax.Array]:
+        """The prompts of the rows `fresh`, as `turn.begin` takes them."""
         idle = idle_slots(self.model)
         slots = [
             encode_prompt(self.model, self.tokenizer, row.prompt) if new else idle
@@ -420,7 +417,7 @@ class Sampler:
         given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
         if "images" in given:
             given["latents"], given["patches"] = turn.see(self.model, given.pop("images"), self.frozen)
-        return turn.Prompts(**given)
+        return {"text": given.pop("tokens")} | given
 
     def _turn_keys(self, rows: Sequence[Row | None]) -> jax.Array:
         """The random keys [B] of each row's turn."""

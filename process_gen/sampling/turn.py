@@ -17,10 +17,9 @@ P ViT tokens of an image, U values of one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -73,30 +72,15 @@ def show(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Arr
 # -------------------------------------------------------------------- prompts
 
 
-@flax.struct.dataclass
-class Prompts:
-    """The prompts of all rows; all padding in rows that stay idle.
-
-    Attributes:
-      tokens: [B, T] int32.
-      latents, patches: of input images, see `see`; None where the layout has no room.
-      has_image: [B] bool.
-      instruction: [B, T] int32, texts after the images; None where the layout has no room.
-    """
-
-    tokens: Any
-    latents: Any = None
-    patches: Any = None
-    has_image: Any = None
-    instruction: Any = None
-
-
 @functools.partial(jax.jit, static_argnames="model")
-def begin(model: UnifiedModel, params: Any, prompts: Prompts) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token."""
-    parts = (prompts.tokens, prompts.latents, prompts.patches, prompts.instruction, prompts.has_image)
-    content = prompt_content(*parts)
-    context, end = model.apply({"params": params}, content, method="begin")
+def begin(
+    model: UnifiedModel, params: Any, prompts: Mapping[str, Any]
+) -> tuple[KVCache, jax.Array, jax.Array]:
+    """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token.
+
+    `prompts` are the arguments of `prompt_content`, all padding in rows that stay idle.
+    """
+    context, end = model.apply({"params": params}, prompt_content(**prompts), method="begin")
     return context.prompt, context.position, end
 
 

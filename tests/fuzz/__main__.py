@@ -113,18 +113,16 @@ def fuzz(name: str, house: pathlib.Path, asked: argparse.Namespace) -> int:
     _apart(kind.prepare, folder)
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     firsts: dict[tuple[str, str], int] = {}
+    before = state_of(house)
     for number in range(asked.first, asked.first + asked.inputs):
         copy = house / name / "copy"
         shutil.copytree(folder, copy, symlinks=True)
-        before = state_of(house)
         found = outcome(kind, copy, (asked.seed, number))
-        after = state_of(house)
-        changed = {path for path in before | after if before.get(path) != after.get(path)}
-        if changed := {path for path in changed if not path.startswith(f"{copy}{os.sep}")}:
-            found = BUG, f"changed {sorted(changed)[0]}"
+        shutil.rmtree(copy)
+        if (now := state_of(house)) != before:
+            found, before = (BUG, f"changed {min(now.items() ^ before.items())[0]}"), now
         counts[found] += 1
         firsts.setdefault(found, number)
-        shutil.rmtree(copy)
         if sys.stderr.isatty():
             print(f"{name} {number - asked.first + 1}/{asked.inputs}", end="\r", file=sys.stderr)
     rows = [(*found, str(count), str(firsts[found])) for found, count in sorted(counts.items())]

@@ -22,10 +22,13 @@ from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.folder import LISTING, FolderSource
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
+from process_gen.models.config import model_config
+from process_gen.models.unified import UnifiedModel
 from process_gen.sampling.config import PromptError
 from process_gen.sampling.prompts import encode_prompt, encode_turn, make_prompt
 from process_gen.scenes import get_level, read_request
 from process_gen.trajectory import markup
+from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Turn
 from process_gen.weights import restore
@@ -347,11 +350,7 @@ def run_words(folder: pathlib.Path, rng: np.random.Generator) -> None:
     encode_prompt(model, tokenizer, make_prompt(model, text, pick(rng, [None, image])))
 
 
-def _tiny_model():
-    from process_gen.models.config import model_config
-    from process_gen.models.unified import UnifiedModel
-    from process_gen.trajectory.controls import ControlIds
-
+def _tiny_model() -> tuple[UnifiedModel, Any]:
     tokenizer = scenes_tokenizer()
     return UnifiedModel(model_config("scenes_s"), LAYOUT, ControlIds.of(tokenizer)), tokenizer
 

@@ -45,7 +45,7 @@ def unrolled(model, order, params, batch, inputs, dropped):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def replayed(model, params, state, prompts, is_first, refines, one):
     """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
-    cache, position, end = turn.begin(model, params, turn.Prompts(prompts))
+    cache, position, end = turn.begin(model, params, {"text": prompts})
     context = state.context.started(is_first, cache, position)
     state = state.after(context, state.turn).opened(refines, state.keys)
     out = {"prompt_end": end}
@@ -77,7 +77,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
 
 @functools.partial(jax.jit, static_argnums=0)
 def idle(model, params, prompts):
-    cache, position, _ = turn.begin(model, params, turn.Prompts(prompts))
+    cache, position, _ = turn.begin(model, params, {"text": prompts})
     context, empty = turn.blank(model, cache, position)
     none = jnp.zeros(len(prompts), bool)
     return SamplingState(
