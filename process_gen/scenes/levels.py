@@ -15,6 +15,8 @@ import dataclasses
 import functools
 from typing import Literal
 
+import numpy as np
+
 BACKGROUND = (128, 128, 128)
 """Mid-grey: zero on the model's [-1, 1] scale."""
 
@@ -100,6 +102,12 @@ class Level:
         return tuple(
             (i % self.grid * size + size // 2, i // self.grid * size + size // 2) for i in range(self.grid**2)
         )
+
+    @functools.cached_property
+    def palette(self) -> np.ndarray:
+        """[colours + 1, 3] float32, less the background, which comes last itself."""
+        rows = np.asarray([*(COLOURS[name] for name in self.colours), BACKGROUND], np.float32)
+        return rows - np.asarray(BACKGROUND, np.float32)
 
     @functools.cached_property
     def size_names(self) -> dict[int, str]:

@@ -7,13 +7,11 @@ be; pixels that another object covers are left out of the comparison.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from process_gen.scenes import shapes
-from process_gen.scenes.graph import UNCLEAR, Object, Scene
-from process_gen.scenes.levels import BACKGROUND, COLOURS, Level
+from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Object
+from process_gen.scenes.levels import Level
 
 _BLUR = np.array([1, 2, 1], np.float32) / 4
 _SLACK = 2  # pixels by which a region's box may miss the object's
@@ -22,17 +20,10 @@ _MIN_VISIBLE = 0.5  # of a mask; with more of it covered, a shape is a guess
 _STRAY_CONTRAST = 60.0
 
 
-def parse_one(deviation: np.ndarray, level: Level, min_overlap: float, max_ratio: float) -> Scene:
-    """Reads one image.
-
-    Args:
-      deviation: [H, W, 3] float32, the image less the background.
-      min_overlap: soft IoU below which a shape is unclear.
-      max_ratio: distance ratio of the two nearest colours above which a colour is unclear.
-    """
+def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
+    """Reads one image, [H, W, 3] float32 less the background; objects come row by row."""
     smooth = _blurred(deviation)
-    palette = _palette(level.colours)
-    labels = ((smooth[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
+    labels = ((smooth[:, :, None] - level.palette) ** 2).sum(-1).argmin(-1)
     background = len(level.colours)
     regions = _regions(labels)
     solid = _in_blocks(labels) & (labels != background)
@@ -44,19 +35,12 @@ def parse_one(deviation: np.ndarray, level: Level, min_overlap: float, max_ratio
         fresh = region & ~explained
         if (fresh & solid).sum() < _MIN_REGION or fresh.sum() < 0.3 * region.sum():
             continue
-        thing, covered = _fit(deviation, labels, region, level, min_overlap, max_ratio)
+        thing, covered = _fit(deviation, labels, region, level)
         found.append(thing)
         explained |= _grown(region, 2)
         explained |= covered & (labels == labels[region][0])
     found += _strays(smooth, explained, level)
-    return Scene(tuple(sorted(found, key=lambda thing: (thing.y, thing.x))))
-
-
-@functools.cache
-def _palette(colours: tuple[str, ...]) -> np.ndarray:
-    """[colours + 1, 3] as deviations; the background comes last."""
-    rows = np.asarray([COLOURS[name] for name in colours] + [BACKGROUND], np.float32)
-    return rows - np.asarray(BACKGROUND, np.float32)
+    return sorted(found, key=lambda thing: (thing.y, thing.x))
 
 
 def _blurred(values: np.ndarray) -> np.ndarray:
@@ -106,21 +90,14 @@ def _grown(region: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _fit(
-    deviation: np.ndarray,
-    labels: np.ndarray,
-    region: np.ndarray,
-    level: Level,
-    min_overlap: float,
-    max_ratio: float,
+    deviation: np.ndarray, labels: np.ndarray, region: np.ndarray, level: Level
 ) -> tuple[Object, np.ndarray]:
     """The object that explains a region best, and the pixels that it covers."""
-    palette, background = _palette(level.colours), len(level.colours)
     colour = labels[region][0]
-    counts = region | (labels == background)  # everything else hides or disturbs
-    axis = palette[colour]
+    counts = region | (labels == len(level.colours))  # all but the background hides or disturbs
+    axis = level.palette[colour]
     share = (deviation @ axis / (axis @ axis)).clip(0, 1)
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    box = _box(region)
     hidden = (_grown(region, 2) & ~counts).sum() > 2
     best = None
     for _, size in level.sizes:
@@ -132,18 +109,18 @@ def _fit(
             best = match
     if best is None:
         return _unclear(box, level, level.colours[colour], 0.0), region
-    _, shape, size, top, left = best
-    mask, place = _placed_mask(shape, size, top, left, labels.shape)
+    _, shape, size, left, top = best
+    mask, place = shapes.placed_mask(shape, size, left, top, level.image_size)
     weight = mask * counts[place]
     overlap = np.minimum(share[place], mask) * counts[place]
     union = np.maximum(share[place], mask) * counts[place]
     score = float(overlap.sum() / max(union.sum(), 1e-6))
     shown = (weight[..., None] * deviation[place]).sum((0, 1)) / max((weight * mask).sum(), 1e-6)
-    distances = np.sort(np.linalg.norm(palette - shown, axis=-1))
+    distances = np.sort(np.linalg.norm(level.palette - shown, axis=-1))
     visible = weight.sum() / max(mask.sum(), 1e-6)
     covered = np.zeros(labels.shape, bool)
     covered[place] = mask > 0.25
-    if score < min_overlap or visible < _MIN_VISIBLE or distances[0] > max_ratio * distances[1]:
+    if score < MIN_OVERLAP or visible < _MIN_VISIBLE or distances[0] > MAX_COLOUR_RATIO * distances[1]:
         return _unclear(box, level, level.colours[colour], score), region
     middle = shapes.canvas_of(size) // 2
     x, y = int(left + middle), int(top + middle)
@@ -154,7 +131,7 @@ def _fit(
 def _best_place(
     share: np.ndarray, counts: np.ndarray, box: tuple[int, ...], size: int, level: Level
 ) -> tuple[float, str, int, int, int] | None:
-    """Least squares over shapes and places of one size: (error, shape, size, top, left)."""
+    """Least squares over shapes and places of one size: (error, shape, size, left, top)."""
     canvas, spare = shapes.canvas_of(size), (shapes.canvas_of(size) - size) // 2
     x0, y0, x1, y1 = box
     pad = canvas
@@ -172,23 +149,14 @@ def _best_place(
     errors = (targets * targets).sum(1)[:, None] - 2 * targets @ masks.T + weights @ (masks * masks).T
     place, shape = np.unravel_index(errors.argmin(), errors.shape)
     row, column = divmod(int(place), len(columns))
-    return (
-        float(errors[place, shape]),
-        level.shapes[shape],
-        size,
-        int(rows[row]) - pad,
-        int(columns[column]) - pad,
-    )
+    left, top = int(columns[column]) - pad, int(rows[row]) - pad
+    return float(errors[place, shape]), level.shapes[shape], size, left, top
 
 
-def _placed_mask(
-    shape: str, size: int, top: int, left: int, bounds: tuple[int, ...]
-) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """A mask cut to the image, and where it lies there."""
-    canvas = shapes.canvas_of(size)
-    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + canvas, bounds[0]), min(left + canvas, bounds[1])
-    mask = shapes.mask(shape, size, canvas)[y0 - top : y1 - top, x0 - left : x1 - left]
-    return mask, (slice(y0, y1), slice(x0, x1))
+def _box(region: np.ndarray) -> tuple[int, ...]:
+    """(x0, y0, x1, y1) of a region, the last two exclusive."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _unclear(box: tuple[int, ...], level: Level, colour: str, score: float) -> Object:
@@ -205,5 +173,4 @@ def _strays(smooth: np.ndarray, explained: np.ndarray, level: Level) -> list[Obj
     left &= _in_blocks(left)
     if left.sum() < _MIN_REGION:
         return []
-    rows, columns = np.flatnonzero(left.any(1)), np.flatnonzero(left.any(0))
-    return [_unclear((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), level, UNCLEAR, 0.0)]
+    return [_unclear(_box(left), level, UNCLEAR, 0.0)]
