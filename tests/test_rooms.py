@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "process_gen"
 MAY_IMPORT = {
     "trajectory": set(),
     "distributed": set(),
-    "scenes": {"trajectory"},
+    "scenes": {"trajectory", "reports"},
     "models": {"trajectory"},
     "reports": {"trajectory"},
     "data": {"trajectory", "scenes", "distributed"},
