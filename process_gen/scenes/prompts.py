@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 
-from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
+from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
-from process_gen.scenes.splits import HELD_OUT_TOGETHER, Split, held_out
-from process_gen.scenes.words import count_tokens, pick
+from process_gen.scenes.splits import HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
+from process_gen.scenes.words import count_tokens, inflect, noun_phrase, pick
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of", "draw", "show")
 RELATION_PHRASES = {
@@ -18,7 +18,6 @@ RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-GLUE = ("a", "an", "the", "and", "with", "is", "are", ",", ".", ";")
 
 
 def sample_request(
@@ -34,20 +33,16 @@ def sample_request(
         such with at least one (see `splits`; single objects have none).
     """
     level = get_level(level)
-    if category not in categories(level):
-        raise ValueError(
-            f"level {level.name!r} has no category {category!r}; it has {', '.join(categories(level))}"
-        )
-    if split not in ("train", "heldout"):
-        raise ValueError(f"unknown split {split!r}; there are train and heldout")
+    known = categories(level)
+    if category not in known:
+        raise ValueError(f"level {level.name!r} has no category {category!r}; it has {', '.join(known)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {' and '.join(SPLITS)}")
     while True:
         named, relations = _draw(rng, level, category, split)
-        facts = [(one.shape, one.count or 1, one.colour) for one in named]
-        triples = [(named[a].shape, relation, named[b].shape) for a, relation, b in relations]
-        if bool(held_out(facts, triples)) == (split == "heldout") or category == "single_object":
-            break
-    text = _write(rng, named, relations, level)
-    return Request(text, category, order_clauses(named, relations), level.name)
+        clauses = order_clauses(named, relations)
+        if is_held_out(clauses) == (split == "heldout") or category == "single_object":
+            return Request(_write(rng, named, relations, level), category, clauses, level.name)
 
 
 def _draw(
@@ -110,18 +105,22 @@ def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split:
 
 
 def _noun_phrase(named: Named) -> str:
-    number = NUMBERS[named.count] if named.count else "a"
-    noun = PLURALS[named.shape] if (named.count or 1) > 1 else named.shape
-    return " ".join(filter(None, (number, named.colour, noun)))
+    if named.count is not None:
+        return noun_phrase(named.count, named.colour, named.shape)
+    return f"a {named.colour} {named.shape}" if named.colour else f"a {named.shape}"
 
 
 def _write(rng: np.random.Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
     """Puts noun phrases and relations into words, within the level's budget."""
-    for attempt in itertools.count():
+
+    def bare(one: Named) -> str:
+        return inflect(one.shape, one.count or 1)
+
+    for attempt in range(22):
         short = attempt > 3
         phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
         if relations and len(named) > 2 and rng.random() < 0.4 and not short:
-            facts = [f"the {_bare(named[a])} {phrases[r]} the {_bare(named[b])}" for a, r, b in relations]
+            facts = [f"the {bare(named[a])} {phrases[r]} the {bare(named[b])}" for a, r, b in relations]
             text = f"{_listed(rng, [_noun_phrase(one) for one in named])}, with {' and '.join(facts)}"
         else:
             text = _listed(rng, _inline(named, relations, phrases))
@@ -129,13 +128,7 @@ def _write(rng: np.random.Generator, named: list[Named], relations: list[Relatio
             text = f"{PREFIXES[0] if rng.random() < 0.5 else pick(rng, PREFIXES)} {text}"
         if count_tokens(text) + 2 <= level.budget.prompt:
             return text
-        if attempt > 20:
-            raise ValueError(f"no prompt of {level.budget.prompt} tokens says: {text}")
-    raise AssertionError("unreachable")
-
-
-def _bare(named: Named) -> str:
-    return PLURALS[named.shape] if (named.count or 1) > 1 else named.shape
+    raise ValueError(f"no prompt of {level.budget.prompt} tokens says: {text}")
 
 
 def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:

@@ -9,27 +9,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from process_gen.scenes import splits
 from process_gen.scenes.graph import OPPOSITE
 from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
+from process_gen.scenes.words import noun_phrase
 
-CATEGORIES = (
-    "single_object",
-    "two_object",
-    "counting",
-    "colors",
-    "position",
-    "color_attr",
-    "three_objects",
-    "four_objects",
-    "five_objects",
-)
-"""GenEval's six, and three longer ones. `categories` has what a level adds."""
+GENEVAL_CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 def categories(level: str | Level) -> tuple[str, ...]:
-    """Every category of a level."""
-    return CATEGORIES[:6] + tuple(f"{NUMBERS[n]}_objects" for n in range(3, get_level(level).max_objects + 1))
+    """Every category of a level: GenEval's six, and longer prompts by their number of objects."""
+    numbers = NUMBERS[3 : get_level(level).max_objects + 1]
+    return GENEVAL_CATEGORIES + tuple(f"{number}_objects" for number in numbers)
 
 
 Partners = dict[int, list[tuple[str, int]]]
@@ -53,8 +43,7 @@ class Clause:
     position: tuple[str, int] | None = None
 
     def __str__(self) -> str:
-        noun = self.shape if self.colour is None else f"{self.colour} {self.shape}"
-        return noun if self.count == 1 else f"{NUMBERS[self.count]} x {noun}"
+        return noun_phrase(self.count, self.colour, self.shape)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,22 +61,6 @@ class Request:
     category: str
     clauses: tuple[Clause, ...]
     level: str = "default"
-
-    @property
-    def total(self) -> int:
-        """How many objects there have to be."""
-        return sum(clause.count for clause in self.clauses)
-
-    def held_out(self) -> list[str]:
-        """Names of the held-out compositions in this request."""
-        return splits.held_out(
-            ((clause.shape, clause.count, clause.colour) for clause in self.clauses),
-            (
-                (clause.shape, clause.position[0], self.clauses[clause.position[1]].shape)
-                for clause in self.clauses
-                if clause.position
-            ),
-        )
 
     def numbering(self) -> list[int]:
         """The clause of each thing; things are numbered in the order in which the prompt names them.
@@ -130,7 +103,7 @@ class Request:
         above its count, so that the verdict cannot depend on the order in which
         a detector lists equal objects. Our own protocol, not "GenEval".
         """
-        include = []
+        include, totals = [], collections.Counter()
         for clause in self.clauses:
             item: dict[str, Any] = {"class": clause.shape, "count": clause.count}
             if clause.colour:
@@ -138,8 +111,6 @@ class Request:
             if clause.position:
                 item["position"] = list(clause.position)
             include.append(item)
-        totals: dict[str, int] = collections.Counter()
-        for clause in self.clauses:
             totals[clause.shape] += clause.count
         exclude = [{"class": shape, "count": count + 1} for shape, count in totals.items()]
         return {"tag": self.category, "include": include, "exclude": exclude, "prompt": self.text}

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from process_gen.scenes.graph import OPPOSITE
 from process_gen.scenes.levels import COLOURS, SHAPES
+from process_gen.scenes.requests import Clause
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -75,24 +76,14 @@ HELD_OUT_PAIRS = frozenset(
 )
 
 
-def held_out(
-    things: Iterable[tuple[str, int, str | None]], relations: Iterable[tuple[str, str, str]] = ()
-) -> list[str]:
-    """Names every held-out composition of a request.
-
-    Args:
-      things: (shape, count, colour or None) of each clause.
-      relations: (subject shape, relation, target shape).
-    """
-    things = tuple(things)
-    found = [f"{colour} {shape}" for shape, _, colour in things if (colour, shape) in HELD_OUT_COLOURED]
-    found += [f"{count} x {shape}" for shape, count, _ in things if (shape, count) in HELD_OUT_COUNTS]
-    for (a, _, colour_a), (b, _, colour_b) in itertools.combinations(things, 2):
-        if frozenset((a, b)) in HELD_OUT_TOGETHER:
-            found.append(f"{a} with {b}")
-        if colour_a and colour_b and frozenset(((colour_a, a), (colour_b, b))) in HELD_OUT_PAIRS:
-            found.append(f"{colour_a} {a} with {colour_b} {b}")
-    for relation in relations:
-        if canonical(*relation) in HELD_OUT_RELATIONS:
-            found.append(" ".join(relation))
-    return found
+def is_held_out(clauses: Sequence[Clause]) -> bool:
+    """Whether a request holds any held-out composition."""
+    pairs = list(itertools.combinations(clauses, 2))
+    relations = [(c.shape, c.position[0], clauses[c.position[1]].shape) for c in clauses if c.position]
+    return (
+        any((c.colour, c.shape) in HELD_OUT_COLOURED for c in clauses)
+        or any((c.shape, c.count) in HELD_OUT_COUNTS for c in clauses)
+        or any(frozenset((a.shape, b.shape)) in HELD_OUT_TOGETHER for a, b in pairs)
+        or any(frozenset(((a.colour, a.shape), (b.colour, b.shape))) in HELD_OUT_PAIRS for a, b in pairs)
+        or any(canonical(*relation) in HELD_OUT_RELATIONS for relation in relations)
+    )
