@@ -15,10 +15,8 @@ import numpy as np
 
 from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
-from process_gen.scenes.levels import NUMBERS, PLURALS, Level
+from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.words import count_tokens, pick
-
-Kind = Literal["add", "colour", "shape", "move", "swap", "remove"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Change:
         asks for between the two: "left of", and what it is left of.
     """
 
-    kind: Kind
+    kind: Literal["add", "colour", "shape", "move", "swap", "remove"]
     before: Object | None
     after: Object | None
     other: Object | None = None
@@ -271,14 +269,9 @@ def approve(
     return text
 
 
-def counted(number: int, thing: Object) -> str:
-    """ "two red circles"."""
-    noun_word = thing.shape if number == 1 else PLURALS[thing.shape]
-    return f"{NUMBERS[number]} {thing.colour} {noun_word}"
-
-
-def vocabulary(level: Level) -> list[str]:
-    """Every word and punctuation mark of prompts and trajectories, sorted."""
+def vocabulary(level: str | Level) -> list[str]:
+    """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
+    level = get_level(level)
     tables = (*CHANGES.values(), *FAULTS.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
     text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in tables for phrase in table)
     words = set(re.findall(r"\w+|[^\w\s]", text))

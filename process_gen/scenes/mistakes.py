@@ -13,11 +13,11 @@ import numpy as np
 
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import FAULTS, MISSING, Change, counted, instruct
+from process_gen.scenes.language import FAULTS, MISSING, Change, instruct
 from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place, find_place, fits
 from process_gen.scenes.requests import Request
-from process_gen.scenes.words import pick
+from process_gen.scenes.words import noun_phrase, pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
 
@@ -92,23 +92,22 @@ def plant(
     looks = (thing.shape, thing.colour, thing.size)
     if kind == "missing":
         return Mistake(kind, number, None, thing)
-    if kind == "colour":
-        return _first_that_fits(kind, number, thing, others, _recoloured(rng, thing, level), level)
-    if kind == "shape":
-        return _first_that_fits(kind, number, thing, others, _reshaped(rng, thing, level), level)
-    if kind == "place":
-        wrong = find_place(rng, level, looks, [*others, thing])
-        return wrong and Mistake(kind, number, wrong, thing)
-    if kind == "extra":
-        shape = pick(rng, level.shapes)
-        any_looks = (shape, pick(rng, level.colours), pick(rng, level.sizes)[1])
-        wrong = find_place(rng, level, any_looks, [*others, thing])
-        return wrong and Mistake(kind, _STRAY, wrong, None)
-    twins = sum(alike(thing, other) for other in others)
-    if twins and rng.random() < 0.5:
+    if kind == "count" and any(alike(thing, other) for other in others) and rng.random() < 0.5:
         return Mistake(kind, number, None, thing)
-    wrong = find_place(rng, level, looks, [*others, thing])
-    return wrong and Mistake(kind, _STRAY, wrong, None)
+    if kind == "colour":
+        colours = sorted((c for c in level.colours if c != thing.colour), key=lambda _: rng.random())
+        options = (dataclasses.replace(thing, colour=colour) for colour in colours[:3])
+        wrong = next((option for option in options if fits(option, others, level)), None)
+    elif kind == "shape":
+        wrong = dataclasses.replace(thing, shape=pick(rng, [s for s in level.shapes if s != thing.shape]))
+    else:
+        if kind == "extra":
+            looks = (pick(rng, level.shapes), pick(rng, level.colours), pick(rng, level.sizes)[1])
+        wrong = find_place(rng, level, looks, [*others, thing])
+    if wrong is None:
+        return None
+    too_many = kind in ("extra", "count")
+    return Mistake(kind, _STRAY, wrong, None) if too_many else Mistake(kind, number, wrong, thing)
 
 
 def misplan(
@@ -143,37 +142,17 @@ def alike(one: Object, other: Object) -> bool:
     return one.shape == other.shape and one.colour == other.colour
 
 
-def _recoloured(rng: np.random.Generator, thing: Object, level: Level) -> list[Object]:
-    colours = [c for c in level.colours if c != thing.colour]
-    colours.sort(key=lambda _: rng.random())
-    return [dataclasses.replace(thing, colour=colour) for colour in colours[:3]]
-
-
-def _reshaped(rng: np.random.Generator, thing: Object, level: Level) -> list[Object]:
-    shapes = [s for s in level.shapes if s != thing.shape]
-    return [dataclasses.replace(thing, shape=pick(rng, shapes))]
-
-
-def _first_that_fits(
-    kind: str, number: int, right: Object, others: list[Object], options: list[Object], level: Level
-) -> Mistake | None:
-    wrong = next((option for option in options if fits(option, others, level)), None)
-    return wrong and Mistake(kind, number, wrong, right)
-
-
 def name_fault(mistake: Mistake, state: State, rng: np.random.Generator) -> str:
-    """The inspection that finds a mistake.
-
-    Args:
-      state: how the canvas should be.
-    """
+    """The inspection that finds a mistake; `state` is how the canvas should be."""
     wrong, right = mistake.wrong, mistake.right
     thing = right or wrong
     if mistake.kind == "count":
         wanted = sum(alike(thing, other) for other in state.values())
         found = wanted + (1 if right is None else -1)
         phrase = pick(rng, FAULTS["many" if right is None else "few"])
-        return phrase.format(wanted=counted(wanted, thing), found=NUMBERS[found], cell=thing.cell)
+        return phrase.format(
+            wanted=noun_phrase(wanted, thing.colour, thing.shape), found=NUMBERS[found], cell=thing.cell
+        )
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
     if wrong and right:
         attribute = {"colour": "colour", "shape": "shape", "place": "cell"}[mistake.kind]

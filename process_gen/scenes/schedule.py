@@ -15,7 +15,6 @@ from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
 
 MAX_STEPS = 6
-DETOURS = ("colour", "shape", "place", "swap", "extra")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
