@@ -11,6 +11,7 @@ Exit code 0 if all went well (`judge`: whatever the verdict), 2 for bad input.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -57,14 +58,14 @@ def read_image(path: str, level: Level) -> np.ndarray:
 def prompts_command(args: argparse.Namespace, level: Level) -> None:
     """Prints sample prompts of every category and split."""
     rng = np.random.default_rng(args.seed)
-    for category in args.category or scenes.categories(level):
-        for split in args.split or SPLITS:
-            for _ in range(args.count):
-                request = scenes.sample_request(rng, level, category, split)
-                if args.jsonl:
-                    print(json.dumps({**request.metadata(), "split": split}))
-                else:
-                    print(f"{category:14} {split:8} {request.text}")
+    kinds = itertools.product(args.category or scenes.categories(level), args.split or SPLITS)
+    for category, split in kinds:
+        for _ in range(args.count):
+            request = scenes.sample_request(rng, level, category, split)
+            if args.jsonl:
+                print(json.dumps({**request.metadata(), "split": split}))
+            else:
+                print(f"{category:14} {split:8} {request.text}")
 
 
 def render_command(args: argparse.Namespace, level: Level) -> None:

@@ -84,7 +84,12 @@ def judge(request: Request, image_or_scene: np.ndarray | Scene) -> Verdict:
     assignments = itertools.islice(_assignments(request.clauses, clear), _MAX_ASSIGNMENTS)
     options = (_check_clauses(request.clauses, groups) for groups in assignments)
     best = min(options, key=lambda checks: sum(not check.ok for check in checks))
-    return Verdict((*best, _check_extra(request.clauses, clear), _check_clear(scene)))
+    asked = {clause.shape for clause in request.clauses}
+    extra = [f"{thing.colour} {thing.shape} at {thing.cell}" for thing in clear if thing.shape not in asked]
+    unclear = [f"{thing.cell} (overlap {thing.score:.2f})" for thing in scene.objects if not thing.clear]
+    too_much = Check("extra", "nothing else", f"nobody asked for: {', '.join(extra)}" if extra else "")
+    blurred = Check("unclear", "everything clear", f"unclear at {', '.join(unclear)}" if unclear else "")
+    return Verdict((*best, too_much, blurred))
 
 
 def may_become(request: Request, scene: Scene) -> bool:
@@ -171,14 +176,3 @@ def _check_relation(
             reason = f"expected {name}, found the {subject.shape} {seen} the {other.shape}"
             return Check("relation", name, reason)
     return Check("relation", name)
-
-
-def _check_extra(clauses: Sequence[Clause], things: Sequence[Object]) -> Check:
-    asked = {clause.shape for clause in clauses}
-    extra = [f"{thing.colour} {thing.shape} at {thing.cell}" for thing in things if thing.shape not in asked]
-    return Check("extra", "nothing else", f"nobody asked for: {', '.join(extra)}" if extra else "")
-
-
-def _check_clear(scene: Scene) -> Check:
-    unclear = [f"{thing.cell} (overlap {thing.score:.2f})" for thing in scene.objects if not thing.clear]
-    return Check("unclear", "everything clear", f"unclear at {', '.join(unclear)}" if unclear else "")

@@ -137,33 +137,24 @@ def noun(thing: Object, level: Level) -> str:
     return f"{level.size_names[thing.size]} {words}" if level.sized else words
 
 
-def _article(thing: Object, level: Level) -> str:
-    return f"a {noun(thing, level)} at {thing.cell}"
-
-
 def _added(change: Change, level: Level) -> str:
     """What is added and where: the anchor comes first, the cell follows from it."""
-    thing = change.after
-    if change.anchor is None:
-        return _article(thing, level)
-    relation, other = change.anchor
-    return f"a {noun(thing, level)} {relation} the {other.shape} at {other.cell} at {thing.cell}"
-
-
-def _bare(thing: Object, level: Level) -> str:
-    return f"{noun(thing, level)} {thing.cell}"
+    anchor = ""
+    if change.anchor is not None:
+        relation, other = change.anchor
+        anchor = f" {relation} the {other.shape} at {other.cell}"
+    return f"a {noun(change.after, level)}{anchor} at {change.after.cell}"
 
 
 def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
     """The whole scene as a list. Style 1 is the shortest, style 2 has articles."""
     if not things:
         return "nothing yet"
-    if style == 1:
-        return ", ".join(_bare(thing, level) for thing in things)
-    if style == 2:
-        items = [_article(thing, level) for thing in things]
-        return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
-    return ", ".join(f"{noun(thing, level)} at {thing.cell}" for thing in things)
+    form = ("{} at {}", "{} {}", "a {} at {}")[style]
+    items = [form.format(noun(thing, level), thing.cell) for thing in things]
+    if style == 2 and len(items) > 1:
+        items[-2:] = [f"{items[-2]} and {items[-1]}"]
+    return ", ".join(items)
 
 
 def instruct(
@@ -173,11 +164,10 @@ def instruct(
     phrases = phrases or CHANGES[change.kind]
     phrase = pick(rng, phrases) if rng else phrases[0]
     if change.kind == "add":
-        article = _added(change, level)
-        return phrase.format(after=article, bare=article.removeprefix("a "))
-    before, after = change.before, change.after or change.before
-    if change.kind == "swap":
-        after = change.other
+        added = _added(change, level)
+        return phrase.format(after=added, bare=added.removeprefix("a "))
+    before = change.before
+    after = change.other if change.kind == "swap" else change.after or before
     return phrase.format(
         shape=before.shape,
         cell=before.cell,
@@ -194,16 +184,15 @@ def instruct_all(
     """Says everything that a step does, additions in one breath; without `rng` in the fewest words."""
     added = [change for change in changes if change.kind == "add"]
     said = [instruct(change, level, rng) for change in changes if change.kind != "add"]
-    if added:
-        lead = added[0]
-        phrases = STARTS if first and rng and rng.random() < 0.3 else None
-        text = instruct(lead, level, rng, phrases) if rng else f"add {_bare(lead.after, level)}"
-        for change in added[1:]:
-            text += f" and {_added(change, level)}" if rng else f", {_bare(change.after, level)}"
-        said.append(text)
-    if len(said) == 1:
-        return said[0]
-    return (pick(rng, (" and ", ", ", ", then ")) if rng else ", ").join(said)
+    if added and rng is None:
+        said.append(f"add {describe([change.after for change in added], level, 1)}")
+    elif added:
+        phrases = STARTS if first and rng.random() < 0.3 else None
+        others = [_added(change, level) for change in added[1:]]
+        said.append(" and ".join([instruct(added[0], level, rng, phrases), *others]))
+    if rng is None or len(said) == 1:
+        return ", ".join(said)
+    return pick(rng, (" and ", ", ", ", then ")).join(said)
 
 
 def plan_texts(
@@ -252,21 +241,18 @@ def approve(
       pending: shapes that are not drawn yet.
       changing: things on the canvas that a later step will change.
     """
-    options = FINE if new else FINE[:7]
-    thing = pick(rng, new) if new else None
-    objects = f"{NUMBERS[drawn]} object{'' if drawn == 1 else 's'}"
-    text = pick(rng, options).format(
-        number=objects, thing=f"the {thing.colour} {thing.shape} at {thing.cell}" if thing else ""
-    )
-    more = None
+    fields = {"number": f"{NUMBERS[drawn]} object{'' if drawn == 1 else 's'}"}
+    if new:
+        thing = pick(rng, new)
+        fields["thing"] = f"the {thing.colour} {thing.shape} at {thing.cell}"
+    text, more = pick(rng, FINE if new else FINE[:7]).format(**fields), None
     if changing and rng.random() < 0.5:
         other = pick(rng, changing)
         more = pick(rng, TO_CHANGE).format(thing=f"the {other.shape} at {other.cell}")
     elif pending and rng.random() < 0.4:
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
-    if more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect:
-        return f"{text}; {more}"
-    return text
+    fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
+    return f"{text}; {more}" if fits else text
 
 
 def vocabulary(level: str | Level) -> list[str]:

@@ -98,10 +98,8 @@ class Level:
     @functools.cached_property
     def centres(self) -> tuple[tuple[int, int], ...]:
         """(x, y) of the middle of each cell, in pixels."""
-        size = self.cell_size
-        return tuple(
-            (i % self.grid * size + size // 2, i // self.grid * size + size // 2) for i in range(self.grid**2)
-        )
+        middles = range(self.cell_size // 2, self.image_size, self.cell_size)
+        return tuple((x, y) for y in middles for x in middles)
 
     @functools.cached_property
     def palette(self) -> np.ndarray:

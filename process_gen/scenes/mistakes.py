@@ -77,15 +77,12 @@ class Mistake:
 def plant(
     rng: np.random.Generator, state: State, number: int, level: Level, kind: str | None = None
 ) -> Mistake | None:
-    """Draws a mistake for a canvas.
+    """Draws a mistake for a canvas, or None where there is no way to make one of its kind.
 
     Args:
       state: how the canvas should be.
       number: of the thing that is hit.
       kind: one of `MISTAKES`; drawn if None.
-
-    Returns:
-      The mistake, or None if there is no way to make one of this kind.
     """
     thing, others = state[number], [other for n, other in state.items() if n != number]
     kind = kind or pick(rng, MISTAKES)
@@ -113,16 +110,10 @@ def plant(
 def misplan(
     rng: np.random.Generator, state: State, number: int, level: Level, request: Request
 ) -> Mistake | None:
-    """Draws a mistake for the plan that adds a thing.
+    """Draws a mistake for the plan that adds the thing `number`.
 
-    Args:
-      state: how the canvas should be after the step.
-      number: of the thing that the step adds.
-      request: what the prompt asks for.
-
-    Returns:
-      The mistake, or None if there is no way to make one of the kind that was
-      drawn, or if it would not contradict the prompt.
+    None where there is no way to make one of the kind that was drawn, or where it
+    would not contradict the prompt. `state` is how the canvas should be after the step.
     """
     kind = pick(rng, MISPLANS)
     if kind == "taken":
@@ -134,8 +125,8 @@ def misplan(
     mistake = plant(rng, state, number, level, kind)
     if mistake is None or mistake.wrong is None:
         return None
-    contradicts = not may_become(request, Scene(tuple(mistake.apply(state).values())))
-    return mistake if contradicts else None
+    fine = may_become(request, Scene(tuple(mistake.apply(state).values())))
+    return None if fine else mistake
 
 
 def alike(one: Object, other: Object) -> bool:
@@ -144,20 +135,17 @@ def alike(one: Object, other: Object) -> bool:
 
 def name_fault(mistake: Mistake, state: State, rng: np.random.Generator) -> str:
     """The inspection that finds a mistake; `state` is how the canvas should be."""
-    wrong, right = mistake.wrong, mistake.right
+    kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
     thing = right or wrong
-    if mistake.kind == "count":
-        wanted = sum(alike(thing, other) for other in state.values())
-        found = wanted + (1 if right is None else -1)
-        phrase = pick(rng, FAULTS["many" if right is None else "few"])
-        return phrase.format(
-            wanted=noun_phrase(wanted, thing.colour, thing.shape), found=NUMBERS[found], cell=thing.cell
-        )
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
-    if wrong and right:
-        attribute = {"colour": "colour", "shape": "shape", "place": "cell"}[mistake.kind]
+    if kind == "count":
+        kind, more = ("many", 1) if right is None else ("few", -1)
+        wanted = sum(alike(thing, other) for other in state.values())
+        fields |= {"wanted": noun_phrase(wanted, thing.colour, thing.shape), "found": NUMBERS[wanted + more]}
+    elif wrong and right:
+        attribute = "cell" if kind == "place" else kind
         fields |= {"wrong": getattr(wrong, attribute), "right": getattr(right, attribute)}
-    return pick(rng, FAULTS[mistake.kind]).format(**fields)
+    return pick(rng, FAULTS[kind]).format(**fields)
 
 
 def say_repair(mistake: Mistake, level: Level, rng: np.random.Generator) -> str:

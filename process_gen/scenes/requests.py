@@ -62,25 +62,19 @@ class Request:
     clauses: tuple[Clause, ...]
     level: str = "default"
 
-    def numbering(self) -> list[int]:
-        """The clause of each thing; things are numbered in the order in which the prompt names them.
-
-        Clauses themselves list a target before what is placed by it.
-        """
+    def naming_order(self) -> list[int]:
+        """The clauses as the prompt names them; they themselves list a target before what is placed by it."""
 
         def named_at(index: int) -> int:
             shape = self.clauses[index].shape
             found = re.search(rf"\b({shape}|{PLURALS[shape]})\b", self.text.lower())
             return found.start() if found else len(self.text)
 
-        order = sorted(range(len(self.clauses)), key=named_at)
-        return [index for index in order for _ in range(self.clauses[index].count)]
+        return sorted(range(len(self.clauses)), key=named_at)
 
-    def numbered(self, things: Sequence[Any]) -> list[Any]:
-        """Things that were placed clause by clause, in the order of their numbers."""
-        numbering = self.numbering()
-        owners = [index for index, clause in enumerate(self.clauses) for _ in range(clause.count)]
-        return [things[i] for i in sorted(range(len(things)), key=lambda i: numbering.index(owners[i]))]
+    def numbering(self) -> list[int]:
+        """The clause of each thing; things are numbered in the order in which the prompt names them."""
+        return [index for index in self.naming_order() for _ in range(self.clauses[index].count)]
 
     def partners(self) -> Partners:
         """What the prompt relates to what, both ways round: left of a square is what has it on its right."""
@@ -140,16 +134,17 @@ def order_clauses(named: Sequence[Named], relations: Sequence[Relation]) -> tupl
             raise ValueError(f"two relations for the {named[subject].shape}; one is supported")
         target[subject] = (relation, other)
     order: list[int] = []
-    for start in range(len(named)):
-        path, here = [], start
-        while here not in order:
-            if here in path:
-                raise ValueError("the relations form a circle")
-            path.append(here)
-            if here not in target:
-                break
-            here = target[here][1]
-        order += reversed(path)
+
+    def visit(index: int, subjects: tuple[int, ...] = ()) -> None:
+        if index in subjects:
+            raise ValueError("the relations form a circle")
+        if index in target:
+            visit(target[index][1], (*subjects, index))
+        if index not in order:
+            order.append(index)
+
+    for index in range(len(named)):
+        visit(index)
     place = {index: position for position, index in enumerate(order)}
     return tuple(
         Clause(

@@ -9,7 +9,7 @@ import numpy as np
 from process_gen.scenes.graph import Object
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import Mistake, plant
+from process_gen.scenes.mistakes import Mistake, alike, plant
 from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
@@ -120,7 +120,7 @@ def _swap(
     if len(final) < 2:
         return
     a, b = sorted(final, key=lambda _: rng.random())[:2]
-    if (final[a].shape, final[a].colour) == (final[b].shape, final[b].colour):
+    if alike(final[a], final[b]):
         return
     first, second = at_place(final[a], final[b]), at_place(final[b], final[a])
     rest = [thing for n, thing in final.items() if n not in (a, b)]

@@ -66,7 +66,7 @@ def teach(
       ordered: probability that objects are drawn in the prompt's order.
     """
     level = get_level(level)
-    final = _place_in_order(rng, level, request)
+    final = sort_places(place_request(rng, level, request), request.partners(), level)
     plans = schedule(rng, level, request, final, detour, pair, ordered)
     lesson = _Lesson(rng, level, plans, request)
     for index in range(len(plans)):
@@ -83,19 +83,13 @@ def teach(
 def baseline(request: Request, rng: np.random.Generator, level: str | Level, mode: Mode) -> Trajectory:
     """A trajectory for one of the baselines: one right image, with a plan or without."""
     level = get_level(level)
-    final = _place_in_order(rng, level, request)
+    final = sort_places(place_request(rng, level, request), request.partners(), level)
     lesson = _Lesson(rng, level, [], request)
     plan = lesson.plan_everything(final) if mode == Mode.PLAN_ONLY else None
     scene = Scene(tuple(final))
     lesson.turns.append(draft(render(scene, level), plan))
     lesson.record(scene, None, None)
     return lesson.trajectory(mode)
-
-
-def _place_in_order(rng: np.random.Generator, level: Level, request: Request) -> list[Object]:
-    """Everything in its place, in the order in which the prompt names it, on the canvas too."""
-    placed = request.numbered(place_request(rng, level, request))
-    return sort_places(placed, request.partners(), level)
 
 
 class _Lesson:
@@ -187,14 +181,13 @@ class _Lesson:
 
     def _survives(self, mistake: Mistake, actions: list[Action]) -> bool:
         """Whether an earlier mistake can still stand on the new canvas."""
-        if any(mistake.number in action.numbers for action in actions):
+        if self.level.placement != "grid" or any(mistake.number in action.numbers for action in actions):
             return False
-        if mistake.kind == "count" and not any(
-            alike(mistake.right or mistake.wrong, thing) for thing in self.state.values()
-        ):
+        thing = mistake.right or mistake.wrong
+        if mistake.kind == "count" and not any(alike(thing, other) for other in self.state.values()):
             return False  # nothing is left to count it with
         cells = [thing.cell for n, thing in self.state.items() if n != mistake.number]
-        return self.level.placement == "grid" and (mistake.wrong is None or mistake.wrong.cell not in cells)
+        return mistake.wrong is None or mistake.wrong.cell not in cells
 
     def _plan(
         self, actions: list[Action], first: bool, earlier: Mistake | None, misplanned: Mistake | None

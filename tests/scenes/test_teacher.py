@@ -279,8 +279,7 @@ def test_sorting_places_keeps_what_stands_there_and_every_relation(level: str):
     rng, table = np.random.default_rng(0), get_level(level)
     for index in range(120):
         request = sample_request(rng, level, categories(level)[3 + index % 5])
-        things = place_request(rng, table, request)
-        before = request.numbered(things)
+        before = place_request(rng, table, request)
         after = sort_places(before, request.partners(), table)
         assert sorted((t.cell, t.x, t.y) for t in after) == sorted((t.cell, t.x, t.y) for t in before)
         assert [(t.shape, t.colour, t.size) for t in after] == [(t.shape, t.colour, t.size) for t in before]
