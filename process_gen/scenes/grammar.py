@@ -118,7 +118,7 @@ class _Reader:
             return self._refer(shape, colour, plural=noun in _SINGULAR)
         if noun in _SINGULAR and count is None and self.words[start] not in ("a", "an"):
             raise ValueError(f"say how many {noun} there are")
-        wanted = inflect(shape, count or 1)
+        wanted = inflect(shape, count)
         if noun != wanted:
             raise ValueError(f"write {wanted!r} instead of {noun!r} here")
         self.named.append(Named(shape, count, colour))

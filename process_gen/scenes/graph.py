@@ -112,10 +112,8 @@ def _object_from_json(item: Any, level: Level) -> Object:
         value = item.get(name, 1)
         if type(value) not in (int, float) or not 0 <= value <= level.image_size:
             raise ValueError(f"{name} is not a number between 0 and {level.image_size}: {value!r}")
-    if ("x" in item) != ("y" in item):
-        raise ValueError("give both x and y, or neither")
-    if "cell" not in item and "x" not in item:
-        raise ValueError("give a cell, or x and y")
+    if ("x" in item) != ("y" in item) or not ("cell" in item or "x" in item):
+        raise ValueError("give a cell, or both x and y")
     cell = item["cell"] if "cell" in item else level.cell_at(item["x"], item["y"])
     middle = make_object(level, item["shape"], item["colour"], cell)
     thing = dataclasses.replace(middle, **{name: item[name] for name in ("x", "y", "size") if name in item})

@@ -69,18 +69,13 @@ def _parse_grid(deviation: np.ndarray, level: Level) -> list[Object]:
     for i, place in enumerate(found):
         shape, dx, dy = names[best[place]]
         x, y = level.centres[place]
-        clear = drawn[place] and overlap[i] >= MIN_OVERLAP and ratio[i] <= MAX_COLOUR_RATIO
-        name = level.colours[colour[i]] if ratio[i] <= MAX_COLOUR_RATIO else UNCLEAR
-        thing = Object(
-            shape if clear else UNCLEAR,
-            level.colours[best_colour[place]] if clear else name,
-            level.cells[place],
-            x + dx if clear else x,
-            y + dy if clear else y,
-            level.sizes[0][1],
-            round(float(overlap[i]), 3),
-        )
-        things.append(thing)
+        coloured = ratio[i] <= MAX_COLOUR_RATIO
+        if drawn[place] and overlap[i] >= MIN_OVERLAP and coloured:
+            x, y, name = x + dx, y + dy, level.colours[best_colour[place]]
+        else:
+            shape, name = UNCLEAR, level.colours[colour[i]] if coloured else UNCLEAR
+        score = round(float(overlap[i]), 3)
+        things.append(Object(shape, name, level.cells[place], x, y, level.sizes[0][1], score))
     return things
 
 

@@ -94,22 +94,20 @@ def _fit(
 ) -> tuple[Object, np.ndarray]:
     """The object that explains a region best, and the pixels that it covers."""
     colour = labels[region][0]
-    counts = region | (labels == len(level.colours))  # all but the background hides or disturbs
+    counts = region | (labels == len(level.colours))  # everything else hides or disturbs
     axis = level.palette[colour]
     share = (deviation @ axis / (axis @ axis)).clip(0, 1)
     box = _box(region)
     hidden = (_grown(region, 2) & ~counts).sum() > 2
-    best = None
-    for _, size in level.sizes:
-        longest = max(box[2] - box[0], box[3] - box[1])
-        if longest > size + _SLACK or (not hidden and longest < size - 2 - _SLACK):
-            continue
-        match = _best_place(share, counts, box, size, level)
-        if match and (best is None or match[0] < best[0]):
-            best = match
-    if best is None:
+    longest = max(box[2] - box[0], box[3] - box[1])
+    matches = [
+        _best_place(share, counts, box, size, level)
+        for _, size in level.sizes
+        if longest <= size + _SLACK and (hidden or longest >= size - 2 - _SLACK)
+    ]
+    if not matches:
         return _unclear(box, level, level.colours[colour], 0.0), region
-    _, shape, size, left, top = best
+    _, shape, size, left, top = min(matches, key=lambda match: match[0])
     mask, place = shapes.placed_mask(shape, size, left, top, level.image_size)
     weight = mask * counts[place]
     overlap = np.minimum(share[place], mask) * counts[place]
@@ -130,21 +128,18 @@ def _fit(
 
 def _best_place(
     share: np.ndarray, counts: np.ndarray, box: tuple[int, ...], size: int, level: Level
-) -> tuple[float, str, int, int, int] | None:
+) -> tuple[float, str, int, int, int]:
     """Least squares over shapes and places of one size: (error, shape, size, left, top)."""
-    canvas, spare = shapes.canvas_of(size), (shapes.canvas_of(size) - size) // 2
     x0, y0, x1, y1 = box
-    pad = canvas
-    lefts = np.arange(x1 - size - _SLACK, x0 + _SLACK + 1) - spare + pad
-    tops = np.arange(y1 - size - _SLACK, y0 + _SLACK + 1) - spare + pad
-    if not len(lefts) or not len(tops):
-        return None
+    pad = canvas = shapes.canvas_of(size)
     weight = np.pad(counts.astype(np.float32), pad)
     target = np.pad(share, pad) * weight
-    view = np.lib.stride_tricks.sliding_window_view
-    rows, columns = np.clip(tops, 0, len(weight) - canvas), np.clip(lefts, 0, len(weight) - canvas)
-    weights = view(weight, (canvas, canvas))[np.ix_(rows, columns)].reshape(-1, canvas * canvas)
-    targets = view(target, (canvas, canvas))[np.ix_(rows, columns)].reshape(-1, canvas * canvas)
+    shift, last = pad - (canvas - size) // 2, len(weight) - canvas
+    rows = (np.arange(y1 - size - _SLACK, y0 + _SLACK + 1) + shift).clip(0, last)
+    columns = (np.arange(x1 - size - _SLACK, x0 + _SLACK + 1) + shift).clip(0, last)
+    view, places = np.lib.stride_tricks.sliding_window_view, np.ix_(rows, columns)
+    weights = view(weight, (canvas, canvas))[places].reshape(-1, canvas * canvas)
+    targets = view(target, (canvas, canvas))[places].reshape(-1, canvas * canvas)
     masks = np.stack([shapes.mask(shape, size, canvas).ravel() for shape in level.shapes])
     errors = (targets * targets).sum(1)[:, None] - 2 * targets @ masks.T + weights @ (masks * masks).T
     place, shape = np.unravel_index(errors.argmin(), errors.shape)

@@ -9,7 +9,7 @@ import numpy as np
 from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
 from process_gen.scenes.splits import HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
-from process_gen.scenes.words import count_tokens, inflect, noun_phrase, pick
+from process_gen.scenes.words import count_tokens, inflect, pick
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of", "draw", "show")
 RELATION_PHRASES = {
@@ -104,24 +104,15 @@ def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split:
             return chosen
 
 
-def _noun_phrase(named: Named) -> str:
-    if named.count is not None:
-        return noun_phrase(named.count, named.colour, named.shape)
-    return f"a {named.colour} {named.shape}" if named.colour else f"a {named.shape}"
-
-
 def _write(rng: np.random.Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
     """Puts noun phrases and relations into words, within the level's budget."""
-
-    def bare(one: Named) -> str:
-        return inflect(one.shape, one.count or 1)
-
+    bare = [inflect(one.shape, one.count) for one in named]
     for attempt in range(22):
         short = attempt > 3
         phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
         if relations and len(named) > 2 and rng.random() < 0.4 and not short:
-            facts = [f"the {bare(named[a])} {phrases[r]} the {bare(named[b])}" for a, r, b in relations]
-            text = f"{_listed(rng, [_noun_phrase(one) for one in named])}, with {' and '.join(facts)}"
+            facts = [f"the {bare[a]} {phrases[r]} the {bare[b]}" for a, r, b in relations]
+            text = f"{_listed(rng, [str(one) for one in named])}, with {' and '.join(facts)}"
         else:
             text = _listed(rng, _inline(named, relations, phrases))
         if rng.random() < 0.7 and not short:
@@ -139,9 +130,9 @@ def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, st
     for i, one in enumerate(named):
         if i in related:
             relation, target = related[i]
-            items.append(f"{_noun_phrase(one)} {phrases[relation]} {_noun_phrase(named[target])}")
+            items.append(f"{one} {phrases[relation]} {named[target]}")
         elif i not in targets:
-            items.append(_noun_phrase(one))
+            items.append(str(one))
     return items
 
 

@@ -99,12 +99,11 @@ class Request:
         """
         include, totals = [], collections.Counter()
         for clause in self.clauses:
-            item: dict[str, Any] = {"class": clause.shape, "count": clause.count}
+            include.append({"class": clause.shape, "count": clause.count})
             if clause.colour:
-                item["color"] = clause.colour
+                include[-1]["color"] = clause.colour
             if clause.position:
-                item["position"] = list(clause.position)
-            include.append(item)
+                include[-1]["position"] = list(clause.position)
             totals[clause.shape] += clause.count
         exclude = [{"class": shape, "count": count + 1} for shape, count in totals.items()]
         return {"tag": self.category, "include": include, "exclude": exclude, "prompt": self.text}
@@ -117,6 +116,9 @@ class Named:
     shape: str
     count: int | None = None
     colour: str | None = None
+
+    def __str__(self) -> str:
+        return noun_phrase(self.count, self.colour, self.shape)
 
 
 Relation = tuple[int, str, int]  # subject, relation, target: indices of noun phrases

@@ -70,20 +70,16 @@ def schedule(
 
 def _detour_kinds(request: Request) -> tuple[str, ...]:
     """Detours as often as they are listed: mostly of what the prompt has a say in."""
-    kinds = ["shape", "shape", "extra", "extra", "place", "swap"]
+    kinds = ("shape", "shape", "extra", "extra", "place", "swap")
     if any(clause.colour for clause in request.clauses):
-        kinds += ["colour"] * 3
+        kinds += ("colour", "colour", "colour")
     if any(clause.position for clause in request.clauses):
-        kinds += ["place", "swap"]
-    return tuple(kinds)
+        kinds += ("place", "swap")
+    return kinds
 
 
 def _take_detour(
-    rng: np.random.Generator,
-    level: Level,
-    steps: list[list[Action]],
-    request: Request,
-    things: list[Object],
+    rng: np.random.Generator, level: Level, steps: list[list[Action]], request: Request, things: list[Object]
 ) -> None:
     """Rewrites the steps, in place, so that they reach the same end another way."""
     kind, final = pick(rng, _detour_kinds(request)), dict(enumerate(things))
@@ -126,12 +122,11 @@ def _swap(
     rest = [thing for n, thing in final.items() if n not in (a, b)]
     if not (fits(first, [*rest, second], level) and fits(second, rest, level)):
         return
-    start = 0
+    start, begins = 0, {a: first, b: second}
     for index, actions in enumerate(steps):
         for i, action in enumerate(actions):
-            if action.numbers[0] in (a, b):
-                begin = first if action.numbers[0] == a else second
-                actions[i] = Action(Change("add", None, begin), action.numbers)
+            if action.numbers[0] in begins:
+                actions[i] = Action(Change("add", None, begins[action.numbers[0]]), action.numbers)
                 start = index
     _insert_later(rng, steps, start, Action(Change("swap", first, final[a], second), (a, b)))
 

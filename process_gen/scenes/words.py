@@ -20,13 +20,14 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def inflect(shape: str, count: int) -> str:
-    return shape if count == 1 else PLURALS[shape]
+def inflect(shape: str, count: int | None) -> str:
+    return shape if count in (1, None) else PLURALS[shape]
 
 
-def noun_phrase(count: int, colour: str | None, shape: str) -> str:
-    """Such as "two red circles" or "one circle"."""
-    return " ".join(filter(None, (NUMBERS[count], colour, inflect(shape, count))))
+def noun_phrase(count: int | None, colour: str | None, shape: str) -> str:
+    """Such as "two red circles", or "a circle" where `count` is None."""
+    number = "a" if count is None else NUMBERS[count]
+    return " ".join(filter(None, (number, colour, inflect(shape, count))))
 
 
 def count_tokens(text: str) -> int:
