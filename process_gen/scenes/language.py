@@ -25,6 +25,7 @@ class Change:
 
     Attributes:
       kind: what happens.
+      numbers: of the things that it touches; two for `swap`.
       before: the thing as it stands (None for `add`).
       after: the thing as it will stand (None for `remove`).
       other: for `swap`, the thing whose place it takes.
@@ -33,6 +34,7 @@ class Change:
     """
 
     kind: Literal["add", "colour", "shape", "move", "swap", "remove"]
+    numbers: tuple[int, ...]
     before: Object | None
     after: Object | None
     other: Object | None = None

@@ -67,11 +67,10 @@ class Mistake:
     @property
     def repair(self) -> Change:
         """What puts it right."""
-        if self.wrong is None:
-            return Change("add", None, self.right)
-        if self.right is None:
-            return Change("remove", self.wrong, None)
-        return Change("move" if self.kind == "place" else self.kind, self.wrong, self.right)
+        kind = "move" if self.kind == "place" else self.kind
+        if self.wrong is None or self.right is None:
+            kind = "add" if self.wrong is None else "remove"
+        return Change(kind, (self.number,), self.wrong, self.right)
 
 
 def plant(

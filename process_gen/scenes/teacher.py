@@ -32,7 +32,7 @@ from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request, categories
-from process_gen.scenes.schedule import Action, apply, misled, schedule
+from process_gen.scenes.schedule import apply, misled, schedule
 from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens, pick
 from process_gen.trajectory.markup import write_plan
@@ -95,7 +95,7 @@ def baseline(request: Request, rng: np.random.Generator, level: str | Level, mod
 class _Lesson:
     """A trajectory in the making."""
 
-    def __init__(self, rng: np.random.Generator, level: Level, plans: list[list[Action]], request: Request):
+    def __init__(self, rng: np.random.Generator, level: Level, plans: list[list[Change]], request: Request):
         self.rng, self.level, self.plans = rng, level, plans
         self.request, self.partners = request, request.partners()
         self.state: dict[int, Object] = {}
@@ -112,15 +112,15 @@ class _Lesson:
           fault: what is wrong, if there is a way to make it so: the draft, and nobody
             notices (`slip`), or the draft or the plan, and the inspection says so.
         """
-        rng, actions, earlier = self.rng, self.plans[index], self.unnoticed
-        for action in actions:
-            apply(action, self.state)
+        rng, changes, earlier = self.rng, self.plans[index], self.unnoticed
+        for change in changes:
+            apply(change, self.state)
         self.state = dict(sorted(self.state.items()))
-        touched = [n for action in actions for n in action.numbers if n in self.state]
-        misplanned = self._misplan(actions) if fault == "plan" else None
-        mistake = self._mistake(touched, actions, earlier) if fault in ("slip", "draft") else misplanned
+        touched = [n for change in changes for n in change.numbers if n in self.state]
+        misplanned = self._misplan(changes) if fault == "plan" else None
+        mistake = self._mistake(touched, changes, earlier) if fault in ("slip", "draft") else misplanned
         slips = fault == "slip"
-        plan = self._plan(actions, index == 0, earlier, misplanned)
+        plan = self._plan(changes, index == 0, earlier, misplanned)
         scene = Scene(tuple(self.state.values()))
         drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
         inspect, corrections = None, []
@@ -156,20 +156,20 @@ class _Lesson:
         }
         return Trajectory(self.request.text, tuple(self.turns), metadata=metadata)
 
-    def _misplan(self, actions: list[Action]) -> Mistake | None:
+    def _misplan(self, changes: list[Change]) -> Mistake | None:
         """A mistake of the plan that adds something to a canvas that is right otherwise."""
-        added = [a.numbers[0] for a in actions if a.change.kind == "add"]
+        added = [a.numbers[0] for a in changes if a.kind == "add"]
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
         for _ in range(4):
             mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
-            if mistake and (mistake.right or len(actions) < 2):  # what is too many has to be said as well
+            if mistake and (mistake.right or len(changes) < 2):  # what is too many has to be said as well
                 return mistake
         return None
 
-    def _mistake(self, touched: list[int], actions: list[Action], earlier: Mistake | None) -> Mistake | None:
+    def _mistake(self, touched: list[int], changes: list[Change], earlier: Mistake | None) -> Mistake | None:
         """A new mistake, or the one that slipped through before and is still there."""
-        if earlier and self._survives(earlier, actions) and self.rng.random() < 0.5:
+        if earlier and self._survives(earlier, changes) and self.rng.random() < 0.5:
             return earlier
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
@@ -179,9 +179,9 @@ class _Lesson:
                 return mistake
         return None
 
-    def _survives(self, mistake: Mistake, actions: list[Action]) -> bool:
+    def _survives(self, mistake: Mistake, changes: list[Change]) -> bool:
         """Whether an earlier mistake can still stand on the new canvas."""
-        if self.level.placement != "grid" or any(mistake.number in action.numbers for action in actions):
+        if self.level.placement != "grid" or any(mistake.number in change.numbers for change in changes):
             return False
         thing = mistake.right or mistake.wrong
         if mistake.kind == "count" and not any(alike(thing, other) for other in self.state.values()):
@@ -190,34 +190,33 @@ class _Lesson:
         return mistake.wrong is None or mistake.wrong.cell not in cells
 
     def _plan(
-        self, actions: list[Action], first: bool, earlier: Mistake | None, misplanned: Mistake | None
+        self, changes: list[Change], first: bool, earlier: Mistake | None, misplanned: Mistake | None
     ) -> Plan:
         things = dict(self.state)
         if misplanned:
             things[misplanned.number] = misplanned.wrong
-            actions = misled(actions, misplanned)
-        changes = [self._anchored(action, actions, things) for action in actions]
-        untouched = earlier and all(earlier.number not in action.numbers for action in actions)
+            changes = misled(changes, misplanned)
+        anchored = [self._anchored(change, changes, things) for change in changes]
+        untouched = earlier and all(earlier.number not in change.numbers for change in changes)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
-        texts = language.plan_texts(changes, list(things.values()), self.level, self.rng, first, repair)
+        texts = language.plan_texts(anchored, list(things.values()), self.level, self.rng, first, repair)
         return Plan(*texts)
 
     def plan_everything(self, things: list[Object]) -> Plan:
         """The plan of a single step that adds all things; in fewer words where that is too long."""
         self.state = dict(enumerate(things))
-        actions = [Action(Change("add", None, thing), (n,)) for n, thing in self.state.items()]
-        plan = self._plan(actions, True, None, None)
+        changes = [Change("add", (n,), None, thing) for n, thing in self.state.items()]
+        plan = self._plan(changes, True, None, None)
         if count_tokens(write_plan(plan)) + 2 > self.level.budget.plan:
             plan = Plan(pick(self.rng, language.EVERYTHING), language.describe(things, self.level, 1))
         return plan
 
-    def _anchored(self, action: Action, actions: list[Action], things: Mapping[int, Object]) -> Change:
+    def _anchored(self, change: Change, changes: list[Change], things: Mapping[int, Object]) -> Change:
         """An addition with the nearest thing on the canvas to which the prompt relates it."""
-        change, number = action.change, action.numbers[0]
+        here, number = change.after, change.numbers[0]
         if change.kind != "add" or number not in things:
             return change
-        later = {n for other in actions[actions.index(action) :] for n in other.numbers}
-        here = change.after
+        later = {n for other in changes[changes.index(change) :] for n in other.numbers}
         related = [
             (relation, things[n])
             for relation, n in self.partners.get(number, ())
@@ -229,11 +228,9 @@ class _Lesson:
         return dataclasses.replace(change, anchor=nearest)
 
     def _approve(self, index: int, touched: list[int]) -> str:
-        later = [action for actions in self.plans[index + 1 :] for action in actions]
-        pending = [a.change.after.shape for a in later if a.change.kind == "add"]
-        changing = [
-            self.state[n] for a in later if a.change.kind != "add" for n in a.numbers if n in self.state
-        ]
+        later = [change for changes in self.plans[index + 1 :] for change in changes]
+        pending = [a.after.shape for a in later if a.kind == "add"]
+        changing = [self.state[n] for a in later if a.kind != "add" for n in a.numbers if n in self.state]
         new = [self.state[n] for n in touched]
         return language.approve(new, len(self.state), pending, changing, self.level, self.rng)
 

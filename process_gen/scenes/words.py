@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from process_gen.scenes.levels import NUMBERS, PLURALS
 
-T = TypeVar("T")
-
 _TOKEN = re.compile(r"<[^<>\s]*>|\w+|[^\w\s]")
 
 
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     """One of the options, each as likely."""
     return options[int(rng.random() * len(options))]
 
