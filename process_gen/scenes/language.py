@@ -11,12 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
 from process_gen.scenes.levels import NUMBERS, Level, get_level
-from process_gen.scenes.words import count_tokens, pick
+from process_gen.scenes.words import count_tokens, listed, pick
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,13 +154,11 @@ def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
         return "nothing yet"
     form = ("{} at {}", "{} {}", "a {} at {}")[style]
     items = [form.format(noun(thing, level), thing.cell) for thing in things]
-    if style == 2 and len(items) > 1:
-        items[-2:] = [f"{items[-2]} and {items[-1]}"]
-    return ", ".join(items)
+    return listed(items, " and " if style == 2 else ", ")
 
 
 def instruct(
-    change: Change, level: Level, rng: np.random.Generator | None, phrases: Sequence[str] | None = None
+    change: Change, level: Level, rng: Generator | None, phrases: Sequence[str] | None = None
 ) -> str:
     """Says one change; without `rng` in the shortest words that say it all."""
     phrases = phrases or CHANGES[change.kind]
@@ -180,9 +178,7 @@ def instruct(
     )
 
 
-def instruct_all(
-    changes: Sequence[Change], level: Level, rng: np.random.Generator | None, first: bool
-) -> str:
+def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None, first: bool) -> str:
     """Says everything that a step does, additions in one breath; without `rng` in the fewest words."""
     added = [change for change in changes if change.kind == "add"]
     said = [instruct(change, level, rng) for change in changes if change.kind != "add"]
@@ -201,7 +197,7 @@ def plan_texts(
     changes: Sequence[Change],
     things: Sequence[Object],
     level: Level,
-    rng: np.random.Generator,
+    rng: Generator,
     first: bool,
     repair: Change | None = None,
 ) -> tuple[str, str]:
@@ -233,7 +229,7 @@ def approve(
     pending: Sequence[str],
     changing: Sequence[Object],
     level: Level,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> str:
     """An inspection that finds nothing wrong.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.judge import may_become
@@ -67,15 +67,16 @@ class Mistake:
     @property
     def repair(self) -> Change:
         """What puts it right."""
-        kind = "move" if self.kind == "place" else self.kind
-        if self.wrong is None or self.right is None:
-            kind = "add" if self.wrong is None else "remove"
+        if self.wrong is None:
+            kind = "add"
+        elif self.right is None:
+            kind = "remove"
+        else:
+            kind = "move" if self.kind == "place" else self.kind
         return Change(kind, (self.number,), self.wrong, self.right)
 
 
-def plant(
-    rng: np.random.Generator, state: State, number: int, level: Level, kind: str | None = None
-) -> Mistake | None:
+def plant(rng: Generator, state: State, number: int, level: Level, kind: str | None = None) -> Mistake | None:
     """Draws a mistake for a canvas, or None where there is no way to make one of its kind.
 
     Args:
@@ -106,9 +107,7 @@ def plant(
     return Mistake(kind, _STRAY, wrong, None) if too_many else Mistake(kind, number, wrong, thing)
 
 
-def misplan(
-    rng: np.random.Generator, state: State, number: int, level: Level, request: Request
-) -> Mistake | None:
+def misplan(rng: Generator, state: State, number: int, level: Level, request: Request) -> Mistake | None:
     """Draws a mistake for the plan that adds the thing `number`.
 
     None where there is no way to make one of the kind that was drawn, or where it
@@ -132,7 +131,7 @@ def alike(one: Object, other: Object) -> bool:
     return one.shape == other.shape and one.colour == other.colour
 
 
-def name_fault(mistake: Mistake, state: State, rng: np.random.Generator) -> str:
+def name_fault(mistake: Mistake, state: State, rng: Generator) -> str:
     """The inspection that finds a mistake; `state` is how the canvas should be."""
     kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
     thing = right or wrong
@@ -147,7 +146,7 @@ def name_fault(mistake: Mistake, state: State, rng: np.random.Generator) -> str:
     return pick(rng, FAULTS[kind]).format(**fields)
 
 
-def say_repair(mistake: Mistake, level: Level, rng: np.random.Generator) -> str:
+def say_repair(mistake: Mistake, level: Level, rng: Generator) -> str:
     """The corrective instruction."""
     phrases = MISSING if mistake.wrong is None and rng.random() < 0.5 else None
     return instruct(mistake.repair, level, rng, phrases)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.graph import Box, Object
 from process_gen.scenes.levels import Level
@@ -57,7 +57,7 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
 
 
 def _candidates(
-    rng: np.random.Generator, level: Level, size: int, taken: list[Object]
+    rng: Generator, level: Level, size: int, taken: list[Object]
 ) -> Iterator[tuple[int, int, str]]:
     """Yields (x, y, cell) of places to try, in random order."""
     if level.placement == "grid":
@@ -80,7 +80,7 @@ def _candidates(
 
 
 def find_place(
-    rng: np.random.Generator,
+    rng: Generator,
     level: Level,
     looks: tuple[str, str, int],
     taken: list[Object],
@@ -109,7 +109,7 @@ def find_place(
     return None
 
 
-def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[int, Box]:
+def _regions(rng: Generator, level: Level, request: Request) -> dict[int, Box]:
     """Opposite sides of the canvas for related clauses, in one band across it.
 
     Four things strewn over the canvas leave no place that is plainly below all
@@ -130,7 +130,7 @@ def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[i
     return regions
 
 
-def place_request(rng: np.random.Generator, level: Level, request: Request) -> list[Object]:
+def place_request(rng: Generator, level: Level, request: Request) -> list[Object]:
     """Draws what the request leaves open and places everything, listed as the prompt names it.
 
     Raises:
@@ -145,7 +145,7 @@ def place_request(rng: np.random.Generator, level: Level, request: Request) -> l
 
 
 def _place_clauses(
-    rng: np.random.Generator, level: Level, request: Request, regions: dict[int, Box]
+    rng: Generator, level: Level, request: Request, regions: dict[int, Box]
 ) -> list[list[Object]] | None:
     """One attempt to place the things of every clause."""
     placed: list[Object] = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
 from process_gen.scenes.splits import HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
-from process_gen.scenes.words import count_tokens, inflect, pick
+from process_gen.scenes.words import count_tokens, inflect, listed, pick
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of", "draw", "show")
 RELATION_PHRASES = {
@@ -18,16 +18,14 @@ RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+LAST = (" and ", " and ", ", ")
+"""What stands before the last thing of a list, as often as it is listed."""
 
 
-def sample_request(
-    rng: np.random.Generator, level: str | Level, category: str, split: Split = "train"
-) -> Request:
+def sample_request(rng: Generator, level: str | Level, category: str, split: Split = "train") -> Request:
     """Draws a prompt.
 
     Args:
-      rng: where all randomness comes from.
-      level: name or row of the table of levels.
       category: one of `categories(level)`.
       split: `train` draws requests without any held-out composition, `heldout`
         such with at least one (see `splits`; single objects have none).
@@ -45,9 +43,7 @@ def sample_request(
             return Request(_write(rng, named, relations, level), category, clauses, level.name)
 
 
-def _draw(
-    rng: np.random.Generator, level: Level, category: str, split: Split
-) -> tuple[list[Named], list[Relation]]:
+def _draw(rng: Generator, level: Level, category: str, split: Split) -> tuple[list[Named], list[Relation]]:
     """Noun phrases and relations of one category, before the split is checked."""
     if category in ("single_object", "colors", "counting"):
         colour = pick(rng, level.colours) if category == "colors" else None
@@ -66,9 +62,7 @@ def _draw(
     return _draw_long(rng, level, NUMBERS.index(category.split("_")[0]), split)
 
 
-def _draw_long(
-    rng: np.random.Generator, level: Level, total: int, split: Split
-) -> tuple[list[Named], list[Relation]]:
+def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[list[Named], list[Relation]]:
     """Two to `total` noun phrases for `total` objects, up to two relations."""
     most = min(total, len(level.shapes) if split == "heldout" else 4)
     phrases = most - min(int(rng.random() * rng.random() * most), most - 2)
@@ -95,7 +89,7 @@ def _draw_long(
     return named, relations
 
 
-def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split: Split) -> list[str]:
+def _distinct_shapes(rng: Generator, level: Level, number: int, split: Split) -> list[str]:
     """Different shapes in random order; in training none that may not meet."""
     while True:
         chosen = sorted(level.shapes, key=lambda _: rng.random())[:number]
@@ -104,7 +98,7 @@ def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split:
             return chosen
 
 
-def _write(rng: np.random.Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
+def _write(rng: Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
     """Puts noun phrases and relations into words, within the level's budget."""
     bare = [inflect(one.shape, one.count) for one in named]
     for attempt in range(22):
@@ -112,9 +106,9 @@ def _write(rng: np.random.Generator, named: list[Named], relations: list[Relatio
         phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
         if relations and len(named) > 2 and rng.random() < 0.4 and not short:
             facts = [f"the {bare[a]} {phrases[r]} the {bare[b]}" for a, r, b in relations]
-            text = f"{_listed(rng, [str(one) for one in named])}, with {' and '.join(facts)}"
+            text = f"{listed([str(one) for one in named], pick(rng, LAST))}, with {' and '.join(facts)}"
         else:
-            text = _listed(rng, _inline(named, relations, phrases))
+            text = listed(_inline(named, relations, phrases), pick(rng, LAST))
         if rng.random() < 0.7 and not short:
             text = f"{PREFIXES[0] if rng.random() < 0.5 else pick(rng, PREFIXES)} {text}"
         if count_tokens(text) + 2 <= level.budget.prompt:
@@ -134,8 +128,3 @@ def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, st
         elif i not in targets:
             items.append(str(one))
     return items
-
-
-def _listed(rng: np.random.Generator, items: list[str]) -> str:
-    last = pick(rng, (" and ", " and ", ", "))
-    return last.join((", ".join(items[:-1]), items[-1])) if len(items) > 1 else items[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.graph import Object
 from process_gen.scenes.language import Change
@@ -37,7 +37,7 @@ def misled(changes: list[Change], mistake: Mistake) -> list[Change]:
 
 
 def schedule(
-    rng: np.random.Generator,
+    rng: Generator,
     level: Level,
     request: Request,
     final: list[Object],
@@ -71,7 +71,7 @@ def _detour_kinds(request: Request) -> tuple[str, ...]:
 
 
 def _take_detour(
-    rng: np.random.Generator, level: Level, steps: list[list[Change]], request: Request, things: list[Object]
+    rng: Generator, level: Level, steps: list[list[Change]], request: Request, things: list[Object]
 ) -> None:
     """Rewrites the steps, in place, so that they reach the same end another way."""
     kind, final = pick(rng, _detour_kinds(request)), dict(enumerate(things))
@@ -99,9 +99,7 @@ def _take_detour(
     _insert_later(rng, steps, start, mistake.repair)
 
 
-def _swap(
-    rng: np.random.Generator, level: Level, steps: list[list[Change]], final: dict[int, Object]
-) -> None:
+def _swap(rng: Generator, level: Level, steps: list[list[Change]], final: dict[int, Object]) -> None:
     """Two things are first drawn in each other's place."""
     if len(final) < 2:
         return
@@ -121,7 +119,7 @@ def _swap(
     _insert_later(rng, steps, start, Change("swap", (a, b), first, final[a], second))
 
 
-def _insert_later(rng: np.random.Generator, steps: list[list[Change]], start: int, change: Change) -> None:
+def _insert_later(rng: Generator, steps: list[list[Change]], start: int, change: Change) -> None:
     """Puts a change after step `start`: into a step of one change, or as a step of its own."""
     shared = [i for i in range(start + 1, len(steps)) if len(steps[i]) == 1]
     if shared and (len(steps) >= MAX_STEPS or rng.random() < 0.4):

@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes import language
 from process_gen.scenes.graph import Object, Scene
@@ -41,7 +41,7 @@ from process_gen.trajectory.stages import Mode, Plan, Trajectory, Turn, draft, r
 
 def teach(
     request: Request,
-    rng: np.random.Generator,
+    rng: Generator,
     level: str | Level,
     *,
     wrong: float = 0.3,
@@ -54,9 +54,6 @@ def teach(
     """Makes one trajectory for a request; the final image always satisfies it.
 
     Args:
-      request: what to draw.
-      rng: where all randomness comes from.
-      level: name or row of the table of levels.
       wrong: probability that a draft holds a mistake that is then refined.
       misplan: probability that a plan holds one, which its draft carries out and
         the refinement corrects.
@@ -80,7 +77,7 @@ def teach(
     return lesson.trajectory(Mode.PROCESS)
 
 
-def baseline(request: Request, rng: np.random.Generator, level: str | Level, mode: Mode) -> Trajectory:
+def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -> Trajectory:
     """A trajectory for one of the baselines: one right image, with a plan or without."""
     level = get_level(level)
     final = sort_places(place_request(rng, level, request), request.partners(), level)
@@ -95,7 +92,7 @@ def baseline(request: Request, rng: np.random.Generator, level: str | Level, mod
 class _Lesson:
     """A trajectory in the making."""
 
-    def __init__(self, rng: np.random.Generator, level: Level, plans: list[list[Change]], request: Request):
+    def __init__(self, rng: Generator, level: Level, plans: list[list[Change]], request: Request):
         self.rng, self.level, self.plans = rng, level, plans
         self.request, self.partners = request, request.partners()
         self.state: dict[int, Object] = {}
@@ -213,19 +210,20 @@ class _Lesson:
 
     def _anchored(self, change: Change, changes: list[Change], things: Mapping[int, Object]) -> Change:
         """An addition with the nearest thing on the canvas to which the prompt relates it."""
-        here, number = change.after, change.numbers[0]
-        if change.kind != "add" or number not in things:
+        if change.kind != "add":
             return change
+        here = change.after
         later = {n for other in changes[changes.index(change) :] for n in other.numbers}
         related = [
             (relation, things[n])
-            for relation, n in self.partners.get(number, ())
+            for relation, n in self.partners.get(change.numbers[0], ())
             if n in things and n not in later and plainly(relation, here, things[n])
         ]
-        if not related:
-            return change
-        nearest = min(related, key=lambda pair: abs(pair[1].x - here.x) + abs(pair[1].y - here.y))
-        return dataclasses.replace(change, anchor=nearest)
+
+        def distance(anchor: tuple[str, Object]) -> float:
+            return abs(anchor[1].x - here.x) + abs(anchor[1].y - here.y)
+
+        return dataclasses.replace(change, anchor=min(related, key=distance, default=None))
 
     def _approve(self, index: int, touched: list[int]) -> str:
         later = [change for changes in self.plans[index + 1 :] for change in changes]
@@ -241,7 +239,7 @@ def texts(trajectory: Trajectory) -> list[str]:
     return [trajectory.prompt, *(text for text in said if text is not None)]
 
 
-def corpus(rng: np.random.Generator, level: str | Level, n: int) -> list[str]:
+def corpus(rng: Generator, level: str | Level, n: int) -> list[str]:
     """The texts of `n` training trajectories, for a tokenizer to learn from."""
     names, lines = categories(level), []
     for index in range(n):

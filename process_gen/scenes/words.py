@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.levels import NUMBERS, PLURALS
 
 _TOKEN = re.compile(r"<[^<>\s]*>|\w+|[^\w\s]")
 
 
-def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+def pick(rng: Generator, options: Sequence[Any]) -> Any:
     """One of the options, each as likely."""
     return options[int(rng.random() * len(options))]
 
@@ -26,6 +26,11 @@ def noun_phrase(count: int | None, colour: str | None, shape: str) -> str:
     """Such as "two red circles", or "a circle" where `count` is None."""
     number = "a" if count is None else NUMBERS[count]
     return " ".join(filter(None, (number, colour, inflect(shape, count))))
+
+
+def listed(items: Sequence[str], last: str) -> str:
+    """Items with commas between them, but `last` before the last one."""
+    return last.join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
 def count_tokens(text: str) -> int:
