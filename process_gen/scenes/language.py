@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from numpy.random import Generator
@@ -224,26 +224,22 @@ def plan_texts(
 
 
 def approve(
-    new: Sequence[Object],
-    drawn: int,
-    pending: Sequence[str],
-    changing: Sequence[Object],
-    level: Level,
-    rng: Generator,
+    touched: Sequence[int], state: Mapping[int, Object], later: Sequence[Change], level: Level, rng: Generator
 ) -> str:
     """An inspection that finds nothing wrong.
 
     Args:
-      new: what this step has drawn or changed.
-      drawn: how many things there are.
-      pending: shapes that are not drawn yet.
-      changing: things on the canvas that a later step will change.
+      touched: numbers of what this step has drawn or changed.
+      state: everything on the canvas, by number.
+      later: what the steps after this one do.
     """
-    fields = {"number": f"{NUMBERS[drawn]} object{'' if drawn == 1 else 's'}"}
-    if new:
-        thing = pick(rng, new)
+    pending = [change.after.shape for change in later if change.kind == "add"]
+    changing = [state[n] for change in later if change.kind != "add" for n in change.numbers if n in state]
+    fields = {"number": f"{NUMBERS[len(state)]} object{'' if len(state) == 1 else 's'}"}
+    if touched:
+        thing = state[pick(rng, touched)]
         fields["thing"] = f"the {thing.colour} {thing.shape} at {thing.cell}"
-    text, more = pick(rng, FINE if new else FINE[:7]).format(**fields), None
+    text, more = pick(rng, FINE if touched else FINE[:7]).format(**fields), None
     if changing and rng.random() < 0.5:
         other = pick(rng, changing)
         more = pick(rng, TO_CHANGE).format(thing=f"the {other.shape} at {other.cell}")

@@ -135,28 +135,25 @@ def order_clauses(named: Sequence[Named], relations: Sequence[Relation]) -> tupl
         if subject in target:
             raise ValueError(f"two relations for the {named[subject].shape}; one is supported")
         target[subject] = (relation, other)
-    order: list[int] = []
+    clauses: list[Clause] = []
+    place: dict[int, int] = {}
 
-    def visit(index: int, subjects: tuple[int, ...] = ()) -> None:
+    def add(index: int, subjects: tuple[int, ...] = ()) -> None:
         if index in subjects:
             raise ValueError("the relations form a circle")
+        if index in place:
+            return
+        one, position = named[index], None
         if index in target:
-            visit(target[index][1], (*subjects, index))
-        if index not in order:
-            order.append(index)
+            relation, other = target[index]
+            add(other, (*subjects, index))
+            position = (relation, place[other])
+        place[index] = len(clauses)
+        clauses.append(Clause(one.shape, one.count or 1, one.colour, position))
 
     for index in range(len(named)):
-        visit(index)
-    place = {index: position for position, index in enumerate(order)}
-    return tuple(
-        Clause(
-            named[i].shape,
-            named[i].count or 1,
-            named[i].colour,
-            (target[i][0], place[target[i][1]]) if i in target else None,
-        )
-        for i in order
-    )
+        add(index)
+    return tuple(clauses)
 
 
 def categorize(named: Sequence[Named], relations: Sequence[Relation]) -> str:

@@ -17,6 +17,7 @@ corrects it. Nobody learns to write such plans (`Turn.before_weight`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -122,7 +123,8 @@ class _Lesson:
         drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
         inspect, corrections = None, []
         if mistake is None:
-            inspect = self._approve(index, touched)
+            later = list(itertools.chain.from_iterable(self.plans[index + 1 :]))
+            inspect = language.approve(touched, self.state, later, self.level, rng)
         elif not slips:
             seen = mistake.as_seen(self.state)
             inspect = name_fault(seen, self.state, rng)
@@ -155,7 +157,7 @@ class _Lesson:
 
     def _misplan(self, changes: list[Change]) -> Mistake | None:
         """A mistake of the plan that adds something to a canvas that is right otherwise."""
-        added = [a.numbers[0] for a in changes if a.kind == "add"]
+        added = [change.numbers[0] for change in changes if change.kind == "add"]
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
         for _ in range(4):
@@ -224,13 +226,6 @@ class _Lesson:
             return abs(anchor[1].x - here.x) + abs(anchor[1].y - here.y)
 
         return dataclasses.replace(change, anchor=min(related, key=distance, default=None))
-
-    def _approve(self, index: int, touched: list[int]) -> str:
-        later = [change for changes in self.plans[index + 1 :] for change in changes]
-        pending = [a.after.shape for a in later if a.kind == "add"]
-        changing = [self.state[n] for a in later if a.kind != "add" for n in a.numbers if n in self.state]
-        new = [self.state[n] for n in touched]
-        return language.approve(new, len(self.state), pending, changing, self.level, self.rng)
 
 
 def texts(trajectory: Trajectory) -> list[str]:
