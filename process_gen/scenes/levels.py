@@ -103,7 +103,7 @@ class Level:
 
     @functools.cached_property
     def palette(self) -> np.ndarray:
-        """[colours + 1, 3] float32, less the background, which comes last itself."""
+        """Every colour, and the background last, [colours + 1, 3] float32; the background is zero."""
         rows = np.asarray([*(COLOURS[name] for name in self.colours), BACKGROUND], np.float32)
         return rows - np.asarray(BACKGROUND, np.float32)
 

@@ -44,10 +44,9 @@ def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
 
 
 def _blurred(values: np.ndarray) -> np.ndarray:
-    padded = np.pad(values, ((1, 1), (0, 0), (0, 0)), "edge")
-    rows = sum(w * padded[i : i + len(values)] for i, w in enumerate(_BLUR))
-    padded = np.pad(rows, ((0, 0), (1, 1), (0, 0)), "edge")
-    return sum(w * padded[:, i : i + values.shape[1]] for i, w in enumerate(_BLUR))
+    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)), "edge")
+    rows = sum(weight * padded[i : i + len(values)] for i, weight in enumerate(_BLUR))
+    return sum(weight * rows[:, i : i + values.shape[1]] for i, weight in enumerate(_BLUR))
 
 
 def _regions(labels: np.ndarray) -> np.ndarray:

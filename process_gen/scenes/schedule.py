@@ -15,6 +15,8 @@ from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
 
 MAX_STEPS = 6
+ORDERED = 0.9
+"""How often things are drawn in the order in which the prompt names them."""
 
 
 def apply(change: Change, state: dict[int, Object]) -> None:
@@ -37,17 +39,11 @@ def misled(changes: list[Change], mistake: Mistake) -> list[Change]:
 
 
 def schedule(
-    rng: Generator,
-    level: Level,
-    request: Request,
-    final: list[Object],
-    detour: float,
-    pair: float,
-    ordered: float,
+    rng: Generator, level: Level, request: Request, final: list[Object], detour: float, pair: float
 ) -> list[list[Change]]:
     """The changes of each step, at most `MAX_STEPS` steps, ending in the final scene."""
     order = list(range(len(final)))
-    if rng.random() >= ordered:
+    if rng.random() >= ORDERED:
         order.sort(key=lambda _: rng.random())
     steps: list[list[Change]] = []
     while order:

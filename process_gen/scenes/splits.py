@@ -31,24 +31,13 @@ from process_gen.scenes.requests import Clause
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
-HELD_OUT_COLOURED = frozenset(
-    {
-        ("purple", "circle"),
-        ("green", "square"),
-        ("red", "triangle"),
-        ("blue", "star"),
-        ("yellow", "cross"),
-        ("white", "ring"),
-    }
-)
+HELD_OUT_COLOURED = frozenset(zip(("purple", "green", "red", "blue", "yellow", "white"), SHAPES, strict=True))
 HELD_OUT_TOGETHER = frozenset(
     frozenset(pair) for pair in (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))
 )
 """A path, so that four shapes can still meet in one training prompt."""
 
-HELD_OUT_COUNTS = frozenset(
-    {("triangle", 2), ("cross", 2), ("circle", 3), ("star", 3), ("square", 4), ("ring", 4)}
-)
+HELD_OUT_COUNTS = frozenset(zip(SHAPES, (3, 4, 2, 3, 2, 4), strict=True))
 
 
 def _hashed(text: str) -> bool:

@@ -50,7 +50,6 @@ def teach(
     slip: float = 0.08,
     detour: float = 0.25,
     pair: float = 0.5,
-    ordered: float = 0.9,
 ) -> Trajectory:
     """Makes one trajectory for a request; the final image always satisfies it.
 
@@ -61,11 +60,10 @@ def teach(
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
       pair: probability that a step adds two objects instead of one.
-      ordered: probability that objects are drawn in the prompt's order.
     """
     level = get_level(level)
     final = sort_places(place_request(rng, level, request), request.partners(), level)
-    plans = schedule(rng, level, request, final, detour, pair, ordered)
+    plans = schedule(rng, level, request, final, detour, pair)
     lesson = _Lesson(rng, level, plans, request)
     for index in range(len(plans)):
         draw = rng.random()
