@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -119,18 +121,12 @@ def _save(image: Image.Image, path: str) -> None:
         raise ValueError(f"cannot write {path}: {error}") from None
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
-        return int(text)
+def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return value
 
     return number
 
@@ -149,11 +145,13 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         sub.add_argument("--level", default="default", choices=list(LEVELS), help="how hard the world is")
         if name != "judge":
-            sub.add_argument("--seed", type=_at_least(0), default=0)
+            sub.add_argument("--seed", type=_number(int, 0), default=0)
         return sub
 
     prompts = command("prompts", prompts_command)
-    prompts.add_argument("--count", type=_at_least(1), default=3, help="prompts of each category and split")
+    prompts.add_argument(
+        "--count", type=_number(int, 1), default=3, help="prompts of each category and split"
+    )
     prompts.add_argument("--category", action="append", help="only this one; may be repeated")
     prompts.add_argument("--split", action="append", choices=SPLITS, help="only this one; may be repeated")
     prompts.add_argument("--jsonl", action="store_true", help="one line of metadata each")
@@ -162,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = render.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="what to draw; what it leaves open is drawn at random")
     what.add_argument("--scene", help="a scene as JSON, or a file that holds one")
-    render.add_argument("--scale", type=_at_least(1), default=1, help="times as large")
+    render.add_argument("--scale", type=_number(int, 1), default=1, help="times as large")
     render.add_argument("--out", required=True, help="the PNG file to write")
 
     judging = command("judge", judge_command)
@@ -174,7 +172,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--category", default="four_objects", help="of the sampled prompt")
     show.add_argument("--split", default="train", choices=SPLITS)
     for name, default in ODDS.items():
-        show.add_argument(f"--{name}", type=_share, default=default, help="probability, see teacher.teach")
+        show.add_argument(
+            f"--{name}", type=_number(float, 0, 1), default=default, help="probability, see teacher.teach"
+        )
     show.add_argument("--out", required=True, help="the PNG file to write")
     return parser
 

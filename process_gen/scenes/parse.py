@@ -93,8 +93,7 @@ def _clarity(cells: np.ndarray, masks: np.ndarray, level: Level) -> tuple[np.nda
     distances[np.arange(len(cells)), colour] = np.inf
     ratio = first / np.maximum(distances.min(1, initial=np.inf), 1e-6)
     axis = level.palette[colour]
-    share = np.einsum("npc,nc->np", cells, axis) / (axis * axis).sum(1, keepdims=True)
-    share = share.clip(0, 1)
+    share = (np.einsum("npc,nc->np", cells, axis) / (axis * axis).sum(1, keepdims=True)).clip(0, 1)
     overlap = np.minimum(share, masks).sum(1) / np.maximum(share, masks).sum(1)
     return overlap, ratio, colour
 

@@ -106,8 +106,8 @@ def _fit(
     ]
     if not matches:
         return _unclear(box, level, level.colours[colour], 0.0), region
-    _, shape, size, left, top = min(matches, key=lambda match: match[0])
-    mask, place = shapes.placed_mask(shape, size, left, top, level.image_size)
+    _, shape, size, x, y = min(matches, key=lambda match: match[0])
+    mask, place = shapes.placed_mask(shape, size, x, y, level.image_size)
     weight = mask * counts[place]
     overlap = np.minimum(share[place], mask) * counts[place]
     union = np.maximum(share[place], mask) * counts[place]
@@ -119,8 +119,6 @@ def _fit(
     covered[place] = mask > 0.25
     if score < MIN_OVERLAP or visible < _MIN_VISIBLE or distances[0] > MAX_COLOUR_RATIO * distances[1]:
         return _unclear(box, level, level.colours[colour], score), region
-    middle = shapes.canvas_of(size) // 2
-    x, y = int(left + middle), int(top + middle)
     found = Object(shape, level.colours[colour], level.cell_at(x, y), x, y, size, round(score, 3))
     return found, covered
 
@@ -128,7 +126,7 @@ def _fit(
 def _best_place(
     share: np.ndarray, counts: np.ndarray, box: tuple[int, ...], size: int, level: Level
 ) -> tuple[float, str, int, int, int]:
-    """Least squares over shapes and places of one size: (error, shape, size, left, top)."""
+    """Least squares over shapes and places of one size: (error, shape, size, x, y)."""
     x0, y0, x1, y1 = box
     pad = canvas = shapes.canvas_of(size)
     weight = np.pad(counts.astype(np.float32), pad)
@@ -143,8 +141,8 @@ def _best_place(
     errors = (targets * targets).sum(1)[:, None] - 2 * targets @ masks.T + weights @ (masks * masks).T
     place, shape = np.unravel_index(errors.argmin(), errors.shape)
     row, column = divmod(int(place), len(columns))
-    left, top = int(columns[column]) - pad, int(rows[row]) - pad
-    return float(errors[place, shape]), level.shapes[shape], size, left, top
+    x, y = int(columns[column]) - pad + canvas // 2, int(rows[row]) - pad + canvas // 2
+    return float(errors[place, shape]), level.shapes[shape], size, x, y
 
 
 def _box(region: np.ndarray) -> tuple[int, ...]:

@@ -52,13 +52,12 @@ def _draw(rng: Generator, level: Level, category: str, split: Split) -> tuple[li
     if category in ("two_object", "color_attr", "position"):
         coloured = category == "color_attr" or (category == "position" and rng.random() < 0.35)
         shapes = _distinct_shapes(rng, level, 2, split)
-        colours = [None, None]
-        if coloured:
-            first = pick(rng, level.colours)
-            # GenEval asks for two different colours.
-            colours = [first, pick(rng, [c for c in level.colours if c != first])]
+        one = other = None
+        if coloured:  # GenEval asks for two different colours
+            one = pick(rng, level.colours)
+            other = pick(rng, [colour for colour in level.colours if colour != one])
         relations = [(0, pick(rng, tuple(RELATION_PHRASES)), 1)] if category == "position" else []
-        return [Named(shape, None, colour) for shape, colour in zip(shapes, colours, strict=True)], relations
+        return [Named(shapes[0], None, one), Named(shapes[1], None, other)], relations
     return _draw_long(rng, level, NUMBERS.index(category.split("_")[0]), split)
 
 
@@ -118,13 +117,6 @@ def _write(rng: Generator, named: list[Named], relations: list[Relation], level:
 
 def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
     """The list of things, a related pair as one thing: "a circle left of a square"."""
-    related = {a: (relation, b) for a, relation, b in relations}
+    related = {a: f" {phrases[relation]} {named[b]}" for a, relation, b in relations}
     targets = {b for _, _, b in relations}
-    items = []
-    for i, one in enumerate(named):
-        if i in related:
-            relation, target = related[i]
-            items.append(f"{one} {phrases[relation]} {named[target]}")
-        elif i not in targets:
-            items.append(str(one))
-    return items
+    return [f"{one}{related.get(i, '')}" for i, one in enumerate(named) if i not in targets]

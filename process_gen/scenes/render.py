@@ -24,9 +24,8 @@ def render(scene: Scene, level: str | Level) -> np.ndarray:
     for thing in scene.objects:
         if not thing.clear:
             raise ValueError(f"cannot draw the unclear thing at {thing.cell}")
-        middle = shapes.canvas_of(thing.size) // 2
-        left, top = round(thing.x) - middle, round(thing.y) - middle
-        mask, place = shapes.placed_mask(thing.shape, thing.size, left, top, level.image_size)
+        x, y = round(thing.x), round(thing.y)
+        mask, place = shapes.placed_mask(thing.shape, thing.size, x, y, level.image_size)
         # In a grid a thing has its cell to itself: one that stands there already is wiped out.
         under = image[place] if level.placement == "free" else background
         coverage, colour = mask[..., None], np.asarray(COLOURS[thing.colour], np.float32)

@@ -55,11 +55,10 @@ def canvas_of(size: int) -> int:
     return size + size % 2
 
 
-def placed_mask(
-    shape: str, size: int, left: int, top: int, side: int
-) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """A mask cut to a square image of `side` pixels, and where it lies there."""
+def placed_mask(shape: str, size: int, x: int, y: int, side: int) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """A mask around (x, y), cut to a square image of `side` pixels, and where it lies there."""
     canvas = canvas_of(size)
+    left, top = x - canvas // 2, y - canvas // 2
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + canvas, side), min(top + canvas, side)
     inside = mask(shape, size, canvas)[y0 - top : y1 - top, x0 - left : x1 - left]
     return inside, (slice(y0, y1), slice(x0, x1))

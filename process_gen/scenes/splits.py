@@ -32,9 +32,7 @@ Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 HELD_OUT_COLOURED = frozenset(zip(("purple", "green", "red", "blue", "yellow", "white"), SHAPES, strict=True))
-HELD_OUT_TOGETHER = frozenset(
-    frozenset(pair) for pair in (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))
-)
+HELD_OUT_TOGETHER = frozenset(map(frozenset, (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))))
 """A path, so that four shapes can still meet in one training prompt."""
 
 HELD_OUT_COUNTS = frozenset(zip(SHAPES, (3, 4, 2, 3, 2, 4), strict=True))

@@ -64,7 +64,7 @@ def teach(
     level = get_level(level)
     final = sort_places(place_request(rng, level, request), request.partners(), level)
     plans = schedule(rng, level, request, final, detour, pair)
-    lesson = _Lesson(rng, level, plans, request)
+    lesson = _Lesson(rng, level, plans, request, Mode.PROCESS)
     for index in range(len(plans)):
         draw = rng.random()
         if draw < slip and index + 1 < len(plans) and lesson.unnoticed is None:
@@ -73,33 +73,40 @@ def teach(
             lesson.step(index, "draft")
         else:
             lesson.step(index, "plan" if draw < slip + wrong + misplan else None)
-    return lesson.trajectory(Mode.PROCESS)
+    return Trajectory(request.text, tuple(lesson.turns), metadata=lesson.metadata)
 
 
 def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -> Trajectory:
     """A trajectory for one of the baselines: one right image, with a plan or without."""
     level = get_level(level)
     final = sort_places(place_request(rng, level, request), request.partners(), level)
-    lesson = _Lesson(rng, level, [], request)
+    lesson = _Lesson(rng, level, [], request, Mode(mode))
     plan = lesson.plan_everything(final) if mode == Mode.PLAN_ONLY else None
     scene = Scene(tuple(final))
     lesson.turns.append(draft(render(scene, level), plan))
     lesson.record(scene, None, None)
-    return lesson.trajectory(mode)
+    return Trajectory(request.text, tuple(lesson.turns), metadata=lesson.metadata)
 
 
 class _Lesson:
     """A trajectory in the making."""
 
-    def __init__(self, rng: Generator, level: Level, plans: list[list[Change]], request: Request):
+    def __init__(self, rng: Generator, level: Level, plans: list[list[Change]], request: Request, mode: Mode):
         self.rng, self.level, self.plans = rng, level, plans
         self.request, self.partners = request, request.partners()
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
         self.turns: list[Turn] = []
-        self.scenes: list[dict[str, Any]] = []
-        self.drafts: list[dict[str, Any] | None] = []
-        self.mistakes: list[dict[str, Any] | None] = []
+        self.metadata: dict[str, Any] = {
+            "category": request.category,
+            "level": level.name,
+            "split": "heldout" if is_held_out(request.clauses) else "train",
+            "mode": mode.value,
+            "request": request.metadata(),
+            "scenes": [],
+            "drafts": [],
+            "mistakes": [],
+        }
 
     def step(self, index: int, fault: Literal["slip", "draft", "plan"] | None) -> None:
         """Appends one step: a draft turn, and a refine turn where a mistake is noticed.
@@ -135,23 +142,9 @@ class _Lesson:
 
     def record(self, scene: Scene, drawn: Scene | None, mistake: dict[str, Any] | None) -> None:
         """Notes how the canvas should stand after a step, what the sketch shows instead, what is wrong."""
-        self.scenes.append(scene.to_json())
-        self.drafts.append(None if drawn is None else drawn.to_json())
-        self.mistakes.append(mistake)
-
-    def trajectory(self, mode: Mode) -> Trajectory:
-        """All steps so far, with what the teacher knows besides as plain JSON (`record`)."""
-        metadata = {
-            "category": self.request.category,
-            "level": self.level.name,
-            "split": "heldout" if is_held_out(self.request.clauses) else "train",
-            "mode": Mode(mode).value,
-            "request": self.request.metadata(),
-            "scenes": self.scenes,
-            "drafts": self.drafts,
-            "mistakes": self.mistakes,
-        }
-        return Trajectory(self.request.text, tuple(self.turns), metadata=metadata)
+        self.metadata["scenes"].append(scene.to_json())
+        self.metadata["drafts"].append(None if drawn is None else drawn.to_json())
+        self.metadata["mistakes"].append(mistake)
 
     def _misplan(self, changes: list[Change]) -> Mistake | None:
         """A mistake of the plan that adds something to a canvas that is right otherwise."""
