@@ -149,9 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     prompts = command("prompts", prompts_command)
-    prompts.add_argument(
-        "--count", type=_number(int, 1), default=3, help="prompts of each category and split"
-    )
+    prompts.add_argument("--count", type=_number(int, 1), default=3, help="of each category and split")
     prompts.add_argument("--category", action="append", help="only this one; may be repeated")
     prompts.add_argument("--split", action="append", choices=SPLITS, help="only this one; may be repeated")
     prompts.add_argument("--jsonl", action="store_true", help="one line of metadata each")
@@ -171,10 +169,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--prompt", help="what to draw; a sampled prompt by default")
     show.add_argument("--category", default="four_objects", help="of the sampled prompt")
     show.add_argument("--split", default="train", choices=SPLITS)
+    share = _number(float, 0, 1)
     for name, default in ODDS.items():
-        show.add_argument(
-            f"--{name}", type=_number(float, 0, 1), default=default, help="probability, see teacher.teach"
-        )
+        show.add_argument(f"--{name}", type=share, default=default, help="probability, see teacher.teach")
     show.add_argument("--out", required=True, help="the PNG file to write")
     return parser
 

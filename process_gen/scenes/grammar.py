@@ -99,7 +99,7 @@ class _Reader:
             subject = target
 
     def _thing(self) -> int:
-        """Reads a thing; returns the index of its noun phrase."""
+        """Reads a thing; returns the index of its noun phrase, an earlier one for "the circle"."""
         start = self.at
         definite = self._take("the")
         count = None
@@ -115,26 +115,20 @@ class _Reader:
             raise ValueError(f"expected a colour or a shape after {self._context()}")
         self.at += 1
         if definite:
-            return self._refer(shape, colour, plural=noun in _SINGULAR)
+            found = [
+                i for i, one in enumerate(self.named) if one.shape == shape and colour in (None, one.colour)
+            ]
+            if len(found) > 1:
+                name = shape if colour is None else f"{colour} {shape}"
+                raise ValueError(f"'the {name}' could mean several things")
+            if found:
+                return found[0]
         if noun in _SINGULAR and count is None and self.words[start] not in ("a", "an"):
             raise ValueError(f"say how many {noun} there are")
         wanted = inflect(shape, count)
         if noun != wanted:
             raise ValueError(f"write {wanted!r} instead of {noun!r} here")
         self.named.append(Named(shape, count, colour))
-        return len(self.named) - 1
-
-    def _refer(self, shape: str, colour: str | None, plural: bool) -> int:
-        """Finds what "the circle" means, or takes it for something new."""
-        found = [i for i, one in enumerate(self.named) if one.shape == shape and colour in (None, one.colour)]
-        noun = shape if colour is None else f"{colour} {shape}"
-        if len(found) > 1:
-            raise ValueError(f"'the {noun}' could mean several things")
-        if found:
-            return found[0]
-        if plural:
-            raise ValueError(f"say how many {PLURALS[shape]} there are")
-        self.named.append(Named(shape, None, colour))
         return len(self.named) - 1
 
     def _word(self) -> str:
