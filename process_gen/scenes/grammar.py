@@ -28,14 +28,13 @@ _PHRASES = sorted(
 _SINGULAR = {plural: shape for shape, plural in PLURALS.items()}
 
 
-def prompt_words(level: str | Level) -> frozenset[str]:
+def prompt_words(level: str | Level) -> set[str]:
     """Every word and punctuation mark that a prompt of this level may hold."""
     level = get_level(level)
     phrases = (*PREFIXES, *(phrase for phrases in RELATION_PHRASES.values() for phrase in phrases))
     words = {word for phrase in phrases for word in phrase.split()}
-    words.update(_GLUE, NUMBERS[1 : level.max_objects + 1], level.colours, level.shapes)
-    words.update(PLURALS[shape] for shape in level.shapes)
-    return frozenset(words)
+    plurals = [PLURALS[shape] for shape in level.shapes]
+    return words.union(_GLUE, NUMBERS[1 : level.max_objects + 1], level.colours, level.shapes, plurals)
 
 
 def read_request(text: str, level: str | Level = "default") -> Request | Malformed:

@@ -77,9 +77,7 @@ class Verdict:
 
 def judge(request: Request, image_or_scene: np.ndarray | Scene) -> Verdict:
     """Judges an image of the request's level, [H, W, 3] uint8, or a scene."""
-    scene = image_or_scene
-    if not isinstance(scene, Scene):
-        scene = parse(scene, request.level)
+    scene = image_or_scene if isinstance(image_or_scene, Scene) else parse(image_or_scene, request.level)
     clear = [thing for thing in scene.objects if thing.clear]
     assignments = itertools.islice(_assignments(request.clauses, clear), _MAX_ASSIGNMENTS)
     options = (_check_clauses(request.clauses, groups) for groups in assignments)

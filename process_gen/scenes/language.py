@@ -204,9 +204,7 @@ def plan_texts(
     """Instruction and description of a step, within the level's budget.
 
     Args:
-      changes: what the step does.
       things: the whole scene as it should stand afterwards.
-      first: whether this is the first step.
       repair: an earlier mistake to put right as well, said where there is room.
     """
     room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags

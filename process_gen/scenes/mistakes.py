@@ -123,8 +123,7 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
     mistake = plant(rng, state, number, level, kind)
     if mistake is None or mistake.wrong is None:
         return None
-    fine = may_become(request, Scene(tuple(mistake.apply(state).values())))
-    return None if fine else mistake
+    return None if may_become(request, Scene(tuple(mistake.apply(state).values()))) else mistake
 
 
 def alike(one: Object, other: Object) -> bool:

@@ -24,9 +24,8 @@ def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
     """Reads one image, [H, W, 3] float32 less the background; objects come row by row."""
     smooth = _blurred(deviation)
     labels = ((smooth[:, :, None] - level.palette) ** 2).sum(-1).argmin(-1)
-    background = len(level.colours)
     regions = _regions(labels)
-    solid = _in_blocks(labels) & (labels != background)
+    solid = _in_blocks(labels) & (labels != len(level.colours))
     names, areas = np.unique(regions[solid], return_counts=True)
     found: list[Object] = []
     explained = np.zeros(labels.shape, bool)

@@ -17,7 +17,6 @@ corrects it. Nobody learns to write such plans (`Turn.before_weight`).
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -55,8 +54,7 @@ def teach(
 
     Args:
       wrong: probability that a draft holds a mistake that is then refined.
-      misplan: probability that a plan holds one, which its draft carries out and
-        the refinement corrects.
+      misplan: probability that a plan holds one, which its draft carries out.
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
       pair: probability that a step adds two objects instead of one.
@@ -128,7 +126,7 @@ class _Lesson:
         drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
         inspect, corrections = None, []
         if mistake is None:
-            later = list(itertools.chain.from_iterable(self.plans[index + 1 :]))
+            later = [change for changes in self.plans[index + 1 :] for change in changes]
             inspect = language.approve(touched, self.state, later, self.level, rng)
         elif not slips:
             seen = mistake.as_seen(self.state)
@@ -186,11 +184,10 @@ class _Lesson:
         if misplanned:
             things[misplanned.number] = misplanned.wrong
             changes = misled(changes, misplanned)
-        anchored = [self._anchored(change, changes, things) for change in changes]
+        told = [self._anchored(change, changes, things) for change in changes]
         untouched = earlier and all(earlier.number not in change.numbers for change in changes)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
-        texts = language.plan_texts(anchored, list(things.values()), self.level, self.rng, first, repair)
-        return Plan(*texts)
+        return Plan(*language.plan_texts(told, list(things.values()), self.level, self.rng, first, repair))
 
     def plan_everything(self, things: list[Object]) -> Plan:
         """The plan of a single step that adds all things; in fewer words where that is too long."""
