@@ -10,7 +10,7 @@ MAY_IMPORT = {
     "common": set(),
     "trajectory": set(),
     "distributed": set(),
-    "scenes": {"trajectory"},
+    "scenes": {"trajectory", "reports"},
     "models": {"trajectory"},
     "reports": {"trajectory"},
     "data": {"trajectory", "scenes", "distributed"},
