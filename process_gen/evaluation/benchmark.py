@@ -92,9 +92,11 @@ class Benchmark:
         return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        fields = ("level", "split", "seed", "per_group")
         return {
-            **{name: getattr(self, name) for name in fields},
+            "level": self.level,
+            "split": self.split,
+            "seed": self.seed,
+            "per_group": self.per_group,
             "groups": list(self.groups),
             "fingerprint": self.fingerprint,
         }
@@ -105,7 +107,7 @@ def make_benchmark(
     split: Split = "heldout",
     per_group: int = 40,
     seed: int = 0,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
 ) -> Benchmark:
     """Draws the tasks of a benchmark.
 

@@ -27,7 +27,7 @@ h1 { font-size: clamp(1.6rem, 3vw, 2.2rem); line-height: 1.2; letter-spacing: -.
 h2 { font-size: 1.25rem; line-height: 1.35; letter-spacing: -.01em; }
 h1, h2, p, dd, td, pre, li { overflow-wrap: anywhere; unicode-bidi: isolate; }
 a { color: inherit; }
-a:focus-visible, summary:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
+a:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 .eyebrow { color: var(--muted); font-size: .85rem; margin-bottom: .35rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .9rem 2.2rem; margin-top: 1.4rem; }
 .facts dt { color: var(--muted); font-size: .8rem; }
