@@ -97,8 +97,7 @@ def write_results(found: Results, folder: str | os.PathLike[str], pictures: int 
     Args:
       pictures: trajectories of each mode on the page; 0 leaves the page out.
     """
-    folder = files.check_writable(folder)
-    benchmark = found.benchmark
+    folder, benchmark = files.check_writable(folder), found.benchmark
     title = f"scenes {benchmark['level']}, {benchmark['split']}, {benchmark['per_group']} prompts a group"
     written = [found.save(folder / "results.json")]
     written.append(plots.bars(tables.bars(found.modes), folder / "results.png", title=title))
@@ -138,10 +137,10 @@ def compare(paths: Sequence[str], folder: str | os.PathLike[str]) -> tuple[str, 
 def _arms_of(paths: Sequence[str]) -> dict[str, Scores]:
     """The modes of several results; where two are called alike, with the part of the path that differs."""
     places = [pathlib.Path(os.path.abspath(path)) for path in paths]
-    if len(set(places)) < len(places):
-        raise tables.ResultsError("the same results file is given twice")
     common = os.path.commonpath([place.parent for place in places])
     labels = [place.relative_to(common).with_suffix("").as_posix() for place in places]
+    if len(set(labels)) < len(labels):
+        raise tables.ResultsError("the same results file is given twice")
     found = [
         (label, mode, scores)
         for label, path in zip(labels, paths, strict=True)

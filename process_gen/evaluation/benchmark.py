@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import zlib
@@ -85,7 +84,7 @@ class Benchmark:
     groups: tuple[str, ...]
     tasks: tuple[Task, ...] = dataclasses.field(repr=False)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Equal for benchmarks that ask for the same prompts with the same seeds."""
         lines = [(task.group, task.request.text, task.seed) for task in self.tasks]

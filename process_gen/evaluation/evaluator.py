@@ -119,15 +119,15 @@ class Scores:
         for kind, number in self.failures.items():
             yield f"{self.mode}/failures/{kind}", number / len(self.outcomes)
 
-    def selection(self, most: int = 24) -> list[SampledTrajectory]:
+    def selection(self, most: int) -> list[SampledTrajectory]:
         """Some trajectories to look at: of every group in turn, a wrong and a right one."""
         queues: dict[tuple[str, bool], list[SampledTrajectory]] = {}
         for one, trajectory in zip(self.outcomes, self.trajectories, strict=False):
             queues.setdefault((one.group, one.ok), []).append(trajectory)
         # Wrong and right ones take turns, so that a short selection has both.
-        wrong, right = ([(g, ok) for g in self.verdicts() if (g, ok) in queues] for ok in (False, True))
-        turns = [key for pair in itertools.zip_longest(wrong, right) for key in pair if key]
-        picked = [t for row in itertools.zip_longest(*(queues[key] for key in turns)) for t in row if t]
+        wrong, right = ([queue for key, queue in queues.items() if key[1] is ok] for ok in (False, True))
+        turns = [queue for pair in itertools.zip_longest(wrong, right) for queue in pair if queue]
+        picked = [one for row in itertools.zip_longest(*turns) for one in row if one]
         return picked[:most]
 
     def to_json(self) -> dict[str, Any]:
@@ -183,8 +183,6 @@ def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode = Mode.PROCESS) 
     """
     tasks = benchmark.tasks
     found = predict([task.request.text for task in tasks], [task.seed for task in tasks])
-    if len(found) != len(tasks):
-        raise ValueError(f"predict returned {len(found)} trajectories for {len(tasks)} prompts")
     judged, outcomes, counts = [], [], process.Counts()
     for task, trajectory in zip(tasks, found, strict=True):
         if trajectory.prompt != task.request.text:

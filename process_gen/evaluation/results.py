@@ -127,21 +127,19 @@ def process_table(arms: Mapping[str, Scores]) -> Table:
 
 
 def difference_table(arms: Mapping[str, Scores]) -> Table | None:
-    """Each arm less the first, over the scored groups; None where the prompts differ."""
+    """Each arm less the first, over the scored groups; None where the prompts differ or there is one arm."""
     (first, base), *others = arms.items()
     rows = []
     for name, scores in others:
-        if not _same_tasks(base, scores):
+        if not _scored_prompts(base) or _scored_prompts(base) != _scored_prompts(scores):
             return None
         gap = paired_difference(scores.verdicts(SCORED_GROUPS), base.verdicts(SCORED_GROUPS))
         rows.append([f"{name} - {first}", gap.mean, f"{gap.low:+.3f} to {gap.high:+.3f}"])
     return (["difference of the score", "mean", "95% interval (paired)"], rows) if rows else None
 
 
-def _same_tasks(one: Scores, other: Scores) -> bool:
-    """Whether two arms answered the same prompts of the scored groups, in the same order."""
-    tasks = [[(o.group, o.prompt) for o in arm.outcomes if o.group in SCORED_GROUPS] for arm in (one, other)]
-    return bool(tasks[0]) and tasks[0] == tasks[1]
+def _scored_prompts(scores: Scores) -> list[tuple[str, str]]:
+    return [(one.group, one.prompt) for one in scores.outcomes if one.group in SCORED_GROUPS]
 
 
 def bars(arms: Mapping[str, Scores]) -> dict[str, dict[str, Interval]]:

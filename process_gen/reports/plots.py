@@ -38,8 +38,6 @@ def bars(
       title, ylabel: plain text.
     """
     groups = list(dict.fromkeys(group for row in results.values() for group in row))
-    if not groups:
-        raise ValueError("no results to plot")
     figure, axes = _axes((max(5.0, 1.6 + 1.05 * len(groups)), 4.2), title)
     width = 0.8 / len(results)
     for i, (mode, row) in enumerate(results.items()):
@@ -72,8 +70,6 @@ def curves(
       path: the PNG to write.
       title: plain text.
     """
-    if not any(losses.values()):
-        raise ValueError("no losses to plot")
     figure, axes = _axes((7.2, 4.2), title)
     for name, points in losses.items():
         steps = [float(step) for step, _ in points]
@@ -95,8 +91,7 @@ def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e3e6ea", lw=0.8)
     axes.set_axisbelow(True)
-    if title:
-        axes.set_title(_plain(title), loc="left", fontweight="bold")
+    axes.set_title(_plain(title), loc="left", fontweight="bold")
     return figure, axes
 
 

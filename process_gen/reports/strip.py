@@ -12,11 +12,11 @@ looks right    the square is red
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -28,7 +28,8 @@ from process_gen.trajectory.markup import Malformed, Plan
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Step, Trajectory, Turn
 
-SIDE = 224
+SIDE, SMALL_SIDE = 224, 96
+"""Pixels of a shown image, about; the small one is that of contact sheets."""
 MARGIN = 28
 GAP = 32
 ARROW = 36
@@ -47,8 +48,7 @@ COLOURS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     text: str
     colour: str = INK
     bold: bool = False
@@ -80,37 +80,30 @@ def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
     return ImageOps.expand(_joined([head, *body, *foot], 20, axis=1), MARGIN, PAPER)
 
 
-def sheet(
-    pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8, side: int = 192
-) -> Image.Image:
+def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
     """Draws a grid of images with a caption under each.
 
     Args:
       pictures: at least one, each [height, width, 3] uint8.
       captions: one per picture.
       columns: pictures in a row, at most.
-      side: pixels of a shown picture, about.
     """
     cells = [
-        _joined([_framed(picture, side), _text([_Line(caption)], side + 2, size=14)], 8, axis=1)
+        _joined([_framed(picture, SIDE), _text([_Line(caption)], SIDE + 2, size=14)], 8, axis=1)
         for picture, caption in zip(pictures, captions, strict=True)
     ]
     rows = [_joined(cells[i : i + columns], 16, axis=0) for i in range(0, len(cells), columns)]
     return ImageOps.expand(_joined(rows, 16, axis=1), 16, PAPER)
 
 
-def contact_sheet(trajectories: Sequence[SampledTrajectory], side: int = 96) -> Image.Image:
+def contact_sheet(trajectories: Sequence[SampledTrajectory]) -> Image.Image:
     """Draws one row per trajectory, at least one: every draft and correction, in order.
 
     The last image has a border, green where the verdict is right and red where it is wrong.
-
-    Args:
-      trajectories: all images of one size.
-      side: pixels of a shown image, about.
     """
     rows = []
     for one in trajectories:
-        *before, last = (images.fitted(turn.image, side) for turn in one.turns)
+        *before, last = (images.fitted(turn.image, SMALL_SIDE) for turn in one.turns)
         border = PAPER if one.verdict is None else RIGHT if one.verdict["ok"] else WRONG
         bordered = [*(ImageOps.expand(image, 4, PAPER) for image in before), ImageOps.expand(last, 4, border)]
         rows.append(_joined(bordered, 8, axis=0))

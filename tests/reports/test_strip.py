@@ -136,14 +136,14 @@ def test_wrapped_lines_fit(text):
 
 def test_a_sheet_is_a_grid():
     pictures = [samples.image(seed) for seed in range(5)]
-    canvas = sheet(pictures, ["a caption"] * 5, columns=3, side=224)
+    canvas = sheet(pictures, ["a caption"] * 5, columns=3)
     assert all(contains(canvas, picture) for picture in pictures)
     assert sheet(pictures, [""] * 5, columns=8).width > sheet(pictures, [""] * 5, columns=2).width
 
 
 def test_a_sheet_has_a_caption_for_each_picture():
     with pytest.raises(ValueError):
-        sheet([samples.image(0)], ["x"] * 2)
+        sheet([samples.image(0)], ["x"] * 2, columns=2)
 
 
 def test_the_contact_sheet_frames_final_images_by_verdict():
@@ -162,4 +162,4 @@ def test_the_contact_sheet_frames_final_images_by_verdict():
 
 def test_only_images_are_drawn():
     with pytest.raises(ValueError, match="uint8"):
-        sheet([np.zeros((4, 4, 3), np.float32)], ["x"])
+        sheet([np.zeros((4, 4, 3), np.float32)], ["x"], columns=1)
