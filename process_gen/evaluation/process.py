@@ -166,8 +166,7 @@ def count(trajectory: SampledTrajectory, request: Request) -> Counts:
       request: what its prompt asks for, at the level whose images these are.
     """
     steps = trajectory.steps
-    counts = Counts(steps=len(steps))
-    plans = [step.plan for step in steps]
+    counts, plans = Counts(steps=len(steps)), [step.plan for step in steps]
     counts.plans = sum(plan is not None for plan in plans)
     counts.malformed_plans = sum(isinstance(plan, Malformed) for plan in plans)
     facts = [_facts(step, request, step is steps[-1]) for step in steps]

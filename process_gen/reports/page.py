@@ -25,8 +25,6 @@ from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Turn
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-Results = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""A table: headers and rows."""
 
 
 def write_page(
@@ -34,7 +32,7 @@ def write_page(
     trajectories: Sequence[SampledTrajectory],
     title: str,
     summary: Mapping[str, Any],
-    results: Results | None = None,
+    results: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None,
 ) -> pathlib.Path:
     """Writes the page.
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from cycler import cycler
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,11 +20,9 @@ COLOURS = ("#2563a8", "#d98324", "#4c9a6b", "#8a5fb0", "#b8434e", "#6b7280", "#1
 LOOKS = cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS)
 """Once the colours are used up they come back with the next stroke."""
 
-Interval = tuple[float, float, float]
-
 
 def bars(
-    results: Mapping[str, Mapping[str, Interval]],
+    results: Mapping[str, Mapping[str, tuple[float, float, float]]],
     path: str | os.PathLike[str],
     title: str = "",
     ylabel: str = "share right, 95% interval",
