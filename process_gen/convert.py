@@ -16,10 +16,10 @@ the arrays on disk as that mesh will ask for them; its devices need not be here.
 
 from __future__ import annotations
 
+from process_gen.common.names import check_name
 from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -76,9 +76,7 @@ def convert(
     """
     params, coder = weights.params, weights.autoencoder
     options = dict(dtype=dtype, progress=progress)
-    if to not in TARGETS:
-        near = difflib.get_close_matches(to, TARGETS) or TARGETS
-        raise ConvertError(f"--to={to} is unknown; did you mean {' or '.join(near)}?")
+    check_name(to, TARGETS, "--to", ConvertError)
     if weights.kind == "siglip2" and to != "siglip2":
         raise ConvertError(
             f"{weights.source} is a vision tower and no model: give it as --vision, beside a language model "

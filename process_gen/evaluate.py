@@ -30,9 +30,10 @@ import jax
 from absl import flags
 
 import process_gen
+from process_gen.common.names import check_name
 from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import results as tables
-from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, check_name, make_benchmark
+from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, make_benchmark
 from process_gen.evaluation.evaluator import Scores, Show, predict_with
 from process_gen.evaluation.evaluator import evaluate as score
 from process_gen.evaluation.results import Results
@@ -161,7 +162,7 @@ def run(values: Any, show: Show | None = None) -> str:
       One of `ERRORS`: bad input; the message is fit for a user.
     """
     for mode in values.modes:
-        check_name(mode, MODES, "mode")
+        check_name(mode, MODES, "mode", BenchmarkError)
     if values.compare:
         text, written = compare(values.compare, _folder(values))
     else:

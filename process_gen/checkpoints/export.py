@@ -18,6 +18,7 @@ from etils import epath
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
+from process_gen.common import files
 
 _KEY = "process_gen"
 _FORMAT = 1
@@ -55,9 +56,8 @@ def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | 
     header = {"format": _FORMAT, "sha256": _digest(store, metadata), "metadata": metadata}
     data = safetensors.numpy.save(store, {_KEY: json.dumps(header, sort_keys=True)})
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.parent / f"{place.name}.unfinished"
-    unfinished.write_bytes(data)
-    unfinished.replace(place)
+    with files.whole(place) as unfinished:
+        unfinished.write_bytes(data)
     return len(data)
 
 
@@ -129,8 +129,8 @@ def _texts(place: epath.Path, data: bytes) -> dict[str, str]:
         size = int.from_bytes(data[:8], "little")
         if len(data) < 8 or size > len(data) - 8:
             raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
-        return json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    except (ValueError, AttributeError, RecursionError) as error:
+        return files.from_json(data[8 : 8 + size]).get("__metadata__") or {}
+    except (ValueError, AttributeError) as error:
         raise _corrupt(place, error) from error
 
 
@@ -139,9 +139,9 @@ def _header(place: epath.Path, data: bytes) -> dict[str, Any]:
     if _KEY not in texts:
         raise CheckpointNotFound(f"{place} was not written by process_gen: it does not say for which model")
     try:
-        header = json.loads(texts[_KEY])
+        header = files.from_json(texts[_KEY])
         known = header["format"] == _FORMAT and {"sha256", "metadata"} <= set(header)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _corrupt(place, error) from error
     if not known:
         raise CheckpointNotFound(f"{place} was written by another version (format {header['format']})")

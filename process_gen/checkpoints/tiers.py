@@ -19,6 +19,7 @@ from process_gen.checkpoints.agreement import first
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, Closing
+from process_gen.common import files
 
 NAME = "local_tier.txt"
 """File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
@@ -159,7 +160,6 @@ def _name_of(workdir: pathlib.Path) -> str:
             return name
     workdir.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(f"{name}\n{workdir}\n")
-    unfinished.replace(file)
+    with files.whole(file) as unfinished:
+        unfinished.write_text(f"{name}\n{workdir}\n")
     return name

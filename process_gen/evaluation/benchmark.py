@@ -14,7 +14,6 @@ training is a part of the whole.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import zlib
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from process_gen.common.names import check_name
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.requests import Request, categories
 from process_gen.scenes.splits import SPLITS, Split
@@ -123,11 +123,11 @@ def make_benchmark(
     """
     if per_group < 1:
         raise BenchmarkError(f"per_group must be at least 1, got {per_group}")
-    check_name(split, SPLITS, "split")
+    check_name(split, SPLITS, "split", BenchmarkError)
     known = categories(level)
     chosen = tuple(dict.fromkeys(groups)) if groups else tuple(g for g in GROUPS if g in known)
     for group in chosen:
-        check_name(group, known, "group")
+        check_name(group, known, "group", BenchmarkError)
     tasks = tuple(task for group in chosen for task in _draw(level, split, per_group, seed, group))
     return Benchmark(level, split, seed, per_group, chosen, tasks)
 
@@ -143,11 +143,3 @@ def _draw(level: str, split: Split, count: int, seed: int, group: str) -> Iterab
                 break
         seen.add(request.text)
         yield Task(request, zlib.crc32(f"{seed} {group} {index}".encode()) >> 1)
-
-
-def check_name(name: str, known: Sequence[str], what: str) -> str:
-    """Returns `name`, or raises a BenchmarkError that says which names are near."""
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=2) or list(known)
-        raise BenchmarkError(f"unknown {what} {name!r}; did you mean {' or '.join(near)}?")
-    return name

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from process_gen.common.files import from_json, read_json
 from process_gen.reports import files, images, overview, strip
 from process_gen.trajectory.record import (
     Record,
@@ -159,8 +160,8 @@ class Listing:
     def _check_settings(self) -> None:
         otherwise = "choose another folder, or start over (--noresume)"
         try:
-            there = json.loads((self.folder / SETTINGS).read_text())
-        except (OSError, ValueError, RecursionError):
+            there = read_json(self.folder / SETTINGS)
+        except (OSError, ValueError):
             raise files.ReportError(
                 f"{self.path} was not written by such a run ({SETTINGS} is missing): {otherwise}"
             ) from None
@@ -199,8 +200,8 @@ def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield line, trajectory_from_json(json.loads(line))
-            except (RecordError, ValueError, RecursionError) as error:
+                yield line, trajectory_from_json(from_json(line))
+            except (RecordError, ValueError) as error:
                 raise files.ReportError(f"{path}:{number}: {error}") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
+from process_gen.common import files
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
 
 Json = dict[str, Any]
@@ -38,10 +39,10 @@ def read_json(path: epath.PathLike, required: bool = True) -> Json:
             raise CheckpointNotFound(f"{path} is missing: it belongs beside the weights")
         return {}
     try:
-        value = json.loads(path.read_text())
+        value = files.read_json(path)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__} instead of an object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointCorrupt(f"{path} is no JSON object ({error}); get a fresh copy") from error
     return value
 

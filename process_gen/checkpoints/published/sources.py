@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from etils import epath
 from process_gen.checkpoints import arrays, manifest
 from process_gen.checkpoints.published.rules import Move, Spec
 from process_gen.checkpoints.published.writing import Item
+from process_gen.common import files
 
 Box = tuple[slice, ...]
 BLOCK = 64 << 20
@@ -62,7 +62,7 @@ class StoredArrays:
     def __init__(self, step_dir: epath.Path, item: str):
         folder = step_dir / item
         try:
-            description = json.loads((folder / "_METADATA").read_text())
+            description = files.read_json(folder / "_METADATA")
             names = [
                 [key["key"] for key in leaf["key_metadata"]] for leaf in description["tree_metadata"].values()
             ]

@@ -7,7 +7,6 @@ memory: a read takes what it was asked for (all of a tensor, or some of its rows
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
+from process_gen.common.files import from_json, read_json
 
 DTYPES = {
     "BF16": jnp.dtype(jnp.bfloat16),
@@ -117,10 +117,10 @@ def open_file(path: epath.PathLike) -> Tensors:
             raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = from_json(text)
         fields = {name: value for name, value in header.items() if name != "__metadata__"}
         rows = sorted((*_row(path, name, value), name) for name, value in fields.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"its header cannot be read ({error})") from error
     entries, at = {}, 0
     for begin, end, dtype, shape, name in rows:
@@ -156,11 +156,11 @@ def open_index(path: epath.PathLike) -> Tensors:
     if not path.is_file():
         raise CheckpointNotFound(f"no such index: {path}")
     try:
-        files = json.loads(path.read_text())["weight_map"]
+        files = read_json(path)["weight_map"]
         shards = sorted(set(files.values()))
         for shard in shards:
             _check_name(path, shard)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"it is no index of shards ({type(error).__name__}: {error})") from error
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:

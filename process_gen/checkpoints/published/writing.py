@@ -15,6 +15,7 @@ from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.tensors import DTYPES, INDEX, SUFFIX
+from process_gen.common import files
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -104,8 +105,7 @@ def _write_file(path: epath.Path, items: Sequence[Item], progress: Callable[[int
         at += item.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data start at a multiple of eight
-    unfinished = path.parent / f"{path.name}.unfinished"
-    with unfinished.open("wb") as file:
+    with files.whole(path) as unfinished, unfinished.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for item in items:
             written = 0
@@ -117,4 +117,3 @@ def _write_file(path: epath.Path, items: Sequence[Item], progress: Callable[[int
                     progress(data.nbytes)
             if written != item.nbytes:
                 raise ValueError(f"{item.name} of shape {item.shape} came with {written} bytes")
-    unfinished.replace(path)
