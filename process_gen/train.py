@@ -51,8 +51,8 @@ from process_gen.evaluation.results import Results
 from process_gen.experiment import builders, vocabulary
 from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
-from process_gen.reports import images, plots
-from process_gen.reports.strip import sheet
+from process_gen.reports import plots
+from process_gen.reports.strip import contact_sheet, sheet
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.training import metering, nonfinite
 from process_gen.training.goodput import Goodput
@@ -380,9 +380,9 @@ class Run:
         (scores,) = found.modes.values()
         self.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
         (self.workdir / "sheets").mkdir(exist_ok=True)
-        for name, picture in scores.pictures():
-            self.writer.write_images(step, {name: picture[None]})
-            images.picture(picture).save(self.workdir / "sheets" / f"{step:07d}_{name.replace('/', '_')}.png")
+        picture = contact_sheet(scores.selection(12))
+        self.writer.write_images(step, {f"{scores.mode}/trajectories": np.asarray(picture)[None]})
+        picture.save(self.workdir / "sheets" / f"{step:07d}_{scores.mode}_trajectories.png")
         self.writer.flush()
         logging.info(
             "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
