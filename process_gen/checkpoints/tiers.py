@@ -38,11 +38,12 @@ class TieredStore(Closing):
 
     def __init__(self, shared: CheckpointStore, local: LocalStore | None = None):
         self._shared, self._local = shared, local
+        self._tiers = [store for store in (shared, local) if store is not None]
         self.source: CheckpointStore = shared
 
     def due(self, step: int) -> bool:
         """True where the run saves by the schedule of either tier."""
-        return self._shared.due(step) or (self._local is not None and self._local.due(step))
+        return any(store.due(step) for store in self._tiers)
 
     def newest_whole_step(self) -> int | None:
         """The newest step that is whole in one of the tiers, from which the run is to go on; see `source`.
@@ -60,11 +61,10 @@ class TieredStore(Closing):
                 raise
             logging.error("%s", error)
             found = None
-        if near is not None and near > (found or 0):
-            self.source, found = self._local, near
-        else:
-            self.source = self._shared
-        return found
+        if near is None or near <= (found or 0):
+            return found
+        self.source = self._local
+        return near
 
     def latest_step(self) -> int | None:
         """The newest step that lasts."""
@@ -99,10 +99,6 @@ class TieredStore(Closing):
         with contextlib.ExitStack() as both:
             for store in self._tiers:
                 both.callback(store.close)
-
-    @property
-    def _tiers(self) -> tuple[CheckpointStore, ...]:
-        return (self._shared,) if self._local is None else (self._shared, self._local)
 
 
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
