@@ -32,10 +32,10 @@ from etils import epath
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.published import bagel, parts, stream
-from process_gen.checkpoints.published.folder import TOKENIZER_FILES
+from process_gen.checkpoints.published import bagel, flux, parts, stream
+from process_gen.checkpoints.published.sources import DTYPE
 from process_gen.distributed import sharding
-from process_gen.distributed.mesh import AXES, MeshConfig, MeshError
+from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
@@ -74,8 +74,6 @@ def convert(
       ConvertError: the source has no such part.
       CheckpointError: it is broken, does not fit, or the target is taken.
     """
-    params, coder = weights.params, weights.autoencoder
-    options = dict(dtype=dtype, progress=progress)
     if to not in TARGETS:
         near = difflib.get_close_matches(to, TARGETS) or TARGETS
         raise ConvertError(f"--to={to} is unknown; did you mean {' or '.join(near)}?")
@@ -84,36 +82,37 @@ def convert(
             f"{weights.source} is a vision tower and no model: give it as --vision, beside a language model "
             "as --source"
         )
+    if weights.kind == to == "ours":
+        raise ConvertError(
+            f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
+        )
+    params, coder, model = weights.params, weights.autoencoder, weights.model
+    options = dict(dtype=dtype, progress=progress)
     if to in ("flux", "diffusers"):
         _needs(coder, weights, "autoencoder")
-        parts.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
-    elif to == "ours":
-        if weights.kind == "ours":
-            raise ConvertError(
-                f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
-            )
+        flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
+        return
+    if to == "ours":
         items: dict[str, Any] = {}
         if params is not None:
-            items["ema"] = params(dtype or bagel.DTYPE), shards(weights.model, params(None).spec, mesh)
+            items["ema"] = params(dtype or DTYPE), shards(model, params(None).spec, mesh)
         if coder is not None:
-            items["autoencoder"] = coder(dtype or bagel.DTYPE), {}
+            items["autoencoder"] = coder(dtype or DTYPE), {}
         stream.write_step(target, items, weights.metadata, progress)
-        stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", TOKENIZER_FILES)
+        stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", bagel.TOKENIZER_FILES)
+        return
+    _needs(params, weights, "model")
+    options["largest"] = largest
+    if to == "siglip2":
+        _needs(model.vit, weights, "ViT")
+        parts.export_siglip2(params(dtype), model.vit, target, **options)
+        return
+    if to == "bagel":
+        _needs(coder, weights, "autoencoder (--autoencoder=PATH gives one)")
+        bagel.export_bagel(params(dtype), coder(dtype), model, target, files=weights.files, **options)
     else:
-        _needs(params, weights, "model")
-        options["largest"] = largest
-        if to == "bagel":
-            _needs(coder, weights, "autoencoder (--autoencoder=PATH gives one)")
-            bagel.export_bagel(
-                params(dtype), coder(dtype), weights.model, target, files=weights.files, **options
-            )
-            stream.copy_files(weights.tokenizer, target, TOKENIZER_FILES)
-        elif to == "qwen2":
-            parts.export_qwen2(params(dtype), weights.model, target, **options)
-            stream.copy_files(weights.tokenizer, target, TOKENIZER_FILES)
-        else:
-            _needs(weights.model.vit, weights, "ViT")
-            parts.export_siglip2(params(dtype), weights.model.vit, target, **options)
+        parts.export_qwen2(params(dtype), model, target, **options)
+    stream.copy_files(weights.tokenizer, target, bagel.TOKENIZER_FILES)
 
 
 def _needs(part: Any, weights: Weights, name: str) -> None:
@@ -135,37 +134,29 @@ def shards(
 
 def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
     """Bytes that a conversion writes, for its progress bar."""
-    chosen = {"flux": [weights.autoencoder], "diffusers": [weights.autoencoder]}
-    chosen |= {"ours": [weights.params, weights.autoencoder], "bagel": [weights.params, weights.autoencoder]}
-    total = 0
-    for make in chosen.get(to, [weights.params]):
-        if make is not None:
-            source = make(dtype or (bagel.DTYPE if to == "ours" else None))
-            total += sum(math.prod(s) * source.dtypes[n].itemsize for n, s in source.spec.items())
-    return total
+    params, coder = weights.params, weights.autoencoder
+    chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
+    if to == "ours":
+        dtype = dtype or DTYPE
+    return sum(make(dtype).nbytes for make in chosen.get(to, [params]) if make is not None)
 
 
 # -------------------------------------------------------------------- command
 
 
-def parse_mesh(text: str) -> dict[str, int]:
+def sizes_of_mesh(text: str) -> dict[str, int]:
     """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
 
     Raises:
-      ConvertError: another word, or no such axis.
+      ConvertError, MeshError: another word, no such axis, or no such size.
     """
-    sizes: dict[str, int] = {}
-    for word in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", word)
-        if not match or match[1] not in AXES:
-            raise ConvertError(
-                f"--mesh={text}: give sizes of {', '.join(AXES)}, such as --mesh=fsdp=8,tensor=2"
-            )
-        sizes[match[1]] = int(match[2])
-    devices = math.prod(sizes.values())
-    if not devices:
-        raise ConvertError(f"--mesh={text}: every size is at least 1")
-    return MeshConfig(**{"data": 1, **sizes}).sizes(devices) if sizes else {}
+    if not text:
+        return {}
+    if "-" in text:
+        raise ConvertError(f"--mesh={text}: a size is at least 1, as in --mesh=fsdp=8,tensor=2")
+    config = parse_mesh(text)
+    asked = [getattr(config, axis) for axis in AXES]
+    return config.sizes(math.prod(size for size in asked if size != -1))
 
 
 def parse_bytes(text: str) -> int:
@@ -229,7 +220,7 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    mesh, largest = parse_mesh(values.mesh), parse_bytes(values.largest) if values.largest else None
+    mesh, largest = sizes_of_mesh(values.mesh), parse_bytes(values.largest) if values.largest else None
     weights = read_weights(
         values.source,
         vit=values.vit,

@@ -75,10 +75,10 @@ def synthetic(moves: list, rng: np.random.Generator) -> list[writing.Item]:
 def build(folder: pathlib.Path, model: ModelConfig, shard: int) -> int:
     """Writes the checkpoint; returns bytes of its largest file."""
     rng = np.random.default_rng(0)
-    tensors = synthetic(bagel.bagel_moves(model), rng) + bagel.fixed_tables(model, True, DTYPE)
+    tensors = synthetic(bagel.bagel_moves(model), rng)
+    tensors += [writing.Item.of(name, x.astype(DTYPE)) for name, x in bagel.fixed_tables(model).items()]
     writing.write(folder, "ema", tensors, shard)
-    coder = moves_of(model.flux, bagel.autoencoder_shapes(model.flux), "flux")
-    writing.write(folder, "ae", synthetic(coder, rng))
+    writing.write(folder, "ae", synthetic(moves_of(model.flux), rng))
     for name, fields in configs.write(model).items():
         (folder / name).write_text(json.dumps(fields))
     return max(path.stat().st_size for path in folder.iterdir())

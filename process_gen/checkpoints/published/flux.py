@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from typing import Any, Literal
@@ -10,12 +11,13 @@ from typing import Any, Literal
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import configs, rules, tables, tensors
+from process_gen.checkpoints.published import configs, rules, sources, tables, tensors, writing
 from process_gen.models.config import FluxConfig
+from process_gen.models.spec import autoencoder_spec
 
 Naming = Literal["flux", "diffusers"]
 TABLES = {"flux": tables.flux, "diffusers": tables.diffusers}
-STEMS = ("ae", "diffusion_pytorch_model")
+STEMS = {"flux": "ae", "diffusers": "diffusion_pytorch_model"}
 """File names of the two, without the suffix."""
 
 
@@ -26,6 +28,21 @@ class AutoencoderFiles:
     config: FluxConfig
     tensors: tensors.Tensors
     naming: Naming
+
+    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+        """The autoencoder's arrays; see `Pieces`."""
+        spec = autoencoder_shapes(self.config)
+        return sources.Pieces(moves_of(self.config, self.naming), self.tensors, spec, dtype)
+
+
+def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
+    """Names and shapes of the parameters of `FluxAutoencoder`."""
+    return sources.shapes_of(autoencoder_spec(config))
+
+
+def moves_of(config: FluxConfig, naming: Naming = "flux") -> list[rules.Move]:
+    """Every published tensor of an autoencoder, and where it lies in ours."""
+    return rules.expand(TABLES[naming](config), autoencoder_shapes(config))
 
 
 def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) -> AutoencoderFiles:
@@ -39,12 +56,12 @@ def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) 
       CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
     """
     place = epath.Path(place)
-    found = tensors.find(place, STEMS) if place.is_dir() else tensors.open_file(place)
+    found = tensors.find(place, STEMS.values()) if place.is_dir() else tensors.open_file(place)
     if found is None:
         raise CheckpointNotFound(
             f"{place} holds no ae.safetensors: the FLUX autoencoder belongs beside the model"
         )
-    shapes = {name: entry.shape for name, entry in found.items()}
+    shapes = found.shapes
     naming: Naming = "diffusers" if any(n.startswith("encoder.down_blocks.") for n in shapes) else "flux"
     if naming == "diffusers":
         own = configs.read_json(found.place.parent / "config.json", required=False)
@@ -54,7 +71,7 @@ def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) 
     return AutoencoderFiles(config, found, naming)
 
 
-def flux_config(shapes: configs.Shapes, fields: configs.Json, name: str = "config.json") -> FluxConfig:
+def flux_config(shapes: configs.Shapes, fields: configs.Json) -> FluxConfig:
     """Sizes that the tensors show under the names of FLUX.1; `fields` may repeat them and give scale, shift.
 
     Raises:
@@ -64,12 +81,12 @@ def flux_config(shapes: configs.Shapes, fields: configs.Json, name: str = "confi
     keys = {"ch": "ch", "res_blocks": "num_res_blocks", "z_channels": "z_channels", "ch_mult": "ch_mult"}
     keys |= {"in_channels": "in_channels", "out_channels": "out_ch"}
     told = {ours: fields[theirs] for ours, theirs in keys.items() if theirs in fields}
-    return _checked(sizes, told, fields, "scale_factor", name)
+    return _checked(sizes, told, fields, "scale_factor")
 
 
-def diffusers_config(shapes: configs.Shapes, fields: configs.Json, name: str = "config.json") -> FluxConfig:
+def diffusers_config(shapes: configs.Shapes, fields: configs.Json) -> FluxConfig:
     """The same under the names of diffusers, with its `config.json`."""
-    read = configs.Reader(name, fields)
+    read = configs.Reader("config.json", fields)
     read.only("act_fn", "silu")
     read.only("norm_num_groups", 32)
     read.only("mid_block_add_attention", True)
@@ -79,10 +96,41 @@ def diffusers_config(shapes: configs.Shapes, fields: configs.Json, name: str = "
     told = {ours: fields[theirs] for ours, theirs in keys.items() if theirs in fields}
     if "block_out_channels" in fields:
         told["ch_mult"] = [width // sizes["ch"] for width in fields["block_out_channels"]]
-    return _checked(sizes, told, fields, "scaling_factor", name)
+    return _checked(sizes, told, fields, "scaling_factor")
 
 
-def write_diffusers_config(config: FluxConfig) -> configs.Json:
+def export_autoencoder(
+    params: Any,
+    config: FluxConfig,
+    folder: epath.PathLike,
+    naming: Naming = "flux",
+    dtype: str | None = None,
+    **options: Any,
+) -> None:
+    """Writes `ae.safetensors`, or diffusers' `diffusion_pytorch_model.safetensors` and `config.json`.
+
+    Args:
+      params: a tree or a `sources.Source`.
+      config: its sizes.
+      folder: made if need be.
+      naming: after whom the tensors are named.
+      dtype: of the tensors; None leaves them as they are.
+      **options: `largest` and `progress` of `writing.write`.
+
+    Raises:
+      CheckpointMismatch: the parameters are not of these sizes.
+      CheckpointError: the folder holds an autoencoder already.
+    """
+    source = sources.source_of(params)
+    sources.check_shapes(source, autoencoder_shapes(config), "the autoencoder")
+    items = sources.items(moves_of(config, naming), source, dtype)
+    writing.write(folder, STEMS[naming], items, **options)
+    if naming == "diffusers":
+        text = json.dumps(_diffusers_fields(config), indent=1)
+        (epath.Path(folder) / "config.json").write_text(text)
+
+
+def _diffusers_fields(config: FluxConfig) -> configs.Json:
     """`config.json` of diffusers' `AutoencoderKL`."""
     levels = len(config.ch_mult)
     return {
@@ -102,11 +150,6 @@ def write_diffusers_config(config: FluxConfig) -> configs.Json:
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     }
-
-
-def moves_of(config: FluxConfig, spec: rules.Spec, naming: Naming) -> list[rules.Move]:
-    """The moves of an autoencoder; `spec` holds our names and shapes."""
-    return rules.expand(TABLES[naming](config), spec)
 
 
 def _sizes(shapes: configs.Shapes, block: str) -> dict[str, Any]:
@@ -132,9 +175,8 @@ def _sizes(shapes: configs.Shapes, block: str) -> dict[str, Any]:
         ) from error
 
 
-def _checked(
-    sizes: dict[str, Any], told: configs.Json, fields: configs.Json, scale: str, name: str
-) -> FluxConfig:
+def _checked(sizes: dict[str, Any], told: configs.Json, fields: configs.Json, scale: str) -> FluxConfig:
+    name = "config.json"
     for key, value in told.items():
         value = tuple(value) if isinstance(value, list) else value
         if value != sizes[key]:

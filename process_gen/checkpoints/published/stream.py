@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.rules import Shape
 from process_gen.checkpoints.published.sources import BLOCK, Box, Source
+from process_gen.checkpoints.published.writing import Progress
 from process_gen.checkpoints.store import versions
 
 STEP = 0
@@ -34,7 +35,7 @@ def write_step(
     workdir: epath.PathLike,
     items: Mapping[str, tuple[Source, Mapping[str, Shape]]],
     metadata: Mapping[str, Any],
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> epath.Path:
     """Writes step 0 of a workdir, whole or not at all.
 
@@ -46,7 +47,7 @@ def write_step(
       progress: is told of bytes of arrays written.
 
     Returns:
-      The folder of the step, for `load.load_params` and `CheckpointStore.restore`.
+      The folder of the step, for `load.open_saved` and `CheckpointStore.restore`.
 
     Raises:
       CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
@@ -74,18 +75,16 @@ def write_step(
     return place.rename(root / str(STEP))
 
 
-def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> list[str]:
-    """Copies those of some files that are there; returns their names."""
-    found = [name for name in names if (epath.Path(source) / name).is_file()]
-    if found:
-        epath.Path(target).mkdir(parents=True, exist_ok=True)
-    for name in found:
-        (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
-    return found
+def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:
+    """Copies those of some files that are there."""
+    for name in names:
+        if (epath.Path(source) / name).is_file():
+            epath.Path(target).mkdir(parents=True, exist_ok=True)
+            (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
 def _write_item(
-    folder: epath.Path, source: Source, shards: Mapping[str, Shape], progress: Callable[[int], None] | None
+    folder: epath.Path, source: Source, shards: Mapping[str, Shape], progress: Progress | None
 ) -> None:
     folder.mkdir()
     leaves = {}
@@ -107,11 +106,7 @@ def _write_item(
 
 
 def _write_array(
-    folder: epath.Path,
-    source: Source,
-    name: str,
-    shard: Shape | None,
-    progress: Callable[[int], None] | None,
+    folder: epath.Path, source: Source, name: str, shard: Shape | None, progress: Progress | None
 ) -> None:
     shape, dtype = tuple(source.spec[name]), np.dtype(source.dtypes[name])
     stacked, axis = _stacked(name), source.axis(name)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,33 +48,23 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Tensors(Mapping[str, Entry]):
+class Tensors(dict[str, Entry]):
     """The tensors of one file, or of many with an index, by name; data are read on demand.
 
-    `place` is what to call the whole in messages.
+    Attributes:
+      place: what to call the whole in messages.
+      texts: what the header of a single file says besides.
     """
 
-    def __init__(self, place: epath.Path, entries: Mapping[str, Entry]):
-        self.place = place
-        self._entries = dict(entries)
-
-    def __getitem__(self, name: str) -> Entry:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __init__(
+        self, place: epath.Path, entries: Mapping[str, Entry], texts: Mapping[str, Any] | None = None
+    ):
+        super().__init__(entries)
+        self.place, self.texts = place, texts or {}
 
     @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.values())
-
-    @property
-    def largest_file(self) -> int:
-        """Bytes of the largest file."""
-        return max((path.stat().length for path in {entry.path for entry in self.values()}), default=0)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A tensor, or its rows from `start` to `stop`, as it is stored (not writable).
@@ -118,8 +108,8 @@ def open_file(path: epath.PathLike) -> Tensors:
         text = file.read(length)
     try:
         header = json.loads(text)
-        fields = {name: value for name, value in header.items() if name != "__metadata__"}
-        rows = sorted((*_row(path, name, value), name) for name, value in fields.items())
+        texts = dict(header.pop("__metadata__", None) or {})
+        rows = sorted((*_row(path, name, value), name) for name, value in header.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _corrupt(path, f"its header cannot be read ({error})") from error
     entries, at = {}, 0
@@ -129,7 +119,7 @@ def open_file(path: epath.PathLike) -> Tensors:
         entries[name], at = Entry(path, DTYPES[dtype], shape, 8 + length + begin), end
     if 8 + length + at != size:
         raise _corrupt(path, f"its header tells of {8 + length + at} bytes, the file has {size}")
-    return Tensors(path, entries)
+    return Tensors(path, entries, texts)
 
 
 def _row(path: epath.Path, name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]]:
@@ -183,20 +173,14 @@ def open_index(path: epath.PathLike) -> Tensors:
 
 
 def _check_name(index: epath.Path, shard: str) -> None:
-    parts = pathlib.PurePosixPath(shard).parts
-    if (
-        "\\" in shard
-        or ":" in shard
-        or pathlib.PurePosixPath(shard).is_absolute()
-        or ".." in parts
-        or not parts
-    ):
+    place = pathlib.PurePosixPath(shard)
+    if not place.parts or ".." in place.parts or place.is_absolute() or "\\" in shard or ":" in shard:
         raise CheckpointCorrupt(f"{index} names a file outside its folder, {shard!r}: do not trust it")
     if not shard.endswith(SUFFIX):
         raise CheckpointNotFound(_refusal(index, [shard]))
 
 
-def find(folder: epath.PathLike, stems: Sequence[str]) -> Tensors | None:
+def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
     """The first of these weights that a folder holds, in one file or sharded; None where it holds none.
 
     Raises:

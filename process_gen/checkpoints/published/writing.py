@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -16,6 +16,8 @@ from etils import epath
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.tensors import DTYPES, INDEX, SUFFIX
 
+Progress = Callable[[int], None]
+"""Is told how many bytes have been written since it was last told."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -48,8 +50,8 @@ def write(
     stem: str,
     items: Sequence[Item],
     largest: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> int:
+    progress: Progress | None = None,
+) -> None:
     """Writes `<stem>.safetensors`, or `<stem>-00001-of-0000N.safetensors` and their index.
 
     Args:
@@ -59,9 +61,6 @@ def write(
       largest: bytes of data per file from which the next one is begun; None for one file.
       progress: is told of bytes written.
 
-    Returns:
-      Bytes of data.
-
     Raises:
       CheckpointError: the folder already holds weights of this name.
     """
@@ -70,17 +69,17 @@ def write(
     if there := sorted(p.name for p in folder.iterdir() if p.name.startswith(stem) and SUFFIX in p.name):
         raise CheckpointError(f"{folder} already holds {there[0]}: choose another folder, or move it away")
     shards = _shards(items, largest)
-    names = [stem + SUFFIX]
-    if len(shards) > 1:
-        names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, progress)
+    if len(shards) == 1:
+        write_file(folder / (stem + SUFFIX), items, progress)
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}{SUFFIX}"
+        write_file(folder / name, shard, progress)
+        places |= {item.name: name for item in shard}
     total = sum(item.nbytes for item in items)
-    if len(shards) > 1:
-        places = {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (folder / (stem + INDEX)).write_text(json.dumps(index, indent=1))
-    return total
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / (stem + INDEX)).write_text(json.dumps(index, indent=1))
 
 
 def _shards(items: Sequence[Item], largest: int | None) -> list[list[Item]]:
@@ -92,8 +91,14 @@ def _shards(items: Sequence[Item], largest: int | None) -> list[list[Item]]:
     return shards
 
 
-def _write_file(path: epath.Path, items: Sequence[Item], progress: Callable[[int], None] | None) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def write_file(
+    path: epath.Path,
+    items: Sequence[Item],
+    progress: Progress | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one file, whole or not at all; `texts` stand in its header."""
+    header: dict[str, object] = {"__metadata__": texts or {"format": "pt"}}
     at = 0
     for item in items:
         header[item.name] = {
