@@ -187,26 +187,26 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of what a model started from a Qwen2 has to draw.")
 
 
-_OF_SOURCES = {
-    "vision": (None, ("qwen2",)),
-    "seed": (0, ("qwen2",)),
-    "which": ("ema", ("ours",)),
-    "vit": (True, ("bagel",)),
-    "autoencoder": (None, ("ours", "bagel", "qwen2")),
+_USED = {
+    "vision": (None, "source", ("qwen2",)),
+    "seed": (0, "source", ("qwen2",)),
+    "which": ("ema", "source", ("ours",)),
+    "vit": (True, "source", ("bagel",)),
+    "autoencoder": (None, "source", ("ours", "bagel", "qwen2")),
+    "mesh": ("", "target", ("ours",)),
+    "largest": (None, "target", ("bagel", "qwen2", "siglip2")),
 }
-"""Flags with their defaults, and the kinds of sources that they say something of."""
-_OF_TARGETS = {"mesh": ("", ("ours",)), "largest": (None, ("bagel", "qwen2", "siglip2"))}
+"""Flags with their defaults, and the kinds of sources or targets that they say something of."""
 
 
-def _check_used(values: Any, weights: Weights, to: str) -> None:
+def _check_used(values: Any, source: str, target: str) -> None:
     """Raises ConvertError for a flag that this source or this target does not ask for."""
-    for flags_, kind, what in ((_OF_SOURCES, weights.kind, "source"), (_OF_TARGETS, to, "target")):
-        for name, (default, kinds) in flags_.items():
-            if getattr(values, name) != default and kind not in kinds:
-                raise ConvertError(
-                    f"--{name} is for a {what} of the kind {' or '.join(kinds)}, this one is {kind}: "
-                    "leave it out"
-                )
+    for name, (default, what, kinds) in _USED.items():
+        kind = source if what == "source" else target
+        if getattr(values, name) != default and kind not in kinds:
+            raise ConvertError(
+                f"--{name} is for a {what} of the kind {' or '.join(kinds)}, this one is {kind}: leave it out"
+            )
 
 
 def run(values: Any) -> str:
@@ -220,22 +220,15 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    mesh, largest = sizes_of_mesh(values.mesh), parse_bytes(values.largest) if values.largest else None
-    weights = read_weights(
-        values.source,
-        vit=values.vit,
-        vision=values.vision,
-        autoencoder=values.autoencoder,
-        which=values.which,
-        seed=values.seed,
-    )
+    options = dict(dtype=values.dtype, mesh=sizes_of_mesh(values.mesh))
+    options["largest"] = parse_bytes(values.largest) if values.largest else None
+    read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed")}
+    weights = read_weights(values.source, **read)
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
-    _check_used(values, weights, to)
+    _check_used(values, weights.kind, to)
     total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
-        convert(
-            weights, values.target, to, dtype=values.dtype, mesh=mesh, largest=largest, progress=bar.update
-        )
+        convert(weights, values.target, to, progress=bar.update, **options)
         bar.total = bar.n  # without the tables that only published files hold
     return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
 

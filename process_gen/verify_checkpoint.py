@@ -50,16 +50,6 @@ PARTS = {
 """Parts of a model, and how the names of their parameters begin."""
 
 
-@dataclasses.dataclass
-class Part:
-    """What was counted of a part of the model."""
-
-    name: str
-    arrays: int = 0
-    parameters: int = 0
-    dtypes: set[str] = dataclasses.field(default_factory=set)
-
-
 def part_of(name: str) -> str:
     """The part that a parameter belongs to."""
     for part, starts in PARTS.items():
@@ -75,27 +65,12 @@ def is_finite(source: Source, name: str) -> bool:
     return all(np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes)
 
 
-def count(sources: Sequence[Source]) -> tuple[list[Part], list[str]]:
-    """The parts of some weights, and the names of arrays that hold something else than finite numbers."""
-    parts, odd = {name: Part(name) for name in (*PARTS, "other")}, []
-    for source in sources:
-        for name, shape in source.spec.items():
-            part = parts[part_of(name)]
-            part.arrays, part.parameters = part.arrays + 1, part.parameters + math.prod(shape)
-            part.dtypes.add(np.dtype(source.dtypes[name]).name)
-            if not is_finite(source, name):
-                odd.append(name)
-    return [part for part in parts.values() if part.arrays], odd
-
-
 def opened(weights: Weights, dtype: str | None = None) -> list[Source]:
     """The sources of a model and of its autoencoder, once names and shapes are known to be right.
 
     Raises:
-      CheckpointMismatch: a tensor is missing, too many, or of another shape, or there is no model at all.
+      CheckpointMismatch: a tensor is missing, too many, or of another shape.
     """
-    if weights.params is None and weights.autoencoder is None:
-        raise CheckpointMismatch(f"{weights.source} holds neither a model nor an autoencoder")
     found = []
     if weights.params is not None:
         model = weights.params(dtype)
@@ -131,10 +106,16 @@ def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
     return dataclasses.replace(config, dtype=dtype, vit=config.vit if has_vit else None, remat="none")
 
 
-def describe(parts: Sequence[Part]) -> str:
-    """The parts as a table."""
-    rows = [(part.name, part.arrays, part.parameters, ", ".join(sorted(part.dtypes))) for part in parts]
-    rows.append(("all", sum(p.arrays for p in parts), sum(p.parameters for p in parts), ""))
+def describe(sources: Sequence[Source]) -> str:
+    """The parts of some weights as a table."""
+    rows = []
+    for part in (*PARTS, "other"):
+        mine = [(source, name) for source in sources for name in source.spec if part_of(name) == part]
+        parameters = sum(math.prod(source.spec[name]) for source, name in mine)
+        dtypes = {np.dtype(source.dtypes[name]).name for source, name in mine}
+        if mine:
+            rows.append((part, len(mine), parameters, ", ".join(sorted(dtypes))))
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), ""))
     return table(rows, ("part", "arrays", "parameters", "stored as"))
 
 
@@ -173,8 +154,9 @@ def run(values: Any) -> tuple[str, bool]:
     if not values.tolerance > 0:
         raise ValueError(f"--tolerance must be above 0, got {values.tolerance}")
     weights = read_weights(values.checkpoint, vit=values.vit, which=values.which)
-    parts, odd = count(opened(weights))
-    lines = [f"{weights.source} ({weights.kind})", "", describe(parts), ""]
+    sources = opened(weights)
+    odd = [name for source in sources for name in source.spec if not is_finite(source, name)]
+    lines = [f"{weights.source} ({weights.kind})", "", describe(sources), ""]
     if odd:
         lines += [f"{len(odd)} hold something else than finite numbers: {', '.join(odd[:5])}", ""]
         return "\n".join(lines), False

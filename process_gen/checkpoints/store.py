@@ -10,11 +10,12 @@ import contextlib
 import itertools
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -37,14 +38,12 @@ ITERATOR = "iterator"
 QUARANTINE = "quarantine"
 """Folder of a workdir for broken steps: out of the way of a resumed run, and never deleted."""
 _RESERVED = frozenset({ITERATOR, load.METADATA})
+_SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class Closing:
+class Closing(contextlib.AbstractContextManager):
     """A context that is closed at its end."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None:
@@ -141,10 +140,9 @@ class CheckpointStore(Closing):
     def _what_is_wrong(self, step: int) -> str:
         try:
             manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
-            wrong = ""
         except CheckpointCorrupt as error:
-            wrong = str(error)
-        return first(wrong)
+            return first(str(error))
+        return first("")
 
     def _set_aside(self, step: int, wrong: str) -> None:
         logging.error("%s", wrong)
@@ -176,9 +174,8 @@ class CheckpointStore(Closing):
         """
         if bad := arrays.not_finite(state):
             raise CheckpointNotSaved(
-                f"step {step} was not saved: {len(bad)} arrays are not finite ({', '.join(bad[:4])}"
-                f"{', ...' if bad[4:] else ''})"
-                f"; the last good step in {self.root} is {self.latest_step()}"
+                f"step {step} was not saved: {len(bad)} arrays are not finite ({arrays.shorten(bad)}); "
+                f"the last good step in {self.root} is {self.latest_step()}"
             )
         self._check_room(step, state)
         items = {}
@@ -206,18 +203,26 @@ class CheckpointStore(Closing):
 
     def _check_room(self, step: int, state: Any) -> None:
         """Raises CheckpointNotSaved, on all hosts alike, where there is no room for another step."""
-
-        def missing() -> str:
-            found = ""
-            if self._tends:
-                needed = sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
-                found = keeping.missing_room(self.root, needed, step, self.latest_step())
-            return first(found)
-
-        if missing():
+        if first(self._missing_room(step, state)):
             self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
-            if wrong := missing():
+            if wrong := first(self._missing_room(step, state)):
                 raise CheckpointNotSaved(wrong)
+
+    def _missing_room(self, step: int, state: Any) -> str:
+        if not self._tends or "://" in str(self.root):  # an object store does not say
+            return ""
+        needed = _SPARE * sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+        free = shutil.disk_usage(self.root).free
+        if free >= needed:
+            return ""
+        return (
+            f"step {step} needs {needed / 1e9:.3g} GB and {self.root} has {free / 1e9:.3g} GB left; "
+            f"{self._kept()}. Make room and start the same command again."
+        )
+
+    def _kept(self) -> str:
+        last = self.latest_step()
+        return "nothing has been saved yet" if last is None else f"the last good one is step {last}"
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -299,9 +304,9 @@ class CheckpointStore(Closing):
             self._manager.reload()  # forget the step that is not there
             with contextlib.suppress(OSError):
                 self._remove_unfinished()  # a full disk gets its space back
-            last = self.latest_step()
-            kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
-            raise CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {kept}") from error
+            raise CheckpointNotSaved(
+                f"{what} could not be saved in {self.root} ({error}); {self._kept()}"
+            ) from error
 
     def _remove_unfinished(self) -> None:
         """Gives back the space of saves that a killed process left behind; no other run writes here."""

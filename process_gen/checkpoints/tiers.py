@@ -26,11 +26,7 @@ copy of one, never meets the steps of another."""
 
 
 class TieredStore(Closing):
-    """A shared store with a local one in front of it, if there is any.
-
-    Args:
-      shared: what lasts.
-      local: what is quick.
+    """A shared store, which lasts, with a quick local one in front of it, if there is any.
 
     Attributes:
       source: where the step lies that `newest_whole_step` has found.
@@ -75,9 +71,7 @@ class TieredStore(Closing):
     ) -> None:
         """Starts to save where the schedule says; see `CheckpointStore.save`.
 
-        Args:
-          step, state, iterator, score: see there.
-          lasting: whether the step has to outlive these hosts, whatever the schedule says.
+        A `lasting` step has to outlive these hosts, whatever the schedule says.
         """
         if lasting or self._local is None or self._shared.due(step):
             self._shared.save(step, state, iterator, score)

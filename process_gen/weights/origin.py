@@ -127,7 +127,7 @@ def kind_of(place: epath.Path) -> str:
 
 
 def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
-    """The sizes that `configs.as_json` wrote."""
+    """The sizes that a step's metadata holds."""
     fields = dict(fields)
     for name, part in (("vit", VitConfig), ("flux", FluxConfig)):
         if fields.get(name) is not None:
@@ -140,7 +140,7 @@ def _bagel(published: bagel.Published) -> Weights:
     told = {"files": dict(published.files), "timestep_shift": published.timestep_shift}
     metadata = {
         **vocabulary.describe_files(place),
-        "model": configs.as_json(model),
+        "model": dataclasses.asdict(model),
         "published": {"from": str(place), **told},
     }
     coder = published.autoencoder
@@ -158,7 +158,7 @@ def _started(
     taken = {name: path if path is None else str(path) for name, path in taken.items()}
     metadata = {
         **vocabulary.describe_files(place),
-        "model": configs.as_json(model),
+        "model": dataclasses.asdict(model),
         "published": {"from": {**taken, "seed": seed}},
     }
     params = functools.partial(parts.start, model, language, tower, seed)

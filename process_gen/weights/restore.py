@@ -43,7 +43,6 @@ class Restored:
     Attributes:
       model, params: the modules and their weights, on the default device or over a mesh.
       tokenizer: the one it was trained with.
-      level_name: level of the scenes world that it draws; None for other data.
       config: its config as plain JSON values (`builders.from_json` makes a ConfigDict of it).
       source: where the weights came from, for logs.
       autoencoder: weights of the autoencoder; None where it has none.
@@ -52,10 +51,15 @@ class Restored:
     model: UnifiedModel
     params: Any
     tokenizer: Tokenizer
-    level_name: str | None
     config: Mapping[str, Any]
     source: str
     autoencoder: Any = None
+
+    @property
+    def level_name(self) -> str | None:
+        """The level of the scenes world that it draws, None for other data."""
+        data = self.config["data"]
+        return data.get("level") if data.get("source") == "scenes" else None
 
 
 def shipped_weights() -> str:
@@ -118,8 +122,7 @@ def load_model(
         model = builders.build_model(config, words)
     model = model.clone(config=dataclasses.replace(model.config, dtype=dtype or model.config.dtype))
     params, autoencoder = placed(weights, model, words, mesh, model.config.dtype)
-    fields = builders.to_json(config)
-    return Restored(model, params, words, _level(fields), fields, weights.source, autoencoder)
+    return Restored(model, params, words, builders.to_json(config), weights.source, autoencoder)
 
 
 def _run(path: str, which: str) -> Weights:
@@ -132,11 +135,6 @@ def _run(path: str, which: str) -> Weights:
             "--config=configs/bagel_7b.py:paper"
         )
     return weights
-
-
-def _level(config: Mapping[str, Any]) -> str | None:
-    """The level of the scenes world that a config draws, None for other data."""
-    return config["data"].get("level") if config["data"].get("source") == "scenes" else None
 
 
 def load_sampler(

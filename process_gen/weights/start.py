@@ -1,11 +1,9 @@
 """Models that start from weights of any origin: published ones, or those of another run.
 
-Published weights have rows for tokens that their tokenizer does not name, and nobody
-has trained those rows: they are all alike. Tokens of ours that get such ids (`<ins>`
-and its like, which carry every decision about what follows what) start as the mean of
-the rows of the words that they stand for, in the embedding and in the head, as they
-are read; the files stay as they are. It takes reading a dozen lines of either matrix,
-once, and nothing while training.
+Published weights have rows for tokens that their tokenizer does not name, and nobody has trained those rows:
+they are all alike. Tokens of ours that get such ids (`<ins>` and its like, which carry every decision about
+what follows what) start as the mean of the rows of the words that they stand for, in the embedding and in the
+head, as they are read; the files stay as they are.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.checkpoints.published import bagel, configs, writing
+from process_gen.checkpoints.published import bagel, writing
 from process_gen.checkpoints.published.flux import moves_of
 from process_gen.convert import parse_bytes
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
@@ -79,7 +79,7 @@ def build(folder: pathlib.Path, model: ModelConfig, shard: int) -> int:
     tensors += [writing.Item.of(name, x.astype(DTYPE)) for name, x in bagel.fixed_tables(model).items()]
     writing.write(folder, "ema", tensors, shard)
     writing.write(folder, "ae", synthetic(moves_of(model.flux), rng))
-    for name, fields in configs.write(model).items():
+    for name, fields in bagel.json_files(model).items():
         (folder / name).write_text(json.dumps(fields))
     return max(path.stat().st_size for path in folder.iterdir())
 

@@ -116,7 +116,7 @@ def read_published(
         str(folder / "llm_config.json"),
     )
     read = configs.Reader(str(folder / "config.json"), files["config.json"])
-    read.only("connector_act", "gelu_pytorch_tanh")
+    read.only("connector_act", configs.GELU)
     read.only("interpolate_pos", False)
     model = ModelConfig(
         **fields,
@@ -206,11 +206,8 @@ def import_bagel(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
-    `process_gen.weights.start.read_for` places them on devices instead, of which each reads its own part.
-
-    Args:
-      published: from `read_published`.
-      dtype: of the arrays; None leaves them as they are stored.
+    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.read_for` places them on
+    devices instead, of which each reads its own part.
 
     Raises:
       CheckpointMismatch: names or shapes differ.
@@ -259,8 +256,31 @@ def export_bagel(
     fixed = [writing.Item.of(name, table.astype(kind)) for name, table in fixed_tables(model).items()]
     items = sorted(sources.items(moves, source, dtype) + fixed, key=lambda item: item.name)
     writing.write(folder, "ema", items, largest, progress)
-    for name, fields in (files or configs.write(model)).items():
+    for name, fields in (files or json_files(model)).items():
         (epath.Path(folder) / name).write_text(json.dumps(fields, indent=1))
+
+
+def json_files(model: ModelConfig) -> dict[str, configs.Json]:
+    """The JSON files of a BAGEL of these sizes, by file name."""
+    language = configs.write_language_model(model)
+    files: dict[str, configs.Json] = {
+        "llm_config.json": language | {"layer_module": "Qwen2MoTDecoderLayer", "qk_norm": True},
+        "config.json": {
+            "model_type": "bagel",
+            "latent_patch_size": model.latent_patch,
+            "max_latent_size": model.max_latent_side,
+            "timestep_shift": 1.0,
+            "connector_act": configs.GELU,
+            "interpolate_pos": False,
+            "visual_gen": True,
+            "visual_und": model.vit is not None,
+            "vae": flux.fields_of(model.flux),
+        },
+    }
+    if model.vit is not None:
+        files["config.json"]["vit_max_num_patch_per_side"] = model.vit.max_side
+        files["vit_config.json"] = configs.write_vision_tower(model.vit)
+    return files
 
 
 def _check_published(model: ModelConfig) -> None:

@@ -6,7 +6,6 @@ what this project does not implement is refused by name.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -16,11 +15,19 @@ from typing import Any
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
-from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
+from process_gen.models.config import ModelConfig, VitConfig
 
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
-_GELU = "gelu_pytorch_tanh"
+GELU = "gelu_pytorch_tanh"
+LANGUAGE = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "mlp": "intermediate_size",
+    "heads": "num_attention_heads",
+}
+"""Keys of a Qwen2 config, by field of `ModelConfig`."""
 SHORT = "last_layer_left_out"
 """Marks the config of a tower that was exported alone: its last layer is left out already."""
 
@@ -96,15 +103,12 @@ def language_model(fields: Json, biases: bool, name: str = "llm_config.json") ->
     read.only("layer_module", "Qwen2MoTDecoderLayer", "Qwen2DecoderLayer")
     read.only("use_sliding_window", False, None)
     read.only("rope_scaling", None)
-    heads, width = read.number("num_attention_heads"), read.number("hidden_size")
+    sizes = {ours: read.number(theirs) for ours, theirs in LANGUAGE.items()}
+    heads, width = sizes["heads"], sizes["width"]
     rope = Reader(f"{name}, rope_parameters", {**fields, **(fields.get("rope_parameters") or {})})
     rope.only("rope_type", "default")
     return dict(
-        vocab_size=read.number("vocab_size"),
-        width=width,
-        layers=read.number("num_hidden_layers"),
-        mlp=read.number("intermediate_size"),
-        heads=heads,
+        **sizes,
         kv_heads=read.number("num_key_value_heads", heads),
         head_dim=read.number("head_dim", width // heads) if fields.get("head_dim") else width // heads,
         qkv_bias=biases,
@@ -129,7 +133,7 @@ def vision_tower(
       CheckpointMismatch: the config contradicts the tensors, or asks for something else.
     """
     read = Reader(name, fields)
-    read.only("hidden_act", _GELU)
+    read.only("hidden_act", GELU)
     read.only("rope", False)
     read.only("num_channels", 3)
     try:
@@ -179,60 +183,27 @@ def count(shapes: Shapes, pattern: str) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def write(model: ModelConfig, timestep_shift: float = 1.0) -> dict[str, Json]:
-    """The JSON files of a BAGEL of these sizes, by file name."""
-    flux = model.flux or FluxConfig()
-    files: dict[str, Json] = {
-        "llm_config.json": {
-            "model_type": "qwen2",
-            "layer_module": "Qwen2MoTDecoderLayer",
-            "hidden_act": "silu",
-            "hidden_size": model.width,
-            "intermediate_size": model.mlp,
-            "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads,
-            "num_key_value_heads": model.kv_heads,
-            **({"head_dim": model.head_dim} if model.head_dim * model.heads != model.width else {}),
-            "vocab_size": model.vocab_size,
-            "rms_norm_eps": model.norm_eps,
-            "rope_theta": model.rope_theta,
-            "max_position_embeddings": 32768,
-            "qk_norm": True,
-            "tie_word_embeddings": False,
-        },
-        "config.json": {
-            "model_type": "bagel",
-            "latent_patch_size": model.latent_patch,
-            "max_latent_size": model.max_latent_side,
-            "timestep_shift": timestep_shift,
-            "connector_act": _GELU,
-            "interpolate_pos": False,
-            "visual_gen": True,
-            "visual_und": model.vit is not None,
-            "vae": {
-                "ch": flux.ch,
-                "ch_mult": list(flux.ch_mult),
-                "num_res_blocks": flux.res_blocks,
-                "z_channels": flux.z_channels,
-                "in_channels": flux.in_channels,
-                "out_ch": flux.out_channels,
-                "downsample": flux.factor,
-                "scale_factor": flux.scale,
-                "shift_factor": flux.shift,
-            },
-        },
+def write_language_model(model: ModelConfig) -> Json:
+    """The Qwen2 config of a model."""
+    fields = {theirs: getattr(model, ours) for ours, theirs in LANGUAGE.items()}
+    if model.head_dim * model.heads != model.width:
+        fields["head_dim"] = model.head_dim
+    return fields | {
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "num_key_value_heads": model.kv_heads,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
     }
-    if model.vit is not None:
-        files["config.json"]["vit_max_num_patch_per_side"] = model.vit.max_side
-        files["vit_config.json"] = write_vision_tower(model.vit)
-    return files
 
 
 def write_vision_tower(vit: VitConfig) -> Json:
     """`vit_config.json`, which counts the layer that is left out."""
     return {
         "model_type": "siglip_vision_model",
-        "hidden_act": _GELU,
+        "hidden_act": GELU,
         "hidden_size": vit.width,
         "intermediate_size": vit.mlp,
         "num_hidden_layers": vit.layers + 1,
@@ -242,8 +213,3 @@ def write_vision_tower(vit: VitConfig) -> Json:
         "image_size": vit.patch * vit.max_side,
         "layer_norm_eps": vit.norm_eps,
     }
-
-
-def as_json(model: ModelConfig) -> Json:
-    """A model's sizes as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(model)))

@@ -133,12 +133,7 @@ def export_qwen2(
 ) -> None:
     """Writes the `und` expert as a Qwen2 language model.
 
-    Args:
-      params: a tree or a `sources.Source`.
-      model: their sizes.
-      folder: made if need be.
-      dtype: of the tensors; None leaves them as they are.
-      **options: `largest` and `progress` of `writing.write`.
+    The arguments are those of `export_bagel`.
 
     Raises:
       CheckpointMismatch: norms of queries and keys are trained, and Qwen2 has none.
@@ -152,9 +147,7 @@ def export_qwen2(
     filled = {rule.ours for rule in tables.QWEN2 if not re.fullmatch(_QK_NORM, rule.ours)}
     moves = rules.expand(tables.QWEN2, {name: source.spec[name] for name in filled & source.spec.keys()})
     writing.write(folder, "model", sources.items(moves, source, dtype), **options)
-    fields = configs.write(model)["llm_config.json"]
-    drop = ("layer_module", "qk_norm")
-    fields = {"architectures": ["Qwen2ForCausalLM"], **{k: v for k, v in fields.items() if k not in drop}}
+    fields = {"architectures": ["Qwen2ForCausalLM"], **configs.write_language_model(model)}
     (epath.Path(folder) / "config.json").write_text(json.dumps(fields, indent=1))
 
 

@@ -53,28 +53,22 @@ CONV = Turn(
 )
 """[out, in, row, column] to [row, column, in, out]."""
 
-POINTWISE = Turn(
-    lambda x: x[:, :, 0, 0].T,
-    lambda x, _: x.T[:, :, None, None],
-    lambda s: (s[1], s[0], 1, 1),
-    -1,
-)
-"""A convolution of 1 x 1, [out, in, 1, 1], to [in, out]."""
 
-
-def patches(channels: int) -> Turn:
-    """A convolution over patches, [out, channel, row, column], to a matrix over (row, column, channel)."""
-
-    def shape(ours: Shape) -> Shape:
-        side = math.isqrt(ours[0] // channels)
-        return (ours[1], channels, side, side)
-
+def _as_matrix(shape: Callable[[Shape], Shape]) -> Turn:
+    """A convolution, [out, in, row, column], to a matrix over (row, column, in)."""
     return Turn(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x, s: x.reshape(s[2], s[3], s[1], -1).transpose(3, 2, 0, 1),
         shape,
         -1,
     )
+
+
+POINTWISE = _as_matrix(lambda s: (s[1], s[0], 1, 1))
+"""A convolution of 1 x 1."""
+
+PATCHES = _as_matrix(lambda s: (s[1], 3, math.isqrt(s[0] // 3), math.isqrt(s[0] // 3)))
+"""A convolution over patches of an image of 3 channels."""
 
 
 @dataclasses.dataclass(frozen=True)

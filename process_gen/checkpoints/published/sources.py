@@ -101,7 +101,14 @@ class StoredArrays(Source):
                 [key["key"] for key in leaf["key_metadata"]] for leaf in description["tree_metadata"].values()
             ]
             driver = "zarr3" if description.get("use_zarr3") else "zarr"
-            self._stores = {"/".join(n): _open(folder, ".".join(n), driver, description) for n in names}
+            self._stores = {}
+            for keys in names:
+                place: Any = kvstore(folder / ".".join(keys))
+                if description.get("use_ocdbt", True):
+                    place = {"driver": "ocdbt", "base": kvstore(folder), "path": f"{'.'.join(keys)}/"}
+                self._stores["/".join(keys)] = ts.open(
+                    {"driver": driver, "kvstore": place}, read=True
+                ).result()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise manifest.corrupt(step_dir, f"{item} cannot be read ({error})") from error
         self.spec = {name: tuple(store.shape) for name, store in self._stores.items()}
@@ -226,14 +233,10 @@ class Replaced(Source):
         return self._source.axis(name)
 
 
-def _open(folder: epath.Path, name: str, driver: str, description: Mapping[str, Any]) -> ts.TensorStore:
-    base = str(folder)
-    base = base if "://" in base else f"file://{os.path.abspath(base)}"
-    if description.get("use_ocdbt", True):
-        kvstore: Any = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-    else:
-        kvstore = f"{base}/{name}/"
-    return ts.open({"driver": driver, "kvstore": kvstore}, open=True, read=True).result()
+def kvstore(folder: epath.Path) -> str:
+    """How TensorStore calls a folder."""
+    text = str(folder)
+    return f"{text}/" if "://" in text else f"file://{os.path.abspath(text)}/"
 
 
 def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> list[Item]:

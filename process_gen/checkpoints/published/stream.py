@@ -20,7 +20,7 @@ from etils import epath
 from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.rules import Shape
-from process_gen.checkpoints.published.sources import BLOCK, Box, Source
+from process_gen.checkpoints.published.sources import BLOCK, Box, Source, kvstore
 from process_gen.checkpoints.published.writing import Progress
 from process_gen.checkpoints.store import versions
 
@@ -111,26 +111,10 @@ def _write_array(
     shape, dtype = tuple(source.spec[name]), np.dtype(source.dtypes[name])
     stacked, axis = _stacked(name), source.axis(name)
     chunk = chunk_shape(shape, tuple(shard or shape), axis, stacked, dtype.itemsize)
-    store = ts.open(
-        {
-            "driver": "zarr",
-            "kvstore": str(folder) + "/" if "://" in str(folder) else f"file://{folder}/",
-            "metadata": {
-                "shape": shape,
-                "chunks": chunk,
-                "dtype": dtype.name if dtype.name == "bfloat16" else dtype.str,
-                "compressor": _COMPRESSOR,
-                "fill_value": None,
-                "filters": None,
-                "order": "C",
-                "zarr_format": 2,
-                "dimension_separator": ".",
-            },
-            "store_data_equal_to_fill_value": True,
-        },
-        create=True,
-        open=True,
-    ).result()
+    metadata = {"chunks": chunk, "compressor": _COMPRESSOR, "dimension_separator": "."}
+    spec = {"driver": "zarr", "kvstore": kvstore(folder), "metadata": metadata}
+    spec["store_data_equal_to_fill_value"] = True
+    store = ts.open(spec, create=True, dtype=dtype, shape=shape).result()
     for box in boxes(shape, chunk, axis, stacked, dtype.itemsize):
         block = source.read(name, box)
         store[box or ...].write(block).result()

@@ -9,7 +9,7 @@ DIFFUSERS the same autoencoder under the names of diffusers' `AutoencoderKL`
 
 from __future__ import annotations
 
-from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, POINTWISE, Rule, Turn, patches
+from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, PATCHES, POINTWISE, Rule, Turn
 from process_gen.models.config import FluxConfig
 
 
@@ -84,7 +84,7 @@ QWEN2 = tuple(_language_model("", {"und": "", "gen": ""}))
 """Every published tensor of a layer fills both experts."""
 
 SIGLIP2 = tuple(_vision_tower("vision_model."))
-SIGLIP2_CONV = tuple(_vision_tower("vision_model.", patches(3)))
+SIGLIP2_CONV = tuple(_vision_tower("vision_model.", PATCHES))
 """The patch embedding as a matrix, and as a convolution."""
 SIGLIP2_IGNORED = (r"text_model\..*", r"vision_model\.head\..*", r"logit_(scale|bias)", r".*\.position_ids")
 """The text side and the pooling of a contrastive model, which nothing here uses."""

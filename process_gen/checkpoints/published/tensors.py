@@ -138,13 +138,10 @@ def open_index(path: epath.PathLike) -> Tensors:
     """The tensors of a sharded checkpoint, of which `path` is the index.
 
     Raises:
-      CheckpointNotFound: no index.
       CheckpointCorrupt: it cannot be read, names a file outside its folder, or a shard is missing, broken or
         holds other tensors than it says.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise CheckpointNotFound(f"no such index: {path}")
     try:
         files = json.loads(path.read_text())["weight_map"]
         shards = sorted(set(files.values()))

@@ -305,7 +305,7 @@ def test_every_tensor_of_the_full_size_model_has_its_place():
     found = p.bagel(p.LLM_7B, p.VIT_7B, p.CONFIG_7B, p.FLUX_1["z_channels"])
     sizes = configs.language_model(p.LLM_7B, biases=True)
     vit = configs.vision_tower(p.VIT_7B, found, "vit_model.vision_model.", left_out=1)
-    coder = flux.flux_config(p.flux(p.FLUX_1), p.FLUX_1)
+    coder = flux.config_of(p.flux(p.FLUX_1), p.FLUX_1)
     row = model_config("bagel_7b")
     assert dataclasses.replace(row, **sizes, vit=vit, flux=coder) == row
     moves = bagel.bagel_moves(row)
