@@ -144,7 +144,7 @@ def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
 # -------------------------------------------------------------------- command
 
 
-def sizes_of_mesh(text: str) -> dict[str, int]:
+def mesh_sizes(text: str) -> dict[str, int]:
     """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
 
     Raises:
@@ -220,7 +220,7 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    options = dict(dtype=values.dtype, mesh=sizes_of_mesh(values.mesh))
+    options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh))
     options["largest"] = parse_bytes(values.largest) if values.largest else None
     read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed")}
     weights = read_weights(values.source, **read)

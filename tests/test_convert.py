@@ -201,8 +201,8 @@ def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypat
 def test_sizes_of_files_and_meshes():
     assert convert.parse_bytes("1.5GB") == 1_500_000_000 and convert.parse_bytes("2 MiB") == 2 << 20
     assert convert.parse_bytes("77") == 77
-    assert convert.sizes_of_mesh("") == {}
-    assert convert.sizes_of_mesh("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
+    assert convert.mesh_sizes("") == {}
+    assert convert.mesh_sizes("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
 
 
 @pytest.mark.slow

@@ -25,9 +25,7 @@ def fields(state: Any) -> dict[str, Any]:
     """Top-level fields of a state, by name."""
     if isinstance(state, Mapping):
         return dict(state)
-    if dataclasses.is_dataclass(state):
-        return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    raise TypeError(f"a state is a dataclass or a dict of fields, got {type(state).__name__}")
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def named(tree: Any) -> Named:

@@ -16,7 +16,7 @@ from etils import epath
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
-from process_gen.checkpoints.published import tensors, writing
+from process_gen.checkpoints.published import tensors
 
 _KEY = "process_gen"
 _FORMAT = 1
@@ -41,9 +41,9 @@ def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | 
     if odd := [name for name, x in store.items() if x.dtype not in tensors.DTYPES.values()]:
         raise ValueError(f"packaged weights hold no {store[odd[0]].dtype} arrays, but {odd[0]} is one")
     header = {"format": _FORMAT, "sha256": _digest(store, metadata), "metadata": metadata}
-    items = [writing.Item.of(name, x) for name, x in store.items()]
+    items = [tensors.Item.of(name, x) for name, x in store.items()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    writing.write_file(place, items, texts={_KEY: json.dumps(header, sort_keys=True)})
+    tensors.write_file(place, items, texts={_KEY: json.dumps(header, sort_keys=True)})
     return place.stat().length
 
 

@@ -180,8 +180,6 @@ class CheckpointStore(Closing):
         self._check_room(step, state)
         items = {}
         for field, tree in arrays.fields(state).items():
-            if field in _RESERVED:
-                raise ValueError(f"a field of the state may not be called {field!r}")
             if leaves := arrays.named(tree):
                 stored = {name: arrays.raw(x) for name, x in leaves.items()}
                 items[field] = ocp.args.PyTreeSave(arrays.nested(stored))

@@ -20,7 +20,7 @@ from etils import epath
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors, writing
+from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors
 from process_gen.models.config import ModelConfig, VitConfig
 from process_gen.models.positions import grid_places, sincos_table
 from process_gen.models.spec import model_spec
@@ -227,7 +227,7 @@ def export_bagel(
     files: Mapping[str, configs.Json] | None = None,
     dtype: str | None = None,
     largest: int | None = None,
-    progress: writing.Progress | None = None,
+    progress: tensors.Progress | None = None,
 ) -> None:
     """Writes a folder that the published program, and `read_published`, can read.
 
@@ -253,9 +253,9 @@ def export_bagel(
     sources.check_shapes(source, model_shapes(model), "the model")
     flux.export_autoencoder(autoencoder_params, model.flux, folder, dtype=dtype, progress=progress)
     kind = jnp.dtype(dtype or source.dtypes["embedding"])
-    fixed = [writing.Item.of(name, table.astype(kind)) for name, table in fixed_tables(model).items()]
+    fixed = [tensors.Item.of(name, table.astype(kind)) for name, table in fixed_tables(model).items()]
     items = sorted(sources.items(moves, source, dtype) + fixed, key=lambda item: item.name)
-    writing.write(folder, "ema", items, largest, progress)
+    tensors.write(folder, "ema", items, largest, progress)
     for name, fields in (files or json_files(model)).items():
         (epath.Path(folder) / name).write_text(json.dumps(fields, indent=1))
 

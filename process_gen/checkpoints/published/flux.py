@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import configs, rules, sources, tables, tensors, writing
+from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.models.config import FluxConfig
 from process_gen.models.spec import autoencoder_spec
 
@@ -175,7 +175,7 @@ def export_autoencoder(
     source = sources.source_of(params)
     sources.check_shapes(source, autoencoder_shapes(config), "the autoencoder")
     items = sources.items(moves_of(config, naming), source, dtype)
-    writing.write(folder, STEMS[naming], items, **options)
+    tensors.write(folder, STEMS[naming], items, **options)
     if naming == "diffusers":
         text = json.dumps(fields_of(config, naming), indent=1)
         (epath.Path(folder) / "config.json").write_text(text)

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import configs, rules, sources, tables, tensors, writing
+from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.checkpoints.published.bagel import model_shapes
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
 from process_gen.models.spec import initial
@@ -146,7 +146,7 @@ def export_qwen2(
             )
     filled = {rule.ours for rule in tables.QWEN2 if not re.fullmatch(_QK_NORM, rule.ours)}
     moves = rules.expand(tables.QWEN2, {name: source.spec[name] for name in filled & source.spec.keys()})
-    writing.write(folder, "model", sources.items(moves, source, dtype), **options)
+    tensors.write(folder, "model", sources.items(moves, source, dtype), **options)
     fields = {"architectures": ["Qwen2ForCausalLM"], **configs.write_language_model(model)}
     (epath.Path(folder) / "config.json").write_text(json.dumps(fields, indent=1))
 
@@ -164,7 +164,7 @@ def export_siglip2(
     if not mine:
         raise CheckpointMismatch("these parameters have no ViT that could be exported")
     moves = rules.expand(tables.SIGLIP2_CONV, mine)
-    writing.write(folder, "model", sources.items(moves, source, dtype), **options)
+    tensors.write(folder, "model", sources.items(moves, source, dtype), **options)
     fields = {
         "architectures": ["SiglipVisionModel"],
         **configs.write_vision_tower(vit),

@@ -22,8 +22,7 @@ from etils import epath
 from process_gen.checkpoints import arrays, manifest
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published.rules import Move, Shape, Spec, check
-from process_gen.checkpoints.published.tensors import Tensors
-from process_gen.checkpoints.published.writing import Item
+from process_gen.checkpoints.published.tensors import Item, Tensors
 
 Make = Callable[[str | None], "Source"]
 """Arrays in a dtype; None leaves them as they are stored."""

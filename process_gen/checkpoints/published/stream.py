@@ -21,7 +21,7 @@ from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.rules import Shape
 from process_gen.checkpoints.published.sources import BLOCK, Box, Source, kvstore
-from process_gen.checkpoints.published.writing import Progress
+from process_gen.checkpoints.published.tensors import Progress
 from process_gen.checkpoints.store import versions
 
 STEP = 0
