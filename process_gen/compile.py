@@ -9,7 +9,7 @@
 What is compiled is the train step that `process_gen.train` runs, or with
 `--step=sample` each compiled piece of the sampler, by the compiler of the
 hardware: for TPUs that takes `pip install libtpu` and no TPU, for GPUs
-`pip install -e ".[cuda]"` and no GPU (`--slices` counts nodes there). `cpu:8`
+`pip install -e ".[cuda13]"` and no GPU (`--slices` counts nodes there). `cpu:8`
 counts eight devices of a CPU: shardings and exchanges are real, memory only
 roughly so (it computes bfloat16 in float32).
 

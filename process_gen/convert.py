@@ -16,10 +16,10 @@ the arrays on disk as that mesh will ask for them; its devices need not be here.
 
 from __future__ import annotations
 
+from process_gen.common.names import check_name
 from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +36,7 @@ from process_gen.checkpoints.published import bagel, flux, parts, stream
 from process_gen.checkpoints.published.sources import DTYPE
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
+from process_gen.experiment.builders import ConfigError
 from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
@@ -74,9 +75,7 @@ def convert(
       ConvertError: the source has no such part.
       CheckpointError: it is broken, does not fit, or the target is taken.
     """
-    if to not in TARGETS:
-        near = difflib.get_close_matches(to, TARGETS) or TARGETS
-        raise ConvertError(f"--to={to} is unknown; did you mean {' or '.join(near)}?")
+    check_name(to, TARGETS, "--to", ConvertError)
     if weights.kind == "siglip2" and to != "siglip2":
         raise ConvertError(
             f"{weights.source} is a vision tower and no model: give it as --vision, beside a language model "
@@ -160,11 +159,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
 
 
 def parse_bytes(text: str) -> int:
-    """`5GB`, `500MiB` or a number of bytes.
-
-    Raises:
-      ConvertError: none of these.
-    """
+    """`5GB`, `500MiB` or a number of bytes; ConvertError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if size < 1:
@@ -213,7 +208,7 @@ def run(values: Any) -> str:
     """Does what the command does; returns what it prints at the end.
 
     Raises:
-      ConvertError, CheckpointError, MeshError: bad input; the message is fit for a user.
+      ConvertError, CheckpointError, ConfigError, MeshError: bad input; the message is fit for a user.
     """
     for name in ("source", "target"):
         if not getattr(values, name):
@@ -233,7 +228,7 @@ def run(values: Any) -> str:
     return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
 
 
-ERRORS = (ConvertError, CheckpointError, MeshError, OSError)
+ERRORS = (ConvertError, CheckpointError, ConfigError, MeshError, OSError)
 
 
 def main(argv: Sequence[str]) -> None:

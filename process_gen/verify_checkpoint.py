@@ -66,11 +66,7 @@ def is_finite(source: Source, name: str) -> bool:
 
 
 def opened(weights: Weights, dtype: str | None = None) -> list[Source]:
-    """The sources of a model and of its autoencoder, once names and shapes are known to be right.
-
-    Raises:
-      CheckpointMismatch: a tensor is missing, too many, or of another shape.
-    """
+    """The sources of a model and of its autoencoder; CheckpointMismatch where names or shapes are wrong."""
     found = []
     if weights.params is not None:
         model = weights.params(dtype)

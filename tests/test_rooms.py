@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "process_gen"
 MAY_IMPORT = {
+    "common": set(),
     "trajectory": set(),
     "distributed": set(),
     "scenes": {"trajectory"},
@@ -23,6 +24,7 @@ MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity"}
 MAY_IMPORT["training"] = {"trajectory", "models", "losses", "data", "distributed", "reports", "experiment"}
 MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
 MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}
+MAY_IMPORT = {room: below | {"common"} for room, below in MAY_IMPORT.items()}
 ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -153,7 +153,7 @@ def _absent_gpus(name: Name) -> Sequence[jax.Device]:
     if not any(is_installed(plugin) for plugin in plugins):
         raise TopologyError(
             f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
-            "`pip install -e '.[cuda]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
+            "`pip install -e '.[cuda13]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
         )
     sides = f"{name.slices}x1x{name.sides[0]}"  # slices, nodes of a slice, GPUs of a node
     with _as_topology_error(f"the GPU compiler knows no {name.generation}:{name.sides[0]}"):

@@ -17,12 +17,13 @@ from etils import epath
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
 from process_gen.checkpoints.published import tensors
+from process_gen.common.files import from_json
 
 _KEY = "process_gen"
 _FORMAT = 1
 
 
-def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | None = None) -> int:
+def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | None = None) -> None:
     """Writes the weights, whole or not at all.
 
     Args:
@@ -30,9 +31,6 @@ def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | 
       params: tree of arrays.
       metadata: JSON-able; `which` in it says which weights these are (`ema` if it says nothing).
       dtype: `float32`, `bfloat16` or `float16` to store floating-point arrays in, None to leave them.
-
-    Returns:
-      Bytes written.
     """
     place = epath.Path(path)
     if place.suffix != tensors.SUFFIX:
@@ -44,18 +42,13 @@ def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | 
     items = [tensors.Item.of(name, x) for name, x in store.items()]
     place.parent.mkdir(parents=True, exist_ok=True)
     tensors.write_file(place, items, texts={_KEY: json.dumps(header, sort_keys=True)})
-    return place.stat().length
 
 
-def load_weights(path: str, dtype: str | None = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
+def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads weights that `save_weights` wrote.
 
-    Args:
-      path: the file.
-      dtype: what floating-point arrays come back as, None as they are stored.
-
     Returns:
-      Nested dict of NumPy arrays, and the metadata.
+      Nested dict of NumPy arrays, float32 where they hold fractions, and the metadata.
 
     Raises:
       CheckpointNotFound: no such file, or a file of another kind.
@@ -66,7 +59,7 @@ def load_weights(path: str, dtype: str | None = "float32") -> tuple[dict[str, An
     store = {name: found.read(name) for name in found}
     if _digest(store, header["metadata"]) != header["sha256"]:
         raise CheckpointCorrupt(f"{path} has changed since it was written (other SHA-256); get a fresh copy")
-    return arrays.nested({name: _cast(x, dtype) for name, x in store.items()}), header["metadata"]
+    return arrays.nested({name: _cast(x, "float32") for name, x in store.items()}), header["metadata"]
 
 
 def is_ours(path: str) -> bool:
@@ -85,9 +78,9 @@ def _header(found: tensors.Tensors) -> dict[str, Any]:
             f"{found.place} was not written by process_gen: it does not say for which model"
         )
     try:
-        header = json.loads(found.texts[_KEY])
+        header = from_json(found.texts[_KEY])
         known = header["format"] == _FORMAT and {"sha256", "metadata"} <= set(header)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointCorrupt(f"{found.place} is cut off or garbled ({error}); get a fresh copy") from error
     if not known:
         raise CheckpointNotFound(f"{found.place} was written by another version (format {header['format']})")

@@ -15,6 +15,7 @@ from etils import epath
 from orbax.checkpoint import path as ocp_path
 
 from process_gen.checkpoints.errors import CheckpointCorrupt
+from process_gen.common.files import read_json
 
 NAME = "manifest.sha256.json"
 _FORMAT = 1
@@ -74,12 +75,12 @@ def corrupt(step_dir: epath.Path, what: str) -> CheckpointCorrupt:
 def _read(step_dir: epath.Path) -> dict[str, dict]:
     path = step_dir / NAME
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         files = manifest["files"]
         known = manifest["format"] == _FORMAT and all({"bytes", "sha256"} <= set(e) for e in files.values())
     except FileNotFoundError as error:
         raise corrupt(step_dir, f"{NAME} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise corrupt(step_dir, f"{NAME} cannot be read ({error})") from error
     if not known:
         raise corrupt(step_dir, f"{NAME} has an unknown format")

@@ -151,11 +151,7 @@ class CheckpointStore(Closing):
             logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
-        """Looks whether a save that goes on in the background has failed.
-
-        Raises:
-          CheckpointNotSaved: it has.
-        """
+        """Raises CheckpointNotSaved where a save that goes on in the background has failed."""
         with self._failures("a step"):
             self._manager.check_for_errors()
 
@@ -180,6 +176,8 @@ class CheckpointStore(Closing):
         self._check_room(step, state)
         items = {}
         for field, tree in arrays.fields(state).items():
+            if field in _RESERVED:
+                raise ValueError(f"a field of the state may not be called {field!r}")
             if leaves := arrays.named(tree):
                 stored = {name: arrays.raw(x) for name, x in leaves.items()}
                 items[field] = ocp.args.PyTreeSave(arrays.nested(stored))
@@ -223,11 +221,7 @@ class CheckpointStore(Closing):
         return "nothing has been saved yet" if last is None else f"the last good one is step {last}"
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
-
-        Raises:
-          CheckpointNotSaved: a save has failed.
-        """
+        """Waits until everything is on disk; raises CheckpointNotSaved where a save has failed."""
         with self._failures("a step"):
             self._manager.wait_until_finished()
 

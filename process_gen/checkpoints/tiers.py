@@ -19,6 +19,7 @@ from process_gen.checkpoints.agreement import first
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, Closing
+from process_gen.common import files
 
 NAME = "local_tier.txt"
 """File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
@@ -79,12 +80,12 @@ class TieredStore(Closing):
             self._local.save(step, state, iterator)
 
     def poll(self) -> None:
-        """Looks whether a save that goes on in the background has failed; see `CheckpointStore.poll`."""
+        """See `CheckpointStore.poll`."""
         for store in self._tiers:
             store.poll()
 
     def wait(self) -> None:
-        """Waits until everything is on disk; see `CheckpointStore.wait`."""
+        """See `CheckpointStore.wait`."""
         for store in self._tiers:
             store.wait()
 
@@ -149,7 +150,6 @@ def _name_of(workdir: pathlib.Path) -> str:
             return name
     workdir.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(f"{name}\n{workdir}\n")
-    unfinished.replace(file)
+    with files.whole(file) as unfinished:
+        unfinished.write_text(f"{name}\n{workdir}\n")
     return name

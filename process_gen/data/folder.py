@@ -13,7 +13,6 @@ import codecs
 import copy
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import zlib
@@ -24,6 +23,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from process_gen.common import files
 from process_gen.data import images
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories, allowance
@@ -124,17 +124,15 @@ class FolderSource:
         """
         kept = self.folder / SHAPES
         try:
-            known = json.loads(kept.read_text("utf-8"))
+            known = files.read_json(kept)
             if known["listing"] == self._digest and len(known["shapes"]) == len(self):
                 return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass  # looked up anew
         lines = tqdm.tqdm(self._entries, unit=" images", desc="shapes of images", mininterval=1.0)
         found = [self._shape(number, record.turns[-1]) for number, record in lines]
-        unfinished = kept.with_name(f"{SHAPES}.{os.getpid()}")
         try:
-            unfinished.write_text(json.dumps({"listing": self._digest, "shapes": found}), "utf-8")
-            unfinished.replace(kept)
+            files.write_json(kept, {"listing": self._digest, "shapes": found})
         except OSError as error:
             logging.warning("%s cannot be written (%s): every start looks up all shapes again", kept, error)
         return found
@@ -162,10 +160,10 @@ class FolderSource:
     def _parse(self, number: int, line: bytes) -> Record:
         """Returns the checked record of one line."""
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = files.from_json(line)
         except UnicodeDecodeError as error:
             raise self._bad(number, f"line is not UTF-8: {error.reason}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise self._bad(number, f"line is not JSON: {error}") from None
         try:
             record = trajectory_from_json(value)

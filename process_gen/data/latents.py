@@ -22,6 +22,7 @@ import grain
 import numpy as np
 from array_record.python import array_record_module
 
+from process_gen.common import files
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared
@@ -82,13 +83,13 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     """
     path = pathlib.Path(folder) / INFO
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = files.read_json(path)
         if (version := fields.pop("format")) != FORMAT:
             raise ValueError(f"it has format {version}, this version reads {FORMAT}")
         return LatentsInfo(**fields | {"image_size": tuple(fields["image_size"])})
     except FileNotFoundError:
         reason = "it does not exist" if not path.parent.exists() else f"it has no {INFO}"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{INFO} cannot be used: {error}"
     raise NotPrepared(
         f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "
@@ -123,9 +124,7 @@ class LatentsWriter:
         if self._written != self.info.trajectories:
             raise ValueError(f"{self._written} records for {self.info.trajectories} trajectories")
         fields = {"format": FORMAT, **dataclasses.asdict(self.info)}
-        unfinished = self.folder / f"{INFO}.unfinished"
-        unfinished.write_text(json.dumps(fields, indent=1) + "\n", "utf-8")
-        unfinished.replace(self.folder / INFO)
+        files.write_json(self.folder / INFO, fields, indent=1)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray) -> None:
         """Adds the latents [images, N, V] of `images_of` a trajectory.
@@ -191,7 +190,7 @@ class LatentsSource:
         shape = (len(images), self.info.tokens, self.info.values)
         try:
             header, _, data = self._records[index].partition(b"\n")
-            fields = json.loads(header)
+            fields = files.from_json(header)
             if "bad" not in fields and fields["pixels"] == _checksum(images):
                 return dataclasses.replace(
                     trajectory, latents=_by_field(trajectory, np.frombuffer(data, DTYPE).reshape(shape))

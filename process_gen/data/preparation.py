@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import io
-import json
 import pathlib
 import shutil
 import sys
@@ -23,6 +22,7 @@ import tqdm
 from absl import logging
 from array_record.python import array_record_module
 
+from process_gen.common import files
 from process_gen.data.encode import TEXT_SLOTS, count_tokens
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
@@ -231,11 +231,11 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
         megabytes=sum(file.stat().st_size for file in path.iterdir()) / 1e6,
         seconds=time.monotonic() - start,
     )
-    (path / SUMMARY).write_text(json.dumps(dataclasses.asdict(summary), indent=2))
+    files.write_json(path / SUMMARY, dataclasses.asdict(summary), indent=2)
     return builder, summary
 
 
 def _read_summary(path: pathlib.Path) -> Summary:
-    fields = json.loads((path / SUMMARY).read_text())
+    fields = files.read_json(path / SUMMARY)
     counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
     return Summary(**fields | counts | {"path": str(path)})

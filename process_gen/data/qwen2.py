@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from process_gen.common import files
 from process_gen.data.tokenizers import UNKNOWN, TokenizerError, words_of
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.markup import (
@@ -243,8 +244,8 @@ def _merges(path: pathlib.Path) -> list[str]:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = files.from_json(_text(path))
+    except ValueError as error:
         raise TokenizerError(f"{path} is not JSON ({error}): cut off, or a download that failed?") from None
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} is not a JSON object")

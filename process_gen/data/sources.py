@@ -7,8 +7,6 @@ adding a function to `SOURCES`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,8 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
+from process_gen.common import files
+from process_gen.common.names import check_name
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
 from process_gen.data.folder import FolderSource
 from process_gen.data.latents import LatentsSource
@@ -86,11 +86,7 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
       NotPrepared: the data set is not on disk; the message holds the command that builds it.
       ValueError: an unknown source or split, or images of another size.
     """
-    if data["source"] not in SOURCES:
-        nearest = difflib.get_close_matches(data["source"], SOURCES, 1)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"unknown data source {data['source']!r}{hint} There are {', '.join(SOURCES)}.")
-    return SOURCES[data["source"]](data, tuple(image_size), split)
+    return SOURCES[check_name(data["source"], SOURCES, "data source")](data, tuple(image_size), split)
 
 
 def prepare_source(
@@ -139,13 +135,13 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     """Tokens of the longest text of each slot; counted once for a tokenizer and kept beside the data."""
     kept = pathlib.Path(builder.data_dir) / f"longest_{tokenizer.fingerprint}.json"
     if kept.is_file():
-        return json.loads(kept.read_text())
+        return files.read_json(kept)
     longest = dict.fromkeys(TEXT_SLOTS, 0)
     for split in builder.info.splits:
         source = RecordSource(builder, split)
         for index in tqdm.trange(len(source), unit=" trajectories", desc="counting tokens", mininterval=1.0):
             count_tokens(tokenizer, source[index], longest)
-    kept.write_text(json.dumps(longest))
+    files.write_json(kept, longest)
     return longest
 
 

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from process_gen.common import files
+
 NAME = ".lock.json"
 TOUCH_SECONDS = 10.0
 """How often an owner shows that it is alive."""
@@ -141,8 +143,8 @@ def _link(file: pathlib.Path, path: pathlib.Path) -> None:
 
 def _read(path: pathlib.Path) -> Owner | None:
     try:
-        return Owner(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return Owner(**files.read_json(path))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

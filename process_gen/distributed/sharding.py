@@ -8,7 +8,6 @@ arrays over `fsdp`, and what is left on every device. No module asks how many de
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from process_gen.common.names import hint
 from process_gen.distributed.mesh import MeshError
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
@@ -100,9 +100,7 @@ def _mesh_axes(name: str, logical: str | None, rules: Rules) -> tuple[str, ...]:
     if logical is None:
         return ()
     if logical not in rules:
-        near = difflib.get_close_matches(logical, rules, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; the rules know {', '.join(sorted(rules))}"
-        raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}{hint}")
+        raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}; {hint(logical, rules)}")
     axes = rules[logical]
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 

@@ -14,7 +14,6 @@ training is a part of the whole.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from process_gen.common import names
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.requests import Request, categories
 from process_gen.scenes.splits import SPLITS, Split
@@ -146,7 +146,4 @@ def _draw(level: str, split: Split, count: int, seed: int, group: str) -> Iterab
 
 def check_name(name: str, known: Sequence[str], what: str) -> str:
     """Returns `name`, or raises a BenchmarkError that says which names are near."""
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=2) or list(known)
-        raise BenchmarkError(f"unknown {what} {name!r}; did you mean {' or '.join(near)}?")
-    return name
+    return names.check_name(name, known, what, BenchmarkError)

@@ -14,12 +14,12 @@ metric writers; offline the same function runs on any checkpoint.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from process_gen.common.names import check_name
 from process_gen.trajectory.sampled import SampledTrajectory
 
 Predict = Callable[[Sequence[str], Sequence[int]], Sequence[SampledTrajectory]]
@@ -43,10 +43,7 @@ def register(name: str) -> Callable[[Evaluator], Evaluator]:
 
 def get_evaluator(name: str) -> Evaluator:
     """The evaluator called `name`; KeyError with the nearest names otherwise."""
-    if name not in _EVALUATORS:
-        near = difflib.get_close_matches(name, _EVALUATORS) or sorted(_EVALUATORS)
-        raise KeyError(f"unknown evaluator {name!r}; did you mean {' or '.join(near)}?")
-    return _EVALUATORS[name]
+    return _EVALUATORS[check_name(name, _EVALUATORS, "evaluator", KeyError)]
 
 
 def run(

@@ -8,12 +8,12 @@ that intervals, failures and paired comparisons can be made again from it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from process_gen.common import files
 from process_gen.evaluation.benchmark import EXTRA_GROUPS, SCORED_GROUPS
 from process_gen.evaluation.evaluator import Scores
 from process_gen.evaluation.intervals import Interval, paired_difference
@@ -81,10 +81,8 @@ class Results:
 
     def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
         """Writes the file, whole or not at all."""
-        path = pathlib.Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        return part.replace(path)
+        files.write_json(path, self.to_json(), indent=1, allow_nan=False)
+        return pathlib.Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
@@ -94,9 +92,8 @@ class Results:
           ResultsError: there is none, or it is something else; names the file.
         """
         try:
-            text = pathlib.Path(path).read_text(encoding="utf-8")
-            return cls.from_json(json.loads(text))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, ResultsError) as error:
+            return cls.from_json(files.read_json(path))
+        except (OSError, ValueError, ResultsError) as error:
             raise ResultsError(f"{path}: {error}") from error
 
 

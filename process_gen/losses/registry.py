@@ -12,11 +12,12 @@ predictions, so that they can be counted before the forward pass.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+
+from process_gen.common.names import check_name
 
 
 class Term(NamedTuple):
@@ -43,7 +44,4 @@ def register(name: str) -> Callable[[LossFunction], LossFunction]:
 
 def get_loss(name: str) -> LossFunction:
     """The loss called `name`; KeyError with the nearest names otherwise."""
-    if name not in _LOSSES:
-        near = difflib.get_close_matches(name, _LOSSES) or sorted(_LOSSES)
-        raise KeyError(f"unknown loss {name!r}; did you mean {' or '.join(near)}?")
-    return _LOSSES[name]
+    return _LOSSES[check_name(name, _LOSSES, "loss", KeyError)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Literal
+
+from process_gen.common.names import check_name, hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,9 +251,7 @@ def model_config(size: str, **overrides: object) -> ModelConfig:
     Raises:
       ValueError: unknown size or field; the message lists the nearest names.
     """
-    if size not in SIZES:
-        near = difflib.get_close_matches(size, SIZES) or sorted(SIZES)
-        raise ValueError(f"unknown model size {size!r}; did you mean {' or '.join(near)}?")
+    check_name(size, SIZES, "model size")
     _check_fields("the model", ModelConfig, overrides)
     row = SIZES[size]
     for field, part, name in (("vit", VitConfig, "ViT"), ("flux", FluxConfig, "FLUX autoencoder")):
@@ -268,8 +267,7 @@ def _check_fields(name: str, config: type, given: Iterable[str]) -> None:
     fields = {f.name for f in dataclasses.fields(config)}
     for key in given:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields) or sorted(fields)
-            raise ValueError(f"{name} has no field {key!r}; did you mean {' or '.join(near)}?")
+            raise ValueError(f"{name} has no field {key!r}; {hint(key, fields)}")
 
 
 ORDERS = ("layers", "scan")

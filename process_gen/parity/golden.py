@@ -8,7 +8,6 @@ and `flow_` a context and images sampled after it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
+from process_gen.common import files
 from process_gen.trajectory.controls import ControlIds
 
 ARRAYS, SETTINGS = "golden.npz", "golden.json"
@@ -99,8 +99,8 @@ def read_golden(folder: epath.PathLike) -> Golden:
     try:
         with (place / ARRAYS).open("rb") as file:
             arrays = dict(np.load(file))
-        settings = json.loads((place / SETTINGS).read_text())
-    except (ValueError, OSError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+        settings = files.read_json(place / SETTINGS)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointCorrupt(
             f"the known answers in {place} cannot be read ({error}); get a fresh copy"
         ) from error

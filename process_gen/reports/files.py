@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import re
 import tempfile
+
+from process_gen.common.files import whole
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -62,23 +63,10 @@ def inside(folder: str | os.PathLike[str], relative: str) -> pathlib.Path:
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
     """Writes a whole file or none: readers see the old one until the new one is complete."""
     path = pathlib.Path(path)
-    scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, path)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(content)
     except OSError as error:
-        if scratch is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
         raise ReportError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

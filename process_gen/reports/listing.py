@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from process_gen.common.files import from_json, read_json
 from process_gen.reports import files, images, page, records
 from process_gen.reports import strip as strips
 from process_gen.trajectory.record import Record, RecordError, to_json, trajectory_from_json
@@ -142,8 +143,8 @@ class Listing:
     def _check_settings(self) -> None:
         otherwise = "choose another folder, or start over (--noresume)"
         try:
-            there = json.loads((self.folder / SETTINGS).read_text())
-        except (OSError, ValueError, RecursionError):
+            there = read_json(self.folder / SETTINGS)
+        except (OSError, ValueError):
             raise files.ReportError(
                 f"{self.path} was not written by such a run ({SETTINGS} is missing): {otherwise}"
             ) from None
@@ -159,8 +160,8 @@ class Listing:
     def _records(path: pathlib.Path) -> Iterator[Record]:
         for number, line in enumerate(_lines(path), 1):
             try:
-                yield trajectory_from_json(json.loads(line))
-            except (RecordError, ValueError, RecursionError) as error:
+                yield trajectory_from_json(from_json(line))
+            except (RecordError, ValueError) as error:
                 raise files.ReportError(f"{path}:{number}: {error}") from error
 
     def _sampled(self, record: Record, side: int) -> SampledTrajectory:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from process_gen.common.names import check_name
 from process_gen.sampling.flow import RENORMS, FlowSpec
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Mode
@@ -105,9 +105,7 @@ class SamplerConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         merged = {**fields, **changes}
         for key in merged:
-            if key not in known:
-                near = difflib.get_close_matches(key, known) or known
-                raise SamplerError(f"unknown key sampling.{key}; did you mean {' or '.join(near)}?")
+            check_name(key, known, "key of config.sampling", SamplerError)
         return cls(**merged)
 
     @property

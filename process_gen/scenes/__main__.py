@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from process_gen import scenes
+from process_gen.common import files
 from process_gen.scenes import bench
 from process_gen.scenes.levels import BACKGROUND, LEVELS, Level, get_level
 from process_gen.scenes.picture import draw_trajectory
@@ -143,8 +144,8 @@ def _read_scene(source: str, level: Level) -> scenes.Scene:
     """Reads a scene from a JSON file, or from the argument itself if it starts with a brace."""
     try:
         text = source if source.lstrip().startswith("{") else pathlib.Path(source).read_text("utf-8")
-        return scenes.scene_from_json(json.loads(text), level)
-    except (OSError, ValueError, RecursionError) as error:
+        return scenes.scene_from_json(files.from_json(text), level)
+    except (OSError, ValueError) as error:
         raise BadInput(f"scene {source}: {error}") from None
 
 

@@ -18,7 +18,6 @@ from there when the run is started again:
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from process_gen.common import files
 from process_gen.distributed import hosts
 from process_gen.reports.table import table
 
@@ -147,9 +147,7 @@ class Goodput:
         }
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self._path.with_name(f".{FILE}")
-            scratch.write_text(json.dumps(content, indent=1) + "\n")
-            scratch.replace(self._path)
+            files.write_json(self._path, content, indent=1)
         except OSError as error:  # the account is no reason to stop a run
             logging.warning("%s could not be written (%s)", self._path, error)
 
@@ -161,13 +159,13 @@ class Goodput:
     def _read(self) -> dict[str, Any] | None:
         """What the last start has left; a file that cannot be read costs the account, not the run."""
         try:
-            found = json.loads(self._path.read_text())
+            found = files.read_json(self._path)
             kinds = {"seconds": dict, "steps_at_save": dict, "starts": int, "step": int, "done": bool}
             if all(isinstance(found[key], kind) for key, kind in kinds.items()) and found["written"] >= 0:
                 return found
         except OSError:  # not there, most likely; where it cannot be read it cannot be written either
             return None
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             pass
         logging.warning("%s cannot be read; the account of wall time starts anew", self._path)
         return None

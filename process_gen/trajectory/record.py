@@ -27,13 +27,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
+from process_gen.common.names import hint
 from process_gen.trajectory import markup
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.sampled import SampledTrajectory, Stopped
@@ -317,9 +317,7 @@ def _check_keys(value: Any, keys: Sequence[str], field: str) -> None:
         raise RecordError(f"{field} is not a JSON object")
     for key in value:
         if key not in keys:
-            nearest = difflib.get_close_matches(key, keys, 1)
-            hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-            raise RecordError(f"{field} has an unknown key {key!r}{hint}")
+            raise RecordError(f"{field} has an unknown key {key!r}; {hint(key, keys)}")
 
 
 def _flag(holder: dict[str, Any], key: str, field: str, default: bool) -> bool:

@@ -58,21 +58,20 @@ def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: A
         return info
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
-    bad = 0
+    bad, skip = 0, config.data.on_error != "fail"
     bar = tqdm.tqdm(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
     with bar, LatentsWriter(folder, info) as writer:
-        for group in _groups(source):
-            good = [one for one in group if isinstance(one, Trajectory)]
-            found = iter(_encoded(encode, params, good))
+        for start in range(0, len(source), GROUP):
+            indices = range(start, min(start + GROUP, len(source)))
+            group = [_read(source, index, skip) for index in indices]
+            found = iter(_encoded(encode, params, [one for one in group if isinstance(one, Trajectory)]))
             for one in group:
                 if isinstance(one, Trajectory):
                     writer.write(one, next(found))
-                elif config.data.on_error == "fail":
-                    raise one
-                else:
-                    bad += 1
-                    logging.warning("left out bad trajectory (%d so far): %s", bad, one)
-                    writer.write_bad(one)
+                    continue
+                bad += 1
+                logging.warning("left out bad trajectory (%d so far): %s", bad, one)
+                writer.write_bad(one)
             bar.update(len(group))
     return info
 
@@ -150,17 +149,14 @@ def _there(folder: str, info: LatentsInfo) -> bool:
     return True
 
 
-def _groups(source: Source) -> Iterator[list[Trajectory | BadTrajectory]]:
-    """A few trajectories at a time, errors in the place of broken ones."""
-
-    def read(index: int) -> Trajectory | BadTrajectory:
-        try:
-            return source[index]
-        except BadTrajectory as error:
-            return error
-
-    for start in range(0, len(source), GROUP):
-        yield [read(index) for index in range(start, min(start + GROUP, len(source)))]
+def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:
+    """A trajectory; where broken ones are to be skipped, what is wrong with it."""
+    try:
+        return source[index]
+    except BadTrajectory as error:
+        if not skip:
+            raise
+        return error
 
 
 def _encoded(encode: Any, params: Any, trajectories: list[Trajectory]) -> Iterator[np.ndarray]:

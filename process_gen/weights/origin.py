@@ -85,9 +85,18 @@ def read_weights(
     if kind == "ours":
         return read_ours(place, which, autoencoder)
     if kind == "bagel":
-        return _bagel(bagel.read_published(place, vit, autoencoder))
+        found = bagel.read_published(place, vit, autoencoder)
+        told = {"from": str(place), "files": dict(found.files), "timestep_shift": found.timestep_shift}
+        return _published(kind, place, found.model, found.pieces, found.autoencoder, told)
     if kind == "qwen2":
-        return _started(place, vision, autoencoder, seed)
+        coder = None if autoencoder is None else flux.read_autoencoder(autoencoder)
+        tower = None if vision is None else parts.read_siglip2(vision)
+        language = parts.read_qwen2(place)
+        model = parts.model_of(language, tower, coder and coder.config)
+        taken = {"language_model": place, "vision": vision, "autoencoder": autoencoder}
+        taken = {name: path if path is None else str(path) for name, path in taken.items()}
+        start = functools.partial(parts.start, model, language, tower, seed)
+        return _published(kind, place, model, start, coder, {"from": {**taken, "seed": seed}})
     if kind == "siglip2":
         part = parts.read_siglip2(place)
         model = parts.tower_of(part)
@@ -98,11 +107,7 @@ def read_weights(
 
 
 def kind_of(place: epath.Path) -> str:
-    """What a folder or file holds, by the names in it.
-
-    Raises:
-      CheckpointNotFound: nothing that is known, or pickles.
-    """
+    """What a folder or file holds, by the names in it; CheckpointNotFound for nothing known, or pickles."""
     if not place.exists():
         raise CheckpointNotFound(f"no such weights: {place}")
     if place.is_file():
@@ -135,34 +140,17 @@ def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**fields)
 
 
-def _bagel(published: bagel.Published) -> Weights:
-    place, model = published.folder, published.model
-    told = {"files": dict(published.files), "timestep_shift": published.timestep_shift}
-    metadata = {
-        **vocabulary.describe_files(place),
-        "model": dataclasses.asdict(model),
-        "published": {"from": str(place), **told},
-    }
-    coder = published.autoencoder
-    return Weights("bagel", str(place), place, metadata, model, published.pieces, coder.config, coder.pieces)
-
-
-def _started(
-    place: epath.Path, vision: epath.PathLike | None, autoencoder: epath.PathLike | None, seed: int
+def _published(
+    kind: str,
+    place: epath.Path,
+    model: ModelConfig,
+    params: Make,
+    coder: flux.AutoencoderFiles | None,
+    told: Mapping[str, Any],
 ) -> Weights:
-    coder = None if autoencoder is None else flux.read_autoencoder(autoencoder)
-    tower = None if vision is None else parts.read_siglip2(vision)
-    language = parts.read_qwen2(place)
-    model = parts.model_of(language, tower, coder and coder.config)
-    taken = {"language_model": place, "vision": vision, "autoencoder": autoencoder}
-    taken = {name: path if path is None else str(path) for name, path in taken.items()}
-    metadata = {
-        **vocabulary.describe_files(place),
-        "model": dataclasses.asdict(model),
-        "published": {"from": {**taken, "seed": seed}},
-    }
-    params = functools.partial(parts.start, model, language, tower, seed)
-    return Weights("qwen2", str(place), place, metadata, model, params, model.flux, coder and coder.pieces)
+    metadata = {**vocabulary.describe_files(place), "model": dataclasses.asdict(model), "published": told}
+    make = None if coder is None else coder.pieces
+    return Weights(kind, str(place), place, metadata, model, params, model.flux, make)
 
 
 def read_ours(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib.resources
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
+from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import MeshError
@@ -101,9 +101,7 @@ def load_model(
       ConfigError, MeshError: unknown kind of weights or dtype, or a config or mesh that cannot work.
       CheckpointError: nothing there, broken, or not a model of this project.
     """
-    if which not in WEIGHTS:
-        near = difflib.get_close_matches(which, WEIGHTS) or WEIGHTS
-        raise builders.ConfigError(f"unknown weights {which!r}; did you mean {' or '.join(near)}?")
+    check_name(which, WEIGHTS, "weights", builders.ConfigError)
     if dtype not in (None, *DTYPES):
         raise builders.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
     if config is None:

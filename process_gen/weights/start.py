@@ -61,7 +61,8 @@ def read_for(
       CheckpointError: nothing there, broken, not the weights of this model, or of another tokenizer than
         the one given.
     """
-    return placed(_for(model, path, which), model, tokenizer, mesh, dtype)
+    weights = read_weights(path, vit=bool(model.layout.vit_tokens), which=which)
+    return placed(weights, model, tokenizer, mesh, dtype)
 
 
 def start_from(
@@ -74,7 +75,8 @@ def start_from(
     Raises:
       CheckpointError: see `read_for`.
     """
-    params, autoencoder = _filled(_for(model, path), model.config, tokenizer, state.params, state.autoencoder)
+    weights = read_weights(path, vit=bool(model.layout.vit_tokens))
+    params, autoencoder = _filled(weights, model.config, tokenizer, state.params, state.autoencoder)
     ema = jax.tree.map(lambda old, new: jax.device_put(jnp.copy(new), old.sharding), state.ema, params)
     return state.replace(params=params, ema=ema, autoencoder=autoencoder)
 
@@ -94,10 +96,6 @@ def placed(
         shapes = jax.tree.map(lambda x, place: x.update(sharding=place), shapes, places)
     params = _in_dtype(shapes["params"], jnp.dtype(dtype))
     return _filled(weights, config, tokenizer, params, shapes.get("autoencoder"))
-
-
-def _for(model: UnifiedModel, path: str, which: str = "ema") -> Weights:
-    return read_weights(path, vit=bool(model.layout.vit_tokens), which=which)
 
 
 def _in_dtype(params: Any, dtype: Any) -> Any:
@@ -162,13 +160,7 @@ def _means(
 
 
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:
-    """Arrays of a source in the structure of `tree`, and on its devices if it has any.
-
-    Arrays of `tree` are given up as they are replaced.
-
-    Raises:
-      CheckpointMismatch: an array is missing, unknown, or has another shape.
-    """
+    """Arrays of a source in the structure of `tree`, whose arrays are given up as they are replaced."""
     wanted = arrays.named(tree)
     shapes = {key: x.shape for key, x in wanted.items()}
     arrays.check(source.spec, shapes, f"the weights in {name} do not fit their config", unused)

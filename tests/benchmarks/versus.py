@@ -91,6 +91,8 @@ class Worker:
 
 def serve(args: argparse.Namespace) -> None:
     """A worker: prepares, then answers every line with what it measured."""
+    # An editable installation of one tree would lend the other one the modules that it lacks.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
     measure = sampling() if args.what == "sampling" else training(args)
     measure()
     print("{}", flush=True)

@@ -58,7 +58,7 @@ def test_a_missing_compiler_or_plugin_says_what_to_install(monkeypatch):
     with pytest.raises(TopologyError, match="pip install libtpu"):
         topology.get(topology.parse("v5e:4x4"))
     with pytest.raises(
-        TopologyError, match=r"takes JAX's GPU plugin, not a GPU: `pip install -e '.\[cuda\]'"
+        TopologyError, match=r"takes JAX's GPU plugin, not a GPU: `pip install -e '.\[cuda13\]'"
     ):
         topology.get(topology.parse("h100:8"))
     with pytest.raises(TopologyError, match=r"pip install 'jax\[cuda12\]'"):
@@ -112,7 +112,7 @@ def test_exchanges_of_a_real_program():
 
 
 @pytest.mark.skipif(
-    not topology.is_installed("jax_plugins.xla_cuda13"), reason="needs JAX's GPU plugin: the cuda extra"
+    not topology.is_installed("jax_plugins.xla_cuda13"), reason="needs JAX's GPU plugin: the cuda13 extra"
 )
 def test_the_gpu_compiler_needs_no_gpu():
     script = pathlib.Path(__file__).with_name("gpu_attention.py")

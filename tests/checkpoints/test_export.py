@@ -8,6 +8,7 @@ import safetensors.numpy
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
 from process_gen.checkpoints.export import is_ours, load_weights, save_weights
 from process_gen.checkpoints.load import open_saved
+from process_gen.checkpoints.published.tensors import open_file
 
 METADATA = {"which": "ema", "size": "debug", "layout": {"prompt": 40}, "level": "default"}
 
@@ -39,11 +40,12 @@ def test_round_trip_is_exact(file, rng):
 def test_half_the_bytes_in_bfloat16(file, tmp_path):
     params, _ = load_weights(str(file))
     small = tmp_path / "half.safetensors"
-    assert save_weights(str(small), params, METADATA, dtype="bfloat16") < file.stat().st_size
+    save_weights(str(small), params, METADATA, dtype="bfloat16")
+    assert small.stat().st_size < file.stat().st_size
     again, _ = load_weights(str(small))
     assert again["head"].dtype == np.float32 and again["blocks"]["ids"].dtype == params["blocks"]["ids"].dtype
     np.testing.assert_array_equal(again["head"], params["head"].astype(jnp.bfloat16).astype(np.float32))
-    assert load_weights(str(small), dtype=None)[0]["head"].dtype == jnp.bfloat16
+    assert open_file(small)["head"].dtype == jnp.bfloat16
 
 
 def test_loads_like_a_checkpoint(file):

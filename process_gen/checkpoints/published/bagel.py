@@ -9,7 +9,6 @@ published.autoencoder    # ae.safetensors
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from etils import epath
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors
+from process_gen.common.files import write_json
 from process_gen.models.config import ModelConfig, VitConfig
 from process_gen.models.positions import grid_places, sincos_table
 from process_gen.models.spec import model_spec
@@ -257,7 +257,7 @@ def export_bagel(
     items = sorted(sources.items(moves, source, dtype) + fixed, key=lambda item: item.name)
     tensors.write(folder, "ema", items, largest, progress)
     for name, fields in (files or json_files(model)).items():
-        (epath.Path(folder) / name).write_text(json.dumps(fields, indent=1))
+        write_json(epath.Path(folder) / name, fields, indent=1)
 
 
 def json_files(model: ModelConfig) -> dict[str, configs.Json]:

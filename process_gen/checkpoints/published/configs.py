@@ -6,7 +6,6 @@ what this project does not implement is refused by name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
+from process_gen.common import files
 from process_gen.models.config import ModelConfig, VitConfig
 
 Json = dict[str, Any]
@@ -45,26 +45,22 @@ def read_json(path: epath.PathLike, required: bool = True) -> Json:
             raise CheckpointNotFound(f"{path} is missing: it belongs beside the weights")
         return {}
     try:
-        value = json.loads(path.read_text())
+        value = files.read_json(path)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__} instead of an object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointCorrupt(f"{path} is no JSON object ({error}); get a fresh copy") from error
     return value
 
 
 class Reader:
-    """Fields of one JSON file, with errors that name it."""
+    """Fields of one JSON file; a CheckpointMismatch that names file and field where they are not as asked."""
 
     def __init__(self, name: str, fields: Json):
         self.name, self.fields = name, fields
 
     def number(self, key: str, default: float | None = None, kind: type = int) -> Any:
-        """A positive number.
-
-        Raises:
-          CheckpointMismatch: it is missing without a default, or no such number.
-        """
+        """A positive number; of a default where it is missing."""
         value = self.fields.get(key, default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not number or value <= 0 or kind(value) != value:
@@ -72,22 +68,14 @@ class Reader:
         return kind(value)
 
     def only(self, key: str, *allowed: Any) -> None:
-        """A field that, if it is there, must be one of these.
-
-        Raises:
-          CheckpointMismatch: it is another one.
-        """
+        """A field that, if it is there, must be one of these."""
         if key in self.fields and self.fields[key] not in allowed:
             raise CheckpointMismatch(
                 f"{self.name}: {key} is {self.fields[key]!r}; implemented: {', '.join(map(repr, allowed))}"
             )
 
     def agrees(self, key: str, seen: int, what: str) -> int:
-        """A number that the tensors show as well; the tensors decide where the file is silent.
-
-        Raises:
-          CheckpointMismatch: the two differ.
-        """
+        """A number that the tensors show as well; the tensors decide where the file is silent."""
         value = self.number(key, seen)
         if value != seen:
             raise CheckpointMismatch(
@@ -166,11 +154,7 @@ def vision_tower(
 
 
 def side(shape: tuple[int, ...], what: str) -> int:
-    """Places along one side of a table of a square grid, [side * side, width].
-
-    Raises:
-      CheckpointMismatch: no square.
-    """
+    """Places along one side of a table [side * side, width]; CheckpointMismatch where it is no square."""
     found = math.isqrt(shape[0]) if shape else 0
     if not found or found**2 != shape[0]:
         raise CheckpointMismatch(f"{what} has shape {list(shape)}: not the places of a square grid")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
+from process_gen.common.files import write_json
 from process_gen.models.config import FluxConfig
 from process_gen.models.spec import autoencoder_spec
 
@@ -177,5 +177,4 @@ def export_autoencoder(
     items = sources.items(moves_of(config, naming), source, dtype)
     tensors.write(folder, STEMS[naming], items, **options)
     if naming == "diffusers":
-        text = json.dumps(fields_of(config, naming), indent=1)
-        (epath.Path(folder) / "config.json").write_text(text)
+        write_json(epath.Path(folder) / "config.json", fields_of(config, naming), indent=1)

@@ -7,7 +7,6 @@ and what nobody has published (latents, timesteps, connector, norms of queries a
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from etils import epath
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.checkpoints.published.bagel import model_shapes
+from process_gen.common.files import write_json
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
 from process_gen.models.spec import initial
 
@@ -48,11 +48,7 @@ class Part:
 
 
 def read_qwen2(folder: epath.PathLike) -> Part:
-    """A Qwen2 language model (or a Qwen3, which has norms of queries and keys of its own).
-
-    Raises:
-      CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
-    """
+    """A Qwen2 language model, or a Qwen3, which has norms of queries and keys; raises as `read_published`."""
     fields, found = _read(folder)
     read = configs.Reader("config.json", fields)
     read.only("model_type", "qwen2", "qwen3")
@@ -67,11 +63,7 @@ def read_qwen2(folder: epath.PathLike) -> Part:
 
 
 def read_siglip2(folder: epath.PathLike) -> Part:
-    """A SigLIP 2 vision tower, alone or in its contrastive model.
-
-    Raises:
-      CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
-    """
+    """A SigLIP 2 vision tower, alone or in its contrastive model; raises as `read_published`."""
     fields, found = _read(folder)
     fields = fields.get("vision_config", fields)
     vit = configs.vision_tower(fields, found.shapes, "vision_model.", 0, "config.json")
@@ -107,11 +99,7 @@ def start(
     seed: int = 0,
     dtype: str | None = sources.DTYPE,
 ) -> sources.Source:
-    """The parameters of such a model before any training of the whole; `seed` is of what starts fresh.
-
-    Raises:
-      CheckpointMismatch: names or shapes differ.
-    """
+    """The parameters of such a model before any training of the whole; `seed` is of what starts fresh."""
     dtype = dtype or sources.DTYPE
     made: list[sources.Source] = [part.pieces(model, dtype) for part in (language_model, vision) if part]
     fresh = model_shapes(model).keys() - {name for pieces in made for name in pieces.spec}
@@ -148,17 +136,13 @@ def export_qwen2(
     moves = rules.expand(tables.QWEN2, {name: source.spec[name] for name in filled & source.spec.keys()})
     tensors.write(folder, "model", sources.items(moves, source, dtype), **options)
     fields = {"architectures": ["Qwen2ForCausalLM"], **configs.write_language_model(model)}
-    (epath.Path(folder) / "config.json").write_text(json.dumps(fields, indent=1))
+    write_json(epath.Path(folder) / "config.json", fields, indent=1)
 
 
 def export_siglip2(
     params: Any, vit: VitConfig, folder: epath.PathLike, dtype: str | None = None, **options: Any
 ) -> None:
-    """Writes the tower alone, with its patch embedding as a convolution; see `export_qwen2`.
-
-    Raises:
-      CheckpointMismatch: the parameters have no ViT.
-    """
+    """Writes the tower alone, with its patch embedding as a convolution; see `export_qwen2`."""
     source = sources.source_of(params)
     mine = {name: shape for name, shape in source.spec.items() if name.startswith("vit/")}
     if not mine:
@@ -172,4 +156,4 @@ def export_siglip2(
         configs.SHORT: True,
         "vision_use_head": False,
     }
-    (epath.Path(folder) / "config.json").write_text(json.dumps(fields, indent=1))
+    write_json(epath.Path(folder) / "config.json", fields, indent=1)

@@ -7,7 +7,6 @@ that nothing is ever held twice.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from process_gen.checkpoints import arrays, manifest
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published.rules import Move, Shape, Spec, check
 from process_gen.checkpoints.published.tensors import Item, Tensors
+from process_gen.common import files
 
 Make = Callable[[str | None], "Source"]
 """Arrays in a dtype; None leaves them as they are stored."""
@@ -95,7 +95,7 @@ class StoredArrays(Source):
     def __init__(self, step_dir: epath.Path, item: str):
         folder = step_dir / item
         try:
-            description = json.loads((folder / "_METADATA").read_text())
+            description = files.read_json(folder / "_METADATA")
             names = [
                 [key["key"] for key in leaf["key_metadata"]] for leaf in description["tree_metadata"].values()
             ]

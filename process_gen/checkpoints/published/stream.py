@@ -36,7 +36,7 @@ def write_step(
     items: Mapping[str, tuple[Source, Mapping[str, Shape]]],
     metadata: Mapping[str, Any],
     progress: Progress | None = None,
-) -> epath.Path:
+) -> None:
     """Writes step 0 of a workdir, whole or not at all.
 
     Args:
@@ -45,9 +45,6 @@ def write_step(
         not named there is one shard.
       metadata: JSON-able facts to keep with the weights.
       progress: is told of bytes of arrays written.
-
-    Returns:
-      The folder of the step, for `load.open_saved` and `CheckpointStore.restore`.
 
     Raises:
       CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
@@ -71,8 +68,8 @@ def write_step(
     manifest.write(place)
     if marked:
         (place / "commit_success.txt").write_text("committed by process_gen.convert")
-        return place
-    return place.rename(root / str(STEP))
+    else:
+        place.rename(root / str(STEP))
 
 
 def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
+from process_gen.common.files import from_json, read_json, whole, write_json
 
 DTYPES = {
     "BF16": jnp.dtype(jnp.bfloat16),
@@ -111,10 +112,10 @@ def open_file(path: epath.PathLike) -> Tensors:
             raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = from_json(text)
         texts = dict(header.pop("__metadata__", None) or {})
         rows = sorted((*_row(path, name, value), name) for name, value in header.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"its header cannot be read ({error})") from error
     entries, at = {}, 0
     for begin, end, dtype, shape, name in rows:
@@ -147,11 +148,11 @@ def open_index(path: epath.PathLike) -> Tensors:
     """
     path = epath.Path(path)
     try:
-        files = json.loads(path.read_text())["weight_map"]
+        files = read_json(path)["weight_map"]
         shards = sorted(set(files.values()))
         for shard in shards:
             _check_name(path, shard)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"it is no index of shards ({type(error).__name__}: {error})") from error
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:
@@ -271,7 +272,7 @@ def write(
         places |= {item.name: name for item in shard}
     total = sum(item.nbytes for item in items)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    (folder / (stem + INDEX)).write_text(json.dumps(index, indent=1))
+    write_json(folder / (stem + INDEX), index, indent=1)
 
 
 def _shards(items: Sequence[Item], largest: int | None) -> list[list[Item]]:
@@ -301,8 +302,7 @@ def write_file(
         at += item.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data start at a multiple of eight
-    unfinished = path.parent / f"{path.name}.unfinished"
-    with unfinished.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for item in items:
             written = 0
@@ -314,4 +314,3 @@ def write_file(
                     progress(data.nbytes)
             if written != item.nbytes:
                 raise ValueError(f"{item.name} of shape {item.shape} came with {written} bytes")
-    unfinished.replace(path)

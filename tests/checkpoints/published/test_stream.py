@@ -36,9 +36,9 @@ def step(tmp_path, small_blocks):
         "ema": (published.pieces(), {"head/kernel": (32, 160), "embedding": (320, 64)}),
         "autoencoder": (published.autoencoder.pieces(), {}),
     }
-    place = stream.write_step(tmp_path / "run", items, {"about": "a test"}, counts.append)
+    stream.write_step(tmp_path / "run", items, {"about": "a test"}, counts.append)
     assert sum(counts) == sum(source.nbytes for source, _ in items.values())
-    return place
+    return tmp_path / "run" / "checkpoints" / "0"
 
 
 def test_what_is_streamed_reads_like_any_checkpoint(step, tmp_path):

@@ -1,0 +1,59 @@
+"""Files: JSON that is refused in one way, and writes of a whole file or none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text, with or without a byte-order mark.
+
+    Raises:
+      ValueError: no UTF-8, no JSON, or nested too deeply to be read.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: see `from_json`.
+    """
+    return from_json(epath.Path(path).read_bytes())
+
+
+@contextlib.contextmanager
+def whole(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Yields where to write a file, which takes the name `path` when the block ends.
+
+    Readers see the old file until the new one is complete, and keep it where the
+    block raises. Any number of processes may write the same file.
+    """
+    path = epath.Path(path)
+    scratch = path.parent / f"{path.name}.{secrets.token_hex(4)}.unfinished"
+    try:
+        yield scratch
+        scratch.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: epath.PathLike, value: Any, **options: Any) -> None:
+    """Writes a value as JSON, as a whole file or none; `options` are those of `json.dumps`."""
+    with whole(path) as scratch:
+        scratch.write_text(json.dumps(value, **options) + "\n", encoding="utf-8")

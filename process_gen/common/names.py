@@ -1,0 +1,24 @@
+"""Names that a user types: known, or an error that says which are near."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What an error about an unknown `name` ends in: the nearest of the known ones, or all of them."""
+    known = list(known)
+    if near := difflib.get_close_matches(name, known):
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(sorted(known))}"
+
+
+def check_name(
+    name: str, known: Iterable[str], what: str, error: Callable[[str], Exception] = ValueError
+) -> str:
+    """Returns `name`; raises `error` where it is not among the known ones of its kind (`what`)."""
+    known = list(known)
+    if name not in known:
+        raise error(f"unknown {what} {name!r}; {hint(name, known)}")
+    return name
