@@ -88,7 +88,7 @@ def test_in_and_out_are_the_same_bits(source, workdir, tmp_path):
 def test_a_run_holds_the_sizes_and_where_they_came_from(source, workdir):
     saved = load.open_saved(workdir)
     published = read_published(source)
-    assert origin.model_from_json(saved.metadata["model"]) == published.model
+    assert origin.read_weights(workdir).model == published.model
     assert saved.metadata["published"]["from"] == str(source)
     params, _ = import_bagel(published)
     np.testing.assert_array_equal(saved.params()["head"]["kernel"], params["head"]["kernel"])

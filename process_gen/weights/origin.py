@@ -21,7 +21,7 @@ from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFoun
 from process_gen.checkpoints.published import bagel, configs, flux, parts, tensors
 from process_gen.checkpoints.published.sources import Make
 from process_gen.experiment import builders, vocabulary
-from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
+from process_gen.models.config import FluxConfig, ModelConfig, model_config
 
 AUTOENCODER = "autoencoder"
 """The item of a step that holds the frozen autoencoder."""
@@ -131,15 +131,6 @@ def kind_of(place: epath.Path) -> str:
     )
 
 
-def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
-    """The sizes that a step's metadata holds."""
-    fields = dict(fields)
-    for name, part in (("vit", VitConfig), ("flux", FluxConfig)):
-        if fields.get(name) is not None:
-            fields[name] = part(**fields[name])
-    return ModelConfig(**fields)
-
-
 def _published(
     kind: str,
     place: epath.Path,
@@ -184,10 +175,9 @@ def read_ours(
 
 def _sizes(metadata: Mapping[str, Any]) -> ModelConfig | None:
     """The sizes of a model that weights of ours say they are of."""
-    model, config = metadata.get("model"), metadata.get("config")
-    if model is not None:
-        return model_from_json(model)
-    if config is None:
-        return None
     with builders.as_config_error():
-        return builders.build_model_config(builders.from_json(config))
+        if (model := metadata.get("model")) is not None:
+            return model_config("bagel_7b", **model)  # of whose fields it gives every one
+        if (config := metadata.get("config")) is not None:
+            return builders.build_model_config(builders.from_json(config))
+    return None
