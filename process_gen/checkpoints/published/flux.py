@@ -14,9 +14,8 @@ from process_gen.common.files import write_json
 from process_gen.models.config import FluxConfig
 from process_gen.models.spec import autoencoder_spec
 
-TABLES = {"flux": tables.flux, "diffusers": tables.diffusers}
 STEMS = {"flux": "ae", "diffusers": "diffusion_pytorch_model"}
-"""By who has named the tensors: the rules, and the name of the file without its suffix."""
+"""By who has named the tensors, the name of the file without its suffix."""
 SIZES = {
     "flux": {
         "ch": "ch",
@@ -44,7 +43,7 @@ FIXED = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": Tru
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderFiles:
-    """An autoencoder: its sizes, its tensors, and after whom they are named (a key of `TABLES`)."""
+    """An autoencoder: its sizes, its tensors, and after whom they are named (a key of `STEMS`)."""
 
     config: FluxConfig
     tensors: tensors.Tensors
@@ -63,7 +62,7 @@ def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
 
 def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
     """Every published tensor of an autoencoder, and where it lies in ours."""
-    return rules.expand(TABLES[naming](config), autoencoder_shapes(config))
+    return rules.expand(tables.autoencoder(config, naming == "diffusers"), autoencoder_shapes(config))
 
 
 def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) -> AutoencoderFiles:
@@ -166,7 +165,7 @@ def export_autoencoder(
 ) -> None:
     """Writes `ae.safetensors`, or diffusers' `diffusion_pytorch_model.safetensors` and `config.json`.
 
-    The arguments are those of `export_bagel`, and `naming`, a key of `TABLES`.
+    The arguments are those of `export_bagel`, and `naming`, a key of `STEMS`.
 
     Raises:
       CheckpointMismatch: the parameters are not of these sizes.
