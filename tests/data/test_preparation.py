@@ -238,7 +238,7 @@ def test_a_summary_says_what_a_row_is_too_short_for(data, config):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"source": "scene"}, ValueError, "unknown data source 'scene', did you mean 'scenes'"),
+        ({"source": "scene"}, ValueError, "unknown data source 'scene'; did you mean scenes"),
         ({"seed": 5}, NotPrepared, "it does not exist.*python -m process_gen.prepare"),
         ({"level": "free64"}, ValueError, r"'free64' has images of \(64, 64\), the layout of \(32, 32\)"),
         ({"level": "hard"}, ValueError, "unknown level 'hard'"),

@@ -137,5 +137,5 @@ def test_what_cannot_be_written_says_so():
 
 def test_the_nearest_key_is_named():
     for key, nearest in (("verdikt", "verdict"), ("turn", "turns"), ("sampling_step", "sampling_steps")):
-        with pytest.raises(RecordError, match=f"unknown key '{key}', did you mean '{nearest}'"):
+        with pytest.raises(RecordError, match=f"unknown key '{key}'; did you mean {nearest}"):
             trajectory_from_json({"prompt": "a", "turns": [{"image": "a"}], key: 1})
