@@ -408,7 +408,7 @@ def test_weights_of_another_model_are_refused(weights, tmp_path):
     save_weights(path, restored.params, {"config": config, "tokenizer": "words"})
     with pytest.raises(CheckpointMismatch, match="needs the tokenizer 'words'"):
         load_model(path)
-    with pytest.raises(CheckpointNotFound, match="'ema' weights, not 'params'"):
+    with pytest.raises(CheckpointNotFound, match="no 'params' weights, only ema"):
         load_model(weights, "params")
 
 

@@ -139,7 +139,7 @@ def _training(
 def stored_gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
     """The stored gradients, cut out of ours by the rules that move weights."""
     source = sources.TreeArrays(gradients)
-    moves = {move.theirs: move for move in bagel_moves(config, config.vit is not None)}
+    moves = {move.theirs: move for move in bagel_moves(config)}
     found = {}
     for name in (name for name in golden.arrays if name.startswith(GRADIENT)):
         if move := moves.get(name.removeprefix(GRADIENT)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from process_gen.checkpoints.published.flux import read_autoencoder
-from process_gen.checkpoints.published.parts import import_autoencoder
+from process_gen.checkpoints.published.sources import tree
 from process_gen.models import autoencoder
 from process_gen.models.autoencoder import (
     geometry,
@@ -29,7 +29,7 @@ GOLDEN = {name: x for name, x in np.load(FOLDER / "golden.npz").items() if name.
 @pytest.fixture(scope="module")
 def published():
     files = read_autoencoder(FOLDER / "ae.safetensors", {"scale_factor": 0.3611, "shift_factor": 0.1159})
-    return FluxAutoencoder(files.config), {"params": import_autoencoder(files)}
+    return FluxAutoencoder(files.config), {"params": tree(files.pieces())}
 
 
 def last(x: np.ndarray) -> np.ndarray:
