@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen.capacity import roofline
 from process_gen.capacity.measured import Measured, bytes_per_device
 from process_gen.capacity.topology import Topology
-from process_gen.distributed.chips import GIB, Chip
+from process_gen.distributed.chips import GIB
 from process_gen.models import cost
 from process_gen.models.config import ModelConfig
 from process_gen.reports.table import table
@@ -31,14 +32,14 @@ class Ask:
     """What is asked besides the program.
 
     Attributes:
-      counts: what a row holds on average (`training.amounts.of_a_row`); every slot where None.
-      assumptions: of the time.
+      counts: what a row holds on average, such as `training.amounts.of_a_row`.
+      efficiency: share of the peak that matrix products reach.
       trajectories: how many are to be trained on; 0 leaves the bill out.
       hbm: bytes of memory of a device, instead of the chip's.
     """
 
     counts: Callable[[Layout], Mapping[str, float]]
-    assumptions: roofline.Assumptions
+    efficiency: float = roofline.EFFICIENCY
     trajectories: int = 0
     hbm: float | None = None
 
@@ -48,19 +49,10 @@ def train_report(
 ) -> dict[str, Any]:
     """Everything that is known of a compiled train step, as plain JSON values."""
     model, layout = program.recipe.model.config, program.recipe.model.layout
-    devices, rows = len(topology.devices), config.train.batch_size
-    encode = not config.data.get("latents", "")
-    share = rows / devices
+    rows, share = config.train.batch_size, config.train.batch_size / len(topology.devices)
     counts = ask.counts(layout)
-    how = cost.Program(config.train.unroll, topology.platform, encode)
-    once = cost.computed(model, layout, counts, how)
-    images = once.pop("autoencoder")
-    flops = {
-        "useful": cost.useful(model, layout, counts, encode),
-        "padded": {part: 3.0 * value for part, value in once.items()} | {"autoencoder": images * encode},
-        "executed": cost.executed(model, layout, counts, how),
-    }
     useful_tokens = counts["und_tokens"] + counts["gen_tokens"]
+    flops = _flops(config, model, layout, counts, topology.platform)
     report = {
         "config": config.name,
         "step": "train",
@@ -83,10 +75,25 @@ def train_report(
     }
     report["fits"] = fits(found, report["hbm"])
     report["notes"] = notes(model, topology, report)
-    report["hints"] = [] if report["fits"] in (True, None) else hints(config, program, topology, report)
+    report["hints"] = hints(config, program, report) if report["fits"] is False else []
     if topology.chip is not None and found.needed is None:
-        report |= _time(report, topology, layout, ask)
+        report |= _time(report, topology, layout, found, ask)
     return report
+
+
+def _flops(
+    config: ConfigDict, model: ModelConfig, layout: Layout, counts: Mapping[str, float], platform: str
+) -> dict[str, cost.Flops]:
+    """FLOP of a row by part: of what it holds, of every slot, and with what is computed again."""
+    encode = not config.data.get("latents", "")
+    how = cost.Program(config.train.unroll, platform, encode)
+    once = cost.computed(model, layout, counts, how)
+    images = once.pop("autoencoder")
+    return {
+        "useful": cost.useful(model, layout, counts, encode),
+        "padded": {part: 3.0 * value for part, value in once.items()} | {"autoencoder": images * encode},
+        "executed": cost.executed(model, layout, counts, how),
+    }
 
 
 _TILE_ROWS = 16
@@ -114,16 +121,16 @@ def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> lis
     return found
 
 
-def where(mesh: Any, topology: Topology, ask: Ask) -> dict[str, Any]:
+def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
     """The devices of a report."""
     chip = topology.chip
     return {
         "topology": topology.name,
         "slices": topology.slices,
         "devices": len(topology.devices),
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "chip": None if chip is None else chip.name,
-        "hbm": ask.hbm if ask.hbm is not None else None if chip is None else chip.hbm,
+        "mesh": dict(mesh.shape),
+        "chip": chip and chip.name,
+        "hbm": ask.hbm if ask.hbm is not None else chip and chip.hbm,
     }
 
 
@@ -145,53 +152,49 @@ def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
         "batch": batch,
     }
     sizes = {name: bytes_per_device(tree) for name, tree in parts.items()}
-    held = {name: float(device) for name, (device, _) in sizes.items()}
-    return held | {
-        "host": float(sum(host for _, host in sizes.values())),
-        "temporaries": float(found.temporaries),
-        "outputs": float(found.outputs - found.aliased),
-        "code": float(found.code),
+    return {name: device for name, (device, _) in sizes.items()} | {
+        "host": sum(host for _, host in sizes.values()),
+        "temporaries": found.temporaries,
+        "outputs": found.outputs - found.aliased,
+        "code": found.code,
         "peak": found.peak if math.isfinite(found.peak) else None,
     }
 
 
-def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> dict[str, Any]:
+def _time(
+    report: dict[str, Any], topology: Topology, layout: Layout, found: Measured, ask: Ask
+) -> dict[str, Any]:
     """The estimate of the time, and what follows from it."""
-    chip: Chip = topology.chip
-    held = report["memory"]
-    gathered = sum(one["bytes"] for one in report["traffic"] if one["kind"] == "all-gather")
+    chip, held, row = topology.chip, report["memory"], report["holds"]
+    gathered = sum(one.bytes for one in found.traffic if one.kind == "all-gather")
     arguments = sum(held[name] for name in ("parameters", "average", "optimizer", "batch"))
     moved = 2 * (arguments + held["temporaries"] + gathered)
     sides = 3 if topology.name.startswith(("v5p", "tpu7x")) else 2
-    flops = report["flops_per_device"]
-    traffic = [roofline.Traffic(**{**one, "axes": tuple(one["axes"])}) for one in report["traffic"]]
-    given = roofline.estimate(chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides)
-    rows, devices = report["rows"], report["devices"]
-    row = report["holds"]
-    done = rows * row["trajectories"] / given.worst
-    found = {
-        "estimate": roofline.as_dict(given),
+    flops = {kind: sum(parts.values()) for kind, parts in report["flops_per_device"].items()}
+    estimate = roofline.estimate(chip, flops["executed"], moved, found.traffic, ask.efficiency, sides)
+    seconds, devices = estimate["worst"], report["devices"]
+    trajectories_per_second = report["rows"] * row["trajectories"] / seconds
+    result = {
+        "estimate": estimate,
         "assumptions": [
-            *ask.assumptions.described(chip),
+            *roofline.assumptions(chip, ask.efficiency),
             f"a row holds {row['trajectories']:.2f} trajectories and {row['turns']:.2f} of "
             f"{layout.turns} turns, and {row['useful']:.1%} of its tokens hold something",
         ],
-        "tokens_per_second_per_device": report["useful_tokens_per_row"] * rows / devices / given.worst,
-        "trajectories_per_second": done,
-        "mfu": sum(flops["useful"].values()) / given.worst / chip.flops,
+        "tokens_per_second_per_device": report["useful_tokens_per_row"] * report["rows_per_device"] / seconds,
+        "trajectories_per_second": trajectories_per_second,
+        "mfu": flops["useful"] / seconds / chip.flops,
     }
     if ask.trajectories:
-        found["trajectories"] = ask.trajectories
-        found["device_hours"] = ask.trajectories / done / 3600 * devices
-    return found
+        result["trajectories"] = ask.trajectories
+        result["device_hours"] = ask.trajectories / trajectories_per_second / 3600 * devices
+    return result
 
 
 # ----------------------------------------------------------------------- hints
 
 
-def hints(
-    config: ConfigDict, program: TrainProgram, topology: Topology, report: dict[str, Any]
-) -> list[dict[str, Any]]:
+def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> list[dict[str, Any]]:
     """What to change so that it fits, and about how many bytes each saves; the most helpful first."""
     model, held = program.recipe.model.config, report["memory"]
     state = sum(held[name] for name in ("parameters", "average", "optimizer"))
@@ -218,9 +221,8 @@ def hints(
     if config.train.unroll == "layers" and model.remat != "none":
         add(0.2 * temporaries, "turns one after the other, each computed again", train__unroll="scan")
     if mesh["data"] > report["slices"]:
-        saved = state * (1 - report["slices"] / mesh["data"])
-        why = "the state is split over more devices"
-        add(saved, why, mesh__data=report["slices"], mesh__fsdp=-1)
+        share = 1 - report["slices"] / mesh["data"]
+        add(state * share, "the state is split over more devices", mesh__data=report["slices"], mesh__fsdp=-1)
     if held["optimizer"] and config.train.get("offload") == "none":
         add(held["optimizer"], "moments wait on the host", train__offload="optimizer")
     if rows > 1:
@@ -229,8 +231,7 @@ def hints(
     if (turns := config.layout.turns) > 1:
         add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__turns=turns // 2)
     if not masked:
-        why = "the tokens of a row are split over devices"
-        add(temporaries / 2, why, mesh__context=2 * mesh["context"])
+        add(temporaries / 2, "the tokens of a row are split over devices", mesh__context=2 * mesh["context"])
     found.append((state / 2, "twice the devices", "half the state on each"))
     found.sort(key=lambda one: -one[0])
     return [{"change": flags, "saves": saved, "because": why} for saved, flags, why in found if saved > 0]
@@ -330,20 +331,18 @@ def _flops_table(report: dict[str, Any]) -> str:
 
 def _time_table(report: dict[str, Any]) -> str:
     one = report["estimate"]
+    alone = ("compute", "memory", "links", "network", "hops")
     rows = [
-        ("arithmetic", _seconds(one["compute"])),
-        ("memory", _seconds(one["memory"])),
-        ("links", _seconds(one["links"])),
-        ("network", _seconds(one["network"])),
-        ("hops", _seconds(one["hops"])),
+        *(("arithmetic" if name == "compute" else name, _seconds(one[name])) for name in alone),
         ("a step", f"{_seconds(one['best'])} to {_seconds(one['worst'])}, bound by {one['bound']}"),
         ("tokens a second and device", f"{report['tokens_per_second_per_device']:,.0f}"),
         ("trajectories a second", f"{report['trajectories_per_second']:.2f}"),
         ("share of the peak (useful FLOP)", f"{report['mfu']:.0%}"),
     ]
     if "device_hours" in report:
-        hours = f"{report['device_hours']:,.0f} device hours"
-        rows.append((f"{report['trajectories']:,} trajectories", hours))
+        rows.append(
+            (f"{report['trajectories']:,} trajectories", f"{report['device_hours']:,.0f} device hours")
+        )
     return table(rows, ("estimated time", "nothing overlaps, unless said"))
 
 
@@ -363,9 +362,8 @@ def verdict(report: dict[str, Any]) -> str:
     if report["refused"]:
         lines.append(f"The compiler says: {report['refused']}")
     lines.append("What to change, the most helpful first (saved bytes are estimates):")
-    lines += _hint_lines(report["hints"])
+    lines += [
+        f"  {hint['change']}  (about {hint['saves'] / GIB:.1f} GiB: {hint['because']})"
+        for hint in report["hints"]
+    ]
     return "\n".join(lines)
-
-
-def _hint_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    return [f"  {one['change']}  (about {one['saves'] / GIB:.1f} GiB: {one['because']})" for one in found]

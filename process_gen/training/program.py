@@ -80,8 +80,8 @@ class TrainProgram:
         return init_state(self.recipe, self.spec, key, sharding.unbox)
 
     def create_state(self, key: jax.Array) -> TrainState:
-        """The state before the first step, made in place on the mesh."""
-        return sharding.create_state(self.init, key, mesh=self.mesh, shardings=self.shardings)[0]
+        """The state before the first step, made in place: no device ever holds a full copy."""
+        return jax.jit(lambda key: sharding.unbox(self.init(key)), out_shardings=self.shardings)(key)
 
     @functools.cached_property
     def abstract(self) -> tuple[TrainState, Batch]:
