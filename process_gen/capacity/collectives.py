@@ -65,7 +65,7 @@ def traffic(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, 
     total: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
     chained = set()
     for name, runs in program.runs.items():
-        for one in program.computations[name]:
+        for one in program.computations[name].values():
             kind = one.op.removesuffix("-start")
             if kind in KINDS:
                 # A fused exchange goes on through a chain of fusions: one exchange, seen several times.

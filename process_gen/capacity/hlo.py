@@ -1,8 +1,9 @@
 """Reads the text of a compiled program: its computations, and how often each of them runs.
 
-XLA's cost analysis counts the body of a loop once. Here the trips of every loop,
-which the compiler notes beside it, are multiplied through, so that scanned layers
-and turns count in full.
+XLA's cost analysis counts the body of a loop once. Here the trips of every loop
+are found (the compiler's own note, which programs for TPUs lack, or the comparison in
+the loop's condition) and multiplied through, so that scanned layers and turns count
+in full.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 BITS = {
     "pred": 8, "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "u2": 2, "u4": 4, "u8": 8,
@@ -30,37 +31,26 @@ class Instruction:
     """One line of a computation: `name = type op(operands), attributes`.
 
     Attributes:
-      name, type, op: as the text has them.
+      name, type, op: as the text has them, names without `%`.
       rest: everything after the opening bracket of the operands.
+      computation: the name of the one that it stands in.
     """
 
     name: str
     type: str
     op: str
     rest: str
-
-    def attribute(self, name: str) -> str:
-        """The value of an attribute, as text; "" without it."""
-        match = re.search(rf"[\s,]{name}=({_VALUE})", self.rest)
-        return match[1] if match else ""
+    computation: str
 
     @property
-    def trips(self) -> int | None:
-        """How often the body of this loop runs; None where the text does not tell."""
-        noted = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', self.rest)
-        return int(noted[1]) if noted else None
+    def operands(self) -> list[str]:
+        """Names of the operands, before those of what it calls."""
+        return re.findall(r"%([\w.\-]+)", self.rest)
 
-    def calls(self) -> Iterator[tuple[str, int]]:
-        """The computations that it runs, and how often."""
-        if self.op == "while":
-            yield self.attribute("body"), 1 if self.trips is None else self.trips
-        elif self.op in ("fusion", "async-start"):
-            yield self.attribute("calls"), 1
-        elif self.op == "call":
-            yield self.attribute("to_apply"), 1
-        elif self.op == "conditional":
-            for name in ("branch_computations", "true_computation", "false_computation"):
-                yield from ((branch, 1) for branch in re.findall(r"[\w.\-]+", self.attribute(name)))
+    def attribute(self, name: str) -> str:
+        """The value of an attribute, as text without `%`; "" without it."""
+        match = re.search(rf"[\s,]{name}=({_VALUE})", self.rest)
+        return match[1].replace("%", "") if match else ""
 
 
 @dataclasses.dataclass
@@ -68,12 +58,12 @@ class Program:
     """A compiled module.
 
     Attributes:
-      computations: instructions by name of the computation, each before those that call it.
+      computations: instructions by name, by the name of the computation, each before those that call it.
       entry: the name of the one that runs first.
       partitions: devices that run it together.
     """
 
-    computations: Mapping[str, Sequence[Instruction]]
+    computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
     partitions: int
 
@@ -86,31 +76,88 @@ class Program:
         counts: dict[str, float] = collections.defaultdict(float)
         counts[self.entry] = 1.0
         for name in reversed(self.computations):
-            if name in counts:
-                for one in self.computations[name]:
-                    for callee, trips in one.calls():
+            if counts[name]:
+                for one in self.computations[name].values():
+                    for callee, trips in self._calls(one):
                         counts[callee] += counts[name] * trips
         return {name: count for name, count in counts.items() if count}
 
     @functools.cached_property
     def callers(self) -> Mapping[str, str]:
         """By name of a computation, one that calls it."""
-        return {
-            callee: name
-            for name, body in self.computations.items()
-            for one in body
-            for callee, _ in one.calls()
-        }
+        instructions = (one for body in self.computations.values() for one in body.values())
+        return {callee: one.computation for one in instructions for callee, _ in self._calls(one)}
 
     @property
     def unknown_loops(self) -> list[str]:
-        """Names of the loops whose trips are not noted; their bodies count once."""
-        running = (one for name in self.runs for one in self.computations[name])
-        return [one.name for one in running if one.op == "while" and one.trips is None]
+        """Names of the loops whose trips could not be found; their bodies count once."""
+        running = (one for name in self.runs for one in self.computations[name].values())
+        return [one.name for one in running if one.op == "while" and self.trips(one) is None]
+
+    def _calls(self, one: Instruction) -> Iterator[tuple[str, int]]:
+        """The computations that an instruction runs, and how often."""
+        if one.op == "while":
+            trips = self.trips(one)
+            yield one.attribute("body"), 1 if trips is None else trips
+        elif one.op in ("fusion", "async-start"):
+            yield one.attribute("calls"), 1
+        elif one.op == "call":
+            yield one.attribute("to_apply"), 1
+        elif one.op == "conditional":
+            for name in ("branch_computations", "true_computation", "false_computation"):
+                yield from ((branch, 1) for branch in re.findall(r"[\w.\-]+", one.attribute(name)))
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often the body of a loop runs, if it counts up by one; None where the text does not tell."""
+        noted = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
+        if noted:
+            return int(noted[1])
+        condition = self._with_fused(loop.attribute("condition"))
+        compared = [one for one in condition.values() if one.op == "compare"]
+        if len(compared) != 1 or not {one.op for one in condition.values()} <= _COUNTING:
+            return None
+        counter, bound = (condition[name] for name in compared[0].operands[:2])
+        if (direction := compared[0].attribute("direction")) == "GT":
+            counter, bound = bound, counter
+        last = _constant(bound)
+        if direction not in ("LT", "GT") or counter.op != "get-tuple-element" or last is None:
+            return None
+        return max(last - self._start(loop, int(counter.attribute("index"))), 0)
+
+    def _with_fused(self, name: str) -> dict[str, Instruction]:
+        """A computation and what is fused in it, whose parameters are the instructions that feed them."""
+        found = dict(self.computations[name])
+        for fusion in [one for one in found.values() if one.op == "fusion"]:
+            for one in self.computations[fusion.attribute("calls")].values():
+                if one.op == "parameter":
+                    number = int(one.rest.partition(")")[0])
+                    found[one.name] = found[fusion.operands[number]]
+                else:
+                    found[one.name] = one
+        return found
+
+    def _start(self, loop: Instruction, index: int) -> int:
+        """What a loop's counter begins with, where that is a constant; else 0."""
+        outside = self.computations[loop.computation]
+        first = outside[loop.operands[0]]
+        if first.op == "tuple":
+            first = outside[first.operands[index]]
+        while first.op in ("copy", "bitcast"):
+            first = outside[first.operands[0]]
+        return _constant(first) or 0
 
 
-_HEADER = re.compile(r"(?P<entry>ENTRY )?(?P<name>[\w.\-]+) (?:\(.*)?\{\s*$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?(?P<name>[\w.\-]+) = ")
+_COUNTING = {"parameter", "get-tuple-element", "constant", "compare", "fusion", "copy", "bitcast"}
+"""What the condition of a loop that merely counts is made of."""
+
+
+def _constant(one: Instruction) -> int | None:
+    match = re.match(r"(-?\d+)\)", one.rest) if one.op == "constant" else None
+    return int(match[1]) if match else None
+
+
+_HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) (?:\(.*)?\{\s*$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
 _OP = re.compile(r" ?([\w\-]+)\(")
 
 
@@ -120,17 +167,19 @@ def parse(text: str) -> Program:
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations: dict[str, list[Instruction]] = {}
-    entry, current = "", []
-    for line in text.replace("%", "").splitlines():
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
         if match := _HEADER.match(line):
-            current = computations[match["name"]] = []
-            entry = match["name"] if match["entry"] else entry
+            current = match["name"]
+            computations[current] = {}
+            entry = current if match["entry"] else entry
         elif match := _INSTRUCTION.match(line):
-            rest = line[match.end() :]
+            name, rest = match["name"], line[match.end() :]
             end = _closing(rest) if rest.startswith("(") else rest.find(" ")
             if op := _OP.match(rest, end):
-                current.append(Instruction(match["name"], rest[:end], op[1], rest[op.end() :]))
+                one = Instruction(name, rest[:end], op[1], rest[op.end() :], current)
+                computations[current][name] = one
     if not entry:
         raise ValueError("this is no text of a compiled module: it has no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text[:100_000])

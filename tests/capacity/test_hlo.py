@@ -124,9 +124,8 @@ def test_what_goes_between_slices_is_told_apart():
     ],
 )
 def test_every_form_of_groups(text, groups):
-    read = hlo.Instruction("x", "f32[]", "all-reduce", f"y), replica_groups={text}, x=y").attribute(
-        "replica_groups"
-    )
+    one = hlo.Instruction("x", "f32[]", "all-reduce", f"%y), replica_groups={text}, x=y", "main")
+    read = one.attribute("replica_groups")
     found = collectives.device_groups(read, 4)
     np.testing.assert_array_equal(np.sort(found, axis=1), groups)
 
