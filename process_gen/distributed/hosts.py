@@ -175,16 +175,6 @@ def _log_as(index: int) -> None:
         logging.set_verbosity(logging.WARNING)
 
 
-def process_index() -> int:
-    """Which host this is, from 0."""
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """How many hosts run this job."""
-    return jax.process_count()
-
-
 def is_lead() -> bool:
     """True on the one host that writes logs, pictures and reports."""
     return jax.process_index() == 0
