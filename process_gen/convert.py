@@ -35,7 +35,7 @@ from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import bagel, parts, stream
 from process_gen.checkpoints.published.folder import TOKENIZER_FILES
 from process_gen.distributed import sharding
-from process_gen.distributed.mesh import AXES, MeshConfig, MeshError
+from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
@@ -148,24 +148,17 @@ def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
 # -------------------------------------------------------------------- command
 
 
-def parse_mesh(text: str) -> dict[str, int]:
+def mesh_sizes(text: str) -> dict[str, int]:
     """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
 
     Raises:
-      ConvertError: another word, or no such axis.
+      ConvertError, MeshError: another word, no such axis, or a size that is left open.
     """
-    sizes: dict[str, int] = {}
-    for word in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", word)
-        if not match or match[1] not in AXES:
-            raise ConvertError(
-                f"--mesh={text}: give sizes of {', '.join(AXES)}, such as --mesh=fsdp=8,tensor=2"
-            )
-        sizes[match[1]] = int(match[2])
-    devices = math.prod(sizes.values())
-    if not devices:
-        raise ConvertError(f"--mesh={text}: every size is at least 1")
-    return MeshConfig(**{"data": 1, **sizes}).sizes(devices) if sizes else {}
+    mesh = parse_mesh(text, data=1)
+    sizes = {axis: getattr(mesh, axis) for axis in AXES}
+    if -1 in sizes.values():
+        raise ConvertError(f"--mesh={text}: there are no devices that -1 could take, give every size")
+    return sizes if text else {}
 
 
 def parse_bytes(text: str) -> int:
@@ -229,7 +222,7 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    mesh, largest = parse_mesh(values.mesh), parse_bytes(values.largest) if values.largest else None
+    mesh, largest = mesh_sizes(values.mesh), parse_bytes(values.largest) if values.largest else None
     weights = read_weights(
         values.source,
         vit=values.vit,

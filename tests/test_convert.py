@@ -18,6 +18,7 @@ from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import import_bagel, read_published
 from process_gen.data.qwen2 import Qwen2Tokenizer
+from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import cli
 from process_gen.weights import origin
 from process_gen.weights.restore import load_model
@@ -162,9 +163,10 @@ def test_without_a_vit(source, tmp_path):
         ({"source": ROOT / "setup.py", "target": "x"}, CheckpointNotFound, "can run code"),
         ({"source": GOLDEN, "target": "x", "to": "bagle"}, convert.ConvertError, "did you mean bagel"),
         ({"source": GOLDEN, "target": "x", "dtype": "int8"}, convert.ConvertError, "must be one of float32"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp"}, convert.ConvertError, "such as --mesh=fsdp=8"),
-        ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, convert.ConvertError, "such as --mesh=fsdp=8"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, convert.ConvertError, "at least 1"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp"}, MeshError, "--mesh=fsdp: 'fsdp' is no AXIS=SIZE"),
+        ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, MeshError, "axes: data, fsdp"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, MeshError, "'fsdp=0' is no AXIS=SIZE"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=-1"}, convert.ConvertError, "give every size"),
         ({"source": GOLDEN, "target": "x", "largest": "much"}, convert.ConvertError, "such as 5GB"),
         (
             {"source": GOLDEN, "target": "x", "which": "params"},
@@ -199,8 +201,8 @@ def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypat
 def test_sizes_of_files_and_meshes():
     assert convert.parse_bytes("1.5GB") == 1_500_000_000 and convert.parse_bytes("2 MiB") == 2 << 20
     assert convert.parse_bytes("77") == 77
-    assert convert.parse_mesh("") == {}
-    assert convert.parse_mesh("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
+    assert convert.mesh_sizes("") == {}
+    assert convert.mesh_sizes("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
 
 
 @pytest.mark.slow
