@@ -173,23 +173,13 @@ _TOGETHER = min(os.cpu_count() or 1, 4)
 
 
 def _piece(one: Measured) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "seconds": one.seconds,
-        "arguments": one.arguments,
-        "resident": max(one.resident, one.arguments),
-        "temporaries": one.temporaries,
-        "outputs": one.outputs,
-        "peak": one.peak,
-        "received": sum(t.bytes for t in one.traffic),
-        "unknown_loops": one.unknown_loops,
-        "refused": one.refused,
-    }
+    found = dataclasses.asdict(one) | {"resident": max(one.resident, one.arguments), "peak": one.peak}
+    return found | {"received": sum(exchange.bytes for exchange in one.traffic)}
 
 
 def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
-    peak = max(p["peak"] for p in report["pieces"])
+    peak = max(piece["peak"] for piece in report["pieces"])
     name, unit = fit.unit_of(peak)
     headers = ("piece", "resident", "temporaries", "all at once", "received", "compiled in, s")
     kept = ("resident", "temporaries", "peak", "received")
@@ -203,15 +193,12 @@ def describe_sample(report: dict[str, Any]) -> str:
         "`resident`: weights and contexts, whether the piece reads them or not.",
         f"`received`: {fit.RECEIVED}.",
     ]
-    if report["fits"] is None:
-        return "\n".join([*lines, "Whether it fits is not known: --chip=h100 holds it against a chip."])
-    if report["fits"]:
-        return "\n".join([*lines, f"It fits: {peak / GIB:.2f} of {report['hbm'] / GIB:.2f} GiB."])
-    lines += [
-        f"It does NOT fit: {peak / GIB:.2f} GiB, a device has {report['hbm'] / GIB:.2f} GiB.",
-        f"Take fewer rows (--config.eval.batch_size={max(report['rows'] // 2, 1)}), or split the parameters "
-        "over more devices (--config.mesh.fsdp).",
-    ]
+    lines.append(fit.fit_line(peak, report))
+    if report["fits"] is False:
+        lines.append(
+            f"Take fewer rows (--config.eval.batch_size={max(report['rows'] // 2, 1)}), or split the "
+            "parameters over more devices (--config.mesh.fsdp)."
+        )
     return "\n".join(lines)
 
 

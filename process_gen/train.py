@@ -290,7 +290,7 @@ class Run:
             self.writer = _Quiet(self.writer)
             vocabulary.keep(tokenizer, workdir)
             (workdir / "config.json").write_text(json.dumps(builders.to_json(config), indent=1) + "\n")
-        self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every, hosts.is_lead())
+        self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every)
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}
 

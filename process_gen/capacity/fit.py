@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -52,7 +53,13 @@ def train_report(
     rows, share = config.train.batch_size, config.train.batch_size / len(topology.devices)
     counts = ask.counts(layout)
     useful_tokens = counts["und_tokens"] + counts["gen_tokens"]
-    flops = _flops(config, model, layout, counts, topology.platform)
+    how = cost.Program(config.train.unroll, topology.platform, not config.data.get("latents", ""))
+    once = cost.computed(model, layout, counts, how)
+    flops = {
+        "useful": cost.useful(model, layout, counts, how.encode),
+        "padded": {p: flops * (how.encode if p == "autoencoder" else 3.0) for p, flops in once.items()},
+        "executed": cost.executed(model, layout, counts, how),
+    }
     report = {
         "config": config.name,
         "step": "train",
@@ -81,21 +88,6 @@ def train_report(
     return report
 
 
-def _flops(
-    config: ConfigDict, model: ModelConfig, layout: Layout, counts: Mapping[str, float], platform: str
-) -> dict[str, cost.Flops]:
-    """FLOP of a row by part: of what it holds, of every slot, and with what is computed again."""
-    encode = not config.data.get("latents", "")
-    how = cost.Program(config.train.unroll, platform, encode)
-    once = cost.computed(model, layout, counts, how)
-    images = once.pop("autoencoder")
-    return {
-        "useful": cost.useful(model, layout, counts, encode),
-        "padded": {part: 3.0 * value for part, value in once.items()} | {"autoencoder": images * encode},
-        "executed": cost.executed(model, layout, counts, how),
-    }
-
-
 _TILE_ROWS = 16
 """Rows of bfloat16 in one tile of a TPU's memory."""
 
@@ -103,12 +95,12 @@ _TILE_ROWS = 16
 def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> list[str]:
     """What is odd about a program that nevertheless works."""
     found, fsdp = [], report["mesh"]["fsdp"]
-    sent = {kind: 0.0 for kind in ("all-gather", "all-reduce")}
+    sent = collections.Counter()
     for one in report["traffic"]:
-        if one["kind"] in sent and "fsdp" in one["axes"]:
+        if "fsdp" in one["axes"]:
             sent[one["kind"]] += one["bytes"]
-    own, left = divmod(model.width, fsdp)
-    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and (left or own % _TILE_ROWS):
+    in_tiles = model.width % (fsdp * _TILE_ROWS) == 0
+    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and not in_tiles:
         better = max(n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS))
         found.append(
             f"A device has {model.width} / {fsdp} = {model.width / fsdp:g} rows of a matrix, no multiple of "
@@ -207,17 +199,13 @@ def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> 
         flags = " ".join(_flag(config, key.replace("__", "."), value) for key, value in changes.items())
         found.append((saved, flags, why))
 
-    masked = model.attention == "dense"
-    if masked:
+    if model.attention == "dense":
         add(0.8 * temporaries, "no scores in memory", model__attention="flash")
     if model.remat not in ("full", "offload"):
         add(0.6 * temporaries, "layers are computed again", model__remat="full")
     if model.remat == "full":
-        add(
-            2.0 * model.layers * model.width * rows * report["tokens_per_row"],
-            "layers' inputs wait on the host",
-            model__remat="offload",
-        )
+        inputs = 2.0 * model.layers * model.width * rows * report["tokens_per_row"]
+        add(inputs, "layers' inputs wait on the host", model__remat="offload")
     if config.train.unroll == "layers" and model.remat != "none":
         add(0.2 * temporaries, "turns one after the other, each computed again", train__unroll="scan")
     if mesh["data"] > report["slices"]:
@@ -230,7 +218,7 @@ def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> 
         add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
     if (turns := config.layout.turns) > 1:
         add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__turns=turns // 2)
-    if not masked:
+    if model.attention != "dense":
         add(temporaries / 2, "the tokens of a row are split over devices", mesh__context=2 * mesh["context"])
     found.append((state / 2, "twice the devices", "half the state on each"))
     found.sort(key=lambda one: -one[0])
@@ -250,7 +238,13 @@ def _flag(config: ConfigDict, key: str, value: Any) -> str:
 
 def describe(report: dict[str, Any]) -> str:
     """The report of a train step for a terminal."""
-    lines = [_head(report), "", _memory_table(report), "", _traffic_table(report), "", _flops_table(report)]
+    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
+    mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
+    head = (
+        f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
+        f"{report['rows']} rows of {report['tokens_per_row']:,} tokens"
+    )
+    lines = [head, "", _memory_table(report), "", _traffic_table(report), "", _flops_table(report)]
     if "estimate" in report:
         lines += ["", _time_table(report), "", "Assumed, not measured:"]
         lines += [f"  - {line}" for line in report["assumptions"]]
@@ -259,49 +253,34 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", verdict(report)])
 
 
-def _head(report: dict[str, Any]) -> str:
-    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
-    mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
-    return (
-        f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
-        f"{report['rows']} rows of {report['tokens_per_row']:,} tokens"
-    )
-
-
 def unit_of(value: float | None) -> tuple[str, float]:
     """GiB, or MiB for what is small."""
     return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
 
 
 _HELD = {
-    "parameters": "parameters",
     "average": "moving average",
     "optimizer": "optimizer state",
-    "autoencoder": "autoencoder",
-    "batch": "batch",
-    "temporaries": "temporaries",
     "outputs": "outputs besides the state",
     "code": "program",
     "peak": "all at once",
 }
+"""Parts of the memory that a table calls otherwise."""
 
 
 def _memory_table(report: dict[str, Any]) -> str:
-    held, hbm = report["memory"], report["hbm"]
-    name_of_unit, unit = unit_of(held["peak"])
-    rows = [
-        (label, None if held[name] is None else held[name] / unit, _share(held[name], hbm))
-        for name, label in _HELD.items()
-    ]
+    held = {_HELD.get(name, name): value for name, value in report["memory"].items()}
+    on_host, hbm = held.pop("host"), report["hbm"]
+    name_of_unit, unit = unit_of(report["memory"]["peak"])
     if hbm:
-        rows.append((f"memory of a device ({report['chip'] or 'as given'})", hbm / unit, "100%"))
-    if held["host"]:
-        rows.append(("on the host", held["host"] / unit, ""))
+        held[f"memory of a device ({report['chip'] or 'as given'})"] = hbm
+    rows = [
+        (name, None, "") if size is None else (name, size / unit, f"{size / hbm:.0%}" if hbm else "")
+        for name, size in held.items()
+    ]
+    if on_host:
+        rows.append(("on the host", on_host / unit, ""))
     return table(rows, ("memory of one device", name_of_unit, "share"), digits=2)
-
-
-def _share(value: float | None, whole: float | None) -> str:
-    return "" if not whole or value is None else f"{value / whole:.0%}"
 
 
 def _traffic_table(report: dict[str, Any]) -> str:
@@ -352,18 +331,24 @@ def _seconds(value: float) -> str:
 
 def verdict(report: dict[str, Any]) -> str:
     """Whether it fits, and what to change if it does not."""
-    peak, hbm = report["memory"]["peak"], report["hbm"]
+    lines = [fit_line(report["memory"]["peak"], report)]
+    if report["fits"] is False:
+        if report["refused"]:
+            lines.append(f"The compiler says: {report['refused']}")
+        lines.append("What to change, the most helpful first (saved bytes are estimates):")
+        lines += [
+            f"  {hint['change']}  (about {hint['saves'] / GIB:.1f} GiB: {hint['because']})"
+            for hint in report["hints"]
+        ]
+    return "\n".join(lines)
+
+
+def fit_line(peak: float | None, report: dict[str, Any]) -> str:
+    """Whether `peak` bytes, None where nobody knows how many, fit the devices of a report."""
     if report["fits"] is None:
         return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
+    hbm = f"{(report['hbm'] or 0) / GIB:.2f} GiB"
     if report["fits"]:
-        return f"It fits: {peak / GIB:.2f} of {hbm / GIB:.2f} GiB."
+        return f"It fits: {peak / GIB:.2f} of {hbm}."
     taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"
-    lines = [f"It does NOT fit: it takes {taken}, a device has {(hbm or 0) / GIB:.2f} GiB."]
-    if report["refused"]:
-        lines.append(f"The compiler says: {report['refused']}")
-    lines.append("What to change, the most helpful first (saved bytes are estimates):")
-    lines += [
-        f"  {hint['change']}  (about {hint['saves'] / GIB:.1f} GiB: {hint['because']})"
-        for hint in report["hints"]
-    ]
-    return "\n".join(lines)
+    return f"It does NOT fit: it takes {taken}, a device has {hbm}."

@@ -66,14 +66,12 @@ class TrainProgram:
           ConfigError: the losses or the optimizer cannot work.
           MeshError: the batch or the heads do not split over the mesh, or the devices cannot offload.
         """
-        rows, sizes = config.train.batch_size, model.config
+        rows, sizes, offload = config.train.batch_size, model.config, config.train.offload
         sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         sharding.rows_divide(rows, mesh)
-        latents = bool(config.data.latents)
-        offload = config.train.offload
-        if offloading.PARTS[offload]:
-            offloading.check_host_memory(offload, mesh)
-        return cls(build_recipe(config, model), mesh, Batch.spec(model.layout, rows, latents), offload)
+        offloading.check_host_memory(offload, mesh)
+        spec = Batch.spec(model.layout, rows, bool(config.data.latents))
+        return cls(build_recipe(config, model), mesh, spec, offload)
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step, with the logical axes of its parameters."""
@@ -87,7 +85,7 @@ class TrainProgram:
     def abstract(self) -> tuple[TrainState, Batch]:
         """What the step takes, as `jax.ShapeDtypeStruct` with shardings."""
         state = sharding.abstract_state(self.init, jax.random.key(0), mesh=self.mesh)
-        state = offloading.rest_on_host(state, self.offload, self.mesh)
+        state = offloading.rest_on_host(state, self.offload)
         rows = sharding.batch_sharding(self.mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.spec)
         return state, batch
