@@ -138,9 +138,7 @@ def _inferred(group: str, asked: Mapping[str, int], there: int, what: str) -> di
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-    """Arranges the devices (all of them, if not told which) in a mesh with the axes `AXES`.
-
-    The devices may be real ones, or those of a topology that is not there (`jax.experimental.topologies`).
+    """Arranges the devices, all of them by default, in a mesh; those of a topology need not be there.
 
     Raises:
       MeshError: the sizes do not fit the devices; the message names axes, sizes and counts.
@@ -154,9 +152,8 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     groups = slices_of(devices, config.slices())
     inside, between = config.split(len(devices), len(groups))
     inner, outer = (tuple(sizes[axis] for axis in AXES) for sizes in (inside, between))
-    grids = [_one_slice(inner, group) for group in groups]
     blocks = np.empty(len(groups), object)
-    blocks[:] = grids
+    blocks[:] = [_one_slice(inner, group) for group in groups]
     return np.block(blocks.reshape(outer).tolist())
 
 

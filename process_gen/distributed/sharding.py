@@ -114,10 +114,8 @@ def _is_box(x: Any) -> bool:
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` for every array of a state, in the structure of `unbox(abstract)`.
 
-    Args:
-      abstract: shapes and dtypes of the state, with the modules' annotations somewhere in it (as
-        `jax.eval_shape` of an initializer gives it when the parameters have not been unboxed).
-      mesh: the devices.
+    `abstract` are shapes and dtypes with the modules' annotations somewhere among them, as `jax.eval_shape`
+    of an initializer gives them when the parameters have not been unboxed.
 
     An array without annotations follows the annotated one whose path ends its own path and which has the
     same shape: `opt_state/0/mu/block/kernel` follows `params/block/kernel`. A large one that follows none is
@@ -204,12 +202,8 @@ def rows_divide(rows: int, mesh: Mesh) -> None:
 def heads_divide(heads: Mapping[str, int], mesh: Mesh) -> None:
     """Checks that no attention head is cut: projections divide whenever their columns do, heads and all.
 
-    Args:
-      heads: name of a config key -> number of heads.
-      mesh: the devices.
-
     Raises:
-      MeshError: `tensor` does not divide a number of heads; the message names both.
+      MeshError: `tensor` does not divide a number of heads; the message names it and its config key.
     """
     split = mesh.shape["tensor"]
     for key, count in heads.items():
@@ -241,8 +235,7 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
       mesh: the devices.
       rows: of the global batch; by default as many as these, which are all there are on one host.
     """
-    if rows is None:
-        rows = len(jax.tree.leaves(batch)[0])
+    rows = rows or len(jax.tree.leaves(batch)[0])
     sharding, held = batch_sharding(mesh), local_rows(rows, mesh)
 
     def put(x):
@@ -254,20 +247,15 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
 
 
 def on_lead(tree: Any) -> Any:
-    """A whole copy of global arrays, as NumPy arrays, on the lead host; every host has to call it.
+    """A whole copy of global arrays, as NumPy arrays, on the lead host; None on the others, who all call it.
 
     One array at a time is whole on every device.
-
-    Returns:
-      The tree on process 0, None elsewhere.
     """
     lead = jax.process_index() == 0
 
     def copy(x):
-        whole = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
-        whole.block_until_ready()
+        whole = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x).block_until_ready()
         return np.asarray(whole.addressable_data(0)) if lead else None
 
-    leaves, structure = jax.tree.flatten(tree)
-    copies = [copy(x) for x in leaves]
-    return jax.tree.unflatten(structure, copies) if lead else None
+    copies = jax.tree.map(copy, tree)
+    return copies if lead else None
