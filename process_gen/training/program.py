@@ -1,8 +1,4 @@
-"""The train step as it runs on a mesh: built here once, for `train` to run and for `compile` to measure.
-
-Both take the jitted step from here with the same shardings, so that what was
-measured before the hardware was booked is what runs on it.
-"""
+"""The train step as it runs on a mesh: built here once, for `train` to run and for `compile` to measure."""
 
 from __future__ import annotations
 
@@ -24,11 +20,7 @@ from process_gen.trajectory.batch import Batch
 
 
 def build_recipe(config: ConfigDict, model: UnifiedModel) -> Recipe:
-    """What the train step of a config is made of.
-
-    Raises:
-      ConfigError: the losses or the optimizer cannot work.
-    """
+    """What the train step of a config is made of; ConfigError where losses or optimizer cannot work."""
     optimizer, schedule = builders.build_optimizer(config)
     return Recipe(
         model,
@@ -75,7 +67,7 @@ class TrainProgram:
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step, with the logical axes of its parameters."""
-        return init_state(self.recipe, self.spec, key, sharding.unbox)
+        return init_state(self.recipe, self.spec, key)
 
     def create_state(self, key: jax.Array) -> TrainState:
         """The state before the first step, made in place: no device ever holds a full copy."""
