@@ -82,7 +82,6 @@ DOES_NOT_FIT = 3
 
 
 Progress = Callable[[str], None]
-"""Takes a line of progress."""
 
 
 def compile_train(
@@ -90,10 +89,7 @@ def compile_train(
 ) -> dict[str, Any]:
     """Compiles the train step of a config for some devices; see `capacity.fit.train_report`.
 
-    `options` are those of `capacity.measured.measure`.
-
-    Raises:
-      ConfigError, MeshError: the config cannot work there.
+    `options` are those of `capacity.measured.measure`; raises what `train_program` raises.
     """
     program, slices = train_program(config, where)
     progress(f"train step on {where.name}: {len(where.devices)} devices, lowering")
@@ -154,7 +150,6 @@ def compile_sample(
         found = [dataclasses.replace(one.result(), resident=held) for one, held in compiling]
     finally:
         pool.shutdown(cancel_futures=True)
-    parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
     place = fit.where(mesh, where, ask)
     verdicts = [fit.fits(one, place["hbm"]) for one in found]
     return {
@@ -162,7 +157,10 @@ def compile_sample(
         "step": "sample",
         **place,
         "rows": rows,
-        "held": {name: bytes_per_device(tree)[0] for name, tree in parts.items()},
+        "held": {
+            "parameters": bytes_per_device(state.ema)[0],
+            "autoencoder": bytes_per_device(state.autoencoder)[0],
+        },
         "pieces": [_piece(one) for one in found],
         "fits": None if None in verdicts else all(verdicts),
     }

@@ -18,14 +18,9 @@ import numpy as np
 from process_gen.capacity import hlo
 
 KINDS = (
-    "all-gather",
-    "reduce-scatter",
-    "all-reduce",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-BITS = {
-    "pred": 8, "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "u2": 2, "u4": 4, "u8": 8,
-    "u16": 16, "u32": 32, "u64": 64, "f4e2m1fn": 4, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
-    "c64": 64, "c128": 128,
-}  # fmt: skip
-"""Bits of an element; kinds that are not here and begin with `f8` have 8, tokens and opaque ones none."""
-
 _VALUE = r"mesh\[.*?\}|\{(?:[^{}]|\{[^{}]*\})*\}|(?:\[[^\]]*\]|\([^)]*\)|[^,\s])+"
 """The value of an attribute: a mesh with axes of it, braces with braces in them, or all up to a comma."""
 
@@ -197,11 +190,10 @@ def _closing(text: str) -> int:
 
 
 def type_bytes(text: str) -> int:
-    """Bytes of a type, a tuple's members together."""
+    """Bytes of a type, a tuple's members together; a kind's first number are its bits, tokens have none."""
     total = 0
-    for kind, sides in re.findall(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]", text):
-        bits = BITS.get(kind, 8 if kind.startswith("f8") else 0)
-        total += math.prod(int(side) for side in sides.split(",") if side) * bits
+    for bits, sides in re.findall(r"\b(?:pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]", text):
+        total += math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8)
     return total // 8
 
 

@@ -35,7 +35,7 @@ EVERY = 30.0
 """Seconds between entries on disk: what a killed run forgets at most, and counts as `down`."""
 
 
-class Goodput:
+class Goodput(contextlib.AbstractContextManager):
     """The ledger of a run's wall time; the lead host keeps the file, the others only count.
 
     Args:
@@ -55,9 +55,6 @@ class Goodput:
             if not before["done"]:
                 self.seconds["down"] += max(0.0, self._since - before["written"])
         self._written = self._since
-
-    def __enter__(self) -> Goodput:
-        return self
 
     def __exit__(self, *_) -> None:
         self.write()

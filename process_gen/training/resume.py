@@ -11,25 +11,10 @@ from flax import traverse_util
 from process_gen.experiment.builders import ConfigError
 
 FREE = (
-    "eval",
-    "flow",
-    "losses",
-    "mesh",
-    "name",
-    "optimizer",
-    "sampling",
-    "train",
-    "data.data_dir",
-    "data.latents",
-    "data.on_error",
-    "data.path",
-    "data.tokenizer",
-    "model.attention",
-    "model.dtype",
-    "model.logit_chunk",
-    "model.remat",
-    "model.scan_unroll",
-)
+    "eval", "flow", "losses", "mesh", "name", "optimizer", "sampling", "train",
+    "data.data_dir", "data.latents", "data.on_error", "data.path", "data.tokenizer",
+    "model.attention", "model.dtype", "model.logit_chunk", "model.remat", "model.scan_unroll",
+)  # fmt: skip
 """What may change while a run goes on: how it is trained, computed and judged, and where its files are. The
 tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
 
