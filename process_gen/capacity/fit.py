@@ -192,37 +192,34 @@ def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> 
     state = sum(held[name] for name in ("parameters", "average", "optimizer"))
     taken = (held["peak"] or 0.0) - state - held["autoencoder"] - held["batch"]
     temporaries = held["temporaries"] or max(taken, 0.0)
-    mesh, rows = report["mesh"], report["rows_per_device"]
-    found: list[tuple[float, str, str]] = []
-
-    def add(saved: float, why: str, **changes: Any) -> None:
-        flags = " ".join(_flag(config, key.replace("__", "."), value) for key, value in changes.items())
-        found.append((saved, flags, why))
-
-    if model.attention == "dense":
-        add(0.8 * temporaries, "no scores in memory", model__attention="flash")
-    if model.remat not in ("full", "offload"):
-        add(0.6 * temporaries, "layers are computed again", model__remat="full")
-    if model.remat == "full":
-        inputs = 2.0 * model.layers * model.width * rows * report["tokens_per_row"]
-        add(inputs, "layers' inputs wait on the host", model__remat="offload")
-    if config.train.unroll == "layers" and model.remat != "none":
-        add(0.2 * temporaries, "turns one after the other, each computed again", train__unroll="scan")
-    if mesh["data"] > report["slices"]:
-        share = 1 - report["slices"] / mesh["data"]
-        add(state * share, "the state is split over more devices", mesh__data=report["slices"], mesh__fsdp=-1)
-    if held["optimizer"] and config.train.get("offload") == "none":
-        add(held["optimizer"], "moments wait on the host", train__offload="optimizer")
-    if rows > 1:
-        fewer = config.train.batch_size // math.ceil(rows)
-        add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
-    if (turns := config.layout.turns) > 1:
-        add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__turns=turns // 2)
-    if model.attention != "dense":
-        add(temporaries / 2, "the tokens of a row are split over devices", mesh__context=2 * mesh["context"])
-    found.append((state / 2, "twice the devices", "half the state on each"))
-    found.sort(key=lambda one: -one[0])
-    return [{"change": flags, "saves": saved, "because": why} for saved, flags, why in found if saved > 0]
+    mesh, rows, turns = report["mesh"], report["rows_per_device"], config.layout.turns
+    dense, copies = model.attention == "dense", mesh["data"] / report["slices"]
+    inputs = 2.0 * model.layers * model.width * rows * report["tokens_per_row"]
+    fewer = config.train.batch_size // math.ceil(rows)
+    ways = [  # where it is possible, bytes saved, why, and the keys to set
+        (dense, 0.8 * temporaries, "no scores in memory", {"model.attention": "flash"}),
+        (not dense, temporaries / 2, "the tokens of a row are split over devices",
+         {"mesh.context": 2 * mesh["context"]}),
+        (model.remat not in ("full", "offload"), 0.6 * temporaries, "layers are computed again",
+         {"model.remat": "full"}),
+        (model.remat == "full", inputs, "layers' inputs wait on the host", {"model.remat": "offload"}),
+        (config.train.unroll == "layers" and model.remat != "none", 0.2 * temporaries,
+         "turns one after the other, each computed again", {"train.unroll": "scan"}),
+        (copies > 1, state * (1 - 1 / copies), "the state is split over more devices",
+         {"mesh.data": report["slices"], "mesh.fsdp": -1}),
+        (config.train.get("offload") == "none", held["optimizer"], "moments wait on the host",
+         {"train.offload": "optimizer"}),
+        (rows > 1, temporaries * (1 - 1 / rows), "fewer rows at once", {"train.batch_size": fewer}),
+        (turns > 1, 0.4 * temporaries, "shorter rows: less context, and its gradient",
+         {"layout.turns": turns // 2}),
+    ]  # fmt: skip
+    found = [
+        {"change": " ".join(_flag(config, *item) for item in changes.items()), "saves": saved, "because": why}
+        for possible, saved, why, changes in ways
+        if possible and saved > 0
+    ]
+    found.append({"change": "twice the devices", "saves": state / 2, "because": "half the state on each"})
+    return sorted(found, key=lambda one: -one["saves"])
 
 
 def _flag(config: ConfigDict, key: str, value: Any) -> str:

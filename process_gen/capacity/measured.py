@@ -73,8 +73,7 @@ def measure(
     """Compiles a program; several threads may do so at once.
 
     Args:
-      name: for a table and for progress.
-      lowered: the program.
+      name, lowered: of the program.
       mesh: the devices.
       slices: how many slices each mesh axis runs over.
       report: takes lines of progress.

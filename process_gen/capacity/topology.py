@@ -83,8 +83,6 @@ def parse(text: str, slices: int = 1) -> Name:
     known = (*TPUS, *GPU_TARGETS, "cpu", "gpu")
     if generation not in known:
         raise TopologyError(f"unknown topology {text!r}; known are {', '.join(known)}: {EXAMPLES}")
-    if slices < 1:
-        raise TopologyError(f"there must be at least 1 slice, got {slices}")
     sides = tuple(int(side) for side in match[2].split("x")) if match[2] else ()
     wanted = {"gpu": 0, "v5p": 3, "tpu7x": 3} | dict.fromkeys(("cpu", *GPU_TARGETS), 1)
     count = wanted.get(generation, 2)
@@ -142,8 +140,15 @@ def _gpus(name: Name) -> Sequence[jax.Device]:
         return jax.devices("gpu")
 
 
+def is_installed(*modules: str) -> bool:
+    """Whether one of these modules can be imported; it is not."""
+    with contextlib.suppress(ModuleNotFoundError):  # the package that it would be in
+        return any(importlib.util.find_spec(module) for module in modules)
+    return False
+
+
 def _absent_gpus(name: Name) -> Sequence[jax.Device]:
-    if not any(is_installed(f"jax_plugins.xla_cuda{version}") for version in (13, 12)):
+    if not is_installed("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
         raise TopologyError(
             f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
             "`pip install -e '.[cuda]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
@@ -152,14 +157,6 @@ def _absent_gpus(name: Name) -> Sequence[jax.Device]:
     with _as_topology_error(f"the GPU compiler knows no {name}"):
         target = GPU_TARGETS[name.generation]
         return topologies.get_topology_desc("", "cuda", target_config=target, topology=sides).devices
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module can be imported; it is not."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 def _tpus(name: Name) -> Sequence[jax.Device]:

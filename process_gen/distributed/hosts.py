@@ -82,19 +82,13 @@ def name_processes(coordinator: str | None, processes: int | None, process: int 
 
 
 def initialize(timeout: float = JOIN_SECONDS) -> bool:
-    """Joins the other processes of the job, if a launcher started any; call it before JAX sees a device.
+    """Joins the other processes of the job, if a launcher started any; True if this one belongs to a job now.
 
-    Explicit settings are `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
-    on TPU pods (by environment or metadata), Slurm and Open MPI everything is found by JAX. It matters with
-    a single process too: the signal that announces a preemption is only heard by processes that have joined.
-    Afterwards the log of every process but the first holds warnings and errors only, and each line says
-    which process it is from.
-
-    Args:
-      timeout: seconds to wait for the others.
-
-    Returns:
-      True if this process now belongs to a group.
+    To be called before JAX sees a device; waits `timeout` seconds for the others. Explicit settings are
+    `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; on TPU pods (by
+    environment or metadata), Slurm and Open MPI everything is found by JAX. It matters with a single process
+    too: the signal that announces a preemption is only heard by processes that have joined. Afterwards the
+    log of every process but the first holds warnings and errors only, and each line says whose it is.
 
     Raises:
       HostMissing: a process did not come; the message names it.

@@ -34,8 +34,7 @@ def rest_on_host(abstract: Any, offload: str) -> Any:
     """
 
     def moved(x):
-        where = x.sharding.with_memory_kind(HOST) if x.ndim else x.sharding
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return x.update(sharding=x.sharding.with_memory_kind(HOST)) if x.ndim else x
 
     fields = {name: jax.tree.map(moved, getattr(abstract, name)) for name in PARTS[offload]}
     return dataclasses.replace(abstract, **fields)

@@ -24,29 +24,17 @@ from process_gen.distributed.mesh import MeshError
 
 RULES: Mapping[str, str | None] = {
     "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-    "head_dim": None,
-    "latent": None,
-    "layers": None,
-    "norm": None,
-    "patch": None,
-    "position": None,
-    "time": None,
+    **dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor"),
+    **dict.fromkeys(("head_dim", "latent", "layers", "norm", "patch", "position", "time")),
 }
 """Logical axis of a parameter -> mesh axis that it is split over."""
 
 BATCH_AXES = ("data", "fsdp")
 
 ACTIVATION_RULES: Mapping[str, str | tuple[str, ...]] = {
+    **{axis: RULES[axis] for axis in ("heads", "kv_heads", "mlp", "vocab")},
     "rows": BATCH_AXES,
     "tokens": "context",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
 }
 """For `process_gen.models.partition.over`: which mesh axis an axis of an activation is split over."""
 

@@ -32,12 +32,10 @@ class Watch:
     count: int = 0
 
     def too_many(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
-        """Takes note of a step; True where the run must end.
+        """Takes note of a step, whose metrics every host has and whose batch each has its rows of.
 
-        Args:
-          step: its number.
-          metrics: of the step, the same on every host.
-          batch: this host's rows of it.
+        Returns:
+          Whether the run must end.
         """
         if metrics["finite"]:
             self.count = 0

@@ -79,8 +79,7 @@ class TrainProgram:
         state = sharding.abstract_state(self.init, jax.random.key(0), mesh=self.mesh)
         state = offloading.rest_on_host(state, self.offload)
         rows = sharding.batch_sharding(self.mesh)
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.spec)
-        return state, batch
+        return state, jax.tree.map(lambda x: x.update(sharding=rows), self.spec)
 
     @property
     def shardings(self) -> Any:

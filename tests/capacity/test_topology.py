@@ -44,7 +44,6 @@ def test_names(text, slices, name):
         ("v5e", 1, "not of the form v5e:4x4"),
         ("cpu", 1, "not of the form cpu:8"),
         ("cpu:0", 1, "not of the form cpu:8"),
-        ("v5e:4x4", 0, "at least 1 slice"),
         ("gpu", 2, "leave --slices out"),
     ],
 )
