@@ -41,7 +41,9 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     )
     flags.DEFINE_string("hlo", None, "File for the text of the compiled train step.")
     flags.DEFINE_bool("quick", False, "Whether to stop once memory is assigned (TPUs, train step only).")
-    flags.DEFINE_string("dump_to", None, "Folder for what the compiler writes down on its way.")
+    flags.DEFINE_string(
+        "dump_to", None, "Folder for what the compiler writes down on its way (without --quick)."
+    )
     cli.read_flags(config="configs/bagel_7b.py:paper")
 
 # isort: split

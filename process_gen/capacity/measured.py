@@ -78,14 +78,14 @@ def measure(
       slices: how many slices each mesh axis runs over.
       report: takes lines of progress.
       lowering: seconds that it took to lower it.
-      dump: folder for what the compiler writes down on its way, if that is to be kept.
+      dump: folder for what the compiler writes down on its way, if that is to be kept; not where `quick`.
       hlo_file: for the text of the compiled program, likewise.
       quick: whether to go on as soon as the TPU compiler has assigned memory, while it still generates
         code. That takes most of the time and changes nothing that is measured here but the size of the code.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        written = pathlib.Path(dump or folder)
+        written = pathlib.Path(folder if quick else dump or folder)  # nothing older is read when it is quick
         dumps = dump is not None or mesh.devices.flat[0].platform == "tpu"
         options = {"xla_dump_to": str(written)} if dumps else None
         try:
