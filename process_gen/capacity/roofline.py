@@ -50,8 +50,7 @@ def estimate(
 
     Args:
       chip: what it has.
-      flops: that it works through.
-      memory_bytes: that go between it and its memory.
+      flops, memory_bytes: that it works through, and that go between it and its memory.
       traffic: what it exchanges.
       efficiency: share of the peak that matrix products reach.
       sides: dimensions of the torus that the devices form.

@@ -62,15 +62,10 @@ class Owner:
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Iterator[None]:
-    """Keeps a folder, which is made if need be, for this process.
-
-    Args:
-      folder: to be kept.
-      what: is done there, for the message to others.
-      wait: whether to wait for another process that is there.
+    """Keeps a folder, which is made if need be, for this process; `what` it does there is told to others.
 
     Raises:
-      Occupied: another process is there, and `wait` is False.
+      Occupied: another process is there, and `wait` (for its end) is False.
       OSError: the folder cannot be written.
     """
     path, owner = pathlib.Path(folder) / NAME, Owner.me(what)
