@@ -20,7 +20,6 @@ from process_gen.common.names import check_name
 from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -147,15 +146,13 @@ def mesh_sizes(text: str) -> dict[str, int]:
     """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
 
     Raises:
-      ConvertError, MeshError: another word, no such axis, or no such size.
+      ConvertError, MeshError: another word, no such axis, or a size that is left open.
     """
-    if not text:
-        return {}
-    if "-" in text:
-        raise ConvertError(f"--mesh={text}: a size is at least 1, as in --mesh=fsdp=8,tensor=2")
-    config = parse_mesh(text)
-    asked = [getattr(config, axis) for axis in AXES]
-    return config.sizes(math.prod(size for size in asked if size != -1))
+    mesh = parse_mesh(text, data=1)
+    sizes = {axis: getattr(mesh, axis) for axis in AXES}
+    if -1 in sizes.values():
+        raise ConvertError(f"--mesh={text}: there are no devices that -1 could take, give every size")
+    return sizes if text else {}
 
 
 def parse_bytes(text: str) -> int:

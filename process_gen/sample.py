@@ -40,6 +40,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -385,7 +386,7 @@ def _drawn(
 ) -> str:
     """Draws this host's share of what is not listed yet; returns the table and the paths."""
     settings, seeds = settings_of(sampler, restored, values), seeds_of(prompts, sampler.config.seed)
-    host, count = hosts.process_index(), hosts.process_count()
+    host, count = jax.process_index(), jax.process_count()
     with hosts.lead_first("the output folder is read"):
         listing = Listing(values.output_dir, settings, values.resume or host > 0, (host, count))
     if there := len(prompts) - _count(unlisted(groups, prompts, seeds, listing.done)):

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 
 # isort: split
 import contextlib
+import datetime
 import json
 import pathlib
 import time
@@ -156,7 +157,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
         run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, mesh, ledger, stop)
-        meter = run.meter(first)
+        meter = run.meter()
 
         hosts.barrier("the first step")
 
@@ -280,7 +281,7 @@ class Run:
         stop: stopping.Stop,
     ):
         self.config, self.workdir, self.ledger, self.stop = config, workdir, ledger, stop
-        self.mesh = None if hosts.process_count() > 1 else mesh  # of several hosts, the lead samples alone
+        self.mesh = None if jax.process_count() > 1 else mesh  # of several hosts, the lead samples alone
         self.model, self.tokenizer, self.sampler_config = model, tokenizer, sampler_config
         self.writer = metric_writers.create_default_writer(
             str(workdir), just_logging=not hosts.is_lead(), asynchronous=False
@@ -289,18 +290,18 @@ class Run:
             self.writer = _Quiet(self.writer)
             vocabulary.keep(tokenizer, workdir)
             (workdir / "config.json").write_text(json.dumps(builders.to_json(config), indent=1) + "\n")
-        self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every, hosts.is_lead())
+        self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every)
         self.sampler: Sampler | None = None
         self.curves: dict[str, list[tuple[int, float]]] = {}
 
-    def meter(self, first: int) -> metering.Meter:
+    def meter(self) -> metering.Meter:
         peak, origin = metering.peak_flops(self.config.model.dtype)
         logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
         c, model = self.config, self.model
         encode = not c.data.get("latents", "")
         program = cost.Program(c.train.unroll, jax.default_backend(), encode)
         devices = jax.device_count()
-        return metering.Meter(model.config, model.layout, program, peak, devices, first, c.train.steps)
+        return metering.Meter(model.config, model.layout, program, peak, devices, c.train.steps)
 
     def log(self, meter: metering.Meter, step: int, metrics: Any, waited: float) -> dict[str, float]:
         """Fetches a step's metrics, which are one step old, and writes them every so often."""
@@ -320,7 +321,7 @@ class Run:
             line += (
                 f"  |  {values['speed/tokens_per_second']:.0f} useful tokens/s  mfu {values['speed/mfu']:.1%}"
                 f"  {values['speed/step_seconds']:.2f} s/step  goodput {values['goodput']:.0%}"
-                f"  eta {metering.duration(values['speed/eta_seconds'])}"
+                f"  eta {datetime.timedelta(seconds=round(values['speed/eta_seconds']))}"
             )
         logging.info("%s", line)
         return values
@@ -340,7 +341,7 @@ class Run:
         have to call this; the others get None.
         """
         params, frozen = offload.on_devices(state.ema), state.autoencoder
-        if hosts.process_count() > 1:
+        if jax.process_count() > 1:
             params, frozen = sharding.on_lead((params, frozen)) or (None, None)
         if not hosts.is_lead():
             return None

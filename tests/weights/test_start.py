@@ -43,7 +43,7 @@ def make_recipe(config: str = "bagel_7b.py:debug", **changes) -> Recipe:
 def blank_state(recipe: Recipe) -> TrainState:
     """A state of zeros: its weights are to be replaced."""
     spec = Batch.spec(recipe.model.layout, 1)
-    shapes = jax.eval_shape(lambda: init_state(recipe, spec, jax.random.key(0), nn.meta.unbox))
+    shapes = jax.eval_shape(lambda: init_state(recipe, spec, jax.random.key(0)))
     shapes = nn.meta.unbox(shapes.replace(key=None))
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
 
