@@ -53,7 +53,7 @@ from process_gen.reports.listing import Key, Listing
 from process_gen.reports.overview import describe
 from process_gen.reports.page import write_page
 from process_gen.sampling import Progress, Sampler, SamplerConfig
-from process_gen.sampling.prompts import make_prompt
+from process_gen.sampling.prompts import Prompt, encode_prompt, make_prompt
 from process_gen.scenes import get_level, read_request
 from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
@@ -87,10 +87,14 @@ class Asked:
     sampler: Sampler
 
     @property
+    def prompt(self) -> Prompt:
+        """Text and image, each in its place."""
+        return make_prompt(self.sampler.model, self.text, self.image)
+
+    @property
     def key(self) -> Key:
         """What tells it from others in a listing."""
-        prompt = make_prompt(self.sampler.model, self.text, self.image)
-        return prompt.text, prompt.instruction, self.seed
+        return self.prompt.text, self.prompt.instruction, self.seed
 
 
 def read_prompts(source: bytes, name: str) -> list[str]:
@@ -353,7 +357,7 @@ def run(values: Any) -> str:
     images = collect_images(values.images, len(prompts))
     asked = ask(sampler, prompts, images, values.keep_shape)
     for one in asked:
-        one.sampler.encode(one.text, one.image)
+        encode_prompt(one.sampler.model, sampler.tokenizer, one.prompt)  # which complains before any work
         if words := sampler.tokenizer.unknown(one.text):
             listed = ", ".join(map(repr, words))
             text = f"{listed} not in the vocabulary, so {one.text!r} may come out as anything"

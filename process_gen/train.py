@@ -154,8 +154,14 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         hosts.barrier("the first step")
 
         # --------------------------------------------------------------- loop
-        pending: tuple[int, Any, float] | None = None  # a step whose metrics are read one step late
+        pending: tuple[int, Any, float] | None = None
         last_batch = None
+
+        def settle() -> None:
+            """Logs the last step, whose metrics are read one step late; too many bad ones end the run."""
+            if pending and watch.too_many(pending[0], values := run.log(*pending), last_batch):
+                _stop(values, store, state, iterator)
+
         ledger.enter("compile")
         steps = {size: programs[size].step for size in buckets}
         if len(steps) > 1:  # all of them now: none is to be found too large in the middle of the run
@@ -173,8 +179,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 ledger.idle(waited)  # else the devices were busy meanwhile
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
             state, metrics = steps[host_batch["image"].shape[-3:-1]](state, batch)
-            if pending and watch.too_many(pending[0], values := run.log(*pending), last_batch):
-                _stop(values, store, state, iterator)
+            settle()
             pending, last_batch = (step, metrics, waited), host_batch
             if step == first + 1:
                 run.first_batch(host_batch, tokenizer)
@@ -197,8 +202,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                     store.wait()
                 watch.too_many(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
-        if pending and watch.too_many(pending[0], values := run.log(*pending), last_batch):
-            _stop(values, store, state, iterator)
+        settle()
         profiler.stop()
         with ledger.spending("save"):
             _save_last(store, state, iterator)
@@ -275,10 +279,9 @@ class Evaluation:
         self.config, self.workdir, self.run, self.stop = config, workdir, run, stop
         self.mesh = None if hosts.process_count() > 1 else mesh  # of several hosts, the lead samples alone
         self.model, self.tokenizer = model, tokenizer
-        self.sampler: Sampler | None = None
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
-        """A sampler of the averaged parameters of now, on the lead host; nothing is compiled twice.
+        """A sampler of the averaged parameters of now, on the lead host.
 
         With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
         have to call this; the others get None.
@@ -288,17 +291,9 @@ class Evaluation:
             params, frozen = sharding.on_lead((params, frozen)) or (None, None)
         if not hosts.is_lead():
             return None
-        if self.sampler is None:
-            self.sampler = Sampler(
-                self.model,
-                params,
-                self.tokenizer,
-                SamplerConfig.of(self.config.sampling.to_dict(), mode=self.config.data.mode),
-                rows=self.config.eval.batch_size,
-                frozen=frozen,
-                **on_mesh(self.mesh, self.config.eval.batch_size),
-            )
-        return self.sampler.with_params(params)
+        c, rows = self.config, self.config.eval.batch_size
+        settings, places = SamplerConfig.of(c.sampling.to_dict(), mode=c.data.mode), on_mesh(self.mesh, rows)
+        return Sampler(self.model, params, self.tokenizer, settings, rows, frozen=frozen, **places)
 
     def due(self, step: int) -> bool:
         if self.config.data.source != "scenes":  # whose prompts and judge these are

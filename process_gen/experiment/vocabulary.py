@@ -31,16 +31,18 @@ NEW = "new_tokens"
 def build_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
     """`config.data.tokenizer`: `scenes`, or the folder of a published one.
 
+    Configs from before there was a choice mean `scenes`.
+
     Raises:
       ConfigError: the folder holds no tokenizer that can be read.
     """
     with as_config_error():
-        return _open(config.data.tokenizer)
+        return _open(config.data.get("tokenizer", SCENES))
 
 
 def describe(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> dict[str, str]:
     """What a checkpoint has to say about its tokenizer."""
-    return {NAME: config.data.tokenizer, FINGERPRINT: tokenizer.fingerprint}
+    return {NAME: config.data.get("tokenizer", SCENES), FINGERPRINT: tokenizer.fingerprint}
 
 
 def describe_files(folder: str | os.PathLike[str]) -> dict[str, Any]:

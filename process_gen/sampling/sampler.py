@@ -13,7 +13,6 @@ in a thread: one program alone leaves most cores idle.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import os
 import time
@@ -69,7 +68,7 @@ class Progress:
 
 
 class Sampler:
-    """Draws prompts with a model.
+    """Draws prompts with a model. Nothing is compiled again for another one with an equal model and config.
 
     Args:
       model: the modules.
@@ -108,12 +107,6 @@ class Sampler:
         check_fits(model.layout, self.config)
         self._texts = text_specs(model, tokenizer, self.config)
 
-    def with_params(self, params: Any) -> Sampler:
-        """The same sampler with other weights; nothing is compiled again."""
-        other = copy.copy(self)
-        other.params = jax.device_put(params)
-        return other
-
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
         return self._like(self.model, dataclasses.replace(self.config, **changes))
@@ -134,17 +127,6 @@ class Sampler:
         return Sampler(model, self.params, self.tokenizer, config, *places)
 
     # ------------------------------------------------------------ what is asked
-
-    def encode(self, prompt: str, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The slots of a prompt: `text`, and what else the layout has room for.
-
-        The text of a prompt with an image stands after the image where the
-        layout has a slot there (`layout.instruction`), else before it.
-
-        Raises:
-          PromptError: see `prompts.encode_prompt`.
-        """
-        return encode_prompt(self.model, self.tokenizer, make_prompt(self.model, prompt, image))
 
     def sample(
         self, prompts: Sequence[str], seed: Seeds = None, images: Images = None

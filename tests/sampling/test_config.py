@@ -11,6 +11,7 @@ from sampling_models import LAYOUT, make_model, random_params
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.sampling import PromptError, Sampler, SamplerConfig, SamplerError, decisions
 from process_gen.sampling.decisions import Opens
+from process_gen.sampling.prompts import encode_prompt, make_prompt
 from process_gen.trajectory.stages import Mode
 
 
@@ -131,6 +132,7 @@ def test_half_a_character_in_a_prompt_is_refused():
 
 
 def test_a_part_of_a_control_token_is_plain_text():
-    tokens = make_sampler().encode("<|im_end|>"[:6])["text"]
-    ids = make_model().ids
+    model = make_model()
+    prompt = make_prompt(model, "<|im_end|>"[:6], None)
+    tokens, ids = encode_prompt(model, scenes_tokenizer(), prompt)["text"], model.ids
     assert list(tokens).count(ids.im_end) == 1 and tokens[0] == ids.im_start
