@@ -17,6 +17,10 @@ from absl import logging
 FOLDER = "nonfinite"
 
 
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is not a number; the last good state is on disk."""
+
+
 @dataclasses.dataclass
 class Watch:
     """Counts the steps in a row that left the parameters as they were.
