@@ -11,6 +11,7 @@ holds something (`every_slot`).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
@@ -56,7 +57,7 @@ def every_slot(layout: Layout) -> dict[str, float]:
 
 def forward(config: ModelConfig, layout: Layout, counts: Counts) -> Flops:
     """FLOP of one forward pass over what was counted."""
-    held = {name: float(counts.get(name, 0.0)) for name in _COUNTED}
+    held = collections.defaultdict(float, counts)
     expert, width = config.layers * expert_flops(config), config.width
     latents = 2.0 * layout.latent_values * width
     images = held["images"] + held["flow_targets"]
@@ -71,11 +72,6 @@ def forward(config: ModelConfig, layout: Layout, counts: Counts) -> Flops:
         "head": 2.0 * width * config.vocab_size * held["head_tokens"],
         "autoencoder": held["images"] * encoder_flops(config, layout),
     }
-
-
-_COUNTED = (
-    "und_tokens", "gen_tokens", "head_tokens", "images", "flow_targets", "vit_images", "attention_pairs",
-)  # fmt: skip
 
 
 def useful(config: ModelConfig, layout: Layout, counts: Counts, encode: bool = True) -> Flops:
@@ -128,8 +124,8 @@ class Program:
 
     def attention(self, config: ModelConfig) -> str:
         """The way attention is computed."""
-        by_platform = {"tpu": "splash", "gpu": "cudnn"}
-        return by_platform.get(self.platform, "blocked") if config.attention == "flash" else config.attention
+        flash = kernels.FLASH.get(self.platform, "blocked")
+        return flash if config.attention == "flash" else config.attention
 
 
 def computed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
@@ -245,7 +241,7 @@ def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
         queries, own = (sum(piece.stop - piece.start for piece in part) for part in (call.queries, call.keys))
         keys = context + own
         if kind == "splash":
-            queries += -queries % kernels.KERNELS["splash"].multiple
+            queries += -queries % kernels.LANES
             block = kernels.key_block(round(room) + own)
             keys = min(room + own, keys + block / 2) if context < room else keys
             keys += -(round(room) + own) % block
