@@ -164,9 +164,9 @@ def by_stream(chunk: Chunk, x: jax.Array, axis: int = 1) -> Streams:
 
 def apart(layout: Layout, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     """[B, all tokens, ...] to [B, slots, tokens, ...] of prompts and of turns, `sizes` tokens each."""
-    cut, slots = layout.trajectories * sizes[0], (layout.trajectories, layout.turns)
-    parts = zip((x[:, :cut], x[:, cut:]), slots, sizes, strict=True)
-    return [part.reshape(len(x), count, size, *x.shape[2:]) for part, count, size in parts]
+    cut = layout.trajectories * sizes[0]
+    prompts = x[:, :cut].reshape(len(x), layout.trajectories, sizes[0], *x.shape[2:])
+    return [prompts, x[:, cut:].reshape(len(x), layout.turns, sizes[1], *x.shape[2:])]
 
 
 def together(parts: Sequence[jax.Array]) -> jax.Array:

@@ -63,6 +63,11 @@ def to_floats(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
+def to_patches(images: jax.Array, side: int) -> jax.Array:
+    """Images [..., H, W, C] in square patches, row by row, [..., N, side * side * C]."""
+    return einops.rearrange(images, "... (r p) (c q) d -> ... (r c) (p q d)", p=side, q=side)
+
+
 def to_tokens(
     config: ModelConfig, images: jax.Array, params: Any = None, key: jax.Array | None = None
 ) -> jax.Array:
@@ -72,12 +77,8 @@ def to_tokens(
     means, or with a `key` drawn from its distribution.
     """
     flat = to_floats(images).reshape(-1, *images.shape[-3:])
-    tokens = einops.rearrange(
-        jax.lax.stop_gradient(_apply(config, params, "encode", flat, key)),
-        "b (r p) (c q) d -> b (r c) (p q d)",
-        p=config.latent_patch,
-        q=config.latent_patch,
-    )
+    latents = jax.lax.stop_gradient(_apply(config, params, "encode", flat, key))
+    tokens = to_patches(latents, config.latent_patch)
     return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
 
 

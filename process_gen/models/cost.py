@@ -77,10 +77,7 @@ def forward(config: ModelConfig, layout: Layout, counts: Counts) -> Flops:
 def useful(config: ModelConfig, layout: Layout, counts: Counts, encode: bool = True) -> Flops:
     """FLOP of a forward and a backward pass over what was counted, nothing recomputed.
 
-    Args:
-      config, layout: sizes.
-      counts: of a batch, a row, or many.
-      encode: whether the step encodes its images; not where latents were made ahead of time.
+    `encode`: whether the step encodes its images; not where latents were made ahead of time.
     """
     once = forward(config, layout, counts)
     images = once.pop("autoencoder")
@@ -131,10 +128,7 @@ class Program:
 def computed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
     """FLOP of one forward pass of a device over rows: every slot, hidden pairs too, nothing recomputed.
 
-    Args:
-      config, layout: sizes.
-      counts: of the rows, which say how much of their history is passed over.
-      program: how.
+    The counts of the rows say how many there are and how much of their history is passed over.
     """
     once = forward(config, layout, every_slot(layout))
     prompts, turns = _pairs(config, layout, counts, program)
@@ -226,14 +220,7 @@ def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program
 
 
 def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
-    """Pairs of a chunk after a context.
-
-    Args:
-      kind: of attention.
-      chunk: tokens that ask.
-      context: keys that are not passed over.
-      room: keys that there is room for.
-    """
+    """Pairs of a chunk after `context` keys that are not passed over, of as many as there is `room` for."""
     if kind == "cudnn" or (kind == "dense" and chunk.tokens <= masked.KEYS):  # one call with a mask
         return chunk.tokens * (context + chunk.tokens)
     pairs = 0.0

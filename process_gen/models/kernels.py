@@ -43,13 +43,13 @@ def run(
 
     Args:
       kernel: `blocked` or `splash`.
-      q: [B, N, L, H]; k, v: [B, K, M, H].
-      visible: [B, M] bool, keys that hold something that may be seen.
+      q, k, v: queries, keys and values.
+      visible: keys that hold something that may be seen.
       before: None if every query sees every visible key; else query i sees the
         visible ones among the first `before + i + 1`.
 
     Returns:
-      [B, N, L, H]; zeros where a query sees nothing.
+      What is attended; zeros where a query sees nothing.
     """
     sees = _sees_something(visible, before, q.shape[2])
     return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)

@@ -73,14 +73,9 @@ def mesh() -> Mesh | None:
 
 
 def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
-    """How an activation is split.
+    """How an activation is split; `axes` has a name, or None, for each dimension.
 
-    A dimension that its mesh axes do not divide stays whole, with one line in the log.
-
-    Args:
-      name: for that line.
-      shape: of the activation.
-      axes: a name, or None, for each dimension.
+    A dimension that its mesh axes do not divide stays whole, with one line in the log, where `name` stands.
     """
     return P(*(split(name, axis, size) for axis, size in zip(axes, shape, strict=True)))
 

@@ -44,11 +44,10 @@ from process_gen.models.content import (
     token_mask,
     turn_content,
 )
-from process_gen.models.embedding import lookup
 from process_gen.models.layers import annotated, linear
-from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.partition import constrain
 from process_gen.models.positions import grid_places, sincos_table, table_rows, timestep_features
+from process_gen.models.vocabulary import chunked_cross_entropy, cross_entropy, lookup
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout

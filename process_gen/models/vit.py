@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -102,7 +101,7 @@ def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Ar
     size = (pixels.shape[0], rows * side, columns * side, pixels.shape[3])
     if pixels.shape != size:
         pixels = jnp.clip(jax.image.resize(pixels, size, method="cubic"), -1.0, 1.0)
-    patches = einops.rearrange(pixels, "b (r p) (c q) d -> b (r c) (p q d)", p=side, q=side)
+    patches = autoencoder.to_patches(pixels, side)
     return patches.reshape(*images.shape[:-3], *patches.shape[1:])
 
 

@@ -22,26 +22,12 @@ from process_gen.parity.row import latent_tokens, layout_of
 from process_gen.parity.training import training_answers
 
 GIVEN = (
-    "ae_image",
-    "vit_image",
-    "train_text_ids",
-    "train_text_indexes",
-    "train_ce_indexes",
-    "train_ce_labels",
-    "train_vae_images",
-    "train_vae_indexes",
-    "train_timestep_logits",
-    "train_mse_indexes",
-    "train_noise",
-    "train_vit_images",
-    "train_vit_indexes",
-    "train_sample_lens",
-    "inf_prompt",
-    "inf_instruction",
-    "inf_image",
-    "inf_vit_image",
-    "flow_noise",
-)
+    "ae_image", "vit_image",
+    "train_text_ids", "train_text_indexes", "train_ce_indexes", "train_ce_labels", "train_vae_images",
+    "train_vae_indexes", "train_timestep_logits", "train_mse_indexes", "train_noise", "train_vit_images",
+    "train_vit_indexes", "train_sample_lens",
+    "inf_prompt", "inf_instruction", "inf_image", "inf_vit_image", "flow_noise",
+)  # fmt: skip
 """What the published program was given, by key; `train_splits_N` and `train_modes_N` besides."""
 GRADIENT = "grad/"
 
@@ -84,13 +70,8 @@ def compare(
 ) -> list[Entry]:
     """Every answer of `golden.npz` with its relative error, in the order of the file.
 
-    Args:
-      golden: inputs and answers.
-      config, params: the model.
-      frozen: the autoencoder's weights.
-      timestep_shift: of the training.
-
-    A key that is neither an input nor anything that is computed here has an infinite error.
+    `frozen` are the autoencoder's weights. A key that is neither an input nor anything that is computed here
+    has an infinite error.
     """
     with jax.default_matmul_precision("highest"):
         found = answers(golden, config, params, frozen, timestep_shift)
