@@ -1,13 +1,14 @@
-"""Attention without scores or masks in memory: one signature over stock kernels.
+"""Attention without scores in memory, by stock kernels.
 
     splash    Pallas kernels for TPUs (`jax.experimental.pallas.ops.tpu.splash_attention`)
     cudnn     fused attention on NVIDIA GPUs (`jax.nn.dot_product_attention`)
     blocked   plain XLA, some queries at a time, recomputed in the backward pass
 
-All take queries that see every visible key, or, in causal order, all keys of a
-context and their own up to themselves. Keys that hold nothing are told by a
-vector, never by a matrix. B rows, N query heads, K key/value heads, L queries,
-M keys, H head.
+`splash` and `blocked` (`run`) take queries that see every visible key, or, in causal
+order, all keys of a context and their own up to themselves. Keys that hold nothing are
+told by a vector, never by a matrix. `cudnn` (`run_masked`) takes an explicit mask.
+
+B rows, N query heads, K key/value heads, L queries, M keys, H head.
 """
 
 from __future__ import annotations

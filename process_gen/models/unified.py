@@ -54,7 +54,7 @@ from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk, chunk_of
 
 
-class Pass(NamedTuple):
+class ChunkOutput(NamedTuple):
     """A chunk gone through the backbone.
 
     Attributes:
@@ -158,7 +158,7 @@ class UnifiedModel(nn.Module):
 
     def forward_chunk(
         self, chunk: Chunk, content: Content, history: KVCache, context: Sequence[KVCache], start: jax.Array
-    ) -> Pass:
+    ) -> ChunkOutput:
         """A chunk with its content from the position `start` [B] on, after a history and what came since."""
         mask = token_mask(chunk, content)
         found, end = positions(chunk, content, start)
@@ -168,7 +168,7 @@ class UnifiedModel(nn.Module):
         embedded = self._embedded(chunk, content, self.embed_text(self._words(chunk, content)))
         pairs = [(cache.k, cache.v) for cache in caches]
         hidden, (k, v) = self.run(embedded, by_stream(chunk, found), pairs, attention)
-        return Pass(hidden, k, v, mask, end)
+        return ChunkOutput(hidden, k, v, mask, end)
 
     def _words(self, chunk: Chunk, content: Content) -> jax.Array:
         """The ids [B, T] of a chunk; images stand between two vision tokens."""

@@ -12,9 +12,8 @@ of a latent token, P ViT tokens, L tokens of the published row.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +32,7 @@ ORDER = ("text", "noised", "clean", "vit")
 """The parts of a turn, each at most once."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A segment of the published row: tokens [start, stop)."""
 
     kind: str
@@ -50,16 +48,14 @@ Turn = dict[str, Piece]
 """The pieces of a turn by kind."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sample of the published row: its prompt, and the pieces of its turns by kind."""
 
     prompt: Piece | None
     turns: tuple[Turn, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A published row in the terms of this project.
 
     Attributes:
