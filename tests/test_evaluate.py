@@ -137,7 +137,7 @@ def test_sampler_settings_are_literals_or_words():
 
 
 def test_unknown_sampler_settings_and_unwritable_folders_are_refused(restored, tmp_path):
-    with pytest.raises(SamplerError, match="flow_step; did you mean flow_steps"):
+    with pytest.raises(SamplerError, match="'flow_step'; did you mean flow_steps"):
         run(options(output_dir=str(tmp_path / "new"), sampling=["flow_step=3"]))
     with pytest.raises(ValueError, match="was not trained on scenes"):
         run(options(workdir="photographs", output_dir=str(tmp_path / "new")))
