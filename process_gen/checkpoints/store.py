@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -76,7 +77,7 @@ class CheckpointStore(Closing):
         keep_best: int = 0,
     ):
         self._metadata = json.loads(json.dumps(metadata or {}))
-        self._save_every = save_every
+        self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
         self.root = _folder(workdir)
         self._remove_unfinished()
@@ -204,10 +205,29 @@ class CheckpointStore(Closing):
             if wrong := first(self._missing_room(step, state)):
                 raise CheckpointNotSaved(wrong)
 
+    def announce(self, state: Any) -> None:
+        """Says in the log what the steps of a run take on disk; warns where there is less."""
+        needed = (self._keep + 1) * self._size(state)
+        free = math.inf if "://" in str(self.root) else shutil.disk_usage(self.root).free
+        logging.log(
+            logging.WARNING if self._tends and free < needed else logging.INFO,
+            "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
+            "written; %s has %.3g GB left. Each of %d hosts holds its share in memory while it writes",
+            self._size(state) / 1e9,
+            needed / 1e9,
+            self._keep,
+            self.root,
+            free / 1e9,
+            jax.process_count(),
+        )
+
+    def _size(self, state: Any) -> int:
+        return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+
     def _missing_room(self, step: int, state: Any) -> str:
         if not self._tends or "://" in str(self.root):  # an object store does not say
             return ""
-        needed = _SPARE * sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+        needed = _SPARE * self._size(state)
         free = shutil.disk_usage(self.root).free
         if free >= needed:
             return ""

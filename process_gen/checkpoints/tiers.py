@@ -109,6 +109,7 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
     """
     keep = {key: config[key] for key in ("keep", "keep_every", "keep_best")}
     shared = CheckpointStore(workdir, metadata, save_every=config["checkpoint_every"], **keep)
+    shared.announce(state)
     if not (every := config["local_every"]):
         return TieredStore(shared)
     folder = local_folder(config["local_dir"], workdir)

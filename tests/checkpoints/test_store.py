@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from typing import Any
 
@@ -181,6 +182,21 @@ def test_a_save_that_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypa
         with pytest.raises(CheckpointNotSaved, match=r"step 2 needs .* last good one is step 1"):
             checkpoints.save(2, make_state(2))
     assert checkpoints.steps() == [1]
+
+
+def test_a_run_says_what_its_checkpoints_take(tmp_path, monkeypatch, caplog):
+    state = make_state(1)
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    monkeypatch.setattr(logging.getLogger("absl"), "level", logging.INFO)
+    with CheckpointStore(str(tmp_path), keep=4) as checkpoints:
+        for free, level in ((5 * size, logging.INFO), (5 * size - 1, logging.WARNING)):
+            monkeypatch.setattr(
+                shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free)
+            )
+            checkpoints.announce(state)
+            told = caplog.records[-1]
+            assert told.levelno == level
+            assert f"takes {size / 1e9:.3g} GB, {5 * size / 1e9:.3g} GB with" in told.getMessage()
 
 
 def test_a_broken_step_is_set_aside_and_the_one_before_is_taken(copy, caplog):
