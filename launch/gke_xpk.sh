@@ -21,4 +21,4 @@ xpk workload create --workload="$workload" --cluster="$CLUSTER" --zone="$ZONE" $
   --tpu-type="$TYPE" --num-slices="${SLICES:-1}" --docker-image="$IMAGE" \
   --max-restarts="${MAX_RESTARTS:-20}" --restart-on-exit-codes=1,75 \
   --termination-grace-period-seconds="${GRACE:-300}" "${more[@]}" \
-  --command="exec launch/run.sh $platform $(printf '%q ' "$@")"
+  --command="exec env COMMAND=${COMMAND:-train} launch/run.sh $platform $(printf '%q ' "$@")"

@@ -86,7 +86,7 @@ case "$action" in
       if [ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null; then
         echo \"\$(hostname): running since \$(date -r train.pid)\"
       else
-        PYTHON=\${PYTHON:-\$HOME/venv/bin/python} nohup launch/restart.sh launch/run.sh $platform \
+        COMMAND=${COMMAND:-train} PYTHON=\${PYTHON:-\$HOME/venv/bin/python} nohup launch/restart.sh launch/run.sh $platform \
           $(printf '%q ' "$@") >>train.log 2>&1 </dev/null &
         echo \$! >train.pid
       fi"

@@ -200,6 +200,13 @@ def test_flags_for_tpus_are_known_to_libtpu(box):
     assert done.stdout.strip() == "4", done.stderr  # libtpu ends the process at a flag that it does not know
 
 
+def test_other_commands_are_launched_the_same_way(box):
+    flags = ["--workdir=runs/a", "--prompts_file=prompts with spaces.txt"]
+    box.call(LAUNCH / "run.sh", "cpu", *flags, COMMAND="sample")
+    (arguments,) = box.recorded()
+    assert arguments == ["-m", "process_gen.sample", *flags]
+
+
 def test_another_platform_is_refused(box):
     done = box.call(LAUNCH / "run.sh", "abacus", *FLAGS, code=2)
     assert "no platform 'abacus'" in done.stderr and not box.recorded()
