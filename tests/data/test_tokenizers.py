@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from process_gen.data.tokenizers import SentencePieceTokenizer, Tokenizer, scenes_tokenizer, words_of
-from process_gen.data.train_tokenizer import MAX_VOCABULARY, train
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.teacher import corpus, vocabulary
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.stages import Plan
+from tests.data.train_tokenizer import MAX_VOCABULARY, train
 
 TOKENIZER = scenes_tokenizer()
 CONTROL = {
