@@ -17,6 +17,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.read_flags(config="configs/scenes.py:quick")
 
 # isort: split
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -74,13 +75,12 @@ def _check(
     tokenizer: Tokenizer,
 ) -> None:
     """Reads every trajectory of a user's own data as training would, and prints how many are of use."""
-    found = []
+    found = collections.Counter(bad=len(getattr(source, "skipped", ())))
     for size, part in parts.items():
         encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
         budget = budget_of_part(len(part), len(source))
-        found.append(check_every_trajectory(part, config.data.on_error, encode, budget))
-    good, bad, long = (sum(getattr(one, key) for one in found) for key in ("good", "bad", "overlong"))
-    bad += len(getattr(source, "skipped", ()))
+        found += check_every_trajectory(part, config.data.on_error, encode, budget)
+    good, bad, long = found["good"], found["bad"], found["overlong"]
     print(f"{config.data.path}: {good} good trajectories, {bad} bad ones, {long} longer than a row")
     if len(layouts) > 1:
         rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
