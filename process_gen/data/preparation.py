@@ -147,7 +147,9 @@ def _prepared(
     if not (path / SUMMARY).is_file() or incomplete(builder):
         return None
     logging.info("already prepared: %s", path)
-    return builder, _read_summary(path)
+    fields = files.read_json(path / SUMMARY)
+    counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
+    return builder, Summary(**fields | counts | {"path": str(path)})
 
 
 def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
@@ -214,9 +216,3 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
     )
     files.write_json(path / SUMMARY, dataclasses.asdict(summary), indent=2)
     return builder, summary
-
-
-def _read_summary(path: pathlib.Path) -> Summary:
-    fields = files.read_json(path / SUMMARY)
-    counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
-    return Summary(**fields | counts | {"path": str(path)})
