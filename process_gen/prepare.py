@@ -58,7 +58,9 @@ def prepare(config: ConfigDict) -> None:
         _check(config, source, parts, layouts, tokenizer)
     for size, part in parts.items():
         print("\npacking, images of {} x {}, shares of the tokens of a row:".format(*size))
-        print(_packing(config, part, layouts[size], tokenizer))
+        policy = Policy(config.data.on_error, 0.9)
+        loader = make_loader(part, tokenizer, layouts[size], 1, epochs=1, prefetch=0, policy=policy)
+        print(loader.report(PACKED_ROWS).table())
     if config.data.get("latents", ""):
         params = ahead.autoencoder_params(config)
         for size, part in parts.items():
@@ -85,13 +87,6 @@ def _check(
     if len(layouts) > 1:
         rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
         print(table(rows, ("images of", "trajectories")))
-
-
-def _packing(config: ConfigDict, part: Source, layout: Layout, tokenizer: Tokenizer) -> str:
-    """What the tokens of the first rows hold."""
-    policy = Policy(config.data.on_error, 0.9)
-    loader = make_loader(part, tokenizer, layout, 1, epochs=1, prefetch=0, policy=policy)
-    return loader.report(PACKED_ROWS).table()
 
 
 ERRORS = (builders.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)

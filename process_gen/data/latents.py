@@ -15,7 +15,6 @@ import json
 import pathlib
 import zlib
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import grain
@@ -114,9 +113,7 @@ class LatentsWriter:
     def __enter__(self) -> LatentsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
         if kind is not None:
             return
