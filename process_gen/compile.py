@@ -33,13 +33,17 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_integer("trajectories", 0, "Trajectories to bill device hours for.", lower_bound=0)
     flags.DEFINE_string("chip", None, "Chip whose memory and speed count, if not the topology's own.")
     flags.DEFINE_float("hbm", None, "GiB of memory of a device, if not the chip's.", lower_bound=0.0)
-    flags.DEFINE_float("efficiency", 0.6, "Share of the peak that matrix products reach: an assumption.")
+    flags.DEFINE_float(
+        "efficiency", 0.6, "Share of the peak that matrix products reach: an assumption.", 0.01, 1.0
+    )
     flags.DEFINE_enum(
         "mix", "paper", ("paper", "full"), "What rows hold: the paper's data, or every slot full."
     )
     flags.DEFINE_string("hlo", None, "File for the text of the compiled train step.")
     flags.DEFINE_bool("quick", False, "Whether to stop once memory is assigned (TPUs, train step only).")
-    flags.DEFINE_string("dump_to", None, "Folder for what the compiler writes down on its way.")
+    flags.DEFINE_string(
+        "dump_to", None, "Folder for what the compiler writes down on its way (without --quick)."
+    )
     cli.read_flags(config="configs/bagel_7b.py:paper")
 
 # isort: split
@@ -50,25 +54,17 @@ import pathlib
 import re
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen.capacity import fit, roofline, topology
-from process_gen.capacity.measured import (
-    Measured,
-    bytes_per_device,
-    measure,
-    measure_lowered,
-    measure_quickly,
-)
+from process_gen.capacity import fit, topology
+from process_gen.capacity.measured import Measured, bytes_per_device, measure
 from process_gen.capacity.topology import Topology, TopologyError
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.distributed import sharding
@@ -78,7 +74,7 @@ from process_gen.experiment import builders, vocabulary
 from process_gen.models import partition
 from process_gen.reports.table import table
 from process_gen.sampling import SamplerConfig
-from process_gen.sampling.pieces import Piece, pieces
+from process_gen.sampling.pieces import pieces
 from process_gen.sampling.text import text_specs
 from process_gen.training import amounts
 from process_gen.training.program import TrainProgram
@@ -87,33 +83,43 @@ DOES_NOT_FIT = 3
 """Exit code where the program needs more memory than a device has."""
 
 
+Progress = Callable[[str], None]
+
+
 def compile_train(
-    config: ConfigDict,
-    where: Topology,
-    ask: fit.Ask,
-    report: Callable[[str], None] = print,
-    measured_by: Callable[..., Measured] = measure,
+    config: ConfigDict, where: Topology, ask: fit.Ask, progress: Progress = print, **options: Any
 ) -> dict[str, Any]:
     """Compiles the train step of a config for some devices; see `capacity.fit.train_report`.
 
-    `measured_by` takes the arguments of `capacity.measured.measure`.
+    `options` are those of `capacity.measured.measure`; raises what `train_program` raises.
+    """
+    program, slices = train_program(config, where)
+    progress(f"train step on {where.name}: {len(where.devices)} devices, lowering")
+    started = time.perf_counter()
+    lowered = program.step.lower(*program.abstract)
+    lowering = time.perf_counter() - started
+    progress(f"train step: lowered in {lowering:.0f} s, compiling")
+    found = measure("train step", lowered, program.mesh, slices, progress, lowering=lowering, **options)
+    return fit.train_report(config, program, where, found, ask)
+
+
+def train_program(config: ConfigDict, where: Topology) -> tuple[TrainProgram, dict[str, int]]:
+    """The train step of a config, and how many slices each mesh axis runs over.
+
+    Of several image shapes it is that of the one that takes the most room.
 
     Raises:
       ConfigError, MeshError: the config cannot work there.
     """
     builders.check(config)
     mesh, slices = mesh_of(config, where)
-    # Of several image shapes, the one that takes the most room has to fit.
     layout = max(builders.build_layouts(config).values(), key=lambda one: one.row_tokens)
     model = builders.build_model(config, tokenizer_of(config)).clone(layout=layout)
-    program = TrainProgram.of(config, model, mesh)
-    report(f"train step on {where.name}: {len(where.devices)} devices, lowering")
-    found = measured_by("train step", lambda: program.step.lower(*program.abstract), mesh, slices, report)
-    return fit.train_report(config, program, where, found, ask)
+    return TrainProgram.of(config, model, mesh), slices
 
 
 def compile_sample(
-    config: ConfigDict, where: Topology, ask: fit.Ask, report: Callable[[str], None] = print
+    config: ConfigDict, where: Topology, ask: fit.Ask, progress: Progress = print
 ) -> dict[str, Any]:
     """Compiles every piece of the sampler of a config for some devices.
 
@@ -123,34 +129,29 @@ def compile_sample(
     builders.check(config)
     mesh, slices = mesh_of(config, where)
     tokenizer = tokenizer_of(config)
-    model, settings = builders.build_model(config, tokenizer), _settings(config)
+    model = builders.build_model(config, tokenizer)
+    settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
     with config.unlocked():  # the batch of the training is of no matter here
         config.train.batch_size = sharding.row_shards(mesh) * config.train.accumulate
     state = TrainProgram.of(config, model, mesh).abstract[0]
     rows = config.eval.batch_size
     axes = sharding.sampling_axes(rows, mesh)
     if not axes:
-        report(f"{rows} rows (config.eval.batch_size) do not divide: every device has them all")
+        progress(f"{rows} rows (config.eval.batch_size) do not divide: every device has them all")
     texts = text_specs(model, tokenizer, settings)
-
-    def compiled(piece: Piece, lowered: jax.stages.Lowered, lowering: float) -> Measured:
-        with tempfile.TemporaryDirectory() as folder:
-            dump = folder if where.platform == "tpu" else None
-            found = measure_lowered(piece.name, lowered, mesh, slices, report, dump=dump, lowering=lowering)
-        return dataclasses.replace(found, resident=bytes_per_device(piece.held)[0])
-
-    pool, waiting = futures.ThreadPoolExecutor(_TOGETHER), []
+    pool, compiling = futures.ThreadPoolExecutor(_TOGETHER), []
     try:
         with partition.over(mesh, sharding.ACTIVATION_RULES):
             for piece in pieces(model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes):
                 started = time.perf_counter()
                 lowered = piece.lower()
-                waiting.append(pool.submit(compiled, piece, lowered, time.perf_counter() - started))
-        report(f"sampler on {where.name}: {len(waiting)} programs, compiling {_TOGETHER} at a time")
-        found = [one.result() for one in waiting]
+                lowering = time.perf_counter() - started
+                one = pool.submit(measure, piece.name, lowered, mesh, slices, progress, lowering=lowering)
+                compiling.append((one, bytes_per_device(piece.held)[0]))
+        progress(f"sampler on {where.name}: {len(compiling)} programs, compiling {_TOGETHER} at a time")
+        found = [dataclasses.replace(one.result(), resident=held) for one, held in compiling]
     finally:
         pool.shutdown(cancel_futures=True)
-    parts = {"parameters": state.ema, "autoencoder": state.autoencoder}
     place = fit.where(mesh, where, ask)
     verdicts = [fit.fits(one, place["hbm"]) for one in found]
     return {
@@ -158,7 +159,10 @@ def compile_sample(
         "step": "sample",
         **place,
         "rows": rows,
-        "held": {name: bytes_per_device(tree)[0] for name, tree in parts.items()},
+        "held": {
+            "parameters": bytes_per_device(state.ema)[0],
+            "autoencoder": bytes_per_device(state.autoencoder)[0],
+        },
         "pieces": [_piece(one) for one in found],
         "fits": None if None in verdicts else all(verdicts),
     }
@@ -168,28 +172,14 @@ _TOGETHER = min(os.cpu_count() or 1, 4)
 """Programs that are compiled at once: one takes a thread most of the time, and up to some 6 GiB."""
 
 
-def _settings(config: ConfigDict) -> SamplerConfig:
-    return SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
-
-
 def _piece(one: Measured) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "seconds": one.seconds,
-        "arguments": one.arguments,
-        "resident": max(one.resident, one.arguments),
-        "temporaries": one.temporaries,
-        "outputs": one.outputs,
-        "peak": one.peak,
-        "received": sum(t.bytes for t in one.traffic),
-        "unknown_loops": one.unknown_loops,
-        "refused": one.refused,
-    }
+    found = dataclasses.asdict(one) | {"resident": max(one.resident, one.arguments), "peak": one.peak}
+    return found | {"received": sum(exchange.bytes for exchange in one.traffic)}
 
 
 def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
-    peak = max(p["peak"] for p in report["pieces"])
+    peak = max(piece["peak"] for piece in report["pieces"])
     name, unit = fit.unit_of(peak)
     headers = ("piece", "resident", "temporaries", "all at once", "received", "compiled in, s")
     kept = ("resident", "temporaries", "peak", "received")
@@ -203,16 +193,12 @@ def describe_sample(report: dict[str, Any]) -> str:
         "`resident`: weights and contexts, whether the piece reads them or not.",
         f"`received`: {fit.RECEIVED}.",
     ]
-    if report["fits"] is None:
-        return "\n".join([*lines, "Whether it fits is not known: --chip=h100 holds it against a chip."])
-    if report["fits"]:
-        return "\n".join([*lines, f"It fits: {peak / GIB:.2f} of {report['hbm'] / GIB:.2f} GiB."])
-    rows_now = report["rows"]
-    lines += [
-        f"It does NOT fit: {peak / GIB:.2f} GiB, a device has {report['hbm'] / GIB:.2f} GiB.",
-        f"Take fewer rows (--config.eval.batch_size={max(rows_now // 2, 1)}), or split the parameters over "
-        "more devices (--config.mesh.fsdp).",
-    ]
+    lines.append(fit.fit_line(peak, report))
+    if report["fits"] is False:
+        lines.append(
+            f"Take fewer rows (--config.eval.batch_size={max(report['rows'] // 2, 1)}), or split the "
+            "parameters over more devices (--config.mesh.fsdp)."
+        )
     return "\n".join(lines)
 
 
@@ -247,34 +233,6 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
 # --------------------------------------------------------------------- command
 
 
-def _way(values: Any) -> Callable[..., Measured]:
-    """How the train step is compiled: here to the end, or by a process that ends early."""
-    if not values.quick:
-        keep = None if not values.hlo else pathlib.Path(values.hlo).write_text
-
-        def to_the_end(*arguments: Any) -> Measured:
-            found = measure(*arguments, keep=keep, dump=values.dump_to)
-            if values.dump_to and found.refused:
-                (pathlib.Path(values.dump_to) / "refused.txt").write_text(found.refused)
-            return found
-
-        return to_the_end
-
-    def quickly(name, lower, mesh, slices, report):
-        del lower
-        with tempfile.TemporaryDirectory() as folder:
-            again = [
-                word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in ("quick", "json")
-            ]
-            command = [sys.executable, "-m", "process_gen.compile", *again, f"--dump_to={folder}"]
-            found = measure_quickly(name, command, folder, mesh, slices, report)
-        if found is None:
-            raise TopologyError("the process that compiles has failed; without --quick the reason is shown")
-        return found
-
-    return quickly
-
-
 def main(argv: Sequence[str]) -> int:
     """Compiles, prints, writes; 3 where it does not fit."""
     del argv
@@ -288,7 +246,7 @@ def main(argv: Sequence[str]) -> int:
     where = topology.get(name, values.chip)
     ask = fit.Ask(
         amounts.of_a_row if values.mix == "paper" else amounts.of_a_full_row,
-        roofline.Assumptions(efficiency=values.efficiency),
+        values.efficiency,
         values.trajectories,
         None if values.hbm is None else values.hbm * GIB,
     )
@@ -301,14 +259,19 @@ def main(argv: Sequence[str]) -> int:
         report = compile_sample(values.config, where, ask, progress)
         print("\n" + describe_sample(report))
     else:
-        report = compile_train(values.config, where, ask, progress, _way(values))
+        options = {"dump": values.dump_to, "hlo_file": values.hlo, "quick": values.quick}
+        report = compile_train(values.config, where, ask, progress, **options)
         print("\n" + fit.describe(report))
     given = [word for word in sys.argv[1:] if not re.match("--?json(=|$)", word)]
     report["command"] = shlex.join(["python", "-m", "process_gen.compile", *given])
     if values.json:
         pathlib.Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
         print(f"wrote {values.json}")
-    return DOES_NOT_FIT if report["fits"] is False else 0
+    code = DOES_NOT_FIT if report["fits"] is False else 0
+    if values.quick:  # the compiler is still at work, in a thread that nothing can stop
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

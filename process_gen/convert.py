@@ -20,7 +20,6 @@ from process_gen.common.names import check_name
 from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,10 +31,11 @@ from etils import epath
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.published import bagel, parts, stream
-from process_gen.checkpoints.published.folder import TOKENIZER_FILES
+from process_gen.checkpoints.published import bagel, flux, parts, stream
+from process_gen.checkpoints.published.sources import DTYPE
 from process_gen.distributed import sharding
-from process_gen.distributed.mesh import AXES, MeshConfig, MeshError
+from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
+from process_gen.experiment.builders import ConfigError
 from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
@@ -74,44 +74,43 @@ def convert(
       ConvertError: the source has no such part.
       CheckpointError: it is broken, does not fit, or the target is taken.
     """
-    params, coder = weights.params, weights.autoencoder
-    options = dict(dtype=dtype, progress=progress)
     check_name(to, TARGETS, "--to", ConvertError)
     if weights.kind == "siglip2" and to != "siglip2":
         raise ConvertError(
             f"{weights.source} is a vision tower and no model: give it as --vision, beside a language model "
             "as --source"
         )
+    if weights.kind == to == "ours":
+        raise ConvertError(
+            f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
+        )
+    params, coder, model = weights.params, weights.autoencoder, weights.model
+    options = dict(dtype=dtype, progress=progress)
     if to in ("flux", "diffusers"):
         _needs(coder, weights, "autoencoder")
-        parts.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
-    elif to == "ours":
-        if weights.kind == "ours":
-            raise ConvertError(
-                f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
-            )
+        flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
+        return
+    if to == "ours":
         items: dict[str, Any] = {}
         if params is not None:
-            items["ema"] = params(dtype or bagel.DTYPE), shards(weights.model, params(None).spec, mesh)
+            items["ema"] = params(dtype or DTYPE), shards(model, params(None).spec, mesh)
         if coder is not None:
-            items["autoencoder"] = coder(dtype or bagel.DTYPE), {}
+            items["autoencoder"] = coder(dtype or DTYPE), {}
         stream.write_step(target, items, weights.metadata, progress)
-        stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", TOKENIZER_FILES)
+        stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", bagel.TOKENIZER_FILES)
+        return
+    _needs(params, weights, "model")
+    options["largest"] = largest
+    if to == "siglip2":
+        _needs(model.vit, weights, "ViT")
+        parts.export_siglip2(params(dtype), model.vit, target, **options)
+        return
+    if to == "bagel":
+        _needs(coder, weights, "autoencoder (--autoencoder=PATH gives one)")
+        bagel.export_bagel(params(dtype), coder(dtype), model, target, files=weights.files, **options)
     else:
-        _needs(params, weights, "model")
-        options["largest"] = largest
-        if to == "bagel":
-            _needs(coder, weights, "autoencoder (--autoencoder=PATH gives one)")
-            bagel.export_bagel(
-                params(dtype), coder(dtype), weights.model, target, files=weights.files, **options
-            )
-            stream.copy_files(weights.tokenizer, target, TOKENIZER_FILES)
-        elif to == "qwen2":
-            parts.export_qwen2(params(dtype), weights.model, target, **options)
-            stream.copy_files(weights.tokenizer, target, TOKENIZER_FILES)
-        else:
-            _needs(weights.model.vit, weights, "ViT")
-            parts.export_siglip2(params(dtype), weights.model.vit, target, **options)
+        parts.export_qwen2(params(dtype), model, target, **options)
+    stream.copy_files(weights.tokenizer, target, bagel.TOKENIZER_FILES)
 
 
 def _needs(part: Any, weights: Weights, name: str) -> None:
@@ -133,45 +132,31 @@ def shards(
 
 def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
     """Bytes that a conversion writes, for its progress bar."""
-    chosen = {"flux": [weights.autoencoder], "diffusers": [weights.autoencoder]}
-    chosen |= {"ours": [weights.params, weights.autoencoder], "bagel": [weights.params, weights.autoencoder]}
-    total = 0
-    for make in chosen.get(to, [weights.params]):
-        if make is not None:
-            source = make(dtype or (bagel.DTYPE if to == "ours" else None))
-            total += sum(math.prod(s) * source.dtypes[n].itemsize for n, s in source.spec.items())
-    return total
+    params, coder = weights.params, weights.autoencoder
+    chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
+    if to == "ours":
+        dtype = dtype or DTYPE
+    return sum(make(dtype).nbytes for make in chosen.get(to, [params]) if make is not None)
 
 
 # -------------------------------------------------------------------- command
 
 
-def parse_mesh(text: str) -> dict[str, int]:
+def mesh_sizes(text: str) -> dict[str, int]:
     """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
 
     Raises:
-      ConvertError: another word, or no such axis.
+      ConvertError, MeshError: another word, no such axis, or a size that is left open.
     """
-    sizes: dict[str, int] = {}
-    for word in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", word)
-        if not match or match[1] not in AXES:
-            raise ConvertError(
-                f"--mesh={text}: give sizes of {', '.join(AXES)}, such as --mesh=fsdp=8,tensor=2"
-            )
-        sizes[match[1]] = int(match[2])
-    devices = math.prod(sizes.values())
-    if not devices:
-        raise ConvertError(f"--mesh={text}: every size is at least 1")
-    return MeshConfig(**{"data": 1, **sizes}).sizes(devices) if sizes else {}
+    mesh = parse_mesh(text, data=1)
+    sizes = {axis: getattr(mesh, axis) for axis in AXES}
+    if -1 in sizes.values():
+        raise ConvertError(f"--mesh={text}: there are no devices that -1 could take, give every size")
+    return sizes if text else {}
 
 
 def parse_bytes(text: str) -> int:
-    """`5GB`, `500MiB` or a number of bytes.
-
-    Raises:
-      ConvertError: none of these.
-    """
+    """`5GB`, `500MiB` or a number of bytes; ConvertError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if size < 1:
@@ -194,60 +179,53 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of what a model started from a Qwen2 has to draw.")
 
 
-_OF_SOURCES = {
-    "vision": (None, ("qwen2",)),
-    "seed": (0, ("qwen2",)),
-    "which": ("ema", ("ours",)),
-    "vit": (True, ("bagel",)),
-    "autoencoder": (None, ("ours", "bagel", "qwen2")),
+_USED = {
+    "vision": (None, "source", ("qwen2",)),
+    "seed": (0, "source", ("qwen2",)),
+    "which": ("ema", "source", ("ours",)),
+    "vit": (True, "source", ("bagel",)),
+    "autoencoder": (None, "source", ("ours", "bagel", "qwen2")),
+    "mesh": ("", "target", ("ours",)),
+    "largest": (None, "target", ("bagel", "qwen2", "siglip2")),
 }
-"""Flags with their defaults, and the kinds of sources that they say something of."""
-_OF_TARGETS = {"mesh": ("", ("ours",)), "largest": (None, ("bagel", "qwen2", "siglip2"))}
+"""Flags with their defaults, and the kinds of sources or targets that they say something of."""
 
 
-def _check_used(values: Any, weights: Weights, to: str) -> None:
+def _check_used(values: Any, source: str, target: str) -> None:
     """Raises ConvertError for a flag that this source or this target does not ask for."""
-    for flags_, kind, what in ((_OF_SOURCES, weights.kind, "source"), (_OF_TARGETS, to, "target")):
-        for name, (default, kinds) in flags_.items():
-            if getattr(values, name) != default and kind not in kinds:
-                raise ConvertError(
-                    f"--{name} is for a {what} of the kind {' or '.join(kinds)}, this one is {kind}: "
-                    "leave it out"
-                )
+    for name, (default, what, kinds) in _USED.items():
+        kind = source if what == "source" else target
+        if getattr(values, name) != default and kind not in kinds:
+            raise ConvertError(
+                f"--{name} is for a {what} of the kind {' or '.join(kinds)}, this one is {kind}: leave it out"
+            )
 
 
 def run(values: Any) -> str:
     """Does what the command does; returns what it prints at the end.
 
     Raises:
-      ConvertError, CheckpointError, MeshError: bad input; the message is fit for a user.
+      ConvertError, CheckpointError, ConfigError, MeshError: bad input; the message is fit for a user.
     """
     for name in ("source", "target"):
         if not getattr(values, name):
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    mesh, largest = parse_mesh(values.mesh), parse_bytes(values.largest) if values.largest else None
-    weights = read_weights(
-        values.source,
-        vit=values.vit,
-        vision=values.vision,
-        autoencoder=values.autoencoder,
-        which=values.which,
-        seed=values.seed,
-    )
+    options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh))
+    options["largest"] = parse_bytes(values.largest) if values.largest else None
+    read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed")}
+    weights = read_weights(values.source, **read)
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
-    _check_used(values, weights, to)
+    _check_used(values, weights.kind, to)
     total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
-        convert(
-            weights, values.target, to, dtype=values.dtype, mesh=mesh, largest=largest, progress=bar.update
-        )
+        convert(weights, values.target, to, progress=bar.update, **options)
         bar.total = bar.n  # without the tables that only published files hold
     return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
 
 
-ERRORS = (ConvertError, CheckpointError, MeshError, OSError)
+ERRORS = (ConvertError, CheckpointError, ConfigError, MeshError, OSError)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -30,60 +30,22 @@ import jax
 from absl import flags
 
 import process_gen
+from process_gen.common.names import check_name
 from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import results as tables
-from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, check_name, make_benchmark
+from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, make_benchmark
 from process_gen.evaluation.evaluator import Scores, Show, predict_with
 from process_gen.evaluation.evaluator import evaluate as score
-from process_gen.evaluation.results import Results, arms_of
-from process_gen.reports import files, plots
-from process_gen.reports.report import write_report
+from process_gen.evaluation.results import Results
+from process_gen.reports import files, listing, page, plots
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler
-from process_gen.scenes.splits import SPLITS
+from process_gen.trajectory.record import to_json
 from process_gen.trajectory.stages import Mode
 from process_gen.weights import restore
 from process_gen.weights.restore import load_sampler
 
 MODES = tuple(mode.value for mode in Mode)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the flags say; see their help."""
-
-    workdir: str | None = None
-    which: str = "ema"
-    modes: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    split: str = "heldout"
-    per_group: int = 40
-    seed: int = 0
-    batch_size: int = 64
-    mesh: str = ""
-    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    output_dir: str | None = None
-    pictures: int = 24
-    compare: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        for mode in self.modes:
-            check_name(mode, MODES, "mode")
-        check_name(self.which, ("ema", "params"), "weights")
-        check_name(self.split, SPLITS, "split")
-        for group in self.groups:
-            check_name(group, GROUPS, "group")
-        for name in ("per_group", "batch_size"):
-            if getattr(self, name) < 1:
-                raise BenchmarkError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def folder(self) -> pathlib.Path:
-        """Where the files go: `evaluation` in the run's folder, or here."""
-        if self.output_dir:
-            return pathlib.Path(self.output_dir)
-        of_run = self.workdir and not self.compare and os.path.isdir(self.workdir)
-        return pathlib.Path(self.workdir if of_run else ".") / "evaluation"
 
 
 def evaluate(
@@ -103,17 +65,17 @@ def evaluate(
       benchmark: the tasks.
       modes: each is judged on the same prompts with the same seeds.
       checkpoint, config: what is known of the model, for the record.
-      warm: samples one prompt first (see `warm_up`).
+      warm: samples one prompt first, so that seconds per image do not count compilation.
       show: is told how far it is.
     """
-    found = {}
+    found, first = {}, benchmark.tasks[0]
     for mode in map(Mode, modes):
         if warm:
-            warm_up(sampler, benchmark, mode)
+            predict_with(sampler, mode)([first.request.text], [first.seed])
         found[mode.value] = score(predict_with(sampler, mode, show), benchmark, mode)
     versions = {"process_gen": process_gen.__version__, "jax": jax.__version__}
     machine = {"backend": jax.default_backend(), "devices": jax.device_count(), "cpus": os.cpu_count()}
-    settings = _plain(dataclasses.asdict(sampler.config)) | {"rows": sampler.rows}
+    settings = to_json(dataclasses.asdict(sampler.config)) | {"rows": sampler.rows}
     return Results(
         checkpoint={**(checkpoint or {}), "versions": versions, "machine": machine},
         config=config or {},
@@ -124,28 +86,10 @@ def evaluate(
     )
 
 
-def warm_up(sampler: Sampler, benchmark: Benchmark, mode: Mode) -> None:
-    """Samples one prompt, so that seconds per image do not count compilation."""
-    task = benchmark.tasks[0]
-    predict_with(sampler, mode)([task.request.text], [task.seed])
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON has them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return value.value if isinstance(value, Mode) else value
-
-
 def tables_of(arms: Mapping[str, Scores]) -> str:
     """Every table of some arms, for a terminal."""
-    made = [tables.group_table(arms), tables.process_table(arms)]
-    difference = tables.difference_table(arms)
-    if difference:
-        made.append(difference)
-    return "\n\n".join(table(rows, headers) for headers, rows in made)
+    made = [tables.group_table(arms), tables.process_table(arms), tables.difference_table(arms)]
+    return "\n\n".join(table(rows, headers) for headers, rows in filter(None, made))
 
 
 def write_results(found: Results, folder: str | os.PathLike[str], pictures: int = 24) -> list[pathlib.Path]:
@@ -154,8 +98,7 @@ def write_results(found: Results, folder: str | os.PathLike[str], pictures: int 
     Args:
       pictures: trajectories of each mode on the page; 0 leaves the page out.
     """
-    folder = files.check_writable(folder)
-    benchmark = found.benchmark
+    folder, benchmark = files.check_writable(folder), found.benchmark
     title = f"scenes {benchmark['level']}, {benchmark['split']}, {benchmark['per_group']} prompts a group"
     written = [found.save(folder / "results.json")]
     written.append(plots.bars(tables.bars(found.modes), folder / "results.png", title=title))
@@ -165,14 +108,16 @@ def write_results(found: Results, folder: str | os.PathLike[str], pictures: int 
         for index, one in enumerate(scores.selection(pictures))
     ]
     if chosen:
+        lines = [listing.save_trajectory(folder, one) for one in chosen]
+        files.write_bytes(folder / listing.NAME, b"".join(lines))
         summary = {
             "checkpoint": found.checkpoint.get("source", "unknown"),
             "weights": found.checkpoint.get("which", "unknown"),
             "benchmark": title,
             "created": found.created,
         }
-        headers, rows = tables.score_table(found.modes)
-        written.append(write_report(folder, chosen, "Evaluation", summary, (headers, rows)).page)
+        table_of_groups = tables.group_table(found.modes)
+        written.append(page.write_page(folder / "index.html", chosen, "Evaluation", summary, table_of_groups))
     return written
 
 
@@ -180,63 +125,81 @@ def compare(paths: Sequence[str], folder: str | os.PathLike[str]) -> tuple[str, 
     """The tables and the plot of several results files side by side.
 
     Raises:
-      ResultsError: a file is missing or is something else.
+      ResultsError: a file is missing or is something else, or stands there twice.
     """
-    loaded = list(zip(_labels(paths), map(Results.load, paths), strict=True))
-    arms, folder = arms_of(loaded), files.check_writable(folder)
+    arms, folder = _arms_of(paths), files.check_writable(folder)
     text = tables_of(arms)
-    first = next(iter(arms.values()))
-    if not all(tables.same_tasks(first, other) for other in arms.values()):
+    if len(arms) > 1 and tables.difference_table(arms) is None:
         text += "\n\nThe prompts differ between these results: no paired difference."
     picture = plots.bars(tables.bars(arms), folder / "comparison.png", title="comparison")
     return text, [picture, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]
 
 
-def _labels(paths: Sequence[str]) -> list[str]:
-    """Short names of files: the part of their path that tells them apart."""
-    parts = [pathlib.PurePath(path).with_suffix("").parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        labels = ["/".join(one[-depth:]) for one in parts]
-        if len(set(labels)) == len(labels):
-            return labels
-    raise tables.ResultsError("the same results file is given twice")
+def _arms_of(paths: Sequence[str]) -> dict[str, Scores]:
+    """The modes of several results; where two are called alike, with the part of the path that differs."""
+    places = [pathlib.Path(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath([place.parent for place in places])
+    labels = [place.relative_to(common).with_suffix("").as_posix() for place in places]
+    if len(set(labels)) < len(labels):
+        raise tables.ResultsError("the same results file is given twice")
+    found = [
+        (label, mode, scores)
+        for label, path in zip(labels, paths, strict=True)
+        for mode, scores in Results.load(path).modes.items()
+    ]
+    unique = len({mode for _, mode, _ in found}) == len(found)
+    return {mode if unique else f"{label}: {mode}": scores for label, mode, scores in found}
 
 
-def run(options: Options, show: Show | None = None) -> str:
+def run(values: Any, show: Show | None = None) -> str:
     """Does what the command does; returns what it prints at the end.
+
+    Args:
+      values: the flags.
+      show: is told how far it is.
 
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
     """
-    if options.compare:
-        text, written = compare(options.compare, options.folder)
+    for mode in values.modes:
+        check_name(mode, MODES, "mode", BenchmarkError)
+    if values.compare:
+        text, written = compare(values.compare, _folder(values))
     else:
-        mesh = mesh_of_flag(options.mesh)
+        settings, mesh = dict(map(_setting, values.sampling)), mesh_of_flag(values.mesh)
         sampler, restored = load_sampler(
-            options.workdir, options.which, options.batch_size, mesh=mesh, **options.sampling
+            values.workdir, values.which, values.batch_size, mesh=mesh, **settings
         )
         if restored.level_name is None:
             raise BenchmarkError(
                 f"{restored.source} was not trained on scenes: this benchmark cannot judge it"
             )
-        files.check_writable(options.folder)
         benchmark = make_benchmark(
-            restored.level_name, options.split, options.per_group, options.seed, options.groups
+            restored.level_name, values.split, values.per_group, values.seed, values.groups
         )
+        folder = files.check_writable(_folder(values))
         found = evaluate(
             sampler,
             benchmark,
-            options.modes or (sampler.config.mode,),
-            checkpoint={"source": str(restored.source), "which": options.which},
+            values.modes or (sampler.config.mode,),
+            checkpoint={"source": str(restored.source), "which": values.which},
             config=restored.config,
             show=show,
         )
-        text, written = tables_of(found.modes), write_results(found, options.folder, options.pictures)
+        text, written = tables_of(found.modes), write_results(found, folder, values.pictures)
     return "\n".join([text, "", *map(str, written)])
 
 
+def _folder(values: Any) -> pathlib.Path:
+    """Where the files go: `evaluation` in the run's folder, or here."""
+    if values.output_dir:
+        return pathlib.Path(values.output_dir)
+    of_run = values.workdir and not values.compare and os.path.isdir(values.workdir)
+    return pathlib.Path(values.workdir if of_run else ".") / "evaluation"
+
+
 def define_flags() -> None:
-    """The flags of the command: one for every field of `Options`."""
+    """The flags of the command."""
     flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
     flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
     flags.DEFINE_list("modes", [], f"Of {', '.join(MODES)}; what it was trained for by default.")
@@ -250,13 +213,6 @@ def define_flags() -> None:
     flags.DEFINE_string("output_dir", None, "Folder to write to; `evaluation` in the workdir by default.")
     flags.DEFINE_integer("pictures", 24, "Trajectories of each mode on the page.")
     flags.DEFINE_list("compare", [], "Results files to put side by side; nothing is sampled then.")
-
-
-def read_flags() -> Options:
-    """The flags as options; BenchmarkError says what is wrong."""
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Options)}
-    values |= {name: tuple(values[name]) for name in ("modes", "groups", "compare")}
-    return Options(**{**values, "sampling": dict(map(_setting, values["sampling"]))})
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -274,16 +230,10 @@ ERRORS = (BenchmarkError, tables.ResultsError, *restore.ERRORS, OSError)
 """What a user can get wrong; each says so in one line."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the results; 2 where the input was bad."""
-    try:
-        if argv[1:]:
-            raise BenchmarkError(f"unexpected arguments: {' '.join(argv[1:])}")
-        print(run(read_flags(), _line_of_progress))
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Prints the results."""
+    del argv
+    print(run(flags.FLAGS, _line_of_progress))
 
 
 def _line_of_progress(text: str) -> None:
@@ -293,4 +243,4 @@ def _line_of_progress(text: str) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, ERRORS)

@@ -37,9 +37,10 @@ from process_gen.experiment import cli  # before what reads its settings when it
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -52,8 +53,8 @@ from process_gen.reports import files
 from process_gen.reports.listing import Key, Listing
 from process_gen.reports.overview import describe
 from process_gen.reports.page import write_page
-from process_gen.sampling import Progress, Sampler
-from process_gen.sampling.prompts import make_prompt
+from process_gen.sampling import Progress, Sampler, SamplerConfig
+from process_gen.sampling.prompts import Prompt, encode_prompt, make_prompt
 from process_gen.scenes import get_level, read_request
 from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
@@ -69,6 +70,34 @@ class InputError(ValueError):
     """Prompts or images that cannot be read; the message is fit for a user."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """A prompt as it is to be drawn.
+
+    Attributes:
+      number: its place among the prompts.
+      text, seed: of the prompt.
+      image: its input image, of the shape that `sampler` draws; None where there is none.
+      sampler: that draws it.
+    """
+
+    number: int
+    text: str
+    seed: int
+    image: np.ndarray | None
+    sampler: Sampler
+
+    @property
+    def prompt(self) -> Prompt:
+        """Text and image, each in its place."""
+        return make_prompt(self.sampler.model, self.text, self.image)
+
+    @property
+    def key(self) -> Key:
+        """What tells it from others in a listing."""
+        return self.prompt.text, self.prompt.instruction, self.seed
+
+
 def read_prompts(source: bytes, name: str) -> list[str]:
     """One prompt per line; blank lines and a byte-order mark are skipped.
 
@@ -76,14 +105,12 @@ def read_prompts(source: bytes, name: str) -> list[str]:
       InputError: not UTF-8 (the message says where), or no prompt in it.
     """
     try:
-        text = source.decode("utf-8-sig")
+        text = source.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        # The byte-order mark is cut off before the decoder counts.
-        at = error.start + (3 if source.startswith(b"\xef\xbb\xbf") else 0)
-        line = source[:at].count(b"\n") + 1
+        line = source[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{name} is not UTF-8: byte {source[at]:#04x} at offset {at} (line {line}); convert it, "
-            "for example with iconv -f latin1 -t utf-8"
+            f"{name} is not UTF-8: byte {source[error.start]:#04x} at offset {error.start} (line {line}); "
+            "convert it, for example with iconv -f latin1 -t utf-8"
         ) from None
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
@@ -137,37 +164,51 @@ def collect_images(paths: Sequence[str], prompts: int) -> list[np.ndarray] | Non
     return found * prompts if len(found) == 1 else found
 
 
-Group = tuple[Sampler, list[int], list[np.ndarray] | None]
-"""A sampler, the numbers of the prompts that it draws, and their input images."""
+def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
+    """A seed for every prompt: `first`, and one more each time that a prompt stands there again."""
+    times, seeds = dict.fromkeys(prompts, -1), []
+    for prompt in prompts:
+        times[prompt] += 1
+        seeds.append((first + times[prompt]) % 2**32)
+    return seeds
 
 
-def grouped(sampler: Sampler, prompts: int, images: list[np.ndarray] | None, keep_shape: bool) -> list[Group]:
-    """The prompts by the shape at which they are drawn, their images resized to it.
+def ask(
+    sampler: Sampler, prompts: Sequence[str], images: Sequence[np.ndarray] | None, keep_shape: bool
+) -> list[Asked]:
+    """The prompts, with their images resized to the shape at which they are drawn.
 
     Raises:
       InputError: the model cannot hold an image of such a shape.
     """
+    samplers, fitted = [sampler] * len(prompts), [None] * len(prompts)
+    if images is not None and keep_shape:
+        samplers, fitted = _in_their_shapes(sampler, images)
+    elif images is not None:
+        fitted = [fit(image, sampler.model.layout.image_size) for image in images]
+    numbers, seeds = range(len(prompts)), seeds_of(prompts, sampler.config.seed)
+    return [Asked(*one) for one in zip(numbers, prompts, seeds, fitted, samplers, strict=True)]
+
+
+def _in_their_shapes(
+    sampler: Sampler, images: Sequence[np.ndarray]
+) -> tuple[list[Sampler], list[np.ndarray]]:
+    """For each image the sampler of its shape, and the image as the base model sizes it."""
     layout, config = sampler.model.layout, sampler.model.config
-    if images is None or not keep_shape:
-        fitted = images and [fit(image, layout.image_size) for image in images]
-        return [(sampler, list(range(prompts)), fitted)]
     side = geometry(config)[0] * config.latent_patch
     view = (config.vit.patch, config.vit.max_side) if layout.vit_tokens else None
     rules = rules_for((side, config.max_latent_side), view)
-    shapes: dict[Any, list[int]] = {}
-    for number, image in enumerate(images):
-        shapes.setdefault(model_sizes(*image.shape[:2], *rules), []).append(number)
-    found = []
-    for shape, numbers in shapes.items():
+    shapes = [model_sizes(*image.shape[:2], *rules) for image in images]
+    by_shape: dict[Any, Sampler] = {}
+    for number, shape in enumerate(shapes):
         try:
-            one = sampler.with_shape(*shape)
+            by_shape[shape] = by_shape.get(shape) or sampler.with_shape(*shape)
         except ValueError as error:
-            raise InputError(f"prompt {numbers[0] + 1}: its image cannot keep its shape ({error})") from None
-        found.append((one, numbers, [rules[0](images[number]) for number in numbers]))
-    return found
+            raise InputError(f"prompt {number + 1}: its image cannot keep its shape ({error})") from None
+    return [by_shape[shape] for shape in shapes], [rules[0](image) for image in images]
 
 
-def shaped(sampler: Sampler, size: Sequence[str], keep_shape: bool = False) -> Sampler:
+def shaped(sampler: Sampler, size: Sequence[str], keep_shape: bool) -> Sampler:
     """The sampler for images of another size, [height, width] in words.
 
     Raises:
@@ -184,20 +225,10 @@ def shaped(sampler: Sampler, size: Sequence[str], keep_shape: bool = False) -> S
         raise InputError(f"{text}: {error}") from None
 
 
-def unknown_words(sampler: Sampler, prompts: Sequence[str]) -> list[str]:
-    """One warning for every prompt with words that the vocabulary does not hold."""
-    warnings = []
-    for prompt in prompts:
-        if words := sampler.tokenizer.unknown(prompt):
-            listed = ", ".join(repr(word) for word in words)
-            warnings.append(f"{listed} not in the vocabulary, so {prompt!r} may come out as anything")
-    return warnings
-
-
 def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajectory:
     """The trajectory with the verdict on its final image, where the scenes judge can read both."""
     image = trajectory.image
-    if level is None or (image is not None and image.shape[:2] != (get_level(level).image_size,) * 2):
+    if level is None or image.shape[:2] != (get_level(level).image_size,) * 2:
         return trajectory
     request = read_request(trajectory.prompt, level)
     if isinstance(request, Malformed):
@@ -205,77 +236,39 @@ def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajector
     return dataclasses.replace(trajectory, verdict=verdict_of(request, image))
 
 
-def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
-    """A seed for every prompt: `first`, and one more each time that a prompt stands there again."""
-    times, seeds = dict.fromkeys(prompts, -1), []
-    for prompt in prompts:
-        times[prompt] += 1
-        seeds.append((first + times[prompt]) % 2**32)
-    return seeds
-
-
-def unlisted(
-    groups: Sequence[Group],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    done: Collection[Key],
-    host: tuple[int, int] = (0, 1),
-) -> list[Group]:
-    """The groups without the prompts that are listed, see `reports.listing`; one host's share."""
-
-    def is_done(sampler: Sampler, number: int, image: np.ndarray | None) -> bool:
-        asked = make_prompt(sampler.model, prompts[number], image)
-        return (asked.text, asked.instruction, seeds[number]) in done
-
-    left = []
-    for sampler, numbers, images in groups:
-        given = images or [None] * len(numbers)
-        mine = [i for i, number in enumerate(numbers) if number % host[1] == host[0]]
-        keep = [i for i in mine if not is_done(sampler, numbers[i], given[i])]
-        if keep:
-            left.append((sampler, [numbers[i] for i in keep], images and [images[i] for i in keep]))
-    return left
-
-
-def _count(groups: Sequence[Group]) -> int:
-    return sum(len(numbers) for _, numbers, _ in groups)
+def by_sampler(asked: Sequence[Asked]) -> Iterator[tuple[Sampler, list[Asked]]]:
+    """Each sampler, and what it is to draw."""
+    for sampler in dict.fromkeys(one.sampler for one in asked):
+        yield sampler, [one for one in asked if one.sampler is sampler]
 
 
 def sample_prompts(
-    groups: Sequence[Group],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    level: str | None = None,
-    show: Callable[[Progress], None] | None = None,
-    stop: stopping.Stop | None = None,
+    asked: Sequence[Asked], level: str | None, stop: stopping.Stop
 ) -> Iterator[tuple[int, SampledTrajectory]]:
     """The numbers of prompts and their judged trajectories, as they are finished.
 
     Args:
-      groups: from `grouped`.
-      prompts, seeds: in order.
+      asked: what to draw.
       level: of the scenes world, for the judge.
-      show: is told how far a group is, after every round of turns.
-      stop: asked after every round.
+      stop: asked after every round of turns.
     """
-    for sampler, numbers, images in groups:
-        mine = ([prompts[n] for n in numbers], [seeds[n] for n in numbers])
-        for progress in sampler.stream(*mine, images):
-            for i, one in progress.finished:
-                yield numbers[i], judged(one, level)
-            if show:
-                show(progress)
-            if stop and stop.name:
+    for sampler, some in by_sampler(asked):
+        texts, seeds, images = zip(*((one.text, one.seed, one.image) for one in some), strict=True)
+        for progress in sampler.stream(texts, seeds, images):
+            for i, trajectory in progress.finished:
+                yield some[i].number, judged(trajectory, level)
+            _line_of_progress(progress)
+            if stop.name:
                 return
 
 
-def answer_prompts(groups: Sequence[Group], prompts: Sequence[str]) -> list[str]:
-    """What the model says to each prompt."""
+def answer_prompts(asked: Sequence[Asked]) -> str:
+    """Each prompt, and what the model says to it."""
     answers: dict[int, str] = {}
-    for sampler, numbers, images in groups:
-        texts = sampler.answer([prompts[n] for n in numbers], images=images)
-        answers |= dict(zip(numbers, texts, strict=True))
-    return [answers[number] for number in range(len(prompts))]
+    for sampler, some in by_sampler(asked):
+        texts = sampler.answer([one.text for one in some], images=[one.image for one in some])
+        answers |= {one.number: text for one, text in zip(some, texts, strict=True)}
+    return "\n".join(f"{one.text}\n    {answers[one.number]}" for one in asked)
 
 
 def settings_of(sampler: Sampler, restored: Restored, values: Any) -> dict[str, Any]:
@@ -340,12 +333,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("page_rows", 200, "Trajectories on the page and in the table.", lower_bound=0)
 
 
-SETTINGS = (
-    *("mode", "seed", "temperature", "decision_temperature", "refine_threshold", "text_scale"),
-    *("image_scale", "flow_steps", "max_turns", "max_flow_steps"),
-)
-
-
 def run(values: Any) -> str:
     """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
@@ -358,7 +345,8 @@ def run(values: Any) -> str:
     prompts = collect_prompts(values.prompts, values.prompts_file)
     if not values.answer:
         files.check_writable(values.output_dir)
-    settings = {name: getattr(values, name) for name in SETTINGS if getattr(values, name) is not None}
+    names = [field.name for field in dataclasses.fields(SamplerConfig)]
+    settings = {name: value for name in names if (value := getattr(values, name, None)) is not None}
     rows = min(values.batch_size, len(prompts))
     config = None if values.config is None else cli.load_config(values.config)
     mesh = mesh_of_flag(values.mesh)
@@ -368,43 +356,43 @@ def run(values: Any) -> str:
     if values.image_size:
         sampler = shaped(sampler, values.image_size, values.keep_shape)
     images = collect_images(values.images, len(prompts))
-    groups = grouped(sampler, len(prompts), images, values.keep_shape)
-    for one, numbers, fitted in groups:
-        for place, number in enumerate(numbers):
-            one.encode(prompts[number], fitted[place] if fitted else None)
-    for warning in unknown_words(sampler, prompts):
-        print(f"warning: {warning}", file=sys.stderr)
+    asked = ask(sampler, prompts, images, values.keep_shape)
+    for one in asked:
+        encode_prompt(one.sampler.model, sampler.tokenizer, one.prompt)  # which complains before any work
+        if words := sampler.tokenizer.unknown(one.text):
+            listed = ", ".join(map(repr, words))
+            text = f"{listed} not in the vocabulary, so {one.text!r} may come out as anything"
+            print(f"warning: {text}", file=sys.stderr)
     if values.answer:
-        pairs = zip(prompts, answer_prompts(groups, prompts), strict=True)
-        return "\n".join(f"{prompt}\n    {answer}" for prompt, answer in pairs)
-    return _drawn(sampler, restored, groups, prompts, values)
+        return answer_prompts(asked)
+    return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
 
 
-def _drawn(
-    sampler: Sampler, restored: Restored, groups: Sequence[Group], prompts: Sequence[str], values: Any
-) -> str:
+def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, values: Any) -> str:
     """Draws this host's share of what is not listed yet; returns the table and the paths."""
-    settings, seeds = settings_of(sampler, restored, values), seeds_of(prompts, sampler.config.seed)
-    host, count = hosts.process_index(), hosts.process_count()
+    host, count = jax.process_index(), jax.process_count()
     with hosts.lead_first("the output folder is read"):
         listing = Listing(values.output_dir, settings, values.resume or host > 0, (host, count))
-    if there := len(prompts) - _count(unlisted(groups, prompts, seeds, listing.done)):
-        print(f"{there} of {len(prompts)} prompts are listed already", file=sys.stderr)
-    mine = unlisted(groups, prompts, seeds, listing.done, (host, count))
+
+    def missing() -> list[Asked]:
+        return [one for one in asked if one.key not in listing.done]
+
+    if there := len(asked) - len(missing()):
+        print(f"{there} of {len(asked)} prompts are listed already", file=sys.stderr)
+    mine = [one for one in missing() if one.number % count == host]
     with stopping.deferred() as stop:
-        for number, one in sample_prompts(mine, prompts, seeds, restored.level_name, _line_of_progress, stop):
-            listing.add(one, number)
+        for number, trajectory in sample_prompts(mine, level, stop):
+            listing.add(trajectory, number)
     hosts.barrier("all hosts have drawn their prompts", hosts.PREPARE_SECONDS)
     if not hosts.is_lead():
         return ""
     listing.gather()
     if not len(listing):
         raise stopping.Stopped("no prompt was finished")
-    missing = _count(unlisted(groups, prompts, seeds, listing.done))
     shown = listing.first(values.page_rows)
     page = report(listing, shown, settings)
-    if missing:
-        raise stopping.Stopped(f"{len(prompts) - missing} of {len(prompts)} prompts are finished: {page}")
+    if left := missing():
+        raise stopping.Stopped(f"{len(asked) - len(left)} of {len(asked)} prompts are finished: {page}")
     more = [f"and {len(listing) - len(shown)} more"] if len(listing) > len(shown) else []
     return "\n".join([describe(shown), *more, "", str(page), str(listing.path)])
 
@@ -422,19 +410,13 @@ ERRORS = (
 """What a user can get wrong; each says so in one line."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the table; 2 where the input was bad."""
-    try:
-        if argv[1:]:
-            raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
-        if text := run(flags.FLAGS):
-            print(text)
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Draws with the flags of the command line, and prints the table."""
+    del argv
+    if text := run(flags.FLAGS):
+        print(text)
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, ERRORS)

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from clu import metric_writers, parameter_overview
+from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -44,31 +44,27 @@ from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_p
 from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, lock, offload, sharding, stopping
-from process_gen.distributed.hosts import HostMissing, HostSettingsError
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
-from process_gen.evaluation import benchmark as benchmarks
+from process_gen.evaluation.benchmark import make_benchmark
 from process_gen.evaluation.results import Results
 from process_gen.experiment import builders, vocabulary
-from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
-from process_gen.reports import images, plots
-from process_gen.reports.strip import sheet
+from process_gen.reports import plots
+from process_gen.reports.strip import contact_sheet
 from process_gen.sampling import Sampler, SamplerConfig
-from process_gen.training import metering, nonfinite
+from process_gen.training import nonfinite
 from process_gen.training.goodput import Goodput
+from process_gen.training.nonfinite import NonFiniteLoss
 from process_gen.training.profiling import Profiler
 from process_gen.training.program import TrainProgram
 from process_gen.training.resume import check_same_run
+from process_gen.training.runlog import RunLog
 from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout
 from process_gen.weights import ahead
 from process_gen.weights.restore import on_mesh
 from process_gen.weights.start import start_from
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is not a number; the last good state is on disk."""
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -82,13 +78,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       The last state.
 
     Raises:
-      ConfigError, MeshError: the config cannot work.
-      HostMissing: another process of the job did not come.
-      HostSettingsError: what says where this process belongs is missing or makes no sense.
-      Occupied: another training is going on in the workdir.
-      BadTrajectory, TooManyBadTrajectories: the data is broken.
-      CheckpointError: the workdir holds something that cannot be resumed.
-      NonFiniteLoss: after saving the last good state.
+      One of `ERRORS`: the config, the data, the workdir or the machines cannot work; or the loss is not a
+        number, after the last good state was saved.
       Stopped: a signal said so; the state is saved.
     """
     builders.check(config)
@@ -115,7 +106,6 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     layouts = builders.build_layouts(config)
     programs = {size: TrainProgram.of(config, model.clone(layout=layouts[size]), mesh) for size in layouts}
     program = programs[model.layout.image_size]
-    sampler_config = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
 
     # ------------------------------------------------------------------- data
     c = config.train
@@ -155,14 +145,25 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             state = start_from(state, model, origin, tokenizer)
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
-        run = Run(config, pathlib.Path(workdir), model, tokenizer, sampler_config, mesh, ledger, stop)
-        meter = run.meter(first)
-
+        folder = pathlib.Path(workdir)
+        if hosts.is_lead():
+            vocabulary.keep(tokenizer, folder)
+            (folder / "config.json").write_text(json.dumps(metadata["config"], indent=1) + "\n")
+        run = RunLog(config, model, folder, ledger)
+        evaluation = Evaluation(config, folder, model, tokenizer, mesh, run, stop)
+        profiler = Profiler(workdir, c.profile, c.log_every)
+        watch = nonfinite.Watch(folder, c.max_nonfinite)
         hosts.barrier("the first step")
 
         # --------------------------------------------------------------- loop
         pending: tuple[int, Any, float] | None = None
-        watch, last_batch = nonfinite.Watch(run.workdir, c.max_nonfinite), None
+        last_batch = None
+
+        def settle() -> None:
+            """Logs the last step, whose metrics are read one step late; too many bad ones end the run."""
+            if pending and watch.too_many(pending[0], values := run.log(*pending), last_batch):
+                _stop(values, store, state, iterator)
+
         ledger.enter("compile")
         steps = {size: programs[size].step for size in buckets}
         if len(steps) > 1:  # all of them now: none is to be found too large in the middle of the run
@@ -172,7 +173,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         elif first == 0:
             logging.info("compiling the train step")
         for step in range(first + 1, c.steps + 1):
-            run.profiler.before(step - first)
+            profiler.before(step - first)
             started = time.perf_counter()
             host_batch = next(iterator)
             waited = time.perf_counter() - started
@@ -180,20 +181,19 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 ledger.idle(waited)  # else the devices were busy meanwhile
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
             state, metrics = steps[host_batch["image"].shape[-3:-1]](state, batch)
-            if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
-                _stop(values, store, state, iterator)
+            settle()
             pending, last_batch = (step, metrics, waited), host_batch
             if step == first + 1:
-                run.first_batch(host_batch)
+                run.first_batch(host_batch, tokenizer)
                 jax.block_until_ready(metrics)
-                meter.restart()
+                run.meter.restart()
                 ledger.enter("steps")
             store.poll()
             score = None
-            if run.pictures_due(step):
+            if evaluation.due(step):
                 with ledger.spending("evaluation"):
-                    score = run.pictures(step, state)
-                meter.restart()
+                    score = evaluation.pictures(step, state)
+                run.meter.restart()
             stopped = stop.at(step)
             if step < c.steps and (store.due(step) or stopped):
                 with ledger.spending("save"):
@@ -202,24 +202,20 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             if stopped and step < c.steps:
                 with ledger.spending("save"):
                     store.wait()
-                watch.too_many(step, run.log(meter, *pending), last_batch)
+                watch.too_many(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
-        if pending and watch.too_many(pending[0], values := run.log(meter, *pending), last_batch):
-            _stop(values, store, state, iterator)
-        run.profiler.stop()
+        settle()
+        profiler.stop()
         with ledger.spending("save"):
-            store.wait()
-            if store.latest_step() != c.steps:
-                store.save(c.steps, state, iterator)
-                store.wait()
+            _save_last(store, state, iterator)
         ledger.saved(c.steps)
 
     # ------------------------------------------------------------------- end
     with ledger.spending("evaluation"):
-        run.finish(state)
+        evaluation.finish(state)
     ledger.write(done=True)
     if hosts.is_lead():
-        print("\n".join([ledger.table(), "", meter.table() if meter.mean() else "", ""]), flush=True)
+        print("\n".join([ledger.table(), "", run.meter.table() if run.meter.mean() else "", ""]), flush=True)
     return state
 
 
@@ -248,16 +244,20 @@ def _load(
     return in_turn(loaders, buckets)
 
 
+def _save_last(store: TieredStore, state: TrainState, iterator: Any) -> None:
+    """Has a state on disk, if it is not there, after what is under way."""
+    store.wait()
+    if store.latest_step() != int(state.step):
+        store.save(int(state.step), state, iterator)
+        store.wait()
+
+
 def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iterator: Any) -> None:
     """Ends a run whose last steps were not finite; such a step never changed the parameters.
 
     What is saved stands behind the batch, so that the same command does not meet it again.
     """
-    store.wait()
-    step = int(state.step)
-    if (store.latest_step() or 0) < step:
-        store.save(step, state, iterator)
-        store.wait()
+    _save_last(store, state, iterator)
     raise NonFiniteLoss(
         f"{nonfinite.names_of(metrics)}. The last good state is saved as step {store.latest_step()}; the "
         f"batch is in {nonfinite.FOLDER}/. Lower --config.optimizer.learning_rate or look at the data, and "
@@ -265,8 +265,8 @@ def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iter
     )
 
 
-class Run:
-    """What a run writes besides checkpoints: metrics, pictures, and the report at its end."""
+class Evaluation:
+    """The benchmark, on the way of a run and at its end."""
 
     def __init__(
         self,
@@ -274,89 +274,30 @@ class Run:
         workdir: pathlib.Path,
         model: UnifiedModel,
         tokenizer: Tokenizer,
-        sampler_config: SamplerConfig,
         mesh: Mesh,
-        ledger: Goodput,
+        run: RunLog,
         stop: stopping.Stop,
     ):
-        self.config, self.workdir, self.ledger, self.stop = config, workdir, ledger, stop
-        self.mesh = None if hosts.process_count() > 1 else mesh  # of several hosts, the lead samples alone
-        self.model, self.tokenizer, self.sampler_config = model, tokenizer, sampler_config
-        self.writer = metric_writers.create_default_writer(
-            str(workdir), just_logging=not hosts.is_lead(), asynchronous=False
-        )
-        if hosts.is_lead():
-            self.writer = _Quiet(self.writer)
-            vocabulary.keep(tokenizer, workdir)
-            (workdir / "config.json").write_text(json.dumps(builders.to_json(config), indent=1) + "\n")
-        self.profiler = Profiler(str(workdir), config.train.profile, config.train.log_every, hosts.is_lead())
-        self.sampler: Sampler | None = None
-        self.curves: dict[str, list[tuple[int, float]]] = {}
-
-    def meter(self, first: int) -> metering.Meter:
-        peak, origin = metering.peak_flops(self.config.model.dtype)
-        logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
-        c, model = self.config, self.model
-        encode = not c.data.get("latents", "")
-        program = cost.Program(c.train.unroll, jax.default_backend(), encode)
-        devices = jax.device_count()
-        return metering.Meter(model.config, model.layout, program, peak, devices, first, c.train.steps)
-
-    def log(self, meter: metering.Meter, step: int, metrics: Any, waited: float) -> dict[str, float]:
-        """Fetches a step's metrics, which are one step old, and writes them every so often."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.ledger.reached(step)
-        meter.count(values, waited)
-        if step % self.config.train.log_every and step != self.config.train.steps:
-            return values
-        values |= meter.read(step) | self.ledger.scalars()
-        self.writer.write_scalars(step, values)
-        for name, value in values.items():
-            if name == "loss" or name.startswith("loss/"):
-                self.curves.setdefault(name, []).append((step, value))
-        stages = "  ".join(f"{n.split('/')[1]} {v:.3f}" for n, v in values.items() if n.startswith("stage/"))
-        line = f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f}  {stages}"
-        if "speed/mfu" in values:
-            line += (
-                f"  |  {values['speed/tokens_per_second']:.0f} useful tokens/s  mfu {values['speed/mfu']:.1%}"
-                f"  {values['speed/step_seconds']:.2f} s/step  goodput {values['goodput']:.0%}"
-                f"  eta {metering.duration(values['speed/eta_seconds'])}"
-            )
-        logging.info("%s", line)
-        return values
-
-    def first_batch(self, batch: dict[str, np.ndarray]) -> None:
-        """The images of the first rows as a picture, with the texts before them: what the model is fed."""
-        rows, turns = np.nonzero(batch["present"][:4])
-        images = list(batch["image"][rows, turns])
-        captions = [self.tokenizer.decode(ids.tolist()) for ids in batch["before_tokens"][rows, turns]]
-        if hosts.is_lead() and images:
-            sheet(images, captions, columns=6).save(self.workdir / "first_batch.png")
+        self.config, self.workdir, self.run, self.stop = config, workdir, run, stop
+        self.mesh = None if jax.process_count() > 1 else mesh  # of several hosts, the lead samples alone
+        self.model, self.tokenizer = model, tokenizer
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
-        """A sampler of the averaged parameters of now, on the lead host; nothing is compiled twice.
+        """A sampler of the averaged parameters of now, on the lead host.
 
         With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
         have to call this; the others get None.
         """
         params, frozen = offload.on_devices(state.ema), state.autoencoder
-        if hosts.process_count() > 1:
+        if jax.process_count() > 1:
             params, frozen = sharding.on_lead((params, frozen)) or (None, None)
         if not hosts.is_lead():
             return None
-        if self.sampler is None:
-            self.sampler = Sampler(
-                self.model,
-                params,
-                self.tokenizer,
-                self.sampler_config,
-                rows=self.config.eval.batch_size,
-                frozen=frozen,
-                **on_mesh(self.mesh, self.config.eval.batch_size),
-            )
-        return self.sampler.with_params(params)
+        c, rows = self.config, self.config.eval.batch_size
+        settings, places = SamplerConfig.of(c.sampling.to_dict(), mode=c.data.mode), on_mesh(self.mesh, rows)
+        return Sampler(self.model, params, self.tokenizer, settings, rows, frozen=frozen, **places)
 
-    def pictures_due(self, step: int) -> bool:
+    def due(self, step: int) -> bool:
         if self.config.data.source != "scenes":  # whose prompts and judge these are
             return False
         every = (self.config.train.sheet_every, self.config.eval.every)
@@ -369,21 +310,20 @@ class Run:
           The mean score, the same on every host; None where it was stopped on the way.
         """
         sampler, score = self.make_sampler(state), None
-        with hosts.lead_alone("pictures"):
+        with hosts.lead_alone("pictures"), contextlib.suppress(stopping.Stopped):
             if sampler is not None:
-                with contextlib.suppress(stopping.Stopped):
-                    score = self._pictures(step, sampler)
+                score = self._pictures(step, sampler)
         return hosts.number_of_lead(score)
 
     def _pictures(self, step: int, sampler: Sampler) -> float:
         found = self.judge(sampler, self.config.eval.per_group, step, warm=False)
         (scores,) = found.modes.values()
-        self.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
+        self.run.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
         (self.workdir / "sheets").mkdir(exist_ok=True)
-        for name, picture in scores.pictures():
-            self.writer.write_images(step, {name: picture[None]})
-            images.picture(picture).save(self.workdir / "sheets" / f"{step:07d}_{name.replace('/', '_')}.png")
-        self.writer.flush()
+        picture = contact_sheet(scores.selection(12))
+        self.run.writer.write_images(step, {f"{scores.mode}/trajectories": np.asarray(picture)[None]})
+        picture.save(self.workdir / "sheets" / f"{step:07d}_{scores.mode}_trajectories.png")
+        self.run.writer.flush()
         logging.info(
             "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
         )
@@ -391,12 +331,12 @@ class Run:
 
     def judge(self, sampler: Sampler, per_group: int, step: int, warm: bool = True) -> Results:
         """Scores a sampler on the held-out benchmark; `warm` keeps compilation out of the timings."""
-        task = benchmarks.make_benchmark(self.config.data.level, per_group=per_group)
+        task = make_benchmark(self.config.data.level, per_group=per_group)
         checkpoint = {"source": str(self.workdir), "which": "ema", "step": step}
         return evaluate.evaluate(
             sampler,
             task,
-            (self.sampler_config.mode,),
+            (sampler.config.mode,),
             checkpoint=checkpoint,
             config=builders.to_json(self.config),
             warm=warm,
@@ -408,30 +348,22 @@ class Run:
         judged = self.config.data.source == "scenes" and self.config.eval.final_per_group
         sampler, done = self.make_sampler(state) if judged else None, 0.0
         with hosts.lead_alone("the evaluation"), contextlib.suppress(stopping.Stopped):
-            if self.curves and hosts.is_lead():
-                plots.curves(self.curves, self.workdir / "losses.png", title=str(self.workdir))
+            if self.run.curves and hosts.is_lead():
+                plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:
                 found = self.judge(sampler, self.config.eval.final_per_group, self.config.train.steps)
                 print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
                 for path in evaluate.write_results(found, self.workdir / "evaluation"):
                     print(f"wrote {path}", flush=True)
             done = 1.0
-        self.writer.flush()
-        self.writer.close()
+        self.run.writer.flush()
+        self.run.writer.close()
         if not hosts.number_of_lead(done):
             raise stopping.Stopped("every step is saved; the same command does the evaluation again")
 
 
-class _Quiet(metric_writers.MultiWriter):
-    """Writes scalars to files; the loop has its own line for the log."""
-
-    def __init__(self, writer: metric_writers.MetricWriter):
-        inner = getattr(writer, "_writers", (writer,))
-        super().__init__([w for w in inner if not isinstance(w, metric_writers.LoggingWriter)])
-
-
 ERRORS = (
-    *(builders.ConfigError, MeshError, HostMissing, HostSettingsError, BadTrajectory),
+    *(builders.ConfigError, MeshError, hosts.HostMissing, hosts.HostSettingsError, BadTrajectory),
     *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, OSError),
 )
 """What a user can get wrong, or a machine; each says so in one line."""
@@ -442,7 +374,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
-    train(flags.FLAGS.config, flags.FLAGS.workdir)
+    train(values.config, values.workdir)
 
 
 if __name__ == "__main__":

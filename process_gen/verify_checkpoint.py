@@ -20,16 +20,16 @@ from process_gen.experiment import cli  # before what reads its settings when it
 # isort: split
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
-from process_gen.checkpoints.published.bagel import autoencoder_shapes, check_ours, model_shapes
-from process_gen.checkpoints.published.sources import Source
+from process_gen.checkpoints.published.bagel import model_shapes
+from process_gen.checkpoints.published.flux import autoencoder_shapes
+from process_gen.checkpoints.published.sources import Source, check_shapes, tree
 from process_gen.models.config import ModelConfig
 from process_gen.parity.answers import Entry, compare
 from process_gen.parity.golden import read_golden
@@ -50,72 +50,34 @@ PARTS = {
 """Parts of a model, and how the names of their parameters begin."""
 
 
-@dataclasses.dataclass
-class Part:
-    """What was counted of a part of the model."""
-
-    name: str
-    arrays: int = 0
-    parameters: int = 0
-    dtypes: set[str] = dataclasses.field(default_factory=set)
-
-
 def part_of(name: str) -> str:
     """The part that a parameter belongs to."""
     for part, starts in PARTS.items():
-        if any(name == start or name.startswith(f"{start}/") for start in starts):
+        if any(f"{name}/".startswith(f"{start}/") for start in starts):
             return part
     return "other"
 
 
-def boxes(shape: tuple[int, ...], name: str) -> Iterator[tuple[slice, ...]]:
-    """An array in parts: layer by layer where it is stacked."""
-    if "layers" not in name.split("/"):
-        yield ()
-        return
-    for layer in range(shape[0]):
-        yield (slice(layer, layer + 1),)
-
-
-def count(sources: Sequence[Source]) -> tuple[list[Part], list[str]]:
-    """The parts of some weights, and the names of arrays that hold something else than finite numbers."""
-    parts, odd = {name: Part(name) for name in (*PARTS, "other")}, []
-    for source in sources:
-        for name, shape in source.spec.items():
-            part = parts[part_of(name)]
-            part.arrays, part.parameters = part.arrays + 1, part.parameters + math.prod(shape)
-            part.dtypes.add(np.dtype(source.dtypes[name]).name)
-            if not all(
-                np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes(shape, name)
-            ):
-                odd.append(name)
-    return [part for part in parts.values() if part.arrays], odd
+def is_finite(source: Source, name: str) -> bool:
+    """Whether an array holds numbers only; one that is stacked is read layer by layer."""
+    layers = range(source.spec[name][0]) if "layers" in name.split("/") else ()
+    boxes = [(slice(layer, layer + 1),) for layer in layers] or [()]
+    return all(np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes)
 
 
 def opened(weights: Weights, dtype: str | None = None) -> list[Source]:
-    """The sources of a model and of its autoencoder, once names and shapes are known to be right.
-
-    Raises:
-      CheckpointMismatch: a tensor is missing, too many, or of another shape, or there is no model at all.
-    """
-    if weights.params is None and weights.autoencoder is None:
-        raise CheckpointMismatch(f"{weights.source} holds neither a model nor an autoencoder")
+    """The sources of a model and of its autoencoder; CheckpointMismatch where names or shapes are wrong."""
     found = []
     if weights.params is not None:
         model = weights.params(dtype)
-        with_vit = any(name.startswith("vit/") for name in model.spec)
-        check_ours(model.spec, model_shapes(weights.model, with_vit), f"the model in {weights.source}")
+        sizes = computed_as(weights.model, model, weights.model.dtype)
+        check_shapes(model, model_shapes(sizes), f"the model in {weights.source}")
         found.append(model)
     if weights.autoencoder is not None:
         coder = weights.autoencoder(dtype)
-        check_ours(coder.spec, autoencoder_shapes(weights.flux), f"the autoencoder in {weights.source}")
+        check_shapes(coder, autoencoder_shapes(weights.flux), f"the autoencoder in {weights.source}")
         found.append(coder)
     return found
-
-
-def as_tree(source: Source) -> dict[str, Any]:
-    """All arrays of a source, on the host."""
-    return arrays.nested({name: source.read(name) for name in source.spec})
 
 
 def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list[Entry]:
@@ -131,7 +93,7 @@ def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list
         )
     model, coder = opened(weights, "float32")
     shift = weights.metadata.get("published", {}).get("timestep_shift", 1.0)
-    return compare(answers, computed_as(weights.model, model, dtype), as_tree(model), as_tree(coder), shift)
+    return compare(answers, computed_as(weights.model, model, dtype), tree(model), tree(coder), shift)
 
 
 def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
@@ -140,24 +102,26 @@ def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
     return dataclasses.replace(config, dtype=dtype, vit=config.vit if has_vit else None, remat="none")
 
 
-def describe(parts: Sequence[Part]) -> str:
-    """The parts as a table."""
-    rows = [(part.name, part.arrays, part.parameters, ", ".join(sorted(part.dtypes))) for part in parts]
-    rows.append(("all", sum(p.arrays for p in parts), sum(p.parameters for p in parts), ""))
+def describe(sources: Sequence[Source]) -> str:
+    """The parts of some weights as a table."""
+    rows = []
+    for part in (*PARTS, "other"):
+        mine = [(source, name) for source in sources for name in source.spec if part_of(name) == part]
+        parameters = sum(math.prod(source.spec[name]) for source, name in mine)
+        dtypes = {np.dtype(source.dtypes[name]).name for source, name in mine}
+        if mine:
+            rows.append((part, len(mine), parameters, ", ".join(sorted(dtypes))))
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), ""))
     return table(rows, ("part", "arrays", "parameters", "stored as"))
 
 
 def describe_entries(entries: Sequence[Entry], tolerance: float) -> str:
     """The errors as a table."""
-    rows = [
-        (entry.name, "x".join(map(str, entry.shape)) or "1", f"{entry.error:.1e}", _verdict(entry, tolerance))
-        for entry in entries
-    ]
+    rows = []
+    for entry in entries:
+        verdict = "ok" if entry.error <= tolerance else "TOO FAR"
+        rows.append((entry.name, "x".join(map(str, entry.shape)) or "1", f"{entry.error:.1e}", verdict))
     return table(rows, ("entry", "shape", "relative error", ""))
-
-
-def _verdict(entry: Entry, tolerance: float) -> str:
-    return "ok" if entry.error <= tolerance else "TOO FAR"
 
 
 # -------------------------------------------------------------------- command
@@ -186,14 +150,15 @@ def run(values: Any) -> tuple[str, bool]:
     if not values.tolerance > 0:
         raise ValueError(f"--tolerance must be above 0, got {values.tolerance}")
     weights = read_weights(values.checkpoint, vit=values.vit, which=values.which)
-    parts, odd = count(opened(weights))
-    lines = [f"{weights.source} ({weights.kind})", "", describe(parts), ""]
+    sources = opened(weights)
+    odd = [name for source in sources for name in source.spec if not is_finite(source, name)]
+    lines = [f"{weights.source} ({weights.kind})", "", describe(sources), ""]
     if odd:
         lines += [f"{len(odd)} hold something else than finite numbers: {', '.join(odd[:5])}", ""]
-    else:
-        lines += ["every tensor is there, has its shape, and holds finite numbers", ""]
-    if not values.golden or odd:
-        return "\n".join(lines), not odd
+        return "\n".join(lines), False
+    lines += ["every tensor is there, has its shape, and holds finite numbers", ""]
+    if not values.golden:
+        return "\n".join(lines), True
     entries = known_answers(weights, values.golden, values.dtype)
     far = [entry for entry in entries if not entry.error <= values.tolerance]
     within = f"{len(entries) - len(far)} of {len(entries)} entries are within {values.tolerance:g}"

@@ -12,15 +12,19 @@ import matplotlib.pyplot as plt
 
 from tests.test_rooms import PACKAGE, imported_rooms
 
+COMMAND = "{}, as a command"
+"""A room that can be run: its `__main__.py` is an entry point."""
 HOUSE = "entry points"
 """The top floor, drawn as one room."""
 
 
 def import_graph() -> dict[str, set[str]]:
-    """The rooms that each room imports; the modules of the top floor are rooms of their own."""
+    """The rooms that each room imports; entry points are rooms of their own."""
     graph: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if path.name == "__main__.py":
+            room = COMMAND.format(room)
         if room != "__init__":
             graph.setdefault(room, set()).update(imported_rooms(path) - {room})
     return graph
@@ -48,7 +52,8 @@ def floors_of(graph: dict[str, set[str]]) -> dict[str, int]:
 
 def draw(graph: dict[str, set[str]], path: str) -> None:
     """Draws the rooms by floor, the entry points as one."""
-    entries = {path.stem for path in PACKAGE.glob("*.py")}
+    commands = {COMMAND.format(path.parent.name) for path in PACKAGE.glob("*/__main__.py")}
+    entries = {path.stem for path in PACKAGE.glob("*.py")} | commands
     rooms = {room: others - entries for room, others in graph.items() if room not in entries}
     rooms[HOUSE] = set().union(*(graph[room] for room in graph if room in entries)) - entries
     floors = floors_of(rooms)

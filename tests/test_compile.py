@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from process_gen import compile
-from process_gen.capacity import fit, roofline, topology
+from process_gen.capacity import fit, topology
 from process_gen.capacity.collectives import Traffic
 from process_gen.capacity.measured import Measured, bytes_per_device, measure, needed_bytes
 from process_gen.capacity.topology import Topology
@@ -33,7 +33,7 @@ from process_gen.trajectory.batch import Batch
 from tests.data.fake import fake_batch
 
 ROOT = pathlib.Path(__file__).parents[1]
-ASK = fit.Ask(amounts.of_a_full_row, roofline.Assumptions(), trajectories=1000)
+ASK = fit.Ask(amounts.of_a_full_row, trajectories=1000)
 TRAFFIC = (
     Traffic("all-gather", ("fsdp",), 8, False, 3 * GIB, 40),
     Traffic("all-reduce", (), 1, True, 1e6, 1),
@@ -146,9 +146,9 @@ def test_of_several_image_shapes_the_one_with_the_most_tokens_is_compiled():
     changes = {"data.source": "folder", "data.path": "x", "data.buckets": ((16, 24), (48, 64), (16, 48))}
     config = config_of(**changes)
     place = topology.get(topology.parse("cpu:1"))
-    report = compile.compile_train(config, place, ASK, lambda line: None, lambda *args: FITS)
+    program, _ = compile.train_program(config, place)
     _, _, largest, _ = builders.build_layouts(config).values()
-    assert largest.image_size == (48, 64) and report["tokens_per_row"] == largest.row_tokens
+    assert largest.image_size == (48, 64) and program.recipe.model.layout == largest
 
 
 def test_slices_of_a_cpu_are_counted():
@@ -187,6 +187,7 @@ def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess:
         (["--topology=v9:4x4"], "unknown topology 'v9:4x4'; known are v5e, v5p, v6e, tpu7x, a100"),
         ([], "--topology is required: v5p:4x4x4"),
         (["--topology=cpu:8", "--config.train.batch_size=3"], "3 rows does not divide over 8 shards"),
+        (["--topology=cpu:8", "--efficiency=2"], "flag --efficiency=2"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_code_2(arguments, message):
@@ -218,7 +219,7 @@ def test_the_tpu_compiler_needs_no_tpu(monkeypatch):
     name = topology.parse("v5e:2x2", slices=2)
     topology.prepare(name)
     place = topology.get(name)
-    assert (len(place.devices), place.per_slice, place.chip.name) == (8, 4, "v5e")
+    assert (len(place.devices), place.slices, place.chip.name) == (8, 2, "v5e")
     sizes = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.dcn.data": -1}
     mesh, slices = compile.mesh_of(config_of(**sizes), place)
 
@@ -236,9 +237,9 @@ def test_the_tpu_compiler_needs_no_tpu(monkeypatch):
 
     lines = []
     jitted = jax.jit(step, out_shardings=weights.sharding, donate_argnums=0)
-    found = measure("step", lambda: jitted.lower(weights, x), mesh, slices, lines.append)
+    found = measure("step", jitted.lower(weights, x), mesh, slices, lines.append)
     assert found.arguments >= (5 * 128 * 512 + 8 * 512) * 2 and found.temporaries > 0
     assert found.aliased >= 5 * 128 * 512 * 2 and found.needed is None and not found.unknown_loops
     assert {one.axes for one in found.traffic if one.network} == {("data",)}
     assert {one.axes for one in found.traffic if not one.network} == {("fsdp",)}
-    assert len(lines) == 2 and "compiled in" in lines[-1]
+    assert len(lines) == 1 and "compiled in" in lines[0]

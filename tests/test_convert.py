@@ -18,6 +18,7 @@ from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import import_bagel, read_published
 from process_gen.data.qwen2 import Qwen2Tokenizer
+from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import cli
 from process_gen.weights import origin
 from process_gen.weights.restore import load_model
@@ -78,19 +79,19 @@ def test_in_and_out_are_the_same_bits(source, workdir, tmp_path):
     for folder in (workdir / "tokenizer", tmp_path / "out"):
         assert (folder / "merges.txt").read_text() == "#version\n"
         assert (folder / "tokenizer.json").is_file()
-    with pytest.raises(CheckpointError, match="already holds ema.safetensors"):
+    with pytest.raises(CheckpointError, match="already holds ae.safetensors"):
         run(source=workdir, target=tmp_path / "out")
     with pytest.raises(CheckpointError, match="already holds step 0"):
         run(source=source, target=workdir)
 
 
 def test_a_run_holds_the_sizes_and_where_they_came_from(source, workdir):
-    loaded = load.load_params(str(workdir))
+    saved = load.open_saved(workdir)
     published = read_published(source)
-    assert origin.model_from_json(loaded.metadata["model"]) == published.model
-    assert loaded.metadata["published"]["from"] == str(source)
+    assert origin.read_weights(workdir).model == published.model
+    assert saved.metadata["published"]["from"] == str(source)
     params, _ = import_bagel(published)
-    np.testing.assert_array_equal(loaded.params["head"]["kernel"], params["head"]["kernel"])
+    np.testing.assert_array_equal(saved.params()["head"]["kernel"], params["head"]["kernel"])
 
 
 def test_one_part_of_a_model(workdir, tmp_path):
@@ -145,7 +146,7 @@ def test_a_folder_without_configs_is_no_autoencoder(tmp_path):
 
 def test_without_a_vit(source, tmp_path):
     run(source=source, target=tmp_path / "run", vit=False)
-    assert "vit" not in load.load_params(str(tmp_path / "run")).params
+    assert "vit" not in load.open_saved(tmp_path / "run").params()
     run(source=tmp_path / "run", target=tmp_path / "out", largest="200KB")
     assert (tmp_path / "out" / "ema.safetensors.index.json").is_file()
     with pytest.raises(CheckpointMismatch, match="holds no ViT"):
@@ -162,9 +163,10 @@ def test_without_a_vit(source, tmp_path):
         ({"source": ROOT / "setup.py", "target": "x"}, CheckpointNotFound, "can run code"),
         ({"source": GOLDEN, "target": "x", "to": "bagle"}, convert.ConvertError, "did you mean bagel"),
         ({"source": GOLDEN, "target": "x", "dtype": "int8"}, convert.ConvertError, "must be one of float32"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp"}, convert.ConvertError, "such as --mesh=fsdp=8"),
-        ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, convert.ConvertError, "such as --mesh=fsdp=8"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, convert.ConvertError, "at least 1"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp"}, MeshError, "--mesh=fsdp: 'fsdp' is no AXIS=SIZE"),
+        ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, MeshError, "axes: data, fsdp"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, MeshError, "'fsdp=0' is no AXIS=SIZE"),
+        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=-1"}, convert.ConvertError, "give every size"),
         ({"source": GOLDEN, "target": "x", "largest": "much"}, convert.ConvertError, "such as 5GB"),
         (
             {"source": GOLDEN, "target": "x", "which": "params"},
@@ -199,8 +201,8 @@ def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypat
 def test_sizes_of_files_and_meshes():
     assert convert.parse_bytes("1.5GB") == 1_500_000_000 and convert.parse_bytes("2 MiB") == 2 << 20
     assert convert.parse_bytes("77") == 77
-    assert convert.parse_mesh("") == {}
-    assert convert.parse_mesh("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
+    assert convert.mesh_sizes("") == {}
+    assert convert.mesh_sizes("fsdp=8, tensor=2") == {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}
 
 
 @pytest.mark.slow

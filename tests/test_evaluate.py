@@ -13,7 +13,7 @@ import pytest
 from evaluation.evaluation_fakes import teacher
 
 from process_gen import evaluate as command
-from process_gen.evaluate import Options, compare, evaluate, run, write_results
+from process_gen.evaluate import compare, evaluate, run, write_results
 from process_gen.evaluation.benchmark import GROUPS, make_benchmark
 from process_gen.evaluation.results import Results, ResultsError
 from process_gen.sampling import Progress, SamplerConfig, SamplerError
@@ -52,14 +52,23 @@ def restored(monkeypatch):
     return asked
 
 
+def options(**changes) -> types.SimpleNamespace:
+    """The flags of a command, with some of them changed."""
+    values = dict(
+        workdir=None, which="ema", modes=[], groups=[], split="heldout", per_group=40, seed=0, batch_size=64,
+        mesh="", sampling=[], output_dir=None, pictures=24, compare=[],
+    )  # fmt: skip
+    return types.SimpleNamespace(**{**values, **changes})
+
+
 def test_one_run_prints_the_tables_and_leaves_results_plot_and_page(restored, tmp_path):
     heard = []
     modes = ("process", "single_pass")
-    options = Options(
+    values = options(
         workdir="somewhere", modes=modes, per_group=2, output_dir=str(tmp_path), pictures=3,
-        sampling={"flow_steps": 7},
+        sampling=["flow_steps=7"],
     )  # fmt: skip
-    printed = run(options, heard.append)
+    printed = run(values, heard.append)
     assert restored == [("somewhere", "ema")]
     assert "position" in printed and "single_pass - process" in printed
     assert heard[-1] == "single_pass: 18 of 18 prompts"
@@ -76,7 +85,7 @@ def test_one_run_prints_the_tables_and_leaves_results_plot_and_page(restored, tm
 
 
 def test_the_mode_that_it_was_trained_for_is_judged_by_default(restored, tmp_path):
-    run(Options(per_group=1, output_dir=str(tmp_path), pictures=0))
+    run(options(per_group=1, output_dir=str(tmp_path), pictures=0))
     assert list(Results.load(tmp_path / "results.json").modes) == ["plan_only"]
     assert not (tmp_path / "index.html").exists()
 
@@ -89,7 +98,7 @@ def test_two_files_compare_and_runs_are_told_apart_by_folder(tmp_path):
     text, written = compare(paths, tmp_path / "both")
     assert "long/results: process - short/results: process" in text
     assert [path.name for path in written] == ["comparison.png", "comparison.txt"]
-    assert run(Options(compare=tuple(paths), output_dir=str(tmp_path / "both"))).startswith(text)
+    assert run(options(compare=paths, output_dir=str(tmp_path / "both"))).startswith(text)
     write_results(evaluate(TeacherSampler(), make_benchmark(per_group=3, seed=1)), tmp_path / "other", 0)
     text, _ = compare([paths[0], str(tmp_path / "other" / "results.json")], tmp_path / "both")
     assert "no paired difference" in text
@@ -107,35 +116,34 @@ def test_both_modes_answer_the_same_prompts_with_the_same_seeds():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "changes, message",
     [
-        ({"modes": ("proces",)}, "unknown mode 'proces'; did you mean process"),
-        ({"groups": ("colours",)}, "unknown group 'colours'; did you mean colors"),
+        ({"modes": ["proces"]}, "unknown mode 'proces'; did you mean process"),
+        ({"groups": ["colours"]}, "unknown group 'colours'; did you mean colors"),
         ({"split": "held"}, "unknown split 'held'; did you mean heldout"),
-        ({"which": "emma"}, "unknown weights 'emma'; did you mean ema"),
         ({"per_group": 0}, "per_group must be at least 1"),
+        ({"sampling": ["3"]}, "--sampling takes key=value, got '3'"),
     ],
 )
-def test_options_that_mean_nothing_name_what_is_known(options, message):
+def test_flags_that_mean_nothing_name_what_is_known(restored, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        Options(**options)
+        run(options(**changes, output_dir=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
 
 
 def test_sampler_settings_are_literals_or_words():
     read = dict(map(command._setting, ["flow_steps=10", "renorm=none", "interval=(0.2, 0.9)"]))
     assert read == {"flow_steps": 10, "renorm": "none", "interval": (0.2, 0.9)}
-    with pytest.raises(ValueError, match="--sampling takes key=value, got '3'"):
-        command._setting("3")
 
 
 def test_unknown_sampler_settings_and_unwritable_folders_are_refused(restored, tmp_path):
-    with pytest.raises(SamplerError, match="flow_step; did you mean flow_steps"):
-        run(Options(output_dir=str(tmp_path / "new"), sampling={"flow_step": 3}))
+    with pytest.raises(SamplerError, match="'flow_step'; did you mean flow_steps"):
+        run(options(output_dir=str(tmp_path / "new"), sampling=["flow_step=3"]))
     with pytest.raises(ValueError, match="was not trained on scenes"):
-        run(Options(workdir="photographs", output_dir=str(tmp_path / "new")))
+        run(options(workdir="photographs", output_dir=str(tmp_path / "new")))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the output folder"):
-        run(Options(output_dir=str(tmp_path / "file")))
+        run(options(output_dir=str(tmp_path / "file")))
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing was made for a run that failed"
 
 
@@ -143,6 +151,8 @@ def test_unknown_sampler_settings_and_unwritable_folders_are_refused(restored, t
     "flag, message",
     [
         ("--modes=proces", "unknown mode 'proces'"),
+        ("--which=emma", "did you mean ema"),
+        ("--batch_size=0", "rows must be at least 1"),
         ("--workdir=/nowhere/run", "/nowhere/run"),
     ],
 )

@@ -136,7 +136,7 @@ def recipe(accumulate: int = 1, options: UnrollOptions | None = None) -> Recipe:
 
 
 def start(made: Recipe):
-    state = init_state(made, Batch.spec(layout(), 4), jax.random.key(0), sharding.unbox)
+    state = init_state(made, Batch.spec(layout(), 4), jax.random.key(0))
     return dataclasses.replace(state, params=sharding.unbox(state.params))
 
 

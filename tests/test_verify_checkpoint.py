@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from process_gen import convert, verify_checkpoint
 from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.checkpoints.published.sources import tree
 from process_gen.parity.answers import Entry, distance, is_given, stored_gradients
 from process_gen.parity.golden import read_golden
 from process_gen.parity.training import training_answers
@@ -46,7 +47,7 @@ def test_the_scan_over_turns_gives_the_same_answers_as_the_loop_over_layers():
     model, _ = verify_checkpoint.opened(weights, "float32")
     config = verify_checkpoint.computed_as(weights.model, model, "float32")
     with jax.default_matmul_precision("highest"):
-        found, gradients = training_answers(golden, config, verify_checkpoint.as_tree(model), order="scan")
+        found, gradients = training_answers(golden, config, tree(model), order="scan")
     found |= stored_gradients(golden, config, gradients)
     traced = {"train_hidden", "train_position_ids", "train_latents", "train_vae_position_ids"}
     assert set(found) == {name for name in ANSWERS if name.startswith(("train_", "grad/"))} - traced

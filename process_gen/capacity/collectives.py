@@ -11,52 +11,27 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from process_gen.capacity import hlo
 
 KINDS = (
-    "all-gather",
-    "reduce-scatter",
-    "all-reduce",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One instruction that exchanges data.
-
-    Attributes:
-      kind: one of `KINDS`.
-      bytes: received by one device each time.
-      runs: how often in one run of the program.
-      axes: the mesh axes along which devices exchange.
-      size: devices that exchange with each other.
-      network: between slices, over the data-centre network.
-      source: the operation in the Python program that it comes from.
-    """
-
-    kind: str
-    bytes: float
-    runs: float
-    axes: tuple[str, ...]
-    size: int
-    network: bool
-    source: str
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind along the same axes.
+    """Exchanges of one kind along the same axes.
 
     Attributes:
-      kind, axes, size, network: see `Collective`.
+      kind: one of `KINDS`.
+      axes: the mesh axes along which devices exchange.
+      size: devices that exchange with each other.
+      network: between slices, over the data-centre network.
       bytes: received by one device in one run of the program.
       runs: how many exchanges there are in it.
     """
@@ -69,18 +44,8 @@ class Traffic:
     runs: float
 
 
-def traffic(collectives: Sequence[Collective]) -> list[Traffic]:
-    """The sums by kind and axes, the largest first."""
-    total: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
-    for one in collectives:
-        entry = total[one.kind, one.axes, one.size, one.network]
-        entry[0] += one.bytes * one.runs
-        entry[1] += one.runs
-    return sorted((Traffic(*key, *sums) for key, sums in total.items()), key=lambda one: -one.bytes)
-
-
-def collectives(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, int]) -> list[Collective]:
-    """Every exchange of a program.
+def traffic(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, int]) -> list[Traffic]:
+    """The exchanges of a program by kind and axes, the largest first.
 
     Args:
       program: a compiled module.
@@ -88,72 +53,52 @@ def collectives(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[s
       slices: how many slices each axis runs over; axes inside a slice may be left out.
     """
     inside = {axis: size // slices.get(axis, 1) for axis, size in mesh.items()}
-    across = tuple(axis for axis, count in slices.items() if count > 1)
-    count = math.prod(slices.values())
+    across = {axis for axis, count in slices.items() if count > 1}
     # Of several slices, a program for TPUs knows the devices of its own slice only.
-    alone = count > 1 and program.partitions < math.prod(mesh.values())
-    shape = inside if alone else dict(mesh)
-    found, chained = [], set()
-    for name, caller, runs in _running(program):
-        computation = program.computations[name]
-        for one in computation.instructions:
+    alone = math.prod(slices.values()) > 1 and program.partitions < math.prod(mesh.values())
+    shape = inside if alone else mesh
+    total: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+    chained = set()
+    for name, runs in program.runs.items():
+        for one in program.computations[name].values():
             kind = one.op.removesuffix("-start")
             if kind in KINDS:
                 # A fused exchange goes on through a chain of fusions: one exchange, seen several times.
-                link = _chain(one)
-                if link and (caller, link) in chained:
-                    continue
-                chained.add((caller, link))
-                found.append(_local(kind, one, computation, runs, shape, () if alone else across))
+                if chain := re.search(r'chain_id="(\w+)"', one.rest):
+                    link = (program.callers[name], chain[1], one.attribute("channel_id"))
+                    if link in chained:
+                        continue
+                    chained.add(link)
+                kind, axes, size, received = _local(kind, one, name, shape)
+                network = not alone and not across.isdisjoint(axes)
             elif one.op == "send" and "xla_megascale" in one.rest:
-                found.append(_between_slices(one, runs, across, count))
-    return [one for one in found if one.bytes]
-
-
-def _running(program: hlo.Program) -> list[tuple[str, str, float]]:
-    """Computations that run, what calls them, and how often."""
-    callers = {}
-    for computation in program.computations.values():
-        for one in computation.instructions:
-            for callee, _ in program.calls(computation, one):
-                callers.setdefault(callee, computation.name)
-    return [(name, callers.get(name, ""), runs) for name, runs in program.runs.items()]
-
-
-def _chain(one: hlo.Instruction) -> tuple[str, str] | None:
-    chain = re.search(r'chain_id="(\w+)"', one.rest)
-    return (chain[1], one.attribute("channel_id") or "") if chain else None
-
-
-def _source(one: hlo.Instruction) -> str:
-    match = re.search(r'op_name="([^"]*)"', one.rest)
-    return match[1] if match else ""
+                size, network = math.prod(slices.values()), True
+                axes = tuple(axis for axis in slices if axis in across)
+                kind, received = _between_slices(one, size)
+            else:
+                continue
+            if received:
+                sums = total[kind, axes, size, network]
+                sums[0] += received * runs
+                sums[1] += runs
+    return sorted((Traffic(*key, *sums) for key, sums in total.items()), key=lambda one: -one.bytes)
 
 
 def _local(
-    kind: str,
-    one: hlo.Instruction,
-    computation: hlo.Computation,
-    runs: float,
-    shape: Mapping[str, int],
-    across: Sequence[str],
-) -> Collective:
-    """An exchange that the compiler lays out itself."""
+    kind: str, one: hlo.Instruction, computation: str, shape: Mapping[str, int]
+) -> tuple[str, tuple[str, ...], int, float]:
+    """Kind, axes, size and bytes of an exchange that the compiler lays out itself."""
     result = one.type
     if one.op.endswith("-start") and kind in ("all-gather", "collective-permute", "reduce-scatter"):
         result = hlo.members(one.type)[1]  # operands, then results, then semaphores
-    size = hlo.type_bytes(result)
-    total = math.prod(shape.values())
+    size, devices = hlo.type_bytes(result), math.prod(shape.values())
     if kind == "collective-permute":
-        pairs = np.array(re.findall(r"\{(\d+),(\d+)\}", one.attribute("source_target_pairs") or ""), int)
-        pairs = pairs.reshape(-1, 2)
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        axes = _varying(pairs, shape)
-        moved = size * len(pairs) / total
-        return Collective(kind, moved, runs, axes, 2, bool(set(axes) & set(across)), _source(one))
-    groups = device_groups(one.attribute("replica_groups") or "", one.rest, total)
-    axes, n = _varying(groups, shape), groups.shape[1]
-    if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
+        listed = re.findall(r"\{(\d+),(\d+)\}", one.attribute("source_target_pairs"))
+        pairs = np.array([pair for pair in listed if pair[0] != pair[1]], int).reshape(-1, 2)
+        return kind, _varying(pairs, shape), 2, size * len(pairs) / devices
+    groups = device_groups(one.attribute("replica_groups"), devices)
+    n = groups.shape[1]
+    if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
         kind, moved = "reduce-scatter", size * (n - 1) / n  # the form it has in programs for TPUs
     elif kind == "reduce-scatter":
         moved = size * (n - 1)
@@ -161,17 +106,16 @@ def _local(
         moved = 2 * size * (n - 1) / n
     else:
         moved = size * (n - 1) / n
-    return Collective(kind, moved, runs, axes, n, bool(set(axes) & set(across)), _source(one))
+    return kind, _varying(groups, shape), n, moved
 
 
-def _between_slices(one: hlo.Instruction, runs: float, across: Sequence[str], count: int) -> Collective:
-    """An exchange that TPU programs hand to the runtime, which carries it over the network."""
+def _between_slices(one: hlo.Instruction, count: int) -> tuple[str, float]:
+    """Kind and bytes of an exchange that TPU programs hand to the runtime, which has the network for it."""
     match = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
     kind = match[1].lower().replace("_", "-") if match else "send"
-    size = hlo.type_bytes(hlo.members(one.type)[0])
     share = (count - 1) / count
     times = {"all-reduce": 2 * share, "all-gather": count - 1}.get(kind, share)
-    return Collective(kind, times * size, runs, tuple(across), count, True, _source(one))
+    return kind, times * hlo.type_bytes(hlo.members(one.type)[0])
 
 
 def _varying(groups: np.ndarray, shape: Mapping[str, int]) -> tuple[str, ...]:
@@ -185,7 +129,7 @@ def _varying(groups: np.ndarray, shape: Mapping[str, int]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------- groups
 
 
-def device_groups(text: str, rest: str, total: int) -> np.ndarray:
+def device_groups(text: str, total: int) -> np.ndarray:
     """[groups, devices of a group] ids from `replica_groups`, in any of the forms that XLA writes.
 
     `{{0,1},{2,3}}` names them, `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)` cut a count of all into rows, and
@@ -194,48 +138,46 @@ def device_groups(text: str, rest: str, total: int) -> np.ndarray:
     Raises:
       ValueError: another form.
     """
-    if text.startswith("mesh"):
-        return _of_mesh(rest[rest.index("replica_groups=") :])
-    if match := re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _iota(*(match[i] for i in (2, 3))).reshape(_numbers(match[1]))
-    if re.fullmatch(r"\{\s*\}|", text):
+    if match := re.fullmatch(rf"\[([\d,]+)\]<=({_COUNT})", text):
+        return _counted(match[2]).reshape(_numbers(match[1]))
+    if match := re.fullmatch(rf"mesh\[(.*?)\](?:, device_ids=\(({_COUNT}|[\d,]+)\))? \{{(.*)\}}", text):
+        return _of_mesh(match[1], match[2] or "", match[3])
+    if text in ("", "{}"):
         return np.arange(total)[None]
     groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", text)]
-    if not groups or len({len(group) for group in groups}) > 1:
+    if len({len(group) for group in groups}) != 1:
         raise ValueError(f"replica_groups={text[:80]} has a form that is not known here")
     return np.array(groups)
+
+
+_COUNT = r"\[[\d,]+\](?:T\([\d,]+\))?"
 
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _iota(sides: str, transposed: str | None) -> np.ndarray:
-    shape = _numbers(sides)
-    grid = np.arange(math.prod(shape)).reshape(shape)
-    return grid.transpose(_numbers(transposed)) if transposed else grid
+def _counted(text: str) -> np.ndarray:
+    """`[2,4]T(1,0)`: a count from 0 in an array of that shape, its axes in another order."""
+    shape, _, order = text.partition("T")
+    sides = _numbers(shape[1:-1])
+    grid = np.arange(math.prod(sides)).reshape(sides)
+    return grid.transpose(_numbers(order[1:-1])) if order else grid
 
 
-def _of_mesh(text: str) -> np.ndarray:
-    """`mesh['a'=2,'b'=4] {'b'}`; an axis may be cut, as in `'b':(2)2`, and devices may be listed."""
-    listed = r"\[[\d,]+\](?:T\([\d,]+\))?|[\d,]+"
-    match = re.match(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(({listed})\))? \{{([^}}]*)\}}", text)
-    if not match:
-        raise ValueError(f"{text[:80]} has a form that is not known here")
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
-    ids = np.arange(math.prod(sizes.values()))
-    if match[2] and (order := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", match[2])):
-        ids = _iota(order[1], order[2]).reshape(-1)
-    elif match[2]:
-        ids = np.array(_numbers(match[2]))
-    chosen = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[3])}
+def _of_mesh(sizes: str, devices: str, axes: str) -> np.ndarray:
+    """The groups along some axes of a mesh; an axis may be cut, as in `'b':(2)2`, and devices be listed."""
+    chosen = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     shape, moved = [], []
-    for name, size in sizes.items():
+    for name, size in re.findall(r"'([^']+)'=(\d+)", sizes):
         pre, part = chosen.get(name, ("", ""))
-        pieces = [int(pre), int(part), size // int(pre) // int(part)] if pre else [size]
         if name in chosen:
-            moved.append(len(shape) + (1 if pre else 0))
-        shape += pieces
+            moved.append(len(shape) + bool(pre))
+        shape += [int(pre), int(part), int(size) // int(pre) // int(part)] if pre else [int(size)]
+    if devices.startswith("["):
+        ids = _counted(devices)
+    else:
+        ids = np.array(_numbers(devices)) if devices else np.arange(math.prod(shape))
     kept = [axis for axis in range(len(shape)) if axis not in moved]
     grid = ids.reshape(shape).transpose([*kept, *moved])
     return grid.reshape(-1, math.prod(shape[axis] for axis in moved))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen.capacity import roofline
 from process_gen.capacity.measured import Measured, bytes_per_device
 from process_gen.capacity.topology import Topology
-from process_gen.distributed.chips import GIB, Chip
+from process_gen.distributed.chips import GIB
 from process_gen.models import cost
 from process_gen.models.config import ModelConfig
 from process_gen.reports.table import table
@@ -31,14 +33,14 @@ class Ask:
     """What is asked besides the program.
 
     Attributes:
-      counts: what a row holds on average (`training.amounts.of_a_row`); every slot where None.
-      assumptions: of the time.
+      counts: what a row holds on average, such as `training.amounts.of_a_row`.
+      efficiency: share of the peak that matrix products reach.
       trajectories: how many are to be trained on; 0 leaves the bill out.
       hbm: bytes of memory of a device, instead of the chip's.
     """
 
     counts: Callable[[Layout], Mapping[str, float]]
-    assumptions: roofline.Assumptions
+    efficiency: float = roofline.EFFICIENCY
     trajectories: int = 0
     hbm: float | None = None
 
@@ -48,19 +50,16 @@ def train_report(
 ) -> dict[str, Any]:
     """Everything that is known of a compiled train step, as plain JSON values."""
     model, layout = program.recipe.model.config, program.recipe.model.layout
-    devices, rows = len(topology.devices), config.train.batch_size
-    encode = not config.data.get("latents", "")
-    share = rows / devices
+    rows, share = config.train.batch_size, config.train.batch_size / len(topology.devices)
     counts = ask.counts(layout)
-    how = cost.Program(config.train.unroll, topology.platform, encode)
+    useful_tokens = counts["und_tokens"] + counts["gen_tokens"]
+    how = cost.Program(config.train.unroll, topology.platform, not config.data.get("latents", ""))
     once = cost.computed(model, layout, counts, how)
-    images = once.pop("autoencoder")
     flops = {
-        "useful": cost.useful(model, layout, counts, encode),
-        "padded": {part: 3.0 * value for part, value in once.items()} | {"autoencoder": images * encode},
+        "useful": cost.useful(model, layout, counts, how.encode),
+        "padded": {p: flops * (how.encode if p == "autoencoder" else 3.0) for p, flops in once.items()},
         "executed": cost.executed(model, layout, counts, how),
     }
-    useful_tokens = counts["und_tokens"] + counts["gen_tokens"]
     report = {
         "config": config.name,
         "step": "train",
@@ -83,9 +82,9 @@ def train_report(
     }
     report["fits"] = fits(found, report["hbm"])
     report["notes"] = notes(model, topology, report)
-    report["hints"] = [] if report["fits"] in (True, None) else hints(config, program, topology, report)
+    report["hints"] = hints(config, program, report) if report["fits"] is False else []
     if topology.chip is not None and found.needed is None:
-        report |= _time(report, topology, layout, ask)
+        report |= _time(report, topology, layout, found, ask)
     return report
 
 
@@ -96,12 +95,12 @@ _TILE_ROWS = 16
 def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> list[str]:
     """What is odd about a program that nevertheless works."""
     found, fsdp = [], report["mesh"]["fsdp"]
-    sent = {kind: 0.0 for kind in ("all-gather", "all-reduce")}
+    sent = collections.Counter()
     for one in report["traffic"]:
-        if one["kind"] in sent and "fsdp" in one["axes"]:
+        if "fsdp" in one["axes"]:
             sent[one["kind"]] += one["bytes"]
-    own, left = divmod(model.width, fsdp)
-    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and (left or own % _TILE_ROWS):
+    in_tiles = model.width % (fsdp * _TILE_ROWS) == 0
+    if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and not in_tiles:
         better = max(n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS))
         found.append(
             f"A device has {model.width} / {fsdp} = {model.width / fsdp:g} rows of a matrix, no multiple of "
@@ -114,16 +113,16 @@ def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> lis
     return found
 
 
-def where(mesh: Any, topology: Topology, ask: Ask) -> dict[str, Any]:
+def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
     """The devices of a report."""
     chip = topology.chip
     return {
         "topology": topology.name,
         "slices": topology.slices,
         "devices": len(topology.devices),
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "chip": None if chip is None else chip.name,
-        "hbm": ask.hbm if ask.hbm is not None else None if chip is None else chip.hbm,
+        "mesh": dict(mesh.shape),
+        "chip": chip and chip.name,
+        "hbm": ask.hbm if ask.hbm is not None else chip and chip.hbm,
     }
 
 
@@ -145,95 +144,82 @@ def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
         "batch": batch,
     }
     sizes = {name: bytes_per_device(tree) for name, tree in parts.items()}
-    held = {name: float(device) for name, (device, _) in sizes.items()}
-    return held | {
-        "host": float(sum(host for _, host in sizes.values())),
-        "temporaries": float(found.temporaries),
-        "outputs": float(found.outputs - found.aliased),
-        "code": float(found.code),
+    return {name: device for name, (device, _) in sizes.items()} | {
+        "host": sum(host for _, host in sizes.values()),
+        "temporaries": found.temporaries,
+        "outputs": found.outputs - found.aliased,
+        "code": found.code,
         "peak": found.peak if math.isfinite(found.peak) else None,
     }
 
 
-def _time(report: dict[str, Any], topology: Topology, layout: Any, ask: Ask) -> dict[str, Any]:
+def _time(
+    report: dict[str, Any], topology: Topology, layout: Layout, found: Measured, ask: Ask
+) -> dict[str, Any]:
     """The estimate of the time, and what follows from it."""
-    chip: Chip = topology.chip
-    held = report["memory"]
-    gathered = sum(one["bytes"] for one in report["traffic"] if one["kind"] == "all-gather")
+    chip, held, row = topology.chip, report["memory"], report["holds"]
+    gathered = sum(one.bytes for one in found.traffic if one.kind == "all-gather")
     arguments = sum(held[name] for name in ("parameters", "average", "optimizer", "batch"))
     moved = 2 * (arguments + held["temporaries"] + gathered)
     sides = 3 if topology.name.startswith(("v5p", "tpu7x")) else 2
-    flops = report["flops_per_device"]
-    traffic = [roofline.Traffic(**{**one, "axes": tuple(one["axes"])}) for one in report["traffic"]]
-    given = roofline.estimate(chip, sum(flops["executed"].values()), moved, traffic, ask.assumptions, sides)
-    rows, devices = report["rows"], report["devices"]
-    row = report["holds"]
-    done = rows * row["trajectories"] / given.worst
-    found = {
-        "estimate": roofline.as_dict(given),
+    flops = {kind: sum(parts.values()) for kind, parts in report["flops_per_device"].items()}
+    estimate = roofline.estimate(chip, flops["executed"], moved, found.traffic, ask.efficiency, sides)
+    seconds, devices = estimate["worst"], report["devices"]
+    trajectories_per_second = report["rows"] * row["trajectories"] / seconds
+    result = {
+        "estimate": estimate,
         "assumptions": [
-            *ask.assumptions.described(chip),
+            *roofline.assumptions(chip, ask.efficiency),
             f"a row holds {row['trajectories']:.2f} trajectories and {row['turns']:.2f} of "
             f"{layout.turns} turns, and {row['useful']:.1%} of its tokens hold something",
         ],
-        "tokens_per_second_per_device": report["useful_tokens_per_row"] * rows / devices / given.worst,
-        "trajectories_per_second": done,
-        "mfu": sum(flops["useful"].values()) / given.worst / chip.flops,
+        "tokens_per_second_per_device": report["useful_tokens_per_row"] * report["rows_per_device"] / seconds,
+        "trajectories_per_second": trajectories_per_second,
+        "mfu": flops["useful"] / seconds / chip.flops,
     }
     if ask.trajectories:
-        found["trajectories"] = ask.trajectories
-        found["device_hours"] = ask.trajectories / done / 3600 * devices
-    return found
+        result["trajectories"] = ask.trajectories
+        result["device_hours"] = ask.trajectories / trajectories_per_second / 3600 * devices
+    return result
 
 
 # ----------------------------------------------------------------------- hints
 
 
-def hints(
-    config: ConfigDict, program: TrainProgram, topology: Topology, report: dict[str, Any]
-) -> list[dict[str, Any]]:
+def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> list[dict[str, Any]]:
     """What to change so that it fits, and about how many bytes each saves; the most helpful first."""
     model, held = program.recipe.model.config, report["memory"]
     state = sum(held[name] for name in ("parameters", "average", "optimizer"))
     taken = (held["peak"] or 0.0) - state - held["autoencoder"] - held["batch"]
     temporaries = held["temporaries"] or max(taken, 0.0)
-    mesh, rows = report["mesh"], report["rows_per_device"]
-    found: list[tuple[float, str, str]] = []
-
-    def add(saved: float, why: str, **changes: Any) -> None:
-        flags = " ".join(_flag(config, key.replace("__", "."), value) for key, value in changes.items())
-        found.append((saved, flags, why))
-
-    masked = model.attention == "dense"
-    if masked:
-        add(0.8 * temporaries, "no scores in memory", model__attention="flash")
-    if model.remat not in ("full", "offload"):
-        add(0.6 * temporaries, "layers are computed again", model__remat="full")
-    if model.remat == "full":
-        add(
-            2.0 * model.layers * model.width * rows * report["tokens_per_row"],
-            "layers' inputs wait on the host",
-            model__remat="offload",
-        )
-    if config.train.unroll == "layers" and model.remat != "none":
-        add(0.2 * temporaries, "turns one after the other, each computed again", train__unroll="scan")
-    if mesh["data"] > report["slices"]:
-        saved = state * (1 - report["slices"] / mesh["data"])
-        why = "the state is split over more devices"
-        add(saved, why, mesh__data=report["slices"], mesh__fsdp=-1)
-    if held["optimizer"] and config.train.get("offload") == "none":
-        add(held["optimizer"], "moments wait on the host", train__offload="optimizer")
-    if rows > 1:
-        fewer = config.train.batch_size // math.ceil(rows)
-        add(temporaries * (1 - 1 / rows), "fewer rows at once", train__batch_size=fewer)
-    if (turns := config.layout.turns) > 1:
-        add(0.4 * temporaries, "shorter rows: less context, and its gradient", layout__turns=turns // 2)
-    if not masked:
-        why = "the tokens of a row are split over devices"
-        add(temporaries / 2, why, mesh__context=2 * mesh["context"])
-    found.append((state / 2, "twice the devices", "half the state on each"))
-    found.sort(key=lambda one: -one[0])
-    return [{"change": flags, "saves": saved, "because": why} for saved, flags, why in found if saved > 0]
+    mesh, rows, turns = report["mesh"], report["rows_per_device"], config.layout.turns
+    dense, copies = model.attention == "dense", mesh["data"] / report["slices"]
+    inputs = 2.0 * model.layers * model.width * rows * report["tokens_per_row"]
+    fewer = config.train.batch_size // math.ceil(rows)
+    ways = [  # where it is possible, bytes saved, why, and the keys to set
+        (dense, 0.8 * temporaries, "no scores in memory", {"model.attention": "flash"}),
+        (not dense, temporaries / 2, "the tokens of a row are split over devices",
+         {"mesh.context": 2 * mesh["context"]}),
+        (model.remat not in ("full", "offload"), 0.6 * temporaries, "layers are computed again",
+         {"model.remat": "full"}),
+        (model.remat == "full", inputs, "layers' inputs wait on the host", {"model.remat": "offload"}),
+        (config.train.unroll == "layers" and model.remat != "none", 0.2 * temporaries,
+         "turns one after the other, each computed again", {"train.unroll": "scan"}),
+        (copies > 1, state * (1 - 1 / copies), "the state is split over more devices",
+         {"mesh.data": report["slices"], "mesh.fsdp": -1}),
+        (config.train.get("offload") == "none", held["optimizer"], "moments wait on the host",
+         {"train.offload": "optimizer"}),
+        (rows > 1, temporaries * (1 - 1 / rows), "fewer rows at once", {"train.batch_size": fewer}),
+        (turns > 1, 0.4 * temporaries, "shorter rows: less context, and its gradient",
+         {"layout.turns": turns // 2}),
+    ]  # fmt: skip
+    found = [
+        {"change": " ".join(_flag(config, *item) for item in changes.items()), "saves": saved, "because": why}
+        for possible, saved, why, changes in ways
+        if possible and saved > 0
+    ]
+    found.append({"change": "twice the devices", "saves": state / 2, "because": "half the state on each"})
+    return sorted(found, key=lambda one: -one["saves"])
 
 
 def _flag(config: ConfigDict, key: str, value: Any) -> str:
@@ -249,7 +235,13 @@ def _flag(config: ConfigDict, key: str, value: Any) -> str:
 
 def describe(report: dict[str, Any]) -> str:
     """The report of a train step for a terminal."""
-    lines = [_head(report), "", _memory_table(report), "", _traffic_table(report), "", _flops_table(report)]
+    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
+    mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
+    head = (
+        f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
+        f"{report['rows']} rows of {report['tokens_per_row']:,} tokens"
+    )
+    lines = [head, "", _memory_table(report), "", _traffic_table(report), "", _flops_table(report)]
     if "estimate" in report:
         lines += ["", _time_table(report), "", "Assumed, not measured:"]
         lines += [f"  - {line}" for line in report["assumptions"]]
@@ -258,49 +250,34 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", verdict(report)])
 
 
-def _head(report: dict[str, Any]) -> str:
-    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
-    mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
-    return (
-        f"{report['config']} on {report['topology']}{slices}: {report['devices']} devices, mesh {mesh}, "
-        f"{report['rows']} rows of {report['tokens_per_row']:,} tokens"
-    )
-
-
 def unit_of(value: float | None) -> tuple[str, float]:
     """GiB, or MiB for what is small."""
     return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
 
 
 _HELD = {
-    "parameters": "parameters",
     "average": "moving average",
     "optimizer": "optimizer state",
-    "autoencoder": "autoencoder",
-    "batch": "batch",
-    "temporaries": "temporaries",
     "outputs": "outputs besides the state",
     "code": "program",
     "peak": "all at once",
 }
+"""Parts of the memory that a table calls otherwise."""
 
 
 def _memory_table(report: dict[str, Any]) -> str:
-    held, hbm = report["memory"], report["hbm"]
-    name_of_unit, unit = unit_of(held["peak"])
-    rows = [
-        (label, None if held[name] is None else held[name] / unit, _share(held[name], hbm))
-        for name, label in _HELD.items()
-    ]
+    held = {_HELD.get(name, name): value for name, value in report["memory"].items()}
+    on_host, hbm = held.pop("host"), report["hbm"]
+    name_of_unit, unit = unit_of(report["memory"]["peak"])
     if hbm:
-        rows.append((f"memory of a device ({report['chip'] or 'as given'})", hbm / unit, "100%"))
-    if held["host"]:
-        rows.append(("on the host", held["host"] / unit, ""))
+        held[f"memory of a device ({report['chip'] or 'as given'})"] = hbm
+    rows = [
+        (name, None, "") if size is None else (name, size / unit, f"{size / hbm:.0%}" if hbm else "")
+        for name, size in held.items()
+    ]
+    if on_host:
+        rows.append(("on the host", on_host / unit, ""))
     return table(rows, ("memory of one device", name_of_unit, "share"), digits=2)
-
-
-def _share(value: float | None, whole: float | None) -> str:
-    return "" if not whole or value is None else f"{value / whole:.0%}"
 
 
 def _traffic_table(report: dict[str, Any]) -> str:
@@ -330,20 +307,18 @@ def _flops_table(report: dict[str, Any]) -> str:
 
 def _time_table(report: dict[str, Any]) -> str:
     one = report["estimate"]
+    alone = ("compute", "memory", "links", "network", "hops")
     rows = [
-        ("arithmetic", _seconds(one["compute"])),
-        ("memory", _seconds(one["memory"])),
-        ("links", _seconds(one["links"])),
-        ("network", _seconds(one["network"])),
-        ("hops", _seconds(one["hops"])),
+        *(("arithmetic" if name == "compute" else name, _seconds(one[name])) for name in alone),
         ("a step", f"{_seconds(one['best'])} to {_seconds(one['worst'])}, bound by {one['bound']}"),
         ("tokens a second and device", f"{report['tokens_per_second_per_device']:,.0f}"),
         ("trajectories a second", f"{report['trajectories_per_second']:.2f}"),
         ("share of the peak (useful FLOP)", f"{report['mfu']:.0%}"),
     ]
     if "device_hours" in report:
-        hours = f"{report['device_hours']:,.0f} device hours"
-        rows.append((f"{report['trajectories']:,} trajectories", hours))
+        rows.append(
+            (f"{report['trajectories']:,} trajectories", f"{report['device_hours']:,.0f} device hours")
+        )
     return table(rows, ("estimated time", "nothing overlaps, unless said"))
 
 
@@ -353,19 +328,24 @@ def _seconds(value: float) -> str:
 
 def verdict(report: dict[str, Any]) -> str:
     """Whether it fits, and what to change if it does not."""
-    peak, hbm = report["memory"]["peak"], report["hbm"]
-    if report["fits"] is None:
-        return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
-    if report["fits"]:
-        return f"It fits: {peak / GIB:.2f} of {hbm / GIB:.2f} GiB."
-    taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"
-    lines = [f"It does NOT fit: it takes {taken}, a device has {(hbm or 0) / GIB:.2f} GiB."]
-    if report["refused"]:
-        lines.append(f"The compiler says: {report['refused']}")
-    lines.append("What to change, the most helpful first (saved bytes are estimates):")
-    lines += _hint_lines(report["hints"])
+    lines = [fit_line(report["memory"]["peak"], report)]
+    if report["fits"] is False:
+        if report["refused"]:
+            lines.append(f"The compiler says: {report['refused']}")
+        lines.append("What to change, the most helpful first (saved bytes are estimates):")
+        lines += [
+            f"  {hint['change']}  (about {hint['saves'] / GIB:.1f} GiB: {hint['because']})"
+            for hint in report["hints"]
+        ]
     return "\n".join(lines)
 
 
-def _hint_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    return [f"  {one['change']}  (about {one['saves'] / GIB:.1f} GiB: {one['because']})" for one in found]
+def fit_line(peak: float | None, report: dict[str, Any]) -> str:
+    """Whether `peak` bytes, None where nobody knows how many, fit the devices of a report."""
+    if report["fits"] is None:
+        return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
+    hbm = f"{(report['hbm'] or 0) / GIB:.2f} GiB"
+    if report["fits"]:
+        return f"It fits: {peak / GIB:.2f} of {hbm}."
+    taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"
+    return f"It does NOT fit: it takes {taken}, a device has {hbm}."

@@ -1,8 +1,9 @@
 """Reads the text of a compiled program: its computations, and how often each of them runs.
 
 XLA's cost analysis counts the body of a loop once. Here the trips of every loop
-are found (the compiler's own note, or the comparison in the loop's condition)
-and multiplied through, so that scanned layers and steps count in full.
+are found (the compiler's own note, which programs for TPUs lack, or the comparison in
+the loop's condition) and multiplied through, so that scanned layers and turns count
+in full.
 """
 
 from __future__ import annotations
@@ -14,12 +15,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-BITS = {
-    "pred": 8, "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "u2": 2, "u4": 4, "u8": 8,
-    "u16": 16, "u32": 32, "u64": 64, "f4e2m1fn": 4, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
-    "c64": 64, "c128": 128,
-}  # fmt: skip
-"""Bits of an element; kinds that are not here and begin with `f8` have 8, tokens and opaque ones none."""
+_VALUE = r"mesh\[.*?\}|\{(?:[^{}]|\{[^{}]*\})*\}|(?:\[[^\]]*\]|\([^)]*\)|[^,\s])+"
+"""The value of an attribute: a mesh with axes of it, braces with braces in them, or all up to a comma."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,51 +26,24 @@ class Instruction:
     Attributes:
       name, type, op: as the text has them, names without `%`.
       rest: everything after the opening bracket of the operands.
+      computation: the name of the one that it stands in.
     """
 
     name: str
     type: str
     op: str
     rest: str
-
-    @functools.cached_property
-    def split(self) -> tuple[str, str]:
-        """The operands and the attributes, as text."""
-        end = _closing(f"({self.rest}", 0)
-        return self.rest[: end - 1], self.rest[end:]
+    computation: str
 
     @property
     def operands(self) -> list[str]:
-        """Names of the operands."""
-        text = self.split[0]
-        named = re.findall(r"%([\w.\-]+)", text)
-        return named or [part.split()[-1] for part in text.split(", ") if part.strip()]
+        """Names of the operands, before those of what it calls."""
+        return re.findall(r"%([\w.\-]+)", self.rest)
 
-    def attribute(self, name: str) -> str | None:
-        """The text of an attribute up to the next comma, what is in brackets in full; None without it."""
-        text = self.split[1]
-        match = re.search(rf"(?:^|[\s,]){name}=", text)
-        if not match:
-            return None
-        start = match.end()
-        if text[start : start + 1] in ("{", "["):
-            end = _closing(text, start) + 1
-            more = re.match(r"<=\[[\d,]*\](?:T\([\d,]*\))?", text[end:])
-            return text[start : end + (more.end() if more else 0)]
-        return re.match(r"[^,\s]*", text[start:])[0]
-
-
-@dataclasses.dataclass
-class Computation:
-    """Instructions in order; `root` is the last one, or the one marked as such."""
-
-    name: str
-    instructions: list[Instruction]
-    root: Instruction | None = None
-
-    @functools.cached_property
-    def by_name(self) -> Mapping[str, Instruction]:
-        return {one.name: one for one in self.instructions}
+    def attribute(self, name: str) -> str:
+        """The value of an attribute, as text without `%`; "" without it."""
+        match = re.search(rf"[\s,]{name}=({_VALUE})", self.rest)
+        return match[1].replace("%", "") if match else ""
 
 
 @dataclasses.dataclass
@@ -81,12 +51,12 @@ class Program:
     """A compiled module.
 
     Attributes:
-      computations: by name, each before those that call it.
+      computations: instructions by name, by the name of the computation, each before those that call it.
       entry: the name of the one that runs first.
       partitions: devices that run it together.
     """
 
-    computations: dict[str, Computation]
+    computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
     partitions: int
 
@@ -98,102 +68,90 @@ class Program:
         """
         counts: dict[str, float] = collections.defaultdict(float)
         counts[self.entry] = 1.0
-        for computation in reversed(self.computations.values()):
-            times = counts.get(computation.name, 0.0)
-            if not times:
-                continue
-            for instruction in computation.instructions:
-                for callee, trips in self.calls(computation, instruction):
-                    counts[callee] += times * trips
-        return dict(counts)
+        for name in reversed(self.computations):
+            if counts[name]:
+                for one in self.computations[name].values():
+                    for callee, trips in self._calls(one):
+                        counts[callee] += counts[name] * trips
+        return {name: count for name, count in counts.items() if count}
+
+    @functools.cached_property
+    def callers(self) -> Mapping[str, str]:
+        """By name of a computation, one that calls it."""
+        instructions = (one for body in self.computations.values() for one in body.values())
+        return {callee: one.computation for one in instructions for callee, _ in self._calls(one)}
 
     @property
     def unknown_loops(self) -> list[str]:
         """Names of the loops whose trips could not be found; their bodies count once."""
-        return [
-            one.name
-            for name in self.runs
-            for one in self.computations[name].instructions
-            if one.op == "while" and self.trips(self.computations[name], one) is None
-        ]
+        running = (one for name in self.runs for one in self.computations[name].values())
+        return [one.name for one in running if one.op == "while" and self.trips(one) is None]
 
-    def calls(self, computation: Computation, one: Instruction) -> Iterator[tuple[str, float]]:
+    def _calls(self, one: Instruction) -> Iterator[tuple[str, int]]:
         """The computations that an instruction runs, and how often."""
         if one.op == "while":
-            trips = self.trips(computation, one)
-            yield _bare(one.attribute("body")), 1.0 if trips is None else trips
+            trips = self.trips(one)
+            yield one.attribute("body"), 1 if trips is None else trips
         elif one.op in ("fusion", "async-start"):
-            yield _bare(one.attribute("calls")), 1.0
+            yield one.attribute("calls"), 1
         elif one.op == "call":
-            yield _bare(one.attribute("to_apply")), 1.0
+            yield one.attribute("to_apply"), 1
         elif one.op == "conditional":
-            names = one.attribute("branch_computations") or " ".join(
-                filter(None, (one.attribute("true_computation"), one.attribute("false_computation")))
-            )
-            yield from ((name, 1.0) for name in re.findall(r"[\w.\-]+", names.replace("%", " ")))
+            for name in ("branch_computations", "true_computation", "false_computation"):
+                yield from ((branch, 1) for branch in re.findall(r"[\w.\-]+", one.attribute(name)))
 
-    def trips(self, computation: Computation, loop: Instruction) -> float | None:
-        """How often the body of a loop of a computation runs; None where the text does not tell."""
-        noted = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.split[1])
+    def trips(self, loop: Instruction) -> int | None:
+        """How often the body of a loop runs, if it counts up by one; None where the text does not tell."""
+        noted = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
         if noted:
-            return float(noted[1])
-        condition = self.computations.get(_bare(loop.attribute("condition")))
-        root = condition.root if condition else None
-        if root is not None and root.op == "fusion":
-            inner = self.computations.get(_bare(root.attribute("calls")))
-            return self._compared(inner, computation, loop, _fed(inner, root, condition)) if inner else None
-        return self._compared(condition, computation, loop, {}) if root is not None else None
-
-    def _compared(
-        self, condition: Computation, outside: Computation, loop: Instruction, fed: Mapping[str, Instruction]
-    ) -> float | None:
-        """Trips of a loop that counts up to a constant, one at a time."""
-        root = condition.root
-        if root is None or root.op != "compare" or root.attribute("direction") not in ("LT", "GT"):
+            return int(noted[1])
+        condition = self._with_fused(loop.attribute("condition"))
+        compared = [one for one in condition.values() if one.op == "compare"]
+        if len(compared) != 1 or not {one.op for one in condition.values()} <= _COUNTING:
             return None
-        sides = [fed.get(name, condition.by_name.get(name)) for name in root.operands]
-        if root.attribute("direction") == "GT":
-            sides.reverse()
-        counter, bound = sides
+        counter, bound = (condition[name] for name in compared[0].operands[:2])
+        if (direction := compared[0].attribute("direction")) == "GT":
+            counter, bound = bound, counter
         last = _constant(bound)
-        if last is None or counter is None or counter.op != "get-tuple-element":
+        if direction not in ("LT", "GT") or counter.op != "get-tuple-element" or last is None:
             return None
-        return max(last - (self._start(outside, loop, int(counter.attribute("index"))) or 0.0), 0.0)
+        return max(last - self._start(loop, int(counter.attribute("index"))), 0)
 
-    def _start(self, outside: Computation, loop: Instruction, index: int) -> float | None:
-        """What a loop's counter begins with, where that is a constant."""
-        carried = outside.by_name.get(loop.operands[0])
-        if carried is None or carried.op != "tuple":
-            return None
-        first = outside.by_name.get(carried.operands[index])
-        while first is not None and first.op in ("copy", "bitcast"):
-            first = outside.by_name.get(first.operands[0])
-        return _constant(first)
+    def _with_fused(self, name: str) -> dict[str, Instruction]:
+        """A computation and what is fused in it, whose parameters are the instructions that feed them."""
+        found = dict(self.computations[name])
+        for fusion in [one for one in found.values() if one.op == "fusion"]:
+            for one in self.computations[fusion.attribute("calls")].values():
+                if one.op == "parameter":
+                    number = int(one.rest.partition(")")[0])
+                    found[one.name] = found[fusion.operands[number]]
+                else:
+                    found[one.name] = one
+        return found
 
-
-def _fed(inner: Computation, fusion: Instruction, outer: Computation) -> dict[str, Instruction]:
-    """The parameters of a fused computation, by name, as the instructions that feed them."""
-    fed = {}
-    for one in inner.instructions:
-        if one.op == "parameter":
-            source = outer.by_name.get(fusion.operands[int(one.split[0])])
-            if source is not None:
-                fed[one.name] = source
-    return fed
-
-
-def _constant(one: Instruction | None) -> float | None:
-    if one is None or one.op != "constant":
-        return None
-    return float(one.split[0]) if re.fullmatch(r"-?\d+", one.split[0]) else None
+    def _start(self, loop: Instruction, index: int) -> int:
+        """What a loop's counter begins with, where that is a constant; else 0."""
+        outside = self.computations[loop.computation]
+        first = outside[loop.operands[0]]
+        if first.op == "tuple":
+            first = outside[first.operands[index]]
+        while first.op in ("copy", "bitcast"):
+            first = outside[first.operands[0]]
+        return _constant(first) or 0
 
 
-def _bare(name: str | None) -> str:
-    return (name or "").lstrip("%")
+_COUNTING = {"parameter", "get-tuple-element", "constant", "compare", "fusion", "copy", "bitcast"}
+"""What the condition of a loop that merely counts is made of."""
 
 
-_INSTRUCTION = re.compile(r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
-_HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) (?:\(.*)?\{\s*$")
+def _constant(one: Instruction) -> int | None:
+    match = re.match(r"(-?\d+)\)", one.rest) if one.op == "constant" else None
+    return int(match[1]) if match else None
+
+
+_HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) (?:\(.*)?\{\s*$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
+_OP = re.compile(r" ?([\w\-]+)\(")
 
 
 def parse(text: str) -> Program:
@@ -202,49 +160,40 @@ def parse(text: str) -> Program:
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations: dict[str, Computation] = {}
-    entry, current = "", None
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = current = ""
     for line in text.splitlines():
-        if line[:1] not in (" ", "}", "") and (match := _HEADER.match(line)):
-            current = Computation(match["name"], [])
-            computations[current.name] = current
-            entry = current.name if match["entry"] else entry
-        elif current is not None and (match := _INSTRUCTION.match(line)):
-            one = _instruction(match["name"], line[match.end() :])
-            if one is not None:
-                current.instructions.append(one)
-                current.root = one if match["root"] or current.root is None else current.root
+        if match := _HEADER.match(line):
+            current = match["name"]
+            computations[current] = {}
+            entry = current if match["entry"] else entry
+        elif match := _INSTRUCTION.match(line):
+            name, rest = match["name"], line[match.end() :]
+            end = _closing(rest) if rest.startswith("(") else rest.find(" ")
+            if op := _OP.match(rest, end):
+                one = Instruction(name, rest[:end], op[1], rest[op.end() :], current)
+                computations[current][name] = one
     if not entry:
         raise ValueError("this is no text of a compiled module: it has no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
     return Program(computations, entry, int(partitions[1]) if partitions else 1)
 
 
-def _instruction(name: str, text: str) -> Instruction | None:
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
-    match = re.match(r" ?([\w\-]+)\(", text[end:])
-    return Instruction(name, text[:end], match[1], text[end + match.end() :]) if match else None
-
-
-_PAIRS = {"(": ")", "{": "}", "[": "]"}
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
-    opening, closing, depth = text[start], _PAIRS[text[start]], 0
-    for match in re.finditer(f"[{re.escape(opening)}{re.escape(closing)}]", text[start:]):
-        depth += 1 if match[0] == opening else -1
+def _closing(text: str) -> int:
+    """Where what the first letter, a bracket, opens has been closed."""
+    depth = 0
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
         if not depth:
-            return start + match.start()
+            return match.end()
     return len(text)
 
 
 def type_bytes(text: str) -> int:
-    """Bytes of a type, a tuple's members together."""
+    """Bytes of a type, a tuple's members together; a kind's first number are its bits, tokens have none."""
     total = 0
-    for kind, sides in re.findall(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]", text):
-        bits = BITS.get(kind, 8 if kind.startswith("f8") else 0)
-        total += math.prod(int(side) for side in sides.split(",") if side) * bits
+    for bits, sides in re.findall(r"\b(?:pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]", text):
+        total += math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8)
     return total // 8
 
 
@@ -252,10 +201,11 @@ def members(text: str) -> list[str]:
     """The members of a tuple type, as text; a type that is no tuple is its own only member."""
     if not text.startswith("("):
         return [text]
-    found, depth, start, inside = [], 0, 1, text[: _closing(text, 0)]
-    for i, letter in enumerate(inside):
+    found, depth = [""], 0
+    for letter in text[1:-1]:
         depth += (letter in "({[") - (letter in ")}]")
-        if letter == "," and depth == 1:
-            found.append(inside[start:i].strip())
-            start = i + 1
-    return [*found, inside[start:].strip()]
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [member.strip() for member in found]

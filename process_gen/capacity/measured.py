@@ -9,17 +9,16 @@ import dataclasses
 import math
 import pathlib
 import re
-import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from process_gen.capacity import collectives, hlo
-
-Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,135 +60,106 @@ class Measured:
 
 def measure(
     name: str,
-    lower: Callable[[], jax.stages.Lowered],
-    mesh: Mesh,
-    slices: Mapping[str, int],
-    report: Report,
-    keep: Callable[[str], None] | None = None,
-    dump: str | None = None,
-) -> Measured:
-    """Lowers and compiles a program.
-
-    Args:
-      name: for a table and for progress.
-      lower: gives the lowered program.
-      mesh: the devices.
-      slices: how many slices each mesh axis runs over.
-      report: takes lines of progress.
-      keep: takes the text of the compiled program, if it is to be kept.
-      dump: folder for what the compiler writes down on its way.
-    """
-    started = time.perf_counter()
-    lowered = lower()
-    lowering = time.perf_counter() - started
-    report(f"{name}: lowered in {lowering:.0f} s, compiling")
-    return measure_lowered(name, lowered, mesh, slices, report, keep, dump, lowering)
-
-
-def measure_lowered(
-    name: str,
     lowered: jax.stages.Lowered,
     mesh: Mesh,
     slices: Mapping[str, int],
-    report: Report,
-    keep: Callable[[str], None] | None = None,
-    dump: str | None = None,
+    report: Callable[[str], None],
+    *,
     lowering: float = 0.0,
+    dump: str | None = None,
+    hlo_file: str | None = None,
+    quick: bool = False,
 ) -> Measured:
-    """`measure` of a program that was lowered in `lowering` seconds; several threads may do so at once."""
-    started = time.perf_counter()
-    try:
-        compiled = lowered.compile(compiler_options={"xla_dump_to": dump} if dump else None)
-    except jax.errors.JaxRuntimeError as error:
-        seconds = (lowering, time.perf_counter() - started)
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        report(f"{name}: refused after {seconds[1]:.0f} s")
-        return Measured(name, seconds, needed=needed_bytes(str(error)), refused=_gist(str(error)))
-    seconds = (lowering, time.perf_counter() - started)
-    report(f"{name}: compiled in {seconds[1]:.0f} s")
-    text, memory = _text_of(compiled, dump), compiled.memory_analysis()
-    if keep is not None:
-        keep(text)
-    return Measured(
-        name,
-        seconds,
-        **_sent(text, mesh, slices),
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-    )
+    """Compiles a program; several threads may do so at once.
 
-
-def _text_of(compiled: jax.stages.Compiled, dump: str | None) -> str:
-    """The text of a compiled program.
-
-    jaxlib cannot read back every program of a TPU compiler that is newer than it is; the compiler
-    has written the text to `dump` as well.
+    Args:
+      name, lowered: of the program.
+      mesh: the devices.
+      slices: how many slices each mesh axis runs over.
+      report: takes lines of progress.
+      lowering: seconds that it took to lower it.
+      dump: folder for what the compiler writes down on its way, if that is to be kept; not where `quick`.
+      hlo_file: for the text of the compiled program, likewise.
+      quick: whether to go on as soon as the TPU compiler has assigned memory, while it still generates
+        code. That takes most of the time and changes nothing that is measured here but the size of the code.
     """
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        written = sorted(pathlib.Path(dump).glob(_PROGRAM)) if dump else []
-        if not written:
-            raise
-        return max(written, key=lambda file: file.stat().st_size).read_text()
-
-
-def _sent(text: str, mesh: Mesh, slices: Mapping[str, int]) -> dict[str, Any]:
-    """What the text of a compiled program says about exchanges, as fields of `Measured`."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        written = pathlib.Path(folder if quick else dump or folder)  # nothing older is read when it is quick
+        dumps = dump is not None or mesh.devices.flat[0].platform == "tpu"
+        options = {"xla_dump_to": str(written)} if dumps else None
+        try:
+            compiled = _unless_assigned(lowered, options, written) if quick else lowered.compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            seconds = (lowering, time.perf_counter() - started)
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            report(f"{name}: refused after {seconds[1]:.0f} s")
+            gist = str(error).splitlines()[0][:400]
+            return Measured(name, seconds, needed=needed_bytes(str(error)), refused=gist)
+        seconds = (lowering, time.perf_counter() - started)
+        report(f"{name}: {'compiled in' if compiled else 'memory assigned after'} {seconds[1]:.0f} s")
+        text = _text_of(compiled, written)
+        sizes = _assigned(_largest(written, _ASSIGNED)) if compiled is None else _analysed(compiled)
+    if hlo_file is not None:
+        pathlib.Path(hlo_file).write_text(text)
     program = hlo.parse(text)
-    found = collectives.collectives(program, dict(mesh.shape), slices)
-    return {"traffic": tuple(collectives.traffic(found)), "unknown_loops": len(program.unknown_loops)}
+    traffic = collectives.traffic(program, dict(mesh.shape), slices)
+    return Measured(name, seconds, traffic=tuple(traffic), unknown_loops=len(program.unknown_loops), **sizes)
 
 
-# ------------------------------------------------------------------------ quick
+def _unless_assigned(
+    lowered: jax.stages.Lowered, options: Mapping[str, str], written: pathlib.Path
+) -> jax.stages.Compiled | None:
+    """The compiled program; None once memory is assigned, and a thread goes on that nothing can stop."""
+    compiling = futures.ThreadPoolExecutor(1).submit(lowered.compile, options)
+    while not compiling.done():
+        if _is_assigned(written):
+            return None
+        time.sleep(0.5)
+    return compiling.result()
+
+
+def _analysed(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """What the compiler says of a program's memory, as fields of `Measured`."""
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+
+
+# --------------------------------------------------------- what compilers write
 
 _ASSIGNED = "*after_optimizations-buffer-assignment.txt"
 _PROGRAM = "*after_optimizations_after_buffer_assignment.txt"
 
 
-def measure_quickly(
-    name: str, command: Sequence[str], folder: str, mesh: Mesh, slices: Mapping[str, int], report: Report
-) -> Measured | None:
-    """Lets another process compile, and ends it once the TPU compiler has assigned memory.
-
-    What follows is the generation of code, which takes most of the time and changes nothing that is
-    measured here but the size of the code.
-
-    Args:
-      name, mesh, slices, report: see `measure`.
-      command: compiles, with the compiler's dumps in `folder`, and writes `refused.txt` there if it must.
-      folder: empty.
-
-    Returns:
-      What was measured; None if the process failed otherwise, after what it printed.
-    """
-    started, path = time.perf_counter(), pathlib.Path(folder)
-    with subprocess.Popen(command) as process:
-        while process.poll() is None and not _finished(path):
-            time.sleep(0.5)
-        if process.poll() is None:
-            process.kill()
-    seconds = time.perf_counter() - started
-    if (refused := path / "refused.txt").exists():
-        message = refused.read_text()
-        return Measured(name, (0.0, seconds), needed=needed_bytes(message), refused=_gist(message))
-    if not _finished(path):
-        return None
-    report(f"{name}: memory assigned after {seconds:.0f} s")
-    (assigned,), (program,) = path.glob(_ASSIGNED), path.glob(_PROGRAM)
-    return Measured(
-        name, (0.0, seconds), **_sent(program.read_text(), mesh, slices), **_assigned(assigned.read_text())
-    )
-
-
-def _finished(path: pathlib.Path) -> bool:
+def _is_assigned(folder: pathlib.Path) -> bool:
     """Whether the compiler is through with both files: the later one has not grown for a while."""
-    found = [*path.glob(_ASSIGNED), *path.glob(_PROGRAM)]
+    found = [*folder.glob(_ASSIGNED), *folder.glob(_PROGRAM)]
     return len(found) == 2 and time.time() - max(file.stat().st_mtime for file in found) > 2.0
+
+
+def _text_of(compiled: jax.stages.Compiled | None, folder: pathlib.Path) -> str:
+    """The text of a program; without one, that which the compiler has written.
+
+    jaxlib cannot read back every program of a TPU compiler that is newer than it is.
+    """
+    try:
+        if compiled is not None:
+            return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        if not any(folder.glob(_PROGRAM)):
+            raise
+    return _largest(folder, _PROGRAM)
+
+
+def _largest(folder: pathlib.Path, pattern: str) -> str:
+    return max(folder.glob(pattern), key=lambda file: file.stat().st_size).read_text()
 
 
 def _assigned(text: str) -> dict[str, int]:
@@ -221,10 +191,6 @@ def needed_bytes(message: str) -> float:
         if match := re.search(pattern, message):
             return float(match[1]) * _UNITS[match[2]]
     return math.inf
-
-
-def _gist(message: str) -> str:
-    return message.splitlines()[0][:400]
 
 
 def bytes_per_device(tree: Any) -> tuple[int, int]:

@@ -59,11 +59,6 @@ class Topology:
     slices: int
     chip: Chip | None
 
-    @property
-    def per_slice(self) -> int:
-        """Devices of one slice."""
-        return len(self.devices) // self.slices
-
 
 @dataclasses.dataclass(frozen=True)
 class Name:
@@ -72,6 +67,9 @@ class Name:
     generation: str
     sides: tuple[int, ...]
     slices: int = 1
+
+    def __str__(self) -> str:
+        return ":".join(filter(None, (self.generation, "x".join(map(str, self.sides)))))
 
 
 def parse(text: str, slices: int = 1) -> Name:
@@ -85,12 +83,10 @@ def parse(text: str, slices: int = 1) -> Name:
     known = (*TPUS, *GPU_TARGETS, "cpu", "gpu")
     if generation not in known:
         raise TopologyError(f"unknown topology {text!r}; known are {', '.join(known)}: {EXAMPLES}")
-    if slices < 1:
-        raise TopologyError(f"there must be at least 1 slice, got {slices}")
     sides = tuple(int(side) for side in match[2].split("x")) if match[2] else ()
     wanted = {"gpu": 0, "v5p": 3, "tpu7x": 3} | dict.fromkeys(("cpu", *GPU_TARGETS), 1)
     count = wanted.get(generation, 2)
-    if len(sides) != count or (sides and min(sides) < 1):
+    if len(sides) != count or 0 in sides:
         form = ("gpu", f"{generation}:8", f"{generation}:4x4", f"{generation}:4x4x4")[count]
         raise TopologyError(f"topology {text!r} is not of the form {form}; others are {EXAMPLES}")
     if slices > 1 and generation == "gpu":
@@ -106,12 +102,10 @@ def prepare(name: Name) -> None:
     jax.config.update("jax_platforms", "cpu")
     if name.generation == "cpu":
         jax.config.update("jax_num_cpu_devices", name.sides[0] * name.slices)
-        return
-    if name.generation in GPU_TARGETS:
+    elif name.generation in GPU_TARGETS:
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_WITHOUT_GPU]).strip()
-        return
-    for key, value in _WITHOUT_TPU.items():
-        os.environ.setdefault(key, value)
+    else:
+        os.environ.update(_WITHOUT_TPU | os.environ)
 
 
 def get(name: Name, chip: str | None = None) -> Topology:
@@ -130,9 +124,7 @@ def get(name: Name, chip: str | None = None) -> Topology:
     platform, way = ways.get(name.generation, ("tpu", _tpus))
     devices = way(name)
     own = chip_of(devices[0].device_kind)
-    sides = "x".join(map(str, name.sides))
-    shown = f"{name.generation}:{sides}" if sides else name.generation
-    return Topology(shown, platform, devices, name.slices, CHIPS[chip] if chip else own)
+    return Topology(str(name), platform, devices, name.slices, CHIPS[chip] if chip else own)
 
 
 def _cpus(name: Name) -> Sequence[jax.Device]:
@@ -148,25 +140,23 @@ def _gpus(name: Name) -> Sequence[jax.Device]:
         return jax.devices("gpu")
 
 
+def is_installed(*modules: str) -> bool:
+    """Whether one of these modules can be imported; it is not."""
+    with contextlib.suppress(ModuleNotFoundError):  # the package that it would be in
+        return any(importlib.util.find_spec(module) for module in modules)
+    return False
+
+
 def _absent_gpus(name: Name) -> Sequence[jax.Device]:
-    plugins = [f"jax_plugins.xla_cuda{version}" for version in (13, 12)]
-    if not any(is_installed(plugin) for plugin in plugins):
+    if not is_installed("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
         raise TopologyError(
             f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
             "`pip install -e '.[cuda13]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
         )
     sides = f"{name.slices}x1x{name.sides[0]}"  # slices, nodes of a slice, GPUs of a node
-    with _as_topology_error(f"the GPU compiler knows no {name.generation}:{name.sides[0]}"):
+    with _as_topology_error(f"the GPU compiler knows no {name}"):
         target = GPU_TARGETS[name.generation]
         return topologies.get_topology_desc("", "cuda", target_config=target, topology=sides).devices
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module can be imported; it is not."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 def _tpus(name: Name) -> Sequence[jax.Device]:
@@ -175,10 +165,9 @@ def _tpus(name: Name) -> Sequence[jax.Device]:
             f"compiling for {name.generation} takes the TPU compiler, not a TPU: `pip install libtpu`. "
             "Without it, --topology=cpu:8 checks the sharding"
         )
-    sides = "x".join(map(str, name.sides))
     options = {"num_slices": name.slices} if name.slices > 1 else {}
-    with _as_topology_error(f"the TPU compiler knows no slice {name.generation}:{sides}; try {EXAMPLES}"):
-        return topologies.get_topology_desc(f"{name.generation}:{sides}", "tpu", **options).devices
+    with _as_topology_error(f"the TPU compiler knows no slice {name}; try {EXAMPLES}"):
+        return topologies.get_topology_desc(str(name), "tpu", **options).devices
 
 
 @contextlib.contextmanager

@@ -7,27 +7,25 @@ item every array has a name such as `backbone/layers/und/q_proj/kernel`, whateve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from process_gen.checkpoints.errors import CheckpointMismatch
 
 Named = dict[str, Any]
-
-_SHOWN = 6
 
 
 def fields(state: Any) -> dict[str, Any]:
     """Top-level fields of a state, by name."""
     if isinstance(state, Mapping):
         return dict(state)
-    if dataclasses.is_dataclass(state):
-        return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    raise TypeError(f"a state is a dataclass or a dict of fields, got {type(state).__name__}")
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def named(tree: Any) -> Named:
@@ -46,14 +44,7 @@ def unnamed(tree: Any, arrays: Named) -> Any:
 
 def nested(arrays: Named) -> dict[str, Any]:
     """`{'a/b': x}` as `{'a': {'b': x}}`."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *folders, leaf = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = array
-    return tree
+    return unflatten_dict(arrays, sep="/")
 
 
 def raw(leaf: Any) -> Any:
@@ -94,38 +85,38 @@ def unraw(leaf: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(leaf, impl=kinds[0])
 
 
-def check_same(found: Named, wanted: Named, where: str) -> None:
-    """Compares names, shapes and dtypes. Nothing is ever cast or reshaped on the way in.
+def check(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, ignored: Sequence[str] = (), end: str = ""
+) -> None:
+    """Compares names and shapes.
+
+    Args:
+      found, wanted: shapes by name, or whatever else is to be equal and can be shown.
+      what: how the message begins, such as "the weights in a.safetensors do not fit their config".
+      ignored: regular expressions of whole names that may be there without being wanted.
+      end: of the message.
 
     Raises:
-      CheckpointMismatch: lists what differs, by name.
+      CheckpointMismatch: names what is missing, what is unknown, and what has another shape.
     """
-    problems = []
-    for title, names in (
-        ("missing in the checkpoint", wanted.keys() - found.keys()),
-        ("only in the checkpoint", found.keys() - wanted.keys()),
-    ):
-        if names:
-            problems.append(f"{title}: {_shorten(sorted(names))}")
-    both = sorted(found.keys() & wanted.keys())
-    shapes = [n for n in both if tuple(found[n].shape) != tuple(wanted[n].shape)]
-    dtypes = [n for n in both if np.dtype(found[n].dtype) != np.dtype(wanted[n].dtype)]
-    for title, names, attribute in (("other shapes", shapes, "shape"), ("other dtypes", dtypes, "dtype")):
-        if names:
-            shown = [(n, _show(found[n], attribute), _show(wanted[n], attribute)) for n in names]
-            lines = [f"{n} ({have} instead of {want})" for n, have, want in shown]
-            problems.append(f"{title}: {_shorten(lines)}")
-    if problems:
-        raise CheckpointMismatch(
-            f"{where} does not match the model of this run; {'; '.join(problems)}. "
-            "Use the config that the checkpoint was trained with (its metadata holds it), or another workdir."
-        )
+    unknown = sorted(name for name in found.keys() - wanted.keys() if not matches(name, ignored))
+    both = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unknown": unknown,
+        "of another shape": [f"{name} {found[name]} instead of {wanted[name]}" for name in both],
+    }
+    if any(problems.values()):
+        named = (f"{title}: {shorten(names)}" for title, names in problems.items() if names)
+        raise CheckpointMismatch(f"{what}; {'; '.join(named)}{end}")
 
 
-def _show(x: Any, attribute: str) -> str:
-    return str(tuple(x.shape)) if attribute == "shape" else str(np.dtype(x.dtype))
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the regular expressions is the whole name."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _shorten(lines: list[str]) -> str:
-    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return ", ".join(lines[:_SHOWN]) + more
+def shorten(names: Sequence[str], shown: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -7,81 +7,74 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from process_gen.checkpoints import arrays, export, manifest
 from process_gen.checkpoints.errors import CheckpointNotFound
+from process_gen.checkpoints.published import sources
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """Weights and what is known about them.
+class Saved:
+    """A step of a run, or a `.safetensors` file of ours.
 
     Attributes:
-      params: nested dict of arrays.
-      metadata: what the run stored beside them (its config, versions, the step).
-      source: where they came from, for logs.
+      place: the folder of the step, or the file.
+      items: names of the weights and states that it holds.
+      metadata: what the run stored beside them.
+      packaged: the weights of a file.
     """
 
-    params: dict[str, Any]
+    place: epath.Path
+    items: tuple[str, ...]
     metadata: dict[str, Any]
-    source: str
+    packaged: sources.Source | None = None
+
+    def source(self, item: str) -> sources.Source:
+        """The arrays of an item, once its files are known to be as they were written.
+
+        Raises:
+          CheckpointNotFound: there is no such item.
+          CheckpointCorrupt: a file is missing, cut off or changed.
+        """
+        if item not in self.items:
+            raise CheckpointNotFound(f"{self.place} holds no {item!r} weights, only {', '.join(self.items)}")
+        if self.packaged is not None:
+            return self.packaged
+        manifest.verify(self.place, (item,))
+        return sources.StoredArrays(self.place, item)
+
+    def params(self, which: str = "ema") -> dict[str, Any]:
+        """The weights, `ema` or `params`, as a nested dict of NumPy arrays; see `source`."""
+        return sources.tree(self.source(which))
 
 
-def load_params(path: str, which: str = "ema", like: Any = None) -> Loaded:
-    """Loads only the weights: from a workdir, from one step's folder, or from a `.safetensors` file.
-
-    Args:
-      path: where to look.
-      which: the item, `ema` or `params`.
-      like: optional tree of `jax.ShapeDtypeStruct` (with shardings, if the weights are to be spread over a
-        mesh) that the weights must match; without it they come as NumPy arrays.
+def open_saved(path: epath.PathLike) -> Saved:
+    """What lies in a workdir (its newest step), in the folder of one step, or in a `.safetensors` file.
 
     Raises:
       CheckpointNotFound: nothing to load there.
       CheckpointCorrupt: a file is missing, cut off or changed.
-      CheckpointMismatch: the weights are not those of `like`.
     """
     place = absolute(path)
     if place.is_file() or place.suffix == ".safetensors":
-        return _from_file(place, which, like)
+        params, metadata = export.load_weights(str(place))
+        return Saved(place, (metadata.get("which", "ema"),), metadata, sources.TreeArrays(params))
     step_dir = place if is_step(place) else latest_step_dir(place)
-    items = manifest.items(step_dir)
-    if which not in items:
-        raise CheckpointNotFound(
-            f"{step_dir} holds no {which!r} weights, only {', '.join(i for i in items if i != METADATA)}"
-        )
-    manifest.verify(step_dir, (which, METADATA))
-    wanted = None if like is None else {n: arrays.abstract(x) for n, x in arrays.named(like).items()}
-    params = arrays.nested(read_arrays(step_dir, which, wanted))
-    if like is not None:
-        params = arrays.unnamed(like, arrays.named(params))
-    return Loaded(params, read_json(step_dir, METADATA), str(step_dir))
+    items = tuple(item for item in manifest.items(step_dir) if item != METADATA)
+    manifest.verify(step_dir, (METADATA,))
+    return Saved(step_dir, items, read_json(step_dir, METADATA))
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """A path as Orbax takes it: absolute, `~` resolved; addresses of object stores as they are."""
     text = os.fspath(path)
     return epath.Path(text if "://" in text else Path(text).expanduser().absolute())
-
-
-def _from_file(place: epath.Path, which: str, like: Any) -> Loaded:
-    params, metadata = export.load_weights(str(place))
-    stored = metadata.get("which", "ema")
-    if which != stored:
-        raise CheckpointNotFound(f"{place} holds the {stored!r} weights, not {which!r}")
-    if like is not None:
-        wanted = {n: arrays.abstract(x) for n, x in arrays.named(like).items()}
-        arrays.check_same(arrays.named(params), wanted, str(place))
-        placed = {n: jax.device_put(x, wanted[n].sharding) for n, x in arrays.named(params).items()}
-        params = arrays.unnamed(like, placed)
-    return Loaded(params, metadata, str(place))
 
 
 def steps(root: epath.Path) -> list[int]:
@@ -100,8 +93,6 @@ def latest_step_dir(workdir: epath.Path) -> epath.Path:
     make = "Train one with: python -m process_gen.train --config=configs/scenes.py:debug --workdir=..."
     if not workdir.exists():
         raise CheckpointNotFound(f"no such workdir: {workdir}. {make}")
-    if not workdir.is_dir():
-        raise CheckpointNotFound(f"{workdir} is a file; give a workdir, a step's folder or .safetensors")
     for root in (workdir / FOLDER, workdir):
         if found := steps(root):
             return root / str(found[-1])
@@ -120,9 +111,8 @@ def unfinished(root: epath.Path) -> list[epath.Path]:
 
 
 def _lacks_marker(path: epath.Path) -> bool:
-    if not manifest.commits_by_marker(path) or not path.name.isdigit():
-        return False
-    return not (path / "commit_success.txt").exists()
+    marked = manifest.commits_by_marker(path) and path.name.isdigit()
+    return marked and not (path / "commit_success.txt").exists()
 
 
 def is_step(path: epath.Path) -> bool:
@@ -141,13 +131,13 @@ def read_json(step_dir: epath.Path, item: str) -> Any:
         raise manifest.corrupt(step_dir, f"{item} cannot be read ({error})") from error
 
 
-def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.Named | None = None) -> arrays.Named:
-    """The arrays of one item, checked by the caller, by name.
+def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.Named) -> arrays.Named:
+    """The arrays of one item, checked by the caller, by name; nothing is cast or reshaped on the way in.
 
     Args:
       step_dir: folder of the step.
       item: which item.
-      wanted: what is expected, with shardings; None reads everything into NumPy arrays.
+      wanted: shapes, dtypes and shardings.
 
     Raises:
       CheckpointMismatch: names, shapes or dtypes differ.
@@ -157,13 +147,18 @@ def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.Named | None = N
         found = handler.metadata(step_dir / item).tree
     except (ValueError, KeyError, OSError) as error:
         raise manifest.corrupt(step_dir, f"the description of {item} cannot be read ({error})") from error
-    if wanted is None:
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
-        args = ocp.args.PyTreeRestore(restore_args=restore_args)
-    else:
-        arrays.check_same(arrays.named(found), wanted, f"checkpoint {step_dir} ({item})")
-        target = arrays.nested(wanted)
-        args = ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-        )
+    arrays.check(
+        _shown(arrays.named(found)),
+        _shown(wanted),
+        f"checkpoint {step_dir} ({item}) does not match the model of this run",
+        end=". Use the config that the checkpoint was trained with (its metadata has it), or another workdir",
+    )
+    target = arrays.nested(wanted)
+    args = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+    )
     return arrays.named(handler.restore(step_dir / item, args=args))
+
+
+def _shown(named: arrays.Named) -> dict[str, str]:
+    return {name: f"{np.dtype(x.dtype)}{tuple(x.shape)}" for name, x in named.items()}

@@ -55,17 +55,16 @@ class LocalStore(CheckpointStore):
         pieces = ocp.type_handlers.ArrayHandler(
             primary_host=None, replica_id=None, use_replica_parallel=False
         )
-        handlers = {
-            (ocp.args.PyTreeSave, ocp.args.PyTreeRestore): ocp.PyTreeCheckpointHandler(
-                multiprocessing_options=_ALL_ARE_PRIMARY,
-                type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, pieces)),
-            ),
-            (ocp.args.JsonSave, ocp.args.JsonRestore): ocp.JsonCheckpointHandler(
-                multiprocessing_options=_ALL_ARE_PRIMARY
-            ),
-        }
+        trees = ocp.PyTreeCheckpointHandler(
+            multiprocessing_options=_ALL_ARE_PRIMARY,
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, pieces)),
+        )
+        facts = ocp.JsonCheckpointHandler(multiprocessing_options=_ALL_ARE_PRIMARY)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for kinds, handler in handlers.items():
+        for handler, kinds in (
+            (trees, (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
+            (facts, (ocp.args.JsonSave, ocp.args.JsonRestore)),
+        ):
             for kind in kinds:
                 registry.add(None, kind, handler)
         return ocp.CheckpointManager(
@@ -84,10 +83,9 @@ class LocalStore(CheckpointStore):
         return True
 
     def _bytes(self, x: Any) -> int:
-        pieces = x.addressable_shards if isinstance(x, jax.Array) else ()
-        return (
-            sum({repr(piece.index): piece.data.nbytes for piece in pieces}.values()) if pieces else x.nbytes
-        )
+        if not isinstance(x, jax.Array):
+            return x.nbytes
+        return sum({repr(piece.index): piece.data.nbytes for piece in x.addressable_shards}.values())
 
     def newest_whole_step(self) -> int | None:
         """The newest step that every host has whole, from the same start, and can use; None if there is none.

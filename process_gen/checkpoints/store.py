@@ -7,13 +7,16 @@ of the data iterator of every host, the metadata of the run, and a manifest that
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import process_gen
-from process_gen.checkpoints import arrays, keeping, load, manifest, quarantine
+from process_gen.checkpoints import arrays, keeping, load, manifest
 from process_gen.checkpoints.agreement import first, gather
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
@@ -33,15 +36,15 @@ from process_gen.checkpoints.errors import (
 )
 
 ITERATOR = "iterator"
+QUARANTINE = "quarantine"
+"""Folder of a workdir for broken steps: out of the way of a resumed run, and never deleted."""
 _RESERVED = frozenset({ITERATOR, load.METADATA})
+_SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class Closing:
+class Closing(contextlib.AbstractContextManager):
     """A context that is closed at its end."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None:
@@ -49,10 +52,6 @@ class Closing:
         else:  # the error on its way is the one to show
             with contextlib.suppress(CheckpointError):
                 self.close()
-
-    def close(self) -> None:
-        """Gives up threads and files."""
-        raise NotImplementedError
 
 
 class CheckpointStore(Closing):
@@ -77,14 +76,12 @@ class CheckpointStore(Closing):
         keep_every: int = 0,
         keep_best: int = 0,
     ):
-        if save_every < 1 or keep < 1:
-            raise ValueError(f"save_every and keep must be at least 1, got {save_every} and {keep}")
         self._metadata = json.loads(json.dumps(metadata or {}))
-        self._save_every = save_every
+        self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
         self.root = _folder(workdir)
         self._remove_unfinished()
-        _sync("unfinished checkpoints removed")
+        multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
         self._scores = _scores(self.root) if keep_best else {}
         self._manager = self._make_manager(
             preservation_policy=keeping.policy(keep, keep_every, keep_best, self._scores),
@@ -129,14 +126,14 @@ class CheckpointStore(Closing):
         while (step := self.latest_step()) is not None:
             if last := self._what_is_wrong(step):
                 self._set_aside(step, last)
-                _sync(f"step {step} set aside")
+                multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
                 self._manager.reload()
             else:
                 self._whole.add(step)
                 return step
         if last:
             raise CheckpointCorrupt(
-                f"no step of {self.root} is whole; all are in {self.root.parent / quarantine.FOLDER} now. "
+                f"no step of {self.root} is whole; all are in {self.root.parent / QUARANTINE} now. "
                 "Put back a copy, or start the run anew in another workdir."
             )
         return None
@@ -144,23 +141,18 @@ class CheckpointStore(Closing):
     def _what_is_wrong(self, step: int) -> str:
         try:
             manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
-            wrong = ""
         except CheckpointCorrupt as error:
-            wrong = str(error)
-        return first(wrong)
+            return first(str(error))
+        return first("")
 
     def _set_aside(self, step: int, wrong: str) -> None:
         logging.error("%s", wrong)
         if self._tends:
-            place = quarantine.set_aside(self.root / str(step), wrong)
+            place = _quarantined(self.root / str(step), wrong)
             logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
-        """Looks whether a save that goes on in the background has failed.
-
-        Raises:
-          CheckpointNotSaved: it has.
-        """
+        """Raises CheckpointNotSaved where a save that goes on in the background has failed."""
         with self._failures("a step"):
             self._manager.check_for_errors()
 
@@ -170,7 +162,7 @@ class CheckpointStore(Closing):
         Args:
           step: number of batches that the state has seen; larger than any step saved before.
           state: dataclass or dict of trees of arrays.
-          iterator: the data iterator, which has `get_state`.
+          iterator: the data iterator, whose `get_state` holds the `rows` of the global batch that it reads.
           score: how good the state is, for `keep_best`.
 
         Raises:
@@ -179,9 +171,8 @@ class CheckpointStore(Closing):
         """
         if bad := arrays.not_finite(state):
             raise CheckpointNotSaved(
-                f"step {step} was not saved: {len(bad)} arrays are not finite ({', '.join(bad[:4])}"
-                f"{', ...' if bad[4:] else ''})"
-                f"; the last good step in {self.root} is {self.latest_step()}"
+                f"step {step} was not saved: {len(bad)} arrays are not finite ({arrays.shorten(bad)}); "
+                f"the last good step in {self.root} is {self.latest_step()}"
             )
         self._check_room(step, state)
         items = {}
@@ -192,7 +183,9 @@ class CheckpointStore(Closing):
                 stored = {name: arrays.raw(x) for name, x in leaves.items()}
                 items[field] = ocp.args.PyTreeSave(arrays.nested(stored))
         if iterator is not None:
-            items[ITERATOR] = ocp.args.JsonSave({"hosts": gather(_iterator_text(iterator))})
+            items[ITERATOR] = ocp.args.JsonSave(
+                {"hosts": gather(json.dumps({"state": iterator.get_state()}))}
+            )
         facts = {**self._metadata, "step": step, "versions": versions()}
         if score is not None:
             self._scores[step] = facts["score"] = float(score)
@@ -207,25 +200,48 @@ class CheckpointStore(Closing):
 
     def _check_room(self, step: int, state: Any) -> None:
         """Raises CheckpointNotSaved, on all hosts alike, where there is no room for another step."""
-
-        def missing() -> str:
-            found = ""
-            if self._tends:
-                needed = sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
-                found = keeping.missing_room(self.root, needed, step, self.latest_step())
-            return first(found)
-
-        if missing():
+        if first(self._missing_room(step, state)):
             self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
-            if wrong := missing():
+            if wrong := first(self._missing_room(step, state)):
                 raise CheckpointNotSaved(wrong)
 
-    def wait(self) -> None:
-        """Waits until everything is on disk.
+    def announce(self, state: Any) -> None:
+        """Says in the log what the steps of a run take on disk; warns where there is less."""
+        needed = (self._keep + 1) * self._size(state)
+        free = math.inf if "://" in str(self.root) else shutil.disk_usage(self.root).free
+        logging.log(
+            logging.WARNING if self._tends and free < needed else logging.INFO,
+            "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
+            "written; %s has %.3g GB left. Each of %d hosts holds its share in memory while it writes",
+            self._size(state) / 1e9,
+            needed / 1e9,
+            self._keep,
+            self.root,
+            free / 1e9,
+            jax.process_count(),
+        )
 
-        Raises:
-          CheckpointNotSaved: a save has failed.
-        """
+    def _size(self, state: Any) -> int:
+        return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+
+    def _missing_room(self, step: int, state: Any) -> str:
+        if not self._tends or "://" in str(self.root):  # an object store does not say
+            return ""
+        needed = _SPARE * self._size(state)
+        free = shutil.disk_usage(self.root).free
+        if free >= needed:
+            return ""
+        return (
+            f"step {step} needs {needed / 1e9:.3g} GB and {self.root} has {free / 1e9:.3g} GB left; "
+            f"{self._kept()}. Make room and start the same command again."
+        )
+
+    def _kept(self) -> str:
+        last = self.latest_step()
+        return "nothing has been saved yet" if last is None else f"the last good one is step {last}"
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises CheckpointNotSaved where a save has failed."""
         with self._failures("a step"):
             self._manager.wait_until_finished()
 
@@ -247,7 +263,7 @@ class CheckpointStore(Closing):
         Raises:
           CheckpointNotFound: there is none.
           CheckpointCorrupt: a file is missing, cut off or changed.
-          CheckpointMismatch: it belongs to another model, or its data iterator to another number of hosts.
+          CheckpointMismatch: it belongs to another model.
         """
         step_dir = self._step_dir(step)
         if int(step_dir.name) not in self._whole:
@@ -284,19 +300,12 @@ class CheckpointStore(Closing):
     def _restore_iterator(self, step_dir: epath.Path, iterator: Any) -> None:
         if ITERATOR not in manifest.items(step_dir):
             raise CheckpointMismatch(f"checkpoint {step_dir} was saved without the state of a data iterator")
-        saved = [json.loads(text) for text in load.read_json(step_dir, ITERATOR)["hosts"]]
-        states = [one["text"].encode() if one["bytes"] else one["state"] for one in saved]
-        if all(isinstance(state, dict) and isinstance(state.get("rows"), dict) for state in states):
+        states = [json.loads(text)["state"] for text in load.read_json(step_dir, ITERATOR)["hosts"]]
+        merged = dict(states[0])
+        if isinstance(merged["rows"], dict):  # what else there once was, the iterator refuses
             # Rows of the global batch, each with a state of its own: any number of hosts can go on with them.
-            rows = {row: found for state in states for row, found in state["rows"].items()}
-            iterator.set_state({**states[0], "rows": rows})
-            return
-        if len(states) != jax.process_count():
-            raise CheckpointMismatch(
-                f"checkpoint {step_dir} holds the data state of {len(states)} hosts, this run has "
-                f"{jax.process_count()}; resume with as many hosts as before"
-            )
-        iterator.set_state(states[jax.process_index()])
+            merged["rows"] = {row: found for state in states for row, found in state["rows"].items()}
+        iterator.set_state(merged)
 
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:
@@ -307,15 +316,26 @@ class CheckpointStore(Closing):
             self._manager.reload()  # forget the step that is not there
             with contextlib.suppress(OSError):
                 self._remove_unfinished()  # a full disk gets its space back
-            last = self.latest_step()
-            kept = "nothing has been saved yet" if last is None else f"the last good one is step {last}"
-            raise CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {kept}") from error
+            raise CheckpointNotSaved(
+                f"{what} could not be saved in {self.root} ({error}); {self._kept()}"
+            ) from error
 
     def _remove_unfinished(self) -> None:
         """Gives back the space of saves that a killed process left behind; no other run writes here."""
         for path in load.unfinished(self.root) if self._tends else ():
             logging.warning("removing %s, a save that was never finished", path)
             path.rmtree()
+
+
+def _quarantined(step_dir: epath.Path, why: str) -> epath.Path:
+    """Moves a step to the quarantine, with a note that says why; returns where it is now."""
+    folder = step_dir.parent.parent / QUARANTINE
+    folder.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([step_dir.name], (f"{step_dir.name}-{n}" for n in itertools.count(2)))
+    target = next(folder / name for name in names if not (folder / name).exists())
+    step_dir.rename(target)
+    (folder / f"{target.name}.txt").write_text(why + "\n")
+    return target
 
 
 def versions() -> dict[str, str]:
@@ -349,16 +369,3 @@ def _scores(root: epath.Path) -> dict[int, float]:
             score = load.read_json(root / str(step), load.METADATA).get("score")
             found |= {} if score is None else {step: score}
     return found
-
-
-def _sync(what: str) -> None:
-    """Waits for all hosts."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"process_gen: {what}")
-
-
-def _iterator_text(iterator: Any) -> str:
-    state = iterator.get_state()
-    if isinstance(state, bytes):
-        return json.dumps({"bytes": True, "text": state.decode()})
-    return json.dumps({"bytes": False, "state": state})

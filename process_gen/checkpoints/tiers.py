@@ -27,11 +27,7 @@ copy of one, never meets the steps of another."""
 
 
 class TieredStore(Closing):
-    """A shared store with a local one in front of it, if there is any.
-
-    Args:
-      shared: what lasts.
-      local: what is quick.
+    """A shared store, which lasts, with a quick local one in front of it, if there is any.
 
     Attributes:
       source: where the step lies that `newest_whole_step` has found.
@@ -39,11 +35,12 @@ class TieredStore(Closing):
 
     def __init__(self, shared: CheckpointStore, local: LocalStore | None = None):
         self._shared, self._local = shared, local
+        self._tiers = [store for store in (shared, local) if store is not None]
         self.source: CheckpointStore = shared
 
     def due(self, step: int) -> bool:
         """True where the run saves by the schedule of either tier."""
-        return self._shared.due(step) or (self._local is not None and self._local.due(step))
+        return any(store.due(step) for store in self._tiers)
 
     def newest_whole_step(self) -> int | None:
         """The newest step that is whole in one of the tiers, from which the run is to go on; see `source`.
@@ -61,11 +58,10 @@ class TieredStore(Closing):
                 raise
             logging.error("%s", error)
             found = None
-        if near is not None and near > (found or 0):
-            self.source, found = self._local, near
-        else:
-            self.source = self._shared
-        return found
+        if near is None or near <= (found or 0):
+            return found
+        self.source = self._local
+        return near
 
     def latest_step(self) -> int | None:
         """The newest step that lasts."""
@@ -76,9 +72,7 @@ class TieredStore(Closing):
     ) -> None:
         """Starts to save where the schedule says; see `CheckpointStore.save`.
 
-        Args:
-          step, state, iterator, score: see there.
-          lasting: whether the step has to outlive these hosts, whatever the schedule says.
+        A `lasting` step has to outlive these hosts, whatever the schedule says.
         """
         if lasting or self._local is None or self._shared.due(step):
             self._shared.save(step, state, iterator, score)
@@ -86,12 +80,12 @@ class TieredStore(Closing):
             self._local.save(step, state, iterator)
 
     def poll(self) -> None:
-        """Looks whether a save that goes on in the background has failed; see `CheckpointStore.poll`."""
+        """See `CheckpointStore.poll`."""
         for store in self._tiers:
             store.poll()
 
     def wait(self) -> None:
-        """Waits until everything is on disk; see `CheckpointStore.wait`."""
+        """See `CheckpointStore.wait`."""
         for store in self._tiers:
             store.wait()
 
@@ -100,10 +94,6 @@ class TieredStore(Closing):
         with contextlib.ExitStack() as both:
             for store in self._tiers:
                 both.callback(store.close)
-
-    @property
-    def _tiers(self) -> tuple[CheckpointStore, ...]:
-        return (self._shared,) if self._local is None else (self._shared, self._local)
 
 
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
@@ -119,6 +109,7 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
     """
     keep = {key: config[key] for key in ("keep", "keep_every", "keep_best")}
     shared = CheckpointStore(workdir, metadata, save_every=config["checkpoint_every"], **keep)
+    shared.announce(state)
     if not (every := config["local_every"]):
         return TieredStore(shared)
     folder = local_folder(config["local_dir"], workdir)

@@ -42,39 +42,28 @@ class Chip:
     domain: int | None = None
 
 
-_TPUS = (
+_CHIPS = (
     Chip("v4", ("TPU v4",), 30.75 * GIB, 275e12, 1228e9, 300e9, 3.125e9),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 15.75 * GIB, 197e12, 819e9, 200e9, 3.125e9),
     Chip("v5p", ("TPU v5",), 95.73 * GIB, 459e12, 2765e9, 600e9, 6.25e9),
     Chip("v6e", ("TPU v6 lite", "TPU v6e"), 31.24 * GIB, 918e12, 1640e9, 400e9, 12.5e9),
     Chip("tpu7x", ("TPU7x",), 94.74 * GIB, 1153e12, 3690e9, 300e9, 6.25e9),  # half a chip each
-)
-_GPUS = (
     Chip("a100", ("NVIDIA A100",), 80e9, 312e12, 2039e9, 300e9, 25e9, 8),
     Chip("h100", ("NVIDIA H100",), 80e9, 989e12, 3350e9, 450e9, 50e9, 8),
     Chip("h200", ("NVIDIA H200",), 141e9, 989e12, 4800e9, 450e9, 50e9, 8),
     Chip("b200", ("NVIDIA B200",), 180e9, 2250e12, 8000e9, 900e9, 50e9, 8),
 )
-CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
+CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in _CHIPS}
 """Chips by the name that a topology or `--chip` gives them."""
 
 
-def _target(
-    name: str,
-    capability: int,
-    cores: int,
-    fpus: int,
-    memory: int,
-    bandwidth: int,
-    l2: int,
-    clock: float,
-    shared: int,
-) -> str:
+def _target(name: str, clock: float, *figures: int) -> str:
     """A `stream_executor.GpuTargetConfigProto`, as text: what XLA's GPU compiler asks a driver otherwise.
 
-    `cores` are multiprocessors, `fpus` float32 units of one, `memory` and `l2` bytes, `clock` GHz,
-    `shared` bytes that one multiprocessor shares; a block may have all of them but 1 KiB.
+    `clock` in GHz. `figures`: compute capability, multiprocessors, float32 units of one, bytes of memory,
+    bytes/s, bytes of L2, and bytes that one multiprocessor shares; a block may have all of these but 1 KiB.
     """
+    capability, cores, fpus, memory, bandwidth, l2, shared = figures
     return f"""
 gpu_device_info {{
   cuda_compute_capability {{ major: {capability} minor: 0 }}
@@ -94,16 +83,16 @@ device_description_str: "{name}"
 
 GPU_TARGETS: Mapping[str, str] = {
     "a100": _target(
-        "NVIDIA A100-SXM4-80GB", 8, 108, 64, 85_100_068_864, 2_039_040_000_000, 41_943_040, 1.41, 167_936
+        "NVIDIA A100-SXM4-80GB", 1.41, 8, 108, 64, 85_100_068_864, 2_039_040_000_000, 41_943_040, 167_936
     ),
     "h100": _target(
-        "NVIDIA H100 80GB HBM3", 9, 132, 128, 84_942_979_072, 3_352_320_000_000, 52_428_800, 1.98, 233_472
+        "NVIDIA H100 80GB HBM3", 1.98, 9, 132, 128, 84_942_979_072, 3_352_320_000_000, 52_428_800, 233_472
     ),
     "h200": _target(
-        "NVIDIA H200", 9, 132, 128, 151_397_597_184, 4_800_000_000_000, 52_428_800, 1.98, 233_472
+        "NVIDIA H200", 1.98, 9, 132, 128, 151_397_597_184, 4_800_000_000_000, 52_428_800, 233_472
     ),
     "b200": _target(
-        "NVIDIA B200", 10, 148, 128, 191_514_411_008, 7_672_320_000_000, 132_644_864, 1.965, 233_472
+        "NVIDIA B200", 1.965, 10, 148, 128, 191_514_411_008, 7_672_320_000_000, 132_644_864, 233_472
     ),
 }
 """GPUs that can be compiled for where there are none, by the name of their `Chip`.

@@ -82,19 +82,13 @@ def name_processes(coordinator: str | None, processes: int | None, process: int 
 
 
 def initialize(timeout: float = JOIN_SECONDS) -> bool:
-    """Joins the other processes of the job, if a launcher started any; call it before JAX sees a device.
+    """Joins the other processes of the job, if a launcher started any; True if this one belongs to a job now.
 
-    Explicit settings are `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
-    on TPU pods (by environment or metadata), Slurm and Open MPI everything is found by JAX. It matters with
-    a single process too: the signal that announces a preemption is only heard by processes that have joined.
-    Afterwards the log of every process but the first holds warnings and errors only, and each line says
-    which process it is from.
-
-    Args:
-      timeout: seconds to wait for the others.
-
-    Returns:
-      True if this process now belongs to a group.
+    To be called before JAX sees a device; waits `timeout` seconds for the others. Explicit settings are
+    `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; on TPU pods (by
+    environment or metadata), Slurm and Open MPI everything is found by JAX. It matters with a single process
+    too: the signal that announces a preemption is only heard by processes that have joined. Afterwards the
+    log of every process but the first holds warnings and errors only, and each line says whose it is.
 
     Raises:
       HostMissing: a process did not come; the message names it.
@@ -102,8 +96,7 @@ def initialize(timeout: float = JOIN_SECONDS) -> bool:
     """
     if jax.distributed.is_initialized():
         return True
-    found = cluster()
-    if found is None:
+    if (found := cluster()) is None:
         return False
     address, count, index, devices = _settings(found, int(timeout))
     if count > 1:
@@ -158,31 +151,16 @@ def _number(variable: str) -> int:
     return int(text)
 
 
-class _FromProcess(logging.PythonFormatter):
-    """Lines that begin with the number of their process."""
-
-    def __init__(self, index: int):
-        super().__init__()
-        self._index = index
-
-    def format(self, record) -> str:
-        return f"[{self._index}] {super().format(record)}"
-
-
 def _log_as(index: int) -> None:
-    logging.get_absl_handler().setFormatter(_FromProcess(index))
+    """Lines of the log begin with the number of their process; only the first one says what is no warning."""
+
+    class FromProcess(logging.PythonFormatter):
+        def format(self, record) -> str:
+            return f"[{index}] {super().format(record)}"
+
+    logging.get_absl_handler().setFormatter(FromProcess())
     if index and logging.get_verbosity() == logging.INFO:
         logging.set_verbosity(logging.WARNING)
-
-
-def process_index() -> int:
-    """Which host this is, from 0."""
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """How many hosts run this job."""
-    return jax.process_count()
 
 
 def is_lead() -> bool:
@@ -193,12 +171,8 @@ def is_lead() -> bool:
 def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
     """Waits until every process is here; all have to pass the same barriers in the same order.
 
-    Args:
-      name: what is waited for, for the message.
-      timeout: seconds.
-
     Raises:
-      HostMissing: a process did not come in time; the message names it.
+      HostMissing: a process did not come within `timeout` seconds; the message names it, and `name`.
     """
     global _passed
     client = jax_distributed.global_state.client
@@ -213,10 +187,7 @@ def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise HostMissing(f"while waiting for {name!r}, another process has ended: {error}") from error
         came = {int(path.rpartition("/")[2]) for path, _ in client.key_value_dir_get(key)}
-        missing = set(range(jax.process_count())) - came
-        raise HostMissing(
-            rollcall.missing_text(missing, jax.process_count(), name, timeout, _names)
-        ) from error
+        raise rollcall.missing(came, jax.process_count(), name, timeout, _names) from error
 
 
 @contextlib.contextmanager

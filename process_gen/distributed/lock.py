@@ -38,15 +38,10 @@ class Occupied(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """A process.
+    """A process: which one it is, and `what` it does, for the message.
 
-    Attributes:
-      host: its name.
-      boot: of the host's kernel, since numbers of processes come again; "" where the system does not say.
-      pid: its number.
-      started: when it began, as the system counts; "" likewise.
-      token: tells apart two locks of one process.
-      what: it does, for the message.
+    Numbers of processes come again, so `boot` names the run of the host's kernel and `started` says when the
+    process began ("" where the system does not say); `token` tells apart two locks of one process.
     """
 
     host: str
@@ -69,15 +64,10 @@ class Owner:
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Iterator[None]:
-    """Keeps a folder, which is made if need be, for this process.
-
-    Args:
-      folder: to be kept.
-      what: is done there, for the message to others.
-      wait: whether to wait for another process that is there.
+    """Keeps a folder, which is made if need be, for this process; `what` it does there is told to others.
 
     Raises:
-      Occupied: another process is there, and `wait` is False.
+      Occupied: another process is there, and `wait` (for its end) is False.
       OSError: the folder cannot be written.
     """
     path, owner = pathlib.Path(folder) / NAME, Owner.me(what)
@@ -91,19 +81,19 @@ def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Itera
                 logging.warning("%s says nothing: removed", path)
                 path.unlink(missing_ok=True)
                 unread = 0
-        elif _is_dead(path, other):
-            logging.warning(
-                "%s: taken over from process %d of %s, which has ended", path, other.pid, other.host
-            )
+            continue
+        name = f"process {other.pid} of {other.host}"
+        if _is_dead(path, other):
+            logging.warning("%s: taken over from %s, which has ended", path, name)
             _remove(path, other)
         elif not wait:
             raise Occupied(
-                f"{other.what} is going on in {str(path.parent)!r}, by process {other.pid} of {other.host}: "
-                f"wait for its end, or choose another folder (if there is no such process, delete {path})"
+                f"{other.what} is going on in {str(path.parent)!r}, by {name}: wait for its end, or choose "
+                f"another folder (if there is no such process, delete {path})"
             )
         else:
             if not said:
-                logging.info("waiting for process %d of %s in %s", other.pid, other.host, path.parent)
+                logging.info("waiting for %s in %s", name, path.parent)
                 said = True
             time.sleep(1.0)
     ended = threading.Event()
@@ -122,23 +112,24 @@ def _created(path: pathlib.Path, owner: Owner) -> bool:
     draft = path.with_name(f"{path.name}.{owner.token}")
     try:
         draft.write_text(json.dumps(dataclasses.asdict(owner)))
-        _link(draft, path)
-    except FileExistsError:
-        return False
+        return _link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    return True
 
 
-def _link(file: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives a file another name, or copies it without hard links; FileExistsError if the name is taken."""
+def _link(file: pathlib.Path, path: pathlib.Path) -> bool:
+    """Gives a file another name, or copies it without hard links; False if the name is taken."""
     try:
         os.link(file, path)
     except FileExistsError:
-        raise
+        return False
     except OSError:
-        with path.open("x") as copy:
-            copy.write(file.read_text())
+        try:
+            with path.open("x") as copy:
+                copy.write(file.read_text())
+        except FileExistsError:
+            return False
+    return True
 
 
 def _read(path: pathlib.Path) -> Owner | None:
@@ -166,8 +157,7 @@ def _remove(path: pathlib.Path, owner: Owner) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
         if _read(aside) not in (owner, None):  # somebody was quicker
-            with contextlib.suppress(FileExistsError):
-                _link(aside, path)
+            _link(aside, path)
         aside.unlink()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,17 +56,12 @@ class MeshConfig:
                 inferred = " and ".join(axis for axis, size in asked.items() if size == -1)
                 raise MeshError(f"at most one axis of {group} may be -1, got {inferred} in ({_shown(asked)})")
 
-    def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
-        """Axis name -> size of the whole mesh, for this many devices in this many slices.
+    def split(self, devices: int, slices: int = 1) -> tuple[dict[str, int], dict[str, int]]:
+        """Sizes by axis inside a slice and between slices, for this many devices in this many slices.
 
         Raises:
           MeshError: the sizes do not multiply to the number of devices, or of slices.
         """
-        inside, between = self.split(devices, slices)
-        return {axis: inside[axis] * between[axis] for axis in AXES}
-
-    def split(self, devices: int, slices: int = 1) -> tuple[dict[str, int], dict[str, int]]:
-        """The sizes inside a slice, and those between slices; see `sizes`."""
         asked = self._asked()
         between = _inferred("config.mesh.dcn", asked["config.mesh.dcn"], slices, "slices")
         if devices % slices:
@@ -91,31 +87,30 @@ def mesh_of_flag(text: str) -> jax.sharding.Mesh | None:
     Raises:
       MeshError: it cannot be read, or does not fit the devices.
     """
-    if not text:
-        return None
-    config = parse_mesh(text)
     try:
-        return make_mesh(config, jax.local_devices())
+        return make_mesh(parse_mesh(text), jax.local_devices()) if text else None
     except MeshError as error:
         raise MeshError(str(error).replace("config.mesh", "--mesh")) from None
 
 
-def parse_mesh(text: str) -> MeshConfig:
-    """A mesh as flags give it, such as `data=2,tensor=4`; `data` takes what is left where no axis does.
+def parse_mesh(text: str, data: int = -1) -> MeshConfig:
+    """A mesh as flags give it, such as `data=2,tensor=4`.
+
+    Args:
+      text: the flag.
+      data: size of that axis where the text does not name it, and no other one takes what is left.
 
     Raises:
-      MeshError: it cannot be read, or an axis is unknown.
+      MeshError: it cannot be read, an axis is unknown, or a size impossible.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         axis, _, size = (word.strip() for word in part.partition("="))
-        if axis not in AXES or axis in sizes or not size.removeprefix("-").isdecimal():
+        if axis not in AXES or axis in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
             known = ", ".join(AXES)
             raise MeshError(f"--mesh={text}: {part!r} is no AXIS=SIZE, as in data=2,tensor=4 (axes: {known})")
         sizes[axis] = int(size)
-    if -1 in sizes.values():
-        sizes.setdefault("data", 1)
-    return MeshConfig(**sizes)
+    return MeshConfig(**{"data": 1 if -1 in sizes.values() else data} | sizes)
 
 
 def _shown(sizes: Mapping[str, int]) -> str:
@@ -143,9 +138,7 @@ def _inferred(group: str, asked: Mapping[str, int], there: int, what: str) -> di
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-    """Arranges the devices (all of them, if not told which) in a mesh with the axes `AXES`.
-
-    The devices may be real ones, or those of a topology that is not there (`jax.experimental.topologies`).
+    """Arranges the devices, all of them by default, in a mesh; those of a topology need not be there.
 
     Raises:
       MeshError: the sizes do not fit the devices; the message names axes, sizes and counts.
@@ -159,9 +152,8 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     groups = slices_of(devices, config.slices())
     inside, between = config.split(len(devices), len(groups))
     inner, outer = (tuple(sizes[axis] for axis in AXES) for sizes in (inside, between))
-    grids = [_one_slice(inner, group) for group in groups]
     blocks = np.empty(len(groups), object)
-    blocks[:] = grids
+    blocks[:] = [_one_slice(inner, group) for group in groups]
     return np.block(blocks.reshape(outer).tolist())
 
 

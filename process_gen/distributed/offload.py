@@ -25,24 +25,16 @@ PARTS: dict[str, tuple[str, ...]] = {
 """What `config.train.offload` may be -> fields of the state."""
 
 
-def rest_on_host(abstract: Any, offload: str, mesh: Mesh) -> Any:
+def rest_on_host(abstract: Any, offload: str) -> Any:
     """An abstract state whose offloaded arrays rest in host memory; numbers alone stay where they are.
 
     Args:
       abstract: dataclass of trees of `jax.ShapeDtypeStruct` with shardings.
       offload: a key of `PARTS`.
-      mesh: the devices that the shardings are for.
-
-    Raises:
-      MeshError: these devices cannot reach such memory.
     """
-    if not PARTS[offload]:
-        return abstract
-    check_host_memory(offload, mesh)
 
     def moved(x):
-        where = x.sharding.with_memory_kind(HOST) if x.ndim else x.sharding
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return x.update(sharding=x.sharding.with_memory_kind(HOST)) if x.ndim else x
 
     fields = {name: jax.tree.map(moved, getattr(abstract, name)) for name in PARTS[offload]}
     return dataclasses.replace(abstract, **fields)
@@ -54,6 +46,8 @@ def check_host_memory(offload: str, mesh: Mesh) -> None:
     Raises:
       MeshError: the message names what they have.
     """
+    if not PARTS[offload]:
+        return
     device = mesh.devices.flat[0]
     try:
         kinds = {memory.kind for memory in device.addressable_memories()}

@@ -2,7 +2,7 @@
 
 `jax.distributed` ends a process without a word about the others when one of them never comes. So every
 process first tells process 0 its number and its host, and once all are there, or the time is over, process 0
-answers each with the list of those that are missing: none, or the reason why it stops.
+answers each with the hosts of those that came: of all, or each of them stops and says who is missing.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _LINE = 4096
-"""Bytes of the longest message but for the list of the missing."""
+"""Bytes of the longest message but for the answer."""
 
 
 class HostMissing(RuntimeError):
     """A process of the job did not come, or not in time; the message names it."""
 
 
-def missing_text(
-    missing: Iterable[int], count: int, where: str, seconds: float, hosts: dict[int, str]
-) -> str:
-    """One line that names the processes which did not come, with their hosts where they are known."""
-    names = [f"{index} ({hosts[index]})" if index in hosts else str(index) for index in sorted(missing)]
+def missing(
+    came: Iterable[int], count: int, where: str, seconds: float, hosts: Mapping[int, str]
+) -> HostMissing:
+    """An error that names the processes which did not come, with their hosts where they are known."""
+    absent = sorted(set(range(count)) - set(came))
+    names = [f"{index} ({hosts[index]})" if index in hosts else str(index) for index in absent]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return (
+    return HostMissing(
         f"process {shown} of {count} did not come to {where!r} within {seconds:.0f} s; look at the log of "
         "that host, then start all processes again"
     )
@@ -43,13 +44,18 @@ def call(address: str, count: int, index: int, timeout: float) -> dict[int, str]
       HostMissing: some did not come within `timeout` seconds, or process 0 cannot be reached.
     """
     host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + timeout
     if index == 0:
-        return _serve(int(port), count, timeout, deadline)
-    return _report(host.strip("[]"), int(port), count, index, timeout, deadline)
+        hosts = _serve(int(port), count, timeout)
+    else:
+        hosts = _report(host.strip("[]"), int(port), count, index, timeout)
+    if set(range(count)) - hosts.keys():
+        raise missing(hosts, count, "start", timeout, {})
+    return hosts
 
 
-def _serve(port: int, count: int, timeout: float, deadline: float) -> dict[int, str]:
+def _serve(port: int, count: int, timeout: float) -> dict[int, str]:
+    """The hosts of those that came in time, which are told so themselves."""
+    deadline = time.monotonic() + timeout
     hosts, lines = {0: socket.gethostname()}, {}
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.create_server(
@@ -60,21 +66,21 @@ def _serve(port: int, count: int, timeout: float, deadline: float) -> dict[int, 
             with contextlib.suppress(TimeoutError):
                 line, _ = server.accept()
                 line.settimeout(5)
-                with contextlib.suppress(OSError, ValueError, KeyError):  # not one of ours, or cut off
+                with contextlib.suppress(
+                    OSError, ValueError, KeyError, TypeError
+                ):  # not one of ours, or cut off
                     told = json.loads(line.makefile().readline(_LINE))
                     hosts[int(told["process"])] = str(told["host"])
                     lines[int(told["process"])] = line
-    missing = set(range(count)) - set(hosts)
-    answer = json.dumps({"missing": sorted(missing), "hosts": hosts}) + "\n"
     for line in lines.values():
         with contextlib.suppress(OSError), line:
-            line.sendall(answer.encode())
-    if missing:
-        raise HostMissing(missing_text(missing, count, "start", timeout, {}))
+            line.sendall((json.dumps(hosts) + "\n").encode())
     return hosts
 
 
-def _report(host: str, port: int, count: int, index: int, timeout: float, deadline: float) -> dict[int, str]:
+def _report(host: str, port: int, count: int, index: int, timeout: float) -> dict[int, str]:
+    """Tells process 0 that this one is here; returns the hosts of those that came."""
+    deadline = time.monotonic() + timeout
     while True:
         left = deadline - time.monotonic()
         try:
@@ -82,8 +88,7 @@ def _report(host: str, port: int, count: int, index: int, timeout: float, deadli
             with socket.create_connection((host, port), timeout=max(left, 0.1)) as line:
                 line.sendall((json.dumps({"process": index, "host": socket.gethostname()}) + "\n").encode())
                 line.settimeout(timeout + 10)
-                answer = json.loads(line.makefile().readline())
-                break
+                return {int(number): name for number, name in json.loads(line.makefile().readline()).items()}
         except (OSError, ValueError) as error:
             if left <= 0:
                 raise HostMissing(
@@ -91,7 +96,3 @@ def _report(host: str, port: int, count: int, index: int, timeout: float, deadli
                     "look at its log and at the coordinator's address, then start all processes again"
                 ) from error
             time.sleep(min(0.5, left))
-    hosts = {int(number): name for number, name in answer["hosts"].items()}
-    if answer["missing"]:
-        raise HostMissing(missing_text(answer["missing"], count, "start", timeout, {}))
-    return hosts

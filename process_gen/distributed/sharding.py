@@ -22,32 +22,19 @@ from jax.sharding import PartitionSpec as P
 from process_gen.common.names import hint
 from process_gen.distributed.mesh import MeshError
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
-
-RULES: Rules = {
+RULES: Mapping[str, str | None] = {
     "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-    "head_dim": None,
-    "latent": None,
-    "layers": None,
-    "norm": None,
-    "patch": None,
-    "position": None,
-    "time": None,
+    **dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor"),
+    **dict.fromkeys(("head_dim", "latent", "layers", "norm", "patch", "position", "time")),
 }
+"""Logical axis of a parameter -> mesh axis that it is split over."""
 
 BATCH_AXES = ("data", "fsdp")
 
-ACTIVATION_RULES: Rules = {
+ACTIVATION_RULES: Mapping[str, str | tuple[str, ...]] = {
+    **{axis: RULES[axis] for axis in ("heads", "kv_heads", "mlp", "vocab")},
     "rows": BATCH_AXES,
     "tokens": "context",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
 }
 """For `process_gen.models.partition.over`: which mesh axis an axis of an activation is split over."""
 
@@ -60,9 +47,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def partition_spec(
-    name: str, shape: tuple[int, ...], logical_axes: tuple[str | None, ...], mesh: Mesh, rules: Rules = RULES
-) -> P:
+def partition_spec(name: str, shape: tuple[int, ...], logical_axes: tuple[str | None, ...], mesh: Mesh) -> P:
     """Which mesh axes an array is split over.
 
     Raises:
@@ -72,37 +57,35 @@ def partition_spec(
     if len(logical_axes) != len(shape):
         raise MeshError(f"{name}: logical axes {logical_axes} do not match shape {shape}")
     used: dict[str, str] = {}
-    spec: list[str | tuple[str, ...] | None] = []
+    spec: list[str | None] = []
     for logical, size in zip(logical_axes, shape, strict=True):
-        axes = _mesh_axes(name, logical, rules)
-        for axis in axes:
-            if axis in used:
-                raise MeshError(
-                    f"{name}: mesh axis {axis!r} would split two dimensions, {used[axis]!r} and {logical!r}, "
-                    f"of shape {shape} with logical axes {logical_axes}; give one another rule, or None"
-                )
-            used[axis] = str(logical)
-        split = math.prod(mesh.shape[axis] for axis in axes)
+        axis = _mesh_axis(name, logical)
+        split = 1 if axis is None else mesh.shape[axis]
+        if axis in used:
+            raise MeshError(
+                f"{name}: mesh axis {axis!r} would split two dimensions, {used[axis]!r} and {logical!r}, "
+                f"of shape {shape} with logical axes {logical_axes}; give one another rule, or None"
+            )
         if size % split:
             raise MeshError(
                 f"{name}: dimension {logical!r} of {size}, of shape {shape}, does not divide over "
-                + " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-                + f"; make config.mesh.{axes[-1]} a divisor of {size}"
-                + (f", such as {math.gcd(size, split)}" if len(axes) == 1 else "")
+                f"{axis}={split}; make config.mesh.{axis} a divisor of {size}, such as "
+                f"{math.gcd(size, split)}"
             )
-        spec.append(None if split == 1 else axes[0] if len(axes) == 1 else axes)
+        if axis is not None:
+            used[axis] = logical
+        spec.append(axis if split > 1 else None)
     while spec and spec[-1] is None:
         spec.pop()
     return P(*spec)
 
 
-def _mesh_axes(name: str, logical: str | None, rules: Rules) -> tuple[str, ...]:
+def _mesh_axis(name: str, logical: str | None) -> str | None:
     if logical is None:
-        return ()
-    if logical not in rules:
-        raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}; {hint(logical, rules)}")
-    axes = rules[logical]
-    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+        return None
+    if logical not in RULES:
+        raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}; {hint(logical, RULES)}")
+    return RULES[logical]
 
 
 def unbox(tree: Any) -> Any:
@@ -114,28 +97,23 @@ def _is_box(x: Any) -> bool:
     return isinstance(x, nn.LogicallyPartitioned)
 
 
-def state_shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def state_shardings(abstract: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` for every array of a state, in the structure of `unbox(abstract)`.
 
-    Args:
-      abstract: shapes and dtypes of the state, with the modules' annotations somewhere in it (as
-        `jax.eval_shape` of an initializer gives it when the parameters have not been unboxed).
-      mesh: the devices.
-      rules: logical axis -> mesh axis.
+    `abstract` are shapes and dtypes with the modules' annotations somewhere among them, as `jax.eval_shape`
+    of an initializer gives them when the parameters have not been unboxed.
 
     An array without annotations follows the annotated one whose path ends its own path and which has the
     same shape: `opt_state/0/mu/block/kernel` follows `params/block/kernel`. A large one that follows none is
     split over `fsdp` along its largest dimension that divides, which the log tells.
     """
-    boxed = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=_is_box)
     annotated: dict[tuple[str, tuple[int, ...]], P] = {}
-    for path, leaf in boxed:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract, is_leaf=_is_box):
         if _is_box(leaf):
-            spec = partition_spec(path_name(path), leaf.value.shape, tuple(leaf.names), mesh, rules)
-            parts = path_name(path).split("/")
+            name, shape = path_name(path), leaf.value.shape
             # The whole path is the array itself; without its first part, its name inside the parameters.
-            for start in (0, 1):
-                annotated["/".join(parts[start:]), leaf.value.shape] = spec
+            for key in (name, name.partition("/")[2]):
+                annotated[key, shape] = partition_spec(name, shape, tuple(leaf.names), mesh)
 
     def sharding(path, leaf):
         parts = path_name(path).split("/")
@@ -143,7 +121,7 @@ def state_shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
             spec = annotated.get(("/".join(parts[start:]), leaf.shape))
             if spec is not None:
                 return NamedSharding(mesh, spec)
-        return NamedSharding(mesh, _fsdp_spec(path_name(path), leaf, mesh))
+        return NamedSharding(mesh, _fsdp_spec("/".join(parts), leaf, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, unbox(abstract))
 
@@ -153,51 +131,24 @@ def _fsdp_spec(name: str, leaf: Any, mesh: Mesh) -> P:
     split = mesh.shape["fsdp"]
     if leaf.size < _LARGE or split == 1:
         return P()
+    what = f"{name} {leaf.shape} has no logical axes"
     dividing = [axis for axis, size in enumerate(leaf.shape) if size % split == 0]
     if not dividing:
-        logging.warning(
-            "%s %s has no logical axes and fsdp=%d divides no dimension: every device holds it whole",
-            name,
-            leaf.shape,
-            split,
-        )
+        logging.warning("%s and fsdp=%d divides no dimension: every device holds it whole", what, split)
         return P()
     axis = max(dividing, key=lambda axis: leaf.shape[axis])
-    logging.info(
-        "%s %s has no logical axes: dimension %d is split over fsdp=%d", name, leaf.shape, axis, split
-    )
+    logging.info("%s: dimension %d is split over fsdp=%d", what, axis, split)
     return P(*[None] * axis, "fsdp")
 
 
-def abstract_state(init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def abstract_state(init: Callable[..., Any], *args: Any, mesh: Mesh) -> Any:
     """The state that `init(*args)` would make, as shapes, dtypes and shardings: no memory is taken."""
     abstract = jax.eval_shape(init, *args)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         unbox(abstract),
-        state_shardings(abstract, mesh, rules),
+        state_shardings(abstract, mesh),
     )
-
-
-def create_state(
-    init: Callable[..., Any], *args: Any, mesh: Mesh, rules: Rules = RULES, shardings: Any = None
-) -> tuple[Any, Any]:
-    """Makes a state in place on the mesh: shapes, then shardings, then bytes.
-
-    Args:
-      init: returns the state, annotations included (parameters as the model's `init` gives them); it is
-        compiled with the shardings of its result, so that no device ever holds a full copy.
-      *args: its arguments, usually one key.
-      mesh: the devices.
-      rules: logical axis -> mesh axis.
-      shardings: of the result, where they are known already.
-
-    Returns:
-      The state without annotations, and its shardings.
-    """
-    if shardings is None:
-        shardings = state_shardings(jax.eval_shape(init, *args), mesh, rules)
-    return jax.jit(lambda *xs: unbox(init(*xs)), out_shardings=shardings)(*args), shardings
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -237,12 +188,8 @@ def rows_divide(rows: int, mesh: Mesh) -> None:
 def heads_divide(heads: Mapping[str, int], mesh: Mesh) -> None:
     """Checks that no attention head is cut: projections divide whenever their columns do, heads and all.
 
-    Args:
-      heads: name of a config key -> number of heads.
-      mesh: the devices.
-
     Raises:
-      MeshError: `tensor` does not divide a number of heads; the message names both.
+      MeshError: `tensor` does not divide a number of heads; the message names it and its config key.
     """
     split = mesh.shape["tensor"]
     for key, count in heads.items():
@@ -274,39 +221,27 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
       mesh: the devices.
       rows: of the global batch; by default as many as these, which are all there are on one host.
     """
-    if rows is None:
-        rows = len(jax.tree.leaves(batch)[0])
+    rows = rows or len(jax.tree.leaves(batch)[0])
     sharding, held = batch_sharding(mesh), local_rows(rows, mesh)
-    place = {row: index for index, row in enumerate(held)}
 
     def put(x):
         if len(x) != len(held):
             raise MeshError(f"this host holds the {len(held)} rows {held} of {rows}, it was given {len(x)}")
-
-        def part(index):  # a block of global rows, all of them here, so they follow one another in `x` too
-            start, stop, _ = index[0].indices(rows)
-            return x[place[start] : place[start] + stop - start]
-
-        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+        return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
 
     return jax.tree.map(put, batch)
 
 
 def on_lead(tree: Any) -> Any:
-    """A whole copy of global arrays, as NumPy arrays, on the lead host; every host has to call it.
+    """A whole copy of global arrays, as NumPy arrays, on the lead host; None on the others, who all call it.
 
     One array at a time is whole on every device.
-
-    Returns:
-      The tree on process 0, None elsewhere.
     """
     lead = jax.process_index() == 0
 
     def copy(x):
-        whole = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
-        whole.block_until_ready()
+        whole = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x).block_until_ready()
         return np.asarray(whole.addressable_data(0)) if lead else None
 
-    leaves, structure = jax.tree.flatten(tree)
-    copies = [copy(x) for x in leaves]
-    return jax.tree.unflatten(structure, copies) if lead else None
+    copies = jax.tree.map(copy, tree)
+    return copies if lead else None

@@ -29,8 +29,6 @@ from absl import logging
 EXIT_CODE = 75
 """`EX_TEMPFAIL` of sysexits.h: stopped by a signal, everything is saved, start the same command again."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 class Stopped(Exception):
     """The command was told to stop, and has put everything in order; the message says what is kept."""
@@ -43,10 +41,10 @@ class Stop:
         self.name: str | None = None
 
     def at(self, step: int) -> bool:
-        """Whether this is the step after which to stop; every host gives the same answer.
+        """Whether to stop after this step; all hosts have to ask after every step, and get the same answer.
 
-        All hosts of a job have to ask after every step. Where processes have joined each other, JAX hears
-        SIGTERM on any host, and picks a step that none of them has passed.
+        Where processes have joined each other, JAX hears SIGTERM on any of them, and picks a step that none
+        has passed.
         """
         if _together():
             from jax.experimental import multihost_utils
@@ -81,11 +79,9 @@ def deferred() -> Iterator[Stop]:
 
     Does nothing outside the main thread. SIGTERM is left to JAX where processes have joined each other.
     """
-    stop = Stop()
+    stop, heard = Stop(), [signal.SIGINT] if _together() else [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    heard = SIGNALS[1:] if _together() else SIGNALS
+        heard = []
     before = {number: signal.signal(number, stop._hear) for number in heard}
     try:
         yield stop
@@ -100,16 +96,13 @@ def _together() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
-"""Where JAX tells all processes that one of them has heard SIGTERM."""
-
-
 def _noticed() -> bool:
+    """Whether JAX has told all processes that one of them has heard SIGTERM."""
     import jax
     from jax._src import distributed  # there is no public way to ask without naming a step
 
     try:
-        distributed.global_state.client.key_value_try_get(_NOTICE)
+        distributed.global_state.client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
     except jax.errors.JaxRuntimeError:  # it is not there
         return False
     return True

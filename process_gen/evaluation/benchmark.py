@@ -14,7 +14,6 @@ training is a part of the whole.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import zlib
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from process_gen.common import names
+from process_gen.common.names import check_name
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.requests import Request, categories
 from process_gen.scenes.splits import SPLITS, Split
@@ -85,16 +84,18 @@ class Benchmark:
     groups: tuple[str, ...]
     tasks: tuple[Task, ...] = dataclasses.field(repr=False)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Equal for benchmarks that ask for the same prompts with the same seeds."""
         lines = [(task.group, task.request.text, task.seed) for task in self.tasks]
         return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        fields = ("level", "split", "seed", "per_group")
         return {
-            **{name: getattr(self, name) for name in fields},
+            "level": self.level,
+            "split": self.split,
+            "seed": self.seed,
+            "per_group": self.per_group,
             "groups": list(self.groups),
             "fingerprint": self.fingerprint,
         }
@@ -105,7 +106,7 @@ def make_benchmark(
     split: Split = "heldout",
     per_group: int = 40,
     seed: int = 0,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
 ) -> Benchmark:
     """Draws the tasks of a benchmark.
 
@@ -122,11 +123,11 @@ def make_benchmark(
     """
     if per_group < 1:
         raise BenchmarkError(f"per_group must be at least 1, got {per_group}")
-    check_name(split, SPLITS, "split")
+    check_name(split, SPLITS, "split", BenchmarkError)
     known = categories(level)
     chosen = tuple(dict.fromkeys(groups)) if groups else tuple(g for g in GROUPS if g in known)
     for group in chosen:
-        check_name(group, known, "group")
+        check_name(group, known, "group", BenchmarkError)
     tasks = tuple(task for group in chosen for task in _draw(level, split, per_group, seed, group))
     return Benchmark(level, split, seed, per_group, chosen, tasks)
 
@@ -142,8 +143,3 @@ def _draw(level: str, split: Split, count: int, seed: int, group: str) -> Iterab
                 break
         seen.add(request.text)
         yield Task(request, zlib.crc32(f"{seed} {group} {index}".encode()) >> 1)
-
-
-def check_name(name: str, known: Sequence[str], what: str) -> str:
-    """Returns `name`, or raises a BenchmarkError that says which names are near."""
-    return names.check_name(name, known, what, BenchmarkError)

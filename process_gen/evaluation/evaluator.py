@@ -1,8 +1,4 @@
-"""Runs a predict function over a benchmark and judges what comes back.
-
-The same code serves training, on a few tasks (the evaluator `scenes`), and
-`process_gen.evaluate`, on all of them.
-"""
+"""Runs a predict function over a benchmark and judges what comes back."""
 
 from __future__ import annotations
 
@@ -13,18 +9,16 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from process_gen.evaluation import process
-from process_gen.evaluation.benchmark import SCORED_GROUPS, Benchmark, Task, make_benchmark
-from process_gen.evaluation.contact import contact_sheet
+from process_gen.evaluation.benchmark import SCORED_GROUPS, Benchmark, Task
 from process_gen.evaluation.intervals import Interval, mean_of_groups, wilson
 from process_gen.evaluation.reading import verdict_of
-from process_gen.evaluation.registry import Finding, Predict, register
 from process_gen.sampling import Sampler
-from process_gen.scenes.splits import Split
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
+
+Predict = Callable[[Sequence[str], Sequence[int]], Sequence[SampledTrajectory]]
+"""Prompts and seeds -> one trajectory each, in order."""
 
 Show = Callable[[str], None]
 """Is told how far something is, in words."""
@@ -49,17 +43,13 @@ class Outcome:
     prompt: str
     seed: int
     ok: bool
-    failures: tuple[str, ...]
+    failures: Sequence[str]
     steps: int
     images: int
     corrections: int
     sampling_steps: int
     stopped: str
     seconds: float
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        return cls(**{**data, "failures": tuple(data["failures"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +82,10 @@ class Scores:
         return {group: wilson(sum(oks), len(oks)) for group, oks in self.verdicts().items()}
 
     @property
-    def score(self) -> Interval:
-        """The unweighted mean over the scored groups that there are."""
-        return mean_of_groups([wilson(sum(oks), len(oks)) for oks in self.verdicts(SCORED_GROUPS).values()])
+    def score(self) -> Interval | None:
+        """The unweighted mean over the scored groups that there are; None where there is none."""
+        scored = [interval for group, interval in self.groups.items() if group in SCORED_GROUPS]
+        return mean_of_groups(scored) if scored else None
 
     @property
     def failures(self) -> dict[str, int]:
@@ -105,20 +96,19 @@ class Scores:
     def means(self) -> dict[str, float]:
         """Costs and habits, per image or as a share of all."""
         outcomes = self.outcomes
-        steps = sum(one.steps for one in outcomes)
         return {
             "steps": statistics.fmean(one.steps for one in outcomes),
             "images_drawn": statistics.fmean(one.images for one in outcomes),
             "sampling_steps": statistics.fmean(one.sampling_steps for one in outcomes),
             "seconds": statistics.fmean(one.seconds for one in outcomes),
             "refined_images": statistics.fmean(one.corrections > 0 for one in outcomes),
-            "refined_steps": sum(one.corrections for one in outcomes) / max(1, steps),
+            "refined_steps": sum(one.corrections for one in outcomes) / sum(one.steps for one in outcomes),
             "stopped_by_cap": statistics.fmean(one.stopped == "cap" for one in outcomes),
         }
 
     def scalars(self) -> Iterator[tuple[str, float]]:
         """(name, value) pairs for a metric writer."""
-        if self.verdicts(SCORED_GROUPS):
+        if self.score:
             yield f"{self.mode}/score", self.score.mean
         for group, interval in self.groups.items():
             yield f"{self.mode}/score/{group}", interval.mean
@@ -129,29 +119,24 @@ class Scores:
         for kind, number in self.failures.items():
             yield f"{self.mode}/failures/{kind}", number / len(self.outcomes)
 
-    def pictures(self, most: int = 12) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, [H, W, 3] uint8): one row of states per trajectory, failures among them."""
-        if shown := self.selection(most):
-            yield f"{self.mode}/trajectories", contact_sheet(shown)
-
-    def selection(self, most: int = 24) -> list[SampledTrajectory]:
+    def selection(self, most: int) -> list[SampledTrajectory]:
         """Some trajectories to look at: of every group in turn, a wrong and a right one."""
         queues: dict[tuple[str, bool], list[SampledTrajectory]] = {}
         for one, trajectory in zip(self.outcomes, self.trajectories, strict=False):
             queues.setdefault((one.group, one.ok), []).append(trajectory)
         # Wrong and right ones take turns, so that a short selection has both.
-        wrong, right = ([(g, ok) for g in self.verdicts() if (g, ok) in queues] for ok in (False, True))
-        turns = [key for pair in itertools.zip_longest(wrong, right) for key in pair if key]
-        picked = [t for row in itertools.zip_longest(*(queues[key] for key in turns)) for t in row if t]
+        wrong, right = ([queue for key, queue in queues.items() if key[1] is ok] for ok in (False, True))
+        turns = [queue for pair in itertools.zip_longest(wrong, right) for queue in pair if queue]
+        picked = [one for row in itertools.zip_longest(*turns) for one in row if one]
         return picked[:most]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "score": _json(self.score) if self.verdicts(SCORED_GROUPS) else None,
-            "groups": {g: {**_json(i), "n": len(self.verdicts()[g])} for g, i in self.groups.items()},
+            "score": self.score.to_json() if self.score else None,
+            "groups": {g: {**i.to_json(), "n": len(self.verdicts()[g])} for g, i in self.groups.items()},
             **self.means(),
             "failures": self.failures,
-            "process": {name: _json(interval) for name, interval in self.counts.shares().items()},
+            "process": {name: interval.to_json() for name, interval in self.counts.shares().items()},
             "counts": self.counts.to_json(),
             "outcomes": [dataclasses.asdict(one) for one in self.outcomes],
         }
@@ -159,26 +144,8 @@ class Scores:
     @classmethod
     def from_json(cls, mode: str, data: Mapping[str, Any]) -> Scores:
         """Reads what `to_json` wrote; everything derived is derived again."""
-        outcomes = tuple(Outcome.from_json(one) for one in data["outcomes"])
+        outcomes = tuple(Outcome(**one) for one in data["outcomes"])
         return cls(mode, outcomes, process.Counts.from_json(data["counts"]))
-
-
-@register("scenes")
-def scenes(
-    predict: Predict,
-    *,
-    level: str = "default",
-    split: Split = "heldout",
-    per_group: int = 4,
-    seed: int = 0,
-    groups: Sequence[str] | None = None,
-    mode: str = "process",
-    pictures: int = 12,
-) -> Iterator[Finding]:
-    """The scenes benchmark as an evaluator: scores, costs, process metrics and a sheet of trajectories."""
-    scores = evaluate(predict, make_benchmark(level, split, per_group, seed, groups), mode)
-    yield from scores.scalars()
-    yield from scores.pictures(pictures)
 
 
 def predict_with(sampler: Sampler, mode: str | Mode, show: Show | None = None) -> Predict:
@@ -189,20 +156,20 @@ def predict_with(sampler: Sampler, mode: str | Mode, show: Show | None = None) -
       mode: of every trajectory.
       show: is told how far it is, after every round of turns.
     """
-    sampler = sampler.with_config(mode=Mode(mode).value)
+    sampler = sampler.with_config(mode=mode)
 
     def predict(prompts: Sequence[str], seeds: Sequence[int]) -> list[SampledTrajectory]:
         drawn: dict[int, SampledTrajectory] = {}
         for progress in sampler.stream(prompts, seeds):
             drawn.update(progress.finished)
             if show:
-                show(f"{Mode(mode).value}: {progress.done} of {progress.total} prompts")
+                show(f"{mode}: {progress.done} of {progress.total} prompts")
         return [drawn[i] for i in range(len(prompts))]
 
     return predict
 
 
-def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode | str = Mode.PROCESS) -> Scores:
+def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode = Mode.PROCESS) -> Scores:
     """Samples every task and judges the final images.
 
     Args:
@@ -216,8 +183,6 @@ def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode | str = Mode.PRO
     """
     tasks = benchmark.tasks
     found = predict([task.request.text for task in tasks], [task.seed for task in tasks])
-    if len(found) != len(tasks):
-        raise ValueError(f"predict returned {len(found)} trajectories for {len(tasks)} prompts")
     judged, outcomes, counts = [], [], process.Counts()
     for task, trajectory in zip(tasks, found, strict=True):
         if trajectory.prompt != task.request.text:
@@ -226,7 +191,7 @@ def evaluate(predict: Predict, benchmark: Benchmark, mode: Mode | str = Mode.PRO
         judged.append(dataclasses.replace(trajectory, verdict=verdict))
         outcomes.append(_outcome(task, judged[-1]))
         counts += process.count(trajectory, task.request)
-    return Scores(Mode(mode).value, tuple(outcomes), counts, tuple(judged))
+    return Scores(mode.value, tuple(outcomes), counts, tuple(judged))
 
 
 def _outcome(task: Task, trajectory: SampledTrajectory) -> Outcome:
@@ -236,7 +201,7 @@ def _outcome(task: Task, trajectory: SampledTrajectory) -> Outcome:
         prompt=task.request.text,
         seed=task.seed,
         ok=trajectory.verdict["ok"],
-        failures=tuple(trajectory.verdict["failures"]),
+        failures=trajectory.verdict["failures"],
         steps=len(steps),
         images=len(trajectory.turns),
         corrections=sum(bool(step.refines) for step in steps),
@@ -244,7 +209,3 @@ def _outcome(task: Task, trajectory: SampledTrajectory) -> Outcome:
         stopped=trajectory.stopped,
         seconds=trajectory.seconds,
     )
-
-
-def _json(interval: Interval) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in dataclasses.asdict(interval).items()}

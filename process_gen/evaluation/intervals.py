@@ -12,18 +12,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-CONFIDENCE = 0.95
+_CONFIDENCE = 0.95
+_Z = statistics.NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+_RESAMPLES = 10_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate and its confidence limits."""
 
     mean: float
@@ -33,15 +34,13 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
+    def to_json(self) -> dict[str, float]:
+        return {name: round(value, 6) for name, value in self._asdict().items()}
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a share of `n`; (nan, 0, 1) where n is zero."""
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}")
-    if n == 0:
-        return Interval(math.nan, 0.0, 1.0)
-    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / n
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's score interval of a share of `n`, which is at least 1."""
+    share, z = successes / n, _Z
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # At the ends the limit is the end itself; rounding must not move it past the share.
@@ -51,9 +50,7 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
 
 
 def mean_of_groups(intervals: Sequence[Interval]) -> Interval:
-    """The unweighted mean over independent groups; (nan, 0, 1) where there is none."""
-    if not intervals:
-        return Interval(math.nan, 0.0, 1.0)
+    """The unweighted mean over independent groups."""
     n = len(intervals)
     mean = sum(one.mean for one in intervals) / n
     below = math.hypot(*(one.mean - one.low for one in intervals)) / n
@@ -61,40 +58,27 @@ def mean_of_groups(intervals: Sequence[Interval]) -> Interval:
     return Interval(mean, mean - below, mean + above)
 
 
-def paired_difference(
-    first: Mapping[str, Sequence[bool]],
-    second: Mapping[str, Sequence[bool]],
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
-) -> Interval:
+def paired_difference(first: Mapping[str, Sequence[bool]], second: Mapping[str, Sequence[bool]]) -> Interval:
     """Mean over groups of `first` less that of `second`, prompt by prompt.
 
     Where no prompt differs the interval has no width: read it with the
     intervals of the two arms.
 
     Args:
-      first, second: outcomes per group, both in the order of the same prompts.
-      resamples: bootstrap samples, each drawn inside the groups.
-      seed: of the bootstrap.
-      confidence: between the percentiles that are the limits.
+      first, second: outcomes per group, both of the same prompts in the same order.
+
+    Raises:
+      ValueError: a group has more prompts on one side.
     """
-    if list(first) != list(second) or any(len(first[g]) != len(second[g]) for g in first):
-        raise ValueError("a paired difference needs the same prompts in the same groups on both sides")
-    if not first:
-        return Interval(math.nan, -1.0, 1.0)
-    rng = np.random.default_rng(seed)
-    mean, drawn = 0.0, np.zeros(resamples)
+    rng = np.random.default_rng(0)
+    mean, drawn = 0.0, np.zeros(_RESAMPLES)
     for group in first:
-        gaps = np.asarray(first[group], int) - np.asarray(second[group], int)
+        gaps = np.array([int(a) - int(b) for a, b in zip(first[group], second[group], strict=True)])
         n = len(gaps)
-        if n == 0:
-            raise ValueError(f"group {group!r} is empty")
         # Drawing n prompts with replacement = a multinomial over the three possible gaps.
         shares = np.array([(gaps == -1).sum(), (gaps == 0).sum(), (gaps == 1).sum()]) / n
-        counts = rng.multinomial(n, shares, size=resamples)
+        counts = rng.multinomial(n, shares, size=_RESAMPLES)
         drawn += (counts[:, 2] - counts[:, 0]) / n / len(first)
         mean += gaps.mean() / len(first)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(drawn, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return Interval(float(mean), float(low), float(high))

@@ -33,22 +33,18 @@ where the final image is meant.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from process_gen.evaluation.intervals import Interval, wilson
-from process_gen.evaluation.reading import (
-    Objects,
-    changed_cells,
-    draw_description,
-    is_right,
-    objects_of,
-    read_description,
-)
+from process_gen.evaluation.reading import Objects, changed_cells, objects_of, read_description
 from process_gen.scenes.graph import Scene
-from process_gen.scenes.judge import may_become
+from process_gen.scenes.judge import judge, may_become
 from process_gen.scenes.parse import parse
+from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request
 from process_gen.trajectory.markup import Malformed, Plan
 from process_gen.trajectory.sampled import SampledTrajectory
@@ -57,66 +53,46 @@ from process_gen.trajectory.stages import Step
 
 @dataclasses.dataclass
 class Counts:
-    """Sums over trajectories; add two with `+`.
-
-    Attributes:
-      steps: steps taken.
-      plans, malformed_plans: plan texts, and those of them that are not a plan.
-      unread: plans whose description is outside the grammar.
-      drafts, wrong_drafts: drafts with a readable description, and the wrong ones.
-      caught, missed, false_alarms, passed: wrong drafts flagged or not, right drafts flagged or not.
-      fixed, still_wrong, kept_right, spoiled: corrections by what they did to the draft.
-      final_fixed, final_still_wrong, final_kept_right, final_spoiled: the same
-        by the judge's verdict, at last steps.
-      to_keep, kept: objects that a step had to keep, and those that it kept.
-      to_repair, repaired: steps after a wrong state, and those that end right.
-      plans_after_refine, wrong_after_refine: readable plans that follow a corrected step, and the wrong ones.
-      plans_otherwise, wrong_otherwise: those that follow another step.
-      final_plans, final_plans_right: last descriptions that can be read, and
-        those that satisfy the prompt.
-      states_at, right_at: by step index, what steps with a readable description leave, and the right ones.
-    """
+    """Sums over trajectories; add two with `+`."""
 
     steps: int = 0
-    plans: int = 0
-    malformed_plans: int = 0
-    unread: int = 0
-    drafts: int = 0
+    plans: int = 0  # plan texts
+    malformed_plans: int = 0  # those that are not a plan
+    unread: int = 0  # plans whose description is outside the grammar
+    drafts: int = 0  # of steps with a readable description
     wrong_drafts: int = 0
+    # Drafts, by whether they are wrong and flagged.
     caught: int = 0
     missed: int = 0
     false_alarms: int = 0
     passed: int = 0
+    # Corrections, by what they did to the draft.
     fixed: int = 0
     still_wrong: int = 0
     kept_right: int = 0
     spoiled: int = 0
+    # The same by the judge's verdict, at last steps.
     final_fixed: int = 0
     final_still_wrong: int = 0
     final_kept_right: int = 0
     final_spoiled: int = 0
-    to_keep: int = 0
+    to_keep: int = 0  # objects that a step had to keep
     kept: int = 0
-    to_repair: int = 0
+    to_repair: int = 0  # steps after a wrong state
     repaired: int = 0
+    # Readable plans after a corrected step or after another, and the wrong ones.
     plans_after_refine: int = 0
     wrong_after_refine: int = 0
     plans_otherwise: int = 0
     wrong_otherwise: int = 0
-    final_plans: int = 0
-    final_plans_right: int = 0
-    states_at: dict[int, int] = dataclasses.field(default_factory=dict)
-    right_at: dict[int, int] = dataclasses.field(default_factory=dict)
+    final_plans: int = 0  # last descriptions that can be read
+    final_plans_right: int = 0  # those that satisfy the prompt
+    # By step index: states that steps with a readable description leave, and the right ones.
+    states_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    right_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
 
     def __add__(self, other: Counts) -> Counts:
-        merged = {}
-        for field in dataclasses.fields(self):
-            a, b = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(a, dict):
-                merged[field.name] = {k: a.get(k, 0) + b.get(k, 0) for k in sorted({*a, *b})}
-            else:
-                merged[field.name] = a + b
-        return Counts(**merged)
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def shares(self) -> dict[str, Interval]:
         """Every share that these counts define, with its 95% interval; without those of nothing."""
@@ -136,21 +112,20 @@ class Counts:
             "next_plan_wrong_after_refine": (self.wrong_after_refine, self.plans_after_refine),
             "next_plan_wrong_otherwise": (self.wrong_otherwise, self.plans_otherwise),
         }
-        pairs |= {f"right_at_step_{i + 1}": (self.right_at.get(i, 0), n) for i, n in self.states_at.items()}
+        pairs |= {f"right_at_step_{i + 1}": (self.right_at[i], n) for i, n in sorted(self.states_at.items())}
         return {name: wilson(k, n) for name, (k, n) in pairs.items() if n}
 
     def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self)
-        for name in ("states_at", "right_at"):
-            data[name] = {str(k): v for k, v in data[name].items()}
-        return data
+        return dict(vars(self))
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Counts:
-        data = dict(data)
-        for name in ("states_at", "right_at"):
-            data[name] = {int(k): v for k, v in data[name].items()}
-        return cls(**data)
+    def from_json(cls, data: Mapping[str, Any]) -> Counts:
+        """Reads what `to_json` wrote, whose step indices JSON made texts."""
+        by_step = {
+            name: collections.Counter({int(index): n for index, n in data[name].items()})
+            for name in ("states_at", "right_at")
+        }
+        return cls(**{**data, **by_step})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +135,6 @@ class _Facts:
     Attributes:
       planned, draft, refined: what should stand, and what stands.
       changed: cells that the plan's instruction changes.
-      flagged: it has a refine turn.
       draft_right, refined_right: as the module says.
     """
 
@@ -168,9 +142,12 @@ class _Facts:
     draft: Objects
     refined: Objects | None
     changed: frozenset[str]
-    flagged: bool
     draft_right: bool
     refined_right: bool
+
+    @property
+    def flagged(self) -> bool:
+        return self.refined is not None
 
     @property
     def state(self) -> Objects:
@@ -189,8 +166,7 @@ def count(trajectory: SampledTrajectory, request: Request) -> Counts:
       request: what its prompt asks for, at the level whose images these are.
     """
     steps = trajectory.steps
-    counts = Counts(steps=len(steps))
-    plans = [step.plan for step in steps]
+    counts, plans = Counts(steps=len(steps)), [step.plan for step in steps]
     counts.plans = sum(plan is not None for plan in plans)
     counts.malformed_plans = sum(isinstance(plan, Malformed) for plan in plans)
     facts = [_facts(step, request, step is steps[-1]) for step in steps]
@@ -204,13 +180,12 @@ def count(trajectory: SampledTrajectory, request: Request) -> Counts:
 
 
 def _facts(step: Step, request: Request, last: bool) -> _Facts:
-    plan = step.plan
-    meant = read_description(plan.description, request.level) if isinstance(plan, Plan) else None
-    meant = meant if isinstance(meant, Scene) else None
-    draft, refined = (None if x is None else parse(x, request.level) for x in (step.sketch, step.refined))
+    level, plan = request.level, step.plan
+    meant, changed = None, frozenset()
+    if isinstance(plan, Plan):
+        meant, changed = read_description(plan.description, level), changed_cells(plan.instruction, level)
+    draft, refined = (None if x is None else parse(x, level) for x in (step.sketch, step.refined))
     planned, drawn, corrected = (None if x is None else objects_of(x) for x in (meant, draft, refined))
-    changed = changed_cells(plan.instruction, request.level) if isinstance(plan, Plan) else frozenset()
-    flagged = bool(step.refines)
 
     def contradicts(scene: Scene | None) -> bool:
         return scene is not None and not may_become(request, scene)
@@ -219,13 +194,13 @@ def _facts(step: Step, request: Request, last: bool) -> _Facts:
     sound = meant is not None and not twice and not contradicts(meant)
     mended = corrected == planned if sound else not contradicts(refined)
     carried_out = corrected == planned != drawn
+    judged_by_prompt = last or refined is not None
     return _Facts(
         planned,
         drawn,
         corrected,
         changed,
-        flagged,
-        draft_right=drawn == planned and not ((flagged or last) and contradicts(draft)),
+        draft_right=drawn == planned and not (judged_by_prompt and contradicts(draft)),
         refined_right=mended or carried_out,
     )
 
@@ -238,10 +213,10 @@ def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
     counts.wrong_drafts += not fact.draft_right
     detected = {(False, True): "caught", (False, False): "missed", (True, True): "false_alarms"}
     _increment(counts, detected.get((fact.draft_right, fact.flagged), "passed"))
-    if fact.flagged and fact.refined is not None:
+    if fact.flagged:
         _increment(counts, _correction(fact.draft_right, fact.refined_right))
-    counts.states_at[index] = counts.states_at.get(index, 0) + 1
-    counts.right_at[index] = counts.right_at.get(index, 0) + fact.state_right
+    counts.states_at[index] += 1
+    counts.right_at[index] += fact.state_right
 
 
 def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
@@ -271,13 +246,12 @@ def _plan_follows(before: _Facts, after: _Facts) -> bool:
 
 def _count_final(counts: Counts, step: Step, request: Request) -> None:
     """The last plan and the last correction, by the judge's verdict on the prompt."""
-    plan = step.plan
-    meant = draw_description(plan.description, request.level) if isinstance(plan, Plan) else None
+    meant = read_description(step.plan.description, request.level) if isinstance(step.plan, Plan) else None
     if meant is not None:
         counts.final_plans += 1
-        counts.final_plans_right += is_right(request, meant)
+        counts.final_plans_right += judge(request, render(meant, request.level)).correct
     if step.refined is not None:
-        verdicts = (is_right(request, image) for image in (step.sketch, step.refined))
+        verdicts = (judge(request, image).correct for image in (step.sketch, step.refined))
         _increment(counts, "final_" + _correction(*verdicts))
 
 

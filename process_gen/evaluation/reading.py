@@ -1,9 +1,7 @@
-"""What a scenes image or description holds, and the judge's verdict as JSON.
+"""What a plan's description says, and the judge's verdict on an image as JSON.
 
-The one file of this room that knows the scenes world.
-
-    description := "nothing yet" | item (("," | "and") item)*
-    item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour shape
+description := "nothing yet" | item (("," | "and") item)*
+item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour shape
 """
 
 from __future__ import annotations
@@ -19,14 +17,10 @@ from process_gen.scenes.graph import Object, Scene, make_object
 from process_gen.scenes.judge import Verdict, judge
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.parse import parse
-from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request
-from process_gen.trajectory.markup import Malformed
 
 Objects = collections.Counter
 """A multiset of (shape, colour, cell): an object as descriptions name it."""
-
-NOTHING = "nothing yet"
 
 FAILURES = ("unclear", "shape", "missing", "extra", "count", "colour", "relation")
 """Kinds of failure of a final image; one image may have several.
@@ -41,11 +35,11 @@ FAILURES = ("unclear", "shape", "missing", "extra", "count", "colour", "relation
 """
 
 
-def read_description(text: str, level: str | Level) -> Scene | Malformed:
-    """Reads a plan's description, the inverse of `scenes.language.describe`."""
+def read_description(text: str, level: str | Level) -> Scene | None:
+    """Reads a plan's description, the inverse of `scenes.language.describe`; None where it is none."""
     level = get_level(level)
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
-    if words == NOTHING.split():
+    words = _words(text)
+    if words == ["nothing", "yet"]:
         return Scene()
     items: list[list[str]] = [[]]
     for word in words:
@@ -53,26 +47,26 @@ def read_description(text: str, level: str | Level) -> Scene | Malformed:
             items.append([])
         else:
             items[-1].append(word)
-    things = []
-    for item in items:
-        thing = _read_item(item, level)
-        if thing is None:
-            return Malformed(f"no object: {' '.join(item)!r}", text)
-        things.append(thing)
-    return Scene(tuple(things))
+    things = [_read_item(item, level) for item in items]
+    return None if None in things else Scene(tuple(things))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def _read_item(words: list[str], level: Level) -> Object | None:
     """One object, or None where the words name none or several."""
-    words = list(words)
     if words[:1] and words[0] in level.cell_index:
         words = words[1:] + words[:1]
     elif words[:1] and words[0] in ("a", "an"):
         words = words[1:]
-    if "at" in words[-2:-1]:
-        del words[-2]
-    named = {name: pixels for name, pixels in level.sizes}
-    size = named[words.pop(0)] if level.sized and words[:1] and words[0] in named else None
+    if words[-2:-1] == ["at"]:
+        words = words[:-2] + words[-1:]
+    sizes = dict(level.sizes) if level.sized else {}
+    size = None
+    if words[:1] and words[0] in sizes:
+        size, words = sizes[words[0]], words[1:]
     if len(words) != 3:
         return None
     colour, shape, cell = words
@@ -87,25 +81,14 @@ def changed_cells(instruction: str, level: str | Level) -> frozenset[str]:
     A cell that only says what another one lies next to is none of them: c2 in "add
     a red star left of the ring at c2 at b2".
     """
-    known, words = get_level(level).cell_index, re.findall(r"\w+|[^\w\s]", instruction.lower())
-    following = itertools.pairwise([*words, ""])
+    known = get_level(level).cell_index
+    following = itertools.pairwise([*_words(instruction), ""])
     return frozenset(word for word, after in following if word in known and after != "at")
 
 
 def objects_of(scene: Scene) -> Objects:
     """The multiset of what a scene holds; unclear things count as they are."""
     return Objects((thing.shape, thing.colour, thing.cell) for thing in scene.objects)
-
-
-def draw_description(text: str, level: str | Level) -> np.ndarray | None:
-    """The image that a description asks for; None where it cannot be read."""
-    scene = read_description(text, level)
-    return None if isinstance(scene, Malformed) else render(scene, level)
-
-
-def is_right(request: Request, image: np.ndarray) -> bool:
-    """Whether an image satisfies a prompt."""
-    return judge(request, image).correct
 
 
 def verdict_of(request: Request, image: np.ndarray) -> dict[str, Any]:

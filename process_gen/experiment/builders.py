@@ -14,9 +14,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import optax
+from flax.traverse_util import path_aware_map
 
 from process_gen.data.tokenizers import SCENES, Tokenizer
 from process_gen.distributed.mesh import MeshConfig
@@ -38,9 +38,8 @@ class ConfigError(ValueError):
     """A config that cannot work; the message names the key and the way out."""
 
 
-def from_json(text: str | Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A locked config from the JSON that a checkpoint carries."""
-    fields = json.loads(text) if isinstance(text, str) else text
+def from_json(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A locked config from the plain values that a checkpoint carries."""
     return ml_collections.ConfigDict(fields).lock()
 
 
@@ -91,7 +90,7 @@ def build_layouts(
     model = model or build_model_config(config)
     first = build_layout(config, model)
     layouts = {first.image_size: first}
-    for size in (tuple(size) for size in config.data.buckets):
+    for size in map(tuple, config.data.buckets):
         try:
             layout = vit.reshaped(model, first, size)
         except ValueError as error:
@@ -186,33 +185,15 @@ def _hidden_matrices(params: Any) -> Any:
     """Which axes of a parameter Muon reads as a matrix: kernels of the stacked layers, None elsewhere."""
 
     def axes(path, _):
-        names = _names(path)
-        stacked = "layers" in names and names[-1] == "kernel"
+        stacked = "layers" in path and path[-1] == "kernel"
         return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
 
-    return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    """The names along the path of a parameter."""
-    return [str(getattr(part, "key", part)) for part in path]
+    return path_aware_map(axes, params)
 
 
 def _decays(params: Any) -> Any:
     """Weight decay is for matrices, not for norms and biases (stacked over layers or not)."""
-
-    def is_matrix(path, _):
-        return _names(path)[-1] in ("kernel", "embedding")
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def _check_micro_batches(config: ml_collections.ConfigDict) -> None:
-    rows, accumulate = config.train.batch_size, config.train.accumulate
-    if rows % accumulate:
-        raise ConfigError(
-            f"config.train.batch_size ({rows}) must be a multiple of config.train.accumulate ({accumulate})"
-        )
+    return path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding"), params)
 
 
 # ----------------------------------------------------------------------- check
@@ -238,7 +219,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_level(config, layout)
     elif config.data.source in ("folder", "records") and not config.data.path:
         raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=FOLDER")
-    _check_micro_batches(config)
+    rows, accumulate = config.train.batch_size, config.train.accumulate
+    if rows % accumulate:
+        raise ConfigError(
+            f"config.train.batch_size ({rows}) must be a multiple of config.train.accumulate ({accumulate})"
+        )
     _check_tiers(config)
 
 
@@ -315,7 +300,7 @@ def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
             "config.data.buckets is for folders of pictures, scenes have one size: leave it empty, or set "
             "--config.data.source=folder"
         )
-    level, mode = get_level(config.data.level), Mode(config.data.mode)
+    level, mode = get_level(config.data.level), config.data.mode
     size = (level.image_size, level.image_size)
     if layout.image_size != size:
         raise ConfigError(
@@ -326,9 +311,9 @@ def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
         return  # the budgets count tokens of the scenes tokenizer; `prepare` counts those of others
     budget = level.budget
     slots = {"prompt": budget.prompt}
-    if mode is Mode.PLAN_ONLY:
+    if mode == Mode.PLAN_ONLY:
         slots["before"] = budget.plan
-    elif mode is Mode.PROCESS:
+    elif mode == Mode.PROCESS:
         slots |= {"before": max(budget.plan, budget.refine), "after": budget.inspect}
     for slot, needed in slots.items():
         if getattr(layout, slot) < needed:

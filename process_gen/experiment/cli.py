@@ -57,15 +57,18 @@ class CommandError(Exception):
 
 
 def load_config(spec: str) -> ConfigDict:
-    """The config of `path/to/file.py` or `path/to/file.py:variant`.
+    """The config of `path/to/file.py` or `path/to/file.py:variant`, `configs/scenes.py` from any folder.
 
     Raises:
       CommandError: no such file, no such variant, no `get_config` in it, or its code fails.
     """
-    path, colon, variant = config_place(spec).partition(":")
-    if not pathlib.Path(path).is_file():
+    given, colon, variant = spec.partition(":")
+    package = pathlib.Path(__file__).parents[1]
+    folders = (pathlib.Path(), package.parent, package)  # here, beside a clone's package, in a wheel
+    path = next((str(folder / given) for folder in folders if (folder / given).is_file()), None)
+    if path is None:
         raise CommandError(
-            f"there is no config file {path!r} in {os.getcwd()}, and none comes with the package: "
+            f"there is no config file {given!r} in {os.getcwd()}, and none comes with the package: "
             "pass --config=PATH.py:variant"
         )
     if not path.endswith(".py"):
@@ -102,16 +105,6 @@ def _of_code(path: str, error: Exception) -> CommandError:
     return CommandError(f"{where}: {type(error).__name__}: {error}")
 
 
-def config_place(spec: str) -> str:
-    """`path/to/file.py:variant` with the file's place; `configs/scenes.py` is found from anywhere."""
-    path, colon, variant = spec.partition(":")
-    package = pathlib.Path(__file__).parents[1]
-    for folder in (pathlib.Path(), package.parent, package):  # here, beside a clone's package, in a wheel
-        if (folder / path).is_file():
-            return f"{folder / path}{colon}{variant}"
-    return spec
-
-
 def _at_home(config: ConfigDict) -> ConfigDict:
     """The config with every `~` and `~user` at the start of a value replaced by that user's folder."""
     with config.unlocked():
@@ -133,18 +126,6 @@ def _words_at_home(argv: Sequence[str]) -> list[str]:
         return home.sub(lambda match: os.path.expanduser(match[0]), word) if is_path else word
 
     return [expanded(word) for word in argv]
-
-
-def _words_with_places(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The command line with the place of its config file, and that place; None where it names none."""
-    words, given = list(argv), None
-    for i, word in enumerate(words):
-        if match := re.fullmatch(r"(--?config=)(.*)", word):
-            given = config_place(match[2])
-            words[i] = match[1] + given
-        elif i and re.fullmatch(r"--?config", words[i - 1]):
-            given = words[i] = config_place(word)
-    return words, given
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -241,19 +222,28 @@ def define_host_flags() -> None:
 
 
 def _define_config(default: str, argv: Sequence[str]) -> list[str]:
-    """Defines `--config`, after checking everything that its own parser would answer with a traceback.
+    """Defines `--config` and its leaves, after checking what the library would answer with a traceback.
 
     Returns:
-      The command line for that parser, with the words of flag files and the place of the config's file.
+      The command line without `--config`, and with the words of flag files.
     """
-    words, given = _words_with_places(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
-    place = config_place(default)
-    check_overrides(load_config(given or place), words)
-    try:
-        config_flags.DEFINE_config_file("config", place, "Config, as FILE.py:VARIANT.", lock_config=True)
-    except (TypeError, ValueError) as error:  # an override of the default config that is of another type
-        raise CommandError(str(error)) from None
+    words, spec = _without_config(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default)
+    config = load_config(spec)
+    check_overrides(config, words)
+    config_flags.DEFINE_config_dict("config", config, "Config, as FILE.py:VARIANT.", sys_argv=words)
+    flags.FLAGS["config"].default_as_str = repr(default)
     return [argv[0], *words]
+
+
+def _without_config(words: Iterable[str], default: str) -> tuple[list[str], str]:
+    """A command line without `--config`, and what that says."""
+    left, spec, words = [], default, iter(words)
+    for word in words:
+        if match := re.fullmatch(r"--?config(?:=(.*))?", word):
+            spec = next(words, "") if match[1] is None else match[1]
+        else:
+            left.append(word)
+    return left, spec
 
 
 flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
@@ -262,10 +252,9 @@ flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
 # ------------------------------------------------------------------------- run
 
 
-Main = Callable[[Sequence[str]], int | None]
-
-
-def run(main: Main, expected_errors: tuple[type[Exception], ...] = ()) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], expected_errors: tuple[type[Exception], ...] = ()
+) -> None:
     """Runs a command and exits: 0, what `main` returns, 2 for an expected error, 75 where it was stopped.
 
     Args:

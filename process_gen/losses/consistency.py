@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-import einops
 import jax
 import jax.numpy as jnp
 
 from process_gen.losses.registry import Term, register
 from process_gen.losses.table import flow_mse
+from process_gen.models.autoencoder import to_patches
 from process_gen.models.unroll import Outputs
 from process_gen.trajectory.batch import Batch
 
@@ -45,7 +45,7 @@ def unchanged(batch: Batch, tokens: int) -> jax.Array:
     """
     slots, (height, width) = batch.image.shape[1], batch.image.shape[2:4]
     side = math.isqrt(height * width // tokens)
-    parts = einops.rearrange(batch.image, "b s (r p) (c q) d -> b s (r c) (p q d)", p=side, q=side)
+    parts = to_patches(batch.image, side)
     source = jnp.clip(jnp.arange(slots)[None] + jnp.maximum(batch.target, 0), 0, slots - 1)
     target = jnp.take_along_axis(parts, source[:, :, None, None], axis=1)
     before = jnp.pad(parts, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]

@@ -14,9 +14,8 @@ B rows, S turn slots.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +83,9 @@ def flow_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, st
 
 
 _FIELDS = ("loss", "stage", "weight")
-_OPTIONAL = ("pool",)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the table."""
 
     name: str
@@ -125,21 +122,20 @@ class LossTable:
 
     def total(self, sums: dict, counts: dict) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0."""
-        return sum(row.weight * sums[row.name] / self._targets(row, counts) for row in self.rows)
+        return sum(self._share(row, sums, counts) for row in self.rows)
 
-    def _targets(self, row: Row, counts: dict) -> jax.Array:
-        """What a row's sum is divided by: its own targets, or those of its pool."""
+    def _share(self, row: Row, sums: dict, counts: dict) -> jax.Array:
+        """A row's part of the total: its sum is divided by its own targets, or by those of its pool."""
         pooled = [other.name for other in self.rows if row.pool and other.pool == row.pool] or [row.name]
-        return jnp.maximum(sum(counts[name] for name in pooled), 1.0)
+        return row.weight * sums[row.name] / jnp.maximum(sum(counts[name] for name in pooled), 1.0)
 
     def metrics(self, sums: dict, counts: dict) -> dict[str, jax.Array]:
         """`loss/<name>` for every row, and `stage/<stage>`: the sum of the weighted losses of that stage."""
-        means = {row.name: sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows}
-        metrics = {f"loss/{name}": value for name, value in means.items()}
+        metrics = {
+            f"loss/{row.name}": sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows
+        }
         for stage in Stage:
-            of_stage = [row for row in self.rows if row.stage == stage.value]
-            if of_stage:
-                shares = [row.weight * sums[row.name] / self._targets(row, counts) for row in of_stage]
+            if shares := [self._share(row, sums, counts) for row in self.rows if row.stage == stage.value]:
                 metrics[f"stage/{stage.value}"] = sum(shares)
         return metrics
 
@@ -148,8 +144,8 @@ def _row(name: str, fields: Mapping[str, Any]) -> Row:
     missing = [field for field in _FIELDS if field not in fields]
     if missing:
         raise ValueError(f"config.losses.{name} lacks {', '.join(missing)}; a row has {', '.join(_FIELDS)}")
-    if unknown := sorted(set(fields) - {*_FIELDS, *_OPTIONAL}):
-        known = ", ".join((*_FIELDS, *_OPTIONAL))
+    if unknown := sorted(set(fields) - set(Row._fields[1:])):
+        known = ", ".join(Row._fields[1:])
         raise ValueError(f"config.losses.{name} has unknown fields {unknown}; a row has {known}")
     get_loss(fields["loss"])
     stages = [stage.value for stage in Stage]

@@ -11,9 +11,9 @@ outside of the layers, once.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import numpy as np
 from process_gen.models import kernels, masked
 from process_gen.models.cache import over_tokens, visible_pieces
 from process_gen.models.config import ModelConfig
+from process_gen.models.masked import Keys
 from process_gen.models.partition import constrain
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Call, Chunk, seen_parts
@@ -42,10 +43,8 @@ def attend_chunk(
     chunk: Chunk,
     own: QKV,
     own_mask: jax.Array,
-    history: tuple[jax.Array, jax.Array],
-    history_mask: jax.Array,
-    context: Pairs,
-    context_mask: jax.Array,
+    history: Keys,
+    context: Sequence[Keys],
     block: int,
 ) -> jax.Array:
     """One chunk after a context.
@@ -55,34 +54,37 @@ def attend_chunk(
       chunk: its static mask.
       own: queries [B, N, L, H], keys and values [B, K, L, H] of the chunk.
       own_mask: [B, L] bool, tokens that are there.
-      history, history_mask: keys and values of earlier turns [B, K, W * block, H], the newest last, and
-        [B, W * block] bool, which of them are seen.
-      context: further keys and values, [B, K, M, H] each.
-      context_mask: [B, M] bool, of all of these together.
-      block: keys of one turn of the history.
+      history: keys of earlier turns, `block` of each, the newest last.
+      context: further keys.
 
     Returns:
       [B, N, L, H].
     """
     if is_masked(config):
-        return _by_scores(
-            chunk, own, own_mask, _near(context, context_mask), _turns(history, history_mask, block)
-        )
+        return _by_scores(chunk, own, own_mask, context, _turns(history, block))
     kernel = kernels.choose(config.attention, config.head_dim, config.dtype)
-    pairs, mask = [history, *context], jnp.concatenate([history_mask, context_mask], axis=1)
-    if kernel.name == "cudnn":
-        return _by_mask(chunk, own, own_mask, pairs, mask)
-    return _by_kernel(kernel, chunk, own, own_mask, pairs, mask)
+    before, (q, k, v) = masked.joined([history, *context]), own
+    if kernel == "cudnn":  # one call, with an explicit mask
+        k, v, mask = masked.joined([before, Keys(k, v, own_mask)])
+        inside = np.pad(chunk.mask, ((0, 0), (before.k.shape[2], 0)), constant_values=True)
+        return kernels.run_masked(q, k, v, mask[:, None] & jnp.asarray(inside)[None])
+
+    def run(call: Call, q: jax.Array, own: Keys) -> jax.Array:
+        keys = masked.joined([before, own])
+        return kernels.run(kernel, q, *keys, keys.k.shape[2] - q.shape[2] if call.causal else None)
+
+    return _in_calls(chunk.calls, own, own_mask, run)
 
 
 def _by_scores(
-    chunk: Chunk, own: QKV, own_mask: jax.Array, near: list[masked.Near], history: masked.History | None
+    chunk: Chunk, own: QKV, own_mask: jax.Array, near: Sequence[Keys], history: masked.History | None
 ) -> jax.Array:
     """Scores and a mask, for a large chunk call by call: then no image has scores for another one."""
 
-    def run(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    def run(call: Call, q: jax.Array, own: Keys) -> jax.Array:
         inside = jnp.asarray(chunk.mask[_places(call.queries)][:, _places(call.keys)])
-        return masked.attend(q, [masked.Near(k, v, mask[:, None] & inside[None]), *near], history)
+        own = own._replace(mask=own.mask[:, None] & inside[None])
+        return masked.attend(q, [own, *near], history)
 
     whole = (slice(0, chunk.tokens),)
     calls = chunk.calls if chunk.tokens > masked.KEYS else (Call(whole, whole, False),)
@@ -94,38 +96,29 @@ def _places(pieces: Sequence[slice]) -> np.ndarray:
 
 
 def _in_calls(
-    calls: Sequence[Call], own: QKV, own_mask: jax.Array, run: Callable[..., jax.Array]
+    calls: Sequence[Call], own: QKV, own_mask: jax.Array, run: Callable[[Call, jax.Array, Keys], jax.Array]
 ) -> jax.Array:
-    """`run(call, queries, keys, values, mask)` of a chunk's own tokens for each call, in order of memory."""
+    """`run(call, queries, keys)` of a chunk's own tokens for each call, in order of memory."""
     q, k, v = own
     pieces = {}
     for call in calls:
         queries = jnp.concatenate([q[:, :, s] for s in call.queries], axis=2)
-        keys, values = (jnp.concatenate([x[:, :, s] for s in call.keys], axis=2) for x in (k, v))
-        mask = jnp.concatenate([own_mask[:, s] for s in call.keys], axis=1)
-        out, offset = run(call, queries, keys, values, mask), 0
+        keys = masked.joined([Keys(k[:, :, s], v[:, :, s], own_mask[:, s]) for s in call.keys])
+        out, offset = run(call, queries, keys), 0
         for piece in call.queries:
             pieces[piece.start] = out[:, :, offset : offset + piece.stop - piece.start]
             offset += piece.stop - piece.start
     return jnp.concatenate([pieces[start] for start in sorted(pieces)], axis=2)
 
 
-def _near(pairs: Pairs, mask: jax.Array) -> list[masked.Near]:
-    """Keys and values with their parts of `mask`, of all of them together."""
-    ends = np.cumsum([k.shape[2] for k, _ in pairs], dtype=int)
-    return [
-        masked.Near(k, v, mask[:, end - k.shape[2] : end]) for (k, v), end in zip(pairs, ends, strict=True)
-    ]
-
-
-def _turns(history: tuple[jax.Array, jax.Array], mask: jax.Array, block: int) -> masked.History | None:
+def _turns(history: Keys, block: int) -> masked.History | None:
     """A history of whole turns, the newest last; None where it has none."""
-    if not mask.shape[1]:
+    if not history.mask.shape[1]:
         return None
-    window = mask.shape[1] // block
+    window = history.mask.shape[1] // block
     ahead = masked.slots(block, window) - window
-    k, v = (_ahead(x.reshape(*x.shape[:2], window, block, x.shape[-1]), ahead, 2) for x in history)
-    return masked.History(k, v, _ahead(mask.reshape(-1, window, block), ahead, 1), window + ahead)
+    k, v = (_ahead(x.reshape(*x.shape[:2], window, block, x.shape[-1]), ahead, 2) for x in history[:2])
+    return masked.History(k, v, _ahead(history.mask.reshape(-1, window, block), ahead, 1), window + ahead)
 
 
 def _ahead(x: jax.Array, count: int, axis: int) -> jax.Array:
@@ -133,86 +126,60 @@ def _ahead(x: jax.Array, count: int, axis: int) -> jax.Array:
     return jnp.pad(x, [(count if i == axis else 0, 0) for i in range(x.ndim)])
 
 
-def _by_mask(chunk: Chunk, own: QKV, own_mask: jax.Array, pairs: Pairs, pairs_mask: jax.Array) -> jax.Array:
-    """One call of a kernel that takes an explicit mask."""
-    q, k, v = own
-    inside = own_mask[:, None] & jnp.asarray(chunk.mask)[None]
-    before = jnp.broadcast_to(pairs_mask[:, None], (*inside.shape[:2], pairs_mask.shape[1]))
-    keys, values = (jnp.concatenate([*xs, x], axis=2) for xs, x in zip(_columns(pairs), (k, v), strict=True))
-    return kernels.run_masked(q, keys, values, jnp.concatenate([before, inside], axis=2))
-
-
-def _columns(pairs: Pairs) -> tuple[list[jax.Array], list[jax.Array]]:
-    return [k for k, _ in pairs], [v for _, v in pairs]
-
-
-def _by_kernel(
-    kernel: kernels.Kernel,
-    chunk: Chunk,
-    own: QKV,
-    own_mask: jax.Array,
-    pairs: Pairs,
-    pairs_mask: jax.Array,
-) -> jax.Array:
-    """One call of a kernel for every image, and for texts in a row; no scores and no masks in memory."""
-
-    def run(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        keys, values = (
-            jnp.concatenate([*before, x], axis=2) for before, x in zip(_columns(pairs), (k, v), strict=True)
-        )
-        seen = jnp.concatenate([pairs_mask, mask], axis=1)
-        return kernels.run(kernel, q, keys, values, seen, keys.shape[2] - q.shape[2] if call.causal else None)
-
-    return _in_calls(chunk.calls, own, own_mask, run)
-
-
 # --------------------------------------------------------------- one chunk, whole rows
 
 
 def of_chunk(
-    config: ModelConfig,
-    chunk: Chunk,
-    own_mask: jax.Array,
-    history_mask: jax.Array,
-    block: int,
-    context_mask: jax.Array,
+    config: ModelConfig, chunk: Chunk, own_mask: jax.Array, masks: Sequence[jax.Array], block: int
 ) -> Attention:
-    """Attention of one chunk; the first pair of its context is its history. See `attend_chunk`."""
+    """Attention of one chunk; its context's pairs, of which the first is its history, have `masks` [B, M].
+
+    See `attend_chunk`.
+    """
 
     def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
-        own = _whole(tuple(_heads_first(jnp.concatenate(list(x.values()), axis=1)) for x in (q, k, v)))
-        out = attend_chunk(
-            config, chunk, own, own_mask, context[0], history_mask, context[1:], context_mask, block
-        )
+        own = (jnp.moveaxis(jnp.concatenate(list(x.values()), axis=1), -2, 1) for x in (q, k, v))
+        history, *others = (Keys(*pair, mask) for pair, mask in zip(context, masks, strict=True))
+        out = attend_chunk(config, chunk, _whole(*own), own_mask, history, others, block)
         out = jnp.moveaxis(out, 1, 2)
-        return _by_stream(q, out.reshape(*out.shape[:2], -1), axis=1)
+        return by_stream(chunk, out.reshape(*out.shape[:2], -1))
 
     return attention
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, -2, 1)
-
-
-def _whole(own: QKV) -> QKV:
+def _whole(q: jax.Array, k: jax.Array, v: jax.Array) -> QKV:
     """Calls cut tokens where a mesh does not: each device gets all of them once, and keeps its part."""
-    none = (None,) * (own[0].ndim - 2)
-    q = constrain("queries", own[0], "rows", "heads", *none)
-    k, v = (constrain("keys and values", x, "rows", "kv_heads", *none) for x in own[1:])
+    none = (None,) * (q.ndim - 2)
+    q = constrain("queries", q, "rows", "heads", *none)
+    k, v = (constrain("keys and values", x, "rows", "kv_heads", *none) for x in (k, v))
     return q, k, v
 
 
-def _by_stream(like: Streams, x: jax.Array, axis: int) -> Streams:
-    """Tokens in memory order, cut into streams again."""
-    found, at = {}, 0
-    for name, part in like.items():
-        found[name] = jax.lax.slice_in_dim(x, at, at + part.shape[axis], axis=axis)
-        at += part.shape[axis]
-    return found
+def by_stream(chunk: Chunk, x: jax.Array, axis: int = 1) -> Streams:
+    """Tokens [B, L, ...] of a chunk, as in memory, by stream."""
+    sizes = {"und": chunk.und_tokens, "gen": chunk.latent_tokens}
+    parts = jnp.split(x, [chunk.und_tokens], axis)
+    return {name: part for (name, size), part in zip(sizes.items(), parts, strict=True) if size}
 
 
-@dataclasses.dataclass(frozen=True)
-class RowMasks:
+def apart(layout: Layout, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """[B, all tokens, ...] to [B, slots, tokens, ...] of prompts and of turns, `sizes` tokens each."""
+    cut = layout.trajectories * sizes[0]
+    prompts = x[:, :cut].reshape(len(x), layout.trajectories, sizes[0], *x.shape[2:])
+    return [prompts, x[:, cut:].reshape(len(x), layout.turns, sizes[1], *x.shape[2:])]
+
+
+def together(parts: Sequence[jax.Array]) -> jax.Array:
+    """[B, slots, tokens, ...] of prompts and of turns to [B, all tokens, ...]."""
+    return jnp.concatenate([x.reshape(len(x), -1, *x.shape[3:]) for x in parts], axis=1)
+
+
+def stream_tokens(chunks: Sequence[Chunk], stream: str) -> list[int]:
+    """How many tokens each chunk has in a stream."""
+    return [{"und": chunk.und_tokens, "gen": chunk.latent_tokens}[stream] for chunk in chunks]
+
+
+class RowMasks(NamedTuple):
     """What is there in rows of turns, and who belongs to whom.
 
     Attributes:
@@ -236,92 +203,69 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
     Masked attention is one loop over the turns, which reads history as far back as any row
     sees; kernels are unrolled, each with the keys of the turns before it and no more.
     """
-    window = layout.history
-    pieces, block = visible_pieces(layout, turn), layout.visible_tokens
+    chunks, window, block = (prompt, turn), layout.history, layout.visible_tokens
+    pieces = visible_pieces(layout, turn)
     picked = rows.prompt_index[:, :, None] == jnp.arange(layout.trajectories)[None, None]
     prompt_mask = (rows.prompts[:, None] & picked[..., None]).any(2)
     seen = _history_masks(layout, rows, jnp.concatenate([rows.turns[:, :, s] for s in pieces], axis=2))
 
-    def one(own, own_mask, history, history_mask, pair, pair_mask):
-        return attend_chunk(config, turn, own, own_mask, history, history_mask, [pair], pair_mask, block)
+    def heads_first(x: Streams) -> list[jax.Array]:
+        """Streams [B, T, heads, H] to prompts [B, heads, R, Lp, H] and turns [B, heads, S, Lt, H]."""
+        parts = (apart(layout, part, stream_tokens(chunks, name)) for name, part in x.items())
+        return [jnp.moveaxis(jnp.concatenate(part, axis=2), 3, 1) for part in zip(*parts, strict=True)]
 
     def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
         del context
-        parts = [_parts(layout, prompt, turn, x) for x in (q, k, v)]
-        prompts, turns = (_whole(tuple(part[i] for part in parts)) for i in range(2))
+        prompts, turns = (_whole(*part) for part in zip(*map(heads_first, (q, k, v)), strict=True))
         of_prompts = _of_prompts(config, prompt, prompts, rows.prompts)
         weights = picked.astype(prompts[1].dtype)  # a gather that splits over devices as products do
         chosen = [jnp.einsum("bkrmh,bsr->bksmh", x, weights, precision="highest") for x in prompts[1:]]
         earlier = [jnp.concatenate([x[:, :, :, s] for s in pieces], axis=3) for x in turns[1:]]
-
-        def history(s, first, count):
-            keys = (jax.lax.dynamic_slice_in_dim(x, first, count, 2) for x in s)
-            return tuple(x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in keys)
-
         if is_masked(config):
             slots = masked.slots(block, window)
             padded = [_ahead(x, slots, 2) for x in earlier]
             masks = _ahead(seen.reshape(*seen.shape[:2], window, block), slots - window, 2)
 
-            def body(s):
+            def body(_, s):
                 at = functools.partial(jax.lax.dynamic_index_in_dim, index=s, keepdims=False)
                 own, pair = (tuple(at(x, axis=2) for x in xs) for xs in (turns, chosen))
-                near = [masked.Near(*pair, at(prompt_mask, axis=1))]
+                near = [Keys(*pair, at(prompt_mask, axis=1))]
                 past = masked.History(*padded, at(masks, axis=1), s + slots) if slots else None
-                return _by_scores(turn, own, at(rows.turns, axis=1), near, past)
+                return None, _by_scores(turn, own, at(rows.turns, axis=1), near, past)
 
             # Small turns one after the other: a loop of XLA's CPU backend runs one operation at a time.
             unroll = turn.tokens <= masked.KEYS
-            _, of_turns = jax.lax.scan(
-                lambda _, s: (None, body(s)), None, jnp.arange(rows.present.shape[1]), unroll=unroll
-            )
+            _, of_turns = jax.lax.scan(body, None, jnp.arange(layout.turns), unroll=unroll)
         else:
-            each = []
-            for s in range(rows.present.shape[1]):
+            of_turns = []
+            for s in range(layout.turns):
+                at = functools.partial(jax.lax.index_in_dim, index=s, keepdims=False)
+                own, pair = (tuple(at(x, axis=2) for x in xs) for xs in (turns, chosen))
                 count = min(s, window)
-                masks = (rows.turns[:, s], seen[:, s, (window - count) * block :], prompt_mask[:, s])
-                pairs = (history(earlier, s - count, count), _at(chosen, s, 2))
-                each.append(one(_at(turns, s, 2), masks[0], pairs[0], masks[1], pairs[1], masks[2]))
-            of_turns = jnp.stack(each)
-        return _joined(q, prompt, turn, of_prompts, jnp.moveaxis(of_turns, 0, 2))
+                past = (jax.lax.slice_in_dim(x, s - count, s, axis=2) for x in earlier)
+                past = (x.reshape(*x.shape[:2], count * block, x.shape[-1]) for x in past)
+                history = Keys(*past, seen[:, s, (window - count) * block :])
+                near = [Keys(*pair, prompt_mask[:, s])]
+                of_turns.append(attend_chunk(config, turn, own, rows.turns[:, s], history, near, block))
+            of_turns = jnp.stack(of_turns)
+        found: dict[str, list[jax.Array]] = {name: [] for name in q}
+        for chunk, x in zip(chunks, (of_prompts, jnp.moveaxis(of_turns, 0, 2)), strict=True):
+            x = jnp.moveaxis(x, 1, 3)
+            x = x.reshape(*x.shape[:3], -1)
+            for name, part in by_stream(chunk, x, axis=2).items():
+                found[name].append(part)
+        return {name: together(parts) for name, parts in found.items()}
 
     return attention
 
 
-def _at(parts: Sequence[jax.Array], index: int, axis: int) -> tuple[jax.Array, ...]:
-    return tuple(jax.lax.index_in_dim(x, index, axis, keepdims=False) for x in parts)
-
-
 def _of_prompts(config: ModelConfig, chunk: Chunk, own: QKV, mask: jax.Array) -> jax.Array:
     """Prompts [B, heads, R, Lp, H], each by itself, which `mask` [B, R, Lp] are there: [B, N, R, Lp, H]."""
-
-    def folded(x):
-        x = jnp.moveaxis(x, 2, 1)
-        return x.reshape(-1, *x.shape[2:])
-
-    q, k, v = (folded(x) for x in own)
+    q, k, v = (jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:]) for x in own)
     flat = mask.reshape(-1, mask.shape[-1])
-    nothing, none = (k[:, :, :0], v[:, :, :0]), flat[:, :0]
-    out = attend_chunk(config, chunk, (q, k, v), flat, nothing, none, (), none, 1)
+    nothing = Keys(k[:, :, :0], v[:, :, :0], flat[:, :0])
+    out = attend_chunk(config, chunk, (q, k, v), flat, nothing, (), 1)
     return jnp.moveaxis(out.reshape(*mask.shape[:2], *out.shape[1:]), 1, 2)
-
-
-def _parts(layout: Layout, prompt: Chunk, turn: Chunk, x: Streams) -> tuple[jax.Array, jax.Array]:
-    """Streams [B, T, heads, H] to prompts [B, heads, R, Lp, H] and turns [B, heads, S, Lt, H]."""
-    found: tuple[list[jax.Array], list[jax.Array]] = ([], [])
-    for name, tokens in x.items():
-        sizes = [_stream_tokens(chunk, name) for chunk in (prompt, turn)]
-        cut = layout.trajectories * sizes[0]
-        for part, slots, size, piece in (
-            (found[0], layout.trajectories, sizes[0], tokens[:, :cut]),
-            (found[1], layout.turns, sizes[1], tokens[:, cut:]),
-        ):
-            part.append(piece.reshape(piece.shape[0], slots, size, *piece.shape[2:]))
-    return tuple(jnp.moveaxis(jnp.concatenate(part, axis=2), 3, 1) for part in found)
-
-
-def _stream_tokens(chunk: Chunk, stream: str) -> int:
-    return chunk.und_tokens if stream == "und" else chunk.latent_tokens
 
 
 def _history_masks(layout: Layout, rows: RowMasks, visible: jax.Array) -> jax.Array:
@@ -341,17 +285,3 @@ def _history_masks(layout: Layout, rows: RowMasks, visible: jax.Array) -> jax.Ar
     same &= earlier(rows.present) & rows.present[:, :, None]
     there = earlier(visible) & same[..., None]
     return there.reshape(*there.shape[:2], -1) & over_tokens(layout, parts)
-
-
-def _joined(like: Streams, prompt: Chunk, turn: Chunk, prompts: jax.Array, turns: jax.Array) -> Streams:
-    """What prompts [B, N, R, Lp, H] and turns [B, N, S, Lt, H] attended, as streams [B, T, N * H]."""
-    chunks = [(prompt, jnp.moveaxis(prompts, 1, 3)), (turn, jnp.moveaxis(turns, 1, 3))]
-    found = {}
-    for name in like:
-        pieces = []
-        for chunk, x in chunks:
-            tokens = x[:, :, : chunk.und_tokens] if name == "und" else x[:, :, chunk.und_tokens :]
-            size = x.shape[1] * _stream_tokens(chunk, name)
-            pieces.append(tokens.reshape(x.shape[0], size, x.shape[3] * x.shape[4]))
-        found[name] = jnp.concatenate(pieces, axis=1)
-    return found

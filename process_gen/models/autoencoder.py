@@ -1,91 +1,43 @@
 """Images to latents and back, and latents to tokens and back.
 
-An autoencoder has `encode(images)`, which draws latents where it is given a key,
-and `decode(latents)`, with images [B, H, W, 3] in [-1, 1] and latents
-[B, h, w, C], a `factor` H / h and a number of `channels`. The scenes member is
-the identity: latents are pixels.
+Images are [B, H, W, 3] in [-1, 1], latents [B, h, w, C]. The autoencoder of the scenes
+is the identity: latents are pixels.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.config import FluxConfig, ModelConfig
-from process_gen.models.flux import FluxAutoencoder
+from process_gen.models import flux
+from process_gen.models.config import ModelConfig
 from process_gen.trajectory.layout import Layout
 
 
-class Autoencoder(Protocol):
-    """What the model asks of an autoencoder."""
-
-    factor: int
-    channels: int
-
-    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array: ...
-
-    def decode(self, latents: jax.Array) -> jax.Array: ...
-
-
-class PixelAutoencoder:
-    """The identity: latents are the pixels themselves."""
-
-    factor = 1
-    channels = 3
-
-    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        del key  # there is nothing to draw
-        return images
-
-    def decode(self, latents: jax.Array) -> jax.Array:
-        return latents
-
-
-class FrozenFlux:
-    """The FLUX autoencoder with its weights."""
-
-    def __init__(self, config: FluxConfig, params: Any):
-        self.factor, self.channels = config.factor, config.z_channels
-        self._module, self._variables = FluxAutoencoder(config), {"params": params}
-
-    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return self._module.apply(self._variables, images, key, method="encode")
-
-    def decode(self, latents: jax.Array) -> jax.Array:
-        return self._module.apply(self._variables, latents, method="decode")
-
-
-def make_autoencoder(config: ModelConfig, params: Any = None) -> Autoencoder:
-    """The autoencoder that the config names; `params` are the weights of one that has any.
+def _apply(config: ModelConfig, params: Any, method: str, *args: Any) -> jax.Array:
+    """`encode(images, key)` or `decode(latents)` of the autoencoder, with the weights of one that has any.
 
     Raises:
-      ValueError: an unknown name, or weights are missing.
+      ValueError: weights are missing.
     """
     if config.autoencoder == "patches":
-        return PixelAutoencoder()
-    if config.autoencoder != "flux":
-        raise ValueError(f"unknown model.autoencoder {config.autoencoder!r}; known: 'patches', 'flux'")
+        return args[0]
     if params is None:
         raise ValueError("model.autoencoder 'flux' needs its published weights (ae.safetensors)")
-    return FrozenFlux(config.flux, params)
+    return flux.FluxAutoencoder(config.flux).apply({"params": params}, *args, method=method)
 
 
 def random_weights(config: ModelConfig, key: jax.Array) -> Any:
     """Random weights of an autoencoder that has any, for published ones to take their place; else None."""
-    if config.autoencoder != "flux":
-        return None
-    image = jnp.zeros((1, config.flux.factor, config.flux.factor, config.flux.in_channels))
-    return FluxAutoencoder(config.flux).init(key, image)["params"]
+    return flux.random_weights(config.flux, key) if config.autoencoder == "flux" else None
 
 
 def geometry(config: ModelConfig) -> tuple[int, int]:
     """Pixels per latent along a side, and channels of a latent."""
-    if config.autoencoder == "flux":
-        return config.flux.factor, config.flux.z_channels
-    return PixelAutoencoder.factor, PixelAutoencoder.channels
+    return (config.flux.factor, config.flux.z_channels) if config.autoencoder == "flux" else (1, 3)
 
 
 def latent_shape(config: ModelConfig, image_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -111,6 +63,11 @@ def to_floats(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
+def to_patches(images: jax.Array, side: int) -> jax.Array:
+    """Images [..., H, W, C] in square patches, row by row, [..., N, side * side * C]."""
+    return einops.rearrange(images, "... (r p) (c q) d -> ... (r c) (p q d)", p=side, q=side)
+
+
 def to_tokens(
     config: ModelConfig, images: jax.Array, params: Any = None, key: jax.Array | None = None
 ) -> jax.Array:
@@ -119,14 +76,9 @@ def to_tokens(
     `params` are the weights of an autoencoder that has any; no gradient goes through it. Its latents are
     means, or with a `key` drawn from its distribution.
     """
-    autoencoder = make_autoencoder(config, params)
     flat = to_floats(images).reshape(-1, *images.shape[-3:])
-    tokens = einops.rearrange(
-        jax.lax.stop_gradient(autoencoder.encode(flat, key)),
-        "b (r p) (c q) d -> b (r c) (p q d)",
-        p=config.latent_patch,
-        q=config.latent_patch,
-    )
+    latents = jax.lax.stop_gradient(_apply(config, params, "encode", flat, key))
+    tokens = to_patches(latents, config.latent_patch)
     return tokens.reshape(*images.shape[:-3], *tokens.shape[1:])
 
 
@@ -144,17 +96,16 @@ def slots_to_tokens(
 
 def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
     """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped."""
-    autoencoder, (rows, columns) = make_autoencoder(config, params), layout.latent_grid
-    flat = tokens.reshape(-1, *tokens.shape[-2:])
+    rows, columns = layout.latent_grid
     latents = einops.rearrange(
-        flat,
+        tokens.reshape(-1, *tokens.shape[-2:]),
         "b (r c) (p q d) -> b (r p) (c q) d",
         r=rows,
         c=columns,
         p=config.latent_patch,
         q=config.latent_patch,
     )
-    images = autoencoder.decode(latents)
+    images = _apply(config, params, "decode", latents)
     return images.reshape(*tokens.shape[:-2], *images.shape[1:])
 
 

@@ -30,13 +30,7 @@ class MoTLayer(nn.Module):
         self.gen = Expert(self.config)
 
     def __call__(self, streams, context, ropes, attention):
-        """Runs the layer.
-
-        Args:
-          streams: {"und": [B T D], "gen": [B G D]}, either may be missing.
-          context: pairs of keys and values of the context, [B K C H] each.
-          ropes: cos and sin per stream.
-          attention: see `models.attention`.
+        """As `Backbone`, with cos and sin per stream, and one layer's context, [B K C H] each.
 
         Returns:
           streams, and the chunk's keys and values [B L K H], those of `und` first.

@@ -5,20 +5,16 @@ Y layers, B rows, M keys, K key/value heads, H head, W turns of the history.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from process_gen.models.config import ModelConfig
-from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.visibility import seen_parts
-
-KEYS = 3
-"""The axis of `k` and `v` along which the keys stand."""
 
 
 @flax.struct.dataclass
@@ -42,31 +38,33 @@ class KVCache:
 
     def write(self, new: KVCache, at: jax.Array | int) -> KVCache:
         """Replaces the keys from `at` on, for all rows alike."""
-        update = jax.lax.dynamic_update_slice_in_dim
-        return KVCache(
-            update(self.k, new.k, at, KEYS),
-            update(self.v, new.v, at, KEYS),
-            update(self.mask, new.mask, at, 1),
-        )
+
+        def update(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, at, axis)
+
+        return jax.tree.map(update, self, new, _AXES)
 
     def first(self, keys: int) -> KVCache:
         """The first keys alone."""
-        return KVCache(self.k[..., :keys, :], self.v[..., :keys, :], self.mask[:, :keys])
+        return self.cut(slice(keys))
+
+    def cut(self, keys: slice) -> KVCache:
+        """Some of the keys alone."""
+        return KVCache(self.k[..., keys, :], self.v[..., keys, :], self.mask[:, keys])
 
     def only(self, mask: jax.Array) -> KVCache:
         """Hides what `mask`, [B, M] or [B, 1] bool, does not hold."""
         return self.replace(mask=self.mask & mask)
 
 
+KEYS = 3
+"""The axis of `k` and `v` along which the keys stand."""
+_AXES = KVCache(k=KEYS, v=KEYS, mask=1)
+
+
 def joined(caches: Sequence[KVCache]) -> KVCache:
     """Caches side by side."""
-    if len(caches) == 1:
-        return caches[0]
-    return KVCache(
-        jnp.concatenate([c.k for c in caches], axis=KEYS),
-        jnp.concatenate([c.v for c in caches], axis=KEYS),
-        jnp.concatenate([c.mask for c in caches], axis=1),
-    )
+    return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), _AXES, *caches)
 
 
 def where(rows: jax.Array, yes: KVCache, no: KVCache) -> KVCache:
@@ -136,16 +134,11 @@ class Context:
         position = jnp.where(present, position, self.position)
         if not layout.history:
             return self.replace(position=position)
-        n = layout.visible_tokens
 
         def shifted(old, new):
             return jnp.concatenate([old[:, 1:], new[:, None]], axis=1)
 
-        history = KVCache(
-            jnp.concatenate([self.history.k[:, :, :, n:], turn.k], axis=KEYS),
-            jnp.concatenate([self.history.v[:, :, :, n:], turn.v], axis=KEYS),
-            jnp.concatenate([self.history.mask[:, n:], turn.mask], axis=1),
-        )
+        history = joined([self.history.cut(slice(layout.visible_tokens, None)), turn])
         step = shifted(self.step, self.step[:, -1] + ~refines)
         return self.replace(
             history=where(present, history, self.history),
@@ -171,18 +164,17 @@ def visible_pieces(layout: Layout, chunk) -> tuple[slice, ...]:
 
 def part_slices(layout: Layout) -> dict[str, slice]:
     """Where the parts of a turn stand among its `layout.visible_tokens` keys."""
-    sizes = [sum(s.tokens for s in part) for part in layout.visible_parts.values()]
-    ends = np.cumsum(sizes)
-    return {
-        name: slice(int(end - size), int(end))
-        for name, size, end in zip(layout.visible_parts, sizes, ends, strict=True)
-    }
+    return _slices(layout.visible_parts)
 
 
 def prompt_slices(layout: Layout) -> dict[str, slice]:
     """Where the parts of a prompt stand among its keys."""
+    return _slices(layout.prompt_parts)
+
+
+def _slices(parts: Mapping[str, Sequence[Segment]]) -> dict[str, slice]:
     found, at = {}, 0
-    for name, segments in layout.prompt_parts.items():
+    for name, segments in parts.items():
         size = sum(s.tokens for s in segments)
         found[name], at = slice(at, at + size), at + size
     return found

@@ -9,6 +9,12 @@ from typing import Literal
 from process_gen.common.names import check_name, hint
 
 
+def _check_positive(config: object, name: str, *fields: str) -> None:
+    for field in fields:
+        if getattr(config, field) < 1:
+            raise ValueError(f"{name}.{field} must be at least 1, got {getattr(config, field)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
     """The vision transformer of the understanding side (SigLIP 2, arXiv 2502.14786, as BAGEL keeps it).
@@ -31,9 +37,7 @@ class VitConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        for field in ("width", "layers", "mlp", "heads", "patch", "max_side"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.vit.{field} must be at least 1, got {getattr(self, field)}")
+        _check_positive(self, "model.vit", "width", "layers", "mlp", "heads", "patch", "max_side")
         if self.width % self.heads:
             raise ValueError(
                 f"model.vit.width ({self.width}) must be a multiple of model.vit.heads ({self.heads})"
@@ -67,9 +71,7 @@ class FluxConfig:
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         if not self.ch_mult or min(self.ch_mult) < 1:
             raise ValueError(f"model.flux.ch_mult must be numbers of at least 1, got {self.ch_mult}")
-        for field in ("res_blocks", "z_channels", "in_channels", "out_channels"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.flux.{field} must be at least 1, got {getattr(self, field)}")
+        _check_positive(self, "model.flux", "res_blocks", "z_channels", "in_channels", "out_channels")
         if self.ch < 1 or self.ch % 32:
             raise ValueError(f"model.flux.ch must be a multiple of the 32 groups of its norms, got {self.ch}")
         if not self.scale:
@@ -185,7 +187,6 @@ _SCENES = dict(
     max_latent_side=16,
     prediction="clean",
     time_scale=100.0,
-    attention="dense",
 )
 
 _VIT_SMALL = VitConfig(width=128, layers=2, mlp=352, heads=2, patch=8, max_side=16)

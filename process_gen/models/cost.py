@@ -11,6 +11,7 @@ holds something (`every_slot`).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
@@ -56,7 +57,7 @@ def every_slot(layout: Layout) -> dict[str, float]:
 
 def forward(config: ModelConfig, layout: Layout, counts: Counts) -> Flops:
     """FLOP of one forward pass over what was counted."""
-    held = {name: float(counts.get(name, 0.0)) for name in _COUNTED}
+    held = collections.defaultdict(float, counts)
     expert, width = config.layers * expert_flops(config), config.width
     latents = 2.0 * layout.latent_values * width
     images = held["images"] + held["flow_targets"]
@@ -73,18 +74,10 @@ def forward(config: ModelConfig, layout: Layout, counts: Counts) -> Flops:
     }
 
 
-_COUNTED = (
-    "und_tokens", "gen_tokens", "head_tokens", "images", "flow_targets", "vit_images", "attention_pairs",
-)  # fmt: skip
-
-
 def useful(config: ModelConfig, layout: Layout, counts: Counts, encode: bool = True) -> Flops:
     """FLOP of a forward and a backward pass over what was counted, nothing recomputed.
 
-    Args:
-      config, layout: sizes.
-      counts: of a batch, a row, or many.
-      encode: whether the step encodes its images; not where latents were made ahead of time.
+    `encode`: whether the step encodes its images; not where latents were made ahead of time.
     """
     once = forward(config, layout, counts)
     images = once.pop("autoencoder")
@@ -128,17 +121,14 @@ class Program:
 
     def attention(self, config: ModelConfig) -> str:
         """The way attention is computed."""
-        by_platform = {"tpu": "splash", "gpu": "cudnn"}
-        return by_platform.get(self.platform, "blocked") if config.attention == "flash" else config.attention
+        flash = kernels.FLASH.get(self.platform, "blocked")
+        return flash if config.attention == "flash" else config.attention
 
 
 def computed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
     """FLOP of one forward pass of a device over rows: every slot, hidden pairs too, nothing recomputed.
 
-    Args:
-      config, layout: sizes.
-      counts: of the rows, which say how much of their history is passed over.
-      program: how.
+    The counts of the rows say how many there are and how much of their history is passed over.
     """
     once = forward(config, layout, every_slot(layout))
     prompts, turns = _pairs(config, layout, counts, program)
@@ -230,14 +220,7 @@ def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program
 
 
 def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
-    """Pairs of a chunk after a context.
-
-    Args:
-      kind: of attention.
-      chunk: tokens that ask.
-      context: keys that are not passed over.
-      room: keys that there is room for.
-    """
+    """Pairs of a chunk after `context` keys that are not passed over, of as many as there is `room` for."""
     if kind == "cudnn" or (kind == "dense" and chunk.tokens <= masked.KEYS):  # one call with a mask
         return chunk.tokens * (context + chunk.tokens)
     pairs = 0.0
@@ -245,7 +228,7 @@ def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
         queries, own = (sum(piece.stop - piece.start for piece in part) for part in (call.queries, call.keys))
         keys = context + own
         if kind == "splash":
-            queries += -queries % kernels.KERNELS["splash"].multiple
+            queries += -queries % kernels.LANES
             block = kernels.key_block(round(room) + own)
             keys = min(room + own, keys + block / 2) if context < room else keys
             keys += -(round(room) + own) % block

@@ -1,21 +1,20 @@
-"""Attention without scores or masks in memory: one signature over stock kernels.
+"""Attention without scores in memory, by stock kernels.
 
     splash    Pallas kernels for TPUs (`jax.experimental.pallas.ops.tpu.splash_attention`)
     cudnn     fused attention on NVIDIA GPUs (`jax.nn.dot_product_attention`)
     blocked   plain XLA, some queries at a time, recomputed in the backward pass
 
-All take queries that see every visible key, or, in causal order, all keys of a
-context and their own up to themselves. Keys that hold nothing are told by a
-vector, never by a matrix. B rows, N query heads, K key/value heads, L queries,
-M keys, H head.
+`splash` and `blocked` (`run`) take queries that see every visible key, or, in causal
+order, all keys of a context and their own up to themselves. Keys that hold nothing are
+told by a vector, never by a matrix. `cudnn` (`run_masked`) takes an explicit mask.
+
+B rows, N query heads, K key/value heads, L queries, M keys, H head.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,28 +29,8 @@ from process_gen.models import partition
 from process_gen.models.layers import NEGATIVE
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A way to compute attention.
-
-    Attributes:
-      name: as in the config.
-      multiple: of queries that a call takes.
-      prepare: (queries, keys, before, shards) -> what is known ahead about a call, arrays of which the
-        first axis that is as long as the queries is split over `shards`.
-      call: (prepared, q [B N L H] already scaled, k, v [B K M H], visible [B M]) -> [B N L H].
-      specs: (prepared, mesh, axes of the queries) -> how the prepared arrays are split.
-    """
-
-    name: str
-    multiple: int
-    prepare: Callable[[int, int, int | None, int], Any]
-    call: Callable[..., jax.Array]
-    specs: Callable[..., Any]
-
-
 def run(
-    kernel: Kernel,
+    kernel: str,
     q: Float[jax.Array, "B N L H"],
     k: Float[jax.Array, "B K M H"],
     v: Float[jax.Array, "B K M H"],
@@ -64,14 +43,14 @@ def run(
     row, for which it holds all keys and values.
 
     Args:
-      kernel: from `choose`.
-      q: [B, N, L, H]; k, v: [B, K, M, H].
-      visible: [B, M] bool, keys that hold something that may be seen.
+      kernel: `blocked` or `splash`.
+      q, k, v: queries, keys and values.
+      visible: keys that hold something that may be seen.
       before: None if every query sees every visible key; else query i sees the
         visible ones among the first `before + i + 1`.
 
     Returns:
-      [B, N, L, H]; zeros where a query sees nothing.
+      What is attended; zeros where a query sees nothing.
     """
     sees = _sees_something(visible, before, q.shape[2])
     return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
@@ -86,37 +65,54 @@ def _sees_something(visible: jax.Array, before: int | None, queries: int) -> jax
 
 
 def _on_mesh(
-    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, before: int | None
+    kernel: str, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, before: int | None
 ) -> jax.Array:
     """Each device has its own rows, heads and queries."""
     mesh, shards, length = partition.mesh(), partition.shards("tokens"), q.shape[2]
-    q = _padded(q * q.shape[-1] ** -0.5, kernel.multiple * shards, 2)
-    prepared = kernel.prepare(q.shape[2], k.shape[2], before, shards)
+    multiple, call = (LANES, _splash) if kernel == "splash" else (1, _blocked)
+    q = _padded(q * q.shape[-1] ** -0.5, multiple * shards, 2)
+    if kernel == "splash":
+        known = splash_kernel(q.shape[2], k.shape[2], before, shards, partition.platform() != "tpu")
+    else:  # the last key that each query sees, [L]
+        known = None if before is None else np.arange(q.shape[2], dtype=np.int32) + before
     if mesh is None:
-        return kernel.call(prepared, q, k, v, visible)[:, :, :length]
+        return call(known, q, k, v, visible)[:, :, :length]
+    queries, keys = _specs(q, k)
+    if kernel == "splash":
+        known_spec = _splash_specs(known, mesh, queries[2])
+    else:
+        known_spec = None if known is None else P(queries[2])
+    specs = (known_spec, queries, keys, keys, P(keys[0]))
+    call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+    return call(known, q, k, v, visible)[:, :, :length]
+
+
+def _specs(q: jax.Array, k: jax.Array) -> tuple[P, P]:
+    """How queries are split, and keys."""
     keys = partition.spec("attention", k.shape, ("rows", "kv_heads", None, None))
-    queries = P(*keys[:2], partition.split("attention", "tokens", q.shape[2]), None)
-    out = jax.shard_map(
-        kernel.call,
-        mesh=mesh,
-        in_specs=(kernel.specs(prepared, mesh, queries[2]), queries, keys, keys, P(keys[0])),
-        out_specs=queries,
-        check_vma=False,
-    )(prepared, q, k, v, visible)
-    return out[:, :, :length]
+    return P(*keys[:2], partition.split("attention", "tokens", q.shape[2]), None), keys
 
 
 def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Everything sees everything: q, k, v and the result [B, L, N, H]."""
     kernel = choose(config_attention, q.shape[-1], str(q.dtype))
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-    return jnp.moveaxis(run(kernel, q, k, v, jnp.ones((k.shape[0], k.shape[2]), bool)), 1, 2)
+    rows, keys = k.shape[0], k.shape[2]
+    if kernel == "cudnn":
+        out = run_masked(q, k, v, jnp.ones((rows, q.shape[2], keys), bool))
+    else:
+        out = run(kernel, q, k, v, jnp.ones((rows, keys), bool))
+    return jnp.moveaxis(out, 1, 2)
 
 
-def choose(name: str, head_dim: int, dtype: str) -> Kernel:
+FLASH = {"tpu": "splash", "cuda": "cudnn", "gpu": "cudnn"}
+"""What `flash` is by platform; `blocked` on others."""
+
+
+def choose(name: str, head_dim: int, dtype: str) -> str:
     """The kernel of a name, or of the platform for `flash`; `blocked`, and a log line, if it cannot work."""
     platform = partition.platform()
-    wanted = {"tpu": "splash", "cuda": "cudnn"}.get(platform, "blocked") if name == "flash" else name
+    wanted = FLASH.get(platform, "blocked") if name == "flash" else name
     obstacle = None
     if wanted == "splash" and platform != "tpu":
         obstacle = f"its kernels run on TPUs, this is for {platform}"
@@ -129,7 +125,7 @@ def choose(name: str, head_dim: int, dtype: str) -> Kernel:
     elif wanted == "cudnn" and dtype not in ("bfloat16", "float16"):
         obstacle = f"it takes bfloat16, this is {dtype}"
     _report(name, wanted, obstacle)
-    return KERNELS["blocked" if obstacle else wanted]
+    return "blocked" if obstacle else wanted
 
 
 @functools.cache
@@ -149,20 +145,6 @@ def _padded(x: jax.Array, multiple: int, axis: int) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, missing)
     return jnp.pad(x, widths)
-
-
-# -------------------------------------------------------------------- positions
-
-
-def _positions(queries: int, keys: int, before: int | None, shards: int) -> np.ndarray | None:
-    """The last key that each query sees, [L] int32, or None if it sees all."""
-    del keys, shards
-    return None if before is None else np.arange(queries, dtype=np.int32) + before
-
-
-def _position_specs(prepared: np.ndarray | None, mesh: jax.sharding.Mesh, axes: Any) -> P | None:
-    del mesh
-    return None if prepared is None else P(axes)
 
 
 # ---------------------------------------------------------------------- blocked
@@ -207,14 +189,14 @@ def _splash_module() -> Any:
         return None
 
 
-_LANES = 128
+LANES = 128
 BLOCK_Q, BLOCK_KV = 512, 1024
 """Queries and keys at most that a splash kernel holds at a time."""
 
 
 def _block(size: int, most: int) -> int:
     """The size of equal blocks, multiples of the lanes, of at most `most`, that cover an axis."""
-    return _round_up(-(-size // -(-size // most)), _LANES)
+    return _round_up(-(-size // -(-size // most)), LANES)
 
 
 def key_block(keys: int) -> int:
@@ -230,7 +212,7 @@ def _round_up(size: int, multiple: int) -> int:
 def splash_kernel(queries: int, keys: int, before: int | None, shards: int, interpret: bool = False) -> Any:
     """The kernel object of one shape; masks are computed inside it, and nothing is stored of them."""
     splash_lib, own = _splash_module(), queries // shards
-    block_q = next(b for b in range(BLOCK_Q, 0, -_LANES) if own % b == 0)
+    block_q = next(b for b in range(BLOCK_Q, 0, -LANES) if own % b == 0)
     block_kv = key_block(keys)
     keys = _round_up(keys, block_kv)
     if before is None:  # the same for every shard
@@ -258,7 +240,7 @@ def splash_kernel(queries: int, keys: int, before: int | None, shards: int, inte
 def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     (b, n, length, h), heads = q.shape, k.shape[1]
     block_kv = kernel.kwargs["block_sizes"].block_kv
-    q, k, v = (_padded(x, _LANES, 3) for x in (q, k, v))
+    q, k, v = (_padded(x, LANES, 3) for x in (q, k, v))
     k, v = (_padded(x, block_kv, 2) for x in (k, v))
     ids = _padded(visible.astype(jnp.int32), block_kv, 1)
     asks = jnp.ones(length, jnp.int32)  # a key is seen where its id equals the query's
@@ -312,15 +294,7 @@ def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:
 # ------------------------------------------------------------------------ cudnn
 
 
-def _cudnn(last: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """One mask for all heads, of the keys that are there and of their order."""
-    seen = jnp.broadcast_to(visible[:, None], (q.shape[0], q.shape[2], k.shape[2]))
-    if last is not None:
-        seen = seen & (jnp.arange(k.shape[2])[None] <= jnp.asarray(last)[:, None])[None]
-    return _cudnn_masked(q, k, v, seen)
-
-
-def _cudnn_masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """q [B N L H] already scaled, L even; keys are padded to an even number: its gradient takes no other."""
     k, v, mask = (_padded(x, 2, 2) for x in (k, v, mask))
     attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
@@ -338,23 +312,9 @@ def run_masked(
     sees, mesh, length = mask.any(2), partition.mesh(), q.shape[2]
     multiple = 2 * partition.shards("tokens")
     q, mask = _padded(q * q.shape[-1] ** -0.5, multiple, 2), _padded(mask, multiple, 1)
-    call = _cudnn_masked
+    call = _cudnn
     if mesh is not None:
-        keys = partition.spec("attention", k.shape, ("rows", "kv_heads", None, None))
-        tokens = partition.split("attention", "tokens", q.shape[2])
-        queries = P(*keys[:2], tokens, None)
-        call = jax.shard_map(
-            call,
-            mesh=mesh,
-            in_specs=(queries, keys, keys, P(keys[0], tokens, None)),
-            out_specs=queries,
-            check_vma=False,
-        )
+        queries, keys = _specs(q, k)
+        specs = (queries, keys, keys, P(keys[0], queries[2], None))
+        call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
     return jnp.where(sees[:, None, :, None], call(q, k, v, mask)[:, :, :length], 0)
-
-
-KERNELS = {
-    "blocked": Kernel("blocked", 1, _positions, _blocked, _position_specs),
-    "cudnn": Kernel("cudnn", 2, _positions, _cudnn, _position_specs),
-    "splash": Kernel("splash", _LANES, splash_kernel, _splash, _splash_specs),
-}

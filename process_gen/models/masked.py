@@ -25,8 +25,8 @@ KEYS = 512
 """Keys of a history that are scored together, in whole turns, at least one."""
 
 
-class Near(NamedTuple):
-    """Keys and values that are always scored.
+class Keys(NamedTuple):
+    """Keys and values.
 
     Attributes:
       k, v: [B, K, M, H].
@@ -53,7 +53,7 @@ class History(NamedTuple):
     end: jax.Array
 
 
-def attend(q: jax.Array, near: Sequence[Near], history: History | None = None) -> jax.Array:
+def attend(q: jax.Array, near: Sequence[Keys], history: History | None = None) -> jax.Array:
     """Grouped-query attention, softmax in float32.
 
     Args:
@@ -91,7 +91,7 @@ def _count(history: History) -> jax.Array:
     return -(-far // _size(history))
 
 
-def _slice(history: History, index: Any) -> Near:
+def _slice(history: History, index: Any) -> Keys:
     """The slice that lies `index` slices before the newest one."""
     together = _size(history)
     end = history.end - index * together
@@ -101,17 +101,16 @@ def _slice(history: History, index: Any) -> Near:
     )
     first = history.mask.shape[1] - (index + 1) * together
     mask = jax.lax.dynamic_slice_in_dim(history.mask, first, together, 1)
-    return Near(k, v, mask.reshape(mask.shape[0], -1))
+    return Keys(k, v, mask.reshape(mask.shape[0], -1))
 
 
-def _joined(near: Sequence[Near], queries: int) -> Near:
-    masks = [x.mask if x.mask.ndim == 3 else x.mask[:, None] for x in near]
-    masks = [jnp.broadcast_to(x, (x.shape[0], queries, x.shape[2])) for x in masks]
-    k, v = (jnp.concatenate([x[i] for x in near], axis=2) for i in range(2))
-    return Near(k, v, jnp.concatenate(masks, axis=2))
+def joined(parts: Sequence[Keys]) -> Keys:
+    """Keys side by side, whose masks have the same axes."""
+    k, v = (jnp.concatenate([x[i] for x in parts], axis=2) for i in range(2))
+    return Keys(k, v, jnp.concatenate([x.mask for x in parts], axis=-1))
 
 
-def _scores(q: jax.Array, part: Near) -> jax.Array:
+def _scores(q: jax.Array, part: Keys) -> jax.Array:
     """[B, K, G, L, M] float32."""
     mask = part.mask if part.mask.ndim == 3 else part.mask[:, None]
     scores = jnp.einsum(
@@ -120,7 +119,7 @@ def _scores(q: jax.Array, part: Near) -> jax.Array:
     return scores + jnp.where(mask, 0.0, NEGATIVE)[:, None, None]
 
 
-def _part(q: jax.Array, part: Near) -> Attended:
+def _part(q: jax.Array, part: Keys) -> Attended:
     """What is attended of some keys alone."""
     scores = _scores(q, part)
     top = scores.max(-1)
@@ -140,7 +139,7 @@ def _together(a: Attended, b: Attended) -> Attended:
 
 
 @jax.custom_vjp
-def _attend(q: jax.Array, near: tuple[Near, ...], history: History | None) -> jax.Array:
+def _attend(q: jax.Array, near: tuple[Keys, ...], history: History | None) -> jax.Array:
     return _forward(q, near, history)[0]
 
 
@@ -161,18 +160,20 @@ def _is_whole(history: History | None) -> bool:
     return history is None or _size(history) == history.mask.shape[1]
 
 
-def _first(q: jax.Array, near: tuple[Near, ...], history: History | None) -> Near:
+def _first(q: jax.Array, near: tuple[Keys, ...], history: History | None) -> Keys:
     """What is scored first, and always."""
     if history is not None and _is_whole(history):
         near = (*near, _slice(history, 0))
-    return _joined(near, q.shape[3])
+    masks = [x.mask if x.mask.ndim == 3 else x.mask[:, None] for x in near]
+    masks = [jnp.broadcast_to(x, (x.shape[0], q.shape[3], x.shape[2])) for x in masks]
+    return joined([x._replace(mask=mask) for x, mask in zip(near, masks, strict=True)])
 
 
 def _backward(kept, given):
     q, near, history, out, log = kept
     delta = jnp.einsum("bkglh,bkglh->bkgl", given, out, preferred_element_type=jnp.float32)
 
-    def part(some: Near):
+    def part(some: Keys):
         weights = jnp.exp(_scores(q, some) - log[..., None])
         # Transposed results: else XLA would transpose what has a number for every score.
         dv = jnp.einsum("bkglh,bkglm->bkhm", given, weights.astype(given.dtype))
@@ -186,7 +187,7 @@ def _backward(kept, given):
     d_near, at = [], 0
     for one in near:
         size = one.k.shape[2]
-        d_near.append(Near(dk[:, :, at : at + size], dv[:, :, at : at + size], None))
+        d_near.append(Keys(dk[:, :, at : at + size], dv[:, :, at : at + size], None))
         at += size
     d_history = None
     if history is not None:

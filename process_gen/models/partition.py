@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -29,8 +29,7 @@ from jax.sharding import PartitionSpec as P
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ambient:
+class _Ambient(NamedTuple):
     mesh: Mesh
     rules: Rules
 
@@ -74,41 +73,35 @@ def mesh() -> Mesh | None:
 
 
 def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
-    """How an activation is split.
+    """How an activation is split; `axes` has a name, or None, for each dimension.
 
-    A dimension that its mesh axes do not divide stays whole, with one line in the log.
-
-    Args:
-      name: for that line.
-      shape: of the activation.
-      axes: a name, or None, for each dimension.
+    A dimension that its mesh axes do not divide stays whole, with one line in the log, where `name` stands.
     """
     return P(*(split(name, axis, size) for axis, size in zip(axes, shape, strict=True)))
 
 
 def split(name: str, axis: str | None, size: int) -> tuple[str, ...] | None:
     """The mesh axes, larger than 1, that split an axis of an activation; None where it stays whole."""
+    sizes = _sizes(axis)
+    if size % shards(axis):
+        _stays_whole(name, axis, size, f"{'*'.join(sizes)}={shards(axis)}")
+        return None
+    return tuple(sizes) or None
+
+
+def shards(axis: str | None) -> int:
+    """Into how many parts an axis of an activation would be split."""
+    return math.prod(_sizes(axis).values())
+
+
+def _sizes(axis: str | None) -> dict[str, int]:
+    """The mesh axes, larger than 1, that an axis of an activation is split over, with their sizes."""
     ambient = _AMBIENT.get()
     if ambient is None or axis is None:
-        return None
+        return {}
     found = ambient.rules[axis]
     found = (found,) if isinstance(found, str) else found or ()
-    found = tuple(a for a in found if ambient.mesh.shape[a] > 1)
-    if not found:
-        return None
-    shards = math.prod(ambient.mesh.shape[a] for a in found)
-    if size % shards:
-        _stays_whole(name, axis, size, f"{'*'.join(found)}={shards}")
-        return None
-    return found
-
-
-def shards(axis: str) -> int:
-    """Into how many parts an axis of an activation would be split."""
-    ambient = _AMBIENT.get()
-    found = ambient.rules[axis] if ambient else None
-    found = (found,) if isinstance(found, str) else found or ()
-    return math.prod(ambient.mesh.shape[a] for a in found) if found else 1
+    return {a: ambient.mesh.shape[a] for a in found if ambient.mesh.shape[a] > 1}
 
 
 def constrain(name: str, x: jax.Array, *axes: str | None) -> jax.Array:

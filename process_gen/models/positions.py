@@ -21,6 +21,12 @@ def grid_places(grid: tuple[int, int]) -> Places:
     return rows, columns
 
 
+def table_rows(grid: tuple[int, int], side: int) -> Int[np.ndarray, " N"]:
+    """Rows of a learned table of `side` x `side` places that the tokens of a grid have."""
+    rows, columns = grid_places(grid)
+    return rows * side + columns
+
+
 def _sincos(width: int, places: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N {width}"]:
     """[N, width]: sines, then cosines, of p / 10000^(i / (width / 2))."""
     frequencies = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))

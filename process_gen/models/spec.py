@@ -9,12 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from process_gen.models import vit
+from process_gen.models import flux
 from process_gen.models.autoencoder import geometry
 from process_gen.models.config import FluxConfig, ModelConfig
-from process_gen.models.flux import FluxAutoencoder
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
@@ -38,12 +37,8 @@ def initial(config: ModelConfig, names: frozenset[str], seed: int, dtype: str = 
     """Some parameters (`a/b/c`) as `UnifiedModel.init` would draw them: a nested dict of NumPy arrays."""
 
     def some(key: jax.Array) -> dict[str, jax.Array]:
-        params = nn.meta.unbox(_init(config, True)(key))
-        found = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): x
-            for path, x in jax.tree_util.tree_leaves_with_path(params)
-        }
-        return {name: found[name].astype(dtype) for name in sorted(names)}
+        params = flatten_dict(nn.meta.unbox(_init(config, True)(key)), sep="/")
+        return {name: params[name].astype(dtype) for name in sorted(names)}
 
     drawn = jax.device_get(jax.jit(some)(jax.random.key(seed)))  # the compiler drops what is not asked for
     return unflatten_dict(drawn, sep="/")
@@ -54,21 +49,14 @@ def _init(config: ModelConfig, with_vit: bool) -> Callable[[jax.Array], dict[str
         image_size=(8, 8),
         latent_grid=(1, 1),
         latent_values=config.latent_patch**2 * geometry(config)[1],
+        vit_grid=(1, 1) if with_vit and config.vit is not None else (0, 0),
         turns=1,
         trajectories=1,
     )
     model, batch = UnifiedModel(config, layout, _IDS), Batch.spec(layout, 1)
 
     def init(key: jax.Array) -> dict[str, Any]:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
-        params = dict(model.init(key, zeros)["params"])
-        if with_vit and config.vit is not None:
-            patches = jnp.zeros((1, 1, config.vit.patch**2 * 3))
-            features = jnp.zeros((1, 1, config.vit.width))
-            keys = jax.random.split(jax.random.fold_in(key, 1))
-            params["vit"] = vit.Vit(config, (1, 1)).init(keys[0], patches)["params"]
-            params["connector"] = vit.Connector(config, (1, 1)).init(keys[1], features)["params"]
-        return params
+        return model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))["params"]
 
     return init
 
@@ -76,5 +64,4 @@ def _init(config: ModelConfig, with_vit: bool) -> Callable[[jax.Array], dict[str
 @functools.cache
 def autoencoder_spec(config: FluxConfig) -> Any:
     """The parameters of a FLUX autoencoder, as `jax.ShapeDtypeStruct`."""
-    image = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), jnp.float32)
-    return jax.eval_shape(FluxAutoencoder(config).init, jax.random.key(0), image)["params"]
+    return jax.eval_shape(functools.partial(flux.random_weights, config), jax.random.key(0))

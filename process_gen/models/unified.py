@@ -15,15 +15,22 @@ ViT patch, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from process_gen.models import attention as attention_lib
 from process_gen.models import flow, vit
-from process_gen.models.attention import RowMasks
+from process_gen.models.attention import (
+    RowMasks,
+    apart,
+    by_stream,
+    of_chunk,
+    of_rows,
+    stream_tokens,
+    together,
+)
 from process_gen.models.backbone import Backbone
 from process_gen.models.cache import Context, KVCache, visible_pieces
 from process_gen.models.config import ModelConfig
@@ -37,18 +44,17 @@ from process_gen.models.content import (
     token_mask,
     turn_content,
 )
-from process_gen.models.embedding import lookup
 from process_gen.models.layers import annotated, linear
-from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.partition import constrain
-from process_gen.models.positions import grid_places, sincos_table, timestep_features
+from process_gen.models.positions import grid_places, sincos_table, table_rows, timestep_features
+from process_gen.models.vocabulary import chunked_cross_entropy, cross_entropy, lookup
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk, chunk_of
 
 
-class Pass(NamedTuple):
+class ChunkOutput(NamedTuple):
     """A chunk gone through the backbone.
 
     Attributes:
@@ -115,10 +121,10 @@ class UnifiedModel(nn.Module):
 
     def _latent_table(self) -> jax.Array:
         """Positions of an image's latent tokens, [I, D]."""
-        c, (rows, columns) = self.config, grid_places(self.layout.latent_grid)
+        c, grid = self.config, self.layout.latent_grid
         if c.latent_positions == "learned":
-            return self.positions[rows * c.max_latent_side + columns]
-        return jnp.asarray(sincos_table(c.width, c.max_latent_side, (rows, columns)))
+            return self.positions[table_rows(grid, c.max_latent_side)]
+        return jnp.asarray(sincos_table(c.width, c.max_latent_side, grid_places(grid)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] hidden states to [..., vocabulary], float32."""
@@ -152,19 +158,17 @@ class UnifiedModel(nn.Module):
 
     def forward_chunk(
         self, chunk: Chunk, content: Content, history: KVCache, context: Sequence[KVCache], start: jax.Array
-    ) -> Pass:
+    ) -> ChunkOutput:
         """A chunk with its content from the position `start` [B] on, after a history and what came since."""
         mask = token_mask(chunk, content)
         found, end = positions(chunk, content, start)
-        before = jnp.concatenate([mask[:, :0], *(c.mask for c in context)], axis=1)
-        attention = attention_lib.of_chunk(
-            self.config, chunk, mask, history.mask, self.layout.visible_tokens, before
-        )
-        pairs = [(c.k, c.v) for c in (history, *context)]
-        streams = _by_stream(chunk, found)
+        caches = (history, *context)
+        masks = [cache.mask for cache in caches]
+        attention = of_chunk(self.config, chunk, mask, masks, self.layout.visible_tokens)
         embedded = self._embedded(chunk, content, self.embed_text(self._words(chunk, content)))
-        hidden, (k, v) = self.run(embedded, streams, pairs, attention)
-        return Pass(hidden, k, v, mask, end)
+        pairs = [(cache.k, cache.v) for cache in caches]
+        hidden, (k, v) = self.run(embedded, by_stream(chunk, found), pairs, attention)
+        return ChunkOutput(hidden, k, v, mask, end)
 
     def _words(self, chunk: Chunk, content: Content) -> jax.Array:
         """The ids [B, T] of a chunk; images stand between two vision tokens."""
@@ -247,37 +251,32 @@ class UnifiedModel(nn.Module):
         start = _turn_starts(*(x.reshape(rows, -1) for x in lengths), prompt_index, is_first)
         places = (places[0], places[1] + start.reshape(-1, 1))
 
+        def slots(x: jax.Array) -> jax.Array:
+            return x.reshape(rows, -1, *x.shape[1:])
+
         def whole(parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
             """Arrays [B * slots, tokens, ...] of prompts and of turns by stream, to [B, all tokens, ...]."""
-            names = [name for name in ("und", "gen") if any(name in part for part in parts)]
             return {
-                name: jnp.concatenate(
-                    [x[name].reshape(rows, -1, *x[name].shape[2:]) for x in parts if name in x], axis=1
-                )
-                for name in names
+                name: together([slots(part[name]) for part in parts if name in part])
+                for name in ("und", "gen")
+                if any(name in part for part in parts)
             }
-
-        def apart(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-            """[B, all tokens, ...] to [B * slots, tokens, ...] of prompts and turns, `sizes` tokens each."""
-            cut, slots = layout.trajectories * sizes[0], (layout.trajectories, layout.turns)
-            parts = zip((x[:, :cut], x[:, cut:]), slots, sizes, strict=True)
-            return [part.reshape(rows * count, size, *x.shape[2:]) for part, count, size in parts]
 
         # One look-up of all words, so that the gradient of their table is reduced once.
         ids = [self._words(*pair) for pair in pairs]
-        words = self.embed_text(whole([{"und": x} for x in ids])["und"])
-        words = apart(words, [x.shape[1] for x in ids])
+        words = self.embed_text(together([slots(x) for x in ids]))
+        words = _flat(apart(layout, words, [x.shape[1] for x in ids]))
         streams = whole([self._embedded(*pair, x) for pair, x in zip(pairs, words, strict=True)])
-        by_stream = [_by_stream(*pair) for pair in zip(chunks, places, strict=True)]
+        places = [by_stream(*pair) for pair in zip(chunks, places, strict=True)]
         seen = RowMasks(*masks, prompt_index, turns.present, refines)
-        attention = attention_lib.of_rows(self.config, layout, *chunks, seen)
-        hidden, _ = self.run(streams, whole(by_stream), (), attention, keep_kv=False)
+        attention = of_rows(self.config, layout, *chunks, seen)
+        hidden, _ = self.run(streams, whole(places), (), attention, keep_kv=False)
         of_prompts, of_turns = {}, {}
         for name, x in hidden.items():
-            sizes = [c.und_tokens if name == "und" else c.latent_tokens for c in chunks]
-            of_prompts[name], of_turns[name] = apart(x, sizes)
-        self.sow("trace", "prompt", {"hidden": of_prompts, "positions": by_stream[0]})
-        self.sow("trace", "turn", {"hidden": of_turns, "positions": by_stream[1]})
+            parts = apart(layout, x, stream_tokens(chunks, name))
+            of_prompts[name], of_turns[name] = _flat(parts)
+        self.sow("trace", "prompt", {"hidden": of_prompts, "positions": places[0]})
+        self.sow("trace", "turn", {"hidden": of_turns, "positions": places[1]})
         end = self._prompt_end(chunks[0], contents[0], of_prompts["und"])
         outputs = self._turn_outputs(chunks[1], contents[1], of_turns)
         outputs = {name: x.reshape(rows, layout.turns, *x.shape[1:]) for name, x in outputs.items()}
@@ -337,15 +336,9 @@ class UnifiedModel(nn.Module):
         return self.logits(end)
 
 
-def _flat(content: Content) -> Content:
-    """The rows and slots of a content, [B, S, ...], as one axis."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), content)
-
-
-def _by_stream(chunk: Chunk, x: jax.Array) -> dict[str, jax.Array]:
-    """Tokens [B, L, ...] of a chunk, as in memory, by stream."""
-    und = {"und": x[:, : chunk.und_tokens]}
-    return und | ({"gen": x[:, chunk.und_tokens :]} if chunk.latent_tokens else {})
+def _flat(tree: Any) -> Any:
+    """Arrays [B, S, ...] with rows and slots as one axis."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
 def _turn_starts(

@@ -152,18 +152,10 @@ def unroll(
     options: UnrollOptions = NO_RANDOM_DROPS,
     frozen: Any = None,
 ) -> Outputs:
-    """Runs a batch of packed rows through the model, teacher-forced.
+    """Runs packed rows through the model, teacher-forced; gives what the losses read.
 
-    Args:
-      model: the modules.
-      params: their parameters.
-      batch: packed rows (see `Batch`).
-      key: draws timesteps, noise and conditioning dropout.
-      options: how they are drawn, and the order of the loops.
-      frozen: weights of an autoencoder that has any.
-
-    Returns:
-      What the losses read.
+    `key` draws timesteps, noise and conditioning dropout as `options` say, which also have the order of the
+    loops; `frozen` are the weights of an autoencoder that has any.
     """
     inputs = make_inputs(model, batch, key, options, frozen)
     prompt_end, outputs = run_turns(model, params, batch, inputs.prompts, inputs.turns, options.order)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from process_gen.models import autoencoder, kernels
 from process_gen.models.attention import is_masked
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import annotated, linear, stacked
-from process_gen.models.positions import grid_places, sincos_table
+from process_gen.models.positions import grid_places, sincos_table, table_rows
 from process_gen.trajectory.layout import Layout
 
 
@@ -102,7 +101,7 @@ def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Ar
     size = (pixels.shape[0], rows * side, columns * side, pixels.shape[3])
     if pixels.shape != size:
         pixels = jnp.clip(jax.image.resize(pixels, size, method="cubic"), -1.0, 1.0)
-    patches = einops.rearrange(pixels, "b (r p) (c q) d -> b (r c) (p q d)", p=side, q=side)
+    patches = autoencoder.to_patches(pixels, side)
     return patches.reshape(*images.shape[:-3], *patches.shape[1:])
 
 
@@ -162,9 +161,8 @@ class Vit(nn.Module):
 
     def __call__(self, patches: jax.Array) -> jax.Array:
         """Patches [B, P, patch * patch * 3] of the grid to features [B, P, D]."""
-        c, (rows, columns) = self.config, grid_places(self.grid)
-        dtype = jnp.dtype(c.dtype)
-        positions = self.position_embedding[rows * c.vit.max_side + columns].astype(dtype)
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        positions = self.position_embedding[table_rows(self.grid, c.vit.max_side)].astype(dtype)
         x = self.patch_embedding(patches.astype(dtype)) + positions[None]
 
         def body(layer, carry, _):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,38 +15,24 @@ from process_gen.models import autoencoder, vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig
 from process_gen.models.flux import FluxAutoencoder
+from process_gen.models.positions import table_rows
 from process_gen.parity.golden import Golden, once
 from process_gen.parity.inference import inference_answers
 from process_gen.parity.row import latent_tokens, layout_of
 from process_gen.parity.training import training_answers
 
 GIVEN = (
-    "ae_image",
-    "vit_image",
-    "train_text_ids",
-    "train_text_indexes",
-    "train_ce_indexes",
-    "train_ce_labels",
-    "train_vae_images",
-    "train_vae_indexes",
-    "train_timestep_logits",
-    "train_mse_indexes",
-    "train_noise",
-    "train_vit_images",
-    "train_vit_indexes",
-    "train_sample_lens",
-    "inf_prompt",
-    "inf_instruction",
-    "inf_image",
-    "inf_vit_image",
-    "flow_noise",
-)
+    "ae_image", "vit_image",
+    "train_text_ids", "train_text_indexes", "train_ce_indexes", "train_ce_labels", "train_vae_images",
+    "train_vae_indexes", "train_timestep_logits", "train_mse_indexes", "train_noise", "train_vit_images",
+    "train_vit_indexes", "train_sample_lens",
+    "inf_prompt", "inf_instruction", "inf_image", "inf_vit_image", "flow_noise",
+)  # fmt: skip
 """What the published program was given, by key; `train_splits_N` and `train_modes_N` besides."""
 GRADIENT = "grad/"
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One compared entry.
 
     Attributes:
@@ -85,13 +70,8 @@ def compare(
 ) -> list[Entry]:
     """Every answer of `golden.npz` with its relative error, in the order of the file.
 
-    Args:
-      golden: inputs and answers.
-      config, params: the model.
-      frozen: the autoencoder's weights.
-      timestep_shift: of the training.
-
-    A key that is neither an input nor anything that is computed here has an infinite error.
+    `frozen` are the autoencoder's weights. A key that is neither an input nor anything that is computed here
+    has an infinite error.
     """
     with jax.default_matmul_precision("highest"):
         found = answers(golden, config, params, frozen, timestep_shift)
@@ -132,14 +112,15 @@ def _training(
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
     tokens = once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
     found["train_latents"] = _as_latents(golden, config, tokens)
-    found["train_vae_position_ids"] = _grid_ids(golden, config, len(images))
+    grid, _ = latent_shape(config, golden.size("train_vae_images", "image_hw"))
+    found["train_vae_position_ids"] = np.tile(table_rows(grid, config.max_latent_side), len(images))
     return found
 
 
 def stored_gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
     """The stored gradients, cut out of ours by the rules that move weights."""
     source = sources.TreeArrays(gradients)
-    moves = {move.theirs: move for move in bagel_moves(config, config.vit is not None)}
+    moves = {move.theirs: move for move in bagel_moves(config)}
     found = {}
     for name in (name for name in golden.arrays if name.startswith(GRADIENT)):
         if move := moves.get(name.removeprefix(GRADIENT)):
@@ -155,12 +136,6 @@ def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.nd
     flat = np.empty(int(np.prod(shape)), np.float32)
     flat[order.reshape(-1)] = np.asarray(tokens).reshape(-1)
     return flat.reshape(shape)
-
-
-def _grid_ids(golden: Golden, config: ModelConfig, images: int) -> np.ndarray:
-    rows, columns = latent_shape(config, golden.size("train_vae_images", "image_hw"))[0]
-    ids = np.arange(rows)[:, None] * config.max_latent_side + np.arange(columns)
-    return np.tile(ids.reshape(-1), images)
 
 
 def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
@@ -183,24 +158,19 @@ def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dic
 def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """The entries of the ViT and its connector."""
     layout = layout_of(golden, config, "ae_image", "vit_image")
-    rows, columns = layout.vit_grid
     image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
 
     @once
     def compute(tower, connector):
         patches = vit.patches_of(config, layout, image)
         features = vit.Vit(config, layout.vit_grid).apply({"params": tower}, patches)
-        return (
-            patches,
-            features,
-            vit.Connector(config, layout.vit_grid).apply({"params": connector}, features),
-        )
+        tokens = vit.Connector(config, layout.vit_grid).apply({"params": connector}, features)
+        return patches, features, tokens
 
     patches, features, tokens = compute(params["vit"], params["connector"])
-    places = np.arange(rows)[:, None] * config.vit.max_side + np.arange(columns)
     return {
         "vit_patches": np.asarray(patches[0]),
-        "vit_position_ids": places.reshape(-1),
+        "vit_position_ids": table_rows(layout.vit_grid, config.vit.max_side),
         "vit_features": np.asarray(features[0], np.float32),
         "vit_connected": np.asarray(tokens[0], np.float32),
     }

@@ -35,8 +35,8 @@ DECODED = "flow_bothglobal"
 def flow_spec(golden: Golden, **guidance: Any) -> flow.FlowSpec:
     """The settings of a stored sample; the published program counts points, not steps."""
     return flow.FlowSpec(
-        steps=golden.setting("flow", "num_timesteps") - 1,
-        shift=golden.setting("flow", "timestep_shift"),
+        flow_steps=golden.setting("flow", "num_timesteps") - 1,
+        time_shift=golden.setting("flow", "timestep_shift"),
         interval=tuple(golden.setting("flow", "cfg_interval")),
         renorm_min=golden.setting("flow", "cfg_renorm_min"),
         **guidance,

@@ -12,17 +12,15 @@ of a latent token, P ViT tokens, L tokens of the published row.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import einops
 import jax.numpy as jnp
 import numpy as np
 
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.models import flow, vit
-from process_gen.models.autoencoder import latent_shape
+from process_gen.models.autoencoder import latent_shape, to_patches
 from process_gen.models.config import ModelConfig
 from process_gen.models.content import Content, turn_content
 from process_gen.parity.golden import Golden
@@ -34,8 +32,7 @@ ORDER = ("text", "noised", "clean", "vit")
 """The parts of a turn, each at most once."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A segment of the published row: tokens [start, stop)."""
 
     kind: str
@@ -51,16 +48,14 @@ Turn = dict[str, Piece]
 """The pieces of a turn by kind."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sample of the published row: its prompt, and the pieces of its turns by kind."""
 
     prompt: Piece | None
     turns: tuple[Turn, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A published row in the terms of this project.
 
     Attributes:
@@ -73,7 +68,6 @@ class Row:
         name of a label and its place there.
       places: chunk (`prompt` or `turn`), its number, and place in its memory of
         every token of the published row.
-      noised: turn slots of the published row's flow targets, in order.
     """
 
     layout: Layout
@@ -83,18 +77,13 @@ class Row:
     labels: dict[str, np.ndarray]
     targets: tuple[tuple[str, tuple[int, ...]], ...]
     places: tuple[tuple[str, int, int], ...]
-    noised: tuple[int, ...]
 
 
 def layout_of(golden: Golden, config: ModelConfig, image: str, vit_image: str, **sizes: Any) -> Layout:
-    """Slots for images as large as the golden ones.
+    """Slots for images as large as the golden ones; `sizes` are those of the other slots.
 
-    Args:
-      golden: has the images.
-      config: the model.
-      image, vit_image: keys of images [..., 3, H, W] as the autoencoder and as the ViT see them; where one is
-        not stored, `golden.json` says how large it would be.
-      **sizes: of the other slots.
+    `image` and `vit_image` are keys of images [..., 3, H, W] as the autoencoder and as the ViT see them;
+    where one is not stored, `golden.json` says how large it would be.
 
     Raises:
       ValueError: the model cannot hold them.
@@ -122,8 +111,7 @@ def layout_of(golden: Golden, config: ModelConfig, image: str, vit_image: str, *
 
 def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
     """Latents [..., C, h, w] to tokens [..., N, V]."""
-    p = config.latent_patch
-    return einops.rearrange(latents, "... d (r p) (c q) -> ... (r c) (p q d)", p=p, q=p)
+    return to_patches(np.moveaxis(latents, -3, -1), config.latent_patch)
 
 
 def samples_of(golden: Golden) -> list[Sample]:
@@ -203,7 +191,6 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
         labels,
         targets,
         _places(layout, samples, turns),
-        noised=tuple(s for s, turn in enumerate(turns) if "noised" in turn),
     )
 
 
@@ -242,32 +229,27 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, turns: Sequence
     shape = (len(turns), layout.latents, layout.latent_values)
     clean, noised, velocity = (np.zeros(shape, np.float32) for _ in range(3))
     t = np.zeros((len(turns), 1), np.float32)
+    order = [(s, kind) for s, turn in enumerate(turns) for kind in ("noised", "clean") if kind in turn]
     latents, noise, times = clean[:0], clean[:0], t[:0, 0]
-    if any(kind in turn for turn in turns for kind in ("noised", "clean")):
+    if order:
         latents = latent_tokens(config, golden["train_latents"])
         noise = golden["train_noise"].reshape(latents.shape)
         with np.errstate(over="ignore"):
             times = 1 / (1 + np.exp(-golden["train_timestep_logits"].astype(np.float32)))
         times = flow.shift_time(times.reshape(latents.shape[:2])[:, 0], shift)
-    image = 0
-    for s, turn in enumerate(turns):
-        for kind in ("noised", "clean"):
-            if kind not in turn:
-                continue
-            if kind == "clean":
-                clean[s] = latents[image]
-            else:
-                t[s, 0] = times[image]
-                noised[s] = flow.add_noise(latents[image], noise[image], times[image])
-                velocity[s] = noise[image] - latents[image]
-            image += 1
-    if image != len(latents):
-        raise CheckpointMismatch(f"{image} segments of latents, {len(latents)} images")
+    if len(order) != len(latents):
+        raise CheckpointMismatch(f"{len(order)} segments of latents, {len(latents)} images")
+    for (s, kind), x, eps, time in zip(order, latents, noise, times, strict=True):
+        if kind == "clean":
+            clean[s] = x
+        else:
+            t[s], noised[s], velocity[s] = time, flow.add_noise(x, eps, time), eps - x
     inputs = dict(image=clean[None], noised=noised[None, :, None], t=t[None])
     if layout.vit_tokens:
         patches = np.zeros((len(turns), layout.vit_tokens, 3 * config.vit.patch**2), np.float32)
         if seen := [s for s, turn in enumerate(turns) if "vit" in turn]:
-            patches[seen] = _patches(golden, config, layout)
+            images = np.moveaxis(golden["train_vit_images"], 1, -1)
+            patches[seen] = vit.patches_of(config, layout, jnp.asarray(images))
         inputs["patches"] = patches[None]
     return inputs, dict(
         target=velocity[None, :, None],
@@ -280,33 +262,27 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, turns: Sequence
     )
 
 
-def _patches(golden: Golden, config: ModelConfig, layout: Layout):
-    images = np.moveaxis(golden["train_vit_images"], 1, -1)
-    return vit.patches_of(config, layout, jnp.asarray(images))
-
-
 def _places(
     layout: Layout, samples: Sequence[Sample], turns: Sequence[Turn]
 ) -> tuple[tuple[str, int, int], ...]:
     """Where every token of the published row stands."""
     found: dict[int, tuple[str, int, int]] = {}
-    chunk = Chunk(layout.turn_segments)
     for r, sample in enumerate(samples):
         for i, token in enumerate(sample.prompt.tokens if sample.prompt else ()):
             found[token] = ("prompt", r, i)
+    chunk = Chunk(layout.turn_segments)
+    in_order = np.argsort(chunk.order).tolist()
+    ends = np.cumsum([s.tokens for s in chunk.segments])
+    memory = {s.name: in_order[end - s.tokens : end] for s, end in zip(chunk.segments, ends, strict=True)}
     names = {"text": "before", "noised": "noised_0", "clean": "image", "vit": "image_vit"}
     for s, turn in enumerate(turns):
         for kind, piece in turn.items():
-            text, name = chunk.text(names[kind]), names[kind]
-            inside = chunk.vit(name) if kind == "vit" else chunk.latents(name)
-            memory = range(text.start, text.stop)
-            if kind != "text":
-                memory = (memory[0], *range(inside.start, inside.stop), memory[1])
-            if len(memory) < len(piece.tokens) or (kind != "text" and len(memory) != len(piece.tokens)):
+            places = memory[names[kind]]
+            if kind != "text" and len(places) != len(piece.tokens):
                 raise CheckpointMismatch(
-                    f"tokens {piece.start} to {piece.stop} are no image of {len(memory) - 2} tokens"
+                    f"tokens {piece.start} to {piece.stop} are no image of {len(places) - 2} tokens"
                 )
-            found |= {token: ("turn", s, m) for token, m in zip(piece.tokens, memory, strict=False)}
+            found |= {token: ("turn", s, m) for token, m in zip(piece.tokens, places, strict=False)}
     return tuple(found[token] for token in sorted(found))
 
 

@@ -59,7 +59,7 @@ def training_answers(
     values, error, traced = aux
     answers = {
         "train_ce": np.array([values[name][at] for name, at in row.targets]),
-        "train_mse": np.concatenate([error[0, s, 0] for s in row.noised] or [error[0, 0, 0, :0]]),
+        "train_mse": error[:, :, 0][row.flows["has_target"]].reshape(-1, error.shape[-1]),
         "train_loss": total,
     }
     if traced:

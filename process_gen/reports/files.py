@@ -1,16 +1,12 @@
-"""Writing a report's files: safe names, whole files or none, clear errors."""
+"""Writing a report's files: whole ones or none, inside its folder, with clear errors."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-import re
 import tempfile
 
 from process_gen.common.files import whole
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 class ReportError(OSError):
@@ -31,20 +27,6 @@ def check_writable(outdir: str | os.PathLike[str]) -> pathlib.Path:
         why = getattr(error, "strerror", None) or str(error)
         raise ReportError(f"cannot write to the output folder {str(folder)!r}: {why}") from error
     return folder
-
-
-def safe_name(name: str) -> str:
-    """Returns `name` if it can be part of a file name on any system, else raises ReportError.
-
-    Letters, digits, `.`, `_` and `-`; no separator, no `..`, no name that
-    Windows keeps for devices.
-    """
-    fits = SAFE_NAME.fullmatch(name) and ".." not in name and not name.endswith(".")
-    if not fits or RESERVED.fullmatch(name):
-        raise ReportError(
-            f"{name[:120]!r} cannot be part of a file name: use 1 to 100 letters, digits, '.', '_' and '-'"
-        )
-    return name
 
 
 def inside(folder: str | os.PathLike[str], relative: str) -> pathlib.Path:

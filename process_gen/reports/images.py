@@ -41,7 +41,7 @@ def png(image: np.ndarray | Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def data_url(image: np.ndarray, largest: int = 640) -> tuple[str, int, int]:
+def data_url(image: np.ndarray, largest: int) -> tuple[str, int, int]:
     """(data: URL, width, height) of the image, shrunk to `largest` where it is bigger."""
     shown = fitted(image, largest) if max(image.shape[:2]) > largest else picture(image)
     return "data:image/png;base64," + base64.b64encode(png(shown)).decode(), shown.width, shown.height

@@ -1,11 +1,13 @@
 """A folder of samples that grows while they are drawn: one trajectory after the other, kept for good.
 
-OUT/trajectories.jsonl       a line for each, once its images are written
+OUT/trajectories.jsonl       a line for each, once its images are written; what `data.source=folder` reads
 OUT/settings.json            how they were drawn
-OUT/images/, OUT/strips/     see `reports.report`
+OUT/images/<id>_<step>_<sketch|refined>.png, <id>_input.png
+OUT/strips/<id>.png          one picture per trajectory
 
-A run that was cut off goes on where the listing ends: what is in it is not drawn again.
-Several hosts write a part each (`trajectories.1.jsonl`), which the first one gathers.
+Text is kept exactly as the model wrote it. A run that was cut off goes on where the listing ends: what
+is in it is not drawn again. Several hosts write a part each (`trajectories.1.jsonl`), which the first
+one gathers.
 """
 
 from __future__ import annotations
@@ -22,17 +24,46 @@ import numpy as np
 from PIL import Image
 
 from process_gen.common.files import from_json, read_json
-from process_gen.reports import files, images, page, records
-from process_gen.reports import strip as strips
-from process_gen.trajectory.record import Record, RecordError, to_json, trajectory_from_json
+from process_gen.reports import files, images, overview, strip
+from process_gen.trajectory.record import (
+    Record,
+    RecordError,
+    to_json,
+    trajectory_from_json,
+    trajectory_to_json,
+)
 from process_gen.trajectory.sampled import SampledTrajectory
-from process_gen.trajectory.stages import Mode, Trajectory, Turn
+from process_gen.trajectory.stages import Mode, Turn
 
 NAME, SETTINGS = "trajectories.jsonl", "settings.json"
 
-
 Key = tuple[str, str, int]
 """What tells one sample from another: both texts of its prompt, and the seed."""
+
+
+def save_trajectory(folder: str | os.PathLike[str], trajectory: SampledTrajectory) -> bytes:
+    """Writes the images and the strip of a trajectory into `folder`, named by its uid; returns its line.
+
+    Steps count from 1, and so do the corrections of a step after the first: `refined2`.
+
+    Raises:
+      ReportError: a file cannot be written.
+    """
+
+    def save(relative: str, image: np.ndarray | Image.Image) -> str:
+        files.write_bytes(files.inside(folder, relative), images.png(image))
+        return relative
+
+    uid, given, turns = trajectory.uid, None, []
+    if trajectory.prompt_image is not None:
+        given = save(f"images/{uid}_input.png", trajectory.prompt_image)
+    for number, step in enumerate(trajectory.steps, 1):
+        turns.append(save(f"images/{uid}_{number}_sketch.png", step.sketch))
+        for i, turn in enumerate(step.refines, 1):
+            turns.append(save(f"images/{uid}_{number}_refined{'' if i == 1 else i}.png", turn.image))
+    verdict = overview.verdict_line(trajectory.verdict) if trajectory.verdict else None
+    save(f"strips/{uid}.png", strip.strip(trajectory, verdict))
+    return json.dumps(trajectory_to_json(trajectory, turns, given), allow_nan=False).encode() + b"\n"
 
 
 class Listing:
@@ -43,6 +74,10 @@ class Listing:
       settings: how the samples are drawn, JSON-like.
       resume: False forgets what is listed there.
       host: which of how many hosts this is. The first one has to be through before the others begin.
+
+    Attributes:
+      done: the samples that are listed.
+      right, judged: how many of them have a verdict, and are right by it.
 
     Raises:
       ReportError: the folder cannot be written, or what is in it was drawn otherwise or is broken.
@@ -65,7 +100,7 @@ class Listing:
             self._check_settings()
             if host[0] == 0:
                 _cut_unfinished(self.path)
-            self._read(self._records(self.path))
+            self._count_records(record for _, record in _read(self.path))
         else:
             files.write_bytes(self.path, b"")
             for part in self._parts():
@@ -74,33 +109,11 @@ class Listing:
             self.gather()
             files.write_bytes(self.folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
 
-    def gather(self) -> None:
-        """Takes the parts of other hosts, or of a run that was cut off, into the listing."""
-        parts = self._parts()
-        listed = {record.uid for record in self._records(self.path)} if parts else set()
-        for part in parts:
-            _cut_unfinished(part)
-            pairs = zip(_lines(part), self._records(part), strict=True)
-            new = {record.uid: (line, record) for line, record in pairs if record.uid not in listed}
-            self._append(self.path, b"".join(line for line, _ in new.values()))
-            self._read(record for _, record in new.values())
-            listed |= new.keys()
-            part.unlink()
-
-    def _parts(self) -> list[pathlib.Path]:
-        return sorted(self.folder.glob("trajectories.*.jsonl"))
-
-    def _read(self, records: Iterable[Record]) -> None:
-        """Counts what is listed, unless it is counted already."""
-        for record in records:
-            if record.uid not in self._uids:
-                self._count(record.uid, record, record.sampled.get("seed", 0), record.sampled.get("verdict"))
-
     def __len__(self) -> int:
         return len(self._uids)
 
-    def add(self, trajectory: SampledTrajectory, number: int) -> pathlib.Path:
-        """Writes a trajectory, images first, named by the number of its prompt; returns the listing.
+    def add(self, trajectory: SampledTrajectory, number: int) -> None:
+        """Writes a trajectory, images first, named by the number of its prompt.
 
         Of H hosts, number h has the prompts whose number leaves h when divided by H.
         """
@@ -108,37 +121,41 @@ class Listing:
         if uid in self._uids:  # of the other numbers each host has its own, as of those of prompts
             free = itertools.count(len(self) - len(self) % hosts + host, hosts)
             uid = next(name for n in free if (name := f"{n:04d}") not in self._uids)
-        trajectory = dataclasses.replace(trajectory, uid=uid, verdict=to_json(trajectory.verdict))
-        saved = records.save_images(self.folder, trajectory)
-        picture = strips.strip(trajectory, page.verdict_line(trajectory.verdict))
-        files.write_bytes(files.inside(self.folder, f"strips/{uid}.png"), images.png(picture))
-        line = json.dumps(records.record_of(trajectory, saved), allow_nan=False) + "\n"
-        self._append(self._own, line.encode("ascii"))
-        self._count(uid, trajectory, trajectory.seed, trajectory.verdict)
-        return self.path
+        _append(self._own, save_trajectory(self.folder, dataclasses.replace(trajectory, uid=uid)))
+        self._count(uid, (trajectory.prompt, trajectory.instruction, trajectory.seed), trajectory.verdict)
 
-    @staticmethod
-    def _append(path: pathlib.Path, content: bytes) -> None:
-        try:
-            with path.open("ab") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    def gather(self) -> None:
+        """Takes the parts of other hosts, or of a run that was cut off, into the listing."""
+        parts = self._parts()
+        listed = {record.uid for _, record in _read(self.path)} if parts else set()
+        for part in parts:
+            _cut_unfinished(part)
+            new = {record.uid: (line, record) for line, record in _read(part) if record.uid not in listed}
+            _append(self.path, b"".join(line for line, _ in new.values()))
+            self._count_records(record for _, record in new.values())
+            listed |= new.keys()
+            part.unlink()
 
     def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
         """The first samples by name, with images of at most `side` pixels a side."""
-        found = sorted(itertools.islice(self._records(self.path), count), key=lambda record: record.uid)
-        return [self._sampled(record, side) for record in found]
+        found = itertools.islice((record for _, record in _read(self.path)), count)
+        return [self._sampled(record, side) for record in sorted(found, key=lambda record: record.uid)]
 
-    def _count(
-        self, uid: str, one: Trajectory | Record, seed: int, verdict: Mapping[str, Any] | None
-    ) -> None:
-        self.done.add((one.prompt, one.instruction, seed))
-        self._uids.add(uid)
-        self.judged += verdict is not None
-        self.right += bool(verdict and verdict.get("ok"))
+    def _parts(self) -> list[pathlib.Path]:
+        return sorted(self.folder.glob("trajectories.*.jsonl"))
+
+    def _count_records(self, records: Iterable[Record]) -> None:
+        for record in records:
+            key = (record.prompt, record.instruction, record.sampled.get("seed", 0))
+            self._count(record.uid, key, record.sampled.get("verdict"))
+
+    def _count(self, uid: str, key: Key, verdict: Mapping[str, Any] | None) -> None:
+        """Counts a sample that is listed, unless it is counted already."""
+        if uid not in self._uids:
+            self._uids.add(uid)
+            self.done.add(key)
+            self.judged += verdict is not None
+            self.right += bool(verdict and verdict["ok"])
 
     def _check_settings(self) -> None:
         otherwise = "choose another folder, or start over (--noresume)"
@@ -156,20 +173,11 @@ class Listing:
                     f"{otherwise}"
                 )
 
-    @staticmethod
-    def _records(path: pathlib.Path) -> Iterator[Record]:
-        for number, line in enumerate(_lines(path), 1):
-            try:
-                yield trajectory_from_json(from_json(line))
-            except (RecordError, ValueError) as error:
-                raise files.ReportError(f"{path}:{number}: {error}") from error
-
     def _sampled(self, record: Record, side: int) -> SampledTrajectory:
-        turns = [Turn(self._image(turn.image, side), **turn.fields) for turn in record.turns]
         given = record.prompt_image
         return SampledTrajectory(
             prompt=record.prompt,
-            turns=tuple(turns),
+            turns=tuple(Turn(self._image(turn.image, side), **turn.fields) for turn in record.turns),
             uid=record.uid,
             metadata=record.metadata,
             prompt_image=None if given is None else self._image(given, side),
@@ -187,9 +195,24 @@ class Listing:
             raise files.ReportError(f"cannot read {relative!r} of {self.path}: {error}") from error
 
 
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
+def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
+    """The lines of a listing, and what they say."""
     with path.open("rb") as file:
-        yield from file
+        for number, line in enumerate(file, 1):
+            try:
+                yield line, trajectory_from_json(from_json(line))
+            except (RecordError, ValueError) as error:
+                raise files.ReportError(f"{path}:{number}: {error}") from error
+
+
+def _append(path: pathlib.Path, content: bytes) -> None:
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def _cut_unfinished(path: pathlib.Path) -> None:

@@ -1,8 +1,8 @@
-"""Sampled trajectories as a table for the terminal."""
+"""Sampled trajectories in words: one line for a verdict, a table for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from process_gen.reports.table import table
@@ -13,6 +13,15 @@ WIDEST = 60
 """Characters of the widest cell."""
 
 
+def verdict_line(verdict: Mapping[str, Any]) -> str:
+    """A verdict in one line: right, or what is wrong."""
+    if verdict["ok"]:
+        return "right"
+    return "wrong: " + "; ".join(
+        one["reason"] or one["text"] for one in verdict["constraints"] if not one["ok"]
+    )
+
+
 def describe(trajectories: Sequence[SampledTrajectory]) -> str:
     """A short table: for every prompt its steps, who stopped it, and the verdict."""
     rows: list[tuple[Any, ...]] = []
@@ -21,7 +30,7 @@ def describe(trajectories: Sequence[SampledTrajectory]) -> str:
             head = (one.uid, _short(one.prompt or one.instruction)) if i == 0 else ("", "")
             rows.append((*head, i + 1, _plan(step.plan), "refined" if step.refines else ""))
         end = {"model": "stops", "cap": "cut at the cap"}[one.stopped]
-        rows.append(("", "", "", end, _verdict(one)))
+        rows.append(("", "", "", end, _short(verdict_line(one.verdict) if one.verdict else "not judged")))
     return table(rows, ("", "prompt", "step", "plan", "outcome"))
 
 
@@ -29,14 +38,6 @@ def _plan(plan: Plan | Malformed | None) -> str:
     if isinstance(plan, Malformed):
         return _short(f"malformed: {plan.reason}")
     return "-" if plan is None else _short(plan.instruction)
-
-
-def _verdict(trajectory: SampledTrajectory) -> str:
-    verdict = trajectory.verdict
-    if verdict is None:
-        return "not judged"
-    wrong = [one["reason"] for one in verdict["constraints"] if not one["ok"]]
-    return "right" if verdict["ok"] else _short("wrong: " + "; ".join(wrong))
 
 
 def _short(text: str) -> str:

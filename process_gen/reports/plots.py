@@ -8,21 +8,21 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import numpy as np
+from matplotlib import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from process_gen.reports import files
 from process_gen.reports.text import one_line
 
 COLOURS = ("#2563a8", "#d98324", "#4c9a6b", "#8a5fb0", "#b8434e", "#6b7280", "#1f8a99", "#9a7b2d")
-STROKES = ("-", "--", ":")
+LOOKS = cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS)
 """Once the colours are used up they come back with the next stroke."""
-
-Interval = tuple[float, float, float]
 
 
 def bars(
-    results: Mapping[str, Mapping[str, Interval]],
+    results: Mapping[str, Mapping[str, tuple[float, float, float]]],
     path: str | os.PathLike[str],
     title: str = "",
     ylabel: str = "share right, 95% interval",
@@ -36,23 +36,17 @@ def bars(
       title, ylabel: plain text.
     """
     groups = list(dict.fromkeys(group for row in results.values() for group in row))
-    if not groups:
-        raise ValueError("no results to plot")
     figure, axes = _axes((max(5.0, 1.6 + 1.05 * len(groups)), 4.2), title)
     width = 0.8 / len(results)
     for i, (mode, row) in enumerate(results.items()):
-        known = [(k, *map(float, row[group])) for k, group in enumerate(groups) if group in row]
-        places = [k - 0.4 + width * (i + 0.5) for k, *_ in known]
-        means = [mean for _, mean, _, _ in known]
-        below = [max(0.0, mean - low) for _, mean, low, _ in known]
-        above = [max(0.0, high - mean) for _, mean, _, high in known]
+        places = [k - 0.4 + width * (i + 0.5) for k, group in enumerate(groups) if group in row]
+        mean, low, high = np.array([row[group] for group in groups if group in row]).T
         axes.bar(
             places,
-            means,
+            mean,
             width * 0.92,
-            yerr=[below, above],
+            yerr=[mean - low, high - mean],
             label=_plain(mode),
-            color=COLOURS[i % len(COLOURS)],
             error_kw={"elinewidth": 1.2, "capsize": 2.5, "ecolor": "#30363d"},
         )
     axes.set_xticks(range(len(groups)), [_plain(group).replace("_", "\n") for group in groups])
@@ -66,45 +60,36 @@ def curves(
     losses: Mapping[str, Sequence[tuple[float, float]]],
     path: str | os.PathLike[str],
     title: str = "",
-    ylabel: str = "loss",
-    log: bool = True,
 ) -> pathlib.Path:
-    """One curve per loss.
+    """One curve per loss, on a logarithmic scale where all values are positive.
 
     Args:
       losses: name -> (step, value) pairs; values that are not finite leave a gap.
       path: the PNG to write.
-      title, ylabel: plain text.
-      log: logarithmic values where all of them are positive.
+      title: plain text.
     """
-    if not any(losses.values()):
-        raise ValueError("no losses to plot")
     figure, axes = _axes((7.2, 4.2), title)
-    for i, (name, points) in enumerate(losses.items()):
+    for name, points in losses.items():
         steps = [float(step) for step, _ in points]
         values = [float(value) if math.isfinite(value) else math.nan for _, value in points]
-        mark = "o" if len(points) == 1 else None
-        again, colour = divmod(i, len(COLOURS))
-        look = {"color": COLOURS[colour], "linestyle": STROKES[again % len(STROKES)], "marker": mark}
-        axes.plot(steps, values, label=_plain(name), lw=1.6, **look)
+        axes.plot(steps, values, label=_plain(name), lw=1.6, marker="o" if len(points) == 1 else None)
     finite = [value for points in losses.values() for _, value in points if math.isfinite(value)]
-    if log and finite and min(finite) > 0:
+    if finite and min(finite) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel(_plain(ylabel))
+    axes.set_ylabel("loss")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return _save(figure, path)
 
 
-def _axes(size: tuple[float, float], title: str):
+def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(LOOKS)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e3e6ea", lw=0.8)
     axes.set_axisbelow(True)
-    if title:
-        axes.set_title(_plain(title), loc="left", fontweight="bold")
+    axes.set_title(_plain(title), loc="left", fontweight="bold")
     return figure, axes
 
 

@@ -1,4 +1,4 @@
-"""One picture per trajectory: the prompt, then the draft and the corrections of every step.
+"""Trajectories as pictures. A strip has the prompt, then the draft and the corrections of every step:
 
 a red circle left of a blue square
 +--------+     +--------+  ->  +--------+
@@ -12,62 +12,46 @@ looks right    the square is red
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
+import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from process_gen.reports import images
 from process_gen.reports.text import one_line
 from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Step, Trajectory, Turn
 
-SIDE = 224
+SIDE, SMALL_SIDE = 224, 96
+"""Pixels of a shown image, about; the small one is that of contact sheets."""
 MARGIN = 28
 GAP = 32
 ARROW = 36
 LONGEST_ROW = 1900
-MOST_TURNS = (LONGEST_ROW + ARROW) // (SIDE + ARROW)
+MOST_TURNS = LONGEST_ROW // (SIDE + ARROW)
 """Of one step in a row."""
 PAPER, INK, MUTED, FRAME = "#ffffff", "#18202a", "#667080", "#d5dae1"
+RIGHT, WRONG = "#1a7f4b", "#b42318"
 COLOURS = {
-    "accepted": "#1a7f4b",
+    "accepted": RIGHT,
     "refined": "#b45309",
-    "unnoticed error": "#b42318",
-    "malformed": "#b42318",
+    "unnoticed error": WRONG,
+    "malformed": WRONG,
     "stopped": "#1d5fbf",
-    "limit": "#667080",
+    "limit": MUTED,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     text: str
     colour: str = INK
     bold: bool = False
-    most: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class _Panel:
-    """A step, ready to be drawn; a long one takes several."""
-
-    drawn: tuple[Image.Image, ...]
-    title: str
-    marks: tuple[str, ...]
-    lines: tuple[_Line, ...]
-
-    @property
-    def width(self) -> int:
-        return max(SIDE, sum(image.width for image in self.drawn) + ARROW * (len(self.drawn) - 1))
-
-    @property
-    def image_height(self) -> int:
-        return max(image.height for image in self.drawn)
 
 
 def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
@@ -77,85 +61,69 @@ def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
       trajectory: of the data or sampled.
       verdict: a short line about the final image, e.g. `right` or what is wrong.
     """
-    panels: list[_Panel] = []
+    panels: list[Image.Image] = []
     if trajectory.prompt_image is not None:
-        shown = images.fitted(trajectory.prompt_image, SIDE)
-        panels.append(_Panel((shown,), "", (), (_Line("input image", MUTED),)))
+        shown = _framed(trajectory.prompt_image, SIDE)
+        panels.append(_joined([shown, _text([_Line("input image", MUTED)], SIDE)], 12, axis=1))
     stopped, steps = getattr(trajectory, "stopped", None), trajectory.steps
     for number, step in enumerate(steps, 1):
         panels += _panels(step, number, stopped if number == len(steps) else None)
-    rows = _rows(panels)
-    width = max([_row_width(row) for row in rows] + [2 * SIDE])
-    prompt = _wrap(trajectory.prompt, _font(22, True), width, most=3)
-    footer = [] if verdict is None else _wrap(f"Verdict: {verdict}", _font(17, True), width, most=2)
-    heights = [_row_height(row) for row in rows]
-    height = MARGIN + len(prompt) * 30 + 14 + sum(h + 24 for h in heights) + len(footer) * 24 + MARGIN - 12
-    canvas = Image.new("RGB", (width + 2 * MARGIN, height), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    top = MARGIN
-    for line in prompt:
-        draw.text((MARGIN, top), line, INK, _font(22, True))
-        top += 30
-    top += 14
-    for row, row_height in zip(rows, heights, strict=True):
-        left = MARGIN
-        for panel in row:
-            _draw_panel(canvas, draw, panel, (left, top), max(p.image_height for p in row))
-            left += panel.width + GAP
-        top += row_height + 24
-    for line in footer:
-        draw.text((MARGIN, top - 12), line, INK, _font(17, True))
-        top += 24
-    return canvas
+    rows: list[list[Image.Image]] = [[]]
+    for panel in panels:
+        if sum(one.width + GAP for one in rows[-1]) + panel.width > LONGEST_ROW:
+            rows.append([])
+        rows[-1].append(panel)
+    body = [_joined(row, GAP, axis=0) for row in rows]
+    width = max(2 * SIDE, *(row.width for row in body))
+    head = _text([_Line(trajectory.prompt, bold=True)], width, size=22)
+    foot = [] if verdict is None else [_text([_Line(f"Verdict: {verdict}", bold=True)], width, size=17)]
+    return ImageOps.expand(_joined([head, *body, *foot], 20, axis=1), MARGIN, PAPER)
 
 
-def sheet(
-    pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8, side: int = 192
-) -> Image.Image:
+def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
     """Draws a grid of images with a caption under each.
 
     Args:
-      pictures: each [height, width, 3] uint8.
+      pictures: at least one, each [height, width, 3] uint8.
       captions: one per picture.
       columns: pictures in a row, at most.
-      side: pixels of a shown picture, about.
     """
-    if len(pictures) != len(captions):
-        raise ValueError(f"{len(pictures)} pictures with {len(captions)} captions")
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    if not len(pictures):
-        raise ValueError("a sheet needs at least one picture")
-    font = _font(14)
-    shown = [images.fitted(picture, side) for picture in pictures]
-    wrapped = [_wrap(caption, font, side, most=3) for caption in captions]
-    columns = min(columns, len(shown))
-    tall = max(image.height for image in shown)
-    cell, gap = tall + 8 + 18 * max(map(len, wrapped)), 20
-    rows = -(-len(shown) // columns)
-    size = (columns * (side + gap) + gap, rows * (cell + gap) + gap)
-    canvas = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for i, (image, lines) in enumerate(zip(shown, wrapped, strict=True)):
-        left, top = gap + (i % columns) * (side + gap), gap + (i // columns) * (cell + gap)
-        _framed(canvas, draw, image, (left, top))
-        for k, line in enumerate(lines):
-            draw.text((left, top + tall + 8 + 18 * k), line, INK, font)
-    return canvas
-
-
-def _panels(step: Step, number: int, stopped: str | None) -> list[_Panel]:
-    """Gathers what a step has to show, broken where a row would not hold its images."""
-    return [
-        _Panel(
-            tuple(images.fitted(turn.image, SIDE) for turn in turns),
-            "" if first else str(number),
-            () if first else _marks(step, stopped),
-            tuple(line for turn in turns for line in _lines(turn)),
-        )
-        for first in range(0, len(step.turns), MOST_TURNS)
-        for turns in [step.turns[first : first + MOST_TURNS]]
+    cells = [
+        _joined([_framed(picture, SIDE), _text([_Line(caption)], SIDE + 2, size=14)], 8, axis=1)
+        for picture, caption in zip(pictures, captions, strict=True)
     ]
+    rows = [_joined(cells[i : i + columns], 16, axis=0) for i in range(0, len(cells), columns)]
+    return ImageOps.expand(_joined(rows, 16, axis=1), 16, PAPER)
+
+
+def contact_sheet(trajectories: Sequence[SampledTrajectory]) -> Image.Image:
+    """Draws one row per trajectory, at least one: every draft and correction, in order.
+
+    The last image has a border, green where the verdict is right and red where it is wrong.
+    """
+    rows = []
+    for one in trajectories:
+        *before, last = (images.fitted(turn.image, SMALL_SIDE) for turn in one.turns)
+        border = PAPER if one.verdict is None else RIGHT if one.verdict["ok"] else WRONG
+        bordered = [*(ImageOps.expand(image, 4, PAPER) for image in before), ImageOps.expand(last, 4, border)]
+        rows.append(_joined(bordered, 8, axis=0))
+    return ImageOps.expand(_joined(rows, 8, axis=1), 4, PAPER)
+
+
+def _panels(step: Step, number: int, stopped: str | None) -> list[Image.Image]:
+    """Draws a step; one whose images a row would not hold takes several panels."""
+    badges = [_text([_Line(str(number), bold=True)], 24), *map(_badge, _marks(step, stopped))]
+    head, panels = _joined(badges, 6, axis=0), []
+    for first in range(0, len(step.turns), MOST_TURNS):
+        turns = step.turns[first : first + MOST_TURNS]
+        drawn = [_framed(turn.image, SIDE) for turn in turns]
+        shown = [drawn[0]]
+        for image in drawn[1:]:
+            shown += [_arrow(image.height), image]
+        row = _joined(shown, 0, axis=0)
+        lines = _text([line for turn in turns for line in _lines(turn)], row.width)
+        panels.append(_joined([row, *([] if first else [head]), lines], 10, axis=1))
+    return panels
 
 
 def _marks(step: Step, stopped: str | None) -> tuple[str, ...]:
@@ -185,74 +153,48 @@ def _lines(turn: Turn) -> list[_Line]:
     return lines
 
 
-def _draw_panel(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    panel: _Panel,
-    corner: tuple[int, int],
-    image_height: int,
-) -> None:
-    left, top = corner
-    for i, image in enumerate(panel.drawn):
-        if i:
-            _arrow(draw, (left - ARROW + 6, top + image_height // 2), ARROW - 14)
-        _framed(canvas, draw, image, (left, top))
-        left += image.width + ARROW
-    left, top = corner[0], top + image_height + 12
-    if panel.title:
-        draw.text((left, top), panel.title, INK, _font(16, True))
-        left += draw.textlength(panel.title, _font(16, True)) + 10
-    for mark in panel.marks:
-        end = left + draw.textlength(mark, _font(13, True)) + 16
-        draw.rounded_rectangle((left, top - 1, end, top + 20), 10, fill=COLOURS[mark])
-        draw.text((left + 8, top + 9), mark, PAPER, _font(13, True), anchor="lm")
-        left = end + 6
-    top += 30
-    for text, line in _wrapped(panel):
-        draw.text((corner[0], top), text, line.colour, _font(15, line.bold))
-        top += 20
+def _joined(pictures: Sequence[Image.Image], gap: int, axis: int) -> Image.Image:
+    """Puts pictures side by side (axis 0) or one below the other (axis 1)."""
+    size = [max(one.width for one in pictures), max(one.height for one in pictures)]
+    size[axis] = sum(one.size[axis] for one in pictures) + gap * (len(pictures) - 1)
+    canvas, corner = Image.new("RGB", tuple(size), PAPER), [0, 0]
+    for one in pictures:
+        canvas.paste(one, tuple(corner))
+        corner[axis] += one.size[axis] + gap
+    return canvas
 
 
-def _wrapped(panel: _Panel) -> list[tuple[str, _Line]]:
-    return [
-        (text, line)
-        for line in panel.lines
-        for text in _wrap(line.text, _font(15, line.bold), panel.width, line.most)
-    ]
+def _framed(image: np.ndarray, side: int) -> Image.Image:
+    return ImageOps.expand(images.fitted(image, side), 1, FRAME)
 
 
-def _rows(panels: Sequence[_Panel]) -> list[list[_Panel]]:
-    """Breaks the panels into rows that a screen can show."""
-    rows: list[list[_Panel]] = []
-    for panel in panels:
-        if not rows or _row_width([*rows[-1], panel]) > LONGEST_ROW:
-            rows.append([])
-        rows[-1].append(panel)
-    return rows
+def _arrow(height: int) -> Image.Image:
+    canvas, middle, tip = Image.new("RGB", (ARROW, height), PAPER), height // 2, ARROW - 8
+    draw = ImageDraw.Draw(canvas)
+    draw.line((6, middle, tip - 6, middle), COLOURS["refined"], 3)
+    draw.polygon([(tip, middle), (tip - 9, middle - 6), (tip - 9, middle + 6)], COLOURS["refined"])
+    return canvas
 
 
-def _row_width(row: Sequence[_Panel]) -> int:
-    return sum(panel.width for panel in row) + GAP * (len(row) - 1)
+def _badge(mark: str) -> Image.Image:
+    font = _font(13, bold=True)
+    width = round(font.getlength(mark)) + 16
+    canvas = Image.new("RGB", (width, 22), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.rounded_rectangle((0, 0, width - 1, 21), 10, fill=COLOURS[mark])
+    draw.text((8, 10), mark, PAPER, font, anchor="lm")
+    return canvas
 
 
-def _row_height(row: Sequence[_Panel]) -> int:
-    text = max(len(_wrapped(panel)) for panel in row)
-    return max(panel.image_height for panel in row) + 12 + 30 + 20 * text
-
-
-def _framed(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, image: Image.Image, corner: tuple[int, int]
-) -> None:
-    left, top = corner
-    canvas.paste(image, corner)
-    draw.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline=FRAME)
-
-
-def _arrow(draw: ImageDraw.ImageDraw, tip: tuple[int, int], length: int) -> None:
-    left, middle = tip
-    right, colour = left + length, COLOURS["refined"]
-    draw.line((left, middle, right - 6, middle), colour, 3)
-    draw.polygon([(right, middle), (right - 9, middle - 6), (right - 9, middle + 6)], colour)
+def _text(lines: Sequence[_Line], width: int, size: int = 15) -> Image.Image:
+    """Draws lines of text, each broken to three rows of the width at most."""
+    rows = [(row, one) for one in lines for row in _wrap(one.text, _font(size, one.bold), width)]
+    pitch = size * 4 // 3
+    canvas = Image.new("RGB", (width, pitch * len(rows)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for number, (row, one) in enumerate(rows):
+        draw.text((0, pitch * number), row, one.colour, _font(size, one.bold))
+    return canvas
 
 
 @functools.lru_cache(maxsize=16)
@@ -262,27 +204,12 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3) -> list[str]:
     """Breaks text into at most `most` lines no wider than `width`; what is left out ends in an ellipsis."""
-    words, lines = one_line(text[:2000]).split(" "), [""]
-    while words and len(lines) <= most:
-        word = words.pop(0)
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        elif lines[-1]:
-            lines.append("")
-            words.insert(0, word)
-        else:
-            fits = 1
-            while font.getlength(word[: fits + 1]) <= width:
-                fits += 1
-            lines[-1] = word[:fits]
-            lines.append("")
-            words.insert(0, word[fits:])
-    if len(lines) <= most and len(text) <= 2000:
-        return [line for line in lines if line]
-    kept = lines[:most]
-    while kept[-1] and font.getlength(kept[-1] + "…") > width:
-        kept[-1] = kept[-1][:-1]
-    return [*kept[:-1], kept[-1].rstrip() + "…"]
+    text = one_line(text[:2000])
+    letters = int(1.3 * len(text) * width / max(1, font.getlength(text))) + 1
+    while True:
+        lines = textwrap.wrap(text, letters, max_lines=most, placeholder="…")
+        if letters == 1 or all(font.getlength(line) <= width for line in lines):
+            return lines
+        letters -= 1

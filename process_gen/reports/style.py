@@ -27,10 +27,12 @@ h1 { font-size: clamp(1.6rem, 3vw, 2.2rem); line-height: 1.2; letter-spacing: -.
 h2 { font-size: 1.25rem; line-height: 1.35; letter-spacing: -.01em; }
 h1, h2, p, dd, td, pre, li { overflow-wrap: anywhere; unicode-bidi: isolate; }
 a { color: inherit; }
-a:focus-visible, summary:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
-.eyebrow { color: var(--muted); font-size: .85rem; margin-bottom: .35rem; }
+a:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
+.eyebrow, .facts dt, .what, figcaption { color: var(--muted); font-size: .8rem; }
+.eyebrow { margin-bottom: .35rem; }
+.what { display: block; }
+figcaption { margin-top: .35rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .9rem 2.2rem; margin-top: 1.4rem; }
-.facts dt { color: var(--muted); font-size: .8rem; }
 .facts dd { font-weight: 600; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin-top: 1.6rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; }
@@ -41,8 +43,7 @@ tr:last-child td { border-bottom: 0; }
 th.n, td.n { text-align: right; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: .9rem;
   margin: 2rem 0 2.4rem; }
-.gallery a { display: block; text-decoration: none;
-  font-size: .78rem; line-height: 1.35; color: var(--muted); }
+.gallery a { text-decoration: none; font-size: .78rem; line-height: 1.35; color: var(--muted); }
 .gallery a:hover { color: var(--ink); }
 .gallery img { width: 100%; aspect-ratio: 1; object-fit: contain; }
 .gallery span.t { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
@@ -56,9 +57,8 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: clamp(1rem, 2.5vw, 1.8rem); scroll-margin-top: 1rem; }
 article:target { border-color: var(--blue); }
 .chips { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem; margin-top: .6rem; }
-.chip { display: inline-block; border-radius: 99px; padding: .08rem .65rem;
-  font-size: .8rem; line-height: 1.5;
-  background: var(--soft); color: var(--muted); white-space: nowrap; }
+.chip { border-radius: 99px; padding: .08rem .65rem; font-size: .8rem; line-height: 1.5; white-space: nowrap;
+  background: var(--soft); color: var(--muted); }
 .chip.green { background: var(--green-soft); color: var(--green); }
 .chip.amber { background: var(--amber-soft); color: var(--amber); }
 .chip.red { background: var(--red-soft); color: var(--red); }
@@ -72,10 +72,8 @@ article:target { border-color: var(--blue); }
 .step .head b { margin-right: .3rem; }
 .ins { font-weight: 600; }
 .des { color: var(--muted); font-size: .9rem; margin-top: .25rem; white-space: pre-wrap; }
-.what { color: var(--muted); font-size: .8rem; display: block; }
 article > figure { margin-top: .9rem; }
 figure img { width: 100%; max-width: 17rem; }
-figcaption { color: var(--muted); font-size: .8rem; margin-top: .35rem; }
 .said { border-left: 3px solid var(--line); padding-left: .75rem; white-space: pre-wrap; }
 .said.amber { border-color: var(--amber); }
 .bad { background: var(--red-soft); border-radius: 8px; padding: .6rem .75rem; font-size: .88rem; }

@@ -17,22 +17,17 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], digits: int = 3
       rows: cells of any kind; None is shown as `-`, floats with `digits` digits.
       headers: one per column.
       digits: after the point of every float.
+
+    Raises:
+      ValueError: a row has more or fewer cells than there are headers.
     """
-    for row in rows:
-        if len(row) != len(headers):
-            raise ValueError(f"a row has {len(row)} cells under {len(headers)} headers: {list(row)!r}")
-    cells = [[cell(value, digits) for value in row] for row in rows]
-    names = [one_line(name) for name in headers]
-    right = [is_numeric([row[i] for row in rows]) for i in range(len(headers))]
-    widths = [max([_width(name), *(_width(row[i]) for row in cells)]) for i, name in enumerate(names)]
-
-    def line(values: Sequence[str]) -> str:
-        padded = (
-            _pad(value, width, flush) for value, width, flush in zip(values, widths, right, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(names), "  ".join("-" * width for width in widths), *map(line, cells)])
+    columns = []
+    for name, *values in zip(headers, *rows, strict=True):
+        texts, right = [one_line(name), *(cell(value, digits) for value in values)], is_numeric(values)
+        width = max(map(_width, texts))
+        head, *body = (_pad(text, width, right) for text in texts)
+        columns.append([head, "-" * width, *body])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def cell(value: Any, digits: int = 3) -> str:

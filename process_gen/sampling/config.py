@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common.names import check_name
 from process_gen.sampling.flow import RENORMS, FlowSpec
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.ranges import (
+    COUNT,
+    COUNT_OR_OFF,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Range,
+    is_number,
+    one_of,
+)
 from process_gen.trajectory.stages import Mode
 
 
@@ -21,20 +31,32 @@ class PromptError(ValueError):
     """A prompt that cannot be drawn; the message says why."""
 
 
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
+
+
+RANGES = {
+    "mode": one_of(*(mode.value for mode in Mode)),
+    **dict.fromkeys(("flow_steps", "max_turns", "answer_tokens"), COUNT),
+    "time_shift": POSITIVE,
+    **dict.fromkeys(("text_scale", "image_scale", "temperature"), NOT_NEGATIVE),
+    "interval": Range("two numbers low < high", _is_interval),
+    "renorm": one_of(*RENORMS),
+    "renorm_min": SHARE,
+    "decision_temperature": Range(
+        "None or a number of at least 0", lambda value: value is None or NOT_NEGATIVE.holds(value)
+    ),
+    "refine_threshold": Range("None or a probability", lambda value: value is None or SHARE.holds(value)),
+    "seed": SEED,
+}
+"""What each setting may be, but `max_flow_steps`, which depends on another one."""
+
+
 @dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """The settings of a sampler.
+class SamplerConfig(FlowSpec):
+    """The settings of a sampler: those of `FlowSpec`, and
 
     Attributes:
-      flow_steps: Euler steps per image. The published model's N = 50 counts the
-        points of linspace(1, 0, N), which is 49 Euler steps.
-      time_shift: moves timesteps towards noise (`models.flow.shift_time`).
-      text_scale: guidance by the newest text; 1 is off.
-      image_scale: guidance by the images in context; 1 is off.
-      interval: timesteps (low, high] at which guidance is on.
-      renorm: what keeps guided velocities from growing: `global`, `channel`,
-        `text_channel` or `none` (see `sampling.flow.guide`).
-      renorm_min: the least factor that renormalisation may apply.
       temperature: of texts; 0 is greedy.
       decision_temperature: of what follows what; None is that of the texts.
       refine_threshold: a probability from which on a correction is made where one may
@@ -44,15 +66,11 @@ class SamplerConfig:
       max_flow_steps: Euler steps of a trajectory, all images together; 0 is no limit.
       mode: `process`, `plan_only` or `single_pass`.
       seed: of prompts that bring none.
+
+    Raises:
+      SamplerError: a value that cannot be.
     """
 
-    flow_steps: int = 20
-    time_shift: float = 1.0
-    text_scale: float = 1.0
-    image_scale: float = 1.0
-    interval: tuple[float, float] = (0.4, 1.0)
-    renorm: str = "global"
-    renorm_min: float = 0.0
     temperature: float = 0.0
     decision_temperature: float | None = None
     refine_threshold: float | None = None
@@ -63,37 +81,16 @@ class SamplerConfig:
     seed: int = 0
 
     def __post_init__(self):
-        modes = [mode.value for mode in Mode]
-        if self.mode not in modes:
-            raise SamplerError(f"sampling.mode must be one of {', '.join(modes)}, got {self.mode!r}")
-        object.__setattr__(self, "mode", Mode(self.mode))
         if isinstance(self.interval, list):
             object.__setattr__(self, "interval", tuple(self.interval))
-        for key in ("flow_steps", "max_turns", "answer_tokens"):
-            _check(key, getattr(self, key), "a whole number of at least 1", lambda x: _whole(x) and x >= 1)
-        _check("time_shift", self.time_shift, "a number above 0", lambda x: _finite(x) and x > 0)
-        for key in ("text_scale", "image_scale", "temperature"):
-            _check(key, getattr(self, key), "a number of at least 0", _at_least_0)
-        _check("interval", self.interval, "two numbers low < high", _is_interval)
-        _check("renorm", self.renorm, f"one of {', '.join(RENORMS)}", lambda x: x in RENORMS)
-        _check("renorm_min", self.renorm_min, "between 0 and 1", _is_share)
-        if self.decision_temperature is not None:
-            _check(
-                "decision_temperature",
-                self.decision_temperature,
-                "None or a number of at least 0",
-                _at_least_0,
-            )
-        if self.refine_threshold is not None:
-            _check("refine_threshold", self.refine_threshold, "None or a probability", _is_share)
-        least = self.flow_steps
-        _check(
-            "max_flow_steps",
-            self.max_flow_steps,
-            f"0, or at least the {least} steps of one image (sampling.flow_steps)",
-            lambda x: _whole(x) and (x == 0 or x >= least),
+        limit = Range(
+            f"0, or at least the {self.flow_steps} steps of one image (sampling.flow_steps)",
+            lambda value: COUNT_OR_OFF.holds(value) and (value == 0 or value >= self.flow_steps),
         )
-        _check("seed", self.seed, "a whole number in [0, 2^32)", lambda x: _whole(x) and 0 <= x < 2**32)
+        for key, allowed in {**RANGES, "max_flow_steps": limit}.items():
+            if not allowed.holds(value := getattr(self, key)):
+                raise SamplerError(f"sampling.{key} must be {allowed.text}, got {value!r}")
+        object.__setattr__(self, "mode", Mode(self.mode))
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], **changes: Any) -> SamplerConfig:
@@ -116,15 +113,7 @@ class SamplerConfig:
     @property
     def flow(self) -> FlowSpec:
         """The part that flow integration is compiled for."""
-        return FlowSpec(
-            steps=self.flow_steps,
-            shift=self.time_shift,
-            text_scale=self.text_scale,
-            image_scale=self.image_scale,
-            interval=self.interval,
-            renorm=self.renorm,
-            renorm_min=self.renorm_min,
-        )
+        return FlowSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(FlowSpec)})
 
 
 def check_fits(layout: Layout, config: SamplerConfig) -> None:
@@ -143,28 +132,3 @@ def check_fits(layout: Layout, config: SamplerConfig) -> None:
             raise SamplerError(f"layout.{slot} must be 0 or at least 3 to sample, got {size}")
     if config.mode == Mode.PLAN_ONLY and not layout.before:
         raise SamplerError("sampling.mode = 'plan_only' needs room for a plan: layout.before is 0")
-
-
-def _whole(x: Any) -> bool:
-    return isinstance(x, int)
-
-
-def _finite(x: Any) -> bool:
-    return isinstance(x, (int, float)) and math.isfinite(x)
-
-
-def _at_least_0(x: Any) -> bool:
-    return _finite(x) and x >= 0
-
-
-def _is_share(x: Any) -> bool:
-    return _finite(x) and 0 <= x <= 1
-
-
-def _is_interval(x: Any) -> bool:
-    return isinstance(x, tuple) and len(x) == 2 and all(map(_finite, x)) and x[0] < x[1]
-
-
-def _check(key: str, value: Any, wanted: str, good: Any) -> None:
-    if isinstance(value, bool) or not good(value):
-        raise SamplerError(f"sampling.{key} must be {wanted}, got {value!r}")

@@ -38,17 +38,19 @@ def choice_ids(ids: ControlIds) -> tuple[int, ...]:
     return (ids.im_start, ids.refine, ids.ins, ids.vision_start, ids.end_of_text)
 
 
-def after_prompt(mode: Mode, layout: Layout) -> frozenset[Opens]:
-    """How a trajectory may begin."""
-    if mode == Mode.PLAN_ONLY:
-        return frozenset({Opens.PLAN})
-    if mode == Mode.SINGLE_PASS or not layout.before:
-        return frozenset({Opens.IMAGE})
-    return frozenset({Opens.PLAN, Opens.IMAGE})
+def choices(draw: str, mode: Mode, layout: Layout, corrections: int = 0) -> frozenset[Opens]:
+    """What may follow a prompt, an image, or the text after an image.
 
-
-def after_turn(mode: Mode, layout: Layout, corrections: int) -> frozenset[Opens]:
-    """What may follow a turn whose step has had so many `corrections`."""
+    Args:
+      draw: `after_prompt`, `after_image` or `after_text`.
+      mode, layout: of the sampler.
+      corrections: that the step under way has had.
+    """
+    if draw == "after_prompt":
+        if mode == Mode.PLAN_ONLY:
+            return frozenset({Opens.PLAN})
+        plans = mode == Mode.PROCESS and layout.before
+        return frozenset({Opens.PLAN, Opens.IMAGE} if plans else {Opens.IMAGE})
     if mode != Mode.PROCESS:
         return frozenset({Opens.END})
     found = {Opens.IMAGE, Opens.END}
@@ -56,10 +58,6 @@ def after_turn(mode: Mode, layout: Layout, corrections: int) -> frozenset[Opens]
         found.add(Opens.PLAN)
         if corrections < layout.corrections:
             found.add(Opens.REFINE)
+    if draw == "after_image" and layout.after:
+        found.add(Opens.INSPECT)
     return frozenset(found)
-
-
-def after_image(mode: Mode, layout: Layout, corrections: int) -> frozenset[Opens]:
-    """What may follow an image: an inspection too, in the whole process."""
-    inspects = {Opens.INSPECT} if mode == Mode.PROCESS and layout.after else set()
-    return after_turn(mode, layout, corrections) | inspects

@@ -22,10 +22,22 @@ _TINY = 1e-8  # keeps the norm of a velocity of zeros out of the denominator
 
 @dataclasses.dataclass(frozen=True)
 class FlowSpec:
-    """What an integration is compiled for; the fields are those of `SamplerConfig`."""
+    """The settings of a sampler that the integration is compiled for.
 
-    steps: int
-    shift: float = 1.0
+    Attributes:
+      flow_steps: Euler steps per image. The published model's N = 50 counts the
+        points of linspace(1, 0, N), which is 49 Euler steps.
+      time_shift: moves timesteps towards noise (`models.flow.shift_time`).
+      text_scale: guidance by the newest text; 1 is off.
+      image_scale: guidance by the images in context; 1 is off.
+      interval: timesteps (low, high] at which guidance is on.
+      renorm: what keeps guided velocities from growing: `global`, `channel`,
+        `text_channel` or `none` (see `guide`).
+      renorm_min: the least factor that renormalisation may apply.
+    """
+
+    flow_steps: int = 20
+    time_shift: float = 1.0
     text_scale: float = 1.0
     image_scale: float = 1.0
     interval: tuple[float, float] = (0.4, 1.0)
@@ -34,8 +46,8 @@ class FlowSpec:
 
     @property
     def times(self) -> np.ndarray:
-        """[steps + 1] timesteps from 1 to 0."""
-        return flow.shift_time(np.linspace(1.0, 0.0, self.steps + 1), self.shift)
+        """[flow_steps + 1] timesteps from 1 to 0."""
+        return flow.shift_time(np.linspace(1.0, 0.0, self.flow_steps + 1), self.time_shift)
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from process_gen.models.unified import UnifiedModel
-from process_gen.sampling import decisions, turn
+from process_gen.sampling import turn
 from process_gen.sampling.config import SamplerConfig
+from process_gen.sampling.decisions import Opens
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import TextSpec
 
@@ -105,8 +106,8 @@ def pieces(
     yield piece("show", state, turn.show, model, drawn, frozen)[0]
     yield dataclasses.replace(see, held=(weights, state))
     yield piece("look", state, turn.look, model, params, latents, patches, state)[0]
-    settings = (decisions.choice_ids(model.ids), config.decides_at, config.refine_threshold, "after_image")
-    allowed = placed(array((rows, len(decisions.Opens)), jnp.bool_))
+    settings = (config.decides_at, config.refine_threshold, "after_image")
+    allowed = placed(array((rows, len(Opens)), jnp.bool_))
     yield piece("decide", state, turn.decide, model, *settings, params, end, allowed, keys)[0]
     if layout.after:
         yield write("after")

@@ -37,9 +37,9 @@ def make_prompt(model: UnifiedModel, text: str, image: np.ndarray | None) -> Pro
 
 
 def idle_slots(model: UnifiedModel) -> dict[str, np.ndarray]:
-    """The slots of a prompt in a row that holds none: `tokens`, and what else the layout has room for."""
+    """The slots of a prompt in a row that holds none: `text`, and what else the layout has room for."""
     layout = model.layout
-    slots = {"tokens": np.full(layout.prompt, PAD_ID, np.int32)}
+    slots = {"text": np.full(layout.prompt, PAD_ID, np.int32)}
     if layout.prompt_image:
         slots |= {"images": np.zeros((*layout.image_size, 3), np.uint8), "has_image": np.asarray(False)}
     if layout.instruction:
@@ -60,10 +60,9 @@ def encode_prompt(model: UnifiedModel, tokenizer: Any, prompt: Prompt) -> dict[s
     if prompt.instruction and not layout.instruction:
         raise PromptError("the model has no room for a text after an input image (layout.instruction is 0)")
     if prompt.text or not prompt.instruction:
-        slots["tokens"] = _slot(model, tokenizer, _checked(prompt.text), layout.prompt, "prompt")
+        slots["text"] = _slot(model, tokenizer, prompt.text, "prompt")
     if prompt.instruction:
-        text = _checked(prompt.instruction)
-        slots["instruction"] = _slot(model, tokenizer, text, layout.instruction, "instruction")
+        slots["instruction"] = _slot(model, tokenizer, prompt.instruction, "instruction")
     if image is None:
         return slots
     if not layout.prompt_image:
@@ -77,7 +76,6 @@ def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np
     Raises:
       PromptError: a text or the image does not fit the layout, or is not what such a turn holds.
     """
-    texts = {"before": turn.before, "after": turn.after}
     opening = markup.REFINE if turn.refines else markup.INS
     if turn.before is not None and not turn.before.startswith(opening):
         kind = "refine" if turn.refines else "draft"
@@ -85,34 +83,25 @@ def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np
     if turn.refines and turn.before is None:
         raise PromptError(f"a refine turn has a text before its image, {markup.REFINE}..{markup.REFINE_END}")
     slots: dict[str, np.ndarray | None] = {"image": _fitting(model, turn.image, "the image of a given turn")}
-    for name, text in texts.items():
-        if text is None:
-            slots[name] = None
-            continue
-        check = markup.check_characters if name == "before" else markup.check_plain
-        try:
-            check(text, f"the text {name} a given image")
-        except ValueError as error:
-            raise PromptError(str(error)) from None
-        if not (size := getattr(model.layout, name)):
-            raise PromptError(f"the model has no room for a text {name} an image (layout.{name} is 0)")
-        slots[name] = _slot(model, tokenizer, text, size, name)
+    for name, text in (("before", turn.before), ("after", turn.after)):
+        slots[name] = None if text is None else _slot(model, tokenizer, text, name)
     return slots
 
 
-def _checked(text: str) -> str:
-    if not text.strip():
+def _slot(model: UnifiedModel, tokenizer: Any, text: str, name: str) -> np.ndarray:
+    """A text between its brackets, padded to the room of `layout.<name>`."""
+    size, asked = getattr(model.layout, name), name in ("prompt", "instruction")
+    what = "the prompt" if asked else f"the text {name} an image"
+    if asked and not text.strip():
         raise PromptError("the prompt is empty")
+    check = markup.check_characters if name == "before" else markup.check_plain
     try:
-        return markup.check_plain(text, "the prompt")
+        check(text, what)
     except ValueError as error:
         raise PromptError(str(error)) from None
-
-
-def _slot(model: UnifiedModel, tokenizer: Any, text: str, size: int, name: str) -> np.ndarray:
-    """A text between its brackets, padded."""
-    ids, asked = tokenizer.encode(text), name in ("prompt", "instruction")
-    what = "the prompt" if asked else f"the text {name} an image"
+    if not size:
+        raise PromptError(f"the model has no room for {what} (layout.{name} is 0)")
+    ids = tokenizer.encode(text)
     if asked and not ids:
         raise PromptError(f"the prompt {text!r} has no tokens")
     if len(ids) > size - 2:

@@ -48,21 +48,16 @@ class Row:
         """The turn under way, if it is given."""
         return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
 
-    @property
-    def next(self) -> Turn | None:
-        """The turn after that, if it is given."""
-        return self.given[len(self.turns) + 1] if len(self.turns) + 1 < len(self.given) else None
-
     def choices(self, draw: str, mode: Mode, layout: Layout) -> frozenset[Opens]:
         """What may be decided at one of `turn.DRAWS`; a given turn leaves no choice."""
-        if draw == "after_prompt":
-            return decisions.after_prompt(mode, layout) if self.now is None else _opening(self.now)
-        if draw == "after_image" and self.now is not None and self.now.after is not None:
+        told = self.given[len(self.turns) :]
+        if draw == "after_prompt" and told:
+            return _opening(told[0])
+        if draw == "after_image" and told and told[0].after is not None:
             return frozenset({Opens.INSPECT})
-        if self.next is not None:
-            return _opening(self.next)
-        follows = decisions.after_image if draw == "after_image" else decisions.after_turn
-        return follows(mode, layout, self._corrections)
+        if draw != "after_prompt" and len(told) > 1:
+            return _opening(told[1])
+        return decisions.choices(draw, mode, layout, self._corrections)
 
     @property
     def _corrections(self) -> int:

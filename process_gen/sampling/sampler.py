@@ -13,7 +13,6 @@ in a thread: one program alone leaves most cores idle.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import os
 import time
@@ -27,7 +26,7 @@ import numpy as np
 
 from process_gen.models import vit
 from process_gen.models.unified import UnifiedModel
-from process_gen.sampling import decisions, turn
+from process_gen.sampling import turn
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
 from process_gen.sampling.decisions import NOTHING, Opens
 from process_gen.sampling.prompts import encode_prompt, encode_turn, idle_slots, make_prompt
@@ -45,6 +44,9 @@ Images = Sequence[np.ndarray | None] | None
 """Input images of prompts, [H, W, 3] uint8 of the layout's size, None where a prompt has none."""
 
 
+Finished = tuple[tuple[int, SampledTrajectory], ...]
+"""Numbers of prompts, and their trajectories."""
+
 LANE = 8
 """Rows of a lane, at least."""
 
@@ -56,17 +58,17 @@ class Progress:
     Attributes:
       done, total: trajectories finished and asked for.
       turns: turns drawn so far, over all trajectories.
-      finished: (number of the prompt, its trajectory) for those that ended in this round.
+      finished: those that ended in this round.
     """
 
     done: int
     total: int
     turns: int
-    finished: tuple[tuple[int, SampledTrajectory], ...]
+    finished: Finished
 
 
 class Sampler:
-    """Draws prompts with a model.
+    """Draws prompts with a model. Nothing is compiled again for another one with an equal model and config.
 
     Args:
       model: the modules.
@@ -105,16 +107,9 @@ class Sampler:
         check_fits(model.layout, self.config)
         self._texts = text_specs(model, tokenizer, self.config)
 
-    def with_params(self, params: Any) -> Sampler:
-        """The same sampler with other weights; nothing is compiled again."""
-        other = copy.copy(self)
-        other.params = jax.device_put(params)
-        return other
-
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
-        config = dataclasses.replace(self.config, **changes)
-        return self._like(self.model, config)
+        return self._like(self.model, dataclasses.replace(self.config, **changes))
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another shape, which is compiled for itself.
@@ -132,17 +127,6 @@ class Sampler:
         return Sampler(model, self.params, self.tokenizer, config, *places)
 
     # ------------------------------------------------------------ what is asked
-
-    def encode(self, prompt: str, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The slots of a prompt: `tokens`, and what else the layout has room for.
-
-        The text of a prompt with an image stands after the image where the
-        layout has a slot there (`layout.instruction`), else before it.
-
-        Raises:
-          PromptError: see `prompts.encode_prompt`.
-        """
-        return encode_prompt(self.model, self.tokenizer, make_prompt(self.model, prompt, image))
 
     def sample(
         self, prompts: Sequence[str], seed: Seeds = None, images: Images = None
@@ -234,7 +218,7 @@ class Sampler:
         asked = [make_prompt(self.model, *pair) for pair in zip(prompts, images, strict=True)]
         for prompt in asked:
             encode_prompt(self.model, self.tokenizer, prompt)
-        return [Row(i, prompt, seed) for i, (prompt, seed) in enumerate(zip(asked, seeds, strict=True))]
+        return [Row(i, *pair) for i, pair in enumerate(zip(asked, seeds, strict=True))]
 
     def _seeds(self, count: int, seed: Seeds) -> list[int]:
         seeds = self.config.seed if seed is None else seed
@@ -250,12 +234,15 @@ class Sampler:
     def _run(self, asked: list[Row]) -> Iterator[Progress]:
         """Draws trajectories, and yields after every round of turns."""
         total, done, turns = len(asked), 0, 0
-        for drawn, ended in self._rounds(asked[::-1]):
-            done, turns = done + len(ended), turns + drawn
-            yield Progress(done, total, turns, tuple((row.index, one) for row, one in ended))
+        for drawn, finished in self._rounds(asked[::-1]):
+            done, turns = done + len(finished), turns + drawn
+            yield Progress(done, total, turns, finished)
 
-    def _rounds(self, waiting: list[Row]) -> Iterator[_Round]:
-        """The rounds of all lanes as they end; a lane works on while others are waited for."""
+    def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished]]:
+        """How many turns were drawn and what ended, for every round of every lane.
+
+        A lane works on while others are waited for.
+        """
         if self.lanes == 1:
             yield from self._lane(waiting)
             return
@@ -269,7 +256,7 @@ class Sampler:
                         under_way[pool.submit(next, lane, None)] = lane
                         yield found
 
-    def _lane(self, waiting: list[Row]) -> Iterator[_Round]:
+    def _lane(self, waiting: list[Row]) -> Iterator[tuple[int, Finished]]:
         """Draws what waits, the last one first, in rows of its own until nothing is left."""
         rows: list[Row | None] = [None] * -(-self.rows // self.lanes)
         state: SamplingState | None = None
@@ -284,15 +271,15 @@ class Sampler:
                 if fresh.any():
                     state = self._enter(state, rows, fresh)
                 state = self._turn(state, rows)
-            active, ended = np.flatnonzero(occupied(rows)), []
+            active, finished = np.flatnonzero(occupied(rows)), []
             share = (time.perf_counter() - start) / len(active) / self.lanes
             for place in active:
                 row = rows[place]
                 row.seconds += share
                 if stopped := row.stopped(self.config):
-                    ended.append((row, row.trajectory(self.config, stopped)))
+                    finished.append((row.index, row.trajectory(self.config, stopped)))
                     rows[place] = None
-            yield len(active), ended
+            yield len(active), tuple(finished)
 
     def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
         """One turn of every row that holds a trajectory, which `rows` hear of."""
@@ -300,7 +287,7 @@ class Sampler:
         told = [row.now if row else None for row in rows]
         given = [one and encode_turn(self.model, self.tokenizer, one) for one in told]
         refines, writes = opens == Opens.REFINE, np.isin(opens, (Opens.PLAN, Opens.REFINE))
-        state = state.opened(self._put(refines), self._turn_keys(rows))
+        state = state.told(refines=self._put(refines), keys=self._turn_keys(rows))
         texts: dict[str, np.ndarray] = {}
         if writes.any():
             state, texts["before"], _ = self._write("before", state, writes, given)
@@ -309,14 +296,12 @@ class Sampler:
         if (inspects := opens == Opens.INSPECT).any():
             state, texts["after"], end = self._write("after", state, inspects, given)
             opens = np.where(inspects, self._decide("after_text", end, state, rows, inspects), opens)
-        state = self._commit(state.taking(self._put(present)))
-        texts = jax.device_get(texts)
+        state = self._commit(state.told(rows=self._put(present)))
+        texts, wrote = jax.device_get(texts), {"before": writes, "after": inspects}
         for place in np.flatnonzero(present):
-            wrote = {"before": writes[place], "after": inspects[place]}
-            words = {
-                name: self.tokenizer.decode(texts[name][place].tolist()) for name in texts if wrote[name]
-            }
-            rows[place].add(words, images[place], Opens(int(opens[place])))
+            ids = {name: text[place].tolist() for name, text in texts.items() if wrote[name][place]}
+            words = {name: self.tokenizer.decode(some) for name, some in ids.items()}
+            rows[place].add(words, images[place], Opens(opens[place]))
         return state
 
     def _write(
@@ -325,7 +310,7 @@ class Sampler:
         """The state with a text in some rows [B], its tokens [B, T], and the hidden state of the last one."""
         blank = np.full(self._texts[part].size, PAD_ID, np.int32)
         told = [one[part] if one and one[part] is not None else blank for one in given]
-        state = state.taking(self._put(rows))
+        state = state.told(rows=self._put(rows))
         new = turn.write(self.model, self._texts[part], part, self.params, state, self._put(np.stack(told)))
         return state.holding(new), new.tokens, new.end
 
@@ -333,7 +318,7 @@ class Sampler:
         self, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, np.ndarray, jax.Array]:
         """The state with an image in some rows [B], its pixels, the hidden state of its closing token."""
-        state, told = state.taking(self._put(rows)), np.array([one is not None for one in given])
+        state, told = state.told(rows=self._put(rows)), np.array([one is not None for one in given])
         if (rows & ~told).any():
             latents = turn.draw(self.model, self.config.flow, self.params, state)
             shown = turn.show(self.model, latents, self.frozen)
@@ -365,8 +350,7 @@ class Sampler:
 
     def _ask(self, draw: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray) -> np.ndarray:
         """The model's own decisions, among the choices that are `allowed` [B, C]."""
-        c, ids = self.config, decisions.choice_ids(self.model.ids)
-        settings = (ids, c.decides_at, c.refine_threshold, draw)
+        settings = (self.config.decides_at, self.config.refine_threshold, draw)
         found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), keys)
         return jax.device_get(found)
 
@@ -375,7 +359,8 @@ class Sampler:
         context = state.context.replace(position=state.position)
         context, mask = turn.commit(self.model, context, state.turn, state.rows, state.refines)
         texts = None if state.texts is None else self._commit(state.texts)
-        return state.after(context, state.turn.replace(mask=mask)).replace(texts=texts)
+        empty = state.turn.replace(mask=mask)
+        return state.replace(context=context, turn=empty, position=context.position, texts=texts)
 
     # ------------------------------------------------------- rows and their prompts
 
@@ -395,7 +380,7 @@ class Sampler:
             found = found.replace(texts=texts)
         for place, opens in enumerate(self._decide("after_prompt", end, found, rows, fresh)):
             if fresh[place]:
-                rows[place].opens = Opens(int(opens))
+                rows[place].opens = Opens(opens)
         return found
 
     def _entered(
@@ -417,21 +402,17 @@ class Sampler:
         given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
         if "images" in given:
             given["latents"], given["patches"] = turn.see(self.model, given.pop("images"), self.frozen)
-        return {"text": given.pop("tokens")} | given
+        return given
 
     def _turn_keys(self, rows: Sequence[Row | None]) -> jax.Array:
         """The random keys [B] of each row's turn."""
         seeds = np.array([row.seed if row else 0 for row in rows], np.uint32)
         hashes = np.array([row.prompt.hash if row else 0 for row in rows], np.uint32)
         numbers = np.array([len(row.turns) if row else 0 for row in rows], np.int32)
-        return turn.turn_keys(turn.row_keys(self._put(seeds), self._put(hashes)), self._put(numbers))
+        return turn.turn_keys(*map(self._put, (seeds, hashes, numbers)))
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return jax.device_put(x, self.sharding)
-
-
-_Round = tuple[int, list[tuple[Row, SampledTrajectory]]]
-"""How many turns were drawn, and what has ended with them."""
 
 
 def _in_order(stream: Iterator[Progress], count: int) -> list[SampledTrajectory]:

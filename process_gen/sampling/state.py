@@ -43,15 +43,10 @@ class SamplingState:
     keys: Any
     texts: SamplingState | None = None
 
-    def opened(self, refines: jax.Array, keys: jax.Array) -> SamplingState:
-        """At the start of a turn; arguments are attributes."""
-        texts = None if self.texts is None else self.texts.opened(refines, keys)
-        return self.replace(refines=refines, keys=keys, texts=texts)
-
-    def taking(self, rows: jax.Array) -> SamplingState:
-        """With other rows in the next piece."""
-        texts = None if self.texts is None else self.texts.taking(rows)
-        return self.replace(rows=rows, texts=texts)
+    def told(self, **fields: jax.Array) -> SamplingState:
+        """With other `refines`, `rows` or `keys`; the reader of the texts alone hears of them too."""
+        texts = None if self.texts is None else self.texts.told(**fields)
+        return self.replace(texts=texts, **fields)
 
     def holding(self, new: Extended) -> SamplingState:
         """With a text or an image more; the reader of the texts alone hears of texts only."""
@@ -61,10 +56,6 @@ class SamplingState:
     def history(self, layout: Layout) -> KVCache:
         """The earlier turns as this one sees them."""
         return self.context.seen(layout, self.refines)
-
-    def after(self, context: Context, turn: KVCache) -> SamplingState:
-        """Between two turns."""
-        return self.replace(context=context, turn=turn, position=context.position)
 
 
 @flax.struct.dataclass
@@ -99,25 +90,14 @@ def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, 
         before = turn.mask & _within(turn, part_slices(layout)["before"])
         turn, bare, moved = turn.only(~before), ~before.any(1), _count(before)
     first = state.context.step[:, -1] < 0 if layout.history else jnp.ones_like(bare)
-    texts = {name: there for name, there in _prompt_parts(layout, prompt).items() if name != "prompt_image"}
-    for name, there in reversed(texts.items()):
+    parts = {name: prompt.mask & _within(prompt, place) for name, place in prompt_slices(layout).items()}
+    image = parts.pop("prompt_image", jnp.zeros_like(prompt.mask)).any(1)
+    for name, there in reversed(parts.items()):
         newest = there & bare[:, None]
         bare = bare & ~there.any(1)
         prompt = prompt.only(~newest)
-        ends = first & ~_shows_image(layout, state) if name == "prompt" else first
-        moved = moved + _count(newest) * ends
+        moved = moved + _count(newest) * (first & ~image if name == "prompt" else first)
     return prompt, turn, state.position - moved
-
-
-def _prompt_parts(layout: Layout, prompt: KVCache) -> dict[str, jax.Array]:
-    """[B, M] bool by part: the keys of a prompt that are there."""
-    return {name: prompt.mask & _within(prompt, place) for name, place in prompt_slices(layout).items()}
-
-
-def _shows_image(layout: Layout, state: SamplingState) -> jax.Array:
-    """[B] bool: rows whose prompt has an input image."""
-    image = _prompt_parts(layout, state.context.prompt).get("prompt_image")
-    return jnp.zeros_like(state.refines) if image is None else image.any(1)
 
 
 def _within(cache: KVCache, place: slice) -> jax.Array:

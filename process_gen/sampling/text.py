@@ -9,10 +9,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from process_gen.models.cache import KVCache
 from process_gen.models.unified import UnifiedModel
@@ -38,17 +36,11 @@ class TextSpec:
     vocabulary: int
     temperature: float = 0.0
 
-    def allowed(self, size: int) -> np.ndarray:
-        """[size] bool: the ids of a model's vocabulary that may be written."""
-        allowed = np.arange(size) < self.vocabulary
-        allowed[list(self.banned)] = False
-        return allowed
-
 
 def text_specs(model: UnifiedModel, tokenizer: Any, config: SamplerConfig) -> dict[str, TextSpec]:
     """How the texts of a turn are decoded, by slot, and `answer`."""
-    ids, layout = model.ids, model.layout
-    controls = tuple(sorted(tokenizer.reserved - {ids.im_end}))
+    layout = model.layout
+    controls = tuple(sorted(tokenizer.reserved))
     marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
 
     def spec(size: int, banned: tuple[int, ...] = ()) -> TextSpec:
@@ -59,21 +51,6 @@ def text_specs(model: UnifiedModel, tokenizer: Any, config: SamplerConfig) -> di
         "after": spec(layout.after, marks),
         "answer": spec(config.answer_tokens, marks),
     }
-
-
-@flax.struct.dataclass
-class Text:
-    """A decoded text.
-
-    Attributes:
-      tokens: [B, T] int32 with its brackets, padded with `PAD_ID`; nothing else in rows that write nothing.
-      hidden: [B, T, D] hidden state of every token.
-      cache: the keys that it was written into.
-    """
-
-    tokens: Any
-    hidden: Any
-    cache: KVCache
 
 
 Pick = Callable[[jax.Array, jax.Array], jax.Array]
@@ -101,7 +78,7 @@ def decode(
     position: jax.Array,
     prefix: jax.Array,
     pick: Pick,
-) -> Text:
+) -> tuple[jax.Array, jax.Array, KVCache]:
     """Writes a text into the keys at `place` of a cache, until each row has closed it.
 
     `pick` is asked for every token after the prefix; at the slot's end the
@@ -115,6 +92,11 @@ def decode(
       position: [B] int32, the first rotary position.
       prefix: [B, P] int32, the tokens that the text starts with; padding in rows that write nothing.
       pick: see `Pick`.
+
+    Returns:
+      [B, T] int32 tokens with their brackets, padded with `PAD_ID`; nothing else in rows that write nothing.
+      [B, T, D] hidden state of every token.
+      The cache with the text in it.
     """
     close, slot, (rows, start) = model.ids.im_end, place.stop - place.start, prefix.shape
 
@@ -146,4 +128,4 @@ def decode(
 
     state = (jnp.asarray(start, jnp.int32), tokens, states, cache)
     _, tokens, states, cache = jax.lax.while_loop(unfinished, body, state)
-    return Text(tokens, states, cache)
+    return tokens, states, cache

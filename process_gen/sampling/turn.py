@@ -10,7 +10,7 @@ made of the model's own pieces. The autoencoder has programs of its own, `show`
 and `see`: its convolutions take a TPU's compiler longer than the whole backbone,
 and so they are compiled once for all images.
 
-B rows, M keys, C choices, N latent tokens, V values of a latent token, D width,
+B rows, M keys, C = len(Opens) choices, N latent tokens, V values of a latent token, D width,
 P ViT tokens of an image, U values of one.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from process_gen.models import autoencoder, vit
 from process_gen.models.cache import Context, KVCache, part_slices
@@ -29,6 +30,7 @@ from process_gen.models.content import at_token, prompt_content, token_count
 from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import extend, flow
+from process_gen.sampling.decisions import Opens, choice_ids
 from process_gen.sampling.state import Extended, SamplingState, branch, stacked
 from process_gen.sampling.text import TextSpec, choose, decode
 from process_gen.trajectory.batch import PAD_ID
@@ -45,15 +47,13 @@ def _keys(keys: jax.Array, draw: str, *more: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def row_keys(seeds: jax.Array, hashes: jax.Array) -> jax.Array:
-    """[B] random keys of trajectories, from seeds and hashes of prompts, [B] uint32 each."""
-    return jax.vmap(lambda seed, prompt: jax.random.fold_in(jax.random.key(seed), prompt))(seeds, hashes)
+def turn_keys(seeds: jax.Array, hashes: jax.Array, turns: jax.Array) -> jax.Array:
+    """[B] random keys of turns: seeds and hashes of prompts [B] uint32, numbers of the turns [B] int32."""
 
+    def key(seed, prompt, turn):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), prompt), turn)
 
-@jax.jit
-def turn_keys(keys: jax.Array, turns: jax.Array) -> jax.Array:
-    """[B] random keys of each row's turn, numbered [B] int32 from the start of its trajectory."""
-    return jax.vmap(jax.random.fold_in)(keys, turns)
+    return jax.vmap(key)(seeds, hashes, turns)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -133,16 +133,18 @@ def write(
 
     history, context = state.history(model.layout), [state.context.prompt]
     so_far = state.turn.first(place.stop)
-    text = decode(model, params, history, context, so_far, place, state.position, prefix, written_or_given)
-    count = token_count(text.tokens)
-    end = at_token(text.hidden, count - 1)
-    texts = None if state.texts is None else read(model, part, params, state.texts, text.tokens)
-    return Extended(state.turn.write(text.cache, 0), state.position + count, end, text.tokens, texts)
+    around = (history, context, so_far, place, state.position)
+    tokens, hidden, cache = decode(model, params, *around, prefix, written_or_given)
+    count = token_count(tokens)
+    end = at_token(hidden, count - 1)
+    texts = None if state.texts is None else read(model, part, params, state.texts, tokens)
+    return Extended(state.turn.write(cache, 0), state.position + count, end, tokens, texts)
 
 
 def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: jax.Array):
     """Picks the next token among those that the spec allows."""
-    allowed = spec.allowed(model.config.vocab_size)
+    allowed = np.arange(model.config.vocab_size) < spec.vocabulary
+    allowed[list(spec.banned)] = False
     allowed[model.ids.im_end] = True
 
     def pick(hidden, at):
@@ -172,7 +174,7 @@ def answer(
     prefix = jnp.where(rows[:, None], model.ids.im_start, PAD_ID).astype(jnp.int32)
     nothing, place = KVCache.empty(model.config, rows.shape[0], 0), slice(0, spec.size)
     pick = _picker(model, spec, "answer", params, keys)
-    return decode(model, params, nothing, [prompt], cache, place, position, prefix, pick).tokens
+    return decode(model, params, nothing, [prompt], cache, place, position, prefix, pick)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec"))
@@ -224,10 +226,9 @@ def look(
 # ----------------------------------------------------------- decisions, the end
 
 
-@functools.partial(jax.jit, static_argnames=("model", "choices", "temperature", "threshold", "draw"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "threshold", "draw"))
 def decide(
     model: UnifiedModel,
-    choices: tuple[int, ...],
     temperature: float,
     threshold: float | None,
     draw: str,
@@ -240,26 +241,25 @@ def decide(
 
     Args:
       model, params: the model.
-      choices: ids, C of them.
       temperature: 0 is greedy.
       threshold: `<refine>` is opened where its probability among what is allowed
         is at least this, and nowhere else; None decides it as all else.
       draw: one of `DRAWS`.
       hidden: [B, D].
-      allowed: [B, C] bool.
+      allowed: [B, C] bool, in the order of `Opens`.
       keys: [B] random keys of the turn.
 
     Returns:
-      [B] int32, the place of the opened id in `choices`.
+      [B] int32, one of `Opens`.
     """
-    logits = model.apply({"params": params}, hidden, method="logits")[:, jnp.asarray(choices)]
+    logits = model.apply({"params": params}, hidden, method="logits")[:, jnp.asarray(choice_ids(model.ids))]
     keys = _keys(keys, draw)
     if threshold is None:
         return choose(logits, allowed, temperature, keys)
-    refine = choices.index(model.ids.refine)
+    refine = int(Opens.REFINE)
     shares = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     refines = allowed[:, refine] & (shares[:, refine] >= threshold)
-    others = allowed & (jnp.arange(len(choices)) != refine)[None]
+    others = allowed & (jnp.arange(len(Opens)) != refine)[None]
     return jnp.where(refines, refine, choose(logits, others, temperature, keys)).astype(jnp.int32)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +11,15 @@ import numpy as np
 
 from process_gen.scenes.levels import Level, get_level
 
-RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 UNCLEAR = "unclear"
 """Shape (and colour) of something on the canvas that is no object of the vocabulary."""
+
+MIN_OVERLAP = 0.6
+"""A thing whose shape overlaps no mask by this much (soft IoU) is unclear."""
+
+MAX_COLOUR_RATIO = 0.65
+"""Distance to the nearest colour over that to the second nearest, background included."""
 
 Box = tuple[float, float, float, float]
 
@@ -50,8 +55,7 @@ class Object:
         return self.shape != UNCLEAR and self.colour != UNCLEAR
 
     def to_json(self) -> dict[str, Any]:
-        fields = (self.shape, self.colour, self.cell, self.x, self.y, self.size)
-        return dict(zip(("shape", "colour", "cell", "x", "y", "size"), fields, strict=True))
+        return {name: getattr(self, name) for name in ("shape", "colour", "cell", "x", "y", "size")}
 
 
 def make_object(level: Level, shape: str, colour: str, cell: str, size: int | None = None) -> Object:
@@ -70,25 +74,6 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.objects)
-
-    def counts(self) -> dict[str, int]:
-        """How many objects there are of each shape."""
-        return dict(collections.Counter(thing.shape for thing in self.objects))
-
-    def relations(self) -> list[tuple[int, str, int]]:
-        """(i, relation, j) for every ordered pair of objects of which it holds."""
-        pairs = ((i, j) for i in range(len(self)) for j in range(len(self)) if i != j)
-        return [
-            (i, relation, j)
-            for i, j in pairs
-            for relation in relations_between(self.objects[i].box, self.objects[j].box)
-        ]
-
-    def key(self) -> frozenset:
-        """What is drawn where, whatever the order: equal keys look equal to the judge."""
-        return frozenset(
-            collections.Counter((o.shape, o.colour, o.cell, o.size) for o in self.objects).items()
-        )
 
     def to_json(self) -> dict[str, Any]:
         return {"objects": [thing.to_json() for thing in self.objects]}
@@ -125,16 +110,10 @@ def _object_from_json(item: Any, level: Level) -> Object:
             raise ValueError(f"{field} {item.get(field)!r} is none of {', '.join(words)}")
     for name in ("x", "y", "size"):
         value = item.get(name, 1)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value <= level.image_size
-        ):
+        if type(value) not in (int, float) or not 0 <= value <= level.image_size:
             raise ValueError(f"{name} is not a number between 0 and {level.image_size}: {value!r}")
-    if ("x" in item) != ("y" in item):
-        raise ValueError("give both x and y, or neither")
-    if "cell" not in item and "x" not in item:
-        raise ValueError("give a cell, or x and y")
+    if ("x" in item) != ("y" in item) or not ("cell" in item or "x" in item):
+        raise ValueError("give a cell, or both x and y")
     cell = item["cell"] if "cell" in item else level.cell_at(item["x"], item["y"])
     middle = make_object(level, item["shape"], item["colour"], cell)
     thing = dataclasses.replace(middle, **{name: item[name] for name in ("x", "y", "size") if name in item})
@@ -168,10 +147,6 @@ def offsets(subject: Box, target: Box) -> tuple[float, float]:
 
 
 def relations_between(subject: Box, target: Box) -> tuple[str, ...]:
-    """Which of the four relations hold: none, one or two, in the order of `RELATIONS`."""
+    """Which of the four relations hold: none, one or two, in the order of `OPPOSITE`."""
     dx, dy = offsets(subject, target)
-    return tuple(
-        name
-        for name, holds in zip(RELATIONS, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5), strict=True)
-        if holds
-    )
+    return tuple(itertools.compress(OPPOSITE, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)))

@@ -16,11 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from process_gen.scenes.graph import Object, Scene, relations_between
-from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
 from process_gen.scenes.parse import parse
 from process_gen.scenes.requests import Clause, Request
-
-Kind = Literal["count", "colour", "relation", "extra", "unclear"]
+from process_gen.scenes.words import noun_phrase
 
 _MAX_ASSIGNMENTS = 5000
 
@@ -32,14 +30,17 @@ class Check:
     Attributes:
       kind: what sort of constraint.
       constraint: in words, e.g. "two red circles".
-      ok: whether it holds.
-      reason: why not; empty if it holds.
+      reason: why it does not hold; empty if it does.
     """
 
-    kind: Kind
+    kind: Literal["count", "colour", "relation", "extra", "unclear"]
     constraint: str
-    ok: bool
     reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the constraint holds."""
+        return not self.reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,16 @@ class Verdict:
     """What the judge says of one image.
 
     Attributes:
-      correct: every check holds.
       checks: one per constraint. A colour is not checked where the count is
         wrong, nor a relation whose subject is (as GenEval has it).
     """
 
-    correct: bool
     checks: tuple[Check, ...]
+
+    @property
+    def correct(self) -> bool:
+        """Whether every check holds."""
+        return not self.reason
 
     @property
     def reason(self) -> str:
@@ -66,28 +70,24 @@ class Verdict:
         return tuple(dict.fromkeys(check.kind for check in self.checks if not check.ok))
 
     def to_json(self) -> dict[str, Any]:
-        return {"correct": self.correct, "checks": [dataclasses.asdict(check) for check in self.checks]}
+        fields = ("kind", "constraint", "ok", "reason")
+        checks = [{field: getattr(check, field) for field in fields} for check in self.checks]
+        return {"correct": self.correct, "checks": checks}
 
 
-def judge(request: Request, image_or_scene: np.ndarray | Scene, level: str | Level | None = None) -> Verdict:
-    """Judges an image, [H, W, 3] uint8, or a scene.
-
-    Args:
-      level: of the image; the request's by default.
-    """
-    scene = image_or_scene
-    if not isinstance(scene, Scene):
-        scene = parse(scene, get_level(level or request.level))
+def judge(request: Request, image_or_scene: np.ndarray | Scene) -> Verdict:
+    """Judges an image of the request's level, [H, W, 3] uint8, or a scene."""
+    scene = image_or_scene if isinstance(image_or_scene, Scene) else parse(image_or_scene, request.level)
     clear = [thing for thing in scene.objects if thing.clear]
-    best: tuple[Check, ...] = ()
-    for groups in itertools.islice(_assignments(request.clauses, clear), _MAX_ASSIGNMENTS):
-        checks = _check_clauses(request.clauses, groups)
-        if not best or _failed(checks) < _failed(best):
-            best = checks
-        if not _failed(best):
-            break
-    checks = (*best, _check_extra(request.clauses, clear), _check_clear(scene))
-    return Verdict(not _failed(checks), checks)
+    assignments = itertools.islice(_assignments(request.clauses, clear), _MAX_ASSIGNMENTS)
+    options = (_check_clauses(request.clauses, groups) for groups in assignments)
+    best = min(options, key=lambda checks: sum(not check.ok for check in checks))
+    asked = {clause.shape for clause in request.clauses}
+    extra = [f"{thing.colour} {thing.shape} at {thing.cell}" for thing in clear if thing.shape not in asked]
+    unclear = [f"{thing.cell} (overlap {thing.score:.2f})" for thing in scene.objects if not thing.clear]
+    too_much = Check("extra", "nothing else", f"nobody asked for: {', '.join(extra)}" if extra else "")
+    blurred = Check("unclear", "everything clear", f"unclear at {', '.join(unclear)}" if unclear else "")
+    return Verdict((*best, too_much, blurred))
 
 
 def may_become(request: Request, scene: Scene) -> bool:
@@ -121,10 +121,6 @@ def may_become(request: Request, scene: Scene) -> bool:
     return find_numbers(scene.objects, {})
 
 
-def _failed(checks: Sequence[Check]) -> int:
-    return sum(not check.ok for check in checks)
-
-
 def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tuple[tuple[Object, ...], ...]]:
     """Ways to share out things of each shape among the clauses that name it.
 
@@ -139,7 +135,7 @@ def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tu
         for tail in _assignments(rest, things):
             yield (tuple(mine), *tail)
         return
-    # Things of the right colour first: the first assignment is then most often the best.
+    # Things of the right colour first: of equally good assignments the first one counts.
     mine.sort(key=lambda thing: clause.colour not in (None, thing.colour))
     for chosen in itertools.combinations(mine, min(clause.count, len(mine))):
         left = [thing for thing in things if not any(thing is one for one in chosen)]
@@ -147,26 +143,17 @@ def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tu
             yield (chosen, *tail)
 
 
-def _phrase(clause: Clause) -> str:
-    noun = PLURALS[clause.shape] if clause.count > 1 else clause.shape
-    return " ".join(filter(None, (NUMBERS[clause.count], clause.colour, noun)))
-
-
 def _check_clauses(clauses: Sequence[Clause], groups: Sequence[Sequence[Object]]) -> tuple[Check, ...]:
     checks, usable = [], []
     for clause, group in zip(clauses, groups, strict=True):
-        name, found = _phrase(clause), len(group)
-        counted = found == clause.count
-        noun = clause.shape if clause.count == 1 else PLURALS[clause.shape]
-        wanted = f"{NUMBERS[clause.count]} {noun}"
-        checks.append(Check("count", wanted, counted, "" if counted else f"expected {wanted}, found {found}"))
-        coloured = True
+        wanted = noun_phrase(clause.count, None, clause.shape)
+        counted = len(group) == clause.count
+        checks.append(Check("count", wanted, "" if counted else f"expected {wanted}, found {len(group)}"))
         if clause.colour and counted:
             wrong = [thing.colour for thing in group if thing.colour != clause.colour]
-            coloured = not wrong
-            reason = f"expected {name}, found {' and '.join(wrong)}" if wrong else ""
-            checks.append(Check("colour", name, coloured, reason))
-        usable.append(counted and coloured)
+            reason = f"expected {clause}, found {' and '.join(wrong)}" if wrong else ""
+            checks.append(Check("colour", str(clause), reason))
+        usable.append(checks[-1].ok)
     for i, clause in enumerate(clauses):
         if clause.position and len(groups[i]) == clause.count:
             checks.append(_check_relation(clauses, groups, usable, i))
@@ -177,26 +164,13 @@ def _check_relation(
     clauses: Sequence[Clause], groups: Sequence[Sequence[Object]], usable: Sequence[bool], index: int
 ) -> Check:
     relation, target = clauses[index].position
-    name = f"{_phrase(clauses[index])} {relation} {_phrase(clauses[target])}"
+    name = f"{clauses[index]} {relation} {clauses[target]}"
     if not usable[target]:
-        return Check("relation", name, False, f"no target for {_phrase(clauses[index])} to be {relation}")
+        return Check("relation", name, f"no target for {clauses[index]} to be {relation}")
     for subject, other in itertools.product(groups[index], groups[target]):
         found = relations_between(subject.box, other.box)
         if relation not in found:
             seen = " and ".join(found) or "in no clear relation to"
             reason = f"expected {name}, found the {subject.shape} {seen} the {other.shape}"
-            return Check("relation", name, False, reason)
-    return Check("relation", name, True)
-
-
-def _check_extra(clauses: Sequence[Clause], things: Sequence[Object]) -> Check:
-    asked = {clause.shape for clause in clauses}
-    extra = [f"{thing.colour} {thing.shape} at {thing.cell}" for thing in things if thing.shape not in asked]
-    reason = f"nobody asked for: {', '.join(extra)}" if extra else ""
-    return Check("extra", "nothing else", not extra, reason)
-
-
-def _check_clear(scene: Scene) -> Check:
-    unclear = [f"{thing.cell} (overlap {thing.score:.2f})" for thing in scene.objects if not thing.clear]
-    reason = f"unclear at {', '.join(unclear)}" if unclear else ""
-    return Check("unclear", "everything clear", not unclear, reason)
+            return Check("relation", name, reason)
+    return Check("relation", name)

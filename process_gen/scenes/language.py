@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
-from process_gen.scenes.levels import NUMBERS, PLURALS, Level
-from process_gen.scenes.words import count_tokens, pick
-
-Kind = Literal["add", "colour", "shape", "move", "swap", "remove"]
+from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.words import count_tokens, listed, pick
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Change:
 
     Attributes:
       kind: what happens.
+      numbers: of the things that it touches; two for `swap`.
       before: the thing as it stands (None for `add`).
       after: the thing as it will stand (None for `remove`).
       other: for `swap`, the thing whose place it takes.
@@ -34,7 +33,8 @@ class Change:
         asks for between the two: "left of", and what it is left of.
     """
 
-    kind: Kind
+    kind: Literal["add", "colour", "shape", "move", "swap", "remove"]
+    numbers: tuple[int, ...]
     before: Object | None
     after: Object | None
     other: Object | None = None
@@ -139,47 +139,35 @@ def noun(thing: Object, level: Level) -> str:
     return f"{level.size_names[thing.size]} {words}" if level.sized else words
 
 
-def _article(thing: Object, level: Level) -> str:
-    return f"a {noun(thing, level)} at {thing.cell}"
-
-
 def _added(change: Change, level: Level) -> str:
     """What is added and where: the anchor comes first, the cell follows from it."""
-    thing = change.after
-    if change.anchor is None:
-        return _article(thing, level)
-    relation, other = change.anchor
-    return f"a {noun(thing, level)} {relation} the {other.shape} at {other.cell} at {thing.cell}"
-
-
-def _bare(thing: Object, level: Level) -> str:
-    return f"{noun(thing, level)} {thing.cell}"
+    anchor = ""
+    if change.anchor is not None:
+        relation, other = change.anchor
+        anchor = f" {relation} the {other.shape} at {other.cell}"
+    return f"a {noun(change.after, level)}{anchor} at {change.after.cell}"
 
 
 def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
     """The whole scene as a list. Style 1 is the shortest, style 2 has articles."""
     if not things:
         return "nothing yet"
-    if style == 1:
-        return ", ".join(_bare(thing, level) for thing in things)
-    if style == 2:
-        items = [_article(thing, level) for thing in things]
-        return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
-    return ", ".join(f"{noun(thing, level)} at {thing.cell}" for thing in things)
+    form = ("{} at {}", "{} {}", "a {} at {}")[style]
+    items = [form.format(noun(thing, level), thing.cell) for thing in things]
+    return listed(items, " and " if style == 2 else ", ")
 
 
 def instruct(
-    change: Change, level: Level, rng: np.random.Generator | None, phrases: Sequence[str] | None = None
+    change: Change, level: Level, rng: Generator | None, phrases: Sequence[str] | None = None
 ) -> str:
     """Says one change; without `rng` in the shortest words that say it all."""
     phrases = phrases or CHANGES[change.kind]
     phrase = pick(rng, phrases) if rng else phrases[0]
     if change.kind == "add":
-        article = _added(change, level)
-        return phrase.format(after=article, bare=article.removeprefix("a "))
-    before, after = change.before, change.after or change.before
-    if change.kind == "swap":
-        after = change.other
+        added = _added(change, level)
+        return phrase.format(after=added, bare=added.removeprefix("a "))
+    before = change.before
+    after = change.other if change.kind == "swap" else change.after or before
     return phrase.format(
         shape=before.shape,
         cell=before.cell,
@@ -190,38 +178,33 @@ def instruct(
     )
 
 
-def instruct_all(
-    changes: Sequence[Change], level: Level, rng: np.random.Generator | None, first: bool
-) -> str:
+def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None, first: bool) -> str:
     """Says everything that a step does, additions in one breath; without `rng` in the fewest words."""
     added = [change for change in changes if change.kind == "add"]
     said = [instruct(change, level, rng) for change in changes if change.kind != "add"]
-    if added:
-        lead = added[0]
-        phrases = STARTS if first and rng and rng.random() < 0.3 else None
-        text = instruct(lead, level, rng, phrases) if rng else f"add {_bare(lead.after, level)}"
-        for change in added[1:]:
-            text += f" and {_added(change, level)}" if rng else f", {_bare(change.after, level)}"
-        said.append(text)
-    if len(said) == 1:
-        return said[0]
-    return (pick(rng, (" and ", ", ", ", then ")) if rng else ", ").join(said)
+    if added and rng is None:
+        said.append(f"add {describe([change.after for change in added], level, 1)}")
+    elif added:
+        phrases = STARTS if first and rng.random() < 0.3 else None
+        others = [_added(change, level) for change in added[1:]]
+        said.append(" and ".join([instruct(added[0], level, rng, phrases), *others]))
+    if rng is None or len(said) == 1:
+        return ", ".join(said)
+    return pick(rng, (" and ", ", ", ", then ")).join(said)
 
 
 def plan_texts(
     changes: Sequence[Change],
     things: Sequence[Object],
     level: Level,
-    rng: np.random.Generator,
+    rng: Generator,
     first: bool,
     repair: Change | None = None,
 ) -> tuple[str, str]:
     """Instruction and description of a step, within the level's budget.
 
     Args:
-      changes: what the step does.
       things: the whole scene as it should stand afterwards.
-      first: whether this is the first step.
       repair: an earlier mistake to put right as well, said where there is room.
     """
     room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
@@ -239,46 +222,34 @@ def plan_texts(
 
 
 def approve(
-    new: Sequence[Object],
-    drawn: int,
-    pending: Sequence[str],
-    changing: Sequence[Object],
-    level: Level,
-    rng: np.random.Generator,
+    touched: Sequence[int], state: Mapping[int, Object], later: Sequence[Change], level: Level, rng: Generator
 ) -> str:
     """An inspection that finds nothing wrong.
 
     Args:
-      new: what this step has drawn or changed.
-      drawn: how many things there are.
-      pending: shapes that are not drawn yet.
-      changing: things on the canvas that a later step will change.
+      touched: numbers of what this step has drawn or changed.
+      state: everything on the canvas, by number.
+      later: what the steps after this one do.
     """
-    options = FINE if new else FINE[:7]
-    thing = pick(rng, new) if new else None
-    objects = f"{NUMBERS[drawn]} object{'' if drawn == 1 else 's'}"
-    text = pick(rng, options).format(
-        number=objects, thing=f"the {thing.colour} {thing.shape} at {thing.cell}" if thing else ""
-    )
-    more = None
+    pending = [change.after.shape for change in later if change.kind == "add"]
+    changing = [state[n] for change in later if change.kind != "add" for n in change.numbers if n in state]
+    fields = {"number": f"{NUMBERS[len(state)]} object{'' if len(state) == 1 else 's'}"}
+    if touched:
+        thing = state[pick(rng, touched)]
+        fields["thing"] = f"the {thing.colour} {thing.shape} at {thing.cell}"
+    text, more = pick(rng, FINE if touched else FINE[:7]).format(**fields), None
     if changing and rng.random() < 0.5:
         other = pick(rng, changing)
         more = pick(rng, TO_CHANGE).format(thing=f"the {other.shape} at {other.cell}")
     elif pending and rng.random() < 0.4:
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
-    if more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect:
-        return f"{text}; {more}"
-    return text
+    fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
+    return f"{text}; {more}" if fits else text
 
 
-def counted(number: int, thing: Object) -> str:
-    """ "two red circles"."""
-    noun_word = thing.shape if number == 1 else PLURALS[thing.shape]
-    return f"{NUMBERS[number]} {thing.colour} {noun_word}"
-
-
-def vocabulary(level: Level) -> list[str]:
-    """Every word and punctuation mark of prompts and trajectories, sorted."""
+def vocabulary(level: str | Level) -> list[str]:
+    """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
+    level = get_level(level)
     tables = (*CHANGES.values(), *FAULTS.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
     text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in tables for phrase in table)
     words = set(re.findall(r"\w+|[^\w\s]", text))

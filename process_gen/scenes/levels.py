@@ -15,6 +15,8 @@ import dataclasses
 import functools
 from typing import Literal
 
+import numpy as np
+
 BACKGROUND = (128, 128, 128)
 """Mid-grey: zero on the model's [-1, 1] scale."""
 
@@ -96,10 +98,14 @@ class Level:
     @functools.cached_property
     def centres(self) -> tuple[tuple[int, int], ...]:
         """(x, y) of the middle of each cell, in pixels."""
-        size = self.cell_size
-        return tuple(
-            (i % self.grid * size + size // 2, i // self.grid * size + size // 2) for i in range(self.grid**2)
-        )
+        middles = range(self.cell_size // 2, self.image_size, self.cell_size)
+        return tuple((x, y) for y in middles for x in middles)
+
+    @functools.cached_property
+    def palette(self) -> np.ndarray:
+        """Every colour, and the background last, [colours + 1, 3] float32; the background is zero."""
+        rows = np.asarray([*(COLOURS[name] for name in self.colours), BACKGROUND], np.float32)
+        return rows - np.asarray(BACKGROUND, np.float32)
 
     @functools.cached_property
     def size_names(self) -> dict[int, str]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import FAULTS, MISSING, Change, counted, instruct
+from process_gen.scenes.language import FAULTS, MISSING, Change, instruct
 from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place, find_place, fits
 from process_gen.scenes.requests import Request
-from process_gen.scenes.words import pick
+from process_gen.scenes.words import noun_phrase, pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
 
@@ -68,62 +68,50 @@ class Mistake:
     def repair(self) -> Change:
         """What puts it right."""
         if self.wrong is None:
-            return Change("add", None, self.right)
-        if self.right is None:
-            return Change("remove", self.wrong, None)
-        return Change("move" if self.kind == "place" else self.kind, self.wrong, self.right)
+            kind = "add"
+        elif self.right is None:
+            kind = "remove"
+        else:
+            kind = "move" if self.kind == "place" else self.kind
+        return Change(kind, (self.number,), self.wrong, self.right)
 
 
-def plant(
-    rng: np.random.Generator, state: State, number: int, level: Level, kind: str | None = None
-) -> Mistake | None:
-    """Draws a mistake for a canvas.
+def plant(rng: Generator, state: State, number: int, level: Level, kind: str | None = None) -> Mistake | None:
+    """Draws a mistake for a canvas, or None where there is no way to make one of its kind.
 
     Args:
       state: how the canvas should be.
       number: of the thing that is hit.
       kind: one of `MISTAKES`; drawn if None.
-
-    Returns:
-      The mistake, or None if there is no way to make one of this kind.
     """
     thing, others = state[number], [other for n, other in state.items() if n != number]
     kind = kind or pick(rng, MISTAKES)
     looks = (thing.shape, thing.colour, thing.size)
     if kind == "missing":
         return Mistake(kind, number, None, thing)
-    if kind == "colour":
-        return _first_that_fits(kind, number, thing, others, _recoloured(rng, thing, level), level)
-    if kind == "shape":
-        return _first_that_fits(kind, number, thing, others, _reshaped(rng, thing, level), level)
-    if kind == "place":
-        wrong = find_place(rng, level, looks, [*others, thing])
-        return wrong and Mistake(kind, number, wrong, thing)
-    if kind == "extra":
-        shape = pick(rng, level.shapes)
-        any_looks = (shape, pick(rng, level.colours), pick(rng, level.sizes)[1])
-        wrong = find_place(rng, level, any_looks, [*others, thing])
-        return wrong and Mistake(kind, _STRAY, wrong, None)
-    twins = sum(alike(thing, other) for other in others)
-    if twins and rng.random() < 0.5:
+    if kind == "count" and any(alike(thing, other) for other in others) and rng.random() < 0.5:
         return Mistake(kind, number, None, thing)
-    wrong = find_place(rng, level, looks, [*others, thing])
-    return wrong and Mistake(kind, _STRAY, wrong, None)
+    if kind == "colour":
+        colours = sorted((c for c in level.colours if c != thing.colour), key=lambda _: rng.random())
+        options = (dataclasses.replace(thing, colour=colour) for colour in colours[:3])
+        wrong = next((option for option in options if fits(option, others, level)), None)
+    elif kind == "shape":
+        wrong = dataclasses.replace(thing, shape=pick(rng, [s for s in level.shapes if s != thing.shape]))
+    else:
+        if kind == "extra":
+            looks = (pick(rng, level.shapes), pick(rng, level.colours), pick(rng, level.sizes)[1])
+        wrong = find_place(rng, level, looks, [*others, thing])
+    if wrong is None:
+        return None
+    too_many = kind in ("extra", "count")
+    return Mistake(kind, _STRAY, wrong, None) if too_many else Mistake(kind, number, wrong, thing)
 
 
-def misplan(
-    rng: np.random.Generator, state: State, number: int, level: Level, request: Request
-) -> Mistake | None:
-    """Draws a mistake for the plan that adds a thing.
+def misplan(rng: Generator, state: State, number: int, level: Level, request: Request) -> Mistake | None:
+    """Draws a mistake for the plan that adds the thing `number`.
 
-    Args:
-      state: how the canvas should be after the step.
-      number: of the thing that the step adds.
-      request: what the prompt asks for.
-
-    Returns:
-      The mistake, or None if there is no way to make one of the kind that was
-      drawn, or if it would not contradict the prompt.
+    None where there is no way to make one of the kind that was drawn, or where it
+    would not contradict the prompt. `state` is how the canvas should be after the step.
     """
     kind = pick(rng, MISPLANS)
     if kind == "taken":
@@ -135,53 +123,29 @@ def misplan(
     mistake = plant(rng, state, number, level, kind)
     if mistake is None or mistake.wrong is None:
         return None
-    contradicts = not may_become(request, Scene(tuple(mistake.apply(state).values())))
-    return mistake if contradicts else None
+    return None if may_become(request, Scene(tuple(mistake.apply(state).values()))) else mistake
 
 
 def alike(one: Object, other: Object) -> bool:
     return one.shape == other.shape and one.colour == other.colour
 
 
-def _recoloured(rng: np.random.Generator, thing: Object, level: Level) -> list[Object]:
-    colours = [c for c in level.colours if c != thing.colour]
-    colours.sort(key=lambda _: rng.random())
-    return [dataclasses.replace(thing, colour=colour) for colour in colours[:3]]
-
-
-def _reshaped(rng: np.random.Generator, thing: Object, level: Level) -> list[Object]:
-    shapes = [s for s in level.shapes if s != thing.shape]
-    return [dataclasses.replace(thing, shape=pick(rng, shapes))]
-
-
-def _first_that_fits(
-    kind: str, number: int, right: Object, others: list[Object], options: list[Object], level: Level
-) -> Mistake | None:
-    wrong = next((option for option in options if fits(option, others, level)), None)
-    return wrong and Mistake(kind, number, wrong, right)
-
-
-def name_fault(mistake: Mistake, state: State, rng: np.random.Generator) -> str:
-    """The inspection that finds a mistake.
-
-    Args:
-      state: how the canvas should be.
-    """
-    wrong, right = mistake.wrong, mistake.right
+def name_fault(mistake: Mistake, state: State, rng: Generator) -> str:
+    """The inspection that finds a mistake; `state` is how the canvas should be."""
+    kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
     thing = right or wrong
-    if mistake.kind == "count":
-        wanted = sum(alike(thing, other) for other in state.values())
-        found = wanted + (1 if right is None else -1)
-        phrase = pick(rng, FAULTS["many" if right is None else "few"])
-        return phrase.format(wanted=counted(wanted, thing), found=NUMBERS[found], cell=thing.cell)
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
-    if wrong and right:
-        attribute = {"colour": "colour", "shape": "shape", "place": "cell"}[mistake.kind]
+    if kind == "count":
+        kind, more = ("many", 1) if right is None else ("few", -1)
+        wanted = sum(alike(thing, other) for other in state.values())
+        fields |= {"wanted": noun_phrase(wanted, thing.colour, thing.shape), "found": NUMBERS[wanted + more]}
+    elif wrong and right:
+        attribute = "cell" if kind == "place" else kind
         fields |= {"wrong": getattr(wrong, attribute), "right": getattr(right, attribute)}
-    return pick(rng, FAULTS[mistake.kind]).format(**fields)
+    return pick(rng, FAULTS[kind]).format(**fields)
 
 
-def say_repair(mistake: Mistake, level: Level, rng: np.random.Generator) -> str:
+def say_repair(mistake: Mistake, level: Level, rng: Generator) -> str:
     """The corrective instruction."""
     phrases = MISSING if mistake.wrong is None and rng.random() < 0.5 else None
     return instruct(mistake.repair, level, rng, phrases)

@@ -12,15 +12,10 @@ import functools
 
 import numpy as np
 
-from process_gen.scenes import parse_free, shapes
-from process_gen.scenes.graph import UNCLEAR, Object, Scene
-from process_gen.scenes.levels import BACKGROUND, COLOURS, Level, get_level
-
-MIN_OVERLAP = 0.6
-"""A thing whose shape overlaps no mask by this much (soft IoU) is unclear."""
-
-MAX_COLOUR_RATIO = 0.65
-"""Distance to the nearest colour over that to the second nearest, background included."""
+from process_gen.scenes import shapes
+from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Object, Scene
+from process_gen.scenes.levels import BACKGROUND, Level, get_level
+from process_gen.scenes.parse_free import parse_free
 
 STRAY_PIXELS = 4
 STRAY_CONTRAST, STRAY_NOISE = 45.0, 1.25
@@ -31,22 +26,16 @@ In a noisy image: this many deviations of its noise, where that is more."""
 
 def parse(image: np.ndarray, level: str | Level) -> Scene:
     """Reads one image of the level's size, [H, W, 3] uint8; objects come row by row."""
-    return parse_batch(np.asarray(image)[None], level)[0]
-
-
-def parse_batch(images: np.ndarray, level: str | Level) -> list[Scene]:
-    """Reads images, [N, H, W, 3] uint8."""
-    level, images = get_level(level), np.asarray(images)
+    level, image = get_level(level), np.asarray(image)
     side = level.image_size
-    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+    if image.dtype != np.uint8 or image.shape != (side, side, 3):
         raise ValueError(
             f"level {level.name!r} reads [{side}, {side}, 3] uint8 images, "
-            f"got {list(images.shape[1:])} {images.dtype}"
+            f"got {list(image.shape)} {image.dtype}"
         )
-    deviation = images.astype(np.float32) - np.asarray(BACKGROUND, np.float32)
-    if level.placement == "free":
-        return [parse_free.parse_one(one, level, MIN_OVERLAP, MAX_COLOUR_RATIO) for one in deviation]
-    return _parse_grid(deviation, level)
+    deviation = image.astype(np.float32) - np.asarray(BACKGROUND, np.float32)
+    things = parse_free(deviation, level) if level.placement == "free" else _parse_grid(deviation, level)
+    return Scene(tuple(things))
 
 
 @functools.cache
@@ -59,18 +48,12 @@ def _bank(level: Level) -> tuple[list[tuple[str, int, int]], np.ndarray]:
     return names, np.stack(masks)
 
 
-@functools.cache
-def _palette(colours: tuple[str, ...]) -> np.ndarray:
-    """[colours, 3] float32, as deviations from the background."""
-    return np.asarray([COLOURS[name] for name in colours], np.float32) - np.asarray(BACKGROUND, np.float32)
-
-
-def _parse_grid(deviation: np.ndarray, level: Level) -> list[Scene]:
-    n, side, cell = len(deviation), level.grid, level.cell_size
-    cells = deviation.reshape(n, side, cell, side, cell, 3).transpose(0, 1, 3, 2, 4, 5)
-    flat = cells.reshape(n * side * side, cell * cell, 3)
+def _parse_grid(deviation: np.ndarray, level: Level) -> list[Object]:
+    side, cell = level.grid, level.cell_size
+    cells = deviation.reshape(side, cell, side, cell, 3).transpose(0, 2, 1, 3, 4)
+    flat = cells.reshape(side * side, cell * cell, 3)
     names, masks = _bank(level)
-    palette = _palette(level.colours)
+    palette = level.palette[:-1]
     # Squared error of each mask in each colour, less that of an empty cell: [cells, colours, masks].
     shown = flat.transpose(0, 2, 1).reshape(-1, cell * cell) @ masks.T
     shown = palette @ shown.reshape(len(flat), 3, -1)
@@ -80,26 +63,20 @@ def _parse_grid(deviation: np.ndarray, level: Level) -> list[Scene]:
     drawn = errors[np.arange(len(best)), best] < 0
     best_colour, best = np.divmod(best, len(names))
     stray = _stray_pixels(deviation, level).reshape(-1) >= STRAY_PIXELS
-    scenes: list[list[Object]] = [[] for _ in range(n)]
+    things = []
     found = np.flatnonzero(drawn | stray)
     overlap, ratio, colour = _clarity(flat[found], masks[best[found]], level)
-    for i, index in enumerate(found):
-        shape, dx, dy = names[best[index]]
-        image, place = divmod(int(index), side * side)
+    for i, place in enumerate(found):
+        shape, dx, dy = names[best[place]]
         x, y = level.centres[place]
-        clear = drawn[index] and overlap[i] >= MIN_OVERLAP and ratio[i] <= MAX_COLOUR_RATIO
-        name = level.colours[colour[i]] if ratio[i] <= MAX_COLOUR_RATIO else UNCLEAR
-        thing = Object(
-            shape if clear else UNCLEAR,
-            level.colours[best_colour[index]] if clear else name,
-            level.cells[place],
-            x + dx if clear else x,
-            y + dy if clear else y,
-            level.sizes[0][1],
-            round(float(overlap[i]), 3),
-        )
-        scenes[image].append(thing)
-    return [Scene(tuple(things)) for things in scenes]
+        coloured = ratio[i] <= MAX_COLOUR_RATIO
+        if drawn[place] and overlap[i] >= MIN_OVERLAP and coloured:
+            x, y, name = x + dx, y + dy, level.colours[best_colour[place]]
+        else:
+            shape, name = UNCLEAR, level.colours[colour[i]] if coloured else UNCLEAR
+        score = round(float(overlap[i]), 3)
+        things.append(Object(shape, name, level.cells[place], x, y, level.sizes[0][1], score))
+    return things
 
 
 def _clarity(cells: np.ndarray, masks: np.ndarray, level: Level) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,32 +87,29 @@ def _clarity(cells: np.ndarray, masks: np.ndarray, level: Level) -> tuple[np.nda
       nearest and second nearest colour; and the nearest colour's index.
     """
     shown = np.einsum("np,npc->nc", masks, cells) / (masks * masks).sum(1, keepdims=True)
-    palette = np.concatenate([_palette(level.colours), np.zeros((1, 3), np.float32)])
-    distances = np.linalg.norm(shown[:, None] - palette, axis=-1)
+    distances = np.linalg.norm(shown[:, None] - level.palette, axis=-1)
     colour = distances[:, :-1].argmin(1)
     first = distances[np.arange(len(cells)), colour]
     distances[np.arange(len(cells)), colour] = np.inf
     ratio = first / np.maximum(distances.min(1, initial=np.inf), 1e-6)
-    axis = palette[colour]
-    share = np.einsum("npc,nc->np", cells, axis) / (axis * axis).sum(1, keepdims=True)
-    share = share.clip(0, 1)
+    axis = level.palette[colour]
+    share = (np.einsum("npc,nc->np", cells, axis) / (axis * axis).sum(1, keepdims=True)).clip(0, 1)
     overlap = np.minimum(share, masks).sum(1) / np.maximum(share, masks).sum(1)
     return overlap, ratio, colour
 
 
 def _stray_pixels(deviation: np.ndarray, level: Level) -> np.ndarray:
-    """[N, grid, grid]: in each cell, how many pixels differ from the background.
+    """[grid, grid]: in each cell, how many pixels differ from the background.
 
     Smoothed over 3 x 3 pixels, so that noise does not count; without the
     outermost ring of the cell, where a neighbour may spill over.
     """
-    n, side, cell = len(deviation), level.grid, level.cell_size
-    rows = deviation[:, :-2] + deviation[:, 1:-1] + deviation[:, 2:]
-    smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9
-    rough = np.median(abs(deviation[:, 1:-1, 1:-1] - smooth).reshape(n, -1), 1)
+    side, cell = level.grid, level.cell_size
+    rows = deviation[:-2] + deviation[1:-1] + deviation[2:]
+    smooth = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
+    rough = np.median(abs(deviation[1:-1, 1:-1] - smooth))
     contrast = np.maximum(STRAY_CONTRAST, STRAY_NOISE * 1.57 * rough)  # 1.57: median to deviation
-    differs = np.zeros(deviation.shape[:3], bool)
-    energy = np.einsum("nyxc,nyxc->nyx", smooth, smooth)
-    differs[:, 1:-1, 1:-1] = energy > (contrast * contrast)[:, None, None]
-    inner = differs.reshape(n, side, cell, side, cell)[:, :, 1:-1, :, 1:-1]
-    return inner.sum((2, 4))
+    differs = np.zeros(deviation.shape[:2], bool)
+    differs[1:-1, 1:-1] = np.einsum("yxc,yxc->yx", smooth, smooth) > contrast * contrast
+    inner = differs.reshape(side, cell, side, cell)[:, 1:-1, :, 1:-1]
+    return inner.sum((1, 3))

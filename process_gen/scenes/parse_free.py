@@ -7,13 +7,11 @@ be; pixels that another object covers are left out of the comparison.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from process_gen.scenes import shapes
-from process_gen.scenes.graph import UNCLEAR, Object, Scene
-from process_gen.scenes.levels import BACKGROUND, COLOURS, Level
+from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Object
+from process_gen.scenes.levels import Level
 
 _BLUR = np.array([1, 2, 1], np.float32) / 4
 _SLACK = 2  # pixels by which a region's box may miss the object's
@@ -22,20 +20,12 @@ _MIN_VISIBLE = 0.5  # of a mask; with more of it covered, a shape is a guess
 _STRAY_CONTRAST = 60.0
 
 
-def parse_one(deviation: np.ndarray, level: Level, min_overlap: float, max_ratio: float) -> Scene:
-    """Reads one image.
-
-    Args:
-      deviation: [H, W, 3] float32, the image less the background.
-      min_overlap: soft IoU below which a shape is unclear.
-      max_ratio: distance ratio of the two nearest colours above which a colour is unclear.
-    """
+def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
+    """Reads one image, [H, W, 3] float32 less the background; objects come row by row."""
     smooth = _blurred(deviation)
-    palette = _palette(level.colours)
-    labels = ((smooth[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
-    background = len(level.colours)
+    labels = ((smooth[:, :, None] - level.palette) ** 2).sum(-1).argmin(-1)
     regions = _regions(labels)
-    solid = _in_blocks(labels) & (labels != background)
+    solid = _in_blocks(labels) & (labels != len(level.colours))
     names, areas = np.unique(regions[solid], return_counts=True)
     found: list[Object] = []
     explained = np.zeros(labels.shape, bool)
@@ -44,26 +34,18 @@ def parse_one(deviation: np.ndarray, level: Level, min_overlap: float, max_ratio
         fresh = region & ~explained
         if (fresh & solid).sum() < _MIN_REGION or fresh.sum() < 0.3 * region.sum():
             continue
-        thing, covered = _fit(deviation, labels, region, level, min_overlap, max_ratio)
+        thing, covered = _fit(deviation, labels, region, level)
         found.append(thing)
         explained |= _grown(region, 2)
         explained |= covered & (labels == labels[region][0])
     found += _strays(smooth, explained, level)
-    return Scene(tuple(sorted(found, key=lambda thing: (thing.y, thing.x))))
-
-
-@functools.cache
-def _palette(colours: tuple[str, ...]) -> np.ndarray:
-    """[colours + 1, 3] as deviations; the background comes last."""
-    rows = np.asarray([COLOURS[name] for name in colours] + [BACKGROUND], np.float32)
-    return rows - np.asarray(BACKGROUND, np.float32)
+    return sorted(found, key=lambda thing: (thing.y, thing.x))
 
 
 def _blurred(values: np.ndarray) -> np.ndarray:
-    padded = np.pad(values, ((1, 1), (0, 0), (0, 0)), "edge")
-    rows = sum(w * padded[i : i + len(values)] for i, w in enumerate(_BLUR))
-    padded = np.pad(rows, ((0, 0), (1, 1), (0, 0)), "edge")
-    return sum(w * padded[:, i : i + values.shape[1]] for i, w in enumerate(_BLUR))
+    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)), "edge")
+    rows = sum(weight * padded[i : i + len(values)] for i, weight in enumerate(_BLUR))
+    return sum(weight * rows[:, i : i + values.shape[1]] for i, weight in enumerate(_BLUR))
 
 
 def _regions(labels: np.ndarray) -> np.ndarray:
@@ -106,89 +88,66 @@ def _grown(region: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _fit(
-    deviation: np.ndarray,
-    labels: np.ndarray,
-    region: np.ndarray,
-    level: Level,
-    min_overlap: float,
-    max_ratio: float,
+    deviation: np.ndarray, labels: np.ndarray, region: np.ndarray, level: Level
 ) -> tuple[Object, np.ndarray]:
     """The object that explains a region best, and the pixels that it covers."""
-    palette, background = _palette(level.colours), len(level.colours)
     colour = labels[region][0]
-    counts = region | (labels == background)  # everything else hides or disturbs
-    axis = palette[colour]
+    counts = region | (labels == len(level.colours))  # everything else hides or disturbs
+    axis = level.palette[colour]
     share = (deviation @ axis / (axis @ axis)).clip(0, 1)
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    box = _box(region)
     hidden = (_grown(region, 2) & ~counts).sum() > 2
-    best = None
-    for _, size in level.sizes:
-        longest = max(box[2] - box[0], box[3] - box[1])
-        if longest > size + _SLACK or (not hidden and longest < size - 2 - _SLACK):
-            continue
-        match = _best_place(share, counts, box, size, level)
-        if match and (best is None or match[0] < best[0]):
-            best = match
-    if best is None:
+    longest = max(box[2] - box[0], box[3] - box[1])
+    matches = [
+        _best_place(share, counts, box, size, level)
+        for _, size in level.sizes
+        if longest <= size + _SLACK and (hidden or longest >= size - 2 - _SLACK)
+    ]
+    if not matches:
         return _unclear(box, level, level.colours[colour], 0.0), region
-    _, shape, size, top, left = best
-    mask, place = _placed_mask(shape, size, top, left, labels.shape)
+    _, shape, size, x, y = min(matches, key=lambda match: match[0])
+    mask, place = shapes.placed_mask(shape, size, x, y, level.image_size)
     weight = mask * counts[place]
     overlap = np.minimum(share[place], mask) * counts[place]
     union = np.maximum(share[place], mask) * counts[place]
     score = float(overlap.sum() / max(union.sum(), 1e-6))
     shown = (weight[..., None] * deviation[place]).sum((0, 1)) / max((weight * mask).sum(), 1e-6)
-    distances = np.sort(np.linalg.norm(palette - shown, axis=-1))
+    distances = np.sort(np.linalg.norm(level.palette - shown, axis=-1))
     visible = weight.sum() / max(mask.sum(), 1e-6)
     covered = np.zeros(labels.shape, bool)
     covered[place] = mask > 0.25
-    if score < min_overlap or visible < _MIN_VISIBLE or distances[0] > max_ratio * distances[1]:
+    if score < MIN_OVERLAP or visible < _MIN_VISIBLE or distances[0] > MAX_COLOUR_RATIO * distances[1]:
         return _unclear(box, level, level.colours[colour], score), region
-    middle = shapes.canvas_of(size) // 2
-    x, y = int(left + middle), int(top + middle)
     found = Object(shape, level.colours[colour], level.cell_at(x, y), x, y, size, round(score, 3))
     return found, covered
 
 
 def _best_place(
     share: np.ndarray, counts: np.ndarray, box: tuple[int, ...], size: int, level: Level
-) -> tuple[float, str, int, int, int] | None:
-    """Least squares over shapes and places of one size: (error, shape, size, top, left)."""
-    canvas, spare = shapes.canvas_of(size), (shapes.canvas_of(size) - size) // 2
+) -> tuple[float, str, int, int, int]:
+    """Least squares over shapes and places of one size: (error, shape, size, x, y)."""
     x0, y0, x1, y1 = box
-    pad = canvas
-    lefts = np.arange(x1 - size - _SLACK, x0 + _SLACK + 1) - spare + pad
-    tops = np.arange(y1 - size - _SLACK, y0 + _SLACK + 1) - spare + pad
-    if not len(lefts) or not len(tops):
-        return None
+    pad = canvas = shapes.canvas_of(size)
     weight = np.pad(counts.astype(np.float32), pad)
     target = np.pad(share, pad) * weight
-    view = np.lib.stride_tricks.sliding_window_view
-    rows, columns = np.clip(tops, 0, len(weight) - canvas), np.clip(lefts, 0, len(weight) - canvas)
-    weights = view(weight, (canvas, canvas))[np.ix_(rows, columns)].reshape(-1, canvas * canvas)
-    targets = view(target, (canvas, canvas))[np.ix_(rows, columns)].reshape(-1, canvas * canvas)
+    shift, last = pad - (canvas - size) // 2, len(weight) - canvas
+    rows = (np.arange(y1 - size - _SLACK, y0 + _SLACK + 1) + shift).clip(0, last)
+    columns = (np.arange(x1 - size - _SLACK, x0 + _SLACK + 1) + shift).clip(0, last)
+    view, places = np.lib.stride_tricks.sliding_window_view, np.ix_(rows, columns)
+    weights = view(weight, (canvas, canvas))[places].reshape(-1, canvas * canvas)
+    targets = view(target, (canvas, canvas))[places].reshape(-1, canvas * canvas)
     masks = np.stack([shapes.mask(shape, size, canvas).ravel() for shape in level.shapes])
     errors = (targets * targets).sum(1)[:, None] - 2 * targets @ masks.T + weights @ (masks * masks).T
     place, shape = np.unravel_index(errors.argmin(), errors.shape)
     row, column = divmod(int(place), len(columns))
-    return (
-        float(errors[place, shape]),
-        level.shapes[shape],
-        size,
-        int(rows[row]) - pad,
-        int(columns[column]) - pad,
-    )
+    x, y = int(columns[column]) - pad + canvas // 2, int(rows[row]) - pad + canvas // 2
+    return float(errors[place, shape]), level.shapes[shape], size, x, y
 
 
-def _placed_mask(
-    shape: str, size: int, top: int, left: int, bounds: tuple[int, ...]
-) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """A mask cut to the image, and where it lies there."""
-    canvas = shapes.canvas_of(size)
-    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + canvas, bounds[0]), min(left + canvas, bounds[1])
-    mask = shapes.mask(shape, size, canvas)[y0 - top : y1 - top, x0 - left : x1 - left]
-    return mask, (slice(y0, y1), slice(x0, x1))
+def _box(region: np.ndarray) -> tuple[int, ...]:
+    """(x0, y0, x1, y1) of a region, the last two exclusive."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _unclear(box: tuple[int, ...], level: Level, colour: str, score: float) -> Object:
@@ -205,5 +164,4 @@ def _strays(smooth: np.ndarray, explained: np.ndarray, level: Level) -> list[Obj
     left &= _in_blocks(left)
     if left.sum() < _MIN_REGION:
         return []
-    rows, columns = np.flatnonzero(left.any(1)), np.flatnonzero(left.any(0))
-    return [_unclear((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), level, UNCLEAR, 0.0)]
+    return [_unclear(_box(left), level, UNCLEAR, 0.0)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.graph import Box, Object
 from process_gen.scenes.levels import Level
@@ -57,7 +57,7 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
 
 
 def _candidates(
-    rng: np.random.Generator, level: Level, size: int, taken: list[Object]
+    rng: Generator, level: Level, size: int, taken: list[Object]
 ) -> Iterator[tuple[int, int, str]]:
     """Yields (x, y, cell) of places to try, in random order."""
     if level.placement == "grid":
@@ -80,12 +80,12 @@ def _candidates(
 
 
 def find_place(
-    rng: np.random.Generator,
+    rng: Generator,
     level: Level,
     looks: tuple[str, str, int],
     taken: list[Object],
     relation: str | None = None,
-    targets: tuple[Object, ...] = (),
+    targets: Sequence[Object] = (),
     region: Box | None = None,
 ) -> Object | None:
     """Puts one thing somewhere.
@@ -104,14 +104,12 @@ def find_place(
         if region and not (region[0] <= x <= region[2] and region[1] <= y <= region[3]):
             continue
         thing = Object(shape, colour, cell, x, y, size)
-        if (level.placement == "grid" or fits(thing, taken, level)) and (
-            relation is None or all(plainly(relation, thing, target) for target in targets)
-        ):
+        if fits(thing, taken, level) and all(plainly(relation, thing, target) for target in targets):
             return thing
     return None
 
 
-def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[int, Box]:
+def _regions(rng: Generator, level: Level, request: Request) -> dict[int, Box]:
     """Opposite sides of the canvas for related clauses, in one band across it.
 
     Four things strewn over the canvas leave no place that is plainly below all
@@ -132,43 +130,42 @@ def _regions(rng: np.random.Generator, level: Level, request: Request) -> dict[i
     return regions
 
 
-def place_request(rng: np.random.Generator, level: Level, request: Request) -> list[Object]:
-    """Draws what the request leaves open and places everything, clause by clause.
+def place_request(rng: Generator, level: Level, request: Request) -> list[Object]:
+    """Draws what the request leaves open and places everything, listed as the prompt names it.
 
     Raises:
       ValueError: if the request cannot be placed on this level.
     """
     for attempt in range(_RESTARTS):
         regions = _regions(rng, level, request) if attempt > _RESTARTS // 20 else {}
-        placed = _place_clauses(rng, level, request, regions)
-        if placed is not None:
-            return placed
+        groups = _place_clauses(rng, level, request, regions)
+        if groups is not None:
+            return [thing for index in request.naming_order() for thing in groups[index]]
     raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
 
 
 def _place_clauses(
-    rng: np.random.Generator, level: Level, request: Request, regions: dict[int, Box]
-) -> list[Object] | None:
-    """One attempt to place everything."""
+    rng: Generator, level: Level, request: Request, regions: dict[int, Box]
+) -> list[list[Object]] | None:
+    """One attempt to place the things of every clause."""
     placed: list[Object] = []
-    groups: list[tuple[Object, ...]] = []
+    groups: list[list[Object]] = []
     for index, clause in enumerate(request.clauses):
         relation, target = clause.position or (None, 0)
-        targets = groups[target] if relation else ()
+        targets = groups[target] if relation else []
         shared = clause.colour
         if shared is None and rng.random() < 0.5:
             shared = pick(rng, level.colours)
-        group = []
+        groups.append([])
         for _ in range(clause.count):
             colour = shared or pick(rng, level.colours)
             looks = (clause.shape, colour, pick(rng, level.sizes)[1])
             thing = find_place(rng, level, looks, placed, relation, targets, regions.get(index))
             if thing is None:
                 return None
-            group.append(thing)
+            groups[-1].append(thing)
             placed.append(thing)
-        groups.append(tuple(group))
-    return placed
+    return groups
 
 
 def sort_places(things: list[Object], partners: Partners, level: Level) -> list[Object]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
+from numpy.random import Generator
 
-from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
+from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
-from process_gen.scenes.splits import HELD_OUT_TOGETHER, Split, held_out
-from process_gen.scenes.words import count_tokens, pick
+from process_gen.scenes.splits import HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
+from process_gen.scenes.words import count_tokens, inflect, listed, pick
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of", "draw", "show")
 RELATION_PHRASES = {
@@ -18,41 +18,32 @@ RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-GLUE = ("a", "an", "the", "and", "with", "is", "are", ",", ".", ";")
+LAST = (" and ", " and ", ", ")
+"""What stands before the last thing of a list, as often as it is listed."""
 
 
-def sample_request(
-    rng: np.random.Generator, level: str | Level, category: str, split: Split = "train"
-) -> Request:
+def sample_request(rng: Generator, level: str | Level, category: str, split: Split = "train") -> Request:
     """Draws a prompt.
 
     Args:
-      rng: where all randomness comes from.
-      level: name or row of the table of levels.
       category: one of `categories(level)`.
       split: `train` draws requests without any held-out composition, `heldout`
         such with at least one (see `splits`; single objects have none).
     """
     level = get_level(level)
-    if category not in categories(level):
-        raise ValueError(
-            f"level {level.name!r} has no category {category!r}; it has {', '.join(categories(level))}"
-        )
-    if split not in ("train", "heldout"):
-        raise ValueError(f"unknown split {split!r}; there are train and heldout")
+    known = categories(level)
+    if category not in known:
+        raise ValueError(f"level {level.name!r} has no category {category!r}; it has {', '.join(known)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {' and '.join(SPLITS)}")
     while True:
         named, relations = _draw(rng, level, category, split)
-        facts = [(one.shape, one.count or 1, one.colour) for one in named]
-        triples = [(named[a].shape, relation, named[b].shape) for a, relation, b in relations]
-        if bool(held_out(facts, triples)) == (split == "heldout") or category == "single_object":
-            break
-    text = _write(rng, named, relations, level)
-    return Request(text, category, order_clauses(named, relations), level.name)
+        clauses = order_clauses(named, relations)
+        if is_held_out(clauses) == (split == "heldout") or category == "single_object":
+            return Request(_write(rng, named, relations, level), category, clauses, level.name)
 
 
-def _draw(
-    rng: np.random.Generator, level: Level, category: str, split: Split
-) -> tuple[list[Named], list[Relation]]:
+def _draw(rng: Generator, level: Level, category: str, split: Split) -> tuple[list[Named], list[Relation]]:
     """Noun phrases and relations of one category, before the split is checked."""
     if category in ("single_object", "colors", "counting"):
         colour = pick(rng, level.colours) if category == "colors" else None
@@ -61,19 +52,16 @@ def _draw(
     if category in ("two_object", "color_attr", "position"):
         coloured = category == "color_attr" or (category == "position" and rng.random() < 0.35)
         shapes = _distinct_shapes(rng, level, 2, split)
-        colours = [None, None]
-        if coloured:
-            first = pick(rng, level.colours)
-            # GenEval asks for two different colours.
-            colours = [first, pick(rng, [c for c in level.colours if c != first])]
+        one = other = None
+        if coloured:  # GenEval asks for two different colours
+            one = pick(rng, level.colours)
+            other = pick(rng, [colour for colour in level.colours if colour != one])
         relations = [(0, pick(rng, tuple(RELATION_PHRASES)), 1)] if category == "position" else []
-        return [Named(shape, None, colour) for shape, colour in zip(shapes, colours, strict=True)], relations
+        return [Named(shapes[0], None, one), Named(shapes[1], None, other)], relations
     return _draw_long(rng, level, NUMBERS.index(category.split("_")[0]), split)
 
 
-def _draw_long(
-    rng: np.random.Generator, level: Level, total: int, split: Split
-) -> tuple[list[Named], list[Relation]]:
+def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[list[Named], list[Relation]]:
     """Two to `total` noun phrases for `total` objects, up to two relations."""
     most = min(total, len(level.shapes) if split == "heldout" else 4)
     phrases = most - min(int(rng.random() * rng.random() * most), most - 2)
@@ -100,7 +88,7 @@ def _draw_long(
     return named, relations
 
 
-def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split: Split) -> list[str]:
+def _distinct_shapes(rng: Generator, level: Level, number: int, split: Split) -> list[str]:
     """Different shapes in random order; in training none that may not meet."""
     while True:
         chosen = sorted(level.shapes, key=lambda _: rng.random())[:number]
@@ -109,49 +97,26 @@ def _distinct_shapes(rng: np.random.Generator, level: Level, number: int, split:
             return chosen
 
 
-def _noun_phrase(named: Named) -> str:
-    number = NUMBERS[named.count] if named.count else "a"
-    noun = PLURALS[named.shape] if (named.count or 1) > 1 else named.shape
-    return " ".join(filter(None, (number, named.colour, noun)))
-
-
-def _write(rng: np.random.Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
+def _write(rng: Generator, named: list[Named], relations: list[Relation], level: Level) -> str:
     """Puts noun phrases and relations into words, within the level's budget."""
-    for attempt in itertools.count():
+    bare = [inflect(one.shape, one.count) for one in named]
+    for attempt in range(22):
         short = attempt > 3
         phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
         if relations and len(named) > 2 and rng.random() < 0.4 and not short:
-            facts = [f"the {_bare(named[a])} {phrases[r]} the {_bare(named[b])}" for a, r, b in relations]
-            text = f"{_listed(rng, [_noun_phrase(one) for one in named])}, with {' and '.join(facts)}"
+            facts = [f"the {bare[a]} {phrases[r]} the {bare[b]}" for a, r, b in relations]
+            text = f"{listed([str(one) for one in named], pick(rng, LAST))}, with {' and '.join(facts)}"
         else:
-            text = _listed(rng, _inline(named, relations, phrases))
+            text = listed(_inline(named, relations, phrases), pick(rng, LAST))
         if rng.random() < 0.7 and not short:
             text = f"{PREFIXES[0] if rng.random() < 0.5 else pick(rng, PREFIXES)} {text}"
         if count_tokens(text) + 2 <= level.budget.prompt:
             return text
-        if attempt > 20:
-            raise ValueError(f"no prompt of {level.budget.prompt} tokens says: {text}")
-    raise AssertionError("unreachable")
-
-
-def _bare(named: Named) -> str:
-    return PLURALS[named.shape] if (named.count or 1) > 1 else named.shape
+    raise ValueError(f"no prompt of {level.budget.prompt} tokens says: {text}")
 
 
 def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
     """The list of things, a related pair as one thing: "a circle left of a square"."""
-    related = {a: (relation, b) for a, relation, b in relations}
+    related = {a: f" {phrases[relation]} {named[b]}" for a, relation, b in relations}
     targets = {b for _, _, b in relations}
-    items = []
-    for i, one in enumerate(named):
-        if i in related:
-            relation, target = related[i]
-            items.append(f"{_noun_phrase(one)} {phrases[relation]} {_noun_phrase(named[target])}")
-        elif i not in targets:
-            items.append(_noun_phrase(one))
-    return items
-
-
-def _listed(rng: np.random.Generator, items: list[str]) -> str:
-    last = pick(rng, (" and ", " and ", ", "))
-    return last.join((", ".join(items[:-1]), items[-1])) if len(items) > 1 else items[0]
+    return [f"{one}{related.get(i, '')}" for i, one in enumerate(named) if i not in targets]

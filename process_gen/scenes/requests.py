@@ -9,27 +9,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from process_gen.scenes import splits
 from process_gen.scenes.graph import OPPOSITE
 from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
+from process_gen.scenes.words import noun_phrase
 
-CATEGORIES = (
-    "single_object",
-    "two_object",
-    "counting",
-    "colors",
-    "position",
-    "color_attr",
-    "three_objects",
-    "four_objects",
-    "five_objects",
-)
-"""GenEval's six, and three longer ones. `categories` has what a level adds."""
+GENEVAL_CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 def categories(level: str | Level) -> tuple[str, ...]:
-    """Every category of a level."""
-    return CATEGORIES[:6] + tuple(f"{NUMBERS[n]}_objects" for n in range(3, get_level(level).max_objects + 1))
+    """Every category of a level: GenEval's six, and longer prompts by their number of objects."""
+    numbers = NUMBERS[3 : get_level(level).max_objects + 1]
+    return GENEVAL_CATEGORIES + tuple(f"{number}_objects" for number in numbers)
 
 
 Partners = dict[int, list[tuple[str, int]]]
@@ -53,8 +43,7 @@ class Clause:
     position: tuple[str, int] | None = None
 
     def __str__(self) -> str:
-        noun = self.shape if self.colour is None else f"{self.colour} {self.shape}"
-        return noun if self.count == 1 else f"{NUMBERS[self.count]} x {noun}"
+        return noun_phrase(self.count, self.colour, self.shape)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,41 +62,19 @@ class Request:
     clauses: tuple[Clause, ...]
     level: str = "default"
 
-    @property
-    def total(self) -> int:
-        """How many objects there have to be."""
-        return sum(clause.count for clause in self.clauses)
-
-    def held_out(self) -> list[str]:
-        """Names of the held-out compositions in this request."""
-        return splits.held_out(
-            ((clause.shape, clause.count, clause.colour) for clause in self.clauses),
-            (
-                (clause.shape, clause.position[0], self.clauses[clause.position[1]].shape)
-                for clause in self.clauses
-                if clause.position
-            ),
-        )
-
-    def numbering(self) -> list[int]:
-        """The clause of each thing; things are numbered in the order in which the prompt names them.
-
-        Clauses themselves list a target before what is placed by it.
-        """
+    def naming_order(self) -> list[int]:
+        """The clauses as the prompt names them; they themselves list a target before what is placed by it."""
 
         def named_at(index: int) -> int:
             shape = self.clauses[index].shape
             found = re.search(rf"\b({shape}|{PLURALS[shape]})\b", self.text.lower())
             return found.start() if found else len(self.text)
 
-        order = sorted(range(len(self.clauses)), key=named_at)
-        return [index for index in order for _ in range(self.clauses[index].count)]
+        return sorted(range(len(self.clauses)), key=named_at)
 
-    def numbered(self, things: Sequence[Any]) -> list[Any]:
-        """Things that were placed clause by clause, in the order of their numbers."""
-        numbering = self.numbering()
-        owners = [index for index, clause in enumerate(self.clauses) for _ in range(clause.count)]
-        return [things[i] for i in sorted(range(len(things)), key=lambda i: numbering.index(owners[i]))]
+    def numbering(self) -> list[int]:
+        """The clause of each thing; things are numbered in the order in which the prompt names them."""
+        return [index for index in self.naming_order() for _ in range(self.clauses[index].count)]
 
     def partners(self) -> Partners:
         """What the prompt relates to what, both ways round: left of a square is what has it on its right."""
@@ -130,16 +97,13 @@ class Request:
         above its count, so that the verdict cannot depend on the order in which
         a detector lists equal objects. Our own protocol, not "GenEval".
         """
-        include = []
+        include, totals = [], collections.Counter()
         for clause in self.clauses:
-            item: dict[str, Any] = {"class": clause.shape, "count": clause.count}
+            include.append({"class": clause.shape, "count": clause.count})
             if clause.colour:
-                item["color"] = clause.colour
+                include[-1]["color"] = clause.colour
             if clause.position:
-                item["position"] = list(clause.position)
-            include.append(item)
-        totals: dict[str, int] = collections.Counter()
-        for clause in self.clauses:
+                include[-1]["position"] = list(clause.position)
             totals[clause.shape] += clause.count
         exclude = [{"class": shape, "count": count + 1} for shape, count in totals.items()]
         return {"tag": self.category, "include": include, "exclude": exclude, "prompt": self.text}
@@ -152,6 +116,9 @@ class Named:
     shape: str
     count: int | None = None
     colour: str | None = None
+
+    def __str__(self) -> str:
+        return noun_phrase(self.count, self.colour, self.shape)
 
 
 Relation = tuple[int, str, int]  # subject, relation, target: indices of noun phrases
@@ -168,27 +135,25 @@ def order_clauses(named: Sequence[Named], relations: Sequence[Relation]) -> tupl
         if subject in target:
             raise ValueError(f"two relations for the {named[subject].shape}; one is supported")
         target[subject] = (relation, other)
-    order: list[int] = []
-    for start in range(len(named)):
-        path, here = [], start
-        while here not in order:
-            if here in path:
-                raise ValueError("the relations form a circle")
-            path.append(here)
-            if here not in target:
-                break
-            here = target[here][1]
-        order += reversed(path)
-    place = {index: position for position, index in enumerate(order)}
-    return tuple(
-        Clause(
-            named[i].shape,
-            named[i].count or 1,
-            named[i].colour,
-            (target[i][0], place[target[i][1]]) if i in target else None,
-        )
-        for i in order
-    )
+    clauses: list[Clause] = []
+    place: dict[int, int] = {}
+
+    def add(index: int, subjects: tuple[int, ...] = ()) -> None:
+        if index in subjects:
+            raise ValueError("the relations form a circle")
+        if index in place:
+            return
+        one, position = named[index], None
+        if index in target:
+            relation, other = target[index]
+            add(other, (*subjects, index))
+            position = (relation, place[other])
+        place[index] = len(clauses)
+        clauses.append(Clause(one.shape, one.count or 1, one.colour, position))
+
+    for index in range(len(named)):
+        add(index)
+    return tuple(clauses)
 
 
 def categorize(named: Sequence[Named], relations: Sequence[Relation]) -> str:

@@ -4,66 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
+from numpy.random import Generator
 
 from process_gen.scenes.graph import Object
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import Mistake, plant
+from process_gen.scenes.mistakes import Mistake, alike, plant
 from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
 
 MAX_STEPS = 6
-DETOURS = ("colour", "shape", "place", "swap", "extra")
+ORDERED = 0.9
+"""How often things are drawn in the order in which the prompt names them."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Action:
-    """A change, and the numbers of the things that it touches."""
-
-    change: Change
-    numbers: tuple[int, ...]
-
-
-def apply(action: Action, state: dict[int, Object]) -> None:
-    """Carries an action out on a canvas, in place."""
-    change, number = action.change, action.numbers[0]
+def apply(change: Change, state: dict[int, Object]) -> None:
+    """Carries a change out on a canvas, in place."""
+    number, *others = change.numbers
     if change.kind == "remove":
         del state[number]
     else:
         state[number] = change.after
-        if change.kind == "swap":
-            state[action.numbers[1]] = at_place(change.other, change.before)
+    for other in others:  # of a swap
+        state[other] = at_place(change.other, change.before)
 
 
-def misled(actions: list[Action], mistake: Mistake) -> list[Action]:
+def misled(changes: list[Change], mistake: Mistake) -> list[Change]:
     """What a step sets out to do that adds a thing wrongly, or one too many."""
-    wrong = Action(Change("add", None, mistake.wrong), (mistake.number,))
+    wrong = Change("add", (mistake.number,), None, mistake.wrong)
     if mistake.right is None:
-        return [*actions, wrong]
-    return [wrong if action.numbers == (mistake.number,) else action for action in actions]
+        return [*changes, wrong]
+    return [wrong if change.numbers == wrong.numbers else change for change in changes]
 
 
 def schedule(
-    rng: np.random.Generator,
-    level: Level,
-    request: Request,
-    final: list[Object],
-    detour: float,
-    pair: float,
-    ordered: float,
-) -> list[list[Action]]:
-    """The actions of each step, at most `MAX_STEPS` steps, ending in the final scene."""
+    rng: Generator, level: Level, request: Request, final: list[Object], detour: float, pair: float
+) -> list[list[Change]]:
+    """The changes of each step, at most `MAX_STEPS` steps, ending in the final scene."""
     order = list(range(len(final)))
-    if rng.random() >= ordered:
+    if rng.random() >= ORDERED:
         order.sort(key=lambda _: rng.random())
-    steps: list[list[Action]] = []
+    steps: list[list[Change]] = []
     while order:
         slots = MAX_STEPS - 1 - len(steps)
         size = 2 if len(order) > 1 and (len(order) > slots or rng.random() < pair) else 1
         numbers, order = order[:size], order[size:]
-        steps.append([Action(Change("add", None, final[n]), (n,)) for n in numbers])
+        steps.append([Change("add", (n,), None, final[n]) for n in numbers])
     if rng.random() < detour:
         _take_detour(rng, level, steps, request, final)
     return steps
@@ -71,20 +58,16 @@ def schedule(
 
 def _detour_kinds(request: Request) -> tuple[str, ...]:
     """Detours as often as they are listed: mostly of what the prompt has a say in."""
-    kinds = ["shape", "shape", "extra", "extra", "place", "swap"]
+    kinds = ("shape", "shape", "extra", "extra", "place", "swap")
     if any(clause.colour for clause in request.clauses):
-        kinds += ["colour"] * 3
+        kinds += ("colour", "colour", "colour")
     if any(clause.position for clause in request.clauses):
-        kinds += ["place", "swap"]
-    return tuple(kinds)
+        kinds += ("place", "swap")
+    return kinds
 
 
 def _take_detour(
-    rng: np.random.Generator,
-    level: Level,
-    steps: list[list[Action]],
-    request: Request,
-    things: list[Object],
+    rng: Generator, level: Level, steps: list[list[Change]], request: Request, things: list[Object]
 ) -> None:
     """Rewrites the steps, in place, so that they reach the same end another way."""
     kind, final = pick(rng, _detour_kinds(request)), dict(enumerate(things))
@@ -97,8 +80,8 @@ def _take_detour(
     if mistake is None:
         return
     if kind == "extra":
-        number = len(final)
-        home = [i for i, actions in enumerate(steps) if len(actions) < 2]
+        mistake = dataclasses.replace(mistake, number=len(final))
+        home = [i for i, changes in enumerate(steps) if len(changes) < 2]
         if home:
             start = pick(rng, home)
         elif len(steps) < MAX_STEPS - 1:
@@ -106,41 +89,36 @@ def _take_detour(
             steps.insert(start, [])
         else:
             return
-        steps[start].append(Action(Change("add", None, mistake.wrong), (number,)))
     else:
-        number = mistake.number
-        start = next(i for i, actions in enumerate(steps) if any(number in a.numbers for a in actions))
-        steps[start] = misled(steps[start], mistake)
-    _insert_later(rng, steps, start, Action(mistake.repair, (number,)))
+        start = next(i for i, step in enumerate(steps) if any(mistake.number in c.numbers for c in step))
+    steps[start] = misled(steps[start], mistake)
+    _insert_later(rng, steps, start, mistake.repair)
 
 
-def _swap(
-    rng: np.random.Generator, level: Level, steps: list[list[Action]], final: dict[int, Object]
-) -> None:
+def _swap(rng: Generator, level: Level, steps: list[list[Change]], final: dict[int, Object]) -> None:
     """Two things are first drawn in each other's place."""
     if len(final) < 2:
         return
     a, b = sorted(final, key=lambda _: rng.random())[:2]
-    if (final[a].shape, final[a].colour) == (final[b].shape, final[b].colour):
+    if alike(final[a], final[b]):
         return
     first, second = at_place(final[a], final[b]), at_place(final[b], final[a])
     rest = [thing for n, thing in final.items() if n not in (a, b)]
     if not (fits(first, [*rest, second], level) and fits(second, rest, level)):
         return
-    start = 0
-    for index, actions in enumerate(steps):
-        for i, action in enumerate(actions):
-            if action.numbers[0] in (a, b):
-                begin = first if action.numbers[0] == a else second
-                actions[i] = Action(Change("add", None, begin), action.numbers)
+    start, begins = 0, {a: first, b: second}
+    for index, changes in enumerate(steps):
+        for i, change in enumerate(changes):
+            if change.numbers[0] in begins:
+                changes[i] = dataclasses.replace(change, after=begins[change.numbers[0]])
                 start = index
-    _insert_later(rng, steps, start, Action(Change("swap", first, final[a], second), (a, b)))
+    _insert_later(rng, steps, start, Change("swap", (a, b), first, final[a], second))
 
 
-def _insert_later(rng: np.random.Generator, steps: list[list[Action]], start: int, action: Action) -> None:
-    """Puts an action after step `start`: into a step of one action, or as a step of its own."""
+def _insert_later(rng: Generator, steps: list[list[Change]], start: int, change: Change) -> None:
+    """Puts a change after step `start`: into a step of one change, or as a step of its own."""
     shared = [i for i in range(start + 1, len(steps)) if len(steps[i]) == 1]
     if shared and (len(steps) >= MAX_STEPS or rng.random() < 0.4):
-        steps[pick(rng, shared)].insert(0, action)
+        steps[pick(rng, shared)].insert(0, change)
     else:
-        steps.insert(start + 1 + int(rng.random() * (len(steps) - start)), [action])
+        steps.insert(start + 1 + int(rng.random() * (len(steps) - start)), [change])

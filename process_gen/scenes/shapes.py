@@ -9,25 +9,8 @@ import numpy as np
 _SAMPLES = 16  # per pixel and axis
 
 
-def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) <= 0.92
-
-
 def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (abs(u) <= 1) & (abs(v) <= 1)
-
-
-def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return (abs(v) <= 1) & (abs(u) <= (v + 1) / 2)
-
-
-def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _square(u, v) & ((abs(u) <= 1 / 3) | (abs(v) <= 1 / 3))
-
-
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    radius = np.hypot(u, v)
-    return (radius <= 1) & (radius >= 0.55)
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -43,12 +26,12 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 _INSIDE = {
-    "circle": _circle,
+    "circle": lambda u, v: np.hypot(u, v) <= 0.92,
     "square": _square,
-    "triangle": _triangle,
+    "triangle": lambda u, v: (abs(v) <= 1) & (abs(u) <= (v + 1) / 2),
     "star": _star,
-    "cross": _cross,
-    "ring": _ring,
+    "cross": lambda u, v: _square(u, v) & ((abs(u) <= 1 / 3) | (abs(v) <= 1 / 3)),
+    "ring": lambda u, v: (np.hypot(u, v) <= 1) & (np.hypot(u, v) >= 0.55),
 }
 """Each takes coordinates in [-1, 1] across the object's box, y down."""
 
@@ -70,3 +53,12 @@ def mask(shape: str, size: int, canvas: int) -> np.ndarray:
 def canvas_of(size: int) -> int:
     """The even canvas that holds an object of `size` pixels around a whole-pixel centre."""
     return size + size % 2
+
+
+def placed_mask(shape: str, size: int, x: int, y: int, side: int) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """A mask around (x, y), cut to a square image of `side` pixels, and where it lies there."""
+    canvas = canvas_of(size)
+    left, top = x - canvas // 2, y - canvas // 2
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + canvas, side), min(top + canvas, side)
+    inside = mask(shape, size, canvas)[y0 - top : y1 - top, x0 - left : x1 - left]
+    return inside, (slice(y0, y1), slice(x0, x1))

@@ -21,52 +21,35 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from process_gen.scenes.graph import OPPOSITE
 from process_gen.scenes.levels import COLOURS, SHAPES
+from process_gen.scenes.requests import Clause
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
-HELD_OUT_COLOURED = frozenset(
-    {
-        ("purple", "circle"),
-        ("green", "square"),
-        ("red", "triangle"),
-        ("blue", "star"),
-        ("yellow", "cross"),
-        ("white", "ring"),
-    }
-)
-HELD_OUT_TOGETHER = frozenset(
-    frozenset(pair) for pair in (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))
-)
+HELD_OUT_COLOURED = frozenset(zip(("purple", "green", "red", "blue", "yellow", "white"), SHAPES, strict=True))
+HELD_OUT_TOGETHER = frozenset(map(frozenset, (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))))
 """A path, so that four shapes can still meet in one training prompt."""
 
-HELD_OUT_COUNTS = frozenset(
-    {("triangle", 2), ("cross", 2), ("circle", 3), ("star", 3), ("square", 4), ("ring", 4)}
-)
+HELD_OUT_COUNTS = frozenset(zip(SHAPES, (3, 4, 2, 3, 2, 4), strict=True))
 
 
 def _hashed(text: str) -> bool:
     return zlib.crc32(text.encode()) % 5 == 0
 
 
-def canonical(subject: str, relation: str, target: str) -> tuple[str, str, str]:
-    """The same fact told with `left of` or `above`."""
-    if relation in ("left of", "above"):
-        return subject, relation, target
-    return target, OPPOSITE[relation], subject
-
-
 HELD_OUT_RELATIONS = frozenset(
-    (a, relation, b)
+    fact
     for a, b in itertools.permutations(SHAPES, 2)
     for relation in ("left of", "above")
     if _hashed(f"{a} {relation} {b}")
+    for fact in ((a, relation, b), (b, OPPOSITE[relation], a))
 )
+"""Each of them told both ways round."""
 
 HELD_OUT_PAIRS = frozenset(
     frozenset(pair)
@@ -75,24 +58,14 @@ HELD_OUT_PAIRS = frozenset(
 )
 
 
-def held_out(
-    things: Iterable[tuple[str, int, str | None]], relations: Iterable[tuple[str, str, str]] = ()
-) -> list[str]:
-    """Names every held-out composition of a request.
-
-    Args:
-      things: (shape, count, colour or None) of each clause.
-      relations: (subject shape, relation, target shape).
-    """
-    things = tuple(things)
-    found = [f"{colour} {shape}" for shape, _, colour in things if (colour, shape) in HELD_OUT_COLOURED]
-    found += [f"{count} x {shape}" for shape, count, _ in things if (shape, count) in HELD_OUT_COUNTS]
-    for (a, _, colour_a), (b, _, colour_b) in itertools.combinations(things, 2):
-        if frozenset((a, b)) in HELD_OUT_TOGETHER:
-            found.append(f"{a} with {b}")
-        if colour_a and colour_b and frozenset(((colour_a, a), (colour_b, b))) in HELD_OUT_PAIRS:
-            found.append(f"{colour_a} {a} with {colour_b} {b}")
-    for relation in relations:
-        if canonical(*relation) in HELD_OUT_RELATIONS:
-            found.append(" ".join(relation))
-    return found
+def is_held_out(clauses: Sequence[Clause]) -> bool:
+    """Whether a request holds any held-out composition."""
+    pairs = list(itertools.combinations(clauses, 2))
+    relations = [(c.shape, c.position[0], clauses[c.position[1]].shape) for c in clauses if c.position]
+    return (
+        any((c.colour, c.shape) in HELD_OUT_COLOURED for c in clauses)
+        or any((c.shape, c.count) in HELD_OUT_COUNTS for c in clauses)
+        or any(frozenset((a.shape, b.shape)) in HELD_OUT_TOGETHER for a, b in pairs)
+        or any(frozenset(((a.colour, a.shape), (b.colour, b.shape))) in HELD_OUT_PAIRS for a, b in pairs)
+        or any(relation in HELD_OUT_RELATIONS for relation in relations)
+    )

@@ -1,21 +1,36 @@
-"""Two small things that all texts share: how they are drawn and how they are counted."""
+"""What all texts share: a choice of words, numbers of things, and how texts are counted."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
+from numpy.random import Generator
 
-T = TypeVar("T")
+from process_gen.scenes.levels import NUMBERS, PLURALS
 
 _TOKEN = re.compile(r"<[^<>\s]*>|\w+|[^\w\s]")
 
 
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: Generator, options: Sequence[Any]) -> Any:
     """One of the options, each as likely."""
     return options[int(rng.random() * len(options))]
+
+
+def inflect(shape: str, count: int | None) -> str:
+    return shape if count in (1, None) else PLURALS[shape]
+
+
+def noun_phrase(count: int | None, colour: str | None, shape: str) -> str:
+    """Such as "two red circles", or "a circle" where `count` is None."""
+    number = "a" if count is None else NUMBERS[count]
+    return " ".join(filter(None, (number, colour, inflect(shape, count))))
+
+
+def listed(items: Sequence[str], last: str) -> str:
+    """Items with commas between them, but `last` before the last one."""
+    return last.join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
 def count_tokens(text: str) -> int:

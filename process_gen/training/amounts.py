@@ -131,9 +131,9 @@ def _prompt_lengths(layout: Layout, batch: Batch) -> Lengths:
 def _pairs(layout: Layout, batch: Batch, turn: Lengths, prompt: Lengths, history: jax.Array) -> jax.Array:
     """Query and key pairs of prompts and turns; float32, since a batch may have more than 2^31."""
     inside = _inside(layout.turn_segments, turn) + _inside(layout.prompt_segments, prompt)
-    prompts = functools.reduce(jnp.add, prompt.values())
+    prompts = sum(prompt.values())
     before = jnp.take_along_axis(prompts, batch.prompt_index, axis=1) + history
-    queries = functools.reduce(jnp.add, turn.values())
+    queries = sum(turn.values())
     return inside + (queries.astype(jnp.float32) * before.astype(jnp.float32)).sum()
 
 

@@ -35,20 +35,16 @@ EVERY = 30.0
 """Seconds between entries on disk: what a killed run forgets at most, and counts as `down`."""
 
 
-class Goodput:
-    """The ledger of a run's wall time.
+class Goodput(contextlib.AbstractContextManager):
+    """The ledger of a run's wall time; the lead host keeps the file, the others only count.
 
     Args:
       workdir: of the run; what an earlier start has left there is read.
-      lead: says whether this process keeps the file (asked once it writes); the others only count.
       clock: seconds since the epoch.
     """
 
-    def __init__(
-        self, workdir: str, lead: Callable[[], bool] = hosts.is_lead, clock: Callable[[], float] = time.time
-    ):
-        self._path = epath.Path(workdir) / FILE
-        self._lead, self._clock = lead, clock
+    def __init__(self, workdir: str, clock: Callable[[], float] = time.time):
+        self._path, self._clock = epath.Path(workdir) / FILE, clock
         self.category, self._since = "init", clock()
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.starts, self.step, self._at_save = 1, 0, {}
@@ -59,9 +55,6 @@ class Goodput:
             if not before["done"]:
                 self.seconds["down"] += max(0.0, self._since - before["written"])
         self._written = self._since
-
-    def __enter__(self) -> Goodput:
-        return self
 
     def __exit__(self, *_) -> None:
         self.write()
@@ -135,7 +128,7 @@ class Goodput:
         """Brings the file up to date; `done` says that time until another start is no loss."""
         self._settle()
         self._written = self._since
-        if not self._lead():
+        if not hosts.is_lead():
             return
         content = {
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import resource
 import sys
 import time
+import timeit
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from process_gen.distributed.chips import chip_of
+from process_gen.distributed.chips import GIB, chip_of
 from process_gen.models import cost
 from process_gen.models.config import ModelConfig
 from process_gen.reports.table import table
 from process_gen.trajectory.layout import Layout
 
 
-def peak_flops(dtype: str = "float32") -> tuple[float, str]:
+def peak_flops(dtype: str) -> tuple[float, str]:
     """FLOP/s of one device and where the figure comes from: a data sheet, or a measured product."""
     kind = jax.devices()[0].device_kind
     if chip := chip_of(kind):
@@ -26,17 +27,12 @@ def peak_flops(dtype: str = "float32") -> tuple[float, str]:
     return measured_peak(dtype), f"measured {dtype} matrix product on {kind}"
 
 
-def measured_peak(dtype: str = "float32", side: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of the best of several square matrix products on the first device."""
-    a = jnp.ones((side, side), jnp.dtype(dtype))
-    product = jax.jit(lambda x, y: x @ y)
-    product(a, a).block_until_ready()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product(a, a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+def measured_peak(dtype: str) -> float:
+    """FLOP/s of the best of several square matrix products on the first device; the first compiles."""
+    side = 2048
+    a, product = jnp.ones((side, side), dtype), jax.jit(lambda x, y: x @ y)
+    seconds = timeit.repeat(lambda: product(a, a).block_until_ready(), number=1, repeat=6)
+    return 2 * side**3 / min(seconds)
 
 
 class Meter:
@@ -48,23 +44,15 @@ class Meter:
       program: how the step is computed.
       peak: FLOP/s of one device.
       devices: of all hosts together.
-      first, last: the steps of this run.
+      last: the last step of the run.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layout: Layout,
-        program: cost.Program,
-        peak: float,
-        devices: int,
-        first: int,
-        last: int,
+        self, config: ModelConfig, layout: Layout, program: cost.Program, peak: float, devices: int, last: int
     ):
-        self.config, self.layout, self.program = config, layout, program
-        self.peak, self.devices, self.last = peak, devices, last
-        self.step, self._untimed = first, 0
-        self._whole = _Span()
+        self._sizes, self._program = (config, layout), program
+        self._peak, self._devices, self._last = peak, devices, last
+        self._whole = collections.Counter()
         self.restart(untimed=0)
 
     def count(self, metrics: Mapping[str, float], waited: float) -> None:
@@ -72,18 +60,15 @@ class Meter:
         if self._untimed:
             self._untimed -= 1
             return
-        self._span.steps += 1
-        self._span.waited += waited
-        for name, value in metrics.items():
-            if name.startswith("batch/"):
-                self._span.amounts[name] = self._span.amounts.get(name, 0.0) + value
+        held = {name: value for name, value in metrics.items() if name.startswith("batch/")}
+        self._span.update({"steps": 1, "waited": waited} | held)
 
     def restart(self, untimed: int = 1) -> None:
         """Forgets the time since the last reading (spent on compiling or evaluation).
 
         `untimed` steps were done in that time and are still to be counted.
         """
-        self._since, self._span, self._untimed = time.perf_counter(), _Span(), untimed
+        self._since, self._span, self._untimed = time.perf_counter(), collections.Counter(), untimed
 
     def read(self, step: int) -> dict[str, float]:
         """Rates since the last reading, seconds until the last step at that pace, and memory.
@@ -91,17 +76,17 @@ class Meter:
         Without the rates where no step was timed since then.
         """
         span = self._span
-        if not span.steps:
+        if not span["steps"]:
             return memory()
-        span.seconds = max(time.perf_counter() - self._since, 1e-9)
-        self._whole.add(span)
+        span["seconds"] = max(time.perf_counter() - self._since, 1e-9)
+        self._whole.update(span)
         self.restart(untimed=0)
-        pace = {"speed/eta_seconds": (self.last - step) * span.seconds / span.steps}
+        pace = {"speed/eta_seconds": (self._last - step) * span["seconds"] / span["steps"]}
         return self._rates(span) | pace | memory()
 
     def mean(self) -> dict[str, float]:
         """Rates over everything that was read so far; empty where nothing was."""
-        return self._rates(self._whole) if self._whole.steps else {}
+        return self._rates(self._whole) if self._whole["steps"] else {}
 
     def table(self) -> str:
         """The mean rates for a terminal."""
@@ -111,7 +96,7 @@ class Meter:
             ("a step", f"{mean['speed/step_seconds']:.3f} s"),
             ("useful tokens/s", f"{mean['speed/tokens_per_second']:,.0f}"),
             (
-                f"useful tokens/s of each of {self.devices} devices",
+                f"useful tokens/s of each of {self._devices} devices",
                 f"{mean['speed/tokens_per_second_per_chip']:,.0f}",
             ),
             ("share of the peak (MFU)", f"{mean['speed/mfu']:.1%}: {parts}"),
@@ -122,44 +107,24 @@ class Meter:
         ]
         return table(rows, ("speed", "mean"))
 
-    def _rates(self, span: _Span) -> dict[str, float]:
-        held = {name.removeprefix("batch/"): value for name, value in span.amounts.items()}
-        seconds, available = span.seconds, span.seconds * self.peak * self.devices
+    def _rates(self, span: Mapping[str, float]) -> dict[str, float]:
+        held = {name.removeprefix("batch/"): n for name, n in span.items() if name.startswith("batch/")}
+        seconds, available = span["seconds"], span["seconds"] * self._peak * self._devices
         tokens = held["und_tokens"] + held["gen_tokens"]
-        useful = cost.useful(self.config, self.layout, held, self.program.encode)
-        executed = cost.executed(self.config, self.layout, held, self.program)
+        useful = cost.useful(*self._sizes, held, self._program.encode)
+        executed = cost.executed(*self._sizes, held, self._program)
         return {
-            "speed/step_seconds": seconds / span.steps,
+            "speed/step_seconds": seconds / span["steps"],
             "speed/tokens_per_second": tokens / seconds,
-            "speed/tokens_per_second_per_chip": tokens / seconds / self.devices,
+            "speed/tokens_per_second_per_chip": tokens / seconds / self._devices,
             "speed/turns_per_second": held["turns"] / seconds,
             "speed/trajectories_per_second": held["trajectories"] / seconds,
             "speed/useful_tokens": tokens / held["slots"],
             "speed/useful_flops": sum(useful.values()) / sum(executed.values()),
             "speed/mfu": sum(useful.values()) / available,
             **{f"mfu/{part}": flops / available for part, flops in useful.items()},
-            "speed/data_wait_share": span.waited / seconds,
+            "speed/data_wait_share": span["waited"] / seconds,
         }
-
-
-@dataclasses.dataclass
-class _Span:
-    """Steps, what they held, and how long they took."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    amounts: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def add(self, other: _Span) -> None:
-        self.steps += other.steps
-        self.seconds += other.seconds
-        self.waited += other.waited
-        for name, value in other.amounts.items():
-            self.amounts[name] = self.amounts.get(name, 0.0) + value
-
-
-GIB = 2.0**30
 
 
 def memory() -> dict[str, float]:
@@ -176,10 +141,3 @@ def memory() -> dict[str, float]:
     unit = 1 if sys.platform == "darwin" else 1024
     found["memory/host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     return found
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

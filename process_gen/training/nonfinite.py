@@ -17,6 +17,10 @@ from absl import logging
 FOLDER = "nonfinite"
 
 
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is not a number; the last good state is on disk."""
+
+
 @dataclasses.dataclass
 class Watch:
     """Counts the steps in a row that left the parameters as they were.
@@ -32,41 +36,33 @@ class Watch:
     count: int = 0
 
     def too_many(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
-        """Takes note of a step; True where the run must end.
+        """Takes note of a step, whose metrics every host has and whose batch each has its rows of.
 
-        Args:
-          step: its number.
-          metrics: of the step, the same on every host.
-          batch: this host's rows of it.
+        Returns:
+          Whether the run must end.
         """
         if metrics["finite"]:
             self.count = 0
             return False
         self.count += 1
-        path = save_batch(self.workdir / FOLDER, step, metrics, batch)
+        path = self._save(step, metrics, batch)
         logging.warning(
             "step %d has %s: parameters stay as they were (%d in a row, %d end the run); its batch is in %s",
             step, names_of(metrics), self.count, self.limit, path,
         )  # fmt: skip
         return self.count >= self.limit
 
+    def _save(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> pathlib.Path:
+        """Writes `batch/<field>` and `metrics/<name>`: `Batch(**fields)` is the batch again."""
+        host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
+        path = self.workdir / FOLDER / f"step_{step:07d}{host}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {f"batch/{name}": value for name, value in batch.items()}
+        np.savez_compressed(path, **arrays, **{f"metrics/{name}": value for name, value in metrics.items()})
+        return path
+
 
 def names_of(metrics: Mapping[str, float]) -> str:
     """Which metrics are not finite, for messages."""
     found = sorted(name for name, value in metrics.items() if not np.isfinite(value))
     return f"no finite {', '.join(found) or 'gradient'}"
-
-
-def save_batch(
-    folder: pathlib.Path, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]
-) -> pathlib.Path:
-    """Writes a batch and what came of it, as `batch/<field>` and `metrics/<name>` of an `.npz` file.
-
-    `Batch(**fields)` of `numpy.load` is the batch again.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
-    path = folder / f"step_{step:07d}{host}.npz"
-    arrays = {f"batch/{name}": value for name, value in batch.items()}
-    np.savez_compressed(path, **arrays, **{f"metrics/{name}": value for name, value in metrics.items()})
-    return path

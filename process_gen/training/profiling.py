@@ -13,6 +13,8 @@ import jax
 from absl import logging
 from etils import epath
 
+from process_gen.distributed import hosts
+
 REQUEST = "PROFILE"
 STEPS = 3
 EARLY = 5
@@ -26,12 +28,10 @@ class Profiler:
       workdir: of the run.
       early: whether steps `EARLY` to `EARLY + STEPS - 1` are traced.
       look_every: steps between looks for a request (in a bucket a look takes a while).
-      lead: whether this host traces at all.
     """
 
-    def __init__(self, workdir: str, early: bool, look_every: int, lead: bool = True):
-        self._workdir, self._look_every = epath.Path(workdir), look_every
-        self._early, self._lead = early, lead
+    def __init__(self, workdir: str, early: bool, look_every: int):
+        self._workdir, self._early, self._look_every = epath.Path(workdir), early, look_every
         self._last: int | None = None
 
     @property
@@ -44,7 +44,7 @@ class Profiler:
             # Metrics are fetched one step late: only now are the devices through with the last step.
             if step > self._last + 1:
                 self.stop()
-        elif self._lead and (self._early and step == EARLY or self._requested(step)):
+        elif hosts.is_lead() and (self._early and step == EARLY or self._requested(step)):
             jax.profiler.start_trace(str(self._workdir / "profile"))
             self._last = step + STEPS - 1
 

@@ -1,8 +1,4 @@
-"""The train step as it runs on a mesh: built here once, for `train` to run and for `compile` to measure.
-
-Both take the jitted step from here with the same shardings, so that what was
-measured before the hardware was booked is what runs on it.
-"""
+"""The train step as it runs on a mesh: built here once, for `train` to run and for `compile` to measure."""
 
 from __future__ import annotations
 
@@ -24,11 +20,7 @@ from process_gen.trajectory.batch import Batch
 
 
 def build_recipe(config: ConfigDict, model: UnifiedModel) -> Recipe:
-    """What the train step of a config is made of.
-
-    Raises:
-      ConfigError: the losses or the optimizer cannot work.
-    """
+    """What the train step of a config is made of; ConfigError where losses or optimizer cannot work."""
     optimizer, schedule = builders.build_optimizer(config)
     return Recipe(
         model,
@@ -66,31 +58,28 @@ class TrainProgram:
           ConfigError: the losses or the optimizer cannot work.
           MeshError: the batch or the heads do not split over the mesh, or the devices cannot offload.
         """
-        rows, sizes = config.train.batch_size, model.config
+        rows, sizes, offload = config.train.batch_size, model.config, config.train.offload
         sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         sharding.rows_divide(rows, mesh)
-        latents = bool(config.data.latents)
-        offload = config.train.offload
-        if offloading.PARTS[offload]:
-            offloading.check_host_memory(offload, mesh)
-        return cls(build_recipe(config, model), mesh, Batch.spec(model.layout, rows, latents), offload)
+        offloading.check_host_memory(offload, mesh)
+        spec = Batch.spec(model.layout, rows, bool(config.data.latents))
+        return cls(build_recipe(config, model), mesh, spec, offload)
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step, with the logical axes of its parameters."""
-        return init_state(self.recipe, self.spec, key, sharding.unbox)
+        return init_state(self.recipe, self.spec, key)
 
     def create_state(self, key: jax.Array) -> TrainState:
-        """The state before the first step, made in place on the mesh."""
-        return sharding.create_state(self.init, key, mesh=self.mesh, shardings=self.shardings)[0]
+        """The state before the first step, made in place: no device ever holds a full copy."""
+        return jax.jit(lambda key: sharding.unbox(self.init(key)), out_shardings=self.shardings)(key)
 
     @functools.cached_property
     def abstract(self) -> tuple[TrainState, Batch]:
         """What the step takes, as `jax.ShapeDtypeStruct` with shardings."""
         state = sharding.abstract_state(self.init, jax.random.key(0), mesh=self.mesh)
-        state = offloading.rest_on_host(state, self.offload, self.mesh)
+        state = offloading.rest_on_host(state, self.offload)
         rows = sharding.batch_sharding(self.mesh)
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.spec)
-        return state, batch
+        return state, jax.tree.map(lambda x: x.update(sharding=rows), self.spec)
 
     @property
     def shardings(self) -> Any:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
+from flax import traverse_util
 
 from process_gen.experiment.builders import ConfigError
 
 FREE = (
-    "eval",
-    "flow",
-    "losses",
-    "mesh",
-    "name",
-    "optimizer",
-    "sampling",
-    "train",
-    "data.data_dir",
-    "data.latents",
-    "data.on_error",
-    "data.path",
-    "data.tokenizer",
-    "model.attention",
-    "model.dtype",
-    "model.logit_chunk",
-    "model.remat",
-    "model.scan_unroll",
-)
+    "eval", "flow", "losses", "mesh", "name", "optimizer", "sampling", "train",
+    "data.data_dir", "data.latents", "data.on_error", "data.path", "data.tokenizer",
+    "model.attention", "model.dtype", "model.logit_chunk", "model.remat", "model.scan_unroll",
+)  # fmt: skip
 """What may change while a run goes on: how it is trained, computed and judged, and where its files are. The
 tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
 
@@ -37,7 +23,7 @@ FIXED = ("train.batch_size", "optimizer.name")
 
 
 def check_same_run(
-    stored: Mapping[str, Any], config: Mapping[str, Any], versions: Mapping[str, str], source: str
+    stored: Mapping[str, Any], config: dict[str, Any], versions: Mapping[str, str], source: str
 ) -> None:
     """Compares a checkpoint with the run that is about to go on from it; what may differ goes to the log.
 
@@ -50,7 +36,7 @@ def check_same_run(
     Raises:
       ConfigError: the model, its layout or its data would be others; the message names key and values.
     """
-    changed = list(differences(stored.get("config", {}), config))
+    changed = differences(stored.get("config", {}), config)
     for key, before, now in changed:
         if _under(key, FIXED) or not _under(key, FREE):
             raise ConfigError(
@@ -66,20 +52,16 @@ def check_same_run(
             )
 
 
-def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ, with both values.
 
     Keys that one side lacks are left out: configs gain keys between versions, and rows of the table of losses
     come and go.
     """
-    for key in sorted(before.keys() & now.keys()):
-        old, new = before[key], now[key]
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}", old, new
+    before, now = (traverse_util.flatten_dict(config, sep=".") for config in (before, now))
+    return [
+        (key, before[key], now[key]) for key in sorted(before.keys() & now.keys()) if before[key] != now[key]
+    ]
 
 
 def _under(key: str, groups: tuple[str, ...]) -> bool:

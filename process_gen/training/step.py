@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from process_gen.distributed import offload
+from process_gen.distributed import offload, sharding
 from process_gen.losses import LossTable
 from process_gen.models.autoencoder import random_weights
 from process_gen.models.config import UnrollOptions
@@ -68,19 +68,15 @@ class Recipe:
     ema_warmup: bool = True
 
 
-def init_state(recipe: Recipe, spec: Batch, key: jax.Array, unbox: Callable[[Any], Any]) -> TrainState:
-    """The state before the first step; parameters keep their logical axis names.
+def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
+    """The state before the first step, for batches of the shapes of `spec`.
 
-    Args:
-      recipe: what is trained.
-      spec: shapes of a batch.
-      key: initializes parameters and starts the run's randomness.
-      unbox: drops the axis names of a tree of parameters.
+    `params` keep the logical names of their axes; the other trees have none.
     """
     init_key, run_key = jax.random.split(key)
     batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), spec)
     boxed = recipe.model.init(init_key, batch)["params"]
-    plain = unbox(boxed)
+    plain = sharding.unbox(boxed)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=boxed,

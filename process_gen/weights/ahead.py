@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from process_gen.checkpoints import arrays
+from process_gen.checkpoints.published import sources
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read_info
 from process_gen.data.loader import Source
@@ -25,10 +26,9 @@ from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import latents_folder
 from process_gen.experiment import builders
 from process_gen.models import autoencoder
-from process_gen.models.config import ModelConfig
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
-from process_gen.weights.origin import Weights, read_weights
+from process_gen.weights.origin import read_weights
 
 IMAGES = 8
 """Images that are encoded at a time."""
@@ -36,57 +36,73 @@ GROUP = 16
 """Trajectories whose images are put together for that."""
 
 
-def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: Any = None) -> LatentsInfo:
+def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: Any) -> LatentsInfo:
     """Writes the latents of every trajectory of a source, unless they are there.
 
     Args:
-      config: names the folder, and the weights.
+      config: names the folder.
       source: what is encoded.
       layout: says the size of its images.
-      params: the autoencoder's, from `autoencoder_params`; they are read if they are not given.
+      params: the autoencoder's, from `autoencoder_params`.
 
     Returns:
       What the folder holds then.
 
     Raises:
-      ConfigError: the config has no autoencoder that could be asked, or no weights of it.
+      ConfigError: the folder holds other latents.
       BadTrajectory: a broken trajectory, where `config.data.on_error` says fail.
-      CheckpointError: the weights cannot be read.
     """
     model = builders.build_model_config(config)
-    params = autoencoder_params(config) if params is None else params
     info, folder = LatentsInfo.of(source, layout, fingerprint(params)), latents_folder(config.data, layout)
     if _there(folder, info):
         return info
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
-    bad = 0
+    bad, skip = 0, config.data.on_error != "fail"
     bar = tqdm.tqdm(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
     with bar, LatentsWriter(folder, info) as writer:
-        for group in _groups(source):
-            good = [one for one in group if isinstance(one, Trajectory)]
-            found = iter(_encoded(encode, params, good))
+        for start in range(0, len(source), GROUP):
+            indices = range(start, min(start + GROUP, len(source)))
+            group = [_read(source, index, skip) for index in indices]
+            found = iter(_encoded(encode, params, [one for one in group if isinstance(one, Trajectory)]))
             for one in group:
                 if isinstance(one, Trajectory):
                     writer.write(one, next(found))
-                elif config.data.on_error == "fail":
-                    raise one
-                else:
-                    bad += 1
-                    logging.warning("left out bad trajectory (%d so far): %s", bad, one)
-                    writer.write_bad(one)
+                    continue
+                bad += 1
+                logging.warning("left out bad trajectory (%d so far): %s", bad, one)
+                writer.write_bad(one)
             bar.update(len(group))
     return info
 
 
 def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
-    """The parameters of the autoencoder that a config starts from, on the host.
+    """The parameters of the autoencoder that a config starts from, on the host, float32.
 
     Raises:
-      ConfigError, CheckpointError: see `autoencoder_weights`.
+      ConfigError: the model's latents are pixels, or there are no such weights, or of other sizes.
+      CheckpointError: the weights cannot be read.
     """
-    model = builders.build_model_config(config)
-    return read_all(autoencoder_weights(model, config.train.get("init", "")))
+    model, origin = builders.build_model_config(config), config.train.get("init", "")
+    if model.autoencoder == "patches":
+        raise builders.ConfigError(
+            "config.data.latents is for models with an autoencoder; with model.autoencoder='patches' latents "
+            "are the pixels themselves: leave it empty"
+        )
+    if not origin:
+        raise builders.ConfigError(
+            "config.data.latents needs the weights of the autoencoder: set config.train.init to a published "
+            "checkpoint or to a run"
+        )
+    weights = read_weights(origin, vit=False)  # nothing but the autoencoder is asked for
+    if weights.autoencoder is None:
+        raise builders.ConfigError(f"{weights.source} (config.train.init) holds no autoencoder")
+    if weights.flux != model.flux:
+        raise builders.ConfigError(
+            f"the autoencoder in {weights.source} is {weights.flux}, the config has {model.flux}"
+        )
+    source = weights.autoencoder("float32")
+    return jax.tree.map(lambda x: x.astype(np.float32), sources.tree(source))
 
 
 def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
@@ -111,38 +127,6 @@ def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
             )
 
 
-def autoencoder_weights(model: ModelConfig, origin: str) -> Weights:
-    """The weights that hold the autoencoder of a config.
-
-    Raises:
-      ConfigError: the model's latents are pixels, or there are no such weights, or of other sizes.
-    """
-    if model.autoencoder == "patches":
-        raise builders.ConfigError(
-            "config.data.latents is for models with an autoencoder; with model.autoencoder='patches' latents "
-            "are the pixels themselves: leave it empty"
-        )
-    if not origin:
-        raise builders.ConfigError(
-            "config.data.latents needs the weights of the autoencoder: set config.train.init to a published "
-            "checkpoint or to a run"
-        )
-    weights = read_weights(origin, vit=False)  # nothing but the autoencoder is asked for
-    if weights.autoencoder is None:
-        raise builders.ConfigError(f"{weights.source} (config.train.init) holds no autoencoder")
-    if weights.flux != model.flux:
-        raise builders.ConfigError(
-            f"the autoencoder in {weights.source} is {weights.flux}, the config has {model.flux}"
-        )
-    return weights
-
-
-def read_all(weights: Weights) -> dict[str, Any]:
-    """The autoencoder's parameters on the host, float32."""
-    source = weights.autoencoder("float32")
-    return arrays.nested({name: np.asarray(source.read(name), np.float32) for name in source.spec})
-
-
 def fingerprint(params: Any) -> str:
     """Tells one autoencoder's parameters from another's: latents mean something only together with them."""
     digest = hashlib.sha256()
@@ -165,17 +149,14 @@ def _there(folder: str, info: LatentsInfo) -> bool:
     return True
 
 
-def _groups(source: Source) -> Iterator[list[Trajectory | BadTrajectory]]:
-    """A few trajectories at a time, errors in the place of broken ones."""
-
-    def read(index: int) -> Trajectory | BadTrajectory:
-        try:
-            return source[index]
-        except BadTrajectory as error:
-            return error
-
-    for start in range(0, len(source), GROUP):
-        yield [read(index) for index in range(start, min(start + GROUP, len(source)))]
+def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:
+    """A trajectory; where broken ones are to be skipped, what is wrong with it."""
+    try:
+        return source[index]
+    except BadTrajectory as error:
+        if not skip:
+            raise
+        return error
 
 
 def _encoded(encode: Any, params: Any, trajectories: list[Trajectory]) -> Iterator[np.ndarray]:

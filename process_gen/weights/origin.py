@@ -3,7 +3,7 @@
     weights = read_weights("BAGEL-7B-MoT")
     weights.model, weights.params("float32")
 
-Nothing is read but descriptions; `params` and `autoencoder` are sources that are
+Nothing is read but descriptions; `params` and `autoencoder` make sources that are
 read box by box (`process_gen.checkpoints.published.sources`).
 """
 
@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from process_gen.checkpoints import export, load, manifest
+from process_gen.checkpoints import export, load
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import bagel, configs, flux, folder, parts, sources, tensors
+from process_gen.checkpoints.published import bagel, configs, flux, parts, tensors
+from process_gen.checkpoints.published.sources import Make
 from process_gen.experiment import builders, vocabulary
-from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
+from process_gen.models.config import FluxConfig, ModelConfig, model_config
 
-Make = Callable[[str | None], sources.Source]
-"""Arrays in a dtype; None leaves them as they are stored."""
 AUTOENCODER = "autoencoder"
 """The item of a step that holds the frozen autoencoder."""
 
@@ -35,24 +34,27 @@ class Weights:
     Attributes:
       kind: `ours`, `bagel`, `qwen2`, `siglip2` or `autoencoder`.
       source: where it lies, for messages.
+      tokenizer: the folder in which its tokenizer's files are, if there are any.
+      metadata: what a run keeps with its weights.
       model: its sizes, None for an autoencoder alone.
       params: makes the model's arrays; None without.
       flux: sizes of the autoencoder.
       autoencoder: makes its arrays; None without.
-      files: published JSON files that belong to it.
-      tokenizer: the folder in which its tokenizer's files are, if there are any.
-      metadata: what a run keeps with its weights.
     """
 
     kind: str
     source: str
-    model: ModelConfig | None
-    params: Make | None
-    flux: FluxConfig | None
-    autoencoder: Make | None
-    files: Mapping[str, configs.Json] | None
     tokenizer: epath.Path
     metadata: Mapping[str, Any]
+    model: ModelConfig | None = None
+    params: Make | None = None
+    flux: FluxConfig | None = None
+    autoencoder: Make | None = None
+
+    @property
+    def files(self) -> Mapping[str, configs.Json] | None:
+        """Published JSON files that belong to it."""
+        return self.metadata.get("published", {}).get("files")
 
 
 def read_weights(
@@ -81,25 +83,31 @@ def read_weights(
     place = load.absolute(source)
     kind = kind_of(place)
     if kind == "ours":
-        return _ours(place, which, autoencoder)
+        return read_ours(place, which, autoencoder)
     if kind == "bagel":
-        return _bagel(folder.read_published(place, vit=vit, autoencoder=autoencoder))
+        found = bagel.read_published(place, vit, autoencoder)
+        told = {"from": str(place), "files": dict(found.files), "timestep_shift": found.timestep_shift}
+        return _published(kind, place, found.model, found.pieces, found.autoencoder, told)
     if kind == "qwen2":
-        return _started(place, vision, autoencoder, seed)
+        coder = None if autoencoder is None else flux.read_autoencoder(autoencoder)
+        tower = None if vision is None else parts.read_siglip2(vision)
+        language = parts.read_qwen2(place)
+        model = parts.model_of(language, tower, coder and coder.config)
+        taken = {"language_model": place, "vision": vision, "autoencoder": autoencoder}
+        taken = {name: path if path is None else str(path) for name, path in taken.items()}
+        start = functools.partial(parts.start, model, language, tower, seed)
+        return _published(kind, place, model, start, coder, {"from": {**taken, "seed": seed}})
     if kind == "siglip2":
-        return _tower(place)
+        part = parts.read_siglip2(place)
+        model = parts.tower_of(part)
+        return Weights(kind, str(place), place, {}, model, functools.partial(part.pieces, model))
     files = flux.read_autoencoder(place)
-    make = functools.partial(bagel.autoencoder_pieces, files)
     metadata = {"flux": dataclasses.asdict(files.config), "published": {"from": str(place)}}
-    return Weights("autoencoder", str(place), None, None, files.config, make, None, place, metadata)
+    return Weights(kind, str(place), place, metadata, flux=files.config, autoencoder=files.pieces)
 
 
 def kind_of(place: epath.Path) -> str:
-    """What a folder or file holds, by the names in it.
-
-    Raises:
-      CheckpointNotFound: nothing that is known, or pickles.
-    """
+    """What a folder or file holds, by the names in it; CheckpointNotFound for nothing known, or pickles."""
     if not place.exists():
         raise CheckpointNotFound(f"no such weights: {place}")
     if place.is_file():
@@ -113,9 +121,9 @@ def kind_of(place: epath.Path) -> str:
     for prefix, kind in (("qwen", "qwen2"), ("siglip", "siglip2")):
         if family.startswith(prefix):
             return kind
-    if tensors.find(place, flux.STEMS) is not None:
+    if tensors.find(place, flux.STEMS.values()) is not None:
         # Beside a model it is that of a BAGEL whose configs are missing, which is then said.
-        held = [stem + end for stem in folder.MODEL_STEMS for end in (tensors.SUFFIX, tensors.INDEX)]
+        held = [stem + end for stem in bagel.MODEL_STEMS for end in (tensors.SUFFIX, tensors.INDEX)]
         return "bagel" if any((place / name).exists() for name in held) else "autoencoder"
     raise CheckpointNotFound(
         f"{place} holds neither a run (checkpoints/), nor a BAGEL (llm_config.json), nor a Qwen2 or SigLIP 2 "
@@ -123,137 +131,53 @@ def kind_of(place: epath.Path) -> str:
     )
 
 
-def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
-    """The sizes that `configs.as_json` wrote."""
-    fields = dict(fields)
-    for name, part in (("vit", VitConfig), ("flux", FluxConfig)):
-        if fields.get(name) is not None:
-            fields[name] = part(**fields[name])
-    return ModelConfig(**fields)
-
-
-def _bagel(published: folder.Published) -> Weights:
-    metadata = {
-        **vocabulary.describe_files(published.folder),
-        "model": configs.as_json(published.model),
-        "published": {
-            "from": str(published.folder),
-            "files": dict(published.files),
-            "timestep_shift": published.timestep_shift,
-        },
-    }
-    return Weights(
-        "bagel",
-        str(published.folder),
-        published.model,
-        functools.partial(bagel.model_pieces, published, None),
-        published.model.flux,
-        functools.partial(bagel.autoencoder_pieces, published.autoencoder),
-        published.files,
-        published.folder,
-        metadata,
-    )
-
-
-def _started(
-    place: epath.Path, vision: epath.PathLike | None, autoencoder: epath.PathLike | None, seed: int
+def _published(
+    kind: str,
+    place: epath.Path,
+    model: ModelConfig,
+    params: Make,
+    coder: flux.AutoencoderFiles | None,
+    told: Mapping[str, Any],
 ) -> Weights:
-    coder = None if autoencoder is None else flux.read_autoencoder(autoencoder)
-    tower = None if vision is None else parts.read_siglip2(vision)
-    language = parts.read_qwen2(place)
-    start = functools.partial(parts.start, language, tower, coder, seed=seed)
-    model = start().model
-    taken = {"language_model": str(place), "vision": vision, "autoencoder": autoencoder, "seed": seed}
-    metadata = {
-        **vocabulary.describe_files(place),
-        "model": configs.as_json(model),
-        "published": {"from": {k: v if v is None else str(v) for k, v in taken.items()}},
-    }
-    make = None if coder is None else functools.partial(bagel.autoencoder_pieces, coder)
-    return Weights(
-        "qwen2",
+    metadata = {**vocabulary.describe_files(place), "model": dataclasses.asdict(model), "published": told}
+    make = None if coder is None else coder.pieces
+    return Weights(kind, str(place), place, metadata, model, params, model.flux, make)
+
+
+def read_ours(
+    source: epath.PathLike, which: str = "ema", autoencoder: epath.PathLike | None = None
+) -> Weights:
+    """The weights of a run, of one of its steps, or of a `.safetensors` file of ours; see `read_weights`."""
+    saved = load.open_saved(source)
+    place, metadata = saved.place, saved.metadata
+    params = saved.source(which) if which in saved.items else None
+    coder = saved.source(AUTOENCODER) if AUTOENCODER in saved.items and autoencoder is None else None
+    if params is None and coder is None:
+        saved.source(which)  # which says that there is none
+    model = _sizes(metadata)
+    if model is None and (params is not None or "flux" not in metadata):
+        raise CheckpointMismatch(f"{place} carries no config, and does not say of which sizes its model is")
+    weights = Weights(
+        "ours",
         str(place),
+        (place.parent if place.is_file() else place.parent.parent) / "tokenizer",
+        metadata,
         model,
-        lambda dtype: start(dtype=dtype or bagel.DTYPE).source,
-        model.flux,
-        make,
-        None,
-        place,
-        metadata,
+        None if params is None else lambda _: params,
+        model.flux if model else FluxConfig(**metadata["flux"]),
+        None if coder is None else lambda _: coder,
     )
-
-
-def _tower(place: epath.Path) -> Weights:
-    part = parts.read_siglip2(place)
-    model = parts.sizes_of(part)
-    spec = {name: shape for name, shape in bagel.model_shapes(model).items() if name.startswith("vit/")}
-    make = functools.partial(part.pieces, spec)
-    return Weights("siglip2", str(place), model, make, None, None, None, place, {})
-
-
-def _ours(place: epath.Path, which: str, autoencoder: epath.PathLike | None) -> Weights:
-    if place.is_file():
-        return _packaged(load.load_params(str(place), which), autoencoder)
-    step_dir = place if load.is_step(place) else load.latest_step_dir(place)
-    items = manifest.items(step_dir)
-    held = AUTOENCODER in items and autoencoder is None
-    if which not in items and not held:
-        raise CheckpointNotFound(f"{step_dir} holds no {which!r} weights, only {', '.join(items)}")
-    wanted = [item for item in (which, AUTOENCODER) if item in items]
-    manifest.verify(step_dir, (*wanted, load.METADATA))
-    metadata = load.read_json(step_dir, load.METADATA)
-    sizes = _sizes(metadata)
-    if sizes is None and (which in items or "flux" not in metadata):
-        raise _without_sizes(step_dir)
-    coder_sizes = sizes.flux if sizes else FluxConfig(**metadata["flux"])
-    coder = (lambda _: sources.StoredArrays(step_dir, AUTOENCODER)) if held else None
-    if autoencoder is not None:
-        coder, coder_sizes = _given(autoencoder)
-    return Weights(
-        "ours",
-        str(step_dir),
-        sizes,
-        (lambda _: sources.StoredArrays(step_dir, which)) if which in items else None,
-        coder_sizes,
-        coder,
-        metadata.get("published", {}).get("files"),
-        step_dir.parent.parent / "tokenizer",
-        metadata,
-    )
-
-
-def _packaged(loaded: load.Loaded, autoencoder: epath.PathLike | None) -> Weights:
-    """A model in one file (`checkpoints.export`)."""
-    place, metadata = epath.Path(loaded.source), loaded.metadata
-    if (sizes := _sizes(metadata)) is None:
-        raise _without_sizes(place)
-    coder, coder_sizes = (None, sizes.flux) if autoencoder is None else _given(autoencoder)
-    return Weights(
-        "ours",
-        str(place),
-        sizes,
-        lambda _: sources.TreeArrays(loaded.params),
-        coder_sizes,
-        coder,
-        metadata.get("published", {}).get("files"),
-        place.parent / "tokenizer",
-        metadata,
-    )
+    if autoencoder is None:
+        return weights
+    given = flux.read_autoencoder(autoencoder)
+    return dataclasses.replace(weights, flux=given.config, autoencoder=given.pieces)
 
 
 def _sizes(metadata: Mapping[str, Any]) -> ModelConfig | None:
     """The sizes of a model that weights of ours say they are of."""
-    model, config = metadata.get("model"), metadata.get("config")
-    if model is not None:
-        return model_from_json(model)
-    return None if config is None else builders.build_model_config(builders.from_json(config))
-
-
-def _without_sizes(place: epath.Path) -> CheckpointMismatch:
-    return CheckpointMismatch(f"{place} does not say of which sizes its model is")
-
-
-def _given(autoencoder: epath.PathLike) -> tuple[Make, FluxConfig]:
-    """A FLUX autoencoder's arrays, and its sizes."""
-    files = flux.read_autoencoder(autoencoder)
-    return functools.partial(bagel.autoencoder_pieces, files), files.config
+    with builders.as_config_error():
+        if (model := metadata.get("model")) is not None:
+            return model_config("bagel_7b", **model)  # of whose fields it gives every one
+        if (config := metadata.get("config")) is not None:
+            return builders.build_model_config(builders.from_json(config))
+    return None

@@ -8,17 +8,13 @@ import importlib.resources
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import ml_collections
-import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.load import load_params
 from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
@@ -29,7 +25,8 @@ from process_gen.models import partition
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError, SamplerError
-from process_gen.weights.start import read_for, weights_of
+from process_gen.weights.origin import Weights, read_ours, read_weights
+from process_gen.weights.start import placed
 
 ERRORS = (builders.ConfigError, MeshError, CheckpointError, SamplerError, PromptError)
 """What a user can get wrong between a checkpoint and its first image."""
@@ -46,7 +43,6 @@ class Restored:
     Attributes:
       model, params: the modules and their weights, on the default device or over a mesh.
       tokenizer: the one it was trained with.
-      level_name: level of the scenes world that it draws; None for other data.
       config: its config as plain JSON values (`builders.from_json` makes a ConfigDict of it).
       source: where the weights came from, for logs.
       autoencoder: weights of the autoencoder; None where it has none.
@@ -55,10 +51,15 @@ class Restored:
     model: UnifiedModel
     params: Any
     tokenizer: Tokenizer
-    level_name: str | None
     config: Mapping[str, Any]
     source: str
     autoencoder: Any = None
+
+    @property
+    def level_name(self) -> str | None:
+        """The level of the scenes world that it draws, None for other data."""
+        data = self.config["data"]
+        return data.get("level") if data.get("source") == "scenes" else None
 
 
 def shipped_weights() -> str:
@@ -103,64 +104,35 @@ def load_model(
     check_name(which, WEIGHTS, "weights", builders.ConfigError)
     if dtype not in (None, *DTYPES):
         raise builders.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
-    if config is not None:
-        return _with_config(str(path), which, tokenizer, config, mesh, dtype)
-    if path is not None and (epath.Path(path) / "llm_config.json").is_file():
-        raise _without_config(str(path))
-    loaded = load_params(shipped_weights() if path is None else str(path), which)
-    fields = loaded.metadata.get("config")
-    if not isinstance(fields, Mapping):
-        raise _without_config(loaded.source)
-    tokenizer = tokenizer_of(loaded.metadata, loaded.source, tokenizer)
+    if config is None:
+        weights = _run(shipped_weights() if path is None else str(path), which)
+        config = builders.from_json(weights.metadata["config"])
+        words = tokenizer_of(weights.metadata, weights.source, tokenizer)
+    else:
+        with builders.as_config_error():
+            layout = builders.build_layout(config)
+        if tokenizer is not None:
+            config = ml_collections.ConfigDict(config)
+            config.data.tokenizer = tokenizer
+        words = build_tokenizer(config)
+        weights = read_weights(str(path), vit=bool(layout.vit_tokens), which=which)
     with builders.as_config_error():
-        model = _computing_in(dtype, builders.build_model(builders.from_json(fields), tokenizer))
-    wanted, coder = weights_of(model, mesh, model.config.dtype)
-    _check_same(wanted, loaded.params, loaded.source)
-    params = _placed(wanted, loaded.params)
-    autoencoder = None if coder is None else _placed(coder, load_params(str(path), "autoencoder").params)
-    return Restored(model, params, tokenizer, _level(fields), fields, loaded.source, autoencoder)
+        model = builders.build_model(config, words)
+    model = model.clone(config=dataclasses.replace(model.config, dtype=dtype or model.config.dtype))
+    params, autoencoder = placed(weights, model, words, mesh, model.config.dtype)
+    return Restored(model, params, words, builders.to_json(config), weights.source, autoencoder)
 
 
-def _without_config(source: str) -> CheckpointMismatch:
-    return CheckpointMismatch(
-        f"{source} carries no config, it was not made by process_gen.train: give one, such as "
-        "--config=configs/bagel_7b.py:paper"
-    )
-
-
-def _computing_in(dtype: str | None, model: UnifiedModel) -> UnifiedModel:
-    return model.clone(config=dataclasses.replace(model.config, dtype=dtype or model.config.dtype))
-
-
-def _placed(wanted: Any, found: Any) -> Any:
-    """Arrays in the dtypes of `wanted` where it says, the default device if it does not."""
-    return jax.tree.map(lambda w, x: jax.device_put(np.asarray(x).astype(w.dtype), w.sharding), wanted, found)
-
-
-def _with_config(
-    path: str,
-    which: str,
-    tokenizer: str | None,
-    config: ml_collections.ConfigDict,
-    mesh: Mesh | None,
-    dtype: str | None,
-) -> Restored:
-    """A model whose weights say nothing about how they are used; the config does."""
-    with builders.as_config_error():
-        builders.build_layout(config)
-    if tokenizer is not None:
-        config = ml_collections.ConfigDict(config)
-        config.data.tokenizer = tokenizer
-    words = build_tokenizer(config)
-    model = _computing_in(dtype, builders.build_model(config, words))
-    params, autoencoder = read_for(model, path, which, words, mesh, model.config.dtype)
-    fields = builders.to_json(config)
-    return Restored(model, params, words, _level(fields), fields, path, autoencoder)
-
-
-def _level(config: Mapping[str, Any]) -> str | None:
-    """The level of the scenes world that a config draws, None for other data."""
-    return config["data"].get("level") if config["data"].get("source") == "scenes" else None
+def _run(path: str, which: str) -> Weights:
+    """Weights that carry the config that they are used with."""
+    published = (epath.Path(path) / "llm_config.json").is_file()
+    weights = None if published else read_ours(path, which)
+    if weights is None or "config" not in weights.metadata:
+        raise CheckpointMismatch(
+            f"{path} carries no config, it was not made by process_gen.train: give one, such as "
+            "--config=configs/bagel_7b.py:paper"
+        )
+    return weights
 
 
 def load_sampler(
@@ -205,20 +177,3 @@ def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
         sharding=NamedSharding(mesh, P(axes)),
         ambient=functools.partial(partition.over, mesh, sharding.ACTIVATION_RULES),
     )
-
-
-def _check_same(wanted: Any, params: Any, source: str) -> None:
-    """Raises CheckpointMismatch unless `params` are those of a model, whose shapes are `wanted`."""
-    wanted, found = _shapes(wanted), _shapes(params)
-    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if odd:
-        name = odd[0]
-        raise CheckpointMismatch(
-            f"the weights in {source} do not fit their config: {name} is {found.get(name, 'missing')}, "
-            f"the model has {wanted.get(name, 'no such weights')} ({len(odd)} of {len(wanted)} differ)"
-        )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(nn.meta.unbox(tree))[0]
-    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

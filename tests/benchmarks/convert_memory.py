@@ -21,7 +21,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.checkpoints.published import bagel, configs, writing
+from process_gen.checkpoints.published import bagel, tensors
 from process_gen.checkpoints.published.flux import moves_of
 from process_gen.convert import parse_bytes
 from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
@@ -59,7 +59,7 @@ def model_of(size: int) -> ModelConfig:
     return config(max(1, layers))
 
 
-def synthetic(moves: list, rng: np.random.Generator) -> list[writing.Item]:
+def synthetic(moves: list, rng: np.random.Generator) -> list[tensors.Item]:
     """Tensors of these names and shapes, of numbers that do not compress and cost little to make."""
     numbers = rng.standard_normal(1 << 22).astype(DTYPE)
 
@@ -69,17 +69,17 @@ def synthetic(moves: list, rng: np.random.Generator) -> list[writing.Item]:
             yield numbers[: min(left, numbers.size)]
             left -= min(left, numbers.size)
 
-    return [writing.Item(m.theirs, DTYPE, m.shape, lambda m=m: blocks(m)) for m in moves]
+    return [tensors.Item(m.theirs, DTYPE, m.shape, lambda m=m: blocks(m)) for m in moves]
 
 
 def build(folder: pathlib.Path, model: ModelConfig, shard: int) -> int:
     """Writes the checkpoint; returns bytes of its largest file."""
     rng = np.random.default_rng(0)
-    tensors = synthetic(bagel.bagel_moves(model), rng) + bagel.fixed_tables(model, True, DTYPE)
-    writing.write(folder, "ema", tensors, shard)
-    coder = moves_of(model.flux, bagel.autoencoder_shapes(model.flux), "flux")
-    writing.write(folder, "ae", synthetic(coder, rng))
-    for name, fields in configs.write(model).items():
+    items = synthetic(bagel.bagel_moves(model), rng)
+    items += [tensors.Item.of(name, x.astype(DTYPE)) for name, x in bagel.fixed_tables(model).items()]
+    tensors.write(folder, "ema", items, shard)
+    tensors.write(folder, "ae", synthetic(moves_of(model.flux), rng))
+    for name, fields in bagel.json_files(model).items():
         (folder / name).write_text(json.dumps(fields))
     return max(path.stat().st_size for path in folder.iterdir())
 

@@ -101,7 +101,7 @@ def time_train(config: ConfigDict, repeats: int, profile: str | None = None) -> 
     recipe = build_recipe(config, model)
     rows, layout = config.train.batch_size, model.layout
     batch = jax.device_put(Batch(**fake_batch(layout, rows, seed=0, vocab=scenes_tokenizer().vocab_size)))
-    init = jax.jit(lambda key: nn.unbox(init_state(recipe, Batch.spec(layout, rows), key, nn.unbox)))
+    init = jax.jit(lambda key: nn.unbox(init_state(recipe, Batch.spec(layout, rows), key)))
     state = init(jax.random.key(0))
     started = time.perf_counter()
     step = jax.jit(make_train_step(recipe), donate_argnums=0).lower(state, batch).compile()

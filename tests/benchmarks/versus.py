@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -137,9 +138,9 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     print(loader.report(), flush=True)
     recipe = program.build_recipe(config, model)
     batches = (Batch(**batch) for batch in iter(loader))
-    init = jax.jit(
-        lambda key: nn.unbox(steps.init_state(recipe, Batch.spec(model.layout, len(rows)), key, nn.unbox))
-    )
+    spec = Batch.spec(model.layout, len(rows))
+    more = {"unbox": nn.unbox} if "unbox" in inspect.signature(steps.init_state).parameters else {}
+    init = jax.jit(lambda key: nn.unbox(steps.init_state(recipe, spec, key, **more)))
     state = jax.block_until_ready(init(jax.random.key(0)))
     started = time.perf_counter()
     step = jax.jit(steps.make_train_step(recipe), donate_argnums=0).lower(state, next(batches)).compile()

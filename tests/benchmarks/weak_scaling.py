@@ -69,7 +69,7 @@ def exchange_seconds(report: dict[str, Any], devices: np.ndarray) -> np.ndarray:
 
     estimate, own = report["estimate"], np.array([report["devices"]])
     runs = sum(one["runs"] for one in report["traffic"] if "data" in one["axes"])
-    more = runs * (hops(devices) - hops(own)) * roofline.Assumptions().hop_seconds
+    more = runs * (hops(devices) - hops(own)) * roofline.HOP_SECONDS
     return estimate["links"] + estimate["hops"] + more
 
 

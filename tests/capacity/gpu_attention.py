@@ -33,7 +33,7 @@ shapes = (
     array(8, QUERIES, KEYS, dtype=jnp.bool_),
 )
 with partition.over(mesh, sharding.ACTIVATION_RULES):
-    assert kernels.choose("flash", 128, "bfloat16").name == "cudnn"
+    assert kernels.choose("flash", 128, "bfloat16") == "cudnn"
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
 text, scores = compiled.as_text(), 8 * QUERIES * KEYS * 4
 assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in text

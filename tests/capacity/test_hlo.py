@@ -82,8 +82,8 @@ def test_the_compilers_own_note_comes_first():
 
 
 def test_bytes_by_kind_and_axes():
-    found = collectives.collectives(hlo.parse(TEXT), MESH, {})
-    by_kind = {(one.kind, one.axes, one.network): one for one in collectives.traffic(found)}
+    found = collectives.traffic(hlo.parse(TEXT), MESH, {})
+    by_kind = {(one.kind, one.axes, one.network): one for one in found}
     gathered = by_kind["all-gather", ("fsdp",), False]
     assert (gathered.bytes, gathered.runs) == (5 * 16 * 8 * 2 * 3 / 4, 5)  # two fusions are one exchange
     scattered = by_kind["reduce-scatter", ("fsdp",), False]
@@ -101,7 +101,7 @@ def test_bytes_by_kind_and_axes():
 def test_what_goes_between_slices_is_told_apart():
     """Of two slices of 8 devices, a TPU's program knows 8."""
     mesh = {"data": 4, "fsdp": 4, "tensor": 1, "context": 1}
-    found = collectives.collectives(hlo.parse(TEXT), mesh, {"data": 2})
+    found = collectives.traffic(hlo.parse(TEXT), mesh, {"data": 2})
     (sent,) = [one for one in found if one.network]
     assert (sent.kind, sent.bytes, sent.axes) == ("all-reduce", 2 * 40 / 2, ("data",))
     inside = {one.axes for one in found if not one.network}
@@ -124,14 +124,15 @@ def test_what_goes_between_slices_is_told_apart():
     ],
 )
 def test_every_form_of_groups(text, groups):
-    name = text.split("[")[0] if text.startswith("mesh") else text
-    found = collectives.device_groups(name, f"%x), replica_groups={text}, x=y", 4)
+    one = hlo.Instruction("x", "f32[]", "all-reduce", f"%y), replica_groups={text}, x=y", "main")
+    read = one.attribute("replica_groups")
+    found = collectives.device_groups(read, 4)
     np.testing.assert_array_equal(np.sort(found, axis=1), groups)
 
 
 def test_other_forms_are_refused():
     with pytest.raises(ValueError, match="has a form that is not known here"):
-        collectives.device_groups("nonsense", "", 4)
+        collectives.device_groups("nonsense", 4)
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("HloModule nothing")
 

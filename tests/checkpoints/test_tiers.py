@@ -38,10 +38,10 @@ class Counting:
         self.at = at
 
     def get_state(self):
-        return {"at": self.at}
+        return {"rows": {"0": self.at}}
 
     def set_state(self, state):
-        self.at = state["at"]
+        self.at = state["rows"]["0"]
 
 
 @contextlib.contextmanager

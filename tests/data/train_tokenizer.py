@@ -25,8 +25,9 @@ from absl import app, flags
 from sentencepiece import sentencepiece_model_pb2
 
 from process_gen.data.tokenizers import PAD, SPACE, UNKNOWN, SentencePieceTokenizer, words_of
+from process_gen.scenes.language import vocabulary
 from process_gen.scenes.levels import LEVELS
-from process_gen.scenes.teacher import corpus, vocabulary
+from process_gen.scenes.teacher import corpus
 from process_gen.trajectory import markup
 
 ASSET = pathlib.Path(__file__).parents[2] / "process_gen" / "data" / "assets" / "scenes.model"

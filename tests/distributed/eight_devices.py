@@ -12,14 +12,14 @@ import optax  # noqa: E402
 
 from process_gen.distributed import sharding  # noqa: E402
 from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
-from tests.distributed.test_sharding import TX, Stack, init  # noqa: E402
+from tests.distributed.test_sharding import TX, Stack, create_state  # noqa: E402
 
 ROWS = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
 
 
 def run(mesh):
     """Three steps; the state ends where it began, in shape and in placement."""
-    state, shardings = sharding.create_state(init, jax.random.key(0), mesh=mesh)
+    state, shardings = create_state(mesh)
 
     def step(state, x):
         def loss(params):

@@ -19,7 +19,7 @@ import sys
 import jax
 import numpy as np
 
-from process_gen.checkpoints.load import load_params
+from process_gen.checkpoints.load import open_saved
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -68,7 +68,7 @@ def train(workdir: pathlib.Path, steps: int, processes: int, devices: int, overr
 def differences(workdir: pathlib.Path, other: pathlib.Path) -> dict[str, float]:
     """Norm of the difference by norm, of every array of the newest parameters of two runs."""
     ours, theirs = (
-        jax.tree.leaves_with_path(load_params(str(folder), "params").params) for folder in (workdir, other)
+        jax.tree.leaves_with_path(open_saved(folder).params("params")) for folder in (workdir, other)
     )
     return {
         jax.tree_util.keystr(path): float(np.linalg.norm(a - b) / np.linalg.norm(a))

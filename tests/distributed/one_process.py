@@ -51,14 +51,14 @@ def tiny(workdir: str, steps: int, overrides: dict):
 
 def main():
     config = tiny(asked["workdir"], asked["steps"], asked["overrides"])
-    losses, log = [], train.Run.log
+    losses, log = [], train.RunLog.log
 
-    def kept(self, meter, step, metrics, waited):
-        values = log(self, meter, step, metrics, waited)
+    def kept(self, step, metrics, waited):
+        values = log(self, step, metrics, waited)
         losses.append(values["loss"])
         return values
 
-    train.Run.log = kept
+    train.RunLog.log = kept
     train.train(config, asked["workdir"])
     if hosts.is_lead():
         (pathlib.Path(asked["workdir"]) / "losses.json").write_text(json.dumps(losses))

@@ -31,7 +31,7 @@ def state_of(spec: str):
     model = builders.build_model(config, build_tokenizer(config))
     recipe = build_recipe(config, model)
     batch = Batch.spec(model.layout, config.train.batch_size)
-    init = functools.partial(init_state, recipe, batch, unbox=sharding.unbox)
+    init = functools.partial(init_state, recipe, batch)
     return model.config, jax.eval_shape(init, jax.random.key(0))
 
 

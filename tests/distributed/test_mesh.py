@@ -29,7 +29,7 @@ from process_gen.distributed.mesh import (
     ],
 )
 def test_sizes(config, devices, sizes):
-    assert config.sizes(devices) == dict(zip(AXES, sizes, strict=True))
+    assert config.split(devices)[0] == dict(zip(AXES, sizes, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_sizes(config, devices, sizes):
 )
 def test_impossible_sizes_are_explained(sizes, devices, words):
     with pytest.raises(MeshError) as error:
-        MeshConfig(**sizes).sizes(devices)
+        MeshConfig(**sizes).split(devices)
     for word in words:
         assert word in str(error.value)
 
@@ -99,7 +99,8 @@ def test_only_the_axes_between_slices_cross_them():
     slices = np.vectorize(lambda device: device.slice_index)(grid)
     assert (slices == slices[:, :, :1]).all()  # tensor stays inside
     assert slices[:, :, 0, 0].tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
-    assert config.sizes(16, 4) == dict(data=2, fsdp=4, tensor=2, context=1)
+    between = dict(data=2, fsdp=2, tensor=1, context=1)
+    assert config.split(16, 4) == (dict(data=1, fsdp=2, tensor=2, context=1), between)
     with pytest.raises(MeshError, match=r"fsdp=8.* needs 8 devices in each of the 4 slices, there are 4"):
         device_grid(MeshConfig(data=1, fsdp=8, dcn=dict(data=4)), devices)
 
@@ -113,6 +114,6 @@ def test_a_mesh_may_be_a_few_words():
     assert parse_mesh("tensor=4") == MeshConfig(data=-1, tensor=4)
     assert parse_mesh("data=2, fsdp=4") == MeshConfig(data=2, fsdp=4)
     assert parse_mesh("fsdp=-1") == MeshConfig(data=1, fsdp=-1)
-    for text in ("fsdp", "fsdp=", "model=2", "fsdp=2,fsdp=2", "fsdp=two", "fsdp:2"):
+    for text in ("fsdp", "fsdp=", "model=2", "fsdp=2,fsdp=2", "fsdp=two", "fsdp:2", "fsdp=0", "fsdp=-2"):
         with pytest.raises(MeshError, match=f"--mesh={text}: .* is no AXIS=SIZE"):
             parse_mesh(text)

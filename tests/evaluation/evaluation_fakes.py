@@ -45,9 +45,9 @@ def teacher(mode=Mode.PROCESS, spoil=lambda index, trajectory: trajectory, **opt
             rng = np.random.default_rng(zlib.crc32(prompt.encode()))
             request = read_request(prompt)
             if mode is Mode.PROCESS:
-                trajectory = teach(request, rng, "default", split="heldout", **options)
+                trajectory = teach(request, rng, "default", **options)
             else:
-                trajectory = baseline(request, rng, "default", mode, split="heldout")
+                trajectory = baseline(request, rng, "default", mode)
             found.append(spoil(index, sampled(trajectory, mode, seed)))
         return found
 

@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from evaluation_fakes import BENCHMARK, spoiled, teacher
 
 from process_gen.evaluation.benchmark import GROUPS, SCORED_GROUPS
-from process_gen.evaluation.contact import RIGHT, WRONG, contact_sheet
 from process_gen.evaluation.evaluator import Scores, evaluate
 from process_gen.trajectory.stages import Mode
 
@@ -68,15 +66,6 @@ def test_a_selection_shows_wrong_ones_of_every_group_first_in_turn():
     assert len({id(t) for t in scores.selection(1000)}) == len(BENCHMARK.tasks)
 
 
-def test_the_contact_sheet_frames_final_images_by_verdict(perfect):
-    ((name, picture),) = perfect.pictures(most=3)
-    assert name == "process/trajectories" and picture.dtype == np.uint8
-    right = contact_sheet(perfect.trajectories[:2])
-    assert (right == RIGHT).all(-1).any() and not (right == WRONG).all(-1).any()
-    failed = [dataclasses.replace(t, verdict={"ok": False}) for t in perfect.trajectories[:2]]
-    assert (contact_sheet(failed) == WRONG).all(-1).any()
-
-
 def test_a_step_that_is_corrected_twice_is_one_correction_and_three_images():
     def twice(index, trajectory):
         turns = [
@@ -92,12 +81,10 @@ def test_a_step_that_is_corrected_twice_is_one_correction_and_three_images():
         assert (one.steps, one.corrections) == (other.steps, other.corrections)
         assert one.images == other.images + other.corrections
     assert again.means()["images_drawn"] > once.means()["images_drawn"]
-    widths = [contact_sheet(scores.trajectories).shape[1] for scores in (again, once)]
-    assert widths[0] > widths[1]
 
 
 def test_predict_functions_that_answer_something_else_are_refused():
-    with pytest.raises(ValueError, match="returned 1 trajectories for 54 prompts"):
+    with pytest.raises(ValueError, match="shorter"):
         evaluate(lambda prompts, seeds: teacher()(prompts[:1], seeds[:1]), BENCHMARK)
     with pytest.raises(ValueError, match="answered"):
         evaluate(lambda prompts, seeds: teacher()(prompts, seeds)[::-1], BENCHMARK)

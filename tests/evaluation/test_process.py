@@ -6,7 +6,7 @@ from evaluation_fakes import canvas, sampled
 from process_gen.evaluation.process import Counts, count
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.prompts import sample_request
-from process_gen.scenes.requests import CATEGORIES
+from process_gen.scenes.requests import categories
 from process_gen.scenes.teacher import teach
 from process_gen.trajectory.markup import Plan, write_plan
 from process_gen.trajectory.sampled import SampledTrajectory
@@ -60,7 +60,7 @@ def test_each_step_falls_into_one_box_of_detection_and_of_correction(draft, refi
 def test_the_teacher_notices_all_but_its_slips_and_corrects_all_that_it_notices(rng):
     total, planted, misplanned, slips = Counts(), 0, 0, 0
     for index in range(180):
-        request = sample_request(rng, "default", CATEGORIES[index % len(CATEGORIES)])
+        request = sample_request(rng, "default", categories("default")[index % 9])
         trajectory = teach(request, rng, "default", wrong=0.3, misplan=0.2, slip=0.15)
         mistakes = [fact for fact in trajectory.metadata["mistakes"] if fact]
         misplanned += sum(fact["planned"] for fact in mistakes)

@@ -9,7 +9,7 @@ from evaluation_fakes import BENCHMARK, spoiled, teacher
 from process_gen.evaluation import results
 from process_gen.evaluation.benchmark import GROUPS, make_benchmark
 from process_gen.evaluation.evaluator import evaluate
-from process_gen.evaluation.results import Results, ResultsError, arms_of
+from process_gen.evaluation.results import Results, ResultsError
 from process_gen.trajectory.stages import Mode
 
 COSTS = ("steps", "sampling steps", "seconds per image")
@@ -56,23 +56,14 @@ def test_other_files_are_refused_by_name(tmp_path, text, message):
         Results.load(tmp_path / "gone.json")
 
 
-def test_the_score_table_has_one_row_per_mode_and_one_column_per_group(made):
-    headers, rows = results.score_table(made.modes)
-    assert headers[: 1 + len(GROUPS)] == ["mode", *GROUPS]
-    by_name = {row[0]: dict(zip(headers, row, strict=True)) for row in rows}
-    assert by_name["process"]["score"] == 1.0
-    assert by_name["single_pass"]["score"] == pytest.approx(7 / 8)
-    assert by_name["single_pass"]["counting"] == 0.0
-
-
 def test_group_and_process_tables_say_how_sure_they_are(made):
     headers, rows = results.group_table(made.modes)
     assert len(headers) == 4 and [row[0] for row in rows] == [*GROUPS, "score", *COSTS]
-    assert rows[0][1:3] == [6, "1.00 [0.61, 1.00]"]
+    assert rows[0][1] == 6 and str(rows[0][2]) == "1.00 [0.61, 1.00]"
     assert rows[-1] == ["seconds per image", None, "0.5", "0.5"]
     headers, rows = results.process_table(made.modes)
     measures = {row[0]: row[1:] for row in rows}
-    assert measures["inspect_precision"][0].startswith("1.00 [")
+    assert str(measures["inspect_precision"][0]).startswith("1.00 [")
     assert measures["failed: missing"] == ["0 of 54", "6 of 54"]
 
 
@@ -91,17 +82,9 @@ def test_bars_hold_every_group_and_the_score(made):
     assert low < mean < high
 
 
-def test_arms_are_named_by_file_only_where_modes_repeat(made):
-    assert list(arms_of([("a", made)])) == ["process", "single_pass"]
-    assert list(arms_of([("a", made), ("b", made)]))[2:] == ["b: process", "b: single_pass"]
-    with pytest.raises(ResultsError, match="both called 'a: process'"):
-        arms_of([("a", made), ("a", made)])
-
-
 def test_unscored_groups_alone_have_no_score_anywhere(made, tmp_path):
     scores = evaluate(teacher(), make_benchmark(per_group=2, groups=["five_objects"]))
-    headers, rows = results.score_table({"process": scores})
-    assert rows[0][headers.index("score")] is None
+    assert scores.score is None
     assert [row[0] for row in results.group_table({"process": scores})[1]] == ["five_objects", *COSTS]
     assert list(results.bars({"process": scores})["process"]) == ["five_objects"]
     assert "process/score" not in dict(scores.scalars())

@@ -59,8 +59,11 @@ def test_a_tilde_is_the_home_folder_in_flags_and_configs(tmp_path, monkeypatch):
 def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.load_config("configs/scenes.py:debug").train.steps == 4
-    for words in (["--config=configs/scenes.py:debug"], ["--config", "configs/scenes.py:debug"]):
-        assert cli._words_with_places(words)[0][-1].endswith(f"{ROOT}/configs/scenes.py:debug")
+    for words in (
+        ["--config=configs/scenes.py:debug", "--a"],
+        ["--config", "configs/scenes.py:debug", "--a"],
+    ):
+        assert cli._without_config(words, "other.py") == (["--a"], "configs/scenes.py:debug")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "scenes.py").write_text("def get_config(): return 3")
     with pytest.raises(cli.CommandError, match="returns a int, not a ConfigDict"):  # the one that is here

@@ -89,7 +89,7 @@ def traces(config: ConfigDict) -> None:
     model = builders.build_model(config, scenes_tokenizer())
     recipe = build_recipe(config, model)
     spec = Batch.spec(model.layout, config.train.batch_size)
-    state = nn.unbox(jax.eval_shape(lambda key: init_state(recipe, spec, key, nn.unbox), jax.random.key(0)))
+    state = nn.unbox(jax.eval_shape(lambda key: init_state(recipe, spec, key), jax.random.key(0)))
     after, metrics = jax.eval_shape(make_train_step(recipe), state, spec)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

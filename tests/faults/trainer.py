@@ -189,7 +189,8 @@ def contents(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
         if item == "iterator":
             found[item] = np.array(json.dumps(load.read_json(step_dir, item), sort_keys=True))
         elif item != load.METADATA:
-            found |= {f"{item}/{n}": np.asarray(x) for n, x in load.read_arrays(step_dir, item).items()}
+            source = load.open_saved(step_dir).source(item)
+            found |= {f"{item}/{name}": source.read(name) for name in source.spec}
     return found
 
 

@@ -17,7 +17,7 @@ from absl import flags
 
 from process_gen import convert, evaluate, sample
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.published.folder import read_published
+from process_gen.checkpoints.published.bagel import read_published
 from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.folder import LISTING, FolderSource
 from process_gen.data.tokenizers import scenes_tokenizer

@@ -16,7 +16,7 @@ from process_gen.distributed.sharding import ACTIVATION_RULES
 from process_gen.models import kernels, partition
 from tests.models.dense import Places
 from tests.models.tiny import VIT, layout
-from tests.models.ways import BLOCKED, CUDNN, SPLASH, attended_rows, rows_of_turns, using
+from tests.models.ways import attended_rows, rows_of_turns, using
 
 MESHES = ({"fsdp": 8}, {"fsdp": 2, "tensor": 2, "context": 2}, {"fsdp": 2, "context": 4})
 
@@ -50,7 +50,7 @@ def calls_of_kernels() -> None:
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
-    for kernel in (BLOCKED, SPLASH):
+    for kernel in ("blocked", "splash"):
         for before in (None, keys - queries):
             same_on_every_mesh(
                 lambda kernel=kernel, before=before: out_and_gradients(
@@ -58,7 +58,7 @@ def calls_of_kernels() -> None:
                 )
             )
     mask = jnp.asarray(visible[:, None] & (rng.random((4, queries, keys)) < 0.8))
-    with using(CUDNN):
+    with using("cudnn"):
         same_on_every_mesh(lambda: out_and_gradients(lambda *x: kernels.run_masked(*x, mask)))
 
 
@@ -72,7 +72,7 @@ def rows_with_every_way() -> None:
         for heads in (4, 2, 2)
     )
     weights = jnp.asarray(rng.standard_normal((*q.shape[:2], 64)), jnp.float32) * there[..., None]
-    for kernel in (None, BLOCKED):
+    for kernel in (None, "blocked"):
         with using(kernel) as (config, _):
 
             def loss(tensors, config=config):

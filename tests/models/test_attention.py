@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from process_gen.models import kernels, masked
 from process_gen.models.attention import attend_chunk
+from process_gen.models.masked import Keys
 from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.visibility import Chunk
 from tests.models.dense import Places
 from tests.models.tiny import CONFIG, VIT, layout
-from tests.models.ways import BLOCKED, CUDNN, SPLASH, WAYS, attended_rows, rows_of_turns, using
+from tests.models.ways import WAYS, attended_rows, rows_of_turns, using
 
-ways = pytest.mark.parametrize("kernel", WAYS, ids=lambda kernel: kernel.name)
+ways = pytest.mark.parametrize("kernel", WAYS)
 ROWS, HEADS, KV_HEADS = 2, 4, 2
 
 
@@ -61,18 +62,9 @@ class Problem:
 
     def run(self, config, chunk, tensors=None, block=None):
         own, history, prompt = tensors or (self.own, self.history, self.prompt)
-        masks = self.own_mask, self.history_mask, self.prompt_mask
-        return attend_chunk(
-            config,
-            chunk,
-            own,
-            masks[0],
-            history,
-            masks[1],
-            [prompt],
-            masks[2],
-            block=block or masks[1].shape[1] or 1,
-        )  # [B, N, L, H]
+        history, prompt = Keys(*history, self.history_mask), Keys(*prompt, self.prompt_mask)
+        block = block or self.history_mask.shape[1] or 1
+        return attend_chunk(config, chunk, own, self.own_mask, history, [prompt], block)  # [B, N, L, H]
 
     def mask(self, chunk: Chunk) -> np.ndarray:
         """[B, L, history + prompt + L] bool."""
@@ -130,20 +122,20 @@ EXAMPLES = given(st.one_of(chunks(), turns()), st.integers(0, 10), st.integers(0
 @RANDOM
 @EXAMPLES
 def test_blocked_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
-    check_mask(BLOCKED, chunk, history, prompt, seed)
+    check_mask("blocked", chunk, history, prompt, seed)
 
 
 @RANDOM
 @EXAMPLES
 def test_cudnn_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
-    check_mask(CUDNN, chunk, history, prompt, seed)
+    check_mask("cudnn", chunk, history, prompt, seed)
 
 
 @pytest.mark.slow
 @settings(RANDOM, max_examples=3)
 @EXAMPLES
 def test_splash_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
-    check_mask(SPLASH, chunk, history, prompt, seed)
+    check_mask("splash", chunk, history, prompt, seed)
 
 
 @settings(RANDOM, max_examples=100)
@@ -241,11 +233,11 @@ def test_turns_of_a_history_that_nobody_sees_change_nothing_when_they_are_left_o
 
 SLOTS = dict(context="step", before=3, after=3, prompt=3, copies=1, corrections=1)
 ROW_LAYOUTS = {
-    "blocked": (BLOCKED, layout(**SLOTS, vit_grid=VIT)),
-    "cudnn": (CUDNN, layout(**SLOTS, vit_grid=VIT)),
+    "blocked": ("blocked", layout(**SLOTS, vit_grid=VIT)),
+    "cudnn": ("cudnn", layout(**SLOTS, vit_grid=VIT)),
     "dense": (None, layout(**SLOTS, vit_grid=VIT)),
     "dense-last": (None, layout(**SLOTS | {"context": "last"})),
-    "splash": (SPLASH, layout(**SLOTS, turns=2, trajectories=1)),
+    "splash": ("splash", layout(**SLOTS, turns=2, trajectories=1)),
 }
 
 

@@ -10,7 +10,7 @@ from absl import logging
 
 from process_gen.models import kernels
 from tests.models.reference import attend
-from tests.models.ways import BLOCKED, CUDNN, SPLASH, using
+from tests.models.ways import using
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(5, 7), (4, 7), (5, 6)])
@@ -30,7 +30,7 @@ def test_a_masked_call_of_cudnn_is_of_even_lengths_and_gives_zeros_where_nothing
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
-    with using(CUDNN) as (_, lengths):
+    with using("cudnn") as (_, lengths):
         found = run(kernels.run_masked)
         alone = kernels.run_masked(q, k, v, jnp.asarray(mask))
     assert set(lengths) == {(queries + queries % 2, keys + keys % 2)}
@@ -61,13 +61,13 @@ def test_splash_reads_no_block_of_keys_that_nobody_sees(before, monkeypatch, rng
         return out, *gradients
 
     holes = [jnp.where(hidden[:, None, :, None], jnp.nan, x) for x in (k, v)]
-    found = run(SPLASH, q, *holes)
+    found = run("splash", q, *holes)
     kernels.splash_kernel.cache_clear()
-    for a, b in zip(found, run(BLOCKED, q, k, v), strict=True):
+    for a, b in zip(found, run("blocked", q, k, v), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", [BLOCKED, SPLASH], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", ["blocked", "splash"])
 @pytest.mark.parametrize("before", [None, 3])
 def test_queries_that_see_nothing_give_zeros_and_zero_gradients(kernel, before):
     q, k, v = (jnp.full((2, 2, n, 16), 0.3) for n in (5, 8, 8))
@@ -97,17 +97,17 @@ def test_what_cannot_work_here_falls_back_with_one_line(monkeypatch):
     monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
     kernels._report.cache_clear()
     for _ in range(2):
-        assert kernels.choose("splash", 128, "bfloat16").name == "blocked"
+        assert kernels.choose("splash", 128, "bfloat16") == "blocked"
     assert lines == [
         "attention splash: blocked instead of splash, because its kernels run on TPUs, this is for cpu"
     ]
-    assert kernels.choose("flash", 128, "bfloat16").name == "blocked" and len(lines) == 1
+    assert kernels.choose("flash", 128, "bfloat16") == "blocked" and len(lines) == 1
     for platform, wanted in (("tpu", "splash"), ("cuda", "cudnn"), ("rocm", "blocked")):
         monkeypatch.setattr(kernels.partition, "platform", lambda platform=platform: platform)
-        assert kernels.choose("flash", 128, "bfloat16").name == wanted
+        assert kernels.choose("flash", 128, "bfloat16") == wanted
     monkeypatch.setattr(kernels.partition, "platform", lambda: "cuda")
-    assert kernels.choose("flash", 128, "float32").name == "blocked"
-    assert kernels.choose("flash", 12, "bfloat16").name == "blocked"
+    assert kernels.choose("flash", 128, "float32") == "blocked"
+    assert kernels.choose("flash", 12, "bfloat16") == "blocked"
     assert len(lines) == 3
 
 
@@ -115,7 +115,7 @@ def test_nothing_of_the_size_of_the_scores_is_ever_made():
     queries, keys = 2048, 8192
 
     def loss(q, k, v, visible):
-        return kernels.run(BLOCKED, q, k, v, visible, keys - queries).sum()
+        return kernels.run("blocked", q, k, v, visible, keys - queries).sum()
 
     arrays = [
         jax.ShapeDtypeStruct((1, n, length, 8), jnp.float32)

@@ -100,7 +100,7 @@ def single_pass() -> SampledTrajectory:
 
 def hostile(text: str) -> SampledTrajectory:
     """The text in every place where a user or a model can put one."""
-    verdict = {"ok": False, "constraints": [{"text": text, "ok": False, "reason": text}, text], text: text}
+    verdict = {"ok": False, "constraints": [{"text": text, "ok": False, "reason": text}], text: text}
     turns = (
         Turn(image(1), plan(text, text), text),
         fix(image(2), f"<refine>{text}</refine>", text),

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from process_gen.reports import page
+from process_gen.reports import overview, page
 from process_gen.trajectory.stages import Turn
 from tests.reports import samples
 
@@ -52,7 +52,7 @@ class Reader(HTMLParser):
 
 def build(folder, trajectories, title="Samples", summary=None, results=None) -> tuple[Reader, str]:
     named = [dataclasses.replace(one, uid=f"{i:04d}") for i, one in enumerate(trajectories)]
-    path = page.write_page(folder / "index.html", named, title, summary, results)
+    path = page.write_page(folder / "index.html", named, title, summary or {}, results)
     content = path.read_bytes().decode("utf-8")
     return Reader(content), content
 
@@ -190,16 +190,18 @@ def test_no_trajectories_and_no_text_still_make_a_page(tmp_path):
     check_inert(reader)
     assert "0 trajectories" in reader.text
     turns = (Turn(samples.image(1), "", ""),)
-    reader, _ = build(tmp_path, [samples.process(prompt="", turns=turns, verdict={}, stopped="cap")])
+    reader, _ = build(tmp_path, [samples.process(prompt="", turns=turns, verdict=None, stopped="cap")])
     check_inert(reader)
     assert reader.text.count("(no text)") == 2
     for text in ("(empty prompt)", "limit reached", "Malformed plan"):
         assert text in reader.text
 
 
-def test_verdict_lines():
-    assert page.verdict_line(None) is None
-    assert page.verdict_line({"ok": True}) == "right"
-    assert page.verdict_line(samples.process().verdict) == "wrong: the square is green"
-    assert page.verdict_line({"ok": False}) == "wrong"
-    assert page.verdict_line({"score": 1}) == "judged"
+def test_verdicts_and_tables_in_words():
+    assert overview.verdict_line({"ok": True, "constraints": []}) == "right"
+    assert overview.verdict_line(samples.process().verdict) == "wrong: the square is green"
+    lines = overview.describe([samples.process(uid="0007"), samples.single_pass()]).splitlines()
+    assert "0007" in lines[2] and "draw a red circle" in lines[2] and "refined" in lines[3]
+    assert "malformed: <ins> is never closed" in lines[4]
+    assert "stops" in lines[5] and lines[5].endswith("wrong: the square is green")
+    assert "cut at the cap" in lines[7] and lines[7].endswith("not judged")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from PIL import ImageColor
 
 from process_gen.reports import images
 from process_gen.reports import strip as strips
-from process_gen.reports.strip import sheet, strip
+from process_gen.reports.strip import contact_sheet, sheet, strip
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Step, Trajectory, Turn, draft, refinement
 from tests.reports import samples
@@ -20,13 +23,11 @@ def contains(canvas, image: np.ndarray) -> bool:
 
 
 def marks(step, stopped=None) -> tuple[str, ...]:
-    (panel,) = strips._panels(step, 1, stopped)
-    return panel.marks
+    return strips._marks(step, stopped)
 
 
 def lines(step) -> list[str]:
-    (panel,) = strips._panels(step, 1, None)
-    return [line.text for line in panel.lines]
+    return [line.text for turn in step.turns for line in strips._lines(turn)]
 
 
 def test_small_images_grow_by_whole_factors_and_big_ones_shrink():
@@ -72,9 +73,9 @@ def test_a_step_of_many_corrections_takes_rows():
     canvas = strip(trajectory)
     assert canvas.width <= strips.LONGEST_ROW + 2 * strips.MARGIN
     assert all(contains(canvas, turn.image) for turn in turns)
-    panels = strips._panels(trajectory.steps[0], 1, "cap")
-    assert [(panel.title, len(panel.drawn)) for panel in panels] == [("1", 7), ("", 3)]
-    assert panels[0].marks == ("refined", "malformed", "limit") and panels[1].marks == ()
+    first, second = strips._panels(trajectory.steps[0], 1, "cap")
+    assert [contains(first, turn.image) for turn in turns] == [True] * 7 + [False] * 3
+    assert [contains(second, turn.image) for turn in turns] == [False] * 7 + [True] * 3
 
 
 def test_marks_say_how_a_step_went():
@@ -135,20 +136,30 @@ def test_wrapped_lines_fit(text):
 
 def test_a_sheet_is_a_grid():
     pictures = [samples.image(seed) for seed in range(5)]
-    canvas = sheet(pictures, ["a caption"] * 5, columns=3, side=224)
+    canvas = sheet(pictures, ["a caption"] * 5, columns=3)
     assert all(contains(canvas, picture) for picture in pictures)
     assert sheet(pictures, [""] * 5, columns=8).width > sheet(pictures, [""] * 5, columns=2).width
 
 
-@pytest.mark.parametrize(
-    ("pictures", "captions", "columns", "message"),
-    [(1, 2, 1, "1 pictures with 2"), (1, 1, 0, "at least 1"), (0, 0, 1, "at least one picture")],
-)
-def test_sheets_refuse_what_does_not_fit(pictures, captions, columns, message):
-    with pytest.raises(ValueError, match=message):
-        sheet([samples.image(0)] * pictures, ["x"] * captions, columns)
+def test_a_sheet_has_a_caption_for_each_picture():
+    with pytest.raises(ValueError):
+        sheet([samples.image(0)], ["x"] * 2, columns=2)
+
+
+def test_the_contact_sheet_frames_final_images_by_verdict():
+    def framed(trajectory, colour):
+        pixels = np.asarray(contact_sheet([trajectory] * 2))
+        return (pixels == ImageColor.getrgb(colour)).all(-1).any()
+
+    wrong = samples.process(turns=tuple(Turn(samples.image(i) // 2) for i in range(3)))
+    right = dataclasses.replace(wrong, verdict={"ok": True})
+    assert framed(right, strips.RIGHT) and not framed(right, strips.WRONG)
+    assert framed(wrong, strips.WRONG) and not framed(wrong, strips.RIGHT)
+    longer = samples.process(turns=wrong.turns * 2)
+    assert contact_sheet([longer, wrong]).size == contact_sheet([wrong, longer]).size
+    assert contact_sheet([longer]).width > contact_sheet([wrong]).width
 
 
 def test_only_images_are_drawn():
     with pytest.raises(ValueError, match="uint8"):
-        sheet([np.zeros((4, 4, 3), np.float32)], ["x"])
+        sheet([np.zeros((4, 4, 3), np.float32)], ["x"], columns=1)

@@ -29,7 +29,7 @@ def test_tables_count_wide_characters_and_disarm_terminal_codes():
 
 
 def test_tables_refuse_ragged_rows():
-    with pytest.raises(ValueError, match="1 cells under 2 headers"):
+    with pytest.raises(ValueError, match="shorter"):
         table([["x"]], ["a", "b"])
 
 
@@ -49,8 +49,6 @@ def test_bars_draw_what_they_are_given(tmp_path):
     assert one.shape[1] > 400
     orange = (np.abs(two.astype(int) - (0xD9, 0x83, 0x24)) < 8).all(-1).sum()
     assert orange > 200 and not (np.abs(one.astype(int) - (0xD9, 0x83, 0x24)) < 8).all(-1).any()
-    with pytest.raises(ValueError, match="no results"):
-        plots.bars({}, tmp_path / "c.png")
 
 
 def test_curves_leave_gaps_for_what_is_not_finite(tmp_path):
@@ -58,5 +56,3 @@ def test_curves_leave_gaps_for_what_is_not_finite(tmp_path):
     picture = read_png(plots.curves(losses, tmp_path / "x" / "curves.png", "Loss"))
     assert picture.std() > 1
     plots.curves({"a": [(0, math.inf)], "b": [(0, -1.0)]}, tmp_path / "odd.png")
-    with pytest.raises(ValueError, match="no losses"):
-        plots.curves({"a": []}, tmp_path / "none.png")

@@ -11,6 +11,7 @@ from sampling_models import LAYOUT, make_model, random_params
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.sampling import PromptError, Sampler, SamplerConfig, SamplerError, decisions
 from process_gen.sampling.decisions import Opens
+from process_gen.sampling.prompts import encode_prompt, make_prompt
 from process_gen.trajectory.stages import Mode
 
 
@@ -91,24 +92,19 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_mode_says_what_may_follow(mode):
-    found = (
-        decisions.after_prompt(Mode(mode), LAYOUT),
-        decisions.after_image(Mode(mode), LAYOUT, 0),
-        decisions.after_turn(Mode(mode), LAYOUT, 0),
-    )
-    for choices, wanted in zip(found, MODES[mode], strict=True):
-        assert choices == {Opens[name.upper()] for name in wanted.split()}
+    for draw, wanted in zip(("after_prompt", "after_image", "after_text"), MODES[mode], strict=True):
+        found = decisions.choices(draw, Mode(mode), LAYOUT)
+        assert found == {Opens[name.upper()] for name in wanted.split()}
 
 
 def test_the_layout_takes_choices_away():
-    whole = decisions.after_image(Mode.PROCESS, LAYOUT, 0)
-    assert decisions.after_image(Mode.PROCESS, LAYOUT, 1) == whole - {Opens.REFINE}
-    assert decisions.after_image(Mode.PROCESS, dataclasses.replace(LAYOUT, after=0), 0) == whole - {
-        Opens.INSPECT
-    }
+    whole = decisions.choices("after_image", Mode.PROCESS, LAYOUT)
+    assert decisions.choices("after_image", Mode.PROCESS, LAYOUT, 1) == whole - {Opens.REFINE}
+    uninspected = dataclasses.replace(LAYOUT, after=0)
+    assert decisions.choices("after_image", Mode.PROCESS, uninspected) == whole - {Opens.INSPECT}
     wordless = dataclasses.replace(LAYOUT, before=0)
-    assert decisions.after_turn(Mode.PROCESS, wordless, 0) == {Opens.IMAGE, Opens.END}
-    assert decisions.after_prompt(Mode.PROCESS, wordless) == {Opens.IMAGE}
+    assert decisions.choices("after_text", Mode.PROCESS, wordless) == {Opens.IMAGE, Opens.END}
+    assert decisions.choices("after_prompt", Mode.PROCESS, wordless) == {Opens.IMAGE}
 
 
 def test_prompts_are_checked_before_any_work():
@@ -136,6 +132,7 @@ def test_half_a_character_in_a_prompt_is_refused():
 
 
 def test_a_part_of_a_control_token_is_plain_text():
-    tokens = make_sampler().encode("<|im_end|>"[:6])["tokens"]
-    ids = make_model().ids
+    model = make_model()
+    prompt = make_prompt(model, "<|im_end|>"[:6], None)
+    tokens, ids = encode_prompt(model, scenes_tokenizer(), prompt)["text"], model.ids
     assert list(tokens).count(ids.im_end) == 1 and tokens[0] == ids.im_start

@@ -47,18 +47,18 @@ def replayed(model, params, state, prompts, is_first, refines, one):
     """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
     cache, position, end = turn.begin(model, params, {"text": prompts})
     context = state.context.started(is_first, cache, position)
-    state = state.after(context, state.turn).opened(refines, state.keys)
+    state = state.told(refines=refines).replace(context=context, position=context.position)
     out = {"prompt_end": end}
 
     def text(state, part, tokens):
         spec = TextSpec(tokens.shape[1], (), model.config.vocab_size)
         tokens = jnp.where(one.present[:, None], tokens, PAD_ID)
-        state = state.taking(token_count(tokens) > 0)
+        state = state.told(rows=token_count(tokens) > 0)
         written = turn.write(model, spec, part, params, state, tokens)
         out[f"{part}_tokens"], out[f"{part}_end"] = written.tokens, written.end
         place, pieces = part_slices(model.layout)[part], [state.context.prompt]
         given = (state.history(model.layout), pieces, state.turn, place, state.position, tokens[:, :1])
-        out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at]).hidden
+        out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at])[1]
         at_once = turn.read(model, part, params, state, tokens)
         out[f"{part}_read"] = at_once.end
         return state.holding(written)
@@ -66,13 +66,14 @@ def replayed(model, params, state, prompts, is_first, refines, one):
     state = text(state, "before", one.texts["before"])
     velocity = turn.velocity_of(model, params, state, {BRANCHES})
     out["velocity"] = velocity(BRANCHES, one.latents["noised_0"], one.times["noised_0"])
-    state = state.taking(one.present)
+    state = state.told(rows=one.present)
     seen = turn.look(model, params, one.latents["image"], one.vit["image_vit"], state)
     out["image_end"] = seen.end
     state = text(state.holding(seen), "after", one.texts["after"])
     given = (state.turn, one.present, refines, state.position)
     context = state.context.pushed(model.layout, *given)
-    return state.after(context, state.turn.replace(mask=jnp.zeros_like(state.turn.mask))), out
+    empty = state.turn.replace(mask=jnp.zeros_like(state.turn.mask))
+    return state.replace(context=context, turn=empty, position=context.position), out
 
 
 @functools.partial(jax.jit, static_argnums=0)

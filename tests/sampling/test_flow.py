@@ -10,7 +10,7 @@ import pytest
 
 from process_gen.sampling.flow import RENORMS, FlowSpec, guide, integrate
 
-SPEC = FlowSpec(steps=10, text_scale=4.0, image_scale=1.5)
+SPEC = FlowSpec(flow_steps=10, text_scale=4.0, image_scale=1.5)
 
 
 def by_hand(spec, v, notext, noimg):
@@ -66,7 +66,7 @@ def test_guidance_is_on_inside_the_interval_only():
     assert SPEC.runs == ((0, 6, True), (6, 10, False))
     middle = dataclasses.replace(SPEC, interval=(0.25, 0.7))
     assert middle.runs == ((0, 3, False), (3, 8, True), (8, 10, False))
-    assert dataclasses.replace(SPEC, steps=50, shift=3.0).runs[0][1] == 41
+    assert dataclasses.replace(SPEC, flow_steps=50, time_shift=3.0).runs[0][1] == 41
 
 
 def test_euler_steps_follow_the_velocity(rng):
@@ -77,6 +77,6 @@ def test_euler_steps_follow_the_velocity(rng):
         calls.append(branches)
         return {name: (x - clean) / t for name in branches}
 
-    x = integrate(dataclasses.replace(SPEC, renorm="none", shift=3.0), straight, noise)
+    x = integrate(dataclasses.replace(SPEC, renorm="none", time_shift=3.0), straight, noise)
     np.testing.assert_allclose(x, clean, atol=1e-5)
     assert calls == [SPEC.branches, ("full",)], "each loop is traced once"

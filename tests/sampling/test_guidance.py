@@ -34,7 +34,7 @@ def entered(given):
     drawer = sampler()
     rows = drawer._rows_of(PROMPTS, 0, given)
     state = drawer._enter(None, rows, np.ones(2, bool))
-    return drawer, state.opened(np.zeros(2, bool), jax.random.split(jax.random.key(0), 2))
+    return drawer, state.told(refines=np.zeros(2, bool), keys=jax.random.split(jax.random.key(0), 2))
 
 
 def branches(given, plan=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -89,7 +89,7 @@ def test_images_of_earlier_turns_are_unknown_to_the_branch_without_images():
         given = [{"image": image} for image in images(seed + 2)]
         state, _, _ = drawer._image(state, rows, given)
         texts_before = np.asarray(state.texts.position)
-        state = drawer._commit(state.taking(rows))
+        state = drawer._commit(state.told(rows=rows))
         np.testing.assert_array_equal(state.texts.position, texts_before)
         for name, found in (("full", full), ("noimg", texts)):
             history = branch(SEEING, state, name)[0][0]
@@ -102,7 +102,7 @@ def test_a_later_draft_without_a_plan_stands_where_it_stood():
     """The prompt is then not the last that was said: it is left out, and nothing moves."""
     drawer, state = entered(None)
     state, _, _ = drawer._image(state, np.ones(2, bool), [{"image": image} for image in images()])
-    state = drawer._commit(state.taking(np.ones(2, bool)))
+    state = drawer._commit(state.told(rows=np.ones(2, bool)))
     (history, prompt, _), position = branch(SEEING, state, "notext")
     assert not prompt.mask.any() and np.asarray(history.mask).any()
     np.testing.assert_array_equal(position, state.position)

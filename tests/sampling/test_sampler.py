@@ -98,15 +98,15 @@ def test_lanes_draw_what_one_lane_draws(monkeypatch):
 
 
 def compiled() -> dict[str, int]:
-    names = ("write", "draw", "look", "decide", "begin", "blank", "enter", "commit", "row_keys", "turn_keys")
+    names = ("write", "draw", "look", "decide", "begin", "blank", "enter", "commit", "turn_keys")
     return {name: getattr(turn, name)._cache_size() for name in names}
 
 
 def test_nothing_is_compiled_twice():
     drawn()
     before = compiled()
-    again = Sampler(make_model(MODEL.layout), random_params(), scenes_tokenizer(), CONFIG, rows=3)
-    again = again.with_params(random_params())
+    params = jax.tree.map(jnp.copy, random_params())
+    again = Sampler(make_model(MODEL.layout), params, scenes_tokenizer(), CONFIG, rows=3)
     with jax.transfer_guard("disallow"):
         other = again.sample(PROMPTS[:2])
     same(other[1], drawn()[1])
@@ -204,13 +204,11 @@ def test_a_threshold_decides_what_is_corrected(rng):
     keys, share = jax.random.split(jax.random.key(0), 64), shares(hidden, allowed)
     others = np.where(np.arange(5) == Opens.REFINE, 0, share).argmax(1)
     for threshold in (0.0, 0.1, 0.4, 1.0):
-        settings = (turn_choices(), 0.0, threshold, "after_image", random_params())
+        settings = (0.0, threshold, "after_image", random_params())
         found = np.asarray(turn.decide(MODEL, *settings, hidden, allowed, keys))
         refines = allowed[:, Opens.REFINE] & (share[:, Opens.REFINE] >= threshold)
         np.testing.assert_array_equal(found, np.where(refines, Opens.REFINE, others))
-    plain = np.asarray(
-        turn.decide(MODEL, turn_choices(), 0.0, None, "after_image", random_params(), hidden, allowed, keys)
-    )
+    plain = np.asarray(turn.decide(MODEL, 0.0, None, "after_image", random_params(), hidden, allowed, keys))
     np.testing.assert_array_equal(plain, share.argmax(1))
 
 
@@ -243,7 +241,7 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
         given = (nothing, [], cache, slice(2, 8), jnp.zeros(4, jnp.int32), prefix)
         return decode(MODEL, params, *given, lambda _, at: jnp.where(at >= lengths, ids.im_end, word))
 
-    text = write(random_params())
+    tokens, _, cache = write(random_params())
     start, end = ids.im_start, ids.im_end
     want = [
         [start, word, end, pad, pad, pad],
@@ -251,6 +249,6 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
         [start, *[word] * 3, end, pad],
         [pad] * 6,
     ]
-    np.testing.assert_array_equal(text.tokens, want)
-    np.testing.assert_array_equal(text.cache.mask[:, 2:8], np.array(want) != pad)
-    assert not text.cache.mask[:, :2].any() and not text.cache.mask[:, 8:].any()
+    np.testing.assert_array_equal(tokens, want)
+    np.testing.assert_array_equal(cache.mask[:, 2:8], np.array(want) != pad)
+    assert not cache.mask[:, :2].any() and not cache.mask[:, 8:].any()

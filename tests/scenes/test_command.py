@@ -68,16 +68,11 @@ def test_transparency_shows_the_background(tmp_path, capsys):
 def test_show(tmp_path, capsys):
     path = str(tmp_path / "trajectory.png")
     assert main(["show", "--seed=3", "--category=five_objects", "--wrong=1", f"--out={path}"]) == 0
-    assert "steps, written to" in capsys.readouterr().out
+    *said, last = capsys.readouterr().out.splitlines()
+    assert "steps, written to" in last and said[1].startswith("<ins>") and "<refine>" in "".join(said)
     with Image.open(path) as image:
         assert image.width > 900 and image.height > 300
     assert main(["show", f"--prompt={PROMPT}", f"--out={path}"]) == 0
-
-
-def test_noise(capsys):
-    assert main(["noise", "--count=20"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 9 and "sigma 0.200" in lines[-1] and "100.00%" in lines[0]
 
 
 @pytest.fixture

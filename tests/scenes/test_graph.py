@@ -51,12 +51,6 @@ def test_bad_scenes_say_why(data, reason: str):
         scene_from_json(data, LEVEL)
 
 
-def test_counts_and_relations():
-    scene = Scene(tuple(make_object(LEVEL, "star", "red", cell) for cell in ("a1", "d1")))
-    assert scene.counts() == {"star": 2}
-    assert scene.relations() == [(0, "left of", 1), (1, "right of", 0)]
-
-
 @pytest.mark.parametrize(
     "subject, target, expected",
     [
@@ -82,8 +76,3 @@ def test_offsets_keep_the_raw_norm():
     # The numerator is revised, the norm is not: (8 - 1.4) / 8 for neighbouring cells.
     left, right = (make_object(LEVEL, "square", "red", cell).box for cell in ("a1", "b1"))
     assert offsets(left, right) == pytest.approx((-(8 - 1.4) / 8, 0))
-
-
-def test_keys_ignore_order():
-    a, b = make_object(LEVEL, "star", "red", "a1"), make_object(LEVEL, "ring", "blue", "c1")
-    assert Scene((a, b)).key() == Scene((b, a)).key() != Scene((a, a)).key()

@@ -9,10 +9,8 @@ import pytest
 
 from process_gen.evaluation.reading import read_description
 from process_gen.scenes import (
-    SPLITS,
     baseline,
     categories,
-    corpus,
     get_level,
     judge,
     parse,
@@ -22,17 +20,19 @@ from process_gen.scenes import (
     scene_from_json,
     teach,
     texts,
-    vocabulary,
 )
 from process_gen.scenes.graph import OPPOSITE, make_object
 from process_gen.scenes.judge import may_become
+from process_gen.scenes.language import vocabulary
 from process_gen.scenes.mistakes import MISTAKES, name_fault, plant, say_repair
 from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.schedule import MAX_STEPS
-from process_gen.scenes.splits import HELD_OUT_COLOURED
+from process_gen.scenes.splits import HELD_OUT_COLOURED, SPLITS
+from process_gen.scenes.teacher import corpus
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.markup import SPECIAL_PATTERN, write_plan, write_refine
 from process_gen.trajectory.stages import Mode, targets_of
+from tests.benchmarks.parser_noise import shown
 
 
 def _lessons(level: str, count: int, seed: int = 0, split: str = "train", **odds):
@@ -40,7 +40,7 @@ def _lessons(level: str, count: int, seed: int = 0, split: str = "train", **odds
     names = categories(level)
     for index in range(count):
         request = sample_request(rng, level, names[index % len(names)], split)
-        yield request, teach(request, rng, level, split=split, **odds)
+        yield request, teach(request, rng, level, **odds)
 
 
 def _scenes(trajectory, level):
@@ -57,7 +57,7 @@ def _scenes(trajectory, level):
 def test_every_trajectory_ends_right(level: str, count: int):
     for index, split in enumerate(SPLITS):
         for request, trajectory in _lessons(level, count // 2, index, split):
-            verdict = judge(request, trajectory.image, level)
+            verdict = judge(request, trajectory.image)
             assert verdict.correct, (request.text, verdict.reason)
             assert 1 <= len(trajectory.steps) <= MAX_STEPS
             assert trajectory.prompt == request.text
@@ -105,11 +105,11 @@ def test_stages_fit_together():
 def test_images_show_what_the_metadata_say():
     for _, trajectory in _lessons("default", 300, wrong=0.5, slip=0.2):
         for step, (intended, drawn) in zip(trajectory.steps, _scenes(trajectory, "default"), strict=True):
-            assert parse(step.sketch, "default").key() == drawn.key()
+            assert shown(parse(step.sketch, "default")) == shown(drawn)
             right = step.draft.image_ok and step.draft.before_weight == 1
-            assert right == (drawn.key() == intended.key())
+            assert right == (shown(drawn) == shown(intended))
             if step.refines:
-                assert parse(step.refined, "default").key() == intended.key()
+                assert shown(parse(step.refined, "default")) == shown(intended)
 
 
 def test_descriptions_list_the_whole_scene():
@@ -240,7 +240,6 @@ def test_baselines():
             assert judge(request, one.image).correct
         assert direct.steps[0].plan is None
         assert count_tokens(write_plan(planned.steps[0].plan)) + 2 <= get_level("default").budget.plan
-        assert baseline(request, rng, "default", Mode.PROCESS).steps[0].plan is not None
 
 
 def test_a_request_without_room_is_refused():
@@ -280,8 +279,7 @@ def test_sorting_places_keeps_what_stands_there_and_every_relation(level: str):
     rng, table = np.random.default_rng(0), get_level(level)
     for index in range(120):
         request = sample_request(rng, level, categories(level)[3 + index % 5])
-        things = place_request(rng, table, request)
-        before = request.numbered(things)
+        before = place_request(rng, table, request)
         after = sort_places(before, request.partners(), table)
         assert sorted((t.cell, t.x, t.y) for t in after) == sorted((t.cell, t.x, t.y) for t in before)
         assert [(t.shape, t.colour, t.size) for t in after] == [(t.shape, t.colour, t.size) for t in before]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from process_gen.training import goodput
 from process_gen.training.goodput import FILE, Goodput
 
 
@@ -23,7 +24,7 @@ def clock():
 
 
 def start(folder, clock) -> Goodput:
-    return Goodput(str(folder), lambda: True, clock)
+    return Goodput(str(folder), clock)
 
 
 def spent(ledger: Goodput) -> dict[str, float]:
@@ -110,6 +111,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, clock):
     start(tmp_path / "file" / "run", clock).write()
 
 
-def test_only_the_lead_writes(tmp_path, clock):
-    Goodput(str(tmp_path), lambda: False, clock).write()
+def test_only_the_lead_writes(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(goodput.hosts, "is_lead", lambda: False)
+    start(tmp_path, clock).write()
     assert not (tmp_path / FILE).exists()

@@ -108,7 +108,7 @@ def test_norms_by_part_make_up_the_global_norm():
 
 
 def meter(peak: float, devices: int) -> metering.Meter:
-    return metering.Meter(CONFIG, LAYOUT, cost.Program(), peak, devices, first=0, last=10)
+    return metering.Meter(CONFIG, LAYOUT, cost.Program(), peak, devices, last=10)
 
 
 def test_rates_of_two_devices(clock):

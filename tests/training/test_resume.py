@@ -65,4 +65,4 @@ def test_other_versions_are_a_warning(caplog):
 
 
 def test_keys_that_one_side_lacks_are_no_difference():
-    assert list(differences({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"c": 3}, "e": 4})) == [("b.c", 1, 3)]
+    assert differences({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"c": 3}, "e": 4}) == [("b.c", 1, 3)]

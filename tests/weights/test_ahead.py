@@ -71,7 +71,7 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
     prepare(config)
     assert "latents of 3 trajectories" in capsys.readouterr().out
     model = builders.build_model_config(config)
-    params = ahead.read_all(ahead.autoencoder_weights(model, config.train.init))
+    params = ahead.autoencoder_params(config)
     encode = jax.jit(lambda images: to_tokens(model, images, params))
     plain, rich = batches(config, False), batches(config, True)
     seen = 0
@@ -147,9 +147,9 @@ def test_a_broken_image_keeps_its_place_or_stops_the_encoding(config):
     folder = pathlib.Path(config.data.path)
     (folder / "1-b.png").write_bytes((folder / "1-b.png").read_bytes()[:100])
     with pytest.raises(BadTrajectory, match=r"line 2: turns\[1\].image is no readable .*'1-b.png'"):
-        ahead.encode_latents(config, *_opened(config))
+        ahead.encode_latents(config, *_opened(config), ahead.autoencoder_params(config))
     config.data.on_error = "skip"
-    assert ahead.encode_latents(config, *_opened(config)).trajectories == 3
+    assert ahead.encode_latents(config, *_opened(config), ahead.autoencoder_params(config)).trajectories == 3
     source, layout = _opened(config)
     found = LatentsSource(source, config.data.latents, layout)
     with pytest.raises(BadTrajectory, match="'1-b.png'"):
@@ -158,22 +158,21 @@ def test_a_broken_image_keeps_its_place_or_stops_the_encoding(config):
 
 
 def test_what_cannot_be_encoded_is_refused(config, tmp_path):
-    source, layout = _opened(config)
     with config.unlocked():
         config.train.init = ""
     with pytest.raises(builders.ConfigError, match="needs the weights of the autoencoder: set"):
-        ahead.encode_latents(config, source, layout)
+        ahead.autoencoder_params(config)
     config.train.init = str(tmp_path / "nowhere")
     with pytest.raises(CheckpointNotFound, match="nowhere"):
-        ahead.encode_latents(config, source, layout)
+        ahead.autoencoder_params(config)
     config.train.init = str(PUBLISHED)
     config.model.flux.z_channels = 8
     with pytest.raises(builders.ConfigError, match="the autoencoder in .*z_channels=4.* the config has"):
-        ahead.encode_latents(config, source, layout)
+        ahead.autoencoder_params(config)
     with config.unlocked():
         config.model = dict(size="debug")
     with pytest.raises(builders.ConfigError, match="latents are the pixels themselves: leave it empty"):
-        ahead.encode_latents(config, source, layout)
+        ahead.autoencoder_params(config)
 
 
 def test_a_folder_of_other_latents_is_kept(config):

@@ -13,7 +13,7 @@ import pytest
 from process_gen import convert
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import load_weights, save_weights
-from process_gen.checkpoints.load import load_params
+from process_gen.checkpoints.load import open_saved
 from process_gen.checkpoints.published import export_bagel, import_bagel, read_published
 from process_gen.checkpoints.published.sources import Replaced, TreeArrays
 from process_gen.data.qwen2 import Qwen2Tokenizer
@@ -43,7 +43,7 @@ def make_recipe(config: str = "bagel_7b.py:debug", **changes) -> Recipe:
 def blank_state(recipe: Recipe) -> TrainState:
     """A state of zeros: its weights are to be replaced."""
     spec = Batch.spec(recipe.model.layout, 1)
-    shapes = jax.eval_shape(lambda: init_state(recipe, spec, jax.random.key(0), nn.meta.unbox))
+    shapes = jax.eval_shape(lambda: init_state(recipe, spec, jax.random.key(0)))
     shapes = nn.meta.unbox(shapes.replace(key=None))
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
 
@@ -66,13 +66,13 @@ def test_a_run_starts_from_published_weights():
 def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path):
     recipe = make_recipe("scenes.py:quick")
     state = start_from(blank_state(recipe), recipe.model, shipped_weights(), scenes_tokenizer())
-    params = load_params(shipped_weights()).params
+    params = open_saved(shipped_weights()).params()
     same(state.params, params)
     same(state.ema, params)
     assert state.autoencoder is None
     found = read_weights(shipped_weights())
     assert found.kind == "ours" and found.model.width == recipe.model.config.width
-    with pytest.raises(CheckpointNotFound, match="holds the 'ema' weights, not 'params'"):
+    with pytest.raises(CheckpointNotFound, match="holds no 'params' weights, only ema"):
         read_weights(shipped_weights(), which="params")
     with pytest.raises(CheckpointMismatch, match="width 128, the config has 32"):
         start_from(blank_state(recipe), make_recipe("scenes.py:debug").model, shipped_weights())
@@ -134,7 +134,7 @@ def test_tokens_that_nobody_has_trained_start_as_the_mean_of_their_words(publish
     same(state.params, rest)
 
     convert.convert(read_weights(published), str(tmp_path / "run"))
-    same(load_params(str(tmp_path / "run")).params, raw)  # a conversion leaves them as they are
+    same(open_saved(tmp_path / "run").params(), raw)  # a conversion leaves them as they are
     same(read_for(recipe.model, str(tmp_path / "run"), tokenizer=tokenizer)[0], state.params)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (published / name).rename(tmp_path / name)

@@ -1,108 +1,218 @@
-"""A published BAGEL as parameters of this project, and parameters as a published BAGEL."""
+"""A published BAGEL: read as far as its descriptions, as parameters of this project, and written again.
+
+published = read_published("BAGEL-7B-MoT")
+published.model          # ModelConfig
+published.tensors        # ema.safetensors, or the shards that an index names
+published.autoencoder    # ae.safetensors
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from process_gen.checkpoints import arrays
-from process_gen.checkpoints.errors import CheckpointMismatch
-from process_gen.checkpoints.published import configs, rules, sources, tables, writing
-from process_gen.checkpoints.published.flux import AutoencoderFiles, moves_of
-from process_gen.checkpoints.published.folder import Published, position_table
-from process_gen.checkpoints.published.pieces import Pieces, Progress, to_devices, to_host
-from process_gen.models.config import FluxConfig, ModelConfig
-from process_gen.models.spec import autoencoder_spec, model_spec
+from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors
+from process_gen.common.files import write_json
+from process_gen.models.config import ModelConfig, VitConfig
+from process_gen.models.positions import grid_places, sincos_table
+from process_gen.models.spec import model_spec
 
-DTYPE = "float32"
-"""Of parameters."""
-
-
-def model_shapes(config: ModelConfig, with_vit: bool = True) -> dict[str, rules.Shape]:
-    """Names and shapes of the parameters of `UnifiedModel`."""
-    return shapes_of(model_spec(config, with_vit))
-
-
-def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
-    """Names and shapes of the parameters of `FluxAutoencoder`."""
-    return shapes_of(autoencoder_spec(config))
+MODEL_STEMS = ("ema", "model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+"""What stands beside the weights and is copied as it is."""
 
 
-def shapes_of(spec: Any) -> dict[str, rules.Shape]:
-    """Names and shapes of a tree, boxed or not."""
-    return {name: tuple(x.shape) for name, x in arrays.named(nn.meta.unbox(spec)).items()}
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published model.
+
+    Attributes:
+      folder: where it lies.
+      model: its sizes, without a ViT where it is to be left out.
+      tensors: the model's, by published name.
+      autoencoder: its sizes, tensors and naming.
+      timestep_shift: of its training.
+      files: its JSON files as they are, by name.
+    """
+
+    folder: epath.Path
+    model: ModelConfig
+    tensors: tensors.Tensors
+    autoencoder: flux.AutoencoderFiles
+    timestep_shift: float
+    files: Mapping[str, configs.Json]
+
+    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+        """The model's arrays; see `Pieces`."""
+        ignored = (*tables.BAGEL_TABLES, *(() if self.model.vit else tables.BAGEL_VIT))
+        return sources.Pieces(bagel_moves(self.model), self.tensors, model_shapes(self.model), dtype, ignored)
 
 
-def bagel_moves(config: ModelConfig, with_vit: bool = True) -> list[rules.Move]:
+def model_shapes(config: ModelConfig) -> dict[str, rules.Shape]:
+    """Names and shapes of the parameters of `UnifiedModel`; those of the ViT where it has one."""
+    return sources.shapes_of(model_spec(config))
+
+
+def bagel_moves(config: ModelConfig) -> list[rules.Move]:
     """Every published tensor of a model of these sizes, and where it lies in ours.
 
     Raises:
       CheckpointMismatch: the model has something that BAGEL has not.
     """
-    return rules.expand(tables.BAGEL, model_shapes(config, with_vit))
+    return rules.expand(tables.BAGEL, model_shapes(config))
 
 
-def model_pieces(published: Published, with_vit: bool | None = None, dtype: str | None = DTYPE) -> Pieces:
-    """The model's arrays, once names and shapes are known to be right on both sides.
+def read_published(
+    folder: epath.PathLike, vit: bool = True, autoencoder: epath.PathLike | None = None
+) -> Published:
+    """Reads the descriptions of a BAGEL.
 
     Args:
-      published: from `read_published`.
-      with_vit: whether the parameters are to hold the ViT and its connector; if the model has one by default.
-      dtype: of the arrays; None leaves them as they are stored.
+      folder: with `ema.safetensors` (or shards and an index), `ae.safetensors` and the JSON configs.
+      vit: False leaves the ViT and its connector out, whether the checkpoint has them or not.
+      autoencoder: a file or folder that is to stand in for `ae.safetensors`, in either naming.
 
     Raises:
-      CheckpointMismatch: names or shapes differ.
+      CheckpointNotFound: no such folder, a file missing in it, or nothing but pickles.
+      CheckpointCorrupt: a file that is cut off or garbled, a missing shard, an index that leads elsewhere.
+      CheckpointMismatch: sizes that contradict the weights, or something that is not implemented.
     """
-    with_vit = published.has_vit if with_vit is None else with_vit and published.has_vit
-    moves = bagel_moves(published.model, with_vit)
-    ignored = (*tables.BAGEL_TABLES, *(() if with_vit else tables.BAGEL_VIT))
-    found = {name: entry.shape for name, entry in published.tensors.items()}
-    rules.check(moves, found, published.tensors.place, ignored)
-    return Pieces(moves, published.tensors, model_shapes(published.model, with_vit), dtype)
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        raise CheckpointNotFound(f"no such folder of published weights: {folder}")
+    found = tensors.find(folder, MODEL_STEMS)
+    if found is None:
+        raise CheckpointNotFound(
+            f"{folder} holds no ema.safetensors (or model.safetensors), alone or in shards"
+        )
+    shapes = found.shapes
+    if vit:
+        _must_have_vit(folder, shapes)
+    names = ("llm_config.json", "vit_config.json", "config.json")
+    files = {name: configs.read_json(folder / name, name == "llm_config.json" or vit) for name in names}
+    told = files["config.json"].get("vae", files["config.json"].get("vae_config"))
+    coder = flux.read_autoencoder(
+        folder if autoencoder is None else autoencoder, told if isinstance(told, dict) else {}
+    )
+    fields = configs.language_model(
+        files["llm_config.json"],
+        "language_model.model.layers.0.self_attn.q_proj.bias" in shapes,
+        str(folder / "llm_config.json"),
+    )
+    read = configs.Reader(str(folder / "config.json"), files["config.json"])
+    read.only("connector_act", configs.GELU)
+    read.only("interpolate_pos", False)
+    model = ModelConfig(
+        **fields,
+        latent_patch=_latent_patch(read, shapes, coder.config.z_channels),
+        max_latent_side=_side(read, "max_latent_size", shapes, "latent_pos_embed.pos_embed"),
+        autoencoder="flux",
+        flux=coder.config,
+        vit=_vit(read, folder, files["vit_config.json"], shapes) if vit else None,
+    )
+    _check_tables(model, found)
+    shift = read.number("timestep_shift", 1.0, float)
+    return Published(folder, model, found, coder, shift, {name: x for name, x in files.items() if x})
 
 
-def autoencoder_pieces(files: AutoencoderFiles, dtype: str | None = DTYPE) -> Pieces:
-    """The autoencoder's arrays, checked likewise."""
-    spec = autoencoder_shapes(files.config)
-    moves = moves_of(files.config, spec, files.naming)
-    rules.check(moves, {name: entry.shape for name, entry in files.tensors.items()}, files.tensors.place)
-    return Pieces(moves, files.tensors, spec, dtype)
+def _must_have_vit(folder: epath.Path, shapes: configs.Shapes) -> None:
+    missing = [part for part in tables.BAGEL_VIT if not any(arrays.matches(name, (part,)) for name in shapes)]
+    tower, *_ = tables.BAGEL_VIT
+    if tower in missing:  # the others are of no use without it
+        named = ", ".join(part.replace("\\", "") for part in missing).replace("..*", ".*")
+        raise CheckpointMismatch(
+            f"{folder} holds no ViT: {named} are missing, so "
+            "the model could not look at images. Get a checkpoint that has it, or leave the ViT out on "
+            "purpose: vit=False, on the command line --novit, and layout.vit_grid=(0, 0)"
+        )
+
+
+def _latent_patch(read: configs.Reader, shapes: configs.Shapes, channels: int) -> int:
+    shape = shapes.get("vae2llm.weight", ())
+    seen = math.isqrt(shape[1] // channels) if len(shape) == 2 else 0
+    if not seen or seen**2 * channels != shape[1]:
+        raise CheckpointMismatch(
+            f"vae2llm.weight has shape {list(shape)}: no patches of latents of {channels} channels"
+        )
+    return read.agrees(
+        "latent_patch_size", seen, f"vae2llm.weight takes {shape[1]} values of {channels} channels"
+    )
+
+
+def _side(read: configs.Reader, key: str, shapes: configs.Shapes, table: str) -> int:
+    if table not in shapes:
+        raise CheckpointMismatch(f"missing: {table}")
+    seen = configs.side(shapes[table], table)
+    return read.agrees(key, seen, f"{table} has {shapes[table][0]} rows, {seen} x {seen}")
+
+
+def _vit(read: configs.Reader, folder: epath.Path, fields: configs.Json, shapes: configs.Shapes) -> VitConfig:
+    name = str(folder / "vit_config.json")
+    vit = configs.vision_tower(fields, shapes, "vit_model.vision_model.", left_out=1, name=name)
+    largest = _side(read, "vit_max_num_patch_per_side", shapes, "vit_pos_embed.pos_embed")
+    if largest != vit.max_side:
+        raise CheckpointMismatch(
+            f"vit_pos_embed.pos_embed has {largest} x {largest} places, the ViT's position embedding "
+            f"{vit.max_side} x {vit.max_side}; both must be the same"
+        )
+    return vit
+
+
+def _check_tables(model: ModelConfig, found: tensors.Tensors) -> None:
+    """The fixed tables must be the sines and cosines that this project computes."""
+    for name, wanted in fixed_tables(model).items():
+        stored = found.read(name)
+        if stored.shape != wanted.shape:
+            raise CheckpointMismatch(f"{name} has shape {list(stored.shape)} instead of {list(wanted.shape)}")
+        distance = float(np.abs(stored.astype(np.float32) - wanted).max())
+        if not distance <= (1e-5 if stored.dtype.itemsize > 2 else 8e-3):
+            raise CheckpointMismatch(
+                f"{name} is not the fixed table of sines and cosines (it is off by up to {distance:.2g}): "
+                "learned positions of published models are not implemented"
+            )
+
+
+def fixed_tables(model: ModelConfig) -> dict[str, np.ndarray]:
+    """The fixed 2-D tables of places, which published files hold, [side * side, width] float32."""
+    sides = {"latent": model.max_latent_side} | ({"vit": model.vit.max_side} if model.vit else {})
+    return {
+        name: sincos_table(model.width, sides[part], grid_places((sides[part], sides[part])))
+        for name, part in tables.BAGEL_TABLES.items()
+        if part in sides
+    }
+
+
+# --------------------------------------------------------------------------- in
 
 
 def import_bagel(
-    published: Published,
-    with_vit: bool | None = None,
-    dtype: str | None = DTYPE,
-    shardings: Mapping[str, Any] | None = None,
-    autoencoder_shardings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    published: Published, dtype: str | None = sources.DTYPE
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters of `UnifiedModel` and of `FluxAutoencoder`.
+    """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
-    Args:
-      published: from `read_published`.
-      with_vit, dtype: see `model_pieces`.
-      shardings: by name (`a/b/c`) of every parameter: each comes as a `jax.Array` of which a host has read
-        only what its devices hold. Without, they are NumPy arrays.
-      autoencoder_shardings: the same for the autoencoder.
-      progress: is told of bytes.
+    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.read_for` places them on
+    devices instead, of which each reads its own part.
 
     Raises:
       CheckpointMismatch: names or shapes differ.
     """
-    model = model_pieces(published, with_vit, dtype)
-    coder = autoencoder_pieces(published.autoencoder, dtype)
-    return _made(model, shardings, progress), _made(coder, autoencoder_shardings, progress)
-
-
-def _made(pieces: Pieces, shardings: Mapping[str, Any] | None, progress: Progress | None) -> dict[str, Any]:
-    return to_host(pieces, progress) if shardings is None else to_devices(pieces, shardings, progress)
+    return sources.tree(published.pieces(dtype)), sources.tree(published.autoencoder.pieces(dtype))
 
 
 # -------------------------------------------------------------------------- out
@@ -117,7 +227,7 @@ def export_bagel(
     files: Mapping[str, configs.Json] | None = None,
     dtype: str | None = None,
     largest: int | None = None,
-    progress: Progress | None = None,
+    progress: tensors.Progress | None = None,
 ) -> None:
     """Writes a folder that the published program, and `read_published`, can read.
 
@@ -135,28 +245,46 @@ def export_bagel(
       CheckpointMismatch: the parameters are not those of a BAGEL of these sizes.
       CheckpointError: the folder holds a model already.
     """
-    source, coder = source_of(params), source_of(autoencoder_params)
-    published, with_vit = as_published(model), any(name.startswith("vit/") for name in source.spec)
-    moves = bagel_moves(published, with_vit)
-    check_ours(source.spec, model_shapes(published, with_vit), "the model")
-    coder_spec = autoencoder_shapes(published.flux)
-    check_ours(coder.spec, coder_spec, "the autoencoder")
-    tensors = sources.items(moves, source, dtype) + fixed_tables(
-        published, with_vit, dtype or source.dtypes["embedding"]
-    )
-    writing.write(folder, "ema", sorted(tensors, key=lambda item: item.name), largest, progress)
-    coder_moves = moves_of(published.flux, coder_spec, "flux")
-    writing.write(folder, "ae", sources.items(coder_moves, coder, dtype), None, progress)
-    for name, fields in (files or configs.write(published if with_vit else _blind(published))).items():
-        (epath.Path(folder) / name).write_text(json.dumps(fields, indent=1))
+    source = sources.source_of(params)
+    if not any(name.startswith("vit/") for name in source.spec):
+        model = dataclasses.replace(model, vit=None)
+    _check_published(model)
+    moves = bagel_moves(model)
+    sources.check_shapes(source, model_shapes(model), "the model")
+    flux.export_autoencoder(autoencoder_params, model.flux, folder, dtype=dtype, progress=progress)
+    kind = jnp.dtype(dtype or source.dtypes["embedding"])
+    fixed = [tensors.Item.of(name, table.astype(kind)) for name, table in fixed_tables(model).items()]
+    items = sorted(sources.items(moves, source, dtype) + fixed, key=lambda item: item.name)
+    tensors.write(folder, "ema", items, largest, progress)
+    for name, fields in (files or json_files(model)).items():
+        write_json(epath.Path(folder) / name, fields, indent=1)
 
 
-def as_published(model: ModelConfig) -> ModelConfig:
-    """The model, where the published program computes the same with its weights.
+def json_files(model: ModelConfig) -> dict[str, configs.Json]:
+    """The JSON files of a BAGEL of these sizes, by file name."""
+    language = configs.write_language_model(model)
+    files: dict[str, configs.Json] = {
+        "llm_config.json": language | {"layer_module": "Qwen2MoTDecoderLayer", "qk_norm": True},
+        "config.json": {
+            "model_type": "bagel",
+            "latent_patch_size": model.latent_patch,
+            "max_latent_size": model.max_latent_side,
+            "timestep_shift": 1.0,
+            "connector_act": configs.GELU,
+            "interpolate_pos": False,
+            "visual_gen": True,
+            "visual_und": model.vit is not None,
+            "vae": flux.fields_of(model.flux),
+        },
+    }
+    if model.vit is not None:
+        files["config.json"]["vit_max_num_patch_per_side"] = model.vit.max_side
+        files["vit_config.json"] = configs.write_vision_tower(model.vit)
+    return files
 
-    Raises:
-      CheckpointMismatch: it has something that the published program does not know.
-    """
+
+def _check_published(model: ModelConfig) -> None:
+    """Raises CheckpointMismatch unless the published program computes the same with the model's weights."""
     wanted = dict(image_rope=0, latent_positions="sincos", prediction="velocity", time_scale=1.0)
     wanted |= dict(qkv_bias=True, autoencoder="flux")
     for field, value in wanted.items():
@@ -165,38 +293,3 @@ def as_published(model: ModelConfig) -> ModelConfig:
                 f"model.{field} is {getattr(model, field)!r}, published models have {value!r}: this one "
                 "cannot be exported in their layout"
             )
-    return model
-
-
-def _blind(model: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(model, vit=None)
-
-
-def source_of(params: Any) -> sources.Source:
-    """A tree as a source; a source as it is."""
-    return params if hasattr(params, "spec") else sources.TreeArrays(nn.meta.unbox(params))
-
-
-def check_ours(found: rules.Spec, wanted: rules.Spec, what: str) -> None:
-    """Compares parameters with what the sizes say.
-
-    Raises:
-      CheckpointMismatch: names or shapes differ.
-    """
-    odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    if odd:
-        have, want = found.get(odd[0], "missing"), wanted.get(odd[0], "no such weights")
-        raise CheckpointMismatch(
-            f"the parameters of {what} do not fit its sizes: {odd[0]} is {have}, the sizes say {want} "
-            f"({len(odd)} of {len(wanted)} differ)"
-        )
-
-
-def fixed_tables(model: ModelConfig, with_vit: bool, dtype: Any) -> list[writing.Item]:
-    """The fixed tables, which published files hold."""
-    sides = {"latent": model.max_latent_side} | ({"vit": model.vit.max_side} if with_vit else {})
-    return [
-        writing.Item.of(name, position_table(model.width, sides[part]).astype(jnp.dtype(dtype)))
-        for name, part in tables.BAGEL_TABLES.items()
-        if part in sides
-    ]

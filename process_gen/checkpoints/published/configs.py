@@ -6,8 +6,6 @@ what this project does not implement is refused by name.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,11 +15,19 @@ from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
 from process_gen.common import files
-from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
+from process_gen.models.config import ModelConfig, VitConfig
 
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
-_GELU = "gelu_pytorch_tanh"
+GELU = "gelu_pytorch_tanh"
+LANGUAGE = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "mlp": "intermediate_size",
+    "heads": "num_attention_heads",
+}
+"""Keys of a Qwen2 config, by field of `ModelConfig`."""
 SHORT = "last_layer_left_out"
 """Marks the config of a tower that was exported alone: its last layer is left out already."""
 
@@ -48,17 +54,13 @@ def read_json(path: epath.PathLike, required: bool = True) -> Json:
 
 
 class Reader:
-    """Fields of one JSON file, with errors that name it."""
+    """Fields of one JSON file; a CheckpointMismatch that names file and field where they are not as asked."""
 
     def __init__(self, name: str, fields: Json):
         self.name, self.fields = name, fields
 
     def number(self, key: str, default: float | None = None, kind: type = int) -> Any:
-        """A positive number.
-
-        Raises:
-          CheckpointMismatch: it is missing without a default, or no such number.
-        """
+        """A positive number; of a default where it is missing."""
         value = self.fields.get(key, default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not number or value <= 0 or kind(value) != value:
@@ -66,22 +68,14 @@ class Reader:
         return kind(value)
 
     def only(self, key: str, *allowed: Any) -> None:
-        """A field that, if it is there, must be one of these.
-
-        Raises:
-          CheckpointMismatch: it is another one.
-        """
+        """A field that, if it is there, must be one of these."""
         if key in self.fields and self.fields[key] not in allowed:
             raise CheckpointMismatch(
                 f"{self.name}: {key} is {self.fields[key]!r}; implemented: {', '.join(map(repr, allowed))}"
             )
 
     def agrees(self, key: str, seen: int, what: str) -> int:
-        """A number that the tensors show as well; the tensors decide where the file is silent.
-
-        Raises:
-          CheckpointMismatch: the two differ.
-        """
+        """A number that the tensors show as well; the tensors decide where the file is silent."""
         value = self.number(key, seen)
         if value != seen:
             raise CheckpointMismatch(
@@ -97,15 +91,12 @@ def language_model(fields: Json, biases: bool, name: str = "llm_config.json") ->
     read.only("layer_module", "Qwen2MoTDecoderLayer", "Qwen2DecoderLayer")
     read.only("use_sliding_window", False, None)
     read.only("rope_scaling", None)
-    heads, width = read.number("num_attention_heads"), read.number("hidden_size")
+    sizes = {ours: read.number(theirs) for ours, theirs in LANGUAGE.items()}
+    heads, width = sizes["heads"], sizes["width"]
     rope = Reader(f"{name}, rope_parameters", {**fields, **(fields.get("rope_parameters") or {})})
     rope.only("rope_type", "default")
     return dict(
-        vocab_size=read.number("vocab_size"),
-        width=width,
-        layers=read.number("num_hidden_layers"),
-        mlp=read.number("intermediate_size"),
-        heads=heads,
+        **sizes,
         kv_heads=read.number("num_key_value_heads", heads),
         head_dim=read.number("head_dim", width // heads) if fields.get("head_dim") else width // heads,
         qkv_bias=biases,
@@ -130,7 +121,7 @@ def vision_tower(
       CheckpointMismatch: the config contradicts the tensors, or asks for something else.
     """
     read = Reader(name, fields)
-    read.only("hidden_act", _GELU)
+    read.only("hidden_act", GELU)
     read.only("rope", False)
     read.only("num_channels", 3)
     try:
@@ -163,11 +154,7 @@ def vision_tower(
 
 
 def side(shape: tuple[int, ...], what: str) -> int:
-    """Places along one side of a table of a square grid, [side * side, width].
-
-    Raises:
-      CheckpointMismatch: no square.
-    """
+    """Places along one side of a table [side * side, width]; CheckpointMismatch where it is no square."""
     found = math.isqrt(shape[0]) if shape else 0
     if not found or found**2 != shape[0]:
         raise CheckpointMismatch(f"{what} has shape {list(shape)}: not the places of a square grid")
@@ -180,60 +167,27 @@ def count(shapes: Shapes, pattern: str) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def write(model: ModelConfig, timestep_shift: float = 1.0) -> dict[str, Json]:
-    """The JSON files of a BAGEL of these sizes, by file name."""
-    flux = model.flux or FluxConfig()
-    files: dict[str, Json] = {
-        "llm_config.json": {
-            "model_type": "qwen2",
-            "layer_module": "Qwen2MoTDecoderLayer",
-            "hidden_act": "silu",
-            "hidden_size": model.width,
-            "intermediate_size": model.mlp,
-            "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads,
-            "num_key_value_heads": model.kv_heads,
-            **({"head_dim": model.head_dim} if model.head_dim * model.heads != model.width else {}),
-            "vocab_size": model.vocab_size,
-            "rms_norm_eps": model.norm_eps,
-            "rope_theta": model.rope_theta,
-            "max_position_embeddings": 32768,
-            "qk_norm": True,
-            "tie_word_embeddings": False,
-        },
-        "config.json": {
-            "model_type": "bagel",
-            "latent_patch_size": model.latent_patch,
-            "max_latent_size": model.max_latent_side,
-            "timestep_shift": timestep_shift,
-            "connector_act": _GELU,
-            "interpolate_pos": False,
-            "visual_gen": True,
-            "visual_und": model.vit is not None,
-            "vae": {
-                "ch": flux.ch,
-                "ch_mult": list(flux.ch_mult),
-                "num_res_blocks": flux.res_blocks,
-                "z_channels": flux.z_channels,
-                "in_channels": flux.in_channels,
-                "out_ch": flux.out_channels,
-                "downsample": flux.factor,
-                "scale_factor": flux.scale,
-                "shift_factor": flux.shift,
-            },
-        },
+def write_language_model(model: ModelConfig) -> Json:
+    """The Qwen2 config of a model."""
+    fields = {theirs: getattr(model, ours) for ours, theirs in LANGUAGE.items()}
+    if model.head_dim * model.heads != model.width:
+        fields["head_dim"] = model.head_dim
+    return fields | {
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "num_key_value_heads": model.kv_heads,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
     }
-    if model.vit is not None:
-        files["config.json"]["vit_max_num_patch_per_side"] = model.vit.max_side
-        files["vit_config.json"] = write_vision_tower(model.vit)
-    return files
 
 
 def write_vision_tower(vit: VitConfig) -> Json:
     """`vit_config.json`, which counts the layer that is left out."""
     return {
         "model_type": "siglip_vision_model",
-        "hidden_act": _GELU,
+        "hidden_act": GELU,
         "hidden_size": vit.width,
         "intermediate_size": vit.mlp,
         "num_hidden_layers": vit.layers + 1,
@@ -243,8 +197,3 @@ def write_vision_tower(vit: VitConfig) -> Json:
         "image_size": vit.patch * vit.max_side,
         "layer_norm_eps": vit.norm_eps,
     }
-
-
-def as_json(model: ModelConfig) -> Json:
-    """A model's sizes as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(model)))

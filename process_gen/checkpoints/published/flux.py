@@ -4,28 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import configs, rules, tables, tensors
+from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
+from process_gen.common.files import write_json
 from process_gen.models.config import FluxConfig
+from process_gen.models.spec import autoencoder_spec
 
-Naming = Literal["flux", "diffusers"]
-TABLES = {"flux": tables.flux, "diffusers": tables.diffusers}
-STEMS = ("ae", "diffusion_pytorch_model")
-"""File names of the two, without the suffix."""
+STEMS = {"flux": "ae", "diffusers": "diffusion_pytorch_model"}
+"""By who has named the tensors, the name of the file without its suffix."""
+SIZES = {
+    "flux": {
+        "ch": "ch",
+        "ch_mult": "ch_mult",
+        "res_blocks": "num_res_blocks",
+        "z_channels": "z_channels",
+        "in_channels": "in_channels",
+        "out_channels": "out_ch",
+        "scale": "scale_factor",
+        "shift": "shift_factor",
+    },
+    "diffusers": {
+        "res_blocks": "layers_per_block",
+        "z_channels": "latent_channels",
+        "in_channels": "in_channels",
+        "out_channels": "out_channels",
+        "scale": "scaling_factor",
+        "shift": "shift_factor",
+    },
+}
+"""Keys of the JSON config, by field of `FluxConfig`."""
+FIXED = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": True}
+"""Fields of diffusers' config of which nothing else is implemented."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderFiles:
-    """An autoencoder: its sizes, its tensors, and after whom they are named."""
+    """An autoencoder: its sizes, its tensors, and after whom they are named (a key of `STEMS`)."""
 
     config: FluxConfig
     tensors: tensors.Tensors
-    naming: Naming
+    naming: str
+
+    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+        """The autoencoder's arrays; see `Pieces`."""
+        spec = autoencoder_shapes(self.config)
+        return sources.Pieces(moves_of(self.config, self.naming), self.tensors, spec, dtype)
+
+
+def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
+    """Names and shapes of the parameters of `FluxAutoencoder`."""
+    return sources.shapes_of(autoencoder_spec(config))
+
+
+def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
+    """Every published tensor of an autoencoder, and where it lies in ours."""
+    return rules.expand(tables.autoencoder(config, naming == "diffusers"), autoencoder_shapes(config))
 
 
 def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) -> AutoencoderFiles:
@@ -39,89 +76,58 @@ def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) 
       CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
     """
     place = epath.Path(place)
-    found = tensors.find(place, STEMS) if place.is_dir() else tensors.open_file(place)
+    found = tensors.find(place, STEMS.values()) if place.is_dir() else tensors.open_file(place)
     if found is None:
         raise CheckpointNotFound(
             f"{place} holds no ae.safetensors: the FLUX autoencoder belongs beside the model"
         )
-    shapes = {name: entry.shape for name, entry in found.items()}
-    naming: Naming = "diffusers" if any(n.startswith("encoder.down_blocks.") for n in shapes) else "flux"
-    if naming == "diffusers":
-        own = configs.read_json(found.place.parent / "config.json", required=False)
-        config = diffusers_config(shapes, own if "block_out_channels" in own else {})
-    else:
-        config = flux_config(shapes, fields or {})
-    return AutoencoderFiles(config, found, naming)
+    if not any(name.startswith("encoder.down_blocks.") for name in found):
+        return AutoencoderFiles(config_of(found.shapes, fields or {}, "flux"), found, "flux")
+    own = configs.read_json(found.place.parent / "config.json", required=False)
+    told = own if "block_out_channels" in own else {}
+    return AutoencoderFiles(config_of(found.shapes, told, "diffusers"), found, "diffusers")
 
 
-def flux_config(shapes: configs.Shapes, fields: configs.Json, name: str = "config.json") -> FluxConfig:
-    """Sizes that the tensors show under the names of FLUX.1; `fields` may repeat them and give scale, shift.
+def config_of(shapes: configs.Shapes, fields: configs.Json, naming: str = "flux") -> FluxConfig:
+    """Sizes that the tensors show; `fields` may repeat them, and give scale and shift.
 
     Raises:
-      CheckpointMismatch: the tensors are none of that kind, or the file tells of other sizes.
+      CheckpointMismatch: the tensors are none of that kind, or the fields tell of other sizes.
     """
-    sizes = _sizes(shapes, "encoder.down.{}.block.{}")
-    keys = {"ch": "ch", "res_blocks": "num_res_blocks", "z_channels": "z_channels", "ch_mult": "ch_mult"}
-    keys |= {"in_channels": "in_channels", "out_channels": "out_ch"}
-    told = {ours: fields[theirs] for ours, theirs in keys.items() if theirs in fields}
-    return _checked(sizes, told, fields, "scale_factor", name)
-
-
-def diffusers_config(shapes: configs.Shapes, fields: configs.Json, name: str = "config.json") -> FluxConfig:
-    """The same under the names of diffusers, with its `config.json`."""
-    read = configs.Reader(name, fields)
-    read.only("act_fn", "silu")
-    read.only("norm_num_groups", 32)
-    read.only("mid_block_add_attention", True)
-    sizes = _sizes(shapes, "encoder.down_blocks.{}.resnets.{}")
-    keys = {"res_blocks": "layers_per_block", "z_channels": "latent_channels"}
-    keys |= {"in_channels": "in_channels", "out_channels": "out_channels"}
-    told = {ours: fields[theirs] for ours, theirs in keys.items() if theirs in fields}
+    read = configs.Reader("config.json", fields)
+    for key, value in FIXED.items():
+        read.only(key, value)
+    sizes = _sizes(shapes, "down_blocks", "resnets") if naming == "diffusers" else _sizes(shapes)
+    told = {ours: fields[theirs] for ours, theirs in SIZES[naming].items() if theirs in fields}
     if "block_out_channels" in fields:
         told["ch_mult"] = [width // sizes["ch"] for width in fields["block_out_channels"]]
-    return _checked(sizes, told, fields, "scaling_factor", name)
+    for key, size in sizes.items():
+        value = told.get(key, size)
+        if (tuple(value) if isinstance(value, list) else value) != size:
+            raise CheckpointMismatch(
+                f"config.json: the autoencoder's {key} is {value}, the weights have {size}"
+            )
+    known, shift = FluxConfig(), told.get("shift")
+    if shift is not None and (not isinstance(shift, (int, float)) or not math.isfinite(shift)):
+        raise CheckpointMismatch(f"config.json: shift_factor must be a number, got {shift!r}")
+    scale = read.number(SIZES[naming]["scale"], known.scale, float)
+    try:
+        return FluxConfig(**sizes, scale=scale, shift=known.shift if shift is None else float(shift))
+    except ValueError as error:
+        raise CheckpointMismatch(f"config.json: {error}") from error
 
 
-def write_diffusers_config(config: FluxConfig) -> configs.Json:
-    """`config.json` of diffusers' `AutoencoderKL`."""
-    levels = len(config.ch_mult)
-    return {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
-        "block_out_channels": [config.ch * mult for mult in config.ch_mult],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "latent_channels": config.z_channels,
-        "layers_per_block": config.res_blocks,
-        "mid_block_add_attention": True,
-        "norm_num_groups": 32,
-        "scaling_factor": config.scale,
-        "shift_factor": config.shift,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-
-
-def moves_of(config: FluxConfig, spec: rules.Spec, naming: Naming) -> list[rules.Move]:
-    """The moves of an autoencoder; `spec` holds our names and shapes."""
-    return rules.expand(TABLES[naming](config), spec)
-
-
-def _sizes(shapes: configs.Shapes, block: str) -> dict[str, Any]:
-    group = block.split(".")[1]
-    numbered = re.escape(block).replace(r"\{\}", "{}")
+def _sizes(shapes: configs.Shapes, group: str = "down", block: str = "block") -> dict[str, Any]:
     try:
         ch, in_channels = shapes["encoder.conv_in.weight"][:2]
         levels = configs.count(shapes, rf"encoder\.{group}\.(\d+)\..*")
-        widths = [shapes[block.format(level, 0) + ".conv1.weight"][0] for level in range(levels)]
+        widths = [shapes[f"encoder.{group}.{level}.{block}.0.conv1.weight"][0] for level in range(levels)]
         if not levels or any(width % ch for width in widths):
             raise ValueError(f"levels of {widths} channels")
         return dict(
             ch=ch,
             ch_mult=tuple(width // ch for width in widths),
-            res_blocks=configs.count(shapes, numbered.format(0, r"(\d+)") + r"\..*"),
+            res_blocks=configs.count(shapes, rf"encoder\.{group}\.0\.{block}\.(\d+)\..*"),
             z_channels=shapes["decoder.conv_in.weight"][1],
             in_channels=in_channels,
             out_channels=shapes["decoder.conv_out.weight"][0],
@@ -132,20 +138,42 @@ def _sizes(shapes: configs.Shapes, block: str) -> dict[str, Any]:
         ) from error
 
 
-def _checked(
-    sizes: dict[str, Any], told: configs.Json, fields: configs.Json, scale: str, name: str
-) -> FluxConfig:
-    for key, value in told.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if value != sizes[key]:
-            raise CheckpointMismatch(
-                f"{name}: the autoencoder's {key} is {value}, the weights have {sizes[key]}"
-            )
-    known, shift = FluxConfig(), fields.get("shift_factor")
-    if shift is not None and (not isinstance(shift, (int, float)) or not math.isfinite(shift)):
-        raise CheckpointMismatch(f"{name}: shift_factor must be a number, got {shift!r}")
-    factor = configs.Reader(name, fields).number(scale, known.scale, float)
-    try:
-        return FluxConfig(**sizes, scale=factor, shift=known.shift if shift is None else float(shift))
-    except ValueError as error:
-        raise CheckpointMismatch(f"{name}: {error}") from error
+def fields_of(config: FluxConfig, naming: str = "flux") -> configs.Json:
+    """What JSON says of an autoencoder: a part of BAGEL's `config.json`, or the whole of diffusers'."""
+    fields = {theirs: getattr(config, ours) for ours, theirs in SIZES[naming].items()}
+    if naming == "flux":
+        return fields | {"ch_mult": list(config.ch_mult), "downsample": config.factor}
+    levels = len(config.ch_mult)
+    return fields | {
+        **FIXED,
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [config.ch * mult for mult in config.ch_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+
+
+def export_autoencoder(
+    params: Any,
+    config: FluxConfig,
+    folder: epath.PathLike,
+    naming: str = "flux",
+    dtype: str | None = None,
+    **options: Any,
+) -> None:
+    """Writes `ae.safetensors`, or diffusers' `diffusion_pytorch_model.safetensors` and `config.json`.
+
+    The arguments are those of `export_bagel`, and `naming`, a key of `STEMS`.
+
+    Raises:
+      CheckpointMismatch: the parameters are not of these sizes.
+      CheckpointError: the folder holds an autoencoder already.
+    """
+    source = sources.source_of(params)
+    sources.check_shapes(source, autoencoder_shapes(config), "the autoencoder")
+    items = sources.items(moves_of(config, naming), source, dtype)
+    tensors.write(folder, STEMS[naming], items, **options)
+    if naming == "diffusers":
+        write_json(epath.Path(folder) / "config.json", fields_of(config, naming), indent=1)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
 
 Shape = tuple[int, ...]
@@ -53,28 +53,22 @@ CONV = Turn(
 )
 """[out, in, row, column] to [row, column, in, out]."""
 
-POINTWISE = Turn(
-    lambda x: x[:, :, 0, 0].T,
-    lambda x, _: x.T[:, :, None, None],
-    lambda s: (s[1], s[0], 1, 1),
-    -1,
-)
-"""A convolution of 1 x 1, [out, in, 1, 1], to [in, out]."""
 
-
-def patches(channels: int) -> Turn:
-    """A convolution over patches, [out, channel, row, column], to a matrix over (row, column, channel)."""
-
-    def shape(ours: Shape) -> Shape:
-        side = math.isqrt(ours[0] // channels)
-        return (ours[1], channels, side, side)
-
+def _as_matrix(shape: Callable[[Shape], Shape]) -> Turn:
+    """A convolution, [out, in, row, column], to a matrix over (row, column, in)."""
     return Turn(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x, s: x.reshape(s[2], s[3], s[1], -1).transpose(3, 2, 0, 1),
         shape,
         -1,
     )
+
+
+POINTWISE = _as_matrix(lambda s: (s[1], s[0], 1, 1))
+"""A convolution of 1 x 1."""
+
+PATCHES = _as_matrix(lambda s: (s[1], 3, math.isqrt(s[0] // 3), math.isqrt(s[0] // 3)))
+"""A convolution over patches of an image of 3 channels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +97,6 @@ class Move:
     layer: int | None
     turn: Turn
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the published tensor to ours (a view)."""
-        return self.turn.ours(rows)
-
     def give(self, part: np.ndarray) -> np.ndarray:
         """A part of one layer of ours to rows of the published tensor (a view)."""
         return self.turn.theirs(part, self.shape)
@@ -133,54 +123,13 @@ def expand(rules: Iterable[Rule], ours: Spec) -> list[Move]:
             moves.append(Move(name, rule.turn.shape(shape[1:]), rule.ours, layer, rule.turn))
     if unfilled := sorted(ours.keys() - {move.ours for move in moves}):
         raise CheckpointMismatch(
-            f"the published layout has no tensors for {_some(unfilled)} of this model: its sizes or flags "
-            "are not those of the published one"
+            f"the published layout has no tensors for {arrays.shorten(unfilled)} of this model: its sizes or "
+            "flags are not those of the published one"
         )
     return moves
 
 
-def check(
-    moves: Sequence[Move], found: Spec, where: Any, ignored: Sequence[str] = (), hint: str = ""
-) -> None:
-    """Compares the tensors of a checkpoint with those that the moves ask for.
-
-    Args:
-      moves: what is asked for.
-      found: what is there, by name and shape.
-      where: what to call it.
-      ignored: regular expressions of whole names that may be there without being asked for.
-      hint: what to do about it.
-
-    Raises:
-      CheckpointMismatch: names what is missing, what is unknown, and what has another shape.
-    """
+def check(moves: Sequence[Move], found: Spec, where: Any, ignored: Sequence[str] = ()) -> None:
+    """Compares the tensors of a checkpoint with those that the moves ask for; see `arrays.check`."""
     wanted = {move.theirs: move.shape for move in moves}
-    unknown = [name for name in sorted(found.keys() - wanted.keys()) if not matches(name, ignored)]
-    shapes = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    problems = [
-        f"{title}: {_some(names)}"
-        for title, names in (
-            ("missing", sorted(wanted.keys() - found.keys())),
-            ("unknown", unknown),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointMismatch(
-            f"{where} does not hold this model; {'; '.join(problems)}{hint and '. '}{hint}"
-        )
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the regular expressions is the whole name."""
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def _some(names: Sequence[str], shown: int = 4) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    arrays.check(found, wanted, f"{where} does not hold this model", ignored)

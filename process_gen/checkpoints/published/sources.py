@@ -1,27 +1,39 @@
-"""Arrays of ours that can be read box by box, wherever they are, and the published tensors that they make."""
+"""Arrays of ours that are read box by box, wherever they are: in memory, in a checkpoint, in published files.
+
+And the way back, the published tensors that they make. A box takes the rows of the tensors that it needs, so
+that nothing is ever held twice.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
 from process_gen.checkpoints import arrays, manifest
-from process_gen.checkpoints.published.rules import Move, Spec
-from process_gen.checkpoints.published.writing import Item
+from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.checkpoints.published.rules import Move, Shape, Spec, check
+from process_gen.checkpoints.published.tensors import Item, Tensors
 from process_gen.common import files
 
+Make = Callable[[str | None], "Source"]
+"""Arrays in a dtype; None leaves them as they are stored."""
+DTYPE = "float32"
+"""Of parameters."""
 Box = tuple[slice, ...]
 BLOCK = 64 << 20
 """Bytes that are read at a time."""
 
 
-class Source(Protocol):
+class Source:
     """Named arrays that are read box by box.
 
     Attributes:
@@ -32,31 +44,52 @@ class Source(Protocol):
     spec: Spec
     dtypes: Mapping[str, np.dtype]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.spec.items())
+
     def read(self, name: str, box: Box = ()) -> np.ndarray:
         """A box of an array; axes that it leaves out are whole."""
-        ...
+        raise NotImplementedError
 
     def axis(self, name: str) -> int:
         """The axis along which parts of an array (of one layer, where it is stacked) are cheapest to read."""
-        ...
+        return 0
 
 
-class TreeArrays:
+def shapes_of(params: Any) -> dict[str, Shape]:
+    """Names and shapes of a tree, boxed or not."""
+    return {name: tuple(x.shape) for name, x in arrays.named(nn.meta.unbox(params)).items()}
+
+
+def tree(source: Source) -> dict[str, Any]:
+    """All arrays of a source, as a nested dict of NumPy arrays."""
+    return arrays.nested({name: source.read(name) for name in source.spec})
+
+
+def source_of(params: Any) -> Source:
+    """A tree as a source; a source as it is."""
+    return params if isinstance(params, Source) else TreeArrays(nn.meta.unbox(params))
+
+
+def check_shapes(source: Source, wanted: Spec, what: str) -> None:
+    """Compares parameters with what the sizes of `what` say; see `arrays.check`."""
+    arrays.check(source.spec, wanted, f"the parameters of {what} do not fit its sizes")
+
+
+class TreeArrays(Source):
     """Arrays of a tree in memory, on the host or on devices."""
 
-    def __init__(self, tree: Any):
-        self._arrays = arrays.named(tree)
-        self.spec = {name: tuple(x.shape) for name, x in self._arrays.items()}
+    def __init__(self, params: Any):
+        self._arrays = arrays.named(params)
+        self.spec = shapes_of(params)
         self.dtypes = {name: np.dtype(x.dtype) for name, x in self._arrays.items()}
 
     def read(self, name: str, box: Box = ()) -> np.ndarray:
         return np.asarray(self._arrays[name][box] if box else self._arrays[name])
 
-    def axis(self, name: str) -> int:
-        return 0
 
-
-class StoredArrays:
+class StoredArrays(Source):
     """Arrays of one item of a checkpoint's step on disk; its manifest is checked by the caller."""
 
     def __init__(self, step_dir: epath.Path, item: str):
@@ -67,7 +100,14 @@ class StoredArrays:
                 [key["key"] for key in leaf["key_metadata"]] for leaf in description["tree_metadata"].values()
             ]
             driver = "zarr3" if description.get("use_zarr3") else "zarr"
-            self._stores = {"/".join(n): _open(folder, ".".join(n), driver, description) for n in names}
+            self._stores = {}
+            for keys in names:
+                place: Any = kvstore(folder / ".".join(keys))
+                if description.get("use_ocdbt", True):
+                    place = {"driver": "ocdbt", "base": kvstore(folder), "path": f"{'.'.join(keys)}/"}
+                self._stores["/".join(keys)] = ts.open(
+                    {"driver": driver, "kvstore": place}, read=True
+                ).result()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise manifest.corrupt(step_dir, f"{item} cannot be read ({error})") from error
         self.spec = {name: tuple(store.shape) for name, store in self._stores.items()}
@@ -76,11 +116,78 @@ class StoredArrays:
     def read(self, name: str, box: Box = ()) -> np.ndarray:
         return np.asarray(self._stores[name][box or ...].read().result())
 
+
+class Pieces(Source):
+    """The arrays that some moves make of the tensors of a checkpoint, a few megabytes at a time.
+
+    Args:
+      moves: they fill every array of `spec`.
+      tensors: what they read.
+      spec: our names and shapes.
+      dtype: of our arrays; None leaves them as they are stored.
+      ignored: regular expressions of the names of tensors that may be there besides.
+
+    Raises:
+      CheckpointMismatch: names or shapes of the tensors differ, or they hold other things than weights.
+    """
+
+    def __init__(
+        self,
+        moves: Sequence[Move],
+        tensors: Tensors,
+        spec: Spec,
+        dtype: str | None = DTYPE,
+        ignored: Sequence[str] = (),
+    ):
+        check(moves, tensors.shapes, tensors.place, ignored)
+        self._tensors, self.spec = tensors, dict(spec)
+        self._moves: dict[str, list[Move]] = {}
+        for move in moves:
+            self._moves.setdefault(move.ours, []).append(move)
+        self.dtypes = {name: self._dtype(name, dtype) for name in self.spec}
+
+    def _dtype(self, name: str, dtype: str | None) -> np.dtype:
+        found = {self._tensors[move.theirs].dtype for move in self._moves[name]}
+        if odd := [x for x in found if not jnp.issubdtype(x, jnp.floating)]:
+            raise CheckpointMismatch(
+                f"{self._tensors.place}: {name} is made of {odd[0]} numbers, not of weights"
+            )
+        return jnp.dtype(dtype) if dtype else functools.reduce(jnp.promote_types, sorted(found, key=str))
+
     def axis(self, name: str) -> int:
-        return 0
+        move = self._moves[name][0]
+        return move.turn.rows % max(1, len(self.spec[name]) - (move.layer is not None))
+
+    def read(self, name: str, box: Box = ()) -> np.ndarray:
+        shape = self.spec[name]
+        box = tuple(box) + (slice(None),) * (len(shape) - len(box))
+        ranges = [range(*part.indices(size)) for part, size in zip(box, shape, strict=True)]
+        out = np.empty([len(r) for r in ranges], self.dtypes[name])
+        for move in self._moves[name]:
+            if move.layer is None:
+                self._fill(out, move, ranges)
+            elif move.layer in ranges[0]:
+                self._fill(out[ranges[0].index(move.layer)], move, ranges[1:])
+        return out
+
+    def _fill(self, out: np.ndarray, move: Move, ranges: list[range]) -> None:
+        """Writes a box of one tensor into `out`."""
+        if not ranges:
+            out[...] = move.turn.ours(self._tensors.read(move.theirs))
+            return
+        axis = move.turn.rows % len(ranges)
+        rows, whole = ranges[axis], (slice(None),) * axis
+        inside = [slice(r.start, r.stop) for r in ranges]
+        inside[axis] = slice(None)
+        entry = self._tensors[move.theirs]
+        step = max(1, BLOCK // max(1, entry.nbytes // max(1, entry.shape[0])))
+        for at in range(rows.start, rows.stop, step):
+            stop = min(at + step, rows.stop)
+            part = move.turn.ours(self._tensors.read(move.theirs, at, stop))
+            out[(*whole, slice(at - rows.start, stop - rows.start))] = part[tuple(inside)]
 
 
-class Joined:
+class Joined(Source):
     """Several sources as one; no name is in two."""
 
     def __init__(self, parts: Sequence[Source]):
@@ -95,7 +202,7 @@ class Joined:
         return self._of[name].axis(name)
 
 
-class Replaced:
+class Replaced(Source):
     """A source with other numbers in some lines of some matrices.
 
     Args:
@@ -125,14 +232,10 @@ class Replaced:
         return self._source.axis(name)
 
 
-def _open(folder: epath.Path, name: str, driver: str, description: Mapping[str, Any]) -> ts.TensorStore:
-    base = str(folder)
-    base = base if "://" in base else f"file://{os.path.abspath(base)}"
-    if description.get("use_ocdbt", True):
-        kvstore: Any = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-    else:
-        kvstore = f"{base}/{name}/"
-    return ts.open({"driver": driver, "kvstore": kvstore}, open=True, read=True).result()
+def kvstore(folder: epath.Path) -> str:
+    """How TensorStore calls a folder."""
+    text = str(folder)
+    return f"{text}/" if "://" in text else f"file://{os.path.abspath(text)}/"
 
 
 def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> list[Item]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from etils import epath
 from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.rules import Shape
-from process_gen.checkpoints.published.sources import BLOCK, Box, Source
+from process_gen.checkpoints.published.sources import BLOCK, Box, Source, kvstore
+from process_gen.checkpoints.published.tensors import Progress
 from process_gen.checkpoints.store import versions
 
 STEP = 0
@@ -34,8 +35,8 @@ def write_step(
     workdir: epath.PathLike,
     items: Mapping[str, tuple[Source, Mapping[str, Shape]]],
     metadata: Mapping[str, Any],
-    progress: Callable[[int], None] | None = None,
-) -> epath.Path:
+    progress: Progress | None = None,
+) -> None:
     """Writes step 0 of a workdir, whole or not at all.
 
     Args:
@@ -44,9 +45,6 @@ def write_step(
         not named there is one shard.
       metadata: JSON-able facts to keep with the weights.
       progress: is told of bytes of arrays written.
-
-    Returns:
-      The folder of the step, for `load.load_params` and `CheckpointStore.restore`.
 
     Raises:
       CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
@@ -70,22 +68,20 @@ def write_step(
     manifest.write(place)
     if marked:
         (place / "commit_success.txt").write_text("committed by process_gen.convert")
-        return place
-    return place.rename(root / str(STEP))
+    else:
+        place.rename(root / str(STEP))
 
 
-def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> list[str]:
-    """Copies those of some files that are there; returns their names."""
-    found = [name for name in names if (epath.Path(source) / name).is_file()]
-    if found:
-        epath.Path(target).mkdir(parents=True, exist_ok=True)
-    for name in found:
-        (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
-    return found
+def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:
+    """Copies those of some files that are there."""
+    for name in names:
+        if (epath.Path(source) / name).is_file():
+            epath.Path(target).mkdir(parents=True, exist_ok=True)
+            (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
 def _write_item(
-    folder: epath.Path, source: Source, shards: Mapping[str, Shape], progress: Callable[[int], None] | None
+    folder: epath.Path, source: Source, shards: Mapping[str, Shape], progress: Progress | None
 ) -> None:
     folder.mkdir()
     leaves = {}
@@ -107,35 +103,15 @@ def _write_item(
 
 
 def _write_array(
-    folder: epath.Path,
-    source: Source,
-    name: str,
-    shard: Shape | None,
-    progress: Callable[[int], None] | None,
+    folder: epath.Path, source: Source, name: str, shard: Shape | None, progress: Progress | None
 ) -> None:
     shape, dtype = tuple(source.spec[name]), np.dtype(source.dtypes[name])
     stacked, axis = _stacked(name), source.axis(name)
     chunk = chunk_shape(shape, tuple(shard or shape), axis, stacked, dtype.itemsize)
-    store = ts.open(
-        {
-            "driver": "zarr",
-            "kvstore": str(folder) + "/" if "://" in str(folder) else f"file://{folder}/",
-            "metadata": {
-                "shape": shape,
-                "chunks": chunk,
-                "dtype": dtype.name if dtype.name == "bfloat16" else dtype.str,
-                "compressor": _COMPRESSOR,
-                "fill_value": None,
-                "filters": None,
-                "order": "C",
-                "zarr_format": 2,
-                "dimension_separator": ".",
-            },
-            "store_data_equal_to_fill_value": True,
-        },
-        create=True,
-        open=True,
-    ).result()
+    metadata = {"chunks": chunk, "compressor": _COMPRESSOR, "dimension_separator": "."}
+    spec = {"driver": "zarr", "kvstore": kvstore(folder), "metadata": metadata}
+    spec["store_data_equal_to_fill_value"] = True
+    store = ts.open(spec, create=True, dtype=dtype, shape=shape).result()
     for box in boxes(shape, chunk, axis, stacked, dtype.itemsize):
         block = source.read(name, box)
         store[box or ...].write(block).result()

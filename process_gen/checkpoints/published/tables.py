@@ -1,15 +1,15 @@
 """The tables: which published name is which of ours.
 
-BAGEL     `ema.safetensors`: Qwen2 with two sets of weights, SigLIP 2, connector, latents and timesteps
-QWEN2     a language model alone; its weights go to both experts, as BAGEL starts
-SIGLIP2   a vision tower alone
-FLUX      `ae.safetensors`, the names of FLUX.1
-DIFFUSERS the same autoencoder under the names of diffusers' `AutoencoderKL`
+BAGEL    `ema.safetensors`: Qwen2 with two sets of weights, SigLIP 2, connector, latents and timesteps
+QWEN2    a language model alone; its weights go to both experts, as BAGEL starts
+SIGLIP2  a vision tower alone
+
+`autoencoder` makes that of `ae.safetensors`, or of diffusers' `AutoencoderKL`.
 """
 
 from __future__ import annotations
 
-from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, POINTWISE, Rule, Turn, patches
+from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, PATCHES, POINTWISE, Rule, Turn
 from process_gen.models.config import FluxConfig
 
 
@@ -84,7 +84,7 @@ QWEN2 = tuple(_language_model("", {"und": "", "gen": ""}))
 """Every published tensor of a layer fills both experts."""
 
 SIGLIP2 = tuple(_vision_tower("vision_model."))
-SIGLIP2_CONV = tuple(_vision_tower("vision_model.", patches(3)))
+SIGLIP2_CONV = tuple(_vision_tower("vision_model.", PATCHES))
 """The patch embedding as a matrix, and as a convolution."""
 SIGLIP2_IGNORED = (r"text_model\..*", r"vision_model\.head\..*", r"logit_(scale|bias)", r".*\.position_ids")
 """The text side and the pooling of a contrastive model, which nothing here uses."""
@@ -102,54 +102,36 @@ def _res_block(theirs: str, ours: str, shortcut: str) -> list[Rule]:
     return rules + _linear(f"{theirs}.{shortcut}", f"{ours}/nin_shortcut", turn=POINTWISE)
 
 
-def _ends(side: str, norm_out: str) -> list[Rule]:
-    rules = _linear(f"{side}.conv_in", f"{side}/conv_in", turn=CONV)
-    rules += _norm(f"{side}.{norm_out}", f"{side}/norm_out")
-    return rules + _linear(f"{side}.conv_out", f"{side}/conv_out", turn=CONV)
-
-
-def flux(config: FluxConfig) -> list[Rule]:
-    """The autoencoder under the names of FLUX.1."""
-    rules = []
-    for side, group, resample, blocks in _sides(config):
-        rules += _ends(side, "norm_out")
-        for block in ("block_1", "block_2"):
-            rules += _res_block(f"{side}.mid.{block}", f"{side}/mid/{block}", "nin_shortcut")
-        rules += _norm(f"{side}.mid.attn_1.norm", f"{side}/mid/attn_1/norm")
-        for name in ("q", "k", "v", "proj_out"):
-            rules += _linear(f"{side}.mid.attn_1.{name}", f"{side}/mid/attn_1/{name}", turn=POINTWISE)
-        for level in range(len(config.ch_mult)):
-            theirs, ours = f"{side}.{group}.{level}", f"{side}/{group}_{level}"
-            for block in range(blocks):
-                rules += _res_block(f"{theirs}.block.{block}", f"{ours}/block_{block}", "nin_shortcut")
-            rules += _linear(f"{theirs}.{resample}.conv", f"{ours}/{resample}", turn=CONV)
-    return rules
-
-
-def diffusers(config: FluxConfig) -> list[Rule]:
-    """The autoencoder under the names of diffusers, which count the decoder's levels from the lowest."""
+def autoencoder(config: FluxConfig, diffusers: bool) -> list[Rule]:
+    """The autoencoder under the names of FLUX.1, or of diffusers."""
+    if diffusers:
+        middle, attention = ("mid_block.resnets.0", "mid_block.resnets.1"), "mid_block.attentions.0"
+        projections, group_norm = ("to_q", "to_k", "to_v", "to_out.0"), "group_norm"
+        shortcut, norm_out, turn = "conv_shortcut", "conv_norm_out", LINEAR
+    else:
+        middle, attention = ("mid.block_1", "mid.block_2"), "mid.attn_1"
+        projections, group_norm = ("q", "k", "v", "proj_out"), "norm"
+        shortcut, norm_out, turn = "nin_shortcut", "norm_out", POINTWISE
     rules, levels = [], len(config.ch_mult)
-    for side, group, resample, blocks in _sides(config):
-        rules += _ends(side, "conv_norm_out")
-        for number in (0, 1):
-            theirs = f"{side}.mid_block.resnets.{number}"
-            rules += _res_block(theirs, f"{side}/mid/block_{number + 1}", "conv_shortcut")
-        attention = f"{side}.mid_block.attentions.0"
-        rules += _norm(f"{attention}.group_norm", f"{side}/mid/attn_1/norm")
-        for theirs, ours in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
-            rules += _linear(f"{attention}.{theirs}", f"{side}/mid/attn_1/{ours}")
-        for level in range(levels):
-            number = level if group == "down" else levels - 1 - level
-            theirs, ours = f"{side}.{group}_blocks.{number}", f"{side}/{group}_{level}"
-            for block in range(blocks):
-                rules += _res_block(f"{theirs}.resnets.{block}", f"{ours}/block_{block}", "conv_shortcut")
-            rules += _linear(f"{theirs}.{resample}rs.0.conv", f"{ours}/{resample}", turn=CONV)
-    return rules
-
-
-def _sides(config: FluxConfig) -> list[tuple[str, str, str, int]]:
-    """Side, name of its levels, name of what changes the resolution, blocks per level."""
-    return [
+    for side, group, resample, blocks in (
         ("encoder", "down", "downsample", config.res_blocks),
         ("decoder", "up", "upsample", config.res_blocks + 1),
-    ]
+    ):
+        rules += _linear(f"{side}.conv_in", f"{side}/conv_in", turn=CONV)
+        rules += _norm(f"{side}.{norm_out}", f"{side}/norm_out")
+        rules += _linear(f"{side}.conv_out", f"{side}/conv_out", turn=CONV)
+        for number, theirs in enumerate(middle, 1):
+            rules += _res_block(f"{side}.{theirs}", f"{side}/mid/block_{number}", shortcut)
+        rules += _norm(f"{side}.{attention}.{group_norm}", f"{side}/mid/attn_1/norm")
+        for theirs, ours in zip(projections, ("q", "k", "v", "proj_out"), strict=True):
+            rules += _linear(f"{side}.{attention}.{theirs}", f"{side}/mid/attn_1/{ours}", turn=turn)
+        for level in range(levels):
+            theirs, block, last = f"{side}.{group}.{level}", "block", f"{resample}.conv"
+            if diffusers:  # which counts the decoder's levels from the lowest
+                number = level if group == "down" else levels - 1 - level
+                theirs, block, last = f"{side}.{group}_blocks.{number}", "resnets", f"{resample}rs.0.conv"
+            ours = f"{side}/{group}_{level}"
+            for index in range(blocks):
+                rules += _res_block(f"{theirs}.{block}.{index}", f"{ours}/block_{index}", shortcut)
+            rules += _linear(f"{theirs}.{last}", f"{ours}/{resample}", turn=CONV)
+    return rules

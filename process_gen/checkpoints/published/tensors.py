@@ -1,23 +1,25 @@
-"""Reading `.safetensors` files tensor by tensor, trusting nothing that they say.
+"""`.safetensors` files, read and written tensor by tensor, in one file or in shards with an index.
 
-A file is eight bytes that give the length of a JSON header, the header, and the data. Nothing is mapped into
-memory: a read takes what it was asked for (all of a tensor, or some of its rows) and no more.
+A file is eight bytes that give the length of a JSON header, the header, and the data. Nothing that it says is
+trusted, and nothing is mapped into memory: a read takes what it was asked for (all of a tensor, or some of
+its rows) and no more. A header is known before its data, so tensors go to disk as they come and none is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
-from process_gen.common.files import from_json, read_json
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
+from process_gen.common.files import from_json, read_json, whole, write_json
 
 DTYPES = {
     "BF16": jnp.dtype(jnp.bfloat16),
@@ -31,7 +33,10 @@ DTYPES = {
 SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100 << 20
+Progress = Callable[[int], None]
+"""Is told how many bytes have been written since it was last told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,33 +53,23 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Tensors(Mapping[str, Entry]):
+class Tensors(dict[str, Entry]):
     """The tensors of one file, or of many with an index, by name; data are read on demand.
 
-    `place` is what to call the whole in messages.
+    Attributes:
+      place: what to call the whole in messages.
+      texts: what the header of a single file says besides.
     """
 
-    def __init__(self, place: epath.Path, entries: Mapping[str, Entry]):
-        self.place = place
-        self._entries = dict(entries)
-
-    def __getitem__(self, name: str) -> Entry:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __init__(
+        self, place: epath.Path, entries: Mapping[str, Entry], texts: Mapping[str, Any] | None = None
+    ):
+        super().__init__(entries)
+        self.place, self.texts = place, texts or {}
 
     @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.values())
-
-    @property
-    def largest_file(self) -> int:
-        """Bytes of the largest file."""
-        return max((path.stat().length for path in {entry.path for entry in self.values()}), default=0)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A tensor, or its rows from `start` to `stop`, as it is stored (not writable).
@@ -118,8 +113,8 @@ def open_file(path: epath.PathLike) -> Tensors:
         text = file.read(length)
     try:
         header = from_json(text)
-        fields = {name: value for name, value in header.items() if name != "__metadata__"}
-        rows = sorted((*_row(path, name, value), name) for name, value in fields.items())
+        texts = dict(header.pop("__metadata__", None) or {})
+        rows = sorted((*_row(path, name, value), name) for name, value in header.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"its header cannot be read ({error})") from error
     entries, at = {}, 0
@@ -129,7 +124,7 @@ def open_file(path: epath.PathLike) -> Tensors:
         entries[name], at = Entry(path, DTYPES[dtype], shape, 8 + length + begin), end
     if 8 + length + at != size:
         raise _corrupt(path, f"its header tells of {8 + length + at} bytes, the file has {size}")
-    return Tensors(path, entries)
+    return Tensors(path, entries, texts)
 
 
 def _row(path: epath.Path, name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]]:
@@ -148,13 +143,10 @@ def open_index(path: epath.PathLike) -> Tensors:
     """The tensors of a sharded checkpoint, of which `path` is the index.
 
     Raises:
-      CheckpointNotFound: no index.
       CheckpointCorrupt: it cannot be read, names a file outside its folder, or a shard is missing, broken or
         holds other tensors than it says.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise CheckpointNotFound(f"no such index: {path}")
     try:
         files = read_json(path)["weight_map"]
         shards = sorted(set(files.values()))
@@ -183,20 +175,14 @@ def open_index(path: epath.PathLike) -> Tensors:
 
 
 def _check_name(index: epath.Path, shard: str) -> None:
-    parts = pathlib.PurePosixPath(shard).parts
-    if (
-        "\\" in shard
-        or ":" in shard
-        or pathlib.PurePosixPath(shard).is_absolute()
-        or ".." in parts
-        or not parts
-    ):
+    place = pathlib.PurePosixPath(shard)
+    if not place.parts or ".." in place.parts or place.is_absolute() or "\\" in shard or ":" in shard:
         raise CheckpointCorrupt(f"{index} names a file outside its folder, {shard!r}: do not trust it")
     if not shard.endswith(SUFFIX):
         raise CheckpointNotFound(_refusal(index, [shard]))
 
 
-def find(folder: epath.PathLike, stems: Sequence[str]) -> Tensors | None:
+def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
     """The first of these weights that a folder holds, in one file or sharded; None where it holds none.
 
     Raises:
@@ -223,3 +209,108 @@ def _refusal(place: epath.Path, names: list[str]) -> str:
 
 def _corrupt(path: epath.Path, what: str) -> CheckpointCorrupt:
     return CheckpointCorrupt(f"{path} is cut off or garbled ({what}); get a fresh copy")
+
+
+# ---------------------------------------------------------------------- writing
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A tensor to write.
+
+    Attributes:
+      name, dtype, shape: as published.
+      blocks: makes its rows, in order, as many at a time as it likes.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> Item:
+        """A tensor that is there already."""
+        return cls(name, array.dtype, array.shape, lambda: [array])
+
+
+def write(
+    folder: epath.PathLike,
+    stem: str,
+    items: Sequence[Item],
+    largest: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Writes `<stem>.safetensors`, or `<stem>-00001-of-0000N.safetensors` and their index.
+
+    Args:
+      folder: made if need be.
+      stem: of the file names.
+      items: in the order in which they are to be written.
+      largest: bytes of data per file from which the next one is begun; None for one file.
+      progress: is told of bytes written.
+
+    Raises:
+      CheckpointError: the folder already holds weights of this name.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if there := sorted(p.name for p in folder.iterdir() if p.name.startswith(stem) and SUFFIX in p.name):
+        raise CheckpointError(f"{folder} already holds {there[0]}: choose another folder, or move it away")
+    shards = _shards(items, largest)
+    if len(shards) == 1:
+        write_file(folder / (stem + SUFFIX), items, progress)
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}{SUFFIX}"
+        write_file(folder / name, shard, progress)
+        places |= {item.name: name for item in shard}
+    total = sum(item.nbytes for item in items)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    write_json(folder / (stem + INDEX), index, indent=1)
+
+
+def _shards(items: Sequence[Item], largest: int | None) -> list[list[Item]]:
+    shards: list[list[Item]] = [[]]
+    for item in items:
+        if largest is not None and shards[-1] and sum(x.nbytes for x in shards[-1]) + item.nbytes > largest:
+            shards.append([])
+        shards[-1].append(item)
+    return shards
+
+
+def write_file(
+    path: epath.Path,
+    items: Sequence[Item],
+    progress: Progress | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one file, whole or not at all; `texts` stand in its header."""
+    header: dict[str, object] = {"__metadata__": texts or {"format": "pt"}}
+    at = 0
+    for item in items:
+        header[item.name] = {
+            "dtype": _NAMES[item.dtype],
+            "shape": list(item.shape),
+            "data_offsets": [at, at + item.nbytes],
+        }
+        at += item.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data start at a multiple of eight
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for item in items:
+            written = 0
+            for block in item.blocks():
+                data = np.ascontiguousarray(block, item.dtype)
+                file.write(data.reshape(-1).view(np.uint8).data)
+                written += data.nbytes
+                if progress is not None:
+                    progress(data.nbytes)
+            if written != item.nbytes:
+                raise ValueError(f"{item.name} of shape {item.shape} came with {written} bytes")

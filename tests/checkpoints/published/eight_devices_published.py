@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import tempfile
 
 import jax
@@ -11,12 +12,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 
 from process_gen import convert  # noqa: E402
-from process_gen.checkpoints import arrays, load  # noqa: E402
-from process_gen.checkpoints.published import bagel, import_bagel, read_published, stream  # noqa: E402
+from process_gen.checkpoints import arrays  # noqa: E402
+from process_gen.checkpoints.published import import_bagel, read_published, stream  # noqa: E402
+from process_gen.checkpoints.store import CheckpointStore  # noqa: E402
+from process_gen.data.tokenizers import scenes_tokenizer  # noqa: E402
 from process_gen.distributed import sharding  # noqa: E402
 from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
+from process_gen.experiment import builders, cli  # noqa: E402
 from process_gen.models.spec import model_spec  # noqa: E402
+from process_gen.weights.start import read_for  # noqa: E402
 from tests.checkpoints.published.conftest import GOLDEN  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def check(tree, wanted, shardings) -> None:
@@ -38,18 +45,21 @@ def main() -> None:
     mesh = make_mesh(MeshConfig(**sizes))
     spec = {"params": model_spec(published.model)}
     shardings = arrays.named(sharding.state_shardings(spec, mesh)["params"])
-    direct, _ = import_bagel(published, shardings=shardings)
+    config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
+    model = builders.build_model(config, scenes_tokenizer())
+    direct, _ = read_for(model, str(GOLDEN), mesh=mesh)
     check(direct, params, shardings)
     print("imported")
 
-    source = bagel.model_pieces(published)
+    source = published.pieces()
     shards = convert.shards(published.model, source.spec, sizes)
     assert shards["backbone/layers/und/up_proj/kernel"] == (3, 32, 56)
     assert shards == {name: x.addressable_shards[0].data.shape for name, x in arrays.named(direct).items()}
     with tempfile.TemporaryDirectory() as folder:
         stream.write_step(folder, {"ema": (source, shards)}, {})
         like = {n: jax.ShapeDtypeStruct(s, np.float32, sharding=shardings[n]) for n, s in source.spec.items()}
-        check(load.load_params(folder, like=arrays.nested(like)).params, params, shardings)
+        with CheckpointStore(folder) as store:
+            check(store.restore({"ema": arrays.nested(like)})["ema"], params, shardings)
     print("streamed")
 
 

@@ -10,9 +10,9 @@ import safetensors.numpy
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import bagel, parts
+from process_gen.checkpoints.published import bagel, flux, parts
 from process_gen.checkpoints.published.flux import read_autoencoder
-from process_gen.checkpoints.published.sources import TreeArrays
+from process_gen.checkpoints.published.sources import TreeArrays, tree
 from process_gen.models.config import FluxConfig, VitConfig
 from tests.checkpoints.published import published_names
 from tests.checkpoints.published.conftest import GOLDEN, SMALL, draw, edit, rewrite
@@ -27,6 +27,16 @@ def write(folder, weights, fields):
     safetensors.numpy.save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(fields))
     return folder
+
+
+def language_params(folder):
+    """What a language model fills: both experts, the embedding and the head."""
+    part = parts.read_qwen2(folder)
+    return tree(part.pieces(parts.model_of(part, None, None)))
+
+
+def tower_params(part):
+    return tree(part.pieces(parts.tower_of(part)))
 
 
 @pytest.fixture
@@ -50,7 +60,7 @@ def siglip2(tmp_path):
 
 def test_both_experts_start_from_the_language_model(qwen2):
     params, theirs = (
-        parts.import_part(parts.read_qwen2(qwen2)),
+        language_params(qwen2),
         safetensors.numpy.load_file(qwen2 / "model.safetensors"),
     )
     layers = params["backbone"]["layers"]
@@ -66,11 +76,11 @@ def test_both_experts_start_from_the_language_model(qwen2):
 def test_a_tied_head_is_the_embedding(tmp_path):
     tied = LLM | dict(tie_word_embeddings=True)
     folder = write(tmp_path / "tied", draw(published_names.qwen2(tied)), tied)
-    params = parts.import_part(parts.read_qwen2(folder))
+    params = language_params(folder)
     np.testing.assert_array_equal(params["head"]["kernel"], params["embedding"].T)
     edit(folder, "config.json", tie_word_embeddings=False)
     with pytest.raises(CheckpointMismatch, match="missing: lm_head.weight"):
-        parts.import_part(parts.read_qwen2(folder))
+        language_params(folder)
 
 
 def test_newer_configs_name_the_rotation_elsewhere(qwen2):
@@ -98,7 +108,7 @@ def test_another_language_model_is_refused(qwen2):
 def test_the_tower_comes_without_its_last_layer(siglip2):
     part = parts.read_siglip2(siglip2)
     assert part.sizes == {"vit": VitConfig(width=16, layers=3, mlp=20, heads=2, patch=4, max_side=4)}
-    params, theirs = parts.import_part(part), safetensors.numpy.load_file(siglip2 / "model.safetensors")
+    params, theirs = tower_params(part), safetensors.numpy.load_file(siglip2 / "model.safetensors")
     assert params.keys() == {"vit"} and params["vit"]["layers"]["fc1"]["kernel"].shape == (3, 16, 20)
     convolution = theirs["vision_model.embeddings.patch_embedding.weight"]
     kernel = params["vit"]["patch_embedding"]["kernel"].reshape(4, 4, 3, 16)
@@ -107,11 +117,11 @@ def test_the_tower_comes_without_its_last_layer(siglip2):
 
 def test_a_tower_goes_out_and_in_again(siglip2, tmp_path):
     part = parts.read_siglip2(siglip2)
-    params = parts.import_part(part)
+    params = tower_params(part)
     parts.export_siglip2(params, part.sizes["vit"], tmp_path / "out")
     again = parts.read_siglip2(tmp_path / "out")
     assert again.sizes == part.sizes
-    same(parts.import_part(again), params)
+    same(tower_params(again), params)
     with pytest.raises(CheckpointMismatch, match="have no ViT"):
         parts.export_siglip2({"embedding": np.ones(2)}, part.sizes["vit"], tmp_path / "none")
 
@@ -130,28 +140,28 @@ def test_a_tower_with_a_layer_missing(siglip2):
 def test_a_model_started_from_parts(qwen2, siglip2, tmp_path):
     coder = read_autoencoder(GOLDEN / "ae.safetensors")
     language, vision = parts.read_qwen2(qwen2), parts.read_siglip2(siglip2)
-    start = parts.start(language, vision, coder, seed=1, max_latent_side=8)
-    assert start.model.flux == FluxConfig(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4)
-    assert dict(start.source.spec) == bagel.model_shapes(start.model)
-    read = start.source.read
+    model = parts.model_of(language, vision, coder.config)
+    source = parts.start(model, language, vision, seed=1)
+    assert model.flux == FluxConfig(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4)
+    assert dict(source.spec) == bagel.model_shapes(model)
+    read = source.read
     assert (read("backbone/layers/und/q_norm/scale") == 1).all() and not read("latent_out/kernel").any()
     assert read("connector/fc1/kernel").std() > 0.1
-    assert sorted(start.autoencoder.spec) == sorted(bagel.autoencoder_shapes(coder.config))
-    parts.export_qwen2(start.source, start.model, tmp_path / "out")
+    parts.export_qwen2(source, model, tmp_path / "out")
     theirs = safetensors.numpy.load_file(qwen2 / "model.safetensors")
     same(safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors"), theirs)
     assert parts.read_qwen2(tmp_path / "out").sizes == language.sizes
-    blind = parts.start(language, None, None)
-    assert blind.model.vit is None and blind.autoencoder is None and blind.model.flux == FluxConfig()
+    blind = parts.model_of(language, None, None)
+    assert blind.vit is None and blind.flux == FluxConfig()
 
 
 def test_a_trained_norm_does_not_fit_into_a_qwen2(qwen2, tmp_path):
-    start = parts.start(parts.read_qwen2(qwen2))
-    name = "backbone/layers/und/q_norm/scale"
-    tree = {n: start.source.read(n) for n in start.source.spec}
-    tree[name] = tree[name] + 0.5
+    language = parts.read_qwen2(qwen2)
+    model, name = parts.model_of(language, None, None), "backbone/layers/und/q_norm/scale"
+    params = arrays.named(tree(parts.start(model, language, None)))
+    params[name] = params[name] + 0.5
     with pytest.raises(CheckpointMismatch, match="q_norm/scale is trained"):
-        parts.export_qwen2(arrays.nested(tree), start.model, tmp_path / "out")
+        parts.export_qwen2(arrays.nested(params), model, tmp_path / "out")
 
 
 # ----------------------------------------------------------------- autoencoder
@@ -161,16 +171,16 @@ def test_a_trained_norm_does_not_fit_into_a_qwen2(qwen2, tmp_path):
 def test_an_autoencoder_goes_out_and_in_again(fake, tmp_path, naming):
     fields = SMALL["config"]["vae"]
     files = read_autoencoder(fake, fields)
-    params = parts.import_autoencoder(files)
-    parts.export_autoencoder(params, files.config, tmp_path / "out", naming)
+    params = tree(files.pieces())
+    flux.export_autoencoder(params, files.config, tmp_path / "out", naming)
     again = read_autoencoder(tmp_path / "out", fields)
     assert again.naming == naming and again.config == files.config
-    same(parts.import_autoencoder(again), params)
+    same(tree(again.pieces()), params)
 
 
 def test_diffusers_names_and_order(fake, tmp_path):
     files = read_autoencoder(fake, SMALL["config"]["vae"])
-    parts.export_autoencoder(parts.import_autoencoder(files), files.config, tmp_path / "out", "diffusers")
+    flux.export_autoencoder(tree(files.pieces()), files.config, tmp_path / "out", "diffusers")
     theirs = safetensors.numpy.load_file(fake / "ae.safetensors")
     found = safetensors.numpy.load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert len(found) == len(theirs)
@@ -196,7 +206,7 @@ def test_an_autoencoder_with_more_than_flux_has(fake):
     rewrite(fake, lambda w: w | {"quant_conv.weight": np.ones((12, 12, 1, 1))}, name="ae.safetensors")
     files = read_autoencoder(fake, SMALL["config"]["vae"])
     with pytest.raises(CheckpointMismatch, match="unknown: quant_conv.weight"):
-        parts.import_autoencoder(files)
+        tree(files.pieces())
     rewrite(fake, lambda w: {"a": np.ones(3)}, name="ae.safetensors")
     with pytest.raises(CheckpointMismatch, match="no FLUX autoencoder"):
         read_autoencoder(fake)

