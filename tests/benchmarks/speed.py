@@ -161,7 +161,7 @@ def measure_sampler(
     count = count or config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
     sampler = Sampler(model, params, scenes_tokenizer(), settings, rows=min(count, config.eval.batch_size))
-    tasks = make_benchmark(config.data.level, per_group=-(-count // 8)).tasks
+    tasks = make_benchmark(config.data.get("level", "default"), per_group=-(-count // 8)).tasks
     prompts = [task.request.text for task in tasks][:count]
     started = time.perf_counter()
     sampler.sample(prompts, seed=0)
