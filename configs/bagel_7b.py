@@ -80,15 +80,7 @@ def _base() -> ConfigDict:
             source="folder",
             path="data/trajectories",
             tokenizer="runs/bagel/tokenizer",  # where `convert` puts the published one
-            level="default",
             mode="process",
-            examples=62_000,
-            data_dir="data",
-            seed=0,
-            wrong=0.25,
-            misplan=0.0,
-            slip=0.05,
-            detour=0.2,
             buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
             latents="",  # a folder: `prepare` encodes every image once and puts the latents there
             on_error="skip",
@@ -227,7 +219,9 @@ def _debug(config: ConfigDict) -> None:
             trajectories=3,
         )
     )
-    config.data.update(dict(source="scenes", tokenizer="scenes", examples=64))
+    scenes = dict(level="default", examples=64, data_dir="data", seed=0)
+    config.data.update(dict(source="scenes", tokenizer="scenes", **scenes))
+    config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.05, detour=0.2))
     config.optimizer.update(dict(learning_rate=2e-3, muon_learning_rate=2.4e-2, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
     config.sampling.update(dict(flow_steps=2, max_turns=2, answer_tokens=8))

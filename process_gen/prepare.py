@@ -17,6 +17,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.read_flags(config="configs/scenes.py:quick")
 
 # isort: split
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -57,7 +58,9 @@ def prepare(config: ConfigDict) -> None:
         _check(config, source, parts, layouts, tokenizer)
     for size, part in parts.items():
         print("\npacking, images of {} x {}, shares of the tokens of a row:".format(*size))
-        print(_packing(config, part, layouts[size], tokenizer))
+        policy = Policy(config.data.on_error, 0.9)
+        loader = make_loader(part, tokenizer, layouts[size], 1, epochs=1, prefetch=0, policy=policy)
+        print(loader.report(PACKED_ROWS).table())
     if config.data.get("latents", ""):
         params = ahead.autoencoder_params(config)
         for size, part in parts.items():
@@ -74,24 +77,16 @@ def _check(
     tokenizer: Tokenizer,
 ) -> None:
     """Reads every trajectory of a user's own data as training would, and prints how many are of use."""
-    found = []
+    found = collections.Counter(bad=len(getattr(source, "skipped", ())))
     for size, part in parts.items():
         encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
         budget = budget_of_part(len(part), len(source))
-        found.append(check_every_trajectory(part, config.data.on_error, encode, budget))
-    good, bad, long = (sum(getattr(one, key) for one in found) for key in ("good", "bad", "overlong"))
-    bad += len(getattr(source, "skipped", ()))
+        found += check_every_trajectory(part, config.data.on_error, encode, budget)
+    good, bad, long = found["good"], found["bad"], found["overlong"]
     print(f"{config.data.path}: {good} good trajectories, {bad} bad ones, {long} longer than a row")
     if len(layouts) > 1:
         rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
         print(table(rows, ("images of", "trajectories")))
-
-
-def _packing(config: ConfigDict, part: Source, layout: Layout, tokenizer: Tokenizer) -> str:
-    """What the tokens of the first rows hold."""
-    policy = Policy(config.data.on_error, 0.9)
-    loader = make_loader(part, tokenizer, layout, 1, epochs=1, prefetch=0, policy=policy)
-    return loader.report(PACKED_ROWS).table()
 
 
 ERRORS = (builders.ConfigError, BadTrajectory, TooManyBadTrajectories, CheckpointError, OSError)

@@ -21,7 +21,6 @@ from process_gen.capacity import fit, topology
 from process_gen.capacity.collectives import Traffic
 from process_gen.capacity.measured import Measured, bytes_per_device, measure, needed_bytes
 from process_gen.capacity.topology import Topology
-from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import sharding
 from process_gen.distributed.chips import CHIPS, GIB
@@ -31,6 +30,7 @@ from process_gen.models import cost
 from process_gen.training import amounts
 from process_gen.training.program import TrainProgram
 from process_gen.trajectory.batch import Batch
+from tests.data.fake import fake_batch
 
 ROOT = pathlib.Path(__file__).parents[1]
 ASK = fit.Ask(amounts.of_a_full_row, trajectories=1000)

@@ -43,23 +43,21 @@ class FolderSource:
         self,
         folder: str | pathlib.Path,
         image_size: tuple[int, int],
-        *,
         bad: Literal["fail", "skip"] = "fail",
-        budget: float | None = None,
     ):
         """Reads the listing and checks every line of it.
 
         Args:
           folder: holds `trajectories.jsonl`.
           image_size: height and width that images are brought to.
-          bad: `fail` at the first bad line, or `skip` it and name it in the log. Images are
-            checked when they are read; the loader's policy says what happens then.
-          budget: the share of lines that `skip` may leave out; `allowance` by default.
+          bad: `fail` at the first bad line, or `skip` it and name it in the log, as far as
+            `allowance` goes. Images are checked when they are read; the loader's policy says
+            what happens then.
 
         Raises:
           FileNotFoundError: there is no listing.
           BadTrajectory: a bad line, named by file, line and field.
-          TooManyBadTrajectories: more bad lines than the budget.
+          TooManyBadTrajectories: more bad lines than that.
         """
         self.folder, self.image_size = pathlib.Path(folder).absolute(), image_size
         self.listing = self.folder / LISTING
@@ -81,7 +79,7 @@ class FolderSource:
                     raise
                 self.skipped.append(str(error))
                 logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
-        budget = allowance(len(lines)) if budget is None else budget
+        budget = allowance(len(lines))
         if len(self.skipped) > budget * len(lines):
             raise TooManyBadTrajectories(
                 f"{len(self.skipped)} of {len(lines)} lines of {self.listing} are bad, the budget allows "
@@ -100,9 +98,10 @@ class FolderSource:
         number, record = self._entries[index]
         given = record.prompt_image
         prompt_image = None if given is None else self._image(number, "image", given)
+        turns = (Turn(self._image(number, one.image_field, one.image), **one.fields) for one in record.turns)
         return Trajectory(
             prompt=record.prompt,
-            turns=tuple(self._turn(number, turn) for turn in record.turns),
+            turns=tuple(turns),
             uid=record.uid or f"{self.folder.name}:{number}",
             metadata={**record.metadata, **record.sampled},
             prompt_image=prompt_image,
@@ -154,21 +153,16 @@ class FolderSource:
         part.name = f"{self.name} at {image_size[0]} x {image_size[1]} (choice {chosen:08x})"
         return part
 
-    def _turn(self, number: int, turn: TurnRecord) -> Turn:
-        return Turn(self._image(number, turn.image_field, turn.image), **turn.fields)
-
     def _parse(self, number: int, line: bytes) -> Record:
         """Returns the checked record of one line."""
         try:
-            value = files.from_json(line)
+            record = trajectory_from_json(files.from_json(line))
+        except RecordError as error:
+            raise self._bad(number, str(error)) from None
         except UnicodeDecodeError as error:
             raise self._bad(number, f"line is not UTF-8: {error.reason}") from None
         except ValueError as error:
             raise self._bad(number, f"line is not JSON: {error}") from None
-        try:
-            record = trajectory_from_json(value)
-        except RecordError as error:
-            raise self._bad(number, str(error)) from None
         if record.prompt_image is not None:
             self._path(number, "image", record.prompt_image)
         for turn in record.turns:

@@ -114,14 +114,6 @@ class Resize:
             sides = self._scaled(*sides, self.longest / max(sides))
         return sides
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Resizes [H, W, 3] uint8: bicubic, widened where it shrinks so that nothing aliases."""
-        height, width = self.size(*image.shape[:2])
-        if image.shape[:2] == (height, width):
-            return image
-        resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
-        return np.asarray(resized, np.uint8)
-
     def _scaled(self, height: int, width: int, scale: float) -> tuple[int, int]:
         def side(length: int) -> int:
             return max(self.stride, round(round(length * scale) / self.stride) * self.stride)
@@ -129,16 +121,10 @@ class Resize:
         return side(height), side(width)
 
 
-VAE = Resize(stride=16, shortest=512, longest=1024)
-"""What the published model gives its autoencoder."""
-VIT = Resize(stride=14, shortest=224, longest=980)
-"""What the published model gives its vision transformer, of the image as the autoencoder gets it."""
-
-
 def model_sizes(
-    height: int, width: int, vae: Resize = VAE, vit: Resize | None = VIT
+    height: int, width: int, vae: Resize, vit: Resize | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A layout's `image_size` and `vit_grid` for an image at its own shape, as the base model sizes it."""
+    """A layout's `image_size` and `vit_grid` for an image at its own shape, by the rules of `rules_for`."""
     image_size = vae.size(height, width)
     if vit is None:
         return image_size, (0, 0)
@@ -147,7 +133,10 @@ def model_sizes(
 
 
 def rules_for(latent: tuple[int, int], view: tuple[int, int] | None) -> tuple[Resize, Resize | None]:
-    """The base model's rules in proportion to the tables of a model: `VAE` and `VIT` for its own.
+    """The base model's rules in proportion to the tables of a model.
+
+    Its own autoencoder gets sides of 512 to 1,024 in steps of 16, and its ViT gets what the autoencoder
+    gets, in sides of 224 to 980 in steps of 14.
 
     Args:
       latent: side of a latent token in pixels, and how many the position table has along a side.
@@ -158,11 +147,6 @@ def rules_for(latent: tuple[int, int], view: tuple[int, int] | None) -> tuple[Re
         patch, places = view
         vit = Resize(patch, patch * max(1, round(places * 16 / 70)), patch * places)
     return Resize(side, side * max(1, most // 2), side * most), vit
-
-
-def to_floats(image: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1], as both the autoencoder and the vision transformer read it."""
-    return (image.astype(np.float32) / 255.0 - 0.5) / 0.5
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -15,7 +15,6 @@ import json
 import pathlib
 import zlib
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import grain
@@ -25,6 +24,7 @@ from array_record.python import array_record_module
 from process_gen.common import files
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import Source
+from process_gen.data.packing import differences
 from process_gen.data.preparation import NotPrepared
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -70,9 +70,7 @@ class LatentsInfo:
 
     def differences(self, other: LatentsInfo) -> str:
         """How another one differs, in words; empty where it does not."""
-        names = [field.name for field in dataclasses.fields(self)]
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return "; ".join(f"{name} was {ours}, is {theirs}" for name, ours, theirs in pairs if ours != theirs)
+        return differences(dataclasses.asdict(self), dataclasses.asdict(other))
 
 
 def read_info(folder: str | pathlib.Path) -> LatentsInfo:
@@ -115,9 +113,7 @@ class LatentsWriter:
     def __enter__(self) -> LatentsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
         if kind is not None:
             return
@@ -163,9 +159,9 @@ class LatentsSource:
         """
         self.source, self.folder, self.info = source, pathlib.Path(folder), read_info(folder)
         wanted = LatentsInfo.of(source, layout, self.info.autoencoder)
-        if differences := self.info.differences(wanted):
+        if found := self.info.differences(wanted):
             raise LatentsMismatch(
-                f"the latents in {folder} belong to something else: {differences}. Make them anew in another "
+                f"the latents in {folder} belong to something else: {found}. Make them anew in another "
                 "folder, config.data.latents"
             )
         self.name = f"{wanted.source} with latents of {self.info.autoencoder}"
@@ -192,21 +188,16 @@ class LatentsSource:
             header, _, data = self._records[index].partition(b"\n")
             fields = files.from_json(header)
             if "bad" not in fields and fields["pixels"] == _checksum(images):
-                return dataclasses.replace(
-                    trajectory, latents=_by_field(trajectory, np.frombuffer(data, DTYPE).reshape(shape))
-                )
+                latents = np.frombuffer(data, DTYPE).reshape(shape)
+                given = np.zeros_like(latents[0]) if trajectory.prompt_image is None else latents[-1]
+                found = {"image": latents[: len(trajectory.turns)], "prompt": given}
+                return dataclasses.replace(trajectory, latents=found)
         except (RuntimeError, ValueError, KeyError) as error:
             raise BadTrajectory(f"latents {index} in {self.folder} are damaged: {error}") from error
         raise BadTrajectory(
             f"trajectory {trajectory.uid!r}: its images are not those that the latents {index} in "
             f"{self.folder} were made of; make them anew"
         )
-
-
-def _by_field(trajectory: Trajectory, latents: np.ndarray) -> dict[str, np.ndarray]:
-    """Latents [images, N, V] as `Trajectory.latents` has them, zeros where there is no input image."""
-    given = np.zeros_like(latents[0]) if trajectory.prompt_image is None else latents[-1]
-    return {"image": latents[: len(trajectory.turns)], "prompt": given}
 
 
 def _checksum(images: Sequence[np.ndarray]) -> int:

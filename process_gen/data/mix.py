@@ -84,9 +84,7 @@ def _text(slot: int, rng: np.random.Generator, there: bool = True) -> np.ndarray
     return tokens
 
 
-def rows(
-    layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0, open_rows: int = 8
-) -> Iterator[Arrays]:
+def rows(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> Iterator[Arrays]:
     """Batches of one packed row of the mix, until all trajectories have been read."""
 
     def encode(part: Arrays) -> Arrays:
@@ -95,9 +93,8 @@ def rows(
         return part
 
     stream = grain.MapDataset.source(draw(layout, trajectories, seed))
-    return iter(
-        PackedBatches({0: stream}, encode, layout, open_rows, Policy(), {"mix": "paper"}, epoch=trajectories)
-    )
+    identity = {"mix": "paper"}
+    return iter(PackedBatches({0: stream}, encode, layout, 8, Policy(), identity, epoch=trajectories))
 
 
 def report(layout: Layout, trajectories: int = TRAJECTORIES) -> PackingReport:

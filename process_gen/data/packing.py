@@ -24,6 +24,8 @@ from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
 Arrays = dict[str, np.ndarray]
+OpenRow = dict[int, Arrays]
+"""A row that is being filled: position in the stream -> the trajectory from there."""
 _LONG_WHILE = 1000
 """After so many overlong trajectories in a row, and three epochs, none is expected to fit."""
 LOGGED_NAMES = 20
@@ -51,33 +53,16 @@ class Policy:
     Attributes:
       bad: `fail` at the first one (unreadable, or a text longer than its slot),
         or `skip` it, count it and name it in the log.
-      budget: the share of trajectories that `skip` may leave out.
-      overlong: the same choice for trajectories of more turns than a row holds;
-        these are no error of the data and have no budget.
+      budget: the share of trajectories that `skip` may leave out. Those of more turns than
+        a row holds are no error of the data: they are always left out, and do not count.
     """
 
     bad: Literal["fail", "skip"] = "fail"
     budget: float = 0.001
-    overlong: Literal["fail", "skip"] = "skip"
 
     def __post_init__(self):
-        for field in ("bad", "overlong"):
-            if getattr(self, field) not in ("fail", "skip"):
-                raise ValueError(f"policy.{field} must be 'fail' or 'skip', got {getattr(self, field)!r}")
-
-
-@dataclasses.dataclass
-class _OpenRow:
-    """A row that is being filled: its trajectories and their positions in the stream."""
-
-    positions: list[int] = dataclasses.field(default_factory=list)
-    parts: list[Arrays] = dataclasses.field(default_factory=list)
-    turns: int = 0
-
-    def add(self, position: int, part: Arrays) -> None:
-        self.positions.append(position)
-        self.parts.append(part)
-        self.turns += len(part["present"])
+        if self.bad not in ("fail", "skip"):
+            raise ValueError(f"policy.bad must be 'fail' or 'skip', got {self.bad!r}")
 
 
 class PackedBatches(grain.IterDataset):
@@ -163,7 +148,7 @@ class _RowStream:
     def __init__(self, dataset: PackedBatches, stream: grain.MapDataset):
         self._dataset, self._stream = dataset, stream
         self._position = self._skipped = self._overlong = self._in_vain = self._longest = 0
-        self._rows = [_OpenRow() for _ in range(dataset.open_rows)]
+        self._rows: list[OpenRow] = [{} for _ in range(dataset.open_rows)]
         self.siblings: tuple[_RowStream, ...] = (self,)
 
     def next(self) -> Arrays | None:
@@ -176,8 +161,8 @@ class _RowStream:
             row = self._place(position, part)
             if row is not None:
                 return row
-        fullest = max(range(len(self._rows)), key=lambda index: self._rows[index].turns)
-        return self._emit(fullest) if self._rows[fullest].turns else None
+        fullest = max(self._rows, key=_turns)
+        return self._emit(fullest) if fullest else None
 
     def get_state(self) -> dict[str, Any]:
         width = self._dataset.layout.trajectories
@@ -185,17 +170,15 @@ class _RowStream:
             "position": self._position,
             "skipped": self._skipped,
             "overlong": self._overlong,
-            "open": [row.positions + [-1] * (width - len(row.positions)) for row in self._rows],
+            "open": [[*row] + [-1] * (width - len(row)) for row in self._rows],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._position = state["position"]
         self._skipped, self._overlong = state["skipped"], state["overlong"]
-        self._rows = [_OpenRow() for _ in range(self._dataset.open_rows)]
         for row, positions in zip(self._rows, state["open"], strict=True):
-            for position in positions:
-                if position >= 0:
-                    row.add(position, self._read_again(position))
+            row.clear()
+            row.update((position, self._read_again(position)) for position in positions if position >= 0)
 
     def _read_again(self, position: int) -> Arrays:
         """The arrays of a trajectory that a row held when it was saved, whatever the policy says."""
@@ -215,8 +198,6 @@ class _RowStream:
             self._in_vain = 0
             return part
         except TooLong as error:
-            if policy.overlong == "fail":
-                raise
             self._overlong += 1
             _log_left_out("overlong", self._overlong, error)
             self._in_vain, self._longest = self._in_vain + 1, max(self._longest, error.turns)
@@ -241,33 +222,35 @@ class _RowStream:
 
     def _place(self, position: int, part: Arrays) -> Arrays | None:
         """Adds a trajectory to an open row; returns the row that this completes, if any."""
-        layout, rows = self._dataset.layout, self._rows
-        turns = len(part["present"])
+        layout, turns = self._dataset.layout, len(part["present"])
         fitting = [
-            index
-            for index, row in enumerate(rows)
-            if row.turns + turns <= layout.turns and len(row.positions) < layout.trajectories
+            row
+            for row in self._rows
+            if _turns(row) + turns <= layout.turns and len(row) < layout.trajectories
         ]
         if not fitting:
-            fullest = max(range(len(rows)), key=lambda index: rows[index].turns)
+            fullest = max(self._rows, key=_turns)
             done = self._emit(fullest)
-            rows[fullest].add(position, part)
+            fullest[position] = part
             return done
 
-        def merit(index: int) -> tuple[bool, bool, int]:
+        def merit(row: OpenRow) -> tuple[bool, bool, int]:
             """Best is to fill a row up, worst to close one with empty slots; else the fuller the better."""
-            row = rows[index]
-            fills = row.turns + turns == layout.turns
-            return fills, len(row.positions) + 1 < layout.trajectories, row.turns
+            return _turns(row) + turns == layout.turns, len(row) + 1 < layout.trajectories, _turns(row)
 
         best = max(fitting, key=merit)
-        rows[best].add(position, part)
-        full = rows[best].turns == layout.turns or len(rows[best].positions) == layout.trajectories
+        best[position] = part
+        full = _turns(best) == layout.turns or len(best) == layout.trajectories
         return self._emit(best) if full else None
 
-    def _emit(self, index: int) -> Arrays:
-        row, self._rows[index] = self._rows[index], _OpenRow()
-        return join_row(row.parts, self._dataset.layout)
+    def _emit(self, row: OpenRow) -> Arrays:
+        parts = [*row.values()]
+        row.clear()
+        return join_row(parts, self._dataset.layout)
+
+
+def _turns(row: OpenRow) -> int:
+    return sum(len(part["present"]) for part in row.values())
 
 
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
@@ -329,78 +312,54 @@ def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
     Raises:
       ValueError: there are none.
     """
-    count: collections.Counter[str] = collections.Counter()
+    rows = turns = trajectories = 0
+    unused: collections.Counter[str] = collections.Counter()
     turn = sum(s.tokens for s in layout.turn_segments)
+    noised = sum(s.tokens for s in layout.turn_segments if s.kind == "noised")
     for batch in batches:
         present = batch["present"]
-        count["rows"] += len(present)
-        count["turns"] += int(present.sum())
-        count["trajectories"] += int(batch["is_first"].sum())
-        count["empty turn slots"] += turn * int((~present).sum())
-        noised = sum(s.tokens for s in layout.turn_segments if s.kind == "noised")
-        count["flow targets of nothing"] += noised * int((present & (batch["target"] < 0)).sum())
+        rows += len(present)
+        turns += int(present.sum())
+        trajectories += int(batch["is_first"].sum())
         used = (batch["prompt_tokens"] != PAD_ID).any(-1)
         if "has_prompt_image" in batch:
             used |= batch["has_prompt_image"]
-        count["empty prompt slots"] += layout.prompt_slots * int((~used).sum())
-        _count_prompts(count, batch, layout, used)
-        for slot, there in (("before", present), ("after", present)):
-            _count_texts(count, batch[f"{slot}_tokens"], there, f"text {slot} the image")
-    if not count["rows"]:
+        unused["empty turn slots"] += turn * int((~present).sum())
+        unused["empty prompt slots"] += layout.prompt_slots * int((~used).sum())
+        for slot, there, text, place in (
+            ("prompt", used, "prompt texts", "prompts"),
+            ("instruction", used, "prompt instructions", "prompts"),
+            ("before", present, "text before the image", "text before the image"),
+            ("after", present, "text after the image", "text after the image"),
+        ):
+            if f"{slot}_tokens" in batch:
+                filled = (batch[f"{slot}_tokens"] != PAD_ID).sum(-1)
+                size, missing = getattr(layout, slot), there & (filled == 0)
+                unused[f"absent {text}"] += size * int(missing.sum())
+                unused[f"padding in {place}"] += int((size - filled)[there & ~missing].sum())
+        if "has_prompt_image" in batch:
+            state = sum(s.tokens for s in layout.prompt_parts["prompt_image"])
+            unused["absent prompt images"] += state * int((used & ~batch["has_prompt_image"]).sum())
+        unused["flow targets of nothing"] += noised * int((present & (batch["target"] < 0)).sum())
+    if not rows:
         raise ValueError("no batches to measure the packing of")
-    total = count["rows"] * layout.row_tokens
-    return PackingReport(
-        rows=count["rows"],
-        tokens=layout.row_tokens,
-        turns_per_trajectory=count["turns"] / max(count["trajectories"], 1),
-        unused={cause: count[cause] / total for cause in _CAUSES},
-    )
-
-
-_CAUSES = (
-    "empty turn slots",
-    "empty prompt slots",
-    "absent prompt texts",
-    "absent prompt images",
-    "absent prompt instructions",
-    "absent text before the image",
-    "absent text after the image",
-    "padding in prompts",
-    "padding in text before the image",
-    "padding in text after the image",
-    "flow targets of nothing",
-)
-
-
-def _count_prompts(count: collections.Counter, batch: Arrays, layout: Layout, used: np.ndarray) -> None:
-    """Adds what the slots of prompts that are there hold nothing in."""
-    _count_texts(count, batch["prompt_tokens"], used, "prompts", "prompt texts")
-    if "has_prompt_image" in batch:
-        state = sum(s.tokens for s in layout.prompt_parts["prompt_image"])
-        count["absent prompt images"] += state * int((used & ~batch["has_prompt_image"]).sum())
-    if "instruction_tokens" in batch:
-        _count_texts(count, batch["instruction_tokens"], used, "prompts", "prompt instructions")
-
-
-def _count_texts(
-    count: collections.Counter, tokens: np.ndarray, there: np.ndarray, name: str, absent: str = ""
-) -> None:
-    """Adds absent texts, and padding inside those that are there, of slots that are `there`."""
-    filled = (tokens != PAD_ID).sum(-1)
-    missing = there & (filled == 0)
-    count[f"absent {absent or name}"] += tokens.shape[-1] * int(missing.sum())
-    count[f"padding in {name}"] += int((tokens.shape[-1] - filled)[there & ~missing].sum())
+    shares = {cause: count / (rows * layout.row_tokens) for cause, count in unused.items()}
+    return PackingReport(rows, layout.row_tokens, turns / max(trajectories, 1), shares)
 
 
 def check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
     """Raises ValueError where a saved state depends on other things than there are now."""
-    differences = [
+    if found := differences(saved, current):
+        raise ValueError(f"the saved loader state belongs to other data: {found}")
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """How two descriptions of data differ, in words; empty where they do not."""
+    return "; ".join(
         f"{key} was {saved.get(key)}, is {current.get(key)}"
-        for key in sorted({*saved, *current})
+        for key in {**saved, **current}
         if saved.get(key) != current.get(key)
-    ]
-    if differences:
-        raise ValueError("the saved loader state belongs to other data: " + "; ".join(differences))
+    )
 
 
 def _log_left_out(kind: str, count: int, error: BadTrajectory) -> None:

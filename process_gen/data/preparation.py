@@ -25,7 +25,7 @@ from array_record.python import array_record_module
 from process_gen.common import files
 from process_gen.data.encode import TEXT_SLOTS, count_tokens
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
-from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
+from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import lock
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -61,26 +61,23 @@ class Summary:
     megabytes: float
     seconds: float
 
-    @property
-    def steps_per_trajectory(self) -> float:
-        return _mean(self.steps)
-
     def overlong(self, layout: Layout) -> int:
         """How many trajectories have more turns than a row of `layout`; training leaves them out."""
         return sum(count for turns, count in self.turns.items() if turns > layout.turns)
 
-    def describe(self, layout: Layout | None = None) -> str:
+    def describe(self, layout: Layout) -> str:
         """Returns the summary as lines for people, with the layout's room beside the lengths."""
 
-        def length(slot):
-            return f"{slot} {self.longest[slot]}" + (f" of {getattr(layout, slot)}" if layout else "")
-
         def shares(counts):
-            found = ", ".join(f"{n}: {count / sum(counts.values()):.0%}" for n, count in counts.items())
-            return f"{_mean(counts):.2f} per trajectory ({found})"
+            total = sum(counts.values())
+            mean = sum(n * count for n, count in counts.items()) / total
+            found = ", ".join(f"{n}: {count / total:.0%}" for n, count in counts.items())
+            return f"{mean:.2f} per trajectory ({found})"
 
         examples = ", ".join(f"{count:,} for {split}" for split, count in self.examples.items())
-        long = self.overlong(layout) if layout else 0
+        longest = self.longest.items()
+        lengths = ", ".join(f"{slot} {need} of {getattr(layout, slot)}" for slot, need in longest)
+        long = self.overlong(layout)
         left_out = f"; {long:,} longer than a row of {layout.turns} are left out" if long else ""
         return "\n".join(
             [
@@ -89,7 +86,7 @@ class Summary:
                 f"  turns         {shares(self.turns)}{left_out}",
                 f"  steps         {shares(self.steps)}",
                 f"  drafts        {self.refined:.0%} refined, {self.slips:.0%} slips",
-                f"  longest text  {', '.join(length(slot) for slot in self.longest)} tokens",
+                f"  longest text  {lengths} tokens",
                 f"  size          {self.megabytes:.1f} MB, built in {self.seconds:.0f} s "
                 f"({sum(self.examples.values()) / max(self.seconds, 1e-9):,.0f} trajectories/s)",
             ]
@@ -110,32 +107,6 @@ class Summary:
                 f"every trajectory of the data set has more turns than a row of layout.turns={layout.turns}, "
                 f"the longest one {max(self.turns)}: set layout.turns={max(self.turns)}"
             )
-
-
-def _mean(counts: dict[int, int]) -> float:
-    return sum(n * count for n, count in counts.items()) / sum(counts.values())
-
-
-@dataclasses.dataclass
-class _Tally:
-    """Counts what goes by, for the progress line and the summary."""
-
-    tokenizer: Tokenizer
-    bar: tqdm.tqdm
-    turns: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    steps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    longest: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    refined: int = 0
-    slips: int = 0
-
-    def __call__(self, trajectory: Trajectory) -> None:
-        self.bar.update()
-        steps = trajectory.steps
-        self.turns[len(trajectory.turns)] += 1
-        self.steps[len(steps)] += 1
-        self.refined += sum(bool(step.refines) for step in steps)
-        self.slips += sum(not step.turns[-1].image_ok for step in steps)
-        count_tokens(self.tokenizer, trajectory, self.longest)
 
 
 def prepare_scenes(
@@ -176,7 +147,9 @@ def _prepared(
     if not (path / SUMMARY).is_file() or incomplete(builder):
         return None
     logging.info("already prepared: %s", path)
-    return builder, _read_summary(path)
+    fields = files.read_json(path / SUMMARY)
+    counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
+    return builder, Summary(**fields | counts | {"path": str(path)})
 
 
 def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
@@ -212,30 +185,34 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
     start = time.monotonic()
     total = config.examples + config.validation
     wait = 0.2 if sys.stderr.isatty() else 5.0
-    with tqdm.tqdm(total=total, unit=" trajectories", desc=config.name, mininterval=wait) as bar:
-        tally = _Tally(scenes_tokenizer(), bar)
-        builder = scenes_builder(config, str(data_dir), on_example=tally)
-        # Nothing is downloaded, and what TFDS prints of downloads is left out.
-        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_dir=unused)
+    bar = tqdm.tqdm(total=total, unit=" trajectories", desc=config.name, mininterval=wait)
+    turns, steps, drafts, longest = (collections.Counter() for _ in range(4))
+
+    def count(trajectory: Trajectory) -> None:
+        bar.update()
+        turns[len(trajectory.turns)] += 1
+        steps[len(trajectory.steps)] += 1
+        for step in trajectory.steps:
+            drafts["all"] += 1
+            drafts["refined"] += bool(step.refines)
+            drafts["slips"] += not step.turns[-1].image_ok
+        count_tokens(scenes_tokenizer(), trajectory, longest)
+
+    builder = scenes_builder(config, str(data_dir), on_example=count)
+    # Nothing is downloaded, and what TFDS prints of downloads is left out.
+    with bar, tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=unused)
     path = pathlib.Path(builder.data_dir)
-    steps = sum(n * count for n, count in tally.steps.items())
     summary = Summary(
         path=str(path),
         examples=dict(zip(SPLITS, (config.examples, config.validation), strict=True)),
-        turns=dict(sorted(tally.turns.items())),
-        steps=dict(sorted(tally.steps.items())),
-        longest={slot: tally.longest[slot] for slot in TEXT_SLOTS},
-        refined=tally.refined / steps,
-        slips=tally.slips / steps,
+        turns=dict(sorted(turns.items())),
+        steps=dict(sorted(steps.items())),
+        longest={slot: longest[slot] for slot in TEXT_SLOTS},
+        refined=drafts["refined"] / drafts["all"],
+        slips=drafts["slips"] / drafts["all"],
         megabytes=sum(file.stat().st_size for file in path.iterdir()) / 1e6,
         seconds=time.monotonic() - start,
     )
     files.write_json(path / SUMMARY, dataclasses.asdict(summary), indent=2)
     return builder, summary
-
-
-def _read_summary(path: pathlib.Path) -> Summary:
-    fields = files.read_json(path / SUMMARY)
-    counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
-    return Summary(**fields | counts | {"path": str(path)})

@@ -41,7 +41,19 @@ PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 cuts a text before it merges bytes; `tokenizer.json` says so itself, `vocab.json` does not."""
+"""How Qwen2 cuts a text before it merges bytes."""
+AROUND = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    },
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+}
+"""What Qwen2 does around the merges; `tokenizer.json` says so itself, `vocab.json` does not."""
 _PROBE = "It's 2024: na\u00efve cafe\u0301s,\n\n\u56fe  of THREE\u2019s <ins>.</ins>\t"
 """A text whose ids depend on the normalization and the cutting, for the fingerprint."""
 
@@ -154,28 +166,30 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[st
         ) from None
     added: dict[str, tuple[int, bool]] = {}
     if (folder / WHOLE).is_file():
-        whole = _json(folder / WHOLE)
-        model = whole.get("model")
-        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
-            kind = model.get("type") if isinstance(model, dict) else model
-            raise TokenizerError(
-                f"{folder / WHOLE} is no byte-level BPE, as Qwen2 has it: its model is {kind!r}"
-            )
-        vocabulary = model["vocab"]
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
-        for entry in whole.get("added_tokens") or []:
-            _add(folder / WHOLE, added, entry, entry.get("id") if isinstance(entry, dict) else None)
-        # Added tokens are split off here, and nothing is put around a text.
-        whole |= dict(added_tokens=[], post_processor=None, truncation=None, padding=None)
-        bpe = _built(folder / WHOLE, lambda: tokenizers.Tokenizer.from_str(json.dumps(whole)))
+        path, whole = folder / WHOLE, _json(folder / WHOLE)
     elif (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
-        vocabulary, merges = _json(folder / VOCABULARY), _merges(folder / MERGES)
-        bpe = _built(folder / VOCABULARY, lambda: _assembled(tokenizers, vocabulary, merges))
+        path = folder / VOCABULARY
+        model = {"type": "BPE", "vocab": _json(path), "merges": _merges(folder / MERGES)}
+        whole = {"version": "1.0", "model": model, **AROUND}
     else:
         raise TokenizerError(
             f"{folder} holds no Qwen2 tokenizer: it needs {WHOLE}, or {VOCABULARY} and {MERGES}"
             + ("" if folder.is_dir() else " (there is no such folder)")
         )
+    model = whole.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise TokenizerError(f"{path} is no byte-level BPE, as Qwen2 has it: its model is {kind!r}")
+    vocabulary = model["vocab"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+    for entry in whole.get("added_tokens") or []:
+        _add(path, added, entry, entry.get("id") if isinstance(entry, dict) else None)
+    # Added tokens are split off here, and nothing is put around a text.
+    whole |= dict(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    try:
+        bpe = tokenizers.Tokenizer.from_str(json.dumps(whole))
+    except Exception as error:  # the library raises Exception itself
+        raise TokenizerError(f"{path} cannot be used as a tokenizer: {error}") from error
     if not vocabulary:
         raise TokenizerError(f"the tokenizer in {folder} has an empty vocabulary")
     if (folder / CONFIG).is_file():
@@ -183,28 +197,6 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[st
             _add(folder / CONFIG, added, entry, number)
     _check_ids(folder, vocabulary, added)
     return bpe, vocabulary, merges, added
-
-
-def _assembled(tokenizers: Any, vocabulary: dict[str, int], merges: list[str]) -> Any:
-    """The BPE of `vocab.json` and `merges.txt`, with what Qwen2 does around it."""
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, pairs))
-    bpe.normalizer = tokenizers.normalizers.NFC()
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated"),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    return bpe
-
-
-def _built(path: pathlib.Path, build: Any) -> Any:
-    try:
-        return build()
-    except Exception as error:  # the library raises Exception itself
-        raise TokenizerError(f"{path} cannot be used as a tokenizer: {error}") from error
 
 
 def _add(path: pathlib.Path, added: dict[str, tuple[int, bool]], entry: Any, number: Any) -> None:

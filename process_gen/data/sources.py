@@ -6,6 +6,7 @@ adding a function to `SOURCES`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -145,26 +146,12 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     return longest
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """What reading a whole source found.
-
-    Attributes:
-      good, bad, overlong: trajectories that training reads, that are broken or do not fit
-        the layout, and that have more turns than a row.
-    """
-
-    good: int
-    bad: int
-    overlong: int
-
-
 def check_every_trajectory(
     source: Source,
     bad: str,
     encode: Callable[[Trajectory], Any] | None = None,
     budget: float | None = None,
-) -> Checked:
+) -> collections.Counter[str]:
     """Reads a whole source.
 
     Args:
@@ -173,36 +160,43 @@ def check_every_trajectory(
       encode: tried on each, so that a text longer than its slot is found too.
       budget: the share that may be bad where `bad` is `skip`; `allowance` by default.
 
+    Returns:
+      How many are `good`, `bad` (broken, or they do not fit the layout) and `overlong`
+      (of more turns than a row has).
+
     Raises:
       BadTrajectory: a bad one, where none is to be skipped.
       TooManyBadTrajectories: training would find too many bad ones, or none that fits a row.
     """
-    wrong, long, longest, last = 0, 0, None, None
+    count: collections.Counter[str] = collections.Counter()
+    longest, last = None, None
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
             found = source[index]
             if encode:
                 encode(found)
+            count["good"] += 1
         except TooLong as error:
-            long += 1
+            count["overlong"] += 1
             longest = error if longest is None or error.turns > longest.turns else longest
             logging.warning("overlong, training leaves it out: %s", error)
         except BadTrajectory as error:
             if bad == "fail":
                 raise
-            wrong, last = wrong + 1, error
+            count["bad"] += 1
+            last = error
             logging.warning("bad trajectory: %s", error)
     budget = allowance(len(source)) if budget is None else budget
-    if wrong > budget * len(source):
+    if count["bad"] > budget * len(source):
         raise TooManyBadTrajectories(
-            f"{wrong} of {len(source)} trajectories are bad, {budget:.2%} may be; the last one: {last}"
+            f"{count['bad']} of {len(source)} trajectories are bad, {budget:.2%} may be; the last one: {last}"
         )
-    if longest is not None and wrong + long == len(source):
+    if longest is not None and not count["good"]:
         raise TooManyBadTrajectories(
             f"no trajectory fits a row of {longest.slots} turns, the longest one has {longest.turns}: set "
             f"config.layout.turns={longest.turns} ({longest})"
         )
-    return Checked(len(source) - wrong - long, wrong, long)
+    return count
 
 
 def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:

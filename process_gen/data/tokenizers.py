@@ -126,18 +126,8 @@ class SentencePieceTokenizer:
 
     def unknown(self, text: str) -> list[str]:
         """Returns the words that are spelt out in letters, in order, each once."""
-        return [word for word in dict.fromkeys(words_of(text)) if not self.is_one_token(word)]
-
-    def is_one_token(self, word: str) -> bool:
-        ids = self._processor.encode(word)
-        return len(ids) == 1 and ids[0] != self._unknown_id
-
-    def normalize(self, text: str) -> str:
-        """Returns the text as the vocabulary sees it: folded case, single spaces."""
-        return "".join(
-            part if part in self._markup_ids else self._processor.normalize(part).replace(SPACE, " ").strip()
-            for part in _MARKUP.split(text)
-        )
+        ids = {word: self._processor.encode(word) for word in words_of(text)}
+        return [word for word, found in ids.items() if len(found) != 1 or found[0] == self._unknown_id]
 
 
 def words_of(text: str) -> list[str]:

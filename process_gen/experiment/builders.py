@@ -20,7 +20,7 @@ from flax.traverse_util import path_aware_map
 
 from process_gen.data.tokenizers import SCENES, Tokenizer
 from process_gen.distributed.mesh import MeshConfig
-from process_gen.experiment.ranges import RANGES
+from process_gen.experiment.ranges import RANGES, SCENES_RANGES
 from process_gen.losses import LossTable
 from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
@@ -205,10 +205,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: the message names the key, and what to set instead.
     """
-    for key, allowed in RANGES.items():
-        value = _leaf(config, key)
-        if not allowed.holds(value):
-            raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
+    _check_ranges(config)
     with as_config_error():
         _check_model(config)
         layout, *_ = build_layouts(config).values()
@@ -239,6 +236,23 @@ def as_config_error() -> Iterator[None]:
         raise
     except (ValueError, KeyError) as error:
         raise ConfigError(error.args[0] if error.args else str(error)) from error
+
+
+def _check_ranges(config: ml_collections.ConfigDict) -> None:
+    ranges = RANGES
+    if _leaf(config, "data.source") == "scenes":
+        missing = [key for key in SCENES_RANGES if key.removeprefix("data.") not in config.data]
+        if missing:
+            raise ConfigError(
+                f"config.data.source=scenes needs {', '.join(f'config.{key}' for key in missing)}, which "
+                "this config lacks: take a config made for scenes, as configs/scenes.py or "
+                "configs/bagel_7b.py:debug, or another --config.data.source"
+            )
+        ranges = RANGES | SCENES_RANGES
+    for key, allowed in ranges.items():
+        value = _leaf(config, key)
+        if not allowed.holds(value):
+            raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
 
 
 def _leaf(config: ml_collections.ConfigDict, key: str) -> Any:

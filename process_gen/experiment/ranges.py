@@ -45,14 +45,11 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("layout.instruction", "layout.before", "layout.after"), COUNT_OR_OFF),
     "layout.corrections": COUNT_OR_OFF,
     **dict.fromkeys(("data.tokenizer", "data.latents"), TEXT),
-    "data.level": one_of(*LEVELS),
     "data.mode": one_of(*(mode.value for mode in Mode)),
     "data.on_error": one_of("fail", "skip"),
-    "data.seed": SEED,
     "data.buckets": Range(
         "sizes of images, e.g. '((512, 512), (448, 576))', one alone '((448, 576),)', or ()", _are_sizes
     ),
-    **dict.fromkeys(("data.wrong", "data.misplan", "data.slip", "data.detour"), SHARE),
     "flow.time_mean": Range("a number", is_number),
     **dict.fromkeys(("flow.time_std", "flow.time_shift"), POSITIVE),
     **dict.fromkeys(("flow.drop_text", "flow.drop_images", "flow.context_noise_share"), SHARE),
@@ -76,8 +73,16 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("train.init", "train.local_dir"), TEXT),
     "train.max_nonfinite": COUNT,
     "train.offload": one_of(*PARTS),
-    "data.examples": COUNT,
     **dict.fromkeys(("eval.per_group", "eval.batch_size"), COUNT),
     **dict.fromkeys(("eval.every", "eval.final_per_group"), COUNT_OR_OFF),
 }
 """Dotted key -> what its value must be. What other objects check when they are built is not repeated here."""
+
+SCENES_RANGES: dict[str, Range] = {
+    "data.level": one_of(*LEVELS),
+    "data.examples": COUNT,
+    "data.data_dir": TEXT,
+    "data.seed": SEED,
+    **dict.fromkeys(("data.wrong", "data.misplan", "data.slip", "data.detour"), SHARE),
+}
+"""The same, of the keys that only `data.source=scenes` reads; configs for other sources lack them."""

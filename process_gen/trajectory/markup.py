@@ -25,6 +25,8 @@ REFINE, REFINE_END = "<refine>", "</refine>"
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END)
 MARKUP_TOKENS = (INS, INS_END, DES, DES_END, REFINE, REFINE_END)
 SPECIAL_TOKENS = CONTROL_TOKENS + MARKUP_TOKENS
+SPECIAL_PATTERN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+"""Matches any special token."""
 
 MEANINGS = {
     END_OF_TEXT: "end of text",
@@ -85,9 +87,8 @@ def check_characters(text: str, what: str) -> str:
 def check_plain(text: str, what: str) -> str:
     """Returns `text`, refusing special tokens and halves of characters inside it with `BadText`."""
     check_characters(text, what)
-    for token in SPECIAL_TOKENS:
-        if token in text:
-            raise BadText(f"{what} must not contain the token {token}: {text!r}")
+    if found := SPECIAL_PATTERN.search(text):
+        raise BadText(f"{what} must not contain the token {found[0]}: {text!r}")
     return text
 
 
@@ -125,14 +126,9 @@ def _fields(text: str, tags: tuple[tuple[str, str], ...]) -> tuple[str, ...] | M
         inside, found, rest = rest.lstrip()[len(opening) :].partition(closing)
         if not found:
             return Malformed(f"{opening} is never closed", text)
-        stray = next((token for token in SPECIAL_TOKENS if token in inside), None)
-        if stray:
-            return Malformed(f"{stray} inside {opening}", text)
+        if stray := SPECIAL_PATTERN.search(inside):
+            return Malformed(f"{stray[0]} inside {opening}", text)
         fields.append(inside)
     if rest.strip():
         return Malformed(f"text after {tags[-1][1]}: {rest.strip()[:20]!r}", text)
     return tuple(fields)
-
-
-SPECIAL_PATTERN = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
-"""Matches any special token; tokenizers split text on it."""

@@ -242,9 +242,8 @@ def _read_turns(value: dict[str, Any]) -> tuple[TurnRecord, ...]:
     read = [_read_turn(turn, names) for turn, names in named]
     if read[0].fields.get("refines"):
         raise RecordError("turns[0] corrects an image, and there is none before it")
-    following = [*(turn.fields.get("refines", False) for turn in read[1:]), False]
-    for turn, (given, _), corrected in zip(read, named, following, strict=True):
-        if corrected and "image_ok" not in given:
+    for turn, (given, _), following in zip(read, named, read[1:], strict=False):
+        if following.fields.get("refines") and "image_ok" not in given:
             turn.fields["image_ok"] = False
     return tuple(read)
 
@@ -253,7 +252,7 @@ def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str
     """The turns of a step as objects of their own; each with the names that its keys had in the step."""
     _check_keys(step, STEP_KEYS, field)
     names = {key: f"{field}.{key}" for key in STEP_KEYS}
-    for one, other in (PLAN_KEYS, PLAN_KEYS[::-1], ("refine", "refined"), ("refined", "refine")):
+    for one, other in (("refine", "refined"), ("refined", "refine")):
         if one in step and other not in step:
             raise RecordError(f"{names[other]} is missing beside {one}")
     draft = {key: step[key] for key in (*PLAN_KEYS, "inspect") if key in step}
@@ -262,9 +261,8 @@ def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str
         draft["before_weight"] = 0.0
     turns = [(draft, names | {"image": names["sketch"], "image_ok": names["sketch_ok"]})]
     if "refine" in step:
-        turns.append(
-            ({"refine": step["refine"], "image": step["refined"]}, names | {"image": names["refined"]})
-        )
+        refine = {"refine": step["refine"], "image": step["refined"]}
+        turns.append((refine, names | {"image": names["refined"]}))
     return turns
 
 
@@ -283,11 +281,8 @@ def _read_turn(turn: dict[str, Any], names: Mapping[str, str]) -> TurnRecord:
         fields["image_ok"] = False
     for field in turn_fields("weight"):
         weight = turn.get(field.name, field.default)
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, (int, float))
-            or not 0 <= weight <= _LARGEST_WEIGHT
-        ):
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 <= weight <= _LARGEST_WEIGHT:
             raise RecordError(f"{names[field.name]} is not a number of at least 0")
         if weight != field.default:
             fields[field.name] = float(weight)

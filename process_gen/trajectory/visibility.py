@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -194,39 +195,31 @@ class Chunk:
         Raises:
           ValueError: a segment sees only a part of another one.
         """
-        runs: list[list[Segment]] = []
-        for segment in self.segments:
-            if runs and runs[-1][-1].kind == segment.kind:
-                runs[-1].append(segment)
-            else:
-                runs.append([segment])
         found = []
-        for run in ([s.name for s in run] for run in runs):
-            found += [run] if self._is_plain(run) else [[name] for name in run]
-        return tuple(self._call(run) for run in found)
+        for _, run in itertools.groupby(self.segments, lambda segment: segment.kind):
+            names = [segment.name for segment in run]
+            if together := self._call(names):
+                found.append(together)
+                continue
+            for name in names:
+                if not (alone := self._call([name])):
+                    raise ValueError(f"the tokens of {name} do not all see the same: use a masked attention")
+                found.append(alone)
+        return tuple(found)
 
-    def _is_plain(self, run: Sequence[str]) -> bool:
-        queries, others = self._pieces(run)
-        rows = np.concatenate([self.mask[piece] for piece in queries])
-        own = np.concatenate([rows[:, piece] for piece in queries], axis=1)
-        triangle = np.array_equal(own, np.tril(np.ones_like(own)))
-        return (own.all() or triangle) and all(rows[:, piece].all() for piece in others)
-
-    def _pieces(self, run: Sequence[str]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The tokens of some segments, and those of the other segments that they see anything of."""
+    def _call(self, run: Sequence[str]) -> Call | None:
+        """The call of some segments, None where it needs a mask."""
         queries = tuple(piece for name in run for piece in self.memory(name))
         rows = np.concatenate([self.mask[piece] for piece in queries])
-        names = [s.name for s in self.segments if s.name not in run]
-        return queries, tuple(p for name in names for p in self.memory(name) if rows[:, p].any())
-
-    def _call(self, run: Sequence[str]) -> Call:
-        if not self._is_plain(run):
-            raise ValueError(
-                f"the tokens of {' and '.join(run)} do not all see the same: use a masked attention"
-            )
-        queries, others = self._pieces(run)
-        causal = not all(self.mask[a, b].all() for a in queries for b in queries)
-        return Call(queries, (*others, *queries), causal)
+        own = np.concatenate([rows[:, piece] for piece in queries], axis=1)
+        causal = not own.all()
+        if causal and not np.array_equal(own, np.tril(np.ones_like(own))):
+            return None
+        others = [p for s in self.segments if s.name not in run for p in self.memory(s.name)]
+        seen = tuple(piece for piece in others if rows[:, piece].any())
+        if not all(rows[:, piece].all() for piece in seen):
+            return None
+        return Call(queries, (*seen, *queries), causal)
 
 
 chunk_of = functools.cache(Chunk)

@@ -27,6 +27,8 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 # isort: split
 import contextlib
 import dataclasses
+import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +39,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.evaluation.benchmark import make_benchmark
 from process_gen.experiment import builders
@@ -51,6 +52,9 @@ from process_gen.training.program import build_recipe
 from process_gen.training.step import init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.sampled import SampledTrajectory
+
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # the folder that holds `tests`
+from tests.data.fake import fake_batch  # noqa: E402
 
 Row = tuple[str, str]
 
@@ -157,7 +161,7 @@ def measure_sampler(
     count = count or config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
     sampler = Sampler(model, params, scenes_tokenizer(), settings, rows=min(count, config.eval.batch_size))
-    tasks = make_benchmark(config.data.level, per_group=-(-count // 8)).tasks
+    tasks = make_benchmark(config.data.get("level", "default"), per_group=-(-count // 8)).tasks
     prompts = [task.request.text for task in tasks][:count]
     started = time.perf_counter()
     sampler.sample(prompts, seed=0)

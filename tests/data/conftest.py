@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from process_gen.data.tokenizers import SentencePieceTokenizer
-from process_gen.data.train_tokenizer import train
 from process_gen.trajectory.stages import TURN_FIELDS, Plan, Trajectory, Turn, draft, refinement
+from tests.data.train_tokenizer import train
 
 TEXTS = ("a red circle", "draw a blue square.", "the circle should be left of the square", "a star in b2")
 

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from process_gen.data.fake import FIRST_WORD, IM_END, IM_START, empty_row, fake_batch
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
+from tests.data.fake import FIRST_WORD, IM_END, IM_START, empty_row, fake_batch
 
 LAYOUT = Layout(image_size=(16, 16), latent_grid=(2, 2), turns=8, trajectories=3, corrections=2)
 

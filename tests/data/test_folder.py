@@ -212,11 +212,12 @@ def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
     write(tmp_path, GOOD, entry, GOOD)
     with pytest.raises(BadTrajectory, match=f"{LISTING}, {message}"):
         FolderSource(tmp_path, SIZE)
-    source = FolderSource(tmp_path, SIZE, bad="skip", budget=0.4)
+    source = FolderSource(tmp_path, SIZE, bad="skip")
     assert [source[i].uid.rpartition(":")[2] for i in range(len(source))] == ["1", "3"]
     assert len(source.skipped) == 1
-    with pytest.raises(TooManyBadTrajectories, match=r"1 of 3 lines .* the budget allows 10.00%"):
-        FolderSource(tmp_path, SIZE, bad="skip", budget=0.1)
+    write(tmp_path, GOOD, entry, entry)
+    with pytest.raises(TooManyBadTrajectories, match=r"2 of 3 lines .* the budget allows 50.00%"):
+        FolderSource(tmp_path, SIZE, bad="skip")
 
 
 def test_what_a_hub_keeps_as_links_is_read(tmp_path):

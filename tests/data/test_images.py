@@ -9,23 +9,21 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
-import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from process_gen.data.images import (
-    VAE,
-    VIT,
     Resize,
     fit,
     model_sizes,
     read_rgb,
     rules_for,
     shape_of,
-    to_floats,
 )
 
 SIDES = st.integers(1, 6000)
+VAE, VIT = Resize(stride=16, shortest=512, longest=1024), Resize(stride=14, shortest=224, longest=980)
+"""The published model's rules."""
 
 
 @pytest.mark.parametrize(
@@ -57,22 +55,14 @@ def test_sides_are_multiples_within_the_limits(height, width):
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = np.random.default_rng(0).integers(0, 256, (512, 768, 3), np.uint8)
-    assert VAE(image) is image and fit(image, (512, 768)) is image
-
-
-def test_a_photograph_keeps_its_shape_and_its_brightness():
-    whole = skimage.data.chelsea()  # 300 x 451
-    resized = Resize(stride=16, shortest=64, longest=128)(whole)
-    assert resized.shape == (80, 128, 3) and resized.dtype == np.uint8
-    assert np.abs(resized.mean((0, 1)) - whole.mean((0, 1))).max() < 1
+    assert fit(image, (512, 768)) is image
 
 
 def test_shrinking_does_not_alias():
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[::2] = 255
-    for small in (fit(stripes, (32, 32)), Resize(16, 16, 32)(stripes)):
-        inner = small[2:-2].astype(int)
-        assert small.shape == (32, 32, 3) and np.abs(inner - 127.5).max() < 3
+    small = fit(stripes, (32, 32))
+    assert small.shape == (32, 32, 3) and np.abs(small[2:-2].astype(int) - 127.5).max() < 3
 
 
 def test_fitting_crops_around_the_middle():
@@ -82,14 +72,8 @@ def test_fitting_crops_around_the_middle():
 
 
 def test_a_layout_for_an_image_at_its_own_shape():
-    assert model_sizes(3000, 4000) == ((768, 1024), (52, 70))
+    assert model_sizes(3000, 4000, VAE, VIT) == ((768, 1024), (52, 70))
     assert model_sizes(64, 96, Resize(16, 32, 48), Resize(14, 28, 42)) == ((32, 48), (2, 3))
-
-
-def test_values_are_as_both_encoders_read_them():
-    image = np.array([[[0, 255, 51]]], np.uint8)
-    np.testing.assert_allclose(to_floats(image), [[[-1, 1, -0.6]]], atol=1e-6)
-    assert to_floats(image).dtype == np.float32
 
 
 def test_deep_and_webp_files_are_read_at_their_own_size(tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from process_gen.data import mix
-from process_gen.data.fake import empty_row
 from process_gen.experiment import builders, cli
 from process_gen.training import amounts
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS
+from tests.data.fake import empty_row
 from tests.models.tiny import layout
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -317,6 +317,34 @@ def test_what_is_read_from_a_config_stands_in_it(path):
     config.sampling.refine_threshold = 0.5  # what is None can be set
 
 
+SCENES_KEYS = {"level", "examples", "data_dir", "seed", "wrong", "misplan", "slip", "detour"}
+
+
+@pytest.mark.parametrize("variant", ["paper", "paper_1024"])
+def test_only_a_config_that_trains_on_scenes_has_the_keys_of_scenes(variant):
+    config = load(BAGEL, variant)
+    assert not SCENES_KEYS & set(config.data)
+    assert set(load(BAGEL, "debug").data) == SCENES_KEYS | set(config.data)
+    config.data.source = "scenes"
+    with pytest.raises(builders.ConfigError, match="config.data.source=scenes needs ") as error:
+        builders.check(config)
+    assert all(f"config.data.{key}" in str(error.value) for key in SCENES_KEYS)
+    assert "configs/scenes.py" in str(error.value)
+
+
+def test_a_missing_key_of_scenes_is_named_alone():
+    fields = builders.to_json(load(ROOT / "configs" / "scenes.py", "debug"))
+    del fields["data"]["slip"]
+    with pytest.raises(builders.ConfigError, match="source=scenes needs config.data.slip, which this"):
+        builders.check(builders.from_json(fields))
+
+
+def test_a_stored_config_for_folders_may_still_have_the_keys_of_scenes():
+    fields = builders.to_json(load(BAGEL, "paper"))
+    fields["data"] |= dict.fromkeys(SCENES_KEYS, "whatever it was")
+    builders.check(builders.from_json(fields))
+
+
 def test_images_that_the_model_cannot_cut_are_refused():
     config = load(ROOT / "configs" / "scenes.py", "debug")
     config.update_from_flattened_dict({"layout.image_size": (33, 32)})

@@ -32,6 +32,12 @@ def published():
     return FluxAutoencoder(files.config), {"params": tree(files.pieces())}
 
 
+def test_values_are_as_both_encoders_read_them():
+    floats = to_floats(np.array([[[[0, 255, 51]]]], np.uint8))
+    np.testing.assert_allclose(floats, [[[[-1, 1, -0.6]]]], atol=1e-6)
+    assert floats.dtype == np.float32
+
+
 def last(x: np.ndarray) -> np.ndarray:
     """[C, h, w] to [1, h, w, C]."""
     return np.moveaxis(x, 0, -1)[None]

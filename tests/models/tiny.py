@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.data.fake import fake_batch
 from process_gen.models.config import ModelConfig, VitConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
+from tests.data.fake import fake_batch
 
 IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11)
 VOCAB = 32

@@ -11,13 +11,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from process_gen.data.fake import fake_batch
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.models.config import SIZES
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
+from tests.data.fake import fake_batch
 
 LAYOUT = Layout(
     image_size=(16, 16),

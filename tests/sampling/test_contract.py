@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from sampling_models import LAYOUT, make_model, random_params
 
-from process_gen.data.fake import fake_batch
 from process_gen.models.cache import part_slices
 from process_gen.models.config import NO_RANDOM_DROPS, ORDERS
 from process_gen.models.content import at_token, token_count
@@ -22,6 +21,7 @@ from process_gen.sampling import turn
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import TextSpec, decode
 from process_gen.trajectory.batch import PAD_ID, Batch
+from tests.data.fake import fake_batch
 
 BRANCHES = ("full", "notext")
 ROWS = 6

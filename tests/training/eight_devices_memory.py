@@ -26,7 +26,6 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from process_gen.data.fake import fake_batch  # noqa: E402
 from process_gen.distributed import offload, sharding  # noqa: E402
 from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
 from process_gen.losses import LossTable  # noqa: E402
@@ -36,6 +35,7 @@ from process_gen.models.unified import UnifiedModel  # noqa: E402
 from process_gen.training.program import TrainProgram  # noqa: E402
 from process_gen.training.step import Recipe  # noqa: E402
 from process_gen.trajectory.batch import Batch  # noqa: E402
+from tests.data.fake import fake_batch  # noqa: E402
 from tests.models.test_remat import Stack  # noqa: E402
 from tests.models.tiny import CONFIG, IDS, VOCAB, layout  # noqa: E402
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from process_gen.data.fake import fake_batch
 from process_gen.data.packing import packing_stats
 from process_gen.models.content import Content, prompt_content
 from process_gen.training.amounts import amounts
 from process_gen.trajectory.batch import Batch
+from tests.data.fake import fake_batch
 from tests.models.dense import row_mask, row_parts, sees
 from tests.models.tiny import VIT, VOCAB, layout
 

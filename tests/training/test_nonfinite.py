@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from process_gen.data.fake import fake_batch
 from process_gen.training.nonfinite import FOLDER, Watch
 from process_gen.trajectory.batch import Batch
+from tests.data.fake import fake_batch
 from tests.models.tiny import VOCAB, layout
 
 GOOD = {"finite": 1.0, "loss": 2.0}

@@ -48,6 +48,17 @@ def test_how_it_is_trained_may_change_and_is_logged(caplog):
         assert f"config.{key} was" in caplog.text
 
 
+@pytest.mark.parametrize("source", ["folder", "records"])
+def test_a_run_whose_stored_config_has_the_keys_of_scenes_goes_on_without_them(source):
+    now = builders.to_json(cli.load_config("configs/bagel_7b.py:paper"))
+    now["data"]["source"] = source
+    scenes = dict(level="default", examples=62_000, data_dir="data", seed=0)
+    odds = dict(wrong=0.25, misplan=0.0, slip=0.05, detour=0.2)
+    stored = now | {"data": now["data"] | scenes | odds}
+    check(now, stored)
+    check(stored, now)
+
+
 def test_other_versions_are_a_warning(caplog):
     check(config(), versions={"jax": "2", "git": "abc"})
     assert "jax is 2" in caplog.text and "with 1" in caplog.text and "git" not in caplog.text

@@ -175,7 +175,7 @@ def test_lines_of_a_matrix_are_replaced_in_any_box_of_it():
 
 @pytest.mark.slow
 def test_weights_trained_and_exported_give_the_same_losses_again(tmp_path):
-    from process_gen.data.fake import fake_batch
+    from tests.data.fake import fake_batch
 
     recipe = make_recipe()
     state = start_from(blank_state(recipe), recipe.model, FOLDER).replace(key=jax.random.key(1))

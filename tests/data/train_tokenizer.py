@@ -1,6 +1,6 @@
 """Trains the SentencePiece model of the scenes language.
 
-    python -m process_gen.data.train_tokenizer [--output=...] [--trajectories=1000]
+    python tests/data/train_tokenizer.py [--output=...] [--trajectories=1000]
 
 Every word of the scenes language becomes one token; printable ASCII characters
 stay tokens of their own, so that a word from outside still encodes, letter by
@@ -30,7 +30,7 @@ from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.teacher import corpus
 from process_gen.trajectory import markup
 
-ASSET = pathlib.Path(__file__).parent / "assets" / "scenes.model"
+ASSET = pathlib.Path(__file__).parents[2] / "process_gen" / "data" / "assets" / "scenes.model"
 
 _OUTPUT = flags.DEFINE_string("output", str(ASSET), "File to write.")
 _TRAJECTORIES = flags.DEFINE_integer("trajectories", 1_000, "Trajectories of each level to count words in.")
