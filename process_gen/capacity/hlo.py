@@ -37,8 +37,8 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of the operands, before those of what it calls."""
-        return re.findall(r"%([\w.\-]+)", self.rest)
+        """Names of the operands, before those of what it calls; without types where it has no `%`."""
+        return re.findall(r"%([\w.\-]+)", self.rest) or re.findall(r"[\w.\-]+", self.rest.partition(")")[0])
 
     def attribute(self, name: str) -> str:
         """The value of an attribute, as text without `%`; "" without it."""

@@ -302,7 +302,7 @@ def run_command(folder: pathlib.Path, rng: np.random.Generator) -> None:
     if command is not convert:  # nothing is to be drawn
         words += [f"--workdir={folder}/nothing", f"--output_dir={folder}/out"]
     cli.read_flags(argv=[command.__name__, *words])
-    command.run(evaluate.read_flags() if command is evaluate else flags.FLAGS)
+    command.run(flags.FLAGS)
 
 
 # ---------------------------------------------------------------- words, prompts

@@ -62,9 +62,9 @@ def products(lowered: jax.stages.Lowered) -> float:
     program, total = hlo.parse(lowered.as_text("hlo")), 0.0
     for name, runs in program.runs.items():
         computation = program.computations[name]
-        for one in computation.instructions:
+        for one in computation.values():
             if one.op == "dot":
-                left = re.search(r"\[([\d,]*)\]", computation.by_name[one.operands[0]].type)[1].split(",")
+                left = re.search(r"\[([\d,]*)\]", computation[one.operands[0]].type)[1].split(",")
                 inner = one.attribute("lhs_contracting_dims").strip("{}")
                 depth = math.prod(int(left[int(i)]) for i in inner.split(",") if i)
                 shape = re.search(r"\[([\d,]*)\]", one.type)[1]

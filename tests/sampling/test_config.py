@@ -45,7 +45,7 @@ def test_a_bad_setting_is_named(key, value):
 
 
 def test_an_unknown_setting_names_the_nearest():
-    with pytest.raises(SamplerError, match="sampling.text_scal; did you mean text_scale"):
+    with pytest.raises(SamplerError, match="config.sampling 'text_scal'; did you mean text_scale"):
         SamplerConfig.of({"flow_steps": 3}, text_scal=2.0)
 
 
