@@ -258,7 +258,7 @@ def sample_prompts(
             for i, trajectory in progress.finished:
                 yield some[i].number, judged(trajectory, level)
             _line_of_progress(progress)
-            if stop.name:
+            if stop.asked:
                 return
 
 

@@ -207,10 +207,13 @@ class CheckpointStore(Closing):
 
     def announce(self, state: Any) -> None:
         """Says in the log what the steps of a run take on disk; warns where there is less."""
+        if not self._tends:
+            return
+        there = min(len(self.steps()), self._keep)
         needed = (self._keep + 1) * self._size(state)
         free = math.inf if "://" in str(self.root) else shutil.disk_usage(self.root).free
         logging.log(
-            logging.WARNING if self._tends and free < needed else logging.INFO,
+            logging.WARNING if free < needed - there * self._size(state) else logging.INFO,
             "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
             "written; %s has %.3g GB left. Each of %d hosts holds its share in memory while it writes",
             self._size(state) / 1e9,

@@ -52,15 +52,19 @@ class Stop:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.name is not None
 
-    def check(self) -> None:
-        """Raises `Stopped` if this process was asked to stop: for loops that have nothing to save.
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop: for loops in which hosts do not wait for each other.
 
         Where processes have joined each other, a SIGTERM to any of them is meant for all.
         """
-        if self.name is not None:
-            raise Stopped(f"{self.name} was received")
-        if _together() and _noticed():
-            raise Stopped("SIGTERM was received by one of the hosts")
+        return self.name is not None or (_together() and _noticed())
+
+    def check(self) -> None:
+        """Raises `Stopped` if this process was asked to stop: for loops that have nothing to save."""
+        if self.asked:
+            by_whom = "" if self.name else " by one of the hosts"
+            raise Stopped(f"{self.name or 'SIGTERM'} was received{by_whom}")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame

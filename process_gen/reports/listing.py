@@ -155,7 +155,7 @@ class Listing:
             self._uids.add(uid)
             self.done.add(key)
             self.judged += verdict is not None
-            self.right += bool(verdict and verdict["ok"])
+            self.right += bool(verdict and verdict.get("ok"))
 
     def _check_settings(self) -> None:
         otherwise = "choose another folder, or start over (--noresume)"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
-from flax import traverse_util
 
 from process_gen.experiment.builders import ConfigError
 
@@ -58,10 +57,14 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
     Keys that one side lacks are left out: configs gain keys between versions, and rows of the table of losses
     come and go.
     """
-    before, now = (traverse_util.flatten_dict(config, sep=".") for config in (before, now))
-    return [
-        (key, before[key], now[key]) for key in sorted(before.keys() & now.keys()) if before[key] != now[key]
-    ]
+    changed = []
+    for key in sorted(before.keys() & now.keys()):
+        old, new = before[key], now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += [(f"{key}.{inner}", *values) for inner, *values in differences(old, new)]
+        elif old != new:
+            changed.append((key, old, new))
+    return changed
 
 
 def _under(key: str, groups: tuple[str, ...]) -> bool:

@@ -66,3 +66,9 @@ def test_other_versions_are_a_warning(caplog):
 
 def test_keys_that_one_side_lacks_are_no_difference():
     assert differences({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"c": 3}, "e": 4}) == [("b.c", 1, 3)]
+
+
+def test_a_part_that_comes_or_goes_is_a_difference():
+    vit = {"width": 48}
+    assert differences({"model": {"vit": None}}, {"model": {"vit": vit}}) == [("model.vit", None, vit)]
+    assert differences({"model": {"vit": vit}}, {"model": {"vit": None}}) == [("model.vit", vit, None)]
