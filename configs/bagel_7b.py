@@ -5,13 +5,13 @@
 
 `:paper` is the recipe: 10,000 steps at a learning rate of 2e-5 with cosine decay, eight rows of up to 33,000
 tokens at 512 x 512 pixels, for eight devices of 80 GB; it has not been run yet, so there is no time or score
-to give. `:paper_1024` has images of 1,024 x 1,024 pixels. `:debug` is a model of toy sizes on the scenes
-world, for tests and to rehearse the way there and back: `--config.train.init=FOLDER` starts it from published
-weights of those sizes.
+to give. `:paper_1024` has images of 1,024 x 1,024 pixels, `:edit` prompts with an image and an instruction.
+`:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and back:
+`--config.train.init=FOLDER` starts it from published weights of those sizes.
 
-Three choices are ours, and the base model has others. What they cost with eight rows in which every slot is
-full (forward and backward, nothing recomputed; a test counts it again), and its own values
-as flags:
+Two choices are ours, and the base model has others. What they cost with eight rows in which every slot is
+full (forward and backward, nothing recomputed; a test counts it again), its own values as flags, and the
+other optimizer:
 
     average    A copy in float32, 54.3 GiB over all devices. Its decay is 0.9999, or (1 + step) / (10 + step)
                where that is less: it spans the last tenth of a run. The base model's is constant: after
@@ -21,7 +21,7 @@ as flags:
                matrices between layers, the ViT's too: 50.1 GiB less, for 4.1 GFLOP a token more (a token of a
                row takes 43.4). Its rate of 2.4e-4 moves a matrix about as far as AdamW does at 2e-5 (by 0.2
                of that, root mean square; arXiv 2502.16982).
-                   --config.optimizer.name=adamw --config.optimizer.learning_rate=2e-5
+                   --config.optimizer.name=muon
     ViT        308 pixels a side: 484 tokens an image, 129 TFLOP a turn (106 without a ViT). The base model
                rounds 512 pixels to 518: 1,369 tokens, 173 TFLOP. A row of about as many tokens, on which
                memory depends, has 8 turns then.
@@ -36,8 +36,8 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    """Returns the locked config of a variant: paper, paper_1024 or debug."""
-    variants = {"paper": lambda config: None, "paper_1024": _paper_1024, "debug": _debug}
+    """Returns the locked config of a variant: paper, paper_1024, edit or debug."""
+    variants = {"paper": lambda config: None, "paper_1024": _paper_1024, "edit": _edit, "debug": _debug}
     if variant not in variants:
         raise ValueError(f"configs/bagel_7b.py has no variant {variant!r}; it has {', '.join(variants)}")
     config = _base()
@@ -183,6 +183,12 @@ def _paper_1024(config: ConfigDict) -> None:
     """
     config.layout.update(dict(image_size=(1024, 1024), turns=4, trajectories=2))
     config.sampling.max_turns = 4
+
+
+def _edit(config: ConfigDict) -> None:
+    """Rows of 32,344 tokens: 8 turns, and five prompts of 1,896 (a text, an image twice, an instruction)."""
+    config.layout.update(dict(prompt_image=True, instruction=128, turns=8))
+    config.sampling.max_turns = 8
 
 
 def _debug(config: ConfigDict) -> None:

@@ -55,7 +55,7 @@ def _base() -> ConfigDict:
     )
     config.data = ConfigDict(
         dict(
-            source="scenes",  # or "folder", with `path`
+            source="scenes",  # or "folder" or "records" (a TFDS data set), with `path`
             path="",
             tokenizer="scenes",  # or the folder of a published Qwen2 tokenizer
             buckets=(),  # more image shapes than layout.image_size, for folders of pictures

@@ -4,7 +4,7 @@
 #     launch/tpu_vm.sh book        # asks for the TPU; it costs from the moment it is ACTIVE until `delete`
 #     launch/tpu_vm.sh state
 #     launch/tpu_vm.sh install     # the committed checkout, on every host
-#     launch/tpu_vm.sh start --config=configs/bagel_7b.py:paper --workdir=...
+#     launch/tpu_vm.sh start --config=configs/bagel_7b.py:paper --workdir=... --config.train.batch_size=64
 #     launch/tpu_vm.sh watch
 #     launch/tpu_vm.sh stop        # all hosts save and end
 #     launch/tpu_vm.sh delete      # gives the TPU back

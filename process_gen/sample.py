@@ -3,16 +3,17 @@
     python -m process_gen.sample --prompts="a red circle left of a blue square"      # the shipped weights
     python -m process_gen.sample --workdir=runs/quick --prompts_file=prompts.txt --output_dir=out
     echo "two green stars" | python -m process_gen.sample --prompts=- --mode=single_pass
-    python -m process_gen.sample --workdir=runs/bagel --prompts="make the cat red" --images=cat.jpg
-    python -m process_gen.sample --workdir=runs/bagel --prompts="what is this?" --images=cat.jpg --answer
-    python -m process_gen.sample --workdir=runs/bagel --prompts="add a hat" --images=tall.jpg --keep_shape
+    python -m process_gen.sample --workdir=runs/7b_edit --prompts="make the cat red" --images=cat.jpg
+    python -m process_gen.sample --workdir=runs/7b_edit --prompts="what is this?" --images=cat.jpg --answer
+    python -m process_gen.sample --workdir=runs/7b_edit --prompts="add a hat" --images=tall.jpg --keep_shape
 
-An input image is cropped to the shape of the model's layout; `--keep_shape` draws at the image's own shape
-instead, sized as the base model sizes it. Every shape is compiled for itself.
+Input images take a model whose layout has room for them (`configs/bagel_7b.py:edit`). One is cropped to the
+shape of that layout; `--keep_shape` draws at the image's own shape instead, sized as the base model sizes it.
+Every shape is compiled for itself.
 
 A model that is too large for one device, or a long list of prompts, is spread over several:
 
-    python -m process_gen.sample --workdir=runs/bagel --mesh=tensor=4 --prompts_file=prompts.txt
+    python -m process_gen.sample --workdir=runs/7b --mesh=tensor=4 --prompts_file=prompts.txt
 
 Started on several hosts, as training is, each draws its part of the prompts with a model of its own on the
 devices that it has (`--mesh` is that of one host), and the first one puts the parts together in the end.

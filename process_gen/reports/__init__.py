@@ -1,1 +1,1 @@
-"""What people look at: trajectory records, strips, pages, tables and plots."""
+"""What people look at: listings of trajectories, strips, pages, tables and plots."""
