@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import logging
 
 from process_gen.checkpoints import manifest, store
 from process_gen.checkpoints.errors import (
@@ -184,19 +184,19 @@ def test_a_save_that_will_not_fit_is_refused_before_it_starts(tmp_path, monkeypa
     assert checkpoints.steps() == [1]
 
 
-def test_a_run_says_what_its_checkpoints_take(tmp_path, monkeypatch, caplog):
+def test_a_run_says_what_its_checkpoints_take(tmp_path, monkeypatch):
     state = make_state(1)
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    monkeypatch.setattr(logging.getLogger("absl"), "level", logging.INFO)
+    told = []
+    monkeypatch.setattr(store.logging, "log", lambda level, text, *has: told.append((level, text % has)))
     with CheckpointStore(str(tmp_path), keep=4) as checkpoints:
         for free, level in ((5 * size, logging.INFO), (5 * size - 1, logging.WARNING)):
             monkeypatch.setattr(
                 shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free)
             )
             checkpoints.announce(state)
-            told = caplog.records[-1]
-            assert told.levelno == level
-            assert f"takes {size / 1e9:.3g} GB, {5 * size / 1e9:.3g} GB with" in told.getMessage()
+            assert told[-1][0] == level
+            assert f"takes {size / 1e9:.3g} GB, {5 * size / 1e9:.3g} GB with" in told[-1][1]
 
 
 def test_a_broken_step_is_set_aside_and_the_one_before_is_taken(copy, caplog):
