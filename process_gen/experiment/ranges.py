@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from process_gen.common.numbers import is_number
 from process_gen.distributed.offload import PARTS
 from process_gen.scenes.levels import LEVELS
 from process_gen.trajectory.ranges import (
@@ -14,7 +15,6 @@ from process_gen.trajectory.ranges import (
     SEED,
     SHARE,
     Range,
-    is_number,
     one_of,
 )
 from process_gen.trajectory.stages import Mode

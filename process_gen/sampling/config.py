@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common.names import check_name
+from process_gen.common.numbers import is_number
 from process_gen.sampling.flow import RENORMS, FlowSpec
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.ranges import (
@@ -17,7 +18,6 @@ from process_gen.trajectory.ranges import (
     SEED,
     SHARE,
     Range,
-    is_number,
     one_of,
 )
 from process_gen.trajectory.stages import Mode

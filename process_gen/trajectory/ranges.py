@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
+
+from process_gen.common.numbers import is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +15,6 @@ class Range:
 
     text: str
     holds: Callable[[Any], bool]
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:

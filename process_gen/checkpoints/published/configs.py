@@ -15,6 +15,7 @@ from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
 from process_gen.common import files
+from process_gen.common.numbers import is_number
 from process_gen.models.config import ModelConfig, VitConfig
 
 Json = dict[str, Any]
@@ -62,8 +63,7 @@ class Reader:
     def number(self, key: str, default: float | None = None, kind: type = int) -> Any:
         """A positive number; of a default where it is missing."""
         value = self.fields.get(key, default)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value <= 0 or kind(value) != value:
+        if not is_number(value) or value <= 0 or kind(value) != value:
             raise CheckpointMismatch(f"{self.name}: {key} must be a positive {kind.__name__}, got {value!r}")
         return kind(value)
 

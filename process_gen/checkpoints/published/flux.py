@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from etils import epath
@@ -11,6 +10,7 @@ from etils import epath
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.common.files import write_json
+from process_gen.common.numbers import is_number
 from process_gen.models.config import FluxConfig
 from process_gen.models.spec import autoencoder_spec
 
@@ -108,7 +108,7 @@ def config_of(shapes: configs.Shapes, fields: configs.Json, naming: str = "flux"
                 f"config.json: the autoencoder's {key} is {value}, the weights have {size}"
             )
     known, shift = FluxConfig(), told.get("shift")
-    if shift is not None and (not isinstance(shift, (int, float)) or not math.isfinite(shift)):
+    if shift is not None and not is_number(shift):
         raise CheckpointMismatch(f"config.json: shift_factor must be a number, got {shift!r}")
     scale = read.number(SIZES[naming]["scale"], known.scale, float)
     try:
