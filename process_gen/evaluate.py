@@ -22,7 +22,6 @@ import dataclasses
 import datetime
 import os
 import pathlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -233,12 +232,7 @@ ERRORS = (BenchmarkError, tables.ResultsError, *restore.ERRORS, OSError)
 def main(argv: Sequence[str]) -> None:
     """Prints the results."""
     del argv
-    print(run(flags.FLAGS, _line_of_progress))
-
-
-def _line_of_progress(text: str) -> None:
-    end = "\r" if sys.stderr.isatty() else "\n"
-    print(text, file=sys.stderr, end=end, flush=True)
+    print(run(flags.FLAGS, cli.show_progress))
 
 
 if __name__ == "__main__":

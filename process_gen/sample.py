@@ -54,7 +54,7 @@ from process_gen.reports import files
 from process_gen.reports.listing import Key, Listing
 from process_gen.reports.overview import describe
 from process_gen.reports.page import write_page
-from process_gen.sampling import Progress, Sampler, SamplerConfig
+from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.prompts import Prompt, encode_prompt, make_prompt
 from process_gen.scenes import get_level, read_request
 from process_gen.trajectory.markup import Malformed
@@ -258,7 +258,7 @@ def sample_prompts(
         for progress in sampler.stream(texts, seeds, images):
             for i, trajectory in progress.finished:
                 yield some[i].number, judged(trajectory, level)
-            _line_of_progress(progress)
+            cli.show_progress(f"{progress.done} of {progress.total} prompts, {progress.turns} turns")
             if stop.asked:
                 return
 
@@ -396,12 +396,6 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
         raise stopping.Stopped(f"{len(asked) - len(left)} of {len(asked)} prompts are finished: {page}")
     more = [f"and {len(listing) - len(shown)} more"] if len(listing) > len(shown) else []
     return "\n".join([describe(shown), *more, "", str(page), str(listing.path)])
-
-
-def _line_of_progress(progress: Progress) -> None:
-    end = "\r" if sys.stderr.isatty() else "\n"
-    text = f"{progress.done} of {progress.total} prompts, {progress.turns} turns"
-    print(text, file=sys.stderr, end=end, flush=True)
 
 
 ERRORS = (

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 
 # isort: split
 import contextlib
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from process_gen import evaluate
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
+from process_gen.common import files
 from process_gen.data.buckets import deal, in_turn
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.loader import Loader, Source, make_loader
@@ -148,7 +148,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         folder = pathlib.Path(workdir)
         if hosts.is_lead():
             vocabulary.keep(tokenizer, folder)
-            (folder / "config.json").write_text(json.dumps(metadata["config"], indent=1) + "\n")
+            files.write_json(folder / "config.json", metadata["config"], indent=1)
         run = RunLog(config, model, folder, ledger)
         evaluation = Evaluation(config, folder, model, tokenizer, mesh, run, stop)
         profiler = Profiler(workdir, c.profile, c.log_every)

@@ -209,15 +209,13 @@ class CheckpointStore(Closing):
         """Says in the log what the steps of a run take on disk; warns where there is less."""
         if not self._tends:
             return
-        there = min(len(self.steps()), self._keep)
-        needed = (self._keep + 1) * self._size(state)
-        free = math.inf if "://" in str(self.root) else shutil.disk_usage(self.root).free
+        one, free, there = self._size(state), self._free(), min(len(self.steps()), self._keep)
         logging.log(
-            logging.WARNING if free < needed - there * self._size(state) else logging.INFO,
+            logging.WARNING if free < (self._keep + 1 - there) * one else logging.INFO,
             "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
             "written; %s has %.3g GB left. Each of %d hosts holds its share in memory while it writes",
-            self._size(state) / 1e9,
-            needed / 1e9,
+            one / 1e9,
+            (self._keep + 1) * one / 1e9,
             self._keep,
             self.root,
             free / 1e9,
@@ -227,11 +225,14 @@ class CheckpointStore(Closing):
     def _size(self, state: Any) -> int:
         return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
 
+    def _free(self) -> float:
+        """Bytes that are left in the folder; an object store does not say."""
+        return math.inf if "://" in str(self.root) else shutil.disk_usage(self.root).free
+
     def _missing_room(self, step: int, state: Any) -> str:
-        if not self._tends or "://" in str(self.root):  # an object store does not say
+        if not self._tends:
             return ""
-        needed = _SPARE * self._size(state)
-        free = shutil.disk_usage(self.root).free
+        needed, free = _SPARE * self._size(state), self._free()
         if free >= needed:
             return ""
         return (

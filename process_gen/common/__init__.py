@@ -1,1 +1,1 @@
-"""What every room may use: names that a user types, and files on disks that fail."""
+"""What every room may use: names and values that a user types, and files on disks that fail."""

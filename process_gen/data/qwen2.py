@@ -142,7 +142,7 @@ class Qwen2Tokenizer:
         config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         known = config.get("added_tokens_decoder", {})
         config["added_tokens_decoder"] = known | {str(number): entry for number, entry in new.items()}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        files.write_json(folder / CONFIG, config, indent=2, ensure_ascii=False)
         if (folder / WHOLE).is_file():
             whole = _json(folder / WHOLE)
             there = [entry for entry in whole.get("added_tokens") or [] if entry["id"] not in new]

@@ -13,6 +13,8 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
+from process_gen.common.files import from_json
+
 _LINE = 4096
 """Bytes of the longest message but for the answer."""
 
@@ -69,7 +71,7 @@ def _serve(port: int, count: int, timeout: float) -> dict[int, str]:
                 with contextlib.suppress(
                     OSError, ValueError, KeyError, TypeError
                 ):  # not one of ours, or cut off
-                    told = json.loads(line.makefile().readline(_LINE))
+                    told = from_json(line.makefile().readline(_LINE))
                     hosts[int(told["process"])] = str(told["host"])
                     lines[int(told["process"])] = line
     for line in lines.values():
@@ -88,7 +90,7 @@ def _report(host: str, port: int, count: int, index: int, timeout: float) -> dic
             with socket.create_connection((host, port), timeout=max(left, 0.1)) as line:
                 line.sendall((json.dumps({"process": index, "host": socket.gethostname()}) + "\n").encode())
                 line.settimeout(timeout + 10)
-                return {int(number): name for number, name in json.loads(line.makefile().readline()).items()}
+                return {int(number): name for number, name in from_json(line.makefile().readline()).items()}
         except (OSError, ValueError) as error:
             if left <= 0:
                 raise HostMissing(

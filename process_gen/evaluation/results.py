@@ -92,7 +92,7 @@ class Results:
         """
         try:
             return cls.from_json(files.read_json(path))
-        except (OSError, ValueError, ResultsError) as error:
+        except (OSError, ValueError) as error:
             raise ResultsError(f"{path}: {error}") from error
 
 

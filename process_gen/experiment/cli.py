@@ -252,6 +252,11 @@ flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
 # ------------------------------------------------------------------------- run
 
 
+def show_progress(text: str) -> None:
+    """A line on stderr that the next one replaces, on a terminal."""
+    print(text, file=sys.stderr, end="\r" if sys.stderr.isatty() else "\n", flush=True)
+
+
 def run(
     main: Callable[[Sequence[str]], int | None], expected_errors: tuple[type[Exception], ...] = ()
 ) -> None:

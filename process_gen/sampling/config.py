@@ -6,20 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from process_gen.common import ranges
 from process_gen.common.names import check_name
-from process_gen.common.numbers import is_number
 from process_gen.sampling.flow import RENORMS, FlowSpec
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.ranges import (
-    COUNT,
-    COUNT_OR_OFF,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    Range,
-    one_of,
-)
 from process_gen.trajectory.stages import Mode
 
 
@@ -32,22 +22,29 @@ class PromptError(ValueError):
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(map(ranges.is_number, value))
+        and value[0] < value[1]
+    )
 
 
 RANGES = {
-    "mode": one_of(*(mode.value for mode in Mode)),
-    **dict.fromkeys(("flow_steps", "max_turns", "answer_tokens"), COUNT),
-    "time_shift": POSITIVE,
-    **dict.fromkeys(("text_scale", "image_scale", "temperature"), NOT_NEGATIVE),
-    "interval": Range("two numbers low < high", _is_interval),
-    "renorm": one_of(*RENORMS),
-    "renorm_min": SHARE,
-    "decision_temperature": Range(
-        "None or a number of at least 0", lambda value: value is None or NOT_NEGATIVE.holds(value)
+    "mode": ranges.one_of(*(mode.value for mode in Mode)),
+    **dict.fromkeys(("flow_steps", "max_turns", "answer_tokens"), ranges.COUNT),
+    "time_shift": ranges.POSITIVE,
+    **dict.fromkeys(("text_scale", "image_scale", "temperature"), ranges.NOT_NEGATIVE),
+    "interval": ranges.Range("two numbers low < high", _is_interval),
+    "renorm": ranges.one_of(*RENORMS),
+    "renorm_min": ranges.SHARE,
+    "decision_temperature": ranges.Range(
+        "None or a number of at least 0", lambda value: value is None or ranges.NOT_NEGATIVE.holds(value)
     ),
-    "refine_threshold": Range("None or a probability", lambda value: value is None or SHARE.holds(value)),
-    "seed": SEED,
+    "refine_threshold": ranges.Range(
+        "None or a probability", lambda value: value is None or ranges.SHARE.holds(value)
+    ),
+    "seed": ranges.SEED,
 }
 """What each setting may be, but `max_flow_steps`, which depends on another one."""
 
@@ -83,9 +80,9 @@ class SamplerConfig(FlowSpec):
     def __post_init__(self):
         if isinstance(self.interval, list):
             object.__setattr__(self, "interval", tuple(self.interval))
-        limit = Range(
+        limit = ranges.Range(
             f"0, or at least the {self.flow_steps} steps of one image (sampling.flow_steps)",
-            lambda value: COUNT_OR_OFF.holds(value) and (value == 0 or value >= self.flow_steps),
+            lambda value: ranges.COUNT_OR_OFF.holds(value) and (value == 0 or value >= self.flow_steps),
         )
         for key, allowed in {**RANGES, "max_flow_steps": limit}.items():
             if not allowed.holds(value := getattr(self, key)):

@@ -34,6 +34,7 @@ from typing import Any, get_args
 import numpy as np
 
 from process_gen.common.names import hint
+from process_gen.common.ranges import is_number
 from process_gen.trajectory import markup
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.sampled import SampledTrajectory, Stopped
@@ -281,8 +282,7 @@ def _read_turn(turn: dict[str, Any], names: Mapping[str, str]) -> TurnRecord:
         fields["image_ok"] = False
     for field in turn_fields("weight"):
         weight = turn.get(field.name, field.default)
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 <= weight <= _LARGEST_WEIGHT:
+        if not is_number(weight) or not 0 <= weight <= _LARGEST_WEIGHT:
             raise RecordError(f"{names[field.name]} is not a number of at least 0")
         if weight != field.default:
             fields[field.name] = float(weight)

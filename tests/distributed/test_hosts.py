@@ -5,6 +5,8 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
+from concurrent import futures
 
 import jax
 import pytest
@@ -170,3 +172,22 @@ def test_a_process_that_hangs_is_named_with_its_host():
 def test_the_lead_that_cannot_be_reached_is_named():
     with pytest.raises(rollcall.HostMissing, match="process 0 of 2 was not reached at localhost:.* in 1 s"):
         rollcall.call(f"localhost:{free_port()}", 2, 1, timeout=1)
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.1\n", b"[" * 4000 + b"\n", b"[1]\n", b'{"process": 9}\n', b"\xff\n"]
+)
+def test_a_stranger_at_the_port_ends_nothing(said):
+    port = free_port()
+    with futures.ThreadPoolExecutor(1) as pool:
+        served = pool.submit(rollcall.call, f"localhost:{port}", 2, 0, 30)
+        for _ in range(100):
+            try:
+                stranger = socket.create_connection(("localhost", port), timeout=5)
+                break
+            except OSError:
+                time.sleep(0.1)
+        with stranger:
+            stranger.sendall(said)
+            found = rollcall.call(f"localhost:{port}", 2, 1, timeout=30)
+        assert found == served.result() == dict.fromkeys(range(2), socket.gethostname())

@@ -15,7 +15,7 @@ from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
 from process_gen.common import files
-from process_gen.common.numbers import is_number
+from process_gen.common.ranges import is_number
 from process_gen.models.config import ModelConfig, VitConfig
 
 Json = dict[str, Any]

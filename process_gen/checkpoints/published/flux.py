@@ -10,7 +10,7 @@ from etils import epath
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.common.files import write_json
-from process_gen.common.numbers import is_number
+from process_gen.common.ranges import is_number
 from process_gen.models.config import FluxConfig
 from process_gen.models.spec import autoencoder_spec
 

@@ -1,12 +1,11 @@
-"""What the value of a setting may be, and how to say it."""
+"""What a value that a user types or a file holds may be, and how to say it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
-
-from process_gen.common.numbers import is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +14,14 @@ class Range:
 
     text: str
     holds: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, finite as a float: the ints of JSON may be too large."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def is_whole(value: Any) -> bool:

@@ -1,6 +1,6 @@
 import pytest
 
-from process_gen.common.numbers import is_number
+from process_gen.common.ranges import is_number
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), True, "1", None])
