@@ -180,7 +180,7 @@ def _quick(config: ConfigDict) -> None:
     # Too short to learn more than the plans and the drafts: none of them is there to be found out.
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.03, detour=0.1))
     config.optimizer.update(dict(ema=0.995, final_share=0.3))  # too short a run to anneal for long
-    config.train.update(dict(steps=650, checkpoint_every=325, sheet_every=0))
+    config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
     config.eval.final_per_group = 20
 
 
