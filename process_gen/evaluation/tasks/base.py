@@ -1,0 +1,189 @@
+"""What a benchmark is: prompts, how many images of each, where they lie, who judges them, how scores add up.
+
+A task is a frozen dataclass, one file each, whose fields are its options
+(`--task_args=geneval.metadata=FILE`). A judge looks at one image at a time.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+
+class TaskError(ValueError):
+    """A task that cannot be run as asked: missing data, a broken file, a bad option; fit for a user."""
+
+
+class Unjudged(Exception):
+    """A judge had no verdict on an image (an answer that does not parse, an endpoint that gave up).
+
+    The image is asked about again by the next run.
+
+    Attributes:
+      raw: what the judge said, JSON-like.
+    """
+
+    def __init__(self, message: str, raw: Any = None):
+        super().__init__(message)
+        self.raw = raw
+
+
+@dataclasses.dataclass(frozen=True)
+class Doc:
+    """One prompt of a task. Field names are those of lmms-eval.
+
+    Attributes:
+      doc_id: what tells it from the others of its task.
+      input: the prompt.
+      group: what its score counts towards.
+      target: what a judge has to know of it, JSON-like.
+    """
+
+    doc_id: str
+    input: str
+    group: str
+    target: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def doc_hash(self) -> str:
+        """Equal where prompt, group and target are."""
+        text = json.dumps([self.input, self.group, self.target], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one image.
+
+    Attributes:
+      score: from 0 to 1; 1 is right.
+      constraints: each with `text`, `ok` and `reason`.
+      failures: kinds of failure, of the judge's own list.
+      details: numbers and texts of the judge's own, JSON-like.
+      raw: what the verdict was made from (a reply, detections), JSON-like.
+    """
+
+    score: float
+    constraints: tuple[Mapping[str, Any], ...] = ()
+    failures: tuple[str, ...] = ()
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    raw: Any = None
+
+
+class Judge(Protocol):
+    """Looks at an image.
+
+    Attributes:
+      name: who: `scenes-parser`, `mask2former+clip`, the name of a chat model.
+      revision: of its weights or its code. Scores of two revisions never share a table.
+      protocol: what is asked and how it is read: `geneval-hf`, `wise-legacy`.
+      workers: how many images it may look at side by side.
+    """
+
+    name: str
+    revision: str
+    protocol: str
+    workers: int
+
+    def __call__(self, doc: Doc, image: np.ndarray) -> Judgement:
+        """Judges an image, [H, W, 3] uint8.
+
+        Raises:
+          Unjudged: there is no verdict.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One judged image, as scores are made from it.
+
+    Attributes:
+      doc: the prompt.
+      seed: of the sweep over seeds.
+      index: which of the images of this prompt and seed.
+      judgement: of the final image.
+    """
+
+    doc: Doc
+    seed: int
+    index: int
+    judgement: Judgement
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(abc.ABC):
+    """A benchmark.
+
+    Attributes:
+      name: in commands and tables.
+      version: goes up when prompts, layout or the way scores add up change.
+      images: of each prompt.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    images: int = 1
+
+    @abc.abstractmethod
+    def docs(self) -> Sequence[Doc]:
+        """Its prompts, in the order of the benchmark.
+
+        Raises:
+          TaskError: the data are missing or broken; names the file and the line.
+        """
+
+    def judge(self) -> Judge | None:
+        """Who judges its images; None where the task's own tools do, or nobody.
+
+        Raises:
+          TaskError: the judge cannot be had as asked; names what is missing.
+        """
+        return None
+
+    def formulas(self, groups: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+        """Name -> group -> weight: a score is the weighted sum of the means of its groups, the first the main one.
+
+        Args:
+          groups: those that have images, in the task's order.
+        """
+        return {"score": {group: 1 / len(groups) for group in groups}}
+
+    def place(self, doc: Doc, index: int) -> str | None:
+        """Where the task's own tools look for an image, relative to the folder; None where it has no layout."""
+        return None
+
+    def write_layout(self, folder: str | os.PathLike[str]) -> None:
+        """Writes what its tools want beside the images, into the folder of its layout."""
+
+    def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
+        """The images in a folder of its layout, made by any program: prompt, which of its images, file.
+
+        Raises:
+          TaskError: the folder is not laid out so; names what is wrong.
+        """
+        root, found = pathlib.Path(folder), 0
+        for doc in self.docs():
+            for index in range(self.images):
+                place = self.place(doc, index)
+                if place is not None and (root / place).is_file():
+                    found += 1
+                    yield doc, index, root / place
+        if not found:
+            raise TaskError(f"{root} holds no image where {self.name} looks for one")
+
+    def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
+        """Writes the result files of the official scorer, if any; returns them."""
+        return ()
+
+    def summary(self, rows: Sequence[Row]) -> Mapping[str, float]:
+        """Figures beside the scores that the official scorer prints, if any."""
+        return {}
