@@ -150,7 +150,9 @@ class Task(abc.ABC):
         return None
 
     def formulas(self, groups: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        """Name -> group -> weight: a score is the weighted sum of the means of its groups, the first the main one.
+        """Name -> group -> weight: a score is the weighted sum of the means of its groups.
+
+        The first one is the task's main score.
 
         Args:
           groups: those that have images, in the task's order.
@@ -158,11 +160,12 @@ class Task(abc.ABC):
         return {"score": {group: 1 / len(groups) for group in groups}}
 
     def place(self, doc: Doc, index: int) -> str | None:
-        """Where the task's own tools look for an image, relative to the folder; None where it has no layout."""
+        """Where the task's own tools look for an image, relative to the folder; None without a layout."""
         return None
 
-    def write_layout(self, folder: str | os.PathLike[str]) -> None:
-        """Writes what its tools want beside the images, into the folder of its layout."""
+    def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
+        """Writes what its tools want beside the images into the folder of its layout; returns the files."""
+        return ()
 
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
         """The images in a folder of its layout, made by any program: prompt, which of its images, file.
