@@ -155,6 +155,8 @@ def _base() -> ConfigDict:
             refine_threshold=placeholder(float),  # probability from which on one corrects; None draws it
             answer_tokens=128,
             max_turns=8,
+            max_steps=0,  # of a trajectory, corrections not counted; 0 is no limit
+            inspections=True,  # False: neither texts after images nor corrections
             max_flow_steps=0,  # of a trajectory, all images together; 0 is no limit
             seed=0,
         )

@@ -44,6 +44,8 @@ RANGES = {
     "refine_threshold": ranges.Range(
         "None or a probability", lambda value: value is None or ranges.SHARE.holds(value)
     ),
+    "max_steps": ranges.COUNT_OR_OFF,
+    "inspections": ranges.Range("True or False", lambda value: isinstance(value, bool)),
     "seed": ranges.SEED,
 }
 """What each setting may be, but `max_flow_steps`, which depends on another one."""
@@ -60,6 +62,8 @@ class SamplerConfig(FlowSpec):
         be; None leaves it to the temperature, as all other decisions.
       answer_tokens: room for an answer (`Sampler.answer`), two brackets included.
       max_turns: a trajectory that has not ended by then is cut.
+      max_steps: the budget of steps, corrections not counted; 0 is no limit.
+      inspections: False leaves out the texts after images, and corrections with them.
       max_flow_steps: Euler steps of a trajectory, all images together; 0 is no limit.
       mode: `process`, `plan_only` or `single_pass`.
       seed: of prompts that bring none.
@@ -73,6 +77,8 @@ class SamplerConfig(FlowSpec):
     refine_threshold: float | None = None
     answer_tokens: int = 128
     max_turns: int = 8
+    max_steps: int = 0
+    inspections: bool = True
     max_flow_steps: int = 0
     mode: Mode = Mode.PROCESS
     seed: int = 0

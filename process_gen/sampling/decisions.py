@@ -38,13 +38,16 @@ def choice_ids(ids: ControlIds) -> tuple[int, ...]:
     return (ids.im_start, ids.refine, ids.ins, ids.vision_start, ids.end_of_text)
 
 
-def choices(draw: str, mode: Mode, layout: Layout, corrections: int = 0) -> frozenset[Opens]:
+def choices(
+    draw: str, mode: Mode, layout: Layout, corrections: int = 0, inspections: bool = True
+) -> frozenset[Opens]:
     """What may follow a prompt, an image, or the text after an image.
 
     Args:
       draw: `after_prompt`, `after_image` or `after_text`.
       mode, layout: of the sampler.
       corrections: that the step under way has had.
+      inspections: whether images are inspected, and corrected.
     """
     if draw == "after_prompt":
         if mode == Mode.PLAN_ONLY:
@@ -56,8 +59,8 @@ def choices(draw: str, mode: Mode, layout: Layout, corrections: int = 0) -> froz
     found = {Opens.IMAGE, Opens.END}
     if layout.before:
         found.add(Opens.PLAN)
-        if corrections < layout.corrections:
+        if inspections and corrections < layout.corrections:
             found.add(Opens.REFINE)
-    if draw == "after_image" and layout.after:
+    if draw == "after_image" and layout.after and inspections:
         found.add(Opens.INSPECT)
     return frozenset(found)

@@ -48,7 +48,7 @@ class Row:
         """The turn under way, if it is given."""
         return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
 
-    def choices(self, draw: str, mode: Mode, layout: Layout) -> frozenset[Opens]:
+    def choices(self, draw: str, config: SamplerConfig, layout: Layout) -> frozenset[Opens]:
         """What may be decided at one of `turn.DRAWS`; a given turn leaves no choice."""
         told = self.given[len(self.turns) :]
         if draw == "after_prompt" and told:
@@ -57,7 +57,7 @@ class Row:
             return frozenset({Opens.INSPECT})
         if draw != "after_prompt" and len(told) > 1:
             return _opening(told[1])
-        return decisions.choices(draw, mode, layout, self._corrections)
+        return decisions.choices(draw, config.mode, layout, self._corrections, config.inspections)
 
     @property
     def _corrections(self) -> int:
@@ -84,7 +84,9 @@ class Row:
         if len(self.turns) < len(self.given):
             return None
         most = config.max_flow_steps // config.flow_steps if config.max_flow_steps else self.images + 1
-        return "cap" if len(self.turns) >= config.max_turns or self.images >= most else None
+        steps = sum(not turn.refines for turn in self.turns) if self.opens != Opens.REFINE else 0
+        enough = 0 < config.max_steps <= steps  # and what follows would begin another one
+        return "cap" if enough or len(self.turns) >= config.max_turns or self.images >= most else None
 
     def trajectory(self, config: SamplerConfig, stopped: Stopped) -> SampledTrajectory:
         """The trajectory as it stands; a drawn image that was corrected is not as it should be."""

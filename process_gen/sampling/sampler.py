@@ -338,7 +338,7 @@ class Sampler:
     ) -> np.ndarray:
         """What follows in the rows that are `asked` [B]: an `Opens` each, `NOTHING` elsewhere."""
         choices = [
-            row.choices(draw, self.config.mode, self.model.layout) if one else frozenset()
+            row.choices(draw, self.config, self.model.layout) if one else frozenset()
             for row, one in zip(rows, asked, strict=True)
         ]
         open_ = [len(some) > 1 for some in choices]

@@ -17,6 +17,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from process_gen.evaluation.process import Counts
+from process_gen.trajectory.sampled import SampledTrajectory
+
 
 class TaskError(ValueError):
     """A task that cannot be run as asked: missing data, a broken file, a bad option; fit for a user."""
@@ -182,6 +185,10 @@ class Task(abc.ABC):
                     yield doc, index, root / place
         if not found:
             raise TaskError(f"{root} holds no image where {self.name} looks for one")
+
+    def process(self, doc: Doc, trajectory: SampledTrajectory) -> Counts | None:
+        """What happened on the way, counted exactly; None where nobody can read plans and drafts."""
+        return None
 
     def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
         """Writes the result files of the official scorer, if any; returns them."""

@@ -1,0 +1,144 @@
+"""Arms: ways to draw the same prompts with the same seeds; settings of the sampler, never a copy of it.
+
+    process              as the model was trained: plan, sketch, inspect, refine
+    plan_only            one text plan, then one image
+    single_pass          one image straight from the prompt
+    no_inspection        steps without texts after their images, and without corrections
+    steps=2              a budget of steps; the model may still end before
+    best_of=4            of four trajectories, the one that its own inspections objected to least
+    best_of_judge=4      of four trajectories, the one that the judge likes best: an upper bound, no method
+    rewritten=FILE       other words for the prompts: JSONL of `doc_id` and `prompt`; judged by the original
+
+Joined with `+`: `no_inspection+steps=2`. Arms with the same settings share what is drawn: the first of
+`best_of=4` is the image of `process`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from process_gen.common.files import from_json
+from process_gen.common.names import check_name
+from process_gen.evaluation.tasks.base import Doc, TaskError
+from process_gen.trajectory.stages import Mode
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A way to draw.
+
+    Attributes:
+      name: as it was asked for.
+      settings: of `SamplerConfig` that it changes.
+      candidates: trajectories for every image; one is chosen.
+      choose: by whom, `inspection` or `judge`.
+      rewritten: `doc_id` -> the words that the model is asked with, in place of the prompt.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    candidates: int = 1
+    choose: str = "inspection"
+    rewritten: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def prompt(self, doc: Doc) -> str:
+        """What the model is asked with.
+
+        Raises:
+          TaskError: the file of rewritten prompts lacks this one.
+        """
+        if not self.rewritten:
+            return doc.input
+        if doc.doc_id not in self.rewritten:
+            raise TaskError(f"arm {self.name}: no rewritten prompt for doc_id {doc.doc_id!r}")
+        return self.rewritten[doc.doc_id]
+
+
+def make_arm(text: str) -> Arm:
+    """Reads the name of an arm.
+
+    Raises:
+      TaskError: there is no such arm (names the nearest), or its number or file cannot be read.
+    """
+    arm = Arm(text)
+    for part in text.split("+"):
+        name, equals, value = part.partition("=")
+        check_name(name, ARMS, "arm", TaskError)
+        changed = ARMS[name](value if equals else None, part)
+        if twice := arm.settings.keys() & changed.get("settings", {}):
+            raise TaskError(f"arm {text!r} sets {', '.join(sorted(twice))} twice")
+        settings = {**arm.settings, **changed.pop("settings", {})}
+        arm = dataclasses.replace(arm, settings=settings, **changed)
+    return arm
+
+
+def _mode(mode: Mode) -> Callable[[str | None, str], dict[str, Any]]:
+    return lambda value, part: {"settings": {"mode": mode.value, **_plain(value, part)}}
+
+
+def _plain(value: str | None, part: str) -> dict[str, Any]:
+    if value is not None:
+        raise TaskError(f"arm {part!r} takes no value")
+    return {}
+
+
+def _number(value: str | None, part: str) -> int:
+    if value is None or not value.isdecimal() or int(value) < 1:
+        name = part.partition("=")[0]
+        raise TaskError(f"arm {part!r} needs a number, as {name}=4")
+    return int(value)
+
+
+def _rewritten(value: str | None, part: str) -> dict[str, Any]:
+    if not value:
+        raise TaskError(f"arm {part!r} needs a file, as rewritten=prompts.jsonl")
+    try:
+        lines = pathlib.Path(value).read_bytes().splitlines()
+    except OSError as error:
+        raise TaskError(f"cannot read the rewritten prompts {value!r}: {error.strerror or error}") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            one = from_json(line) if line.strip() else None
+            found |= {str(one["doc_id"]): str(one["prompt"])} if one is not None else {}
+        except (ValueError, KeyError, TypeError) as error:
+            wanted = 'an object with "doc_id" and "prompt"'
+            raise TaskError(f"{value}:{number}: {wanted} is wanted ({error})") from None
+    if not found:
+        raise TaskError(f"{value} holds no prompt")
+    return {"rewritten": found}
+
+
+ARMS: Mapping[str, Callable[[str | None, str], dict[str, Any]]] = {
+    **{mode.value: _mode(mode) for mode in Mode},
+    "no_inspection": lambda value, part: {"settings": {"inspections": False, **_plain(value, part)}},
+    "steps": lambda value, part: {"settings": {"max_steps": _number(value, part)}},
+    "best_of": lambda value, part: {"candidates": _number(value, part), "choose": "inspection"},
+    "best_of_judge": lambda value, part: {"candidates": _number(value, part), "choose": "judge"},
+    "rewritten": _rewritten,
+}
+"""Name -> what its value, if any, changes of an `Arm`."""
+
+
+def objections(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """How much a trajectory's own inspections objected to, less is better: not ended by itself, corrections.
+
+    Args:
+      facts: of a trajectory, as judged rows carry them: `stopped` and `corrections`.
+    """
+    return int(facts.get("stopped") != "model"), int(facts.get("corrections", 0))
+
+
+def chosen(arm: Arm, candidates: Sequence[tuple[float, Mapping[str, Any]]]) -> int:
+    """Which of the candidates for one image an arm takes; the first of equals.
+
+    Args:
+      arm: which says by whom.
+      candidates: score by the judge, and facts of the trajectory.
+    """
+    if arm.choose == "judge":
+        return max(range(len(candidates)), key=lambda i: candidates[i][0])
+    return min(range(len(candidates)), key=lambda i: objections(candidates[i][1]))
