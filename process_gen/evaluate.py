@@ -1,15 +1,15 @@
-"""Judges a checkpoint on the scenes benchmark.
+"""Draws the prompts of benchmarks, has the images judged, and reports.
 
-    python -m process_gen.evaluate                                  # the shipped weights
-    python -m process_gen.evaluate --workdir=runs/quick --which=ema --per_group=40 --split=heldout
-    python -m process_gen.evaluate --workdir=runs/quick --modes=process,plan_only
+    python -m process_gen.evaluate                                         # the shipped weights on scenes
+    python -m process_gen.evaluate --workdir=runs/quick --per_group=40 --seeds=0,1,2
+    python -m process_gen.evaluate --workdir=runs/quick --arms=process,steps=2,no_inspection,best_of=4
+    python -m process_gen.evaluate --workdir=runs/7b --tasks=geneval-hf --task_args=geneval-hf.metadata=FILE
+    python -m process_gen.evaluate --tasks=wise --images=FOLDER            # of another program
     python -m process_gen.evaluate --compare=runs/a/evaluation/results.json,runs/b/evaluation/results.json
 
-Prints the tables and leaves in the output folder:
-
-    results.json    every outcome, with what was judged and how
-    results.png     groups and score with 95% intervals
-    index.html      some trajectories step by step, wrong ones among them
+Three stages, each of which goes on where it was cut off: `--stage=images` draws, `--stage=judge` judges what
+is drawn, `--stage=report` adds up; `--stage=all` does all three. What is drawn is never drawn again, what is
+judged never judged again. `process_gen/evaluation/README.md` has tasks, arms, measures and files.
 """
 
 from __future__ import annotations
@@ -18,140 +18,118 @@ from process_gen.experiment import cli  # before what reads its settings when it
 
 # isort: split
 import ast
-import dataclasses
-import datetime
+import contextlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-import process_gen
 from process_gen.common.names import check_name
+from process_gen.distributed import hosts, stopping
 from process_gen.distributed.mesh import mesh_of_flag
-from process_gen.evaluation import results as tables
-from process_gen.evaluation.benchmark import GROUPS, Benchmark, BenchmarkError, make_benchmark
-from process_gen.evaluation.evaluator import Scores, Show, predict_with
-from process_gen.evaluation.evaluator import evaluate as score
-from process_gen.evaluation.results import Results
-from process_gen.reports import files, listing, page, plots
-from process_gen.reports.table import table
+from process_gen.evaluation import judging, pipeline, results, tables, writing
+from process_gen.evaluation.arms import ARMS
+from process_gen.evaluation.draws import Show, draw
+from process_gen.evaluation.pipeline import Asked
+from process_gen.evaluation.tasks import TASKS, make_task
+from process_gen.evaluation.tasks.base import TaskError
+from process_gen.reports import files
 from process_gen.sampling import Sampler
-from process_gen.trajectory.record import to_json
-from process_gen.trajectory.stages import Mode
 from process_gen.weights import restore
 from process_gen.weights.restore import load_sampler
 
-MODES = tuple(mode.value for mode in Mode)
+STAGES = ("all", "images", "judge", "report")
 
 
 def evaluate(
-    sampler: Sampler,
-    benchmark: Benchmark,
-    modes: Iterable[str | Mode] = (Mode.PROCESS,),
+    cells: Sequence[tuple[Asked, Sampler | None]],
+    folder: str | os.PathLike[str],
     *,
-    checkpoint: Mapping[str, Any] | None = None,
+    stage: str = "all",
+    states: str = "all",
     config: Mapping[str, Any] | None = None,
-    warm: bool = True,
+    pictures: int = 24,
+    allow: Sequence[str] = (),
     show: Show | None = None,
-) -> Results:
-    """Judges a sampler on a benchmark.
+    warm: bool = True,
+    host: tuple[int, int] = (0, 1),
+) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
+    """Goes through the stages for some cells.
 
     Args:
-      sampler: of the model, with the settings to judge it with.
-      benchmark: the tasks.
-      modes: each is judged on the same prompts with the same seeds.
-      checkpoint, config: what is known of the model, for the record.
-      warm: samples one prompt first, so that seconds per image do not count compilation.
+      cells: each with the sampler that draws it (`pipeline.ask`); None where nothing is to be drawn.
+      folder: of the evaluation.
+      stage: of `STAGES`.
+      states: of `judging.STATES`: which images of a trajectory are judged.
+      config: of the training run, as JSON.
+      pictures: trajectories of each cell on the page.
+      allow: what may differ between cells of one table.
       show: is told how far it is.
-    """
-    found, first = {}, benchmark.tasks[0]
-    for mode in map(Mode, modes):
-        if warm:
-            predict_with(sampler, mode)([first.request.text], [first.seed])
-        found[mode.value] = score(predict_with(sampler, mode, show), benchmark, mode)
-    versions = {"process_gen": process_gen.__version__, "jax": jax.__version__}
-    machine = {"backend": jax.default_backend(), "devices": jax.device_count(), "cpus": os.cpu_count()}
-    settings = to_json(dataclasses.asdict(sampler.config)) | {"rows": sampler.rows}
-    return Results(
-        checkpoint={**(checkpoint or {}), "versions": versions, "machine": machine},
-        config=config or {},
-        sampler={key: value for key, value in settings.items() if key not in ("mode", "seed")},
-        benchmark=benchmark.to_json(),
-        modes=found,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
+      warm: keeps compilation out of the seconds per image.
+      host: which of how many hosts this is. All have to call it alike; the first one reports.
 
-
-def tables_of(arms: Mapping[str, Scores]) -> str:
-    """Every table of some arms, for a terminal."""
-    made = [tables.group_table(arms), tables.process_table(arms), tables.difference_table(arms)]
-    return "\n\n".join(table(rows, headers) for headers, rows in filter(None, made))
-
-
-def write_results(found: Results, folder: str | os.PathLike[str], pictures: int = 24) -> list[pathlib.Path]:
-    """Writes results, plot and page; returns the files to look at.
-
-    Args:
-      pictures: trajectories of each mode on the page; 0 leaves the page out.
-    """
-    folder, benchmark = files.check_writable(folder), found.benchmark
-    title = f"scenes {benchmark['level']}, {benchmark['split']}, {benchmark['per_group']} prompts a group"
-    written = [found.save(folder / "results.json")]
-    written.append(plots.bars(tables.bars(found.modes), folder / "results.png", title=title))
-    chosen = [
-        dataclasses.replace(one, uid=f"{mode}_{index:03d}")
-        for mode, scores in found.modes.items()
-        for index, one in enumerate(scores.selection(pictures))
-    ]
-    if chosen:
-        lines = [listing.save_trajectory(folder, one) for one in chosen]
-        files.write_bytes(folder / listing.NAME, b"".join(lines))
-        summary = {
-            "checkpoint": found.checkpoint.get("source", "unknown"),
-            "weights": found.checkpoint.get("which", "unknown"),
-            "benchmark": title,
-            "created": found.created,
-        }
-        table_of_groups = tables.group_table(found.modes)
-        written.append(page.write_page(folder / "index.html", chosen, "Evaluation", summary, table_of_groups))
-    return written
-
-
-def compare(paths: Sequence[str], folder: str | os.PathLike[str]) -> tuple[str, list[pathlib.Path]]:
-    """The tables and the plot of several results files side by side.
+    Returns:
+      What to print, the files to look at, and the scores; nothing but on the first host.
 
     Raises:
-      ResultsError: a file is missing or is something else, or stands there twice.
+      TaskError, ResultsError, ReportError: bad input; the message is fit for a user.
     """
-    arms, folder = _arms_of(paths), files.check_writable(folder)
-    text = tables_of(arms)
-    if len(arms) > 1 and tables.difference_table(arms) is None:
-        text += "\n\nThe prompts differ between these results: no paired difference."
-    picture = plots.bars(tables.bars(arms), folder / "comparison.png", title="comparison")
-    return text, [picture, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]
+    root, lead = files.check_writable(folder), host[0] == 0
+    if stage in ("all", "images"):
+        _draw(cells, root, show, warm, host)
+    text, written = "", []
+    asked = [one for one, _ in cells]
+    if lead and stage in ("all", "images"):
+        written = [path for one in asked for path in pipeline.lay_out(root, one)]
+    judges = [one.benchmark.judge() for one in asked] if stage != "images" else []
+    judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
+    if stage in ("all", "judge"):
+        for one, judge in judged:
+            pipeline.judge_cell(root, one, judge, states, host, show)
+        _wait("the images are judged", host)
+    if not lead or stage not in ("all", "report"):
+        return text, written, []
+    found = [(one, judge, pipeline.score_cell(root, one, judge)) for one, judge in judged]
+    scored = [(one, judge, cell) for one, judge, cell in found if cell.outcomes]
+    if scored:
+        text = writing.text_of([cell for *_, cell in scored], allow)
+        written += writing.write_results(root, scored, config or {}, pictures)
+    written += [path for one, _, cell in scored for path in pipeline.lay_out(root, one, cell)]
+    return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
 
 
-def _arms_of(paths: Sequence[str]) -> dict[str, Scores]:
-    """The modes of several results; where two are called alike, with the part of the path that differs."""
-    places = [pathlib.Path(os.path.abspath(path)) for path in paths]
-    common = os.path.commonpath([place.parent for place in places])
-    labels = [place.relative_to(common).with_suffix("").as_posix() for place in places]
-    if len(set(labels)) < len(labels):
-        raise tables.ResultsError("the same results file is given twice")
-    found = [
-        (label, mode, scores)
-        for label, path in zip(labels, paths, strict=True)
-        for mode, scores in Results.load(path).modes.items()
-    ]
-    unique = len({mode for _, mode, _ in found}) == len(found)
-    return {mode if unique else f"{label}: {mode}": scores for label, mode, scores in found}
+def _draw(
+    cells: Sequence[tuple[Asked, Sampler | None]],
+    root: pathlib.Path,
+    show: Show | None,
+    warm: bool,
+    host: tuple[int, int],
+) -> None:
+    """Draws what is missing, host by host, and lists it in one place."""
+    if host[0] == 0:
+        pipeline.remember(root, [one for one, _ in cells])
+    for one, sampler in cells:
+        if sampler is None:
+            continue
+        with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
+            listing = pipeline.listing_of(root, one, host)
+        draw(sampler, one.wanted, listing, host, show, warm)
+        _wait("the images are drawn", host)
+        if host[0] == 0:
+            listing.gather()
+        _wait("the images are listed", host)
+
+
+def _wait(name: str, host: tuple[int, int]) -> None:
+    if host[1] > 1:
+        hosts.barrier(name, hosts.PREPARE_SECONDS)
 
 
 def run(values: Any, show: Show | None = None) -> str:
-    """Does what the command does; returns what it prints at the end.
+    """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
     Args:
       values: the flags.
@@ -160,33 +138,111 @@ def run(values: Any, show: Show | None = None) -> str:
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
     """
-    for mode in values.modes:
-        check_name(mode, MODES, "mode", BenchmarkError)
     if values.compare:
-        text, written = compare(values.compare, _folder(values))
+        text, written = writing.compare(values.compare, _folder(values), values.allow)
+        return "\n".join([text, "", *map(str, written)])
+    hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
+    hosts.initialize()
+    check_name(values.stage, STAGES, "stage", TaskError)
+    check_name(values.states, judging.STATES, "kind of states", TaskError)
+    for name in values.allow:
+        check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
+    options = _options(values.task_args, values.tasks)
+    config: Mapping[str, Any] = {}
+    if values.images:
+        told = (values.images, values.limit, values.per_group)
+        cells = [(pipeline.ask_foreign(task, options[task], *told), None) for task in values.tasks]
+    elif values.stage in ("judge", "report"):
+        cells = [(one, None) for one in _remembered(values)]
     else:
-        settings, mesh = dict(map(_setting, values.sampling)), mesh_of_flag(values.mesh)
-        sampler, restored = load_sampler(
-            values.workdir, values.which, values.batch_size, mesh=mesh, **settings
-        )
-        if restored.level_name is None:
-            raise BenchmarkError(
-                f"{restored.source} was not trained on scenes: this benchmark cannot judge it"
+        cells, config = _asked(values, options)
+    folder = files.check_writable(_folder(values))
+    host = (jax.process_index(), jax.process_count())
+    text, written, _ = evaluate(
+        cells, folder, stage=values.stage, states=values.states, config=config, pictures=values.pictures,
+        allow=values.allow, show=show, host=host,
+    )  # fmt: skip
+    return "\n".join([*([text, ""] if text else []), *map(str, written)])
+
+
+def _asked(
+    values: Any, options: Mapping[str, dict[str, str]]
+) -> tuple[list[tuple[Asked, Sampler]], Mapping[str, Any]]:
+    """The cells of a checkpoint, and the config that it was trained with."""
+    for task in values.tasks:  # which complains before the weights are loaded
+        make_task(task, options[task])
+    settings, mesh = dict(map(_setting, values.sampling)), mesh_of_flag(values.mesh)
+    config = None if values.config is None else cli.load_config(values.config)
+    sampler, restored = load_sampler(
+        values.workdir,
+        values.which,
+        values.batch_size,
+        values.tokenizer,
+        config,
+        mesh,
+        values.dtype,
+        **settings,
+    )
+    checkpoint = {
+        "source": str(restored.source),
+        "which": values.which,
+        "digest": restored.digest,
+        "dtype": sampler.model.config.dtype,
+    }
+    arms = values.arms or [sampler.config.mode.value]
+    seeds = [_whole("--seeds", text) for text in values.seeds]
+    cells = []
+    for task in values.tasks:
+        told = dict(options[task])
+        if task == "scenes":
+            if restored.level_name is None and "level" not in told:
+                raise TaskError(
+                    f"{restored.source} was not trained on scenes: judge it on another of --tasks, or name a "
+                    "level of the scenes world (--task_args=scenes.level=default)"
+                )
+            told.setdefault("level", restored.level_name)
+        cells += [
+            pipeline.ask(
+                sampler, task, told, arm, seeds,
+                checkpoint=checkpoint, limit=values.limit, per_group=values.per_group,
             )
-        benchmark = make_benchmark(
-            restored.level_name, values.split, values.per_group, values.seed, values.groups
+            for arm in arms
+        ]  # fmt: skip
+    return cells, restored.config
+
+
+def _remembered(values: Any) -> list[Asked]:
+    """Cells of an evaluation whose images are there, those of the tasks and arms that are named."""
+    found = pipeline.remembered(pathlib.Path(_folder(values)))
+    wanted = [
+        one for one in found if one.task in values.tasks and (not values.arms or one.arm in values.arms)
+    ]
+    if not wanted:
+        raise TaskError(
+            f"{_folder(values)} holds no images of such a task and arm: --stage=images draws them"
         )
-        folder = files.check_writable(_folder(values))
-        found = evaluate(
-            sampler,
-            benchmark,
-            values.modes or (sampler.config.mode,),
-            checkpoint={"source": str(restored.source), "which": values.which},
-            config=restored.config,
-            show=show,
-        )
-        text, written = tables_of(found.modes), write_results(found, folder, values.pictures)
-    return "\n".join([text, "", *map(str, written)])
+    return wanted
+
+
+def _options(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+    """task -> option -> value, from `task.option=value`."""
+    for task in tasks:
+        check_name(task, TASKS, "task", TaskError)
+    found: dict[str, dict[str, str]] = {task: {} for task in tasks}
+    for word in words:
+        name, equals, value = word.partition("=")
+        task, dot, option = name.partition(".")
+        if not equals or not dot:
+            raise TaskError(f"--task_args takes task.option=value, got {word!r}")
+        check_name(task, tasks, "task among --tasks", TaskError)
+        found[task][option] = value
+    return found
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.strip().isdecimal():
+        raise TaskError(f"{flag} takes whole numbers with commas between them, got {text!r}")
+    return int(text)
 
 
 def _folder(values: Any) -> pathlib.Path:
@@ -199,40 +255,60 @@ def _folder(values: Any) -> pathlib.Path:
 
 def define_flags() -> None:
     """The flags of the command."""
-    flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
+    cli.define_host_flags()
+    flags.DEFINE_string("workdir", None, "Run folder or weights; the shipped weights by default.")
     flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
-    flags.DEFINE_list("modes", [], f"Of {', '.join(MODES)}; what it was trained for by default.")
-    flags.DEFINE_list("groups", [], f"Groups of prompts, all by default: {', '.join(GROUPS)}.")
-    flags.DEFINE_string("split", "heldout", "heldout (compositions never trained on) or train.")
-    flags.DEFINE_integer("per_group", 40, "Prompts of each group.")
-    flags.DEFINE_integer("seed", 0, "Of the prompts and of the sampler.")
+    flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
+    flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
+    flags.DEFINE_string("dtype", None, f"Of {' and '.join(restore.DTYPES)}; the run's by default.")
+    flags.DEFINE_list("tasks", ["scenes"], f"Of {', '.join(TASKS)}.")
+    flags.DEFINE_multi_string("task_args", [], "An option of a task, e.g. scenes.split=train.")
+    flags.DEFINE_list("arms", [], f"Ways to draw, of {', '.join(ARMS)}; as it was trained by default.")
+    flags.DEFINE_list("seeds", ["0"], "Seeds; every prompt is drawn with each.")
+    flags.DEFINE_integer("limit", 0, "Prompts of a task, from every group in turn; 0 for all.", lower_bound=0)
+    flags.DEFINE_integer("per_group", 0, "Prompts of each group; 0 for all.", lower_bound=0)
+    flags.DEFINE_string("stage", "all", f"Of {', '.join(STAGES)}.")
+    flags.DEFINE_string("states", "all", "Which images of a trajectory are judged: all or final.")
+    flags.DEFINE_string("images", None, "Folder of images in the task's layout, to judge in place of ours.")
     flags.DEFINE_integer("batch_size", 64, "Trajectories sampled side by side.")
     flags.DEFINE_string("mesh", "", "Devices to spread the work over, as data=8; one by default.")
     flags.DEFINE_multi_string("sampling", [], "A setting that differs from the run's, e.g. flow_steps=10.")
     flags.DEFINE_string("output_dir", None, "Folder to write to; `evaluation` in the workdir by default.")
-    flags.DEFINE_integer("pictures", 24, "Trajectories of each mode on the page.")
+    flags.DEFINE_integer("pictures", 24, "Trajectories of each cell on the page.", lower_bound=0)
     flags.DEFINE_list("compare", [], "Results files to put side by side; nothing is sampled then.")
+    flags.DEFINE_list("allow", [], f"What may differ in one table: of {', '.join(tables.MUST_AGREE)}.")
 
 
 def _setting(text: str) -> tuple[str, Any]:
     """Reads `key=value`; a value that is no Python literal is a string."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise BenchmarkError(f"--sampling takes key=value, got {text!r}")
+        raise TaskError(f"--sampling takes key=value, got {text!r}")
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
 
 
-ERRORS = (BenchmarkError, tables.ResultsError, *restore.ERRORS, OSError)
+ERRORS = (
+    *(TaskError, results.ResultsError, cli.CommandError, hosts.HostMissing, hosts.HostSettingsError),
+    *restore.ERRORS,
+    OSError,
+)
 """What a user can get wrong; each says so in one line."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints the results."""
     del argv
-    print(run(flags.FLAGS, cli.show_progress))
+    with stopping.deferred() as stop:
+
+        def show(text: str) -> None:
+            cli.show_progress(text)
+            stop.check()
+
+        if text := run(flags.FLAGS, show):
+            print(text)
 
 
 if __name__ == "__main__":

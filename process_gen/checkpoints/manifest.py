@@ -62,6 +62,16 @@ def verify(
             raise corrupt(step_dir, f"{name} has changed since it was written (its SHA-256 differs)")
 
 
+def fingerprint(place: epath.Path) -> str:
+    """Tells weights from others: a step, a file, or a folder of `.safetensors`, by what is in it."""
+    if place.is_file():
+        return _digest(place)[1][:16]
+    if (place / NAME).exists():
+        return _digest(place / NAME)[1][:16]
+    found = sorted(place.glob("*.safetensors"))
+    return hashlib.sha256("".join(digest for _, digest in _digests(found)).encode()).hexdigest()[:16]
+
+
 def items(step_dir: epath.Path) -> tuple[str, ...]:
     """The items that a step holds, by name."""
     return tuple(sorted({name.split("/")[0] for name in _read(step_dir)}))

@@ -39,8 +39,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from process_gen.evaluation.intervals import Interval, wilson
 from process_gen.evaluation.reading import Objects, changed_cells, objects_of, read_description
+from process_gen.evaluation.statistics import Interval, wilson
 from process_gen.scenes.graph import Scene
 from process_gen.scenes.judge import judge, may_become
 from process_gen.scenes.parse import parse

@@ -1,32 +1,33 @@
-"""Results of one or several modes on disk, as tables and as bars.
+"""The third stage of an evaluation: scores from verdicts, on disk and as tables.
 
-A results file is JSON. It holds what was judged (checkpoint, config, sampler
-settings, benchmark), what came out, and the outcome of every single prompt, so
-that intervals, failures and paired comparisons can be made again from it.
+A results file is JSON. It holds cells: a task, an arm, a checkpoint, the settings of the sampler and a judge,
+with the outcome of every single image, so that intervals and paired comparisons can be made again from it.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.common import files
-from process_gen.evaluation.benchmark import EXTRA_GROUPS, SCORED_GROUPS
-from process_gen.evaluation.evaluator import Scores
-from process_gen.evaluation.intervals import Interval, paired_difference
+from process_gen.evaluation.arms import Arm, chosen
+from process_gen.evaluation.process import Counts
+from process_gen.evaluation.states import StateCounts
+from process_gen.evaluation.statistics import Interval, mean_interval, score_interval
+from process_gen.evaluation.tasks.base import Doc, Judgement, Row, Task
 
 KIND = "process_gen evaluation"
-SCHEMA = 1
-_FIELDS = ("created", "checkpoint", "sampler", "benchmark", "config")
+SCHEMA = 2
 
-COSTS = {"steps": "steps", "sampling_steps": "sampling steps", "seconds": "seconds per image"}
-"""Means that tables show, and what they are called there."""
-
-Table = tuple[list[str], list[list[Any]]]
-"""Headers and rows, an interval as it is."""
+FACTS = ("steps", "images", "corrections", "sampling_steps", "seconds")
+"""What a trajectory took; unknown of images that another program made."""
 
 
 class ResultsError(ValueError):
@@ -34,124 +35,269 @@ class ResultsError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Results:
-    """Everything that one evaluation found.
+class Outcome:
+    """What became of one image.
 
     Attributes:
-      checkpoint: what was judged: `source`, `which` (ema or params) and what else is known.
-      config: of the training run, as JSON; empty where there is none.
-      sampler: settings of the sampler, as JSON.
-      benchmark: `Benchmark.to_json()`.
-      modes: name -> scores.
-      created: time of day, ISO 8601.
+      doc_id, doc_hash, group, input: the prompt.
+      seed, index: of the sweep over seeds, and which image of these.
+      uid: names the trajectory, or the file.
+      score: of the final image, from 0 to 1.
+      failures: kinds of the judge's list.
+      facts: `FACTS` and `stopped`; empty where unknown.
     """
 
+    doc_id: str
+    doc_hash: str
+    group: str
+    input: str
+    seed: int
+    index: int
+    uid: str
+    score: float
+    failures: Sequence[str] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.score >= 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The outcomes of one arm on one task, and everything that follows from them.
+
+    Attributes:
+      task, version: the benchmark.
+      arm: the way to draw; `images` of those that another program made.
+      checkpoint: what was judged: `source`, `which`, `digest` and what else is known.
+      settings: of the sampler, as JSON.
+      judge: `name`, `revision` and `protocol`.
+      seeds: of the sweep over seeds.
+      outcomes: in the order of the task, seed by seed.
+      formulas: name -> group -> weight; the first one is the score.
+      wanted: images that should have a verdict, candidates among them.
+      judged: those that have one.
+      unjudged: those that the judge had no verdict on.
+      process: shares of what happened on the way, counted exactly; empty where nobody can.
+      states: the same through the judge.
+      summary: figures of the official scorer, if any.
+    """
+
+    task: str
+    version: str
+    arm: str
     checkpoint: Mapping[str, Any]
-    config: Mapping[str, Any]
-    sampler: Mapping[str, Any]
-    benchmark: Mapping[str, Any]
-    modes: Mapping[str, Scores]
-    created: str = ""
+    settings: Mapping[str, Any]
+    judge: Mapping[str, str]
+    seeds: Sequence[int]
+    outcomes: Sequence[Outcome]
+    formulas: Mapping[str, Mapping[str, float]]
+    wanted: int
+    judged: int
+    unjudged: int = 0
+    process: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
+    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    summary: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prompts(self) -> str:
+        """Equal for cells that are judged on the same prompts."""
+        asked = sorted({(one.doc_id, one.doc_hash) for one in self.outcomes})
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+    @property
+    def missing(self) -> int:
+        """Images that have no verdict and none was asked for: not drawn yet, or not judged yet."""
+        return self.wanted - self.unjudged - self.judged
+
+    def of_group(self, group: str) -> list[Outcome]:
+        return [one for one in self.outcomes if one.group == group]
+
+    @property
+    def groups(self) -> dict[str, Interval]:
+        """The mean score of every group."""
+        return {
+            group: mean_interval([one.doc_id for one in found], [one.score for one in found])
+            for group in dict.fromkeys(one.group for one in self.outcomes)
+            if (found := self.of_group(group))
+        }
+
+    @property
+    def scores(self) -> dict[str, Interval]:
+        """Every formula of the task; the first one is its score."""
+        return {
+            name: score_interval(
+                [one.group for one in self.outcomes],
+                [one.doc_id for one in self.outcomes],
+                [one.score for one in self.outcomes],
+                weights,
+            )
+            for name, weights in self.formulas.items()
+        }
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many images failed for each kind of reason, the most frequent first."""
+        return dict(collections.Counter(kind for one in self.outcomes for kind in one.failures).most_common())
+
+    def means(self) -> dict[str, float]:
+        """Costs and habits, per image; empty where they are unknown."""
+        known = [one.facts for one in self.outcomes if one.facts]
+        if not known:
+            return {}
+        means = {name: statistics.fmean(one[name] for one in known) for name in FACTS}
+        return means | {
+            "refined_images": statistics.fmean(one["corrections"] > 0 for one in known),
+            "stopped_by_cap": statistics.fmean(one["stopped"] == "cap" for one in known),
+        }
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        """(name, value) pairs for a metric writer."""
+        prefix = f"{self.task}/{self.arm}"
+        for name, interval in self.scores.items():
+            yield f"{prefix}/{name}", interval.mean
+        for group, interval in self.groups.items():
+            yield f"{prefix}/group/{group}", interval.mean
+        for name, value in self.means().items():
+            yield f"{prefix}/{name}", value
+        for name, interval in self.process.items():
+            yield f"{prefix}/process/{name}", interval.mean
+        for kind, number in self.failures.items():
+            yield f"{prefix}/failures/{kind}", number / len(self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "outcomes"}
         return {
-            "kind": KIND,
-            "schema": SCHEMA,
-            **{name: getattr(self, name) for name in _FIELDS},
-            "modes": {name: scores.to_json() for name, scores in self.modes.items()},
+            **kept,
+            "prompts": self.prompts,
+            "scores": {name: interval.to_json() for name, interval in self.scores.items()},
+            "groups": {g: {**i.to_json(), "n": len(self.of_group(g))} for g, i in self.groups.items()},
+            "process": {name: interval.to_json() for name, interval in self.process.items()},
+            "states": {n: v.to_json() if isinstance(v, Interval) else v for n, v in self.states.items()},
+            "means": self.means(),
+            "failures": self.failures,
+            "outcomes": [dataclasses.asdict(one) for one in self.outcomes],
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Results:
-        """Reads what `to_json` wrote.
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+        """Reads what `to_json` wrote; what follows from the outcomes is computed again."""
+        fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        intervals = {name: Interval(**one) for name, one in data["process"].items()}
+        states = {n: Interval(**v) if isinstance(v, Mapping) else v for n, v in data["states"].items()}
+        outcomes = tuple(Outcome(**one) for one in data["outcomes"])
+        return cls(**{**fields, "process": intervals, "states": states, "outcomes": outcomes})
 
-        Raises:
-          ResultsError: it is something else.
-        """
+
+def make_cell(
+    task: Task,
+    docs: Sequence[Doc],
+    arm: Arm | None,
+    seeds: Sequence[int],
+    verdicts: Iterable[Mapping[str, Any]],
+    **known: Any,
+) -> Cell:
+    """Adds up the verdicts on the images of an arm.
+
+    Args:
+      task, docs: the benchmark, and those of its prompts that were asked for.
+      arm: the way they were drawn; None for images of another program.
+      seeds: of the sweep over seeds.
+      verdicts: lines of a judge (`judging`), others among them.
+      known: the other fields of `Cell`.
+    """
+    by_doc, candidates = {doc.doc_id: doc for doc in docs}, arm.candidates if arm else 1
+    finals: dict[tuple[str, int, int], dict[int, Mapping[str, Any]]] = {}
+    states: dict[str, dict[tuple[int, str], float]] = {}
+    failed: set[tuple[str, int, str]] = set()
+    for row in verdicts:
+        doc = by_doc.get(row["doc_id"])
+        if doc is None or doc.doc_hash != row["doc_hash"] or row["seed"] not in seeds:
+            continue
+        key, of_row = (row["uid"], row["step"], row["role"]), divmod(row["index"], candidates)
+        if of_row[0] >= task.images:
+            continue
+        if "error" in row:
+            failed |= {key} if row["final"] else set()
+            continue
+        failed.discard(key)
+        states.setdefault(row["uid"], {})[row["step"], row["role"]] = row["score"]
+        if row["final"]:
+            finals.setdefault((row["doc_id"], row["seed"], of_row[0]), {})[of_row[1]] = row
+    order = {doc.doc_id: number for number, doc in enumerate(docs)}
+    outcomes, rows, counts, judged = [], [], None, StateCounts()
+    for name, seed, index in sorted(finals, key=lambda key: (seeds.index(key[1]), order[key[0]], key[2])):
+        found = finals[name, seed, index]
+        ranked = [found[number] for number in sorted(found)]
+        row = ranked[chosen(arm, [(one["score"], one.get("facts", {})) for one in ranked]) if arm else 0]
+        outcomes.append(_outcome(row, by_doc[name], index))
+        rows.append(Row(by_doc[name], seed, index, _judgement(row)))
+        if "process" in row:
+            counts = (counts or Counts()) + Counts.from_json(row["process"])
+        seen = [(step, role, score) for (step, role), score in sorted(states[row["uid"]].items())]
+        if seen[0][0] > 0 and len(seen) == row["facts"]["images"]:
+            judged.count(seen, row["facts"]["stopped"])
+    groups = list(dict.fromkeys(doc.group for doc in docs))
+    present = [group for group in groups if any(one.group == group for one in outcomes)]
+    return Cell(
+        task=task.name,
+        version=task.version,
+        arm=arm.name if arm else "images",
+        seeds=list(seeds),
+        outcomes=tuple(outcomes),
+        formulas=task.formulas(present) if present else {},
+        wanted=len(docs) * len(seeds) * task.images * candidates,
+        judged=sum(map(len, finals.values())),
+        unjudged=len({uid for uid, _, _ in failed}),
+        process=counts.shares() if counts else {},
+        states=judged.shares() if judged.trajectories else {},
+        summary=dict(task.summary(rows)),
+        **known,
+    )
+
+
+def _outcome(row: Mapping[str, Any], doc: Doc, index: int) -> Outcome:
+    return Outcome(
+        doc_id=doc.doc_id,
+        doc_hash=doc.doc_hash,
+        group=doc.group,
+        input=doc.input,
+        seed=row["seed"],
+        index=index,
+        uid=row["uid"],
+        score=row["score"],
+        failures=tuple(row["failures"]),
+        facts=row.get("facts", {}),
+    )
+
+
+def _judgement(row: Mapping[str, Any]) -> Judgement:
+    told = {f.name: row[f.name] for f in dataclasses.fields(Judgement) if f.name in row}
+    return Judgement(**{**told, "raw": row.get("resps")})
+
+
+def save(path: str | os.PathLike[str], cells: Sequence[Cell], known: Mapping[str, Any]) -> pathlib.Path:
+    """Writes a results file, whole or not at all; `known` is what is true of all its cells."""
+    data = {"kind": KIND, "schema": SCHEMA, **known, "cells": [cell.to_json() for cell in cells]}
+    files.write_json(path, data, indent=1, allow_nan=False)
+    return pathlib.Path(path)
+
+
+def load(path: str | os.PathLike[str]) -> list[Cell]:
+    """The cells of a results file.
+
+    Raises:
+      ResultsError: there is none, or it is something else; names the file.
+    """
+    try:
+        data = files.read_json(path)
         if not isinstance(data, Mapping) or data.get("kind") != KIND:
-            raise ResultsError("not a results file of process_gen.evaluate")
+            raise ValueError("not a results file of process_gen.evaluate")
         if data.get("schema") != SCHEMA:
-            raise ResultsError(f"results schema {data.get('schema')!r}; this version reads {SCHEMA}")
-        try:
-            modes = {name: Scores.from_json(name, scores) for name, scores in data["modes"].items()}
-            return cls(modes=modes, **{name: data[name] for name in _FIELDS})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ResultsError(f"damaged results: {error!r}") from error
-
-    def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
-        """Writes the file, whole or not at all."""
-        files.write_json(path, self.to_json(), indent=1, allow_nan=False)
-        return pathlib.Path(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Results:
-        """Reads a file.
-
-        Raises:
-          ResultsError: there is none, or it is something else; names the file.
-        """
-        try:
-            return cls.from_json(files.read_json(path))
-        except (OSError, ValueError) as error:
-            raise ResultsError(f"{path}: {error}") from error
-
-
-def group_table(arms: Mapping[str, Scores]) -> Table:
-    """One row per group: the share of right images of each arm with its interval; score and costs last."""
-    headers = ["group", "n", *(f"{name} (95% interval)" for name in arms)]
-    rows: list[list[Any]] = []
-    for group in _groups(arms):
-        count = max(len(scores.verdicts([group]).get(group, ())) for scores in arms.values())
-        rows.append([group, count, *(scores.groups.get(group) for scores in arms.values())])
-    if any(scores.score for scores in arms.values()):
-        rows.append(["score", None, *(scores.score for scores in arms.values())])
-    for key, name in COSTS.items():
-        rows.append([name, None, *(f"{scores.means()[key]:.3g}" for scores in arms.values())])
-    return headers, rows
-
-
-def process_table(arms: Mapping[str, Scores]) -> Table:
-    """What happened on the way, where there is something to tell; failures last."""
-    shares = [scores.counts.shares() for scores in arms.values()]
-    measures = dict.fromkeys(measure for found in shares for measure in found)
-    rows: list[list[Any]] = [[measure, *(found.get(measure) for found in shares)] for measure in measures]
-    for key in ("refined_images", "stopped_by_cap"):
-        rows.append([key, *(f"{scores.means()[key]:.2f}" for scores in arms.values())])
-    for kind in dict.fromkeys(kind for scores in arms.values() for kind in scores.failures):
-        shown = (f"{scores.failures.get(kind, 0)} of {len(scores.outcomes)}" for scores in arms.values())
-        rows.append([f"failed: {kind}", *shown])
-    return ["measure", *arms], rows
-
-
-def difference_table(arms: Mapping[str, Scores]) -> Table | None:
-    """Each arm less the first, over the scored groups; None where the prompts differ or there is one arm."""
-    (first, base), *others = arms.items()
-    rows = []
-    for name, scores in others:
-        if not _scored_prompts(base) or _scored_prompts(base) != _scored_prompts(scores):
-            return None
-        gap = paired_difference(scores.verdicts(SCORED_GROUPS), base.verdicts(SCORED_GROUPS))
-        rows.append([f"{name} - {first}", gap.mean, f"{gap.low:+.3f} to {gap.high:+.3f}"])
-    return (["difference of the score", "mean", "95% interval (paired)"], rows) if rows else None
-
-
-def _scored_prompts(scores: Scores) -> list[tuple[str, str]]:
-    return [(one.group, one.prompt) for one in scores.outcomes if one.group in SCORED_GROUPS]
-
-
-def bars(arms: Mapping[str, Scores]) -> dict[str, dict[str, Interval]]:
-    """arm -> group -> (mean, low, high), the score last: what `reports.plots.bars` draws."""
-    shown = {}
-    for name, scores in arms.items():
-        found = scores.groups
-        shown[name] = {group: found[group] for group in _groups(arms) if group in found}
-        if scores.score:
-            shown[name]["score"] = scores.score
-    return shown
-
-
-def _groups(arms: Mapping[str, Scores]) -> list[str]:
-    """Every group that some arm has, in the benchmark's order."""
-    found = dict.fromkeys(group for scores in arms.values() for group in scores.groups)
-    known = [group for group in SCORED_GROUPS + EXTRA_GROUPS if group in found]
-    return known + [group for group in found if group not in known]
+            raise ValueError(f"results schema {data.get('schema')!r}; this version reads {SCHEMA}")
+        return [Cell.from_json(one) for one in data["cells"]]
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{path}: damaged results: {error!r}") from error

@@ -42,6 +42,15 @@ def png(image: np.ndarray | Image.Image) -> bytes:
 
 
 def data_url(image: np.ndarray, largest: int) -> tuple[str, int, int]:
-    """(data: URL, width, height) of the image, shrunk to `largest` where it is bigger."""
+    """(data: URL, width, height) of the image, shrunk to `largest` where it is bigger.
+
+    A small image stands there to the pixel; a bigger one as JPEG, so that pages stay small.
+    """
     shown = fitted(image, largest) if max(image.shape[:2]) > largest else picture(image)
-    return "data:image/png;base64," + base64.b64encode(png(shown)).decode(), shown.width, shown.height
+    if max(image.shape[:2]) < SMALL:
+        kind, content = "png", png(shown)
+    else:
+        buffer = io.BytesIO()
+        shown.save(buffer, "JPEG", quality=85)
+        kind, content = "jpeg", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", shown.width, shown.height

@@ -41,7 +41,9 @@ Key = tuple[str, str, int]
 """What tells one sample from another: both texts of its prompt, and the seed."""
 
 
-def save_trajectory(folder: str | os.PathLike[str], trajectory: SampledTrajectory) -> bytes:
+def save_trajectory(
+    folder: str | os.PathLike[str], trajectory: SampledTrajectory, strips: bool = True
+) -> bytes:
     """Writes the images and the strip of a trajectory into `folder`, named by its uid; returns its line.
 
     Steps count from 1, and so do the corrections of a step after the first: `refined2`.
@@ -61,8 +63,9 @@ def save_trajectory(folder: str | os.PathLike[str], trajectory: SampledTrajector
         turns.append(save(f"images/{uid}_{number}_sketch.png", step.sketch))
         for i, turn in enumerate(step.refines, 1):
             turns.append(save(f"images/{uid}_{number}_refined{'' if i == 1 else i}.png", turn.image))
-    verdict = overview.verdict_line(trajectory.verdict) if trajectory.verdict else None
-    save(f"strips/{uid}.png", strip.strip(trajectory, verdict))
+    if strips:
+        verdict = overview.verdict_line(trajectory.verdict) if trajectory.verdict else None
+        save(f"strips/{uid}.png", strip.strip(trajectory, verdict))
     return json.dumps(trajectory_to_json(trajectory, turns, given), allow_nan=False).encode() + b"\n"
 
 
@@ -74,9 +77,11 @@ class Listing:
       settings: how the samples are drawn, JSON-like.
       resume: False forgets what is listed there.
       host: which of how many hosts this is. The first one has to be through before the others begin.
+      strips: whether a picture of each trajectory is drawn.
 
     Attributes:
       done: the samples that are listed.
+      uids: their names.
       right, judged: how many of them have a verdict, and are right by it.
 
     Raises:
@@ -89,17 +94,19 @@ class Listing:
         settings: Mapping[str, Any],
         resume: bool = True,
         host: tuple[int, int] = (0, 1),
+        strips: bool = True,
     ):
         self.folder = files.check_writable(folder)
         self.path, self._settings, self._host = self.folder / NAME, to_json(dict(settings)), host
+        self._strips = strips
         self._own = self.path if host[1] == 1 else self.path.with_suffix(f".{host[0]}.jsonl")
         self.done: set[Key] = set()
-        self._uids: set[str] = set()
+        self.uids: set[str] = set()
         self.right = self.judged = 0
         if resume and self.path.exists():
             self._check_settings()
             if host[0] == 0:
-                _cut_unfinished(self.path)
+                cut_unfinished(self.path)
             self._count_records(record for _, record in _read(self.path))
         else:
             files.write_bytes(self.path, b"")
@@ -110,36 +117,57 @@ class Listing:
             files.write_bytes(self.folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
 
     def __len__(self) -> int:
-        return len(self._uids)
+        return len(self.uids)
 
-    def add(self, trajectory: SampledTrajectory, number: int) -> None:
-        """Writes a trajectory, images first, named by the number of its prompt.
+    def add(self, trajectory: SampledTrajectory, number: int | None = None) -> None:
+        """Writes a trajectory, images first, named by the number of its prompt, or as it is named already.
 
         Of H hosts, number h has the prompts whose number leaves h when divided by H.
         """
-        (host, hosts), uid = self._host, f"{number:04d}"
-        if uid in self._uids:  # of the other numbers each host has its own, as of those of prompts
+        (host, hosts), uid = self._host, trajectory.uid if number is None else f"{number:04d}"
+        if (
+            number is not None and uid in self.uids
+        ):  # of the other numbers each host has its own, as of those of prompts
             free = itertools.count(len(self) - len(self) % hosts + host, hosts)
-            uid = next(name for n in free if (name := f"{n:04d}") not in self._uids)
-        _append(self._own, save_trajectory(self.folder, dataclasses.replace(trajectory, uid=uid)))
+            uid = next(name for n in free if (name := f"{n:04d}") not in self.uids)
+        append(
+            self._own, save_trajectory(self.folder, dataclasses.replace(trajectory, uid=uid), self._strips)
+        )
         self._count(uid, (trajectory.prompt, trajectory.instruction, trajectory.seed), trajectory.verdict)
+
+    def records(self) -> Iterator[Record]:
+        """What is listed, one after the other."""
+        return (record for _, record in _read(self.path))
+
+    def sampled(self, record: Record, side: int | None = None) -> SampledTrajectory:
+        """A listed sample with its images, as they are or of at most `side` pixels a side."""
+        given = record.prompt_image
+        return SampledTrajectory(
+            prompt=record.prompt,
+            turns=tuple(Turn(self._image(turn.image, side), **turn.fields) for turn in record.turns),
+            uid=record.uid,
+            metadata=record.metadata,
+            prompt_image=None if given is None else self._image(given, side),
+            instruction=record.instruction,
+            **{**record.sampled, "mode": Mode(record.sampled.get("mode", Mode.PROCESS))},
+        )
 
     def gather(self) -> None:
         """Takes the parts of other hosts, or of a run that was cut off, into the listing."""
         parts = self._parts()
         listed = {record.uid for _, record in _read(self.path)} if parts else set()
         for part in parts:
-            _cut_unfinished(part)
+            cut_unfinished(part)
             new = {record.uid: (line, record) for line, record in _read(part) if record.uid not in listed}
-            _append(self.path, b"".join(line for line, _ in new.values()))
+            append(self.path, b"".join(line for line, _ in new.values()))
             self._count_records(record for _, record in new.values())
             listed |= new.keys()
             part.unlink()
 
     def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
         """The first samples by name, with images of at most `side` pixels a side."""
-        found = itertools.islice((record for _, record in _read(self.path)), count)
-        return [self._sampled(record, side) for record in sorted(found, key=lambda record: record.uid)]
+        found = itertools.islice(self.records(), count)
+        return [self.sampled(record, side) for record in sorted(found, key=lambda record: record.uid)]
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("trajectories.*.jsonl"))
@@ -151,8 +179,8 @@ class Listing:
 
     def _count(self, uid: str, key: Key, verdict: Mapping[str, Any] | None) -> None:
         """Counts a sample that is listed, unless it is counted already."""
-        if uid not in self._uids:
-            self._uids.add(uid)
+        if uid not in self.uids:
+            self.uids.add(uid)
             self.done.add(key)
             self.judged += verdict is not None
             self.right += bool(verdict and verdict.get("ok"))
@@ -173,23 +201,12 @@ class Listing:
                     f"{otherwise}"
                 )
 
-    def _sampled(self, record: Record, side: int) -> SampledTrajectory:
-        given = record.prompt_image
-        return SampledTrajectory(
-            prompt=record.prompt,
-            turns=tuple(Turn(self._image(turn.image, side), **turn.fields) for turn in record.turns),
-            uid=record.uid,
-            metadata=record.metadata,
-            prompt_image=None if given is None else self._image(given, side),
-            instruction=record.instruction,
-            **{**record.sampled, "mode": Mode(record.sampled.get("mode", Mode.PROCESS))},
-        )
-
-    def _image(self, relative: str, side: int) -> np.ndarray:
+    def _image(self, relative: str, side: int | None) -> np.ndarray:
         try:
             with Image.open(files.inside(self.folder, relative)) as picture:
                 picture = picture.convert("RGB")
-                picture.thumbnail((side, side))
+                if side is not None:
+                    picture.thumbnail((side, side))
                 return np.asarray(picture)
         except OSError as error:
             raise files.ReportError(f"cannot read {relative!r} of {self.path}: {error}") from error
@@ -205,7 +222,8 @@ def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
                 raise files.ReportError(f"{path}:{number}: {error}") from error
 
 
-def _append(path: pathlib.Path, content: bytes) -> None:
+def append(path: pathlib.Path, content: bytes) -> None:
+    """Writes whole lines at the end of a file, for good; raises ReportError where that fails."""
     try:
         with path.open("ab") as file:
             file.write(content)
@@ -215,8 +233,10 @@ def _append(path: pathlib.Path, content: bytes) -> None:
         raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
-def _cut_unfinished(path: pathlib.Path) -> None:
+def cut_unfinished(path: pathlib.Path) -> None:
     """Cuts off a last line that was never finished."""
+    if not path.exists():
+        return
     with path.open("r+b") as file:
         end = 0
         for line in file:

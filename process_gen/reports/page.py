@@ -33,6 +33,7 @@ def write_page(
     title: str,
     summary: Mapping[str, Any],
     results: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None,
+    links: Mapping[str, Sequence[str]] | None = None,
 ) -> pathlib.Path:
     """Writes the page.
 
@@ -42,6 +43,7 @@ def write_page(
       title: of the page.
       summary: names and values for its head: mode, checkpoint, steps, ...
       results: (headers, rows) of a table for its head.
+      links: uid of a trajectory -> the files of its images, in order, relative to the page.
     """
     thumbnails = [_thumbnail(number, one) for number, one in enumerate(trajectories, 1)]
     gallery = ['<nav class="gallery" aria-label="Final images">', *thumbnails, "</nav>"] if thumbnails else []
@@ -57,7 +59,10 @@ def write_page(
         *([_results(*results)] if results else []),
         *gallery,
         "<main>",
-        *(_article(number, one) for number, one in enumerate(trajectories, 1)),
+        *(
+            _article(number, one, (links or {}).get(one.uid, ()))
+            for number, one in enumerate(trajectories, 1)
+        ),
         "</main></body></html>\n",
     ]
     return files.write_bytes(path, "\n".join(content).encode("utf-8"))
@@ -88,7 +93,7 @@ def _thumbnail(number: int, trajectory: SampledTrajectory) -> str:
     return f'<a class="{kind}" href="#t{number}">{shown}<span class="t" dir="auto">{prompt}</span></a>'
 
 
-def _article(number: int, trajectory: SampledTrajectory) -> str:
+def _article(number: int, trajectory: SampledTrajectory, links: Sequence[str]) -> str:
     verdict, chips = trajectory.verdict, []
     if verdict is not None:
         chips.append(_chip("right", "green") if verdict["ok"] else _chip("wrong", "red"))
@@ -107,21 +112,21 @@ def _article(number: int, trajectory: SampledTrajectory) -> str:
         f'<article id="t{number}"><p class="eyebrow">{_line(trajectory.uid)}</p>'
         f'<h2 dir="auto">{_text(trajectory.prompt) or "(empty prompt)"}</h2>'
         f'<div class="chips">{"".join(chips)}</div>{given}{after}'
-        f"{_steps(trajectory)}{_verdict(verdict) if verdict else ''}</article>"
+        f"{_steps(trajectory, links)}{_verdict(verdict) if verdict else ''}</article>"
     )
 
 
-def _steps(trajectory: SampledTrajectory) -> str:
+def _steps(trajectory: SampledTrajectory, links: Sequence[str]) -> str:
     """Every turn of every step, steps side by side; what no step has takes no row."""
     steps, given = trajectory.steps, trajectory.given
     end = _chip("stopped", "blue") if trajectory.stopped == "model" else _chip("limit")
-    columns = []
+    columns, paths = [], iter(links)
     for number, step in enumerate(steps, 1):
         went = _chip("refined", "amber") if step.refines else _chip("accepted", "green")
         marks = went + (end if number == len(steps) else "")
         cells = [f'<div class="head"><b>Step {number}</b>{marks}</div>']
         for turn in step.turns:
-            cells += _turn(turn, given > 0)
+            cells += _turn(turn, given > 0, next(paths, None))
             given -= 1
         columns.append(cells)
     rows = [row for row in itertools.zip_longest(*columns, fillvalue="") if any(row)]
@@ -130,7 +135,7 @@ def _steps(trajectory: SampledTrajectory) -> str:
     return f'<ol class="steps" style="--rows: {len(rows)}">{listed}</ol>'
 
 
-def _turn(turn: Turn, given: bool) -> list[str]:
+def _turn(turn: Turn, given: bool, link: str | None) -> list[str]:
     """A cell for each slot of a turn, empty where nothing is in it."""
     said = turn.instruction if turn.refines else turn.plan
     before = after = ""
@@ -147,7 +152,7 @@ def _turn(turn: Turn, given: bool) -> list[str]:
     caption = ("refined" if turn.refines else "draft") + (", given" if given else "")
     if turn.after is not None:
         after = _said("Inspection of the correction" if turn.refines else "Inspection", turn.after)
-    return [before, _figure(turn.image, caption), after]
+    return [before, _figure(turn.image, caption, link), after]
 
 
 def _said(what: str, text: str, colour: str = "") -> str:
@@ -175,8 +180,11 @@ def _spelled(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _figure(image: np.ndarray, caption: str) -> str:
-    return f"<figure>{_image(image, caption, 640)}<figcaption>{caption}</figcaption></figure>"
+def _figure(image: np.ndarray, caption: str, link: str | None = None) -> str:
+    shown = _image(image, caption, 640)
+    if link is not None:
+        shown = f'<a href="{html.escape(link)}">{shown}</a>'
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
 def _image(image: np.ndarray, alt: str, largest: int) -> str:

@@ -56,6 +56,30 @@ def bars(
     return _save(figure, path)
 
 
+def points(
+    results: Mapping[str, tuple[float, tuple[float, float, float]]],
+    path: str | os.PathLike[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> pathlib.Path:
+    """A point with a whisker for each result.
+
+    Args:
+      results: name -> x and (mean, low, high).
+      path: the PNG to write.
+      title, xlabel, ylabel: plain text.
+    """
+    figure, axes = _axes((7.0, 4.6), title)
+    for name, (x, (mean, low, high)) in results.items():
+        whisker = [[mean - low], [high - mean]]
+        axes.errorbar([x], [mean], yerr=whisker, fmt="o", capsize=2.5, label=_plain(name))
+    axes.set_xlabel(_plain(xlabel))
+    axes.set_ylabel(_plain(ylabel))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def curves(
     losses: Mapping[str, Sequence[tuple[float, float]]],
     path: str | os.PathLike[str],

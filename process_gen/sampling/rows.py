@@ -15,7 +15,7 @@ from process_gen.sampling.decisions import Opens
 from process_gen.sampling.prompts import Prompt, encode_prompt, encode_turn
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.sampled import SampledTrajectory, Stopped
-from process_gen.trajectory.stages import Mode, Trajectory, Turn, steps_of
+from process_gen.trajectory.stages import Trajectory, Turn, steps_of
 
 
 @dataclasses.dataclass

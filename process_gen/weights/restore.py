@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from process_gen.checkpoints import manifest
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
@@ -54,6 +55,11 @@ class Restored:
     config: Mapping[str, Any]
     source: str
     autoencoder: Any = None
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal files: what results are told apart by."""
+        return manifest.fingerprint(epath.Path(self.source))
 
     @property
     def level_name(self) -> str | None:

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -129,11 +130,13 @@ class Task(abc.ABC):
     Attributes:
       name: in commands and tables.
       version: goes up when prompts, layout or the way scores add up change.
+      traced: whether plans and drafts can be read exactly, so that `process` counts what happened.
       images: of each prompt.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
+    traced: ClassVar[bool] = False
     images: int = 1
 
     @abc.abstractmethod
@@ -170,6 +173,24 @@ class Task(abc.ABC):
         """Writes what its tools want beside the images into the folder of its layout; returns the files."""
         return ()
 
+    def lay_out(
+        self, folder: str | os.PathLike[str], images: Iterable[tuple[Doc, int, pathlib.Path]]
+    ) -> Sequence[pathlib.Path]:
+        """Copies images to where the task's own tools look for them, with what they want beside.
+
+        Args:
+          folder: of the layout.
+          images: prompt, which of its images, and the file.
+
+        Returns:
+          What a user may want to open.
+        """
+        for doc, index, path in images:
+            target = pathlib.Path(folder, self.place(doc, index) or "")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        return self.write_layout(folder)
+
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
         """The images in a folder of its layout, made by any program: prompt, which of its images, file.
 
@@ -186,9 +207,9 @@ class Task(abc.ABC):
         if not found:
             raise TaskError(f"{root} holds no image where {self.name} looks for one")
 
-    def process(self, doc: Doc, trajectory: SampledTrajectory) -> Counts | None:
-        """What happened on the way, counted exactly; None where nobody can read plans and drafts."""
-        return None
+    def process(self, doc: Doc, trajectory: SampledTrajectory) -> Counts:
+        """What happened on the way, counted exactly; of tasks that are `traced`."""
+        raise NotImplementedError(f"{self.name} is not traced")
 
     def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
         """Writes the result files of the official scorer, if any; returns them."""

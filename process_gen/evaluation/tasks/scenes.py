@@ -66,6 +66,7 @@ class Scenes(Task):
 
     name = "scenes"
     version = "1"
+    traced = True
     level: str = "default"
     split: str = "heldout"
     per_group: int = 40

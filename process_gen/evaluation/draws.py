@@ -1,0 +1,143 @@
+"""The first stage of an evaluation: images, each drawn once and kept.
+
+OUT/draws/<task>-<settings>-<hash>/   a folder for one task, one checkpoint and one way to draw
+    settings.json                     what its hash is made from
+    trajectories.jsonl, images/       as `process_gen.sample` writes them; each trajectory once it is finished
+
+The name of a trajectory holds the hash of its prompt. So images are addressed by checkpoint, task version,
+prompt, seed and settings: nothing is drawn twice, and nothing is mistaken for something else.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from process_gen.evaluation.arms import Arm
+from process_gen.evaluation.tasks.base import Doc, Task
+from process_gen.reports.listing import Listing
+from process_gen.sampling import Sampler
+from process_gen.trajectory.record import to_json
+
+Show = Callable[[str], None]
+"""Is told how far something is, in words; what it raises ends the work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One trajectory to draw.
+
+    Attributes:
+      doc: the prompt it is for.
+      seed: of the sweep over seeds.
+      index: which of the trajectories for this prompt and seed.
+      prompt: what the model is asked with.
+    """
+
+    doc: Doc
+    seed: int
+    index: int
+    prompt: str
+
+    @property
+    def uid(self) -> str:
+        """Its name on disk: prompt, seed and index, and a hash of what was asked."""
+        asked = hashlib.sha256(json.dumps([self.doc.doc_hash, self.prompt]).encode()).hexdigest()
+        plain = re.sub(r"[^\w.-]+", "_", self.doc.doc_id, flags=re.ASCII)[:60]
+        return f"{plain}_s{self.seed}_{self.index}_{asked[:8]}"
+
+    @property
+    def sampler_seed(self) -> int:
+        """The same for every arm and every checkpoint, so that they are paired."""
+        more = f" {self.index}" if self.index else ""
+        return zlib.crc32(f"{self.seed} {self.doc.doc_id}{more}".encode()) >> 1
+
+
+def take(docs: Sequence[Doc], limit: int = 0, per_group: int = 0) -> list[Doc]:
+    """Some of the prompts of a task, in its order: a smaller number takes a part of what a larger one does.
+
+    Args:
+      docs: all of them.
+      limit: at most so many, from every group in turn; 0 takes all.
+      per_group: at most so many of every group; 0 takes all.
+    """
+    groups: dict[str, list[Doc]] = {}
+    for doc in docs:
+        groups.setdefault(doc.group, []).append(doc)
+    some = [found[: per_group or None] for found in groups.values()]
+    turns = filter(None, itertools.chain.from_iterable(itertools.zip_longest(*some)))
+    taken = {doc.doc_id for doc in itertools.islice(turns, limit or None)}
+    return [doc for doc in docs if doc.doc_id in taken]
+
+
+def plan(task: Task, docs: Sequence[Doc], arm: Arm, seeds: Sequence[int]) -> list[Draw]:
+    """What an arm has drawn of some prompts, seed by seed."""
+    return [
+        Draw(doc, seed, index, arm.prompt(doc))
+        for seed in seeds
+        for doc in docs
+        for index in range(task.images * arm.candidates)
+    ]
+
+
+def place(
+    task: Task, arm: Arm, checkpoint: Mapping[str, Any], sampler: Sampler
+) -> tuple[str, dict[str, Any]]:
+    """The folder of an arm's images below that of an evaluation, and the settings that it stands for."""
+    how = to_json(dataclasses.asdict(sampler.config))
+    del how["seed"]  # every trajectory has its own
+    shape = list(sampler.model.layout.image_size)
+    settings = {"task": task.name, "version": task.version, **checkpoint, "image_size": shape, **how}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    words = [f"{key}={value}" for key, value in sorted(arm.settings.items()) if key != "mode"]
+    name = re.sub(r"[^\w.=-]+", "_", "-".join([task.name, how["mode"], *words]))
+    return f"draws/{name}-{digest[:8]}", settings
+
+
+def draw(
+    sampler: Sampler,
+    wanted: Sequence[Draw],
+    listing: Listing,
+    host: tuple[int, int] = (0, 1),
+    show: Show | None = None,
+    warm: bool = True,
+) -> None:
+    """Draws this host's share of what is not listed yet; each trajectory is written when it is finished.
+
+    Args:
+      sampler: with the settings of the arm.
+      wanted: what to draw.
+      listing: what there is.
+      host: which of how many this is.
+      show: is told how far it is.
+      warm: draws the first prompt once before, so that seconds per image do not count compilation.
+
+    Raises:
+      ReportError: the folder cannot be written.
+    """
+    mine = [one for n, one in enumerate(wanted) if n % host[1] == host[0] and one.uid not in listing.uids]
+    if not mine:
+        return
+    prompts, seeds = [one.prompt for one in mine], [one.sampler_seed for one in mine]
+    if warm:
+        collections.deque(sampler.stream(prompts[:1], seeds[:1]), maxlen=0)
+    for progress in sampler.stream(prompts, seeds):
+        for number, trajectory in progress.finished:
+            listing.add(dataclasses.replace(trajectory, uid=mine[number].uid))
+        if show:
+            show(f"{listing.folder.name}: {progress.done} of {progress.total} trajectories")
+
+
+def listed(listing: Listing, wanted: Sequence[Draw]) -> Iterator[tuple[Draw, Any]]:
+    """The records of a listing that are wanted."""
+    by_uid = {one.uid: one for one in wanted}
+    for record in listing.records():
+        if record.uid in by_uid:
+            yield by_uid[record.uid], record

@@ -1,0 +1,221 @@
+"""The second stage of an evaluation: verdicts, one line for each image, appended as they come.
+
+DRAWS/verdicts/<judge>-<hash>.jsonl
+
+Every state of a trajectory is judged: each draft, each correction, and the last of them, which is the final
+image. A line names the judge, its revision and its protocol, and has the fields of lmms-eval where it has
+one (`doc_id`, `doc_hash`, `input`, `target`, `resps`). Where the judge had no verdict the line has an
+`error` in place of a score, and the next run asks again. Another judge writes another file; nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from process_gen.common.files import from_json
+from process_gen.evaluation.draws import Draw, Show, listed
+from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
+from process_gen.reports import files
+from process_gen.reports.listing import Listing, append, cut_unfinished
+from process_gen.trajectory.record import Record, to_json
+
+STATES = ("all", "final")
+"""Which images of a trajectory are judged."""
+
+_EVERY = 1.0  # seconds between two lines of progress
+
+FINAL = "final"
+"""The role of an image that no trajectory of ours led to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One image to judge.
+
+    Attributes:
+      key: names it: uid, step (from 1) and role (`draft`, `refined`, `refined2`, or `final`).
+      doc: the prompt it is for.
+      image: the file.
+      shown: its path as the line has it.
+      fields: what else the line says of it.
+    """
+
+    key: tuple[str, int, str]
+    doc: Doc
+    image: pathlib.Path
+    shown: str
+    fields: Mapping[str, Any]
+
+
+def verdicts_path(folder: pathlib.Path, judge: Judge) -> pathlib.Path:
+    """The file of a judge: another revision or protocol has another one."""
+    words = [judge.name, judge.revision, judge.protocol]
+    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
+    return folder / "verdicts" / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', judge.name)}-{digest}.jsonl"
+
+
+def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str = "all") -> Iterator[State]:
+    """The images of what was drawn, trajectory by trajectory; the last of each has the facts of it."""
+    for one, record in listed(listing, wanted):
+        base = {"seed": one.seed, "index": one.index}
+        steps = list(_places(record))
+        for number, (step, role, path) in enumerate(steps):
+            final = number == len(steps) - 1
+            if not final and which == FINAL:
+                continue
+            fields = {**base, "final": final}
+            if final:
+                fields["facts"] = facts(record)
+                if task.traced:
+                    fields["process"] = task.process(one.doc, listing.sampled(record)).to_json()
+            image = files.inside(listing.folder, path)
+            yield State((record.uid, step, role), one.doc, image, f"images/{image.name}", fields)
+
+
+def _places(record: Record) -> Iterator[tuple[int, str, str]]:
+    """Step, role and image of every turn."""
+    step = corrections = 0
+    for turn in record.turns:
+        refines = turn.fields.get("refines", False)
+        step, corrections = (step, corrections + 1) if refines else (step + 1, 0)
+        role = "draft" if not corrections else f"refined{'' if corrections == 1 else corrections}"
+        yield step, role, turn.image
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """What a trajectory took: steps, images, corrected steps, Euler steps, seconds, and who ended it."""
+    places, sampled = list(_places(record)), record.sampled
+    return {
+        "steps": places[-1][0],
+        "images": len(places),
+        "corrections": sum(role == "refined" for _, role, _ in places),
+        "sampling_steps": sampled.get("sampling_steps", 0),
+        "stopped": sampled.get("stopped", "model"),
+        "seconds": sampled.get("seconds", 0.0),
+    }
+
+
+def foreign_states(task: Task, folder: pathlib.Path, docs: Sequence[Doc]) -> Iterator[State]:
+    """The images that another program left in the layout of a task."""
+    wanted = {doc.doc_id for doc in docs}
+    for doc, index, path in task.read_layout(folder):
+        if doc.doc_id in wanted:
+            fields = {"seed": 0, "index": index, "final": True}
+            shown = path.relative_to(folder).as_posix()
+            yield State((shown, 0, FINAL), doc, path, shown, fields)
+
+
+def judge_states(
+    judge: Judge,
+    states: Iterable[State],
+    path: pathlib.Path,
+    host: tuple[int, int] = (0, 1),
+    show: Show | None = None,
+) -> None:
+    """Judges what has no verdict yet; a line is written for each image as soon as there is one.
+
+    Args:
+      judge: who looks.
+      states: images; this host takes its share of them.
+      path: the file of the judge; each host but the first one writes a part beside it.
+      host: which of how many this is.
+      show: is told how far it is.
+
+    Raises:
+      TaskError: an image cannot be read (names the file), or the judge cannot go on.
+      ReportError: the file cannot be written.
+    """
+    done = {_key(row) for row in read_verdicts(path) if "error" not in row}
+    own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_unfinished(own)
+    mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
+    shown = time.monotonic()
+    with futures.ThreadPoolExecutor(judge.workers) as pool:
+        waiting: dict[futures.Future, State] = {}
+        for number, one in enumerate(_asked(pool, judge, mine, waiting), 1):
+            append(own, json.dumps(one, allow_nan=False).encode() + b"\n")
+            if show and time.monotonic() > shown + _EVERY:
+                shown = time.monotonic()
+                show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
+
+
+def _asked(
+    pool: futures.Executor, judge: Judge, states: Iterable[State], waiting: dict[futures.Future, State]
+) -> Iterator[dict[str, Any]]:
+    """Lines as they come, with few images under way, so that memory does not grow with their number."""
+    try:
+        for state in states:
+            waiting[pool.submit(_line, judge, state)] = state
+            if len(waiting) >= 2 * judge.workers:
+                yield from _finished(waiting, futures.FIRST_COMPLETED)
+        while waiting:
+            yield from _finished(waiting, futures.FIRST_COMPLETED)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _finished(waiting: dict[futures.Future, State], when: str) -> Iterator[dict[str, Any]]:
+    for future in futures.wait(waiting, return_when=when).done:
+        del waiting[future]
+        yield future.result()
+
+
+def _line(judge: Judge, state: State) -> dict[str, Any]:
+    """The verdict on one image as a line of the file."""
+    uid, step, role = state.key
+    line = {
+        **{"uid": uid, "doc_id": state.doc.doc_id, "doc_hash": state.doc.doc_hash, "group": state.doc.group},
+        **{"input": state.doc.input, "target": to_json(dict(state.doc.target))},
+        **{"step": step, "role": role, "image": state.shown, **state.fields},
+        **{"judge": judge.name, "revision": judge.revision, "protocol": judge.protocol},
+    }
+    try:
+        found: Judgement = judge(state.doc, _read(state.image))
+    except Unjudged as error:
+        return {**line, "error": str(error), "resps": to_json(error.raw)}
+    said = to_json({f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
+    return {**line, "resps": said.pop("raw"), **said}
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise TaskError(f"cannot read the image {str(path)!r}: {error}") from None
+
+
+def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The lines of a judge's file and of its parts; a last line that was never finished is left out.
+
+    Raises:
+      TaskError: a line is something else; names file and line.
+    """
+    for part in sorted(path.parent.glob(f"{path.stem}*.jsonl")):
+        with part.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    continue
+                try:
+                    row = from_json(line)
+                    _key(row)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise TaskError(f"{part}:{number} is no verdict ({error})") from None
+                yield row
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["uid"], row["step"], row["role"]

@@ -1,0 +1,269 @@
+"""An evaluation from prompts to scores. Each stage finds on disk what the one before left.
+
+OUT/cells.json      what was asked for: tasks with their options, arms, seeds, where their images are
+OUT/draws/...       images and verdicts (`draws`, `judging`)
+OUT/layout/...      the same images as the tools of a task want them
+OUT/results.json    and what else `writing` makes of the scores
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from process_gen.common import files
+from process_gen.evaluation import draws, judging
+from process_gen.evaluation.arms import Arm, chosen, make_arm
+from process_gen.evaluation.draws import Draw, Show
+from process_gen.evaluation.results import Cell, make_cell
+from process_gen.evaluation.tasks import make_task
+from process_gen.evaluation.tasks.base import Doc, Judge, Task, TaskError
+from process_gen.reports.listing import Listing
+from process_gen.sampling import Sampler
+from process_gen.trajectory.sampled import SampledTrajectory
+
+CELLS = "cells.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One cell of an evaluation, as it stands in `cells.json`.
+
+    Attributes:
+      task, options: name and options of the benchmark.
+      arm: the name of the way to draw; empty for images of another program.
+      seeds: of the sweep over seeds.
+      limit, per_group: which of its prompts (`draws.take`); 0 for all.
+      place: its folder below that of the evaluation; for images of another program, that of the verdicts.
+      images: the folder of another program; empty for images of ours.
+      checkpoint: who drew: `source`, `which`, `digest` and what else is known.
+      settings: of the sampler, as JSON.
+    """
+
+    task: str
+    options: Mapping[str, str]
+    arm: str
+    seeds: Sequence[int]
+    limit: int
+    per_group: int
+    place: str
+    images: str
+    checkpoint: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """What tells it from the others of an evaluation."""
+        return self.place, self.arm, json.dumps(dict(self.options), sort_keys=True)
+
+    @functools.cached_property
+    def benchmark(self) -> Task:
+        return make_task(self.task, self.options)
+
+    @functools.cached_property
+    def docs(self) -> list[Doc]:
+        """The prompts that were asked for."""
+        return draws.take(self.benchmark.docs(), self.limit, self.per_group)
+
+    @functools.cached_property
+    def way(self) -> Arm | None:
+        return make_arm(self.arm) if self.arm else None
+
+    @functools.cached_property
+    def wanted(self) -> list[Draw]:
+        """What is to be drawn."""
+        return draws.plan(self.benchmark, self.docs, self.way, self.seeds) if self.way else []
+
+
+def ask(
+    sampler: Sampler,
+    task: str,
+    options: Mapping[str, str],
+    arm: str,
+    seeds: Sequence[int] = (0,),
+    *,
+    checkpoint: Mapping[str, Any],
+    limit: int = 0,
+    per_group: int = 0,
+) -> tuple[Asked, Sampler]:
+    """A cell, and the sampler that draws it.
+
+    Raises:
+      TaskError, SamplerError: the task, the arm or the settings cannot be.
+    """
+    way, benchmark = make_arm(arm), make_task(task, options)
+    of_arm = sampler.with_config(**way.settings)
+    place, settings = draws.place(benchmark, way, checkpoint, of_arm)
+    told = (task, dict(options), arm, list(seeds), limit, per_group, place, "", dict(checkpoint), settings)
+    return Asked(*told), of_arm
+
+
+def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, per_group: int) -> Asked:
+    """A cell of images that another program made, in the layout of the task."""
+    folder = str(pathlib.Path(images).absolute())
+    place = f"foreign/{re.sub(r'[^A-Za-z0-9.-]+', '_', pathlib.Path(folder).name)}"
+    place += f"-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
+    source = {"source": folder, "which": "", "digest": ""}
+    return Asked(task, dict(options), "", [0], limit, per_group, place, folder, source, {})
+
+
+def remember(folder: pathlib.Path, cells: Iterable[Asked]) -> None:
+    """Notes cells in `cells.json`, so that later stages need neither the model nor the flags."""
+    known = {one.name: one for one in remembered(folder)} | {one.name: one for one in cells}
+    files.write_json(folder / CELLS, [dataclasses.asdict(one) for one in known.values()], indent=1)
+
+
+def remembered(folder: pathlib.Path) -> list[Asked]:
+    """The cells of an evaluation.
+
+    Raises:
+      TaskError: the file is broken.
+    """
+    path = folder / CELLS
+    if not path.exists():
+        return []
+    try:
+        return [Asked(**one) for one in files.read_json(path)]
+    except (ValueError, TypeError) as error:
+        raise TaskError(f"{path} is no list of cells ({error}): move it away to start over") from None
+
+
+# ---------------------------------------------------------------------- stages
+
+
+def listing_of(folder: pathlib.Path, one: Asked, host: tuple[int, int] = (0, 1)) -> Listing:
+    """The images of a cell and room for more. Of several hosts, the first has to be through first.
+
+    Raises:
+      ReportError: the folder cannot be written, or holds something else.
+    """
+    return Listing(folder / one.place, one.settings, host=host, strips=False)
+
+
+def judge_cell(
+    folder: pathlib.Path,
+    one: Asked,
+    judge: Judge,
+    which: str = "all",
+    host: tuple[int, int] = (0, 1),
+    show: Show | None = None,
+) -> None:
+    """Judges the images of a cell that have no verdict yet; see `judging.judge_states`."""
+    if one.images:
+        states = judging.foreign_states(one.benchmark, pathlib.Path(one.images), one.docs)
+    else:
+        states = judging.states_of(one.benchmark, listing_of(folder, one), one.wanted, which)
+    judging.judge_states(judge, states, judging.verdicts_path(folder / one.place, judge), host, show)
+
+
+def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> Cell:
+    """What the verdicts on a cell add up to."""
+    return make_cell(
+        one.benchmark,
+        one.docs,
+        one.way,
+        one.seeds,
+        judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)),
+        checkpoint=one.checkpoint,
+        settings=one.settings,
+        judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
+    )
+
+
+def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
+    """The lines behind the outcomes of a cell: every state of the trajectories that count."""
+    uids, latest = {outcome.uid for outcome in cell.outcomes}, {}
+    for row in judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)):
+        if row["uid"] in uids and "error" not in row:
+            latest[row["uid"], row["step"], row["role"]] = row
+    yield from latest.values()
+
+
+def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[pathlib.Path]:
+    """Writes the images of a cell in the layout of its task, a folder for each seed.
+
+    Args:
+      folder: of the evaluation.
+      one: the cell.
+      cell: its scores, which an arm that lets the judge choose needs.
+
+    Returns:
+      What a user may want to open; nothing where the task has no layout or the choice is not made yet.
+    """
+    task, way = one.benchmark, one.way
+    if way is None or not one.docs or task.place(one.docs[0], 0) is None:
+        return []
+    if way.choose == "judge" and way.candidates > 1 and cell is None:
+        return []
+    finals, listing = {}, listing_of(folder, one)
+    for draw, record in draws.listed(listing, one.wanted):
+        index, candidate = divmod(draw.index, way.candidates)
+        path = listing.folder / record.turns[-1].image
+        found = finals.setdefault((draw.seed, draw.doc.doc_id, index), {})
+        found[candidate] = (draw.doc, index, path, record.uid, judging.facts(record))
+    kept = {outcome.uid for outcome in cell.outcomes} if cell else set()
+    written = []
+    for seed in one.seeds:
+        images = []
+        for (of_seed, _, _), found in finals.items():
+            if of_seed == seed:
+                ranked = [found[number] for number in sorted(found)]
+                scores = [(float(taken[3] in kept), taken[4]) for taken in ranked]
+                images.append(ranked[chosen(way, scores)][:3])
+        name = re.sub(r"[^\w.=+-]+", "_", f"{pathlib.Path(one.place).name}-{one.arm}")
+        written += task.lay_out(folder / "layout" / name / f"seed_{seed}", images)
+        written.append(folder / "layout" / name / f"seed_{seed}")
+    return written
+
+
+def pictured(
+    folder: pathlib.Path, one: Asked, judge: Judge | None, cell: Cell | None, most: int, side: int | None
+) -> list[SampledTrajectory]:
+    """Some trajectories to look at, with verdicts: of every group in turn, a wrong and a right one.
+
+    Args:
+      folder: of the evaluation.
+      one, judge, cell: whose; without a judge the first ones.
+      most: how many.
+      side: pixels of the longer side, at most.
+    """
+    if one.images or not most:
+        return []
+    listing, records = listing_of(folder, one), {}
+    order = _worth_seeing(cell, most) if cell else [draw.uid for draw in one.wanted][:most]
+    for record in listing.records():
+        if record.uid in order:
+            records[record.uid] = record
+    rows = {}
+    if judge is not None and cell is not None:
+        finals = (row for row in verdicts_of(folder, one, judge, cell) if row["final"])
+        rows = {row["uid"]: row for row in finals if row["uid"] in order}
+    shown = []
+    for uid in order:
+        if uid in records:
+            row = rows.get(uid)
+            verdict = row and {
+                "ok": row["score"] >= 1,
+                **{name: row[name] for name in ("constraints", "failures", "group")},
+            }
+            images = [turn.image for turn in records[uid].turns]
+            one_shown = listing.sampled(records[uid], side)
+            shown.append(dataclasses.replace(one_shown, verdict=verdict, metadata={"images": images}))
+    return shown
+
+
+def _worth_seeing(cell: Cell, most: int) -> list[str]:
+    """Names of outcomes: wrong and right ones of every group take turns, so that a short list has both."""
+    queues: dict[tuple[bool, str], list[str]] = {}
+    for outcome in cell.outcomes:
+        queues.setdefault((outcome.ok, outcome.group), []).append(outcome.uid)
+    wrong, right = ([q for (ok, _), q in queues.items() if ok is which] for which in (False, True))
+    turns = [queue for pair in itertools.zip_longest(wrong, right) for queue in pair if queue]
+    return [uid for row in itertools.zip_longest(*turns) for uid in row if uid][:most]

@@ -1,0 +1,163 @@
+"""How sure a score is: 95% intervals of means, of weighted means over groups, of differences; p-values.
+
+Images of one prompt are alike, so a prompt is a cluster: all its images and seeds count as one draw.
+
+- A mean of n clusters: Wilson's score interval at the effective sample size, that is the number of
+  independent images that would vary as much as this mean does between clusters (Korn and Graubard, Survey
+  Methodology 24, 1998, for the idea and for the t quantile of n - 1 degrees of freedom). It stays inside
+  [0, 1] and keeps a width at 0 and at 1, where the effective size is the number of clusters.
+- A weighted mean over groups: the groups are independent samples, so their limits combine by the square
+  root of summed squares (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
+- The difference of two arms on the same prompts: Student's interval over clusters, and the p-value of a
+  permutation test that flips the signs of clusters: exact up to `_EXACT` of them that differ, else drawn
+  with a fixed seed. For many comparisons: Holm's correction.
+
+`tests/benchmarks/coverage.py` simulates how often the intervals hold the truth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+_TAIL = 0.975  # of a 95% interval
+_Z = float(stats.norm.ppf(_TAIL))
+_EXACT = 14  # clusters that differ: 2^14 ways to flip their signs
+_FLIPS = 20_000
+_CHUNK = 1_000  # of the flips, in memory at a time
+
+
+class Interval(NamedTuple):
+    """An estimate and its confidence limits."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def to_json(self) -> dict[str, float]:
+        return {name: round(value, 6) for name, value in self._asdict().items()}
+
+
+def wilson(successes: float, n: float) -> Interval:
+    """Wilson's score interval of a share of `n` independent draws, which is above 0."""
+    return _wilson(successes / n, n)
+
+
+def _wilson(share: float, n: float) -> Interval:
+    z = _Z
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z * z / (4 * n * n))
+    # At the ends the limit is the end itself; rounding must not move it past the share.
+    low = 0.0 if share <= 0 else min(centre - half, share)
+    high = 1.0 if share >= 1 else max(centre + half, share)
+    return Interval(share, low, high)
+
+
+def mean_interval(clusters: Sequence[str], values: Sequence[float]) -> Interval:
+    """The mean of values in [0, 1] that come in clusters; at least one value."""
+    parts, mean = _parts(clusters, np.asarray(values, float))
+    n, spread = len(parts), float(np.square(parts).sum())
+    size = float(n)
+    if n > 1 and spread > 0 and 0 < mean < 1:
+        variance = spread * n / (n - 1)
+        size = max(mean * (1 - mean) / variance * (_Z / stats.t.ppf(_TAIL, n - 1)) ** 2, 1.0)
+    return _wilson(mean, size)
+
+
+def _parts(clusters: Sequence[str], values: np.ndarray) -> tuple[np.ndarray, float]:
+    """What each cluster moves the mean by, away from where it stands; and the mean."""
+    _, place = np.unique(np.asarray(clusters), return_inverse=True)
+    mean = float(values.mean())
+    return np.bincount(place, values - mean) / len(values), mean
+
+
+def score_interval(
+    groups: Sequence[str], clusters: Sequence[str], values: Sequence[float], weights: Mapping[str, float]
+) -> Interval:
+    """The weighted sum of the means of groups.
+
+    Args:
+      groups, clusters, values: of every image: its group, its prompt, its score.
+      weights: of groups; one that has no image counts 0.
+    """
+    names, images, scores = np.asarray(groups), np.asarray(clusters), np.asarray(values, float)
+    mean = below = above = 0.0
+    for group, weight in weights.items():
+        if (of_group := names == group).any():
+            one = mean_interval(images[of_group], scores[of_group])
+            mean += weight * one.mean
+            below += (weight * (one.mean - one.low)) ** 2
+            above += (weight * (one.high - one.mean)) ** 2
+    return Interval(mean, mean - math.sqrt(below), mean + math.sqrt(above))
+
+
+def difference(
+    groups: Sequence[str],
+    clusters: Sequence[str],
+    gaps: Sequence[float],
+    weights: Mapping[str, float],
+) -> Interval:
+    """How much the score of one arm is above that of another, on the same prompts.
+
+    Where no image differs the interval has no width: read it with the intervals of the two arms.
+
+    Args:
+      groups, clusters: of every image: its group and its prompt.
+      gaps: the score of every image in the one arm less that in the other.
+      weights: of groups.
+    """
+    names, images, values = np.asarray(groups), np.asarray(clusters), np.asarray(gaps, float)
+    mean = variance = 0.0
+    freedom = 0
+    for group, weight in weights.items():
+        if (of_group := names == group).any():
+            parts, of_this = _parts(images[of_group], values[of_group])
+            n, mean = len(parts), mean + weight * of_this
+            variance += weight**2 * float(np.square(parts).sum()) * n / max(n - 1, 1)
+            freedom += n - 1
+    half = stats.t.ppf(_TAIL, max(freedom, 1)) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
+
+
+def p_value(
+    groups: Sequence[str], clusters: Sequence[str], gaps: Sequence[float], weights: Mapping[str, float]
+) -> float:
+    """The probability of a difference as large as this one where the arms are alike; see `difference`."""
+    names, images, values = np.asarray(groups), np.asarray(clusters), np.asarray(gaps, float)
+    moved = [np.zeros(0)]
+    for group, weight in weights.items():
+        if (of_group := names == group).any():
+            _, place = np.unique(images[of_group], return_inverse=True)
+            moved.append(weight * np.bincount(place, values[of_group]) / of_group.sum())
+    return _sign_flips(np.concatenate(moved))
+
+
+def _sign_flips(moved: np.ndarray) -> float:
+    """The share of ways to flip signs whose sum is as far from 0 as that of `moved`, which flips none."""
+    moved = moved[moved != 0]
+    reached = abs(moved.sum()) - 1e-12
+    if len(moved) <= _EXACT:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(moved))))
+        return float((np.abs(signs @ moved) >= reached).mean())
+    rng, count = np.random.default_rng(0), 0
+    for _ in range(_FLIPS // _CHUNK):
+        signs = rng.integers(0, 2, (_CHUNK, len(moved))) * 2 - 1
+        count += int((np.abs(signs @ moved) >= reached).sum())
+    return (count + 1) / (_FLIPS + 1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values corrected for how many there are (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    found, worst = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        found[i] = worst
+    return found

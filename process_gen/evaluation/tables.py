@@ -1,0 +1,167 @@
+"""Cells side by side: tables, comparisons, and the refusal of what cannot be compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from process_gen.evaluation.results import Cell, ResultsError
+from process_gen.evaluation.statistics import Interval, difference, holm, p_value
+
+Table = tuple[list[str], list[list[Any]]]
+"""Headers and rows, an interval as it is."""
+
+COSTS = {"steps": "steps", "sampling_steps": "Euler steps per image", "seconds": "seconds per image"}
+"""Means that tables show, and what they are called there."""
+
+MUST_AGREE = ("version", "prompts", "judge", "flow_steps")
+"""What cells of one table have in common; of the judge it is name, revision and protocol."""
+
+
+class Incomparable(ResultsError):
+    """Cells that would mislead in one table; the message says what differs and how to allow it."""
+
+
+def check_comparable(cells: Sequence[Cell], allow: Collection[str] = ()) -> None:
+    """Whether cells of one task may stand in one table.
+
+    Args:
+      cells: of one task.
+      allow: of `MUST_AGREE`, what may differ.
+
+    Raises:
+      Incomparable: names the first two cells that differ, and in what.
+    """
+    names = labels(cells)
+    for key in MUST_AGREE:
+        if key in allow:
+            continue
+        values = [_told(cell, key) for cell in cells]
+        for name, value in zip(names[1:], values[1:], strict=True):
+            if value != values[0]:
+                raise Incomparable(
+                    f"{names[0]} and {name} cannot stand in one table: their {key} differ "
+                    f"({values[0]} and {value}); --allow={key} compares them all the same"
+                )
+
+
+def _told(cell: Cell, key: str) -> str:
+    if key == "judge":
+        return " ".join(map(str, cell.judge.values()))
+    return str(cell.settings.get(key) if key == "flow_steps" else getattr(cell, key))
+
+
+def labels(cells: Sequence[Cell]) -> list[str]:
+    """A name for each cell: the arm, and whatever else tells it from the others."""
+    facts = [
+        {
+            "checkpoint": cell.checkpoint.get("source", ""),
+            "step": cell.checkpoint.get("step"),
+            "which": cell.checkpoint.get("which", ""),
+            **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
+        }
+        for cell in cells
+    ]
+    keys = dict.fromkeys(key for one in facts for key in one)
+    differ = [key for key in keys if len({str(one.get(key)) for one in facts}) > 1]
+    made = []
+    for cell, one in zip(cells, facts, strict=True):
+        words = [str(one[key]) if key == "checkpoint" else f"{key}={one.get(key)}" for key in differ]
+        made.append(" ".join([cell.arm, *words]))
+    return made
+
+
+_OF_ARMS = ("mode", "max_steps", "inspections", "digest", "source", "task", "version", "step", "which")
+"""Settings that the name of an arm tells already, or that a checkpoint does."""
+
+
+def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells of each task."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.task, []).append(cell)
+    return found
+
+
+def group_table(cells: Sequence[Cell]) -> Table:
+    """One row per group: the mean score of each cell with its 95% interval; scores, gaps and costs last."""
+    groups = dict.fromkeys(group for cell in cells for group in cell.groups)
+    rows: list[list[Any]] = []
+    for group in groups:
+        n = max(len(cell.of_group(group)) for cell in cells)
+        rows.append([group, n, *(cell.groups.get(group) for cell in cells)])
+    for name in dict.fromkeys(name for cell in cells for name in cell.scores):
+        n = max(len(cell.outcomes) for cell in cells)
+        rows.append([name, n, *(cell.scores.get(name) for cell in cells)])
+    for name in dict.fromkeys(name for cell in cells for name in cell.summary):
+        rows.append([name, None, *(_plain(cell.summary.get(name)) for cell in cells)])
+    means = [cell.means() for cell in cells]
+    for key, name in COSTS.items():
+        if any(means):
+            rows.append([name, None, *(f"{one[key]:.3g}" if one else None for one in means)])
+    for key in ("unjudged", "missing"):
+        counts = [getattr(cell, key) for cell in cells]
+        if any(counts):
+            rows.append([key, None, *counts])
+    return ["group", "images", *(f"{name} (95% interval)" for name in labels(cells))], rows
+
+
+def _plain(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
+
+
+def process_table(cells: Sequence[Cell]) -> Table:
+    """What happened on the way, where there is something to tell; failures last."""
+    rows: list[list[Any]] = []
+    for kind in ("process", "states"):
+        found = [getattr(cell, kind) for cell in cells]
+        for measure in dict.fromkeys(measure for one in found for measure in one):
+            shown = [one.get(measure) for one in found]
+            name = measure if kind == "process" else f"{measure} (by the judge)"
+            rows.append([name, *(f"{v:.2f}" if isinstance(v, float) else v for v in shown)])
+    for kind in dict.fromkeys(kind for cell in cells for kind in cell.failures):
+        shown = (f"{cell.failures.get(kind, 0)} of {len(cell.outcomes)}" for cell in cells)
+        rows.append([f"failed: {kind}", *shown])
+    return ["measure", *labels(cells)], rows
+
+
+def comparison_table(cells: Sequence[Cell]) -> Table | None:
+    """Every two cells with the same prompts, by the main score; None where there are no two.
+
+    P-values are corrected for the number of rows (Holm).
+    """
+    found = list(_pairs(cells))
+    corrected = holm([p for *_, p in found])
+    rows = [
+        [name, gap.mean, f"{gap.low:+.3f} to {gap.high:+.3f}", n, _p(p), _p(q)]
+        for (name, gap, n, p), q in zip(found, corrected, strict=True)
+    ]
+    headers = ["difference of the score", "mean", "95% interval (paired)", "images", "p", "p (Holm)"]
+    return (headers, rows) if rows else None
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _pairs(cells: Sequence[Cell]) -> Iterator[tuple[str, Interval, int, float]]:
+    for (first, a), (second, b) in itertools.combinations(zip(labels(cells), cells, strict=True), 2):
+        of_a, of_b = _by_image(a), _by_image(b)
+        shared = [key for key in of_a if key in of_b]
+        if not shared or not a.formulas or a.version != b.version:
+            continue
+        weights = next(iter(a.formulas.values()))
+        groups, docs = [of_a[key].group for key in shared], [key[0] for key in shared]
+        gaps = [of_b[key].score - of_a[key].score for key in shared]
+        told = groups, docs, gaps, weights
+        yield f"{second} - {first}", difference(*told), len(shared), p_value(*told)
+
+
+def _by_image(cell: Cell) -> Mapping[tuple, Any]:
+    return {(one.doc_id, one.doc_hash, one.seed, one.index): one for one in cell.outcomes}
+
+
+def bars(cells: Sequence[Cell]) -> dict[str, dict[str, Interval]]:
+    """cell -> group -> (mean, low, high), scores last: what `reports.plots.bars` draws."""
+    return {name: {**cell.groups, **cell.scores} for name, cell in zip(labels(cells), cells, strict=True)}

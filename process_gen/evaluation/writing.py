@@ -1,0 +1,192 @@
+"""What an evaluation leaves for people and for other programs.
+
+results.json       every cell with its outcomes: what `--compare` reads
+results.jsonl      a line for each judged image, every state of the trajectories that count
+results.parquet    the same as a table
+results.png        groups and scores with 95% intervals
+cost.png           score against Euler steps, where there are several cells
+index.html         some trajectories step by step, wrong and right ones; their images are beside it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import pyarrow as pa
+from pyarrow import parquet
+
+import process_gen
+from process_gen.common.files import whole
+from process_gen.evaluation import pipeline, results, tables
+from process_gen.evaluation.pipeline import Asked
+from process_gen.evaluation.results import Cell
+from process_gen.evaluation.tasks.base import Judge
+from process_gen.reports import files, page, plots
+from process_gen.reports.table import table
+
+Judged = tuple[Asked, Judge, Cell]
+"""A cell as it was asked for, its judge, and its scores."""
+
+THUMBNAIL = 320
+"""Pixels of the longer side of an image on the page."""
+
+COLUMNS = pa.schema(
+    [
+        *(
+            (name, pa.string())
+            for name in ("task", "arm", "checkpoint", "uid", "doc_id", "doc_hash", "group")
+        ),
+        *((name, pa.string()) for name in ("input", "role", "image", "judge", "revision", "protocol")),
+        *((name, pa.int64()) for name in ("seed", "index", "step")),
+        ("final", pa.bool_()),
+        ("score", pa.float64()),
+        ("failures", pa.list_(pa.string())),
+        *((name, pa.float64()) for name in results.FACTS),
+        ("stopped", pa.string()),
+        *((name, pa.string()) for name in ("target", "constraints", "details", "resps")),  # JSON
+    ]
+)
+"""Columns of the table of judged images; the last four hold JSON."""
+
+
+def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
+    """Every table of some cells, for a terminal.
+
+    Raises:
+      Incomparable: cells of a task that would mislead side by side.
+    """
+    parts = []
+    for task, found in tables.by_task(cells).items():
+        tables.check_comparable(found, allow)
+        judge = found[0].judge
+        parts.append(f"{task}, judged by {judge['name']} ({judge['protocol']})")
+        made = [tables.group_table(found), tables.process_table(found), tables.comparison_table(found)]
+        parts += [table(rows, headers) for headers, rows in filter(None, made) if rows]
+    return "\n\n".join(parts)
+
+
+def write_results(
+    folder: pathlib.Path, judged: Sequence[Judged], config: Mapping[str, Any], pictures: int = 24
+) -> list[pathlib.Path]:
+    """Writes everything that the module names; returns the files to look at.
+
+    Args:
+      folder: of the evaluation.
+      judged: the cells.
+      config: of the training run, as JSON; empty where there is none.
+      pictures: trajectories of each cell on the page; 0 leaves the page out.
+    """
+    cells = [cell for _, _, cell in judged]
+    known = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"process_gen": process_gen.__version__, "jax": jax.__version__},
+        "machine": {
+            "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "cpus": os.cpu_count(),
+        },
+        "config": config,
+    }
+    written = [results.save(folder / "results.json", cells, known)]
+    _write_lines(folder, judged)
+    for task, found in tables.by_task(cells).items():
+        name = "results.png" if len(tables.by_task(cells)) == 1 else f"results_{task}.png"
+        shown = {label: row for label, row in tables.bars(found).items() if row}
+        if shown:
+            written.append(plots.bars(shown, folder / name, title=task, ylabel="score, 95% interval"))
+        if points := _costs(found):
+            name = name.replace("results", "cost")
+            written.append(plots.points(points, folder / name, task, "Euler steps per image", "score"))
+    if pictures:
+        written.append(write_page(folder, judged, pictures))
+    return written
+
+
+def _write_lines(folder: pathlib.Path, judged: Sequence[Judged]) -> None:
+    """`results.jsonl` and `results.parquet`, row by row: memory does not grow with them."""
+    with (
+        whole(folder / "results.jsonl") as lines,
+        whole(folder / "results.parquet") as columns,
+        lines.open("w") as text,
+        parquet.ParquetWriter(str(columns), COLUMNS) as writer,
+    ):
+        batch: list[dict[str, Any]] = []
+        for row in _lines(folder, judged):
+            text.write(json.dumps(row, allow_nan=False) + "\n")
+            batch.append(_columns(row))
+            if len(batch) == 1_000:
+                writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
+                batch = []
+        writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
+
+
+def _lines(folder: pathlib.Path, judged: Sequence[Judged]) -> Iterator[dict[str, Any]]:
+    for asked, judge, cell in judged:
+        first = {"task": cell.task, "arm": cell.arm, "checkpoint": cell.checkpoint.get("digest", "")}
+        for row in pipeline.verdicts_of(folder, asked, judge, cell):
+            yield first | row
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    facts = row.get("facts") or {}
+    held = {name: json.dumps(row.get(name)) for name in ("target", "constraints", "details", "resps")}
+    costs = {name: facts.get(name) for name in (*results.FACTS, "stopped")}
+    return {name: row.get(name) for name in COLUMNS.names} | costs | held
+
+
+def _costs(cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, float, float]]]:
+    """Euler steps per image and score of each cell, where there are several to compare."""
+    found = {
+        name: (cell.means()["sampling_steps"], next(iter(cell.scores.values())))
+        for name, cell in zip(tables.labels(cells), cells, strict=True)
+        if cell.means() and cell.scores
+    }
+    return found if len(found) > 1 else {}
+
+
+def write_page(folder: pathlib.Path, judged: Sequence[Judged], pictures: int) -> pathlib.Path:
+    """The page: tables, and some trajectories of each cell."""
+    shown, links = [], {}
+    for number, (asked, judge, cell) in enumerate(judged):
+        for one in pipeline.pictured(folder, asked, judge, cell, pictures, THUMBNAIL):
+            uid = f"{cell.arm}_{one.uid}" if len(judged) == 1 else f"{number}_{cell.arm}_{one.uid}"
+            links[uid] = [f"{asked.place}/{path}" for path in one.metadata.get("images", ())]
+            shown.append(dataclasses.replace(one, uid=uid))
+    cells = [cell for _, _, cell in judged]
+    (headers, rows), *_ = (tables.group_table(found) for found in tables.by_task(cells).values())
+    first = judged[0][2]
+    summary = {
+        "checkpoint": first.checkpoint.get("source", "unknown"),
+        "weights": first.checkpoint.get("which", "unknown"),
+        "benchmark": ", ".join(tables.by_task(cells)),
+        "judge": " ".join(first.judge.values()),
+    }
+    return page.write_page(folder / "index.html", shown, "Evaluation", summary, (headers, rows), links)
+
+
+def compare(
+    paths: Sequence[str], folder: str | os.PathLike[str], allow: Sequence[str] = ()
+) -> tuple[str, list[pathlib.Path]]:
+    """The tables and the plot of several results files side by side.
+
+    Raises:
+      ResultsError: a file is missing or is something else, or stands there twice.
+      Incomparable: what they say would mislead side by side.
+    """
+    if len({os.path.abspath(path) for path in paths}) < len(paths):
+        raise results.ResultsError("the same results file is given twice")
+    cells = [cell for path in paths for cell in results.load(path)]
+    text, folder = text_of(cells, allow), files.check_writable(folder)
+    written = [
+        plots.bars(tables.bars(found), folder / f"comparison_{task}.png", title=f"comparison: {task}")
+        for task, found in tables.by_task(cells).items()
+    ]
+    return text, [*written, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]
