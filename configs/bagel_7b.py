@@ -174,7 +174,17 @@ def _base() -> ConfigDict:
             seed=0,
         )
     )
-    config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=0, batch_size=8))
+    config.eval = ConfigDict(
+        dict(
+            every=0,  # steps between evaluations on the way; 0 for none
+            tasks=(),  # benchmarks of process_gen.evaluate
+            task_args=(),  # their options, as "scenes.split=train"
+            prompts=(),  # drawn at the same steps, a strip of pictures for each
+            per_group=8,  # prompts of each group of a task, on the way
+            final_per_group=0,  # and at the end; 0 for no evaluation there
+            batch_size=8,
+        )
+    )
     return config
 
 
@@ -233,4 +243,4 @@ def _debug(config: ConfigDict) -> None:
     config.optimizer.update(dict(learning_rate=2e-3, muon_learning_rate=2.4e-2, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
     config.sampling.update(dict(flow_steps=2, max_turns=2, answer_tokens=8))
-    config.eval.update(dict(final_per_group=1, batch_size=8))
+    config.eval.update(dict(tasks=("scenes",), final_per_group=1, batch_size=8))

@@ -161,7 +161,17 @@ def _base() -> ConfigDict:
             seed=0,
         )
     )
-    config.eval = ConfigDict(dict(every=0, per_group=8, final_per_group=40, batch_size=80))
+    config.eval = ConfigDict(
+        dict(
+            every=0,  # steps between evaluations on the way; 0 for none
+            tasks=("scenes",),  # benchmarks of process_gen.evaluate
+            task_args=(),  # their options, as "scenes.split=train"
+            prompts=(),  # drawn at the same steps, a strip of pictures for each
+            per_group=8,  # prompts of each group of a task, on the way
+            final_per_group=40,  # and at the end; 0 for no evaluation there
+            batch_size=80,
+        )
+    )
     return config
 
 

@@ -147,7 +147,7 @@ def run(values: Any, show: Show | None = None) -> str:
     check_name(values.states, judging.STATES, "kind of states", TaskError)
     for name in values.allow:
         check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
-    options = _options(values.task_args, values.tasks)
+    options = options_of(values.task_args, values.tasks)
     config: Mapping[str, Any] = {}
     if values.images:
         told = (values.images, values.limit, values.per_group)
@@ -224,8 +224,12 @@ def _remembered(values: Any) -> list[Asked]:
     return wanted
 
 
-def _options(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """task -> option -> value, from `task.option=value`."""
+def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+    """task -> option -> value, from `task.option=value`.
+
+    Raises:
+      TaskError: a task that nobody knows, or an option of a task that is not among them.
+    """
     for task in tasks:
         check_name(task, TASKS, "task", TaskError)
     found: dict[str, dict[str, str]] = {task: {} for task in tasks}

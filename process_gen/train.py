@@ -21,6 +21,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 # isort: split
 import contextlib
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +32,10 @@ from absl import flags, logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from PIL import Image
 
 from process_gen import evaluate
+from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
@@ -45,13 +48,17 @@ from process_gen.data.sources import prepare_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, lock, offload, sharding, stopping
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
-from process_gen.evaluation.benchmark import make_benchmark
-from process_gen.evaluation.results import Results
+from process_gen.evaluation import pipeline
+from process_gen.evaluation.results import Cell
+from process_gen.evaluation.tasks import make_task
+from process_gen.evaluation.tasks.base import TaskError
 from process_gen.experiment import builders, vocabulary
 from process_gen.models.unified import UnifiedModel
 from process_gen.reports import plots
-from process_gen.reports.strip import contact_sheet
+from process_gen.reports.strip import contact_sheet, strip
 from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.sampling.config import PromptError
+from process_gen.sampling.prompts import encode_prompt, make_prompt
 from process_gen.training import nonfinite
 from process_gen.training.goodput import Goodput
 from process_gen.training.nonfinite import NonFiniteLoss
@@ -266,7 +273,11 @@ def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iter
 
 
 class Evaluation:
-    """The benchmark, on the way of a run and at its end."""
+    """The tasks and the prompts of `config.eval`, on the way of a run and at its end.
+
+    Raises:
+      TaskError: a task that cannot be; before anything is trained.
+    """
 
     def __init__(
         self,
@@ -281,6 +292,16 @@ class Evaluation:
         self.config, self.workdir, self.run, self.stop = config, workdir, run, stop
         self.mesh = None if jax.process_count() > 1 else mesh  # of several hosts, the lead samples alone
         self.model, self.tokenizer = model, tokenizer
+        self.tasks = evaluate.options_of(config.eval.task_args, config.eval.tasks)
+        if config.data.source == "scenes" and "scenes" in self.tasks:
+            self.tasks["scenes"].setdefault("level", config.data.level)
+        elif "level" not in self.tasks.get("scenes", {"level": ""}):
+            del self.tasks["scenes"]
+            logging.info("no scenes benchmark: the data are no scenes, and eval.task_args names no level")
+        for task, options in self.tasks.items():
+            make_task(task, options).docs()
+        for prompt in config.eval.prompts:
+            encode_prompt(model, tokenizer, make_prompt(model, prompt, None))
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
         """A sampler of the averaged parameters of now, on the lead host.
@@ -298,16 +319,16 @@ class Evaluation:
         return Sampler(self.model, params, self.tokenizer, settings, rows, frozen=frozen, **places)
 
     def due(self, step: int) -> bool:
-        if self.config.data.source != "scenes":  # whose prompts and judge these are
-            return False
+        """Whether there is something to draw after this step."""
         every = (self.config.train.sheet_every, self.config.eval.every)
-        return any(n and step % n == 0 for n in every) and step < self.config.train.steps
+        wanted = self.tasks or self.config.eval.prompts
+        return bool(wanted) and any(n and step % n == 0 for n in every) and step < self.config.train.steps
 
     def pictures(self, step: int, state: TrainState) -> float | None:
-        """The benchmark's first prompts of every group: a sheet of final images, and the scores.
+        """The first prompts of every group of the tasks, and those of the config: scores and pictures.
 
         Returns:
-          The mean score, the same on every host; None where it was stopped on the way.
+          The score of the first task, the same on every host; None where there is none or it was stopped.
         """
         sampler, score = self.make_sampler(state), None
         with hosts.lead_alone("pictures"), contextlib.suppress(stopping.Stopped):
@@ -315,45 +336,76 @@ class Evaluation:
                 score = self._pictures(step, sampler)
         return hosts.number_of_lead(score)
 
-    def _pictures(self, step: int, sampler: Sampler) -> float:
-        found = self.judge(sampler, self.config.eval.per_group, step, warm=False)
-        (scores,) = found.modes.values()
-        self.run.writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.scalars()})
-        (self.workdir / "sheets").mkdir(exist_ok=True)
-        picture = contact_sheet(scores.selection(12))
-        self.run.writer.write_images(step, {f"{scores.mode}/trajectories": np.asarray(picture)[None]})
-        picture.save(self.workdir / "sheets" / f"{step:07d}_{scores.mode}_trajectories.png")
+    def _pictures(self, step: int, sampler: Sampler) -> float | None:
+        folder = self.workdir / "evaluation" / f"step_{step:07d}"
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run of this step, whose weights differ
+        self._strips(step, sampler)
+        if not self.tasks:
+            return None
+        checkpoint = {"source": str(self.workdir), "which": "ema", "step": step, "digest": ""}
+        per_group = self.config.eval.per_group
+        _, _, cells = self.judge(sampler, folder, checkpoint, per_group, pictures=0, warm=False)
+        for cell in cells:
+            for name, value in cell.scalars():
+                self.run.writer.write_scalars(step, {f"eval/{name}": value})
+            if shown := pipeline.pictured_in(folder, cell, 12):
+                picture = contact_sheet(shown)
+                name = f"{cell.task}_{cell.arm}_trajectories"
+                self.run.writer.write_images(step, {name: np.asarray(picture)[None]})
+                self._keep(picture, step, name)
         self.run.writer.flush()
-        logging.info(
-            "step %d  score %.3f on %d prompts a group", step, scores.score.mean, self.config.eval.per_group
-        )
-        return scores.score.mean
+        if not cells or not cells[0].scores:
+            return None
+        (name, score), *_ = cells[0].scores.items()
+        logging.info("step %d  %s %s %s, %d prompts a group", step, cells[0].task, name, score, per_group)
+        return score.mean
 
-    def judge(self, sampler: Sampler, per_group: int, step: int, warm: bool = True) -> Results:
-        """Scores a sampler on the held-out benchmark; `warm` keeps compilation out of the timings."""
-        task = make_benchmark(self.config.data.level, per_group=per_group)
-        checkpoint = {"source": str(self.workdir), "which": "ema", "step": step}
-        return evaluate.evaluate(
-            sampler,
-            task,
-            (sampler.config.mode,),
-            checkpoint=checkpoint,
-            config=builders.to_json(self.config),
-            warm=warm,
-            show=lambda _: self.stop.check(),
-        )
+    def _strips(self, step: int, sampler: Sampler) -> None:
+        """The fixed prompts of the config, a strip for each."""
+        prompts = list(self.config.eval.prompts)
+        for number, one in enumerate(sampler.sample(prompts) if prompts else ()):
+            picture = strip(one)
+            self.run.writer.write_images(
+                step, {f"prompts/{number}": np.asarray(picture.convert("RGB"))[None]}
+            )
+            self._keep(picture, step, f"prompt_{number}")
+
+    def _keep(self, picture: Image.Image, step: int, name: str) -> None:
+        (self.workdir / "sheets").mkdir(exist_ok=True)
+        picture.save(self.workdir / "sheets" / f"{step:07d}_{name}.png")
+
+    def judge(
+        self,
+        sampler: Sampler,
+        folder: pathlib.Path,
+        checkpoint: Mapping[str, Any],
+        per_group: int,
+        **settings: Any,
+    ) -> tuple[str, list[pathlib.Path], list[Cell]]:
+        """All stages for the tasks of the config; see `evaluate.evaluate`."""
+        arm = sampler.config.mode.value
+        cells = [
+            pipeline.ask(sampler, task, options, arm, checkpoint=checkpoint, per_group=per_group)
+            for task, options in self.tasks.items()
+        ]
+        config = builders.to_json(self.config)
+        return evaluate.evaluate(cells, folder, config=config, show=lambda _: self.stop.check(), **settings)
 
     def finish(self, state: TrainState) -> None:
-        """The table, the plot, the page and the loss curves at the end of a run."""
-        judged = self.config.data.source == "scenes" and self.config.eval.final_per_group
+        """The tables, the plots, the page and the loss curves at the end of a run."""
+        judged = self.tasks and self.config.eval.final_per_group
         sampler, done = self.make_sampler(state) if judged else None, 0.0
         with hosts.lead_alone("the evaluation"), contextlib.suppress(stopping.Stopped):
             if self.run.curves and hosts.is_lead():
                 plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:
-                found = self.judge(sampler, self.config.eval.final_per_group, self.config.train.steps)
-                print("\n" + evaluate.tables_of(found.modes) + "\n", flush=True)
-                for path in evaluate.write_results(found, self.workdir / "evaluation"):
+                last = load.latest_step_dir(load.absolute(self.workdir))
+                checkpoint = {"source": str(last), "which": "ema", "digest": manifest.fingerprint(last)}
+                checkpoint["dtype"] = self.model.config.dtype
+                per_group = self.config.eval.final_per_group
+                text, written, _ = self.judge(sampler, self.workdir / "evaluation", checkpoint, per_group)
+                print("\n" + text + "\n", flush=True)
+                for path in written:
                     print(f"wrote {path}", flush=True)
             done = 1.0
         self.run.writer.flush()
@@ -364,7 +416,7 @@ class Evaluation:
 
 ERRORS = (
     *(builders.ConfigError, MeshError, hosts.HostMissing, hosts.HostSettingsError, BadTrajectory),
-    *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, OSError),
+    *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, TaskError, PromptError, OSError),
 )
 """What a user can get wrong, or a machine; each says so in one line."""
 

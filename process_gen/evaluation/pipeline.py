@@ -259,6 +259,15 @@ def pictured(
     return shown
 
 
+def pictured_in(folder: pathlib.Path, cell: Cell, most: int) -> list[SampledTrajectory]:
+    """Some trajectories of a cell of the evaluation in `folder`; see `pictured`."""
+    for one in remembered(folder):
+        judge = one.benchmark.judge()
+        if (one.task, one.arm) == (cell.task, cell.arm) and judge is not None:
+            return pictured(folder, one, judge, cell, most, None)
+    return []
+
+
 def _worth_seeing(cell: Cell, most: int) -> list[str]:
     """Names of outcomes: wrong and right ones of every group take turns, so that a short list has both."""
     queues: dict[tuple[bool, str], list[str]] = {}

@@ -116,13 +116,14 @@ class Counts:
         return {name: wilson(k, n) for name, (k, n) in pairs.items() if n}
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        """Its sums, without those that are 0."""
+        return {name: value for name, value in vars(self).items() if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Counts:
         """Reads what `to_json` wrote, whose step indices JSON made texts."""
         by_step = {
-            name: collections.Counter({int(index): n for index, n in data[name].items()})
+            name: collections.Counter({int(index): n for index, n in data.get(name, {}).items()})
             for name in ("states_at", "right_at")
         }
         return cls(**{**data, **by_step})
