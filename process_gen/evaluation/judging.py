@@ -10,6 +10,7 @@ one (`doc_id`, `doc_hash`, `input`, `target`, `resps`). Where the judge had no v
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ from process_gen.common.files import from_json
 from process_gen.evaluation.draws import Draw, Show, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
-from process_gen.reports.listing import Listing, append, cut_unfinished
+from process_gen.reports.listing import Listing, cut_unfinished
 from process_gen.trajectory.record import Record, to_json
 
 STATES = ("all", "final")
@@ -138,17 +139,29 @@ def judge_states(
     """
     done = {_key(row) for row in read_verdicts(path) if "error" not in row}
     own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_unfinished(own)
     mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
     shown = time.monotonic()
-    with futures.ThreadPoolExecutor(judge.workers) as pool:
+    with futures.ThreadPoolExecutor(judge.workers) as pool, _growing(own) as file:
         waiting: dict[futures.Future, State] = {}
         for number, one in enumerate(_asked(pool, judge, mine, waiting), 1):
-            append(own, json.dumps(one, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(one, allow_nan=False).encode() + b"\n")
+            file.flush()
             if show and time.monotonic() > shown + _EVERY:
                 shown = time.monotonic()
                 show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
+
+
+@contextlib.contextmanager
+def _growing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write whole lines to, after those that it has; ReportError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_unfinished(path)
+        file = path.open("ab")
+    except OSError as error:
+        raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    with file:
+        yield file
 
 
 def _asked(

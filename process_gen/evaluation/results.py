@@ -79,7 +79,7 @@ class Cell:
       wanted: images that should have a verdict, candidates among them.
       judged: those that have one.
       unjudged: those that the judge had no verdict on.
-      process: shares of what happened on the way, counted exactly; empty where nobody can.
+      counts: of what happened on the way, counted exactly; None where nobody can.
       states: the same through the judge.
       summary: figures of the official scorer, if any.
     """
@@ -96,7 +96,7 @@ class Cell:
     wanted: int
     judged: int
     unjudged: int = 0
-    process: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
+    counts: Counts | None = None
     states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -105,6 +105,11 @@ class Cell:
         """Equal for cells that are judged on the same prompts."""
         asked = sorted({(one.doc_id, one.doc_hash) for one in self.outcomes})
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+    @property
+    def process(self) -> dict[str, Interval]:
+        """Shares of what happened on the way, with intervals; empty where nobody can count them."""
+        return self.counts.shares() if self.counts else {}
 
     @property
     def missing(self) -> int:
@@ -173,6 +178,7 @@ class Cell:
             "prompts": self.prompts,
             "scores": {name: interval.to_json() for name, interval in self.scores.items()},
             "groups": {g: {**i.to_json(), "n": len(self.of_group(g))} for g, i in self.groups.items()},
+            "counts": self.counts and self.counts.to_json(),
             "process": {name: interval.to_json() for name, interval in self.process.items()},
             "states": {n: v.to_json() if isinstance(v, Interval) else v for n, v in self.states.items()},
             "means": self.means(),
@@ -184,10 +190,10 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Reads what `to_json` wrote; what follows from the outcomes is computed again."""
         fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
-        intervals = {name: Interval(**one) for name, one in data["process"].items()}
+        counts = data["counts"] and Counts.from_json(data["counts"])
         states = {n: Interval(**v) if isinstance(v, Mapping) else v for n, v in data["states"].items()}
         outcomes = tuple(Outcome(**one) for one in data["outcomes"])
-        return cls(**{**fields, "process": intervals, "states": states, "outcomes": outcomes})
+        return cls(**{**fields, "counts": counts, "states": states, "outcomes": outcomes})
 
 
 def make_cell(
@@ -250,7 +256,7 @@ def make_cell(
         wanted=len(docs) * len(seeds) * task.images * candidates,
         judged=sum(map(len, finals.values())),
         unjudged=len({uid for uid, _, _ in failed}),
-        process=counts.shares() if counts else {},
+        counts=counts,
         states=judged.shares() if judged.trajectories else {},
         summary=dict(task.summary(rows)),
         **known,

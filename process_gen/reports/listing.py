@@ -130,7 +130,7 @@ class Listing:
         ):  # of the other numbers each host has its own, as of those of prompts
             free = itertools.count(len(self) - len(self) % hosts + host, hosts)
             uid = next(name for n in free if (name := f"{n:04d}") not in self.uids)
-        append(
+        _append(
             self._own, save_trajectory(self.folder, dataclasses.replace(trajectory, uid=uid), self._strips)
         )
         self._count(uid, (trajectory.prompt, trajectory.instruction, trajectory.seed), trajectory.verdict)
@@ -159,7 +159,7 @@ class Listing:
         for part in parts:
             cut_unfinished(part)
             new = {record.uid: (line, record) for line, record in _read(part) if record.uid not in listed}
-            append(self.path, b"".join(line for line, _ in new.values()))
+            _append(self.path, b"".join(line for line, _ in new.values()))
             self._count_records(record for _, record in new.values())
             listed |= new.keys()
             part.unlink()
@@ -222,7 +222,7 @@ def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
                 raise files.ReportError(f"{path}:{number}: {error}") from error
 
 
-def append(path: pathlib.Path, content: bytes) -> None:
+def _append(path: pathlib.Path, content: bytes) -> None:
     """Writes whole lines at the end of a file, for good; raises ReportError where that fails."""
     try:
         with path.open("ab") as file:

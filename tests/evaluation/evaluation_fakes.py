@@ -1,13 +1,18 @@
-"""Predict functions made from the teacher: what a perfect model, or a flawed one, would sample."""
+"""A sampler made from the teacher: what a perfect model, or a flawed one, would draw."""
 
 from __future__ import annotations
 
 import dataclasses
+import types
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
-from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.evaluate import evaluate
+from process_gen.evaluation import pipeline
+from process_gen.evaluation.tasks.scenes import GROUPS
+from process_gen.sampling import Progress, SamplerConfig
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.graph import Scene, make_object
 from process_gen.scenes.levels import get_level
@@ -16,7 +21,6 @@ from process_gen.scenes.teacher import baseline, teach
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode, Trajectory, Turn
 
-BENCHMARK = make_benchmark(per_group=6)
 LEVEL = get_level("default")
 
 
@@ -36,22 +40,54 @@ def sampled(trajectory: Trajectory, mode: Mode = Mode.PROCESS, seed: int = 0) ->
     )
 
 
-def teacher(mode=Mode.PROCESS, spoil=lambda index, trajectory: trajectory, **options):
-    """A predict function that answers with the teacher's trajectories, changed by `spoil`."""
+@dataclasses.dataclass(frozen=True)
+class TeacherSampler:
+    """Draws what the teacher would, one round after another, as a sampler does.
 
-    def predict(prompts, seeds):
-        found = []
-        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            rng = np.random.default_rng(zlib.crc32(prompt.encode()))
-            request = read_request(prompt)
-            if mode is Mode.PROCESS:
-                trajectory = teach(request, rng, "default", **options)
-            else:
-                trajectory = baseline(request, rng, "default", mode)
-            found.append(spoil(index, sampled(trajectory, mode, seed)))
-        return found
+    Attributes:
+      config: of the sampler.
+      rows: of a round.
+      spoil: changes a trajectory, told its number.
+      asked: every prompt and seed that it was asked for.
+    """
 
-    return predict
+    config: SamplerConfig = SamplerConfig(flow_steps=20)
+    rows: int = 32
+    spoil: Callable[[int, SampledTrajectory], SampledTrajectory] = lambda index, trajectory: trajectory
+    asked: list = dataclasses.field(default_factory=list)
+    model = types.SimpleNamespace(
+        layout=types.SimpleNamespace(image_size=(32, 32)), config=types.SimpleNamespace(dtype="float32")
+    )
+
+    def with_config(self, **changes):
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    def draw(self, index: int, prompt: str, seed: int) -> SampledTrajectory:
+        rng, request = np.random.default_rng(zlib.crc32(prompt.encode())), read_request(prompt)
+        if self.config.mode is Mode.PROCESS:
+            trajectory = teach(request, rng, "default")
+        else:
+            trajectory = baseline(request, rng, "default", self.config.mode)
+        return self.spoil(index, sampled(trajectory, self.config.mode, seed))
+
+    def stream(self, prompts, seeds):
+        self.asked.extend(zip(prompts, seeds, strict=True))
+        drawn = [(i, self.draw(i, *one)) for i, one in enumerate(zip(prompts, seeds, strict=True))]
+        for done in range(self.rows, len(drawn) + self.rows, self.rows):
+            yield Progress(min(done, len(drawn)), len(drawn), done, tuple(drawn[done - self.rows : done]))
+
+
+CHECKPOINT = {"source": "the teacher", "which": "ema", "digest": "0"}
+
+
+def evaluated(folder, sampler=None, arms=("process",), seeds=(0,), per_group=6, options=None, **settings):
+    """The cells of the scenes benchmark for a sampler, and what the command would print."""
+    told = dict(checkpoint=CHECKPOINT, per_group=per_group)
+    sampler = sampler or TeacherSampler()
+    cells = [pipeline.ask(sampler, "scenes", options or {}, arm, seeds, **told) for arm in arms]
+    settings = {"pictures": 0, "warm": False, **settings}
+    text, _, found = evaluate(cells, folder, **settings)
+    return found, text
 
 
 def with_final_image(trajectory: SampledTrajectory, image: np.ndarray) -> SampledTrajectory:
@@ -61,11 +97,11 @@ def with_final_image(trajectory: SampledTrajectory, image: np.ndarray) -> Sample
     return dataclasses.replace(trajectory, turns=(*kept, dataclasses.replace(last.draft, image=image)))
 
 
-def spoiled(*groups: str):
-    """A predict function for `BENCHMARK` that leaves the canvas empty in some groups."""
+def spoiled(*groups: str, per_group: int = 6) -> TeacherSampler:
+    """A sampler that leaves the canvas empty in some groups of a benchmark of so many prompts a group."""
 
     def spoil(index, trajectory):
-        wrong = BENCHMARK.tasks[index].group in groups
+        wrong = GROUPS[index // per_group] in groups
         return with_final_image(trajectory, canvas()) if wrong else trajectory
 
-    return teacher(spoil=spoil)
+    return TeacherSampler(spoil=spoil)

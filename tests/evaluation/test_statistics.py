@@ -1,0 +1,78 @@
+"""Intervals and tests against SciPy, and how often they hold the truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from process_gen.evaluation.statistics import (
+    Interval,
+    difference,
+    holm,
+    mean_interval,
+    p_value,
+    score_interval,
+    wilson,
+)
+
+
+@pytest.mark.parametrize("k, n", [(0, 5), (1, 7), (20, 40), (39, 40), (40, 40)])
+def test_wilson_is_that_of_scipy(k, n):
+    found, known = wilson(k, n), stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert found == pytest.approx((k / n, known.low, known.high), abs=1e-12)
+
+
+def test_a_mean_keeps_a_width_at_its_ends_and_clusters_count_once():
+    prompts = [f"p{i}" for i in range(10)]
+    assert mean_interval(prompts, [1.0] * 10) == wilson(10, 10)
+    assert mean_interval(prompts * 4, [0.0] * 40) == wilson(0, 10)
+    alike = [float(i < 5) for i in range(10)]
+    one, four = mean_interval(prompts, alike), mean_interval(prompts * 4, alike * 4)
+    assert four == pytest.approx(one), "four equal images of a prompt are one draw"
+    rng = np.random.default_rng(0)
+    apart = mean_interval(prompts * 40, rng.integers(0, 2, 400).astype(float))
+    assert apart.high - apart.low < (one.high - one.low) / 3, "unlike images of a prompt are several"
+
+
+def test_a_score_is_the_weighted_sum_of_means_and_a_group_without_images_counts_nothing():
+    groups, clusters = ["a"] * 4 + ["b"] * 2, list("uvwxyz")
+    found = score_interval(groups, clusters, [1, 1, 0, 0, 1, 1], {"a": 0.25, "b": 0.75, "c": 1.0})
+    assert found.mean == pytest.approx(0.25 * 0.5 + 0.75) and found.low < found.mean < found.high
+    alone = mean_interval(list("uvwx"), [1, 1, 0, 0])
+    assert score_interval(["a"] * 4, list("uvwx"), [1, 1, 0, 0], {"a": 1.0}) == pytest.approx(alone)
+    assert str(Interval(0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]"
+
+
+@pytest.mark.parametrize("n", [2, 9, 60])
+def test_a_difference_is_that_of_scipy(n):
+    gaps = np.random.default_rng(n).normal(0.4, 1, n)
+    told = (["a"] * n, [str(i) for i in range(n)], gaps, {"a": 1.0})
+    known = stats.ttest_1samp(gaps, 0).confidence_interval()
+    assert difference(*told) == pytest.approx((gaps.mean(), known.low, known.high))
+    known = stats.permutation_test(
+        (gaps,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=20_000, rng=1
+    )
+    assert p_value(*told) == pytest.approx(known.pvalue, abs=0.015 if n > 14 else 1e-12)
+
+
+def test_flips_are_those_of_whole_prompts():
+    """Two seeds of a prompt flip together: two prompts have four ways, not sixteen."""
+    told = (["a"] * 4, ["u", "u", "v", "v"], [1, 1, 1, 1], {"a": 1.0})
+    assert p_value(*told) == 2 / 4
+    assert p_value(["a"] * 3, list("uvw"), [0, 0, 0], {"a": 1.0}) == 1
+
+
+def test_holm_corrects_for_how_many_there_are():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+@pytest.mark.parametrize(
+    "share, alike, prompts, images, groups",
+    [(0.1, 0.0, 40, 1, 1), (0.5, 0.5, 100, 4, 1), (0.8, 0.3, 40, 4, 6), (0.95, 0.0, 40, 1, 6)],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(share, alike, prompts, images, groups):
+    from benchmarks.coverage import coverage
+
+    held, paired = coverage(share, alike, prompts, images, groups, rounds=1_000, seed=1)
+    noise = 3 * (0.95 * 0.05 / 1_000) ** 0.5
+    assert 0.93 - noise < held < 0.97 + noise and 0.93 - noise < paired < 0.97 + noise
