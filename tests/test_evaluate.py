@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
 import types
 
-import numpy as np
 import pytest
-from evaluation.evaluation_fakes import teacher
+from evaluation.evaluation_fakes import TeacherSampler
 
 from process_gen import evaluate as command
-from process_gen.evaluate import compare, evaluate, run, write_results
-from process_gen.evaluation.benchmark import GROUPS, make_benchmark
-from process_gen.evaluation.results import Results, ResultsError
-from process_gen.sampling import Progress, SamplerConfig, SamplerError
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherSampler:
-    """Samples what the teacher draws, one round after another, as a sampler does."""
-
-    config: SamplerConfig = SamplerConfig()
-    rows: int = 32
-
-    def with_config(self, **changes):
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
-
-    def stream(self, prompts, seeds):
-        drawn = list(enumerate(teacher(self.config.mode)(prompts, seeds)))
-        for done in range(self.rows, len(drawn) + self.rows, self.rows):
-            finished = tuple(drawn[done - self.rows : done])
-            yield Progress(min(done, len(drawn)), len(drawn), done, finished)
+from process_gen.evaluate import run
+from process_gen.evaluation import results
+from process_gen.evaluation.results import ResultsError
+from process_gen.evaluation.tasks.scenes import GROUPS
+from process_gen.sampling import SamplerConfig, SamplerError
 
 
 @pytest.fixture
@@ -41,93 +23,107 @@ def restored(monkeypatch):
     """A checkpoint whose model is the teacher; collects how it was asked for."""
     asked = []
 
-    def load_sampler(path, which, rows, mesh=None, **settings):
+    def load_sampler(path, which, rows, tokenizer, config, mesh, dtype, **settings):
         asked.append((path, which))
         config = SamplerConfig.of({"mode": "plan_only", "flow_steps": 20}, **settings)
         level = None if path == "photographs" else "default"
-        checkpoint = types.SimpleNamespace(level_name=level, config={"seed": 1}, source="the teacher")
-        return TeacherSampler(config, rows), checkpoint
+        told = dict(level_name=level, config={"seed": 1}, source="the teacher", digest="0")
+        return TeacherSampler(config, rows), types.SimpleNamespace(**told)
 
     monkeypatch.setattr(command, "load_sampler", load_sampler)
     return asked
 
 
-def options(**changes) -> types.SimpleNamespace:
+def options(folder, **changes) -> types.SimpleNamespace:
     """The flags of a command, with some of them changed."""
     values = dict(
-        workdir=None, which="ema", modes=[], groups=[], split="heldout", per_group=40, seed=0, batch_size=64,
-        mesh="", sampling=[], output_dir=None, pictures=24, compare=[],
+        workdir=None, which="ema", config=None, tokenizer=None, dtype=None, tasks=["scenes"], task_args=[],
+        arms=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None, batch_size=64,
+        mesh="", sampling=[], output_dir=str(folder), pictures=24, compare=[], allow=[], coordinator=None,
+        num_processes=None, process_id=None,
     )  # fmt: skip
     return types.SimpleNamespace(**{**values, **changes})
 
 
-def test_one_run_prints_the_tables_and_leaves_results_plot_and_page(restored, tmp_path):
+def test_one_run_prints_the_tables_and_leaves_results_plots_and_page(restored, tmp_path):
     heard = []
-    modes = ("process", "single_pass")
     values = options(
-        workdir="somewhere", modes=modes, per_group=2, output_dir=str(tmp_path), pictures=3,
+        tmp_path, workdir="somewhere", arms=["process", "single_pass"], per_group=2, pictures=3,
         sampling=["flow_steps=7"],
     )  # fmt: skip
     printed = run(values, heard.append)
     assert restored == [("somewhere", "ema")]
     assert "position" in printed and "single_pass - process" in printed
-    assert heard[-1] == "single_pass: 18 of 18 prompts"
-    found = Results.load(tmp_path / "results.json")
-    assert list(found.modes) == list(modes)
-    assert all(list(scores.groups) == list(GROUPS) for scores in found.modes.values())
-    assert all(scores.score.mean == 1.0 for scores in found.modes.values())
-    assert found.checkpoint["source"] == "the teacher" and found.config == {"seed": 1}
-    assert found.sampler["flow_steps"] == 7 and found.sampler["rows"] == 64 and "mode" not in found.sampler
-    for name in ("results.png", "index.html"):
+    assert heard[-1].startswith("scenes-single_pass") and heard[-1].endswith("18 of 18 trajectories")
+    process, single = results.load(tmp_path / "results.json")
+    assert (process.arm, single.arm) == ("process", "single_pass")
+    assert list(process.groups) == list(GROUPS) and process.scores["score"].mean == 1.0
+    assert process.checkpoint["source"] == "the teacher" and process.settings["flow_steps"] == 7
+    assert json.loads((tmp_path / "results.json").read_text())["config"] == {"seed": 1}
+    page = (tmp_path / "index.html").read_text()
+    for name in ("results.png", "cost.png", "index.html"):
         assert str(tmp_path / name) in printed and (tmp_path / name).stat().st_size > 1000
-    lines = (tmp_path / "trajectories.jsonl").read_text().splitlines()
-    assert [json.loads(line)["uid"] for line in lines][::3] == ["process_000", "single_pass_000"]
+    assert page.count("<article") == 6
+    links = [part.split('"')[0] for part in page.split('<a href="draws/')[1:]]
+    assert links and all((tmp_path / "draws" / link).is_file() for link in links)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {line["arm"] for line in lines} == {"process", "single_pass"}
+    assert sum(line["final"] for line in lines) == 36 < len(lines)
 
 
 def test_the_mode_that_it_was_trained_for_is_judged_by_default(restored, tmp_path):
-    run(options(per_group=1, output_dir=str(tmp_path), pictures=0))
-    assert list(Results.load(tmp_path / "results.json").modes) == ["plan_only"]
+    run(options(tmp_path, per_group=1, pictures=0))
+    assert [cell.arm for cell in results.load(tmp_path / "results.json")] == ["plan_only"]
     assert not (tmp_path / "index.html").exists()
 
 
-def test_two_files_compare_and_runs_are_told_apart_by_folder(tmp_path):
-    benchmark = make_benchmark(per_group=3)
-    for run_name in ("short", "long"):
-        write_results(evaluate(TeacherSampler(), benchmark), tmp_path / run_name, pictures=0)
+def test_stages_one_by_one_are_all_at_once(restored, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    told = dict(per_group=1, arms=["process", "steps=1"], seeds=["0", "1"], pictures=0)
+    text = run(options(one, **told)).split("\n\n/")[0]
+    for stage in ("images", "judge", "report"):
+        last = run(options(other, stage=stage, **(told if stage == "images" else {"pictures": 0})))
+    assert len(restored) == 2, "only the first stage loads the model"
+    assert last.split("\n\n/")[0] == text
+    with pytest.raises(ValueError, match="holds no images of such a task and arm"):
+        run(options(other, stage="judge", arms=["plan_only"]))
+
+
+def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp_path):
+    for name in ("short", "long"):
+        settings = ["flow_steps=5"] if name == "short" else []
+        run(options(tmp_path / name, per_group=3, pictures=0, sampling=settings))
     paths = [str(tmp_path / name / "results.json") for name in ("short", "long")]
-    text, written = compare(paths, tmp_path / "both")
-    assert "long/results: process - short/results: process" in text
-    assert [path.name for path in written] == ["comparison.png", "comparison.txt"]
-    assert run(options(compare=paths, output_dir=str(tmp_path / "both"))).startswith(text)
-    write_results(evaluate(TeacherSampler(), make_benchmark(per_group=3, seed=1)), tmp_path / "other", 0)
-    text, _ = compare([paths[0], str(tmp_path / "other" / "results.json")], tmp_path / "both")
-    assert "no paired difference" in text
+    with pytest.raises(ResultsError, match="flow_steps differ .5 and 20.; --allow=flow_steps"):
+        run(options(tmp_path / "both", compare=paths))
+    text = run(options(tmp_path / "both", compare=paths, allow=["flow_steps"]))
+    assert "plan_only flow_steps=20 - plan_only flow_steps=5" in text
+    assert (tmp_path / "both" / "comparison_scenes.png").exists()
+    assert (tmp_path / "both" / "comparison.txt").read_text().strip() in text
     with pytest.raises(ResultsError, match="same results file is given twice"):
-        compare([paths[0], paths[0]], tmp_path / "both")
+        run(options(tmp_path / "both", compare=[paths[0], paths[0]]))
     with pytest.raises(ResultsError, match="nowhere.json"):
-        compare([paths[0], "nowhere.json"], tmp_path / "both")
-
-
-def test_both_modes_answer_the_same_prompts_with_the_same_seeds():
-    found = evaluate(TeacherSampler(), make_benchmark(per_group=2), ["process", "plan_only"])
-    tasks = [[(one.prompt, one.seed) for one in scores.outcomes] for scores in found.modes.values()]
-    assert tasks[0] == tasks[1] and found.modes["plan_only"].means()["steps"] == 1
-    assert len(np.unique([seed for _, seed in tasks[0]])) == 18
+        run(options(tmp_path / "both", compare=[paths[0], "nowhere.json"]))
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"modes": ["proces"]}, "unknown mode 'proces'; did you mean process"),
-        ({"groups": ["colours"]}, "unknown group 'colours'; did you mean colors"),
-        ({"split": "held"}, "unknown split 'held'; did you mean heldout"),
-        ({"per_group": 0}, "per_group must be at least 1"),
+        ({"arms": ["proces"]}, "unknown arm 'proces'; did you mean process"),
+        ({"task_args": ["scenes.groups=colours"]}, "unknown group 'colours'; did you mean colors"),
+        ({"task_args": ["scenes.split=held"]}, "unknown split 'held'; did you mean heldout"),
+        ({"task_args": ["scenes.per_group=0"]}, "per_group must be at least 1"),
+        ({"task_args": ["split=held"]}, "--task_args takes task.option=value, got 'split=held'"),
+        ({"tasks": ["scene"]}, "unknown task 'scene'; did you mean scenes"),
+        ({"stage": "images,judge"}, "unknown stage"),
+        ({"seeds": ["one"]}, "--seeds takes whole numbers"),
+        ({"allow": ["prompt"]}, "did you mean prompts"),
         ({"sampling": ["3"]}, "--sampling takes key=value, got '3'"),
     ],
 )
 def test_flags_that_mean_nothing_name_what_is_known(restored, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        run(options(**changes, output_dir=str(tmp_path / "new")))
+        run(options(tmp_path / "new", **changes))
     assert not (tmp_path / "new").exists()
 
 
@@ -138,19 +134,19 @@ def test_sampler_settings_are_literals_or_words():
 
 def test_unknown_sampler_settings_and_unwritable_folders_are_refused(restored, tmp_path):
     with pytest.raises(SamplerError, match="'flow_step'; did you mean flow_steps"):
-        run(options(output_dir=str(tmp_path / "new"), sampling=["flow_step=3"]))
+        run(options(tmp_path / "new", sampling=["flow_step=3"]))
     with pytest.raises(ValueError, match="was not trained on scenes"):
-        run(options(workdir="photographs", output_dir=str(tmp_path / "new")))
+        run(options(tmp_path / "new", workdir="photographs"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the output folder"):
-        run(options(output_dir=str(tmp_path / "file")))
+        run(options(tmp_path / "file"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing was made for a run that failed"
 
 
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--modes=proces", "unknown mode 'proces'"),
+        ("--arms=proces", "unknown arm 'proces'"),
         ("--which=emma", "did you mean ema"),
         ("--batch_size=0", "rows must be at least 1"),
         ("--workdir=/nowhere/run", "/nowhere/run"),

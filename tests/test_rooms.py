@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},
     "checkpoints": {"models"},
-    "evaluation": {"trajectory", "scenes", "sampling"},
+    "evaluation": {"trajectory", "scenes", "sampling", "reports"},
     "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity"}

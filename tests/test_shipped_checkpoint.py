@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from process_gen.evaluation.benchmark import make_benchmark
-from process_gen.evaluation.evaluator import Scores, evaluate, predict_with
+from process_gen.evaluate import evaluate
+from process_gen.evaluation import pipeline
+from process_gen.evaluation.results import Cell
 from process_gen.weights.restore import load_sampler, shipped_weights
 
 PER_GROUP = 24
@@ -25,10 +26,13 @@ AT_LEAST = {
 
 
 @pytest.fixture(scope="module")
-def scores() -> Scores:
+def cell(tmp_path_factory) -> Cell:
     sampler, restored = load_sampler(None, rows=24)
-    benchmark = make_benchmark(restored.level_name, "heldout", PER_GROUP, groups=tuple(AT_LEAST))
-    return evaluate(predict_with(sampler, "process"), benchmark)
+    options = {"level": restored.level_name, "groups": ",".join(AT_LEAST), "per_group": PER_GROUP}
+    checkpoint = {"source": restored.source, "which": "ema", "digest": restored.digest}
+    asked = pipeline.ask(sampler, "scenes", options, "process", checkpoint=checkpoint)
+    _, _, (found,) = evaluate([asked], tmp_path_factory.mktemp("shipped"), pictures=0, warm=False)
+    return found
 
 
 def test_the_shipped_weights_are_small():
@@ -37,21 +41,21 @@ def test_the_shipped_weights_are_small():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", AT_LEAST)
-def test_the_shipped_weights_draw_held_out_prompts(scores, group):
-    right = sum(scores.verdicts()[group])
-    wrong = [(one.prompt, one.failures) for one in scores.outcomes if one.group == group and not one.ok]
+def test_the_shipped_weights_draw_held_out_prompts(cell, group):
+    right = sum(one.ok for one in cell.of_group(group))
+    wrong = [(one.input, one.failures) for one in cell.of_group(group) if not one.ok]
     assert right >= AT_LEAST[group], f"{right} of {PER_GROUP} right; wrong: {wrong}"
 
 
 @pytest.mark.slow
-def test_the_shipped_weights_go_through_the_process(scores):
-    counts, means = scores.counts, scores.means()
+def test_the_shipped_weights_go_through_the_process(cell):
+    counts, means = cell.counts, cell.means()
     assert counts.malformed_plans == counts.unread == 0
     assert 1 < means["steps"] < 5 and means["stopped_by_cap"] < 0.1
 
 
 @pytest.mark.slow
-def test_the_inspection_of_the_shipped_weights_objects_where_something_is_wrong(scores):
-    counts = scores.counts
+def test_the_inspection_of_the_shipped_weights_objects_where_something_is_wrong(cell):
+    counts = cell.counts
     assert counts.caught >= 6 and counts.caught > counts.false_alarms, counts
     assert counts.fixed >= 1, counts

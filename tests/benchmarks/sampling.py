@@ -18,7 +18,7 @@ from process_gen.experiment import cli  # before what reads its settings when it
 # isort: split
 import time
 
-from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler
 from process_gen.weights import restore
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> None:
     sampler, restored = restore.load_sampler(
         values.workdir, rows=values.batch_size, dtype=values.dtype, **settings
     )
-    tasks = make_benchmark(restored.level_name, per_group=-(-values.prompts // 8)).tasks
-    prompts = [task.request.text for task in tasks][: values.prompts]
+    docs = Scenes(level=restored.level_name, per_group=-(-values.prompts // 8)).docs()
+    prompts = [doc.input for doc in docs][: values.prompts]
     started = time.perf_counter()
     sampler.sample(prompts[: values.batch_size], seed=0)
     first = time.perf_counter() - started

@@ -40,7 +40,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.evaluation.benchmark import make_benchmark
+from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders
 from process_gen.models import cost
 from process_gen.models.unified import UnifiedModel
@@ -161,8 +161,8 @@ def measure_sampler(
     count = count or config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
     sampler = Sampler(model, params, scenes_tokenizer(), settings, rows=min(count, config.eval.batch_size))
-    tasks = make_benchmark(config.data.get("level", "default"), per_group=-(-count // 8)).tasks
-    prompts = [task.request.text for task in tasks][:count]
+    docs = Scenes(level=config.data.get("level", "default"), per_group=-(-count // 8)).docs()
+    prompts = [doc.input for doc in docs][:count]
     started = time.perf_counter()
     sampler.sample(prompts, seed=0)
     first = time.perf_counter() - started

@@ -246,12 +246,14 @@ def write_mix(folder: pathlib.Path, trajectories: int = 300) -> None:
 
 def sampling(prompts: int = 64) -> Callable[[], dict[str, float]]:
     """The shipped weights draw prompts that ask for long trajectories."""
-    from process_gen.evaluation.benchmark import make_benchmark
+    import numpy as np
 
-    groups = ("three_objects", "four_objects")
+    from process_gen.scenes.prompts import sample_request
+
     sampler, restored = of_tree("weights.restore").load_sampler(None, rows=32)
-    tasks = make_benchmark(restored.level_name, per_group=-(-prompts // 2), groups=groups).tasks
-    texts, seeds = [task.request.text for task in tasks][:prompts], iter(range(1_000))
+    rng, groups = np.random.default_rng(0), ("three_objects", "four_objects")
+    asked = (sample_request(rng, restored.level_name, groups[i % 2], "heldout") for i in range(prompts))
+    texts, seeds = [request.text for request in asked], iter(range(1_000))
 
     def measure() -> dict[str, float]:
         started = time.perf_counter()
