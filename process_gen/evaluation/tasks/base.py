@@ -12,10 +12,13 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+
+from process_gen.common import files
 
 
 class TaskError(ValueError):
@@ -162,6 +165,28 @@ class Task(abc.ABC):
     def place(self, doc: Doc, index: int) -> str | None:
         """Where the task's own tools look for an image, relative to the folder; None without a layout."""
         return None
+
+    def lay_out(
+        self, folder: str | os.PathLike[str], images: Iterable[tuple[Doc, int, pathlib.Path]]
+    ) -> Sequence[pathlib.Path]:
+        """Puts images where the task's own tools look for them; returns the files that it wrote.
+
+        Args:
+          folder: of the layout; made where there is none.
+          images: prompt, which of its images, and a PNG file, in any order.
+
+        Raises:
+          TaskError: the layout cannot be made of these images.
+        """
+        written = []
+        for doc, index, path in images:
+            if (place := self.place(doc, index)) is not None:
+                target = pathlib.Path(folder) / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with files.whole(target) as scratch:
+                    shutil.copyfile(path, scratch)
+                written.append(target)
+        return written
 
     def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
         """Writes what its tools want beside the images into the folder of its layout; returns the files."""
