@@ -39,7 +39,6 @@ URL = "OPENAI_BASE_URL"
 _OURS = ("model", "messages", "stream", "n")  # fields of a request that `extra` leaves alone
 _ANSWER_TOKENS = 40  # of a short answer; thinking is not foreseen
 _LETTERS_PER_TOKEN = 4
-_SIZE = (1024, 1024)
 
 
 @dataclasses.dataclass(frozen=True)

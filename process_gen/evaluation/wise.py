@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import pathlib
 import re
@@ -221,10 +222,8 @@ def read_scores(paths: Iterable[str | os.PathLike[str]], edition: str) -> list[t
                 marks = (
                     Marks(*(entry[key] for key in Marks._fields)) if edition == "legacy" else entry["score"]
                 )
-                prompt_id, right = (
-                    entry["prompt_id"],
-                    marks.in_range if edition == "legacy" else marks in (0, 1),
-                )
+                right = marks.in_range if edition == "legacy" else marks in (0, 1)
+                prompt_id = operator.index(entry["prompt_id"])
             except (ValueError, TypeError, KeyError) as error:
                 raise WiseError(f"{path}, line {number}: no scores of {edition}: {error!r}") from error
             if not right:

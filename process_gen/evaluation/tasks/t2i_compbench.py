@@ -8,6 +8,7 @@ back from the file name.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -36,14 +37,14 @@ class T2ICompBench(Task):
     categories: str = "+".join(CATEGORIES)
 
     def docs(self) -> Sequence[Doc]:
-        data_path(self.name, "data", self.data)
+        folder = data_path(self.name, "data", self.data)
         chosen = dict.fromkeys(self.categories.split("+"))
         for category in chosen:
             check_name(category, CATEGORIES, f"category of {self.name}", TaskError)
-        return [doc for category in chosen for doc in self._docs(category)]
+        return [doc for category in chosen for doc in self._docs(folder, category)]
 
-    def _docs(self, category: str) -> Iterator[Doc]:
-        path = data_path(self.name, "data", self.data) / f"{category}_val.txt"
+    def _docs(self, folder: pathlib.Path, category: str) -> Iterator[Doc]:
+        path = folder / f"{category}_val.txt"
         for row, line in enumerate(read_text(path).rstrip().split("\n")):
             prompt, where = line.strip(), f"{path}, line {row + 1}"
             if not prompt:
