@@ -1,6 +1,7 @@
 """Tasks by name with options as text, and prompts of one's own."""
 
 import dataclasses
+import sys
 from typing import ClassVar, Literal
 
 import pytest
@@ -103,3 +104,11 @@ def test_broken_prompts_name_the_line(tmp_path, text, message):
 def test_an_answer_is_its_first_word(answer, score):
     found = tasks.prompts._read(answer)
     assert (found and found.score) == score
+
+
+def test_a_judge_without_its_client_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "process_gen.evaluation.chat", raising=False)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    task = dataclasses.replace(prompts(tmp_path, '{"prompt": "a"}'), question="{prompt}?", model="m")
+    with pytest.raises(TaskError, match=r"the judge of prompts needs the openai client: pip install"):
+        task.judge()
