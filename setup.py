@@ -42,11 +42,13 @@ INSTALL = [
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 BAGEL = ["tokenizers>=0.21"]
+JUDGES = ["openai>=3.57,<4"]  # tried with 3.57.0
 
 EXTRAS = {
     "test": [
         *NOTEBOOKS,
         *BAGEL,
+        *JUDGES,
         "beartype>=0.20",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
@@ -65,6 +67,7 @@ EXTRAS = {
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU
     "notebooks": NOTEBOOKS,
     "bagel": BAGEL,
+    "judges": JUDGES,
 }
 
 

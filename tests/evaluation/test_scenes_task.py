@@ -81,7 +81,7 @@ def test_the_judge_reads_images_of_its_world_alone():
         ("scenes", {"groups": "colour"}, "unknown group 'colour'; did you mean colors"),
         ("scenes", {"split": "test"}, "unknown split 'test'"),
         ("scenes", {"per_group": "0"}, "per_group must be at least 1"),
-        ("scenes", {"per_group": "many"}, "scenes.per_group must be a int, got 'many'"),
+        ("scenes", {"per_group": "many"}, "scenes.per_group must be a whole number, got 'many'"),
         ("scenes", {"level": "hard"}, "unknown level 'hard'"),
         ("scenes", {"spilt": "train"}, "unknown option of scenes 'spilt'; did you mean split"),
         ("scene", {}, "unknown task 'scene'; did you mean scenes"),

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from process_gen.common import files
 from process_gen.evaluation.process import Counts
 from process_gen.trajectory.sampled import SampledTrajectory
 
@@ -169,27 +170,31 @@ class Task(abc.ABC):
         """Where the task's own tools look for an image, relative to the folder; None without a layout."""
         return None
 
-    def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
-        """Writes what its tools want beside the images into the folder of its layout; returns the files."""
-        return ()
-
     def lay_out(
         self, folder: str | os.PathLike[str], images: Iterable[tuple[Doc, int, pathlib.Path]]
     ) -> Sequence[pathlib.Path]:
-        """Copies images to where the task's own tools look for them, with what they want beside.
+        """Puts images where the task's own tools look for them; returns the files that it wrote.
 
         Args:
-          folder: of the layout.
-          images: prompt, which of its images, and the file.
+          folder: of the layout; made where there is none.
+          images: prompt, which of its images, and a PNG file, in any order.
 
-        Returns:
-          What a user may want to open.
+        Raises:
+          TaskError: the layout cannot be made of these images.
         """
+        written = []
         for doc, index, path in images:
-            target = pathlib.Path(folder, self.place(doc, index) or "")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        return self.write_layout(folder)
+            if (place := self.place(doc, index)) is not None:
+                target = pathlib.Path(folder) / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with files.whole(target) as scratch:
+                    shutil.copyfile(path, scratch)
+                written.append(target)
+        return written
+
+    def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
+        """Writes what its tools want beside the images into the folder of its layout; returns the files."""
+        return ()
 
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
         """The images in a folder of its layout, made by any program: prompt, which of its images, file.

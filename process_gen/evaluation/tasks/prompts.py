@@ -1,0 +1,98 @@
+"""Prompts of your own: a text file with one per line, or JSON lines.
+
+A JSON line has `prompt`, and may have `id`, `group` and whatever the question
+wants to know. With `question`, a chat model answers it with yes or no for each
+image:
+
+    --task_args=prompts.data=mine.txt,prompts.model=NAME,prompts.question="Does the picture show {prompt}?"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from process_gen.common import files
+from process_gen.common.names import check_name
+from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, TaskError
+from process_gen.evaluation.tasks.chat_task import ChatTask, Question
+from process_gen.evaluation.tasks.reading import data_path, read_text
+
+SYSTEM = "You look at a picture and answer one question about it with a single word: yes or no."
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts(ChatTask):
+    """The task; see the module.
+
+    Attributes:
+      data: the file; JSON lines if its name ends in `.jsonl`.
+      question: to the judge, or a `.txt` file that holds it, with `{prompt}` and
+        other keys of the JSON lines in braces. Without one nobody judges.
+    """
+
+    name: ClassVar[str] = "prompts"
+    version: ClassVar[str] = "1"
+    data: str = ""
+    question: str = ""
+
+    def docs(self) -> Sequence[Doc]:
+        path = data_path(self.name, "data", self.data)
+        docs: dict[str, Doc] = {}
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            entry = _json_line(line, where) if path.suffix == ".jsonl" else {"prompt": line.strip()}
+            doc = _doc({"id": f"{number:05}", "group": "all", **entry}, where)
+            if doc.doc_id in docs:
+                raise TaskError(f"{where}: id {doc.doc_id!r} comes twice")
+            docs[doc.doc_id] = doc
+        if not docs:
+            raise TaskError(f"{path} holds no prompt")
+        return list(docs.values())
+
+    def judge(self) -> Judge | None:
+        if not self.question:
+            return None
+        template = read_text(self.question).strip() if self.question.endswith(".txt") else self.question
+        for doc in self.docs():
+            for name in re.findall(r"\{(\w+)\}", template):
+                check_name(name, _values(doc), f"name in the question, for prompt {doc.doc_id!r},", TaskError)
+        return self.chat_judge(Question("yes or no (own question)", SYSTEM, template, _values, _read, 200))
+
+    def place(self, doc: Doc, index: int) -> str | None:
+        return f"{doc.doc_id}_{index:02}.png"
+
+
+def _json_line(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        entry = files.from_json(line)
+    except ValueError as error:
+        raise TaskError(f"{where}: {error}") from error
+    if not isinstance(entry, dict):
+        raise TaskError(f"{where}: expected an object with a prompt, got {type(entry).__name__}")
+    return entry
+
+
+def _doc(entry: Mapping[str, Any], where: str) -> Doc:
+    prompt, group, doc_id = entry.get("prompt"), entry["group"], entry["id"]
+    for key, value in (("prompt", prompt), ("group", group)):
+        if not isinstance(value, str) or not value.strip():
+            raise TaskError(f"{where}: {key} must be a text, got {value!r}")
+    if not isinstance(doc_id, str | int) or not re.fullmatch(r"[^/\\\0\s.][^/\\\0\n]{0,199}", str(doc_id)):
+        raise TaskError(f"{where}: id must be a number or a text that can be a file name, got {doc_id!r}")
+    others = {key: value for key, value in entry.items() if key not in ("prompt", "group", "id")}
+    return Doc(str(doc_id), prompt, group, others)
+
+
+def _values(doc: Doc) -> Mapping[str, str]:
+    return {key: str(value) for key, value in doc.target.items()} | {"prompt": doc.input}
+
+
+def _read(answer: str) -> Judgement | None:
+    """Whether the first word is yes or no."""
+    word = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
+    return Judgement(float(word[1].lower() == "yes")) if word else None

@@ -1,0 +1,156 @@
+"""The task wise: prompts to judge to official files, against an endpoint on this machine."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from chat_fakes import endpoint
+
+from process_gen.evaluation import wise
+from process_gen.evaluation.tasks import make_task
+from process_gen.evaluation.tasks.base import Judgement, Row, TaskError, Unjudged
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+ENTRY = {"Category": "c", "Subcategory": "Food"}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """All 1,000 ids, with prompts that hold braces."""
+    lines = [
+        {"prompt_id": number, "Prompt": f"p{number} {{explanation}}", "Explanation": f"e{number}", **ENTRY}
+        for number in range(1, 1001)
+    ]
+    for name in ("final_data.json", "merge.json"):
+        (tmp_path / name).write_text(json.dumps(lines))
+    return str(tmp_path)
+
+
+def rows_of(task, score=1.0, seed=0, answer="said"):
+    details = {"score": int(score)}
+    if task.edition == "legacy":
+        details = dict.fromkeys(wise.Marks._fields, 2.0 * score)
+    judgement = Judgement(score, details=details, raw={"answer": answer})
+    return [Row(doc, seed, 0, judgement) for doc in task.docs()]
+
+
+def test_prompts_have_their_group_by_id_and_their_place(data):
+    legacy = make_task("wise", {"data": data}).docs()
+    verified = make_task("wise", {"data": data, "edition": "verified"}).docs()
+    assert len(legacy) == 1000 and legacy[520].group == "TIME" and verified[520].group == "SPACE"
+    task = make_task("wise", {"data": data})
+    assert [task.place(legacy[6], index) for index in (0, 1)] == ["7.png", None]
+    assert legacy[6].input == "p7 {explanation}"
+    assert legacy[6].target == {"explanation": "e7", "subcategory": "Food"}
+
+
+def test_files_of_the_other_edition_and_missing_ones_are_refused(data, tmp_path):
+    file = tmp_path / "natural_science_verified.json"
+    file.write_text(json.dumps([{"prompt_id": 1, "Prompt": "p", "Explanation": "e", **ENTRY}]))
+    with pytest.raises(
+        TaskError, match="natural_science_verified.json is by its name no file of edition=legacy"
+    ):
+        make_task("wise", {"data": str(file)}).docs()
+    both = f"{file}:{tmp_path / 'merge.json'}"
+    with pytest.raises(TaskError, match="prompt_id 1 comes twice"):
+        make_task("wise", {"data": both, "edition": "verified"}).docs()
+    assert len(make_task("wise", {"data": str(file), "edition": "verified"}).docs()) == 1
+    with pytest.raises(TaskError, match="wise needs data=PATH"):
+        make_task("wise").docs()
+    with pytest.raises(TaskError, match="wise.data: there is no /nowhere"):
+        make_task("wise", {"data": "/nowhere"}).docs()
+
+
+def judged(answers, data, **options):
+    """What the judge makes of answers given one after the other, and the requests."""
+    pytest.importorskip("openai")
+    with endpoint(lambda number, body: answers[number]) as served:
+        task = make_task("wise", {"data": data, "model": "m", "base_url": served.url, **options})
+        judge = task.judge()
+        return judge, judge(task.docs()[6], IMAGE), served.requests
+
+
+def test_the_judge_of_legacy_asks_again_after_marks_out_of_range(data):
+    good = "Consistency: 2\nRealism: 1\nAesthetic Quality: 0"
+    judge, judgement, requests = judged(["**Consistency:** 2", good.replace("2", "5"), good], data)
+    assert judgement.score == pytest.approx(0.8) and judgement.raw["answer"] == good
+    assert judgement.details == {"consistency": 2, "realism": 1, "aesthetic_quality": 0}
+    assert judge.protocol == "wise-legacy (own rubric)" and len(requests) == 3
+    body = requests[0]
+    text = body["messages"][1]["content"][0]["text"]
+    assert 'PROMPT: "p7 {explanation}"\nEXPLANATION: "e7"\n' in text
+    assert (body["temperature"], body["max_tokens"]) == (0, 2000)
+    assert wise.parse_legacy(text.split("as in")[1])
+    with pytest.raises(Unjudged):
+        judged(["no idea"] * 3, data)
+
+
+def test_the_judge_of_verified(data):
+    judge, judgement, requests = judged(["**Score:** 1", "Score: 10", "Score: 1"], data, edition="verified")
+    assert judgement.score == 1 and judgement.details == {"score": 1}
+    assert judge.protocol == "wise-verified (own rubric)" and requests[0]["max_tokens"] == 500
+    assert wise.parse_verified(requests[0]["messages"][1]["content"][0]["text"].split("as in")[1]) == 0
+
+
+def test_a_rubric_of_the_users_is_asked_and_named(data, tmp_path):
+    rubric, system = tmp_path / "rubric.txt", tmp_path / "system.txt"
+    rubric.write_text("Look: {prompt_data['Prompt']} / {prompt_data['Explanation']} {other}")
+    system.write_text("Be fair.\n")
+    judge, _, requests = judged(["2\n2\n2"], data, rubric=str(rubric), system=str(system))
+    assert requests[0]["messages"][0]["content"] == "Be fair."
+    assert requests[0]["messages"][1]["content"][0]["text"] == "Look: p7 {explanation} / e7 {other}"
+    assert judge.protocol.startswith("wise-legacy (rubric ")
+    rubric.write_text("Look: {prompt}")
+    with pytest.raises(TaskError, match="rubric.txt: the rubric has no {explanation}"):
+        judged([], data, rubric=str(rubric))
+    with pytest.raises(TaskError, match="none.txt: No such file"):
+        judged([], data, system=str(tmp_path / "none.txt"))
+
+
+def test_all_three_formulas_stand_side_by_side_and_none_with_a_category_missing(data):
+    for edition, own in (("legacy", "legacy weights"), ("verified", "verified weights")):
+        formulas = make_task("wise", {"edition": edition}).formulas(wise.CATEGORIES)
+        assert next(iter(formulas)) == own and dict(formulas) == dict(wise.AGGREGATIONS)
+        assert all(sum(weights.values()) == pytest.approx(1) for weights in formulas.values())
+    partial = make_task("wise").formulas(wise.CATEGORIES[:2])
+    assert partial == {"mean of the categories seen (no WISE score)": {"CULTURE": 0.5, "TIME": 0.5}}
+
+
+def test_the_summary_counts_missing_ids_and_has_an_overall_only_without(data):
+    task = make_task("wise", {"data": data})
+    rows = rows_of(task, 1.0)
+    assert task.summary(rows) == pytest.approx({"missing_ids": 0, "official_overall": 1})
+    assert task.summary(rows[:-3]) == {"missing_ids": 3}
+    assert task.summary([]) == {"missing_ids": 1000}
+    both = rows + rows_of(task, 0.0, seed=1)
+    assert task.summary(both) == pytest.approx({"missing_ids": 0, "official_overall": 0.5})
+    assert task.summary(both[1:-1]) == {"missing_ids": 2}
+
+
+@pytest.mark.parametrize("edition, starts", [("legacy", (1, 401, 701)), ("verified", (1, 401, 641))])
+def test_official_files_are_read_back_to_the_same_scores(data, tmp_path, edition, starts):
+    task = make_task("wise", {"data": data, "edition": edition})
+    out = tmp_path / "out"
+    written = task.write_results(rows_of(task, 1.0)[::-1], out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in written)
+    stems = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
+    for stem, start, end in zip(stems, starts, (*starts[1:], 1001), strict=True):
+        full = json.loads((out / f"{stem}_full_results.json").read_text())
+        assert full[0] == {
+            "prompt_id": start,
+            "prompt": f"p{start} {{explanation}}",
+            "key": f"e{start}",
+            "image_path": f"{start}.png",
+            "evaluation": "said",
+        }
+        scores = [json.loads(line) for line in open(out / f"{stem}_scores_results.jsonl")]
+        assert [line["prompt_id"] for line in scores] == list(range(start, end))
+        marks = ["consistency", "realism", "aesthetic_quality"] if edition == "legacy" else ["score"]
+        assert list(scores[0]) == ["prompt_id", "Subcategory", *marks]
+    found = wise.aggregate(wise.read_scores(sorted(out.glob("*.jsonl")), edition), edition)
+    assert found[wise.EDITIONS[edition].weights] == pytest.approx(1)
+    seeds = list(itertools.chain(rows_of(task, 1.0)[:5], rows_of(task, 0.0, seed=1)[:5]))
+    files = task.write_results(seeds, tmp_path / "seeds")
+    assert sorted({path.parent.name for path in files}) == ["seed_0_image_0", "seed_1_image_0"]
+    assert task.write_results([], tmp_path / "none") == []
