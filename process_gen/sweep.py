@@ -4,8 +4,9 @@
 
 `--jobs=local` runs the cells here, `--parallel` at a time, and ends with 1 where one failed.
 `--jobs=claim` is for many processes, on any hosts that share the workdir: each takes cells as
-long as there are any, and ends with 0, since launchers start again what does not. `--jobs=print` prints the command of every cell that is not
-done. Started again, it repeats no cell that is done, and the failed ones with `--retry` only.
+long as there are any, and ends with 0, since launchers start again what does not.
+`--jobs=print` prints the command of every cell that is not done, for a scheduler of yours.
+Started again, it repeats no cell that is done, and the failed ones with `--retry` only.
 
 A sweep file has
 

@@ -64,24 +64,19 @@ def expand(get_hyper: Callable[[Any], Any], command: Any, version: str) -> list[
     """
     words = (command,) if isinstance(command, str) else tuple(command or ())
     if not words or not all(isinstance(word, str) for word in words):
-        raise SweepError(
-            'COMMAND of a sweep is a module and its flags: ("process_gen.train", "--config=...")'
-        )
+        raise SweepError('COMMAND is a module and its flags: ("process_gen.train", "--config=...")')
     found = get_hyper(hyper)
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found) or not found:
         raise SweepError(
             "get_hyper(hyper) returns what hyper.sweep, product, zipit or chainit return, "
             f"not {type(found).__name__ if found else 'nothing'}"
         )
-    fixed = {word.partition("=")[0] for word in words[1:]}
+    fixed = {word.partition("=")[0] for word in words[1:]} - {f"--{name}" for name in REPEATED}
     cells = {}
     for settings in found:
         flags = tuple(flag(key, value) for key, value in settings.items())
-        for one in flags:
-            if one.partition("=")[0] in fixed and not one.startswith(
-                tuple(f"--{name}=" for name in REPEATED)
-            ):
-                raise SweepError(f"{one.partition('=')[0]} is both swept and in COMMAND")
+        if twice := fixed & {one.partition("=")[0] for one in flags}:
+            raise SweepError(f"{', '.join(sorted(twice))} is both swept and in COMMAND")
         cell = Cell(settings, words + flags, version)
         cells.setdefault(cell.id, cell)
     return list(cells.values())
