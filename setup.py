@@ -76,8 +76,11 @@ class WithConfigs(build_py):
         if not self.editable_mode:
             target = pathlib.Path(self.build_lib, "process_gen", "configs")
             self.mkpath(str(target))
-            for file in sorted((ROOT / "configs").glob("*.py")):
-                self.copy_file(str(file), str(target / file.name))
+            for file in sorted((ROOT / "configs").rglob("*")):
+                if file.suffix in (".py", ".yaml"):
+                    copy = target / file.relative_to(ROOT / "configs")
+                    self.mkpath(str(copy.parent))
+                    self.copy_file(str(file), str(copy))
 
 
 setup(
