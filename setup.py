@@ -32,6 +32,7 @@ INSTALL = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=11.0",
+    "scipy>=1.13",
     "sentencepiece>=0.2",
     "tensorboard>=2.19",
     f"tensorflow-cpu>=2.20; {_X86}",

@@ -220,11 +220,12 @@ def environment(slot: int, parallel: int) -> dict[str, str]:
     """The environment of a cell, which is a job of one process, whoever launched the sweep.
 
     With several GPUs in CUDA_VISIBLE_DEVICES each of the cells that run side by side gets one: `parallel` of
-    them in this process, and those of other processes of a Slurm step on this host.
+    them in this process, and as many in each other process of a Slurm step on this host.
     """
+    tasks = int(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].partition(",")[0])
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
     gpus = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if len(gpus) > 1 and (parallel > 1 or "SLURM_LOCALID" in os.environ):
+    if len(gpus) > 1 and parallel * tasks > 1:
         first = int(os.environ.get("SLURM_LOCALID", 0)) * parallel
         env["CUDA_VISIBLE_DEVICES"] = gpus[(first + slot) % len(gpus)]
     return env

@@ -187,4 +187,5 @@ def test_a_cell_is_a_job_of_one_process_with_a_gpu_of_its_own(monkeypatch):
     assert not any(name.startswith(("SLURM_", "JAX_PROCESS", "JAX_COORD")) for name in found[0])
     assert running.environment(0, 1)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
     monkeypatch.setenv("SLURM_LOCALID", "2")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "4(x2)")
     assert running.environment(0, 1)["CUDA_VISIBLE_DEVICES"] == "6"
