@@ -32,6 +32,7 @@ INSTALL = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=11.0",
+    "scipy>=1.13",
     "sentencepiece>=0.2",
     "tensorboard>=2.19",
     f"tensorflow-cpu>=2.20; {_X86}",
@@ -79,8 +80,11 @@ class WithConfigs(build_py):
         if not self.editable_mode:
             target = pathlib.Path(self.build_lib, "process_gen", "configs")
             self.mkpath(str(target))
-            for file in sorted((ROOT / "configs").glob("*.py")):
-                self.copy_file(str(file), str(target / file.name))
+            for file in sorted((ROOT / "configs").rglob("*")):
+                if file.suffix in (".py", ".yaml"):
+                    copy = target / file.relative_to(ROOT / "configs")
+                    self.mkpath(str(copy.parent))
+                    self.copy_file(str(file), str(copy))
 
 
 setup(

@@ -18,14 +18,15 @@ MAY_IMPORT = {
     "sampling": {"trajectory", "models"},
     "checkpoints": {"models"},
     "evaluation": {"trajectory", "scenes", "sampling", "reports"},
+    "sweeps": {"distributed"},
     "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
-MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity"}
+MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity", "sweeps"}
 MAY_IMPORT["training"] = {"trajectory", "models", "losses", "data", "distributed", "reports", "experiment"}
 MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
 MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}
 MAY_IMPORT = {room: below | {"common"} for room, below in MAY_IMPORT.items()}
-ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile"}
+ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -5,7 +5,8 @@ Images of one prompt are alike, so a prompt is a cluster: all its images and see
 - A mean of n clusters: Wilson's score interval at the effective sample size, that is the number of
   independent images that would vary as much as this mean does between clusters (Korn and Graubard, Survey
   Methodology 24, 1998, for the idea and for the t quantile of n - 1 degrees of freedom). It stays inside
-  [0, 1] and keeps a width at 0 and at 1, where the effective size is the number of clusters.
+  [0, 1] and keeps a width at 0 and at 1, where the effective size is the number of clusters. Where few of the
+  clusters differ they look more alike than they are; `_PSEUDO` of a cluster at 0 and at 1 makes up for that.
 - A weighted mean over groups: the groups are independent samples, so their limits combine by the square
   root of summed squares (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
 - The difference of two arms on the same prompts: Student's interval over clusters, and the p-value of a
@@ -27,6 +28,7 @@ from scipy import stats
 
 _TAIL = 0.975  # of a 95% interval
 _Z = float(stats.norm.ppf(_TAIL))
+_PSEUDO = 0.05  # without it 92% instead of 95% where 2 in 20 prompts fail with all of their images
 _EXACT = 14  # clusters that differ: 2^14 ways to flip their signs
 _FLIPS = 20_000
 _CHUNK = 1_000  # of the flips, in memory at a time
@@ -64,11 +66,15 @@ def _wilson(share: float, n: float) -> Interval:
 def mean_interval(clusters: Sequence[str], values: Sequence[float]) -> Interval:
     """The mean of values in [0, 1] that come in clusters; at least one value."""
     parts, mean = _parts(clusters, np.asarray(values, float))
-    n, spread = len(parts), float(np.square(parts).sum())
-    size = float(n)
-    if n > 1 and spread > 0 and 0 < mean < 1:
-        variance = spread * n / (n - 1)
-        size = max(mean * (1 - mean) / variance * (_Z / stats.t.ppf(_TAIL, n - 1)) ** 2, 1.0)
+    n, size = len(parts), float(len(parts))
+    if n > 1 and 0 < mean < 1:
+        share = (n * mean + _PSEUDO) / (n + 2 * _PSEUDO)
+        spread = (
+            float(np.square(parts).sum())
+            + (n * (share - mean) ** 2 + _PSEUDO * (share**2 + (1 - share) ** 2)) / n**2
+        )
+        variance = spread * n / (n - 1 + 2 * _PSEUDO)
+        size = max(share * (1 - share) / variance * (_Z / stats.t.ppf(_TAIL, n - 1)) ** 2, 1.0)
     return _wilson(mean, size)
 
 

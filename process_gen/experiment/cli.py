@@ -18,6 +18,7 @@ XLA, which read the environment when they are imported.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -26,7 +27,8 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -63,6 +65,22 @@ def load_config(spec: str) -> ConfigDict:
       CommandError: no such file, no such variant, no `get_config` in it, or its code fails.
     """
     given, colon, variant = spec.partition(":")
+    path, module = load_module(given, "get_config")
+    if colon and not inspect.signature(module.get_config).parameters:
+        raise CommandError(f"{path} has no variants: pass --config={path}")
+    with errors_of(path):
+        config = module.get_config(*([variant] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise CommandError(f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict")
+    return _at_home(config)
+
+
+def load_module(given: str, function: str) -> tuple[str, types.ModuleType]:
+    """A Python file that has a function, `configs/scenes.py` from any folder; and where it was found.
+
+    Raises:
+      CommandError: there is no such file, it lacks the function, or its code fails.
+    """
     package = pathlib.Path(__file__).parents[1]
     folders = (pathlib.Path(), package.parent, package)  # here, beside a clone's package, in a wheel
     path = next((str(folder / given) for folder in folders if (folder / given).is_file()), None)
@@ -72,27 +90,27 @@ def load_config(spec: str) -> ConfigDict:
             "pass --config=PATH.py:variant"
         )
     if not path.endswith(".py"):
-        raise CommandError(f"a config is a Python file with get_config(), {path!r} is none")
+        raise CommandError(f"a config is a Python file with {function}(), {path!r} is none")
     source = importlib.util.spec_from_file_location("process_gen_config", path)
     module = importlib.util.module_from_spec(source)
     try:
         source.loader.exec_module(module)
     except Exception as error:
         raise _of_code(path, error) from error
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise CommandError(f"{path} has no function get_config()")
-    if colon and not inspect.signature(get_config).parameters:
-        raise CommandError(f"{path} has no variants: pass --config={path}")
+    if not callable(getattr(module, function, None)):
+        raise CommandError(f"{path} has no function {function}()")
+    return path, module
+
+
+@contextlib.contextmanager
+def errors_of(path: str) -> Iterator[None]:
+    """Turns what a function of a config file raises into a `CommandError`."""
     try:
-        config = get_config(*([variant] if colon else []))
+        yield
     except ValueError as error:
         raise CommandError(str(error)) from None
     except Exception as error:
         raise _of_code(path, error) from error
-    if not isinstance(config, ConfigDict):
-        raise CommandError(f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict")
-    return _at_home(config)
 
 
 def _of_code(path: str, error: Exception) -> CommandError:

@@ -68,7 +68,13 @@ def test_holm_corrects_for_how_many_there_are():
 
 @pytest.mark.parametrize(
     "share, alike, prompts, images, groups",
-    [(0.1, 0.0, 40, 1, 1), (0.5, 0.5, 100, 4, 1), (0.8, 0.3, 40, 4, 6), (0.95, 0.0, 40, 1, 6)],
+    [
+        (0.1, 0.0, 40, 1, 1),
+        (0.1, 0.7, 20, 4, 1),
+        (0.5, 0.5, 100, 4, 1),
+        (0.8, 0.3, 40, 4, 6),
+        (0.95, 0.0, 40, 1, 6),
+    ],
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(share, alike, prompts, images, groups):
     from benchmarks.coverage import coverage

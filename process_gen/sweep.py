@@ -1,0 +1,116 @@
+"""Runs a command with many settings, each a cell: here, on many hosts, or by your scheduler.
+
+    python -m process_gen.sweep --config=configs/sweeps/guidance.py --workdir=sweeps/guidance
+
+`--jobs=local` runs the cells here, `--parallel` at a time, and ends with 1 where one failed.
+`--jobs=claim` is for many processes, on any hosts that share the workdir: each takes cells as
+long as there are any, and ends with 0, since launchers start again what does not.
+`--jobs=print` prints the command of every cell that is not done, for a scheduler of yours.
+Started again, it repeats no cell that is done, and the failed ones with `--retry` only.
+
+A sweep file has
+
+    COMMAND = ("process_gen.train", "--config=configs/scenes.py:debug")  # a module and its fixed flags
+
+    def get_hyper(hyper):
+        return hyper.sweep("config.optimizer.learning_rate", [1e-3, 2e-3])
+
+with keys `config.a.b`, `sampling.x`, `task_args.x` or the name of any other flag; see
+`process_gen.sweeps.hyper`.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+import process_gen
+from process_gen.experiment import cli
+from process_gen.reports.table import table
+from process_gen.sweeps.cells import Cell, expand, gather, write_manifest
+from process_gen.sweeps.hyper import SweepError
+from process_gen.sweeps.running import Sweep
+
+JOBS = ("local", "claim", "print")
+ERRORS = (SweepError, cli.CommandError, OSError)
+"""What a user can get wrong; each says so in one line."""
+
+
+def load_sweep(path: str) -> list[Cell]:
+    """The cells of a sweep file; those that train are checked against their config.
+
+    Raises:
+      CommandError: there is no such file, it is broken, or a key is not in the config that it trains.
+      SweepError: it makes no sweep.
+    """
+    found, module = cli.load_module(path, "get_hyper")
+    if not hasattr(module, "COMMAND"):
+        raise SweepError(f'{found} has no COMMAND = ("process_gen.train", "--config=...")')
+    with cli.errors_of(found):
+        cells = expand(module.get_hyper, module.COMMAND, process_gen.__version__)
+    config = functools.cache(cli.load_config)
+    for cell in cells:
+        if cell.command[0] == "process_gen.train":
+            specs = [word.partition("=")[2] for word in cell.command if word.startswith("--config=")]
+            if not specs:
+                raise SweepError(f"{found}: COMMAND needs --config=FILE.py:VARIANT")
+            cli.check_overrides(config(specs[-1]), cell.command)
+    return cells
+
+
+def table_of(sweep: Sweep) -> str:
+    """The cells, their settings and how each ended."""
+    keys = list(dict.fromkeys(key for cell in sweep.cells for key in cell.settings))
+    rows = []
+    for cell in sweep.cells:
+        settings = [_text(cell.settings.get(key)) for key in keys]
+        rows.append([cell.id, *settings, sweep.state(cell), sweep.outcome(cell).get("seconds")])
+    return table(rows, ["cell", *keys, "state", "seconds"], digits=1)
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs or prints the cells."""
+    del argv
+    values = flags.FLAGS
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            raise cli.CommandError(f"--{name}=... is required")
+    cells = load_sweep(values.config)
+    write_manifest(cells, values.workdir)
+    sweep = Sweep(cells, values.workdir, retry=values.retry)
+    if values.jobs == "print":
+        for cell in cells:
+            if sweep.state(cell) != "done":
+                print(shlex.join(["python", *cell.words(values.workdir)]))
+        return 0
+    try:
+        sweep.run(values.parallel, wait=values.jobs == "local", show=cli.show_progress)
+    finally:
+        gathered = gather(cells, values.workdir)
+    failed = [cell for cell in cells if sweep.state(cell) == "failed"]
+    print("\n".join([table_of(sweep), "", str(gathered)]))
+    for cell in failed:
+        print(f"failed: {cell.folder(values.workdir) / 'log.txt'}")
+    return 1 if failed and values.jobs == "local" else 0
+
+
+def define_flags() -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("config", None, "File of the sweep, e.g. configs/sweeps/guidance.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep; all processes that run it share it.")
+    flags.DEFINE_enum("jobs", "local", JOBS, "Who runs the cells.")
+    flags.DEFINE_integer("parallel", 1, "Cells that this process runs side by side.", lower_bound=1)
+    flags.DEFINE_bool("retry", False, "Run failed cells once more.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, ERRORS)

@@ -1,0 +1,1 @@
+"""Sweeps: many settings of one command, run by any number of processes."""

@@ -1,0 +1,115 @@
+"""The cells of a sweep: settings, the command they make, and the folder they write to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from process_gen.common import files
+from process_gen.sweeps import hyper
+from process_gen.sweeps.hyper import SweepError, Value
+
+MANIFEST = "manifest.json"
+RESULTS = "results.jsonl"
+FOLDER_FLAG = {"process_gen.train": "workdir"}
+"""The flag that takes a cell's folder, where it is not `output_dir`."""
+REPEATED = ("sampling", "task_args")
+"""Flags that are given once for each setting: `sampling.text_scale` is `--sampling=text_scale=...`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+      settings: what tells it from the others.
+      command: module and flags, all but the folder to write to.
+      version: of the package.
+    """
+
+    settings: Mapping[str, Value]
+    command: tuple[str, ...]
+    version: str
+
+    @property
+    def id(self) -> str:
+        """Equal where command and version are."""
+        return hashlib.sha256(json.dumps([self.command, self.version]).encode()).hexdigest()[:12]
+
+    def folder(self, workdir: str | os.PathLike[str]) -> pathlib.Path:
+        """Where it writes: results, log and how it ended."""
+        return pathlib.Path(workdir) / "cells" / self.id
+
+    def words(self, workdir: str | os.PathLike[str]) -> list[str]:
+        """The arguments of Python."""
+        flag = FOLDER_FLAG.get(self.command[0], "output_dir")
+        return ["-m", *self.command, f"--{flag}={self.folder(workdir)}"]
+
+
+def expand(get_hyper: Callable[[Any], Any], command: Any, version: str) -> list[Cell]:
+    """The cells of a sweep file, each once.
+
+    Args:
+      get_hyper: takes the module `hyper`, returns a list of settings.
+      command: a module that `python -m` can run, and its fixed flags.
+      version: of the package.
+
+    Raises:
+      SweepError: the file makes no sweep; says what is wrong.
+    """
+    words = (command,) if isinstance(command, str) else tuple(command or ())
+    if not words or not all(isinstance(word, str) for word in words):
+        raise SweepError('COMMAND is a module and its flags: ("process_gen.train", "--config=...")')
+    found = get_hyper(hyper)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found) or not found:
+        raise SweepError(
+            "get_hyper(hyper) returns what hyper.sweep, product, zipit or chainit return, "
+            f"not {type(found).__name__ if found else 'nothing'}"
+        )
+    fixed = {word.partition("=")[0] for word in words[1:]} - {f"--{name}" for name in REPEATED}
+    cells = {}
+    for settings in found:
+        flags = tuple(flag(key, value) for key, value in settings.items())
+        if twice := fixed & {one.partition("=")[0] for one in flags}:
+            raise SweepError(f"{', '.join(sorted(twice))} is both swept and in COMMAND")
+        cell = Cell(settings, words + flags, version)
+        cells.setdefault(cell.id, cell)
+    return list(cells.values())
+
+
+def flag(key: str, value: Value) -> str:
+    """The flag that sets a key: a leaf of a config, an entry of a repeated flag, or a flag."""
+    group, dot, rest = key.partition(".")
+    if dot and group in REPEATED:
+        return f"--{group}={rest}={value}"
+    if isinstance(value, tuple) and group != "config":
+        return f"--{key}={','.join(map(str, value))}"
+    return f"--{key}={value}"
+
+
+def write_manifest(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes which cells there are, the same text for the same cells."""
+    path = pathlib.Path(workdir) / MANIFEST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = [{"id": cell.id, "settings": cell.settings, "command": cell.command} for cell in cells]
+    files.write_json(path, {"version": cells[0].version, "cells": listed}, indent=1)
+    return path
+
+
+def gather(cells: Iterable[Cell], workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes one line for each cell that has results: id, settings, and where in the workdir they are."""
+    path, lines = pathlib.Path(workdir) / RESULTS, []
+    for cell in cells:
+        folder = cell.folder(workdir)
+        for place in (folder / "results.json", folder / "evaluation" / "results.json"):
+            if place.is_file():
+                where = place.relative_to(workdir).as_posix()
+                lines.append(json.dumps({"id": cell.id, "settings": cell.settings, "results": where}) + "\n")
+    with files.whole(path) as scratch:
+        scratch.write_text("".join(lines), encoding="utf-8")
+    return path
