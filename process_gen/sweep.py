@@ -33,7 +33,7 @@ from process_gen.experiment import cli
 from process_gen.reports.table import table
 from process_gen.sweeps.cells import Cell, expand, gather, write_manifest
 from process_gen.sweeps.hyper import SweepError
-from process_gen.sweeps.running import Sweep
+from process_gen.sweeps.running import LOG, Sweep
 
 JOBS = ("local", "claim", "print")
 ERRORS = (SweepError, cli.CommandError, OSError)
@@ -98,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
     failed = [cell for cell in cells if sweep.state(cell) == "failed"]
     print("\n".join([table_of(sweep), "", str(gathered)]))
     for cell in failed:
-        print(f"failed: {cell.folder(values.workdir) / 'log.txt'}")
+        last = (sweep.outcome(cell).get("tail") or [""])[-1]
+        print(f"failed: {cell.folder(values.workdir) / LOG}: {last}")
     return 1 if failed and values.jobs == "local" else 0
 
 

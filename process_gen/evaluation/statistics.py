@@ -13,7 +13,10 @@ Images of one prompt are alike, so a prompt is a cluster: all its images and see
   permutation test that flips the signs of clusters: exact up to `_EXACT` of them that differ, else drawn
   with a fixed seed. For many comparisons: Holm's correction.
 
-`tests/benchmarks/coverage.py` simulates how often the intervals hold the truth.
+`tests/benchmarks/coverage.py` simulates how often the intervals hold the truth. From 20 prompts on and with
+scores from .1 to .9 the 95% intervals of a score do so in 93% to 98% of the cases, 95.1% in the mean, also
+where four images of a prompt are alike by .7; with 10 prompts or a score of .05 they are rather too wide (up
+to 99%).
 """
 
 from __future__ import annotations

@@ -206,8 +206,10 @@ class Sweep:
         return self.workdir / "claims" / cell.id
 
     def _read(self, cell: Cell, name: str) -> Mapping[str, Any] | None:
-        path = cell.folder(self.workdir) / name
-        return files.read_json(path) if path.exists() else None
+        try:
+            return files.read_json(cell.folder(self.workdir) / name)
+        except FileNotFoundError:
+            return None
 
 
 def _tell(pid: int, number: signal.Signals) -> None:

@@ -85,7 +85,7 @@ def test_a_failed_cell_is_reported_and_the_rest_is_run_once(box):
     failed, done = sweep.outcome(cells[1]), sweep.outcome(cells[0])
     assert failed["code"] == 3 and failed["tail"] == ["seed 0"] and failed["seconds"] > 0
     assert done["command"] == ["python", *cells[0].words(box.workdir)] and done["code"] == 0
-    assert f"failed: {cells[1].folder(box.workdir)}/log.txt" in said and "4 of 4" not in said
+    assert f"failed: {cells[1].folder(box.workdir)}/log.txt: seed 0" in said and "4 of 4" not in said
     results = [json.loads(line) for line in (box.workdir / "results.jsonl").read_text().splitlines()]
     assert [one["settings"] for one in results] == [{"seed": 0, "code": 0}, {"seed": 1, "code": 0}]
     assert (box.workdir / results[0]["results"]).is_file()
@@ -139,6 +139,19 @@ def test_a_signal_ends_the_commands_and_gives_the_claims_up(box, number):
     sweep = running.Sweep(cells, box.workdir)
     assert [sweep.state(cell) for cell in cells] == ["open"] * 3
     assert not any(pathlib.Path(f"/proc/{box.notes(cell)[0][1]}").exists() for cell in cells[:2])
+
+
+def test_a_second_signal_ends_a_command_that_does_not_listen(box):
+    (cell,) = box.write(1, 30, 'hyper.fixed("deaf", True)')
+    process = box.start()
+    wait_for(lambda: box.counts(cell)["began"] == 1)
+    process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.terminate()
+    assert process.wait(20) == 75
+    assert not pathlib.Path(f"/proc/{box.notes(cell)[0][1]}").exists()
+    assert running.Sweep([cell], box.workdir).state(cell) == "open"
 
 
 def test_what_a_killed_sweep_left_running_is_ended_before_its_cell_is_run_again(box):

@@ -6,6 +6,7 @@ python -m tiny_command --seconds=0.2 --code=0 --output_dir=FOLDER
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -20,6 +21,8 @@ def note(what: str) -> None:
         file.write(f"{what} {os.getpid()} {time.time()}\n")
 
 
+if "deaf" in values:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 note("began")
 time.sleep(float(values.get("seconds", 0)))
 print(f"seed {values.get('seed')}", flush=True)
