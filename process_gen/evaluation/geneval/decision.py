@@ -71,6 +71,9 @@ class Options:
     colors: tuple[str, ...] = COLORS
 
 
+OFFICIAL = Options()
+"""The official defaults."""
+
 Selected = dict[str, list[Detection]]
 """Class -> what counts of it, best first; no class is empty."""
 
@@ -115,7 +118,7 @@ class Verdict:
         return "\n".join(failure.reason for failure in self.failures)
 
 
-def select(detections: Sequence[Detection], tag: str, options: Options = Options()) -> Selected:
+def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIAL) -> Selected:
     """What counts of each class, best first.
 
     Of equal scores the last one listed comes first, as the official order is for up to 16 of a class.
@@ -155,7 +158,7 @@ def _area(box: np.ndarray) -> np.float32:
 
 
 def judge(
-    metadata: Mapping[str, Any], selected: Selected, colors_of: ColorsOf, options: Options = Options()
+    metadata: Mapping[str, Any], selected: Selected, colors_of: ColorsOf, options: Options = OFFICIAL
 ) -> Verdict:
     """Judges what was found in an image by a line of GenEval's metadata.
 

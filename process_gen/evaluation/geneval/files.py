@@ -17,7 +17,7 @@ from typing import Any
 
 from process_gen.common.files import from_json, whole
 from process_gen.common.names import check_name
-from process_gen.evaluation.geneval.decision import RELATIONS, Options, Selected
+from process_gen.evaluation.geneval.decision import OFFICIAL, RELATIONS, Options, Selected
 from process_gen.evaluation.tasks.base import TaskError
 
 Metadata = Mapping[str, Any]
@@ -28,7 +28,7 @@ Path = str | os.PathLike[str]
 _CLAUSE = ("class", "count", "color", "position")
 
 
-def check_metadata(metadata: Any, where: str, options: Options = Options()) -> Metadata:
+def check_metadata(metadata: Any, where: str, options: Options = OFFICIAL) -> Metadata:
     """Returns the metadata of a prompt.
 
     Raises:
@@ -77,7 +77,7 @@ def _check_clause(clause: Any, index: int, where: str, options: Options) -> None
                 raise refuse(f"'position' must be [relation, index of an earlier clause], got {other!r}")
 
 
-def read_metadata(path: Path, options: Options = Options()) -> list[Metadata]:
+def read_metadata(path: Path, options: Options = OFFICIAL) -> list[Metadata]:
     """Reads an `evaluation_metadata.jsonl`, a prompt a line; empty lines are skipped.
 
     Raises:
@@ -126,7 +126,7 @@ def image_place(folder: str, index: int) -> str:
     return f"{folder}/samples/{index:04d}.png"
 
 
-def read_images(root: Path, options: Options = Options()) -> Iterator[tuple[str, Metadata, pathlib.Path]]:
+def read_images(root: Path, options: Options = OFFICIAL) -> Iterator[tuple[str, Metadata, pathlib.Path]]:
     """Folder name, metadata and path of every image, by the official rules, sorted by folder and name.
 
     A folder counts where its name is all digits, an image where its name starts with
