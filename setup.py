@@ -42,6 +42,11 @@ INSTALL = [
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 BAGEL = ["tokenizers>=0.21"]
+VISION_JUDGES = [
+    "torch>=2.13,<3",  # tried with 2.13.0
+    "transformers>=5.24,<6",  # tried with 5.24.0
+    "scipy>=1.17",  # Mask2Former asks for it
+]
 
 EXTRAS = {
     "test": [
@@ -65,6 +70,7 @@ EXTRAS = {
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU
     "notebooks": NOTEBOOKS,
     "bagel": BAGEL,
+    "judges": VISION_JUDGES,
 }
 
 

@@ -10,11 +10,15 @@ import numpy as np
 from PIL import Image
 
 from process_gen.common.names import check_name
+from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval.decision import COLORS, Detection
 from process_gen.evaluation.pretrained import ModelFolder
-from process_gen.evaluation.tasks.base import TaskError
 
-TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
+TEMPLATES = (
+    "a photo of a {color} {cls}",
+    "a photo of a {color}-colored {cls}",
+    "a photo of a {color} object",
+)
 BACKGROUND = (153, 153, 153)
 """`#999`, which hides what is not the object."""
 
@@ -70,7 +74,7 @@ class ColorClassifier:
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Any, Any]:
-        processor, tokenizer = map(self._source.load, ("AutoImageProcessor", "AutoTokenizer"))
+        processor, tokenizer = self._source.load_preprocessor(), self._source.load("AutoTokenizer")
         return processor, tokenizer, self._source.load_model("AutoModel")
 
     def __call__(self, image: np.ndarray, cls: str, found: Sequence[Detection]) -> list[str]:

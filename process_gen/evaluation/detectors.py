@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from process_gen.common.names import check_name
+from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval.decision import Detection
 from process_gen.evaluation.pretrained import ModelFolder
-from process_gen.evaluation.tasks.base import TaskError
 
 MOST = 100
 """So many pairs of a query and a class come from an image."""
@@ -94,7 +94,7 @@ class MaskDetector(_FolderDetector):
     @functools.cached_property
     def _model(self) -> tuple[Any, Any]:
         auto = "AutoModelForUniversalSegmentation"
-        return self.source.load("AutoImageProcessor"), self.source.load_model(auto)
+        return self.source.load_preprocessor(), self.source.load_model(auto)
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         import torch
@@ -120,7 +120,7 @@ class BoxDetector(_FolderDetector):
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Any]:
-        return self.source.load("AutoImageProcessor"), self.source.load_model("AutoModelForObjectDetection")
+        return self.source.load_preprocessor(), self.source.load_model("AutoModelForObjectDetection")
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         import torch
@@ -142,21 +142,26 @@ class TextDetector(_FolderDetector):
             raise TaskError(f"{source.option}: {self.name} has to be told what to look for")
 
     @functools.cached_property
-    def _model(self) -> tuple[Any, Any]:
-        auto = "AutoModelForZeroShotObjectDetection"
-        return self.source.load("AutoProcessor"), self.source.load_model(auto)
+    def _model(self) -> tuple[Any, Any, Any]:
+        """Preprocessor, model and the tokens of the classes."""
+        model = self.source.load_model("AutoModelForZeroShotObjectDetection")
+        texts = [f"a photo of a {name}" for name in self.classes]
+        length = model.config.text_config.max_position_embeddings
+        fixed = {"padding": "max_length", "max_length": length, "truncation": True}
+        tokens = self.source.load("AutoTokenizer")(texts, return_tensors="pt", **fixed)
+        return self.source.load_preprocessor(), model, tokens.to(model.device)
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         import torch
 
-        processor, model = self._model
-        texts = [[f"a photo of a {name}" for name in self.classes]]
-        inputs = processor(text=texts, images=Image.fromarray(image), return_tensors="pt").to(model.device)
+        processor, model, tokens = self._model
+        inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            outputs = model(**inputs)
+            outputs = model(**tokens, **inputs)
         logits, places = outputs.logits[0].cpu().numpy(), outputs.pred_boxes[0].cpu().numpy()
         if self.name == "owlv2":  # it sees the image in the corner of a square
-            places = places * np.float32(max(image.shape[:2])) / np.array([*image.shape[1::-1]] * 2, np.float32)
+            width_height = np.array(image.shape[1::-1], np.float32)
+            places = places * np.tile(width_height.max() / width_height, 2)
         return boxes(logits, places, self.classes, image.shape[:2])
 
 
@@ -203,7 +208,9 @@ def instances(
     for (_, cls, probability), logits in zip(pairs, mask_logits, strict=True):
         mask = logits > 0
         if mask.any():
-            inside = _sigmoid(logits[mask]).sum(dtype=np.float32) / (np.float32(mask.sum()) + np.float32(1e-6))
+            inside = _sigmoid(logits[mask]).sum(dtype=np.float32) / (
+                np.float32(mask.sum()) + np.float32(1e-6)
+            )
             score = float(np.float32(probability) * inside)
             found.append(Detection(classes[cls], score, mask_box(mask), mask=mask))
     return list(_sorted(found))

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from process_gen.common.files import read_json
-from process_gen.evaluation.tasks.base import TaskError
+from process_gen.evaluation.errors import TaskError
 
-PACKAGES = ("torch", "torchvision", "transformers")
+PACKAGES = ("torch", "transformers")
 """Those of the extra `judges`, imported when a model is loaded."""
 
 
@@ -46,7 +46,9 @@ class ModelFolder:
             (self.weights, "*.safetensors"),
         ):
             if not found:
-                raise TaskError(f"{option}: {self.path}: no {what}; give a folder of weights for transformers")
+                raise TaskError(
+                    f"{option}: {self.path}: no {what}; give a folder of weights for transformers"
+                )
         with self.refusing():
             self.config: dict[str, Any] = read_json(self.path / "config.json")
 
@@ -81,6 +83,10 @@ class ModelFolder:
             return getattr(transformers, auto).from_pretrained(
                 str(self.path), local_files_only=True, **options
             )
+
+    def load_preprocessor(self) -> Any:
+        """From images to what the model takes, by Pillow whether or not torchvision is there."""
+        return self.load("AutoImageProcessor", backend="pil")
 
     def load_model(self, auto: str) -> Any:
         """The model in float32 on the first GPU or the CPU, without TF32.

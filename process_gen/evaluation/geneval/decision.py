@@ -209,3 +209,21 @@ def _check_clause(
                     f"expected {cls} {relation} target, found {' and '.join(holding)} target"
                 )
     return None
+
+
+def constraints(metadata: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
+    """Every clause with `text`, `ok` and `reason`, those of `include` first."""
+    reasons = {
+        (failure.kind == "exclude_exceeded", failure.clause): failure.reason for failure in verdict.failures
+    }
+    found = []
+    for excluded, key, sign in ((False, "include", ">="), (True, "exclude", "<")):
+        for index, clause in enumerate(metadata.get(key, ())):
+            text = f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
+            text = f"{text}{sign}{clause['count']}"
+            if "position" in clause:
+                relation, target = clause["position"]
+                text = f"{text} {relation} {metadata[key][target]['class']}"
+            reason = reasons.get((excluded, index), "")
+            found.append({"text": text, "ok": not reason, "reason": reason})
+    return found

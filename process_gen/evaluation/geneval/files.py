@@ -17,8 +17,8 @@ from typing import Any
 
 from process_gen.common.files import from_json, whole
 from process_gen.common.names import check_name
+from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval.decision import OFFICIAL, RELATIONS, Options, Selected
-from process_gen.evaluation.tasks.base import TaskError
 
 Metadata = Mapping[str, Any]
 """`tag`, `include`, `exclude` (optional) and `prompt`, as in a line of the official file."""

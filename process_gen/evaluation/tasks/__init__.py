@@ -8,9 +8,10 @@ from typing import Any
 
 from process_gen.common.names import check_name
 from process_gen.evaluation.tasks.base import Task, TaskError
+from process_gen.evaluation.tasks.geneval import Geneval, GenevalHF
 from process_gen.evaluation.tasks.scenes import Scenes
 
-TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Scenes,)}
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Geneval, GenevalHF, Scenes)}
 """Name -> task."""
 
 
