@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import string
 import types
@@ -11,8 +12,10 @@ import pytest
 
 from process_gen.evaluation import coloring, detectors
 from process_gen.evaluation.errors import TaskError
+from process_gen.evaluation.geneval import files, prompts
 from process_gen.evaluation.geneval.decision import Detection
 from process_gen.evaluation.pretrained import PACKAGES
+from process_gen.evaluation.tasks import make_task
 
 LABELS = ["person", "mouse", "cup"]
 
@@ -184,3 +187,22 @@ def test_weights_that_do_not_fill_the_model_are_refused(models, tmp_path: pathli
     (folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(TaskError, match="x.clip: .*damaged"):
         coloring.ColorClassifier("x.clip", str(folder))(image, "cup", [thing])
+
+
+def test_the_task_judges_with_the_models_of_its_folders(models, rng, monkeypatch, tmp_path: pathlib.Path):
+    monkeypatch.setattr(detectors, "LEAST", 0.0)
+    path = files.write_metadata(
+        tmp_path / "metadata.jsonl", prompts.sample_prompts(["person", "cup"], each=2, tags=["colors"])
+    )
+    options = {
+        "metadata": path,
+        "detector": models / "mask2former",
+        "clip": models / "clip",
+        "threshold": 0.0,
+    }
+    task = make_task("geneval-hf", {name: str(value) for name, value in options.items()})
+    judge = task.judge()
+    assert judge.name == "mask2former+clip" and judge.protocol == "geneval-hf-0.0-0.9"
+    judgement = judge(task.docs()[0], rng.integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    assert judgement.raw["colors"] and set(judgement.failures) <= {"wrong_color"}
+    json.dumps([judgement.raw, judgement.details, judgement.constraints], allow_nan=False)
