@@ -86,7 +86,11 @@ class _FolderDetector:
 
 
 class MaskDetector(_FolderDetector):
-    """Mask2Former: a class and a mask for each query."""
+    """Mask2Former: a class and a mask for each query.
+
+    The image is resized as the folder's preprocessor says. Those of `transformers` round both
+    sides to whole multiples of 32, where the official detector keeps the aspect and pads.
+    """
 
     def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
         super().__init__(source)
