@@ -32,6 +32,7 @@ INSTALL = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=11.0",
+    "pyarrow>=19.0",
     "scipy>=1.13",
     "sentencepiece>=0.2",
     "tensorboard>=2.19",
@@ -43,13 +44,17 @@ INSTALL = [
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 BAGEL = ["tokenizers>=0.21"]
-JUDGES = ["openai>=3.57,<4"]  # tried with 3.57.0
+CHAT_JUDGES = ["openai>=3.57,<4"]  # tried with 3.57.0
+VISION_JUDGES = [
+    "torch>=2.13,<3",  # tried with 2.13.0
+    "transformers>=5.24,<6",  # tried with 5.24.0
+]
 
 EXTRAS = {
     "test": [
         *NOTEBOOKS,
         *BAGEL,
-        *JUDGES,
+        *CHAT_JUDGES,
         "beartype>=0.20",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
@@ -68,7 +73,7 @@ EXTRAS = {
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU
     "notebooks": NOTEBOOKS,
     "bagel": BAGEL,
-    "judges": JUDGES,
+    "judges": [*CHAT_JUDGES, *VISION_JUDGES],
 }
 
 

@@ -128,25 +128,25 @@ def _object_from_json(item: Any, level: Level) -> Object:
     return thing
 
 
-def offsets(subject: Box, target: Box) -> tuple[float, float]:
+def offsets(subject: Box, target: Box, margin: float = 0.1) -> tuple[float, float]:
     """Where the subject lies as seen from the target: (dx, dy), y down.
 
     GenEval's measure: the distance of the centres on each axis, less a tenth
-    of both widths, over the full distance of the centres. All in float32, as
+    (`margin`) of both widths, over the full distance of the centres. All in float32, as
     the official scorer has it.
     """
     a, b = np.asarray(subject, np.float32), np.asarray(target, np.float32)
     low, high = np.stack([a[:2], b[:2]]), np.stack([a[2:], b[2:]])
     centre, extent = (low + high) / 2, abs(high - low)
     offset = centre[0] - centre[1]
-    revised = np.maximum(abs(offset) - np.float32(0.1) * extent.sum(0), 0) * np.sign(offset)
+    revised = np.maximum(abs(offset) - np.float32(margin) * extent.sum(0), 0) * np.sign(offset)
     if (abs(revised) < 1e-3).all():
         return 0.0, 0.0
     dx, dy = revised / np.linalg.norm(offset)
     return float(dx), float(dy)
 
 
-def relations_between(subject: Box, target: Box) -> tuple[str, ...]:
+def relations_between(subject: Box, target: Box, margin: float = 0.1) -> tuple[str, ...]:
     """Which of the four relations hold: none, one or two, in the order of `OPPOSITE`."""
-    dx, dy = offsets(subject, target)
+    dx, dy = offsets(subject, target, margin)
     return tuple(itertools.compress(OPPOSITE, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)))

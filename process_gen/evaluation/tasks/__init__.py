@@ -10,12 +10,15 @@ from typing import Any
 from process_gen.common.names import check_name
 from process_gen.evaluation.tasks.base import Task, TaskError
 from process_gen.evaluation.tasks.dpg import Dpg
+from process_gen.evaluation.tasks.geneval import Geneval, GenevalHF
 from process_gen.evaluation.tasks.prompts import Prompts
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.evaluation.tasks.t2i_compbench import T2ICompBench
 from process_gen.evaluation.tasks.wise import Wise
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Scenes, Wise, Dpg, T2ICompBench, Prompts)}
+_OURS = (Scenes, Geneval, GenevalHF, Wise, Dpg, T2ICompBench, Prompts)
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in _OURS}
 """Add a task of your own before `make_task` is asked for it."""
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -19,12 +19,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from process_gen.common import files
+from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.process import Counts
 from process_gen.trajectory.sampled import SampledTrajectory
-
-
-class TaskError(ValueError):
-    """A task that cannot be run as asked: missing data, a broken file, a bad option; fit for a user."""
 
 
 class Unjudged(Exception):

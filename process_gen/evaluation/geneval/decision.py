@@ -1,0 +1,229 @@
+"""From detections to GenEval's verdict, to the letter of the official scorer.
+
+Pure: no image, no model, no vocabulary. Scores and boxes are compared in float32,
+since a score of float32(0.3) passes a threshold of 0.3 in float64 and fails it in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.scenes.graph import OPPOSITE, relations_between
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+"""In the order in which reasons list them."""
+
+RELATIONS = tuple(OPPOSITE)
+"""Left of, right of, above, below; the order in which reasons list them."""
+
+FAILURES = ("missing_count", "wrong_color", "no_target", "wrong_position", "exclude_exceeded")
+"""Kinds of failure."""
+
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Detection:
+    """One thing that was found in an image.
+
+    Attributes:
+      cls: its class.
+      score: from 0 to 1.
+      box: (x0, y0, x1, y1) in pixels, y down, the last two exclusive.
+      mask: its pixels, [H, W] bool, of detectors that have masks.
+      color: of sources that know it.
+    """
+
+    cls: str
+    score: float
+    box: Box
+    mask: np.ndarray | None = None
+    color: str | None = None
+
+    def to_json(self) -> list[float]:
+        """Box and score in float32, as the official results have them."""
+        return [float(np.float32(value)) for value in (*self.box, self.score)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Those of the official scorer that change a verdict.
+
+    Attributes:
+      threshold: a detection counts with a score above this one.
+      counting_threshold: the same for prompts of tag `counting`.
+      max_objects: the most that count of one class.
+      max_overlap: of two of one class that overlap by this IoU, the better one counts; 1 is off.
+      position_threshold: the share of both sizes by which centres have to be apart.
+      colors: what colours there are, in the order of the reasons.
+    """
+
+    threshold: float = 0.3
+    counting_threshold: float = 0.9
+    max_objects: int = 16
+    max_overlap: float = 1.0
+    position_threshold: float = 0.1
+    colors: tuple[str, ...] = COLORS
+
+
+OFFICIAL = Options()
+"""The official defaults."""
+
+Selected = dict[str, list[Detection]]
+"""Class -> what counts of it, best first; no class is empty."""
+
+ColorsOf = Callable[[str, Sequence[Detection]], Sequence[str]]
+"""The colours of some detections of a class; asked only about those that a clause is judged by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A clause that does not hold.
+
+    Attributes:
+      kind: one of `FAILURES`.
+      clause: its index in `exclude` for the kind `exclude_exceeded`, else in `include`.
+      reason: in the words of the official scorer.
+    """
+
+    kind: str
+    clause: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What is said of one image.
+
+    Attributes:
+      failures: in the order in which they were found.
+      selected: what the verdict was made from.
+    """
+
+    failures: tuple[Failure, ...]
+    selected: Selected
+
+    @property
+    def correct(self) -> bool:
+        return not self.failures
+
+    @property
+    def reason(self) -> str:
+        """One line for each failure; empty where the image is correct."""
+        return "\n".join(failure.reason for failure in self.failures)
+
+
+def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIAL) -> Selected:
+    """What counts of each class, best first.
+
+    Of equal scores the last one listed comes first, as the official order is for up to 16 of a class.
+    """
+    least = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
+    found: Selected = {}
+    for one in reversed(detections):
+        if np.float32(one.score) > least:
+            found.setdefault(one.cls, []).append(one)
+    for cls, ones in found.items():
+        ones.sort(key=lambda one: -np.float32(one.score))  # stable
+        found[cls] = _without_overlap(ones[: options.max_objects], options.max_overlap)
+    return {cls: ones for cls, ones in found.items() if ones}
+
+
+def _without_overlap(ones: list[Detection], most: float) -> list[Detection]:
+    if most == 1:
+        return ones
+    kept: list[Detection] = []
+    for one in ones:
+        if all(_overlap(better, one) < np.float32(most) for better in kept):
+            kept.append(one)
+    return kept
+
+
+def _overlap(one: Detection, other: Detection) -> np.float32:
+    """Intersection over union, where a box holds the pixels of both its ends."""
+    a, b = np.asarray(one.box, np.float32), np.asarray(other.box, np.float32)
+    both = _area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
+    union = _area(a) + _area(b) - both
+    return both / union if union else np.float32(0)
+
+
+def _area(box: np.ndarray) -> np.float32:
+    sides = np.maximum(box[2:] - box[:2] + np.float32(1), np.float32(0))
+    return sides[0] * sides[1]
+
+
+def judge(
+    metadata: Mapping[str, Any], selected: Selected, colors_of: ColorsOf, options: Options = OFFICIAL
+) -> Verdict:
+    """Judges what was found in an image by a line of GenEval's metadata.
+
+    A clause takes the first `count` of its class, and looks at their colours only
+    where they are enough, and at their positions only where the colours are right.
+    """
+    failures: list[Failure] = []
+    targets: list[Sequence[Detection] | None] = []
+    for index, clause in enumerate(metadata.get("include", ())):
+        found = selected.get(clause["class"], [])[: clause["count"]]
+        failed = _check_clause(clause, found, targets, colors_of, options)
+        if failed:
+            failures.append(Failure(failed[0], index, failed[1]))
+        targets.append(None if failed else found)
+    for index, clause in enumerate(metadata.get("exclude", ())):
+        cls, count, number = clause["class"], clause["count"], len(selected.get(clause["class"], []))
+        if number >= count:
+            failures.append(Failure("exclude_exceeded", index, f"expected {cls}<{count}, found {number}"))
+    return Verdict(tuple(failures), selected)
+
+
+def _check_clause(
+    clause: Mapping[str, Any],
+    found: Sequence[Detection],
+    targets: Sequence[Sequence[Detection] | None],
+    colors_of: ColorsOf,
+    options: Options,
+) -> tuple[str, str] | None:
+    """Kind and reason of the first thing that is wrong with a clause of `include`."""
+    cls, count = clause["class"], clause["count"]
+    if len(found) < count:
+        return "missing_count", f"expected {cls}>={count}, found {len(found)}"
+    if "color" in clause:
+        color, seen = clause["color"], list(colors_of(cls, found)) if found else []
+        right = seen.count(color)
+        if right < count:
+            shown = ", ".join(f"{seen.count(one)} {one}" for one in options.colors if one in seen)
+            return "wrong_color", f"expected {color} {cls}>={count}, found {right} {color}; and {shown}"
+    if "position" in clause:
+        relation, index = clause["position"]
+        target = targets[index]
+        if target is None:
+            return "no_target", f"no target for {cls} to be {relation}"
+        for one, other in itertools.product(found, target):
+            holding = relations_between(one.box, other.box, options.position_threshold)
+            if relation not in holding:
+                return "wrong_position", (
+                    f"expected {cls} {relation} target, found {' and '.join(holding)} target"
+                )
+    return None
+
+
+def constraints(metadata: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
+    """Every clause with `text`, `ok` and `reason`, those of `include` first."""
+    reasons = {
+        (failure.kind == "exclude_exceeded", failure.clause): failure.reason for failure in verdict.failures
+    }
+    found = []
+    for excluded, key, sign in ((False, "include", ">="), (True, "exclude", "<")):
+        for index, clause in enumerate(metadata.get(key, ())):
+            text = f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
+            text = f"{text}{sign}{clause['count']}"
+            if "position" in clause:
+                relation, target = clause["position"]
+                text = f"{text} {relation} {metadata[key][target]['class']}"
+            reason = reasons.get((excluded, index), "")
+            found.append({"text": text, "ok": not reason, "reason": reason})
+    return found
