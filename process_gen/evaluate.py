@@ -92,11 +92,19 @@ def evaluate(
         _wait("the images are judged", host)
     if not lead or stage not in ("all", "report"):
         return text, written, []
-    found = [(one, judge, pipeline.score_cell(root, one, judge)) for one, judge in judged]
-    scored = [(one, judge, cell) for one, judge, cell in found if cell.outcomes]
+    scored = []
+    for one, judge in judged:
+        cell, official = pipeline.score_cell(root, one, judge)
+        if cell.outcomes:
+            scored.append((one, judge, cell))
+            written += official
     if scored:
         text = writing.text_of([cell for *_, cell in scored], allow)
-        written += writing.write_results(root, scored, config or {}, pictures)
+        written += writing.write_results(root, scored, config or {})
+    cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
+    written += writing.write_page(
+        root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
+    )
     written += [path for one, _, cell in scored for path in pipeline.lay_out(root, one, cell)]
     return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
 

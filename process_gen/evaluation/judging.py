@@ -137,7 +137,7 @@ def judge_states(
       TaskError: an image cannot be read (names the file), or the judge cannot go on.
       ReportError: the file cannot be written.
     """
-    done = {_key(row) for row in read_verdicts(path) if "error" not in row}
+    done = judged(path)
     own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
     mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
     shown = time.monotonic()
@@ -228,6 +228,11 @@ def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
                 except (ValueError, KeyError, TypeError) as error:
                     raise TaskError(f"{part}:{number} is no verdict ({error})") from None
                 yield row
+
+
+def judged(path: pathlib.Path) -> set[tuple[str, int, str]]:
+    """What a judge has a verdict on: keys of states."""
+    return {_key(row) for row in read_verdicts(path) if "error" not in row}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:

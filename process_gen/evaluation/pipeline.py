@@ -16,7 +16,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from process_gen.common import files
 from process_gen.evaluation import draws, judging
@@ -138,6 +138,14 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
 # ---------------------------------------------------------------------- stages
 
 
+@runtime_checkable
+class Costly(Protocol):
+    """A judge that says what its work will take before it begins."""
+
+    def announce(self, docs: Sequence[Doc], images: int, size: tuple[int, int]) -> Any:
+        """Prints a line: so many images of each prompt, of height and width `size`."""
+
+
 def listing_of(folder: pathlib.Path, one: Asked, host: tuple[int, int] = (0, 1)) -> Listing:
     """The images of a cell and room for more. Of several hosts, the first has to be through first.
 
@@ -156,16 +164,25 @@ def judge_cell(
     show: Show | None = None,
 ) -> None:
     """Judges the images of a cell that have no verdict yet; see `judging.judge_states`."""
-    if one.images:
-        states = judging.foreign_states(one.benchmark, pathlib.Path(one.images), one.docs)
-    else:
-        states = judging.states_of(one.benchmark, listing_of(folder, one), one.wanted, which)
-    judging.judge_states(judge, states, judging.verdicts_path(folder / one.place, judge), host, show)
+    path = judging.verdicts_path(folder / one.place, judge)
+
+    def states() -> Iterator[judging.State]:
+        if one.images:
+            return judging.foreign_states(one.benchmark, pathlib.Path(one.images), one.docs)
+        return judging.states_of(one.benchmark, listing_of(folder, one), one.wanted, which)
+
+    if isinstance(judge, Costly) and host[0] == 0:
+        done = judging.judged(path)
+        waiting = sum(state.key not in done for state in states())
+        size = one.settings.get("image_size", (1024, 1024))
+        if waiting:
+            judge.announce(one.docs, -(-waiting // len(one.docs)), tuple(size))
+    judging.judge_states(judge, states(), path, host, show)
 
 
-def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> Cell:
-    """What the verdicts on a cell add up to."""
-    return make_cell(
+def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, list[pathlib.Path]]:
+    """What the verdicts on a cell add up to, and the result files of the official scorer, if it has any."""
+    cell, rows = make_cell(
         one.benchmark,
         one.docs,
         one.way,
@@ -175,6 +192,13 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> Cell:
         settings=one.settings,
         judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
     )
+    return cell, list(one.benchmark.write_results(rows, _layout(folder, one))) if rows else []
+
+
+def _layout(folder: pathlib.Path, one: Asked) -> pathlib.Path:
+    """Where the images of a cell stand as its task wants them, and the files of its scorer."""
+    name = "-".join(filter(None, [pathlib.Path(one.place).name, one.arm]))
+    return folder / "layout" / re.sub(r"[^\w.=+-]+", "_", name)
 
 
 def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
@@ -195,7 +219,7 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
       cell: its scores, which an arm that lets the judge choose needs.
 
     Returns:
-      What a user may want to open; nothing where the task has no layout or the choice is not made yet.
+      The folders; none where the task has no layout or the choice is not made yet.
     """
     task, way = one.benchmark, one.way
     if way is None or not one.docs or task.place(one.docs[0], 0) is None:
@@ -217,9 +241,10 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
                 ranked = [found[number] for number in sorted(found)]
                 scores = [(float(taken[3] in kept), taken[4]) for taken in ranked]
                 images.append(ranked[chosen(way, scores)][:3])
-        name = re.sub(r"[^\w.=+-]+", "_", f"{pathlib.Path(one.place).name}-{one.arm}")
-        written += task.lay_out(folder / "layout" / name / f"seed_{seed}", images)
-        written.append(folder / "layout" / name / f"seed_{seed}")
+        if images:
+            written.append(_layout(folder, one) / f"seed_{seed}")
+            task.lay_out(written[-1], images)
+            task.write_layout(written[-1])
     return written
 
 

@@ -203,8 +203,8 @@ def make_cell(
     seeds: Sequence[int],
     verdicts: Iterable[Mapping[str, Any]],
     **known: Any,
-) -> Cell:
-    """Adds up the verdicts on the images of an arm.
+) -> tuple[Cell, list[Row]]:
+    """Adds up the verdicts on the images of an arm; returns the cell, and what it was made from.
 
     Args:
       task, docs: the benchmark, and those of its prompts that were asked for.
@@ -246,7 +246,7 @@ def make_cell(
             judged.count(seen, row["facts"]["stopped"])
     groups = list(dict.fromkeys(doc.group for doc in docs))
     present = [group for group in groups if any(one.group == group for one in outcomes)]
-    return Cell(
+    cell = Cell(
         task=task.name,
         version=task.version,
         arm=arm.name if arm else "images",
@@ -261,6 +261,7 @@ def make_cell(
         summary=dict(task.summary(rows)),
         **known,
     )
+    return cell, rows
 
 
 def _outcome(row: Mapping[str, Any], doc: Doc, index: int) -> Outcome:

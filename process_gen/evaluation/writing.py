@@ -34,6 +34,9 @@ from process_gen.reports.table import table
 Judged = tuple[Asked, Judge, Cell]
 """A cell as it was asked for, its judge, and its scores."""
 
+Shown = tuple[Asked, Judge | None, Cell | None]
+"""The same, without what is unknown where nobody judges."""
+
 THUMBNAIL = 320
 """Pixels of the longer side of an image on the page."""
 
@@ -73,15 +76,14 @@ def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
 
 
 def write_results(
-    folder: pathlib.Path, judged: Sequence[Judged], config: Mapping[str, Any], pictures: int = 24
+    folder: pathlib.Path, judged: Sequence[Judged], config: Mapping[str, Any]
 ) -> list[pathlib.Path]:
-    """Writes everything that the module names; returns the files to look at.
+    """Writes everything that the module names but the page; returns the files to look at.
 
     Args:
       folder: of the evaluation.
       judged: the cells.
       config: of the training run, as JSON; empty where there is none.
-      pictures: trajectories of each cell on the page; 0 leaves the page out.
     """
     cells = [cell for _, _, cell in judged]
     known = {
@@ -105,8 +107,6 @@ def write_results(
         if points := _costs(found):
             name = name.replace("results", "cost")
             written.append(plots.points(points, folder / name, task, "Euler steps per image", "score"))
-    if pictures:
-        written.append(write_page(folder, judged, pictures))
     return written
 
 
@@ -152,24 +152,26 @@ def _costs(cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, float, 
     return found if len(found) > 1 else {}
 
 
-def write_page(folder: pathlib.Path, judged: Sequence[Judged], pictures: int) -> pathlib.Path:
-    """The page: tables, and some trajectories of each cell."""
+def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> list[pathlib.Path]:
+    """The page: tables, and some trajectories of each cell; none where there is no picture to show."""
     shown, links = [], {}
-    for number, (asked, judge, cell) in enumerate(judged):
+    for number, (asked, judge, cell) in enumerate(cells):
         for one in pipeline.pictured(folder, asked, judge, cell, pictures, THUMBNAIL):
-            uid = f"{cell.arm}_{one.uid}" if len(judged) == 1 else f"{number}_{cell.arm}_{one.uid}"
+            uid = f"{asked.arm}_{one.uid}" if len(cells) == 1 else f"{number}_{asked.arm}_{one.uid}"
             links[uid] = [f"{asked.place}/{path}" for path in one.metadata.get("images", ())]
             shown.append(dataclasses.replace(one, uid=uid))
-    cells = [cell for _, _, cell in judged]
-    (headers, rows), *_ = (tables.group_table(found) for found in tables.by_task(cells).values())
-    first = judged[0][2]
+    if not shown:
+        return []
+    asked, judge, _ = cells[0]
     summary = {
-        "checkpoint": first.checkpoint.get("source", "unknown"),
-        "weights": first.checkpoint.get("which", "unknown"),
-        "benchmark": ", ".join(tables.by_task(cells)),
-        "judge": " ".join(first.judge.values()),
+        "checkpoint": asked.checkpoint.get("source", "unknown"),
+        "weights": asked.checkpoint.get("which", "unknown"),
+        "benchmark": ", ".join(dict.fromkeys(asked.task for asked, *_ in cells)),
+        "judge": f"{judge.name} ({judge.protocol})" if judge else "none",
     }
-    return page.write_page(folder / "index.html", shown, "Evaluation", summary, (headers, rows), links)
+    found = tables.by_task([cell for *_, cell in cells if cell is not None])
+    first = tables.group_table(next(iter(found.values()))) if found else None
+    return [page.write_page(folder / "index.html", shown, "Evaluation", summary, first, links)]
 
 
 def compare(
