@@ -216,6 +216,8 @@ def _asked(
             )
             for arm in arms
         ]  # fmt: skip
+    for one, of_arm in cells:
+        of_arm.check([draw.prompt for draw in one.wanted])
     return cells, restored.config
 
 

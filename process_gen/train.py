@@ -298,9 +298,8 @@ class Evaluation:
         elif "level" not in self.tasks.get("scenes", {"level": ""}):
             del self.tasks["scenes"]
             logging.info("no scenes benchmark: the data are no scenes, and eval.task_args names no level")
-        for task, options in self.tasks.items():
-            make_task(task, options).docs()
-        for prompt in config.eval.prompts:
+        asked = [doc.input for task, options in self.tasks.items() for doc in make_task(task, options).docs()]
+        for prompt in (*config.eval.prompts, *asked):
             encode_prompt(model, tokenizer, make_prompt(model, prompt, None))
 
     def make_sampler(self, state: TrainState) -> Sampler | None:

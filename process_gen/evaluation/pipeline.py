@@ -143,7 +143,7 @@ class Costly(Protocol):
     """A judge that says what its work will take before it begins."""
 
     def announce(self, docs: Sequence[Doc], images: int, size: tuple[int, int]) -> Any:
-        """Prints a line: so many images of each prompt, of height and width `size`."""
+        """Prints a line for so many images of each prompt, of height and width `size`."""
 
 
 def listing_of(folder: pathlib.Path, one: Asked, host: tuple[int, int] = (0, 1)) -> Listing:
@@ -173,10 +173,9 @@ def judge_cell(
 
     if isinstance(judge, Costly) and host[0] == 0:
         done = judging.judged(path)
-        waiting = sum(state.key not in done for state in states())
         size = one.settings.get("image_size", (1024, 1024))
-        if waiting:
-            judge.announce(one.docs, -(-waiting // len(one.docs)), tuple(size))
+        if waiting := [state.doc for state in states() if state.key not in done]:
+            judge.announce(waiting, 1, tuple(size))
     judging.judge_states(judge, states(), path, host, show)
 
 

@@ -143,6 +143,15 @@ class Sampler:
         """
         return _in_order(self.stream(prompts, seed, images), len(prompts))
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Whether prompts can be drawn, before anything is.
+
+        Raises:
+          PromptError: one is empty, too long, or holds what no text may hold.
+        """
+        for text in prompts:
+            encode_prompt(self.model, self.tokenizer, make_prompt(self.model, text, None))
+
     def stream(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> Iterator[Progress]:
         """Draws prompts and yields after every round of turns; see `sample`."""
         return self._run(self._rows_of(prompts, seed, images))

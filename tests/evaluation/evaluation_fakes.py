@@ -62,6 +62,9 @@ class TeacherSampler:
     def with_config(self, **changes):
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
+    def check(self, prompts):
+        """Every prompt can be drawn."""
+
     def draw(self, index: int, prompt: str, seed: int) -> SampledTrajectory:
         rng, request = np.random.default_rng(zlib.crc32(prompt.encode())), read_request(prompt)
         if self.config.mode is Mode.PROCESS:

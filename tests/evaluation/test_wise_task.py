@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from chat_fakes import endpoint
+from PIL import Image
 
 from process_gen.evaluation import wise
 from process_gen.evaluation.tasks import make_task
@@ -154,3 +155,38 @@ def test_official_files_are_read_back_to_the_same_scores(data, tmp_path, edition
     files = task.write_results(seeds, tmp_path / "seeds")
     assert sorted({path.parent.name for path in files}) == ["seed_0_image_0", "seed_1_image_0"]
     assert task.write_results([], tmp_path / "none") == []
+
+
+def test_a_run_that_loses_its_endpoint_goes_on_without_asking_twice(data, tmp_path, monkeypatch, capsys):
+    """Images of another program, a judge that costs money, and an endpoint that refuses in the middle."""
+    pytest.importorskip("openai")
+    from process_gen.evaluate import evaluate
+    from process_gen.evaluation import pipeline
+
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    theirs, asked = tmp_path / "theirs", []
+    theirs.mkdir()
+    for number in range(1, 11):
+        Image.fromarray(IMAGE).save(theirs / f"{number}.png")
+
+    def answer(number, body):
+        asked.append(body["messages"][1]["content"][0]["text"])
+        if number == 4:
+            return 401, {}, {"error": {"message": "this key is not known"}}
+        return "Score: 1" if '"p3 ' not in asked[-1] else "perhaps"
+
+    with endpoint(answer) as served:
+        options = {"data": data, "model": "m", "base_url": served.url, "edition": "verified", "workers": "1"}
+        cell = pipeline.ask_foreign("wise", options, str(theirs), 0, 0)
+        with pytest.raises(TaskError, match="key"):
+            evaluate([(cell, None)], tmp_path / "out", pictures=0)
+        text, _, (found,) = evaluate([(cell, None)], tmp_path / "out", pictures=0)
+        assert "10 requests" in capsys.readouterr().out
+        assert len(found.outcomes) == 9 and found.unjudged == 1 and "unjudged" in text
+        again = len(asked)
+        evaluate([(cell, None)], tmp_path / "out", pictures=0)
+    right = [text for text in asked[:again] if '"p3 ' not in text]
+    assert len(set(right)) == 9 and len(right) <= 10, "but for the refused one, each is asked about once"
+    assert len(asked) == again + 3, "only the image without a verdict is asked about again"
+    official = sorted(path.name for path in (tmp_path / "out").rglob("*_scores_results.jsonl"))
+    assert official, "the official scorer's files are there"
