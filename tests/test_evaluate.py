@@ -98,7 +98,7 @@ def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp
         run(options(tmp_path / "both", compare=paths))
     text = run(options(tmp_path / "both", compare=paths, allow=["flow_steps"]))
     assert "plan_only flow_steps=20 - plan_only flow_steps=5" in text
-    assert (tmp_path / "both" / "comparison_scenes.png").exists()
+    assert (tmp_path / "both" / "comparison.png").exists()
     assert (tmp_path / "both" / "comparison.txt").read_text().strip() in text
     with pytest.raises(ResultsError, match="same results file is given twice"):
         run(options(tmp_path / "both", compare=[paths[0], paths[0]]))

@@ -19,6 +19,10 @@ MUST_AGREE = ("version", "prompts", "judge", "flow_steps")
 """What cells of one table have in common; of the judge it is name, revision and protocol."""
 
 
+FEW = 6
+"""Cells that stand side by side in columns; more of them are rows."""
+
+
 class Incomparable(ResultsError):
     """Cells that would mislead in one table; the message says what differs and how to allow it."""
 
@@ -52,14 +56,14 @@ def _told(cell: Cell, key: str) -> str:
     return str(cell.settings.get(key) if key == "flow_steps" else getattr(cell, key))
 
 
-def labels(cells: Sequence[Cell]) -> list[str]:
-    """A name for each cell: the arm, and whatever else tells it from the others."""
+def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
+    """A name for each cell: the arm, and whatever else tells it from the others, but for some settings."""
     facts = [
         {
             "checkpoint": cell.checkpoint.get("source", ""),
             "step": cell.checkpoint.get("step"),
             "which": cell.checkpoint.get("which", ""),
-            **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
+            **{key: value for key, value in cell.settings.items() if key not in (*_OF_ARMS, *without)},
         }
         for cell in cells
     ]
@@ -111,6 +115,17 @@ def _plain(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g}"
 
 
+def ranking(cells: Sequence[Cell]) -> Table:
+    """A row for each of many cells, the best one first: score and costs."""
+    rows = []
+    for name, cell in zip(labels(cells), cells, strict=True):
+        means, score = cell.means(), next(iter(cell.scores.values()), None)
+        costs = [f"{means[key]:.3g}" if means else None for key in COSTS]
+        rows.append([name, len(cell.outcomes), score, *costs])
+    rows.sort(key=lambda row: row[2].mean if row[2] else -1.0, reverse=True)
+    return ["cell", "images", "score (95% interval)", *COSTS.values()], rows
+
+
 def process_table(cells: Sequence[Cell]) -> Table:
     """What happened on the way, where there is something to tell; failures last."""
     rows: list[list[Any]] = []
@@ -129,7 +144,8 @@ def process_table(cells: Sequence[Cell]) -> Table:
 def comparison_table(cells: Sequence[Cell]) -> Table | None:
     """Every two cells with the same prompts, by the main score; None where there are no two.
 
-    P-values are corrected for the number of rows (Holm).
+    Of more than `FEW` cells each is compared with the first. P-values are corrected for the number of rows
+    (Holm).
     """
     found = list(_pairs(cells))
     corrected = holm([p for *_, p in found])
@@ -146,7 +162,10 @@ def _p(p: float) -> str:
 
 
 def _pairs(cells: Sequence[Cell]) -> Iterator[tuple[str, Interval, int, float]]:
-    for (first, a), (second, b) in itertools.combinations(zip(labels(cells), cells, strict=True), 2):
+    named = list(zip(labels(cells), cells, strict=True))
+    several = len(cells) > FEW
+    pairs = ((named[0], other) for other in named[1:]) if several else itertools.combinations(named, 2)
+    for (first, a), (second, b) in pairs:
         of_a, of_b = _by_image(a), _by_image(b)
         shared = [key for key in of_a if key in of_b]
         if not shared or not a.formulas or a.version != b.version:

@@ -27,6 +27,7 @@ from process_gen.common.files import whole
 from process_gen.evaluation import pipeline, results, tables
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.results import Cell
+from process_gen.evaluation.statistics import Interval
 from process_gen.evaluation.tasks.base import Judge
 from process_gen.reports import files, page, plots
 from process_gen.reports.table import table
@@ -70,7 +71,9 @@ def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
         tables.check_comparable(found, allow)
         judge = found[0].judge
         parts.append(f"{task}, judged by {judge['name']} ({judge['protocol']})")
-        made = [tables.group_table(found), tables.process_table(found), tables.comparison_table(found)]
+        few = len(found) <= tables.FEW
+        made = [tables.group_table(found), tables.process_table(found)] if few else [tables.ranking(found)]
+        made.append(tables.comparison_table(found))
         parts += [table(rows, headers) for headers, rows in filter(None, made) if rows]
     return "\n\n".join(parts)
 
@@ -99,14 +102,7 @@ def write_results(
     }
     written = [results.save(folder / "results.json", cells, known)]
     _write_lines(folder, judged)
-    for task, found in tables.by_task(cells).items():
-        name = "results.png" if len(tables.by_task(cells)) == 1 else f"results_{task}.png"
-        shown = {label: row for label, row in tables.bars(found).items() if row}
-        if shown:
-            written.append(plots.bars(shown, folder / name, title=task, ylabel="score, 95% interval"))
-        if points := _costs(found):
-            name = name.replace("results", "cost")
-            written.append(plots.points(points, folder / name, task, "Euler steps per image", "score"))
+    written += _plots(folder, cells, "results")
     return written
 
 
@@ -142,14 +138,30 @@ def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in COLUMNS.names} | costs | held
 
 
-def _costs(cells: Sequence[Cell]) -> dict[str, tuple[float, tuple[float, float, float]]]:
-    """Euler steps per image and score of each cell, where there are several to compare."""
-    found = {
-        name: (cell.means()["sampling_steps"], next(iter(cell.scores.values())))
-        for name, cell in zip(tables.labels(cells), cells, strict=True)
-        if cell.means() and cell.scores
-    }
-    return found if len(found) > 1 else {}
+def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathlib.Path]:
+    """For each task groups and scores of few cells, and score against Euler steps of several."""
+    written, by_task = [], tables.by_task(cells)
+    for task, found in by_task.items():
+        end = ".png" if len(by_task) == 1 else f"_{task}.png"
+        shown = {label: row for label, row in tables.bars(found).items() if row}
+        if shown and len(found) <= tables.FEW:
+            written.append(
+                plots.bars(shown, folder / f"{stem}{end}", title=task, ylabel="score, 95% interval")
+            )
+        if series := _costs(found):
+            name = f"cost{end}" if stem == "results" else f"{stem}_cost{end}"
+            written.append(plots.points(series, folder / name, task, "Euler steps per image", "score"))
+    return written
+
+
+def _costs(cells: Sequence[Cell]) -> dict[str, list[tuple[float, Interval]]]:
+    """Series of cells that differ in the steps of an image alone: Euler steps per image, and score."""
+    found: dict[str, list[tuple[float, Interval]]] = {}
+    for name, cell in zip(tables.labels(cells, without=("flow_steps",)), cells, strict=True):
+        if cell.means() and cell.scores:
+            point = cell.means()["sampling_steps"], next(iter(cell.scores.values()))
+            found.setdefault(name, []).append(point)
+    return found if sum(map(len, found.values())) > 1 else {}
 
 
 def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> list[pathlib.Path]:
@@ -187,8 +199,5 @@ def compare(
         raise results.ResultsError("the same results file is given twice")
     cells = [cell for path in paths for cell in results.load(path)]
     text, folder = text_of(cells, allow), files.check_writable(folder)
-    written = [
-        plots.bars(tables.bars(found), folder / f"comparison_{task}.png", title=f"comparison: {task}")
-        for task, found in tables.by_task(cells).items()
-    ]
+    written = _plots(folder, cells, "comparison")
     return text, [*written, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]

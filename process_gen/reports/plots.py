@@ -57,23 +57,25 @@ def bars(
 
 
 def points(
-    results: Mapping[str, tuple[float, tuple[float, float, float]]],
+    results: Mapping[str, Sequence[tuple[float, tuple[float, float, float]]]],
     path: str | os.PathLike[str],
     title: str,
     xlabel: str,
     ylabel: str,
 ) -> pathlib.Path:
-    """A point with a whisker for each result.
+    """A line of points with whiskers for each series.
 
     Args:
-      results: name -> x and (mean, low, high).
+      results: name -> points, each x and (mean, low, high).
       path: the PNG to write.
       title, xlabel, ylabel: plain text.
     """
-    figure, axes = _axes((7.0, 4.6), title)
-    for name, (x, (mean, low, high)) in results.items():
-        whisker = [[mean - low], [high - mean]]
-        axes.errorbar([x], [mean], yerr=whisker, fmt="o", capsize=2.5, label=_plain(name))
+    figure, axes = _axes((7.0, 4.2 + 0.2 * -(-len(results) // 2)), title)
+    for name, found in results.items():
+        x, values = zip(*sorted(found), strict=True)
+        mean, low, high = np.array(values).T
+        whisker = {"elinewidth": 1.0, "capsize": 2.5}
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], marker="o", label=_plain(name), **whisker)
     axes.set_xlabel(_plain(xlabel))
     axes.set_ylabel(_plain(ylabel))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
