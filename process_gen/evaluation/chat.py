@@ -94,7 +94,7 @@ class ChatJudge:
         self._sampling = {name: value for name, value in asked.items() if value is not None}
         self.revision = f"{options.revision or 'as served'}, asked {self._hash(question.template)[:8]}"
         base_url = options.base_url or os.environ.get(URL, "")
-        self._key = os.environ.get(KEY, "")
+        self._key = _read_key()
         if not self._key and not base_url:
             raise TaskError(f"no key for {options.model}: set {KEY}, or base_url for an endpoint without one")
         self._endpoint = _endpoint(base_url)
@@ -124,9 +124,7 @@ class ChatJudge:
         for _ in range(self._options.tries):
             replies.append(reply := self._ask(doc, text, url))
             if (found := self._question.read(reply["answer"])) is not None:
-                if kept is not None:
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    files.write_json(kept, reply)
+                _keep(kept, reply)
                 return dataclasses.replace(found, raw=reply)
             self._count(unparsed=1)
         message = f"{doc.doc_id}: none of {len(replies)} answers parses, the last: {reply['answer'][:80]!r}"
@@ -240,15 +238,24 @@ def _check(options: ChatTask) -> None:
         raise TaskError(f"{options.name}.timeout must be above 0 seconds, got {options.timeout}")
 
 
+def _read_key() -> str:
+    """The key, without the line end that comes along when it is read from a file."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):  # no header can hold it, and errors would show it
+        raise TaskError(f"{KEY} holds a letter that no key has: a line break, or none of ASCII")
+    return key
+
+
 def _endpoint(base_url: str) -> str:
     """What messages call an endpoint."""
+    if set("@?#") & set(base_url):  # first, since the next error shows it
+        raise TaskError(f"base_url holds a user, a password or a query; a key goes into {KEY}")
     try:
         parts = urllib.parse.urlsplit(base_url or "https://api.openai.com/v1")
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
     except ValueError:
-        parts = urllib.parse.SplitResult("", "", "", "", "")
-    if parts.username or parts.password or parts.query:
-        raise TaskError(f"base_url holds a user, a password or a query; a key goes into {KEY}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+        valid = False
+    if not valid:
         raise TaskError(f"base_url must be a URL as http://localhost:8000/v1, got {base_url!r}")
     return parts.geturl()
 
@@ -287,3 +294,12 @@ def _read_kept(path: pathlib.Path | None) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return reply if isinstance(reply, dict) and isinstance(reply.get("answer"), str) else None
+
+
+def _keep(path: pathlib.Path | None, reply: Mapping[str, Any]) -> None:
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, reply)
+    except OSError as error:
+        raise TaskError(f"cannot keep answers, cache={path.parent.parent}: {error}") from error
