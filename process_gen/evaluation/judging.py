@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -140,15 +141,20 @@ def judge_states(
     done = judged(path)
     own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
     mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
-    shown = time.monotonic()
+    shown, stopped = time.monotonic(), []
     with futures.ThreadPoolExecutor(judge.workers) as pool, _growing(own) as file:
-        waiting: dict[futures.Future, State] = {}
-        for number, one in enumerate(_asked(pool, judge, mine, waiting), 1):
+        going = itertools.takewhile(lambda _: not stopped, mine)
+        for number, one in enumerate(_asked(pool, judge, going), 1):
             file.write(json.dumps(one, allow_nan=False).encode() + b"\n")
             file.flush()
-            if show and time.monotonic() > shown + _EVERY:
+            if show and not stopped and time.monotonic() > shown + _EVERY:
                 shown = time.monotonic()
-                show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
+                try:
+                    show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
+                except Exception as problem:  # raised again when what is under way is written
+                    stopped.append(problem)
+    if stopped:
+        raise stopped[0]
 
 
 @contextlib.contextmanager
@@ -164,26 +170,39 @@ def _growing(path: pathlib.Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _asked(
-    pool: futures.Executor, judge: Judge, states: Iterable[State], waiting: dict[futures.Future, State]
-) -> Iterator[dict[str, Any]]:
-    """Lines as they come, with few images under way, so that memory does not grow with their number."""
-    try:
-        for state in states:
-            waiting[pool.submit(_line, judge, state)] = state
-            if len(waiting) >= 2 * judge.workers:
-                yield from _finished(waiting, futures.FIRST_COMPLETED)
-        while waiting:
-            yield from _finished(waiting, futures.FIRST_COMPLETED)
-    finally:
-        for future in waiting:
-            future.cancel()
+def _asked(pool: futures.Executor, judge: Judge, states: Iterable[State]) -> Iterator[dict[str, Any]]:
+    """Lines as they come, with few images under way, so that memory does not grow with their number.
 
+    Where one of them ends the work, the others that are under way are waited for first: they may have cost
+    something.
+    """
+    waiting: set[futures.Future] = set()
+    problems: list[BaseException] = []
 
-def _finished(waiting: dict[futures.Future, State], when: str) -> Iterator[dict[str, Any]]:
-    for future in futures.wait(waiting, return_when=when).done:
-        del waiting[future]
-        yield future.result()
+    def finished() -> Iterator[dict[str, Any]]:
+        done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+        waiting.difference_update(done)
+        for future in done:
+            if future.cancelled():
+                continue
+            if (problem := future.exception()) is not None:
+                problems.append(problem)
+            else:
+                yield future.result()
+
+    for state in states:
+        waiting.add(pool.submit(_line, judge, state))
+        if len(waiting) >= 2 * judge.workers:
+            yield from finished()
+        if problems:
+            break
+    while waiting:
+        if problems:
+            for future in waiting:
+                future.cancel()
+        yield from finished()
+    if problems:
+        raise problems[0]
 
 
 def _line(judge: Judge, state: State) -> dict[str, Any]:

@@ -246,13 +246,16 @@ def make_cell(
             judged.count(seen, row["facts"]["stopped"])
     groups = list(dict.fromkeys(doc.group for doc in docs))
     present = [group for group in groups if any(one.group == group for one in outcomes)]
+    formulas = task.formulas(present) if present else {}
+    if task.whole and (there := len({one.doc_id for one in outcomes})) < (of := len(task.docs())):
+        formulas = {f"{name} ({there:,} of {of:,} prompts)": weights for name, weights in formulas.items()}
     cell = Cell(
         task=task.name,
         version=task.version,
         arm=arm.name if arm else "images",
         seeds=list(seeds),
         outcomes=tuple(outcomes),
-        formulas=task.formulas(present) if present else {},
+        formulas=formulas,
         wanted=len(docs) * len(seeds) * task.images * candidates,
         judged=sum(map(len, finals.values())),
         unjudged=len({uid for uid, _, _ in failed}),

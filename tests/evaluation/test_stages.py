@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -266,3 +267,36 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     path.write_text(json.dumps(settings | {"digest": "other"}))
     with pytest.raises(ReportError, match="digest 'other', not '0'"):
         evaluated(tmp_path, per_group=1)
+
+
+class Paid:
+    """Takes a while over each image, and cannot go on at the fourth."""
+
+    name, revision, protocol, workers = "paid", "1", "colours", 4
+
+    def __init__(self, fails: bool):
+        self.fails, self.shown = fails, []
+
+    def __call__(self, doc, image):
+        self.shown.append(doc.doc_id)
+        if self.fails and len(self.shown) == 4:
+            raise TaskError("no key")
+        time.sleep(0.05)
+        return Judgement(1.0)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_is_under_way_is_written_before_the_work_ends(tmp_path, fails, monkeypatch):
+    monkeypatch.setattr(judging, "_EVERY", 0)
+    states = []
+    for number in range(40):
+        put(tmp_path, f"{number}", 0, 9)
+        doc, path = Doc(str(number), "x", "a"), tmp_path / f"{number}_0.png"
+        states.append(judging.State((str(number), 0, "final"), doc, path, path.name, {"final": True}))
+    judge, path = Paid(fails), tmp_path / "verdicts" / "paid.jsonl"
+    with pytest.raises(TaskError if fails else Killed):
+        judging.judge_states(judge, states, path, show=None if fails else killed_after(2))
+    written = [row["doc_id"] for row in judging.read_verdicts(path)]
+    assert len(judge.shown) < 40 and len(written) == len(judge.shown) - fails
+    judging.judge_states(Paid(False), states, path)
+    assert len(judging.judged(path)) == 40 == len(list(judging.read_verdicts(path)))

@@ -189,4 +189,5 @@ def test_a_run_that_loses_its_endpoint_goes_on_without_asking_twice(data, tmp_pa
     assert len(set(right)) == 9 and len(right) <= 10, "but for the refused one, each is asked about once"
     assert len(asked) == again + 3, "only the image without a verdict is asked about again"
     official = sorted(path.name for path in (tmp_path / "out").rglob("*_scores_results.jsonl"))
+    assert all(name.endswith("(9 of 1,000 prompts)") for name in found.formulas), found.formulas
     assert official, "the official scorer's files are there"

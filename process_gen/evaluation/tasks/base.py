@@ -129,12 +129,14 @@ class Task(abc.ABC):
       name: in commands and tables.
       version: goes up when prompts, layout or the way scores add up change.
       traced: whether plans and drafts can be read exactly, so that `process` counts what happened.
+      whole: whether its scores bear their names over all of its prompts only.
       images: of each prompt.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
     traced: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     images: int = 1
 
     @abc.abstractmethod

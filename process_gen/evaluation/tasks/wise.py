@@ -82,6 +82,7 @@ class Wise(ChatTask):
 
     name: ClassVar[str] = "wise"
     version: ClassVar[str] = "1"
+    whole: ClassVar[bool] = True
     data: str = ""
     edition: wise.EditionName = "legacy"
     rubric: str = ""
