@@ -243,7 +243,6 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
         if images:
             written.append(_layout(folder, one) / f"seed_{seed}")
             task.lay_out(written[-1], images)
-            task.write_layout(written[-1])
     return written
 
 

@@ -172,7 +172,7 @@ class Task(abc.ABC):
     def lay_out(
         self, folder: str | os.PathLike[str], images: Iterable[tuple[Doc, int, pathlib.Path]]
     ) -> Sequence[pathlib.Path]:
-        """Puts images where the task's own tools look for them; returns the files that it wrote.
+        """Puts images and what `write_layout` adds where the task's own tools look; returns the files.
 
         Args:
           folder: of the layout; made where there is none.
@@ -189,7 +189,7 @@ class Task(abc.ABC):
                 with files.whole(target) as scratch:
                     shutil.copyfile(path, scratch)
                 written.append(target)
-        return written
+        return [*written, *self.write_layout(folder)]
 
     def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
         """Writes what its tools want beside the images into the folder of its layout; returns the files."""
