@@ -44,7 +44,7 @@ class Outcome:
       uid: names the trajectory, or the file.
       score: of the final image, from 0 to 1.
       failures: kinds of the judge's list.
-      facts: `FACTS` and `stopped`; empty where unknown.
+      facts: `FACTS` and `stopped`, Euler steps and seconds of all candidates; empty where unknown.
     """
 
     doc_id: str
@@ -237,7 +237,7 @@ def make_cell(
         found = finals[name, seed, index]
         ranked = [found[number] for number in sorted(found)]
         row = ranked[chosen(arm, [(one["score"], one.get("facts", {})) for one in ranked]) if arm else 0]
-        outcomes.append(_outcome(row, by_doc[name], index))
+        outcomes.append(_outcome(row, by_doc[name], index, ranked))
         rows.append(Row(by_doc[name], seed, index, _judgement(row)))
         if "process" in row:
             counts = (counts or Counts()) + Counts.from_json(row["process"])
@@ -267,7 +267,16 @@ def make_cell(
     return cell, rows
 
 
-def _outcome(row: Mapping[str, Any], doc: Doc, index: int) -> Outcome:
+_OF_ALL = ("sampling_steps", "seconds")
+"""What every candidate for an image costs, also those that are not taken."""
+
+
+def _outcome(
+    row: Mapping[str, Any], doc: Doc, index: int, candidates: Sequence[Mapping[str, Any]]
+) -> Outcome:
+    facts = row.get("facts", {})
+    if facts:
+        facts = facts | {name: sum(one["facts"][name] for one in candidates) for name in _OF_ALL}
     return Outcome(
         doc_id=doc.doc_id,
         doc_hash=doc.doc_hash,
@@ -278,7 +287,7 @@ def _outcome(row: Mapping[str, Any], doc: Doc, index: int) -> Outcome:
         uid=row["uid"],
         score=row["score"],
         failures=tuple(row["failures"]),
-        facts=row.get("facts", {}),
+        facts=facts,
     )
 
 

@@ -105,6 +105,7 @@ def test_best_of_takes_what_its_inspections_or_the_judge_like_best(tmp_path):
     assert {one.uid.split("_")[-2] for one in judge.outcomes} == {"1"}
     assert {one.uid.split("_")[-2] for one in process.outcomes} == {"0"}
     assert (own.wanted, process.wanted) == (36, 9) and process.scores["score"].mean == 0
+    assert own.means()["sampling_steps"] == 4 * process.means()["sampling_steps"], "all of them were drawn"
 
 
 @pytest.mark.parametrize(
