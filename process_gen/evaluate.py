@@ -19,6 +19,7 @@ from process_gen.experiment import cli  # before what reads its settings when it
 # isort: split
 import ast
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.tasks import TASKS, make_task
-from process_gen.evaluation.tasks.base import TaskError
+from process_gen.evaluation.tasks.base import Judge, TaskError
+from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files
 from process_gen.sampling import Sampler
 from process_gen.weights import restore
@@ -78,13 +80,13 @@ def evaluate(
       TaskError, ResultsError, ReportError: bad input; the message is fit for a user.
     """
     root, lead = files.check_writable(folder), host[0] == 0
-    if stage in ("all", "images"):
-        _draw(cells, root, show, warm, host)
     text, written = "", []
     asked = [one for one, _ in cells]
+    judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
+    if stage in ("all", "images"):
+        _draw(cells, root, show, warm, host)
     if lead and stage in ("all", "images"):
         written = [path for one in asked for path in pipeline.lay_out(root, one)]
-    judges = [one.benchmark.judge() for one in asked] if stage != "images" else []
     judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
     if stage in ("all", "judge"):
         for one, judge in judged:
@@ -99,14 +101,28 @@ def evaluate(
             scored.append((one, judge, cell))
             written += official
     if scored:
-        text = writing.text_of([cell for *_, cell in scored], allow)
         written += writing.write_results(root, scored, config or {})
     cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
     written += writing.write_page(
         root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
     )
     written += [path for one, _, cell in scored for path in pipeline.lay_out(root, one, cell)]
+    for one, _ in judged:
+        if not any(one is there for there, *_ in scored):
+            text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
+    if scored:  # what cannot be compared is refused when everything is written
+        text += writing.text_of([cell for *_, cell in scored], allow)
     return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
+
+
+def _judges(asked: Sequence[Asked]) -> list[Judge | None]:
+    """The judge of each cell, one for all cells with the same task and options."""
+    made: dict[tuple[str, str], Judge | None] = {}
+    for one in asked:
+        key = (one.task, repr(sorted(one.options.items())))
+        if key not in made:
+            made[key] = one.benchmark.judge()
+    return [made[one.task, repr(sorted(one.options.items()))] for one in asked]
 
 
 def _draw(
@@ -146,22 +162,22 @@ def run(values: Any, show: Show | None = None) -> str:
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
     """
+    check_name(values.stage, STAGES, "stage", TaskError)
+    check_name(values.states, judging.STATES, "kind of states", TaskError)
+    for name in values.allow:
+        check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
     if values.compare:
         text, written = writing.compare(values.compare, _folder(values), values.allow)
         return "\n".join([text, "", *map(str, written)])
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     hosts.initialize()
-    check_name(values.stage, STAGES, "stage", TaskError)
-    check_name(values.states, judging.STATES, "kind of states", TaskError)
-    for name in values.allow:
-        check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
     options = options_of(values.task_args, values.tasks)
     config: Mapping[str, Any] = {}
     if values.images:
         told = (values.images, values.limit, values.per_group)
-        cells = [(pipeline.ask_foreign(task, options[task], *told), None) for task in values.tasks]
+        cells = [(pipeline.ask_foreign(task, options[task], *told), None) for task in options]
     elif values.stage in ("judge", "report"):
-        cells = [(one, None) for one in _remembered(values)]
+        cells = [(one, None) for one in _remembered(values, options)]
     else:
         cells, config = _asked(values, options)
     folder = files.check_writable(_folder(values))
@@ -197,10 +213,12 @@ def _asked(
         "digest": restored.digest,
         "dtype": sampler.model.config.dtype,
     }
-    arms = values.arms or [sampler.config.mode.value]
-    seeds = [_whole("--seeds", text) for text in values.seeds]
+    arms = list(dict.fromkeys(values.arms)) or [sampler.config.mode.value]
+    seeds = list(dict.fromkeys(_whole("--seeds", text) for text in values.seeds))
+    if not seeds:
+        raise TaskError("--seeds is empty: give one, such as --seeds=0")
     cells = []
-    for task in values.tasks:
+    for task in options:
         told = dict(options[task])
         if task == "scenes":
             if restored.level_name is None and "level" not in told:
@@ -209,6 +227,7 @@ def _asked(
                     "level of the scenes world (--task_args=scenes.level=default)"
                 )
             told.setdefault("level", restored.level_name)
+            told.setdefault("per_group", str(max(values.per_group, Scenes.per_group)))
         cells += [
             pipeline.ask(
                 sampler, task, told, arm, seeds,
@@ -221,8 +240,11 @@ def _asked(
     return cells, restored.config
 
 
-def _remembered(values: Any) -> list[Asked]:
-    """Cells of an evaluation whose images are there, those of the tasks and arms that are named."""
+def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[Asked]:
+    """Cells of an evaluation whose images are there, those of the tasks and arms that are named.
+
+    Options of the command line, those of another judge above all, take the place of what was noted.
+    """
     found = pipeline.remembered(pathlib.Path(_folder(values)))
     wanted = [
         one for one in found if one.task in values.tasks and (not values.arms or one.arm in values.arms)
@@ -231,7 +253,7 @@ def _remembered(values: Any) -> list[Asked]:
         raise TaskError(
             f"{_folder(values)} holds no images of such a task and arm: --stage=images draws them"
         )
-    return wanted
+    return [dataclasses.replace(one, options={**one.options, **options[one.task]}) for one in wanted]
 
 
 def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -242,7 +264,7 @@ def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str
     """
     for task in tasks:
         check_name(task, TASKS, "task", TaskError)
-    found: dict[str, dict[str, str]] = {task: {} for task in tasks}
+    found: dict[str, dict[str, str]] = {task: {} for task in dict.fromkeys(tasks)}
     for word in words:
         name, equals, value = word.partition("=")
         task, dot, option = name.partition(".")

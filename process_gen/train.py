@@ -52,6 +52,7 @@ from process_gen.evaluation import pipeline
 from process_gen.evaluation.results import Cell
 from process_gen.evaluation.tasks import make_task
 from process_gen.evaluation.tasks.base import TaskError
+from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders, vocabulary
 from process_gen.models.unified import UnifiedModel
 from process_gen.reports import plots
@@ -295,10 +296,15 @@ class Evaluation:
         self.tasks = evaluate.options_of(config.eval.task_args, config.eval.tasks)
         if config.data.source == "scenes" and "scenes" in self.tasks:
             self.tasks["scenes"].setdefault("level", config.data.level)
+            most = max(config.eval.per_group, config.eval.final_per_group, Scenes.per_group)
+            self.tasks["scenes"].setdefault("per_group", str(most))
         elif "level" not in self.tasks.get("scenes", {"level": ""}):
             del self.tasks["scenes"]
             logging.info("no scenes benchmark: the data are no scenes, and eval.task_args names no level")
-        asked = [doc.input for task, options in self.tasks.items() for doc in make_task(task, options).docs()]
+        tasks = [make_task(task, options) for task, options in self.tasks.items()]
+        for task in tasks:
+            task.judge()
+        asked = [doc.input for task in tasks for doc in task.docs()]
         for prompt in (*config.eval.prompts, *asked):
             encode_prompt(model, tokenizer, make_prompt(model, prompt, None))
 

@@ -9,8 +9,8 @@
     best_of_judge=4      of four trajectories, the one that the judge likes best: an upper bound, no method
     rewritten=FILE       other words for the prompts: JSONL of `doc_id` and `prompt`; judged by the original
 
-Joined with `+`: `no_inspection+steps=2`. Arms with the same settings share what is drawn: the first of
-`best_of=4` is the image of `process`.
+Joined with `+`: `no_inspection+steps=2`. Arms with the same settings share what is drawn: where a prompt has
+one image, the first of `best_of=4` is that of `process`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class Draw:
     @property
     def uid(self) -> str:
         """Its name on disk: prompt, seed and index, and a hash of what was asked."""
-        asked = hashlib.sha256(json.dumps([self.doc.doc_hash, self.prompt]).encode()).hexdigest()
+        words = [self.doc.doc_id, self.doc.doc_hash, self.prompt]
+        asked = hashlib.sha256(json.dumps(words).encode()).hexdigest()
         plain = re.sub(r"[^\w.-]+", "_", self.doc.doc_id, flags=re.ASCII)[:60]
         return f"{plain}_s{self.seed}_{self.index}_{asked[:8]}"
 

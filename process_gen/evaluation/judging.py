@@ -35,6 +35,9 @@ from process_gen.trajectory.record import Record, to_json
 STATES = ("all", "final")
 """Which images of a trajectory are judged."""
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises of a file that is no image, or half of one."""
+
 _EVERY = 1.0  # seconds between two lines of progress
 
 FINAL = "final"
@@ -115,7 +118,8 @@ def foreign_states(task: Task, folder: pathlib.Path, docs: Sequence[Doc]) -> Ite
         if doc.doc_id in wanted:
             fields = {"seed": 0, "index": index, "final": True}
             shown = path.relative_to(folder).as_posix()
-            yield State((shown, 0, FINAL), doc, path, shown, fields)
+            content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # another image is another state
+            yield State((f"{shown} {content}", 0, FINAL), doc, path, shown, fields)
 
 
 def judge_states(
@@ -190,12 +194,18 @@ def _asked(pool: futures.Executor, judge: Judge, states: Iterable[State]) -> Ite
             else:
                 yield future.result()
 
-    for state in states:
+    states = iter(states)
+    while not problems:
+        try:
+            state = next(states)
+        except StopIteration:
+            break
+        except Exception as problem:  # raised again when what is under way is written
+            problems.append(problem)
+            break
         waiting.add(pool.submit(_line, judge, state))
         if len(waiting) >= 2 * judge.workers:
             yield from finished()
-        if problems:
-            break
     while waiting:
         if problems:
             for future in waiting:
@@ -226,7 +236,7 @@ def _read(path: pathlib.Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise TaskError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
@@ -243,10 +253,19 @@ def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
                     continue
                 try:
                     row = from_json(line)
-                    _key(row)
+                    _check(row)
                 except (ValueError, KeyError, TypeError) as error:
                     raise TaskError(f"{part}:{number} is no verdict ({error})") from None
                 yield row
+
+
+def _check(row: Mapping[str, Any]) -> None:
+    """Whether a line has what scores are made from; KeyError, TypeError or ValueError where it has not."""
+    _key(row)
+    named = all(isinstance(row[name], str) for name in ("uid", "role", "doc_id", "doc_hash"))
+    numbered = all(isinstance(row[name], int) for name in ("step", "seed", "index", "final"))
+    if not named or not numbered or not ("error" in row or isinstance(row["score"], int | float)):
+        raise ValueError("a field is missing or of another kind")
 
 
 def judged(path: pathlib.Path) -> set[tuple[str, int, str]]:

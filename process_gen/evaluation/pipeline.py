@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
+import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,11 +26,15 @@ from process_gen.evaluation.draws import Draw, Show
 from process_gen.evaluation.results import Cell, make_cell
 from process_gen.evaluation.tasks import make_task
 from process_gen.evaluation.tasks.base import Doc, Judge, Task, TaskError
+from process_gen.reports import files as reports
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.trajectory.sampled import SampledTrajectory
 
 CELLS = "cells.json"
+
+WHICH_PROMPTS = ("data", "metadata", "edition", "categories", "level", "split", "groups", "prompt_seed")
+"""Options of tasks that say which prompts they have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +64,9 @@ class Asked:
     settings: Mapping[str, Any]
 
     @property
-    def name(self) -> tuple[str, str, str]:
-        """What tells it from the others of an evaluation."""
-        return self.place, self.arm, json.dumps(dict(self.options), sort_keys=True)
+    def name(self) -> tuple[str, ...]:
+        """What tells it from the others: not who judges it, nor how many prompts it takes."""
+        return self.place, self.arm, *(str(self.options.get(key, "")) for key in WHICH_PROMPTS)
 
     @functools.cached_property
     def benchmark(self) -> Task:
@@ -98,11 +103,19 @@ def ask(
     Raises:
       TaskError, SamplerError: the task, the arm or the settings cannot be.
     """
+    options = {key: _absolute(value) for key, value in options.items()}
     way, benchmark = make_arm(arm), make_task(task, options)
+    if way.choose == "judge" and way.candidates > 1 and benchmark.judge() is None:
+        raise TaskError(f"arm {arm}: nobody judges {task} here, so nobody can choose")
     of_arm = sampler.with_config(**way.settings)
     place, settings = draws.place(benchmark, way, checkpoint, of_arm)
     told = (task, dict(options), arm, list(seeds), limit, per_group, place, "", dict(checkpoint), settings)
     return Asked(*told), of_arm
+
+
+def _absolute(value: str) -> str:
+    """An option as it means the same from any folder."""
+    return os.path.abspath(value) if os.path.exists(value) else value
 
 
 def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, per_group: int) -> Asked:
@@ -111,6 +124,11 @@ def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, 
     place = f"foreign/{re.sub(r'[^A-Za-z0-9.-]+', '_', pathlib.Path(folder).name)}"
     place += f"-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
     source = {"source": folder, "which": "", "digest": ""}
+    options = {key: _absolute(value) for key, value in options.items()}
+    if not os.path.isdir(folder):
+        raise TaskError(f"--images: there is no folder {folder}")
+    if make_task(task, options).judge() is None:
+        raise TaskError(f"nobody judges {task} here: its own tools read {folder}")
     return Asked(task, dict(options), "", [0], limit, per_group, place, folder, source, {})
 
 
@@ -118,6 +136,14 @@ def remember(folder: pathlib.Path, cells: Iterable[Asked]) -> None:
     """Notes cells in `cells.json`, so that later stages need neither the model nor the flags."""
     known = {one.name: one for one in remembered(folder)} | {one.name: one for one in cells}
     files.write_json(folder / CELLS, [dataclasses.asdict(one) for one in known.values()], indent=1)
+
+
+_KINDS = {
+    **dict.fromkeys(("options", "checkpoint", "settings"), dict),
+    **dict.fromkeys(("limit", "per_group"), int),
+    "seeds": list,
+}
+"""Of the fields of `Asked` in a file; the others are texts."""
 
 
 def remembered(folder: pathlib.Path) -> list[Asked]:
@@ -130,8 +156,15 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
     if not path.exists():
         return []
     try:
-        return [Asked(**one) for one in files.read_json(path)]
-    except (ValueError, TypeError) as error:
+        found = [Asked(**one) for one in files.read_json(path)]
+        for one in found:
+            for field in dataclasses.fields(Asked):
+                kind = _KINDS.get(field.name, str)
+                if not isinstance(getattr(one, field.name), kind):
+                    raise TypeError(f"{field.name} is no {kind.__name__}")
+            reports.inside(folder, one.place)
+        return found
+    except (OSError, ValueError, TypeError) as error:
         raise TaskError(f"{path} is no list of cells ({error}): move it away to start over") from None
 
 
@@ -146,13 +179,14 @@ class Costly(Protocol):
         """Prints a line for so many images of each prompt, of height and width `size`."""
 
 
-def listing_of(folder: pathlib.Path, one: Asked, host: tuple[int, int] = (0, 1)) -> Listing:
-    """The images of a cell and room for more. Of several hosts, the first has to be through first.
+def listing_of(folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None) -> Listing:
+    """The images of a cell as they are, or with room for those that `host` draws (the first host first).
 
     Raises:
       ReportError: the folder cannot be written, or holds something else.
     """
-    return Listing(folder / one.place, one.settings, host=host, strips=False)
+    place = host or (0, 1)
+    return Listing(folder / one.place, one.settings, host=place, strips=False, read_only=host is None)
 
 
 def judge_cell(
@@ -187,6 +221,7 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
         one.way,
         one.seeds,
         judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)),
+        _uids(one),
         checkpoint=one.checkpoint,
         settings=one.settings,
         judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
@@ -194,10 +229,18 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
     return cell, list(one.benchmark.write_results(rows, _layout(folder, one))) if rows else []
 
 
+def _uids(one: Asked) -> set[str]:
+    """Names of the trajectories of a cell, or of the images that are there now."""
+    if one.way:
+        return {draw.uid for draw in one.wanted}
+    images = judging.foreign_states(one.benchmark, pathlib.Path(one.images), one.docs)
+    return {state.key[0] for state in images}
+
+
 def _layout(folder: pathlib.Path, one: Asked) -> pathlib.Path:
     """Where the images of a cell stand as its task wants them, and the files of its scorer."""
-    name = "-".join(filter(None, [pathlib.Path(one.place).name, one.arm]))
-    return folder / "layout" / re.sub(r"[^\w.=+-]+", "_", name)
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, [pathlib.Path(one.place).name, one.arm])))[:120]
+    return folder / "layout" / f"{name}-{hashlib.sha256(repr(one.name).encode()).hexdigest()[:6]}"
 
 
 def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
@@ -242,6 +285,7 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
                 images.append(ranked[chosen(way, scores)][:3])
         if images:
             written.append(_layout(folder, one) / f"seed_{seed}")
+            shutil.rmtree(written[-1], ignore_errors=True)  # of another number of prompts, or another judge
             task.lay_out(written[-1], images)
     return written
 

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.common import files
@@ -75,6 +75,7 @@ class Cell:
       judge: `name`, `revision` and `protocol`.
       seeds: of the sweep over seeds.
       outcomes: in the order of the task, seed by seed.
+      prompts: equal for cells that were asked for the same prompts.
       formulas: name -> group -> weight; the first one is the score.
       wanted: images that should have a verdict, candidates among them.
       judged: those that have one.
@@ -92,6 +93,7 @@ class Cell:
     judge: Mapping[str, str]
     seeds: Sequence[int]
     outcomes: Sequence[Outcome]
+    prompts: str
     formulas: Mapping[str, Mapping[str, float]]
     wanted: int
     judged: int
@@ -99,12 +101,6 @@ class Cell:
     counts: Counts | None = None
     states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def prompts(self) -> str:
-        """Equal for cells that are judged on the same prompts."""
-        asked = sorted({(one.doc_id, one.doc_hash) for one in self.outcomes})
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
     @property
     def process(self) -> dict[str, Interval]:
@@ -175,7 +171,6 @@ class Cell:
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "outcomes"}
         return {
             **kept,
-            "prompts": self.prompts,
             "scores": {name: interval.to_json() for name, interval in self.scores.items()},
             "groups": {g: {**i.to_json(), "n": len(self.of_group(g))} for g, i in self.groups.items()},
             "counts": self.counts and self.counts.to_json(),
@@ -202,6 +197,7 @@ def make_cell(
     arm: Arm | None,
     seeds: Sequence[int],
     verdicts: Iterable[Mapping[str, Any]],
+    uids: Collection[str] | None = None,
     **known: Any,
 ) -> tuple[Cell, list[Row]]:
     """Adds up the verdicts on the images of an arm; returns the cell, and what it was made from.
@@ -211,6 +207,7 @@ def make_cell(
       arm: the way they were drawn; None for images of another program.
       seeds: of the sweep over seeds.
       verdicts: lines of a judge (`judging`), others among them.
+      uids: names of the trajectories that are meant; None for all.
       known: the other fields of `Cell`.
     """
     by_doc, candidates = {doc.doc_id: doc for doc in docs}, arm.candidates if arm else 1
@@ -219,6 +216,8 @@ def make_cell(
     failed: set[tuple[str, int, str]] = set()
     for row in verdicts:
         doc = by_doc.get(row["doc_id"])
+        if uids is not None and row["uid"] not in uids:
+            continue
         if doc is None or doc.doc_hash != row["doc_hash"] or row["seed"] not in seeds:
             continue
         key, of_row = (row["uid"], row["step"], row["role"]), divmod(row["index"], candidates)
@@ -231,8 +230,10 @@ def make_cell(
         states.setdefault(row["uid"], {})[row["step"], row["role"]] = row["score"]
         if row["final"]:
             finals.setdefault((row["doc_id"], row["seed"], of_row[0]), {})[of_row[1]] = row
+    right = {row["uid"] for found in finals.values() for row in found.values()}
     order = {doc.doc_id: number for number, doc in enumerate(docs)}
     outcomes, rows, counts, judged = [], [], None, StateCounts()
+    whole = True  # every state of every trajectory has a verdict
     for name, seed, index in sorted(finals, key=lambda key: (seeds.index(key[1]), order[key[0]], key[2])):
         found = finals[name, seed, index]
         ranked = [found[number] for number in sorted(found)]
@@ -244,6 +245,8 @@ def make_cell(
         seen = [(step, role, score) for (step, role), score in sorted(states[row["uid"]].items())]
         if seen[0][0] > 0 and len(seen) == row["facts"]["images"]:
             judged.count(seen, row["facts"]["stopped"])
+        else:
+            whole = False
     groups = list(dict.fromkeys(doc.group for doc in docs))
     present = [group for group in groups if any(one.group == group for one in outcomes)]
     formulas = task.formulas(present) if present else {}
@@ -257,10 +260,11 @@ def make_cell(
         outcomes=tuple(outcomes),
         formulas=formulas,
         wanted=len(docs) * len(seeds) * task.images * candidates,
-        judged=sum(map(len, finals.values())),
-        unjudged=len({uid for uid, _, _ in failed}),
+        judged=len(right),
+        unjudged=len({uid for uid, _, _ in failed} - right),
+        prompts=_fingerprint(docs),
         counts=counts,
-        states=judged.shares() if judged.trajectories else {},
+        states=judged.shares() if judged.trajectories and whole else {},
         summary=dict(task.summary(rows)),
         **known,
     )
@@ -291,6 +295,11 @@ def _outcome(
     )
 
 
+def _fingerprint(docs: Sequence[Doc]) -> str:
+    asked = sorted((doc.doc_id, doc.doc_hash) for doc in docs)
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
 def _judgement(row: Mapping[str, Any]) -> Judgement:
     told = {f.name: row[f.name] for f in dataclasses.fields(Judgement) if f.name in row}
     return Judgement(**{**told, "raw": row.get("resps")})
@@ -315,8 +324,12 @@ def load(path: str | os.PathLike[str]) -> list[Cell]:
             raise ValueError("not a results file of process_gen.evaluate")
         if data.get("schema") != SCHEMA:
             raise ValueError(f"results schema {data.get('schema')!r}; this version reads {SCHEMA}")
-        return [Cell.from_json(one) for one in data["cells"]]
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    try:
+        cells = [Cell.from_json(one) for one in data["cells"]]
+        for cell in cells:
+            cell.to_json()  # which needs every field to be what it should be
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: damaged results: {error!r}") from error
+    return cells

@@ -125,13 +125,20 @@ def difference(
     """
     names, images, values = np.asarray(groups), np.asarray(clusters), np.asarray(gaps, float)
     mean = variance = 0.0
-    freedom = 0
+    freedom, alone = 0, []  # groups of one prompt, which say nothing of how prompts differ but together
     for group, weight in weights.items():
         if (of_group := names == group).any():
             parts, of_this = _parts(images[of_group], values[of_group])
             n, mean = len(parts), mean + weight * of_this
+            if n == 1:
+                alone.append((weight, of_this))
             variance += weight**2 * float(np.square(parts).sum()) * n / max(n - 1, 1)
             freedom += n - 1
+    if alone:
+        weights_alone, means = np.array(alone).T
+        between = float(means.var(ddof=1)) if len(alone) > 1 else float(np.square(means).sum())
+        variance += float(np.square(weights_alone).sum()) * between
+        freedom += len(alone) - 1
     half = stats.t.ppf(_TAIL, max(freedom, 1)) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 

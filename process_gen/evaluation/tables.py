@@ -121,9 +121,10 @@ def ranking(cells: Sequence[Cell]) -> Table:
     for name, cell in zip(labels(cells), cells, strict=True):
         means, score = cell.means(), next(iter(cell.scores.values()), None)
         costs = [f"{means[key]:.3g}" if means else None for key in COSTS]
-        rows.append([name, len(cell.outcomes), score, *costs])
+        gaps = [getattr(cell, key) or None for key in ("unjudged", "missing")]
+        rows.append([name, len(cell.outcomes), score, *costs, *gaps])
     rows.sort(key=lambda row: row[2].mean if row[2] else -1.0, reverse=True)
-    return ["cell", "images", "score (95% interval)", *COSTS.values()], rows
+    return ["cell", "images", "score (95% interval)", *COSTS.values(), "unjudged", "missing"], rows
 
 
 def process_table(cells: Sequence[Cell]) -> Table:
@@ -171,6 +172,11 @@ def _pairs(cells: Sequence[Cell]) -> Iterator[tuple[str, Interval, int, float]]:
         if not shared or not a.formulas or a.version != b.version:
             continue
         weights = next(iter(a.formulas.values()))
+        there = {of_a[key].group for key in shared}
+        whole = sum(weight for group, weight in weights.items() if group in there)
+        if not whole:
+            continue
+        weights = {group: weight / whole for group, weight in weights.items() if group in there}
         groups, docs = [of_a[key].group for key in shared], [key[0] for key in shared]
         gaps = [of_b[key].score - of_a[key].score for key in shared]
         told = groups, docs, gaps, weights

@@ -107,7 +107,7 @@ def write_results(
 
 
 def _write_lines(folder: pathlib.Path, judged: Sequence[Judged]) -> None:
-    """`results.jsonl` and `results.parquet`, row by row: memory does not grow with them."""
+    """`results.jsonl` and `results.parquet`, cell by cell."""
     with (
         whole(folder / "results.jsonl") as lines,
         whole(folder / "results.parquet") as columns,

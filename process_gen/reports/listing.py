@@ -78,6 +78,7 @@ class Listing:
       resume: False forgets what is listed there.
       host: which of how many hosts this is. The first one has to be through before the others begin.
       strips: whether a picture of each trajectory is drawn.
+      read_only: nothing on disk is changed; what other hosts have not handed over yet is not seen.
 
     Attributes:
       done: the samples that are listed.
@@ -95,24 +96,27 @@ class Listing:
         resume: bool = True,
         host: tuple[int, int] = (0, 1),
         strips: bool = True,
+        read_only: bool = False,
     ):
-        self.folder = files.check_writable(folder)
+        self.folder = pathlib.Path(folder) if read_only else files.check_writable(folder)
         self.path, self._settings, self._host = self.folder / NAME, to_json(dict(settings)), host
         self._strips = strips
         self._own = self.path if host[1] == 1 else self.path.with_suffix(f".{host[0]}.jsonl")
         self.done: set[Key] = set()
         self.uids: set[str] = set()
         self.right = self.judged = 0
+        if read_only and not self.path.exists():
+            raise files.ReportError(f"{str(self.folder)!r} holds no samples")
         if resume and self.path.exists():
             self._check_settings()
-            if host[0] == 0:
+            if host[0] == 0 and not read_only:
                 cut_unfinished(self.path)
             self._count_records(record for _, record in _read(self.path))
         else:
             files.write_bytes(self.path, b"")
             for part in self._parts():
                 part.unlink()
-        if host[0] == 0:
+        if host[0] == 0 and not read_only:
             self.gather()
             files.write_bytes(self.folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
 
@@ -208,7 +212,7 @@ class Listing:
                 if side is not None:
                     picture.thumbnail((side, side))
                 return np.asarray(picture)
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise files.ReportError(f"cannot read {relative!r} of {self.path}: {error}") from error
 
 
@@ -216,6 +220,8 @@ def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
     """The lines of a listing, and what they say."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # it is being written, or never was finished
             try:
                 yield line, trajectory_from_json(from_json(line))
             except (RecordError, ValueError) as error:

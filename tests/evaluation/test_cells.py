@@ -141,7 +141,7 @@ def test_what_is_not_comparable_is_refused_with_the_reason(two, tmp_path):
     unlike = [
         (dataclasses.replace(one, judge=judge), "judge", "judge differ .scenes-parser 1 scenes and"),
         (dataclasses.replace(one, settings={"flow_steps": 4}), "flow_steps", "flow_steps differ .20 and 4."),
-        (dataclasses.replace(one, outcomes=one.outcomes[:9]), "prompts", "their prompts differ"),
+        (dataclasses.replace(one, prompts="others"), "prompts", "their prompts differ"),
         (dataclasses.replace(one, version="0"), "version", "their version differ"),
     ]  # fmt: skip
     for other, key, message in unlike:

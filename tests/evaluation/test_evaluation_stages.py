@@ -124,6 +124,27 @@ def test_arms_that_cannot_be_name_what_is_wrong(name, message):
         make_arm(name)
 
 
+def test_rewritten_prompts_and_plain_ones_never_share_verdicts(tmp_path):
+    path = tmp_path / "long.jsonl"
+    docs, _ = pipeline.ask(TeacherSampler(), "scenes", {}, "process", checkpoint=CHECKPOINT, per_group=1)
+    path.write_text("\n".join(json.dumps({"doc_id": d.doc_id, "prompt": "a red circle"}) for d in docs.docs))
+    arms = ("process", f"rewritten={path}")
+    (plain, rewritten), _ = evaluated(tmp_path / "out", arms=arms, per_group=1)
+    assert plain.scores["score"].mean == 1 > rewritten.scores["score"].mean
+    assert not {one.uid for one in plain.outcomes} & {one.uid for one in rewritten.outcomes}
+
+
+def test_reading_changes_nothing_and_final_states_alone_tell_nothing_of_the_way(tmp_path):
+    (cell,), _ = evaluated(tmp_path, per_group=1, states="final")
+    assert cell.states == {} and cell.counts.drafts > len(cell.outcomes)
+    (path,) = tmp_path.glob("draws/*/trajectories.jsonl")
+    part = path.with_suffix(".1.jsonl")  # of a host that is still drawing
+    part.write_bytes(path.read_bytes()[:100])
+    before = path.read_bytes()
+    evaluated(tmp_path, per_group=1, stage="report")
+    assert path.read_bytes() == before and part.stat().st_size == 100
+
+
 def test_rewritten_prompts_are_drawn_and_judged_by_the_original(tmp_path):
     sampler, path = TeacherSampler(), tmp_path / "long.jsonl"
     asked, _ = pipeline.ask(
@@ -217,6 +238,13 @@ def test_images_of_another_program_are_judged_by_layout(tmp_path, colours):
     (theirs / "a" / "1_0.png").write_text("no image")
     with pytest.raises(TaskError, match="cannot read the image .*1_0.png"):
         evaluate([(asked, None)], ours, pictures=0)
+    put(theirs, "a/1", 0, 9)
+    put(theirs, "b/1", 0, 9)
+    _, _, (cell,) = evaluate([(asked, None)], ours, pictures=0)
+    assert cell.groups["b"].mean == 1, "another image under the same name is judged again"
+    with pytest.raises(TaskError, match="there is no folder .*gone"):
+        pipeline.ask_foreign("colours", {}, str(tmp_path / "gone"), 0, 0)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(TaskError, match="holds no image where colours looks for one"):
         empty = pipeline.ask_foreign("colours", {}, str(tmp_path / "empty"), 0, 0)
         evaluate([(empty, None)], ours, pictures=0)
@@ -293,7 +321,11 @@ def test_what_is_under_way_is_written_before_the_work_ends(tmp_path, fails, monk
     for number in range(40):
         put(tmp_path, f"{number}", 0, 9)
         doc, path = Doc(str(number), "x", "a"), tmp_path / f"{number}_0.png"
-        states.append(judging.State((str(number), 0, "final"), doc, path, path.name, {"final": True}))
+        states.append(
+            judging.State(
+                (str(number), 0, "final"), doc, path, path.name, {"final": True, "seed": 0, "index": 0}
+            )
+        )
     judge, path = Paid(fails), tmp_path / "verdicts" / "paid.jsonl"
     with pytest.raises(TaskError if fails else Killed):
         judging.judge_states(judge, states, path, show=None if fails else killed_after(2))

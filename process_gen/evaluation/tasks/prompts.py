@@ -4,7 +4,8 @@ A JSON line has `prompt`, and may have `id`, `group` and whatever the question
 wants to know. With `question`, a chat model answers it with yes or no for each
 image:
 
-    --task_args=prompts.data=mine.txt,prompts.model=NAME,prompts.question="Does the picture show {prompt}?"
+    --task_args=prompts.data=mine.txt --task_args=prompts.model=NAME
+    --task_args=prompts.question="Does the picture show {prompt}?"
 """
 
 from __future__ import annotations
