@@ -45,7 +45,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from process_gen.data.images import UNREADABLE, fit, model_sizes, read_rgb, rules_for
+from process_gen.common.images import UNREADABLE
+from process_gen.data.images import fit, model_sizes, read_rgb, rules_for
 from process_gen.distributed import hosts, stopping
 from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation.reading import verdict_of

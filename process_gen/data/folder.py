@@ -24,6 +24,7 @@ import tqdm
 from absl import logging
 
 from process_gen.common import files
+from process_gen.common.images import UNREADABLE
 from process_gen.data import images
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories, allowance
@@ -140,7 +141,7 @@ class FolderSource:
         """Height and width of the image of a turn; None where no start will ever read it."""
         try:
             return images.shape_of(self._path(number, turn.image_field, turn.image))
-        except images.UNREADABLE as error:
+        except UNREADABLE as error:
             if isinstance(error, OSError) and error.errno not in _FOR_GOOD:
                 raise
             return None
@@ -181,7 +182,7 @@ class FolderSource:
             return images.read_image(path, self.image_size)
         except FileNotFoundError:
             raise self._bad(number, f"{field} does not exist: {name!r}") from None
-        except images.UNREADABLE as error:
+        except UNREADABLE as error:
             raise self._bad(number, f"{field} is no readable PNG, JPEG or WebP: {name!r} ({error})") from None
 
     def _bad(self, number: int, problem: str) -> BadTrajectory:

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import struct
-import zlib
 
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+from process_gen.common.images import UNREADABLE
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
-UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, PIL.Image.DecompressionBombError),
-    *(TypeError, AttributeError, LookupError, ArithmeticError),  # of a header's fields that are of odd types
-)
-"""What reading a file that is broken, cut off or no image raises."""
 
 _TURNED = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from process_gen.common.files import from_json, read_json
+from process_gen.common.images import UNREADABLE
 from process_gen.reports import files, images, overview, strip
 from process_gen.trajectory.record import (
     Record,
@@ -129,9 +130,8 @@ class Listing:
         Of H hosts, number h has the prompts whose number leaves h when divided by H.
         """
         (host, hosts), uid = self._host, trajectory.uid if number is None else f"{number:04d}"
-        if (
-            number is not None and uid in self.uids
-        ):  # of the other numbers each host has its own, as of those of prompts
+        # Of the other numbers each host has its own, as of those of prompts.
+        if number is not None and uid in self.uids:
             free = itertools.count(len(self) - len(self) % hosts + host, hosts)
             uid = next(name for n in free if (name := f"{n:04d}") not in self.uids)
         _append(
@@ -212,7 +212,7 @@ class Listing:
                 if side is not None:
                     picture.thumbnail((side, side))
                 return np.asarray(picture)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise files.ReportError(f"cannot read {relative!r} of {self.path}: {error}") from error
 
 
