@@ -59,7 +59,7 @@ from process_gen.reports import plots
 from process_gen.reports.strip import contact_sheet, strip
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError
-from process_gen.sampling.prompts import encode_prompt, make_prompt
+from process_gen.sampling.prompts import check_prompts
 from process_gen.training import nonfinite
 from process_gen.training.goodput import Goodput
 from process_gen.training.nonfinite import NonFiniteLoss
@@ -305,8 +305,7 @@ class Evaluation:
         for task in tasks:
             task.judge()
         asked = [doc.input for task in tasks for doc in task.docs()]
-        for prompt in (*config.eval.prompts, *asked):
-            encode_prompt(model, tokenizer, make_prompt(model, prompt, None))
+        check_prompts(model, tokenizer, (*config.eval.prompts, *asked))
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
         """A sampler of the averaged parameters of now, on the lead host.

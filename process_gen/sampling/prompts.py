@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,12 @@ def encode_prompt(model: UnifiedModel, tokenizer: Any, prompt: Prompt) -> dict[s
     if not layout.prompt_image:
         raise PromptError("the model has no room for an input image (layout.prompt_image is False)")
     return slots | {"images": _fitting(model, image, "an input image"), "has_image": np.asarray(True)}
+
+
+def check_prompts(model: UnifiedModel, tokenizer: Any, prompts: Iterable[str]) -> None:
+    """Whether texts alone can be drawn, before anything is; raises PromptError as `encode_prompt` does."""
+    for text in prompts:
+        encode_prompt(model, tokenizer, make_prompt(model, text, None))
 
 
 def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np.ndarray | None]:

@@ -29,7 +29,7 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import turn
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
 from process_gen.sampling.decisions import NOTHING, Opens
-from process_gen.sampling.prompts import encode_prompt, encode_turn, idle_slots, make_prompt
+from process_gen.sampling.prompts import check_prompts, encode_prompt, encode_turn, idle_slots, make_prompt
 from process_gen.sampling.rows import Row, occupied, taken_up
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import text_specs
@@ -149,8 +149,7 @@ class Sampler:
         Raises:
           PromptError: one is empty, too long, or holds what no text may hold.
         """
-        for text in prompts:
-            encode_prompt(self.model, self.tokenizer, make_prompt(self.model, text, None))
+        check_prompts(self.model, self.tokenizer, prompts)
 
     def stream(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> Iterator[Progress]:
         """Draws prompts and yields after every round of turns; see `sample`."""
