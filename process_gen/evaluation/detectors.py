@@ -8,7 +8,7 @@ probability of the class times the mean probability of the mask inside it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,8 +77,9 @@ class _FolderDetector:
     """What all of them have."""
 
     def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
+        """`classes` are for those that can be told what to look for."""
         self.source, self.name = source, source.model_type
-        self.classes = tuple(classes) or tuple(class_names(source.config.get("id2label", {})))
+        self.classes = tuple(class_names(source.config.get("id2label", {})))
 
     @property
     def revision(self) -> str:
@@ -91,9 +92,6 @@ class MaskDetector(_FolderDetector):
     The image is resized as the folder's preprocessor says. Those of `transformers` round both
     sides to whole multiples of 32, where the official detector keeps the aspect and pads.
     """
-
-    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        super().__init__(source)
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Any]:
@@ -119,9 +117,6 @@ class MaskDetector(_FolderDetector):
 class BoxDetector(_FolderDetector):
     """RT-DETR and its like: a box and a probability of each class on its own for each query."""
 
-    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        super().__init__(source)
-
     @functools.cached_property
     def _model(self) -> tuple[Any, Any]:
         return self.source.load_preprocessor(), self.source.load_model("AutoModelForObjectDetection")
@@ -141,7 +136,8 @@ class TextDetector(_FolderDetector):
     """OWL-ViT and OWLv2: boxes for classes given as text."""
 
     def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        super().__init__(source, classes)
+        super().__init__(source)
+        self.classes = tuple(classes)
         if not classes:
             raise TaskError(f"{source.option}: {self.name} has to be told what to look for")
 
@@ -217,7 +213,7 @@ def instances(
             )
             score = float(np.float32(probability) * inside)
             found.append(Detection(classes[cls], score, mask_box(mask), mask=mask))
-    return list(_sorted(found))
+    return sorted(found, key=lambda one: -one.score)
 
 
 def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -243,11 +239,7 @@ def boxes(
     for query, cls, score in best_pairs(_sigmoid(logits)):
         (x0, y0), (x1, y1) = low[query].tolist(), high[query].tolist()
         found.append(Detection(classes[cls], score, (x0, y0, x1, y1)))
-    return list(_sorted(found))
-
-
-def _sorted(found: Iterable[Detection]) -> Iterator[Detection]:
-    yield from sorted(found, key=lambda one: -one.score)
+    return sorted(found, key=lambda one: -one.score)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -97,15 +97,23 @@ def score_interval(
       groups, clusters, values: of every image: its group, its prompt, its score.
       weights: of groups; one that has no image counts 0.
     """
-    names, images, scores = np.asarray(groups), np.asarray(clusters), np.asarray(values, float)
     mean = below = above = 0.0
+    for weight, of_group, scores in _by_group(groups, clusters, values, weights):
+        one = mean_interval(of_group, scores)
+        mean += weight * one.mean
+        below += (weight * (one.mean - one.low)) ** 2
+        above += (weight * (one.high - one.mean)) ** 2
+    return Interval(mean, mean - math.sqrt(below), mean + math.sqrt(above))
+
+
+def _by_group(
+    groups: Sequence[str], clusters: Sequence[str], values: Sequence[float], weights: Mapping[str, float]
+) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """Weight, clusters and values of every group that has any."""
+    names, images, scores = np.asarray(groups), np.asarray(clusters), np.asarray(values, float)
     for group, weight in weights.items():
         if (of_group := names == group).any():
-            one = mean_interval(images[of_group], scores[of_group])
-            mean += weight * one.mean
-            below += (weight * (one.mean - one.low)) ** 2
-            above += (weight * (one.high - one.mean)) ** 2
-    return Interval(mean, mean - math.sqrt(below), mean + math.sqrt(above))
+            yield weight, images[of_group], scores[of_group]
 
 
 def difference(
@@ -123,17 +131,15 @@ def difference(
       gaps: the score of every image in the one arm less that in the other.
       weights: of groups.
     """
-    names, images, values = np.asarray(groups), np.asarray(clusters), np.asarray(gaps, float)
     mean = variance = 0.0
     freedom, alone = 0, []  # groups of one prompt, which say nothing of how prompts differ but together
-    for group, weight in weights.items():
-        if (of_group := names == group).any():
-            parts, of_this = _parts(images[of_group], values[of_group])
-            n, mean = len(parts), mean + weight * of_this
-            if n == 1:
-                alone.append((weight, of_this))
-            variance += weight**2 * float(np.square(parts).sum()) * n / max(n - 1, 1)
-            freedom += n - 1
+    for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
+        parts, of_this = _parts(of_group, values)
+        n, mean = len(parts), mean + weight * of_this
+        if n == 1:
+            alone.append((weight, of_this))
+        variance += weight**2 * float(np.square(parts).sum()) * n / max(n - 1, 1)
+        freedom += n - 1
     if alone:
         weights_alone, means = np.array(alone).T
         between = float(means.var(ddof=1)) if len(alone) > 1 else float(np.square(means).sum())
@@ -147,12 +153,10 @@ def p_value(
     groups: Sequence[str], clusters: Sequence[str], gaps: Sequence[float], weights: Mapping[str, float]
 ) -> float:
     """The probability of a difference as large as this one where the arms are alike; see `difference`."""
-    names, images, values = np.asarray(groups), np.asarray(clusters), np.asarray(gaps, float)
     moved = [np.zeros(0)]
-    for group, weight in weights.items():
-        if (of_group := names == group).any():
-            _, place = np.unique(images[of_group], return_inverse=True)
-            moved.append(weight * np.bincount(place, values[of_group]) / of_group.sum())
+    for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
+        _, place = np.unique(of_group, return_inverse=True)
+        moved.append(weight * np.bincount(place, values) / len(values))
     return _sign_flips(np.concatenate(moved))
 
 
