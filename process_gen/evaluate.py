@@ -106,7 +106,9 @@ def evaluate(
     written += writing.write_page(
         root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
     )
-    written += [path for one, _, cell in scored for path in pipeline.lay_out(root, one, cell)]
+    for one, _, cell in scored:
+        if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
+            written += pipeline.lay_out(root, one, cell)
     for one, _ in judged:
         if not any(one is there for there, *_ in scored):
             text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
@@ -117,12 +119,10 @@ def evaluate(
 
 def _judges(asked: Sequence[Asked]) -> list[Judge | None]:
     """The judge of each cell, one for all cells with the same task and options."""
-    made: dict[tuple[str, str], Judge | None] = {}
-    for one in asked:
-        key = (one.task, repr(sorted(one.options.items())))
-        if key not in made:
-            made[key] = one.benchmark.judge()
-    return [made[one.task, repr(sorted(one.options.items()))] for one in asked]
+    keys = [(one.task, *sorted(one.options.items())) for one in asked]
+    first = {key: one for key, one in zip(reversed(keys), reversed(asked), strict=True)}
+    made = {key: one.benchmark.judge() for key, one in first.items()}
+    return [made[key] for key in keys]
 
 
 def _draw(

@@ -44,6 +44,11 @@ class Arm:
     choose: str = "inspection"
     rewritten: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def needs_judge(self) -> bool:
+        """Whether the judge chooses among candidates."""
+        return self.choose == "judge" and self.candidates > 1
+
     def prompt(self, doc: Doc) -> str:
         """What the model is asked with.
 

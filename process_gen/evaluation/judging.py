@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from process_gen.common.files import from_json
+from process_gen.common.images import UNREADABLE
 from process_gen.evaluation.draws import Draw, Show, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
@@ -34,9 +36,6 @@ from process_gen.trajectory.record import Record, to_json
 
 STATES = ("all", "final")
 """Which images of a trajectory are judged."""
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises of a file that is no image, or half of one."""
 
 _EVERY = 1.0  # seconds between two lines of progress
 
@@ -54,6 +53,7 @@ class State:
       image: the file.
       shown: its path as the line has it.
       fields: what else the line says of it.
+      exact: counts what happened on the way to it, once it is judged; None where nobody can.
     """
 
     key: tuple[str, int, str]
@@ -61,6 +61,7 @@ class State:
     image: pathlib.Path
     shown: str
     fields: Mapping[str, Any]
+    exact: Callable[[], Mapping[str, Any]] | None = None
 
 
 def verdicts_path(folder: pathlib.Path, judge: Judge) -> pathlib.Path:
@@ -79,13 +80,16 @@ def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str =
             final = number == len(steps) - 1
             if not final and which == FINAL:
                 continue
-            fields = {**base, "final": final}
-            if final:
-                fields["facts"] = facts(record)
-                if task.traced:
-                    fields["process"] = task.process(one.doc, listing.sampled(record)).to_json()
+            fields = {**base, "final": final} | ({"facts": facts(record)} if final else {})
+            exact = (
+                functools.partial(_exact, task, one.doc, listing, record) if final and task.traced else None
+            )
             image = files.inside(listing.folder, path)
-            yield State((record.uid, step, role), one.doc, image, f"images/{image.name}", fields)
+            yield State((record.uid, step, role), one.doc, image, f"images/{image.name}", fields, exact)
+
+
+def _exact(task: Task, doc: Doc, listing: Listing, record: Record) -> Mapping[str, Any]:
+    return task.process(doc, listing.sampled(record)).to_json()
 
 
 def _places(record: Record) -> Iterator[tuple[int, str, str]]:
@@ -228,6 +232,8 @@ def _line(judge: Judge, state: State) -> dict[str, Any]:
         found: Judgement = judge(state.doc, _read(state.image))
     except Unjudged as error:
         return {**line, "error": str(error), "resps": to_json(error.raw)}
+    if state.exact:
+        line["process"] = state.exact()
     said = to_json({f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
     return {**line, "resps": said.pop("raw"), **said}
 

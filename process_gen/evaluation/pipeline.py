@@ -105,7 +105,7 @@ def ask(
     """
     options = {key: _absolute(value) for key, value in options.items()}
     way, benchmark = make_arm(arm), make_task(task, options)
-    if way.choose == "judge" and way.candidates > 1 and benchmark.judge() is None:
+    if way.needs_judge and benchmark.judge() is None:
         raise TaskError(f"arm {arm}: nobody judges {task} here, so nobody can choose")
     of_arm = sampler.with_config(**way.settings)
     place, settings = draws.place(benchmark, way, checkpoint, of_arm)
@@ -266,7 +266,7 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
     task, way = one.benchmark, one.way
     if way is None or not one.docs or task.place(one.docs[0], 0) is None:
         return []
-    if way.choose == "judge" and way.candidates > 1 and cell is None:
+    if way.needs_judge and cell is None:
         return []
     finals, listing = {}, listing_of(folder, one)
     for draw, record in draws.listed(listing, one.wanted):

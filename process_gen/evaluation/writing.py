@@ -161,7 +161,7 @@ def _costs(cells: Sequence[Cell]) -> dict[str, list[tuple[float, Interval]]]:
         if cell.means() and cell.scores:
             point = cell.means()["sampling_steps"], next(iter(cell.scores.values()))
             found.setdefault(name, []).append(point)
-    return found if sum(map(len, found.values())) > 1 else {}
+    return dict(sorted(found.items())) if sum(map(len, found.values())) > 1 else {}
 
 
 def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> list[pathlib.Path]:
