@@ -96,7 +96,7 @@ def group_table(cells: Sequence[Cell]) -> Table:
         n = max(len(cell.of_group(group)) for cell in cells)
         rows.append([group, n, *(cell.groups.get(group) for cell in cells)])
     for name in dict.fromkeys(name for cell in cells for name in cell.scores):
-        n = max(len(cell.outcomes) for cell in cells)
+        n = max(sum(len(cell.of_group(g)) for g in cell.formulas.get(name, ())) for cell in cells)
         rows.append([name, n, *(cell.scores.get(name) for cell in cells)])
     for name in dict.fromkeys(name for cell in cells for name in cell.summary):
         rows.append([name, None, *(_plain(cell.summary.get(name)) for cell in cells)])

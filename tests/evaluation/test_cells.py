@@ -117,6 +117,7 @@ def test_group_and_process_tables_say_how_sure_they_are(two):
     assert len(headers) == 4 and [row[0] for row in rows] == [*GROUPS, "score", *COSTS]
     assert rows[0][1] == 6 and str(rows[0][2]) == "1.00 [0.61, 1.00]"
     assert rows[-1] == ["seconds per image", None, "0.5", "0.5"]
+    assert rows[len(GROUPS)][1] == 48, "images that count: five objects are no part of the score"
     headers, rows = tables.process_table(two)
     measures = {row[0]: row[1:] for row in rows}
     assert str(measures["inspect_precision"][0]).startswith("1.00 [")
