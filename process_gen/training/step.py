@@ -172,7 +172,7 @@ def _gradients(
         total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
         return (like_params(total), sums), None
 
-    zeros = {row.name: jnp.zeros(()) for row in recipe.losses.rows}
+    zeros = recipe.losses.zeros()
     counts, _ = jax.lax.scan(count, zeros, (micro, keys))
     start = (like_params(jax.tree.map(jnp.zeros_like, params)), zeros)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
