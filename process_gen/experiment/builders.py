@@ -270,8 +270,8 @@ def _check_sources(sources: Any) -> None:
     for name, entry in sources.items():
         if not _SOURCE_NAME.fullmatch(name) or not isinstance(entry, ml_collections.ConfigDict):
             raise ConfigError(
-                "config.data.sources has a ConfigDict for each source, under a name of letters, digits, - and "
-                f"_; it has {name!r}: {entry!r}"
+                "config.data.sources has a ConfigDict for each source, under a name of letters, digits, - "
+                f"and _; it has {name!r}: {entry!r}"
             )
         for key, value in entry.items():
             allowed = SOURCE_RANGES.get(key) or (RANGES | SCENES_RANGES).get(f"data.{key}")
