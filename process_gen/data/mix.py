@@ -91,10 +91,10 @@ def _text(slot: int, rng: np.random.Generator, there: bool = True) -> np.ndarray
 def rows(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> Iterator[Arrays]:
     """Batches of one packed row of the mix, until all trajectories have been read."""
 
-    def encode(part: Arrays) -> Arrays:
+    def encode(part: Arrays) -> list[Arrays]:
         if (turns := len(part["present"])) > layout.turns:
             raise TooLong(turns, layout.turns)
-        return part
+        return [part]
 
     stream = grain.MapDataset.source(draw(layout, trajectories, seed))
     identity = {"mix": "paper"}
