@@ -110,7 +110,7 @@ def _text(layout: Layout, slot: str, length: int) -> np.ndarray:
 
 
 def rows(layout: Layout, found: Sequence[Lengths]) -> Iterator[Arrays]:
-    """Batches of one packed row, until all trajectories have been read; those that do not fit are left out."""
+    """Batches of one packed row until all trajectories have been read; what does not fit is left out."""
     stream, policy = grain.MapDataset.source(found), Policy("skip", 1.0)
     identity = {"trajectories": "lengths alone"}
 

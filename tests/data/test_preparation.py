@@ -366,10 +366,8 @@ def test_prepare_counts_every_loss(tmp_path, debug_config, capsys):
     debug_config.data.path = str(folder_of(tmp_path, *lines))
     prepare(debug_config)
     out = capsys.readouterr().out
-    assert (
-        f"{tmp_path}: 6 good trajectories (1 longer than a row, and split), 2 bad ones, 0 longer than a row, and lost\n"
-        in out
-    )
+    wanted = "6 good trajectories (1 longer than a row, and split), 2 bad ones, 0 longer than a row, and lost"
+    assert f"{tmp_path}: {wanted}\n" in out
     assert "packing, images of 32 x 32" in out and out.splitlines()[-1].startswith("useful ")
 
 
