@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from absl import logging
 from process_gen.common import files
 from process_gen.common.names import check_name
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.packing import TooManyBadTrajectories, allowance
@@ -214,10 +215,10 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
     return RecordSource(builder, split)
 
 
-def _open_folder(data: Any, image_size: tuple[int, int], split: str) -> Source:
+def _open_stored(form: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
     if split != "train":
-        raise ValueError(f"a folder of trajectories has one split, train, and no {split!r}")
-    return FolderSource(data["path"], image_size, bad=data["on_error"])
+        raise ValueError(f"data.source={form} has one split, train, and no {split!r}")
+    return open_stored(data["path"], image_size, data["on_error"], form)
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
@@ -231,6 +232,6 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
 
 SOURCES: dict[str, Callable[[Any, tuple[int, int], str], Source]] = {
     "scenes": _open_scenes,
-    "folder": _open_folder,
-    "records": _open_records,
+    RECORDS: _open_records,
+    **{form: functools.partial(_open_stored, form) for form in FORMATS},
 }
