@@ -21,6 +21,7 @@ from process_gen.common import files
 from process_gen.common.names import check_name
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
 from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
+from process_gen.data.importers import IMPORTERS, open_imported
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.packing import TooManyBadTrajectories, allowance
@@ -215,10 +216,12 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
     return RecordSource(builder, split)
 
 
-def _open_stored(form: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
+def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
     if split != "train":
-        raise ValueError(f"data.source={form} has one split, train, and no {split!r}")
-    return open_stored(data["path"], image_size, data["on_error"], form)
+        raise ValueError(f"data.source={name} has one split, train, and no {split!r}")
+    if name in IMPORTERS:
+        return open_imported(name, data["path"], image_size, data["on_error"])
+    return open_stored(data["path"], image_size, data["on_error"], name)
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
@@ -233,5 +236,5 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
 SOURCES: dict[str, Callable[[Any, tuple[int, int], str], Source]] = {
     "scenes": _open_scenes,
     RECORDS: _open_records,
-    **{form: functools.partial(_open_stored, form) for form in FORMATS},
+    **{name: functools.partial(_open_stored, name) for name in (*FORMATS, *IMPORTERS)},
 }

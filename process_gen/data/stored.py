@@ -51,7 +51,12 @@ class StoredSource:
     """Random access to the trajectories of a stored set; images are read when asked for."""
 
     def __init__(
-        self, rows: Rows, form: Form, image_size: tuple[int, int], bad: Literal["fail", "skip"] = "fail"
+        self,
+        rows: Rows,
+        form: Form,
+        image_size: tuple[int, int],
+        bad: Literal["fail", "skip"] = "fail",
+        budget: float | None = None,
     ):
         """Finds the trajectories, and checks all of them but for their images where that is cheap.
 
@@ -59,8 +64,9 @@ class StoredSource:
           rows: of the set.
           form: how they are trajectories.
           image_size: height and width that images are brought to.
-          bad: `fail` at the first bad trajectory, or `skip` it and name it in the log, as far as
-            `allowance` goes. What is checked only when it is read is for the loader's policy.
+          bad: `fail` at the first bad trajectory, or `skip` it and name it in the log. What is
+            checked only when it is read is for the loader's policy.
+          budget: the share of trajectories that `skip` may leave out; `allowance` by default.
 
         Raises:
           BadTrajectory: a bad one, named by file, line and field.
@@ -73,7 +79,7 @@ class StoredSource:
         self._order = np.arange(len(rows) if self._units is None else len(self._units))
         self._turns: np.ndarray | None = None
         if form.cheap:
-            self._check(bad)
+            self._check(bad, budget)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -166,7 +172,7 @@ class StoredSource:
 
     # ------------------------------------------------------------------ records
 
-    def _check(self, bad: str) -> None:
+    def _check(self, bad: str, budget: float | None) -> None:
         """Reads all trajectories without their images, and leaves out the bad ones where that is allowed."""
         kept, turns = [], []
         for number in self._order:
@@ -179,7 +185,8 @@ class StoredSource:
                     raise
                 self.skipped.append(str(error))
                 logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
-        count, budget = len(self._order), allowance(len(self._order))
+        count = len(self._order)
+        budget = allowance(count) if budget is None else budget
         if len(self.skipped) > budget * count:
             raise TooManyBadTrajectories(
                 f"{len(self.skipped)} of {count} {self.rows.what} of {self.rows.title} are bad, the budget "

@@ -18,6 +18,7 @@ import ml_collections
 import optax
 from flax.traverse_util import path_aware_map
 
+from process_gen.data.importers import STORED
 from process_gen.data.tokenizers import SCENES, Tokenizer
 from process_gen.distributed.mesh import MeshConfig
 from process_gen.experiment.ranges import RANGES, SCENES_RANGES
@@ -217,8 +218,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         check_fits(layout, sampler)
     if config.data.source == "scenes":
         _check_level(config, layout)
-    elif config.data.source in ("folder", "records") and not config.data.path:
-        raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=FOLDER")
+    elif config.data.source in STORED and not config.data.path:
+        raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=PATH")
     rows, accumulate = config.train.batch_size, config.train.accumulate
     if rows % accumulate:
         raise ConfigError(

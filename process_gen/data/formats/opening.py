@@ -65,6 +65,7 @@ def open_stored(
     image_size: tuple[int, int],
     bad: Literal["fail", "skip"] = "fail",
     form: str = "",
+    budget: float | None = None,
 ) -> StoredSource:
     """The trajectories of a set of the project's own; see `StoredSource`.
 
@@ -73,7 +74,8 @@ def open_stored(
       image_size: height and width that images are brought to.
       bad: what to do with bad trajectories.
       form: one of `FORMATS`; found by `detect` where it is empty.
+      budget: the share of trajectories that `skip` may leave out; `allowance` by default.
     """
     form = check_name(form or detect(path), FORMATS, "form of a data set")
     rows, as_trajectories = FORMATS[form]
-    return StoredSource(rows(path), as_trajectories, image_size, bad)
+    return StoredSource(rows(path), as_trajectories, image_size, bad, budget)

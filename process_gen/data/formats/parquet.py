@@ -62,10 +62,9 @@ class ParquetRows:
         ]
         self._groups = [(part, group) for part, group, count in groups if count]
         self._ends = list(itertools.accumulate(count for *_, count in groups if count))
-        starts = {}
+        self._starts: dict[int, int] = {}
         for (part, _), end in zip(self._groups, [0, *self._ends], strict=False):
-            starts.setdefault(part, end)
-        self._starts = starts
+            self._starts.setdefault(part, end)
         self.name = (
             f"{len(self._names)} Parquet files of SHA-256 {identity.digest(self.place, self._names)[:16]}"
         )
@@ -92,6 +91,11 @@ class ParquetRows:
             with self._lock, self._reading(part):
                 found += self._file(part).read(columns=[name]).column(0).to_pylist()
         return found
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """How many row groups and rows each part has."""
+        found = (self._file(part).metadata for part in range(len(self._names)))
+        return [(metadata.num_row_groups, metadata.num_rows) for metadata in found]
 
     def where(self, index: int) -> str:
         part, _ = self._groups[bisect.bisect_right(self._ends, index)]

@@ -95,7 +95,7 @@ def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
       OSError: a file cannot be written.
     """
     count = 0
-    with _new_set(path) as place, place.create(LISTING) as listing:
+    with new_set(path) as place, place.create(LISTING) as listing:
         for count, one in enumerate(found, start=1):
             named, members = split_images(one, f"images/{count - 1:06d}_")
             for name, content in members.items():
@@ -108,7 +108,7 @@ def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
 def write_parquet(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     """Writes `part-00000.parquet` and its like; returns how many trajectories. Raises as `write_folder`."""
     schema, rows = columns.schema(), _Groups(columns.to_row(with_sums(one)) for one in found)
-    with _new_set(path) as place:
+    with new_set(path) as place:
         for part in itertools.count():
             with place.create(f"part-{part:05d}.parquet") as file, pq.ParquetWriter(file, schema) as writer:
                 for group in rows.until(PART_BYTES):
@@ -120,7 +120,7 @@ def write_parquet(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
 def write_webdataset(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     """Writes `shard-00000.tar` and its like; returns how many trajectories. Raises as `write_folder`."""
     rows = _Groups(found)
-    with _new_set(path) as place:
+    with new_set(path) as place:
         for shard in itertools.count():
             with (
                 place.create(f"shard-{shard:05d}.tar") as file,
@@ -162,7 +162,7 @@ def write_records(
 
     if is_remote(path):
         raise ValueError(f"a TFDS data set is written on this machine, and not to {path}")
-    with _new_set(path) as place, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
+    with new_set(path) as place, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
         built = tfds.dataset_builders.store_as_tfds_dataset(
             name="trajectories",
             version="1.0.0",
@@ -234,8 +234,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
-    """Where to write the files of a set, which is at `path` when the block ends."""
+def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
+    """Where to write the files of a set, which is at `path` when the block ends.
+
+    Raises:
+      FileExistsError: there is something already.
+    """
     there = place_of(path)
     if there.glob("*"):
         raise FileExistsError(f"{os.fspath(path)} is not empty: choose another folder")
