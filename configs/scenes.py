@@ -55,7 +55,7 @@ def _base() -> ConfigDict:
     )
     config.data = ConfigDict(
         dict(
-            source="scenes",  # or "folder" or "records" (a TFDS data set), with `path`
+            source="scenes",  # or with `path`: folder, parquet, genref, .. (process_gen/data/README.md)
             path="",
             tokenizer="scenes",  # or the folder of a published Qwen2 tokenizer
             buckets=(),  # more image shapes than layout.image_size, for folders of pictures

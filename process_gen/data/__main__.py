@@ -68,6 +68,7 @@ def convert_command(args: argparse.Namespace) -> None:
     source = open_any(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
     bad = _Left(source, args.on_error, args.budget)
     if pixels:
+        tfds.disable_progress_bar()  # there is one already
         count = writers.write_records(args.target, _read(source, bad), args.image_size, args.prompt_image)
     else:
         found = tqdm.tqdm(

@@ -1,5 +1,6 @@
 """The same trajectories in every form give the same batches, and nothing is lost on the way."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,9 @@ from process_gen.data.loader import make_loader
 from process_gen.data.scenes_builder import make_example, scenes_config
 from process_gen.data.sources import RecordSource, open_source
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.reports.listing import Listing
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.sampled import SampledTrajectory
 
 COUNT = 40
 SIZE = (32, 32)
@@ -381,3 +384,18 @@ def test_the_records_of_a_tfds_set_are_whole_or_none(trajectories, tmp_path):
 def _written(path, trajectories):
     writers.write_records(path, trajectories, SIZE)
     return path
+
+
+def test_what_the_sampler_writes_trains_without_conversion(trajectories, tmp_path):
+    one = trajectories[0]
+    own = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+    listing = Listing(tmp_path / "samples", {"steps": 1})
+    for seed in range(3):
+        listing.add(SampledTrajectory(**own, seed=seed), number=seed)
+    batches = [
+        list(make_loader(source, scenes_tokenizer(), LAYOUT, 1, shuffle=False, epochs=1))
+        for source in (open_stored(tmp_path / "samples", SIZE), [one] * 3)
+    ]
+    for batch, direct in zip(*batches, strict=True):
+        for name in direct:
+            np.testing.assert_array_equal(batch[name], direct[name], err_msg=name)
