@@ -20,7 +20,9 @@ from absl import logging
 from process_gen.common import files
 from process_gen.common.names import check_name
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
+from process_gen.data.formats import identity
 from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
+from process_gen.data.formats.places import place_of
 from process_gen.data.importers import IMPORTERS, open_imported
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
@@ -225,9 +227,13 @@ def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) 
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
-    if not pathlib.Path(data["path"], "dataset_info.json").is_file():
+    place = place_of(data["path"])
+    if not place.exists("dataset_info.json"):
         raise NotPrepared(f"{data['path']} is no TFDS data set: it has no dataset_info.json")
-    source = RecordSource(tfds.builder_from_directory(data["path"]), split)
+    builder = tfds.builder_from_directory(data["path"])
+    source = RecordSource(builder, split)
+    names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
+    source.name = f"{source.name} of SHA-256 {identity.digest(place, names)[:16]}"
     if source.image_size != image_size:
         raise ValueError(f"{source.name} has images of {source.image_size}, the layout of {image_size}")
     return source

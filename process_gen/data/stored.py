@@ -30,6 +30,9 @@ from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
 from process_gen.data.packing import TooManyBadTrajectories, allowance
 from process_gen.trajectory.record import (
+    STEP_KEYS,
+    TRAJECTORY_KEYS,
+    TURN_KEYS,
     ImageFile,
     Record,
     RecordError,
@@ -37,14 +40,15 @@ from process_gen.trajectory.record import (
     trajectory_from_json,
     turn_to_json,
 )
-from process_gen.trajectory.stages import Trajectory, Turn
+from process_gen.trajectory.stages import Trajectory, Turn, turn_fields
 
 SHAPES = "shapes.json"
 
 _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
-_IMAGES = ("image", "sketch", "refined")
-"""Fields of a turn or a step that are images."""
+_IMAGES = frozenset(field.name for field in turn_fields("image"))
+_KNOWN = frozenset((*TURN_KEYS, *STEP_KEYS))
+"""Fields of a turn or a step."""
 
 
 class StoredSource:
@@ -284,8 +288,8 @@ class StoredSource:
         """An object of a trajectory or a turn, with the content of the image files that it names."""
         found = dict(value)
         for key, one in value.items():
-            if key == "image" and field != "line":
-                found[key] = self._inline(unit, f"{field}.image", one, sha256)
+            if key in _IMAGES and field != "line":
+                found[key] = self._inline(unit, f"{field}.{key}", one, sha256 if key == "image" else "")
             elif isinstance(one, Mapping) and set(one) == {"path"}:  # of a field that nobody knows
                 found[key] = self._inline(unit, f"{field}.{key}", one)
         return found
@@ -306,16 +310,27 @@ class StoredSource:
 
 
 def _light(value: Any) -> Any:
-    """The same without the bytes of images in fields that nobody knows, which would end up in metadata."""
-    if isinstance(value, Mapping):
-        return {
-            key: one if key in _IMAGES else _light(one)
-            for key, one in value.items()
-            if key in _IMAGES or not isinstance(one, bytes)
-        }
+    """An object without the bytes of images in fields that nobody knows, which would end up in metadata."""
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: one if key in TRAJECTORY_KEYS else _without_bytes(one) for key, one in value.items()}
+    for key in ("turns", "steps"):
+        if isinstance(found.get(key), list):
+            found[key] = [
+                {name: part if name in _KNOWN else _without_bytes(part) for name, part in one.items()}
+                if isinstance(one, dict)
+                else one
+                for one in found[key]
+            ]
+    return found
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_bytes(one) for key, one in value.items() if not isinstance(one, bytes)}
     if isinstance(value, list):
-        return [_light(one) for one in value if not isinstance(one, bytes)]
-    return value
+        return [_without_bytes(one) for one in value if not isinstance(one, bytes)]
+    return None if isinstance(value, bytes) else value
 
 
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def sets(trajectories, tmp_path_factory):
     return root
 
 
-def opened(root, form):
-    return open_source({"source": form, "path": str(root / form), "on_error": "fail"}, SIZE)
+def opened(root, name, form=""):
+    return open_source({"source": form or name, "path": str(root / name), "on_error": "fail"}, SIZE)
 
 
 def test_the_batches_are_the_same_bit_for_bit(sets, trajectories):
@@ -287,6 +287,22 @@ def test_a_file_that_is_no_set_is_named(tmp_path, form, content, message):
     (tmp_path / form).write_bytes(content)
     with pytest.raises(BadTrajectory, match=message):
         open_stored(tmp_path / form, SIZE)
+
+
+def test_a_row_group_that_is_broken_is_named_by_its_row(sets, tmp_path):
+    content = bytearray((sets / "parquet" / "part-00000.parquet").read_bytes())
+    content[4:2000] = b"\xff" * 1996
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(BadTrajectory, match="a.parquet cannot be read as Parquet"):
+        open_stored(tmp_path / "a.parquet", SIZE)
+
+
+def test_a_tfds_set_is_known_by_its_content(trajectories, tmp_path):
+    names = []
+    for place, found in (("a", trajectories), ("b", trajectories), ("c", trajectories[::-1])):
+        writers.write_records(tmp_path / place, found, SIZE)
+        names.append(opened(tmp_path, place, "records").name)
+    assert names[0] == names[1] != names[2]
 
 
 def test_a_shard_that_is_cut_off_is_named(sets, tmp_path):

@@ -149,7 +149,9 @@ class ParquetRows:
         """Names the file in what a broken one raises."""
         try:
             yield
-        except (pa.ArrowException, EOFError) as error:
+        except (pa.ArrowException, EOFError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the file system's, and not of the content
+                raise
             raise BadTrajectory(
                 f"{self.place.path(self._names[part])} cannot be read as Parquet: {error}"
             ) from None

@@ -131,7 +131,7 @@ class TarRows:
         try:
             with self.place.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    if not member.isfile():
+                    if not member.isfile() or posixpath.basename(member.name).startswith((".", "__")):
                         continue
                     if member.offset_data + member.size > length:
                         raise tarfile.ReadError(f"cut off in {member.name}")
