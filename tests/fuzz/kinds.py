@@ -19,7 +19,8 @@ from process_gen import convert, evaluate, sample
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.bagel import read_published
 from process_gen.data.encode import BadTrajectory, encode_trajectory
-from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.formats.jsonl import LISTING
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.models.config import model_config
@@ -168,7 +169,7 @@ def run_listing(folder: pathlib.Path, rng: np.random.Generator) -> None:
     if rng.integers(10):
         lines[number] = damaged_text(rng, RECORDS[number])
     (folder / LISTING).write_bytes(b"\n".join(lines))
-    source, tokenizer, problems = FolderSource(folder, LAYOUT.image_size), scenes_tokenizer(), []
+    source, tokenizer, problems = open_stored(folder, LAYOUT.image_size), scenes_tokenizer(), []
     for index in range(len(source)):
         try:
             encode_trajectory(tokenizer, LAYOUT, source[index])
@@ -197,7 +198,7 @@ def run_image(folder: pathlib.Path, rng: np.random.Generator) -> None:
     data = held.getvalue()
     (folder / "a.png").write_bytes(data if rng.integers(5) == 0 else damaged_bytes(rng, data))
     (folder / LISTING).write_text(json.dumps({"prompt": "a", "turns": [{"image": "a.png"}]}))
-    source = FolderSource(folder, LAYOUT.image_size)
+    source = open_stored(folder, LAYOUT.image_size)
     found = source[0].image
     assert found.shape == (*LAYOUT.image_size, 3) and found.dtype == np.uint8
     assert len(source.shapes()) == 1
