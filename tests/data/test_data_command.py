@@ -67,6 +67,22 @@ def test_what_cannot_be_done_is_one_line(mine, tmp_path, capsys, flags, message)
     assert not (tmp_path / "out").exists()
 
 
+def test_records_have_a_place_for_input_images_where_it_is_asked_for(mine, tmp_path, capsys):
+    edit = {
+        "image": "a.png",
+        "instruction": "red",
+        "turns": [{"image": "a.png", "inspect": "no"}, {"refine": "x"}],
+    }
+    (mine / LISTING).write_text(json.dumps(edit))
+    flags = ["convert", str(mine), str(tmp_path / "out"), "--to=records", "--image_size=8,12"]
+    assert main(flags) == 2
+    assert "has no place for one: make it with prompt_image=True" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*flags, "--prompt_image"]) == 0
+    found = open_source({"source": "records", "path": str(tmp_path / "out"), "on_error": "fail"}, SIZE)[0]
+    assert (found.prompt_image == 7).all() and found.instruction == "red" and found.turns[1].image is None
+
+
 def test_a_target_that_is_there_stays(mine, tmp_path, capsys):
     assert main(["convert", str(mine), str(mine), "--to=folder", "--on_error=skip"]) == 2
     assert "is not empty: choose another folder" in capsys.readouterr().err

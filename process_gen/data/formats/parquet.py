@@ -112,7 +112,10 @@ class ParquetRows:
         place = bisect.bisect_right(self._ends, index)
         part, group = self._groups[place]
         rows = self._group(part, group, text)
-        return columns.row_of(rows, index - self._ends[place] + len(rows))
+        try:
+            return columns.row_of(rows, index - self._ends[place] + len(rows))
+        except UnicodeDecodeError as error:
+            raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
 
     def _group(self, part: int, group: int, text: bool) -> pa.Table:
         """One row group, its columns without binary values where `text` asks for it."""
@@ -149,7 +152,7 @@ class ParquetRows:
         """Names the file in what a broken one raises."""
         try:
             yield
-        except (pa.ArrowException, EOFError, OSError) as error:
+        except (pa.ArrowException, EOFError, UnicodeDecodeError, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the file system's, and not of the content
                 raise
             raise BadTrajectory(
