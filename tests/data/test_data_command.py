@@ -40,6 +40,8 @@ def test_a_set_is_converted_from_form_to_form(mine, tmp_path, capsys):
         if source == mine:
             assert "1 times: turns[0].image does not exist: 'b.png'" in out
         source = target
+    assert main(["convert", str(source), str(tmp_path / "b"), "--to=records", "--image_size=8,8"]) == 2
+    assert "holds pixels of (8, 12), not of (8, 8)" in capsys.readouterr().err
     found = open_source({"source": "records", "path": str(source), "on_error": "fail"}, SIZE)
     assert [found[i].uid for i in range(11)] == [str(n) for n in range(12) if n != 3]
     assert (found[0].image == 7).all()

@@ -2,7 +2,7 @@
 
 A column of images is a struct of `bytes` and `path`, as Hugging Face writes it, or bytes. Reading
 one row reads its row group, so a file that is read in a random order should have small ones (the
-writer makes them of a few megabytes); the last ones read are kept, in bounded memory.
+writer makes them of about a megabyte); the last ones read are kept, in bounded memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import collections
 import contextlib
 import itertools
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -187,20 +188,26 @@ def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
         names = place.glob(pattern)
         kinds = {kind for name in names if (kind := _split_of(name))}
         if len(kinds) > 1:
+            root = os.fspath(path).rstrip("/")
             raise ValueError(
-                f"{path} holds several splits ({', '.join(sorted(kinds))}): name one, "
-                f"config.data.path={os.fspath(path).rstrip('/')}/**/{min(kinds)}{pattern}"
+                f"{path} holds several splits ({', '.join(sorted(kinds))}): name the folder of one, or a "
+                f"pattern such as --config.data.path='{root}/**/{min(kinds)}{pattern}'"
             )
     else:
-        text, _, inner = os.fspath(path).partition("/**/")
-        place, last = split_path(path) if not inner else (place_of(text), inner)
-        names = [last] if place.exists(last) else place.glob(last)
+        root, _, inner = os.fspath(path).partition("/**/")
+        if inner:
+            place = place_of(root)
+            names = place.glob(inner)
+        else:
+            place, last = split_path(path)
+            names = [last] if place.exists(last) else [name for name in place.glob(last) if "/" not in name]
     if not names:
         raise FileNotFoundError(f"{path} does not exist, or holds no {pattern}")
     return place, names
 
 
 def _split_of(name: str) -> str | None:
-    """The split that the name of a part begins with, `train-00000-of-00003.parquet`."""
-    first = os.path.basename(name).replace("_", "-").replace(".", "-").partition("-")[0].lower()
-    return first if first in SPLIT_NAMES else None
+    """The split that a part is of: `train-00000-of-00003.parquet`, `train/0000.parquet`."""
+    *folders, last = name.lower().split("/")
+    named = (*folders, re.split(r"[-_.]", last)[0])
+    return next((one for one in named if one in SPLIT_NAMES), None)
