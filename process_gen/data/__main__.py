@@ -65,6 +65,8 @@ def convert_command(args: argparse.Namespace) -> None:
     if args.prompt_image and not pixels:
         raise ValueError(f"--prompt_image is for --to=records, --to={args.to} has a place for input images")
     source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
+    if pixels and source.image_size != args.image_size:
+        raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
     bad = _Left(source, args.on_error, args.budget)
     if pixels:
         tfds.disable_progress_bar()  # there is one already
@@ -285,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args.run(args)
         sys.stdout.flush()
-    except (ValueError, OSError, TooManyBadTrajectories) as error:
+    except (ValueError, OSError, TooManyBadTrajectories, cli.CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

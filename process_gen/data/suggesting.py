@@ -74,7 +74,7 @@ def slots_table(found: Findings, layout: Layout) -> list[tuple]:
         mean = sum(n * count for n, count in counts.items()) / total
         over = sum(count for n, count in counts.items() if n > room)
         shares = (quantile(counts, share) for share in (0.5, 0.95, 0.99))
-        rows.append((name, total, round(mean, 1), *shares, max(counts), room, over))
+        rows.append((name, total, mean, *shares, max(counts), room, over))
     return rows
 
 

@@ -329,15 +329,27 @@ def test_bad_rows_are_named_or_skipped_in_every_form(sets, tmp_path):
 
 def test_several_splits_in_one_folder_are_not_mixed(tmp_path):
     table = pa.table({"prompt": ["a"]})
-    (tmp_path / "data").mkdir()
-    for name in ("train-00000-of-00001", "test-00000-of-00001"):
-        pq.write_table(table, tmp_path / "data" / f"{name}.parquet")
-    with pytest.raises(
-        ValueError, match=r"holds several splits \(test, train\): name one, .*/\*\*/test\*.parquet"
+    for folder, names in (
+        ("named", ("train-00000-of-00001", "test-00000-of-00001")),
+        ("in", ("train/0", "test/0")),
     ):
-        open_rows(tmp_path, "parquet")
-    assert len(open_rows(f"{tmp_path}/**/train*.parquet", "parquet")) == 1
-    assert len(open_rows(tmp_path / "data" / "train*.parquet", "parquet")) == 1
+        for name in names:
+            path = tmp_path / folder / "data" / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path)
+        with pytest.raises(
+            ValueError, match=r"holds several splits \(test, train\): name the folder of one, or a"
+        ):
+            open_rows(tmp_path / folder, "parquet")
+    for path in (
+        "named/**/train*.parquet",
+        "named/data/train*.parquet",
+        "in/data/train",
+        "in/data/train/*.parquet",
+    ):
+        assert len(open_rows(f"{tmp_path}/{path}", "parquet")) == 1
+    with pytest.raises(FileNotFoundError):
+        open_rows(f"{tmp_path}/in/data/*.parquet", "parquet")
 
 
 def test_writers_leave_what_is_there(sets, trajectories):

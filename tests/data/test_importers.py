@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import pickle
 import tarfile
 
 import numpy as np
@@ -37,8 +38,9 @@ def shades(trajectory):
 def opened(name, path):
     """As a config opens it."""
     source = open_source({"source": name, "path": str(path), "on_error": "fail"}, SIZE)
+    again = pickle.loads(pickle.dumps(source))  # as another process has it
     for index in range(len(source)):
-        source[index]
+        assert shades(source[index]) == shades(again[index])
     return source
 
 

@@ -19,6 +19,7 @@ from process_gen import convert, evaluate, sample
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.bagel import read_published
 from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.formats import writers
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
@@ -177,6 +178,22 @@ def run_listing(folder: pathlib.Path, rng: np.random.Generator) -> None:
             problems.append(error)
     if problems:
         raise problems[0]
+
+
+def prepare_forms(folder: pathlib.Path) -> None:
+    prepare_listing(folder)
+    source = open_stored(folder, LAYOUT.image_size)
+    for name, write in (("p", writers.write_parquet), ("w", writers.write_webdataset)):
+        write(folder / name, writers.objects(source))
+
+
+def run_forms(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    file = folder / pick(rng, ["p/part-00000.parquet", "w/shard-00000.tar"])
+    file.write_bytes(damaged_bytes(rng, file.read_bytes()))
+    source = open_stored(file, LAYOUT.image_size)
+    source.shapes()
+    for index in range(len(source)):
+        source[index], source.object(index)
 
 
 # ---------------------------------------------------------------------- images
@@ -395,6 +412,7 @@ NOTHING: Callable[[pathlib.Path], None] = lambda folder: None  # noqa: E731
 
 KINDS = {
     "listings": Kind(prepare_listing, run_listing, (BadTrajectory, OSError)),
+    "forms": Kind(prepare_forms, run_forms, (BadTrajectory, OSError)),
     "images": Kind(NOTHING, run_image, (BadTrajectory,)),
     "published": Kind(prepare_published, run_published, (CheckpointError, OSError)),
     "configs": Kind(NOTHING, run_config, (builders.ConfigError, cli.CommandError)),

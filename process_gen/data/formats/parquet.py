@@ -2,7 +2,7 @@
 
 A column of images is a struct of `bytes` and `path`, as Hugging Face writes it, or bytes. Reading
 one row reads its row group, so a file that is read in a random order should have small ones (the
-writer makes them of a few megabytes); the last ones read are kept, in bounded memory.
+writer makes them of about a megabyte); the last ones read are kept, in bounded memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import collections
 import contextlib
 import itertools
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -112,7 +113,10 @@ class ParquetRows:
         place = bisect.bisect_right(self._ends, index)
         part, group = self._groups[place]
         rows = self._group(part, group, text)
-        return columns.row_of(rows, index - self._ends[place] + len(rows))
+        try:
+            return columns.row_of(rows, index - self._ends[place] + len(rows))
+        except UnicodeDecodeError as error:
+            raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
 
     def _group(self, part: int, group: int, text: bool) -> pa.Table:
         """One row group, its columns without binary values where `text` asks for it."""
@@ -149,7 +153,7 @@ class ParquetRows:
         """Names the file in what a broken one raises."""
         try:
             yield
-        except (pa.ArrowException, EOFError, OSError) as error:
+        except (pa.ArrowException, EOFError, UnicodeDecodeError, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the file system's, and not of the content
                 raise
             raise BadTrajectory(
@@ -184,20 +188,26 @@ def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
         names = place.glob(pattern)
         kinds = {kind for name in names if (kind := _split_of(name))}
         if len(kinds) > 1:
+            root = os.fspath(path).rstrip("/")
             raise ValueError(
-                f"{path} holds several splits ({', '.join(sorted(kinds))}): name one, "
-                f"config.data.path={os.fspath(path).rstrip('/')}/**/{min(kinds)}{pattern}"
+                f"{path} holds several splits ({', '.join(sorted(kinds))}): name the folder of one, or a "
+                f"pattern such as --config.data.path='{root}/**/{min(kinds)}{pattern}'"
             )
     else:
-        text, _, inner = os.fspath(path).partition("/**/")
-        place, last = split_path(path) if not inner else (place_of(text), inner)
-        names = [last] if place.exists(last) else place.glob(last)
+        root, _, inner = os.fspath(path).partition("/**/")
+        if inner:
+            place = place_of(root)
+            names = place.glob(inner)
+        else:
+            place, last = split_path(path)
+            names = [last] if place.exists(last) else [name for name in place.glob(last) if "/" not in name]
     if not names:
         raise FileNotFoundError(f"{path} does not exist, or holds no {pattern}")
     return place, names
 
 
 def _split_of(name: str) -> str | None:
-    """The split that the name of a part begins with, `train-00000-of-00003.parquet`."""
-    first = os.path.basename(name).replace("_", "-").replace(".", "-").partition("-")[0].lower()
-    return first if first in SPLIT_NAMES else None
+    """The split that a part is of: `train-00000-of-00003.parquet`, `train/0000.parquet`."""
+    *folders, last = name.lower().split("/")
+    named = (*folders, re.split(r"[-_.]", last)[0])
+    return next((one for one in named if one in SPLIT_NAMES), None)

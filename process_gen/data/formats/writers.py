@@ -34,7 +34,7 @@ from process_gen.data.schema import features, to_example
 from process_gen.trajectory.record import trajectory_to_json
 from process_gen.trajectory.stages import Trajectory, turn_fields
 
-GROUP_BYTES = 4 << 20
+GROUP_BYTES = 1 << 20
 """Of images in a row group: what reading one row in a random order reads."""
 PART_BYTES = SHARD_BYTES = 256 << 20
 """Of images in a Parquet file or a tar shard."""

@@ -11,6 +11,7 @@ The path is a folder, a file, a pattern, or the JSON file that a dataset info na
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 from collections.abc import Callable, Sequence
@@ -53,13 +54,10 @@ def open_parts(path: str | os.PathLike[str]) -> ParquetRows:
     return rows
 
 
-def _units(column: str, count: Callable[[Any], int]) -> Callable[[Rows], list[Unit]]:
+def _units(column: str, count: Callable[[Any], int], rows: Rows) -> list[Unit]:
     """As many trajectories of each row as `count` says of a column."""
-    return lambda rows: [
-        ((index,), part)
-        for index, value in enumerate(rows.column(column))
-        for part in range(max(1, count(value)))
-    ]
+    values = enumerate(rows.column(column))
+    return [((index,), part) for index, value in values for part in range(max(1, count(value)))]
 
 
 def _captions(value: Any) -> dict[str, str]:
@@ -115,5 +113,9 @@ def _read_edits(rows: Sequence[Row], part: int) -> dict[str, Any]:
     return {"image": images[0], "instruction": words[0], "turns": turns}
 
 
-T2I = fields.Importer(Form("BAGEL t2i 1", _read_captioned, _units("captions", _count_captions)), open_parts)
-EDIT = fields.Importer(Form("BAGEL edit 1", _read_edits, _units("instruction_list", _ways)), open_parts)
+T2I = fields.Importer(
+    Form("BAGEL t2i 1", _read_captioned, functools.partial(_units, "captions", _count_captions)), open_parts
+)
+EDIT = fields.Importer(
+    Form("BAGEL edit 1", _read_edits, functools.partial(_units, "instruction_list", _ways)), open_parts
+)

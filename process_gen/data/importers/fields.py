@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from process_gen.common.names import hint
 from process_gen.data.formats.opening import open_rows
-from process_gen.data.formats.rows import Form, Rows
+from process_gen.data.formats.rows import Form, Row, Rows
 from process_gen.trajectory.record import RecordError
 
 IMAGE_MARK = re.compile(r"<image_start>\s*\[([^\]]+)\]\s*<image_end>")
@@ -80,8 +81,17 @@ def marked(value: str) -> tuple[list[str], list[str]]:
     return [part.strip() for part in parts[::2]], parts[1::2]
 
 
-def one_row(
-    read: Callable[[Mapping[str, Any]], dict[str, Any]],
-) -> Callable[[Sequence[Any], int], dict[str, Any]]:
+def same(one: Any, other: Any) -> bool:
+    """Whether two images are the same: by their bytes where both have some, else by what names them."""
+    found = [image.get("bytes") if isinstance(image, Mapping) else None for image in (one, other)]
+    return found[0] == found[1] if None not in found else one == other
+
+
+def one_row(read: Callable[[Row], dict[str, Any]]) -> Callable[[Sequence[Row], int], dict[str, Any]]:
     """A `Form.read` of rows that are one trajectory each."""
-    return lambda rows, part: read(rows[0])
+    return functools.partial(_read_first, read)
+
+
+def _read_first(read: Callable[[Row], dict[str, Any]], rows: Sequence[Row], part: int) -> dict[str, Any]:
+    del part
+    return read(rows[0])

@@ -19,10 +19,10 @@ from process_gen.trajectory.record import RecordError
 
 def _units(rows: Rows) -> list[Unit]:
     """The rows of each image, in the order of the first one's place."""
-    groups: dict[Any, list[tuple[int, int]]] = collections.defaultdict(list)
+    groups: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
     numbers = zip(rows.column("img_id"), rows.column("turn_index"), strict=True)
     for index, (name, turn) in enumerate(numbers):
-        groups[name].append((turn if isinstance(turn, int) else 0, index))
+        groups[str(name)].append((turn if isinstance(turn, int) else 0, index))
     return [(tuple(index for _, index in sorted(group)), 0) for group in groups.values()]
 
 
@@ -33,7 +33,7 @@ def _read(rows: Sequence[Row], part: int) -> dict[str, Any]:
         if row.get("turn_index") != place:
             raise RecordError(f"turn_index is {row.get('turn_index')}, and turn {place} of the image is due")
         source, target = (fields.image(fields.get(row, name), name) for name in ("source_img", "target_img"))
-        if turns and _content(source) != _content(turns[-1]["image"]):
+        if turns and not fields.same(source, turns[-1]["image"]):
             raise RecordError(f"source_img of turn {place} is not target_img of the turn before")
         turn: dict[str, Any] = {"image": target}
         if "mask_img" in row:
@@ -50,10 +50,6 @@ def _read(rows: Sequence[Row], part: int) -> dict[str, Any]:
         "licence": "CC-BY-4.0",
         "author": "human",
     }
-
-
-def _content(image: Any) -> Any:
-    return image.get("bytes") or image.get("path") if isinstance(image, dict) else image
 
 
 MAGICBRUSH = fields.Importer(Form("MagicBrush 1", _read, _units), ParquetRows)

@@ -43,7 +43,7 @@ def _reflection(row: Mapping[str, Any]) -> dict[str, Any]:
         if place:
             if _said(edits[place - 1]) == DONE:
                 raise RecordError(f"edit[{place - 1}] says that no editing is needed, and an image follows")
-            if outputs[place - 1] != state:
+            if not fields.same(outputs[place - 1], state):
                 raise RecordError(f"output_image[{place - 1}] is not input_image[{place}]")
             turn["refine"] = fields.check_text(edits[place - 1], f"edit[{place - 1}]")
         names = (f"eval_summary[{place}]", f"eval[{place}]")
