@@ -63,7 +63,7 @@ def plan_next(
 
 
 def look(
-    request: Request, draft: Scene, meant: Scene | None, before: Scene = Scene(), done: int = 0
+    request: Request, draft: Scene, meant: Scene | None, before: Scene | None = None, done: int = 0
 ) -> tuple[str, str | None]:
     """What there is to say of a draft, and the correction that it needs; None where it needs none.
 
@@ -71,7 +71,7 @@ def look(
       request: the prompt.
       draft: what stands, as `parse` reads it.
       meant: what its plan wanted to stand; None where that cannot be read.
-      before: the canvas before the step.
+      before: the canvas before the step; empty by default.
       done: steps before this one.
     """
     level, rng = get_level(request.level), _chance(request, done)
@@ -80,7 +80,7 @@ def look(
     state = dict(enumerate(meant.objects))
     found = find_mistakes(draft, meant)
     if not found:
-        there = collections.Counter(map(_key, before.objects))
+        there = set(map(_key, before.objects if before else ()))
         touched = [n for n, thing in state.items() if _key(thing) not in there]
         return language.approve(touched, state, (), level, rng), None
     first = _worded(found[0], level)
