@@ -34,6 +34,7 @@ from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
+from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.tasks import TASKS, make_task
 from process_gen.evaluation.tasks.base import Judge, TaskError
@@ -172,6 +173,7 @@ def run(values: Any, show: Show | None = None) -> str:
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     hosts.initialize()
     options = options_of(values.task_args, values.tasks)
+    roles = _options(values.arm_args, ROLES, "--arm_args", "role")
     config: Mapping[str, Any] = {}
     if values.images:
         told = (values.images, values.limit, values.per_group)
@@ -179,7 +181,7 @@ def run(values: Any, show: Show | None = None) -> str:
     elif values.stage in ("judge", "report"):
         cells = [(one, None) for one in _remembered(values, options)]
     else:
-        cells, config = _asked(values, options)
+        cells, config = _asked(values, options, roles)
     folder = files.check_writable(_folder(values))
     host = (jax.process_index(), jax.process_count())
     text, written, _ = evaluate(
@@ -190,7 +192,7 @@ def run(values: Any, show: Show | None = None) -> str:
 
 
 def _asked(
-    values: Any, options: Mapping[str, dict[str, str]]
+    values: Any, options: Mapping[str, dict[str, str]], roles: Mapping[str, dict[str, str]]
 ) -> tuple[list[tuple[Asked, Sampler]], Mapping[str, Any]]:
     """The cells of a checkpoint, and the config that it was trained with."""
     for task in values.tasks:  # which complains before the weights are loaded
@@ -231,7 +233,7 @@ def _asked(
         cells += [
             pipeline.ask(
                 sampler, task, told, arm, seeds,
-                checkpoint=checkpoint, limit=values.limit, per_group=values.per_group,
+                checkpoint=checkpoint, limit=values.limit, per_group=values.per_group, arm_options=roles,
             )
             for arm in arms
         ]  # fmt: skip
@@ -257,21 +259,26 @@ def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[A
 
 
 def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """task -> option -> value, from `task.option=value`.
+    """Task -> option -> value, from `task.option=value`.
 
     Raises:
       TaskError: a task that nobody knows, or an option of a task that is not among them.
     """
     for task in tasks:
         check_name(task, TASKS, "task", TaskError)
-    found: dict[str, dict[str, str]] = {task: {} for task in dict.fromkeys(tasks)}
+    return _options(words, tasks, "--task_args", "task among --tasks")
+
+
+def _options(words: Sequence[str], names: Sequence[str], flag: str, kind: str) -> dict[str, dict[str, str]]:
+    """Name -> option -> value, from `name.option=value`; `flag` and `kind` are for messages."""
+    found: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(names)}
     for word in words:
-        name, equals, value = word.partition("=")
-        task, dot, option = name.partition(".")
+        left, equals, value = word.partition("=")
+        name, dot, option = left.partition(".")
         if not equals or not dot:
-            raise TaskError(f"--task_args takes task.option=value, got {word!r}")
-        check_name(task, tasks, "task among --tasks", TaskError)
-        found[task][option] = value
+            raise TaskError(f"{flag} takes {kind.split()[0]}.option=value, got {word!r}")
+        check_name(name, names, kind, TaskError)
+        found[name][option] = value
     return found
 
 
@@ -300,6 +307,11 @@ def define_flags() -> None:
     flags.DEFINE_list("tasks", ["scenes"], f"Of {', '.join(TASKS)}.")
     flags.DEFINE_multi_string("task_args", [], "An option of a task, e.g. scenes.split=train.")
     flags.DEFINE_list("arms", [], f"Ways to draw, of {', '.join(ARMS)}; as it was trained by default.")
+    flags.DEFINE_multi_string(
+        "arm_args",
+        [],
+        "An option of a chat model of --arms, e.g. planner.model=NAME or inspector.base_url=URL.",
+    )
     flags.DEFINE_list("seeds", ["0"], "Seeds; every prompt is drawn with each.")
     flags.DEFINE_integer("limit", 0, "Prompts of a task, from every group in turn; 0 for all.", lower_bound=0)
     flags.DEFINE_integer("per_group", 0, "Prompts of each group; 0 for all.", lower_bound=0)

@@ -38,8 +38,8 @@ def options(folder, **changes) -> types.SimpleNamespace:
     """The flags of a command, with some of them changed."""
     values = dict(
         workdir=None, which="ema", config=None, tokenizer=None, dtype=None, tasks=["scenes"], task_args=[],
-        arms=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None, batch_size=64,
-        mesh="", sampling=[], output_dir=str(folder), pictures=24, compare=[], allow=[], coordinator=None,
+        arms=[], arm_args=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None,
+        batch_size=64, mesh="", sampling=[], output_dir=str(folder), pictures=24, compare=[], allow=[], coordinator=None,
         num_processes=None, process_id=None,
     )  # fmt: skip
     return types.SimpleNamespace(**{**values, **changes})
