@@ -3,8 +3,8 @@
 Unlike the teacher, who draws a whole trajectory, an oracle looks at what stands, whoever
 drew it, and says one thing about it in the teacher's language. `plan_next` goes by the prompt:
 it keeps the most that can stay, puts right what cannot, and adds what is missing where the
-teacher would have it. `look` goes by the plan, or by the prompt where the plan contradicts it.
-Equal input gets an equal answer.
+teacher would have it. `look` goes by the plan, without what of it contradicts the prompt. Equal
+input gets an equal answer.
 """
 
 from __future__ import annotations
@@ -75,8 +75,12 @@ def look(
       done: steps before this one.
     """
     level, rng = get_level(request.level), _chance(request, done)
-    if meant is None or not sound(request, meant):
-        meant = _mended(request, level, draft, meant)
+    if meant is None:
+        meant = _mended(request, level, draft)
+    elif not sound(request, meant):
+        mended = _mended(request, level, meant)
+        right = sound(request, draft) and _looks(draft) == _looks(mended)
+        meant = draft if right else mended
     state = dict(enumerate(meant.objects))
     found = find_mistakes(draft, meant)
     if not found:
@@ -109,16 +113,20 @@ def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
         else:
             surplus.append(thing)
     lacking = sorted(number for some in numbers.values() for number in some)
-    found = []
+    changed, missing = [], []
     for number in lacking:
         right = meant.objects[number]
         pairs = ((_difference(thing, right), thing) for thing in surplus)
         kind, wrong = next((pair for pair in pairs if pair[0]), ("missing", None))
-        found.append(Mistake(kind, number, wrong, right))
+        (changed if wrong else missing).append(Mistake(kind, number, wrong, right))
         surplus = [thing for thing in surplus if thing is not wrong]
-    filled = {mistake.right.cell for mistake in found if mistake.wrong is None}
-    blurs = (thing for thing in surplus if thing.clear or thing.cell not in filled)
-    return [*found, *(Mistake("extra", -1, thing, None) for thing in blurs)]
+    filled = {mistake.right.cell for mistake in missing}
+    extra = (thing for thing in surplus if thing.clear or thing.cell not in filled)
+    return [*changed, *missing, *(Mistake("extra", -1, thing, None) for thing in extra)]
+
+
+def _looks(scene: Scene) -> collections.Counter[tuple[str, str]]:
+    return collections.Counter((thing.shape, thing.colour) for thing in scene.objects)
 
 
 def _key(thing: Object) -> tuple[str, str, str]:
@@ -178,12 +186,19 @@ def _way(
     return [*removals, *repairs, *additions], state
 
 
-def _mended(request: Request, level: Level, draft: Scene, meant: Scene | None) -> Scene:
-    """A draft without what contradicts the prompt."""
-    changes, state = _way(request, level, draft, meant)
+def _mended(request: Request, level: Level, scene: Scene) -> Scene:
+    """A scene without what contradicts the prompt; what has no cell of its own gets one."""
+    cells, first, crowded = set(), [], []
+    for thing in scene.objects:
+        (crowded if thing.cell in cells else first).append(thing)
+        cells.add(thing.cell)
+    changes, state = _way(request, level, Scene(tuple(first)), None)
     for change in changes:
-        if change.kind != "add":
+        looks = change.after and (change.after.shape, change.after.colour)
+        again = next((thing for thing in crowded if (thing.shape, thing.colour) == looks), None)
+        if change.kind != "add" or again is not None:
             apply(change, state)
+            crowded = [thing for thing in crowded if thing is not again]
     return Scene(tuple(thing for _, thing in sorted(state.items())))
 
 

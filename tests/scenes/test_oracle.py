@@ -126,6 +126,16 @@ def test_a_plan_that_contradicts_the_prompt_is_looked_through():
     assert correction is None, "what is not drawn yet is no mistake"
 
 
+def test_what_was_drawn_over_is_missed():
+    """The plan puts two things into one cell, and the draft shows the later one."""
+    request, both = read_request("a red circle and a blue star"), scene("red circle b2", "blue star b2")
+    text, correction = look(request, scene("blue star b2"), both, scene("red circle b2"), 1)
+    assert "star" in text and "b2" in text and "star" in correction and "b2" in correction
+    text, correction = look(request, scene("red circle b2"), both, scene("red circle b2"), 1)
+    assert "star" in text and "blue star" in correction
+    assert look(request, scene("red circle b2", "blue star a1"), both)[1] is None, "it went elsewhere"
+
+
 def test_a_correction_that_comes_true_leaves_what_was_meant(rng):
     for index in range(40):
         request = sample_request(rng, "default", categories("default")[index % 9])
