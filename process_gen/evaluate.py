@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,12 +34,14 @@ from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
+from process_gen.evaluation.forced import draw_steps
 from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.tasks import TASKS, make_task
 from process_gen.evaluation.tasks.base import Judge, TaskError
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files
+from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.weights import restore
 from process_gen.weights.restore import load_sampler
@@ -59,6 +61,7 @@ def evaluate(
     show: Show | None = None,
     warm: bool = True,
     host: tuple[int, int] = (0, 1),
+    forced_steps: bool = False,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
     """Goes through the stages for some cells.
 
@@ -72,6 +75,7 @@ def evaluate(
       allow: what may differ between cells of one table.
       show: is told how far it is.
       warm: keeps compilation out of the seconds per image.
+      forced_steps: draws steps after the teacher's own as well, of the scenes (`evaluation.forced`).
       host: which of how many hosts this is. All have to call it alike; the first one reports.
 
     Returns:
@@ -85,7 +89,7 @@ def evaluate(
     asked = [one for one, _ in cells]
     judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
     if stage in ("all", "images"):
-        _draw(cells, root, show, warm, host)
+        _draw(cells, root, show, warm, host, forced_steps)
     if lead and stage in ("all", "images"):
         written = [path for one in asked for path in pipeline.lay_out(root, one)]
     judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
@@ -132,6 +136,7 @@ def _draw(
     show: Show | None,
     warm: bool,
     host: tuple[int, int],
+    forced_steps: bool,
 ) -> None:
     """Draws what is missing, host by host, and lists it in one place."""
     if host[0] == 0:
@@ -139,13 +144,25 @@ def _draw(
     for one, sampler in cells:
         if sampler is None:
             continue
-        with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
-            listing = pipeline.listing_of(root, one, host)
-        draw(sampler, one.wanted, listing, host, show, warm)
-        _wait("the images are drawn", host)
-        if host[0] == 0:
-            listing.gather()
-        _wait("the images are listed", host)
+        with _listed(pipeline.listing_of, root, one, host) as listing:
+            draw(sampler, one.wanted, listing, host, show, warm)
+        if forced_steps and isinstance(one.benchmark, Scenes):
+            with _listed(pipeline.forced_listing, root, one, host) as listing:
+                draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
+
+
+@contextlib.contextmanager
+def _listed(
+    make: Callable[..., Listing], root: pathlib.Path, one: Asked, host: tuple[int, int]
+) -> Iterator[Listing]:
+    """A listing that all hosts draw into, and that is in one place afterwards."""
+    with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
+        listing = make(root, one, host)
+    yield listing
+    _wait("the images are drawn", host)
+    if host[0] == 0:
+        listing.gather()
+    _wait("the images are listed", host)
 
 
 def _wait(name: str, host: tuple[int, int]) -> None:
@@ -167,6 +184,8 @@ def run(values: Any, show: Show | None = None) -> str:
     check_name(values.states, judging.STATES, "kind of states", TaskError)
     for name in values.allow:
         check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
+    if values.forced and "scenes" not in values.tasks:
+        raise TaskError("--forced has a teacher for --tasks=scenes alone")
     if values.compare:
         text, written = writing.compare(values.compare, _folder(values), values.allow)
         return "\n".join([text, "", *map(str, written)])
@@ -186,7 +205,7 @@ def run(values: Any, show: Show | None = None) -> str:
     host = (jax.process_index(), jax.process_count())
     text, written, _ = evaluate(
         cells, folder, stage=values.stage, states=values.states, config=config, pictures=values.pictures,
-        allow=values.allow, show=show, host=host,
+        allow=values.allow, show=show, host=host, forced_steps=values.forced,
     )  # fmt: skip
     return "\n".join([*([text, ""] if text else []), *map(str, written)])
 
@@ -323,6 +342,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("sampling", [], "A setting that differs from the run's, e.g. flow_steps=10.")
     flags.DEFINE_string("output_dir", None, "Folder to write to; `evaluation` in the workdir by default.")
     flags.DEFINE_integer("pictures", 24, "Trajectories of each cell on the page.", lower_bound=0)
+    flags.DEFINE_bool("forced", False, "Draws steps after the teacher's own as well, of --tasks=scenes.")
     flags.DEFINE_list("compare", [], "Results files to put side by side; nothing is sampled then.")
     flags.DEFINE_list("allow", [], f"What may differ in one table: of {', '.join(tables.MUST_AGREE)}.")
 

@@ -20,8 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from process_gen.common import files
-from process_gen.evaluation import draws, judging
+from process_gen.evaluation import draws, forced, judging
 from process_gen.evaluation.arms import Arm, chosen, make_arm
+from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.draws import Draw, Show
 from process_gen.evaluation.outsiders import described, make_outside
 from process_gen.evaluation.results import Cell, make_cell
@@ -252,9 +253,24 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
         _uids(one),
         checkpoint=one.checkpoint,
         settings=one.settings,
+        forced=_forced(folder, one),
         judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
     )
     return cell, list(one.benchmark.write_results(rows, _layout(folder, one))) if rows else []
+
+
+def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
+    """Counts of the steps after the teacher's own, where they are drawn."""
+    if not isinstance(one.benchmark, Scenes) or not forced.is_drawn(folder / one.place):
+        return {}
+    listing = forced_listing(folder, one)
+    return forced.counts_of(listing, one.wanted, one.benchmark.requests)
+
+
+def forced_listing(folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None) -> Listing:
+    """The steps after the teacher's own; see `listing_of`."""
+    place = folder / one.place / forced.FOLDER
+    return Listing(place, one.settings, host=host or (0, 1), strips=False, read_only=host is None)
 
 
 def _uids(one: Asked) -> set[str]:

@@ -141,7 +141,7 @@ def process_table(cells: Sequence[Cell]) -> Table:
         for measure in dict.fromkeys(measure for one in found for measure in one):
             shown = [one.get(measure) for one in found]
             name = measure if kind == "process" else f"{measure} (by the judge)"
-            rows.append([name, *(f"{v:.2f}" if isinstance(v, float) else v for v in shown)])
+            rows.append([name, *shown])
     for kind in dict.fromkeys(kind for cell in cells for kind in cell.failures):
         shown = (f"{cell.failures.get(kind, 0)} of {len(cell.outcomes)}" for cell in cells)
         rows.append([f"failed: {kind}", *shown])
