@@ -99,20 +99,24 @@ def evaluate(
         _wait("the images are judged", host)
     if not lead or stage not in ("all", "report"):
         return text, written, []
-    scored = []
+    scored, tell = [], show or (lambda text: None)
     for one, judge in judged:
+        tell(f"{pathlib.Path(one.place).name}: adding up")
         cell, official = pipeline.score_cell(root, one, judge)
         if cell.outcomes:
             scored.append((one, judge, cell))
             written += official
     if scored:
+        tell("writing the results")
         written += writing.write_results(root, scored, config or {})
     cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
+    tell("writing the page")
     written += writing.write_page(
         root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
     )
     for one, _, cell in scored:
         if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
+            tell(f"{pathlib.Path(one.place).name}: laying out the images")
             written += pipeline.lay_out(root, one, cell)
     for one, _ in judged:
         if not any(one is there for there, *_ in scored):

@@ -57,6 +57,17 @@ def test_a_killed_run_draws_and_judges_the_rest_and_nothing_twice(tmp_path, monk
     assert len(sampler.asked) == asked and again[0].to_json() == cell.to_json()
 
 
+def test_a_report_ends_where_it_is_told_to_and_is_made_again(tmp_path):
+    (cell,), text = evaluated(tmp_path, per_group=1)
+    heard = []
+    evaluated(tmp_path, per_group=1, stage="report", show=heard.append)
+    assert len(heard) >= 3 and heard[0].endswith("adding up")
+    for calls in range(len(heard)):
+        with pytest.raises(Killed):
+            evaluated(tmp_path, per_group=1, stage="report", show=killed_after(calls))
+    assert evaluated(tmp_path, per_group=1, stage="report")[1] == text
+
+
 def test_an_unfinished_line_is_judged_again(tmp_path):
     (cell,), _ = evaluated(tmp_path, per_group=1)
     (path,) = tmp_path.glob("draws/*/verdicts/*.jsonl")
