@@ -200,6 +200,7 @@ HALF = "half \ud83d"
         ({**GOOD, "seed": 1.5}, "line 2: seed is not a whole number"),
         ({**GOOD, "seconds": "1"}, "line 2: seconds is not a number"),
         ({**GOOD, "verdict": [1]}, "line 2: verdict is not an object"),
+        ({**GOOD, "doubts": [0.5, 2]}, "line 2: doubts is not a list of probabilities"),
     ],
 )
 def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
