@@ -1,11 +1,12 @@
 """Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
 
-    latents.array_record  a JSON line, then [images, N, V] float16: those of the turns, then the input image's
+    latents.array_record  a JSON line, then [images, N, V] float16: of the turns, then of the input image
     latents.json          what they were made of; written last, so a folder without it is unfinished
 
 The folder belongs to one source and one autoencoder. Every record carries a
-checksum of the pixels that it was made of, so an image that has changed since
-is noticed. Half precision rounds by at most 2^-11 of a value.
+checksum of the pixels that it was made of, and one of the image files where the
+source has files, so an image that has changed since is noticed. Half precision
+rounds by at most 2^-11 of a value.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ class LatentsWriter:
         fields = {"format": FORMAT, **dataclasses.asdict(self.info)}
         files.write_json(self.folder / INFO, fields, indent=1)
 
-    def write(self, trajectory: Trajectory, latents: np.ndarray) -> None:
-        """Adds the latents [images, N, V] of `images_of` a trajectory.
+    def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
+        """Adds the latents [images, N, V] of `images_of` a trajectory; `files_sum` is that of its files.
 
         Raises:
           ValueError: they are of another shape, or not finite in half precision.
@@ -136,7 +137,8 @@ class LatentsWriter:
             raise ValueError(f"latents of trajectory {trajectory.uid!r} are {stored.shape}, not {wanted}")
         if not np.isfinite(stored).all():
             raise ValueError(f"latents of trajectory {trajectory.uid!r} are not finite in half precision")
-        self._add({"uid": trajectory.uid, "pixels": _checksum(images)}, stored.tobytes())
+        of_files = {} if files_sum is None else {"files": files_sum}
+        self._add({"uid": trajectory.uid, "pixels": _checksum(images), **of_files}, stored.tobytes())
 
     def write_bad(self, error: BadTrajectory) -> None:
         """Keeps the place of a trajectory that could not be read."""
@@ -150,14 +152,17 @@ class LatentsWriter:
 class LatentsSource:
     """A source whose trajectories carry their latents."""
 
-    def __init__(self, source: Source, folder: str | pathlib.Path, layout: Layout):
+    def __init__(self, source: Source, folder: str | pathlib.Path, layout: Layout, pixels: bool = True):
         """Opens a folder of latents.
+
+        Without `pixels` images come back blank, and are not decoded where the source has them as files.
 
         Raises:
           NotPrepared: there is none.
           LatentsMismatch: it was made of another source or for another layout.
         """
         self.source, self.folder, self.info = source, pathlib.Path(folder), read_info(folder)
+        self._blank = not pixels and hasattr(source, "without_pixels")
         wanted = LatentsInfo.of(source, layout, self.info.autoencoder)
         if found := self.info.differences(wanted):
             raise LatentsMismatch(
@@ -181,25 +186,37 @@ class LatentsSource:
         Raises:
           BadTrajectory: it is broken, or its record is damaged or was made of other images.
         """
-        trajectory = self.source[index]
-        images = images_of(trajectory)
-        shape = (len(images), self.info.tokens, self.info.values)
+        fields, data = self._stored(index)
+        if self._blank and "files" in fields:
+            trajectory, found = self.source.without_pixels(index)
+            same = fields["files"] == found
+        else:
+            trajectory = self.source[index]
+            same = fields.get("pixels") == _checksum(images_of(trajectory))
+        if not same:
+            raise BadTrajectory(
+                f"trajectory {trajectory.uid!r}: its images are not those that the latents {index} in "
+                f"{self.folder} were made of; make them anew"
+            )
+        places = [*(turn.image for turn in trajectory.turns), trajectory.prompt_image]
+        shape = (self.info.tokens, self.info.values)
+        try:
+            latents = iter(np.frombuffer(data, DTYPE).reshape(-1, *shape))
+            *turns, given = (np.zeros(shape, DTYPE) if place is None else next(latents) for place in places)
+        except (ValueError, RuntimeError) as error:  # too few of them
+            raise self._damaged(index, error) from error
+        return dataclasses.replace(trajectory, latents={"image": np.stack(turns), "prompt": given})
+
+    def _stored(self, index: int) -> tuple[dict[str, Any], bytes]:
+        """What was written of a trajectory, and its latents."""
         try:
             header, _, data = self._records[index].partition(b"\n")
-            fields = files.from_json(header)
-            if "bad" not in fields and fields["pixels"] == _checksum(images):
-                latents = iter(np.frombuffer(data, DTYPE).reshape(shape))
-                blank = np.zeros(shape[1:], DTYPE)
-                places = [*(turn.image for turn in trajectory.turns), trajectory.prompt_image]
-                *turns, given = (blank if place is None else next(latents) for place in places)
-                found = {"image": np.stack(turns), "prompt": given}
-                return dataclasses.replace(trajectory, latents=found)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise BadTrajectory(f"latents {index} in {self.folder} are damaged: {error}") from error
-        raise BadTrajectory(
-            f"trajectory {trajectory.uid!r}: its images are not those that the latents {index} in "
-            f"{self.folder} were made of; make them anew"
-        )
+            return dict(files.from_json(header)), data
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise self._damaged(index, error) from error
+
+    def _damaged(self, index: int, error: Exception) -> BadTrajectory:
+        return BadTrajectory(f"latents {index} in {self.folder} are damaged: {error}")
 
 
 def _checksum(images: Sequence[np.ndarray]) -> int:

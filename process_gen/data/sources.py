@@ -187,8 +187,10 @@ def latents_folder(data: Any, layout: Layout) -> str:
     return str(pathlib.Path(folder) / "{}x{}".format(*layout.image_size))
 
 
-def with_latents(source: Source, data: Any, layout: Layout) -> Source:
+def with_latents(source: Source, data: Any, layout: Layout, pixels: bool = True) -> Source:
     """The source, with the latents of its images where `data.latents` names a folder of them.
+
+    Without `pixels` the images themselves need not be decoded (`LatentsSource`).
 
     Raises:
       NotPrepared: the folder holds none; the message holds the command that makes them.
@@ -196,9 +198,9 @@ def with_latents(source: Source, data: Any, layout: Layout) -> Source:
     """
     if isinstance(source, Mixture):
         parts = data_of_sources(data)
-        return source.map(lambda name, one: with_latents(one, parts[name], layout))
+        return source.map(lambda name, one: with_latents(one, parts[name], layout, pixels))
     folder = latents_folder(data, layout)
-    return LatentsSource(source, folder, layout) if folder else source
+    return LatentsSource(source, folder, layout, pixels) if folder else source
 
 
 def latents_folders(source: Source, data: Any, layout: Layout) -> dict[str, Source]:

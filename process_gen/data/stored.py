@@ -9,13 +9,14 @@ may be a link to elsewhere, as in the cache of a hub.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import hashlib
 import io
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -95,12 +96,37 @@ class StoredSource:
           BadTrajectory: it is broken, or an image is missing or unreadable; file, line and field are named.
         """
         unit = self._unit(self._order[index])
-        record = self._record(unit)
+        return self._trajectory(unit, self._record(unit), self._image)
+
+    def without_pixels(self, index: int) -> tuple[Trajectory, int]:
+        """A trajectory whose images are blank, and the CRC-32 of its image files one after the other.
+
+        The order is that of the turns, then the input image. Raises as `[index]` does, but images are not
+        decoded.
+        """
+        unit, total = self._unit(self._order[index]), 0
+        blank = np.zeros((*self.image_size, 3), np.uint8)
+
+        def look(*named: Any) -> np.ndarray:
+            nonlocal total
+            with self._opened(*named) as file:
+                total = zlib.crc32(file.read(), total)
+            return blank
+
+        return self._trajectory(unit, self._record(unit), look), total
+
+    def _trajectory(self, unit: Unit, record: Record, pixels: Callable[..., np.ndarray]) -> Trajectory:
+        """A trajectory of a record; `pixels` makes an image of what `_image` takes."""
+        turns = []
+        for turn in record.turns:
+            drawn = turn.image is not None
+            image = pixels(unit, turn.image_field, turn.image, turn.sha256) if drawn else None
+            turns.append(Turn(image, **turn.fields))
         given = record.prompt_image
-        prompt_image = None if given is None else self._image(unit, "image", given)
+        prompt_image = None if given is None else pixels(unit, "image", given)
         return Trajectory(
             prompt=record.prompt,
-            turns=tuple(Turn(self._pixels(unit, turn), **turn.fields) for turn in record.turns),
+            turns=tuple(turns),
             uid=record.uid or self._uid(unit),
             metadata={**record.metadata, **record.sampled},
             prompt_image=prompt_image,
@@ -234,15 +260,16 @@ class StoredSource:
 
     # ------------------------------------------------------------------- images
 
-    def _pixels(self, unit: Unit, turn: TurnRecord) -> np.ndarray | None:
-        if turn.image is None:
-            return None
-        return self._image(unit, turn.image_field, turn.image, turn.sha256)
-
     def _image(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> np.ndarray:
+        with self._opened(unit, field, image, sha256) as file:
+            return images.read_image(file, self.image_size)
+
+    @contextlib.contextmanager
+    def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
+        """An image file; what goes wrong with it is named."""
         try:
             with self._file(unit, field, image, sha256) as file:
-                return images.read_image(file, self.image_size)
+                yield file
         except BadTrajectory:
             raise
         except UNREADABLE as error:
@@ -300,13 +327,8 @@ class StoredSource:
         path = parts.get("path") if parts else image if isinstance(image, str) else None
         content = parts.get("bytes") if parts else image if isinstance(image, bytes) else None
         self._check_path(unit, field, path if content is None else None)
-        try:
-            with self._file(unit, field, path if content is None else content, sha256) as file:
-                return {"bytes": file.read(), "path": path}
-        except BadTrajectory:
-            raise
-        except UNREADABLE as error:
-            raise self._unreadable(unit, field, path or b"", error) from None
+        with self._opened(unit, field, path if content is None else content, sha256) as file:
+            return {"bytes": file.read(), "path": path}
 
 
 def _light(value: Any) -> Any:

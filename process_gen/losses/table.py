@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from process_gen.losses.registry import Term, get_loss, register
+from process_gen.losses.registry import Term, get_loss, reads_pixels, register
 from process_gen.models.unroll import Outputs
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import closing
@@ -34,7 +34,7 @@ def of_stage(batch: Batch, stage: str) -> jax.Array:
     return everyone.get(Stage(stage), there & ~batch.refines)
 
 
-@register("text_cross_entropy")
+@register("text_cross_entropy", pixels=False)
 def text_cross_entropy(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
     """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE)."""
     del key
@@ -44,7 +44,7 @@ def text_cross_entropy(outputs: Outputs, batch: Batch, labels: dict, key: jax.Ar
     return Term(outputs.cross_entropy(slot, labels), inside * weights[..., None])
 
 
-@register("decision_cross_entropy")
+@register("decision_cross_entropy", pixels=False)
 def decision_cross_entropy(
     outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str
 ) -> Term:
@@ -75,7 +75,7 @@ def decision_cross_entropy(
     return Term(jnp.concatenate(values, axis=-1), jnp.concatenate(weights, axis=-1))
 
 
-@register("flow_mse")
+@register("flow_mse", pixels=False)
 def flow_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
     """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE)."""
     del labels, key
@@ -129,6 +129,11 @@ class LossTable:
                 sums[f"{row.name}@{source}"] = jnp.sum(values * own)
                 counts[f"{row.name}@{source}"] = jnp.sum(weights * own)
         return sums, counts
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether a loss reads the pixels of the batch, and not its latents alone."""
+        return any(reads_pixels(row.loss) for row in self.rows)
 
     def zeros(self) -> dict[str, jax.Array]:
         """Sums, or counts, of nothing."""

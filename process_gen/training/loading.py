@@ -14,6 +14,7 @@ from process_gen.data.packing import Policy, budget_of_part
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import open_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
+from process_gen.experiment.builders import build_losses
 from process_gen.trajectory.layout import Layout
 
 
@@ -40,8 +41,9 @@ def load(
       NotPrepared: latents that the config names are not there.
     """
     loaders, trajectories = {}, sum(map(len, buckets.values()))
+    pixels = build_losses(config).reads_pixels
     for size, bucket in buckets.items():
-        source = with_latents(bucket, config.data, layouts[size])
+        source = with_latents(bucket, config.data, layouts[size], pixels or layouts[size].vit_tokens > 0)
         source = hold_out(source, config.data.validation, split)
         if not len(source):
             continue

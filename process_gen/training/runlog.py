@@ -75,5 +75,5 @@ class RunLog:
         rows, turns = np.nonzero(batch["present"][:4])
         images = list(batch["image"][rows, turns])
         captions = [tokenizer.decode(ids.tolist()) for ids in batch["before_tokens"][rows, turns]]
-        if hosts.is_lead() and images:
+        if hosts.is_lead() and any(image.any() for image in images):  # blank: only latents were read
             sheet(images, captions, columns=6).save(self.workdir / "first_batch.png")

@@ -68,9 +68,10 @@ def encode_latents(
             indices = range(start, min(start + GROUP, len(source)))
             group = [_read(source, index, skip) for index in indices]
             found = iter(_encoded(encode, params, [one for one in group if isinstance(one, Trajectory)]))
-            for one in group:
+            for index, one in zip(indices, group, strict=True):
                 if isinstance(one, Trajectory):
-                    writer.write(one, next(found))
+                    files_sum = source.without_pixels(index)[1] if hasattr(source, "without_pixels") else None
+                    writer.write(one, next(found), files_sum)
                     continue
                 bad += 1
                 logging.warning("left out bad trajectory (%d so far): %s", bad, one)

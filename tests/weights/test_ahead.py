@@ -88,8 +88,38 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
     assert seen == 3 * 3 + 1
     written = (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
     prepare(config)
-    ahead.check_autoencoder(config, [builders.build_layout(config)])
+    ahead.check_autoencoder(config, {builders.build_layout(config): _opened(config)[0]})
     assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+
+
+def test_images_need_not_be_decoded_where_nothing_reads_their_pixels(config, monkeypatch):
+    prepare(config)
+    source, layout = _opened(config)
+    whole = with_latents(source, config.data, layout)
+    blank = with_latents(source, config.data, layout, pixels=False)
+
+    def no_image(*_):
+        raise AssertionError("an image was decoded")
+
+    wanted = [whole[i] for i in range(3)]
+    with monkeypatch.context() as patched:
+        patched.setattr("process_gen.data.images.read_image", no_image)
+        found = [blank[i] for i in range(3)]
+        loader = make_loader(blank, scenes_tokenizer(), layout, 1, epochs=1, shuffle=False)
+        batches_found = list(loader)
+    for one, other in zip(found, wanted, strict=True):
+        for name in ("image", "prompt"):
+            np.testing.assert_array_equal(one.latents[name], other.latents[name])
+        assert not one.image.any() and one.prompt == other.prompt
+    assert not any(batch["image"].any() for batch in batches_found)
+    assert builders.build_losses(config).reads_pixels is False
+    with config.unlocked():
+        config.losses.consistency = dict(loss="consistency_mse", stage="sketch", weight=1.0)
+    assert builders.build_losses(config).reads_pixels is True
+    (changed,) = [p for p in pathlib.Path(config.data.path).glob("1-b.png")]
+    PIL.Image.new("RGB", (32, 32)).save(changed)
+    with pytest.raises(BadTrajectory, match="are not those that the latents 1"):
+        blank[1]
 
 
 def test_every_image_shape_has_latents_of_its_own(config, capsys):
@@ -113,7 +143,7 @@ def test_every_image_shape_has_latents_of_its_own(config, capsys):
             iter(make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0))
         )
         assert batch["image_latents"].shape[-2] == layouts[size].latents
-    ahead.check_autoencoder(config, [layouts[size] for size in buckets])
+    ahead.check_autoencoder(config, {layouts[size]: bucket for size, bucket in buckets.items()})
 
 
 @pytest.mark.long  # a train step is compiled twice
@@ -147,9 +177,14 @@ def test_a_broken_image_keeps_its_place_or_stops_the_encoding(config):
     folder = pathlib.Path(config.data.path)
     (folder / "1-b.png").write_bytes((folder / "1-b.png").read_bytes()[:100])
     with pytest.raises(BadTrajectory, match=r"line 2: turns\[1\].image is no readable .*'1-b.png'"):
-        ahead.encode_latents(config, *_opened(config), ahead.autoencoder_params(config))
+        ahead.encode_latents(config, config.data.latents, *_opened(config), ahead.autoencoder_params(config))
     config.data.on_error = "skip"
-    assert ahead.encode_latents(config, *_opened(config), ahead.autoencoder_params(config)).trajectories == 3
+    assert (
+        ahead.encode_latents(
+            config, config.data.latents, *_opened(config), ahead.autoencoder_params(config)
+        ).trajectories
+        == 3
+    )
     source, layout = _opened(config)
     found = LatentsSource(source, config.data.latents, layout)
     with pytest.raises(BadTrajectory, match="'1-b.png'"):
@@ -205,7 +240,7 @@ def test_latents_of_another_autoencoder_are_refused(config, tmp_path):
     safetensors.numpy.save_file(tensors, other / "ae.safetensors")
     config.train.init = str(other)
     with pytest.raises(builders.ConfigError, match="were made by the autoencoder .*, .*other holds"):
-        ahead.check_autoencoder(config, [builders.build_layout(config)])
+        ahead.check_autoencoder(config, {builders.build_layout(config): _opened(config)[0]})
 
 
 def _opened(config):
