@@ -81,6 +81,7 @@ def _base() -> ConfigDict:
             path="data/trajectories",
             sources=dict(),  # a mixture: name -> keys of its own beside these, with path, weight and stages
             validation=0.01,  # share that is held out of sources without a validation split of their own
+            fields=dict(),  # of a turn, for losses of your own: dict(mask="mask", quality="number")
             tokenizer="runs/bagel/tokenizer",  # where `convert` puts the published one
             mode="process",
             buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))

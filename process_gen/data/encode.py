@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import MutableMapping
+from typing import Any
 
 import numpy as np
 
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
-from process_gen.trajectory.batch import PAD_ID
-from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.batch import EXTRA, PAD_ID
+from process_gen.trajectory.layout import FIELD_KINDS, Layout
 from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, turn_fields
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
@@ -150,6 +151,10 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
         fields[f"{name}_tokens"] = np.stack([_encode_text(tokenizer, text, size, name) for text in texts])
     for field in turn_fields("weight"):
         fields[field.name] = np.array([getattr(turn, field.name) for turn in turns], np.float32)
+    for name, kind in layout.fields:
+        fields[f"{EXTRA}{name}"] = np.stack(
+            [_own_field(turn.extra.get(name), name, kind, layout) for turn in turns]
+        )
     if trajectory.latents is not None:  # encoded ahead of time
         names = ("image", "prompt") if layout.prompt_image else ("image",)
         fields |= {f"{name}_latents": trajectory.latents[name] for name in names}
@@ -215,6 +220,15 @@ def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -
             raise SlotOverflow(slot, len(ids), size - 2)
         tokens[: len(ids) + 2] = [tokenizer.im_start, *ids, tokenizer.im_end]
     return tokens
+
+
+def _own_field(value: Any, name: str, kind: str, layout: Layout) -> np.ndarray:
+    shape, dtype = layout.field_shape(kind), FIELD_KINDS[kind]
+    if value is None:
+        return np.zeros(shape, dtype)
+    if np.shape(value) != shape:
+        raise BadTrajectory(f"field {name} has shape {list(np.shape(value))}, a {kind} has {list(shape)}")
+    return np.asarray(value, dtype)
 
 
 def _checked_image(image: np.ndarray | None, layout: Layout) -> np.ndarray:

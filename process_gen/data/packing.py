@@ -22,7 +22,7 @@ from absl import logging
 
 from process_gen.data.encode import BadTrajectory, TooLong
 from process_gen.data.reading import Ahead
-from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, blank
+from process_gen.trajectory.batch import EXTRA, PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -133,7 +133,9 @@ class PackedBatchesIterator(grain.DatasetIterator):
         if first is None:
             raise StopIteration
         empty = {name: np.full_like(value, blank(name)) for name, value in first.items()}
-        return {name: np.stack([(empty if row is None else row)[name] for row in rows]) for name in first}
+        batch = {name: np.stack([(empty if row is None else row)[name] for row in rows]) for name in first}
+        extra = {name.removeprefix(EXTRA): batch.pop(name) for name in [*batch] if name.startswith(EXTRA)}
+        return batch | ({"extra": extra} if extra else {})
 
     def close(self) -> None:
         """Ends the threads; what they are about to read is let go."""

@@ -99,7 +99,12 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
       ValueError: an unknown source or split, or images of another size.
     """
     if not data.get("sources"):
-        return SOURCES[check_name(data["source"], SOURCES, "data source")](data, tuple(image_size), split)
+        name = check_name(data["source"], SOURCES, "data source")
+        if data.get("fields") and name in ("scenes", RECORDS):
+            raise ValueError(
+                f"data.fields are read of sets that hold objects, data.source={name} does not: leave them out"
+            )
+        return SOURCES[name](data, tuple(image_size), split)
     parts = {}
     for place, (name, own) in enumerate(data_of_sources(data).items()):
         stages = frozenset(Stage(stage) for stage in own.get("stages", Stage))
@@ -109,7 +114,7 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
 
 SOURCE_KEYS = ("path", "weight", "stages")
 """What an entry of `data.sources` may have besides the keys of `data`."""
-ALIKE = ("tokenizer", "buckets", "latents", "mode")
+ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode")
 """Keys that are the same for all of them."""
 
 
@@ -296,9 +301,10 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
 
 def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
     del split  # it has no splits of its own
+    fields = dict(data.get("fields") or {})
     if name in IMPORTERS:
-        return open_imported(name, data["path"], image_size, data["on_error"])
-    return open_stored(data["path"], image_size, data["on_error"], name)
+        return open_imported(name, data["path"], image_size, data["on_error"], fields=fields)
+    return open_stored(data["path"], image_size, data["on_error"], name, fields=fields)
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.common.images import UNREADABLE
+from process_gen.common.ranges import is_number
 from process_gen.data import images
 from process_gen.data.encode import BadTrajectory
 from process_gen.data.formats.places import escapes
@@ -62,6 +63,7 @@ class StoredSource:
         image_size: tuple[int, int],
         bad: Literal["fail", "skip"] = "fail",
         budget: float | None = None,
+        fields: Mapping[str, str] | None = None,
     ):
         """Finds the trajectories, and checks all of them but for their images where that is cheap.
 
@@ -72,12 +74,14 @@ class StoredSource:
           bad: `fail` at the first bad trajectory, or `skip` it and name it in the log. What is
             checked only when it is read is for the loader's policy.
           budget: the share of trajectories that `skip` may leave out; `allowance` by default.
+          fields: a turn's fields of one's own that are read, name -> kind (`Layout.fields`).
 
         Raises:
           BadTrajectory: a bad one, named by file, line and field.
           TooManyBadTrajectories: more bad ones than that.
         """
         self.rows, self.form, self.image_size = rows, form, tuple(image_size)
+        self.fields = dict(fields or {})
         self.name = rows.name if form.name == TRAJECTORIES.name else f"{rows.name} as {form.name}"
         self.skipped: list[str] = []
         self._units = form.units(rows) if form.units else None
@@ -121,7 +125,8 @@ class StoredSource:
         for turn in record.turns:
             drawn = turn.image is not None
             image = pixels(unit, turn.image_field, turn.image, turn.sha256) if drawn else None
-            turns.append(Turn(image, **turn.fields))
+            own = {key: self._own(unit, turn, key, value) for key, value in turn.extra.items()}
+            turns.append(Turn(image, **turn.fields, extra=own))
         given = record.prompt_image
         prompt_image = None if given is None else pixels(unit, "image", given)
         return Trajectory(
@@ -243,7 +248,7 @@ class StoredSource:
         """The checked record of a trajectory."""
         value = self._object(unit, text=False) if value is None else value
         try:
-            record = trajectory_from_json(_light(value))
+            record = trajectory_from_json(_light(value, self.fields), self.fields)
         except RecordError as error:
             raise self._bad(unit, str(error)) from None
         named = [("image", record.prompt_image), *((turn.image_field, turn.image) for turn in record.turns)]
@@ -259,6 +264,22 @@ class StoredSource:
         return BadTrajectory(f"{self.rows.where(unit[0][0])}: {problem}")
 
     # ------------------------------------------------------------------- images
+
+    def _own(self, unit: Unit, turn: TurnRecord, name: str, value: Any) -> Any:
+        """A field of one's own: an image or a mask at the size of the images, a number, a flag."""
+        kind, field = self.fields[name], f"{turn.image_field.rpartition('.')[0]}.{name}"
+        if value is None:
+            return None
+        if kind in ("image", "mask"):
+            file = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+            if not isinstance(file, (str, bytes)):
+                raise self._bad(unit, f"{field} is no image file")
+            self._check_path(unit, field, file)
+            pixels = self._image(unit, field, file)
+            return pixels if kind == "image" else pixels.max(-1)
+        if isinstance(value, bool) if kind == "flag" else is_number(value):
+            return value
+        raise self._bad(unit, f"{field} is no {kind}: {value!r}")
 
     def _image(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> np.ndarray:
         with self._opened(unit, field, image, sha256) as file:
@@ -317,9 +338,13 @@ class StoredSource:
         for key, one in value.items():
             if key in _IMAGES and field != "line":
                 found[key] = self._inline(unit, f"{field}.{key}", one, sha256 if key == "image" else "")
-            elif isinstance(one, Mapping) and set(one) == {"path"}:  # of a field that nobody knows
+            elif isinstance(one, Mapping) and set(one) == {"path"} or self._is_file(key, one):
                 found[key] = self._inline(unit, f"{field}.{key}", one)
         return found
+
+    def _is_file(self, name: str, value: Any) -> bool:
+        """Whether the value of a field of one's own names an image file."""
+        return self.fields.get(name) in ("image", "mask") and isinstance(value, str)
 
     def _inline(self, unit: Unit, field: str, image: Any, sha256: str = "") -> dict[str, Any]:
         """An image as `{"bytes", "path"}`."""
@@ -331,15 +356,21 @@ class StoredSource:
             return {"bytes": file.read(), "path": path}
 
 
-def _light(value: Any) -> Any:
-    """An object without the bytes of images in fields that nobody knows, which would end up in metadata."""
+def _light(value: Any, own: Collection[str]) -> Any:
+    """An object without the bytes of images in fields that nobody knows, which would end up in metadata.
+
+    Those of one's `own` are kept.
+    """
     if not isinstance(value, Mapping):
         return value
     found = {key: one if key in TRAJECTORY_KEYS else _without_bytes(one) for key, one in value.items()}
     for key in ("turns", "steps"):
         if isinstance(found.get(key), list):
             found[key] = [
-                {name: part if name in _KNOWN else _without_bytes(part) for name, part in one.items()}
+                {
+                    name: part if name in _KNOWN or name in own else _without_bytes(part)
+                    for name, part in one.items()
+                }
                 if isinstance(one, dict)
                 else one
                 for one in found[key]

@@ -33,6 +33,7 @@ from process_gen.sampling.config import check_fits
 from process_gen.scenes.levels import get_level
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.record import STEP_KEYS, TURN_KEYS
 from process_gen.trajectory.stages import Mode
 
 
@@ -64,9 +65,16 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     """
     fields = config.layout.to_dict()
     fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, (list, tuple))}
+    own = tuple(config.data.get("fields", {}).items())
+    for name, _ in own:
+        if name in (*TURN_KEYS, *STEP_KEYS) or not _SOURCE_NAME.fullmatch(name):
+            raise ConfigError(
+                f"config.data.fields has {name!r}: a field of your own has a name of letters, digits, - and _ "
+                "that no field of a turn has"
+            )
     model = model or build_model_config(config)
     grid, values = latent_shape(model, fields["image_size"])
-    known = {f.name for f in dataclasses.fields(Layout)}
+    known = {f.name for f in dataclasses.fields(Layout)} - {"fields"}
     unknown = sorted(set(fields) - known)
     if earlier := [key for key in unknown if key in ("steps", "plan", "inspect", "refine")]:
         raise ConfigError(
@@ -75,7 +83,8 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
         )
     if unknown:
         raise ConfigError(f"config.layout has unknown keys {unknown}; known: {sorted(known)}")
-    layout = Layout(**fields, latent_grid=grid, latent_values=values)
+    with as_config_error():
+        layout = Layout(**fields, latent_grid=grid, latent_values=values, fields=own)
     with as_config_error():
         vit.check(model, layout)
     return layout

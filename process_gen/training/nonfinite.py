@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
+import flax.traverse_util
 import jax
 import numpy as np
 from absl import logging
@@ -53,11 +54,12 @@ class Watch:
         return self.count >= self.limit
 
     def _save(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> pathlib.Path:
-        """Writes `batch/<field>` and `metrics/<name>`: `Batch(**fields)` is the batch again."""
+        """Writes `batch/<field>` and `metrics/<name>`: `Batch(**fields)` is the batch again, without its `extra`."""
         host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
         path = self.workdir / FOLDER / f"step_{step:07d}{host}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {f"batch/{name}": value for name, value in batch.items()}
+        flat = flax.traverse_util.flatten_dict(dict(batch), sep="/")
+        arrays = {f"batch/{name}": value for name, value in flat.items()}
         np.savez_compressed(path, **arrays, **{f"metrics/{name}": value for name, value in metrics.items()})
         return path
 

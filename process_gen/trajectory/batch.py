@@ -16,11 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.layout import FIELD_KINDS, Layout
 from process_gen.trajectory.stages import turn_fields
 
 PAD_ID = -1
 """Fills what a text leaves of its slot. No vocabulary has this id; in published ones 0 is a piece of text."""
+
+
+EXTRA = "extra/"
+"""Before the names of fields of one's own, while rows are packed."""
 
 
 def blank(field: str) -> int:
@@ -61,6 +65,8 @@ class Batch:
       image_latents: [B, S, N, V] float16, latent tokens of the images where they
         were encoded ahead of time; None elsewhere.
       prompt_latents: [B, R, N, V] float16, likewise.
+      extra: by name, the fields of `layout.fields`, [B, S] or [B, S, H, W] or [B, S, H, W, 3];
+        zeros where a turn has none. None where the layout has none.
     """
 
     prompt_tokens: Any
@@ -84,6 +90,7 @@ class Batch:
     instruction_tokens: Any = None
     image_latents: Any = None
     prompt_latents: Any = None
+    extra: Any = None
 
     @classmethod
     def spec(cls, layout: Layout, batch_size: int, latents: bool = False) -> Batch:
@@ -111,6 +118,11 @@ class Batch:
             fields["has_prompt_image"] = prompts(dtype=jnp.bool_)
         if layout.instruction:
             fields["instruction_tokens"] = prompts(layout.instruction)
+        if layout.fields:
+            fields["extra"] = {
+                name: turns(*layout.field_shape(kind), dtype=jnp.dtype(FIELD_KINDS[kind]))
+                for name, kind in layout.fields
+            }
         if latents:
             fields |= {f"{f.name}_latents": turns(*tokens, dtype=LATENTS) for f in turn_fields("image")}
             if layout.prompt_image:

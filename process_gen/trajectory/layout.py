@@ -28,6 +28,9 @@ from typing import Literal
 
 Kind = Literal["text", "noised", "clean"]
 
+FIELD_KINDS = {"image": "uint8", "mask": "uint8", "number": "float32", "flag": "bool"}
+"""What a field of one's own may be, and the type that it has in a batch."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -76,6 +79,8 @@ class Layout:
       context: what a turn sees of earlier ones, see `visibility.seen_parts`.
       corrections: refine turns of a step, at most. With `step` and `last` it bounds
         how far back a turn can see.
+      fields: a turn's fields of one's own, (name, kind) each, for losses to read: `image`
+        and `mask` of the images' size, `number` or `flag`.
     """
 
     image_size: tuple[int, int] = (32, 32)
@@ -92,6 +97,7 @@ class Layout:
     copies: int = 1
     context: Literal["full", "step", "last"] = "full"
     corrections: int = 1
+    fields: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         for field in (f.name for f in dataclasses.fields(self) if f.type == "int"):
@@ -102,6 +108,9 @@ class Layout:
             raise ValueError(
                 f"layout.vit_grid must be rows and columns, or (0, 0) for none, got {self.vit_grid}"
             )
+        for name, kind in self.fields:
+            if kind not in FIELD_KINDS:
+                raise ValueError(f"data.fields.{name} must be one of {', '.join(FIELD_KINDS)}, got {kind!r}")
         if self.trajectories > self.turns:
             raise ValueError(
                 f"layout.trajectories ({self.trajectories}) exceeds layout.turns ({self.turns}): "
@@ -109,6 +118,10 @@ class Layout:
             )
         if self.context not in ("full", "step", "last"):
             raise ValueError(f"layout.context must be 'full', 'step' or 'last', got {self.context!r}")
+
+    def field_shape(self, kind: str) -> tuple[int, ...]:
+        """The shape of a field of some kind, of one turn."""
+        return {"image": (*self.image_size, 3), "mask": tuple(self.image_size)}.get(kind, ())
 
     @property
     def latents(self) -> int:

@@ -38,7 +38,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -94,6 +94,7 @@ class TurnRecord:
       fields: the other arguments of `Turn`, defaults left out.
       sha256: of the file, in hexadecimal digits; empty where nobody says.
       unknown: fields that are not of a turn.
+      extra: those of them that were asked for.
     """
 
     image: ImageFile | None
@@ -101,6 +102,7 @@ class TurnRecord:
     fields: Mapping[str, Any]
     sha256: str = ""
     unknown: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -206,8 +208,8 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------ read
 
 
-def trajectory_from_json(value: Any) -> Record:
-    """Returns the checked record of one object.
+def trajectory_from_json(value: Any, fields: Collection[str] = ()) -> Record:
+    """Returns the checked record of one object; `fields` are names of a turn's fields of one's own.
 
     Raises:
       RecordError: the message names the field, and the nearest name of an unknown one.
@@ -218,7 +220,7 @@ def trajectory_from_json(value: Any) -> Record:
     if not isinstance(metadata, dict):
         raise RecordError("metadata is not an object")
     _characters(json.dumps(metadata, ensure_ascii=False), "metadata")
-    turns = _read_turns(value)
+    turns = tuple(_asked_for(turn, fields) for turn in _read_turns(value, fields))
     if any(turn.unknown for turn in turns):
         unknown["turn_fields"] = [dict(turn.unknown) for turn in turns]
     return Record(
@@ -269,7 +271,16 @@ def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _read_turns(value: dict[str, Any]) -> tuple[TurnRecord, ...]:
+def _asked_for(turn: TurnRecord, fields: Collection[str]) -> TurnRecord:
+    if not any(name in turn.unknown for name in fields):
+        return turn
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for name, one in turn.unknown.items():
+        parts[name in fields][name] = one
+    return dataclasses.replace(turn, unknown=parts[0], extra=parts[1])
+
+
+def _read_turns(value: dict[str, Any], fields: Collection[str]) -> tuple[TurnRecord, ...]:
     if "turns" in value and "steps" in value:
         raise RecordError("line has both turns and steps")
     key = "steps" if "steps" in value else "turns"
@@ -283,7 +294,7 @@ def _read_turns(value: dict[str, Any]) -> tuple[TurnRecord, ...]:
         for place, turn in enumerate(given):
             _check_object(turn, f"turns[{place}]")
             named.append((turn, {name: f"turns[{place}].{name}" for name in TURN_KEYS}))
-    read = [_read_turn(turn, names) for turn, names in named]
+    read = [_read_turn(turn, names, fields) for turn, names in named]
     if read[0].fields.get("refines"):
         raise RecordError("turns[0] corrects an image, and there is none before it")
     for turn, (given, _), following in zip(read, named, read[1:], strict=False):
@@ -316,8 +327,8 @@ def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str
     return turns
 
 
-def _read_turn(turn: dict[str, Any], names: Mapping[str, str]) -> TurnRecord:
-    """Checks a turn; `names` are those of its keys in messages."""
+def _read_turn(turn: dict[str, Any], names: Mapping[str, str], own: Collection[str]) -> TurnRecord:
+    """Checks a turn; `names` are those of its keys in messages, `own` the fields that were asked for."""
     lacks = "image" not in turn and "refine" in turn and "inspect" not in turn
     image = None if lacks else _image_file(turn, "image", names["image"])
     fields: dict[str, Any] = {}
@@ -337,7 +348,7 @@ def _read_turn(turn: dict[str, Any], names: Mapping[str, str]) -> TurnRecord:
         if weight != field.default:
             fields[field.name] = float(weight)
     sha256 = _text(turn, "sha256", names.get("sha256", "sha256")) if "sha256" in turn else ""
-    unknown = _unknown(turn, TURN_KEYS, names["image"].rpartition(".")[0])
+    unknown = _unknown(turn, TURN_KEYS, names["image"].rpartition(".")[0], own)
     return TurnRecord(image, names["image"], fields, sha256, unknown)
 
 
@@ -364,11 +375,13 @@ def _check_object(value: Any, field: str) -> None:
         raise RecordError(f"{field} is not a JSON object")
 
 
-def _unknown(value: Any, keys: Sequence[str], field: str) -> dict[str, Any]:
-    """The fields of an object that are none of `keys`; the log names each of them once."""
+def _unknown(value: Any, keys: Sequence[str], field: str, own: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of an object that are none of `keys`; the log names each once, but for one's `own`."""
     _check_object(value, field)
     found = {key: one for key, one in value.items() if key not in keys}
     for key, one in found.items():
+        if key in own:
+            continue
         place = field.partition("[")[0]
         _characters(json.dumps({key: one}, ensure_ascii=False, default=str), f"{field}.{key[:40]}")
         _name_once(place, key)

@@ -106,6 +106,7 @@ class Turn:
         its step, or nothing where that one is wrong too.
       before_weight, image_weight, after_weight: of the losses on the words and on
         the flow target. 0 is for what was given and is not to be learned.
+      extra: fields of one's own by name (`layout.fields`), as arrays and numbers; what is missing is blank.
     """
 
     image: np.ndarray | None
@@ -116,6 +117,7 @@ class Turn:
     before_weight: float = 1.0
     image_weight: float = 1.0
     after_weight: float = 1.0
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         image = self.image

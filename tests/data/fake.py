@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from process_gen.trajectory.batch import PAD_ID, Batch, blank
+from process_gen.trajectory.batch import EXTRA, PAD_ID, Batch, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Stage, stage_bits
 
@@ -35,12 +35,15 @@ def fake_batch(layout: Layout, batch_size: int, seed: int = 0, vocab: int = 64) 
         raise ValueError(f"a fake batch needs a vocabulary of more than {FIRST_WORD} ids, got {vocab}")
     rng = np.random.default_rng(seed)
     rows = [_fake_row(layout, rng, vocab) for _ in range(batch_size)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    extra = {name.removeprefix(EXTRA): batch.pop(name) for name in [*batch] if name.startswith(EXTRA)}
+    return batch | ({"extra": extra} if extra else {})
 
 
 def empty_row(layout: Layout) -> dict[str, np.ndarray]:
     """Returns one row without any trajectory: the shapes and types of all fields."""
-    spec = vars(Batch.spec(layout, 1))
+    spec = dict(vars(Batch.spec(layout, 1)))
+    spec |= {f"{EXTRA}{name}": field for name, field in (spec.pop("extra") or {}).items()}
     there = {name: field for name, field in spec.items() if field is not None}
     return {name: np.full(x.shape[1:], blank(name), x.dtype) for name, x in there.items()}
 

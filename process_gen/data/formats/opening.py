@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from process_gen.common.names import check_name
@@ -66,6 +66,7 @@ def open_stored(
     bad: Literal["fail", "skip"] = "fail",
     form: str = "",
     budget: float | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> StoredSource:
     """The trajectories of a set of the project's own; see `StoredSource`.
 
@@ -75,7 +76,8 @@ def open_stored(
       bad: what to do with bad trajectories.
       form: one of `FORMATS`; found by `detect` where it is empty.
       budget: the share of trajectories that `skip` may leave out; `allowance` by default.
+      fields: of one's own, name -> kind.
     """
     form = check_name(form or detect(path), FORMATS, "form of a data set")
     rows, as_trajectories = FORMATS[form]
-    return StoredSource(rows(path), as_trajectories, image_size, bad, budget)
+    return StoredSource(rows(path), as_trajectories, image_size, bad, budget, fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from process_gen.common.names import check_name
@@ -40,6 +41,7 @@ def open_imported(
     image_size: tuple[int, int],
     bad: Literal["fail", "skip"] = "fail",
     budget: float | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> StoredSource:
     """The trajectories of a set of another project; see `StoredSource`.
 
@@ -49,6 +51,7 @@ def open_imported(
       image_size: height and width that images are brought to.
       bad: what to do with what cannot be mapped.
       budget: the share of trajectories that `skip` may leave out; `allowance` by default.
+      fields: of one's own, name -> kind.
 
     Raises:
       ValueError: an unknown name, or the set cannot be opened so.
@@ -58,4 +61,4 @@ def open_imported(
 
     module, _, attribute = IMPORTERS[check_name(name, IMPORTERS, "importer")].partition(":")
     importer = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-    return StoredSource(importer.open(path), importer.form, image_size, bad, budget)
+    return StoredSource(importer.open(path), importer.form, image_size, bad, budget, fields)
