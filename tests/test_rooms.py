@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},
     "checkpoints": {"models"},
-    "evaluation": {"trajectory", "scenes", "sampling", "reports"},
+    "evaluation": {"trajectory", "scenes", "sampling", "reports", "services"},
     "sweeps": {"distributed"},
+    "services": set(),
     "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity", "sweeps"}
