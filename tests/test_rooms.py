@@ -20,6 +20,16 @@ MAY_IMPORT = {
     "evaluation": {"trajectory", "scenes", "sampling", "reports", "services"},
     "sweeps": {"distributed"},
     "services": set(),
+    "recipe": {
+        "trajectory",
+        "scenes",
+        "data",
+        "distributed",
+        "reports",
+        "services",
+        "evaluation",
+        "experiment",
+    },
     "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
 MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity", "sweeps"}
