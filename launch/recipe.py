@@ -2,7 +2,7 @@
 """The recipe of the paper, stage by stage, each of which goes on where it was cut off.
 
     launch/recipe.py cpu --config=configs/recipe/paper.py:scenes --workdir=runs/recipe
-    PROCESSES=8 launch/recipe.py gpu --config=configs/recipe/paper.py:bagel_7b --workdir=/shared/recipe
+    PROCESSES=8 launch/recipe.py gpu --config=configs/recipe/paper.py:bagel_7b --workdir=/shared/a
 
 Subset 1, phase 1, self-sampling, subsets 2 and 3, phase 2, scores: `process_gen.recipe --part=stages`
 says what is run. A stage that is done is marked in WORKDIR/stages and not run again, unless something that it
