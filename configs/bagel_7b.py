@@ -79,6 +79,8 @@ def _base() -> ConfigDict:
         dict(
             source="folder",
             path="data/trajectories",
+            sources=dict(),  # a mixture: name -> keys of its own beside these, with path, weight and stages
+            validation=0.01,  # share that is held out of sources without a validation split of their own
             tokenizer="runs/bagel/tokenizer",  # where `convert` puts the published one
             mode="process",
             buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
@@ -177,6 +179,8 @@ def _base() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             every=0,  # steps between evaluations on the way; 0 for none
+            losses_every=500,  # steps between validation losses, on trajectories that are not trained on
+            loss_batches=8,
             tasks=(),  # benchmarks of process_gen.evaluate
             task_args=(),  # their options, as "scenes.split=train"
             prompts=(),  # drawn at the same steps, a strip of pictures for each
@@ -243,4 +247,4 @@ def _debug(config: ConfigDict) -> None:
     config.optimizer.update(dict(learning_rate=2e-3, muon_learning_rate=2.4e-2, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
     config.sampling.update(dict(flow_steps=2, max_turns=2, answer_tokens=8))
-    config.eval.update(dict(tasks=("scenes",), final_per_group=1, batch_size=8))
+    config.eval.update(dict(tasks=("scenes",), losses_every=0, final_per_group=1, batch_size=8))

@@ -57,6 +57,8 @@ def _base() -> ConfigDict:
         dict(
             source="scenes",  # or "folder" or "records" (a TFDS data set), with `path`
             path="",
+            sources=dict(),  # a mixture: name -> keys of its own beside these, with path, weight and stages
+            validation=0.01,  # share that is held out of sources without a validation split of their own
             tokenizer="scenes",  # or the folder of a published Qwen2 tokenizer
             buckets=(),  # more image shapes than layout.image_size, for folders of pictures
             latents="",  # a folder of latents encoded ahead, for autoencoders with weights
@@ -164,6 +166,8 @@ def _base() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             every=0,  # steps between evaluations on the way; 0 for none
+            losses_every=500,  # steps between validation losses, on trajectories that are not trained on
+            loss_batches=8,
             tasks=("scenes",),  # benchmarks of process_gen.evaluate
             task_args=(),  # their options, as "scenes.split=train"
             prompts=(),  # drawn at the same steps, a strip of pictures for each
@@ -183,7 +187,7 @@ def _debug(config: ConfigDict) -> None:
     config.optimizer.warmup_steps = 2
     config.sampling.flow_steps = 2
     config.sampling.max_turns = 2
-    config.eval.update(dict(final_per_group=1, batch_size=8))
+    config.eval.update(dict(losses_every=0, final_per_group=1, batch_size=8))
 
 
 def _quick(config: ConfigDict) -> None:
@@ -193,7 +197,7 @@ def _quick(config: ConfigDict) -> None:
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.03, detour=0.1))
     config.optimizer.update(dict(ema=0.995, final_share=0.3))  # too short a run to anneal for long
     config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
-    config.eval.final_per_group = 20
+    config.eval.update(dict(losses_every=300, final_per_group=20))
 
 
 def _full(config: ConfigDict) -> None:

@@ -29,7 +29,7 @@ from process_gen.data.buckets import Size, deal
 from process_gen.data.encode import BadTrajectory, encode_trajectory
 from process_gen.data.loader import Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
-from process_gen.data.sources import check_every_trajectory, latents_folder, prepare_source
+from process_gen.data.sources import check_every_trajectory, latents_folders, prepare_source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.experiment import builders, vocabulary
 from process_gen.reports.table import table
@@ -64,9 +64,9 @@ def prepare(config: ConfigDict) -> None:
     if config.data.get("latents", ""):
         params = ahead.autoencoder_params(config)
         for size, part in parts.items():
-            folder = latents_folder(config.data, layouts[size])
-            info = ahead.encode_latents(config, part, layouts[size], params)
-            print(f"{folder}: latents of {info.trajectories:,} trajectories")
+            for folder, one in latents_folders(part, config.data, layouts[size]).items():
+                info = ahead.encode_latents(config, folder, one, layouts[size], params)
+                print(f"{folder}: latents of {info.trajectories:,} trajectories")
 
 
 def _check(

@@ -40,11 +40,10 @@ from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
 from process_gen.common import files
-from process_gen.data.buckets import deal, in_turn
+from process_gen.data.buckets import deal
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.loader import Loader, Source, make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
-from process_gen.data.sources import prepare_source, with_latents
+from process_gen.data.packing import TooManyBadTrajectories
+from process_gen.data.sources import prepare_source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, lock, offload, sharding, stopping
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
@@ -60,7 +59,7 @@ from process_gen.reports.strip import contact_sheet, strip
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError
 from process_gen.sampling.prompts import check_prompts
-from process_gen.training import nonfinite
+from process_gen.training import loading, nonfinite
 from process_gen.training.goodput import Goodput
 from process_gen.training.nonfinite import NonFiniteLoss
 from process_gen.training.profiling import Profiler
@@ -68,8 +67,8 @@ from process_gen.training.program import TrainProgram
 from process_gen.training.resume import check_same_run
 from process_gen.training.runlog import RunLog
 from process_gen.training.step import TrainState
+from process_gen.training.validation import Validation
 from process_gen.trajectory.batch import Batch
-from process_gen.trajectory.layout import Layout
 from process_gen.weights import ahead
 from process_gen.weights.restore import on_mesh
 from process_gen.weights.start import start_from
@@ -121,8 +120,9 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     with hosts.lead_first("the data is prepared"), builders.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
         buckets = deal(source, list(layouts))
-        loader = _load(config, len(source), buckets, layouts, tokenizer, rows)
-    ahead.check_autoencoder(config, [layouts[size] for size in buckets])
+        loader = loading.load(config, buckets, layouts, tokenizer, rows)
+        held_out = loading.held_out(config, layouts, tokenizer, rows) if config.eval.losses_every else None
+    ahead.check_autoencoder(config, {layouts[size]: bucket for size, bucket in buckets.items()})
     logging.info("%s", loader.report())
     iterator = iter(loader)
 
@@ -161,6 +161,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         evaluation = Evaluation(config, folder, model, tokenizer, mesh, run, stop)
         profiler = Profiler(workdir, c.profile, c.log_every)
         watch = nonfinite.Watch(folder, c.max_nonfinite)
+        validation = held_out and Validation(held_out, programs, mesh, config.eval.loss_batches, c.batch_size)
         hosts.barrier("the first step")
 
         # --------------------------------------------------------------- loop
@@ -197,6 +198,12 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 run.meter.restart()
                 ledger.enter("steps")
             store.poll()
+            if validation and (step % config.eval.losses_every == 0 or step == c.steps):
+                settle()  # the log keeps its order
+                pending = None
+                with ledger.spending("evaluation"):
+                    run.writer.write_scalars(step, validation.scalars(state))
+                run.meter.restart()
             score = None
             if evaluation.due(step):
                 with ledger.spending("evaluation"):
@@ -225,31 +232,6 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     if hosts.is_lead():
         print("\n".join([ledger.table(), "", run.meter.table() if run.meter.mean() else "", ""]), flush=True)
     return state
-
-
-def _load(
-    config: ConfigDict,
-    trajectories: int,
-    buckets: Mapping[tuple[int, int], Source],
-    layouts: Mapping[tuple[int, int], Layout],
-    tokenizer: Tokenizer,
-    rows: Sequence[int],
-) -> Loader:
-    """The batches of this host, of all image sizes in turn."""
-    loaders = {}
-    for size, bucket in buckets.items():
-        loaders[size] = make_loader(
-            with_latents(bucket, config.data, layouts[size]),
-            tokenizer,
-            layouts[size],
-            config.train.batch_size,
-            rows=rows,
-            seed=config.seed,
-            open_rows=max(2, 8 // len(buckets)),
-            prefetch=0,
-            policy=Policy(config.data.on_error, budget_of_part(len(bucket), trajectories)),
-        )
-    return in_turn(loaders, buckets)
 
 
 def _save_last(store: TieredStore, state: TrainState, iterator: Any) -> None:

@@ -15,6 +15,7 @@ import optax
 import pytest
 import skimage
 from etils import epath
+from PIL import Image
 
 from process_gen import losses
 from process_gen import train as training
@@ -242,3 +243,64 @@ def test_photographs_of_several_shapes_train_in_buckets_and_resume_exactly(finis
     config.data.buckets = ()
     with pytest.raises(ConfigError, match="config.data.buckets is .*, and .* was trained with"):
         training.train(config, halves)
+
+
+@pytest.mark.slow  # a train step and the losses of held-out trajectories are compiled for a mixture
+def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what_is_held_out(
+    finished, tmp_path, monkeypatch
+):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    line = json.dumps({"prompt": "a circle", "turns": [{"image": "a.png"}]})
+    (tmp_path / "trajectories.jsonl").write_text("\n".join([line] * 20))
+    config = debug_config(finished[0])
+    config.eval.update(losses_every=2, loss_batches=2)
+    with config.unlocked():
+        config.data.sources = {
+            "scenes": {"weight": 3.0},
+            "pictures": {"source": "folder", "path": str(tmp_path), "stages": ("sketch",), "validation": 0.1},
+        }
+    written = {}
+    monkeypatch.setattr(
+        "clu.metric_writers.MultiWriter.write_scalars",
+        lambda self, step, scalars: written.setdefault(step, {}).update(scalars),
+    )
+    with jax.numpy_rank_promotion("allow"):
+        state = training.train(config, str(tmp_path / "run"))
+    assert sorted(written) == [1, 2, 3, 4]
+    for step, scalars in written.items():
+        assert {"source/scenes/sketch_flow", "source/pictures/sketch_flow"} < set(scalars)
+        assert scalars["source/pictures/plan_decision"] == 0 < scalars["source/scenes/plan_decision"]
+        assert ("validation/source/pictures/sketch_flow" in scalars) == (step in (2, 4))
+    assert written[2]["validation/loss"] > written[4]["validation/loss"] > 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    first, again = dict(written[4]), written.pop(4)
+    with jax.numpy_rank_promotion("allow"):
+        for (name, x), (_, y) in zip(
+            leaves(state), leaves(training.train(config, str(tmp_path / "run"))), strict=True
+        ):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+    again = written[4]
+    assert {name: first[name] for name in first if "loss" in name} == {
+        name: again[name] for name in again if "loss" in name
+    }
+    with config.unlocked():
+        config.data.sources.pictures.weight = 2.0
+    with pytest.raises(ConfigError, match="data.sources.pictures.weight|2 of pictures"):
+        training.train(config, str(tmp_path / "run"))
+
+
+def test_sources_of_a_mixture_that_cannot_be_are_refused_by_name(tmp_path):
+    for entry, message in (
+        ({"wieght": 1.0}, "data.sources.a has no key 'wieght'; did you mean weight"),
+        ({"stages": ("scetch",)}, "unknown stage in data.sources.a 'scetch'; did you mean sketch"),
+        ({"source": "folder"}, "needs --config.data.sources.a.path=FOLDER"),
+        ({"tokenizer": "scenes"}, "data.sources.a has no key 'tokenizer'"),
+        ({"level": "grid"}, "config.data.sources.a.level must be one of default, .*, got 'grid'"),
+        ({"weight": 0}, "config.data.sources.a.weight must be .*, got 0"),
+    ):
+        config = debug_config(tmp_path)
+        with config.unlocked():
+            config.data.sources = {"a": entry}
+        with pytest.raises(ConfigError, match=message):
+            builders.check(config)

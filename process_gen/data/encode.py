@@ -14,7 +14,7 @@ from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.stages import Trajectory, targets_of, turn_fields
+from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, turn_fields
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Of every layout; one with room for input images may have `instruction` as well."""
@@ -97,6 +97,9 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
         "is_first": is_first,
         "is_last": is_last,
         "refines": np.array([turn.refines for turn in turns], np.bool_),
+        "has_image": np.array([turn.image is not None for turn in turns], np.bool_),
+        "source": np.full(len(turns), trajectory.source, np.int32),
+        "supervised": np.full(len(turns), stage_bits(trajectory.supervised), np.int32),
         "image": np.stack([_checked_image(turn.image, layout) for turn in turns]),
         "target": np.array(targets, np.int32),
     }
@@ -125,8 +128,7 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
     fields = {"prompt_tokens": _encode_text(tokenizer, text, layout.prompt, "prompt")}
     if layout.prompt_image:
         fields["has_prompt_image"] = np.array(image is not None)
-        blank = np.zeros((*layout.image_size, 3), np.uint8)
-        fields["prompt_image"] = blank if image is None else _checked_image(image, layout)
+        fields["prompt_image"] = _checked_image(image, layout)
     if layout.instruction:
         text = markup.check_plain(instruction, "the text after the prompt's image") or None
         fields["instruction_tokens"] = _encode_text(tokenizer, text, layout.instruction, "instruction")
@@ -174,8 +176,10 @@ def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -
     return tokens
 
 
-def _checked_image(image: np.ndarray, layout: Layout) -> np.ndarray:
+def _checked_image(image: np.ndarray | None, layout: Layout) -> np.ndarray:
     expected = (*layout.image_size, 3)
+    if image is None:
+        return np.zeros(expected, np.uint8)
     if image.shape != expected or image.dtype != np.uint8:
         raise BadTrajectory(
             f"an image is {image.dtype}{list(image.shape)}, the layout has uint8{list(expected)}"

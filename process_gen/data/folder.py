@@ -37,6 +37,10 @@ _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
 
 
+def _last_drawn(record: Record) -> TurnRecord:
+    return next(turn for turn in reversed(record.turns) if turn.image is not None)
+
+
 class FolderSource:
     """Random access to the trajectories of a folder; images are read when asked for."""
 
@@ -130,7 +134,7 @@ class FolderSource:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # looked up anew
         lines = tqdm.tqdm(self._entries, unit=" images", desc="shapes of images", mininterval=1.0)
-        found = [self._shape(number, record.turns[-1]) for number, record in lines]
+        found = [self._shape(number, _last_drawn(record)) for number, record in lines]
         try:
             files.write_json(kept, {"listing": self._digest, "shapes": found})
         except OSError as error:
@@ -167,7 +171,8 @@ class FolderSource:
         if record.prompt_image is not None:
             self._path(number, "image", record.prompt_image)
         for turn in record.turns:
-            self._path(number, turn.image_field, turn.image)
+            if turn.image is not None:
+                self._path(number, turn.image_field, turn.image)
         return record
 
     def _path(self, number: int, field: str, name: str) -> pathlib.Path:
@@ -176,7 +181,9 @@ class FolderSource:
             raise self._bad(number, f"{field} leaves the folder: {name!r}")
         return self.folder / name
 
-    def _image(self, number: int, field: str, name: str) -> np.ndarray:
+    def _image(self, number: int, field: str, name: str | None) -> np.ndarray | None:
+        if name is None:
+            return None
         path = self._path(number, field, name)
         try:
             return images.read_image(path, self.image_size)

@@ -1,6 +1,6 @@
 """Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
 
-    latents.array_record  a JSON line, then [images, N, V] float16: one image a turn, then the input image
+    latents.array_record  a JSON line, then [images, N, V] float16: those of the turns, then the input image's
     latents.json          what they were made of; written last, so a folder without it is unfinished
 
 The folder belongs to one source and one autoencoder. Every record carries a
@@ -96,9 +96,9 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
 
 
 def images_of(trajectory: Trajectory) -> list[np.ndarray]:
-    """The images of a trajectory in the order of a record: that of each turn, the input image."""
-    given = [] if trajectory.prompt_image is None else [trajectory.prompt_image]
-    return [turn.image for turn in trajectory.turns] + given
+    """The images of a trajectory in the order of a record: those of the turns, the input image."""
+    found = [*(turn.image for turn in trajectory.turns), trajectory.prompt_image]
+    return [image for image in found if image is not None]
 
 
 class LatentsWriter:
@@ -188,9 +188,11 @@ class LatentsSource:
             header, _, data = self._records[index].partition(b"\n")
             fields = files.from_json(header)
             if "bad" not in fields and fields["pixels"] == _checksum(images):
-                latents = np.frombuffer(data, DTYPE).reshape(shape)
-                given = np.zeros_like(latents[0]) if trajectory.prompt_image is None else latents[-1]
-                found = {"image": latents[: len(trajectory.turns)], "prompt": given}
+                latents = iter(np.frombuffer(data, DTYPE).reshape(shape))
+                blank = np.zeros(shape[1:], DTYPE)
+                places = [*(turn.image for turn in trajectory.turns), trajectory.prompt_image]
+                *turns, given = (blank if place is None else next(latents) for place in places)
+                found = {"image": np.stack(turns), "prompt": given}
                 return dataclasses.replace(trajectory, latents=found)
         except (RuntimeError, ValueError, KeyError) as error:
             raise BadTrajectory(f"latents {index} in {self.folder} are damaged: {error}") from error

@@ -30,7 +30,8 @@ from process_gen.trajectory.stages import Trajectory
 class Source(Protocol):
     """Trajectories with random access; reading may raise `BadTrajectory`.
 
-    A source may have a `name`, which a saved loader state is checked against.
+    A source may have a `name`, which a saved loader state is checked against, and a `stream` with the
+    arguments of `stream_of`, where it has an order of its own (`mixture.Mixture`).
     """
 
     def __len__(self) -> int: ...
@@ -70,6 +71,14 @@ class Loader:
             return packing_stats(itertools.islice(iterator, batches), self.layout)
         finally:
             iterator.close()
+
+
+def stream_of(source: Source, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
+    """The trajectories of a source in the order of training, with random access; every epoch has its own."""
+    if hasattr(source, "stream"):
+        return source.stream(seed, shuffle, epochs)
+    found = grain.MapDataset.source(source).seed(seed)
+    return (found.shuffle() if shuffle else found).repeat(epochs)
 
 
 def make_loader(
@@ -112,9 +121,7 @@ def make_loader(
     rows = tuple(range(batch_size)) if rows is None else tuple(sorted(rows))
     if not rows or len(set(rows)) < len(rows) or not 0 <= rows[0] <= rows[-1] < batch_size:
         raise ValueError(f"rows {rows} must be different ones of the {batch_size} of a batch")
-    stream = grain.MapDataset.source(source).seed(seed)
-    stream = stream.shuffle() if shuffle else stream
-    stream = stream.repeat(epochs)
+    ordered = stream_of(source, seed, shuffle, epochs)
     encode = functools.partial(encode_trajectory, tokenizer, layout)
     identity = {
         "source": f"{getattr(source, 'name', type(source).__name__)} of {len(source)} trajectories",
@@ -123,7 +130,7 @@ def make_loader(
         "rows": f"{open_rows} open ones of {layout.turns} turns and {layout.trajectories} trajectories",
     }
     batches = PackedBatches(
-        {row: stream.slice(slice(row, None, batch_size)) for row in rows},
+        {row: ordered.slice(slice(row, None, batch_size)) for row in rows},
         encode,
         layout,
         open_rows,

@@ -24,6 +24,7 @@ from process_gen.data.encode import TooLong
 from process_gen.data.packing import PackedBatches, PackingReport, Policy, packing_stats
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Stage, stage_bits
 
 SUBSETS = {"multi_turn": 32_012, "conflict": 15_201, "aligned": 5_000, "misaligned": 10_000}
 REFINED = 8_296
@@ -63,6 +64,9 @@ def _trajectory(layout: Layout, rng: np.random.Generator, subset: str) -> Arrays
         "is_first": np.arange(turns) == 0,
         "is_last": np.arange(turns) == turns - 1,
         "refines": refines,
+        "has_image": np.ones(turns, bool),
+        "source": np.zeros(turns, np.int32),
+        "supervised": np.full(turns, stage_bits(Stage), np.int32),
         "before_tokens": np.stack([_text(layout.before, rng) for _ in range(turns)]),
         "after_tokens": np.stack([_text(layout.after, rng, there) for there in inspected]),
         "image": np.zeros((turns, 0), np.uint8),

@@ -316,6 +316,7 @@ def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
     unused: collections.Counter[str] = collections.Counter()
     turn = sum(s.tokens for s in layout.turn_segments)
     noised = sum(s.tokens for s in layout.turn_segments if s.kind == "noised")
+    state = sum(s.tokens for s in layout.turn_segments if s.kind == "clean")
     for batch in batches:
         present = batch["present"]
         rows += len(present)
@@ -338,8 +339,9 @@ def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
                 unused[f"absent {text}"] += size * int(missing.sum())
                 unused[f"padding in {place}"] += int((size - filled)[there & ~missing].sum())
         if "has_prompt_image" in batch:
-            state = sum(s.tokens for s in layout.prompt_parts["prompt_image"])
-            unused["absent prompt images"] += state * int((used & ~batch["has_prompt_image"]).sum())
+            shown = sum(s.tokens for s in layout.prompt_parts["prompt_image"])
+            unused["absent prompt images"] += shown * int((used & ~batch["has_prompt_image"]).sum())
+        unused["absent images"] += state * int((present & ~batch["has_image"]).sum())
         unused["flow targets of nothing"] += noised * int((present & (batch["target"] < 0)).sum())
     if not rows:
         raise ValueError("no batches to measure the packing of")

@@ -24,7 +24,7 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
     Input images of prompts, and the texts after them, have a place only where
     `prompt_image` asks for it.
 
-    A text that is absent is stored as the empty string with its `has_` flag off.
+    A text that is absent is stored as the empty string with its `has_` flag off, an image as zeros.
     Pixels are stored raw: ArrayRecord compresses each record, and nothing has to
     be decoded on the way back.
     """
@@ -42,7 +42,7 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
         "weight": lambda: tfds.features.Scalar(dtype=np.float32),
     }
     turn = {field.name: kinds[field.type]() for field in TURN_FIELDS}
-    turn |= {f"has_{field.name}": flag() for field in turn_fields("text")}
+    turn |= {f"has_{field.name}": flag() for field in turn_fields("text", "image")}
     prompt = {name: tfds.features.Text() for name in ("uid", "prompt", "metadata")}
     if prompt_image:
         prompt |= {"prompt_image": image(), "has_prompt_image": flag(), "instruction": tfds.features.Text()}
@@ -75,15 +75,18 @@ def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[st
         "prompt": trajectory.prompt,
         "metadata": metadata,
         **prompt,
-        "turns": [_turn_to_example(turn) for turn in trajectory.turns],
+        "turns": [_turn_to_example(turn, np.zeros_like(trajectory.image)) for turn in trajectory.turns],
     }
 
 
-def _turn_to_example(turn: Turn) -> dict[str, Any]:
+def _turn_to_example(turn: Turn, blank_image: np.ndarray) -> dict[str, Any]:
     values = {field.name: getattr(turn, field.name) for field in TURN_FIELDS}
-    texts = {field.name: values[field.name] for field in turn_fields("text")}
-    has = {f"has_{name}": text is not None for name, text in texts.items()}
-    return values | has | {name: text or "" for name, text in texts.items()}
+    has = {f"has_{field.name}": values[field.name] is not None for field in turn_fields("text", "image")}
+    blanks = {"text": "", "image": blank_image}
+    return has | {
+        field.name: blanks[field.type] if values[field.name] is None else values[field.name]
+        for field in TURN_FIELDS
+    }
 
 
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
@@ -118,7 +121,9 @@ def _read_turns(fields, image_size: tuple[int, int]) -> tuple[Turn, ...]:
     columns = {
         field.name: _read(fields, f"turns/{field.name}", field.type, image_size) for field in TURN_FIELDS
     }
-    for field in turn_fields("text"):
+    for field in turn_fields("text", "image"):
+        if f"turns/has_{field.name}" not in fields:  # of an image, in data sets of earlier versions
+            continue
         there = _read(fields, f"turns/has_{field.name}", "flag", image_size)
         columns[field.name] = [x if has else None for x, has in zip(columns[field.name], there, strict=True)]
     return tuple(

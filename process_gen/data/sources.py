@@ -17,11 +17,12 @@ import tqdm
 from absl import logging
 
 from process_gen.common import files
-from process_gen.common.names import check_name
+from process_gen.common.names import check_name, hint
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
 from process_gen.data.folder import FolderSource
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
+from process_gen.data.mixture import Mixture, Part
 from process_gen.data.packing import TooManyBadTrajectories, allowance
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
@@ -29,11 +30,13 @@ from process_gen.data.schema import read_record
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.scenes.levels import get_level
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.stages import Trajectory
+from process_gen.trajectory.stages import Stage, Trajectory
 
 
 class RecordSource:
     """Random access to one split of a TFDS data set with the schema of `schema.features`."""
+
+    own_splits = True
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
         """Raises ValueError if the split or the schema is another one."""
@@ -83,11 +86,52 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
       image_size: height and width of the layout.
       split: `train` or `validation`.
 
+    Returns:
+      The source; one without splits of its own whole, for `mixture.hold_out` to split. Where `data.sources`
+      has entries, a `Mixture` of them.
+
     Raises:
       NotPrepared: the data set is not on disk; the message holds the command that builds it.
       ValueError: an unknown source or split, or images of another size.
     """
-    return SOURCES[check_name(data["source"], SOURCES, "data source")](data, tuple(image_size), split)
+    if not data.get("sources"):
+        return SOURCES[check_name(data["source"], SOURCES, "data source")](data, tuple(image_size), split)
+    parts = {}
+    for place, (name, own) in enumerate(data_of_sources(data).items()):
+        stages = frozenset(Stage(stage) for stage in own.get("stages", Stage))
+        parts[name] = Part(open_source(own, image_size, split), own.get("weight", 1.0), stages, place)
+    return Mixture(parts)
+
+
+SOURCE_KEYS = ("path", "weight", "stages")
+"""What an entry of `data.sources` may have besides the keys of `data`."""
+ALIKE = ("tokenizer", "buckets", "latents", "mode")
+"""Keys that are the same for all of them."""
+
+
+def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
+    """What `open_source` takes for every source of `config.data`, by name; without a mixture one, named "".
+
+    Raises:
+      ValueError: an entry of `data.sources` has a key that is none, a stage that is none, or no path.
+    """
+    shared = {key: value for key, value in data.items() if key != "sources"}
+    found = {}
+    for name, entry in (data.get("sources") or {"": {}}).items():
+        for key in entry:
+            if key not in SOURCE_KEYS and (key not in shared or key in ALIKE):
+                raise ValueError(
+                    f"data.sources.{name} has no key {key!r}; {hint(key, (*shared, *SOURCE_KEYS))}"
+                )
+        for stage in entry.get("stages", ()):
+            check_name(stage, [one.value for one in Stage], f"stage in data.sources.{name}")
+        found[name] = shared | dict(entry)
+        if name and shared.get("latents"):
+            found[name]["latents"] = str(pathlib.Path(shared["latents"]) / name)
+        if found[name]["source"] != "scenes" and not found[name].get("path"):
+            where = f"data.sources.{name}.path" if name else "data.path"
+            raise ValueError(f"config.data.source={found[name]['source']} needs --config.{where}=FOLDER")
+    return found
 
 
 def prepare_source(
@@ -104,12 +148,13 @@ def prepare_source(
     Raises:
       ValueError, OSError: the data cannot be built, read or used; the message says why.
     """
-    if data["source"] == "scenes":
-        builder, summary = prepare_scenes(config_of_scenes(data), data["data_dir"])
-        if tokenizer.fingerprint != scenes_tokenizer().fingerprint:
-            summary = dataclasses.replace(summary, longest=_longest(builder, tokenizer))
-        report(summary.describe(layout))
-        summary.check(layout)
+    for own in data_of_sources(data).values():
+        if own["source"] == "scenes":
+            builder, summary = prepare_scenes(config_of_scenes(own), own["data_dir"])
+            if tokenizer.fingerprint != scenes_tokenizer().fingerprint:
+                summary = dataclasses.replace(summary, longest=_longest(builder, tokenizer))
+            report(summary.describe(layout))
+            summary.check(layout)
     return open_source(data, layout.image_size)
 
 
@@ -128,8 +173,19 @@ def with_latents(source: Source, data: Any, layout: Layout) -> Source:
       NotPrepared: the folder holds none; the message holds the command that makes them.
       LatentsMismatch: they belong to something else.
     """
+    if isinstance(source, Mixture):
+        parts = data_of_sources(data)
+        return source.map(lambda name, one: with_latents(one, parts[name], layout))
     folder = latents_folder(data, layout)
     return LatentsSource(source, folder, layout) if folder else source
+
+
+def latents_folders(source: Source, data: Any, layout: Layout) -> dict[str, Source]:
+    """Whose latents each folder holds: one folder, or one for every source of a mixture."""
+    if not isinstance(source, Mixture):
+        return {latents_folder(data, layout): source}
+    parts = data_of_sources(data)
+    return {latents_folder(parts[name], layout): part.source for name, part in source.parts.items()}
 
 
 def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[str, int]:
@@ -215,8 +271,7 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
 
 
 def _open_folder(data: Any, image_size: tuple[int, int], split: str) -> Source:
-    if split != "train":
-        raise ValueError(f"a folder of trajectories has one split, train, and no {split!r}")
+    del split  # it has no splits of its own
     return FolderSource(data["path"], image_size, bad=data["on_error"])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,9 +19,10 @@ import ml_collections
 import optax
 from flax.traverse_util import path_aware_map
 
+from process_gen.data.sources import data_of_sources
 from process_gen.data.tokenizers import SCENES, Tokenizer
 from process_gen.distributed.mesh import MeshConfig
-from process_gen.experiment.ranges import RANGES, SCENES_RANGES
+from process_gen.experiment.ranges import RANGES, SCENES_RANGES, SOURCE_RANGES
 from process_gen.losses import LossTable
 from process_gen.models import vit
 from process_gen.models.autoencoder import latent_shape
@@ -126,8 +128,8 @@ def build_unroll_options(config: ml_collections.ConfigDict) -> UnrollOptions:
 
 
 def build_losses(config: ml_collections.ConfigDict) -> LossTable:
-    """`config.losses`."""
-    return LossTable(config.losses.to_dict())
+    """`config.losses`, apart for each of `config.data.sources`."""
+    return LossTable(config.losses.to_dict(), tuple(config.data.get("sources", ())))
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -199,6 +201,10 @@ def _decays(params: Any) -> Any:
 # ----------------------------------------------------------------------- check
 
 
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+"""It stands in names of metrics and of folders."""
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses a config that cannot work, before data is built or a device is asked for.
 
@@ -215,10 +221,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         build_optimizer(config)
         MeshConfig(**config.mesh.to_dict())
         check_fits(layout, sampler)
-    if config.data.source == "scenes":
-        _check_level(config, layout)
-    elif config.data.source in ("folder", "records") and not config.data.path:
-        raise ConfigError(f"config.data.source={config.data.source} needs --config.data.path=FOLDER")
+        parts = data_of_sources(config.data)
+    for data in parts.values():
+        if data["source"] == "scenes":
+            _check_level(config, data, layout)
     rows, accumulate = config.train.batch_size, config.train.accumulate
     if rows % accumulate:
         raise ConfigError(
@@ -239,8 +245,10 @@ def as_config_error() -> Iterator[None]:
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
-    ranges = RANGES
-    if _leaf(config, "data.source") == "scenes":
+    ranges, sources = RANGES, _leaf(config, "data.sources")
+    _check_sources(sources)
+    default = _leaf(config, "data.source")
+    if "scenes" in ([entry.get("source", default) for entry in sources.values()] or [default]):
         missing = [key for key in SCENES_RANGES if key.removeprefix("data.") not in config.data]
         if missing:
             raise ConfigError(
@@ -253,6 +261,22 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         value = _leaf(config, key)
         if not allowed.holds(value):
             raise ConfigError(f"config.{key} must be {allowed.text}, got {value!r}")
+
+
+def _check_sources(sources: Any) -> None:
+    """The entries of a mixture: their names, and the ranges of their own keys."""
+    if not isinstance(sources, ml_collections.ConfigDict):
+        raise ConfigError(f"config.data.sources must be a ConfigDict, got {sources!r}")
+    for name, entry in sources.items():
+        if not _SOURCE_NAME.fullmatch(name) or not isinstance(entry, ml_collections.ConfigDict):
+            raise ConfigError(
+                "config.data.sources has a ConfigDict for each source, under a name of letters, digits, - "
+                f"and _; it has {name!r}: {entry!r}"
+            )
+        for key, value in entry.items():
+            allowed = SOURCE_RANGES.get(key) or (RANGES | SCENES_RANGES).get(f"data.{key}")
+            if allowed is not None and not allowed.holds(value):
+                raise ConfigError(f"config.data.sources.{name}.{key} must be {allowed.text}, got {value!r}")
 
 
 def _leaf(config: ml_collections.ConfigDict, key: str) -> Any:
@@ -293,14 +317,14 @@ def _check_tiers(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_level(config: ml_collections.ConfigDict, layout: Layout) -> None:
+def _check_level(config: ml_collections.ConfigDict, data: Mapping[str, Any], layout: Layout) -> None:
     """Images and texts of the level must fit the layout."""
     if config.data.buckets:
         raise ConfigError(
             "config.data.buckets is for folders of pictures, scenes have one size: leave it empty, or set "
             "--config.data.source=folder"
         )
-    level, mode = get_level(config.data.level), config.data.mode
+    level, mode = get_level(data["level"]), data["mode"]
     size = (level.image_size, level.image_size)
     if layout.image_size != size:
         raise ConfigError(

@@ -36,6 +36,9 @@ RANGES: dict[str, ranges.Range] = {
     "layout.corrections": ranges.COUNT_OR_OFF,
     **dict.fromkeys(("data.tokenizer", "data.latents"), TEXT),
     "data.mode": ranges.one_of(*(mode.value for mode in Mode)),
+    "data.validation": ranges.Range(
+        "a share below 0.5", lambda value: ranges.is_number(value) and 0 <= value < 0.5
+    ),
     "data.on_error": ranges.one_of("fail", "skip"),
     "data.buckets": ranges.Range(
         "sizes of images, e.g. '((512, 512), (448, 576))', one alone '((448, 576),)', or ()", _are_sizes
@@ -64,7 +67,8 @@ RANGES: dict[str, ranges.Range] = {
     "train.max_nonfinite": ranges.COUNT,
     "train.offload": ranges.one_of(*PARTS),
     **dict.fromkeys(("eval.per_group", "eval.batch_size"), ranges.COUNT),
-    **dict.fromkeys(("eval.every", "eval.final_per_group"), ranges.COUNT_OR_OFF),
+    **dict.fromkeys(("eval.every", "eval.final_per_group", "eval.losses_every"), ranges.COUNT_OR_OFF),
+    "eval.loss_batches": ranges.COUNT,
 }
 """Dotted key -> what its value must be. What other objects check when they are built is not repeated here."""
 
@@ -76,3 +80,6 @@ SCENES_RANGES: dict[str, ranges.Range] = {
     **dict.fromkeys(("data.wrong", "data.misplan", "data.slip", "data.detour"), ranges.SHARE),
 }
 """The same, of the keys that only `data.source=scenes` reads; configs for other sources lack them."""
+
+SOURCE_RANGES: dict[str, ranges.Range] = {"weight": ranges.POSITIVE, "path": TEXT}
+"""What an entry of `data.sources` has besides the keys of `data`."""

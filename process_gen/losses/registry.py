@@ -5,8 +5,8 @@ A loss is a pure module-level function
     @losses.register("my_loss")
     def my_loss(outputs, batch, labels, key, *, stage): -> Term(values, weights)
 
-with values and weights of one shape, unreduced: the table sums both and divides
-once by the global weight. Weights come from the batch alone, never from
+with values and weights of one shape [B, S, ...] (B rows, S turn slots), unreduced: the
+table sums both and divides once by the global weight. Weights come from the batch alone, never from
 predictions, so that they can be counted before the forward pass.
 """
 
@@ -21,7 +21,7 @@ from process_gen.common.names import check_name
 
 
 class Term(NamedTuple):
-    """Unreduced values of a loss and their weights, arrays of one shape."""
+    """Unreduced values of a loss and their weights, arrays of one shape [B, S, ...]."""
 
     values: jax.Array
     weights: jax.Array

@@ -14,7 +14,7 @@ B rows, S turn slots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +24,14 @@ from process_gen.losses.registry import Term, get_loss, register
 from process_gen.models.unroll import Outputs
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import closing
-from process_gen.trajectory.stages import Stage
+from process_gen.trajectory.stages import Stage, stage_bits
 
 
 def of_stage(batch: Batch, stage: str) -> jax.Array:
-    """[B, S] bool: the turns that have a slot of a stage."""
-    everyone = {Stage.INSPECT: batch.present, Stage.REFINE: batch.present & batch.refines}
-    return everyone.get(Stage(stage), batch.present & ~batch.refines)
+    """[B, S] bool: the turns that have a slot of a stage, where their source supervises it."""
+    there = batch.present & (batch.supervised & stage_bits({Stage(stage)}) > 0)
+    everyone = {Stage.INSPECT: there, Stage.REFINE: there & batch.refines}
+    return everyone.get(Stage(stage), there & ~batch.refines)
 
 
 @register("text_cross_entropy")
@@ -63,14 +64,15 @@ def decision_cross_entropy(
     }[Stage(stage)]
     values, weights, there = [], [], of_stage(batch, stage)
     for name in (name for name in parts if name in labels):
-        weight = labels[name] != PAD_ID
+        value, weight = outputs.cross_entropy(name, labels), labels[name] != PAD_ID
         if name in ("before", "after"):
             weight &= closing(getattr(batch, f"{name}_tokens"))
-        if name != "prompt_end":
-            weight &= there.reshape(*there.shape, *(1,) * (weight.ndim - 2))
-        values.append(outputs.cross_entropy(name, labels).reshape(-1))
-        weights.append(weight.reshape(-1).astype(jnp.float32))
-    return Term(jnp.concatenate(values), jnp.concatenate(weights))
+        if name == "prompt_end":  # counted at the first turn of its trajectory
+            value, weight = (jnp.take_along_axis(x, batch.prompt_index, axis=1) for x in (value, weight))
+            weight &= batch.is_first
+        values.append(value.reshape(*there.shape, -1))
+        weights.append((weight.reshape(*there.shape, -1) & there[..., None]).astype(jnp.float32))
+    return Term(jnp.concatenate(values, axis=-1), jnp.concatenate(weights, axis=-1))
 
 
 @register("flow_mse")
@@ -98,15 +100,19 @@ class Row(NamedTuple):
 class LossTable:
     """Evaluates the losses of a config as sums and counts.
 
+    Of a mixture, which names its `sources` in the order of `Batch.source`, each source has sums and
+    counts of its own besides, as `<name>@<source>`.
+
     Raises (when built):
       KeyError: a loss that is not registered.
       ValueError: a row without its fields, or with an unknown stage.
     """
 
-    def __init__(self, table: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, table: Mapping[str, Mapping[str, Any]], sources: Sequence[str] = ()):
         self.rows = tuple(_row(name, fields) for name, fields in table.items() if fields)
         if not self.rows:
             raise ValueError("config.losses is empty: at least one loss must be on")
+        self.sources = tuple(sources)
 
     def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
         """Sums and counts of every loss, {name: []} each, float32."""
@@ -115,10 +121,21 @@ class LossTable:
         for i, row in enumerate(self.rows):
             loss_key = jax.random.fold_in(key, i)
             term = get_loss(row.loss)(outputs, batch, labels, loss_key, stage=row.stage)
-            values = jnp.where(term.weights > 0, term.values.astype(jnp.float32), 0.0)
-            sums[row.name] = jnp.sum(values * term.weights)
-            counts[row.name] = jnp.sum(term.weights.astype(jnp.float32))
+            weights = term.weights.astype(jnp.float32)
+            values = jnp.where(weights > 0, term.values.astype(jnp.float32), 0.0) * weights
+            sums[row.name], counts[row.name] = jnp.sum(values), jnp.sum(weights)
+            for place, source in enumerate(self.sources):
+                own = (batch.source == place).reshape(*batch.source.shape, *(1,) * (values.ndim - 2))
+                sums[f"{row.name}@{source}"] = jnp.sum(values * own)
+                counts[f"{row.name}@{source}"] = jnp.sum(weights * own)
         return sums, counts
+
+    def zeros(self) -> dict[str, jax.Array]:
+        """Sums, or counts, of nothing."""
+        names = [
+            f"{row.name}{suffix}" for row in self.rows for suffix in ("", *(f"@{s}" for s in self.sources))
+        ]
+        return {name: jnp.zeros(()) for name in names}
 
     def total(self, sums: dict, counts: dict) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0."""
@@ -130,10 +147,19 @@ class LossTable:
         return row.weight * sums[row.name] / jnp.maximum(sum(counts[name] for name in pooled), 1.0)
 
     def metrics(self, sums: dict, counts: dict) -> dict[str, jax.Array]:
-        """`loss/<name>` for every row, and `stage/<stage>`: the sum of the weighted losses of that stage."""
-        metrics = {
-            f"loss/{row.name}": sums[row.name] / jnp.maximum(counts[row.name], 1.0) for row in self.rows
-        }
+        """Means, and what the stages add to the total.
+
+        Returns:
+          `loss/<name>` for every row, `source/<source>/<name>` for every source of a mixture, and
+          `stage/<stage>`: the sum of the weighted losses of that stage.
+        """
+
+        def mean(name: str) -> jax.Array:
+            return sums[name] / jnp.maximum(counts[name], 1.0)
+
+        metrics = {f"loss/{row.name}": mean(row.name) for row in self.rows}
+        for source in self.sources:
+            metrics |= {f"source/{source}/{row.name}": mean(f"{row.name}@{source}") for row in self.rows}
         for stage in Stage:
             if shares := [self._share(row, sums, counts) for row in self.rows if row.stage == stage.value]:
                 metrics[f"stage/{stage.value}"] = sum(shares)

@@ -26,6 +26,7 @@ from process_gen.models.content import Content, turn_content
 from process_gen.parity.golden import Golden
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Stage, stage_bits
 from process_gen.trajectory.visibility import Chunk
 
 ORDER = ("text", "noised", "clean", "vit")
@@ -214,6 +215,9 @@ def _batch(layout: Layout, prompts: np.ndarray, before: np.ndarray, samples: Seq
         is_first=(place == 0)[None],
         is_last=(place == np.repeat(counts, counts) - 1)[None],
         refines=~ones,
+        has_image=ones,
+        source=np.zeros((1, layout.turns), np.int32),
+        supervised=np.full((1, layout.turns), stage_bits(Stage), np.int32),
         before_tokens=before[None],
         after_tokens=np.zeros((1, layout.turns, 0), np.int32),
         image=np.zeros((1, layout.turns, 1, 1, 3), np.uint8),  # the turns hold latents

@@ -109,7 +109,7 @@ def _total(x: jax.Array) -> jax.Array:
 
 def _turn_lengths(layout: Layout, batch: Batch) -> Lengths:
     """Tokens of every segment of the turns that are there, [B, S] int32 by name."""
-    there = {"clean": batch.present, "noised": batch.present & (batch.target >= 0)}
+    there = {"clean": batch.present & batch.has_image, "noised": batch.present & (batch.target >= 0)}
     return {
         s.name: token_count(getattr(batch, f"{s.name}_tokens")) * batch.present
         if s.kind == "text"

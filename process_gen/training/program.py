@@ -15,7 +15,8 @@ from process_gen.distributed import sharding
 from process_gen.experiment import builders
 from process_gen.models import partition
 from process_gen.models.unified import UnifiedModel
-from process_gen.training.step import Recipe, TrainState, init_state, make_train_step
+from process_gen.models.unroll import unroll
+from process_gen.training.step import Recipe, TrainState, init_state, make_train_step, terms
 from process_gen.trajectory.batch import Batch
 
 
@@ -89,6 +90,23 @@ class TrainProgram:
     def compiled(self) -> Any:
         """`step`, compiled now; it takes what `abstract` describes."""
         return self.step.lower(*self.abstract).compile()
+
+    @functools.cached_property
+    def losses(self) -> Any:
+        """Jitted: (parameters, autoencoder, batch, key) -> sums and counts of the losses, nothing dropped."""
+        options = dataclasses.replace(
+            self.recipe.options,
+            **dict.fromkeys(("drop_text", "drop_images", "drop_latents", "drop_vit", "context_noise"), 0.0),
+            sample_latents=False,
+        )
+        recipe = dataclasses.replace(self.recipe, options=options)
+
+        def losses(params: Any, autoencoder: Any, batch: Batch, key: jax.Array):
+            outputs = unroll(recipe.model, params, batch, key, recipe.options, autoencoder)
+            return terms(recipe, outputs, batch, key)
+
+        placed = partition.over(self.mesh, sharding.ACTIVATION_RULES)(losses)
+        return jax.jit(placed, out_shardings=sharding.replicated(self.mesh))
 
     @functools.cached_property
     def step(self) -> Any:

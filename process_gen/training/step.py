@@ -164,7 +164,7 @@ def _gradients(
 
     def count(total, xs):
         outputs = blank_outputs(recipe.model, xs[0], xs[1], recipe.options, frozen)
-        counts = _terms(recipe, outputs, xs[0], xs[1])[1]
+        counts = terms(recipe, outputs, xs[0], xs[1])[1]
         return jax.tree.map(jnp.add, total, counts), None
 
     def accumulate(carry, xs):
@@ -172,7 +172,7 @@ def _gradients(
         total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
         return (like_params(total), sums), None
 
-    zeros = {row.name: jnp.zeros(()) for row in recipe.losses.rows}
+    zeros = recipe.losses.zeros()
     counts, _ = jax.lax.scan(count, zeros, (micro, keys))
     start = (like_params(jax.tree.map(jnp.zeros_like, params)), zeros)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
@@ -188,7 +188,7 @@ def _split_rows(parts: int, x: jax.Array) -> jax.Array:
 def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, frozen: Any):
     def loss(params):
         outputs = unroll(recipe.model, params, batch, key, recipe.options, frozen)
-        sums, own = _terms(recipe, outputs, batch, key)
+        sums, own = terms(recipe, outputs, batch, key)
         return recipe.losses.total(sums, own if counts is None else counts), (sums, own)
 
     gradients, (sums, own) = jax.grad(loss, has_aux=True)(params)
@@ -199,7 +199,8 @@ LOSSES = 16
 """Folded into the key of a step for its losses; smaller numbers are those of what is drawn for the model."""
 
 
-def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
+def terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
+    """Sums and counts of the losses of a batch, {name: []} each; `key` is that of its step."""
     return recipe.losses.terms(
         outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, LOSSES)
     )

@@ -45,6 +45,9 @@ class Batch:
       present: [B, S] bool, the slot holds a turn.
       is_first, is_last: [B, S] bool, the trajectory begins or ends with this turn.
       refines: [B, S] bool, a refine turn; else a draft.
+      has_image: [B, S] bool, off for a correction of which the words alone are known.
+      source: [B, S] int32, which source of a mixture the turn comes from.
+      supervised: [B, S] int32, the stages that have losses: a bit each, in the order of `Stage`.
       before_tokens, after_tokens: [B, S, T] int32.
       image: [B, S, H, W, 3] uint8.
       target: [B, S] int32, whose image the flow target shows, counted in turns from
@@ -66,6 +69,9 @@ class Batch:
     is_first: Any
     is_last: Any
     refines: Any
+    has_image: Any
+    source: Any
+    supervised: Any
     before_tokens: Any
     after_tokens: Any
     image: Any
@@ -93,8 +99,10 @@ class Batch:
             return jax.ShapeDtypeStruct((batch_size, layout.trajectories, *shape), dtype)
 
         pixels, tokens = (*layout.image_size, 3), (layout.latents, layout.latent_values)
-        fields = {"prompt_tokens": prompts(layout.prompt), "prompt_index": turns(), "target": turns()}
-        fields |= {name: turns(dtype=jnp.bool_) for name in ("present", "is_first", "is_last", "refines")}
+        fields = {"prompt_tokens": prompts(layout.prompt), "target": turns()}
+        fields |= {name: turns() for name in ("prompt_index", "source", "supervised")}
+        flags = ("present", "is_first", "is_last", "refines", "has_image")
+        fields |= {name: turns(dtype=jnp.bool_) for name in flags}
         fields |= {f"{f.name}_tokens": turns(getattr(layout, f.name)) for f in turn_fields("text")}
         fields |= {f.name: turns(*pixels, dtype=jnp.uint8) for f in turn_fields("image")}
         fields |= {f.name: turns(dtype=jnp.float32) for f in turn_fields("weight")}

@@ -12,11 +12,19 @@ and `instruction` after it. Either text may be left out, not both. `uid` and
 `metadata` are optional.
 
 A turn is a draft, or with `refine` a correction of the image before it. Only its
-`image` must be there. `before` is the marked-up text before the image as a model
+`image` must be there; a trajectory may end with a `refine` that lacks it, of which the
+words alone are learned then. `before` is the marked-up text before the image as a model
 wrote it, in the place of `instruction` with `description` or of `refine`; `refines`
 then says which of the two it is. The other fields of `TURN_FIELDS` may stand
 there too: `image_ok` (whether the image is as it should be; by default it is, unless
-the next turn corrects it) and the weights of the losses.
+the next turn corrects it) and the weights of the losses. `sha256` of a turn is that of
+its image file, which is then checked.
+
+An image is a path, or `{"bytes": .., "path": ..}` where the object is no text.
+
+`source`, `licence` and `author` (`human`, `model` or `teacher`) say where a trajectory
+comes from. They end up in its metadata, and so does a field that nobody knows, of the
+trajectory or (as `turn_fields`, one object a turn) of its turns; the log names it once.
 
 Lines of steps, `{"sketch", "refine", "refined", "sketch_ok", "plan_ok", ..}` in the
 place of turns, are read as well. A sampled trajectory has the fields of
@@ -27,11 +35,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
+from absl import logging
 
 from process_gen.common.names import hint
 from process_gen.common.ranges import is_number
@@ -46,13 +57,27 @@ SAMPLED_KEYS = tuple(
     if field.name not in {own.name for own in dataclasses.fields(Trajectory)}
 )
 """What a sampled trajectory has besides: mode, seed, and how it came to be."""
-TRAJECTORY_KEYS = ("prompt", "image", "instruction", "turns", "steps", "uid", "metadata", *SAMPLED_KEYS)
+PROVENANCE_KEYS = ("source", "licence", "author")
+AUTHORS = ("human", "model", "teacher")
+TRAJECTORY_KEYS = (
+    *("prompt", "image", "instruction", "turns", "steps", "uid", "metadata"),
+    *(*PROVENANCE_KEYS, *SAMPLED_KEYS),
+)
 PLAN_KEYS = ("instruction", "description")
-TURN_KEYS = (*PLAN_KEYS, "refine", "inspect", *(field.name for field in TURN_FIELDS if field.name != "after"))
+TURN_KEYS = (
+    *PLAN_KEYS,
+    "refine",
+    "inspect",
+    "sha256",
+    *(field.name for field in TURN_FIELDS if field.name != "after"),
+)
 STEP_KEYS = (*PLAN_KEYS, "sketch", "inspect", "refine", "refined", "sketch_ok", "plan_ok")
 """Of a step, in lines of steps."""
 
 _LARGEST_WEIGHT = 1e30
+
+ImageFile = str | bytes
+"""The path of an image file, or its bytes."""
 
 
 class RecordError(ValueError):
@@ -61,27 +86,32 @@ class RecordError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A turn whose image is a path.
+    """A turn whose image is somewhere else.
 
     Attributes:
-      image: the path.
+      image: its path, or the bytes of its file; None where it was not drawn.
       image_field: names the image in messages, `turns[0].image`.
       fields: the other arguments of `Turn`, defaults left out.
+      sha256: of the file, in hexadecimal digits; empty where nobody says.
+      unknown: fields that are not of a turn.
     """
 
-    image: str
+    image: ImageFile | None
     image_field: str
     fields: Mapping[str, Any]
+    sha256: str = ""
+    unknown: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """A trajectory whose images are paths.
+    """A trajectory whose images are paths, or bytes of image files.
 
     Attributes:
-      prompt, instruction, uid, metadata: as in `Trajectory`, empty where absent.
+      prompt, instruction, uid: as in `Trajectory`, empty where absent.
+      metadata: likewise, with the provenance and unknown fields.
       turns: at least one.
-      prompt_image: the path of the input image, None where there is none.
+      prompt_image: the input image, None where there is none.
       sampled: those of `SAMPLED_KEYS` that are there.
     """
 
@@ -89,7 +119,7 @@ class Record:
     turns: tuple[TurnRecord, ...]
     uid: str = ""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prompt_image: str | None = None
+    prompt_image: ImageFile | None = None
     instruction: str = ""
     sampled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -98,13 +128,13 @@ class Record:
 
 
 def trajectory_to_json(
-    trajectory: Trajectory, image_paths: Sequence[str], prompt_image_path: str | None = None
+    trajectory: Trajectory, image_paths: Sequence[str | None], prompt_image_path: str | None = None
 ) -> dict[str, Any]:
     """Returns the object of a trajectory, sampled or not.
 
     Args:
       trajectory: whose images the caller saves.
-      image_paths: where the image of each turn lies.
+      image_paths: where the image of each turn lies; None where it has none.
       prompt_image_path: where its input image lies.
 
     Raises:
@@ -129,12 +159,13 @@ def trajectory_to_json(
     return {key: value for key, value in found.items() if value not in (None, "", {})}
 
 
-def turn_to_json(turn: Turn, image_path: str) -> dict[str, Any]:
+def turn_to_json(turn: Turn, image_path: str | None) -> dict[str, Any]:
     """Returns the object of a turn; a text before its image that is malformed stands there as it is."""
-    found = _before_to_json(turn) | {"image": image_path}
+    found = _before_to_json(turn) | ({} if image_path is None else {"image": image_path})
     if turn.after is not None:
         found["inspect"] = turn.after
-    found["image_ok"] = bool(turn.image_ok)
+    if turn.image is not None:
+        found["image_ok"] = bool(turn.image_ok)
     weights = {field: float(getattr(turn, field.name)) for field in turn_fields("weight")}
     return found | {field.name: value for field, value in weights.items() if value != field.default}
 
@@ -181,18 +212,21 @@ def trajectory_from_json(value: Any) -> Record:
     Raises:
       RecordError: the message names the field, and the nearest name of an unknown one.
     """
-    _check_keys(value, TRAJECTORY_KEYS, "line")
+    unknown = _unknown(value, TRAJECTORY_KEYS, "line")
     _check_prompt(value)
     metadata = value.get("metadata", {})
     if not isinstance(metadata, dict):
         raise RecordError("metadata is not an object")
     _characters(json.dumps(metadata, ensure_ascii=False), "metadata")
+    turns = _read_turns(value)
+    if any(turn.unknown for turn in turns):
+        unknown["turn_fields"] = [dict(turn.unknown) for turn in turns]
     return Record(
         prompt=value.get("prompt", ""),
-        turns=_read_turns(value),
+        turns=turns,
         uid=_text(value, "uid", "uid") if "uid" in value else "",
-        metadata=metadata,
-        prompt_image=value.get("image"),
+        metadata=unknown | _read_provenance(value) | metadata,
+        prompt_image=_image_file(value, "image", "image") if "image" in value else None,
         instruction=value.get("instruction", ""),
         sampled=_read_sampled(value),
     )
@@ -200,14 +234,19 @@ def trajectory_from_json(value: Any) -> Record:
 
 def _check_prompt(value: dict[str, Any]) -> None:
     """A prompt is a text, or an input image with a text before or after it."""
-    if "image" in value:
-        _path(value, "image", "image")
-    elif "instruction" in value:
+    if "image" not in value and "instruction" in value:
         raise RecordError("instruction stands after an image, and there is no image")
     texts = [key for key in ("prompt", "instruction") if key in value]
     for key in texts if "image" in value and texts else ("prompt",):
         if not _plain_text(value, key, key).strip():
             raise RecordError(f"{key} is empty")
+
+
+def _read_provenance(value: dict[str, Any]) -> dict[str, str]:
+    found = {key: _text(value, key, key) for key in PROVENANCE_KEYS if key in value}
+    if found.get("author", AUTHORS[0]) not in AUTHORS:
+        raise RecordError(f"author must be one of {', '.join(AUTHORS)}, got {found['author']!r}")
+    return found
 
 
 def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +277,7 @@ def _read_turns(value: dict[str, Any]) -> tuple[TurnRecord, ...]:
     else:
         named = []
         for place, turn in enumerate(given):
-            _check_keys(turn, TURN_KEYS, f"turns[{place}]")
+            _check_object(turn, f"turns[{place}]")
             named.append((turn, {name: f"turns[{place}].{name}" for name in TURN_KEYS}))
     read = [_read_turn(turn, names) for turn, names in named]
     if read[0].fields.get("refines"):
@@ -246,17 +285,23 @@ def _read_turns(value: dict[str, Any]) -> tuple[TurnRecord, ...]:
     for turn, (given, _), following in zip(read, named, read[1:], strict=False):
         if following.fields.get("refines") and "image_ok" not in given:
             turn.fields["image_ok"] = False
+    for turn in read[:-1]:
+        if turn.image is None:
+            raise RecordError(
+                f"{turn.image_field} is missing; only a refine that ends a trajectory may lack it"
+            )
     return tuple(read)
 
 
 def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """The turns of a step as objects of their own; each with the names that its keys had in the step."""
-    _check_keys(step, STEP_KEYS, field)
-    names = {key: f"{field}.{key}" for key in STEP_KEYS}
+    _check_object(step, field)
+    names = {key: f"{field}.{key}" for key in (*STEP_KEYS, *step)}
     for one, other in (("refine", "refined"), ("refined", "refine")):
         if one in step and other not in step:
             raise RecordError(f"{names[other]} is missing beside {one}")
     draft = {key: step[key] for key in (*PLAN_KEYS, "inspect") if key in step}
+    draft |= {key: step[key] for key in step if key not in STEP_KEYS}
     draft |= {new: step[old] for new, old in (("image", "sketch"), ("image_ok", "sketch_ok")) if old in step}
     if not _flag(step, "plan_ok", names["plan_ok"], True):
         draft["before_weight"] = 0.0
@@ -269,7 +314,8 @@ def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str
 
 def _read_turn(turn: dict[str, Any], names: Mapping[str, str]) -> TurnRecord:
     """Checks a turn; `names` are those of its keys in messages."""
-    image = _path(turn, "image", names["image"])
+    lacks = "image" not in turn and "refine" in turn and "inspect" not in turn
+    image = None if lacks else _image_file(turn, "image", names["image"])
     fields: dict[str, Any] = {}
     if "inspect" in turn:
         fields["after"] = _text(turn, "inspect", names["inspect"])
@@ -286,7 +332,9 @@ def _read_turn(turn: dict[str, Any], names: Mapping[str, str]) -> TurnRecord:
             raise RecordError(f"{names[field.name]} is not a number of at least 0")
         if weight != field.default:
             fields[field.name] = float(weight)
-    return TurnRecord(image, names["image"], fields)
+    sha256 = _text(turn, "sha256", names.get("sha256", "sha256")) if "sha256" in turn else ""
+    unknown = _unknown(turn, TURN_KEYS, names["image"].rpartition(".")[0])
+    return TurnRecord(image, names["image"], fields, sha256, unknown)
 
 
 def _read_before(turn: dict[str, Any], names: Mapping[str, str]) -> tuple[str | None, bool]:
@@ -307,12 +355,26 @@ def _read_before(turn: dict[str, Any], names: Mapping[str, str]) -> tuple[str | 
     return (_text(turn, "before", names["before"]) if "before" in turn else None), refines
 
 
-def _check_keys(value: Any, keys: Sequence[str], field: str) -> None:
+def _check_object(value: Any, field: str) -> None:
     if not isinstance(value, dict):
         raise RecordError(f"{field} is not a JSON object")
-    for key in value:
-        if key not in keys:
-            raise RecordError(f"{field} has an unknown key {key!r}; {hint(key, keys)}")
+
+
+def _unknown(value: Any, keys: Sequence[str], field: str) -> dict[str, Any]:
+    """The fields of an object that are none of `keys`; the log names each of them once."""
+    _check_object(value, field)
+    found = {key: one for key, one in value.items() if key not in keys}
+    for key, one in found.items():
+        place = field.partition("[")[0]
+        _characters(json.dumps({key: one}, ensure_ascii=False, default=str), f"{field}.{key[:40]}")
+        _name_once(place, key)
+    return found
+
+
+@functools.cache
+def _name_once(place: str, key: str) -> None:
+    known = TRAJECTORY_KEYS if place == "line" else TURN_KEYS
+    logging.warning("unknown field %r of %s is kept and not used; %s", key, place, hint(key, known))
 
 
 def _flag(holder: dict[str, Any], key: str, field: str, default: bool) -> bool:
@@ -324,7 +386,8 @@ def _flag(holder: dict[str, Any], key: str, field: str, default: bool) -> bool:
 
 def _text(holder: dict[str, Any], key: str, field: str) -> str:
     if key not in holder:
-        raise RecordError(f"{field} is missing")
+        near = difflib.get_close_matches(key, holder, 1)
+        raise RecordError(f"{field} is missing" + (f"; is {near[0]!r} meant for it?" if near else ""))
     if not isinstance(holder[key], str):
         raise RecordError(f"{field} is not text")
     return _characters(holder[key], field)
@@ -338,7 +401,14 @@ def _plain_text(holder: dict[str, Any], key: str, field: str) -> str:
         raise RecordError(str(error)) from None
 
 
-def _path(holder: dict[str, Any], key: str, field: str) -> str:
+def _image_file(holder: dict[str, Any], key: str, field: str) -> ImageFile:
+    """The path or the bytes of an image."""
+    value = holder.get(key)
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(content, bytes):
+        return content
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        holder = {key: value["path"]}
     name = _text(holder, key, field)
     if not name or "\0" in name:
         raise RecordError(f"{field} is no file name: {name!r}")

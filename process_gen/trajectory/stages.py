@@ -10,7 +10,8 @@ turns, of which every one is a text, an image, and a text:
     refine    refine   refined   inspect
 
 A step is a draft turn and the refine turns that follow it. Either text may be
-absent; the image never is. So a step without an inspection, a draft that is
+absent. The image is only where a trajectory ends in a correction of which the words
+alone are known. So a step without an inspection, a draft that is
 corrected twice, or an inspection of a correction need no field of their own.
 
 `TURN_FIELDS` is the one table of what a turn holds: the record on disk, the
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,11 @@ class Stage(enum.StrEnum):
     SKETCH = "sketch"
     INSPECT = "inspect"
     REFINE = "refine"
+
+
+def stage_bits(stages: Collection[Stage]) -> int:
+    """Stages as bits of a number, the first one lowest: what `Batch.supervised` holds."""
+    return sum(1 << place for place, stage in enumerate(Stage) if stage in stages)
 
 
 class Mode(enum.StrEnum):
@@ -88,7 +94,8 @@ class Turn:
     """A text, an image, and a text.
 
     Attributes:
-      image: [height, width, 3] uint8.
+      image: [height, width, 3] uint8; None in the last refine turn of a trajectory, where
+        nobody has drawn the correction: only its words are learned.
       before: the text before it with its markup, `<ins>..</ins><des>..</des>` of a
         plan or `<refine>..</refine>`; None where there is none. A model may have
         written anything there.
@@ -101,7 +108,7 @@ class Turn:
         the flow target. 0 is for what was given and is not to be learned.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     before: str | None = None
     after: str | None = None
     refines: bool = False
@@ -112,6 +119,10 @@ class Turn:
 
     def __post_init__(self):
         image = self.image
+        if image is None:
+            if not self.refines or self.after is not None:
+                raise ValueError("only a refine turn without an inspection may lack its image")
+            return
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"an image must be [height, width, 3] uint8, got {list(image.shape)} {image.dtype}"
@@ -138,7 +149,7 @@ def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = Non
     return Turn(image, before, _plain(inspect), **fields)
 
 
-def refinement(image: np.ndarray, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
+def refinement(image: np.ndarray | None, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
     """A refine turn; `fields` are others of `Turn`.
 
     Raises:
@@ -188,13 +199,18 @@ class Step:
 
     @property
     def refined(self) -> np.ndarray | None:
-        """The image that the last correction leaves, None where there is none."""
+        """The image that the last correction leaves, None where there is none or it was not drawn."""
         return self.refines[-1].image if self.refines else None
 
     @property
     def image(self) -> np.ndarray:
         """The visual state that the step leaves, [height, width, 3] uint8."""
-        return self.turns[-1].image
+        return _last_image(self.turns)
+
+
+def _last_image(turns: Sequence[Turn]) -> np.ndarray:
+    """The image of the last turn that has one."""
+    return next(turn.image for turn in reversed(turns) if turn.image is not None)
 
 
 def steps_of(turns: Sequence[Turn]) -> tuple[Step, ...]:
@@ -221,6 +237,8 @@ class Trajectory:
       instruction: what the prompt says after that image, e.g. how to edit it.
       latents: its images as latent tokens, where they were encoded ahead of time:
         `image` [turns, N, V] and `prompt` [N, V], zeros where absent.
+      source: which source of a mixture it comes from, counted from 0.
+      supervised: the stages that have losses.
     """
 
     prompt: str
@@ -230,6 +248,8 @@ class Trajectory:
     prompt_image: np.ndarray | None = None
     instruction: str = ""
     latents: Mapping[str, np.ndarray] | None = None
+    source: int = 0
+    supervised: frozenset[Stage] = frozenset(Stage)
 
     def __post_init__(self):
         if not self.turns:
@@ -238,6 +258,8 @@ class Trajectory:
             raise ValueError(
                 f"trajectory {self.uid!r} begins with a refine turn: there is nothing to correct"
             )
+        if any(turn.image is None for turn in self.turns[:-1]):
+            raise ValueError(f"trajectory {self.uid!r}: a turn without an image is not its last one")
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -246,7 +268,7 @@ class Trajectory:
     @property
     def image(self) -> np.ndarray:
         """The final image, [height, width, 3] uint8."""
-        return self.turns[-1].image
+        return _last_image(self.turns)
 
     @property
     def corrections(self) -> int:
@@ -260,8 +282,9 @@ def targets_of(turns: Sequence[Turn]) -> list[int]:
     A right image is its own target. That of a wrong one is the last image of its
     step, if it is right.
     """
+    right = [turn.image_ok and turn.image is not None for turn in turns]
     found, last = [], len(turns) - 1
     for i, turn in reversed(list(enumerate(turns))):
-        found.append(i if turn.image_ok else last if turns[last].image_ok else -1)
+        found.append(i if right[i] else last if right[last] else -1)
         last = last if turn.refines else i - 1
     return found[::-1]

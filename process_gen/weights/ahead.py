@@ -7,7 +7,7 @@ weights whose autoencoder makes them. `python -m process_gen.prepare` calls this
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from process_gen.data.encode import BadTrajectory
 from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read_info
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared
-from process_gen.data.sources import latents_folder
+from process_gen.data.sources import latents_folders
 from process_gen.experiment import builders
 from process_gen.models import autoencoder
 from process_gen.trajectory.layout import Layout
@@ -36,11 +36,14 @@ GROUP = 16
 """Trajectories whose images are put together for that."""
 
 
-def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: Any) -> LatentsInfo:
+def encode_latents(
+    config: ConfigDict, folder: str, source: Source, layout: Layout, params: Any
+) -> LatentsInfo:
     """Writes the latents of every trajectory of a source, unless they are there.
 
     Args:
-      config: names the folder.
+      config: of the model, and of what a broken trajectory does.
+      folder: where they go, of `sources.latents_folders`.
       source: what is encoded.
       layout: says the size of its images.
       params: the autoencoder's, from `autoencoder_params`.
@@ -53,7 +56,7 @@ def encode_latents(config: ConfigDict, source: Source, layout: Layout, params: A
       BadTrajectory: a broken trajectory, where `config.data.on_error` says fail.
     """
     model = builders.build_model_config(config)
-    info, folder = LatentsInfo.of(source, layout, fingerprint(params)), latents_folder(config.data, layout)
+    info = LatentsInfo.of(source, layout, fingerprint(params))
     if _there(folder, info):
         return info
     params = jax.device_put(params)
@@ -105,19 +108,20 @@ def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
     return jax.tree.map(lambda x: x.astype(np.float32), sources.tree(source))
 
 
-def check_autoencoder(config: ConfigDict, layouts: Iterable[Layout]) -> None:
+def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> None:
     """Refuses latents that another autoencoder made than the one that a run starts with.
 
     Args:
       config: names the latents and the weights.
-      layouts: of every image size that has latents.
+      buckets: what is trained on, by layout.
 
     Raises:
       ConfigError: the message names both.
     """
-    folders = [folder for layout in layouts if (folder := latents_folder(config.data, layout))]
-    if not folders:
+    if not config.data.latents:
         return
+    found = (latents_folders(source, config.data, layout) for layout, source in buckets.items())
+    folders = [folder for one in found for folder in one]
     origin, own = config.train.get("init", ""), fingerprint(autoencoder_params(config))
     for folder in folders:
         if own != (made_by := read_info(folder).autoencoder):

@@ -19,7 +19,7 @@ def toy_tokenizer():
 
 @pytest.fixture(scope="session")
 def make_trajectory():
-    return _random_trajectory
+    return random_trajectory
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def assert_same_trajectory():
     return _assert_same_trajectory
 
 
-def _random_trajectory(seed: int, steps: int | None = None, image_size=(8, 8), twice=0.0) -> Trajectory:
+def random_trajectory(seed: int, steps: int | None = None, image_size=(8, 8), twice=0.0) -> Trajectory:
     """Draws a trajectory of one to four steps: inspected, refined, slipping or silent.
 
     `twice` is how often a correction is inspected and corrected once more.

@@ -14,6 +14,7 @@ import numpy as np
 
 from process_gen.trajectory.batch import PAD_ID, Batch, blank
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Stage, stage_bits
 
 IM_START, IM_END = 3, 4
 """Ids of the two text brackets, as every tokenizer of this package has them."""
@@ -77,6 +78,7 @@ def _fake_turns(row, start: int, length: int, index: int, corrections: int, rng,
         refines[i] = run < corrections and rng.random() < 0.4
     row["refines"][slots] = refines
     row["prompt_index"][slots], row["present"][slots] = index, True
+    row["has_image"][slots], row["supervised"][slots] = True, stage_bits(Stage)
     row["is_first"][start] = row["is_last"][start + length - 1] = True
     image = row["image"]
     image[slots] = rng.integers(0, 256, (length, *image.shape[1:]), np.uint8)

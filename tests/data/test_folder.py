@@ -148,17 +148,13 @@ HALF = "half \ud83d"
         ({"prompt": "a"}, "line 2: turns must be a list of at least one turn"),
         ({**GOOD, "steps": [{"sketch": "a.png"}]}, "line 2: line has both turns and steps"),
         ("[" * 100_000, "line 2: line is not JSON"),
-        ({"promt": "a", "steps": []}, "line 2: line has an unknown key 'promt'; did you mean prompt"),
+        ({"promt": "a", "steps": []}, "line 2: prompt is missing; is 'promt' meant for it"),
         ({**GOOD, "metadata": [1]}, "line 2: metadata is not an object"),
         (step(), r"line 2: steps\[1\].sketch is missing"),
         (step(sketch="a.png", instruction="b"), r"line 2: steps\[1\].description is missing beside instr"),
         (step(sketch="a.png", refined="a.png"), r"line 2: steps\[1\].refine is missing beside refined"),
         (step(sketch="a.png", sketch_ok=1), r"line 2: steps\[1\].sketch_ok is neither true nor false"),
         (step(sketch="a.png", plan_ok="no"), r"line 2: steps\[1\].plan_ok is neither true nor false"),
-        (
-            step(sketch="a.png", inspekt="x"),
-            r"line 2: steps\[1\] .* unknown key 'inspekt'; did you mean inspect",
-        ),
         (step(sketch="../a.png"), r"line 2: steps\[1\].sketch leaves the folder: '../a.png'"),
         (step(sketch="/etc/passwd"), r"line 2: steps\[1\].sketch leaves the folder: '/etc/passwd'"),
         (step(sketch="b/../../a.png"), r"line 2: steps\[1\].sketch leaves the folder: 'b/../../a.png'"),
@@ -186,8 +182,6 @@ HALF = "half \ud83d"
         (turn(image="a.png", after_weight="1"), r"line 2: turns\[1\].after_weight is not a number"),
         (turn(image="a.png", before_weight=True), r"line 2: turns\[1\].before_weight is not a number"),
         (turn(image="a.png", image_weight=float("nan")), r"line 2: turns\[1\].image_weight is not a number"),
-        (turn(image="a.png", image_oj=True), r"line 2: turns\[1\] .* 'image_oj'; did you mean image_ok"),
-        (turn(image="a.png", sketch="a.png"), r"line 2: turns\[1\] has an unknown key 'sketch'"),
         (
             {"prompt": "a", "turns": [{"image": "a.png", "refine": "b"}]},
             r"line 2: turns\[0\] corrects an image",
@@ -326,7 +320,7 @@ def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
         ({"prompt": "a", "instruction": "b"}, "instruction stands after an image, and there is no image"),
         ({"prompt": "a", "image": 3}, "image is not text"),
         ({"prompt": "a", "image": "../in.png"}, "image leaves the folder"),
-        ({"prompt": "a", "imag": "in.png"}, "unknown key 'imag'; did you mean image"),
+        ({"imag": "in.png", "instruction": "a"}, "there is no image"),
     ],
 )
 def test_a_bad_prompt_is_named(tmp_path, entry, message):

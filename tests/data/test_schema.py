@@ -35,7 +35,7 @@ def test_the_reader_sees_what_tfds_sees(make_trajectory):
     example = features((8, 8)).deserialize_example_np(record)
     ours, theirs = read_record(record, (8, 8)), example["turns"]
     assert example["prompt"].decode() == ours.prompt
-    assert set(theirs) == {field.name for field in TURN_FIELDS} | {"has_before", "has_after"}
+    assert set(theirs) == {field.name for field in TURN_FIELDS} | {"has_before", "has_after", "has_image"}
     np.testing.assert_array_equal(np.stack(theirs["image"]), np.stack([t.image for t in ours.turns]))
     for name in ("before", "after"):
         assert [text.decode() for text in theirs[name]] == [getattr(t, name) or "" for t in ours.turns]
@@ -82,3 +82,10 @@ def test_input_images_come_back_where_the_data_set_has_a_place_for_them(make_tra
 def test_records_from_before_input_images_are_read(make_trajectory):
     found = read_record(serialize(make_trajectory(2), (8, 8)), (8, 8))
     assert found.prompt_image is None and found.instruction == ""
+
+
+def test_a_correction_of_words_alone_comes_back(make_trajectory, assert_same_trajectory):
+    trajectory = make_trajectory(2)
+    turns = (*trajectory.turns, Turn(None, "<refine>redder</refine>", refines=True))
+    trajectory = dataclasses.replace(trajectory, turns=turns)
+    assert_same_trajectory(read_record(serialize(trajectory, (8, 8)), (8, 8)), trajectory)

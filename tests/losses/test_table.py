@@ -13,9 +13,10 @@ from process_gen.losses.consistency import unchanged
 from process_gen.models.autoencoder import random_weights, to_tokens
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig, UnrollOptions
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import blank_outputs
+from process_gen.models.unroll import blank_outputs, unroll
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
+from process_gen.trajectory.stages import Stage, stage_bits
 from tests.models.tiny import CONFIG, IDS, VOCAB, make_batch, make_model
 from tests.models.tiny import layout as make_layout
 
@@ -269,3 +270,70 @@ def test_rows_of_one_pool_share_their_denominator():
     np.testing.assert_allclose(sum(shares), table.total(sums, counts), rtol=1e-6)
     with pytest.raises(ValueError, match="config.losses.plan has unknown fields"):
         LossTable({"plan": {**rows["plan"], "pol": "text"}})
+
+
+def test_a_turn_without_an_image_teaches_its_words_alone():
+    """A correction that ends a trajectory, its image unknown: no number depends on the pixels there."""
+    model, params = make_model()
+    batch = make_batch(12, seed=3)
+    ends = np.asarray(batch.is_last & batch.refines)
+    assert ends.any()
+    drafts = np.asarray(batch.target) + np.arange(ends.shape[1])
+    orphaned = np.take_along_axis(ends, np.clip(drafts, 0, ends.shape[1] - 1), axis=1) & batch.present
+    batch = batch.replace(
+        has_image=batch.has_image & ~ends,
+        target=jnp.where(orphaned, -1, batch.target),
+        after_tokens=jnp.where(ends[..., None], PAD_ID, batch.after_tokens),
+    )
+    table = LossTable(
+        {f"{stage}_{loss}": dict(loss=loss, stage=stage, weight=1.0) for stage in STAGES for loss in LOSSES}
+    )
+
+    def terms(batch):
+        outputs = unroll(model, params, batch, KEY, NO_RANDOM_DROPS)
+        return table.terms(outputs, batch, labels(batch, IDS), KEY), outputs
+
+    (sums, counts), outputs = terms(batch)
+    other = terms(batch.replace(image=jnp.where(ends[..., None, None, None], 255 - batch.image, batch.image)))
+    np.testing.assert_allclose([*other[0][0].values()], [*sums.values()], rtol=1e-5)
+    found = outputs.labels(labels(batch, IDS))
+    assert (found["image_end"][ends] == PAD_ID).all() and not outputs.has_target[ends].any()
+    assert (found["before"][ends] != PAD_ID).any() and counts["refine_text_cross_entropy"] > 0
+
+
+LOSSES = ("text_cross_entropy", "decision_cross_entropy", "flow_mse")
+
+
+def test_a_source_teaches_the_stages_that_it_is_for():
+    batch, outputs, targets = blank()
+    rows = jnp.arange(3)[:, None]
+    batch = batch.replace(
+        source=jnp.broadcast_to(rows % 2, batch.source.shape),
+        supervised=jnp.where(rows % 2 == 1, stage_bits({Stage.SKETCH}), batch.supervised),
+    )
+    table = {
+        f"{stage}_{loss}": dict(loss=loss, stage=stage, weight=1.0) for stage in STAGES for loss in LOSSES
+    }
+    names = [
+        name
+        for name in table
+        if not name.endswith(("plan_flow_mse", "inspect_flow_mse", "sketch_text_cross_entropy"))
+    ]
+    table = LossTable({name: table[name] for name in names}, sources=("process", "images"))
+    sums, counts = table.terms(outputs, batch, targets, KEY)
+    for name in names:
+        assert counts[name] == counts[f"{name}@process"] + counts[f"{name}@images"]
+        np.testing.assert_allclose(sums[name], sums[f"{name}@process"] + sums[f"{name}@images"], rtol=1e-6)
+        assert (counts[f"{name}@images"] > 0) == (
+            name in ("sketch_flow_mse", "sketch_decision_cross_entropy")
+        )
+    found = table.metrics(sums, counts)
+    assert "source/process/plan_text_cross_entropy" in found
+    assert "source/images/plan_text_cross_entropy" in found and "loss/plan_text_cross_entropy" in found
+    assert table.zeros().keys() == sums.keys() == counts.keys()
+    alone = LossTable(
+        {name: dict(loss=name.split("_", 1)[1], stage=name.split("_")[0], weight=1.0) for name in names}
+    )
+    np.testing.assert_allclose(
+        table.total(sums, counts), alone.total(*alone.terms(outputs, batch, targets, KEY)), rtol=1e-6
+    )

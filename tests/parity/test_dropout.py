@@ -24,6 +24,7 @@ from process_gen.models.unroll import run_turns
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Stage, stage_bits
 from process_gen.trajectory.visibility import Chunk
 
 LAYOUT = Layout(
@@ -165,6 +166,9 @@ def batch() -> Batch:
         is_first=np.array([first]),
         is_last=np.array([[*first[1:], True]]),
         refines=np.array([[turn.get("refines", False) for turn in TURNS]]),
+        has_image=ones > 0,
+        source=np.zeros((1, LAYOUT.turns), np.int32),
+        supervised=np.full((1, LAYOUT.turns), stage_bits(Stage), np.int32),
         before_tokens=turns("before", LAYOUT.before),
         after_tokens=turns("after", LAYOUT.after),
         image=rng.integers(0, 256, (1, LAYOUT.turns, *size), np.uint8),

@@ -18,7 +18,16 @@ from process_gen.trajectory.record import (
     turn_to_json,
 )
 from process_gen.trajectory.sampled import SampledTrajectory
-from process_gen.trajectory.stages import TURN_FIELDS, Mode, Plan, Trajectory, Turn, draft, refinement
+from process_gen.trajectory.stages import (
+    TURN_FIELDS,
+    Mode,
+    Plan,
+    Trajectory,
+    Turn,
+    draft,
+    refinement,
+    targets_of,
+)
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 PLAN = Plan("draw a circle", "one circle")
@@ -135,7 +144,49 @@ def test_what_cannot_be_written_says_so():
             to_json(value)
 
 
-def test_the_nearest_key_is_named():
+def test_unknown_fields_are_kept_and_named_once(caplog):
     for key, nearest in (("verdikt", "verdict"), ("turn", "turns"), ("sampling_step", "sampling_steps")):
-        with pytest.raises(RecordError, match=f"unknown key '{key}'; did you mean {nearest}"):
-            trajectory_from_json({"prompt": "a", "turns": [{"image": "a"}], key: 1})
+        for _ in range(2):
+            found = trajectory_from_json({"prompt": "a", "turns": [{"image": "a", f"{key}_": 2}], key: 1})
+        assert found.metadata == {key: 1, "turn_fields": [{f"{key}_": 2}]}
+        assert (
+            caplog.text.count(f"unknown field '{key}' of line is kept and not used; did you mean {nearest}")
+            == 1
+        )
+    steps = {"prompt": "a", "steps": [{"sketch": "a", "own": 1, "refine": "b", "refined": "c"}]}
+    assert trajectory_from_json(steps).metadata["turn_fields"] == [{"own": 1}, {}]
+
+
+def test_provenance_ends_up_in_the_metadata():
+    given = {"source": "mine", "licence": "CC0", "author": "human"}
+    found = trajectory_from_json({"prompt": "a", "turns": [{"image": "a", "sha256": "0f"}], **given})
+    assert found.metadata == given and found.turns[0].sha256 == "0f"
+    with pytest.raises(RecordError, match="author must be one of human, model, teacher, got 'me'"):
+        trajectory_from_json({"prompt": "a", "turns": [{"image": "a"}], "author": "me"})
+
+
+def test_images_may_be_bytes():
+    turns = [{"image": {"bytes": b"abc", "path": None}}, {"image": {"bytes": None, "path": "b.png"}}]
+    found = trajectory_from_json({"prompt": "a", "image": b"x", "instruction": "b", "turns": turns})
+    assert [turn.image for turn in found.turns] == [b"abc", "b.png"] and found.prompt_image == b"x"
+
+
+def test_a_correction_of_words_alone_ends_a_trajectory():
+    turns = (draft(IMAGE, inspect="it floats"), refinement(None, "put it down"))
+    trajectory = Trajectory("a", turns)
+    record = trajectory_from_json(trajectory_to_json(trajectory, ["a.png", None]))
+    assert record.turns[1].image is None
+    assert trajectory.image is IMAGE and trajectory.steps[0].refined is None
+    assert targets_of(turns) == [0, -1]
+    assert targets_of((dataclasses.replace(turns[0], image_ok=False), turns[1])) == [-1, -1]
+    for wrong in (
+        {"turns": [{"image": "a"}, {"refine": "b"}, {"image": "c"}]},
+        {"turns": [{"image": "a"}, {"refine": "b", "inspect": "c"}]},
+        {"turns": [{}]},
+    ):
+        with pytest.raises(RecordError, match="image is missing"):
+            trajectory_from_json({"prompt": "a", **wrong})
+    with pytest.raises(ValueError, match="without an image is not its last one"):
+        Trajectory("a", (*turns, draft(IMAGE)))
+    with pytest.raises(ValueError, match="only a refine turn without an inspection may lack its image"):
+        draft(None)

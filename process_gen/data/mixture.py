@@ -1,0 +1,168 @@
+"""Several sources in one run, and the part of a source that is held out for validation.
+
+A mixture draws from each of its sources with a weight of its own: of any stretch of the stream, each has its
+share as exactly as whole trajectories allow, and goes through epochs of its own. The order depends on the
+seed alone, so it is resumed like that of one source.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import grain
+import numpy as np
+
+from process_gen.data.buckets import Size
+from process_gen.data.loader import Source, stream_of
+from process_gen.trajectory.stages import Stage, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A source of a mixture.
+
+    Attributes:
+      source: where its trajectories come from.
+      weight: how often it is drawn, beside the weights of the others.
+      stages: those that have losses.
+      place: its number in the mixture.
+    """
+
+    source: Source
+    weight: float = 1.0
+    stages: frozenset[Stage] = frozenset(Stage)
+    place: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        return dataclasses.replace(self.source[index], source=self.place, supervised=self.stages)
+
+
+class Mixture:
+    """A source of the trajectories of several, one source after the other.
+
+    `stream` gives them in the order of training, by weight.
+    """
+
+    def __init__(self, parts: Mapping[str, Part]):
+        """Raises ValueError where there is no part, or a weight is not above 0."""
+        if not parts:
+            raise ValueError("a mixture needs at least one source")
+        for name, part in parts.items():
+            if not part.weight > 0:
+                raise ValueError(f"the weight of source {name!r} must be above 0, got {part.weight}")
+        self.parts = dict(parts)
+        self._ends = [*itertools.accumulate(len(part) for part in parts.values())]
+        stages = {name: "+".join(sorted(part.stages)) for name, part in parts.items()}
+        self.name = "; ".join(
+            f"{part.weight:g} of {name} ({getattr(part.source, 'name', type(part.source).__name__)}, "
+            f"{len(part)} trajectories, {stages[name]})"
+            for name, part in self.parts.items()
+        )
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Trajectory:
+        part, own = self._find(index)
+        return part[own]
+
+    def _find(self, index: int) -> tuple[Part, int]:
+        at = bisect.bisect_right(self._ends, index)
+        part = [*self.parts.values()][at]
+        return part, index - (self._ends[at] - len(part))
+
+    def stream(self, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
+        """The trajectories in the order of training; of finite epochs, until the first source has ended."""
+        parts = [part for part in self.parts.values() if len(part)]
+        streams = [stream_of(part, seed + part.place, shuffle, epochs) for part in parts]
+        return grain.MapDataset.mix(streams, [part.weight for part in parts])
+
+    def map(self, change: Callable[[str, Source], Source]) -> Mixture:
+        """The same with other sources in the places of its own; `change` gets each with its name."""
+        return Mixture(
+            {
+                name: dataclasses.replace(part, source=change(name, part.source))
+                for name, part in self.parts.items()
+            }
+        )
+
+    # ------------------------------------------------ images of several shapes
+
+    def shapes(self) -> list[Size | None]:
+        """Height and width of the image that each trajectory ends with; None where it cannot be read.
+
+        Raises:
+          ValueError: a source does not know the shapes of its images.
+        """
+        for name, part in self.parts.items():
+            if not hasattr(part.source, "shapes"):
+                raise ValueError(
+                    f"config.data.buckets is for sources that know the shapes of their images, and source "
+                    f"{name!r} of the mixture does not: leave the buckets empty, or that source out"
+                )
+        return [shape for part in self.parts.values() for shape in part.source.shapes()]
+
+    def of_shape(self, image_size: Size, indices: Sequence[int]) -> Mixture:
+        """Some of the trajectories, their images of another size, each source with its share of them."""
+        chosen: dict[int, list[int]] = {part.place: [] for part in self.parts.values()}
+        for index in indices:
+            part, own = self._find(index)
+            chosen[part.place].append(own)
+        return Mixture(
+            {
+                name: dataclasses.replace(
+                    part,
+                    source=part.source.of_shape(image_size, chosen[part.place]),
+                    weight=part.weight * len(chosen[part.place]) / len(part),
+                )
+                for name, part in self.parts.items()
+                if chosen[part.place]
+            }
+        )
+
+    def turns(self) -> float:
+        """What the share of a bucket is reckoned by: turns of a trajectory as it is drawn, times weights."""
+        return sum(part.weight * part.source.turns() / len(part) for part in self.parts.values())
+
+
+class Subset:
+    """Some trajectories of a source."""
+
+    def __init__(self, source: Source, indices: Sequence[int], name: str):
+        self.source, self.indices, self.name = source, indices, name
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        return self.source[int(self.indices[index])]
+
+
+def hold_out(source: Source, share: float, split: str) -> Source:
+    """One side of a source that is split in two for training and validation.
+
+    Which trajectories are held out depends on their number alone. A source that has splits of its own (its
+    `own_splits` is true) stays as it is, and of a mixture every source is split.
+
+    Args:
+      source: all trajectories.
+      share: of them, for `validation`; less than half a trajectory is none.
+      split: `train` or `validation`.
+    """
+    if isinstance(source, Mixture):
+        return source.map(lambda _, one: hold_out(one, share, split))
+    if getattr(source, "own_splits", False):
+        return source
+    count = round(share * len(source))
+    if split == "train" and not count:
+        return source
+    order = np.random.default_rng(0).permutation(len(source))
+    indices = np.sort(order[:count] if split == "validation" else order[count:])
+    name = getattr(source, "name", type(source).__name__)
+    return Subset(source, indices, f"{split} of {name}, {count} of it held out")

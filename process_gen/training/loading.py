@@ -1,0 +1,80 @@
+"""The batches of a run: what it trains on, and what it holds out for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from process_gen.data.buckets import Size, deal, in_turn
+from process_gen.data.loader import Loader, Source, make_loader
+from process_gen.data.mixture import hold_out
+from process_gen.data.packing import Policy, budget_of_part
+from process_gen.data.preparation import NotPrepared
+from process_gen.data.sources import open_source, with_latents
+from process_gen.data.tokenizers import Tokenizer
+from process_gen.trajectory.layout import Layout
+
+
+def load(
+    config: ConfigDict,
+    buckets: Mapping[Size, Source],
+    layouts: Mapping[Size, Layout],
+    tokenizer: Tokenizer,
+    rows: Sequence[int],
+    split: str = "train",
+) -> Loader:
+    """The batches of this host, of all image sizes in turn; those of the `validation` split as stored.
+
+    Args:
+      config: of the run.
+      buckets: the trajectories by image size (`buckets.deal`).
+      layouts: by image size.
+      tokenizer: of the run.
+      rows: of the global batch, that this host loads.
+      split: `train` or `validation`.
+
+    Raises:
+      ValueError: nothing is held out for validation.
+      NotPrepared: latents that the config names are not there.
+    """
+    loaders, trajectories = {}, sum(map(len, buckets.values()))
+    for size, bucket in buckets.items():
+        source = with_latents(bucket, config.data, layouts[size])
+        source = hold_out(source, config.data.validation, split)
+        if not len(source):
+            continue
+        loaders[size] = make_loader(
+            source,
+            tokenizer,
+            layouts[size],
+            config.train.batch_size,
+            rows=rows,
+            seed=config.seed,
+            shuffle=split == "train",
+            open_rows=max(2, 8 // len(buckets)),
+            prefetch=0,
+            policy=Policy(config.data.on_error, budget_of_part(len(bucket), trajectories)),
+        )
+    if not loaders:
+        raise ValueError(
+            f"config.data.validation={config.data.validation} of {trajectories} trajectories is none"
+        )
+    return in_turn(loaders, buckets)
+
+
+def held_out(
+    config: ConfigDict,
+    layouts: Mapping[Size, Layout],
+    tokenizer: Tokenizer,
+    rows: Sequence[int],
+) -> Loader | None:
+    """Batches of trajectories that are not trained on; None, said in the log, where there are none."""
+    sizes = list(layouts)
+    try:
+        source = open_source(config.data, sizes[0], "validation")
+        return load(config, deal(source, sizes), layouts, tokenizer, rows, "validation")
+    except (ValueError, NotPrepared) as error:
+        logging.warning("no validation losses: %s", error)
+        return None

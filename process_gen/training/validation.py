@@ -1,0 +1,61 @@
+"""Losses on trajectories that are not trained on: the same batches, noise and timesteps each time.
+
+The averaged parameters are scored, and nothing is dropped from the context.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+
+from process_gen.data.buckets import Size
+from process_gen.data.loader import Loader
+from process_gen.distributed import offload, sharding
+from process_gen.losses import LossTable
+from process_gen.training.program import TrainProgram
+from process_gen.training.step import TrainState
+from process_gen.trajectory.batch import Batch
+
+
+class Validation:
+    """The first batches of a loader of held-out trajectories, scored as often as one asks.
+
+    Args:
+      loader: of the held-out trajectories, in their own order.
+      programs: by image size.
+      batches: how many are read each time.
+      rows: of a batch, over all hosts.
+    """
+
+    def __init__(
+        self, loader: Loader, programs: Mapping[Size, TrainProgram], mesh: Mesh, batches: int, rows: int
+    ):
+        self._loader, self._programs, self._mesh = loader, programs, mesh
+        self._batches, self._rows = batches, rows
+
+    def scalars(self, state: TrainState) -> dict[str, float]:
+        """`validation/loss`, and `validation/<name>` of what the loss table has; all hosts call this."""
+        ema, iterator = offload.on_devices(state.ema), iter(self._loader)
+        found, table = None, next(iter(self._programs.values())).recipe.losses
+        try:
+            for number, batch in enumerate(itertools.islice(iterator, self._batches)):
+                program = self._programs[batch["image"].shape[-3:-1]]
+                rows = sharding.shard_batch(Batch(**batch), self._mesh, self._rows)
+                one = program.losses(ema, state.autoencoder, rows, jax.random.key(number))
+                found = one if found is None else jax.tree.map(lambda a, b: a + b, found, one)
+        finally:
+            iterator.close()
+        if found is None:
+            raise ValueError("the held-out trajectories do not fill a batch")
+        return _scalars(table, *jax.device_get(found))
+
+
+def _scalars(table: LossTable, sums: dict, counts: dict) -> dict[str, float]:
+    values = {"loss": table.total(sums, counts), **table.metrics(sums, counts)}
+    values = {f"validation/{name}": float(value) for name, value in values.items()}
+    logging.info("validation loss %.4f", values["validation/loss"])
+    return values

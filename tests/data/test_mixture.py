@@ -1,0 +1,101 @@
+"""Mixtures of sources, and what is held out of them."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from process_gen.data.loader import make_loader
+from process_gen.data.mixture import Mixture, Part, hold_out
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Stage, stage_bits
+from tests.data.conftest import random_trajectory
+
+LAYOUT = Layout(
+    image_size=(8, 8),
+    latent_grid=(2, 2),
+    latent_values=48,
+    prompt=32,
+    before=64,
+    after=64,
+    turns=12,
+    trajectories=4,
+)
+
+
+class ToySource:
+    """So many trajectories of the fixture `make_trajectory`, another choice for each seed."""
+
+    def __init__(self, size, seed=0):
+        self.size, self.seed, self.name = size, seed, f"toys {seed}"
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return random_trajectory(1000 * self.seed + index)
+
+
+def mixture(sizes=(40, 6), weights=(3.0, 1.0), **stages):
+    names = ("process", "images")
+    return Mixture(
+        {
+            name: Part(ToySource(size, seed=place), weight, frozenset(stages.get(name, Stage)), place)
+            for place, (name, size, weight) in enumerate(zip(names, sizes, weights, strict=True))
+        }
+    )
+
+
+def test_each_source_has_its_share_of_every_stretch_and_epochs_of_its_own():
+    stream = mixture().stream(0, True, None)
+    drawn = [stream[i] for i in range(160)]
+    assert collections.Counter(one.source for one in drawn) == {0: 120, 1: 40}
+    assert collections.Counter(one.source for one in drawn[80:88]) == {0: 6, 1: 2}
+    own = [one.uid for one in drawn if one.source == 0]
+    assert len(set(own[:40])) == len(set(own[40:80])) == 40 and own[:40] != own[40:80]
+
+
+def test_a_batch_says_where_its_turns_come_from_and_what_they_teach(toy_tokenizer):
+    loader = make_loader(mixture(images=[Stage.SKETCH]), toy_tokenizer, LAYOUT, 4)
+    for batch in itertools.islice(iter(loader), 3):
+        there = batch["present"]
+        wanted = np.where(batch["source"] == 1, stage_bits({Stage.SKETCH}), stage_bits(Stage))
+        np.testing.assert_array_equal(batch["supervised"][there], wanted[there])
+        assert set(np.unique(batch["source"][there])) == {0, 1}
+
+
+def test_a_mixture_is_resumed_exactly_and_another_one_is_refused(toy_tokenizer):
+    iterator = iter(make_loader(mixture(), toy_tokenizer, LAYOUT, 4, prefetch=0))
+    for _ in range(3):
+        next(iterator)
+    state, wanted = iterator.get_state(), [next(iterator) for _ in range(2)]
+    again = iter(make_loader(mixture(), toy_tokenizer, LAYOUT, 4, prefetch=0))
+    again.set_state(state)
+    for batch in wanted:
+        for name, value in next(again).items():
+            np.testing.assert_array_equal(value, batch[name])
+    for other in (mixture(weights=(1.0, 1.0)), mixture(images=[Stage.SKETCH]), mixture((40, 5))):
+        with pytest.raises(ValueError, match="images"):
+            iter(make_loader(other, toy_tokenizer, LAYOUT, 4, prefetch=0)).set_state(state)
+
+
+def test_what_is_held_out_is_never_trained_on():
+    source = ToySource(101)
+    train, validation = (hold_out(source, 0.1, split) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (91, 10)
+    uids = [{one[i].uid for i in range(len(one))} for one in (train, validation)]
+    assert not uids[0] & uids[1] and len(uids[0] | uids[1]) == 101
+    assert hold_out(source, 0.004, "train") is source and not len(hold_out(source, 0.004, "validation"))
+    mixed = hold_out(mixture(), 0.1, "validation")
+    assert [len(part) for part in mixed.parts.values()] == [4, 1] and mixed[4].source == 1
+    with_splits = ToySource(9)
+    with_splits.own_splits = True
+    assert hold_out(with_splits, 0.5, "validation") is with_splits
+
+
+def test_what_cannot_be_mixed_says_so():
+    with pytest.raises(ValueError, match="weight of source 'images' must be above 0"):
+        mixture(weights=(1.0, 0.0))
+    with pytest.raises(ValueError, match="source 'process' of the mixture does not"):
+        mixture().shapes()
