@@ -14,7 +14,18 @@ from typing import Any, Protocol
 
 from numpy.random import Generator
 
-from process_gen.recipe.parts import Checker, Critic, Drawn, Grapher, Opinion, Painter, Planter, Skip, Writer
+from process_gen.recipe.parts import (
+    Checker,
+    Critic,
+    Drawn,
+    Grapher,
+    Later,
+    Opinion,
+    Painter,
+    Planter,
+    Skip,
+    Writer,
+)
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Turn, draft, refinement
@@ -31,14 +42,12 @@ class Made:
       kind: of its subset, what quotas are counted by.
       prompt: of the trajectory.
       turns: of it.
-      correction: an instruction after the last turn whose image nobody drew; empty where there is none.
       facts: what statistics are made from, JSON-like.
     """
 
     kind: str
     prompt: str
     turns: tuple[Turn, ...]
-    correction: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -111,14 +120,12 @@ def pair(
 def _planted(
     kind: str, prompt: str, turns: Sequence[Turn], rng: Generator, imageless: float, most_turns: int
 ) -> Made:
-    correction, facts = "", {"origin": "planted"}
     first = next((i for i, turn in enumerate(turns) if turn.refines), None)
     if first is not None and rng.random() < imageless:
         said = turns[first].instruction
         assert isinstance(said, str), "instructions of the teacher are well-formed"
-        turns, correction = turns[:first], said
-    _check_turns(len(turns) + bool(correction), most_turns)
-    return Made(kind, prompt, given(turns), correction, facts)
+        turns = [*turns[:first], refinement(None, said)]
+    return _made(kind, prompt, turns, most_turns, "planted")
 
 
 # ---------------------------------------------------------------- self-sampled
@@ -141,9 +148,9 @@ def conflict(
     if all(opinion.ok for opinion in opinions):
         if not world.complete(prompt, steps[-1].image):
             raise Skip("no conflict in the words, and not what the prompt asks for")
-        return _made(CONSISTENT, prompt, _judged(steps, opinions), "", most_turns)
-    turns, correction = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
-    return _made(CONFLICTING, prompt, turns, correction, most_turns)
+        return _made(CONSISTENT, prompt, _judged(steps, opinions), most_turns)
+    turns = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
+    return _made(CONFLICTING, prompt, turns, most_turns)
 
 
 def alignment(
@@ -159,11 +166,11 @@ def alignment(
     for step in steps:
         opinions.append(world.draft(prompt, step.plan, step.image, rng))
         if not opinions[-1].ok:
-            turns, correction = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
-            return _made(MISALIGNED, prompt, turns, correction, most_turns)
+            turns = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
+            return _made(MISALIGNED, prompt, turns, most_turns)
     if not world.complete(prompt, steps[-1].image):
         raise Skip("drafts as planned, and not what the prompt asks for")
-    return _made(ALIGNED, prompt, _judged(steps, opinions), "", most_turns)
+    return _made(ALIGNED, prompt, _judged(steps, opinions), most_turns)
 
 
 def _drawn(sampled: SampledTrajectory) -> list[Drawn]:
@@ -194,23 +201,28 @@ def _corrected(
     rng: Generator,
     imageless: float,
     most_turns: int,
-) -> tuple[list[Turn], str]:
-    """The steps up to one that is wrong, and its correction: turns, or an instruction without an image."""
+) -> list[Turn]:
+    """The steps up to one that is wrong, and its correction: with an image and what follows, or without."""
     turns, opinion, step = _judged(steps, opinions), opinions[-1], steps[len(opinions) - 1]
-    if rng.random() >= imageless:
-        try:
-            image = world.correct(opinion, step.image)
-            rest = world.finish(prompt, opinion, step.plan, image, rng)
-        except Skip:  # the words stand for themselves
-            return turns, opinion.correction
-        if len(turns) + 1 + len(rest) <= most_turns:
-            return [*turns, refinement(image, opinion.correction), *rest], ""
-    return turns, opinion.correction
+    words = [*turns, refinement(None, opinion.correction)]
+    if rng.random() < imageless:
+        return words
+    try:
+        image = world.correct(opinion, step.image)
+        rest = world.finish(prompt, opinion, step.plan, image, rng)
+    except Later:
+        raise
+    except Skip:  # the words stand for themselves
+        return words
+    drawn = [*turns, refinement(image, opinion.correction), *rest]
+    return drawn if len(drawn) <= most_turns else words
 
 
-def _made(kind: str, prompt: str, turns: Sequence[Turn], correction: str, most_turns: int) -> Made:
-    _check_turns(len(turns) + bool(correction), most_turns)
-    return Made(kind, prompt, given(turns), correction, {"origin": "self-sampled"})
+def _made(
+    kind: str, prompt: str, turns: Sequence[Turn], most_turns: int, origin: str = "self-sampled"
+) -> Made:
+    _check_turns(len(turns), most_turns)
+    return Made(kind, prompt, given(turns), {"origin": origin})
 
 
 # ---------------------------------------------------------------------- shared

@@ -11,6 +11,7 @@ them is not asked again.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -126,24 +127,24 @@ class Growing:
 
 def write_record(folder: pathlib.Path, uid: str, made: Made, provenance: Mapping[str, str]) -> dict[str, Any]:
     """Writes the images of a sample; returns its line in the record form."""
-    places = []
+    places: list[str | None] = []
+    digests: list[str] = []
     for number, turn in enumerate(made.turns, 1):
+        if turn.image is None:
+            places.append(None)
+            continue
         place = f"images/{uid[-2:]}/{uid}_{number}.png"
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         Image.fromarray(turn.image).save(buffer, "PNG")
         (folder / place).write_bytes(buffer.getvalue())  # no line names it before it is whole
         places.append(place)
+        digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
     trajectory = Trajectory(made.prompt, made.turns, uid, {"kind": made.kind, **made.facts})
-    return with_correction(trajectory_to_json(trajectory, places), made.correction) | dict(provenance)
-
-
-def with_correction(line: dict[str, Any], correction: str) -> dict[str, Any]:
-    """The line with an instruction at its end whose image nobody drew."""
-    if not correction:
-        return line
-    line["turns"][-1]["image_ok"] = False
-    return {**line, "turns": [*line["turns"], {"refine": correction}]}
+    line = trajectory_to_json(trajectory, places) | dict(provenance)
+    for turn, digest in zip((turn for turn in line["turns"] if "image" in turn), digests, strict=True):
+        turn["sha256"] = digest
+    return line
 
 
 def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:

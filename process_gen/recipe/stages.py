@@ -129,20 +129,16 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
     places["multi_turn"] = whole if inspects else plain
     training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
     if phase == "phase_2":
-        training.unlock()  # the base may have no mixture
         training.train.init = str(workdir / "phase_1")
-        training.data.mixture = ConfigDict(
-            {
-                name: dict(
-                    source="folder",
-                    path=str(places[name]),
-                    weight=config.mixture[name].weight,
-                    stages=tuple(config.mixture[name].stages),
-                )
-                for name in needed_subsets(config)
-            }
-        )
+        sources = {name: _source(config, name, places[name]) for name in needed_subsets(config)}
+        training.data.sources = ConfigDict(sources)
     return training.lock()
+
+
+def _source(config: Any, name: str, place: pathlib.Path) -> dict[str, Any]:
+    """A subset as an entry of `config.data.sources`."""
+    own = config.mixture[name]
+    return dict(source="folder", path=str(place), weight=own.weight, stages=tuple(own.stages))
 
 
 def _override(config: ConfigDict, changes: ConfigDict, place: str) -> None:
