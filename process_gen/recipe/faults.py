@@ -16,7 +16,7 @@ from process_gen.recipe.parts import Skip
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import Mistake
+from process_gen.scenes.mistakes import Mistake, alike
 from process_gen.scenes.placement import find_place
 from process_gen.scenes.requests import Request
 
@@ -111,17 +111,29 @@ def of_draft(planned: Scene, shown: Scene) -> Fault | None:
     return Fault(Mistake(kind, len(kept) if right else -1, told, right), repaired)
 
 
+def may_stand(request: Request, scene: Scene, level: Level) -> bool:
+    """Whether a scene contradicts neither its prompt nor itself: a cell of a grid holds one thing."""
+    cells = [thing.cell for thing in scene.objects]
+    return (level.placement != "grid" or len(set(cells)) == len(cells)) and may_become(request, scene)
+
+
 def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:
-    """The change after which a scene no longer contradicts its prompt: the smallest there is.
+    """The change after which a scene no longer contradicts its prompt or itself: the smallest there is.
 
     Raises:
       Skip: no single one does it.
     """
+    wanted = Counter(request.clauses[owner].shape for owner in request.numbering())
+    found = Counter(thing.shape for thing in scene.objects)
     for number, kind, wrong, right in _repairs(scene, rng, level):
+        if right is None and found[wrong.shape] <= wanted[wrong.shape]:
+            continue  # it is asked for, only not so
         things = list(scene.objects)
         things[number : number + 1] = [right] if right else []
         repaired = Scene(tuple(things))
-        if may_become(request, repaired):
+        if may_stand(request, repaired, level):
+            if right is None and any(alike(wrong, thing) for thing in things):
+                kind = "count"
             return Fault(Mistake(kind, number if right else -1, wrong, right), repaired)
     raise Skip(SEVERAL)
 

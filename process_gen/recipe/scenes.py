@@ -16,7 +16,7 @@ from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.graph import Scene, scene_from_json
-from process_gen.scenes.judge import judge, may_become
+from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.mistakes import name_fault, say_repair
 from process_gen.scenes.parse import parse
@@ -100,7 +100,7 @@ class Scenes:
     def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
         request = self.request(prompt)
         planned = [self._described(step.plan) for step in steps]
-        against = [not may_become(request, scene) for scene in planned]
+        against = [not faults.may_stand(request, scene, self.level) for scene in planned]
         # What contradicts the prompt for a while may be meant to change: a detour. What stays does not.
         ends = max((i + 1 for i, one in enumerate(against) if not one), default=0)
         opinions, before = [], Scene()
