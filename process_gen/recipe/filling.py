@@ -137,7 +137,7 @@ class _Filling:
     def _settle(self) -> None:
         """Writes what is finished."""
         done, _ = futures.wait(self.under_way, return_when=futures.FIRST_COMPLETED)
-        for future in done:
+        for future in [one for one in self.under_way if one in done]:  # in the order of the candidates
             one = self.under_way.pop(future)
             if future.cancelled():
                 continue

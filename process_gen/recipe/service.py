@@ -200,7 +200,7 @@ class Services:
     def _paint(self, prompt: str, text: str, before: np.ndarray | None, attempt: int) -> np.ndarray:
         what = f"image of {prompt[:60]!r}"
         try:
-            return self.images.draw(what, text, before, self._drawn, attempt)
+            return self.images.draw(what, text, before, self._drawn, attempt, prompt)
         except GaveUp as error:
             raise Later(f"{self.images.place} gave up", str(error)) from None
 

@@ -131,6 +131,7 @@ class Endpoint:
         image: np.ndarray | None,
         fields: Mapping[str, Any],
         attempt: int = 0,
+        salt: str = "",
     ) -> np.ndarray:
         """The image that an image model makes of a prompt, or of an image that it edits by one.
 
@@ -140,6 +141,7 @@ class Endpoint:
           image: what to change, [H, W, 3] uint8; None to begin anew.
           fields: the others of the request.
           attempt: asks for another image of the same request.
+          salt: tells apart requests that are alike and are to have images of their own.
 
         Returns:
           [H, W, 3] uint8, of the size that comes.
@@ -148,7 +150,7 @@ class Endpoint:
           GaveUp, ServiceError: see `ask`.
         """
         given = [] if image is None else [np.ascontiguousarray(image)]
-        digest = self.digest("image", fields, prompt, *self._names(given), attempt)
+        digest = self.digest("image", fields, prompt, *self._names(given), attempt, salt)
         kept = self._place_of(digest, ".png")
         if (found := _read_image(kept)) is not None:
             self._count(cached=1)
