@@ -28,7 +28,7 @@ import time
 
 STOPPED, REFUSED = 75, 2  # as in env.sh
 HERE = pathlib.Path(__file__).parent.resolve()
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 1.0
 """Between two looks for the mark of another host."""
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from process_gen.common import files
+from process_gen.common.names import check_name
 from process_gen.distributed import lock
 from process_gen.recipe import making, questions
 from process_gen.recipe.errors import RecipeError
@@ -71,6 +72,7 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
     Raises:
       RecipeError, ServiceError, ReportError: see `fill`.
     """
+    check_name(config.conflict.critique, (SELF_SAMPLED, SYMBOLIC), "config.conflict.critique", RecipeError)
     world, folder = make_world(config, workdir), workdir / subset
     with lock.hold(folder, f"building {subset}"):
         provenance = {"source": f"{subset} by {world.name}", "author": world.author}
@@ -137,10 +139,6 @@ def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing
         _announce(world, config, "conflict", sum(wanted.values()) - len(growing.done), say)
         found = _of_samples("conflict", config, world, functools.partial(making.conflict, **told), workdir)
         return fill(growing, wanted, found, world.workers, stop)
-    if own.critique != SYMBOLIC:
-        raise RecipeError(
-            f"config.conflict.critique is {own.critique!r}, and must be {SELF_SAMPLED} or {SYMBOLIC}"
-        )
     _announce(world, config, SYMBOLIC, sum(wanted.values()) - len(growing.done), say)
     make = functools.partial(making.symbolic, **told)
     flags = {making.CONSISTENT: {"conflicting": False}, making.CONFLICTING: {"conflicting": True}}

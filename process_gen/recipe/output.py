@@ -108,11 +108,11 @@ class Growing:
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         path = self.folder / SETTINGS
-        if not path.exists():
-            if self.path.exists() and self.path.stat().st_size:
-                raise ReportError(f"{self.path} was not written by such a run ({SETTINGS} is missing)")
+        if not any(one.exists() and one.stat().st_size for one in (self.path, self._rejects)):
             files.write_json(path, settings, indent=1)
             return
+        if not path.exists():
+            raise ReportError(f"{self.path} was not written by such a run ({SETTINGS} is missing)")
         try:
             there = files.read_json(path)
         except ValueError as error:

@@ -103,7 +103,9 @@ def test_an_unfinished_line_is_made_again(tmp_path):
 
 
 def test_a_folder_that_was_made_otherwise_is_refused(tmp_path):
-    growing(tmp_path, seed=0).close()
+    growing(tmp_path, seed=2).close()  # nothing is made yet
+    with contextlib.closing(growing(tmp_path, seed=0)) as folder:
+        fill(folder, {"a": 1}, candidates(), 1)
     with pytest.raises(ReportError, match="were made with seed 0, not 1: choose another folder"):
         growing(tmp_path, seed=1)
     (tmp_path / "settings.json").write_text("{")
