@@ -106,9 +106,11 @@ def settings_of(subset: str, config: Any) -> dict[str, Any]:
 def prompts_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     """Writes the prompts that phase 1 is to draw, none of them a prompt of another subset of scenes."""
     path = workdir / PROMPTS
-    numbered = itertools.islice(prompts_of(config).numbered(SAMPLES), config.samples.prompts)
+    prompts = prompts_of(config)
+    numbers = itertools.islice(prompts.numbers(), config.samples.prompts)
     with files.whole(path) as scratch:
-        scratch.write_text("".join(f"{prompt}\n" for _, prompt in numbered), encoding="utf-8")
+        lines = (f"{prompts.prompt(SAMPLES, number)}\n" for number in numbers)
+        scratch.write_text("".join(lines), encoding="utf-8")
     return path
 
 
@@ -124,11 +126,8 @@ def _multi_turn(
         making.multi_turn, rewrites=own.rewrites, attempts=own.attempts, most_turns=config.most_turns
     )
 
-    def candidates() -> Iterator[Candidate]:
-        for number, prompt in prompts_of(config).numbered("multi_turn"):
-            yield _of_prompt("multi_turn", config, world, make, number, prompt)
-
-    return fill(growing, wanted, candidates(), world.workers, stop)
+    found = _of_prompts({"multi_turn": ("multi_turn", {})}, config, world, make)
+    return fill(growing, wanted, found, world.workers, stop)
 
 
 def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
@@ -141,8 +140,9 @@ def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing
         return fill(growing, wanted, found, world.workers, stop)
     _announce(world, config, SYMBOLIC, sum(wanted.values()) - len(growing.done), say)
     make = functools.partial(making.symbolic, **told)
-    flags = {making.CONSISTENT: {"conflicting": False}, making.CONFLICTING: {"conflicting": True}}
-    return fill(growing, wanted, _planted("conflict", config, world, make, flags), world.workers, stop)
+    kinds = {making.CONSISTENT: {"conflicting": False}, making.CONFLICTING: {"conflicting": True}}
+    streams = {kind: (f"conflict {kind}", flag) for kind, flag in kinds.items()}
+    return fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop)
 
 
 def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
@@ -157,39 +157,28 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
         found = _of_samples("alignment", config, world, make, workdir)
         first = fill(growing, some, found, world.workers, stop)
     make = functools.partial(making.pair, **told)
-    flags = {making.ALIGNED: {"aligned": True}, making.MISALIGNED: {"aligned": False}}
-    last = fill(growing, wanted, _planted("alignment", config, world, make, flags), world.workers, stop)
+    kinds = {making.ALIGNED: {"aligned": True}, making.MISALIGNED: {"aligned": False}}
+    streams = {kind: (f"alignment {kind}", flag) for kind, flag in kinds.items()}
+    last = fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop)
     if first is None:
         return last
     return Filled(last.counts, last.wanted, first.made + last.made, first.seconds + last.seconds)
 
 
-def _of_prompt(
-    name: str,
-    config: Any,
-    world: World,
-    make: Callable,
-    number: int,
-    prompt: str,
-    kind: str = "",
-    **told: Any,
-) -> Candidate:
-    """A candidate that is made from a prompt."""
-    rng = generator(config.seed, f"{name} path", number)
-    return Candidate(f"{name}-{number:07d}", functools.partial(make, world, prompt, rng, **told), kind)
-
-
-def _planted(
-    subset: str, config: Any, world: World, make: Callable, flags: Mapping[str, Mapping[str, bool]]
+def _of_prompts(
+    streams: Mapping[str, tuple[str, Mapping[str, bool]]], config: Any, world: World, make: Callable
 ) -> Iterator[Candidate]:
-    """Candidates of each kind in turn, of prompts of their own."""
-    streams = {kind: prompts_of(config).numbered(f"{subset} {kind}") for kind in flags}
-    while streams:
-        for kind, stream in list(streams.items()):
-            if (one := next(stream, None)) is None:
-                del streams[kind]
-            else:
-                yield _of_prompt(kind, config, world, make, *one, kind=kind, **flags[kind])
+    """Candidates of each kind in turn: by kind, the stream of its prompts and what `make` is told besides."""
+    prompts = prompts_of(config)
+
+    def make_one(kind: str, number: int) -> making.Made:
+        stream, told = streams[kind]
+        rng = generator(config.seed, f"{stream} path", number)
+        return make(world, prompts.prompt(stream, number), rng, **told)
+
+    for number in prompts.numbers():
+        for kind in streams:
+            yield Candidate(f"{kind}-{number:07d}", functools.partial(make_one, kind, number), kind)
 
 
 def _of_samples(

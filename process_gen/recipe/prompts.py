@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 import statistics
 from collections.abc import Iterator
@@ -18,8 +19,12 @@ from process_gen.scenes.prompts import sample_request
 class Prompts(Protocol):
     """Prompts by number, the same ones in every run."""
 
-    def numbered(self, stream: str) -> Iterator[tuple[int, str]]:
-        """Prompts of a stream, with their numbers in it."""
+    def numbers(self) -> Iterator[int]:
+        """The numbers that there are, in order."""
+        ...
+
+    def prompt(self, stream: str, number: int) -> str:
+        """A prompt of a stream."""
         ...
 
 
@@ -36,13 +41,13 @@ class ScenePrompts:
         weights = default_mixture(level)
         self._names, self._shares = list(weights), list(weights.values())
 
-    def numbered(self, stream: str) -> Iterator[tuple[int, str]]:
-        number = 0
-        while True:
-            rng = generator(self.seed, stream, number)
-            category = self._names[int(rng.choice(len(self._names), p=self._shares))]
-            yield number, sample_request(rng, self.level, category).text
-            number += 1
+    def numbers(self) -> Iterator[int]:
+        return itertools.count()
+
+    def prompt(self, stream: str, number: int) -> str:
+        rng = generator(self.seed, stream, number)
+        category = self._names[int(rng.choice(len(self._names), p=self._shares))]
+        return sample_request(rng, self.level, category).text
 
 
 class FilePrompts:
@@ -68,8 +73,11 @@ class FilePrompts:
         """Of a prompt, on average."""
         return statistics.fmean(map(len, self.lines))
 
-    def numbered(self, stream: str) -> Iterator[tuple[int, str]]:
-        yield from enumerate(self.lines)
+    def numbers(self) -> Iterator[int]:
+        return iter(range(len(self.lines)))
+
+    def prompt(self, stream: str, number: int) -> str:
+        return self.lines[number]
 
 
 def prompts_of(config: Any) -> Prompts:

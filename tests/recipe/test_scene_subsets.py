@@ -13,7 +13,7 @@ from process_gen.scenes.graph import Scene, make_object
 from process_gen.trajectory.stages import targets_of
 
 WORLD = Scenes("default", 0.5)
-PROMPTS = [prompt for _, prompt in zip(range(40), ScenePrompts("default", 0).numbered("test"), strict=False)]
+PROMPTS = [(number, ScenePrompts("default", 0).prompt("test", number)) for number in range(40)]
 TOLD = dict(most_turns=8)
 
 
