@@ -120,6 +120,7 @@ def _base() -> ConfigDict:
     config.phase_2 = ConfigDict(
         dict(eval=dict(no_table), sampling=dict(inspections=True), train=dict(steps=600))
     )
+    # Folders of your own go in beside the subsets: name=dict(path=FOLDER, weight=..., stages=STAGES).
     # Losses of each subset in phase 2; what is given has weight 0 in its records, whatever stands here.
     config.mixture = ConfigDict(
         dict(
@@ -170,7 +171,8 @@ def _bagel(config: ConfigDict) -> None:
     config.base = "configs/bagel_7b.py:paper"
     config.world = "services"
     config.most_turns = 10
-    config.phase_1.train.steps = config.phase_2.train.steps = 10_000
+    config.samples.flags = ("--batch_size=16", "--temperature=1.0", "--dtype=bfloat16")
+    config.phase_1.train.steps = config.phase_2.train.steps = 5_000  # the paper says 10,000, and no shares
     config.evaluate.flags = ()  # as --tasks=geneval-hf --task_args=geneval-hf.metadata=FILE
 
 

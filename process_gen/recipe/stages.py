@@ -105,8 +105,6 @@ def needed_subsets(config: Any) -> list[str]:
     Raises:
       RecipeError: not the first one, which phase 1 needs.
     """
-    if unknown := sorted(set(config.mixture) - set(SUBSETS)):
-        raise RecipeError(f"config.mixture has {', '.join(unknown)}; subsets are {', '.join(SUBSETS)}")
     found = [name for name in SUBSETS if name in config.mixture and config.mixture[name].weight > 0]
     if "multi_turn" not in found:
         raise RecipeError("config.mixture.multi_turn.weight must be above 0: phase 1 trains on that subset")
@@ -125,14 +123,34 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
     _override(training, config[phase], f"config.{phase}")
     plain, whole = workdir / "multi_turn" / PLAIN, workdir / "multi_turn"
     places = {name: workdir / name for name in SUBSETS}
-    inspects = phase == "phase_2" and len(needed_subsets(config)) > 1
+    inspects = phase == "phase_2" and len(needed_subsets(config)) + len(_others(config)) > 1
     places["multi_turn"] = whole if inspects else plain
     training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
     if phase == "phase_2":
         training.train.init = str(workdir / "phase_1")
-        sources = {name: _source(config, name, places[name]) for name in needed_subsets(config)}
+        places |= _others(config)
+        names = [*needed_subsets(config), *_others(config)]
+        sources = {name: _source(config, name, places[name]) for name in names}
         training.data.sources = ConfigDict(sources)
     return training.lock()
+
+
+def _others(config: Any) -> dict[str, pathlib.Path]:
+    """Folders that are no subset of ours and part of phase 2, as a converted public data set.
+
+    Raises:
+      RecipeError: an entry of the mixture is neither a subset nor has a path.
+    """
+    found = {}
+    for name, entry in config.mixture.items():
+        if name not in SUBSETS and entry.weight > 0:
+            if not entry.get("path"):
+                raise RecipeError(
+                    f"config.mixture.{name} is no subset ({', '.join(SUBSETS)}) and has no path: give the "
+                    "folder of its trajectories"
+                )
+            found[name] = pathlib.Path(entry.path).absolute()
+    return found
 
 
 def _source(config: Any, name: str, place: pathlib.Path) -> dict[str, Any]:

@@ -70,6 +70,15 @@ def test_ablations_are_those_of_the_paper():
     assert stages.needed_subsets(recipe("debug_inspect_image")) == ["multi_turn", "alignment"]
 
 
+def test_a_folder_of_ones_own_may_be_part_of_phase_2(tmp_path):
+    config = recipe("debug").unlock()
+    config.mixture.mine = dict(path=str(tmp_path / "mine"), weight=7.0, stages=("inspect", "refine"))
+    stages.plan(config, tmp_path)
+    second = cli.load_config(f"{stages.STORED}:{tmp_path / 'phase_2.json'}")
+    assert second.data.sources.mine.path == str(tmp_path / "mine")
+    assert list(second.data.sources.mine.stages) == ["inspect", "refine"]
+
+
 def test_what_comes_after_a_change_has_another_key(tmp_path):
     keys = {stage.name: stage.key for stage in stages.plan(recipe("debug"), tmp_path)}
     assert keys == {stage.name: stage.key for stage in stages.plan(recipe("debug"), tmp_path)}
@@ -90,6 +99,10 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
         run("conflict", recipe("debug", **{"conflict.critique": "x"}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.prompts=FILE is needed"):
         run("prompts", recipe("bagel_7b"), str(tmp_path))
+    config = recipe("debug").unlock()
+    config.mixture.mine = dict(weight=1.0, stages=("inspect",))
+    with pytest.raises(RecipeError, match="config.mixture.mine is no subset .* and has no path"):
+        stages.plan(config, tmp_path)
     config = recipe("debug").unlock()
     config.phase_1.train.stepz = 3
     with pytest.raises(RecipeError, match="config.phase_1.train.stepz: .*did you mean train.steps"):

@@ -1,10 +1,17 @@
 """The three subsets in the world of scenes: right in the end, and only what is to be learned has weight."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from recipe_fakes import LEVEL, drawn, shows, without
 
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.folder import FolderSource
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.experiment import builders, cli
 from process_gen.recipe import faults, making
+from process_gen.recipe.output import Growing
 from process_gen.recipe.parts import Skip
 from process_gen.recipe.prompts import ScenePrompts
 from process_gen.recipe.scenes import Scenes
@@ -89,6 +96,25 @@ def test_planted_errors_are_given_and_corrected(number, prompt, imageless):
             else:
                 assert wrong and imageless == 1
     assert made.facts == {"origin": "planted"}
+
+
+def test_the_batch_has_the_weights_of_what_is_given(tmp_path):
+    """What encoding makes of a corrected draft, with an image and without: targets, weights, presence."""
+    layout = builders.build_layout(cli.load_config("configs/scenes.py:debug"))
+    sampled = drawn("a red circle and a blue square", 4, wrong=1.0)
+    for imageless in (0.0, 1.0):
+        made = making.alignment(WORLD, sampled, rng(), imageless=imageless, **TOLD)
+        with contextlib.closing(Growing(tmp_path / str(imageless), {}, {})) as growing:
+            growing.add("only", made)
+        (one,) = FolderSource(tmp_path / str(imageless), layout.image_size)
+        fields = encode_trajectory(scenes_tokenizer(), layout, one)
+        at = int(np.argmax(fields["refines"]))
+        given, wanted = slice(0, at), fields["has_image"][at]
+        assert not fields["before_weight"][given].any() and not fields["image_weight"][given].any()
+        assert fields["after_weight"][given].all() and (fields["after_tokens"][given] >= 0).any(-1).all()
+        assert wanted == (imageless == 0) and fields["before_weight"][at] == 1
+        assert fields["target"][at - 1] == (1 if wanted else -1)  # of the wrong draft, with weight 0
+        assert fields["is_last"][at] or imageless == 0
 
 
 def of_model(make, imageless, samples):
