@@ -86,6 +86,7 @@ def _base() -> ConfigDict:
             buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
             latents="",  # a folder: `prepare` encodes every image once and puts the latents there
             on_error="skip",
+            on_long="split",  # what is longer than a row, at a step; or "drop", as context="full" always does
         )
     )
     config.flow = ConfigDict(

@@ -72,6 +72,7 @@ def _base() -> ConfigDict:
             slip=0.05,  # share of drafts with an error that goes unnoticed until the next step
             detour=0.2,  # share of trajectories with changes, swaps and removals
             on_error="fail",  # or "skip": what a bad record does
+            on_long="split",  # what is longer than a row, at a step; or "drop", as context="full" always does
         )
     )
     config.flow = ConfigDict(

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.data.buckets import Size, deal
-from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.encode import BadTrajectory, encode_parts
 from process_gen.data.loader import Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import check_every_trajectory, latents_folders, prepare_source
@@ -58,7 +58,7 @@ def prepare(config: ConfigDict) -> None:
         _check(config, source, parts, layouts, tokenizer)
     for size, part in parts.items():
         print("\npacking, images of {} x {}, shares of the tokens of a row:".format(*size))
-        policy = Policy(config.data.on_error, 0.9)
+        policy = Policy(config.data.on_error, 0.9, config.data.on_long)
         loader = make_loader(part, tokenizer, layouts[size], 1, epochs=1, prefetch=0, policy=policy)
         print(loader.report(PACKED_ROWS).table())
     if config.data.get("latents", ""):
@@ -79,11 +79,13 @@ def _check(
     """Reads every trajectory of a user's own data as training would, and prints how many are of use."""
     found = collections.Counter(bad=len(getattr(source, "skipped", ())))
     for size, part in parts.items():
-        encode = functools.partial(encode_trajectory, tokenizer, layouts[size])
+        encode = functools.partial(encode_parts, tokenizer, layouts[size], config.data.on_long == "split")
         budget = budget_of_part(len(part), len(source))
         found += check_every_trajectory(part, config.data.on_error, encode, budget)
-    good, bad, long = found["good"], found["bad"], found["overlong"]
-    print(f"{config.data.path}: {good} good trajectories, {bad} bad ones, {long} longer than a row")
+    print(
+        f"{config.data.path}: {found['good']} good trajectories ({found['split']} longer than a row, and "
+        f"split), {found['bad']} bad ones, {found['overlong']} longer than a row, and lost"
+    )
     if len(layouts) > 1:
         rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]
         print(table(rows, ("images of", "trajectories")))

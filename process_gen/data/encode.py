@@ -6,6 +6,7 @@ of padding only is an absent text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import MutableMapping
 
 import numpy as np
@@ -63,6 +64,46 @@ class TooLong(BadTrajectory):
         super().__init__(f"{turns} turns, a row has {slots} turn slots (layout.turns)")
 
 
+def encode_parts(
+    tokenizer: Tokenizer, layout: Layout, split: bool, trajectory: Trajectory
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of a trajectory, or its parts where it is to be `split`; raises as `encode_trajectory`."""
+    parts = split_trajectory(trajectory, layout) if split else [trajectory]
+    return [encode_trajectory(tokenizer, layout, part) for part in parts]
+
+
+def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]:
+    """A trajectory in parts that fit a row; alone where it fits already, or cannot be split.
+
+    It can where the layout's context is `step` or `last`: a step sees nothing of those before the last one
+    then. A part begins with the step before it, which is given and has no losses.
+    """
+    if len(trajectory.turns) <= layout.turns or layout.context == "full":
+        return [trajectory]
+    steps, parts, start = trajectory.steps, [], 0
+    while start < len(steps):
+        given = steps[start - 1 : start] if start else ()
+        turns, stop = [turn for step in given for turn in step.turns], start
+        while stop < len(steps) and len(turns) + len(steps[stop].turns) <= layout.turns:
+            turns += steps[stop].turns
+            stop += 1
+        if stop == start:  # a step and the one before it do not fit one row
+            return [trajectory]
+        parts.append((len(given) and len(given[0].turns), turns))
+        start = stop
+    found, done = [], 0
+    for given, turns in parts:
+        first = done - given
+        done = first + len(turns)
+        latents = trajectory.latents
+        if latents is not None:
+            latents = {**latents, "image": latents["image"][first:done]}
+        found.append(
+            dataclasses.replace(trajectory, turns=tuple(turns), context_turns=given, latents=latents)
+        )
+    return found
+
+
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
     """Returns the fields of a `Batch` for one trajectory, without row and batch axes.
 
@@ -83,7 +124,7 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
 
 
 def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
-    turns, most = trajectory.turns, trajectory.corrections
+    turns, most, bits = trajectory.turns, trajectory.corrections, stage_bits(trajectory.supervised)
     if len(turns) > layout.turns:
         raise TooLong(len(turns), layout.turns)
     if most > layout.corrections:
@@ -99,7 +140,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
         "refines": np.array([turn.refines for turn in turns], np.bool_),
         "has_image": np.array([turn.image is not None for turn in turns], np.bool_),
         "source": np.full(len(turns), trajectory.source, np.int32),
-        "supervised": np.full(len(turns), stage_bits(trajectory.supervised), np.int32),
+        "supervised": np.where(np.arange(len(turns)) < trajectory.context_turns, 0, bits).astype(np.int32),
         "image": np.stack([_checked_image(turn.image, layout) for turn in turns]),
         "target": np.array(targets, np.int32),
     }

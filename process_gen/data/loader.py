@@ -20,7 +20,7 @@ from typing import Protocol
 
 import grain
 
-from process_gen.data.encode import encode_trajectory
+from process_gen.data.encode import encode_parts
 from process_gen.data.packing import PackedBatches, PackingReport, Policy, packing_stats
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.layout import Layout
@@ -122,19 +122,22 @@ def make_loader(
     if not rows or len(set(rows)) < len(rows) or not 0 <= rows[0] <= rows[-1] < batch_size:
         raise ValueError(f"rows {rows} must be different ones of the {batch_size} of a batch")
     ordered = stream_of(source, seed, shuffle, epochs)
-    encode = functools.partial(encode_trajectory, tokenizer, layout)
+    policy = policy or Policy()
+    encode = functools.partial(encode_parts, tokenizer, layout, policy.long == "split")
     identity = {
         "source": f"{getattr(source, 'name', type(source).__name__)} of {len(source)} trajectories",
         "order": f"seed {seed}" if shuffle else "as stored",
         "batch": f"{batch_size} rows",
         "rows": f"{open_rows} open ones of {layout.turns} turns and {layout.trajectories} trajectories",
     }
+    if policy.long == "split":
+        identity["longer than a row"] = "split"
     batches = PackedBatches(
         {row: ordered.slice(slice(row, None, batch_size)) for row in rows},
         encode,
         layout,
         open_rows,
-        policy or Policy(),
+        policy,
         identity,
         epoch=-(-len(source) // batch_size),
     )

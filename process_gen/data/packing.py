@@ -25,7 +25,8 @@ from process_gen.trajectory.stages import Trajectory
 
 Arrays = dict[str, np.ndarray]
 OpenRow = dict[int, Arrays]
-"""A row that is being filled: position in the stream -> the trajectory from there."""
+"""A row that is being filled: position in the stream, with `_PARTS` times the part -> what is from there."""
+_PARTS = 2**48
 _LONG_WHILE = 1000
 """After so many overlong trajectories in a row, and three epochs, none is expected to fit."""
 LOGGED_NAMES = 20
@@ -53,16 +54,21 @@ class Policy:
     Attributes:
       bad: `fail` at the first one (unreadable, or a text longer than its slot),
         or `skip` it, count it and name it in the log.
-      budget: the share of trajectories that `skip` may leave out. Those of more turns than
-        a row holds are no error of the data: they are always left out, and do not count.
+      budget: the share of trajectories that `skip` may leave out. Those that are longer than
+        a row are no error of the data: they do not count.
+      long: `split` those into parts where the context allows it (`encode.split_trajectory`),
+        or `drop` them. What is dropped is counted and named in the log.
     """
 
     bad: Literal["fail", "skip"] = "fail"
     budget: float = 0.001
+    long: Literal["split", "drop"] = "split"
 
     def __post_init__(self):
         if self.bad not in ("fail", "skip"):
             raise ValueError(f"policy.bad must be 'fail' or 'skip', got {self.bad!r}")
+        if self.long not in ("split", "drop"):
+            raise ValueError(f"policy.long must be 'split' or 'drop', got {self.long!r}")
 
 
 class PackedBatches(grain.IterDataset):
@@ -71,7 +77,7 @@ class PackedBatches(grain.IterDataset):
     def __init__(
         self,
         streams: Mapping[int, grain.MapDataset],
-        encode: Callable[[Trajectory], Arrays],
+        encode: Callable[[Trajectory], list[Arrays]],
         layout: Layout,
         open_rows: int,
         policy: Policy,
@@ -81,7 +87,7 @@ class PackedBatches(grain.IterDataset):
         """Args:
         streams: row of the global batch -> the trajectories that it reads, with random access. A batch
           has these rows, in ascending order; those whose stream has ended are empty.
-        encode: makes the arrays of a trajectory (`encode.encode_trajectory`).
+        encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
         layout: sizes of a row.
         open_rows: how many rows each stream fills at a time; with more of them fewer slots stay empty.
         policy: what to do with trajectories that cannot be used.
@@ -148,17 +154,22 @@ class _RowStream:
     def __init__(self, dataset: PackedBatches, stream: grain.MapDataset):
         self._dataset, self._stream = dataset, stream
         self._position = self._skipped = self._overlong = self._in_vain = self._longest = 0
+        self._parts: list[Arrays] = []
+        self._part = 0  # of the trajectory at the position, which is next
         self._rows: list[OpenRow] = [{} for _ in range(dataset.open_rows)]
         self.siblings: tuple[_RowStream, ...] = (self,)
 
     def next(self) -> Arrays | None:
         """The next full row, None where the stream has ended."""
         while self._position < len(self._stream):
-            position, self._position = self._position, self._position + 1
-            part = self._read(position)
-            if part is None:
-                continue
-            row = self._place(position, part)
+            if not self._part:
+                self._parts = self._read(self._position)
+            row = None
+            if self._parts:
+                row = self._place(self._position + self._part * _PARTS, self._parts[self._part])
+            self._part += 1
+            if self._part >= len(self._parts):
+                self._position, self._part = self._position + 1, 0
             if row is not None:
                 return row
         fullest = max(self._rows, key=_turns)
@@ -168,20 +179,24 @@ class _RowStream:
         width = self._dataset.layout.trajectories
         return {
             "position": self._position,
+            "part": self._part,
             "skipped": self._skipped,
             "overlong": self._overlong,
             "open": [[*row] + [-1] * (width - len(row)) for row in self._rows],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._position = state["position"]
+        self._position, self._part = state["position"], state.get("part", 0)
+        self._parts = self._read_again(self._position) if self._part else []
         self._skipped, self._overlong = state["skipped"], state["overlong"]
         for row, positions in zip(self._rows, state["open"], strict=True):
             row.clear()
-            row.update((position, self._read_again(position)) for position in positions if position >= 0)
+            for key in (key for key in positions if key >= 0):
+                part, position = divmod(key, _PARTS)
+                row[key] = self._read_again(position)[part]
 
-    def _read_again(self, position: int) -> Arrays:
-        """The arrays of a trajectory that a row held when it was saved, whatever the policy says."""
+    def _read_again(self, position: int) -> list[Arrays]:
+        """The parts of a trajectory that a row held when it was saved, whatever the policy says."""
         try:
             return self._dataset.encode(self._stream[position])
         except BadTrajectory as error:
@@ -190,13 +205,13 @@ class _RowStream:
                 "then: bring it back to go on exactly, or start another workdir from the weights"
             ) from error
 
-    def _read(self, position: int) -> Arrays | None:
-        """Returns the arrays of one trajectory, None where the policy leaves it out."""
+    def _read(self, position: int) -> list[Arrays]:
+        """Returns the parts of one trajectory, none where the policy leaves it out."""
         policy = self._dataset.policy
         try:
-            part = self._dataset.encode(self._stream[position])
+            parts = self._dataset.encode(self._stream[position])
             self._in_vain = 0
-            return part
+            return parts
         except TooLong as error:
             self._overlong += 1
             _log_left_out("overlong", self._overlong, error)
@@ -218,10 +233,10 @@ class _RowStream:
                     f"{skipped} bad trajectories among {seen}, the policy allows {policy.budget:.2%}; "
                     f"the last one: {error}"
                 ) from error
-        return None
+        return []
 
-    def _place(self, position: int, part: Arrays) -> Arrays | None:
-        """Adds a trajectory to an open row; returns the row that this completes, if any."""
+    def _place(self, key: int, part: Arrays) -> Arrays | None:
+        """Adds a trajectory, or a part, to an open row; returns the row that this completes, if any."""
         layout, turns = self._dataset.layout, len(part["present"])
         fitting = [
             row
@@ -231,7 +246,7 @@ class _RowStream:
         if not fitting:
             fullest = max(self._rows, key=_turns)
             done = self._emit(fullest)
-            fullest[position] = part
+            fullest[key] = part
             return done
 
         def merit(row: OpenRow) -> tuple[bool, bool, int]:
@@ -239,7 +254,7 @@ class _RowStream:
             return _turns(row) + turns == layout.turns, len(row) + 1 < layout.trajectories, _turns(row)
 
         best = max(fitting, key=merit)
-        best[position] = part
+        best[key] = part
         full = _turns(best) == layout.turns or len(best) == layout.trajectories
         return self._emit(best) if full else None
 

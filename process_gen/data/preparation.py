@@ -62,11 +62,14 @@ class Summary:
     seconds: float
 
     def overlong(self, layout: Layout) -> int:
-        """How many trajectories have more turns than a row of `layout`; training leaves them out."""
+        """How many trajectories have more turns than a row of `layout`."""
         return sum(count for turns, count in self.turns.items() if turns > layout.turns)
 
-    def describe(self, layout: Layout) -> str:
-        """Returns the summary as lines for people, with the layout's room beside the lengths."""
+    def describe(self, layout: Layout, split: bool = False) -> str:
+        """Returns the summary as lines for people, with the layout's room beside the lengths.
+
+        `split` says whether what is longer than a row is split or lost.
+        """
 
         def shares(counts):
             total = sum(counts.values())
@@ -78,7 +81,8 @@ class Summary:
         longest = self.longest.items()
         lengths = ", ".join(f"{slot} {need} of {getattr(layout, slot)}" for slot, need in longest)
         long = self.overlong(layout)
-        left_out = f"; {long:,} longer than a row of {layout.turns} are left out" if long else ""
+        fate = "split" if split else "lost"
+        left_out = f"; {long:,} longer than a row of {layout.turns} are {fate}" if long else ""
         return "\n".join(
             [
                 f"data set {self.path}",
@@ -92,7 +96,7 @@ class Summary:
             ]
         )
 
-    def check(self, layout: Layout) -> None:
+    def check(self, layout: Layout, split: bool = False) -> None:
         """Raises ValueError if a text is longer than its slot of `layout`, or no trajectory fits a row."""
         small = {slot: need for slot, need in self.longest.items() if need > getattr(layout, slot)}
         if small:
@@ -102,7 +106,7 @@ class Summary:
                     f"layout.{slot} is {getattr(layout, slot)} but must be {n}" for slot, n in small.items()
                 )
             )
-        if self.overlong(layout) == sum(self.turns.values()):
+        if not split and self.overlong(layout) == sum(self.turns.values()):
             raise ValueError(
                 f"every trajectory of the data set has more turns than a row of layout.turns={layout.turns}, "
                 f"the longest one {max(self.turns)}: set layout.turns={max(self.turns)}"

@@ -153,8 +153,9 @@ def prepare_source(
             builder, summary = prepare_scenes(config_of_scenes(own), own["data_dir"])
             if tokenizer.fingerprint != scenes_tokenizer().fingerprint:
                 summary = dataclasses.replace(summary, longest=_longest(builder, tokenizer))
-            report(summary.describe(layout))
-            summary.check(layout)
+            split = own.get("on_long", "split") == "split" and layout.context != "full"
+            report(summary.describe(layout, split))
+            summary.check(layout, split)
     return open_source(data, layout.image_size)
 
 
@@ -205,7 +206,7 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
 def check_every_trajectory(
     source: Source,
     bad: str,
-    encode: Callable[[Trajectory], Any] | None = None,
+    encode: Callable[[Trajectory], list[Any]] | None = None,
     budget: float | None = None,
 ) -> collections.Counter[str]:
     """Reads a whole source.
@@ -213,12 +214,12 @@ def check_every_trajectory(
     Args:
       source: what is read.
       bad: `fail` at the first bad trajectory, or `skip` it and count it.
-      encode: tried on each, so that a text longer than its slot is found too.
+      encode: makes the parts of each, so that a text longer than its slot is found too.
       budget: the share that may be bad where `bad` is `skip`; `allowance` by default.
 
     Returns:
-      How many are `good`, `bad` (broken, or they do not fit the layout) and `overlong`
-      (of more turns than a row has).
+      How many are `good`, `split` (those of the good ones that make more than one part), `bad` (broken, or
+      they do not fit the layout) and `overlong` (of more turns than a row has, and not to be split).
 
     Raises:
       BadTrajectory: a bad one, where none is to be skipped.
@@ -230,7 +231,8 @@ def check_every_trajectory(
         try:
             found = source[index]
             if encode:
-                encode(found)
+                if len(encode(found)) > 1:
+                    count["split"] += 1
             count["good"] += 1
         except TooLong as error:
             count["overlong"] += 1

@@ -55,7 +55,9 @@ def load(
             shuffle=split == "train",
             open_rows=max(2, 8 // len(buckets)),
             prefetch=0,
-            policy=Policy(config.data.on_error, budget_of_part(len(bucket), trajectories)),
+            policy=Policy(
+                config.data.on_error, budget_of_part(len(bucket), trajectories), config.data.on_long
+            ),
         )
     if not loaders:
         raise ValueError(

@@ -239,6 +239,7 @@ class Trajectory:
         `image` [turns, N, V] and `prompt` [N, V], zeros where absent.
       source: which source of a mixture it comes from, counted from 0.
       supervised: the stages that have losses.
+      context_turns: those at its start without losses: what a later part of a long trajectory goes on from.
     """
 
     prompt: str
@@ -250,6 +251,7 @@ class Trajectory:
     latents: Mapping[str, np.ndarray] | None = None
     source: int = 0
     supervised: frozenset[Stage] = frozenset(Stage)
+    context_turns: int = 0
 
     def __post_init__(self):
         if not self.turns:

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import itertools
 import json
@@ -9,7 +10,7 @@ import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
 from process_gen.data import packing
-from process_gen.data.encode import BadTrajectory, SlotOverflow, encode_trajectory
+from process_gen.data.encode import BadTrajectory, SlotOverflow, encode_trajectory, split_trajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part, packing_stats
 from process_gen.trajectory.batch import PAD_ID, Batch
@@ -284,6 +285,50 @@ def test_overlong_trajectories_are_left_out_by_name(source, toy_tokenizer, caplo
     loader = make_loader(long, toy_tokenizer, LAYOUT, 4, epochs=1)
     assert sorted(names_in(loader, long, toy_tokenizer)) == list(range(10))
     assert "left out overlong trajectory (1 so far): trajectory 'toy-99': 9 turns, a row has 8" in caplog.text
+
+
+def test_long_trajectories_are_split_at_a_step_and_every_step_is_taught_once(make_trajectory, toy_tokenizer):
+    """A part begins with the step before it, which is given; it is resumed in the middle of one."""
+    layout = dataclasses.replace(LAYOUT, context="step")
+    long = [make_trajectory(seed, steps=2 + 5 * (seed % 4), twice=0.3) for seed in range(12)]
+    assert sum(len(one.turns) > layout.turns for one in long) > 6
+
+    def batches():
+        return iter(make_loader(long, toy_tokenizer, layout, 1, epochs=1, prefetch=0, shuffle=False))
+
+    found = collections.Counter()
+    for batch in (whole := list(batches())):
+        taught = batch["present"] & (batch["supervised"] > 0)
+        found += collections.Counter(image.tobytes() for image in batch["image"][taught])
+        given = batch["present"] & (batch["supervised"] == 0)
+        assert (batch["prompt_index"][given] >= 0).all() and not (given & ~batch["present"]).any()
+    assert found == collections.Counter(turn.image.tobytes() for one in long for turn in one.turns)
+    for count in range(1, len(whole)):
+        first, again = batches(), batches()
+        for _ in range(count):
+            next(first)
+        again.set_state(json.loads(json.dumps(first.get_state())))
+        np.testing.assert_array_equal(next(again)["image"], whole[count]["image"])
+
+
+def test_parts_of_a_trajectory_hold_its_latents_and_whole_steps(make_trajectory):
+    one = make_trajectory(3, steps=9, twice=0.3)
+    latents = {"image": np.arange(len(one.turns)), "prompt": np.zeros(1)}
+    one = dataclasses.replace(one, latents=latents)
+    parts = split_trajectory(one, dataclasses.replace(LAYOUT, context="last"))
+    assert len(parts) > 1 and all(len(part.turns) <= LAYOUT.turns for part in parts)
+    place = 0
+    for part in parts:
+        place -= part.context_turns
+        assert part.context_turns == (len(part.steps[0].turns) if place else 0)
+        np.testing.assert_array_equal(part.latents["image"], place + np.arange(len(part.turns)))
+        assert all(a is b for a, b in zip(part.turns, one.turns[place:], strict=False))
+        place += len(part.turns)
+    assert place == len(one.turns)
+    assert split_trajectory(one, LAYOUT) == [one], (
+        "with the whole history in sight nothing can be left behind"
+    )
+    assert split_trajectory(one, dataclasses.replace(LAYOUT, context="last", turns=3)) == [one]
 
 
 def test_a_source_of_nothing_but_overlong_trajectories_ends(source, toy_tokenizer, monkeypatch):

@@ -7,10 +7,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from process_gen.data import mix
+from process_gen.data import lengths, mix
+from process_gen.data.loader import make_loader
+from process_gen.data.packing import Policy, packing_stats
 from process_gen.experiment import builders, cli
 from process_gen.training import amounts
-from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS
+from process_gen.trajectory.batch import PROMPT_FIELDS
 from tests.data.fake import empty_row
 from tests.models.tiny import layout
 
@@ -24,31 +26,38 @@ def paper_layout():
 
 def test_trajectories_are_drawn_in_the_paper_s_proportions():
     drawn = mix.draw(PAPER, 4_000, seed=1)
-    single = np.array([(~one["refines"]).sum() == 1 for one in drawn])
-    inspected = np.array([(one["after_tokens"] != PAD_ID).any() for one in drawn])
-    refined = np.array([one["refines"].any() for one in drawn])
+    drafts = np.array([len(one.refines) - sum(one.refines) for one in drawn])
+    single = drafts == 1
+    inspected = np.array([any(one.after) for one in drawn])
+    refined = np.array([any(one.refines) for one in drawn])
     assert single.mean() == pytest.approx(15_000 / 62_213, abs=0.02)
     assert (~inspected).mean() == pytest.approx(32_012 / 62_213, abs=0.02)
     assert refined[single].mean() == pytest.approx(2 / 3, abs=0.04)
     assert refined[~single & inspected].mean() == pytest.approx(8_296 / 15_201, abs=0.05)
-    drafts = np.array([(~one["refines"]).sum() for one in drawn])[~single]
-    assert (drafts.min(), drafts.max()) == (2, 5) and drafts.mean() == pytest.approx(3.5, abs=0.05)
+    several = drafts[~single]
+    assert (several.min(), several.max()) == (2, 5) and several.mean() == pytest.approx(3.5, abs=0.05)
     assert not refined[~inspected].any()
 
 
 def test_a_draft_that_is_corrected_learns_its_correction():
     for one in mix.draw(PAPER, 200):
-        turns = len(one["present"])
-        assert one["refines"].sum() <= 1 and not one["refines"][:-1].any() and one["is_last"][-1]
-        expected = np.zeros(turns, np.int32)
-        if one["refines"].any():
+        assert sum(one.refines) == one.corrections <= 1 and not any(one.refines[:-1])
+        expected = [0] * len(one.refines)
+        if one.corrections:
             expected[-2] = 1
-            assert (one["after_tokens"][-1] == PAD_ID).all()  # the correction is not inspected
-        np.testing.assert_array_equal(one["target"], expected)
-        words = (one["before_tokens"] != PAD_ID).sum(-1)
-        assert ((words >= mix.SHORTEST) & (words <= mix.LONGEST)).all()
-        inspected = (one["after_tokens"] != PAD_ID).any(-1)
-        assert inspected.sum() in (0, (~one["refines"]).sum())
+            assert not one.after[-1]  # the correction is not inspected
+        assert list(one.targets) == expected
+        assert all(mix.SHORTEST <= length <= mix.LONGEST for length in one.before)
+        assert sum(map(bool, one.after)) in (0, one.refines.count(False))
+
+
+def test_lengths_of_trajectories_fill_rows_as_the_trajectories_do(make_trajectory, toy_tokenizer):
+    there = layout(prompt=40, before=90, after=60, turns=12, trajectories=4, image_size=(8, 8))
+    toys = [make_trajectory(seed, twice=0.3) for seed in range(30)]
+    found = lengths.report(there, [lengths.Lengths.of(toy, toy_tokenizer) for toy in toys])
+    loader = make_loader(toys, toy_tokenizer, there, 1, shuffle=False, epochs=1, policy=Policy(long="drop"))
+    wanted = packing_stats(list(loader), there)
+    assert found == wanted
 
 
 def test_rows_have_the_fields_of_a_batch():

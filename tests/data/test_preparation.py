@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tiny_qwen2 import write_tiny_qwen2
 
 from process_gen.data import preparation
-from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.encode import BadTrajectory, encode_parts
 from process_gen.data.folder import FolderSource
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
@@ -227,10 +227,8 @@ def test_a_summary_says_what_a_row_is_too_short_for(data, config):
     summary = prepare_scenes(config, data["data_dir"])[1]
     short = Layout(turns=2, trajectories=1)
     left_out = sum(count for turns, count in summary.turns.items() if turns > 2)
-    assert 0 < left_out < 48 and f"; {left_out} longer than a row of 2 are left out" in summary.describe(
-        short
-    )
-    assert "left out" not in summary.describe(LAYOUT)
+    assert 0 < left_out < 48 and f"; {left_out} longer than a row of 2 are lost" in summary.describe(short)
+    assert "longer than" not in summary.describe(LAYOUT)
     summary.check(short)
     long = dataclasses.replace(summary, turns={3: 40, 7: 8})
     with pytest.raises(
@@ -330,7 +328,7 @@ MISSING = json.dumps({"prompt": "a", "turns": [{"image": "b.png"}]})
 def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenizer):
     turns = [{"image": "a.png", "inspect": "circle " * 40}]
     source = FolderSource(folder_of(tmp_path, json.dumps({"prompt": "a", "turns": turns})), LAYOUT.image_size)
-    encode = functools.partial(encode_trajectory, toy_tokenizer, LAYOUT)
+    encode = functools.partial(encode_parts, toy_tokenizer, LAYOUT, False)
     assert check_every_trajectory(source, "fail") == dict(good=1)
     assert check_every_trajectory(source, "skip", encode, 1.0) == dict(bad=1)
     with pytest.raises(BadTrajectory, match="the inspection has 40 tokens, 22 fit"):
@@ -343,7 +341,7 @@ def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenize
 
 def test_what_is_too_long_for_a_row_is_counted_by_itself(tmp_path, toy_tokenizer, caplog):
     layout = Layout(turns=2, trajectories=1)
-    encode = functools.partial(encode_trajectory, toy_tokenizer, layout)
+    encode = functools.partial(encode_parts, toy_tokenizer, layout, False)
     source = FolderSource(folder_of(tmp_path / "some", 1, 2, 3, 5, MISSING, 1), layout.image_size)
     assert check_every_trajectory(source, "skip", encode) == dict(good=3, bad=1, overlong=2)
     assert "'some:3': 3 turns, a row has 2" in caplog.text and "'some:4': 5 turns" in caplog.text
@@ -368,7 +366,8 @@ def test_prepare_counts_every_loss(tmp_path, debug_config, capsys):
     debug_config.data.path = str(folder_of(tmp_path, *lines))
     prepare(debug_config)
     out = capsys.readouterr().out
-    assert f"{tmp_path}: 5 good trajectories, 2 bad ones, 1 longer than a row\n" in out
+    wanted = "6 good trajectories (1 longer than a row, and split), 2 bad ones, 0 longer than a row, and lost"
+    assert f"{tmp_path}: {wanted}\n" in out
     assert "packing, images of 32 x 32" in out and out.splitlines()[-1].startswith("useful ")
 
 
@@ -382,7 +381,7 @@ def test_prepare_counts_every_loss(tmp_path, debug_config, capsys):
     ],
 )
 def test_prepare_refuses_what_training_would(tmp_path, debug_config, lines, message):
-    debug_config.data.path = str(folder_of(tmp_path, *lines))
+    debug_config.data.path, debug_config.data.on_long = str(folder_of(tmp_path, *lines)), "drop"
     with pytest.raises(ERRORS, match=message):
         prepare(debug_config)
     config = debug_config
@@ -390,7 +389,7 @@ def test_prepare_refuses_what_training_would(tmp_path, debug_config, lines, mess
     (layout,) = layouts.values()
     with pytest.raises(TooManyBadTrajectories):  # so would training
         source = FolderSource(config.data.path, layout.image_size, bad="skip")
-        policy = Policy("skip", budget_of_part(len(source), len(source)))
+        policy = Policy("skip", budget_of_part(len(source), len(source)), "drop")
         list(
             itertools.islice(
                 make_loader(source, scenes_tokenizer(), layout, 2, prefetch=0, policy=policy), 40

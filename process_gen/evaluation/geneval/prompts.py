@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,20 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 """In the order of the official file."""
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
+
+OBJECTS = tuple(
+    name.strip()
+    for name in """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire
+    hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
+    bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis,
+    snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis
+    racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich,
+    orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
+    dining table, toilet, tv, laptop, computer mouse, tv remote, computer keyboard, cell
+    phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy
+    bear, hair drier, toothbrush""".split(",")
+)
+"""What the official prompts name: the 80 classes of COCO, some of them under another name."""
 
 UNCOLORED = ("person",)
 """What no prompt gives a colour to."""
@@ -105,3 +120,35 @@ def _clause(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
 
 def _prompt(tag: str, text: str, include: list[dict[str, Any]], **more: Any) -> Metadata:
     return {"tag": tag, "include": include, **more, "prompt": f"a photo of {text}"}
+
+
+def tag_of(prompt: str) -> str | None:
+    """Which kind of GenEval's prompts a text is, of the official objects; None where it is none.
+
+    For a look at training data: what is found has the form and the words of the benchmark, and may be
+    none of its own 553 prompts.
+    """
+    found = _FORM.fullmatch(" ".join(prompt.lower().removesuffix(".").split()))
+    if found is None:
+        return None
+    groups = {name for name, text in found.groupdict().items() if text}
+    if "count" in groups:
+        return "counting"
+    if "relation" in groups:
+        return None if groups & {"color", "other_color"} else "position"
+    if "other" in groups:
+        kinds = {frozenset(): "two_object", frozenset({"color", "other_color"}): "color_attr"}
+        return kinds.get(frozenset(groups & {"color", "other_color"}))
+    return "colors" if "color" in groups else "single_object"
+
+
+def _any(words: Sequence[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+_FORM = re.compile(
+    rf"a photo of (?:(?P<count>{_any([*COUNTS.values()])}) (?:{_any(OBJECTS)})s"
+    rf"|an? (?:(?P<color>{_any(COLORS)}) )?(?:{_any(OBJECTS)})"
+    rf"(?: (?:and|(?P<relation>{_any(RELATIONS)})) "
+    rf"an? (?:(?P<other_color>{_any(COLORS)}) )?(?P<other>{_any(OBJECTS)}))?)"
+)

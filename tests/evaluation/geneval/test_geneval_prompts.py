@@ -60,3 +60,16 @@ def test_the_seed_decides_and_a_tag_does_not_depend_on_the_others():
 def test_what_cannot_be_drawn_is_refused(names, tags, message):
     with pytest.raises(TaskError, match=message):
         prompts.sample_prompts(names, tags=tags)
+
+
+def test_a_prompt_in_the_form_and_words_of_the_benchmark_is_found():
+    for one in prompts.sample_prompts(prompts.OBJECTS, seed=3, each=60):
+        assert prompts.tag_of(one["prompt"]) == one["tag"]
+        assert prompts.tag_of(one["prompt"].upper() + ".") == one["tag"]
+    for text in (
+        "a dog",
+        "a photo of a dragon",
+        "a photo of a red dog and a cat",
+        "a photo of a dog in the snow",
+    ):
+        assert prompts.tag_of(text) is None
