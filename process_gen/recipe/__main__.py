@@ -55,7 +55,7 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
       Stopped: a signal said so; what was made by then is written.
     """
     check_name(part, PARTS, "part", RecipeError)
-    _check(config)
+    building.check(config)
     folder = check_writable(workdir).absolute()
     if part == "stages":
         commands = ([f"process_gen.{one.command}", *one.flags] for one in stages.plan(config, folder))
@@ -68,16 +68,6 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
             if subset != "statistics":
                 building.build(subset, config, folder, stop.check, _say)
     return _statistics(config, folder) if part in ("subsets", "statistics") else str(folder / part)
-
-
-def _check(config: ConfigDict) -> None:
-    """Whether the config is one of a recipe."""
-    needed = ("base", "world", "mixture", *building.SUBSETS)
-    if missing := [name for name in needed if name not in config]:
-        raise RecipeError(
-            f"the config has no {', '.join(missing)}: take one of a recipe, as configs/recipe/paper.py"
-        )
-    check_name(config.world, ("scenes", "services"), "config.world", RecipeError)
 
 
 def _statistics(config: ConfigDict, folder: pathlib.Path) -> str:

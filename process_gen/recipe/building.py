@@ -16,8 +16,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from process_gen.common import files
-from process_gen.common.names import check_name
+from process_gen.common import files, ranges
 from process_gen.distributed import lock
 from process_gen.recipe import making, questions
 from process_gen.recipe.errors import RecipeError
@@ -33,7 +32,49 @@ SUBSETS = ("multi_turn", "conflict", "alignment")
 PLAIN, SAMPLES, PROMPTS = "plain", "samples", "prompts.txt"
 SELF_SAMPLED, SYMBOLIC = "self_sampled", "symbolic"
 
+PATIENCE = 200
+"""Prompts in a row of which none becomes a sample, after which something must be wrong with the recipe."""
+
+RANGES: dict[str, ranges.Range] = {
+    "seed": ranges.SEED,
+    "world": ranges.one_of("scenes", "services"),
+    "most_turns": ranges.COUNT,
+    "scenes.planted": ranges.Range(
+        "above 0 and at most 1", lambda value: ranges.SHARE.holds(value) and value > 0
+    ),
+    "multi_turn.samples": ranges.COUNT,
+    "multi_turn.rewrites": ranges.SHARE,
+    "multi_turn.attempts": ranges.COUNT,
+    "samples.prompts": ranges.COUNT,
+    **dict.fromkeys(("conflict.consistent", "conflict.conflicting"), ranges.COUNT_OR_OFF),
+    **dict.fromkeys(("alignment.aligned", "alignment.misaligned"), ranges.COUNT_OR_OFF),
+    **dict.fromkeys(("conflict.imageless", "alignment.imageless", "alignment.sampled"), ranges.SHARE),
+    "conflict.critique": ranges.one_of(SELF_SAMPLED, SYMBOLIC),
+    "services.steps": ranges.Range(
+        "a whole number of at least 2", lambda value: ranges.COUNT.holds(value) and value > 1
+    ),
+    "services.pair": ranges.SHARE,
+    "services.answer_tokens": ranges.COUNT,
+}
+"""What the numbers and choices of a recipe may be."""
+
 Stop = Callable[[], None]
+
+
+def check(config: Any) -> None:
+    """Refuses a recipe that cannot work, before anything is made.
+
+    Raises:
+      RecipeError: names the key, and what it may be.
+    """
+    for key, allowed in RANGES.items():
+        value = config
+        for part in key.split("."):
+            if part not in value:
+                raise RecipeError(f"config.{key} is missing: take a config as configs/recipe/paper.py")
+            value = value[part]
+        if not allowed.holds(value):
+            raise RecipeError(f"config.{key} must be {allowed.text}, got {value!r}")
 
 
 def make_world(config: Any, workdir: pathlib.Path) -> World:
@@ -72,7 +113,6 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
     Raises:
       RecipeError, ServiceError, ReportError: see `fill`.
     """
-    check_name(config.conflict.critique, (SELF_SAMPLED, SYMBOLIC), "config.conflict.critique", RecipeError)
     world, folder = make_world(config, workdir), workdir / subset
     with lock.hold(folder, f"building {subset}"):
         provenance = {"source": f"{subset} by {world.name}", "author": world.author}
@@ -127,7 +167,7 @@ def _multi_turn(
     )
 
     found = _of_prompts({"multi_turn": ("multi_turn", {})}, config, world, make)
-    return fill(growing, wanted, found, world.workers, stop)
+    return fill(growing, wanted, found, world.workers, stop, PATIENCE)
 
 
 def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
@@ -142,7 +182,7 @@ def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing
     make = functools.partial(making.symbolic, **told)
     kinds = {making.CONSISTENT: {"conflicting": False}, making.CONFLICTING: {"conflicting": True}}
     streams = {kind: (f"conflict {kind}", flag) for kind, flag in kinds.items()}
-    return fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop)
+    return fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop, PATIENCE)
 
 
 def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
@@ -159,7 +199,7 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
     make = functools.partial(making.pair, **told)
     kinds = {making.ALIGNED: {"aligned": True}, making.MISALIGNED: {"aligned": False}}
     streams = {kind: (f"alignment {kind}", flag) for kind, flag in kinds.items()}
-    last = fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop)
+    last = fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop, PATIENCE)
     if first is None:
         return last
     return Filled(last.counts, last.wanted, first.made + last.made, first.seconds + last.seconds)

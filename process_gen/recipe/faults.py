@@ -111,10 +111,15 @@ def of_draft(planned: Scene, shown: Scene) -> Fault | None:
     return Fault(Mistake(kind, len(kept) if right else -1, told, right), repaired)
 
 
-def may_stand(request: Request, scene: Scene, level: Level) -> bool:
-    """Whether a scene contradicts neither its prompt nor itself: a cell of a grid holds one thing."""
+def is_possible(scene: Scene, level: Level) -> bool:
+    """Whether a scene can be drawn: a cell of a grid holds one thing."""
     cells = [thing.cell for thing in scene.objects]
-    return (level.placement != "grid" or len(set(cells)) == len(cells)) and may_become(request, scene)
+    return level.placement != "grid" or len(set(cells)) == len(cells)
+
+
+def may_stand(request: Request, scene: Scene, level: Level) -> bool:
+    """Whether a scene contradicts neither its prompt nor itself."""
+    return is_possible(scene, level) and may_become(request, scene)
 
 
 def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:

@@ -9,6 +9,7 @@ from concurrent import futures
 
 import tqdm
 
+from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import Growing
 from process_gen.recipe.parts import Later, Skip
@@ -63,6 +64,7 @@ def fill(
     candidates: Iterator[Candidate],
     workers: int,
     stop: Callable[[], None] = lambda: None,
+    patience: int = 0,
 ) -> Filled:
     """Makes candidates until every quota is full or none is left.
 
@@ -75,8 +77,10 @@ def fill(
       candidates: in order; those that are through are passed over.
       workers: candidates that are made side by side.
       stop: is called between samples; what it raises ends the work after what is under way.
+      patience: candidates in a row that may become no sample, where there is no end of them; 0 for any.
 
     Raises:
+      RecipeError: patience is at its end.
       ReportError, ServiceError: what is under way is written first.
     """
     start, before = time.monotonic(), sum(growing.counts.values())
@@ -85,7 +89,7 @@ def fill(
         mininterval=1.0,
     )  # fmt: skip
     with bar, futures.ThreadPoolExecutor(workers) as pool:
-        filling = _Filling(growing, wanted, pool, bar)
+        filling = _Filling(growing, wanted, pool, bar, patience)
         filling.run(candidates, workers, stop)
     made = sum(growing.counts.values()) - before
     return Filled(dict(growing.counts), dict(wanted), made, max(time.monotonic() - start, 1e-9))
@@ -94,8 +98,16 @@ def fill(
 class _Filling:
     """The work of `fill`."""
 
-    def __init__(self, growing: Growing, wanted: Mapping[str, int], pool: futures.Executor, bar: tqdm.tqdm):
+    def __init__(
+        self,
+        growing: Growing,
+        wanted: Mapping[str, int],
+        pool: futures.Executor,
+        bar: tqdm.tqdm,
+        patience: int,
+    ):
         self.growing, self.wanted, self.pool, self.bar = growing, wanted, pool, bar
+        self.patience, self.in_vain = patience, 0
         self.under_way: dict[futures.Future, Candidate] = {}
 
     def left(self, kind: str = "") -> int:
@@ -148,7 +160,14 @@ class _Filling:
                 continue
             except Skip as skip:
                 self.growing.reject(one.uid, str(skip), skip.detail)
+                self.in_vain += 1
+                if self.patience and self.in_vain >= self.patience:
+                    raise RecipeError(
+                        f"{self.in_vain:,} candidates in a row became no sample of "
+                        f"{self.growing.folder.name}, the last one: {skip}{f' ({skip.detail})' if skip.detail else ''}"
+                    ) from None
                 continue
+            self.in_vain = 0
             if self.growing.counts[made.kind] >= self.wanted.get(made.kind, 0):
                 self.growing.reject(one.uid, f"enough that are {made.kind}", "")
                 continue

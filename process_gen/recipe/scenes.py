@@ -116,6 +116,8 @@ class Scenes:
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
         planned, shown = self._described(plan), parse(image, self.level)
+        if not faults.is_possible(planned, self.level):
+            raise Skip("a description that contradicts itself", plan.description)
         if (fault := faults.of_draft(planned, shown)) is not None:
             return self._conflict(fault, rng)
         return Opinion(True, self._agreement(Scene(), planned, image, rng))

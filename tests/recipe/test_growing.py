@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from process_gen.data.folder import FolderSource
+from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, fill
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import Growing, read_lines, without_inspections
@@ -73,6 +74,16 @@ def test_a_run_goes_on_where_it_was_and_grows_with_its_quotas(tmp_path):
             fill(folder, {"a": count}, candidates(some), 1)
     assert listed(tmp_path) == [f"c-{n:04d}" for n in range(14) if n % 3]
     assert [line["detail"] for line in read_lines(tmp_path / "rejected.jsonl")] == ["0", "3", "6", "9", "12"]
+
+
+def test_prompts_without_end_of_which_nothing_becomes_end_the_work(tmp_path):
+    def none(number):
+        raise Skip("no way", f"{number}")
+
+    with contextlib.closing(growing(tmp_path)) as folder:
+        with pytest.raises(RecipeError, match=r"20 candidates in a row became no sample .*: no way \(19\)"):
+            fill(folder, {"a": 3}, candidates(none), 1, patience=20)
+        assert fill(folder, {"a": 3}, itertools.islice(candidates(none), 60), 1).missing == {"a": 3}
 
 
 def test_quotas_are_kept_by_kind(tmp_path):

@@ -91,12 +91,14 @@ def test_what_comes_after_a_change_has_another_key(tmp_path):
 def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
     with pytest.raises(RecipeError, match="unknown part 'conflct'; did you mean conflict"):
         run("conflct", recipe("debug"), str(tmp_path))
-    with pytest.raises(RecipeError, match="the config has no base"):
+    with pytest.raises(RecipeError, match="config.world is missing: take a config as configs/recipe"):
         run("stages", cli.load_config("configs/scenes.py:debug"), str(tmp_path))
     with pytest.raises(RecipeError, match="holds no samples of phase 1: draw them first"):
         run("conflict", recipe("debug"), str(tmp_path))
-    with pytest.raises(RecipeError, match="unknown config.conflict.critique 'x'"):
+    with pytest.raises(RecipeError, match="config.conflict.critique must be one of self_sampled, symbolic"):
         run("conflict", recipe("debug", **{"conflict.critique": "x"}), str(tmp_path))
+    with pytest.raises(RecipeError, match="config.scenes.planted must be above 0 and at most 1, got 0.0"):
+        run("alignment", recipe("debug", **{"scenes.planted": 0.0}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.prompts=FILE is needed"):
         run("prompts", recipe("bagel_7b"), str(tmp_path))
     config = recipe("debug").unlock()
