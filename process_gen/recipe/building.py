@@ -32,6 +32,9 @@ SUBSETS = ("multi_turn", "conflict", "alignment")
 PLAIN, SAMPLES, PROMPTS = "plain", "samples", "prompts.txt"
 SELF_SAMPLED, SYMBOLIC = "self_sampled", "symbolic"
 
+ANY_SIDE = 1024
+"""Pixels of images whose size the endpoint chooses, for the estimate of costs."""
+
 PATIENCE = 200
 """Prompts in a row of which none becomes a sample, after which something must be wrong with the recipe."""
 
@@ -144,7 +147,7 @@ def settings_of(subset: str, config: Any) -> dict[str, Any]:
 
 
 def prompts_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes the prompts that phase 1 is to draw, none of them a prompt of another subset of scenes."""
+    """Writes the prompts that phase 1 is to draw; scenes draw them apart from those of the subsets."""
     path = workdir / PROMPTS
     prompts = prompts_of(config)
     numbers = itertools.islice(prompts.numbers(), config.samples.prompts)
@@ -161,7 +164,7 @@ def _multi_turn(
     world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say
 ) -> Filled:
     own, wanted = config.multi_turn, {"multi_turn": config.multi_turn.samples}
-    _announce(world, config, "multi_turn", wanted["multi_turn"] - len(growing.done), say)
+    _announce(world, config, "multi_turn", wanted["multi_turn"] - growing.counts.total(), say)
     make = functools.partial(
         making.multi_turn, rewrites=own.rewrites, attempts=own.attempts, most_turns=config.most_turns
     )
@@ -175,10 +178,10 @@ def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing
     wanted = {making.CONSISTENT: own.consistent, making.CONFLICTING: own.conflicting}
     told = {"imageless": own.imageless, "most_turns": config.most_turns}
     if own.critique == SELF_SAMPLED:
-        _announce(world, config, "conflict", sum(wanted.values()) - len(growing.done), say)
+        _announce(world, config, "conflict", sum(wanted.values()) - growing.counts.total(), say)
         found = _of_samples("conflict", config, world, functools.partial(making.conflict, **told), workdir)
         return fill(growing, wanted, found, world.workers, stop)
-    _announce(world, config, SYMBOLIC, sum(wanted.values()) - len(growing.done), say)
+    _announce(world, config, SYMBOLIC, sum(wanted.values()) - growing.counts.total(), say)
     make = functools.partial(making.symbolic, **told)
     kinds = {making.CONSISTENT: {"conflicting": False}, making.CONFLICTING: {"conflicting": True}}
     streams = {kind: (f"conflict {kind}", flag) for kind, flag in kinds.items()}
@@ -189,7 +192,7 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
     own = config.alignment
     wanted = {making.ALIGNED: own.aligned, making.MISALIGNED: own.misaligned}
     told = {"imageless": own.imageless, "most_turns": config.most_turns}
-    _announce(world, config, "alignment", sum(wanted.values()) - len(growing.done), say)
+    _announce(world, config, "alignment", sum(wanted.values()) - growing.counts.total(), say)
     first = None
     if own.sampled > 0:
         some = {kind: round(count * own.sampled) for kind, count in wanted.items()}
@@ -255,7 +258,8 @@ def _announce(world: World, config: Any, work: str, samples: int, say: Callable[
         "alignment": ({q.DRAFT: steps, **planted}, steps + 1),
         SYMBOLIC: (planted, steps + 1),
     }[work]
-    side = max(int(part) for part in config.services.size.split("x") if part.isdecimal())
+    sides = [int(part) for part in config.services.size.split("x") if part.isdecimal()]
+    side = max(sides, default=ANY_SIDE)
     told = world.estimates(*asked, samples, FilePrompts(config.prompts).letters, side)
     for model, one in told.items():
         say(f"{work}: {samples:,} samples, {model}: {one}")

@@ -162,9 +162,10 @@ class _Filling:
                 self.growing.reject(one.uid, str(skip), skip.detail)
                 self.in_vain += 1
                 if self.patience and self.in_vain >= self.patience:
+                    name, why = self.growing.folder.name, f" ({skip.detail})" if skip.detail else ""
                     raise RecipeError(
-                        f"{self.in_vain:,} candidates in a row became no sample of "
-                        f"{self.growing.folder.name}, the last one: {skip}{f' ({skip.detail})' if skip.detail else ''}"
+                        f"{self.in_vain:,} candidates in a row became no sample of {name}, the last one: "
+                        f"{skip}{why}"
                     ) from None
                 continue
             self.in_vain = 0

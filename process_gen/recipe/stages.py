@@ -121,6 +121,11 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
     """The config of a phase: the base with what the phase overrides, on the subsets of the workdir."""
     training = ConfigDict(cli.load_config(config.base))
     _override(training, config[phase], f"config.{phase}")
+    if config.most_turns > training.layout.turns:
+        raise RecipeError(
+            f"config.most_turns is {config.most_turns}, a row of {config.base} has {training.layout.turns} "
+            f"turns: set --config.most_turns={training.layout.turns}"
+        )
     plain, whole = workdir / "multi_turn" / PLAIN, workdir / "multi_turn"
     places = {name: workdir / name for name in SUBSETS}
     inspects = phase == "phase_2" and len(needed_subsets(config)) + len(_others(config)) > 1

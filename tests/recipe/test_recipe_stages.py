@@ -101,6 +101,8 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
         run("alignment", recipe("debug", **{"scenes.planted": 0.0}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.prompts=FILE is needed"):
         run("prompts", recipe("bagel_7b"), str(tmp_path))
+    with pytest.raises(RecipeError, match="config.most_turns is 99, a row of configs/scenes.py:debug has 8"):
+        stages.plan(recipe("debug", most_turns=99), tmp_path)
     config = recipe("debug").unlock()
     config.mixture.mine = dict(weight=1.0, stages=("inspect",))
     with pytest.raises(RecipeError, match="config.mixture.mine is no subset .* and has no path"):
