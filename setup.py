@@ -44,6 +44,11 @@ INSTALL = [
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 BAGEL = ["tokenizers>=0.21"]
+REMOTE = [
+    "fsspec>=2025.3",
+    "gcsfs>=2025.3",
+    "s3fs>=2025.3",
+]  # data behind gs:// and s3://; tried with memory://
 CHAT_JUDGES = ["openai>=3.57,<4"]  # tried with 3.57.0
 VISION_JUDGES = [
     "torch>=2.13,<3",  # tried with 2.13.0
@@ -56,6 +61,7 @@ EXTRAS = {
         *BAGEL,
         *CHAT_JUDGES,
         "beartype>=0.20",
+        "fsspec>=2025.3",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
         "pdoc>=16.0",
@@ -73,6 +79,7 @@ EXTRAS = {
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU
     "notebooks": NOTEBOOKS,
     "bagel": BAGEL,
+    "remote": REMOTE,
     "judges": [*CHAT_JUDGES, *VISION_JUDGES],
 }
 

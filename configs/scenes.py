@@ -55,7 +55,7 @@ def _base() -> ConfigDict:
     )
     config.data = ConfigDict(
         dict(
-            source="scenes",  # or "folder" or "records" (a TFDS data set), with `path`
+            source="scenes",  # or with `path`: folder, parquet, genref, .. (process_gen/data/README.md)
             path="",
             sources=dict(),  # a mixture: name -> keys of its own beside these, with path, weight and stages
             validation=0.01,  # share that is held out of sources without a validation split of their own

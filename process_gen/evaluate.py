@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,11 +34,14 @@ from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
+from process_gen.evaluation.forced import draw_steps
+from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.tasks import TASKS, make_task
 from process_gen.evaluation.tasks.base import Judge, TaskError
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files
+from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.weights import restore
 from process_gen.weights.restore import load_sampler
@@ -58,6 +61,7 @@ def evaluate(
     show: Show | None = None,
     warm: bool = True,
     host: tuple[int, int] = (0, 1),
+    forced_steps: bool = False,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
     """Goes through the stages for some cells.
 
@@ -71,6 +75,7 @@ def evaluate(
       allow: what may differ between cells of one table.
       show: is told how far it is.
       warm: keeps compilation out of the seconds per image.
+      forced_steps: draws steps after the teacher's own as well, of the scenes (`evaluation.forced`).
       host: which of how many hosts this is. All have to call it alike; the first one reports.
 
     Returns:
@@ -84,7 +89,7 @@ def evaluate(
     asked = [one for one, _ in cells]
     judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
     if stage in ("all", "images"):
-        _draw(cells, root, show, warm, host)
+        _draw(cells, root, show, warm, host, forced_steps)
     if lead and stage in ("all", "images"):
         written = [path for one in asked for path in pipeline.lay_out(root, one)]
     judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
@@ -94,20 +99,24 @@ def evaluate(
         _wait("the images are judged", host)
     if not lead or stage not in ("all", "report"):
         return text, written, []
-    scored = []
+    scored, tell = [], show or (lambda text: None)
     for one, judge in judged:
+        tell(f"{pathlib.Path(one.place).name}: adding up")
         cell, official = pipeline.score_cell(root, one, judge)
         if cell.outcomes:
             scored.append((one, judge, cell))
             written += official
     if scored:
+        tell("writing the results")
         written += writing.write_results(root, scored, config or {})
     cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
+    tell("writing the page")
     written += writing.write_page(
         root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
     )
     for one, _, cell in scored:
         if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
+            tell(f"{pathlib.Path(one.place).name}: laying out the images")
             written += pipeline.lay_out(root, one, cell)
     for one, _ in judged:
         if not any(one is there for there, *_ in scored):
@@ -131,6 +140,7 @@ def _draw(
     show: Show | None,
     warm: bool,
     host: tuple[int, int],
+    forced_steps: bool,
 ) -> None:
     """Draws what is missing, host by host, and lists it in one place."""
     if host[0] == 0:
@@ -138,13 +148,25 @@ def _draw(
     for one, sampler in cells:
         if sampler is None:
             continue
-        with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
-            listing = pipeline.listing_of(root, one, host)
-        draw(sampler, one.wanted, listing, host, show, warm)
-        _wait("the images are drawn", host)
-        if host[0] == 0:
-            listing.gather()
-        _wait("the images are listed", host)
+        with _listed(pipeline.listing_of, root, one, host) as listing:
+            draw(sampler, one.wanted, listing, host, show, warm)
+        if forced_steps and isinstance(one.benchmark, Scenes):
+            with _listed(pipeline.forced_listing, root, one, host) as listing:
+                draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
+
+
+@contextlib.contextmanager
+def _listed(
+    make: Callable[..., Listing], root: pathlib.Path, one: Asked, host: tuple[int, int]
+) -> Iterator[Listing]:
+    """A listing that all hosts draw into, and that is in one place afterwards."""
+    with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
+        listing = make(root, one, host)
+    yield listing
+    _wait("the images are drawn", host)
+    if host[0] == 0:
+        listing.gather()
+    _wait("the images are listed", host)
 
 
 def _wait(name: str, host: tuple[int, int]) -> None:
@@ -166,12 +188,15 @@ def run(values: Any, show: Show | None = None) -> str:
     check_name(values.states, judging.STATES, "kind of states", TaskError)
     for name in values.allow:
         check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
+    if values.forced and "scenes" not in values.tasks:
+        raise TaskError("--forced has a teacher for --tasks=scenes alone")
     if values.compare:
         text, written = writing.compare(values.compare, _folder(values), values.allow)
         return "\n".join([text, "", *map(str, written)])
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     hosts.initialize()
     options = options_of(values.task_args, values.tasks)
+    roles = _options(values.arm_args, ROLES, "--arm_args", "role")
     config: Mapping[str, Any] = {}
     if values.images:
         told = (values.images, values.limit, values.per_group)
@@ -179,18 +204,18 @@ def run(values: Any, show: Show | None = None) -> str:
     elif values.stage in ("judge", "report"):
         cells = [(one, None) for one in _remembered(values, options)]
     else:
-        cells, config = _asked(values, options)
+        cells, config = _asked(values, options, roles)
     folder = files.check_writable(_folder(values))
     host = (jax.process_index(), jax.process_count())
     text, written, _ = evaluate(
         cells, folder, stage=values.stage, states=values.states, config=config, pictures=values.pictures,
-        allow=values.allow, show=show, host=host,
+        allow=values.allow, show=show, host=host, forced_steps=values.forced,
     )  # fmt: skip
     return "\n".join([*([text, ""] if text else []), *map(str, written)])
 
 
 def _asked(
-    values: Any, options: Mapping[str, dict[str, str]]
+    values: Any, options: Mapping[str, dict[str, str]], roles: Mapping[str, dict[str, str]]
 ) -> tuple[list[tuple[Asked, Sampler]], Mapping[str, Any]]:
     """The cells of a checkpoint, and the config that it was trained with."""
     for task in values.tasks:  # which complains before the weights are loaded
@@ -231,7 +256,7 @@ def _asked(
         cells += [
             pipeline.ask(
                 sampler, task, told, arm, seeds,
-                checkpoint=checkpoint, limit=values.limit, per_group=values.per_group,
+                checkpoint=checkpoint, limit=values.limit, per_group=values.per_group, arm_options=roles,
             )
             for arm in arms
         ]  # fmt: skip
@@ -257,21 +282,26 @@ def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[A
 
 
 def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """task -> option -> value, from `task.option=value`.
+    """Task -> option -> value, from `task.option=value`.
 
     Raises:
       TaskError: a task that nobody knows, or an option of a task that is not among them.
     """
     for task in tasks:
         check_name(task, TASKS, "task", TaskError)
-    found: dict[str, dict[str, str]] = {task: {} for task in dict.fromkeys(tasks)}
+    return _options(words, tasks, "--task_args", "task among --tasks")
+
+
+def _options(words: Sequence[str], names: Sequence[str], flag: str, kind: str) -> dict[str, dict[str, str]]:
+    """Name -> option -> value, from `name.option=value`; `flag` and `kind` are for messages."""
+    found: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(names)}
     for word in words:
-        name, equals, value = word.partition("=")
-        task, dot, option = name.partition(".")
+        left, equals, value = word.partition("=")
+        name, dot, option = left.partition(".")
         if not equals or not dot:
-            raise TaskError(f"--task_args takes task.option=value, got {word!r}")
-        check_name(task, tasks, "task among --tasks", TaskError)
-        found[task][option] = value
+            raise TaskError(f"{flag} takes {kind.split()[0]}.option=value, got {word!r}")
+        check_name(name, names, kind, TaskError)
+        found[name][option] = value
     return found
 
 
@@ -300,6 +330,11 @@ def define_flags() -> None:
     flags.DEFINE_list("tasks", ["scenes"], f"Of {', '.join(TASKS)}.")
     flags.DEFINE_multi_string("task_args", [], "An option of a task, e.g. scenes.split=train.")
     flags.DEFINE_list("arms", [], f"Ways to draw, of {', '.join(ARMS)}; as it was trained by default.")
+    flags.DEFINE_multi_string(
+        "arm_args",
+        [],
+        "An option of a chat model of --arms, e.g. planner.model=NAME or inspector.base_url=URL.",
+    )
     flags.DEFINE_list("seeds", ["0"], "Seeds; every prompt is drawn with each.")
     flags.DEFINE_integer("limit", 0, "Prompts of a task, from every group in turn; 0 for all.", lower_bound=0)
     flags.DEFINE_integer("per_group", 0, "Prompts of each group; 0 for all.", lower_bound=0)
@@ -311,6 +346,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("sampling", [], "A setting that differs from the run's, e.g. flow_steps=10.")
     flags.DEFINE_string("output_dir", None, "Folder to write to; `evaluation` in the workdir by default.")
     flags.DEFINE_integer("pictures", 24, "Trajectories of each cell on the page.", lower_bound=0)
+    flags.DEFINE_bool("forced", False, "Draws steps after the teacher's own as well, of --tasks=scenes.")
     flags.DEFINE_list("compare", [], "Results files to put side by side; nothing is sampled then.")
     flags.DEFINE_list("allow", [], f"What may differ in one table: of {', '.join(tables.MUST_AGREE)}.")
 

@@ -38,9 +38,9 @@ def options(folder, **changes) -> types.SimpleNamespace:
     """The flags of a command, with some of them changed."""
     values = dict(
         workdir=None, which="ema", config=None, tokenizer=None, dtype=None, tasks=["scenes"], task_args=[],
-        arms=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None, batch_size=64,
-        mesh="", sampling=[], output_dir=str(folder), pictures=24, compare=[], allow=[], coordinator=None,
-        num_processes=None, process_id=None,
+        arms=[], arm_args=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None,
+        batch_size=64, mesh="", sampling=[], output_dir=str(folder), pictures=24, compare=[], allow=[],
+        coordinator=None, num_processes=None, process_id=None, forced=False,
     )  # fmt: skip
     return types.SimpleNamespace(**{**values, **changes})
 
@@ -118,6 +118,9 @@ def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp
         ({"stage": "images,judge"}, "unknown stage"),
         ({"seeds": ["one"]}, "--seeds takes whole numbers"),
         ({"allow": ["prompt"]}, "did you mean prompts"),
+        ({"forced": True, "tasks": ["prompts"]}, "--forced has a teacher for --tasks=scenes alone"),
+        ({"arm_args": ["x=1"]}, "--arm_args takes role.option=value, got 'x=1'"),
+        ({"arm_args": ["plan.model=1"]}, "unknown role 'plan'; did you mean planner"),
         ({"sampling": ["3"]}, "--sampling takes key=value, got '3'"),
     ],
 )

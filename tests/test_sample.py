@@ -21,7 +21,7 @@ import pytest
 from process_gen import sample
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import save_weights
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import stopping
 from process_gen.experiment import builders, cli
@@ -137,7 +137,7 @@ def test_prompts_become_a_table_and_a_report(command, values):
 
 def test_what_is_drawn_is_data_for_training(command, values):
     assert command(mode="process")[0] == 0
-    source = FolderSource(values.output_dir, (32, 32))
+    source = open_stored(values.output_dir, (32, 32))
     assert sorted(source[i].prompt for i in range(3)) == sorted(values.prompts)
     images = {one["uid"]: one["turns"][-1]["image"] for one in listed(values.output_dir)}
     for i in range(3):

@@ -43,7 +43,8 @@ def whole(path: epath.PathLike) -> Iterator[epath.Path]:
     block raises. Any number of processes may write the same file.
     """
     path = epath.Path(path)
-    scratch = path.parent / f"{path.name}.{secrets.token_hex(4)}.unfinished"
+    # Of a name that a folder has just room for, a part.
+    scratch = path.parent / f"{path.name[:40]}.{secrets.token_hex(4)}.unfinished"
     try:
         yield scratch
         scratch.replace(path)

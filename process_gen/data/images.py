@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import BinaryIO
 
 import numpy as np
 import PIL.ExifTags
@@ -22,6 +23,9 @@ from process_gen.common.images import UNREADABLE
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
+
+ImagePath = str | pathlib.Path | BinaryIO
+"""What an image is read from: a path, or a file that is open."""
 
 _TURNED = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,7 +39,7 @@ _TURNED = {
 """What makes an image upright, by the orientation in its EXIF."""
 
 
-def read_rgb(path: str | pathlib.Path) -> np.ndarray:
+def read_rgb(path: ImagePath) -> np.ndarray:
     """Returns a PNG, JPEG or WebP file as [height, width, 3] uint8, at its own size.
 
     The camera's rotation is applied, transparency is laid over white, 16-bit
@@ -61,7 +65,7 @@ def _orientation(opened: PIL.Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def shape_of(path: str | pathlib.Path) -> tuple[int, int]:
+def shape_of(path: ImagePath) -> tuple[int, int]:
     """Height and width of a file as `read_rgb` returns it; nothing but its header is read.
 
     Raises:
@@ -72,7 +76,7 @@ def shape_of(path: str | pathlib.Path) -> tuple[int, int]:
         return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
-def read_image(path: str | pathlib.Path, image_size: tuple[int, int]) -> np.ndarray:
+def read_image(path: ImagePath, image_size: tuple[int, int]) -> np.ndarray:
     """Returns a file as [*image_size, 3] uint8: `read_rgb`, then `fit`."""
     return fit(read_rgb(path), image_size)
 

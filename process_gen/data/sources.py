@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,10 @@ from absl import logging
 from process_gen.common import files
 from process_gen.common.names import check_name, hint
 from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats import identity
+from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
+from process_gen.data.formats.places import place_of
+from process_gen.data.importers import IMPORTERS, open_imported
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.mixture import Mixture, Part
@@ -130,8 +134,24 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
             found[name]["latents"] = str(pathlib.Path(shared["latents"]) / name)
         if found[name]["source"] != "scenes" and not found[name].get("path"):
             where = f"data.sources.{name}.path" if name else "data.path"
-            raise ValueError(f"config.data.source={found[name]['source']} needs --config.{where}=FOLDER")
+            raise ValueError(f"config.data.source={found[name]['source']} needs --config.{where}=PATH")
     return found
+
+
+def open_path(
+    path: str, form: str, image_size: tuple[int, int], bad: str, budget: float | None = None
+) -> Source:
+    """The trajectories of a path, of a form or an importer that is named or found.
+
+    Raises:
+      FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: they cannot be opened.
+    """
+    form = form or detect(path)
+    if form in IMPORTERS:
+        return open_imported(form, path, image_size, bad, budget)
+    if form == RECORDS:
+        return RecordSource(tfds.builder_from_directory(path))
+    return open_stored(path, image_size, bad, form, budget)
 
 
 def prepare_source(
@@ -272,15 +292,21 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
     return RecordSource(builder, split)
 
 
-def _open_folder(data: Any, image_size: tuple[int, int], split: str) -> Source:
+def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
     del split  # it has no splits of its own
-    return FolderSource(data["path"], image_size, bad=data["on_error"])
+    if name in IMPORTERS:
+        return open_imported(name, data["path"], image_size, data["on_error"])
+    return open_stored(data["path"], image_size, data["on_error"], name)
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
-    if not pathlib.Path(data["path"], "dataset_info.json").is_file():
+    place = place_of(data["path"])
+    if not place.exists("dataset_info.json"):
         raise NotPrepared(f"{data['path']} is no TFDS data set: it has no dataset_info.json")
-    source = RecordSource(tfds.builder_from_directory(data["path"]), split)
+    builder = tfds.builder_from_directory(data["path"])
+    source = RecordSource(builder, split)
+    names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
+    source.name = f"{source.name} of SHA-256 {identity.digest(place, names)[:16]}"
     if source.image_size != image_size:
         raise ValueError(f"{source.name} has images of {source.image_size}, the layout of {image_size}")
     return source
@@ -288,6 +314,6 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
 
 SOURCES: dict[str, Callable[[Any, tuple[int, int], str], Source]] = {
     "scenes": _open_scenes,
-    "folder": _open_folder,
-    "records": _open_records,
+    RECORDS: _open_records,
+    **{name: functools.partial(_open_stored, name) for name in (*FORMATS, *IMPORTERS)},
 }

@@ -5,8 +5,10 @@
     single_pass          one image straight from the prompt
     no_inspection        steps without texts after their images, and without corrections
     steps=2              a budget of steps; the model may still end before
-    best_of=4            of four trajectories, the one that its own inspections objected to least
+    best_of=4            of four trajectories, the one that its own inspections would least have corrected
     best_of_judge=4      of four trajectories, the one that the judge likes best: an upper bound, no method
+    planner=scenes       somebody else plans: the oracle of the scenes world, or a chat model (`planner=chat`)
+    inspector=scenes     somebody else inspects and says what to correct; or `inspector=chat`
     rewritten=FILE       other words for the prompts: JSONL of `doc_id` and `prompt`; judged by the original
 
 Joined with `+`: `no_inspection+steps=2`. Arms with the same settings share what is drawn: where a prompt has
@@ -22,6 +24,7 @@ from typing import Any
 
 from process_gen.common.files import from_json
 from process_gen.common.names import check_name
+from process_gen.evaluation.outsiders import ROLES, WHO
 from process_gen.evaluation.tasks.base import Doc, TaskError
 from process_gen.trajectory.stages import Mode
 
@@ -35,6 +38,7 @@ class Arm:
       settings: of `SamplerConfig` that it changes.
       candidates: trajectories for every image; one is chosen.
       choose: by whom, `inspection` or `judge`.
+      outside: role -> who takes it in the model's place (`outsiders`).
       rewritten: `doc_id` -> the words that the model is asked with, in place of the prompt.
     """
 
@@ -42,6 +46,7 @@ class Arm:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidates: int = 1
     choose: str = "inspection"
+    outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rewritten: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -75,8 +80,8 @@ def make_arm(text: str) -> Arm:
         changed = ARMS[name](value if equals else None, part)
         if twice := arm.settings.keys() & changed.get("settings", {}):
             raise TaskError(f"arm {text!r} sets {', '.join(sorted(twice))} twice")
-        settings = {**arm.settings, **changed.pop("settings", {})}
-        arm = dataclasses.replace(arm, settings=settings, **changed)
+        merged = {key: {**getattr(arm, key), **changed.pop(key, {})} for key in ("settings", "outside")}
+        arm = dataclasses.replace(arm, **merged, **changed)
     return arm
 
 
@@ -95,6 +100,13 @@ def _number(value: str | None, part: str) -> int:
         name = part.partition("=")[0]
         raise TaskError(f"arm {part!r} needs a number, as {name}=4")
     return int(value)
+
+
+def _outside(value: str | None, part: str) -> dict[str, Any]:
+    role = part.partition("=")[0]
+    if value is None:
+        raise TaskError(f"arm {part!r} needs a name, of {', '.join(f'{role}={who}' for who in WHO)}")
+    return {"outside": {role: check_name(value, WHO, role, TaskError)}}
 
 
 def _rewritten(value: str | None, part: str) -> dict[str, Any]:
@@ -123,18 +135,23 @@ ARMS: Mapping[str, Callable[[str | None, str], dict[str, Any]]] = {
     "steps": lambda value, part: {"settings": {"max_steps": _number(value, part)}},
     "best_of": lambda value, part: {"candidates": _number(value, part), "choose": "inspection"},
     "best_of_judge": lambda value, part: {"candidates": _number(value, part), "choose": "judge"},
+    **dict.fromkeys(ROLES, _outside),
     "rewritten": _rewritten,
 }
 """Name -> what its value, if any, changes of an `Arm`."""
 
 
-def objections(facts: Mapping[str, Any]) -> tuple[int, int]:
-    """How much a trajectory's own inspections objected to, less is better: not ended by itself, corrections.
+def objections(facts: Mapping[str, Any]) -> tuple[int, float, int]:
+    """How much a trajectory's own inspections objected to, less is better.
+
+    Not ended by itself; how many corrections were to be expected, by the probabilities of its decisions;
+    how many were made, which also stands in where no probabilities are known.
 
     Args:
-      facts: of a trajectory, as judged rows carry them: `stopped` and `corrections`.
+      facts: of a trajectory, as judged rows carry them: `stopped`, `doubt` and `corrections`.
     """
-    return int(facts.get("stopped") != "model"), int(facts.get("corrections", 0))
+    corrections = int(facts.get("corrections", 0))
+    return int(facts.get("stopped") != "model"), facts.get("doubt", corrections), corrections
 
 
 def chosen(arm: Arm, candidates: Sequence[tuple[float, Mapping[str, Any]]]) -> int:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.evaluation.arms import Arm
-from process_gen.evaluation.tasks.base import Doc, Task
+from process_gen.evaluation.outsiders import ROLES, Paid
+from process_gen.evaluation.tasks.base import Doc, Task, TaskError
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.trajectory.record import to_json
@@ -89,15 +90,30 @@ def plan(task: Task, docs: Sequence[Doc], arm: Arm, seeds: Sequence[int]) -> lis
 
 
 def place(
-    task: Task, arm: Arm, checkpoint: Mapping[str, Any], sampler: Sampler
+    task: Task,
+    arm: Arm,
+    checkpoint: Mapping[str, Any],
+    sampler: Sampler,
+    outside: Mapping[str, str],
 ) -> tuple[str, dict[str, Any]]:
-    """The folder of an arm's images below that of an evaluation, and the settings that it stands for."""
+    """The folder of an arm's images below that of an evaluation, and the settings that it stands for.
+
+    `outside` says who takes the model's place (`outsiders.described`).
+    """
     how = to_json(dataclasses.asdict(sampler.config))
     del how["seed"]  # every trajectory has its own
     shape = list(sampler.model.layout.image_size)
-    settings = {"task": task.name, "version": task.version, **checkpoint, "image_size": shape, **how}
+    settings = {
+        "task": task.name,
+        "version": task.version,
+        **checkpoint,
+        "image_size": shape,
+        **how,
+        **outside,
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    words = [f"{key}={value}" for key, value in sorted(arm.settings.items()) if key != "mode"]
+    changed = {**arm.settings, **arm.outside}
+    words = [f"{key}={value}" for key, value in sorted(changed.items()) if key != "mode"]
     name = re.sub(r"[^\w.=-]+", "_", "-".join([task.name, how["mode"], *words]))
     return f"draws/{name}-{digest[:8]}", settings
 
@@ -122,18 +138,28 @@ def draw(
 
     Raises:
       ReportError: the folder cannot be written.
+      TaskError: somebody outside had nothing to say of some trajectories; all others are drawn.
     """
     mine = [one for n, one in enumerate(wanted) if n % host[1] == host[0] and one.uid not in listing.uids]
     if not mine:
         return
     prompts, seeds = [one.prompt for one in mine], [one.sampler_seed for one in mine]
-    if warm:
-        collections.deque(sampler.stream(prompts[:1], seeds[:1]), maxlen=0)
+    for one in filter(lambda one: isinstance(one, Paid), (getattr(sampler.outside, role) for role in ROLES)):
+        one.announce(prompts, sampler.config.max_turns + 1, sampler.model.layout.image_size)
+    if warm:  # somebody outside may cost something
+        collections.deque(sampler.with_outside().stream(prompts[:1], seeds[:1]), maxlen=0)
+    lost: dict[int, str] = {}
     for progress in sampler.stream(prompts, seeds):
+        lost.update(progress.lost)
         for number, trajectory in progress.finished:
             listing.add(dataclasses.replace(trajectory, uid=mine[number].uid))
         if show:
             show(f"{listing.folder.name}: {progress.done} of {progress.total} trajectories")
+    if lost:
+        raise TaskError(
+            f"{len(lost)} of {len(mine)} trajectories were given up, the first since "
+            f"{next(iter(lost.values()))}: the same command asks again, and --stage=judge judges the others"
+        )
 
 
 def listed(listing: Listing, wanted: Sequence[Draw]) -> Iterator[tuple[Draw, Any]]:

@@ -103,9 +103,14 @@ def _places(record: Record) -> Iterator[tuple[int, str, str]]:
 
 
 def facts(record: Record) -> dict[str, Any]:
-    """What a trajectory took: steps, images, corrected steps, Euler steps, seconds, and who ended it."""
+    """What a trajectory took: steps, images, corrected steps, Euler steps, seconds, and who ended it.
+
+    `doubt`, where it is known, is how many corrections the model's decisions made likely.
+    """
     places, sampled = list(_places(record)), record.sampled
+    doubts = {"doubt": sum(sampled["doubts"])} if "doubts" in sampled else {}
     return {
+        **doubts,
         "steps": places[-1][0],
         "images": len(places),
         "corrections": sum(role == "refined" for _, role, _ in places),

@@ -20,16 +20,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from process_gen.common import files
-from process_gen.evaluation import draws, judging
+from process_gen.evaluation import draws, forced, judging
 from process_gen.evaluation.arms import Arm, chosen, make_arm
+from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.draws import Draw, Show
+from process_gen.evaluation.outsiders import described, make_outside
 from process_gen.evaluation.results import Cell, make_cell
 from process_gen.evaluation.tasks import make_task
 from process_gen.evaluation.tasks.base import Doc, Judge, Task, TaskError
+from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files as reports
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Mode
 
 CELLS = "cells.json"
 
@@ -97,8 +101,18 @@ def ask(
     checkpoint: Mapping[str, Any],
     limit: int = 0,
     per_group: int = 0,
+    arm_options: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[Asked, Sampler]:
     """A cell, and the sampler that draws it.
+
+    Args:
+      sampler: of the checkpoint.
+      task, options: name and options of the benchmark.
+      arm: the name of the way to draw.
+      seeds: of the sweep over seeds.
+      checkpoint: who draws.
+      limit, per_group: which of the prompts.
+      arm_options: role -> options of who takes it in the model's place (`outsiders`).
 
     Raises:
       TaskError, SamplerError: the task, the arm or the settings cannot be.
@@ -108,9 +122,24 @@ def ask(
     if way.needs_judge and benchmark.judge() is None:
         raise TaskError(f"arm {arm}: nobody judges {task} here, so nobody can choose")
     of_arm = sampler.with_config(**way.settings)
-    place, settings = draws.place(benchmark, way, checkpoint, of_arm)
+    if way.outside:
+        check_roles(arm, way, of_arm)
+        docs = draws.take(benchmark.docs(), limit, per_group) if isinstance(benchmark, Scenes) else []
+        asked = {way.prompt(doc): benchmark.requests[doc.doc_id] for doc in docs}
+        of_arm = of_arm.with_outside(**vars(make_outside(way.outside, asked, arm_options or {})))
+    place, settings = draws.place(benchmark, way, checkpoint, of_arm, described(of_arm.outside))
     told = (task, dict(options), arm, list(seeds), limit, per_group, place, "", dict(checkpoint), settings)
     return Asked(*told), of_arm
+
+
+def check_roles(arm: str, way: Arm, sampler: Sampler) -> None:
+    """Whether there is anything for those outside to do; TaskError where there is not."""
+    config, layout = sampler.config, sampler.model.layout
+    if "planner" in way.outside and (config.mode == Mode.SINGLE_PASS or not layout.before):
+        raise TaskError(f"arm {arm}: nothing is planned in mode {config.mode.value} with this model")
+    inspects = config.mode == Mode.PROCESS and config.inspections and layout.before and layout.corrections
+    if "inspector" in way.outside and not inspects:
+        raise TaskError(f"arm {arm}: nothing is inspected in mode {config.mode.value} with these settings")
 
 
 def _absolute(value: str) -> str:
@@ -224,9 +253,24 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
         _uids(one),
         checkpoint=one.checkpoint,
         settings=one.settings,
+        forced=_forced(folder, one),
         judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
     )
     return cell, list(one.benchmark.write_results(rows, _layout(folder, one))) if rows else []
+
+
+def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
+    """Counts of the steps after the teacher's own, where they are drawn."""
+    if not isinstance(one.benchmark, Scenes) or not forced.is_drawn(folder / one.place):
+        return {}
+    listing = forced_listing(folder, one)
+    return forced.counts_of(listing, one.wanted, one.benchmark.requests)
+
+
+def forced_listing(folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None) -> Listing:
+    """The steps after the teacher's own; see `listing_of`."""
+    place = folder / one.place / forced.FOLDER
+    return Listing(place, one.settings, host=host or (0, 1), strips=False, read_only=host is None)
 
 
 def _uids(one: Asked) -> set[str]:

@@ -14,11 +14,22 @@ description cannot be read takes no part in what needs one.
                                 nothing that contradicts the prompt
     the inspection flags        the step has a refine turn; several of them count as one correction,
                                 which leaves what the last one draws
-    precision, recall           of flagging, for wrong drafts
+    precision, recall, F1       of flagging, for wrong drafts
+    kinds of errors             how the draft differs from the description: colour, shape, place, missing,
+                                extra, any number of them; or `plan`, where the description itself
+                                contradicts the prompt or puts two things into one cell
+    the objection names a kind  in the words of its inspection, else of its correction (`named_kind`); an
+                                objection to a draft whose error is `plan` names that. Precision, recall
+                                and F1 by kind are of naming
+    over-corrected              right drafts that are flagged; harmed: that are wrong after the correction
     fixed, still wrong          wrong drafts before a correction: right after it, or not
     kept right, spoiled         right drafts before a correction: still right after it, or not
     kept                        of the objects that one step shows and the next step's description
                                 still has, the share that the next step's image shows
+    in final                    of the objects that a state before the last shows, the share that the
+                                final image shows as well: consistency; what a detour draws does not last
+    lacking at step k           of the objects that should stand after step k, the share that do not
+    new errors at step k        of the steps k that follow a right state (or none), the share that end wrong
     repaired                    of the steps that follow a wrong state, the share that end right
     the next plan is wrong      its description differs from the canvas before it in a cell that its
                                 instruction does not change, so the two cannot both come true; where
@@ -33,100 +44,20 @@ where the final image is meant.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any
 
-from process_gen.evaluation.reading import Objects, changed_cells, objects_of, read_description
-from process_gen.evaluation.statistics import Interval, wilson
+from process_gen.evaluation.counts import Counts
+from process_gen.evaluation.reading import Objects, changed_cells, named_kind, objects_of, read_description
 from process_gen.scenes.graph import Scene
 from process_gen.scenes.judge import judge, may_become
+from process_gen.scenes.oracle import find_mistakes
 from process_gen.scenes.parse import parse
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request
 from process_gen.trajectory.markup import Malformed, Plan
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Step
-
-
-@dataclasses.dataclass
-class Counts:
-    """Sums over trajectories; add two with `+`."""
-
-    steps: int = 0
-    plans: int = 0  # plan texts
-    malformed_plans: int = 0  # those that are not a plan
-    unread: int = 0  # plans whose description is outside the grammar
-    drafts: int = 0  # of steps with a readable description
-    wrong_drafts: int = 0
-    # Drafts, by whether they are wrong and flagged.
-    caught: int = 0
-    missed: int = 0
-    false_alarms: int = 0
-    passed: int = 0
-    # Corrections, by what they did to the draft.
-    fixed: int = 0
-    still_wrong: int = 0
-    kept_right: int = 0
-    spoiled: int = 0
-    # The same by the judge's verdict, at last steps.
-    final_fixed: int = 0
-    final_still_wrong: int = 0
-    final_kept_right: int = 0
-    final_spoiled: int = 0
-    to_keep: int = 0  # objects that a step had to keep
-    kept: int = 0
-    to_repair: int = 0  # steps after a wrong state
-    repaired: int = 0
-    # Readable plans after a corrected step or after another, and the wrong ones.
-    plans_after_refine: int = 0
-    wrong_after_refine: int = 0
-    plans_otherwise: int = 0
-    wrong_otherwise: int = 0
-    final_plans: int = 0  # last descriptions that can be read
-    final_plans_right: int = 0  # those that satisfy the prompt
-    # By step index: states that steps with a readable description leave, and the right ones.
-    states_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    right_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    def shares(self) -> dict[str, Interval]:
-        """Every share that these counts define, with its 95% interval; without those of nothing."""
-        pairs = {
-            "malformed_plans": (self.malformed_plans, self.plans),
-            "unread_descriptions": (self.unread, self.plans - self.malformed_plans),
-            "final_plan_right": (self.final_plans_right, self.final_plans),
-            "wrong_drafts": (self.wrong_drafts, self.drafts),
-            "inspect_precision": (self.caught, self.caught + self.false_alarms),
-            "inspect_recall": (self.caught, self.caught + self.missed),
-            "refine_fixes": (self.fixed, self.fixed + self.still_wrong),
-            "refine_spoils": (self.spoiled, self.spoiled + self.kept_right),
-            "final_refine_fixes": (self.final_fixed, self.final_fixed + self.final_still_wrong),
-            "final_refine_spoils": (self.final_spoiled, self.final_spoiled + self.final_kept_right),
-            "objects_kept": (self.kept, self.to_keep),
-            "repaired_next": (self.repaired, self.to_repair),
-            "next_plan_wrong_after_refine": (self.wrong_after_refine, self.plans_after_refine),
-            "next_plan_wrong_otherwise": (self.wrong_otherwise, self.plans_otherwise),
-        }
-        pairs |= {f"right_at_step_{i + 1}": (self.right_at[i], n) for i, n in sorted(self.states_at.items())}
-        return {name: wilson(k, n) for name, (k, n) in pairs.items() if n}
-
-    def to_json(self) -> dict[str, Any]:
-        """Its sums, without those that are 0."""
-        return {name: value for name, value in vars(self).items() if value}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Counts:
-        """Reads what `to_json` wrote, whose step indices JSON made texts."""
-        by_step = {
-            name: collections.Counter({int(index): n for index, n in data.get(name, {}).items()})
-            for name in ("states_at", "right_at")
-        }
-        return cls(**{**data, **by_step})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +67,8 @@ class _Facts:
     Attributes:
       planned, draft, refined: what should stand, and what stands.
       changed: cells that the plan's instruction changes.
+      errors: kinds of what is wrong with the draft.
+      claim: the kind that the objection names.
       draft_right, refined_right: as the module says.
     """
 
@@ -143,6 +76,8 @@ class _Facts:
     draft: Objects
     refined: Objects | None
     changed: frozenset[str]
+    errors: frozenset[str]
+    claim: str
     draft_right: bool
     refined_right: bool
 
@@ -174,9 +109,21 @@ def count(trajectory: SampledTrajectory, request: Request) -> Counts:
     counts.unread = sum(isinstance(p, Plan) and f.planned is None for p, f in zip(plans, facts, strict=True))
     for index, fact in enumerate(facts):
         _count_step(counts, index, fact)
-    for before, after in itertools.pairwise(facts):
-        _count_pair(counts, before, after)
+    for index, (before, after) in enumerate(itertools.pairwise(facts), 1):
+        _count_pair(counts, index, before, after)
+    for fact in facts[:-1]:
+        counts.shown += fact.state.total()
+        counts.lasting += (fact.state & facts[-1].state).total()
     _count_final(counts, steps[-1], request)
+    return counts
+
+
+def count_step(trajectory: SampledTrajectory, request: Request, index: int) -> Counts:
+    """The counts of one step alone, from 0: whether its draft, its inspection and its state are right."""
+    counts, steps = Counts(), trajectory.steps
+    if index < len(steps):
+        ended = trajectory.stopped == "model" and index == len(steps) - 1
+        _count_step(counts, index, _facts(steps[index], request, ended))
     return counts
 
 
@@ -196,12 +143,19 @@ def _facts(step: Step, request: Request, last: bool) -> _Facts:
     mended = corrected == planned if sound else not contradicts(refined)
     carried_out = corrected == planned != drawn
     judged_by_prompt = last or refined is not None
+    right = drawn == planned and not (judged_by_prompt and contradicts(draft))
+    errors = frozenset({"plan"})
+    if sound and not right:
+        errors = frozenset(mistake.kind for mistake in find_mistakes(draft, meant))
+    instruction = step.refine if isinstance(step.refine, str) else None
     return _Facts(
         planned,
         drawn,
         corrected,
         changed,
-        draft_right=drawn == planned and not (judged_by_prompt and contradicts(draft)),
+        errors=frozenset() if right or meant is None else errors,
+        claim=named_kind(step.inspect, instruction),
+        draft_right=right,
         refined_right=mended or carried_out,
     )
 
@@ -214,13 +168,24 @@ def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
     counts.wrong_drafts += not fact.draft_right
     detected = {(False, True): "caught", (False, False): "missed", (True, True): "false_alarms"}
     _increment(counts, detected.get((fact.draft_right, fact.flagged), "passed"))
+    counts.errors.update(fact.errors)
     if fact.flagged:
         _increment(counts, _correction(fact.draft_right, fact.refined_right))
+        claim = "plan" if fact.errors == {"plan"} else fact.claim
+        counts.claims[claim] += 1
+        counts.named[claim] += claim in fact.errors
+        if fact.draft_right:
+            counts.alarms[claim] += 1
     counts.states_at[index] += 1
     counts.right_at[index] += fact.state_right
+    counts.planned_at[index] += fact.planned.total()
+    counts.lacking_at[index] += (fact.planned - fact.state).total()
+    if index == 0:
+        counts.sound_at[0] += 1
+        counts.broken_at[0] += not fact.state_right
 
 
-def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
+def _count_pair(counts: Counts, index: int, before: _Facts, after: _Facts) -> None:
     """What one step keeps and repairs of the one before, and whether its plan goes by it."""
     if after.planned is None:
         return
@@ -230,6 +195,9 @@ def _count_pair(counts: Counts, before: _Facts, after: _Facts) -> None:
     if before.planned is not None and not before.state_right:
         counts.to_repair += 1
         counts.repaired += after.state_right
+    elif before.planned is not None:
+        counts.sound_at[index] += 1
+        counts.broken_at[index] += not after.state_right
     which = "after_refine" if before.flagged else "otherwise"
     _increment(counts, f"plans_{which}")
     if not _plan_follows(before, after):

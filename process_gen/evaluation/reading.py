@@ -1,4 +1,4 @@
-"""What a plan's description says, and the judge's verdict on an image as JSON.
+"""What a plan's description says, what an objection names, and the judge's verdict on an image as JSON.
 
 description := "nothing yet" | item (("," | "and") item)*
 item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour shape
@@ -7,6 +7,7 @@ item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import re
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from process_gen.scenes.graph import Object, Scene, make_object
 from process_gen.scenes.judge import Verdict, judge
+from process_gen.scenes.language import CHANGES, FAULTS, MISSING
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.parse import parse
 from process_gen.scenes.requests import Request
@@ -84,6 +86,41 @@ def changed_cells(instruction: str, level: str | Level) -> frozenset[str]:
     known = get_level(level).cell_index
     following = itertools.pairwise([*_words(instruction), ""])
     return frozenset(word for word, after in following if word in known and after != "at")
+
+
+KINDS = ("colour", "shape", "place", "missing", "extra")
+"""Kinds of errors that an image shows, and that an inspection may name."""
+
+_NAMED = {"many": "extra", "few": "missing"}
+_REPAIRED = {"add": "missing", "move": "place", "swap": "place", "remove": "extra"}
+
+
+@functools.cache
+def _phrases() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str]]]:
+    """What inspections that find a fault look like, and what corrections do, each with its kind."""
+
+    def pattern(phrase: str) -> re.Pattern:
+        words = _words(re.sub(r"\{(\w+)\}", r"SLOT\1", phrase))
+        several = {"slotwanted", "slotafter", "slotbare"}
+        parts = (".+" if w in several else r"\w+" if w.startswith("slot") else re.escape(w) for w in words)
+        return re.compile(" ".join(parts))
+
+    faults = [(pattern(text), _NAMED.get(kind, kind)) for kind, texts in FAULTS.items() for text in texts]
+    changes = {**CHANGES, "add": (*CHANGES["add"], *MISSING)}
+    repairs = [(pattern(t), _REPAIRED.get(kind, kind)) for kind, texts in changes.items() for t in texts]
+    return faults, repairs
+
+
+def named_kind(inspection: str | None, correction: str | None) -> str:
+    """The kind of error that an objection names: by its inspection, else by its correction; else `other`.
+
+    One thing too many is `extra`, one too few `missing`, however it is said.
+    """
+    for text, phrases in zip((inspection, correction), _phrases(), strict=True):
+        said = " ".join(_words(text or ""))
+        if kind := next((kind for one, kind in phrases if one.fullmatch(said)), None):
+            return kind
+    return "other"
 
 
 def objects_of(scene: Scene) -> Objects:

@@ -17,17 +17,22 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.common import files
+from process_gen.evaluation import forced
 from process_gen.evaluation.arms import Arm, chosen
-from process_gen.evaluation.process import Counts
+from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.states import StateCounts
-from process_gen.evaluation.statistics import Interval, mean_interval, score_interval
+from process_gen.evaluation.statistics import Interval, Shares, mean_interval, score_interval, shares_of
 from process_gen.evaluation.tasks.base import Doc, Judgement, Row, Task
 
 KIND = "process_gen evaluation"
-SCHEMA = 2
+SCHEMA = 3
 
 FACTS = ("steps", "images", "corrections", "sampling_steps", "seconds")
 """What a trajectory took; unknown of images that another program made."""
+
+
+_COUNTED = ("counts", "forced")
+"""Fields of a cell that hold counts."""
 
 
 class ResultsError(ValueError):
@@ -80,8 +85,10 @@ class Cell:
       wanted: images that should have a verdict, candidates among them.
       judged: those that have one.
       unjudged: those that the judge had no verdict on.
-      counts: of what happened on the way, counted exactly; None where nobody can.
-      states: the same through the judge.
+      counts: of what happened on the way to the images of each `doc_id`, counted exactly; empty where
+        nobody can.
+      seen: the same through the judge, as `statistics.Shares`.
+      forced: counts of steps after the teacher's own (`forced`); empty where there are none.
       summary: figures of the official scorer, if any.
     """
 
@@ -98,14 +105,26 @@ class Cell:
     wanted: int
     judged: int
     unjudged: int = 0
-    counts: Counts | None = None
-    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
+    seen: Mapping[str, Shares] = dataclasses.field(default_factory=dict)
+    forced: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
     summary: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def counted(self) -> Counts:
+        """The sums over all prompts."""
+        return sum(self.counts.values(), Counts())
 
     @property
     def process(self) -> dict[str, Interval]:
         """Shares of what happened on the way, with intervals; empty where nobody can count them."""
-        return self.counts.shares() if self.counts else {}
+        found = shares_of(counts.shares() for counts in self.counts.values())
+        return found | forced.measures(self.forced, self.counts)
+
+    @property
+    def states(self) -> dict[str, Interval]:
+        """The same through the judge; empty where not every state is judged."""
+        return shares_of(self.seen.values())
 
     @property
     def missing(self) -> int:
@@ -173,9 +192,9 @@ class Cell:
             **kept,
             "scores": {name: interval.to_json() for name, interval in self.scores.items()},
             "groups": {g: {**i.to_json(), "n": len(self.of_group(g))} for g, i in self.groups.items()},
-            "counts": self.counts and self.counts.to_json(),
+            **{key: {d: c.to_json() for d, c in getattr(self, key).items()} for key in _COUNTED},
             "process": {name: interval.to_json() for name, interval in self.process.items()},
-            "states": {n: v.to_json() if isinstance(v, Interval) else v for n, v in self.states.items()},
+            "states": {name: interval.to_json() for name, interval in self.states.items()},
             "means": self.means(),
             "failures": self.failures,
             "outcomes": [dataclasses.asdict(one) for one in self.outcomes],
@@ -185,10 +204,9 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Reads what `to_json` wrote; what follows from the outcomes is computed again."""
         fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
-        counts = data["counts"] and Counts.from_json(data["counts"])
-        states = {n: Interval(**v) if isinstance(v, Mapping) else v for n, v in data["states"].items()}
+        counts = {key: {d: Counts.from_json(c) for d, c in data[key].items()} for key in _COUNTED}
         outcomes = tuple(Outcome(**one) for one in data["outcomes"])
-        return cls(**{**fields, "counts": counts, "states": states, "outcomes": outcomes})
+        return cls(**{**fields, **counts, "outcomes": outcomes})
 
 
 def make_cell(
@@ -232,7 +250,7 @@ def make_cell(
             finals.setdefault((row["doc_id"], row["seed"], of_row[0]), {})[of_row[1]] = row
     right = {row["uid"] for found in finals.values() for row in found.values()}
     order = {doc.doc_id: number for number, doc in enumerate(docs)}
-    outcomes, rows, counts, judged = [], [], None, StateCounts()
+    outcomes, rows, counts, judged = [], [], {}, {}
     whole = True  # every state of every trajectory has a verdict
     for name, seed, index in sorted(finals, key=lambda key: (seeds.index(key[1]), order[key[0]], key[2])):
         found = finals[name, seed, index]
@@ -241,10 +259,10 @@ def make_cell(
         outcomes.append(_outcome(row, by_doc[name], index, ranked))
         rows.append(Row(by_doc[name], seed, index, _judgement(row)))
         if "process" in row:
-            counts = (counts or Counts()) + Counts.from_json(row["process"])
+            counts[name] = counts.get(name, Counts()) + Counts.from_json(row["process"])
         seen = [(step, role, score) for (step, role), score in sorted(states[row["uid"]].items())]
         if seen[0][0] > 0 and len(seen) == row["facts"]["images"]:
-            judged.count(seen, row["facts"]["stopped"])
+            judged.setdefault(name, StateCounts()).count(seen, row["facts"]["stopped"])
         else:
             whole = False
     groups = list(dict.fromkeys(doc.group for doc in docs))
@@ -264,7 +282,7 @@ def make_cell(
         unjudged=len({uid for uid, _, _ in failed} - right),
         prompts=_fingerprint(docs),
         counts=counts,
-        states=judged.shares() if judged.trajectories and whole else {},
+        seen={doc_id: one.shares() for doc_id, one in judged.items()} if whole else {},
         summary=dict(task.summary(rows)),
         **known,
     )

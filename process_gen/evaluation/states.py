@@ -22,9 +22,6 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
-
-from process_gen.evaluation.statistics import Interval, wilson
 
 RIGHT = 1.0
 """The score of a right image."""
@@ -75,8 +72,8 @@ class StateCounts:
         self.too_late += late
         self.lost += late and values[-1] < RIGHT
 
-    def shares(self) -> dict[str, Interval | float]:
-        """Every figure that there is something to say of."""
+    def shares(self) -> dict[str, tuple[float, float]]:
+        """Every figure that there is something to say of, as a sum and what of (`statistics.Shares`)."""
         pairs = {
             "refined_better": (self.refined_better, self.corrections),
             "refined_worse": (self.refined_worse, self.corrections),
@@ -86,5 +83,5 @@ class StateCounts:
             "late_and_lost": (self.lost, self.too_late),
             "stopped_by_cap": (self.by_cap, self.trajectories),
         }
-        found: dict[str, Any] = {name: wilson(k, n) for name, (k, n) in pairs.items() if n}
-        return found | {f"score_at_step_{k}": self.scores[k] / n for k, n in sorted(self.reached.items())}
+        pairs |= {f"score_at_step_{k}": (self.scores[k], n) for k, n in sorted(self.reached.items())}
+        return {name: pair for name, pair in pairs.items() if pair[1]}

@@ -7,6 +7,8 @@ Images of one prompt are alike, so a prompt is a cluster: all its images and see
   Methodology 24, 1998, for the idea and for the t quantile of n - 1 degrees of freedom). It stays inside
   [0, 1] and keeps a width at 0 and at 1, where the effective size is the number of clusters. Where few of the
   clusters differ they look more alike than they are; `_PSEUDO` of a cluster at 0 and at 1 makes up for that.
+- A share of what happens in clusters (of all wrong drafts, those that were caught): a ratio of two sums over
+  clusters, whose variance is that of what each cluster moves it by; in all else as a mean.
 - A weighted mean over groups: the groups are independent samples, so their limits combine by the square
   root of summed squares (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
 - The difference of two arms on the same prompts: Student's interval over clusters, and the p-value of a
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +70,21 @@ def _wilson(share: float, n: float) -> Interval:
 
 def mean_interval(clusters: Sequence[str], values: Sequence[float]) -> Interval:
     """The mean of values in [0, 1] that come in clusters; at least one value."""
-    parts, mean = _parts(clusters, np.asarray(values, float))
+    _, place = np.unique(np.asarray(clusters), return_inverse=True)
+    return ratio_interval(np.bincount(place, np.asarray(values, float)), np.bincount(place))
+
+
+def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
+    """The sum of `sums` over that of `totals`, both of clusters: a share of what happens in them.
+
+    Args:
+      sums: of each cluster, between 0 and its total.
+      totals: not all of them 0; a cluster whose total is 0 says nothing.
+    """
+    sums, totals = np.asarray(sums, float), np.asarray(totals, float)
+    sums, totals = sums[totals > 0], totals[totals > 0]
+    mean = float(sums.sum() / totals.sum())
+    parts = _moves(sums, totals)
     n, size = len(parts), float(len(parts))
     if n > 1 and 0 < mean < 1:
         share = (n * mean + _PSEUDO) / (n + 2 * _PSEUDO)
@@ -79,6 +95,39 @@ def mean_interval(clusters: Sequence[str], values: Sequence[float]) -> Interval:
         variance = spread * n / (n - 1 + 2 * _PSEUDO)
         size = max(share * (1 - share) / variance * (_Z / stats.t.ppf(_TAIL, n - 1)) ** 2, 1.0)
     return _wilson(mean, size)
+
+
+def _moves(sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """What each cluster moves the ratio of the sums by, away from where it stands."""
+    return (sums - sums.sum() / totals.sum() * totals) / totals.sum()
+
+
+Shares = Mapping[str, tuple[float, float]]
+"""Name of a measure -> what counts for it, and what of."""
+
+
+def shares_of(clusters: Iterable[Shares]) -> dict[str, Interval]:
+    """Every measure over clusters, with its interval; without those of nothing."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one in clusters:
+        for name, pair in one.items():
+            found.setdefault(name, []).append(tuple(pair))
+    summed = {name: tuple(np.array(pairs, float).T) for name, pairs in found.items()}
+    return {name: ratio_interval(*pair) for name, pair in summed.items() if pair[1].any()}
+
+
+def ratio_difference(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> Interval:
+    """How much one ratio is above another, of the same clusters: Student's interval of what each moves.
+
+    Args:
+      first, second: sum and total of every cluster, in one order; neither ratio is one of nothing.
+    """
+    (a, of_a), (b, of_b) = np.array(first, float).T, np.array(second, float).T
+    there = (of_a > 0) | (of_b > 0)
+    moves, n = (_moves(a, of_a) - _moves(b, of_b))[there], int(there.sum())
+    mean = float(a.sum() / of_a.sum() - b.sum() / of_b.sum())
+    half = stats.t.ppf(_TAIL, max(n - 1, 1)) * math.sqrt(float(np.square(moves).sum()) * n / max(n - 1, 1))
+    return Interval(mean, mean - half, mean + half)
 
 
 def _parts(clusters: Sequence[str], values: np.ndarray) -> tuple[np.ndarray, float]:

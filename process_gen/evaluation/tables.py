@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.results import Cell, ResultsError
 from process_gen.evaluation.statistics import Interval, difference, holm, p_value
 
@@ -68,6 +69,11 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
         for cell in cells
     ]
     keys = dict.fromkeys(key for one in facts for key in one)
+    for role in ROLES:  # which the name of an arm tells, unless it means several
+        if len({(cell.arm, one.get(role)) for cell, one in zip(cells, facts, strict=True)}) == len(
+            {cell.arm for cell in cells}
+        ):
+            keys.pop(role, None)
     differ = [key for key in keys if len({str(one.get(key)) for one in facts}) > 1]
     made = []
     for cell, one in zip(cells, facts, strict=True):
@@ -135,7 +141,7 @@ def process_table(cells: Sequence[Cell]) -> Table:
         for measure in dict.fromkeys(measure for one in found for measure in one):
             shown = [one.get(measure) for one in found]
             name = measure if kind == "process" else f"{measure} (by the judge)"
-            rows.append([name, *(f"{v:.2f}" if isinstance(v, float) else v for v in shown)])
+            rows.append([name, *shown])
     for kind in dict.fromkeys(kind for cell in cells for kind in cell.failures):
         shown = (f"{cell.failures.get(kind, 0)} of {len(cell.outcomes)}" for cell in cells)
         rows.append([f"failed: {kind}", *shown])

@@ -228,9 +228,15 @@ def _seen(layout: Layout, row: Batch, step: np.ndarray, turn: int) -> dict[tuple
 
 def lines(found: Anatomy, tokenizer: Any) -> Iterator[tuple[Any, ...]]:
     """Rows of a table: number, turn, segment, stage, token, position, what it sees, target, losses."""
+    controls = ("end_of_text", "im_start", "im_end", "vision_start", "vision_end")
+    names = {getattr(tokenizer, name): f"<{name}>" for name in controls}
+
+    def word(token: int) -> str:
+        return "" if token < 0 else names.get(token) or repr(tokenizer.decode([token]))[1:-1]
+
     for number, token in enumerate(found.tokens):
-        text = f"{token.count} {token.what}" if token.id < 0 else repr(tokenizer.decode([token.id]))[1:-1]
-        target = "" if token.target < 0 else repr(tokenizer.decode([token.target]))[1:-1]
+        text = f"{token.count} {token.what}" if token.id < 0 else word(token.id)
+        target = word(token.target)
         losses = ", ".join(
             f"{name} x {weight:g}" if weight != 1 else name for name, weight in token.losses.items()
         )

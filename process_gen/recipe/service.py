@@ -72,7 +72,7 @@ class Services:
                 return read_graph(questions.GRAPH.read(answer))
             except GraphError as error:
                 said.append(str(error))
-                return None
+                raise
 
         return self._ask(questions.GRAPH, prompt, {}, read=read, problems=said)
 

@@ -20,6 +20,9 @@ COLOURS = ("#2563a8", "#d98324", "#4c9a6b", "#8a5fb0", "#b8434e", "#6b7280", "#1
 LOOKS = cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS)
 """Once the colours are used up they come back with the next stroke."""
 
+MARKS = "osD^vPX*"
+"""Of series of points, one after the other."""
+
 
 def bars(
     results: Mapping[str, Mapping[str, tuple[float, float, float]]],
@@ -71,11 +74,14 @@ def points(
       title, xlabel, ylabel: plain text.
     """
     figure, axes = _axes((7.0, 4.2 + 0.2 * -(-len(results) // 2)), title)
-    for name, found in results.items():
+    for i, (name, found) in enumerate(results.items()):
         x, values = zip(*sorted(found), strict=True)
         mean, low, high = np.array(values).T
-        whisker = {"elinewidth": 1.0, "capsize": 2.5}
-        axes.errorbar(x, mean, yerr=[mean - low, high - mean], marker="o", label=_plain(name), **whisker)
+        # Where series coincide, each is seen: hollow marks of unlike shapes, the later ones inside.
+        size = max(13.0 - 2.5 * i, 4.0)
+        mark = {"marker": MARKS[i % len(MARKS)], "markersize": size, "markerfacecolor": "none"}
+        whisker = {"elinewidth": size / 5, "capsize": size / 3}
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], label=_plain(name), **mark, **whisker)
     axes.set_xlabel(_plain(xlabel))
     axes.set_ylabel(_plain(ylabel))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)

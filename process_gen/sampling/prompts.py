@@ -61,9 +61,9 @@ def encode_prompt(model: UnifiedModel, tokenizer: Any, prompt: Prompt) -> dict[s
     if prompt.instruction and not layout.instruction:
         raise PromptError("the model has no room for a text after an input image (layout.instruction is 0)")
     if prompt.text or not prompt.instruction:
-        slots["text"] = _slot(model, tokenizer, prompt.text, "prompt")
+        slots["text"] = encode_text(model, tokenizer, prompt.text, "prompt")
     if prompt.instruction:
-        slots["instruction"] = _slot(model, tokenizer, prompt.instruction, "instruction")
+        slots["instruction"] = encode_text(model, tokenizer, prompt.instruction, "instruction")
     if image is None:
         return slots
     if not layout.prompt_image:
@@ -91,12 +91,12 @@ def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np
         raise PromptError(f"a refine turn has a text before its image, {markup.REFINE}..{markup.REFINE_END}")
     slots: dict[str, np.ndarray | None] = {"image": _fitting(model, turn.image, "the image of a given turn")}
     for name, text in (("before", turn.before), ("after", turn.after)):
-        slots[name] = None if text is None else _slot(model, tokenizer, text, name)
+        slots[name] = None if text is None else encode_text(model, tokenizer, text, name)
     return slots
 
 
-def _slot(model: UnifiedModel, tokenizer: Any, text: str, name: str) -> np.ndarray:
-    """A text between its brackets, padded to the room of `layout.<name>`."""
+def encode_text(model: UnifiedModel, tokenizer: Any, text: str, name: str) -> np.ndarray:
+    """A text between its brackets, padded to the room of `layout.<name>`; raises PromptError without room."""
     size, asked = getattr(model.layout, name), name in ("prompt", "instruction")
     what = "the prompt" if asked else f"the text {name} an image"
     if asked and not text.strip():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import decisions
 from process_gen.sampling.config import PromptError, SamplerConfig
 from process_gen.sampling.decisions import Opens
+from process_gen.sampling.outside import Inspection, Situation
 from process_gen.sampling.prompts import Prompt, encode_prompt, encode_turn
+from process_gen.trajectory import markup
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.sampled import SampledTrajectory, Stopped
-from process_gen.trajectory.stages import Trajectory, Turn, steps_of
+from process_gen.trajectory.stages import Mode, Trajectory, Turn, steps_of
 
 
 @dataclasses.dataclass
@@ -31,6 +33,11 @@ class Row:
       opens: what follows them.
       images: how many were drawn.
       seconds: its share of the time.
+      before: the text before the next image, where somebody else wrote it.
+      inspection: what somebody else says of the image under way.
+      lost: why the trajectory is given up; empty while it is not.
+      doubt: the probability of a correction in the last decision that could have opened one.
+      doubts: those of the turns that are done.
     """
 
     index: int
@@ -42,6 +49,11 @@ class Row:
     opens: Opens = Opens.IMAGE
     images: int = 0
     seconds: float = 0.0
+    before: str | None = None
+    inspection: Inspection | None = None
+    lost: str = ""
+    doubt: float | None = None
+    doubts: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def now(self) -> Turn | None:
@@ -57,7 +69,33 @@ class Row:
             return frozenset({Opens.INSPECT})
         if draw != "after_prompt" and len(told) > 1:
             return _opening(told[1])
-        return decisions.choices(draw, config.mode, layout, self._corrections, config.inspections)
+        found = decisions.choices(draw, config.mode, layout, self._corrections, config.inspections)
+        if self.inspection is None:
+            return found
+        if draw == "after_image" and Opens.INSPECT in found and self.inspection.text is not None:
+            return frozenset({Opens.INSPECT})
+        if self.inspection.correction is not None and Opens.REFINE in found:
+            return frozenset({Opens.REFINE})
+        return found - {Opens.INSPECT, Opens.REFINE}
+
+    def awaits_plan(self, config: SamplerConfig, layout: Layout) -> bool:
+        """Whether a plan may follow, and nothing is given or corrected."""
+        free = self.now is None and self.opens != Opens.REFINE and not self.lost
+        draw = "after_text" if self.turns else "after_prompt"
+        return free and Opens.PLAN in decisions.choices(draw, config.mode, layout)
+
+    def situation(
+        self, config: SamplerConfig, turns: Sequence[Turn], check: Callable[[Any], None]
+    ) -> Situation:
+        """What somebody outside is told, after so many turns."""
+        steps = sum(not turn.refines for turn in turns)
+        left = [1 - steps if config.mode == Mode.PLAN_ONLY else config.max_turns - len(turns)]
+        if config.max_steps:
+            left.append(config.max_steps - steps)
+        if config.max_flow_steps:
+            left.append(config.max_flow_steps // config.flow_steps - self.images)
+        words = " ".join(filter(None, (self.prompt.text, self.prompt.instruction)))
+        return Situation(words, tuple(turns), max(min(left), 0), check)
 
     @property
     def _corrections(self) -> int:
@@ -75,7 +113,10 @@ class Row:
         elif turn.after is None and "after" in texts:
             turn = dataclasses.replace(turn, after=texts["after"])
         self.turns.append(turn)
-        self.opens = opens
+        correction = self.inspection.correction if self.inspection and opens == Opens.REFINE else None
+        self.before = None if correction is None else markup.write_refine(correction)
+        self.doubts += [] if self.doubt is None else [self.doubt]
+        self.opens, self.inspection, self.doubt = opens, None, None
 
     def stopped(self, config: SamplerConfig) -> Stopped | None:
         """Who ended the trajectory, None while it goes on."""
@@ -107,6 +148,7 @@ class Row:
             given=len(self.given),
             sampling_steps=self.images * config.flow_steps,
             seconds=self.seconds,
+            doubts=tuple(self.doubts) or None,
         )
 
 

@@ -27,8 +27,11 @@ import numpy as np
 from process_gen.models import vit
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import turn
+from process_gen.sampling.asking import Asking
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
 from process_gen.sampling.decisions import NOTHING, Opens
+from process_gen.sampling.outside import Inspector, Outside, Planner
+from process_gen.sampling.progress import Finished, Lost, Progress, in_order
 from process_gen.sampling.prompts import check_prompts, encode_prompt, encode_turn, idle_slots, make_prompt
 from process_gen.sampling.rows import Row, occupied, taken_up
 from process_gen.sampling.state import SamplingState
@@ -43,28 +46,8 @@ Seeds = int | Sequence[int] | None
 Images = Sequence[np.ndarray | None] | None
 """Input images of prompts, [H, W, 3] uint8 of the layout's size, None where a prompt has none."""
 
-
-Finished = tuple[tuple[int, SampledTrajectory], ...]
-"""Numbers of prompts, and their trajectories."""
-
 LANE = 8
 """Rows of a lane, at least."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands after one round of turns.
-
-    Attributes:
-      done, total: trajectories finished and asked for.
-      turns: turns drawn so far, over all trajectories.
-      finished: those that ended in this round.
-    """
-
-    done: int
-    total: int
-    turns: int
-    finished: Finished
 
 
 class Sampler:
@@ -80,6 +63,7 @@ class Sampler:
       frozen: weights of an autoencoder that has any.
       ambient: what its programs are traced and run inside: `partition.over` a mesh that the parameters are
         spread over.
+      outside: who plans or inspects in the model's place.
 
     Raises:
       SamplerError: settings that do not fit the model.
@@ -95,21 +79,28 @@ class Sampler:
         sharding: jax.sharding.Sharding | None = None,
         frozen: Any = None,
         ambient: Callable[[], AbstractContextManager[None]] = nullcontext,
+        outside: Outside | None = None,
     ):
         self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
-        self.ambient = ambient
+        self.ambient, self.outside = ambient, outside or Outside()
         if rows < 1:
             raise SamplerError(f"rows must be at least 1, got {rows}")
         one_cpu = jax.default_backend() == "cpu" and (sharding is None or sharding.num_devices == 1)
         self.lanes = min(os.cpu_count() or 1, max(rows // LANE, 1)) if one_cpu else 1
         check_fits(model.layout, self.config)
         self._texts = text_specs(model, tokenizer, self.config)
+        self._asking = Asking(model, tokenizer, self.config)
 
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
         return self._like(self.model, dataclasses.replace(self.config, **changes))
+
+    def with_outside(self, planner: Planner | None = None, inspector: Inspector | None = None) -> Sampler:
+        """The same with somebody else who plans, or who inspects and says what to correct."""
+        places = (self.rows, self.sharding, self.frozen, self.ambient, Outside(planner, inspector))
+        return Sampler(self.model, self.params, self.tokenizer, self.config, *places)
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another shape, which is compiled for itself.
@@ -123,7 +114,7 @@ class Sampler:
         return self._like(self.model.clone(layout=layout), self.config)
 
     def _like(self, model: UnifiedModel, config: SamplerConfig) -> Sampler:
-        places = (self.rows, self.sharding, self.frozen, self.ambient)
+        places = (self.rows, self.sharding, self.frozen, self.ambient, self.outside)
         return Sampler(model, self.params, self.tokenizer, config, *places)
 
     # ------------------------------------------------------------ what is asked
@@ -141,7 +132,7 @@ class Sampler:
         Raises:
           PromptError: a prompt is empty or too long, a seed is out of range, or an image does not fit.
         """
-        return _in_order(self.stream(prompts, seed, images), len(prompts))
+        return in_order(self.stream(prompts, seed, images), len(prompts))
 
     def check(self, prompts: Sequence[str]) -> None:
         """Whether prompts can be drawn, before anything is.
@@ -196,7 +187,7 @@ class Sampler:
             )
         parts = enumerate(zip(sources, kept, texts, seeds, strict=True))
         rows = [taken_up(self.model, self.tokenizer, self.config, i, *one) for i, one in parts]
-        return _in_order(self._run(rows), len(rows))
+        return in_order(self._run(rows), len(rows))
 
     def answer(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> list[str]:
         """What the model says to each prompt, in words; its input image is what it is asked about.
@@ -242,12 +233,12 @@ class Sampler:
     def _run(self, asked: list[Row]) -> Iterator[Progress]:
         """Draws trajectories, and yields after every round of turns."""
         total, done, turns = len(asked), 0, 0
-        for drawn, finished in self._rounds(asked[::-1]):
-            done, turns = done + len(finished), turns + drawn
-            yield Progress(done, total, turns, finished)
+        for drawn, finished, lost in self._rounds(asked[::-1]):
+            done, turns = done + len(finished) + len(lost), turns + drawn
+            yield Progress(done, total, turns, finished, lost)
 
-    def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished]]:
-        """How many turns were drawn and what ended, for every round of every lane.
+    def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
+        """How many turns were drawn, what ended and what was given up, for every round of every lane.
 
         A lane works on while others are waited for.
         """
@@ -264,7 +255,7 @@ class Sampler:
                         under_way[pool.submit(next, lane, None)] = lane
                         yield found
 
-    def _lane(self, waiting: list[Row]) -> Iterator[tuple[int, Finished]]:
+    def _lane(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
         """Draws what waits, the last one first, in rows of its own until nothing is left."""
         rows: list[Row | None] = [None] * -(-self.rows // self.lanes)
         state: SamplingState | None = None
@@ -279,45 +270,57 @@ class Sampler:
                 if fresh.any():
                     state = self._enter(state, rows, fresh)
                 state = self._turn(state, rows)
-            active, finished = np.flatnonzero(occupied(rows)), []
+            active, finished, lost = np.flatnonzero(occupied(rows)), [], []
             share = (time.perf_counter() - start) / len(active) / self.lanes
             for place in active:
                 row = rows[place]
                 row.seconds += share
-                if stopped := row.stopped(self.config):
+                stopped = row.stopped(self.config)
+                if row.lost:
+                    lost.append((row.index, row.lost))
+                elif stopped:
                     finished.append((row.index, row.trajectory(self.config, stopped)))
+                if row.lost or stopped:
                     rows[place] = None
-            yield len(active), tuple(finished)
+            yield len(active), tuple(finished), tuple(lost)
 
     def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
         """One turn of every row that holds a trajectory, which `rows` hear of."""
         present, opens = occupied(rows), np.array([row.opens if row else NOTHING for row in rows])
-        told = [row.now if row else None for row in rows]
-        given = [one and encode_turn(self.model, self.tokenizer, one) for one in told]
+        given = [row and self._given(row) for row in rows]
         refines, writes = opens == Opens.REFINE, np.isin(opens, (Opens.PLAN, Opens.REFINE))
         state = state.told(refines=self._put(refines), keys=self._turn_keys(rows))
         texts: dict[str, np.ndarray] = {}
         if writes.any():
             state, texts["before"], _ = self._write("before", state, writes, given)
         state, images, end = self._image(state, present, given)
+        if self.outside.inspector:
+            befores = self._asking.words(jax.device_get(texts), {"before": writes})
+            said = self._asking.inspect(self.outside.inspector, rows, images, befores)
+            given = [{**(one or {}), **said.get(place, {})} for place, one in enumerate(given)]
         opens = self._decide("after_image", end, state, rows, present)
         if (inspects := opens == Opens.INSPECT).any():
             state, texts["after"], end = self._write("after", state, inspects, given)
             opens = np.where(inspects, self._decide("after_text", end, state, rows, inspects), opens)
         state = self._commit(state.told(rows=self._put(present)))
-        texts, wrote = jax.device_get(texts), {"before": writes, "after": inspects}
+        words = self._asking.words(jax.device_get(texts), {"before": writes, "after": inspects})
         for place in np.flatnonzero(present):
-            ids = {name: text[place].tolist() for name, text in texts.items() if wrote[name][place]}
-            words = {name: self.tokenizer.decode(some) for name, some in ids.items()}
-            rows[place].add(words, images[place], Opens(opens[place]))
+            rows[place].add(words.get(place, {}), images[place], Opens(opens[place]))
+        self._asking.plan(self.outside.planner, filter(None, rows))
         return state
+
+    def _given(self, row: Row) -> dict[str, Any] | None:
+        """What of a row's next turn is given: all of it, or the text before its image."""
+        return (
+            self._asking.slots(row) if row.now is None else encode_turn(self.model, self.tokenizer, row.now)
+        )
 
     def _write(
         self, part: str, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, jax.Array, jax.Array]:
         """The state with a text in some rows [B], its tokens [B, T], and the hidden state of the last one."""
         blank = np.full(self._texts[part].size, PAD_ID, np.int32)
-        told = [one[part] if one and one[part] is not None else blank for one in given]
+        told = [one[part] if one and one.get(part) is not None else blank for one in given]
         state = state.told(rows=self._put(rows))
         new = turn.write(self.model, self._texts[part], part, self.params, state, self._put(np.stack(told)))
         return state.holding(new), new.tokens, new.end
@@ -326,7 +329,8 @@ class Sampler:
         self, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, np.ndarray, jax.Array]:
         """The state with an image in some rows [B], its pixels, the hidden state of its closing token."""
-        state, told = state.told(rows=self._put(rows)), np.array([one is not None for one in given])
+        images_told = [one.get("image") if one else None for one in given]
+        state, told = state.told(rows=self._put(rows)), np.array([one is not None for one in images_told])
         if (rows & ~told).any():
             latents = turn.draw(self.model, self.config.flow, self.params, state)
             shown = turn.show(self.model, latents, self.frozen)
@@ -335,7 +339,7 @@ class Sampler:
             images = np.zeros((len(rows), *self.model.layout.image_size, 3), np.uint8)
         if told.any():
             images = images.copy()
-            images[told] = [one["image"] for one in given if one is not None]
+            images[told] = [one for one in images_told if one is not None]
             shown = self._put(images)
         seen = turn.see(self.model, shown, self.frozen)
         new = turn.look(self.model, self.params, *seen, state)
@@ -349,15 +353,20 @@ class Sampler:
             row.choices(draw, self.config, self.model.layout) if one else frozenset()
             for row, one in zip(rows, asked, strict=True)
         ]
-        open_ = [len(some) > 1 for some in choices]
+        open_ = np.array([len(some) > 1 for some in choices])
         found = np.array([next(iter(some), NOTHING) for some in choices])
-        if not any(open_):
+        if not open_.any():
             return found
         allowed = np.array([[one in some for one in Opens] for some in choices])
-        return np.where(open_, self._ask(draw, end, state.keys, allowed), found)
+        own, shares = self._ask(draw, end, state.keys, allowed)
+        for place in np.flatnonzero(open_ & allowed[:, Opens.REFINE]):
+            rows[place].doubt = round(float(shares[place, Opens.REFINE]), 6)
+        return np.where(open_, own, found)
 
-    def _ask(self, draw: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray) -> np.ndarray:
-        """The model's own decisions, among the choices that are `allowed` [B, C]."""
+    def _ask(
+        self, draw: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The model's own decisions among the choices that are `allowed` [B, C], and their probabilities."""
         settings = (self.config.decides_at, self.config.refine_threshold, draw)
         found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), keys)
         return jax.device_get(found)
@@ -389,6 +398,7 @@ class Sampler:
         for place, opens in enumerate(self._decide("after_prompt", end, found, rows, fresh)):
             if fresh[place]:
                 rows[place].opens = Opens(opens)
+        self._asking.plan(self.outside.planner, (rows[place] for place in np.flatnonzero(fresh)))
         return found
 
     def _entered(
@@ -421,10 +431,3 @@ class Sampler:
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return jax.device_put(x, self.sharding)
-
-
-def _in_order(stream: Iterator[Progress], count: int) -> list[SampledTrajectory]:
-    drawn: dict[int, SampledTrajectory] = {}
-    for progress in stream:
-        drawn.update(progress.finished)
-    return [drawn[i] for i in range(count)]

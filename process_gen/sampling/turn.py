@@ -236,8 +236,8 @@ def decide(
     hidden: jax.Array,
     allowed: jax.Array,
     keys: jax.Array,
-) -> jax.Array:
-    """What a closing token with hidden state [B, D] opens.
+) -> tuple[jax.Array, jax.Array]:
+    """What a closing token with hidden state [B, D] opens, and how likely each choice was.
 
     Args:
       model, params: the model.
@@ -251,16 +251,17 @@ def decide(
 
     Returns:
       [B] int32, one of `Opens`.
+      [B, C] float32, probabilities at temperature 1 among what is allowed; NaN where nothing is.
     """
     logits = model.apply({"params": params}, hidden, method="logits")[:, jnp.asarray(choice_ids(model.ids))]
-    keys = _keys(keys, draw)
-    if threshold is None:
-        return choose(logits, allowed, temperature, keys)
-    refine = int(Opens.REFINE)
+    keys, refine = _keys(keys, draw), int(Opens.REFINE)
     shares = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+    if threshold is None:
+        return choose(logits, allowed, temperature, keys), shares
     refines = allowed[:, refine] & (shares[:, refine] >= threshold)
     others = allowed & (jnp.arange(len(Opens)) != refine)[None]
-    return jnp.where(refines, refine, choose(logits, others, temperature, keys)).astype(jnp.int32)
+    found = jnp.where(refines, refine, choose(logits, others, temperature, keys)).astype(jnp.int32)
+    return found, shares
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="context")

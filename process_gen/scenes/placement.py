@@ -56,7 +56,7 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
     return True
 
 
-def _candidates(
+def candidates(
     rng: Generator, level: Level, size: int, taken: list[Object]
 ) -> Iterator[tuple[int, int, str]]:
     """Yields (x, y, cell) of places to try, in random order."""
@@ -100,7 +100,7 @@ def find_place(
       The thing in its place, or None if no place was found.
     """
     shape, colour, size = looks
-    for x, y, cell in _candidates(rng, level, size, taken):
+    for x, y, cell in candidates(rng, level, size, taken):
         if region and not (region[0] <= x <= region[2] and region[1] <= y <= region[3]):
             continue
         thing = Object(shape, colour, cell, x, y, size)

@@ -31,7 +31,7 @@ from process_gen.scenes.mistakes import Mistake, alike, misplan, name_fault, pla
 from process_gen.scenes.placement import place_request, place_rest, plainly, sort_places
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Request, categories
+from process_gen.scenes.requests import Partners, Request, categories
 from process_gen.scenes.schedule import apply, misled, schedule
 from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens, pick
@@ -209,36 +209,65 @@ class _Lesson:
         if misplanned:
             things[misplanned.number] = misplanned.wrong
             changes = misled(changes, misplanned)
-        told = [self._anchored(change, changes, things) for change in changes]
         untouched = earlier and all(earlier.number not in change.numbers for change in changes)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
-        return Plan(*language.plan_texts(told, list(things.values()), self.level, self.rng, first, repair))
+        return say_plan(changes, things, self.partners, self.level, self.rng, first, repair)
 
     def plan_everything(self, things: list[Object]) -> Plan:
-        """The plan of a single step that adds all things; in fewer words where that is too long."""
+        """The plan of a single step that adds all things."""
         self.state = dict(enumerate(things))
         changes = [Change("add", (n,), None, thing) for n, thing in self.state.items()]
-        plan = self._plan(changes, True, None, None)
-        if count_tokens(write_plan(plan)) + 2 > self.level.budget.plan:
-            plan = Plan(pick(self.rng, language.EVERYTHING), language.describe(things, self.level, 1))
+        return in_few_words(self._plan(changes, True, None, None), things, self.level, self.rng)
+
+
+def say_plan(
+    changes: list[Change],
+    things: Mapping[int, Object],
+    partners: Partners,
+    level: Level,
+    rng: Generator,
+    first: bool,
+    repair: Change | None = None,
+) -> Plan:
+    """The plan of a step in words.
+
+    Args:
+      changes: what it does.
+      things: the whole canvas as it should stand afterwards, by number.
+      partners: what the prompt relates to what.
+      level, rng: of the words.
+      first: whether it is the first step.
+      repair: an earlier mistake to put right as well, said where there is room.
+    """
+    told = [_anchored(change, changes, things, partners) for change in changes]
+    return Plan(*language.plan_texts(told, list(things.values()), level, rng, first, repair))
+
+
+def in_few_words(plan: Plan, things: list[Object], level: Level, rng: Generator) -> Plan:
+    """The plan, or one that says less of the same where it is longer than the level has room for."""
+    if count_tokens(write_plan(plan)) + 2 <= level.budget.plan:
         return plan
+    return Plan(pick(rng, language.EVERYTHING), language.describe(things, level, 1))
 
-    def _anchored(self, change: Change, changes: list[Change], things: Mapping[int, Object]) -> Change:
-        """An addition with the nearest thing on the canvas to which the prompt relates it."""
-        if change.kind != "add":
-            return change
-        here = change.after
-        later = {n for other in changes[changes.index(change) :] for n in other.numbers}
-        related = [
-            (relation, things[n])
-            for relation, n in self.partners.get(change.numbers[0], ())
-            if n in things and n not in later and plainly(relation, here, things[n])
-        ]
 
-        def distance(anchor: tuple[str, Object]) -> float:
-            return abs(anchor[1].x - here.x) + abs(anchor[1].y - here.y)
+def _anchored(
+    change: Change, changes: list[Change], things: Mapping[int, Object], partners: Partners
+) -> Change:
+    """An addition with the nearest thing on the canvas to which the prompt relates it."""
+    if change.kind != "add":
+        return change
+    here = change.after
+    later = {n for other in changes[changes.index(change) :] for n in other.numbers}
+    related = [
+        (relation, things[n])
+        for relation, n in partners.get(change.numbers[0], ())
+        if n in things and n not in later and plainly(relation, here, things[n])
+    ]
 
-        return dataclasses.replace(change, anchor=min(related, key=distance, default=None))
+    def distance(anchor: tuple[str, Object]) -> float:
+        return abs(anchor[1].x - here.x) + abs(anchor[1].y - here.y)
+
+    return dataclasses.replace(change, anchor=min(related, key=distance, default=None))
 
 
 def texts(trajectory: Trajectory) -> list[str]:

@@ -90,7 +90,8 @@ class Endpoint:
           what: names the question in messages.
           system, text, images: of the request.
           fields: the others, of those that the endpoint knows.
-          read: makes something of an answer; None where it cannot be read.
+          read: makes something of an answer; None where it cannot be read. Where it raises ValueError, the
+            model is told why before it tries again.
           attempt: asks for another answer to the same question.
 
         Returns:
@@ -106,7 +107,7 @@ class Endpoint:
             self.digest(system, fields, text, *self._names(images), *([attempt] if attempt else []))
         )
         reply = _read_kept(kept)
-        if reply is not None and (found := read(reply["answer"])) is not None:
+        if reply is not None and (found := _understood(read, reply["answer"])[0]) is not None:
             self._count(cached=1)
             return found, reply
         shown = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
@@ -117,10 +118,14 @@ class Endpoint:
         replies = []
         for _ in range(self.service.tries):
             replies.append(reply := self._chat(what, messages, fields))
-            if (found := read(reply["answer"])) is not None:
+            found, complaint = _understood(read, reply["answer"])
+            if found is not None:
                 self._keep(kept, lambda path, reply=reply: files.write_json(path, reply))
                 return found, reply
             self._count(unparsed=1)
+            if complaint:
+                told = {"role": "assistant", "content": reply["answer"]}
+                messages = [*messages[:2], told, {"role": "user", "content": complaint}]
         message = f"{what}: none of {len(replies)} answers parses, the last: {reply['answer'][:80]!r}"
         raise Unread(message, replies)
 
@@ -270,6 +275,14 @@ class Endpoint:
                 write(path)
         except OSError as error:
             raise ServiceError(f"cannot keep answers, cache={path.parent.parent}: {error}") from error
+
+
+def _understood(read: Callable[[str], T | None], text: str) -> tuple[T | None, str]:
+    """What an answer says, or what is wrong with it."""
+    try:
+        return read(text), ""
+    except ValueError as error:
+        return None, f"This cannot be used: {error}. Answer again."
 
 
 def _usage(usage: Any, tokens_in: str, tokens_out: str) -> dict[str, int]:

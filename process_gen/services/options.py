@@ -73,7 +73,7 @@ class Service:
     def check(self) -> None:
         """Raises ServiceError where an option is out of range."""
         if not self.model:
-            raise ServiceError(f"{self.name} needs model=NAME: the model, as its endpoint calls it")
+            raise ServiceError(f"{self.name} needs model=NAME: as its endpoint calls it")
         for name, least in (("workers", 1), ("tries", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ServiceError(f"{self.name}.{name} must be at least {least}, got {getattr(self, name)}")

@@ -260,6 +260,10 @@ def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(one, dict):
                 raise RecordError("verdict is not an object")
             _characters(json.dumps(one, ensure_ascii=False), key)
+        elif key == "doubts":
+            if not isinstance(one, list) or not all(is_number(p) and 0 <= p <= 1 for p in one):
+                raise RecordError("doubts is not a list of probabilities")
+            found[key] = tuple(map(float, one))
         elif isinstance(one, bool) or not isinstance(one, (int, float) if key == "seconds" else int):
             raise RecordError(f"{key} is not a {'number' if key == 'seconds' else 'whole number'}")
     return found

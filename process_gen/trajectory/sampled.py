@@ -18,13 +18,16 @@ class SampledTrajectory(Trajectory):
     Attributes:
       mode: how much of the process was asked for.
       seed: what the random key was made from.
-      stopped: who ended it: the `model` itself, or the `cap` on turns or Euler steps.
+      stopped: who ended it: the `model` itself or who plans in its place, or the `cap` on turns or Euler
+        steps.
       given: turns at its start that were given and not sampled (`Sampler.continue_from`).
       sampling_steps: evaluations of the flow network over all its images.
       seconds: wall time of the batch divided by its rows.
       verdict: the judgement of the final image, if there is one:
         `{"ok": bool, "constraints": [{"text": str, "ok": bool, "reason": str}]}`
         and whatever else a judge has to say, JSON-like.
+      doubts: probabilities of a correction, of the turns after which the model chose whether to make one;
+        None where it never did.
     """
 
     mode: Mode = Mode.PROCESS
@@ -34,6 +37,7 @@ class SampledTrajectory(Trajectory):
     sampling_steps: int = 0
     seconds: float = 0.0
     verdict: Mapping[str, Any] | None = None
+    doubts: tuple[float, ...] | None = None
 
     def __post_init__(self):
         super().__post_init__()

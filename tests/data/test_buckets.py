@@ -11,10 +11,12 @@ import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
 from process_gen.data.buckets import deal, in_turn, nearest
-from process_gen.data.folder import LISTING, SHAPES, FolderSource
+from process_gen.data.formats.jsonl import LISTING
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.images import read_rgb, shape_of
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, allowance
+from process_gen.data.stored import SHAPES
 from process_gen.models.config import model_config
 from process_gen.models.vit import grid_of, reshaped
 from process_gen.trajectory.layout import Layout
@@ -44,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, prefetch=2):
-    source = FolderSource(folder, sizes[0])
+    source = open_stored(folder, sizes[0])
     buckets = deal(source, sizes)
     made = {}
     for size, bucket in buckets.items():
@@ -77,7 +79,7 @@ def test_the_nearest_shape_is_that_of_the_nearest_ratio(shape, index):
 
 
 def test_trajectories_go_where_their_last_image_fits(folder):
-    buckets = deal(FolderSource(folder, SIZES[0]), SIZES)
+    buckets = deal(open_stored(folder, SIZES[0]), SIZES)
     counts = {size: (len(one), one.turns()) for size, one in buckets.items()}
     assert counts == {(16, 16): (12, 12), (8, 32): (4, 4), (32, 8): (2, 2)}
     for size, one in buckets.items():
@@ -86,12 +88,12 @@ def test_trajectories_go_where_their_last_image_fits(folder):
 
 
 def test_what_cannot_be_read_goes_to_the_largest_bucket(folder):
-    buckets = deal(FolderSource(folder, SIZES[0]), ((32, 8), (8, 32), (16, 17)))
+    buckets = deal(open_stored(folder, SIZES[0]), ((32, 8), (8, 32), (16, 17)))
     assert [len(one) for one in buckets.values()] == [2, 4, 12]
 
 
 def test_shapes_are_looked_up_once(folder, monkeypatch):
-    source = FolderSource(folder, SIZES[0])
+    source = open_stored(folder, SIZES[0])
     (folder / SHAPES).unlink(missing_ok=True)
     first = source.shapes()
     assert first[3] is None and first[0] == (20, 20) and (folder / SHAPES).is_file()
@@ -114,7 +116,7 @@ def test_a_file_system_that_stumbles_decides_nothing(folder, monkeypatch):
 
     monkeypatch.setattr("process_gen.data.images.shape_of", stale)
     with pytest.raises(OSError, match="Stale"):
-        FolderSource(folder, SIZES[0]).shapes()
+        open_stored(folder, SIZES[0]).shapes()
     assert not (folder / SHAPES).exists()
 
 
@@ -126,7 +128,7 @@ def test_what_cannot_be_dealt_says_so():
 
 
 def test_sizes_that_suit_nothing_are_left_out(folder):
-    assert list(deal(FolderSource(folder, SIZES[0]), (*SIZES, (2, 800)))) == list(SIZES)
+    assert list(deal(open_stored(folder, SIZES[0]), (*SIZES, (2, 800)))) == list(SIZES)
 
 
 def test_headers_say_the_shape_that_reading_gives(tmp_path):
@@ -205,7 +207,7 @@ def test_a_state_of_other_data_is_refused(folder, toy_tokenizer, other):
     one, two = iter(loader_of(folder, toy_tokenizer)), iter(loader_of(folder, toy_tokenizer, **other))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         two.set_state(one.get_state())
-    wide = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[1]]
+    wide = deal(open_stored(folder, SIZES[0]), SIZES)[SIZES[1]]
     plain = iter(make_loader(wide, toy_tokenizer, LAYOUTS[SIZES[1]], 2))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         plain.set_state(one.get_state())
@@ -226,5 +228,5 @@ def test_images_of_another_shape_have_as_many_vit_tokens_at_most():
 
 
 def test_the_folder_of_a_part_is_the_one_it_came_from(folder):
-    part = deal(FolderSource(folder, SIZES[0]), SIZES)[SIZES[2]]
-    assert pathlib.Path(part.listing).parent == folder
+    part = deal(open_stored(folder, SIZES[0]), SIZES)[SIZES[2]]
+    assert pathlib.Path(part.rows.place.root) == folder

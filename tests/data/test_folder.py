@@ -9,7 +9,8 @@ import pytest
 import skimage
 
 from process_gen.data.encode import BadTrajectory, encode_trajectory
-from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.formats.jsonl import LISTING
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.images import read_image
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
@@ -55,7 +56,7 @@ def photographs(tmp_path):
 
 
 def test_photographs_become_a_trajectory(photographs):
-    trajectory = FolderSource(photographs, SIZE)[0]
+    trajectory = open_stored(photographs, SIZE)[0]
     assert trajectory.uid == f"{photographs.name}:1" and trajectory.metadata == {"by": "skimage"}
     assert [turn.refines for turn in trajectory.turns] == [False, False, True, False]
     cat, rocket, astronaut = trajectory.steps
@@ -74,7 +75,7 @@ def test_photographs_become_a_trajectory(photographs):
 
 def test_photographs_train(photographs, toy_tokenizer):
     layout = Layout(image_size=SIZE, prompt=64, before=120, after=120, turns=4, trajectories=1)
-    batch = next(iter(make_loader(FolderSource(photographs, SIZE), toy_tokenizer, layout, 2, epochs=1)))
+    batch = next(iter(make_loader(open_stored(photographs, SIZE), toy_tokenizer, layout, 2, epochs=1)))
     assert batch["present"].tolist() == [[True] * 4, [False] * 4]
     assert batch["target"].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
     assert toy_tokenizer.decode(batch["before_tokens"][0, 2]) == "<refine>show the rocket</refine>"
@@ -199,19 +200,20 @@ HALF = "half \ud83d"
         ({**GOOD, "seed": 1.5}, "line 2: seed is not a whole number"),
         ({**GOOD, "seconds": "1"}, "line 2: seconds is not a number"),
         ({**GOOD, "verdict": [1]}, "line 2: verdict is not an object"),
+        ({**GOOD, "doubts": [0.5, 2]}, "line 2: doubts is not a list of probabilities"),
     ],
 )
 def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     write(tmp_path, GOOD, entry, GOOD)
     with pytest.raises(BadTrajectory, match=f"{LISTING}, {message}"):
-        FolderSource(tmp_path, SIZE)
-    source = FolderSource(tmp_path, SIZE, bad="skip")
+        open_stored(tmp_path, SIZE)
+    source = open_stored(tmp_path, SIZE, bad="skip")
     assert [source[i].uid.rpartition(":")[2] for i in range(len(source))] == ["1", "3"]
     assert len(source.skipped) == 1
     write(tmp_path, GOOD, entry, entry)
     with pytest.raises(TooManyBadTrajectories, match=r"2 of 3 lines .* the budget allows 50.00%"):
-        FolderSource(tmp_path, SIZE, bad="skip")
+        open_stored(tmp_path, SIZE, bad="skip")
 
 
 def test_what_a_hub_keeps_as_links_is_read(tmp_path):
@@ -224,7 +226,7 @@ def test_what_a_hub_keeps_as_links_is_read(tmp_path):
     for name, blob in ((LISTING, "98ab"), ("a.png", "4be1")):
         (snapshot / name).symlink_to(pathlib.Path("..", "..", "blobs", blob))
     (tmp_path / "mine").symlink_to(snapshot)
-    assert FolderSource(tmp_path / "mine", SIZE)[0].image.max() == 7
+    assert open_stored(tmp_path / "mine", SIZE)[0].image.max() == 7
 
 
 def test_a_source_is_known_by_what_it_lists_and_not_by_its_place(tmp_path):
@@ -232,16 +234,16 @@ def test_a_source_is_known_by_what_it_lists_and_not_by_its_place(tmp_path):
     for folder, entry in (("a", GOOD), ("b", GOOD), ("a", {**GOOD, "prompt": "another"})):
         (tmp_path / folder).mkdir(exist_ok=True)
         write(tmp_path / folder, entry)
-        names.append(FolderSource(tmp_path / folder, SIZE).name)
+        names.append(open_stored(tmp_path / folder, SIZE).name)
     assert names[0] == names[1] != names[2]
 
 
 def test_text_must_be_utf8(tmp_path):
     (tmp_path / LISTING).write_bytes(b'{"prompt": "caf\xe9", "steps": []}\n')
     with pytest.raises(BadTrajectory, match="line 1: line is not UTF-8"):
-        FolderSource(tmp_path, SIZE)
+        open_stored(tmp_path, SIZE)
     with pytest.raises(FileNotFoundError, match=f"{LISTING} does not exist"):
-        FolderSource(tmp_path / "nowhere", SIZE)
+        open_stored(tmp_path / "nowhere", SIZE, form="folder")
 
 
 def broken_files(folder):
@@ -262,7 +264,7 @@ BROKEN = "cut.png flipped.png cut.jpg text.png empty.png animated.gif folder.png
 def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenizer, name):
     broken_files(tmp_path)
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
-    source = FolderSource(write(tmp_path, GOOD, turn(image=name)), SIZE)
+    source = open_stored(write(tmp_path, GOOD, turn(image=name)), SIZE)
     problem = "does not exist" if name == "missing.png" else "is no readable PNG, JPEG or WebP"
     with pytest.raises(BadTrajectory, match=rf"{LISTING}, line 2: turns\[1\].image {problem}: '{name}'"):
         source[1]
@@ -277,11 +279,11 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     write(tmp_path, GOOD)
     monkeypatch.setattr("process_gen.data.images.MAX_PIXELS", 100_000)
     with pytest.raises(BadTrajectory, match="400 x 300 pixels, at most 100000 are read"):
-        FolderSource(tmp_path, SIZE)[0]
+        open_stored(tmp_path, SIZE)[0]
     monkeypatch.setattr("process_gen.data.images.MAX_PIXELS", 10**9)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BadTrajectory, match="no readable PNG, JPEG or WebP.*decompression bomb"):
-        FolderSource(tmp_path, SIZE)[0]
+        open_stored(tmp_path, SIZE)[0]
 
 
 def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
@@ -295,7 +297,7 @@ def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
         {"prompt": "what is this", "image": "in.png", "steps": [{"sketch": "a.png"}]},
         {"prompt": "a", "turns": turns},
     )
-    source = FolderSource(tmp_path, SIZE)
+    source = open_stored(tmp_path, SIZE)
     found = [source[i] for i in range(4)]
     assert [(t.prompt, t.instruction) for t in found] == [
         ("", "make it red"),
@@ -326,18 +328,18 @@ def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
 def test_a_bad_prompt_is_named(tmp_path, entry, message):
     write(tmp_path, {**entry, "turns": [{"image": "a.png"}]})
     with pytest.raises(BadTrajectory, match=f"{LISTING}, line 1: .*{message}"):
-        FolderSource(tmp_path, SIZE)
+        open_stored(tmp_path, SIZE)
 
 
 def test_a_broken_input_image_is_named(tmp_path):
     broken_files(tmp_path)
     write(tmp_path, {"prompt": "a", "image": "cut.jpg", "turns": [{"image": "cut.png"}]})
     with pytest.raises(BadTrajectory, match=r"line 1: image is no readable .*: 'cut.jpg'"):
-        FolderSource(tmp_path, SIZE)[0]
+        open_stored(tmp_path, SIZE)[0]
     save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     write(tmp_path, {"prompt": "a", "steps": [{"sketch": "a.png", "refine": "b", "refined": "cut.png"}]})
     with pytest.raises(BadTrajectory, match=r"line 1: steps\[0\].refined is no readable .*: 'cut.png'"):
-        FolderSource(tmp_path, SIZE)[0]
+        open_stored(tmp_path, SIZE)[0]
 
 
 def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path, assert_same_trajectory):
@@ -359,7 +361,7 @@ def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path, assert_
         {"image": "c.png", "image_ok": False},
     ]
     lines = [{"uid": "x", "prompt": "a", "steps": steps}, {"uid": "x", "prompt": "a", "turns": turns}]
-    old, new = (FolderSource(write(tmp_path, line), SIZE)[0] for line in lines)
+    old, new = (open_stored(write(tmp_path, line), SIZE)[0] for line in lines)
     assert_same_trajectory(old, new)
     assert targets_of(new.turns) == [1, 1, 2, 3, 4, -1]
     assert [len(step.turns) for step in new.steps] == [2, 2, 1, 1]
@@ -372,14 +374,14 @@ def test_a_byte_order_mark_is_read_and_half_a_character_is_named(tmp_path, name)
     lines = [json.dumps({**GOOD, "prompt": f"{n}"}) for n in range(4)]
     if name == "bom":
         (tmp_path / LISTING).write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
-        source = FolderSource(tmp_path, SIZE)
+        source = open_stored(tmp_path, SIZE)
         assert [source[i].prompt for i in range(len(source))] == ["0", "1", "2", "3"]
         return
     lines[2] = json.dumps({**GOOD, "prompt": "a red circle \ud83d"})
     with pytest.raises(BadTrajectory, match="line 3: prompt holds half of a character") as error:
-        FolderSource(write(tmp_path, *lines), SIZE)
+        open_stored(write(tmp_path, *lines), SIZE)
     assert str(error.value).encode("utf-8"), "the message itself is text"
-    source = FolderSource(tmp_path, SIZE, bad="skip")
+    source = open_stored(tmp_path, SIZE, bad="skip")
     assert len(source) == 3 and "line 3" in source.skipped[0]
 
 
@@ -399,7 +401,7 @@ def test_what_the_sampler_writes_is_read(tmp_path, toy_tokenizer, assert_same_tr
     for index, shade in enumerate(shades):
         save(tmp_path / f"{index}.png", shade)
     line = trajectory_to_json(trajectory, [f"{index}.png" for index in range(4)])
-    found = FolderSource(write(tmp_path, line), SIZE)[0]
+    found = open_stored(write(tmp_path, line), SIZE)[0]
     wanted = dict(mode="process", seed=7, stopped="cap", given=1, sampling_steps=9, seconds=0.0)
     assert found.metadata == {**wanted, "verdict": trajectory.verdict}
     assert_same_trajectory(dataclasses.replace(found, metadata={}), trajectory)
@@ -417,7 +419,7 @@ def test_what_a_model_garbled_is_read_and_named_by_the_loader(tmp_path, toy_toke
             Turn(np.zeros((*SIZE, 3), np.uint8), text, refines=refines),
         ]
         line = trajectory_to_json(sampled(turns), ["a.png", "a.png"])
-        found = FolderSource(write(tmp_path, line), SIZE)[0]
+        found = open_stored(write(tmp_path, line), SIZE)[0]
         assert (found.turns[1].before, found.turns[1].refines) == (text, refines)
         with pytest.raises(BadTrajectory, match="'s-1': the text of a .* is malformed: "):
             encode_trajectory(toy_tokenizer, layout, found)

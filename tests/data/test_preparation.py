@@ -18,7 +18,7 @@ from tiny_qwen2 import write_tiny_qwen2
 
 from process_gen.data import preparation
 from process_gen.data.encode import BadTrajectory, encode_parts
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.preparation import NotPrepared, prepare_scenes
@@ -327,7 +327,7 @@ MISSING = json.dumps({"prompt": "a", "turns": [{"image": "b.png"}]})
 
 def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenizer):
     turns = [{"image": "a.png", "inspect": "circle " * 40}]
-    source = FolderSource(folder_of(tmp_path, json.dumps({"prompt": "a", "turns": turns})), LAYOUT.image_size)
+    source = open_stored(folder_of(tmp_path, json.dumps({"prompt": "a", "turns": turns})), LAYOUT.image_size)
     encode = functools.partial(encode_parts, toy_tokenizer, LAYOUT, False)
     assert check_every_trajectory(source, "fail") == dict(good=1)
     assert check_every_trajectory(source, "skip", encode, 1.0) == dict(bad=1)
@@ -342,10 +342,10 @@ def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenize
 def test_what_is_too_long_for_a_row_is_counted_by_itself(tmp_path, toy_tokenizer, caplog):
     layout = Layout(turns=2, trajectories=1)
     encode = functools.partial(encode_parts, toy_tokenizer, layout, False)
-    source = FolderSource(folder_of(tmp_path / "some", 1, 2, 3, 5, MISSING, 1), layout.image_size)
+    source = open_stored(folder_of(tmp_path / "some", 1, 2, 3, 5, MISSING, 1), layout.image_size)
     assert check_every_trajectory(source, "skip", encode) == dict(good=3, bad=1, overlong=2)
     assert "'some:3': 3 turns, a row has 2" in caplog.text and "'some:4': 5 turns" in caplog.text
-    none = FolderSource(folder_of(tmp_path / "none", 3, MISSING, 5, 4), layout.image_size)
+    none = open_stored(folder_of(tmp_path / "none", 3, MISSING, 5, 4), layout.image_size)
     with pytest.raises(
         TooManyBadTrajectories, match="a row of 2 turns, the longest one has 5: set .*layout.turns=5.*e:3"
     ):
@@ -388,7 +388,7 @@ def test_prepare_refuses_what_training_would(tmp_path, debug_config, lines, mess
     layouts = builders.build_layouts(config)
     (layout,) = layouts.values()
     with pytest.raises(TooManyBadTrajectories):  # so would training
-        source = FolderSource(config.data.path, layout.image_size, bad="skip")
+        source = open_stored(config.data.path, layout.image_size, bad="skip")
         policy = Policy("skip", budget_of_part(len(source), len(source)), "drop")
         list(
             itertools.islice(

@@ -13,6 +13,7 @@ from process_gen.evaluate import evaluate
 from process_gen.evaluation import pipeline
 from process_gen.evaluation.tasks.scenes import GROUPS
 from process_gen.sampling import Progress, SamplerConfig
+from process_gen.sampling.outside import Outside
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.graph import Scene, make_object
 from process_gen.scenes.levels import get_level
@@ -61,6 +62,11 @@ class TeacherSampler:
 
     def with_config(self, **changes):
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    outside = Outside()
+
+    def with_outside(self):
+        return self
 
     def check(self, prompts):
         """Every prompt can be drawn."""

@@ -224,7 +224,8 @@ def test_the_key_is_in_no_file_no_log_and_no_repr(judge, tmp_path, caplog, capfd
         caplog.text,
         shown,
         repr(looks),
-        repr(vars(looks)["_options"]),
+        repr(vars(looks)["_model"]),
+        repr(vars(vars(looks)["_model"])["_options"]),
         repr(judgement),
         kept.read_text(),
     ):

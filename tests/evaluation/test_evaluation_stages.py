@@ -57,6 +57,17 @@ def test_a_killed_run_draws_and_judges_the_rest_and_nothing_twice(tmp_path, monk
     assert len(sampler.asked) == asked and again[0].to_json() == cell.to_json()
 
 
+def test_a_report_ends_where_it_is_told_to_and_is_made_again(tmp_path):
+    (cell,), text = evaluated(tmp_path, per_group=1)
+    heard = []
+    evaluated(tmp_path, per_group=1, stage="report", show=heard.append)
+    assert len(heard) >= 3 and heard[0].endswith("adding up")
+    for calls in range(len(heard)):
+        with pytest.raises(Killed):
+            evaluated(tmp_path, per_group=1, stage="report", show=killed_after(calls))
+    assert evaluated(tmp_path, per_group=1, stage="report")[1] == text
+
+
 def test_an_unfinished_line_is_judged_again(tmp_path):
     (cell,), _ = evaluated(tmp_path, per_group=1)
     (path,) = tmp_path.glob("draws/*/verdicts/*.jsonl")
@@ -136,7 +147,7 @@ def test_rewritten_prompts_and_plain_ones_never_share_verdicts(tmp_path):
 
 def test_reading_changes_nothing_and_final_states_alone_tell_nothing_of_the_way(tmp_path):
     (cell,), _ = evaluated(tmp_path, per_group=1, states="final")
-    assert cell.states == {} and cell.counts.drafts > len(cell.outcomes)
+    assert cell.states == {} and cell.counted.drafts > len(cell.outcomes)
     (path,) = tmp_path.glob("draws/*/trajectories.jsonl")
     part = path.with_suffix(".1.jsonl")  # of a host that is still drawing
     part.write_bytes(path.read_bytes()[:100])

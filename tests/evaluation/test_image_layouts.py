@@ -134,6 +134,30 @@ def test_compbench_refuses_prompts_that_no_file_name_can_hold(compbench, tmp_pat
         make_task("t2i-compbench", compbench).docs()
 
 
+@pytest.mark.parametrize("letter, longest", [("x", 244), ("\u00e9", 122), ("\u732b", 81)])
+def test_compbench_lays_out_the_longest_name_and_refuses_the_next(compbench, tmp_path, letter, longest):
+    (tmp_path / "color_val.txt").write_text(letter * longest)
+    task = make_task("t2i-compbench", {**compbench, "categories": "color"})
+    (doc,) = task.docs()
+    (written,) = task.lay_out(tmp_path / "out", [(doc, 0, image(tmp_path / "any.png", 9))])
+    assert written.is_file() and written.name == letter * longest + "_000000.png"
+    (tmp_path / "color_val.txt").write_text(letter * (longest + 1))
+    with pytest.raises(TaskError, match="line 1: too long for a file name"):
+        task.docs()
+
+
+def test_ids_of_prompts_are_refused_where_no_file_name_holds_them(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a", "id": "%s"}' % ("\u732b" * 82), encoding="utf-8")
+    task = make_task("prompts", {"data": str(path)})
+    (doc,) = task.docs()
+    (written,) = task.lay_out(tmp_path / "out", [(doc, 0, image(tmp_path / "any.png", 9))])
+    assert written.is_file()
+    path.write_text('{"prompt": "a", "id": "%s"}' % ("\u732b" * 83), encoding="utf-8")
+    with pytest.raises(TaskError, match="mine.jsonl, line 1: id must be .* can be a file name"):
+        task.docs()
+
+
 def test_compbench_knows_its_categories_and_names_missing_files(compbench):
     with pytest.raises(TaskError, match="unknown category of t2i-compbench 'colour'; did you mean color?"):
         make_task("t2i-compbench", {**compbench, "categories": "colour"}).docs()

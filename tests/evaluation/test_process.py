@@ -1,9 +1,15 @@
 """Detection, correction and consistency on trajectories whose truth is known."""
 
+import collections
+import json
+
 import pytest
 from evaluation_fakes import canvas, sampled
 
-from process_gen.evaluation.process import Counts, count
+from process_gen.evaluation.counts import Counts
+from process_gen.evaluation.process import count
+from process_gen.evaluation.reading import KINDS
+from process_gen.evaluation.statistics import shares_of
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.requests import categories
@@ -78,7 +84,7 @@ def test_the_teacher_notices_all_but_its_slips_and_corrects_all_that_it_notices(
     # Every plan of the teacher goes by the canvas, but for a slip that nobody saw.
     assert total.plans_after_refine > 50 and total.plans_otherwise > 100
     assert total.wrong_after_refine == total.wrong_otherwise == 0
-    shares = total.shares()
+    shares = shares_of([total.shares()])
     assert shares["inspect_precision"].mean == 1
     assert shares["inspect_recall"].mean == pytest.approx(planted / (planted + slips))
     # A thing in another place than planned may satisfy the prompt all the same.
@@ -209,7 +215,7 @@ def test_a_plan_goes_by_the_canvas_or_does_not(first, instruction, description, 
     counts = counts_of("a red circle and a blue star", first, second)
     assert (counts.plans_after_refine, counts.wrong_after_refine) == (1, wrong)
     assert (counts.plans_otherwise, counts.wrong_otherwise) == (0, 0)
-    shares = counts.shares()
+    shares = shares_of([counts.shares()])
     assert shares["next_plan_wrong_after_refine"].mean == wrong
     assert 0 <= shares["next_plan_wrong_after_refine"].low < shares["next_plan_wrong_after_refine"].high <= 1
     assert "next_plan_wrong_otherwise" not in shares
@@ -222,7 +228,7 @@ def test_plans_after_steps_without_a_correction_are_counted_apart():
     ]
     counts = counts_of("a red circle and a blue star", *steps, (("go on", BLUE), [], None))
     assert (counts.plans_after_refine, counts.plans_otherwise, counts.wrong_otherwise) == (0, 2, 1)
-    assert counts.shares()["next_plan_wrong_otherwise"].mean == 0.5
+    assert counts.shares()["next_plan_wrong_otherwise"] == (1, 2)
     # A slip that nobody saw may be put right without a word.
     slip = (RED, ["blue circle b2"], None)
     after = counts_of("a red circle", slip, (RED, ["red circle b2"], None))
@@ -232,6 +238,108 @@ def test_plans_after_steps_without_a_correction_are_counted_apart():
     assert unread.plans_otherwise == 0
 
 
+def mirrored(kind: str) -> str:
+    """What a planted mistake shows as: one too many of a thing or one too few."""
+    return {"count": "missing or extra"}.get(kind, kind)
+
+
+def test_every_planted_kind_is_counted_as_what_it_is_and_named_so(rng):
+    """The teacher plants one mistake in a draft, names it and corrects it; or lets it slip."""
+    planted, slipped, total = collections.Counter(), collections.Counter(), Counts()
+    for index in range(240):
+        request = sample_request(rng, "default", categories("default")[index % 9])
+        trajectory = teach(request, rng, "default", wrong=0.4, misplan=0.0, slip=0.2, detour=0.0)
+        for fact in filter(None, trajectory.metadata["mistakes"]):
+            (planted if fact["noticed"] else slipped)[mirrored(fact["kind"])] += 1
+        total += count(sampled(trajectory), request)
+    for kind in ("colour", "shape", "place"):
+        assert total.errors[kind] == planted[kind] + slipped[kind] > 5, kind
+        assert total.claims[kind] == total.named[kind] == planted[kind] > 5, kind
+        assert total.shares()[f"inspect_precision_{kind}"] == (planted[kind], planted[kind])
+        assert total.shares()[f"inspect_recall_{kind}"] == (planted[kind], total.errors[kind])
+        assert total.shares()[f"inspect_f1_{kind}"] == (2 * planted[kind], planted[kind] + total.errors[kind])
+    both = sum(planted[kind] for kind in ("missing", "extra", "missing or extra"))
+    assert sum(total.named[kind] for kind in ("missing", "extra")) == both
+    assert set(total.errors) | set(total.claims) <= set(KINDS), "nothing is called by another name"
+    assert total.alarms.total() == 0 and total.claims.total() == total.caught
+    assert total.shares()["inspect_f1"] == (2 * total.caught, 2 * total.caught + total.missed)
+
+
+def objected(inspection: str, correction: str, draft, refined, planned=RED):
+    """The counts of one step whose inspection says so, after another one."""
+    turns = [
+        Turn(canvas(*draft), write_plan(Plan("go on", planned)), inspection),
+        refinement(canvas(*refined), correction, None),
+    ]
+    return count(SampledTrajectory("a red circle", tuple(turns)), read_request("a red circle"))
+
+
+@pytest.mark.parametrize(
+    "inspection, correction, claim",
+    [
+        ("the circle at b2 is blue, not red", "make the circle at b2 red", "colour"),
+        ("there should be two red circles, not one: the one at c3 is missing", "x", "missing"),
+        ("there should be one red circle, not two: the one at c3 is extra", "x", "extra"),
+        ("something is off", "move the circle at b2 to c3", "place"),
+        ("something is off", "change the circle at b2 to a star", "shape"),
+        ("something is off", "change the circle at b2 to blue", "colour"),
+        ("something is off", "add the missing blue star left of the circle at b2 at a2", "missing"),
+        ("something is off", "erase the circle at b2", "extra"),
+        ("something is off", "mend it", "other"),
+    ],
+)
+def test_a_false_alarm_counts_for_the_kind_that_it_names(inspection, correction, claim):
+    counts = objected(inspection, correction, ["red circle b2"], ["blue circle b2"])
+    assert (counts.claims, counts.alarms, counts.named[claim]) == ({claim: 1}, {claim: 1}, 0)
+    shares = counts.shares()
+    assert shares[f"false_alarms_{claim}"] == shares["over_corrected"] == (1, 1)
+    assert shares["over_correction_harm"] == (1, 1) and shares[f"inspect_precision_{claim}"] == (0, 1)
+    harmless = objected(inspection, correction, ["red circle b2"], ["red circle b2"]).shares()
+    assert harmless["over_corrected"] == (1, 1) and harmless["over_correction_harm"] == (0, 1)
+
+
+def test_an_objection_to_another_kind_finds_the_draft_wrong_and_names_it_wrongly():
+    counts = objected("the red circle at b2 is missing", "x", ["blue circle b2"], ["red circle b2"])
+    assert (counts.errors, counts.claims, counts.named["colour"]) == ({"colour": 1}, {"missing": 1}, 0)
+    assert counts.caught == 1 and counts.alarms == {}
+    shares = counts.shares()
+    assert shares["inspect_recall"] == (1, 1) and shares["inspect_recall_colour"] == (0, 1)
+    assert "over_corrected" not in shares, "no draft was right"
+    plan = objected("anything", "x", ["blue circle b2"], ["red circle b2"], planned=BLUE)
+    assert (plan.errors, plan.claims, plan.named) == ({"plan": 1}, {"plan": 1}, {"plan": 1})
+
+
+def test_errors_grow_and_last_as_they_were_planted():
+    steps = [
+        (RED, ["red circle b2", "green ring a1"], None),  # the ring does not last
+        (f"{RED}, blue star at c3", ["red circle b2", "blue star d4"], None),  # new error
+        (f"{RED}, blue star at c3", ["red circle b2", "blue star d4"], None),  # the same again
+        (f"{RED}, blue star at c3", ["red circle b2", "blue star c3"], None),  # right in the end
+    ]
+    shares = counts_of("a red circle and a blue star", *steps).shares()
+    assert shares["objects_in_final"] == (3, 6), "the circle of three states"
+    assert [shares[f"right_at_step_{k}"] for k in (1, 2, 3, 4)] == [(0, 1), (0, 1), (0, 1), (1, 1)]
+    assert shares["new_errors_at_step_1"] == (1, 1) and "new_errors_at_step_3" not in shares
+    assert [shares[f"objects_lacking_at_step_{k}"] for k in (1, 2, 3, 4)] == [(0, 1), (1, 2), (1, 2), (0, 2)]
+    later = counts_of("a red circle and a blue star", (RED, ["red circle b2"], None), *steps[1:2]).shares()
+    assert (later["new_errors_at_step_1"], later["new_errors_at_step_2"]) == ((0, 1), (1, 1))
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_trajectories_that_are_cut_short_count_what_is_left_of_them(rng, kept):
+    total = Counts()
+    for _ in range(60):
+        request = sample_request(rng, "default", "four_objects")
+        trajectory = sampled(teach(request, rng, "default", wrong=0, misplan=0, slip=0, detour=0, pair=0))
+        assert len(trajectory.steps) == 4
+        turns = tuple(turn for step in trajectory.steps[:kept] for turn in step.turns)
+        total += count(SampledTrajectory(request.text, turns), request)
+    shares = total.shares()
+    assert shares["final_plan_right"] == (0, 60) and shares["wrong_drafts"] == (0, 60 * kept)
+    assert f"right_at_step_{kept + 1}" not in shares and shares[f"right_at_step_{kept}"] == (60, 60)
+    assert ("objects_in_final" in shares) == (kept > 1)
+
+
 def test_counts_add_up_and_survive_json():
     one = counts_of("a red circle", (RED, ["red circle b2"], None))
     steps = [(RED, ["blue circle b2"], ["red circle b2"]), (RED, ["red circle b2"], None)]
@@ -239,4 +347,4 @@ def test_counts_add_up_and_survive_json():
     total = one + two
     assert (total.steps, total.drafts, total.passed, total.caught) == (3, 3, 2, 1)
     assert total.states_at == {0: 2, 1: 1} and total.right_at == {0: 2, 1: 1}
-    assert Counts.from_json(total.to_json()) == total
+    assert Counts.from_json(json.loads(json.dumps(total.to_json()))) == total

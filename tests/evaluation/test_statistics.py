@@ -10,7 +10,10 @@ from process_gen.evaluation.statistics import (
     holm,
     mean_interval,
     p_value,
+    ratio_difference,
+    ratio_interval,
     score_interval,
+    shares_of,
     wilson,
 )
 
@@ -31,6 +34,39 @@ def test_a_mean_keeps_a_width_at_its_ends_and_clusters_count_once():
     rng = np.random.default_rng(0)
     apart = mean_interval(prompts * 40, rng.integers(0, 2, 400).astype(float))
     assert apart.high - apart.low < (one.high - one.low) / 3, "unlike images of a prompt are several"
+
+
+def test_a_share_over_clusters_is_a_ratio_whose_clusters_count_once():
+    same = ratio_interval([1, 0, 1, 1, 0], [1] * 5)
+    assert same == mean_interval(list("abcde"), [1, 0, 1, 1, 0])
+    assert ratio_interval([1, 0, 1, 1, 0, 0], [1] * 5 + [0]) == same, "a cluster of nothing says nothing"
+    assert ratio_interval([3, 2], [3, 2]) == wilson(2, 2) and ratio_interval([0] * 9, [4] * 9) == wilson(0, 9)
+    alike = ratio_interval([4, 0, 4, 4, 0], [4] * 5)
+    assert alike == pytest.approx(same), "four events of a prompt that come out alike are one"
+    found = shares_of([{"a": (1, 2), "b": (0, 0)}, {"a": (2, 2)}, {"a": (0, 0), "c": (1, 4)}])
+    assert list(found) == ["a", "c"] and found["a"] == ratio_interval([1, 2], [2, 2])
+
+
+@pytest.mark.parametrize("share, prompts, most", [(0.2, 40, 3), (0.5, 20, 4), (0.8, 100, 5)])
+def test_intervals_of_shares_hold_the_truth(share, prompts, most):
+    """Prompts have different numbers of events, which are alike by a half."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(1_000):
+        hard = rng.beta(share, 1 - share, prompts)
+        events = rng.integers(0, most + 1, prompts)
+        one = ratio_interval(rng.binomial(events, hard), events)
+        held += one.low <= share <= one.high
+    assert 0.92 < held / 1_000 < 0.985
+
+
+def test_a_difference_of_shares_is_paired():
+    first, second = [(3, 4), (1, 4), (4, 4), (2, 4)], [(2, 4), (0, 4), (3, 4), (1, 4)]
+    found = ratio_difference(first, second)
+    assert found == pytest.approx((0.25, 0.25, 0.25)), "every prompt loses the same"
+    gaps = np.array([0.5, 0.0, 0.25, -0.25])
+    one = ratio_difference([(g + 1, 4) for g in gaps * 4], [(1, 4)] * 4)
+    known = stats.ttest_1samp(gaps, 0).confidence_interval()
+    assert one == pytest.approx((gaps.mean(), known.low, known.high))
 
 
 def test_a_score_is_the_weighted_sum_of_means_and_a_group_without_images_counts_nothing():

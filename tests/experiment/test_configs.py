@@ -244,7 +244,7 @@ BAD = [
     ("data.buckets", ((32, 36),), r"data.buckets: image sides \(32, 36\) must be multiples of 8"),
     ("data.buckets", ((32, 48), (16, 24)), r"data.buckets: \(32, 48\) and \(16, 24\) are of one shape"),
     ("data.buckets", ((32, 48),), "data.buckets is for folders of pictures, scenes have one size"),
-    ("data.source", "folder", "needs --config.data.path=FOLDER"),
+    ("data.source", "folder", "needs --config.data.path=PATH"),
     ("model.size", "scene_s", "did you mean scenes_s"),
     ("model.logit_chunk", 60, r"logit_chunk \(60\) must divide model.vocab_size \(320\): set it to 40"),
     ("model.logit_chunk", 64, None),

@@ -19,7 +19,9 @@ from process_gen import convert, evaluate, sample
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.bagel import read_published
 from process_gen.data.encode import BadTrajectory, encode_trajectory
-from process_gen.data.folder import LISTING, FolderSource
+from process_gen.data.formats import writers
+from process_gen.data.formats.jsonl import LISTING
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.models.config import model_config
@@ -168,7 +170,7 @@ def run_listing(folder: pathlib.Path, rng: np.random.Generator) -> None:
     if rng.integers(10):
         lines[number] = damaged_text(rng, RECORDS[number])
     (folder / LISTING).write_bytes(b"\n".join(lines))
-    source, tokenizer, problems = FolderSource(folder, LAYOUT.image_size), scenes_tokenizer(), []
+    source, tokenizer, problems = open_stored(folder, LAYOUT.image_size), scenes_tokenizer(), []
     for index in range(len(source)):
         try:
             encode_trajectory(tokenizer, LAYOUT, source[index])
@@ -176,6 +178,22 @@ def run_listing(folder: pathlib.Path, rng: np.random.Generator) -> None:
             problems.append(error)
     if problems:
         raise problems[0]
+
+
+def prepare_forms(folder: pathlib.Path) -> None:
+    prepare_listing(folder)
+    source = open_stored(folder, LAYOUT.image_size)
+    for name, write in (("p", writers.write_parquet), ("w", writers.write_webdataset)):
+        write(folder / name, writers.objects(source))
+
+
+def run_forms(folder: pathlib.Path, rng: np.random.Generator) -> None:
+    file = folder / pick(rng, ["p/part-00000.parquet", "w/shard-00000.tar"])
+    file.write_bytes(damaged_bytes(rng, file.read_bytes()))
+    source = open_stored(file, LAYOUT.image_size)
+    source.shapes()
+    for index in range(len(source)):
+        source[index], source.object(index)
 
 
 # ---------------------------------------------------------------------- images
@@ -197,7 +215,7 @@ def run_image(folder: pathlib.Path, rng: np.random.Generator) -> None:
     data = held.getvalue()
     (folder / "a.png").write_bytes(data if rng.integers(5) == 0 else damaged_bytes(rng, data))
     (folder / LISTING).write_text(json.dumps({"prompt": "a", "turns": [{"image": "a.png"}]}))
-    source = FolderSource(folder, LAYOUT.image_size)
+    source = open_stored(folder, LAYOUT.image_size)
     found = source[0].image
     assert found.shape == (*LAYOUT.image_size, 3) and found.dtype == np.uint8
     assert len(source.shapes()) == 1
@@ -394,6 +412,7 @@ NOTHING: Callable[[pathlib.Path], None] = lambda folder: None  # noqa: E731
 
 KINDS = {
     "listings": Kind(prepare_listing, run_listing, (BadTrajectory, OSError)),
+    "forms": Kind(prepare_forms, run_forms, (BadTrajectory, OSError)),
     "images": Kind(NOTHING, run_image, (BadTrajectory,)),
     "published": Kind(prepare_published, run_published, (CheckpointError, OSError)),
     "configs": Kind(NOTHING, run_config, (builders.ConfigError, cli.CommandError)),

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import open_stored
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, fill
 from process_gen.recipe.making import Made
@@ -51,14 +51,14 @@ def test_samples_are_read_back_as_they_were_made(tmp_path):
     with contextlib.closing(growing(tmp_path)) as folder:
         filled = fill(folder, {"a": 3}, candidates(), 2)
     assert filled.counts == {"a": 3} and filled.made == 3 and not filled.missing
-    source = FolderSource(tmp_path, (32, 32))
+    source = open_stored(tmp_path, (32, 32))
     assert len(source) == 3
     turns = source[1].turns
     assert turns[0].before_weight == turns[0].image_weight == 0 and not turns[0].image_ok
     assert turns[1].image is None and turns[1].instruction == "make it so"
     assert source[1].metadata["author"] == "teacher" and source[1].metadata["licence"] == "CC0"
     without_inspections(tmp_path, tmp_path / "plain")
-    plain = FolderSource(tmp_path / "plain", (32, 32))
+    plain = open_stored(tmp_path / "plain", (32, 32))
     assert plain[1].turns[0].after is None
     np.testing.assert_array_equal(plain[1].turns[0].image, turns[0].image)
 

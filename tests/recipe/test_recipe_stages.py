@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.sources import data_of_sources
 from process_gen.experiment import builders, cli
 from process_gen.recipe import building, stages
@@ -122,7 +122,7 @@ def test_the_subsets_are_one_command_with_their_statistics(tmp_path, capsys):
     found = json.loads((tmp_path / "statistics.json").read_text())
     assert found["conflict"]["samples: conflicting"] == config.conflict.conflicting
     for subset in building.SUBSETS:
-        source = FolderSource(tmp_path / subset, (32, 32))
+        source = open_stored(tmp_path / subset, (32, 32))
         assert len(source) and all(source[i].turns for i in range(len(source)))
     run("subsets", config, str(tmp_path))
     assert "nothing was left to do" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 from recipe_fakes import LEVEL, drawn, shows, without
 
 from process_gen.data.encode import encode_trajectory
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.recipe import faults, making
@@ -106,7 +106,7 @@ def test_the_batch_has_the_weights_of_what_is_given(tmp_path):
         made = making.alignment(WORLD, sampled, rng(), imageless=imageless, **TOLD)
         with contextlib.closing(Growing(tmp_path / str(imageless), {}, {})) as growing:
             growing.add("only", made)
-        (one,) = FolderSource(tmp_path / str(imageless), layout.image_size)
+        (one,) = open_stored(tmp_path / str(imageless), layout.image_size)
         fields = encode_trajectory(scenes_tokenizer(), layout, one)
         at = int(np.argmax(fields["refines"]))
         given, wanted = slice(0, at), fields["has_image"][at]

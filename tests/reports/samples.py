@@ -71,6 +71,7 @@ def process(**changes) -> SampledTrajectory:
         "sampling_steps": 72,
         "seconds": 1.25,
         "verdict": verdict,
+        "doubts": (0.125, 1.0),
     }
     return SampledTrajectory(**{**fields, **changes})
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from process_gen.data.encode import BadTrajectory
-from process_gen.data.folder import FolderSource
+from process_gen.data.formats.opening import open_stored
 from process_gen.reports import files
 from process_gen.reports.listing import NAME, Listing, save_trajectory
 from process_gen.trajectory.record import SAMPLED_KEYS
@@ -77,7 +77,7 @@ def test_what_a_listing_holds_the_trainer_reads(tmp_path, made, given):
     if given:
         one = dataclasses.replace(one, prompt_image=samples.image(8), instruction="in red", given=1)
     written_to(tmp_path, one, made())
-    source = FolderSource(tmp_path, (32, 32))
+    source = open_stored(tmp_path, (32, 32))
     assert len(source) == 2
     for index, written in enumerate((one, made())):
         read = source[index]
@@ -100,9 +100,9 @@ def test_round_trip_is_exact_whatever_the_text(tmp_path, text):
     assert lines[0]["verdict"] == samples.hostile(text).verdict
     if "\ud800" in text:  # no tokenizer can make anything of half a character
         with pytest.raises(BadTrajectory, match="line 1: .* holds half of a character"):
-            FolderSource(tmp_path, (32, 32))
+            open_stored(tmp_path, (32, 32))
         return
-    source = FolderSource(tmp_path, (32, 32))
+    source = open_stored(tmp_path, (32, 32))
     for index, one in enumerate(written):
         check_same(source[index], dataclasses.replace(one, uid=f"{index:04d}"))
 

@@ -56,3 +56,13 @@ def test_curves_leave_gaps_for_what_is_not_finite(tmp_path):
     picture = read_png(plots.curves(losses, tmp_path / "x" / "curves.png", "Loss"))
     assert picture.std() > 1
     plots.curves({"a": [(0, math.inf)], "b": [(0, -1.0)]}, tmp_path / "odd.png")
+
+
+def test_points_that_coincide_are_each_seen(tmp_path):
+    same = [(8.0, (0.5, 0.4, 0.6)), (16.0, (0.7, 0.6, 0.8))]
+    path = plots.points({f"arm {n}": same for n in range(4)}, tmp_path / "cost.png", "t", "steps", "score")
+    pixels = read_png(path).astype(int)[..., :3]
+    pixels = pixels[: int(0.8 * len(pixels))]  # without the legend
+    for colour in plots.COLOURS[:4]:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (abs(pixels - wanted).sum(-1) < 12).sum() > 60, colour

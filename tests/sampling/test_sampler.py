@@ -129,7 +129,7 @@ def decided(monkeypatch, one: Sampler, *wanted: Opens) -> list[str]:
     def ask(draw, end, keys, allowed):
         asked.append(draw)
         first = [next(w for w in wanted if row[w]) if row.any() else Opens.END for row in allowed]
-        return np.array(first)
+        return np.array(first), np.full(allowed.shape, 0.5)
 
     monkeypatch.setattr(one, "_ask", ask)
     return asked
@@ -163,9 +163,9 @@ def test_rows_draft_and_correct_side_by_side(monkeypatch):
 
     def ask(draw, end, keys, allowed):
         wanted = [[Opens.PLAN, Opens.IMAGE], [Opens.REFINE, Opens.PLAN], [Opens.END, Opens.IMAGE]]
-        return np.array(
-            [next((w for w in some if row[w]), Opens.END) for some, row in zip(wanted, allowed, strict=True)]
-        )
+        pairs = zip(wanted, allowed, strict=True)
+        found = [next((w for w in some if row[w]), Opens.END) for some, row in pairs]
+        return np.array(found), np.full(allowed.shape, 0.5)
 
     monkeypatch.setattr(one, "_ask", ask)
     progress = list(one.stream(PROMPTS[:3]))
@@ -205,10 +205,11 @@ def test_a_threshold_decides_what_is_corrected(rng):
     others = np.where(np.arange(5) == Opens.REFINE, 0, share).argmax(1)
     for threshold in (0.0, 0.1, 0.4, 1.0):
         settings = (0.0, threshold, "after_image", random_params())
-        found = np.asarray(turn.decide(MODEL, *settings, hidden, allowed, keys))
+        found, likely = turn.decide(MODEL, *settings, hidden, allowed, keys)
+        np.testing.assert_allclose(likely, share, rtol=1e-4, atol=1e-6)
         refines = allowed[:, Opens.REFINE] & (share[:, Opens.REFINE] >= threshold)
         np.testing.assert_array_equal(found, np.where(refines, Opens.REFINE, others))
-    plain = np.asarray(turn.decide(MODEL, 0.0, None, "after_image", random_params(), hidden, allowed, keys))
+    plain, _ = turn.decide(MODEL, 0.0, None, "after_image", random_params(), hidden, allowed, keys)
     np.testing.assert_array_equal(plain, share.argmax(1))
 
 

@@ -120,6 +120,7 @@ def test_how_a_trajectory_was_sampled_comes_back():
         sampling_steps=24,
         seconds=0.5,
         verdict={"ok": np.bool_(True), "constraints": ({"text": "a", "ok": True, "reason": ""},)},
+        doubts=(0.25, 1.0),
     )
     assert tuple(how) == SAMPLED_KEYS
     record = through_json(SampledTrajectory("a circle", (draft(IMAGE),), "x", {"mode": "mine"}, **how))
@@ -129,7 +130,7 @@ def test_how_a_trajectory_was_sampled_comes_back():
     }
     assert record.sampled == wanted and record.metadata == {"mode": "mine"}
     silent = through_json(SampledTrajectory("a circle", (draft(IMAGE),)))
-    assert "verdict" not in silent.sampled and silent.sampled["seed"] == 0
+    assert not {"verdict", "doubts"} & silent.sampled.keys() and silent.sampled["seed"] == 0
 
 
 def test_what_cannot_be_written_says_so():

@@ -20,7 +20,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 COUNTS = {2: "two", 3: "three", 4: "four"}
 
 OBJECTS = tuple(
-    name.strip()
+    " ".join(name.split())
     for name in """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire
     hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
     bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis,

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from process_gen.common import files
+from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.errors import TaskError
-from process_gen.evaluation.process import Counts
 from process_gen.trajectory.sampled import SampledTrajectory
 
 

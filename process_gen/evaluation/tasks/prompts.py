@@ -19,7 +19,7 @@ from process_gen.common import files
 from process_gen.common.names import check_name
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, TaskError
 from process_gen.evaluation.tasks.chat_task import ChatTask, Question
-from process_gen.evaluation.tasks.reading import data_path, read_text
+from process_gen.evaluation.tasks.reading import LONGEST_NAME, data_path, read_text
 
 SYSTEM = "You look at a picture and answer one question about it with a single word: yes or no."
 
@@ -83,7 +83,8 @@ def _doc(entry: Mapping[str, Any], where: str) -> Doc:
     for key, value in (("prompt", prompt), ("group", group)):
         if not isinstance(value, str) or not value.strip():
             raise TaskError(f"{where}: {key} must be a text, got {value!r}")
-    if not isinstance(doc_id, str | int) or not re.fullmatch(r"[^/\\\0\s.][^/\\\0\n]{0,199}", str(doc_id)):
+    fits = re.fullmatch(r"[^/\\\0\s.][^/\\\0\n]{0,199}", str(doc_id))
+    if not isinstance(doc_id, str | int) or not fits or len(f"{doc_id}_000.png".encode()) > LONGEST_NAME:
         raise TaskError(f"{where}: id must be a number or a text that can be a file name, got {doc_id!r}")
     others = {key: value for key, value in entry.items() if key not in ("prompt", "group", "id")}
     return Doc(str(doc_id), prompt, group, others)

@@ -7,6 +7,9 @@ import pathlib
 
 from process_gen.evaluation.tasks.base import TaskError
 
+LONGEST_NAME = 255
+"""Bytes of a file name, on most file systems."""
+
 
 def data_path(task: str, option: str, value: str) -> pathlib.Path:
     """The file or folder that an option of a task names.

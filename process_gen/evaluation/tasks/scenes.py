@@ -127,7 +127,7 @@ class ScenesJudge:
 
     task: Scenes
     name = "scenes-parser"
-    revision = "1"
+    revision = "2"
     protocol = "scenes"
     workers = 1
 

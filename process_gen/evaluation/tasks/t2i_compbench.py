@@ -14,11 +14,9 @@ from typing import ClassVar
 
 from process_gen.common.names import check_name
 from process_gen.evaluation.tasks.base import Doc, Task, TaskError
-from process_gen.evaluation.tasks.reading import data_path, read_text
+from process_gen.evaluation.tasks.reading import LONGEST_NAME, data_path, read_text
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
-
-_LONGEST_NAME = 255  # bytes of a file name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +50,10 @@ class T2ICompBench(Task):
             if strange := [letter for letter in "_/" if letter in prompt]:
                 raise TaskError(f"{where}: {strange[0]!r} in a prompt, which is read back from file names")
             doc = Doc(f"{category}-{row:04}", prompt, category, {"row": row})
-            if len(self._file_name(doc, 0).encode()) > _LONGEST_NAME:
-                raise TaskError(f"{where}: too long for a file name")
+            if len(self._file_name(doc, self.images - 1).encode()) > LONGEST_NAME:
+                raise TaskError(
+                    f"{where}: too long for a file name ({LONGEST_NAME} bytes), from which the prompt is read"
+                )
             yield doc
 
     def _file_name(self, doc: Doc, index: int) -> str:

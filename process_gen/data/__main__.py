@@ -1,0 +1,297 @@
+"""Sets of trajectories from a terminal.
+
+    python -m process_gen.data check mine --config=configs/bagel_7b.py:paper
+    python -m process_gen.data convert mine data/mine --to=parquet
+    python -m process_gen.data convert GenRef-wds data/genref --from=genref --to=webdataset
+    python -m process_gen.data convert data/mine gs://bucket/mine --to=parquet --on_error=skip
+
+`check` reads every text and image on all cores: what is in the set, what is wrong with it, whether it
+holds prompts of GenEval, what layout it needs, and how its first trajectory will be trained.
+
+Exit code 0 if all went well, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+
+from process_gen.data import checking, suggesting
+from process_gen.data.encode import BadTrajectory, encode_parts
+from process_gen.data.formats import writers
+from process_gen.data.formats.opening import FORMATS, RECORDS
+from process_gen.data.importers import IMPORTERS
+from process_gen.data.importers.verl_omni import write_verl_omni
+from process_gen.data.loader import Source
+from process_gen.data.packing import TooManyBadTrajectories, allowance, join_row
+from process_gen.data.sources import open_path
+from process_gen.data.tokenizers import Tokenizer
+from process_gen.evaluation.geneval.prompts import tag_of
+from process_gen.experiment import builders, cli, vocabulary
+from process_gen.losses import LossTable
+from process_gen.losses.anatomy import HEADERS, anatomy, lines
+from process_gen.reports.table import table
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import ControlIds
+from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Trajectory
+
+WRITERS: dict[str, Callable[[str, Iterable[writers.Object]], int]] = {
+    "folder": writers.write_folder,
+    "parquet": writers.write_parquet,
+    "webdataset": writers.write_webdataset,
+    "verl_omni": write_verl_omni,
+}
+"""Forms that keep image files as they are; `records` holds pixels."""
+
+
+def convert_command(args: argparse.Namespace) -> None:
+    """Writes the trajectories of a set in another form, image files as they are."""
+    pixels = args.to == RECORDS
+    if pixels != (args.image_size is not None):
+        raise ValueError(
+            "--to=records holds pixels: say of which --image_size=HEIGHT,WIDTH"
+            if pixels
+            else f"--image_size is for --to=records, --to={args.to} keeps image files as they are"
+        )
+    if args.prompt_image and not pixels:
+        raise ValueError(f"--prompt_image is for --to=records, --to={args.to} has a place for input images")
+    source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
+    if pixels and source.image_size != args.image_size:
+        raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
+    bad = _Left(source, args.on_error, args.budget)
+    if pixels:
+        tfds.disable_progress_bar()  # there is one already
+        count = writers.write_records(args.target, _read(source, bad), args.image_size, args.prompt_image)
+    else:
+        found = tqdm.tqdm(
+            writers.objects(source, bad), total=len(source), unit=" trajectories", mininterval=1.0
+        )
+        count = WRITERS[args.to](args.target, found)
+    print(f"{args.target}: {count:,} trajectories, {len(bad.errors) + len(bad.skipped):,} left out")
+    for problem, times in bad.kinds().most_common(10):
+        print(f"  {times:,} times: {problem}")
+
+
+def check_command(args: argparse.Namespace) -> None:
+    """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
+    config = cli.load_config(args.config)
+    if args.tokenizer:
+        config.data.tokenizer = args.tokenizer
+    layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
+    opened = functools.partial(open_path, args.source, args.form, layout.image_size, "skip", 1.0)
+    leaks = None if args.leaks == "none" else tag_of
+    found = checking.examine_all(opened, tokenizer, leaks, args.processes, args.limit)
+    source = opened()
+    print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
+    _print_contents(found)
+    _print_images(found)
+    _print_layout(found, layout)
+    if args.show >= 0 and found.good:
+        _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config))
+    budget = allowance(found.good + found.bad) if args.budget is None else args.budget
+    if found.bad > budget * (found.good + found.bad):
+        raise TooManyBadTrajectories(
+            f"{found.bad} of {found.good + found.bad} trajectories are bad, {budget:.2%} may be (--budget); "
+            f"the last one that was named: {found.named[-1]}"
+        )
+
+
+def _print_contents(found: checking.Findings) -> None:
+    duplicates = {
+        "prompts that come more than once": sum(n for n in found.prompts.values() if n > 1),
+        "the same prompt and last image again": sum(n - 1 for n in found.digests.values() if n > 1),
+        "prompts of GenEval": sum(found.leaked.values()),
+    }
+    rows = [("trajectories", found.good), ("bad trajectories", found.bad)]
+    rows += [(name, count) for name, count in sorted(found.stages.items()) if count]
+    print(table([*rows, *duplicates.items()], ("what", "count")))
+    for name in ("turns", "steps", "corrections"):
+        counts = sorted(getattr(found, name).items())
+        print(f"\n{name} of a trajectory: " + ", ".join(f"{n}: {count:,}" for n, count in counts))
+    for key, counts in found.provenance.items():
+        print(f"{key}: " + ", ".join(f"{name} {count:,}" for name, count in counts.most_common(8)))
+    for title, counts in (
+        ("fields that nobody knows", found.unknown),
+        ("problems", found.problems),
+        ("prompts of GenEval", found.leaked),
+    ):
+        if counts:
+            print(f"\n{title}:")
+            print("\n".join(f"  {count:,} x {name}" for name, count in counts.most_common(10)))
+    if found.named:
+        print("\nbad ones by name:\n" + "\n".join(f"  {name}" for name in found.named))
+
+
+def _print_images(found: checking.Findings) -> None:
+    for title, counts in (("sizes", found.sizes), ("modes", found.modes), ("formats", found.formats)):
+        if counts:
+            names = (
+                f"{name[0]} x {name[1]}" if isinstance(name, tuple) else name
+                for name, _ in counts.most_common(8)
+            )
+            shown = zip(names, counts.most_common(8), strict=True)
+            rest = len(counts) - min(len(counts), 8)
+            more = f", and {rest:,} others" if rest else ""
+            print(
+                f"{title} of images: " + ", ".join(f"{name} {count:,}" for name, (_, count) in shown) + more
+            )
+
+
+def _print_layout(found: checking.Findings, layout: Layout) -> None:
+    print("\ntokens of the texts, two brackets included")
+    print(table(suggesting.slots_table(found, layout), suggesting.SLOTS_HEADERS))
+    for name, counts in found.tokens.items():
+        print(f"\n{name}, tokens of a text")
+        print("\n".join(suggesting.histogram(counts)))
+    other = suggesting.suggest(found, layout)
+    for title, one in (("this layout", layout), ("the suggested one", other)):
+        share = suggesting.useful(found, one)
+        text = (
+            "no trajectory fits"
+            if share is None
+            else f"{share:.1%} of {one.row_tokens:,} tokens of a row useful"
+        )
+        print(f"{title}: {text}")
+    print(f"suggested: {suggesting.flags(layout, other) or 'the layout as it is'}")
+
+
+def _print_trajectory(
+    source: Source, index: int, tokenizer: Tokenizer, layout: Layout, losses: LossTable
+) -> None:
+    """How a trajectory is trained, token by token, in a layout that holds it."""
+    trajectory = source[index]
+    part = encode_parts(tokenizer, layout, True, trajectory)[0]
+    row = Batch(**{name: value[None] for name, value in join_row([part], layout).items()})
+    found = anatomy(layout, row, losses, ControlIds.of(tokenizer))
+    print(f"\ntrajectory {trajectory.uid!r} as it is trained")
+    print(table(list(lines(found, tokenizer)), HEADERS))
+
+
+class _Left:
+    """What a conversion leaves out, as far as it may."""
+
+    def __init__(self, source: Source, policy: str, budget: float | None):
+        self.skipped, self.errors = list(getattr(source, "skipped", ())), []
+        self._policy, self._count = policy, len(source) + len(self.skipped)
+        self._budget = allowance(self._count) if budget is None else budget
+
+    def __call__(self, error: BadTrajectory) -> None:
+        if self._policy == "fail":
+            raise error
+        self.errors.append(str(error))
+        logging.warning("left out (%d so far): %s", len(self.errors), error)
+        if len(self.errors) + len(self.skipped) > self._budget * self._count:
+            raise TooManyBadTrajectories(
+                f"{len(self.errors) + len(self.skipped)} of {self._count} trajectories are bad, "
+                f"{self._budget:.2%} may be (--budget); the last one: {error}"
+            )
+
+    def kinds(self) -> collections.Counter[str]:
+        """How often each problem came, without the place."""
+        return collections.Counter(text.partition(": ")[2][:80] for text in (*self.skipped, *self.errors))
+
+
+def _read(source: Source, bad: _Left) -> Iterator[Trajectory]:
+    for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
+        try:
+            yield source[index]
+        except BadTrajectory as error:
+            bad(error)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.strip("()").split(",")
+    if len(sides) != 2 or not all(side.strip().isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text} is not HEIGHT,WIDTH")
+    return int(sides[0]), int(sides[1])
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
+    parser.add_argument("target", help="the new folder, or a URL")
+    forms = (*FORMATS, RECORDS, *IMPORTERS)
+    parser.add_argument(
+        "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
+    )
+    parser.add_argument("--to", required=True, choices=(*WRITERS, RECORDS))
+    parser.add_argument("--image_size", type=_size, help="of the pixels of --to=records, HEIGHT,WIDTH")
+    parser.add_argument("--prompt_image", action="store_true", help="records have a place for input images")
+    parser.add_argument("--on_error", default="fail", choices=("fail", "skip"))
+    parser.add_argument("--budget", type=_share, help="share that skip may leave out; training's by default")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
+    forms = (*FORMATS, RECORDS, *IMPORTERS)
+    parser.add_argument(
+        "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
+    )
+    parser.add_argument(
+        "--config", default="configs/scenes.py:quick", help="its layout, tokenizer and losses"
+    )
+    parser.add_argument("--tokenizer", default="", help="in the place of config.data.tokenizer")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="all cores by default")
+    parser.add_argument("--limit", type=int, default=0, help="how many trajectories are read; 0 for all")
+    parser.add_argument(
+        "--show", type=int, default=0, help="the trajectory that is shown by token; -1 for none"
+    )
+    parser.add_argument("--leaks", default="geneval", choices=("geneval", "none"), help="prompts to look for")
+    parser.add_argument("--budget", type=_share, help="share that may be bad; training's by default")
+
+
+Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
+COMMANDS: dict[str, Command] = {
+    "check": (_add_check, check_command),
+    "convert": (_add_convert, convert_command),
+}
+"""By name: what adds the arguments of a command, and what runs it."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m process_gen.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (add, run) in COMMANDS.items():
+        sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        sub.set_defaults(run=run)
+        add(sub)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    for name in ("source", "target"):
+        if "~" in getattr(args, name, ""):
+            setattr(args, name, os.path.expanduser(getattr(args, name)))
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except (ValueError, OSError, TooManyBadTrajectories, cli.CommandError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How sets of trajectories lie on disk: listings with image files, Parquet, tar shards."""

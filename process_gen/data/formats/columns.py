@@ -1,0 +1,152 @@
+"""Trajectory objects as the columns of a table, and rows of any table as plain objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from process_gen.common import files
+from process_gen.data.formats.rows import PRESENT, Form, Row
+from process_gen.trajectory.record import SAMPLED_KEYS, TRAJECTORY_KEYS, TURN_KEYS, RecordError
+from process_gen.trajectory.stages import TURN_FIELDS
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+EXTRA, EXTRA_IMAGES = "extra", "extra_images"
+"""Columns of the fields that nobody knows: JSON, and images by name."""
+
+_OF_SAMPLED = {"mode": pa.string(), "stopped": pa.string(), "seconds": pa.float64(), "verdict": pa.string()}
+_JSON_KEYS = ("metadata", "verdict")
+_KINDS = {"text": pa.string(), "image": IMAGE, "flag": pa.bool_(), "weight": pa.float64()}
+_EXTRAS = {EXTRA: pa.string(), EXTRA_IMAGES: pa.list_(pa.struct([("name", pa.string()), *IMAGE]))}
+
+
+def schema() -> pa.Schema:
+    """The columns of trajectories: one of each field of a record, and the turns as a list of structs."""
+    kinds = {field.name: _KINDS[field.type] for field in TURN_FIELDS}
+    turn = {key: kinds.get(key, pa.string()) for key in TURN_KEYS} | _EXTRAS
+    known = {"image": IMAGE, "turns": pa.list_(pa.struct(list(turn.items())))}
+    known |= {key: _OF_SAMPLED.get(key, pa.int64()) for key in SAMPLED_KEYS}
+    fields = {key: known.get(key, pa.string()) for key in TRAJECTORY_KEYS if key != "steps"} | _EXTRAS
+    return pa.schema(list(fields.items()))
+
+
+def to_row(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object in turns with images `{"bytes", "path"}` as a row of `schema`."""
+    row = _known(value, TRAJECTORY_KEYS)
+    row["turns"] = [_known(turn, TURN_KEYS) for turn in value["turns"]]
+    return row | {key: json.dumps(row[key]) for key in _JSON_KEYS if key in row}
+
+
+def _known(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    row = {key: one for key, one in value.items() if key in keys}
+    others = {key: one for key, one in value.items() if key not in keys}
+    held = {key: one for key, one in others.items() if isinstance(one, Mapping) and "bytes" in one}
+    if held:
+        row[EXTRA_IMAGES] = [{"name": key, **one} for key, one in held.items()]
+    if rest := {key: one for key, one in others.items() if key not in held}:
+        row[EXTRA] = json.dumps(rest)
+    return row
+
+
+def row_of(table: pa.Table, index: int) -> dict[str, Any]:
+    """One row as an object, without what is null."""
+    (row,) = table.slice(index, 1).to_pylist()
+    return _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return value
+
+
+def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of a row of `schema`, or of one that somebody else wrote with some of its columns.
+
+    Raises:
+      RecordError: a column that holds JSON does not.
+    """
+    value = _from_json(dict(row), "")
+    if isinstance(value.get("turns"), list):
+        turns = [turn for turn in value["turns"] if isinstance(turn, dict)]
+        value["turns"] = [_from_json(turn, f"turns[{place}].") for place, turn in enumerate(turns)]
+    return value
+
+
+def _from_json(value: dict[str, Any], field: str) -> dict[str, Any]:
+    """Reads the columns that hold JSON, and puts the fields that nobody knows where they were."""
+    for key in (*_JSON_KEYS, EXTRA):
+        if isinstance(value.get(key), str):
+            try:
+                value[key] = files.from_json(value[key])
+            except ValueError as error:
+                raise RecordError(f"{field}{key} is not JSON: {error}") from None
+    extra = value.pop(EXTRA, {})
+    held = {image.pop("name"): image for image in value.pop(EXTRA_IMAGES, ())}
+    return value | held | (extra if isinstance(extra, dict) else {EXTRA: extra})
+
+
+def text_leaves(found: pq.ParquetSchema) -> list[str]:
+    """The paths of all columns but those of binary values, for reading texts alone.
+
+    A nested column of binary values alone is left in: without it nobody knows how long its lists are.
+    """
+    leaves = [found.column(index) for index in range(len(found))]
+    texts = [leaf.path for leaf in leaves if not _is_binary(leaf)]
+    tops = {path.partition(".")[0] for path in texts}
+    alone = [leaf.path for leaf in leaves if leaf.path.partition(".")[0] not in tops]
+    return texts + [path for path in alone if "." in path]
+
+
+def _is_binary(leaf: pq.ColumnSchema) -> bool:
+    return leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE"
+
+
+def with_present(table: pa.Table, whole: pa.Schema) -> pa.Table:
+    """A table without its binary values, `PRESENT` where they are in `whole`."""
+    arrays = []
+    for field in whole:
+        given = table.column(field.name).combine_chunks() if field.name in table.column_names else None
+        arrays.append(_filled(given, field.type, len(table)))
+    return pa.table(
+        arrays, schema=pa.schema([field.with_type(a.type) for field, a in zip(whole, arrays, strict=True)])
+    )
+
+
+def _filled(given: pa.Array | None, whole: pa.DataType, length: int) -> pa.Array:
+    """An array that was read without binary values, at the type that it has with them."""
+    if isinstance(given, pa.ChunkedArray):
+        given = given.combine_chunks()
+    if pa.types.is_binary(whole) or pa.types.is_large_binary(whole):
+        return pa.array([PRESENT] * length, whole) if given is None else given
+    if pa.types.is_struct(whole):
+        names = [] if given is None else [given.type.field(i).name for i in range(given.type.num_fields)]
+        inner = [
+            _filled(given.field(f.name) if f.name in names else None, f.type, length)
+            for f in (whole.field(i) for i in range(whole.num_fields))
+        ]
+        mask = None if given is None else given.is_null()
+        fields = [whole.field(i).with_type(a.type) for i, a in enumerate(inner)]
+        return pa.StructArray.from_arrays(inner, fields=fields, mask=mask)
+    if given is None:
+        return pa.nulls(length, whole)
+    if pa.types.is_list(whole) or pa.types.is_large_list(whole):
+        inner = _filled(given.values, whole.value_type, len(given.values))
+        make = pa.LargeListArray if pa.types.is_large_list(whole) else pa.ListArray
+        return make.from_arrays(given.offsets, inner, mask=given.is_null())
+    return given
+
+
+def _read(rows: Sequence[Row], part: int) -> dict[str, Any]:
+    del part
+    return from_row(rows[0])
+
+
+COLUMNS = Form("trajectories", _read, cheap=True)
+"""Rows of `schema`."""

@@ -1,0 +1,81 @@
+"""From a path to a source: which form a set has, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+from process_gen.common.names import check_name
+from process_gen.data.formats.columns import COLUMNS
+from process_gen.data.formats.jsonl import LISTING, JsonRows
+from process_gen.data.formats.parquet import ParquetRows
+from process_gen.data.formats.places import is_folder, place_of
+from process_gen.data.formats.rows import SHARDED, TRAJECTORIES, Form, Rows
+from process_gen.data.formats.webdataset import TarRows
+from process_gen.data.stored import StoredSource
+
+FORMATS: dict[str, tuple[Callable[[str | os.PathLike[str]], Rows], Form]] = {
+    "folder": (JsonRows, TRAJECTORIES),
+    "parquet": (ParquetRows, COLUMNS),
+    "webdataset": (TarRows, SHARDED),
+}
+"""By name: how the rows of a set are read, and how they are trajectories where it is of the project's own."""
+RECORDS = "records"
+"""The name of the TFDS form (`sources.RecordSource`)."""
+
+_ENDINGS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "folder", ".json": "folder"}
+_INSIDE = {"dataset_info.json": RECORDS, LISTING: "folder"}
+
+
+def detect(path: str | os.PathLike[str]) -> str:
+    """Which of `FORMATS`, or `records`, a path holds.
+
+    Raises:
+      FileNotFoundError: it holds none of them.
+    """
+    text = os.fspath(path)
+    for ending, name in _ENDINGS.items():
+        if text.endswith(ending):
+            return name
+    if is_folder(text):
+        place = place_of(text)
+        for inside, name in _INSIDE.items():
+            if place.exists(inside):
+                return name
+        for ending in (".parquet", ".tar"):
+            if place.glob(f"*{ending}"):
+                return _ENDINGS[ending]
+    raise FileNotFoundError(
+        f"{text} holds no trajectories: neither {LISTING}, nor dataset_info.json, nor .parquet or .tar files"
+    )
+
+
+def open_rows(path: str | os.PathLike[str], form: str = "") -> Rows:
+    """The rows of a set, of the form that is named or found.
+
+    Raises:
+      FileNotFoundError, BadTrajectory, ValueError: it cannot be opened; the message says why.
+    """
+    return FORMATS[check_name(form or detect(path), FORMATS, "form of a data set")][0](path)
+
+
+def open_stored(
+    path: str | os.PathLike[str],
+    image_size: tuple[int, int],
+    bad: Literal["fail", "skip"] = "fail",
+    form: str = "",
+    budget: float | None = None,
+) -> StoredSource:
+    """The trajectories of a set of the project's own; see `StoredSource`.
+
+    Args:
+      path: a folder, a file, or a pattern of names, here or behind a URL.
+      image_size: height and width that images are brought to.
+      bad: what to do with bad trajectories.
+      form: one of `FORMATS`; found by `detect` where it is empty.
+      budget: the share of trajectories that `skip` may leave out; `allowance` by default.
+    """
+    form = check_name(form or detect(path), FORMATS, "form of a data set")
+    rows, as_trajectories = FORMATS[form]
+    return StoredSource(rows(path), as_trajectories, image_size, bad, budget)

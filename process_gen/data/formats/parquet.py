@@ -1,0 +1,213 @@
+"""Rows of Parquet files: a file, a folder of parts, or a pattern of names.
+
+A column of images is a struct of `bytes` and `path`, as Hugging Face writes it, or bytes. Reading
+one row reads its row group, so a file that is read in a random order should have small ones (the
+writer makes them of about a megabyte); the last ones read are kept, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import contextlib
+import itertools
+import os
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.formats import columns, identity
+from process_gen.data.formats.places import Place, is_folder, place_of, split_path
+from process_gen.data.formats.rows import Row
+
+CACHE_BYTES = 256 << 20
+"""Of decoded row groups that a source keeps."""
+OPEN_FILES = 64
+SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
+"""What the names of parts begin with where a folder holds several splits."""
+
+
+class ParquetRows:
+    """The rows of all parts, in the order of their names; see `Rows`."""
+
+    what = "rows"
+
+    def __init__(self, path: str | os.PathLike[str], parts: Sequence[str] | None = None):
+        """Opens the parts and reads their footers.
+
+        Args:
+          path: a file, a folder, or a pattern such as `data/train-*.parquet`.
+          parts: the files of the folder `path`, in this order; all of them by default.
+
+        Raises:
+          FileNotFoundError: there is none.
+          BadTrajectory: one is no Parquet file.
+          ValueError: the folder holds several splits.
+        """
+        self.place, self._names = (place_of(path), list(parts)) if parts else find(path, "*.parquet")
+        self.title = os.fspath(path)
+        self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
+        self._lock = threading.RLock()
+        self._cache: collections.OrderedDict[tuple[int, int, bool], pa.Table] = collections.OrderedDict()
+        self._cached = 0
+        groups = [
+            (part, group, metadata.row_group(group).num_rows)
+            for part in range(len(self._names))
+            for metadata in [self._file(part).metadata]
+            for group in range(metadata.num_row_groups)
+        ]
+        self._groups = [(part, group) for part, group, count in groups if count]
+        self._ends = list(itertools.accumulate(count for *_, count in groups if count))
+        self._starts: dict[int, int] = {}
+        for (part, _), end in zip(self._groups, [0, *self._ends], strict=False):
+            self._starts.setdefault(part, end)
+        self.name = (
+            f"{len(self._names)} Parquet files of SHA-256 {identity.digest(self.place, self._names)[:16]}"
+        )
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Row:
+        return self._row(index, text=False)
+
+    def text(self, index: int) -> Row:
+        return self._row(index, text=True)
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column, nothing else being read.
+
+        Raises:
+          BadTrajectory: a part has no such column.
+        """
+        found: list[Any] = []
+        for part in range(len(self._names)):
+            if name not in self._file(part).schema_arrow.names:
+                raise BadTrajectory(f"{self.place.path(self._names[part])}: column {name} is missing")
+            with self._lock, self._reading(part):
+                found += self._file(part).read(columns=[name]).column(0).to_pylist()
+        return found
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """How many row groups and rows each part has."""
+        found = (self._file(part).metadata for part in range(len(self._names)))
+        return [(metadata.num_row_groups, metadata.num_rows) for metadata in found]
+
+    def where(self, index: int) -> str:
+        part, _ = self._groups[bisect.bisect_right(self._ends, index)]
+        return f"{self.place.path(self._names[part])}, row {index - self._starts[part]}"
+
+    def uid(self, index: int) -> str:
+        return f"{self.place.name}:{index}"
+
+    def open(self, index: int, path: str) -> BinaryIO:
+        del index
+        return self.place.open(path)
+
+    def _row(self, index: int, text: bool) -> Row:
+        place = bisect.bisect_right(self._ends, index)
+        part, group = self._groups[place]
+        rows = self._group(part, group, text)
+        try:
+            return columns.row_of(rows, index - self._ends[place] + len(rows))
+        except UnicodeDecodeError as error:
+            raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
+
+    def _group(self, part: int, group: int, text: bool) -> pa.Table:
+        """One row group, its columns without binary values where `text` asks for it."""
+        key = (part, group, text)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+            with self._reading(part):
+                file = self._file(part)
+                leaves = columns.text_leaves(file.schema) if text else None
+                table = file.read_row_group(group, columns=leaves)
+                if text:
+                    table = columns.with_present(table, file.schema_arrow)
+            self._cache[key] = table
+            self._cached += table.nbytes
+            while self._cached > CACHE_BYTES and len(self._cache) > 1:
+                _, oldest = self._cache.popitem(last=False)
+                self._cached -= oldest.nbytes
+            return table
+
+    def _file(self, part: int) -> pq.ParquetFile:
+        with self._lock:
+            if part not in self._files:
+                with self._reading(part):
+                    self._files[part] = pq.ParquetFile(self.place.open(self._names[part]))
+                if len(self._files) > OPEN_FILES:
+                    self._files.popitem(last=False)[1].close(force=True)
+            self._files.move_to_end(part)
+            return self._files[part]
+
+    @contextlib.contextmanager
+    def _reading(self, part: int):
+        """Names the file in what a broken one raises."""
+        try:
+            yield
+        except (pa.ArrowException, EOFError, UnicodeDecodeError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the file system's, and not of the content
+                raise
+            raise BadTrajectory(
+                f"{self.place.path(self._names[part])} cannot be read as Parquet: {error}"
+            ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the files anew."""
+        return (
+            vars(self)
+            | {"_files": collections.OrderedDict(), "_lock": None}
+            | {
+                "_cache": collections.OrderedDict(),
+                "_cached": 0,
+            }
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
+
+
+def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
+    """The folder of a set and the names of its files: those that fit `pattern`, or `path` itself.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: they are of several splits.
+    """
+    if is_folder(path):
+        place = place_of(path)
+        names = place.glob(pattern)
+        kinds = {kind for name in names if (kind := _split_of(name))}
+        if len(kinds) > 1:
+            root = os.fspath(path).rstrip("/")
+            raise ValueError(
+                f"{path} holds several splits ({', '.join(sorted(kinds))}): name the folder of one, or a "
+                f"pattern such as --config.data.path='{root}/**/{min(kinds)}{pattern}'"
+            )
+    else:
+        root, _, inner = os.fspath(path).partition("/**/")
+        if inner:
+            place = place_of(root)
+            names = place.glob(inner)
+        else:
+            place, last = split_path(path)
+            names = [last] if place.exists(last) else [name for name in place.glob(last) if "/" not in name]
+    if not names:
+        raise FileNotFoundError(f"{path} does not exist, or holds no {pattern}")
+    return place, names
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a part is of: `train-00000-of-00003.parquet`, `train/0000.parquet`."""
+    *folders, last = name.lower().split("/")
+    named = (*folders, re.split(r"[-_.]", last)[0])
+    return next((one for one in named if one in SPLIT_NAMES), None)

@@ -1,0 +1,187 @@
+"""Folders that hold a set: on this machine, or on any file system that fsspec knows (`gs://`, `s3://`, ..).
+
+Paths inside a place are relative and have forward slashes. Local paths need no fsspec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import pathlib
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+from process_gen.common import files
+
+
+class Place(Protocol):
+    """A folder.
+
+    Attributes:
+      root: as the user wrote it, for messages.
+      name: its last part.
+    """
+
+    root: str
+    name: str
+
+    def path(self, name: str) -> Any:
+        """What opens a file by name: a local path, or a URL."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A file for reading, with random access; raises OSError."""
+        ...
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """So many bytes of a file from `start` on; raises OSError."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        ...
+
+    def glob(self, pattern: str) -> list[str]:
+        """The files whose last part fits a pattern, in all folders below, sorted."""
+        ...
+
+    def stamp(self, name: str) -> tuple[int, str]:
+        """Bytes of a file, and what changes when it is written again; "" where nothing says."""
+        ...
+
+    def create(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """A file for writing, which is there as a whole when the block ends, or not at all."""
+        ...
+
+
+def escapes(name: str) -> bool:
+    """Whether a path that a set names leaves the set, by `..` or from the root."""
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+
+
+class LocalPlace:
+    """A folder of this machine; see `Place`. Links in it are followed, wherever they point."""
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self._root = pathlib.Path(root).absolute()
+        self.root, self.name = str(self._root), self._root.name
+
+    def path(self, name: str) -> pathlib.Path:
+        return self._root / name
+
+    def open(self, name: str) -> BinaryIO:
+        return self.path(name).open("rb")
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        with self.open(name) as file:
+            file.seek(start)
+            return file.read(size)
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def glob(self, pattern: str) -> list[str]:
+        found = (path for path in self._root.rglob(pattern) if path.is_file())
+        return sorted(path.relative_to(self._root).as_posix() for path in found)
+
+    def stamp(self, name: str) -> tuple[int, str]:
+        found = self.path(name).stat()
+        return found.st_size, str(found.st_mtime_ns)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        with files.whole(self.path(name)) as scratch, open(scratch, "wb") as file:
+            yield file
+            file.flush()
+
+
+class RemotePlace:
+    """A folder behind a URL; see `Place`."""
+
+    def __init__(self, url: str):
+        self._fs, self._root = _filesystem(url)
+        self.root = url.rstrip("/")
+        self.name = posixpath.basename(self.root)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _inside(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def open(self, name: str) -> BinaryIO:
+        return self._fs.open(self._inside(name), "rb")
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        return self._fs.cat_file(self._inside(name), start=start, end=start + size)
+
+    def exists(self, name: str) -> bool:
+        return self._fs.isfile(self._inside(name))
+
+    def glob(self, pattern: str) -> list[str]:
+        try:
+            found = self._fs.find(self._root)
+        except FileNotFoundError:
+            return []
+        inside = (posixpath.relpath(path, self._root) for path in found)
+        return sorted(path for path in inside if fnmatch.fnmatch(posixpath.basename(path), pattern))
+
+    def stamp(self, name: str) -> tuple[int, str]:
+        found = self._fs.info(self._inside(name))
+        said = (found.get(key) for key in ("etag", "ETag", "md5Hash", "mtime", "created", "LastModified"))
+        return found["size"], str(next((one for one in said if one), ""))
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            self._fs.makedirs(posixpath.dirname(self._inside(name)), exist_ok=True)
+            with self._fs.open(self._inside(name), "wb") as target:
+                shutil.copyfileobj(file, target)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL, such as `gs://bucket/set`."""
+    return "://" in os.fspath(path)
+
+
+def place_of(path: str | os.PathLike[str]) -> Place:
+    """The folder that a path or a URL names.
+
+    Raises:
+      ValueError: nothing installed knows the scheme of the URL.
+    """
+    return RemotePlace(os.fspath(path)) if is_remote(path) else LocalPlace(path)
+
+
+def split_path(path: str | os.PathLike[str]) -> tuple[Place, str]:
+    """The folder that a path lies in, and its last part, which may be a pattern."""
+    text = os.fspath(path).rstrip("/")
+    parent, name = posixpath.split(text) if is_remote(text) else os.path.split(os.path.abspath(text))
+    return place_of(parent), name
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path or URL names a folder that is there."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    fs, root = _filesystem(os.fspath(path))
+    return fs.isdir(root)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+
+        fs, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{url} cannot be opened ({error}): `pip install process_gen[remote]` has gs:// and s3://"
+        ) from None
+    return fs, root.rstrip("/")

@@ -1,0 +1,176 @@
+"""Samples in tar shards, as WebDataset has them: members in a row whose names agree up to the first dot.
+
+`000123.json`, `000123.0.png`, `000123.1.png` are one sample with the fields `json`, `0.png`, `1.png`.
+Shards are not unpacked: an index says where each member begins. It is made once and kept beside them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+from absl import logging
+
+from process_gen.common import files
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.formats import identity
+from process_gen.data.formats.parquet import find
+from process_gen.data.formats.rows import PRESENT, Row
+
+INDEX = ".index.npz"
+TEXTS = ("txt", "text", "caption", "cls")
+"""Last extensions of members that are text."""
+
+
+class TarRows:
+    """The samples of all shards, in the order of their names; see `Rows`. Fields are named by extension."""
+
+    what = "samples"
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Opens the shards, and looks through them where no index is kept.
+
+        Args:
+          path: a shard, a folder, or a pattern such as `set/train-*.tar`.
+
+        Raises:
+          FileNotFoundError: there is none.
+          BadTrajectory: one is no tar file, or cut off.
+          ValueError: the folder holds several splits.
+        """
+        self.place, self._names = find(path, "*.tar")
+        self.title = os.fspath(path)
+        digest = identity.digest(self.place, self._names)
+        self.name = f"{len(self._names)} tar shards of SHA-256 {digest[:16]}"
+        self._index = self._kept(digest) or self._made(digest)
+        self._kinds, self._keys = (
+            self._index[name].tobytes().decode().split("\0") for name in ("kinds", "keys")
+        )
+
+    def __len__(self) -> int:
+        return len(self._index["first"]) - 1
+
+    def __getitem__(self, index: int) -> Row:
+        return _Sample(self, index, text=False)
+
+    def text(self, index: int) -> Row:
+        return _Sample(self, index, text=True)
+
+    def where(self, index: int) -> str:
+        shard = self._names[self._index["shard"][self._index["first"][index]]]
+        return f"{self.place.path(shard)}, key {self._keys[index]}"
+
+    def uid(self, index: int) -> str:
+        return f"{self.place.name}:{self._keys[index]}"
+
+    def open(self, index: int, path: str) -> BinaryIO:
+        """A member of the sample, by its extension or its name."""
+        members = self.members(index)
+        if path not in members:
+            path = _split(path)[1]
+        if path not in members:
+            raise FileNotFoundError(f"the sample has no member {path!r}")
+        return io.BytesIO(self.member(members[path]))
+
+    def members(self, index: int) -> dict[str, int]:
+        """The members of a sample by extension."""
+        first, end = self._index["first"][index : index + 2]
+        return {self._kinds[self._index["kind"][i]]: i for i in range(first, end)}
+
+    def member(self, number: int) -> bytes:
+        """The content of a member; raises OSError."""
+        shard, start, size = (int(self._index[name][number]) for name in ("shard", "start", "size"))
+        return self.place.read(self._names[shard], start, size)
+
+    def _kept(self, digest: str) -> dict[str, np.ndarray] | None:
+        try:
+            with self.place.open(INDEX) as file, np.load(file) as found:
+                index = {name: found[name] for name in found.files}
+            return index if index["digest"].tobytes().decode() == digest else None
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, UnicodeDecodeError):
+            return None
+
+    def _made(self, digest: str) -> dict[str, np.ndarray]:
+        """Looks through all shards; the index is kept where that can be."""
+        logging.info("looking through %d shards of %s once", len(self._names), self.title)
+        numbers: dict[str, list[int]] = {name: [] for name in ("shard", "start", "size", "kind", "first")}
+        kinds: dict[str, int] = {}
+        keys: list[str] = []
+        for shard, name in enumerate(self._names):
+            last = None
+            for member, start, size in self._walk(name):
+                key, kind = _split(member)
+                if key != last:
+                    last = key
+                    keys.append(key)
+                    numbers["first"].append(len(numbers["shard"]))
+                found = (shard, start, size, kinds.setdefault(kind, len(kinds)))
+                for column, value in zip(("shard", "start", "size", "kind"), found, strict=True):
+                    numbers[column].append(value)
+        numbers["first"].append(len(numbers["shard"]))
+        texts = {"kinds": "\0".join(kinds), "keys": "\0".join(keys), "digest": digest}
+        index = {name: np.asarray(values, np.int64) for name, values in numbers.items()}
+        index |= {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+        try:
+            with self.place.create(INDEX) as file:
+                np.savez(file, **index)
+        except OSError as error:
+            logging.warning(
+                "%s cannot be written (%s): every start looks anew", self.place.path(INDEX), error
+            )
+        return index
+
+    def _walk(self, name: str) -> Iterator[tuple[str, int, int]]:
+        """Name, first byte and length of each file in a shard."""
+        length, _ = self.place.stamp(name)
+        try:
+            with self.place.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if not member.isfile() or posixpath.basename(member.name).startswith((".", "__")):
+                        continue
+                    if member.offset_data + member.size > length:
+                        raise tarfile.ReadError(f"cut off in {member.name}")
+                    yield member.name, member.offset_data, member.size
+        except (tarfile.TarError, UnicodeDecodeError) as error:
+            raise BadTrajectory(
+                f"{self.place.path(name)} cannot be read as an uncompressed tar file: {error}"
+            ) from None
+
+
+class _Sample(Mapping):
+    """The fields of a sample, read when they are asked for."""
+
+    def __init__(self, rows: TarRows, index: int, text: bool):
+        self._rows, self._index, self._text = rows, index, text
+        self._members = rows.members(index)
+
+    def __getitem__(self, kind: str) -> Any:
+        number = self._members[kind]
+        last = kind.rpartition(".")[2].lower()
+        if last not in (*TEXTS, "json"):
+            return PRESENT if self._text else self._rows.member(number)
+        content = self._rows.member(number)
+        try:
+            return files.from_json(content) if last == "json" else content.decode("utf-8")
+        except ValueError as error:
+            where = self._rows.where(self._index)
+            what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not JSON"
+            raise BadTrajectory(f"{where}: {kind} {what}: {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The key and the extension of a member: its name up to the first dot behind folders, and the rest."""
+    folder, last = posixpath.split(name)
+    key, _, kind = last.partition(".")
+    return posixpath.join(folder, key), kind

@@ -1,0 +1,296 @@
+"""Writing trajectories as a listing with image files, Parquet, tar shards, or a TFDS data set.
+
+Image files stay the bytes that they are; only TFDS, which holds pixels, gets them decoded at the
+layout's size. The SHA-256 of a turn's image is written beside it. A set on this machine is there as
+a whole or not at all; behind a URL each file of it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.formats import columns
+from process_gen.data.formats.jsonl import LISTING
+from process_gen.data.formats.places import Place, is_remote, place_of
+from process_gen.data.loader import Source
+from process_gen.data.schema import features, to_example
+from process_gen.trajectory.record import trajectory_to_json
+from process_gen.trajectory.stages import Trajectory, turn_fields
+
+GROUP_BYTES = 1 << 20
+"""Of images in a row group: what reading one row in a random order reads."""
+PART_BYTES = SHARD_BYTES = 256 << 20
+"""Of images in a Parquet file or a tar shard."""
+
+IMAGE_FIELDS = frozenset(field.name for field in turn_fields("image"))
+
+_ENDINGS = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"RIFF", ".webp"))
+
+Object = dict[str, Any]
+"""A trajectory as `trajectory.record` has it, in turns, its images `{"bytes", "path"}`."""
+
+
+def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = None) -> Iterator[Object]:
+    """The trajectories of a source as objects, with the image files as they are where it has files.
+
+    Args:
+      source: of any kind.
+      on_bad: called with what cannot be used, which is then left out; raised by default.
+    """
+    for index in range(len(source)):
+        try:
+            yield source.object(index) if hasattr(source, "object") else object_of(source[index])
+        except BadTrajectory as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+
+
+def object_of(trajectory: Trajectory) -> Object:
+    """A trajectory as an object, its images as PNG.
+
+    Raises:
+      ValueError: its metadata are not JSON.
+    """
+    names = [None if turn.image is None else "drawn" for turn in trajectory.turns]
+    given = trajectory.prompt_image
+    found = trajectory_to_json(trajectory, names, None if given is None else "given")
+    if given is not None:
+        found["image"] = {"bytes": _png(given), "path": None}
+    for one, turn in zip(found["turns"], trajectory.turns, strict=True):
+        if turn.image is not None:
+            one["image"] = {"bytes": _png(turn.image), "path": None}
+    return found
+
+
+def _png(image) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
+
+
+# --------------------------------------------------------------------- stored
+
+
+def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
+    """Writes a folder of `trajectories.jsonl` and images; returns how many.
+
+    Raises:
+      FileExistsError: there is a set already.
+      OSError: a file cannot be written.
+    """
+    count = 0
+    with new_set(path) as place, place.create(LISTING) as listing:
+        for count, one in enumerate(found, start=1):
+            named, members = split_images(one, f"images/{count - 1:06d}_")
+            for name, content in members.items():
+                with place.create(name) as file:
+                    file.write(content)
+            listing.write(_line(named))
+    return count
+
+
+def write_parquet(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
+    """Writes `part-00000.parquet` and its like; returns how many trajectories. Raises as `write_folder`."""
+    schema, rows = columns.schema(), _Groups(columns.to_row(with_sums(one)) for one in found)
+    with new_set(path) as place:
+        for part in itertools.count():
+            with place.create(f"part-{part:05d}.parquet") as file, pq.ParquetWriter(file, schema) as writer:
+                for group in rows.until(PART_BYTES):
+                    writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
+            if not rows.more:
+                return rows.count
+
+
+def write_webdataset(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
+    """Writes `shard-00000.tar` and its like; returns how many trajectories. Raises as `write_folder`."""
+    rows = _Groups(found)
+    with new_set(path) as place:
+        for shard in itertools.count():
+            with (
+                place.create(f"shard-{shard:05d}.tar") as file,
+                tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+            ):
+                for group in rows.until(SHARD_BYTES):
+                    for number, one in enumerate(group, start=rows.count - len(group)):
+                        named, members = split_images(one, "")
+                        for kind, content in {"json": _line(named), **members}.items():
+                            _add(tar, f"{number:09d}.{kind}", content)
+            if not rows.more:
+                return rows.count
+
+
+def write_records(
+    path: str | os.PathLike[str],
+    found: Iterable[Trajectory],
+    image_size: tuple[int, int],
+    prompt_image: bool = False,
+) -> int:
+    """Writes a TFDS data set of pixels at one size; returns how many trajectories.
+
+    Args:
+      path: the folder of the data set, on this machine.
+      found: trajectories with images of that size.
+      image_size: height and width.
+      prompt_image: whether prompts may hold input images.
+
+    Raises:
+      FileExistsError: there is something already.
+      BadTrajectory: one has no place in it.
+    """
+    count = 0
+
+    def examples() -> Iterator[tuple[int, Object]]:
+        nonlocal count
+        for count, one in enumerate(found, start=1):
+            yield count - 1, to_example(one, prompt_image=prompt_image)
+
+    if is_remote(path):
+        raise ValueError(f"a TFDS data set is written on this machine, and not to {path}")
+    with new_set(path) as place, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
+        built = tfds.dataset_builders.store_as_tfds_dataset(
+            name="trajectories",
+            version="1.0.0",
+            features=features(image_size, prompt_image=prompt_image),
+            split_datasets={"train": examples()},
+            data_dir=place.root,
+            disable_shuffling=True,
+            file_format="array_record",
+        )
+        for file in pathlib.Path(built.data_dir).iterdir():
+            file.rename(pathlib.Path(place.root, file.name))
+        shutil.rmtree(pathlib.Path(place.root, "trajectories"))
+    return count
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def split_images(value: Object, prefix: str) -> tuple[Object, dict[str, bytes]]:
+    """An object with names in the place of images, and the images; turns get the SHA-256 of theirs.
+
+    The names have nothing in them that a set could say, so that none leads elsewhere.
+    """
+    members: dict[str, bytes] = {}
+
+    def named(one: Any, key: str, stem: str) -> Any:
+        if not isinstance(one, Mapping) or not isinstance(one.get("bytes"), bytes):
+            return one
+        name = f"{prefix}{stem}{'' if key == 'image' else f'_{len(members)}'}{ending(one)}"
+        members[name] = one["bytes"]
+        return name if key in IMAGE_FIELDS else {"path": name}
+
+    whole = with_sums(value)
+    found = {key: named(one, key, "input") for key, one in whole.items()}
+    found["turns"] = [
+        {key: named(one, key, str(place)) for key, one in turn.items()}
+        for place, turn in enumerate(whole["turns"])
+    ]
+    return found, members
+
+
+def with_sums(value: Object) -> Object:
+    """The same with the SHA-256 of each turn's image."""
+    turns = [
+        {**turn, "sha256": hashlib.sha256(turn["image"]["bytes"]).hexdigest()} if "image" in turn else turn
+        for turn in value["turns"]
+    ]
+    return {**value, "turns": turns}
+
+
+def ending(image: Mapping[str, Any]) -> str:
+    """The ending of an image's name, by its content; else the one that it had."""
+    for magic, found in _ENDINGS:
+        if image["bytes"].startswith(magic):
+            return found
+    found = os.path.splitext(image.get("path") or "")[1]
+    return found if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", found) else ".bin"
+
+
+def _line(value: Object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode() + b"\n"
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a member that is the same whenever and by whomever it is written."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+@contextlib.contextmanager
+def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
+    """Where to write the files of a set, which is at `path` when the block ends.
+
+    Raises:
+      FileExistsError: there is something already.
+    """
+    there = place_of(path)
+    if there.glob("*"):
+        raise FileExistsError(f"{os.fspath(path)} is not empty: choose another folder")
+    if is_remote(path):
+        yield there
+        return
+    scratch = f"{there.root}.unfinished"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        os.makedirs(scratch)
+        yield place_of(scratch)
+        if os.path.isdir(there.root):
+            os.rmdir(there.root)
+        os.replace(scratch, there.root)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Groups:
+    """Objects in groups of about `GROUP_BYTES`.
+
+    Attributes:
+      count: objects that were given away.
+    """
+
+    def __init__(self, found: Iterable[Object]):
+        self._found, self.count = iter(found), 0
+        self._next = next(self._found, None)
+
+    @property
+    def more(self) -> bool:
+        return self._next is not None
+
+    def until(self, most: int) -> Iterator[list[Object]]:
+        """Groups until they have so many bytes, or there are no more."""
+        total = 0
+        while self.more and total < most:
+            group, size = [], 0
+            while self.more and (not group or size < GROUP_BYTES):
+                group.append(self._next)
+                size += _size(self._next)
+                self._next = next(self._found, None)
+            total, self.count = total + size, self.count + len(group)
+            yield group
+
+
+def _size(value: Any) -> int:
+    """Bytes of all texts and images of an object."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(_size(one) for one in inner)

@@ -1,0 +1,121 @@
+"""What the base model is trained on: Parquet of captioned images and of chains of edits.
+
+Text to image: `image` (bytes) and `captions`, a JSON object; every caption is a trajectory of its own.
+Edits: `image_list` (bytes) and `instruction_list`, for each edit a list of ways to say it. A chain is one
+trajectory: the first image and instruction are the prompt, later instructions are given; of k ways
+to say it there are k trajectories. There a chain is cut at random, here it is whole.
+
+The path is a folder, a file, a pattern, or the JSON file that a dataset info names (`parquet_info_path`):
+`{"part.parquet": {"num_row_groups": 1, "num_rows": 100}}`, whose parts have to be what it says.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from process_gen.common import files
+from process_gen.data.formats.parquet import ParquetRows
+from process_gen.data.formats.places import split_path
+from process_gen.data.formats.rows import Form, Row, Rows, Unit
+from process_gen.data.importers import fields
+from process_gen.trajectory.record import RecordError
+
+
+def open_parts(path: str | os.PathLike[str]) -> ParquetRows:
+    """The rows of the parts that a path names.
+
+    Raises:
+      ValueError: an info file that is none, or that says otherwise than the parts.
+      FileNotFoundError, BadTrajectory: as `ParquetRows`.
+    """
+    if not os.fspath(path).endswith(".json"):
+        return ParquetRows(path)
+    place, name = split_path(path)
+    with place.open(name) as file:
+        info = files.from_json(file.read())
+    if not isinstance(info, dict) or not info or not all(isinstance(one, dict) for one in info.values()):
+        raise ValueError(f"{path} says nothing of parts: it must hold {{name: {{num_row_groups, num_rows}}}}")
+    folder = place.root
+    if any(os.path.isabs(name) for name in info):
+        folder = os.path.commonpath([os.path.dirname(name) for name in info])
+    names = [posixpath.relpath(name, folder) if os.path.isabs(name) else name for name in info]
+    rows = ParquetRows(folder, names)
+    for (part, said), sizes in zip(info.items(), rows.sizes(), strict=True):
+        stated = (said.get("num_row_groups"), said.get("num_rows"))
+        if stated != sizes:
+            raise ValueError(
+                f"{path} says that {part} has {stated[0]} row groups of {stated[1]} rows, and it has "
+                f"{sizes[0]} of {sizes[1]}: make the file anew, or name the folder"
+            )
+    return rows
+
+
+def _units(column: str, count: Callable[[Any], int], rows: Rows) -> list[Unit]:
+    """As many trajectories of each row as `count` says of a column."""
+    values = enumerate(rows.column(column))
+    return [((index,), part) for index, value in values for part in range(max(1, count(value)))]
+
+
+def _captions(value: Any) -> dict[str, str]:
+    try:
+        found = files.from_json(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise RecordError(f"captions is not JSON: {error}") from None
+    if not isinstance(found, dict) or not found:
+        raise RecordError("captions is not an object of texts")
+    return found
+
+
+def _count_captions(value: Any) -> int:
+    try:
+        return len(_captions(value))
+    except RecordError:
+        return 1
+
+
+def _read_captioned(rows: Sequence[Row], part: int) -> dict[str, Any]:
+    (row,) = rows
+    name, caption = list(_captions(fields.get(row, "captions")).items())[part]
+    shown = fields.image(fields.get(row, "image"), "image")
+    return {
+        "prompt": fields.check_text(caption, f"captions.{name}"),
+        "turns": [{"image": shown}],
+        "metadata": {"caption": name},
+    }
+
+
+def _ways(value: Any) -> int:
+    return (
+        max((len(one) for one in value if isinstance(one, list)), default=1) if isinstance(value, list) else 1
+    )
+
+
+def _read_edits(rows: Sequence[Row], part: int) -> dict[str, Any]:
+    (row,) = rows
+    shown = fields.items(row, "image_list")
+    if len(shown) < 2:
+        raise RecordError("image_list has no image behind the first one, there is no edit")
+    said = fields.items(row, "instruction_list", len(shown) - 1)
+    images = [fields.image(one, f"image_list[{place}]") for place, one in enumerate(shown)]
+    words = []
+    for place, ways in enumerate(said):
+        name = f"instruction_list[{place}]"
+        if not isinstance(ways, list) or not ways:
+            raise RecordError(f"{name} is not a list of texts")
+        words.append(fields.check_text(ways[part % len(ways)], name))
+    turns: list[dict[str, Any]] = [{"image": images[1]}]
+    for image, instruction in zip(images[2:], words[1:], strict=True):
+        turns.append({**fields.plan(instruction), "before_weight": 0.0, "image": image})
+    return {"image": images[0], "instruction": words[0], "turns": turns}
+
+
+T2I = fields.Importer(
+    Form("BAGEL t2i 1", _read_captioned, functools.partial(_units, "captions", _count_captions)), open_parts
+)
+EDIT = fields.Importer(
+    Form("BAGEL edit 1", _read_edits, functools.partial(_units, "instruction_list", _ways)), open_parts
+)

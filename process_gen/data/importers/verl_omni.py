@@ -1,0 +1,217 @@
+"""verl-omni's visual-reflection trajectories, read and written.
+
+    {"trajectory_id", "manifest_id", "source_dataset", "source_record_id", "pipeline_variant", "prompt",
+     "images": [{"uri", "sha256"}], "steps": [{"reflection", "action": "continue" or "stop", "edit"}]}
+
+N images have N steps, of which the last stops. `verl_omni` reads one sequence: image 0 is the draft,
+each reflection the inspection of its image, each edit the correction that makes the next one.
+`verl_omni_atoms` reads what that project trains on: the last image for the prompt, N reflections
+(the image is given) and N - 1 edits (of the image before). A record is what its fields say and no more:
+others are refused, as there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.formats import writers
+from process_gen.data.formats.jsonl import LISTING, JsonRows
+from process_gen.data.formats.places import escapes
+from process_gen.data.formats.rows import Form, Row, Rows, Unit
+from process_gen.data.importers import fields
+from process_gen.trajectory.record import RecordError
+
+ORIGIN = ("manifest_id", "source_dataset", "source_record_id", "pipeline_variant")
+KEYS = frozenset(("trajectory_id", *ORIGIN, "prompt", "images", "steps"))
+VARIANTS = ("direct_parse", "pair_0_1_turn", "prompt_k_turn")
+NAMESPACES = ("visual_reflection_v1", "bagel_visual_reflection_v1")
+"""Of the ids of trajectories, the newest first."""
+MANIFEST = "process_gen"
+
+
+def _check(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images and steps of a record; raises RecordError where it breaks a rule of that form."""
+    _exact(row, KEYS, "line")
+    for name in ("trajectory_id", *ORIGIN, "prompt"):
+        fields.text(row, name)
+    if row["pipeline_variant"] not in VARIANTS:
+        raise RecordError(f"pipeline_variant is none of {', '.join(VARIANTS)}")
+    images = fields.items(row, "images")
+    steps = fields.items(row, "steps", len(images))
+    if not images:
+        raise RecordError("images is empty")
+    for place, (image, step) in enumerate(zip(images, steps, strict=True)):
+        _exact(image, {"uri", "sha256"}, f"images[{place}]")
+        fields.text(image, "uri"), fields.text(image, "sha256")
+        _exact(step, {"reflection", "action", "edit"}, f"steps[{place}]")
+        fields.check_text(step["reflection"], f"steps[{place}].reflection")
+        action = "stop" if place + 1 == len(steps) else "continue"
+        if step["action"] != action:
+            raise RecordError(f"steps[{place}].action must be {action!r}, got {step['action']!r}")
+        if not isinstance(step["edit"], str) or (action == "stop") == bool(step["edit"].strip()):
+            raise RecordError(f"steps[{place}].edit must be {'empty' if action == 'stop' else 'a text'}")
+    return images, steps
+
+
+def _exact(value: Any, keys: Iterable[str], field: str) -> None:
+    if not isinstance(value, Mapping):
+        raise RecordError(f"{field} is not a JSON object")
+    if set(value) != set(keys):
+        wrong = sorted(set(value) ^ set(keys))
+        raise RecordError(
+            f"{field} must have {', '.join(sorted(keys))} and no more: look at {', '.join(wrong)}"
+        )
+
+
+def _shown(image: Mapping[str, Any]) -> dict[str, Any]:
+    return {"image": image["uri"], "sha256": image["sha256"]}
+
+
+def _found(row: Row, name: str, turns: list[dict[str, Any]], **prompt: Any) -> dict[str, Any]:
+    origin = {key: row[key] for key in ORIGIN}
+    return {"uid": name, **(prompt or {"prompt": row["prompt"]}), "turns": turns} | {
+        "metadata": {"verl_omni": origin},
+        "source": row["source_dataset"],
+        "author": "model",
+    }
+
+
+def _sequence(row: Mapping[str, Any]) -> dict[str, Any]:
+    images, steps = _check(row)
+    turns = [
+        {**_shown(image), "inspect": step["reflection"]} for image, step in zip(images, steps, strict=True)
+    ]
+    for turn, step in zip(turns[1:], steps, strict=False):
+        turn["refine"] = step["edit"]
+    return _found(row, row["trajectory_id"], turns)
+
+
+def _atom(rows: Sequence[Row], part: int) -> dict[str, Any]:
+    (row,) = rows
+    images, steps = _check(row)
+    count = len(images)
+    if not part:
+        return _found(row, f"{row['trajectory_id']}/t2i", [_shown(images[-1])])
+    if part <= count:
+        place = part - 1
+        turns = [{**_shown(images[place]), "inspect": steps[place]["reflection"], "image_weight": 0.0}]
+        if place + 1 < count:
+            turns.append({"refine": steps[place]["edit"]})
+        return _found(row, f"{row['trajectory_id']}/reflect{place}", turns)
+    place = part - count - 1
+    edit = {"image": images[place]["uri"], "instruction": steps[place]["edit"]}
+    return _found(row, f"{row['trajectory_id']}/edit{place}", [_shown(images[place + 1])], **edit)
+
+
+def _atoms(rows: Rows) -> list[Unit]:
+    """One for the last image, one of each reflection, one of each edit; a broken row stands for itself."""
+    units: list[Unit] = []
+    for index in range(len(rows)):
+        try:
+            count = 2 * len(_check(rows[index])[0])
+        except (RecordError, BadTrajectory):
+            count = 1
+        units += [((index,), part) for part in range(count)]
+    return units
+
+
+SEQUENCES = fields.Importer(Form("verl-omni sequences 1", fields.one_row(_sequence), cheap=True), JsonRows)
+ATOMS = fields.Importer(Form("verl-omni atoms 1", _atom, _atoms, cheap=True), JsonRows)
+
+
+# ----------------------------------------------------------------------- write
+
+
+def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object]) -> int:
+    """Writes `trajectories.jsonl` in that form, and the images; returns how many.
+
+    What was read of that form is written as it was. Of others the `manifest_id` is `process_gen`,
+    and provenance that the form has no place for is left out.
+
+    Raises:
+      FileExistsError: there is something already.
+      BadTrajectory: a trajectory has no place in that form; the message says why.
+    """
+    count = 0
+    with writers.new_set(path) as place, place.create(LISTING) as listing:
+        for count, one in enumerate(found, start=1):
+            record, images = to_record(one, count - 1)
+            for name, content in images.items():
+                if not place.exists(name):
+                    with place.create(name) as file:
+                        file.write(content)
+            listing.write(json.dumps(record).encode() + b"\n")
+    return count
+
+
+def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A trajectory object as a record of that form, and its images by `uri`.
+
+    Raises:
+      BadTrajectory: it has no place there.
+    """
+    turns = value["turns"]
+    if problem := _no_place(value):
+        raise BadTrajectory(f"trajectory {value.get('uid')!r} has no place in verl-omni's form: {problem}")
+    images, contents = [], {}
+    for place, turn in enumerate(turns):
+        content = turn["image"]["bytes"]
+        digest = hashlib.sha256(content).hexdigest()
+        uri = turn["image"].get("path")
+        if not uri or escapes(uri) or contents.get(uri, content) != content:
+            uri = f"images/{number:06d}_{place}_{digest[:12]}{writers.ending(turn['image'])}"
+        contents[uri] = content
+        images.append({"uri": uri, "sha256": digest})
+    edits = [turn["refine"] for turn in turns[1:]]
+    actions = ["continue"] * len(edits) + ["stop"]
+    steps = [
+        {"reflection": turn["inspect"], "action": action, "edit": edit}
+        for turn, action, edit in zip(turns, actions, [*edits, ""], strict=True)
+    ]
+    origin = (value.get("metadata") or {}).get("verl_omni") or {
+        "manifest_id": MANIFEST,
+        "source_dataset": value.get("source") or MANIFEST,
+        "source_record_id": value.get("uid") or str(number),
+        "pipeline_variant": "direct_parse",
+    }
+    record = {
+        **{key: origin[key] for key in ORIGIN},
+        "prompt": value["prompt"],
+        "images": images,
+        "steps": steps,
+    }
+    ids = [identify(record, namespace) for namespace in NAMESPACES]
+    return {"trajectory_id": value["uid"] if value.get("uid") in ids else ids[0], **record}, contents
+
+
+def _no_place(value: writers.Object) -> str | None:
+    """Why a trajectory cannot be written so."""
+    turns = value["turns"]
+    if "image" in value or "instruction" in value:
+        return "its prompt holds an image"
+    for place, turn in enumerate(turns):
+        name = f"turns[{place}]"
+        if "image" not in turn:
+            return f"{name} has no image"
+        if not turn.get("inspect", "").strip():
+            return f"{name} has no inspection"
+        if place and not turn.get("refine", "").strip():
+            return f"{name} is no correction in words"
+        if not place and any(key in turn for key in ("instruction", "before")):
+            return f"{name} has a plan"
+        if bool(turn.get("image_ok", place + 1 == len(turns))) != (place + 1 == len(turns)):
+            return f"{name}.image_ok: the last image is right, and no other"
+        if any(turn.get(f"{kind}_weight", 1.0) != 1.0 for kind in ("before", "image", "after")):
+            return f"{name} has weights"
+    return None
+
+
+def identify(record: Mapping[str, Any], namespace: str) -> str:
+    """The id of a record without one, as that project computes it (`derive_trajectory_id`)."""
+    content = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"traj_{hashlib.sha256(f'{namespace}{chr(0)}{content}'.encode()).hexdigest()}"

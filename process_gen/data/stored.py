@@ -1,0 +1,344 @@
+"""Trajectories of a stored set: a listing with image files, Parquet, tar shards, the set of another project.
+
+`formats` gives the rows of a set and says where each of them lies; a `Form` says how rows are
+trajectories. Images are PNG, JPEG or WebP of any size and mode (see `images`), cropped around
+their middle to the layout's shape, or to the nearest one of several (`buckets`), and
+resized. Paths are relative to the set and do not leave it by `..`; what is in a folder
+may be a link to elsewhere, as in the cache of a hub.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import tqdm
+from absl import logging
+
+from process_gen.common import files
+from process_gen.common.images import UNREADABLE
+from process_gen.data import images
+from process_gen.data.encode import BadTrajectory
+from process_gen.data.formats.places import escapes
+from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
+from process_gen.data.packing import TooManyBadTrajectories, allowance
+from process_gen.trajectory.record import (
+    STEP_KEYS,
+    TRAJECTORY_KEYS,
+    TURN_KEYS,
+    ImageFile,
+    Record,
+    RecordError,
+    TurnRecord,
+    trajectory_from_json,
+    turn_to_json,
+)
+from process_gen.trajectory.stages import Trajectory, Turn, turn_fields
+
+SHAPES = "shapes.json"
+
+_FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+"""What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
+_IMAGES = frozenset(field.name for field in turn_fields("image"))
+_KNOWN = frozenset((*TURN_KEYS, *STEP_KEYS))
+"""Fields of a turn or a step."""
+
+
+class StoredSource:
+    """Random access to the trajectories of a stored set; images are read when asked for."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        form: Form,
+        image_size: tuple[int, int],
+        bad: Literal["fail", "skip"] = "fail",
+        budget: float | None = None,
+    ):
+        """Finds the trajectories, and checks all of them but for their images where that is cheap.
+
+        Args:
+          rows: of the set.
+          form: how they are trajectories.
+          image_size: height and width that images are brought to.
+          bad: `fail` at the first bad trajectory, or `skip` it and name it in the log. What is
+            checked only when it is read is for the loader's policy.
+          budget: the share of trajectories that `skip` may leave out; `allowance` by default.
+
+        Raises:
+          BadTrajectory: a bad one, named by file, line and field.
+          TooManyBadTrajectories: more bad ones than that.
+        """
+        self.rows, self.form, self.image_size = rows, form, tuple(image_size)
+        self.name = rows.name if form.name == TRAJECTORIES.name else f"{rows.name} as {form.name}"
+        self.skipped: list[str] = []
+        self._units = form.units(rows) if form.units else None
+        self._order = np.arange(len(rows) if self._units is None else len(self._units))
+        self._turns: np.ndarray | None = None
+        if form.cheap:
+            self._check(bad, budget)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """Returns one trajectory with its images.
+
+        Raises:
+          BadTrajectory: it is broken, or an image is missing or unreadable; file, line and field are named.
+        """
+        unit = self._unit(self._order[index])
+        record = self._record(unit)
+        given = record.prompt_image
+        prompt_image = None if given is None else self._image(unit, "image", given)
+        return Trajectory(
+            prompt=record.prompt,
+            turns=tuple(Turn(self._pixels(unit, turn), **turn.fields) for turn in record.turns),
+            uid=record.uid or self._uid(unit),
+            metadata={**record.metadata, **record.sampled},
+            prompt_image=prompt_image,
+            instruction=record.instruction,
+        )
+
+    def object(self, index: int) -> dict[str, Any]:
+        """One trajectory as an object of `trajectory.record` in turns, its image files `{"bytes", "path"}`.
+
+        Raises:
+          BadTrajectory: as `[index]` does, but images are not decoded.
+        """
+        unit = self._unit(self._order[index])
+        found = self._object(unit, text=False)
+        record = self._record(unit, found)
+        found = {key: value for key, value in found.items() if key != "steps"}
+        found["uid"] = record.uid or self._uid(unit)
+        if record.prompt_image is not None:
+            found["image"] = self._inline(unit, "image", found["image"])
+        given = found.get("turns") or [_turn_object(turn) for turn in record.turns]
+        found["turns"] = [
+            self._with_files(unit, f"turns[{place}]", turn, read.sha256)
+            for place, (turn, read) in enumerate(zip(given, record.turns, strict=True))
+        ]
+        return self._with_files(unit, "line", found)
+
+    def turns(self) -> int:
+        """Turns of all trajectories together."""
+        if self._turns is None:
+            self.shapes()
+        return int(self._turns.sum())
+
+    def shapes(self) -> list[tuple[int, int] | None]:
+        """Height and width of the image that each trajectory ends with; None where it cannot be read.
+
+        They are looked up once and kept beside the set, in `shapes.json`, so that every host and every
+        start of a run goes by the same ones, and a million files are opened one time only.
+
+        Raises:
+          OSError: an image is there and cannot be had now.
+        """
+        place = self.rows.place
+        try:
+            with place.open(SHAPES) as file:
+                known = files.from_json(file.read())
+            if known["of"] == self.name and len(known["shapes"]) == len(known["turns"]) == len(self):
+                self._turns = np.asarray(known["turns"])
+                return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # looked up anew
+        numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)
+        found = [self._shape(self._unit(number)) for number in numbers]
+        shapes, turns = [shape for shape, _ in found], [count for _, count in found]
+        self._turns = np.asarray(turns, np.int64)
+        try:
+            with place.create(SHAPES) as file:
+                file.write(json.dumps({"of": self.name, "shapes": shapes, "turns": turns}).encode())
+        except OSError as error:
+            logging.warning(
+                "%s cannot be written (%s): every start looks up all shapes again", place.path(SHAPES), error
+            )
+        return shapes
+
+    def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> StoredSource:
+        """Some of the trajectories, their images brought to another size."""
+        part, chosen = copy.copy(self), np.asarray(indices, np.int64)
+        part.image_size, part._order = tuple(image_size), self._order[chosen]
+        part._turns = None if self._turns is None else self._turns[chosen]
+        part.name = (
+            f"{self.name} at {image_size[0]} x {image_size[1]} (choice {zlib.crc32(chosen.tobytes()):08x})"
+        )
+        return part
+
+    # ------------------------------------------------------------------ records
+
+    def _check(self, bad: str, budget: float | None) -> None:
+        """Reads all trajectories without their images, and leaves out the bad ones where that is allowed."""
+        kept, turns = [], []
+        for number in self._order:
+            unit = self._unit(number)
+            try:
+                turns.append(len(self._record(unit, self._object(unit, text=True)).turns))
+                kept.append(number)
+            except BadTrajectory as error:
+                if bad == "fail":
+                    raise
+                self.skipped.append(str(error))
+                logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
+        count = len(self._order)
+        budget = allowance(count) if budget is None else budget
+        if len(self.skipped) > budget * count:
+            raise TooManyBadTrajectories(
+                f"{len(self.skipped)} of {count} {self.rows.what} of {self.rows.title} are bad, the budget "
+                f"allows {budget:.2%}; the last one: {self.skipped[-1]}"
+            )
+        self._order, self._turns = np.asarray(kept, np.int64), np.asarray(turns, np.int64)
+
+    def _unit(self, number: int) -> Unit:
+        return ((int(number),), 0) if self._units is None else self._units[int(number)]
+
+    def _uid(self, unit: Unit) -> str:
+        (first, *_), part = unit
+        return self.rows.uid(first) + (f"/{part}" if part else "")
+
+    def _object(self, unit: Unit, text: bool) -> dict[str, Any]:
+        """The object that the rows of a trajectory make; `text` leaves out binary values."""
+        read = self.rows.text if text else self.rows.__getitem__
+        try:
+            return self.form.read([read(index) for index in unit[0]], unit[1])
+        except RecordError as error:
+            raise self._bad(unit, str(error)) from None
+
+    def _record(self, unit: Unit, value: Mapping[str, Any] | None = None) -> Record:
+        """The checked record of a trajectory."""
+        value = self._object(unit, text=False) if value is None else value
+        try:
+            record = trajectory_from_json(_light(value))
+        except RecordError as error:
+            raise self._bad(unit, str(error)) from None
+        named = [("image", record.prompt_image), *((turn.image_field, turn.image) for turn in record.turns)]
+        for field, image in named:
+            self._check_path(unit, field, image)
+        return record
+
+    def _check_path(self, unit: Unit, field: str, path: Any) -> None:
+        if isinstance(path, str) and escapes(path):
+            raise self._bad(unit, f"{field} leaves the folder: {path!r}")
+
+    def _bad(self, unit: Unit, problem: str) -> BadTrajectory:
+        return BadTrajectory(f"{self.rows.where(unit[0][0])}: {problem}")
+
+    # ------------------------------------------------------------------- images
+
+    def _pixels(self, unit: Unit, turn: TurnRecord) -> np.ndarray | None:
+        if turn.image is None:
+            return None
+        return self._image(unit, turn.image_field, turn.image, turn.sha256)
+
+    def _image(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> np.ndarray:
+        try:
+            with self._file(unit, field, image, sha256) as file:
+                return images.read_image(file, self.image_size)
+        except BadTrajectory:
+            raise
+        except UNREADABLE as error:
+            raise self._unreadable(unit, field, image, error) from None
+
+    def _file(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> BinaryIO:
+        """Opens an image, after a look at its checksum where there is one."""
+        file = io.BytesIO(image) if isinstance(image, bytes) else self.rows.open(unit[0][0], image)
+        if not sha256:
+            return file
+        with file:
+            content = file.read()
+        if hashlib.sha256(content).hexdigest() != sha256.lower():
+            raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
+        return io.BytesIO(content)
+
+    def _unreadable(self, unit: Unit, field: str, image: ImageFile, error: Exception) -> BadTrajectory:
+        if isinstance(error, FileNotFoundError):
+            return self._bad(unit, f"{field} does not exist: {_named(image)}")
+        reason = str(error).partition(" <_io.")[0]
+        return self._bad(unit, f"{field} is no readable PNG, JPEG or WebP: {_named(image)} ({reason})")
+
+    def _shape(self, unit: Unit) -> tuple[tuple[int, int] | None, int]:
+        """Height and width of the last image, None where no start will ever read it, and how many turns."""
+        try:
+            record = self._record(unit)
+        except BadTrajectory:
+            return None, 1
+        turn = next((turn for turn in reversed(record.turns) if turn.image is not None), None)
+        if turn is None:
+            return None, len(record.turns)
+        try:
+            with self._file(unit, turn.image_field, turn.image) as file:
+                return images.shape_of(file), len(record.turns)
+        except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno not in _FOR_GOOD:
+                raise
+            return None, len(record.turns)
+
+    def _with_files(
+        self, unit: Unit, field: str, value: Mapping[str, Any], sha256: str = ""
+    ) -> dict[str, Any]:
+        """An object of a trajectory or a turn, with the content of the image files that it names."""
+        found = dict(value)
+        for key, one in value.items():
+            if key in _IMAGES and field != "line":
+                found[key] = self._inline(unit, f"{field}.{key}", one, sha256 if key == "image" else "")
+            elif isinstance(one, Mapping) and set(one) == {"path"}:  # of a field that nobody knows
+                found[key] = self._inline(unit, f"{field}.{key}", one)
+        return found
+
+    def _inline(self, unit: Unit, field: str, image: Any, sha256: str = "") -> dict[str, Any]:
+        """An image as `{"bytes", "path"}`."""
+        parts = image if isinstance(image, Mapping) else {}
+        path = parts.get("path") if parts else image if isinstance(image, str) else None
+        content = parts.get("bytes") if parts else image if isinstance(image, bytes) else None
+        self._check_path(unit, field, path if content is None else None)
+        try:
+            with self._file(unit, field, path if content is None else content, sha256) as file:
+                return {"bytes": file.read(), "path": path}
+        except BadTrajectory:
+            raise
+        except UNREADABLE as error:
+            raise self._unreadable(unit, field, path or b"", error) from None
+
+
+def _light(value: Any) -> Any:
+    """An object without the bytes of images in fields that nobody knows, which would end up in metadata."""
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: one if key in TRAJECTORY_KEYS else _without_bytes(one) for key, one in value.items()}
+    for key in ("turns", "steps"):
+        if isinstance(found.get(key), list):
+            found[key] = [
+                {name: part if name in _KNOWN else _without_bytes(part) for name, part in one.items()}
+                if isinstance(one, dict)
+                else one
+                for one in found[key]
+            ]
+    return found
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_bytes(one) for key, one in value.items() if not isinstance(one, bytes)}
+    if isinstance(value, list):
+        return [_without_bytes(one) for one in value if not isinstance(one, bytes)]
+    return None if isinstance(value, bytes) else value
+
+
+def _turn_object(turn: TurnRecord) -> dict[str, Any]:
+    """The object of a turn that was read of a step."""
+    blank = None if turn.image is None else np.zeros((1, 1, 3), np.uint8)
+    found = turn_to_json(Turn(blank, **turn.fields), None if turn.image is None else "")
+    return found | dict(turn.unknown) | ({} if turn.image is None else {"image": turn.image})
+
+
+def _named(image: ImageFile) -> str:
+    return repr(image) if isinstance(image, str) else f"{len(image)} bytes"

@@ -1,0 +1,148 @@
+"""Teacher-forced steps: what the model makes of a canvas that is right, against one that it drew itself.
+
+For every prompt the teacher draws a trajectory without a mistake. From each of its steps but the first the
+model goes on by one step of its own (`Sampler.continue_from`). Step k is right as in `process`:
+
+    forced_right_at_step_k   of steps k after the teacher's first k - 1, the share that leave a right state
+    forced_gap_at_step_k     that, less the share of the free trajectories (`right_at_step_k`)
+
+Both are over the same prompts, paired; step 1 has nothing before it, and no gap. Free trajectories count as
+far as they go, and what one of their steps draws need not be what the teacher's would.
+
+OUT/draws/.../forced/     the steps, with the teacher's before them, as any trajectories
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from process_gen.evaluation.counts import Counts
+from process_gen.evaluation.draws import Draw, Show
+from process_gen.evaluation.process import count_step
+from process_gen.evaluation.statistics import Interval, ratio_difference, ratio_interval
+from process_gen.reports.listing import NAME, Listing
+from process_gen.sampling import Sampler
+from process_gen.scenes.requests import Request
+from process_gen.scenes.teacher import teach
+from process_gen.trajectory.stages import Mode, Trajectory
+
+FOLDER = "forced"
+
+
+@dataclasses.dataclass(frozen=True)
+class Forced:
+    """One step to draw.
+
+    Attributes:
+      draw: the free trajectory that it is compared with.
+      step: its index, from 1: so many steps are the teacher's.
+      context: the teacher's trajectory.
+    """
+
+    draw: Draw
+    step: int
+    context: Trajectory
+
+    @property
+    def uid(self) -> str:
+        """Its name on disk; steps count from 1 there."""
+        return f"{self.draw.uid}_step{self.step + 1}"
+
+    @property
+    def turns(self) -> int:
+        """How many turns are the teacher's."""
+        return sum(len(step.turns) for step in self.context.steps[: self.step])
+
+
+def context_of(request: Request) -> Trajectory:
+    """The teacher's trajectory for a prompt, without mistakes and detours; equal for equal prompts."""
+    rng = np.random.default_rng(zlib.crc32(request.text.encode()))
+    return teach(request, rng, request.level, wrong=0, misplan=0, slip=0, detour=0)
+
+
+def plan(wanted: Sequence[Draw], requests: Mapping[str, Request], sampler: Sampler) -> Iterator[Forced]:
+    """The steps to draw beside some free trajectories, those of one number of steps after the other.
+
+    Args:
+      wanted: the free trajectories; the first candidate for each image counts.
+      requests: `doc_id` -> what the prompt means.
+      sampler: of the arm, whose budgets hold.
+    """
+    config = sampler.config
+    if config.mode != Mode.PROCESS:
+        return
+    contexts = {draw.doc.doc_id: context_of(requests[draw.doc.doc_id]) for draw in wanted}
+    most = max((len(one.steps) for one in contexts.values()), default=0)
+    for step in range(1, min(most, config.max_steps or most)):
+        for draw in wanted:
+            one = Forced(draw, step, contexts[draw.doc.doc_id])
+            if draw.index == 0 and step < len(one.context.steps) and one.turns < config.max_turns:
+                yield one
+
+
+def draw_steps(
+    sampler: Sampler,
+    wanted: Sequence[Draw],
+    requests: Mapping[str, Request],
+    listing: Listing,
+    host: tuple[int, int] = (0, 1),
+    show: Show | None = None,
+) -> None:
+    """Draws this host's share of the steps that are not listed yet; see `draws.draw`."""
+    steps = (one for n, one in enumerate(plan(wanted, requests, sampler)) if n % host[1] == host[0])
+    missing = [one for one in steps if one.uid not in listing.uids]
+    done = 0
+    for step, found in itertools.groupby(missing, key=lambda one: one.step):
+        of_step = sampler.with_config(max_steps=step + 1)
+        while some := list(itertools.islice(found, 2 * sampler.rows)):
+            drawn = of_step.continue_from(
+                [one.context for one in some],
+                [one.turns for one in some],
+                [one.draw.prompt for one in some],
+                [one.draw.sampler_seed for one in some],
+            )
+            for one, trajectory in zip(some, drawn, strict=True):
+                listing.add(dataclasses.replace(trajectory, uid=one.uid, metadata={}))
+            done += len(some)
+            if show:
+                show(f"{listing.folder.parent.name}: {done} of {len(missing)} steps after the teacher's")
+
+
+def counts_of(listing: Listing, wanted: Sequence[Draw], requests: Mapping[str, Request]) -> dict[str, Counts]:
+    """`doc_id` -> counts of the steps that are drawn; each counts at its own place."""
+    by_uid, found = {draw.uid: draw for draw in wanted}, {}
+    for record in listing.records():
+        uid, _, step = record.uid.rpartition("_step")
+        if (draw := by_uid.get(uid)) is not None:
+            request = requests[draw.doc.doc_id]
+            counts = count_step(listing.sampled(record), request, int(step) - 1)
+            found[draw.doc.doc_id] = found.get(draw.doc.doc_id, Counts()) + counts
+    return found
+
+
+def is_drawn(folder: pathlib.Path) -> bool:
+    """Whether there are such steps below the folder of an arm's images."""
+    return (folder / FOLDER / NAME).exists()
+
+
+def measures(forced: Mapping[str, Counts], free: Mapping[str, Counts]) -> dict[str, Interval]:
+    """The measures that the module defines.
+
+    Args:
+      forced, free: `doc_id` -> counts.
+    """
+    found, docs = {}, [doc_id for doc_id in forced if doc_id in free]
+    for k in sorted({k for counts in forced.values() for k in counts.states_at}):
+        pairs = [[(side[d].right_at[k], side[d].states_at[k]) for d in docs] for side in (forced, free)]
+        totals = [sum(n for _, n in some) for some in pairs]
+        if totals[0]:
+            found[f"forced_right_at_step_{k + 1}"] = ratio_interval(*zip(*pairs[0], strict=True))
+        if all(totals):
+            found[f"forced_gap_at_step_{k + 1}"] = ratio_difference(*pairs)
+    return found

@@ -1,0 +1,136 @@
+"""Asks those outside (`outside`) about the trajectories under way, and notes what they say in their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.models.unified import UnifiedModel
+from process_gen.sampling.config import PromptError, SamplerConfig
+from process_gen.sampling.decisions import Opens
+from process_gen.sampling.outside import Inspection, Inspector, Planner, Unsaid
+from process_gen.sampling.prompts import encode_text
+from process_gen.sampling.rows import Row
+from process_gen.trajectory import markup
+from process_gen.trajectory.markup import Plan
+from process_gen.trajectory.stages import Turn
+
+Slots = dict[str, np.ndarray | None]
+"""Of a turn, as `prompts.encode_turn` has them."""
+
+
+class Asking:
+    """Asks for one sampler; `model`, `tokenizer` and `config` are its own."""
+
+    def __init__(self, model: UnifiedModel, tokenizer: Any, config: SamplerConfig):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+
+    def plan(self, planner: Planner | None, rows: Iterable[Row]) -> None:
+        """What follows in those of some rows in which the model does not correct."""
+        waiting = [row for row in rows if planner and row.awaits_plan(self.config, self.model.layout)]
+        if not waiting:
+            return
+        said = planner([row.situation(self.config, row.turns, self._check) for row in waiting])
+        for row, plan in zip(waiting, said, strict=True):
+            if plan is None and not row.turns:
+                plan = Unsaid("the planner is done before anything is drawn")
+            problem = self._problem(plan)
+            if problem:
+                row.lost = problem
+            elif plan is None:
+                row.opens = Opens.END
+            else:
+                row.opens, row.before = Opens.PLAN, markup.write_plan(plan)
+
+    def inspect(
+        self,
+        inspector: Inspector | None,
+        rows: Sequence[Row | None],
+        images: np.ndarray,
+        words: Mapping[int, Mapping[str, str]],
+    ) -> dict[int, Slots]:
+        """What is said of new images, by place of the row; as slots where a text stands after them.
+
+        Args:
+          inspector: whom to ask.
+          rows: all of them.
+          images: the new image of each, [B, H, W, 3] uint8.
+          words: by place, the text `before` it.
+        """
+        if inspector is None:
+            return {}
+        layout, waiting = self.model.layout, []
+        for place, row in enumerate(rows):
+            if row is None or (row.now is not None and row.now.after is not None):
+                continue
+            if Opens.REFINE in row.choices("after_image", self.config, layout) and not row.lost:
+                waiting.append(place)
+            elif row.now is None:
+                row.inspection = Inspection()
+        if not waiting:
+            return {}
+        asked = []
+        for place in waiting:
+            row = rows[place]
+            draft = row.now or Turn(
+                images[place], words.get(place, {}).get("before"), refines=row.opens == Opens.REFINE
+            )
+            asked.append(row.situation(self.config, [*row.turns, draft], self._check))
+        slots = {}
+        for place, found in zip(waiting, inspector(asked), strict=True):
+            rows[place].lost = self._problem(found)
+            rows[place].inspection = found = Inspection() if rows[place].lost else found
+            if found.text is not None and layout.after:
+                slots[place] = {"after": encode_text(self.model, self.tokenizer, found.text, "after")}
+        return slots
+
+    def words(
+        self, texts: Mapping[str, np.ndarray], wrote: Mapping[str, np.ndarray]
+    ) -> dict[int, dict[str, str]]:
+        """The texts of a turn in words, by place and name.
+
+        Args:
+          texts: tokens [B, T] by name.
+          wrote: [B] bool by name: rows that have the text.
+        """
+        found: dict[int, dict[str, str]] = {}
+        for name, tokens in texts.items():
+            for place in np.flatnonzero(wrote[name]):
+                found.setdefault(int(place), {})[name] = self.tokenizer.decode(tokens[place].tolist())
+        return found
+
+    def slots(self, row: Row) -> Slots | None:
+        """The text before the next image, if somebody else wrote it."""
+        if row.before is None:
+            return None
+        told = encode_text(self.model, self.tokenizer, row.before, "before")
+        return {"before": told, "after": None, "image": None}
+
+    def _problem(self, answer: Plan | Inspection | Unsaid | None) -> str:
+        """Why an answer cannot be used; empty where it can."""
+        if isinstance(answer, Unsaid):
+            return answer.reason
+        try:
+            self._check(answer) if answer is not None else None
+        except PromptError as error:
+            return str(error)
+        return ""
+
+    def _check(self, answer: Plan | Inspection) -> None:
+        if isinstance(answer, Plan):
+            texts = {"before": lambda: markup.write_plan(answer)}
+        else:
+            texts = {"after": lambda: answer.text, "before": lambda: _correction(answer)}
+        for name, write in texts.items():
+            try:
+                text = write()
+            except ValueError as error:  # a special token
+                raise PromptError(str(error)) from None
+            if text is not None and getattr(self.model.layout, name):
+                encode_text(self.model, self.tokenizer, text, name)
+
+
+def _correction(found: Inspection) -> str | None:
+    return None if found.correction is None else markup.write_refine(found.correction)

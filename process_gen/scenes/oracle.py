@@ -1,0 +1,293 @@
+"""Whoever knows the world: what comes next on a canvas, and what is wrong with a draft.
+
+Unlike the teacher, who draws a whole trajectory, an oracle looks at what stands, whoever
+drew it, and says one thing about it in the teacher's language. `plan_next` goes by the prompt:
+it keeps the most that can stay, puts right what cannot, and adds what is missing where the
+teacher would have it. `look` goes by the plan, without what of it contradicts the prompt. Equal
+input gets an equal answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.random import Generator
+
+from process_gen.scenes import language
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, relations_between
+from process_gen.scenes.judge import may_become
+from process_gen.scenes.language import Change
+from process_gen.scenes.levels import Level, get_level
+from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
+from process_gen.scenes.placement import candidates, fits, place_request, plainly, sort_places
+from process_gen.scenes.requests import Request
+from process_gen.scenes.schedule import MAX_STEPS, apply
+from process_gen.scenes.teacher import in_few_words, say_plan
+from process_gen.trajectory.markup import Plan
+
+_MOST = 5_000  # assignments, and things put down on trial
+_SURPLUS = 100  # numbers from here on are of things that nobody asked for
+
+
+def plan_next(
+    request: Request, canvas: Scene, done: int, room: int | None = None, meant: Scene | None = None
+) -> Plan | None:
+    """The plan of the next step; None where the canvas is what the prompt asks for.
+
+    Args:
+      request: the prompt.
+      canvas: what stands, as `parse` reads it.
+      done: steps so far.
+      room: steps that are left; as the teacher has them by default.
+      meant: what the last plan wanted to stand, which names what is unclear.
+
+    Raises:
+      ValueError: the level has no room for what the prompt asks for.
+    """
+    level, rng = get_level(request.level), _chance(request, done)
+    changes, state = _way(request, level, canvas, meant)
+    if not changes:
+        return None
+    left = max(MAX_STEPS - done if room is None else min(room, MAX_STEPS - done), 1)
+    now = changes[: -(-len(changes) // left)]
+    for change in now:
+        apply(change, state)
+    things = dict(sorted(state.items()))
+    plan = say_plan(now, things, request.partners(), level, rng, done == 0)
+    return in_few_words(plan, list(things.values()), level, rng)
+
+
+def look(
+    request: Request, draft: Scene, meant: Scene | None, before: Scene | None = None, done: int = 0
+) -> tuple[str, str | None]:
+    """What there is to say of a draft, and the correction that it needs; None where it needs none.
+
+    Args:
+      request: the prompt.
+      draft: what stands, as `parse` reads it.
+      meant: what its plan wanted to stand; None where that cannot be read.
+      before: the canvas before the step; empty by default.
+      done: steps before this one.
+    """
+    level, rng = get_level(request.level), _chance(request, done)
+    if meant is None:
+        meant = _mended(request, level, draft)
+    elif not sound(request, meant):
+        mended = _mended(request, level, meant)
+        right = sound(request, draft) and _looks(draft) == _looks(mended)
+        meant = draft if right else mended
+    state = dict(enumerate(meant.objects))
+    found = find_mistakes(draft, meant)
+    if not found:
+        there = set(map(_key, before.objects if before else ()))
+        touched = [n for n, thing in state.items() if _key(thing) not in there]
+        return language.approve(touched, state, (), level, rng), None
+    first = _worded(found[0], level)
+    return name_fault(first, state, rng), say_repair(first, level, rng)
+
+
+def sound(request: Request, meant: Scene) -> bool:
+    """Whether what a plan describes may become what the prompt asks for, one thing to a cell."""
+    cells = {thing.cell for thing in meant.objects}
+    return len(cells) == len(meant) and may_become(request, meant)
+
+
+def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
+    """Everything that a drawing shows otherwise than it was meant to, one `Mistake` each.
+
+    A thing in its cell with one property wrong is a `colour` or a `shape`, one that stands elsewhere a
+    `place`; what is left is `missing` or `extra`. Numbers are those of the things of `meant`.
+    """
+    numbers = collections.defaultdict(list)
+    for number, thing in enumerate(meant.objects):
+        numbers[_key(thing)].append(number)
+    surplus = []
+    for thing in drawn.objects:
+        if numbers[_key(thing)]:
+            numbers[_key(thing)].pop()
+        else:
+            surplus.append(thing)
+    lacking = sorted(number for some in numbers.values() for number in some)
+    changed, missing = [], []
+    for number in lacking:
+        right = meant.objects[number]
+        pairs = ((_difference(thing, right), thing) for thing in surplus)
+        kind, wrong = next((pair for pair in pairs if pair[0]), ("missing", None))
+        (changed if wrong else missing).append(Mistake(kind, number, wrong, right))
+        surplus = [thing for thing in surplus if thing is not wrong]
+    filled = {mistake.right.cell for mistake in missing}
+    extra = (thing for thing in surplus if thing.clear or thing.cell not in filled)
+    return [*changed, *missing, *(Mistake("extra", -1, thing, None) for thing in extra)]
+
+
+def _looks(scene: Scene) -> collections.Counter[tuple[str, str]]:
+    return collections.Counter((thing.shape, thing.colour) for thing in scene.objects)
+
+
+def _key(thing: Object) -> tuple[str, str, str]:
+    return thing.shape, thing.colour, thing.cell
+
+
+def _difference(wrong: Object, right: Object) -> str | None:
+    """The one property in which a thing differs from what it should be; None where there are several."""
+    kinds = {"shape": "shape", "colour": "colour", "cell": "place"}
+    differ = [kind for name, kind in kinds.items() if getattr(wrong, name) != getattr(right, name)]
+    return differ[0] if len(differ) == 1 and wrong.clear else None
+
+
+def _chance(request: Request, done: int) -> Generator:
+    """Of the words of a step."""
+    return np.random.default_rng([zlib.crc32(request.text.encode()), done])
+
+
+def _worded(mistake: Mistake, level: Level) -> Mistake:
+    wrong = mistake.wrong
+    return dataclasses.replace(mistake, wrong=wrong and _named(wrong, None, level))
+
+
+def _named(thing: Object, meant: Scene | None, level: Level) -> Object:
+    """A thing that can be spoken of: what is unclear is called what its plan says, or anything."""
+    if thing.clear:
+        return thing
+    there = next((one for one in meant.objects if one.cell == thing.cell), None) if meant else None
+    shape = there.shape if there else level.shapes[0] if thing.shape == UNCLEAR else thing.shape
+    colour = there.colour if there else level.colours[0] if thing.colour == UNCLEAR else thing.colour
+    return dataclasses.replace(thing, shape=shape, colour=colour)
+
+
+# ------------------------------------------------------- from a canvas to the prompt
+
+
+def _way(
+    request: Request, level: Level, canvas: Scene, meant: Scene | None
+) -> tuple[list[Change], dict[int, Object]]:
+    """The changes that lead to what the prompt asks for, repairs first; and the canvas by number."""
+    kept, dropped, final = _settle(request, level, canvas)
+    missing = [number for number in final if number not in kept]
+    state, repairs, removals = dict(kept), [], []
+    for index, thing in enumerate(dropped, _SURPLUS):
+        pairs = ((_difference(thing, final[number]), number) for number in missing)
+        kind, number = next((pair for pair in pairs if pair[0]), (None, index))
+        if kind is None and not thing.clear and any(final[n].cell == thing.cell for n in missing):
+            continue  # what is drawn over it takes its place
+        state[number] = _named(thing, meant, level)
+        if kind is None:
+            removals.append(Change("remove", (number,), state[number], None))
+        else:
+            missing.remove(number)
+            kind = "move" if kind == "place" else kind
+            repairs.append(Change(kind, (number,), thing, final[number]))
+    additions = [Change("add", (number,), None, final[number]) for number in missing]
+    return [*removals, *repairs, *additions], state
+
+
+def _mended(request: Request, level: Level, scene: Scene) -> Scene:
+    """A scene without what contradicts the prompt; what has no cell of its own gets one."""
+    cells, first, crowded = set(), [], []
+    for thing in scene.objects:
+        (crowded if thing.cell in cells else first).append(thing)
+        cells.add(thing.cell)
+    changes, state = _way(request, level, Scene(tuple(first)), None)
+    for change in changes:
+        looks = change.after and (change.after.shape, change.after.colour)
+        again = next((thing for thing in crowded if (thing.shape, thing.colour) == looks), None)
+        if change.kind != "add" or again is not None:
+            apply(change, state)
+            crowded = [thing for thing in crowded if thing is not again]
+    return Scene(tuple(thing for _, thing in sorted(state.items())))
+
+
+def _settle(
+    request: Request, level: Level, canvas: Scene
+) -> tuple[dict[int, Object], list[Object], dict[int, Object]]:
+    """The things that may stay, by number; those that may not; and where all stand in the end.
+
+    Raises:
+      ValueError: not even an empty canvas has room.
+    """
+    rng = np.random.default_rng(zlib.crc32(request.text.encode()))
+    wanted = sort_places(place_request(rng, level, request), request.partners(), level)
+    clear = [thing for thing in canvas.objects if thing.clear]
+    options = itertools.islice(_assignments(request, clear, wanted), _MOST)
+
+    def worth(kept: Mapping[int, Object]) -> tuple[int, int]:
+        return len(kept), sum(_key(thing) == _key(wanted[number]) for number, thing in kept.items())
+
+    for kept in sorted(options, key=worth, reverse=True):
+        dropped = [thing for thing in canvas.objects if not any(thing is one for one in kept.values())]
+        if (final := _complete(request, level, kept, dropped, wanted, rng)) is not None:
+            return kept, dropped, final
+    raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
+
+
+def _assignments(
+    request: Request, things: Sequence[Object], wanted: Sequence[Object]
+) -> Iterator[dict[int, Object]]:
+    """Ways to let things be what the prompt asks for, none of which contradict it; some may be left out."""
+    owners, partners = request.numbering(), request.partners()
+
+    def go(index: int, placed: dict[int, Object]) -> Iterator[dict[int, Object]]:
+        if index == len(things):
+            yield placed
+            return
+        thing, free = things[index], {}
+        for number, owner in enumerate(owners):  # those of one clause are alike: its own place, or the first
+            if number not in placed and (owner not in free or _key(wanted[number]) == _key(thing)):
+                free[owner] = number
+        for owner, number in free.items():
+            clause = request.clauses[owner]
+            related = all(
+                relation in relations_between(thing.box, placed[other].box)
+                for relation, other in partners.get(number, ())
+                if other in placed
+            )
+            if thing.shape == clause.shape and clause.colour in (None, thing.colour) and related:
+                yield from go(index + 1, {**placed, number: thing})
+        yield from go(index + 1, placed)
+
+    return go(0, {})
+
+
+def _complete(
+    request: Request,
+    level: Level,
+    kept: Mapping[int, Object],
+    dropped: Sequence[Object],
+    wanted: Sequence[Object],
+    rng: Generator,
+) -> dict[int, Object] | None:
+    """Places for all that is missing: those of wrong things that it may take over, the teacher's, any."""
+    partners, tries = request.partners(), itertools.count()
+    missing = [number for number in range(len(wanted)) if number not in kept]
+
+    def places(number: int, placed: Mapping[int, Object]) -> Iterator[Object]:
+        thing = wanted[number]
+        alike = [one for one in dropped if one.clear and thing.shape == one.shape]
+        alike += [one for one in dropped if one.clear and thing.colour == one.colour]
+        free = candidates(rng, level, thing.size, list(placed.values()))
+        for x, y, cell in [
+            *((one.x, one.y, one.cell) for one in alike),
+            (thing.x, thing.y, thing.cell),
+            *sorted(free, key=lambda place: level.cell_index[place[2]]),
+        ]:
+            yield dataclasses.replace(thing, x=x, y=y, cell=cell)
+
+    def go(index: int, placed: dict[int, Object]) -> dict[int, Object] | None:
+        if index == len(missing):
+            return dict(sorted(placed.items()))
+        number = missing[index]
+        for thing in places(number, placed):
+            if next(tries) > _MOST:
+                return None
+            related = all(plainly(r, thing, placed[n]) for r, n in partners.get(number, ()) if n in placed)
+            if related and fits(thing, list(placed.values()), level):
+                if (found := go(index + 1, {**placed, number: thing})) is not None:
+                    return found
+        return None
+
+    return go(0, dict(kept))

@@ -1,0 +1,165 @@
+"""`python -m process_gen.data`."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from process_gen.data.__main__ import main
+from process_gen.data.formats.jsonl import LISTING
+from process_gen.data.formats.opening import detect, open_stored
+from process_gen.data.sources import open_source
+
+SIZE = (8, 12)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Twelve trajectories, of which one lacks its image."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    PIL.Image.fromarray(np.full((8, 12, 3), 7, np.uint8)).save(folder / "a.png")
+    lines = [{"uid": f"{n}", "prompt": f"p{n}", "turns": [{"image": "a.png"}]} for n in range(12)]
+    lines[3]["turns"][0]["image"] = "b.png"
+    (folder / LISTING).write_text("\n".join(json.dumps(line) for line in lines))
+    return folder
+
+
+def test_a_set_is_converted_from_form_to_form(mine, tmp_path, capsys):
+    source = mine
+    for form in ("parquet", "webdataset", "folder", "records"):
+        target = tmp_path / form
+        size = ["--image_size=8,12"] if form == "records" else []
+        assert main(["convert", str(source), str(target), f"--to={form}", "--on_error=skip", *size]) == 0
+        assert detect(target) == form
+        out = capsys.readouterr().out
+        assert f"{target}: 11 trajectories, {int(source == mine)} left out" in out
+        if source == mine:
+            assert "1 times: turns[0].image does not exist: 'b.png'" in out
+        source = target
+    assert main(["convert", str(source), str(tmp_path / "b"), "--to=records", "--image_size=8,8"]) == 2
+    assert "holds pixels of (8, 12), not of (8, 8)" in capsys.readouterr().err
+    found = open_source({"source": "records", "path": str(source), "on_error": "fail"}, SIZE)
+    assert [found[i].uid for i in range(11)] == [str(n) for n in range(12) if n != 3]
+    assert (found[0].image == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--to=parquet"], "line 4: turns[0].image does not exist: 'b.png'"),
+        (
+            ["--to=parquet", "--on_error=skip", "--budget=0.01"],
+            "1 of 12 trajectories are bad, 1.00% may be (--budget)",
+        ),
+        (["--to=records"], "--to=records holds pixels: say of which --image_size=HEIGHT,WIDTH"),
+        (["--to=folder", "--image_size=8,8"], "--image_size is for --to=records"),
+        (["--to=folder", "--prompt_image"], "--prompt_image is for --to=records"),
+        (["--to=parquet", "--from=webdataset"], "does not exist, or holds no *.tar"),
+        (["--to=parquet", "--from=irg"], "does not exist, or holds no *.parquet"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(mine, tmp_path, capsys, flags, message):
+    assert main(["convert", str(mine), str(tmp_path / "out"), *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_have_a_place_for_input_images_where_it_is_asked_for(mine, tmp_path, capsys):
+    edit = {
+        "image": "a.png",
+        "instruction": "red",
+        "turns": [{"image": "a.png", "inspect": "no"}, {"refine": "x"}],
+    }
+    (mine / LISTING).write_text(json.dumps(edit))
+    flags = ["convert", str(mine), str(tmp_path / "out"), "--to=records", "--image_size=8,12"]
+    assert main(flags) == 2
+    assert "has no place for one: make it with prompt_image=True" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*flags, "--prompt_image"]) == 0
+    found = open_source({"source": "records", "path": str(tmp_path / "out"), "on_error": "fail"}, SIZE)[0]
+    assert (found.prompt_image == 7).all() and found.instruction == "red" and found.turns[1].image is None
+
+
+def test_a_target_that_is_there_stays(mine, tmp_path, capsys):
+    assert main(["convert", str(mine), str(mine), "--to=folder", "--on_error=skip"]) == 2
+    assert "is not empty: choose another folder" in capsys.readouterr().err
+    assert len(open_stored(mine, SIZE)) == 12
+
+
+def test_help_names_the_commands():
+    found = subprocess.run(
+        [sys.executable, "-m", "process_gen.data", "--help"], capture_output=True, text=True
+    )
+    assert found.returncode == 0 and "convert" in found.stdout
+
+
+def odd_set(folder):
+    """Nine good trajectories of several kinds, one whose image is cut off."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.png", (8, 12, 3)), ("b.jpg", (20, 12)), ("c.png", (8, 12, 4))):
+        PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name)
+    (folder / "d.png").write_bytes((folder / "a.png").read_bytes()[:90])
+    corrected = [{"image": "a.png", "inspect": "it is red"}, {"refine": "make it blue"}]
+    lines = [
+        {"prompt": f"a circle and {'a star and ' * n} a circle", "turns": [{"image": "b.jpg"}]}
+        for n in range(4)
+    ]
+    lines += [{"prompt": "a photo of a dog", "turns": corrected, "licence": "CC0", "mask": 1}] * 3
+    lines += [{"prompt": "a circle", "turns": [{"image": name}] * 9} for name in ("a.png", "c.png", "d.png")]
+    (folder / LISTING).write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processes):
+    monkeypatch.setattr("process_gen.data.checking.BLOCK", 4)
+    flags = [f"--processes={processes}", "--budget=0.2", "--show=4", "--config=configs/scenes.py:quick"]
+    assert main(["check", str(odd_set(tmp_path / "odd")), *flags]) == 0
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for line in (
+        "trajectories 9",
+        "bad trajectories 1",
+        "prompts that come more than once 5",
+        "the same prompt and last image again 2",
+        "prompts of GenEval 3",
+        "refine, words alone 3",
+        "turns of a trajectory: 1: 4, 2: 3, 9: 2",
+        "licence: - 6, CC0 3",
+        "3 x mask",
+        "3 x single_object: a photo of a dog",
+        "prompt 9 9.333 10 16 16 16 36 0",
+        "before 3 7.000 7 7 7 7 40 0",
+        "sizes of images: 8 x 12 21, 20 x 12 4",
+        "modes of images: RGB 12, RGBA 9, L 4",
+        "formats of images: PNG 21, JPEG 4",
+    ):
+        assert line in lines, line
+    assert "line 10: turns[0].image is no readable PNG" in out
+    (suggested,) = [line for line in lines if line.startswith("suggested: ")]
+    assert "--config.layout.turns=9" in suggested and "--config.layout.after=8" in suggested
+    assert any("this layout: " in line and "tokens of a row useful" in line for line in lines)
+    assert any(line.endswith("<refine> inspect_decision") for line in lines)
+    assert any("refine_text" in line for line in lines) and "refine_flow" not in out
+
+
+def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):
+    assert main(["check", str(odd_set(tmp_path / "odd")), "--processes=1", "--budget=0.05"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        error.startswith("error: 1 of 10 trajectories are bad, 5.00% may be (--budget)")
+        and "line 10" in error
+    )
+    for flags, message in (
+        (["--config=configs/none.py"], "configs/none.py"),
+        (["--tokenizer=nowhere"], "nowhere"),
+        (["--from=parquet"], "holds no *.parquet"),
+    ):
+        assert main(["check", str(tmp_path / "odd"), "--processes=1", *flags]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
