@@ -14,9 +14,9 @@ from numpy.random import Generator
 
 from process_gen.recipe.parts import Skip
 from process_gen.scenes.graph import Object, Scene
-from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import Level
 from process_gen.scenes.mistakes import Mistake, alike
+from process_gen.scenes.oracle import find_mistakes, sound
 from process_gen.scenes.placement import find_place
 from process_gen.scenes.requests import Request
 
@@ -81,45 +81,25 @@ def of_draft(planned: Scene, shown: Scene) -> Fault | None:
     Raises:
       Skip: more is wrong than one instruction repairs.
     """
-    lost, new = lacking(planned, shown), lacking(shown, planned)
-    if not lost and not new:
+    mistakes = find_mistakes(shown, planned)
+    if not mistakes:
         return None
-    if len(lost) > 1 or len(new) > 1:
+    if len(mistakes) > 1:
         raise Skip(SEVERAL)
-    right, wrong = (lost or [None])[0], (new or [None])[0]
-    if wrong is None:
-        kind = "missing"
-    elif right is None:
-        if not wrong.clear:
-            raise Skip("something unclear where nothing should be")
-        kind = "extra"
-    elif right.cell == wrong.cell and not wrong.clear:
-        kind, new = "missing", [wrong]  # what cannot be told is not there
-    elif right.cell == wrong.cell and right.shape == wrong.shape:
-        kind = "colour"
-    elif right.cell == wrong.cell and right.colour == wrong.colour:
-        kind = "shape"
-    elif (right.shape, right.colour) == (wrong.shape, wrong.colour):
-        kind = "place"
-    else:
-        raise Skip(SEVERAL)
-    kept = [thing for thing in shown.objects if not any(thing is one for one in new)]
+    (mistake,) = mistakes
+    wrong, right = mistake.wrong, mistake.right
+    kept = [thing for thing in shown.objects if thing is not wrong]
+    if right is not None and wrong is None:  # what cannot be told in its cell is not there
+        kept = [thing for thing in kept if thing.clear or thing.cell != right.cell]
+    if not all(thing.clear for thing in (*kept, *([wrong] if wrong else ()))):
+        raise Skip("something unclear where nothing should be")
     repaired = Scene((*kept, *([right] if right else ())))
-    if not all(thing.clear for thing in repaired.objects):
-        raise Skip("something unclear on the canvas")
-    told = None if kind == "missing" else wrong
-    return Fault(Mistake(kind, len(kept) if right else -1, told, right), repaired)
+    return Fault(dataclasses.replace(mistake, number=len(kept) if right else -1), repaired)
 
 
-def is_possible(scene: Scene, level: Level) -> bool:
-    """Whether a scene can be drawn: a cell of a grid holds one thing."""
-    cells = [thing.cell for thing in scene.objects]
-    return level.placement != "grid" or len(set(cells)) == len(cells)
-
-
-def may_stand(request: Request, scene: Scene, level: Level) -> bool:
-    """Whether a scene contradicts neither its prompt nor itself."""
-    return is_possible(scene, level) and may_become(request, scene)
+def is_possible(scene: Scene) -> bool:
+    """Whether a scene can be drawn: a cell holds one thing."""
+    return len({thing.cell for thing in scene.objects}) == len(scene)
 
 
 def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:
@@ -136,7 +116,7 @@ def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fau
         things = list(scene.objects)
         things[number : number + 1] = [right] if right else []
         repaired = Scene(tuple(things))
-        if may_stand(request, repaired, level):
+        if sound(request, repaired):
             if right is None and any(alike(wrong, thing) for thing in things):
                 kind = "count"
             return Fault(Mistake(kind, number if right else -1, wrong, right), repaired)

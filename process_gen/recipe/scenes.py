@@ -19,6 +19,7 @@ from process_gen.scenes.graph import Scene, scene_from_json
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.mistakes import name_fault, say_repair
+from process_gen.scenes.oracle import sound
 from process_gen.scenes.parse import parse
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request
@@ -100,7 +101,7 @@ class Scenes:
     def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
         request = self.request(prompt)
         planned = [self._described(step.plan) for step in steps]
-        against = [not faults.may_stand(request, scene, self.level) for scene in planned]
+        against = [not sound(request, scene) for scene in planned]
         # What contradicts the prompt for a while may be meant to change: a detour. What stays does not.
         ends = max((i + 1 for i, one in enumerate(against) if not one), default=0)
         opinions, before = [], Scene()
@@ -116,7 +117,7 @@ class Scenes:
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
         planned, shown = self._described(plan), parse(image, self.level)
-        if not faults.is_possible(planned, self.level):
+        if not faults.is_possible(planned):
             raise Skip("a description that contradicts itself", plan.description)
         if (fault := faults.of_draft(planned, shown)) is not None:
             return self._conflict(fault, rng)
