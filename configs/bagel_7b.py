@@ -85,6 +85,7 @@ def _base() -> ConfigDict:
             mode="process",
             buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
             latents="",  # a folder: `prepare` encodes every image once and puts the latents there
+            threads=16,  # that read and decode ahead on each host; 0 for the one that packs
             on_error="skip",
             on_long="split",  # what is longer than a row, at a step; or "drop", as context="full" always does
         )

@@ -71,6 +71,7 @@ def _base() -> ConfigDict:
             misplan=0.15,  # share of plans with one: the draft shows it, the words are not learned
             slip=0.05,  # share of drafts with an error that goes unnoticed until the next step
             detour=0.2,  # share of trajectories with changes, swaps and removals
+            threads=0,  # that read and decode ahead on each host; 0 for the one that packs
             on_error="fail",  # or "skip": what a bad record does
             on_long="split",  # what is longer than a row, at a step; or "drop", as context="full" always does
         )

@@ -107,6 +107,10 @@ class _InTurnIterator(grain.DatasetIterator):
         self._given[due] += 1
         return batch
 
+    def close(self) -> None:
+        for iterator in self._iterators.values():
+            iterator.close()
+
     def get_state(self) -> dict[str, Any]:
         """`rows` ("bucket/row" -> its state), `identity`, and how many batches each bucket has `given`."""
         states = {name: iterator.get_state() for name, iterator in self._iterators.items()}

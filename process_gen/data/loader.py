@@ -93,6 +93,7 @@ def make_loader(
     epochs: int | None = None,
     open_rows: int = 8,
     prefetch: int = 2,
+    threads: int = 0,
     policy: Policy | None = None,
 ) -> Loader:
     """Returns the loader of a source.
@@ -109,6 +110,7 @@ def make_loader(
         have ended are empty until the last one of this host has.
       open_rows: rows that are filled at a time, for each row of a batch.
       prefetch: batches that one background thread keeps ready, 0 for none.
+      threads: read, decode and encode trajectories ahead; 0 leaves that to the thread that packs.
       policy: what to do with trajectories that cannot be used; `Policy()` by default.
 
     Raises:
@@ -140,6 +142,7 @@ def make_loader(
         policy,
         identity,
         epoch=-(-len(source) // batch_size),
+        threads=threads,
     )
     return Loader(prefetched(batches, prefetch), layout, rows, len(source))
 

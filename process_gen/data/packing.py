@@ -10,7 +10,9 @@ rows again, on whichever host holds that row then.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from process_gen.data.encode import BadTrajectory, TooLong
+from process_gen.data.reading import Ahead
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -83,6 +86,7 @@ class PackedBatches(grain.IterDataset):
         policy: Policy,
         identity: Mapping[str, str],
         epoch: int,
+        threads: int = 0,
     ):
         """Args:
         streams: row of the global batch -> the trajectories that it reads, with random access. A batch
@@ -93,13 +97,14 @@ class PackedBatches(grain.IterDataset):
         policy: what to do with trajectories that cannot be used.
         identity: of source, order, batch and layout; the state of a loader with another one is refused.
         epoch: trajectories of a stream in one pass, the measure of the policy's budget.
+        threads: read and encode ahead of what is packed; 0 for none. The batches are the same.
         """
         super().__init__()
         if open_rows < 1:
             raise ValueError(f"open_rows must be at least 1, got {open_rows}")
         self.streams = {row: streams[row] for row in sorted(streams)}
         self.encode, self.layout, self.open_rows = encode, layout, open_rows
-        self.policy, self.identity, self.epoch = policy, dict(identity), epoch
+        self.policy, self.identity, self.epoch, self.threads = policy, dict(identity), epoch, threads
 
     def __iter__(self) -> PackedBatchesIterator:
         return PackedBatchesIterator(self)
@@ -111,7 +116,14 @@ class PackedBatchesIterator(grain.DatasetIterator):
     def __init__(self, dataset: PackedBatches):
         super().__init__()
         self._dataset = dataset
-        self._rows = {row: _RowStream(dataset, stream) for row, stream in dataset.streams.items()}
+        self._pool = concurrent.futures.ThreadPoolExecutor(dataset.threads) if dataset.threads else None
+        self._rows = {}
+        for row, stream in dataset.streams.items():
+            read = functools.partial(_read_parts, dataset.encode, stream)
+            if self._pool is not None:  # every thread has something to do, and the next thing
+                window = 1 + -(-2 * dataset.threads // len(dataset.streams))
+                read = Ahead(read, self._pool, window, len(stream))
+            self._rows[row] = _RowStream(dataset, stream, read)
         for row in self._rows.values():
             row.siblings = tuple(self._rows.values())
 
@@ -122,6 +134,11 @@ class PackedBatchesIterator(grain.DatasetIterator):
             raise StopIteration
         empty = {name: np.full_like(value, blank(name)) for name, value in first.items()}
         return {name: np.stack([(empty if row is None else row)[name] for row in rows]) for name in first}
+
+    def close(self) -> None:
+        """Ends the threads; what they are about to read is let go."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def get_state(self) -> dict[str, Any]:
         """`rows` (row of the global batch -> its state) and `identity`; all hosts together have every row."""
@@ -145,14 +162,18 @@ class PackedBatchesIterator(grain.DatasetIterator):
             row.set_state(state["rows"][str(index)])
 
 
+def _read_parts(encode: Callable[[Any], list[Arrays]], stream: grain.MapDataset, at: int) -> list[Arrays]:
+    return encode(stream[at])
+
+
 class _RowStream:
     """One row of the batch: packs its own stream of trajectories.
 
     `siblings` are the streams of this host, which share the budget for bad trajectories.
     """
 
-    def __init__(self, dataset: PackedBatches, stream: grain.MapDataset):
-        self._dataset, self._stream = dataset, stream
+    def __init__(self, dataset: PackedBatches, stream: grain.MapDataset, read: Callable[[int], list[Arrays]]):
+        self._dataset, self._stream, self._parts_at = dataset, stream, read
         self._position = self._skipped = self._overlong = self._in_vain = self._longest = 0
         self._parts: list[Arrays] = []
         self._part = 0  # of the trajectory at the position, which is next
@@ -198,7 +219,7 @@ class _RowStream:
     def _read_again(self, position: int) -> list[Arrays]:
         """The parts of a trajectory that a row held when it was saved, whatever the policy says."""
         try:
-            return self._dataset.encode(self._stream[position])
+            return _read_parts(self._dataset.encode, self._stream, position)
         except BadTrajectory as error:
             raise BadTrajectory(
                 f"{error} - it was good when this run was saved, and stands in a row that was half filled "
@@ -209,7 +230,7 @@ class _RowStream:
         """Returns the parts of one trajectory, none where the policy leaves it out."""
         policy = self._dataset.policy
         try:
-            parts = self._dataset.encode(self._stream[position])
+            parts = self._parts_at(position)
             self._in_vain = 0
             return parts
         except TooLong as error:

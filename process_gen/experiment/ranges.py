@@ -40,6 +40,7 @@ RANGES: dict[str, ranges.Range] = {
         "a share below 0.5", lambda value: ranges.is_number(value) and 0 <= value < 0.5
     ),
     "data.on_error": ranges.one_of("fail", "skip"),
+    "data.threads": ranges.COUNT_OR_OFF,
     "data.on_long": ranges.one_of("split", "drop"),
     "data.buckets": ranges.Range(
         "sizes of images, e.g. '((512, 512), (448, 576))', one alone '((448, 576),)', or ()", _are_sizes

@@ -55,6 +55,7 @@ def load(
             shuffle=split == "train",
             open_rows=max(2, 8 // len(buckets)),
             prefetch=0,
+            threads=config.data.threads,
             policy=Policy(
                 config.data.on_error, budget_of_part(len(bucket), trajectories), config.data.on_long
             ),

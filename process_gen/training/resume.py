@@ -11,7 +11,7 @@ from process_gen.experiment.builders import ConfigError
 
 FREE = (
     "eval", "flow", "losses", "mesh", "name", "optimizer", "sampling", "train",
-    "data.data_dir", "data.latents", "data.on_error", "data.path", "data.tokenizer",
+    "data.data_dir", "data.latents", "data.on_error", "data.path", "data.threads", "data.tokenizer",
     "model.attention", "model.dtype", "model.logit_chunk", "model.remat", "model.scan_unroll",
 )  # fmt: skip
 """What may change while a run goes on: how it is trained, computed and judged, and where its files are. The

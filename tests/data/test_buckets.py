@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import itertools
 import json
 import pathlib
 import types
@@ -152,7 +151,12 @@ def test_longer_trajectories_take_more_turns(toy_tokenizer):
     short, long = (types.SimpleNamespace(turns=lambda n=n: n) for n in (10, 40))
     buckets = dict(zip(SIZES[:2], (short, long), strict=True))
     iterator = iter(in_turn(made, buckets, prefetch=0).dataset)
-    iterator._iterators = {name: itertools.repeat(name) for name in iterator._iterators}
+
+    def always(name):
+        while True:
+            yield name
+
+    iterator._iterators = {name: always(name) for name in iterator._iterators}
     turns = [next(iterator) for _ in range(50)]
     assert turns.count("16x16") == 10 and turns.count("8x32") == 40
 

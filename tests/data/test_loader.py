@@ -2,6 +2,8 @@ import collections
 import dataclasses
 import itertools
 import json
+import threading
+import time
 
 import grain
 import numpy as np
@@ -394,3 +396,41 @@ def test_input_images_of_prompts_come_through_whole(source, toy_tokenizer):
                 np.testing.assert_array_equal(batch["prompt_image"][row, index], 255 - image)
                 seen += 1
     assert seen == 30
+
+
+class Slow:
+    """A source that says which threads read it."""
+
+    def __init__(self, source):
+        self.source, self.threads = source, set()
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.threads.add(threading.current_thread().name)
+        time.sleep(0.002 * (index % 3))
+        if index == 7:
+            raise BadTrajectory("trajectory 'toy-7': broken")
+        return self.source[index]
+
+
+def test_threads_change_nothing_but_who_reads(source, toy_tokenizer):
+    policy, plain, slow = Policy("skip", 0.5), Slow(source), Slow(source)
+    wanted = list(make_loader(plain, toy_tokenizer, LAYOUT, 4, epochs=2, prefetch=0, policy=policy))
+    loader = make_loader(slow, toy_tokenizer, LAYOUT, 4, epochs=2, threads=3, policy=policy)
+    iterator = iter(loader)
+    for count, batch in enumerate(wanted):
+        found = next(iterator)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(found[name], value)
+        if count == 2:
+            state = iterator.get_state()
+    iterator.close()
+    assert plain.threads == {threading.main_thread().name} and len(slow.threads) >= 3
+    again = iter(make_loader(slow, toy_tokenizer, LAYOUT, 4, epochs=2, threads=2, policy=policy))
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again)["image"], wanted[3]["image"])
+    again.close()
+    with pytest.raises(BadTrajectory, match="'toy-7': broken"):
+        list(make_loader(slow, toy_tokenizer, LAYOUT, 4, epochs=1, threads=2))
