@@ -4,7 +4,7 @@
 #     launch/run.sh PLATFORM --config=configs/scenes.py:quick --workdir=runs/quick
 #     COMMAND=sample launch/run.sh PLATFORM --workdir=runs/quick --prompts_file=prompts.txt
 #
-# PLATFORM is cpu, gpu, tpu or tpu_slices (see env.sh). COMMAND is train, sample, evaluate, sweep, prepare or convert;
+# PLATFORM is cpu, gpu, tpu or tpu_slices (see env.sh). COMMAND is train, sample, evaluate, sweep, recipe, prepare or convert;
 # PYTHON chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

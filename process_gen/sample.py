@@ -332,6 +332,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_flow_steps", None, "Euler steps of a trajectory, all images together; 0: any.")
     flags.DEFINE_string("dtype", None, f"Of {' and '.join(restore.DTYPES)}; the run's by default.")
     flags.DEFINE_boolean("resume", True, "Go on with what the output folder lists, instead of over it.")
+    flags.DEFINE_boolean("strips", True, "Draw a picture of each trajectory.")
     flags.DEFINE_integer("page_rows", 200, "Trajectories on the page and in the table.", lower_bound=0)
 
 
@@ -374,7 +375,9 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
     """Draws this host's share of what is not listed yet; returns the table and the paths."""
     host, count = jax.process_index(), jax.process_count()
     with hosts.lead_first("the output folder is read"):
-        listing = Listing(values.output_dir, settings, values.resume or host > 0, (host, count))
+        listing = Listing(
+            values.output_dir, settings, values.resume or host > 0, (host, count), strips=values.strips
+        )
 
     def missing() -> list[Asked]:
         return [one for one in asked if one.key not in listing.done]

@@ -17,11 +17,29 @@ MAY_IMPORT = {
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},
     "checkpoints": {"models"},
-    "evaluation": {"trajectory", "scenes", "sampling", "reports"},
+    "evaluation": {"trajectory", "scenes", "sampling", "reports", "services"},
     "sweeps": {"distributed"},
+    "services": set(),
+    "recipe": {
+        "trajectory",
+        "scenes",
+        "data",
+        "distributed",
+        "reports",
+        "services",
+        "evaluation",
+        "experiment",
+    },
     "parity": {"trajectory", "models", "losses", "sampling", "checkpoints"},
 }
-MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {"reports", "evaluation", "parity", "sweeps"}
+MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
+    "reports",
+    "services",
+    "evaluation",
+    "recipe",
+    "parity",
+    "sweeps",
+}
 MAY_IMPORT["training"] = {"trajectory", "models", "losses", "data", "distributed", "reports", "experiment"}
 MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
 MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}

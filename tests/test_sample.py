@@ -93,6 +93,7 @@ def values(weights, tmp_path) -> types.SimpleNamespace:
         dtype=None,
         resume=True,
         page_rows=200,
+        strips=True,
         coordinator=None,
         num_processes=None,
         process_id=None,
@@ -439,3 +440,8 @@ def test_a_mesh_that_cannot_be_says_why(command, values, mesh, message):
     values.mesh = mesh
     code, _, err = command()
     assert code == 2 and message in err
+
+
+def test_pictures_of_trajectories_can_be_left_out(command, tmp_path):
+    code, _, _ = command(strips=False)
+    assert code == 0 and not list(tmp_path.rglob("strips/*.png")) and list(tmp_path.rglob("images/*.png"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -97,12 +97,17 @@ def may_become(request: Request, scene: Scene) -> bool:
     wrong colour or shape, a relation that does not hold. Whether there is room for
     what is missing is not asked.
     """
+    return find_numbers(request, scene) is not None
+
+
+def find_numbers(request: Request, scene: Scene) -> dict[int, Object] | None:
+    """Which thing of the prompt each thing of a scene is, by `Request.numbering`; None where one is none."""
     owners, partners = request.numbering(), request.partners()
 
-    def find_numbers(things: Sequence[Object], placed: Mapping[int, Object]) -> bool:
-        """Whether things can have numbers of the prompt that nothing placed so far has."""
+    def find(things: Sequence[Object], placed: dict[int, Object]) -> dict[int, Object] | None:
+        """Numbers of the prompt for things, that nothing placed so far has."""
         if not things:
-            return True
+            return placed
         thing, *rest = things
         # Numbers of one clause are alike, so one of each will do.
         free = {owner: number for number, owner in enumerate(owners) if number not in placed}
@@ -114,11 +119,11 @@ def may_become(request: Request, scene: Scene) -> bool:
                 for relation, other in partners.get(number, ())
                 if other in placed
             )
-            if fits and related and find_numbers(rest, {**placed, number: thing}):
-                return True
-        return False
+            if fits and related and (found := find(rest, {**placed, number: thing})) is not None:
+                return found
+        return None
 
-    return find_numbers(scene.objects, {})
+    return find(scene.objects, {})
 
 
 def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tuple[tuple[Object, ...], ...]]:

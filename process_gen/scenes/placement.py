@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from numpy.random import Generator
 
@@ -166,6 +166,33 @@ def _place_clauses(
             groups[-1].append(thing)
             placed.append(thing)
     return groups
+
+
+def place_rest(
+    rng: Generator, level: Level, request: Request, there: Mapping[int, Object]
+) -> dict[int, Object] | None:
+    """Places what a request asks for beside things that stand already, by their numbers in it.
+
+    Returns:
+      The new things by number; None where no room was found.
+    """
+    owners, partners = request.numbering(), request.partners()
+    missing = [number for number in range(len(owners)) if number not in there]
+    for _ in range(_RESTARTS // 10):
+        placed = dict(there)
+        for number in missing:
+            clause = request.clauses[owners[number]]
+            looks = (clause.shape, clause.colour or pick(rng, level.colours), pick(rng, level.sizes)[1])
+            related = [(r, placed[n]) for r, n in partners.get(number, ()) if n in placed]
+            relation, target = related[0] if related else (None, None)
+            taken, targets = list(placed.values()), [target] if related else []
+            thing = find_place(rng, level, looks, taken, relation, targets)
+            if thing is None or not all(plainly(r, thing, other) for r, other in related):
+                break
+            placed[number] = thing
+        else:
+            return {number: placed[number] for number in missing}
+    return None
 
 
 def sort_places(things: list[Object], partners: Partners, level: Level) -> list[Object]:

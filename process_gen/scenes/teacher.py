@@ -24,11 +24,11 @@ from numpy.random import Generator
 
 from process_gen.scenes import language
 from process_gen.scenes.graph import Object, Scene
-from process_gen.scenes.judge import may_become
+from process_gen.scenes.judge import find_numbers, may_become
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, alike, misplan, name_fault, plant, say_repair
-from process_gen.scenes.placement import place_request, plainly, sort_places
+from process_gen.scenes.placement import place_request, place_rest, plainly, sort_places
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Partners, Request, categories
@@ -84,6 +84,31 @@ def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -
     lesson.turns.append(draft(render(scene, level), plan))
     lesson.record(scene, None, None)
     return Trajectory(request.text, tuple(lesson.turns), metadata=lesson.metadata)
+
+
+def finish(
+    request: Request, rng: Generator, level: str | Level, scene: Scene, pair: float = 0.5
+) -> tuple[Turn, ...] | None:
+    """The steps that add what a scene still lacks, one or two things in each; none where it lacks nothing.
+
+    Returns:
+      The turns, without mistakes; None where the scene contradicts the request, or has no room for the rest.
+    """
+    level = get_level(level)
+    there = find_numbers(request, scene)
+    added = None if there is None else place_rest(rng, level, request, there)
+    if added is None:
+        return None
+    order, plans = sorted(added), []
+    while order:
+        size = 2 if len(order) > 1 and rng.random() < pair else 1
+        plans.append([Change("add", (n,), None, added[n]) for n in order[:size]])
+        order = order[size:]
+    lesson = _Lesson(rng, level, [[], *plans], request, Mode.PROCESS)  # the first one stands there already
+    lesson.state = dict(there)
+    for index in range(1, len(lesson.plans)):
+        lesson.step(index, None)
+    return tuple(lesson.turns)
 
 
 class _Lesson:

@@ -92,7 +92,7 @@ def test_errors_of_the_server_leave_an_image_unjudged_and_then_end_the_run(judge
             with pytest.raises(Unjudged, match="7: http://127.* gave up: HTTP 500: .*out of memory"):
                 looks(DOC, IMAGE)
         assert len(served.requests) == 6
-        with pytest.raises(TaskError, match="gives up on one image after the other: HTTP 500"):
+        with pytest.raises(TaskError, match="gives up on one request after the other: HTTP 500"):
             looks(DOC, IMAGE)
     with endpoint(lambda number, body: "yes" if number % 3 == 2 else broken) as served:
         looks = judge(served.url, retries="0", workers="3")

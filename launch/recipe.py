@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""The recipe of the paper, stage by stage, each of which goes on where it was cut off.
+
+    launch/recipe.py cpu --config=configs/recipe/paper.py:scenes --workdir=runs/recipe
+    PROCESSES=8 launch/recipe.py gpu --config=configs/recipe/paper.py:bagel_7b --workdir=/shared/a
+
+Subset 1, phase 1, self-sampling, subsets 2 and 3, phase 2, scores: `process_gen.recipe --part=stages`
+says what is run. A stage that is done is marked in WORKDIR/stages and not run again, unless something that it
+depends on has changed.
+
+Several hosts start the same line, on a workdir that all of them see. Training and sampling is done by all of
+them together; the rest is done by the first one (JAX_PROCESS_ID, SLURM_PROCID), and the others wait for its
+mark. With PROCESSES=N a stage of several processes is started N times on this host (launch/host.py).
+
+The exit code is that of the first stage that did not end well: 75 where it was stopped (start the same line
+again, as launch/restart.sh does), 2 where something is wrong with what was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+STOPPED, REFUSED = 75, 2  # as in env.sh
+HERE = pathlib.Path(__file__).parent.resolve()
+WAIT_SECONDS = 1.0
+"""Between two looks for the mark of another host."""
+
+
+def say(text: str) -> None:
+    """A line between those of the stages."""
+    print(f"launch/recipe.py: {text}", file=sys.stderr, flush=True)
+
+
+def is_first() -> bool:
+    """Whether this is the first host, or the only one."""
+    return int(os.environ.get("JAX_PROCESS_ID") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def workdir_of(arguments: list[str]) -> pathlib.Path | None:
+    """The folder that `--workdir` names."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == "workdir":
+            return pathlib.Path(os.path.expanduser(value if equals else following)).absolute()
+    return None
+
+
+def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
+    """What starts a stage on this host."""
+    processes = os.environ.get("PROCESSES", "1")
+    if everyone and processes != "1":
+        return [sys.executable, str(HERE / "host.py"), platform, processes, *flags]
+    return [str(HERE / "run.sh"), platform, *flags]
+
+
+def run(words: list[str], module: str, alone: bool) -> int:
+    """Runs a stage and hands signals on; returns its exit code, 75 for one that a signal ended."""
+    env = {**os.environ, "COMMAND": module}
+    if alone:  # a command of one process, whoever else is there
+        env = {
+            name: value for name, value in env.items() if not name.startswith(("JAX_COORD", "JAX_NUM_PROC"))
+        }
+        env.pop("JAX_PROCESS_ID", None)
+    told: list[int] = []
+    process = subprocess.Popen(words, env=env, start_new_session=True)
+
+    def hand_on(number: int, frame: object) -> None:
+        told.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    code = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return STOPPED if told and code < 0 else 128 - code if code < 0 else code
+
+
+def mark_of(folder: pathlib.Path, stage: dict) -> pathlib.Path:
+    """The file that says that a stage is done."""
+    return folder / "stages" / f"{stage['name']}.json"
+
+
+def is_done(folder: pathlib.Path, stage: dict) -> bool:
+    """Whether a stage is done, as it is to be done now."""
+    try:
+        return json.loads(mark_of(folder, stage).read_text()).get("key") == stage["key"]
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def mark(folder: pathlib.Path, stage: dict, seconds: float) -> None:
+    """Notes that a stage is done."""
+    path = mark_of(folder, stage)
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps({**stage, "seconds": round(seconds, 1)}, indent=1) + "\n")
+    draft.replace(path)
+
+
+def main(platform: str, arguments: list[str]) -> int:
+    """Runs the stages that are not done."""
+    folder = workdir_of(arguments)
+    if folder is None:
+        say("--workdir=FOLDER is required")
+        return REFUSED
+    if code := run(command(platform, False, ["--part=stages", *arguments]), "recipe", True):
+        return code
+    stages = json.loads((folder / "stages.json").read_text())
+    for number, stage in enumerate(stages, 1):
+        name = f"stage {number} of {len(stages)}, {stage['name']}"
+        if is_done(folder, stage):
+            say(f"{name}: done before")
+            continue
+        began = time.monotonic()
+        if is_first() or stage["everyone"]:
+            say(f"{name}: begins")
+            words = command(platform, stage["everyone"], stage["flags"])
+            if code := run(words, stage["command"], not stage["everyone"]):
+                say(f"{name}: ended with exit code {code}")
+                return code
+        if is_first():
+            mark(folder, stage, time.monotonic() - began)
+        else:
+            while not is_done(folder, stage):
+                time.sleep(WAIT_SECONDS)
+        say(f"{name}: done in {time.monotonic() - began:,.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
+        say("usage: launch/recipe.py cpu|gpu|tpu|tpu_slices --config=... --workdir=...")
+        sys.exit(REFUSED)
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

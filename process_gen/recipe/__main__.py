@@ -1,0 +1,95 @@
+"""The paper's training data, and the recipe that trains on it.
+
+    python -m process_gen.recipe --config=configs/recipe/paper.py:paper --workdir=runs/data --part=subsets
+    launch/recipe.py cpu --config=configs/recipe/paper.py:scenes --workdir=runs/recipe    # all stages
+
+--part is one of
+
+    multi_turn   subset 1: prompts drawn step by step
+    prompts      the prompts that phase 1 is to draw, `WORKDIR/prompts.txt`
+    conflict     subset 2: texts against the prompt, of what phase 1 drew or symbolic
+    alignment    subset 3: drafts against their plans
+    subsets      the three of them, as far as phase 2 trains on them, and their statistics
+    statistics   what they hold, beside the paper's figures
+    stages       the configs of both phases and the commands of the recipe (`launch/recipe.py` runs them)
+
+Every part goes on where it was cut off. What a service answered is kept in `WORKDIR/answers`.
+"""
+
+from __future__ import annotations
+
+from process_gen.experiment import cli
+
+if __name__ == "__main__":  # bad flags are found before the slow imports
+    from absl import flags as _flags
+
+    _flags.DEFINE_string("part", "subsets", "What is made.")
+    cli.read_flags(config="configs/recipe/paper.py:scenes", workdir="Folder of the recipe.")
+
+# isort: split
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from process_gen.common import files
+from process_gen.common.names import check_name
+from process_gen.distributed import stopping
+from process_gen.experiment import builders, vocabulary
+from process_gen.recipe import building, stages, statistics
+from process_gen.recipe.errors import RecipeError
+from process_gen.reports.files import check_writable
+from process_gen.services.options import ServiceError
+
+PARTS = (*building.SUBSETS, "prompts", "subsets", "statistics", "stages")
+
+
+def run(part: str, config: ConfigDict, workdir: str) -> str:
+    """Does a part of a recipe; returns what to print at its end.
+
+    Raises:
+      One of `ERRORS`: bad input; the message is fit for a user.
+      Stopped: a signal said so; what was made by then is written.
+    """
+    check_name(part, PARTS, "part", RecipeError)
+    building.check(config)
+    folder = check_writable(workdir).absolute()
+    if part == "stages":
+        commands = ([f"process_gen.{one.command}", *one.flags] for one in stages.plan(config, folder))
+        return "\n".join(f"python -m {shlex.join(words)}" for words in commands)
+    if part == "prompts":
+        return str(building.prompts_file(config, folder))
+    subsets = stages.needed_subsets(config) if part == "subsets" else [part]
+    with stopping.deferred() as stop:
+        for subset in subsets:
+            if subset != "statistics":
+                building.build(subset, config, folder, stop.check, _say)
+    return _statistics(config, folder) if part in ("subsets", "statistics") else str(folder / part)
+
+
+def _statistics(config: ConfigDict, folder: pathlib.Path) -> str:
+    tokenizer = vocabulary.build_tokenizer(cli.load_config(config.base))
+    found = statistics.count(folder, tokenizer)
+    files.write_json(folder / "statistics.json", found, indent=1)
+    return statistics.describe(found)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+ERRORS = (RecipeError, ServiceError, builders.ConfigError, cli.CommandError, OSError)
+"""What a user can get wrong; each says so in one line."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does the part that the command line names."""
+    del argv
+    print(run(flags.FLAGS.part, flags.FLAGS.config, flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    cli.run(main, ERRORS)

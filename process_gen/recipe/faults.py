@@ -1,0 +1,141 @@
+"""What is wrong with a scene, as one mistake that one instruction repairs.
+
+The teacher knows its mistakes because it plants them. Those of a model have to be found: by comparing what a
+draft shows with what its plan says, or by looking for one change after which the prompt can still come true.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+from numpy.random import Generator
+
+from process_gen.recipe.parts import Skip
+from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.levels import Level
+from process_gen.scenes.mistakes import Mistake, alike
+from process_gen.scenes.oracle import find_mistakes, sound
+from process_gen.scenes.placement import find_place
+from process_gen.scenes.requests import Request
+
+_PLACES = 12  # tries for another place of a thing
+SEVERAL = "more than one error in a step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A mistake and the canvas without it.
+
+    Attributes:
+      mistake: whose numbers are places in `repaired`.
+      repaired: how the canvas should be.
+    """
+
+    mistake: Mistake
+    repaired: Scene
+
+
+def as_named(thing: Object) -> tuple[str, str, str]:
+    """A thing as descriptions name it: shape, colour and cell."""
+    return thing.shape, thing.colour, thing.cell
+
+
+def lacking(scene: Scene, other: Scene) -> list[Object]:
+    """The things of a scene that another one does not show."""
+    left = Counter(map(as_named, other.objects))
+    found = []
+    for thing in scene.objects:
+        if left[as_named(thing)]:
+            left[as_named(thing)] -= 1
+        else:
+            found.append(thing)
+    return found
+
+
+def changed(before: Scene, after: Scene) -> tuple[str, ...]:
+    """The kinds of changes between two scenes, of `strokes.KINDS`."""
+    lost, new = lacking(before, after), lacking(after, before)
+    kinds: list[str] = []
+    moved = [t for t in lost if any((t.shape, t.colour) == (o.shape, o.colour) for o in new)]
+    if len(moved) == 2 and {t.cell for t in moved} <= {t.cell for t in new}:
+        kinds.append("swap")
+        looks = [(thing.shape, thing.colour) for thing in moved]
+        new = [t for t in new if (t.shape, t.colour) not in looks]
+        lost = [t for t in lost if t not in moved]
+    for thing in lost:
+        cells = [o for o in new if o.cell == thing.cell]
+        twins = [o for o in new if (o.shape, o.colour) == (thing.shape, thing.colour)]
+        if same := cells or twins:
+            kinds.append("modify")
+            new.remove(same[0])
+        else:
+            kinds.append("remove")
+    return (*kinds, *("add" for _ in new))
+
+
+def of_draft(planned: Scene, shown: Scene) -> Fault | None:
+    """What a draft shows otherwise than its plan says; None where it shows just that.
+
+    Raises:
+      Skip: more is wrong than one instruction repairs.
+    """
+    mistakes = find_mistakes(shown, planned)
+    if not mistakes:
+        return None
+    if len(mistakes) > 1:
+        raise Skip(SEVERAL)
+    (mistake,) = mistakes
+    wrong, right = mistake.wrong, mistake.right
+    kept = [thing for thing in shown.objects if thing is not wrong]
+    if right is not None and wrong is None:  # what cannot be told in its cell is not there
+        kept = [thing for thing in kept if thing.clear or thing.cell != right.cell]
+    if not all(thing.clear for thing in (*kept, *([wrong] if wrong else ()))):
+        raise Skip("something unclear where nothing should be")
+    repaired = Scene((*kept, *([right] if right else ())))
+    return Fault(dataclasses.replace(mistake, number=len(kept) if right else -1), repaired)
+
+
+def is_possible(scene: Scene) -> bool:
+    """Whether a scene can be drawn: a cell holds one thing."""
+    return len({thing.cell for thing in scene.objects}) == len(scene)
+
+
+def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:
+    """The change after which a scene no longer contradicts its prompt or itself: the smallest there is.
+
+    Raises:
+      Skip: no single one does it.
+    """
+    wanted = Counter(request.clauses[owner].shape for owner in request.numbering())
+    found = Counter(thing.shape for thing in scene.objects)
+    for number, kind, wrong, right in _repairs(scene, rng, level):
+        if right is None and found[wrong.shape] <= wanted[wrong.shape]:
+            continue  # it is asked for, only not so
+        things = list(scene.objects)
+        things[number : number + 1] = [right] if right else []
+        repaired = Scene(tuple(things))
+        if sound(request, repaired):
+            if right is None and any(alike(wrong, thing) for thing in things):
+                kind = "count"
+            return Fault(Mistake(kind, number if right else -1, wrong, right), repaired)
+    raise Skip(SEVERAL)
+
+
+def _repairs(scene: Scene, rng: Generator, level: Level) -> Iterator[tuple[int, str, Object, Object | None]]:
+    """Single changes, those of looks first: number, kind, the thing as it is and as it should be."""
+    things = list(enumerate(scene.objects))
+    for kind, words in (("colour", level.colours), ("shape", level.shapes)):
+        for number, thing in things:
+            for word in words:
+                if word != getattr(thing, kind):
+                    yield number, kind, thing, dataclasses.replace(thing, **{kind: word})
+    for number, thing in things:
+        others = [other for n, other in things if n != number]
+        looks = (thing.shape, thing.colour, thing.size)
+        for _ in range(_PLACES):
+            if (there := find_place(rng, level, looks, [*others, thing])) is not None:
+                yield number, "place", thing, there
+    for number, thing in things:
+        yield number, "extra", thing, None

@@ -1,0 +1,176 @@
+"""Fills a folder up to its quotas, from candidates that are made side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+
+import tqdm
+
+from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.making import Made
+from process_gen.recipe.output import Growing
+from process_gen.recipe.parts import Later, Skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Something that may become a sample.
+
+    Attributes:
+      uid: its name.
+      make: makes the sample; raises Skip where there is none.
+      kind: of the sample, where that is known before.
+    """
+
+    uid: str
+    make: Callable[[], Made]
+    kind: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """How a folder was filled.
+
+    Attributes:
+      counts: samples of each kind that are there.
+      wanted: the quotas.
+      made: samples that this call added.
+      seconds: that it took.
+    """
+
+    counts: Mapping[str, int]
+    wanted: Mapping[str, int]
+    made: int
+    seconds: float
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """By kind, what no candidate was left for."""
+        found = {kind: count - self.counts.get(kind, 0) for kind, count in self.wanted.items()}
+        return {kind: count for kind, count in found.items() if count > 0}
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self.counts.get(k, 0):,} of {n:,} {k}" for k, n in self.wanted.items())
+        rate = f"{self.made / self.seconds:,.1f} a second" if self.made else "nothing was left to do"
+        return f"{counts}; {self.made:,} made in {self.seconds:,.0f} s, {rate}"
+
+
+def fill(
+    growing: Growing,
+    wanted: Mapping[str, int],
+    candidates: Iterator[Candidate],
+    workers: int,
+    stop: Callable[[], None] = lambda: None,
+    patience: int = 0,
+) -> Filled:
+    """Makes candidates until every quota is full or none is left.
+
+    Never more are under way than are still wanted, so that nothing is made (and paid for) in vain but what
+    turns out to be of a kind that is full by then, which is noted as rejected.
+
+    Args:
+      growing: the folder.
+      wanted: kind -> how many.
+      candidates: in order; those that are through are passed over.
+      workers: candidates that are made side by side.
+      stop: is called between samples; what it raises ends the work after what is under way.
+      patience: candidates in a row that may become no sample, where there is no end of them; 0 for any.
+
+    Raises:
+      RecipeError: patience is at its end.
+      ReportError, ServiceError: what is under way is written first.
+    """
+    start, before = time.monotonic(), sum(growing.counts.values())
+    bar = tqdm.tqdm(
+        total=sum(wanted.values()), initial=before, unit=" samples", desc=growing.folder.name,
+        mininterval=1.0,
+    )  # fmt: skip
+    with bar, futures.ThreadPoolExecutor(workers) as pool:
+        filling = _Filling(growing, wanted, pool, bar, patience)
+        filling.run(candidates, workers, stop)
+    made = sum(growing.counts.values()) - before
+    return Filled(dict(growing.counts), dict(wanted), made, max(time.monotonic() - start, 1e-9))
+
+
+class _Filling:
+    """The work of `fill`."""
+
+    def __init__(
+        self,
+        growing: Growing,
+        wanted: Mapping[str, int],
+        pool: futures.Executor,
+        bar: tqdm.tqdm,
+        patience: int,
+    ):
+        self.growing, self.wanted, self.pool, self.bar = growing, wanted, pool, bar
+        self.patience, self.in_vain = patience, 0
+        self.under_way: dict[futures.Future, Candidate] = {}
+
+    def left(self, kind: str = "") -> int:
+        """Samples of a kind, or of all, that are neither there nor under way."""
+        kinds = [kind] if kind else list(self.wanted)
+        there = sum(min(self.growing.counts[k], self.wanted[k]) for k in kinds)
+        going = sum(not kind or one.kind == kind for one in self.under_way.values())
+        return sum(self.wanted[k] for k in kinds) - there - going
+
+    def run(self, candidates: Iterator[Candidate], workers: int, stop: Callable[[], None]) -> None:
+        problem: BaseException | None = None
+        while problem is None:
+            try:
+                stop()
+                while len(self.under_way) < 2 * workers and self.left() > 0:
+                    if (one := self._next(candidates)) is None:
+                        break
+                    self.under_way[self.pool.submit(one.make)] = one
+                if not self.under_way:
+                    return
+                self._settle()
+            except Exception as error:  # raised again when what is under way is written
+                problem = error
+        for future in self.under_way:
+            future.cancel()
+        while self.under_way:
+            try:
+                self._settle()
+            except Exception:
+                continue  # the first problem is the one to tell
+        raise problem
+
+    def _next(self, candidates: Iterator[Candidate]) -> Candidate | None:
+        for one in candidates:
+            if one.uid not in self.growing.done and (not one.kind or self.left(one.kind) > 0):
+                return one
+        return None
+
+    def _settle(self) -> None:
+        """Writes what is finished."""
+        done, _ = futures.wait(self.under_way, return_when=futures.FIRST_COMPLETED)
+        for future in [one for one in self.under_way if one in done]:  # in the order of the candidates
+            one = self.under_way.pop(future)
+            if future.cancelled():
+                continue
+            try:
+                made = future.result()
+            except Later as later:
+                self.growing.rejected[f"{later} (again next time)"] += 1
+                continue
+            except Skip as skip:
+                self.growing.reject(one.uid, str(skip), skip.detail)
+                self.in_vain += 1
+                if self.patience and self.in_vain >= self.patience:
+                    name, why = self.growing.folder.name, f" ({skip.detail})" if skip.detail else ""
+                    raise RecipeError(
+                        f"{self.in_vain:,} candidates in a row became no sample of {name}, the last one: "
+                        f"{skip}{why}"
+                    ) from None
+                continue
+            self.in_vain = 0
+            if self.growing.counts[made.kind] >= self.wanted.get(made.kind, 0):
+                self.growing.reject(one.uid, f"enough that are {made.kind}", "")
+                continue
+            self.growing.add(one.uid, made)
+            self.bar.update()

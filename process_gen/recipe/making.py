@@ -1,0 +1,246 @@
+"""One sample of a subset from one candidate: a prompt, or a trajectory that a model drew.
+
+Whatever a model is to judge is given and not to be learned: drafts and their plans have weight 0, and wrong
+ones are no flow targets. What it has to learn there is the inspection, the corrective instruction and the
+corrected image. A share of the corrections has no image and ends its trajectory (the paper has half of subset
+2 so): the instruction alone is learned then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.random import Generator
+
+from process_gen.recipe.parts import (
+    Checker,
+    Critic,
+    Drawn,
+    Grapher,
+    Later,
+    Opinion,
+    Painter,
+    Planter,
+    Skip,
+    Writer,
+)
+from process_gen.trajectory.markup import Plan
+from process_gen.trajectory.sampled import SampledTrajectory
+from process_gen.trajectory.stages import Turn, draft, refinement
+
+CONSISTENT, CONFLICTING = "consistent", "conflicting"
+ALIGNED, MISALIGNED = "aligned", "misaligned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A sample.
+
+    Attributes:
+      kind: of its subset, what quotas are counted by.
+      prompt: of the trajectory.
+      turns: of it.
+      facts: what statistics are made from, JSON-like.
+    """
+
+    kind: str
+    prompt: str
+    turns: tuple[Turn, ...]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Drawer(Grapher, Writer, Painter, Checker, Protocol):
+    """Who makes subset 1."""
+
+
+class Judge(Critic, Painter, Protocol):
+    """Who makes samples of a model's own trajectories."""
+
+
+# -------------------------------------------------------------------- subset 1
+
+
+def multi_turn(
+    world: Drawer, prompt: str, rng: Generator, *, rewrites: float, attempts: int, most_turns: int
+) -> Made:
+    """Subset 1: a prompt drawn step by step, with words of agreement after every step.
+
+    Args:
+      world: who draws.
+      prompt: what to draw.
+      rng: draws the path.
+      rewrites: share of trajectories with modify, swap or remove.
+      attempts: images of a step, until one is accepted.
+      most_turns: steps, at most.
+
+    Raises:
+      Skip: the prompt becomes no sample.
+    """
+    strokes = world.strokes(prompt, world.graph(prompt), rng, rewrites)
+    _check_turns(len(strokes), most_turns)
+    turns: list[Turn] = []
+    filtered = 0
+    for number, stroke in enumerate(strokes, 1):
+        before = turns[-1].image if turns else None
+        for attempt in range(attempts):
+            image = world.paint(prompt, stroke, before, attempt)
+            opinion = world.check(prompt, stroke, before, image, number == len(strokes))
+            if opinion.ok:
+                break
+            filtered += 1
+        else:
+            raise Skip("no image of a step was accepted", f"step {number}: {opinion.words}")
+        turns.append(draft(image, stroke.plan, opinion.words))
+    kinds = [list(stroke.kinds) for stroke in strokes]
+    return Made("multi_turn", prompt, tuple(turns), facts={"kinds": kinds, "filtered": filtered})
+
+
+# ------------------------------------------------------------- planted errors
+
+
+def symbolic(
+    world: Planter, prompt: str, rng: Generator, *, conflicting: bool, imageless: float, most_turns: int
+) -> Made:
+    """Subset 2 from the scene graph alone: a plan that was made to contradict the prompt. Raises Skip."""
+    turns = world.conflict(prompt, rng, conflicting)
+    kind = CONFLICTING if conflicting else CONSISTENT
+    return _planted(kind, prompt, turns, rng, imageless, most_turns)
+
+
+def pair(
+    world: Planter, prompt: str, rng: Generator, *, aligned: bool, imageless: float, most_turns: int
+) -> Made:
+    """Subset 3 from planted errors: drafts that show their plans, or one that does not. Raises Skip."""
+    turns = world.pair(prompt, rng, aligned)
+    return _planted(ALIGNED if aligned else MISALIGNED, prompt, turns, rng, imageless, most_turns)
+
+
+def _planted(
+    kind: str, prompt: str, turns: Sequence[Turn], rng: Generator, imageless: float, most_turns: int
+) -> Made:
+    first = next((i for i, turn in enumerate(turns) if turn.refines), None)
+    if first is not None and rng.random() < imageless:
+        said = turns[first].instruction
+        assert isinstance(said, str), "instructions of the teacher are well-formed"
+        turns = [*turns[:first], refinement(None, said)]
+    return _made(kind, prompt, turns, most_turns, "planted")
+
+
+# ---------------------------------------------------------------- self-sampled
+
+
+def conflict(
+    world: Judge, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
+) -> Made:
+    """Subset 2 from a trajectory that a model drew: its texts against the full prompt.
+
+    Without a conflict, and where the image is what the prompt asks for, it is kept whole, with words of
+    agreement. Else it ends at the first conflict: with the analysis, the corrective instruction and, but for
+    a share of them, the corrected image and the steps that then lead to the end.
+
+    Raises:
+      Skip: it becomes no sample.
+    """
+    steps, prompt = _drawn(sampled), sampled.prompt
+    opinions = world.plans(prompt, steps, rng)
+    if all(opinion.ok for opinion in opinions):
+        if not world.complete(prompt, steps[-1].image):
+            raise Skip("no conflict in the words, and not what the prompt asks for")
+        return _made(CONSISTENT, prompt, _judged(steps, opinions), most_turns)
+    turns = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
+    return _made(CONFLICTING, prompt, turns, most_turns)
+
+
+def alignment(
+    world: Judge, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
+) -> Made:
+    """Subset 3 from a trajectory that a model drew: its drafts against their plans.
+
+    It ends at the first draft that does not show its plan; without one it is kept whole where the image is
+    what the prompt asks for. Raises Skip.
+    """
+    steps, prompt = _drawn(sampled), sampled.prompt
+    opinions: list[Opinion] = []
+    for step in steps:
+        opinions.append(world.draft(prompt, step.plan, step.image, rng))
+        if not opinions[-1].ok:
+            turns = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
+            return _made(MISALIGNED, prompt, turns, most_turns)
+    if not world.complete(prompt, steps[-1].image):
+        raise Skip("drafts as planned, and not what the prompt asks for")
+    return _made(ALIGNED, prompt, _judged(steps, opinions), most_turns)
+
+
+def _drawn(sampled: SampledTrajectory) -> list[Drawn]:
+    """The steps of a trajectory; Skip where one has no plan that can be read, or was corrected already."""
+    steps = []
+    for step in sampled.steps:
+        if not isinstance(step.plan, Plan):
+            raise Skip("a step without a readable plan")
+        if step.refines:
+            raise Skip("a step that the model corrected itself")
+        steps.append(Drawn(step.plan, step.sketch))
+    return steps
+
+
+def _judged(steps: Sequence[Drawn], opinions: Sequence[Opinion]) -> list[Turn]:
+    """The steps that there are opinions of, with their words."""
+    return [
+        draft(step.image, step.plan, opinion.words, image_ok=opinion.ok)
+        for step, opinion in zip(steps, opinions, strict=False)
+    ]
+
+
+def _corrected(
+    world: Judge,
+    prompt: str,
+    steps: Sequence[Drawn],
+    opinions: Sequence[Opinion],
+    rng: Generator,
+    imageless: float,
+    most_turns: int,
+) -> list[Turn]:
+    """The steps up to one that is wrong, and its correction: with an image and what follows, or without."""
+    turns, opinion, step = _judged(steps, opinions), opinions[-1], steps[len(opinions) - 1]
+    words = [*turns, refinement(None, opinion.correction)]
+    if rng.random() < imageless:
+        return words
+    try:
+        image = world.correct(opinion, step.image)
+        rest = world.finish(prompt, opinion, step.plan, image, rng)
+    except Later:
+        raise
+    except Skip:  # the words stand for themselves
+        return words
+    drawn = [*turns, refinement(image, opinion.correction), *rest]
+    return drawn if len(drawn) <= most_turns else words
+
+
+def _made(
+    kind: str, prompt: str, turns: Sequence[Turn], most_turns: int, origin: str = "self-sampled"
+) -> Made:
+    _check_turns(len(turns), most_turns)
+    return Made(kind, prompt, given(turns), {"origin": origin})
+
+
+# ---------------------------------------------------------------------- shared
+
+
+def given(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The same turns with drafts that are given: neither their plans nor their images are learned.
+
+    What follows a correction is learned: it was not drawn by the model that is judged, and nothing else
+    teaches how to go on from a corrected image.
+    """
+    found, corrected = [], False
+    for turn in turns:
+        corrected |= turn.refines
+        found.append(turn if corrected else dataclasses.replace(turn, before_weight=0.0, image_weight=0.0))
+    return tuple(found)
+
+
+def _check_turns(turns: int, most: int) -> None:
+    if turns > most:
+        raise Skip("more turns than a row has", f"{turns} turns")

@@ -1,0 +1,185 @@
+"""The parts of the recipe in the world of scenes: exact, offline, the teacher's own words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.random import Generator
+
+from process_gen.evaluation.reading import read_description
+from process_gen.recipe import faults
+from process_gen.recipe.graphs import Graph, Relation, Thing
+from process_gen.recipe.parts import Drawn, Opinion, Skip
+from process_gen.recipe.strokes import Stroke
+from process_gen.scenes import language
+from process_gen.scenes.grammar import read_request
+from process_gen.scenes.graph import Scene, scene_from_json
+from process_gen.scenes.judge import judge
+from process_gen.scenes.levels import get_level
+from process_gen.scenes.mistakes import name_fault, say_repair
+from process_gen.scenes.oracle import sound
+from process_gen.scenes.parse import parse
+from process_gen.scenes.render import render
+from process_gen.scenes.requests import Request
+from process_gen.scenes.teacher import finish, teach
+from process_gen.trajectory.markup import Malformed, Plan
+from process_gen.trajectory.stages import Turn
+
+_TRIES = 24
+"""Draws of the teacher until a trajectory holds a planted error, or holds none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """A scene to draw, and what the teacher says of it when it is drawn."""
+
+    scene: Scene
+    words: str
+
+
+class Scenes:
+    """Every part, for one level of the scenes world.
+
+    Args:
+      level: its name.
+      planted: share of the drafts of a trajectory that a planted error hits.
+    """
+
+    name, author, workers = "scenes", "teacher", 1
+
+    def __init__(self, level: str, planted: float):
+        self.level, self.planted = get_level(level), planted
+
+    def request(self, prompt: str) -> Request:
+        """What a prompt asks for. Raises Skip where the grammar cannot read it."""
+        request = read_request(prompt, self.level)
+        if isinstance(request, Malformed):
+            raise Skip("a prompt that is none of the scenes world", request.reason)
+        return request
+
+    # ---------------------------------------------------------------- subset 1
+
+    def graph(self, prompt: str) -> Graph:
+        request = self.request(prompt)
+        names = [f"{request.clauses[owner].shape} {n + 1}" for n, owner in enumerate(request.numbering())]
+        colours = [request.clauses[owner].colour for owner in request.numbering()]
+        things = (Thing(name, (c,) if c else ()) for name, c in zip(names, colours, strict=True))
+        partners = request.partners()
+        relations = (
+            Relation(names[n], relation, names[other])
+            for n, found in sorted(partners.items())
+            for relation, other in found
+            if other < n  # each edge once
+        )
+        return Graph(tuple(things), tuple(relations), source=request)
+
+    def strokes(self, prompt: str, graph: Graph, rng: Generator, rewrites: float) -> list[Stroke]:
+        taught = self._taught(graph.source, rng, detour=rewrites)
+        scenes = [scene_from_json(one, self.level) for one in taught.metadata["scenes"]]
+        before = [Scene(), *scenes[:-1]]
+        return [
+            Stroke(turn.plan, faults.changed(old, new), state=Taught(new, turn.after))
+            for turn, old, new in zip(taught.turns, before, scenes, strict=True)
+        ]
+
+    def paint(self, prompt: str, stroke: Stroke, before: np.ndarray | None, attempt: int) -> np.ndarray:
+        return render(stroke.state.scene, self.level)
+
+    def check(
+        self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
+    ) -> Opinion:
+        shown, wanted = parse(image, self.level), stroke.state.scene
+        right = not faults.lacking(shown, wanted) and not faults.lacking(wanted, shown)
+        if right and last:
+            right = judge(self.request(prompt), shown).correct
+        return Opinion(right, stroke.state.words)
+
+    # ------------------------------------------------------- subsets 2 and 3
+
+    def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
+        request = self.request(prompt)
+        planned = [self._described(step.plan) for step in steps]
+        against = [not sound(request, scene) for scene in planned]
+        # What contradicts the prompt for a while may be meant to change: a detour. What stays does not.
+        ends = max((i + 1 for i, one in enumerate(against) if not one), default=0)
+        opinions, before = [], Scene()
+        for scene, step in zip(planned[:ends], steps, strict=False):
+            opinions.append(Opinion(True, self._agreement(before, scene, step.image, rng)))
+            before = scene
+        if ends < len(steps):
+            shown = parse(steps[ends].image, self.level)
+            if faults.lacking(shown, planned[ends]) or faults.lacking(planned[ends], shown):
+                shown = planned[ends]
+            opinions.append(self._conflict(faults.of_plan(request, shown, rng, self.level), rng))
+        return opinions
+
+    def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
+        planned, shown = self._described(plan), parse(image, self.level)
+        if not faults.is_possible(planned):
+            raise Skip("a description that contradicts itself", plan.description)
+        if (fault := faults.of_draft(planned, shown)) is not None:
+            return self._conflict(fault, rng)
+        return Opinion(True, self._agreement(Scene(), planned, image, rng))
+
+    def complete(self, prompt: str, image: np.ndarray) -> bool:
+        return judge(self.request(prompt), image).correct
+
+    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+        return render(opinion.state, self.level)
+
+    def finish(
+        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
+    ) -> list[Turn]:
+        turns = finish(self.request(prompt), rng, self.level, opinion.state)
+        if turns is None:
+            raise Skip("no way to go on from a correction")
+        return list(turns)
+
+    # ------------------------------------------------------------- planted
+
+    def conflict(self, prompt: str, rng: Generator, conflicting: bool) -> list[Turn]:
+        return self._planted(prompt, rng, conflicting, "misplan")
+
+    def pair(self, prompt: str, rng: Generator, aligned: bool) -> list[Turn]:
+        return self._planted(prompt, rng, not aligned, "wrong")
+
+    def _planted(self, prompt: str, rng: Generator, wanted: bool, kind: str) -> list[Turn]:
+        """The teacher's trajectory with a planted mistake of a kind, or with none."""
+        request = self.request(prompt)
+        for _ in range(_TRIES):
+            turns = self._taught(request, rng, **{kind: self.planted if wanted else 0.0}).turns
+            if any(turn.refines for turn in turns) == wanted:
+                return list(turns)
+        raise Skip("no way to plant an error")
+
+    def _taught(self, request: Request, rng: Generator, **odds: float):
+        none = dict.fromkeys(("wrong", "misplan", "slip", "detour"), 0.0)
+        try:
+            return teach(request, rng, self.level, **{**none, **odds})
+        except ValueError as error:  # more things than there is room for
+            raise Skip("no room for the things of a prompt", str(error)) from None
+
+    def _described(self, plan: Plan) -> Scene:
+        scene = read_description(plan.description, self.level)
+        if scene is None:
+            raise Skip("a description that cannot be read", plan.description)
+        return scene
+
+    def _agreement(self, before: Scene, scene: Scene, image: np.ndarray, rng: Generator) -> str:
+        """What the teacher says of a right draft. Raises Skip where it is not right."""
+        shown = parse(image, self.level)
+        if faults.lacking(shown, scene) or faults.lacking(scene, shown):
+            raise Skip("a draft that does not show its plan")
+        new = faults.lacking(scene, before)
+        touched = [n for n, thing in enumerate(scene.objects) if any(thing is one for one in new)]
+        state = dict(enumerate(scene.objects))
+        if len(state) >= len(language.NUMBERS):
+            raise Skip("more things than there are words for")
+        return language.approve(touched, state, (), self.level, rng)
+
+    def _conflict(self, fault: faults.Fault, rng: Generator) -> Opinion:
+        state = dict(enumerate(fault.repaired.objects))
+        words = name_fault(fault.mistake, state, rng)
+        return Opinion(False, words, say_repair(fault.mistake, self.level, rng), fault.repaired)

@@ -1,0 +1,260 @@
+"""The parts of the recipe by models behind endpoints: one that chats and looks, and one that draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from process_gen.evaluation.tasks.chat_task import fill
+from process_gen.recipe import questions, strokes
+from process_gen.recipe.graphs import Graph, GraphError, read_graph
+from process_gen.recipe.parts import Drawn, Later, Opinion, Skip
+from process_gen.recipe.questions import Question
+from process_gen.recipe.strokes import Stroke
+from process_gen.services import estimate
+from process_gen.services.endpoint import Endpoint, Unread
+from process_gen.services.estimate import Estimate
+from process_gen.services.options import GaveUp, Service, read_extra, without_none
+from process_gen.trajectory.markup import Plan
+from process_gen.trajectory.stages import Turn, draft, refinement
+
+PAPER_STEPS = 3.51
+"""Intermediate images of a trajectory in the paper, on average: what estimates go by."""
+
+
+class Services:
+    """Every part, by two services.
+
+    Args:
+      chat: answers questions, about images too.
+      images: draws and edits.
+      size: of images, as its endpoint names it: `1024x1024`.
+      steps: of a trajectory, at most.
+      pair: how often a step adds two things, where it need not.
+      answer_tokens: room for an answer.
+      phrase: whether the chat model puts steps into words of its own.
+
+    Raises:
+      ServiceError: an endpoint that cannot be used as asked.
+    """
+
+    author = "model"
+
+    def __init__(
+        self,
+        chat: Service,
+        images: Service,
+        *,
+        size: str,
+        steps: int,
+        pair: float,
+        answer_tokens: int,
+        phrase: bool,
+    ):
+        self.chat, self.images = Endpoint(chat), Endpoint(images)
+        self.name, self.workers = f"{chat.model}+{images.model}", chat.workers
+        self._steps, self._pair, self._phrase = steps, pair, phrase
+        self._answer_tokens, self._extra = answer_tokens, read_extra(chat.extra)
+        drawn = {"size": size, "response_format": "b64_json", **read_extra(images.extra)}
+        self._drawn = without_none(drawn)
+
+    # ---------------------------------------------------------------- subset 1
+
+    def graph(self, prompt: str) -> Graph:
+        said: list[str] = []
+
+        def read(answer: str) -> Graph | None:
+            try:
+                return read_graph(questions.GRAPH.read(answer))
+            except GraphError as error:
+                said.append(str(error))
+                raise
+
+        return self._ask(questions.GRAPH, prompt, {}, read=read, problems=said)
+
+    def strokes(self, prompt: str, graph: Graph, rng: Generator, rewrites: float) -> list[Stroke]:
+        found = strokes.schedule(rng, graph, self._steps, rewrites, self._pair)
+        return self._phrased(prompt, found) if self._phrase else found
+
+    def paint(self, prompt: str, stroke: Stroke, before: np.ndarray | None, attempt: int) -> np.ndarray:
+        text = stroke.plan.description if before is None else stroke.plan.instruction
+        return self._paint(prompt, text, before, attempt)
+
+    def check(
+        self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
+    ) -> Opinion:
+        told = {"instruction": stroke.plan.instruction, "description": stroke.plan.description}
+        end = "It is the last step, so the image should show the whole prompt. " if last else ""
+        shown = [image] if before is None else [before, image]
+        said = self._ask(questions.CHECK, prompt, told, shown, raw={"last": end})
+        return Opinion(said["ok"], said["reason"])
+
+    # ------------------------------------------------------- subsets 2 and 3
+
+    def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
+        opinions: list[Opinion] = []
+        for end in range(1, len(steps) + 1):
+            told = [
+                {"instruction": s.plan.instruction, "description": s.plan.description} for s in steps[:end]
+            ]
+            said = self._ask(questions.PLANS, prompt, {"steps": told})
+            opinions.append(_opinion(said, "consistent"))
+            if not opinions[-1].ok:
+                break
+        return opinions
+
+    def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
+        told = {"instruction": plan.instruction, "description": plan.description}
+        return _opinion(self._ask(questions.DRAFT, prompt, told, [image]), "aligned")
+
+    def complete(self, prompt: str, image: np.ndarray) -> bool:
+        return self._ask(questions.COMPLETE, prompt, {}, [image])["ok"]
+
+    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+        corrected = self._paint("", opinion.correction, image, 0)
+        plan = Plan(opinion.correction, "the same picture with that corrected")
+        if not self.check("as before", Stroke(plan, ("modify",)), image, corrected, False).ok:
+            raise Skip("a correction that was not carried out")
+        return corrected
+
+    def finish(
+        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
+    ) -> list[Turn]:
+        said = self._ask(questions.REST, prompt, {}, [image])
+        if not said["missing"]:
+            return []
+        stroke = Stroke(Plan(said["instruction"], said["description"]), ("add",))
+        return [self._turn(prompt, stroke, image, True)]
+
+    # ----------------------------------------------------------------- planted
+
+    def conflict(self, prompt: str, rng: Generator, conflicting: bool) -> list[Turn]:
+        return self._planted(prompt, rng, conflicting, in_plan=True)
+
+    def pair(self, prompt: str, rng: Generator, aligned: bool) -> list[Turn]:
+        return self._planted(prompt, rng, not aligned, in_plan=False)
+
+    def _planted(self, prompt: str, rng: Generator, wanted: bool, in_plan: bool) -> list[Turn]:
+        """A trajectory with an error that was put there: in a plan and so in its image, or in the image."""
+        graph = self.graph(prompt)
+        if not wanted:
+            return self._turns(prompt, strokes.schedule(rng, graph, self._steps, 0.0, self._pair), None)
+        planted = strokes.plant(rng, graph, self._steps, self._pair)
+        if planted is None:
+            raise Skip("no way to plant an error")
+        turns = self._turns(prompt, planted.before, None)
+        wrong = self._turn(prompt, planted.wrong, turns[-1].image if turns else None, False)
+        plan, words = planted.wrong.plan, planted.analysis
+        if not in_plan:
+            plan, words = planted.right.plan, planted.shown
+        turns.append(draft(wrong.image, plan, words, image_ok=False))
+        corrected = self.correct(Opinion(False, words, planted.correction), wrong.image)
+        turns.append(refinement(corrected, planted.correction))
+        return turns + self._turns(prompt, planted.rest, corrected)
+
+    def _turns(self, prompt: str, path: Sequence[Stroke], before: np.ndarray | None) -> list[Turn]:
+        turns: list[Turn] = []
+        for number, stroke in enumerate(path, 1):
+            turns.append(self._turn(prompt, stroke, before, number == len(path)))
+            before = turns[-1].image
+        return turns
+
+    def _turn(self, prompt: str, stroke: Stroke, before: np.ndarray | None, last: bool) -> Turn:
+        """One step, drawn and accepted."""
+        image = self.paint(prompt, stroke, before, 0)
+        opinion = self.check(prompt, stroke, before, image, last)
+        if not opinion.ok:
+            raise Skip("no image of a step was accepted", opinion.words)
+        return draft(image, stroke.plan, opinion.words)
+
+    # --------------------------------------------------------------------- ask
+
+    def _ask(
+        self,
+        question: Question,
+        prompt: str,
+        told: dict[str, Any],
+        images: Sequence[np.ndarray] = (),
+        *,
+        read: Callable[[str], Any] | None = None,
+        problems: Sequence[str] = (),
+        raw: dict[str, str] | None = None,
+    ) -> Any:
+        """What the chat model answers; `told` stands in the question as JSON, `raw` as it is."""
+        values = {name: json.dumps(value, ensure_ascii=False) for name, value in told.items()}
+        values |= {"prompt": json.dumps(prompt, ensure_ascii=False)} | (raw or {})
+        text, what = fill(question.template, values), f"{question.name} of {prompt[:60]!r}"
+        fields = without_none({**question.fields(self._answer_tokens), **self._extra})
+        try:
+            return self.chat.ask(what, question.system, text, images, fields, read or question.read)[0]
+        except Unread as error:
+            detail = problems[-1] if problems else str(error)
+            raise Skip(f"answers to {question.name} that cannot be read", detail) from None
+        except GaveUp as error:
+            raise Later(f"{self.chat.place} gave up", str(error)) from None
+
+    def _paint(self, prompt: str, text: str, before: np.ndarray | None, attempt: int) -> np.ndarray:
+        what = f"image of {prompt[:60]!r}"
+        try:
+            return self.images.draw(what, text, before, self._drawn, attempt, prompt)
+        except GaveUp as error:
+            raise Later(f"{self.images.place} gave up", str(error)) from None
+
+    def _phrased(self, prompt: str, path: Sequence[Stroke]) -> list[Stroke]:
+        """The same steps in the words of the chat model."""
+        told = [{"instruction": s.plan.instruction, "description": s.plan.description} for s in path]
+
+        def read(answer: str) -> list[Plan] | None:
+            found = questions.STEPS.read(answer)
+            steps = found and found["steps"]
+            if not isinstance(steps, list) or len(steps) != len(path):
+                return None
+            texts = [questions.STEP.read(json.dumps(step)) for step in steps]
+            return None if None in texts else [Plan(**text) for text in texts]
+
+        plans = self._ask(questions.STEPS, prompt, {"steps": told}, read=read)
+        return [Stroke(p, s.kinds, s.graph, s.state) for p, s in zip(plans, path, strict=True)]
+
+    # ---------------------------------------------------------------- estimate
+
+    def estimates(
+        self, per_sample: dict[Question, float], images: float, samples: int, letters: float, size: int
+    ) -> dict[str, Estimate]:
+        """What some samples will take, by service.
+
+        Args:
+          per_sample: how often each question is asked.
+          images: that are drawn for a sample.
+          samples: how many.
+          letters: of a prompt, on average.
+          size: of an image, pixels a side.
+        """
+        asked = {question: round(samples * n) for question, n in per_sample.items()}
+        requests = sum(asked.values())
+        text = sum(
+            n * (len(q.system) + len(q.template) + len(json.dumps(q.schema)) + letters)
+            for q, n in asked.items()
+        )
+        looks = sum(n * q.images for q, n in asked.items()) * estimate.image_tokens(size, size)
+        answers = sum(n * q.answer_letters for q, n in asked.items()) // estimate.LETTERS_PER_TOKEN
+        drawn = round(samples * images)
+        return {
+            self.chat.service.model: estimate.estimate(
+                self.chat.service, requests, round(text), round(looks), answers
+            ),
+            self.images.service.model: estimate.estimate(
+                self.images.service, drawn, round(drawn * letters), 0, 0, drawn
+            ),
+        }
+
+
+def _opinion(said: dict[str, Any], flag: str) -> Opinion:
+    """An opinion from an answer; one that finds a fault has to say how to correct it."""
+    ok, words, correction = said[flag], said["analysis"].strip(), said["correction"].strip()
+    if not words or not ok and not correction:
+        raise Skip("an answer without its words")
+    return Opinion(ok, words, "" if ok else correction)

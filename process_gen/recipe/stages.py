@@ -1,0 +1,184 @@
+"""The stages of a recipe: what is run, in which order, and the configs of both trainings."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from process_gen.common import files
+from process_gen.experiment import builders, cli
+from process_gen.recipe.building import PLAIN, PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS
+from process_gen.recipe.errors import RecipeError
+
+NAME = "stages.json"
+STORED = "configs/recipe/stored.py"
+PHASES = ("phase_1", "phase_2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+      name: of its mark in `WORKDIR/stages`.
+      command: the module below `process_gen`.
+      flags: of it.
+      everyone: whether all hosts run it together; else the first one does, and the others wait.
+      key: equal where all that it depends on is, the stages before it too.
+    """
+
+    name: str
+    command: str
+    flags: tuple[str, ...]
+    everyone: bool = False
+    key: str = ""
+
+
+def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
+    """Writes the configs of the recipe and of both phases, and the list of stages, which it returns.
+
+    Args:
+      config: of the recipe.
+      workdir: of the recipe.
+
+    Raises:
+      RecipeError, CommandError, ConfigError: a phase cannot work.
+    """
+    needed = needed_subsets(config)
+    written = {"recipe": config} | {phase: _training(config, phase, workdir) for phase in PHASES}
+    for phase in PHASES:
+        builders.check(written[phase])
+    for name, one in written.items():
+        files.write_json(workdir / f"{name}.json", builders.to_json(one), indent=1)
+    stages = _keyed(_stages(config, needed, workdir), config, written)
+    files.write_json(workdir / NAME, [dataclasses.asdict(stage) for stage in stages], indent=1)
+    return stages
+
+
+def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> list[Stage]:
+    """The commands in their order."""
+
+    def own(part: str) -> Stage:
+        stored = f"--config={STORED}:{workdir / 'recipe.json'}"
+        return Stage(part, "recipe", (f"--part={part}", stored, f"--workdir={workdir}"))
+
+    def train(phase: str) -> Stage:
+        stored = f"--config={STORED}:{workdir / f'{phase}.json'}"
+        return Stage(phase, "train", (stored, f"--workdir={workdir / phase}"), everyone=True)
+
+    stages = [own("multi_turn"), train("phase_1")]
+    if _wants_samples(config, needed):
+        files_of = (f"--prompts_file={workdir / PROMPTS}", f"--output_dir={workdir / SAMPLES}")
+        told = (f"--workdir={workdir / 'phase_1'}", *files_of, "--nostrips", *config.samples.flags)
+        stages += [own("prompts"), Stage("samples", "sample", told, everyone=True)]
+    stages += [own(subset) for subset in needed if subset != "multi_turn"]
+    stages += [own("statistics"), train("phase_2")]
+    for phase in PHASES if config.evaluate.flags else ():
+        flags = (f"--workdir={workdir / phase}", *config.evaluate.flags)
+        stages.append(Stage(f"evaluate_{phase}", "evaluate", flags))
+    return stages
+
+
+def _keyed(stages: list[Stage], config: ConfigDict, written: dict[str, ConfigDict]) -> list[Stage]:
+    """The stages with their keys: a changed number of samples has all that follows looked at again."""
+    found, before = [], ""
+    for stage in stages:
+        group = {"prompts": "samples"}.get(stage.name, stage.name)
+        depends: list[Any] = [before, stage.command, stage.flags]
+        if stage.name in PHASES:
+            depends.append(builders.to_json(written[stage.name]))
+        elif group in config:
+            depends.append(builders.to_json(config[group]))
+        before = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        found.append(dataclasses.replace(stage, key=before))
+    return found
+
+
+def needed_subsets(config: Any) -> list[str]:
+    """The subsets that phase 2 trains on.
+
+    Raises:
+      RecipeError: not the first one, which phase 1 needs.
+    """
+    found = [name for name in SUBSETS if name in config.mixture and config.mixture[name].weight > 0]
+    if "multi_turn" not in found:
+        raise RecipeError("config.mixture.multi_turn.weight must be above 0: phase 1 trains on that subset")
+    return found
+
+
+def _wants_samples(config: Any, needed: list[str]) -> bool:
+    """Whether a subset is made of what phase 1 draws."""
+    text = "conflict" in needed and config.conflict.critique == SELF_SAMPLED
+    return text or ("alignment" in needed and config.alignment.sampled > 0)
+
+
+def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
+    """The config of a phase: the base with what the phase overrides, on the subsets of the workdir."""
+    training = ConfigDict(cli.load_config(config.base))
+    _override(training, config[phase], f"config.{phase}")
+    if config.most_turns > training.layout.turns:
+        raise RecipeError(
+            f"config.most_turns is {config.most_turns}, a row of {config.base} has {training.layout.turns} "
+            f"turns: set --config.most_turns={training.layout.turns}"
+        )
+    plain, whole = workdir / "multi_turn" / PLAIN, workdir / "multi_turn"
+    places = {name: workdir / name for name in SUBSETS}
+    inspects = phase == "phase_2" and len(needed_subsets(config)) + len(_others(config)) > 1
+    places["multi_turn"] = whole if inspects else plain
+    training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
+    if phase == "phase_2":
+        training.train.init = str(workdir / "phase_1")
+        places |= _others(config)
+        names = [*needed_subsets(config), *_others(config)]
+        sources = {name: _source(config, name, places[name]) for name in names}
+        training.data.sources = ConfigDict(sources)
+    return training.lock()
+
+
+def _others(config: Any) -> dict[str, pathlib.Path]:
+    """Folders that are no subset of ours and part of phase 2, as a converted public data set.
+
+    Raises:
+      RecipeError: an entry of the mixture is neither a subset nor has a path.
+    """
+    found = {}
+    for name, entry in config.mixture.items():
+        if name not in SUBSETS and entry.weight > 0:
+            if not entry.get("path"):
+                raise RecipeError(
+                    f"config.mixture.{name} is no subset ({', '.join(SUBSETS)}) and has no path: give the "
+                    "folder of its trajectories"
+                )
+            found[name] = pathlib.Path(entry.path).absolute()
+    return found
+
+
+def _source(config: Any, name: str, place: pathlib.Path) -> dict[str, Any]:
+    """A subset as an entry of `config.data.sources`."""
+    own = config.mixture[name]
+    return dict(source="folder", path=str(place), weight=own.weight, stages=tuple(own.stages))
+
+
+def _override(config: ConfigDict, changes: ConfigDict, place: str) -> None:
+    """Sets the leaves of `changes`, all of which the config must have.
+
+    Raises:
+      RecipeError: it has no such key; names the nearest.
+    """
+    for name in cli.leaves(changes):
+        holder, target = changes, config
+        *groups, last = name.split(".")
+        for group in groups:
+            holder = holder[group]
+            target = target.get(group)
+            if not isinstance(target, ConfigDict):
+                break
+        if not isinstance(target, ConfigDict) or last not in target:
+            near = " or ".join(cli.nearest_keys(name, config)) or "another one"
+            raise RecipeError(f"{place}.{name}: the base config has no such key; did you mean {near}?")
+        target[last] = holder[last]

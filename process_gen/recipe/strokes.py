@@ -1,0 +1,244 @@
+"""Growing subgraphs, and the rewrites that reach the same end by another path.
+
+Each step adds one or two things. In a share of the trajectories one part of the path is rewritten (the paper
+rewrites part of the steps into attribute changes, swaps and removals):
+
+    modify  a thing is drawn with another attribute first, and is changed later
+    swap    two related things are drawn in each other's place first, and are swapped later
+    remove  a thing that nobody asked for is drawn first, and is removed later
+
+The paper does not say how the rewrites are drawn: one of each trajectory, of a kind that its graph allows, is
+our choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from numpy.random import Generator
+
+from process_gen.recipe.graphs import OPPOSITES, Graph, Relation, Thing, contradiction
+from process_gen.trajectory.markup import Plan
+
+Kind = Literal["add", "modify", "swap", "remove"]
+KINDS: tuple[Kind, ...] = ("add", "modify", "swap", "remove")
+REWRITES = KINDS[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stroke:
+    """What one step sets out to do.
+
+    Attributes:
+      plan: in words.
+      kinds: of its changes, of `KINDS`.
+      graph: the scene as it should stand afterwards; None where nobody knows.
+      state: the same of an exact world.
+    """
+
+    plan: Plan
+    kinds: tuple[str, ...]
+    graph: Graph | None = None
+    state: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One change of a scene: its kind, its words, and the scene afterwards."""
+
+    kind: Kind
+    words: str
+    graph: Graph
+
+
+def with_article(noun: str) -> str:
+    """Such as "a dog" and "an old dog"; numbers and names that bring their own word stay."""
+    first = noun.split()[0].lower()
+    if first in ("a", "an", "the", "some", "two", "three", "four", "five", "six", "several", "many"):
+        return noun
+    return f"{'an' if first[0] in 'aeiou' else 'a'} {noun}"
+
+
+def describe(graph: Graph) -> str:
+    """The whole scene in words: its things, then its relations."""
+    if not graph.things:
+        return "nothing yet"
+    things = ", ".join(with_article(thing.noun) for thing in graph.things)
+    facts = [f"the {r.subject} is {r.relation} the {r.target}" for r in graph.relations]
+    return "; ".join([things, *facts])
+
+
+def added(thing: Thing, graph: Graph, earlier: Sequence[str]) -> str:
+    """The words that add a thing to a scene, which holds it already; `earlier` are the names before it."""
+    facts = [f" {r.relation} the {r.target}" for r in graph.relations if r.subject == thing.name]
+    facts += [
+        f" {OPPOSITES[r.relation]} the {r.subject}"
+        for r in graph.relations
+        if r.target == thing.name and r.subject in earlier and r.relation in OPPOSITES
+    ]
+    return f"add {with_article(thing.noun)}{','.join(facts)}"
+
+
+def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: float) -> list[Stroke]:
+    """The steps that draw a graph.
+
+    Args:
+      rng: draws the path.
+      graph: what stands in the end.
+      most: steps, at most (at least 2).
+      rewrites: the share of trajectories with a rewrite, where the graph allows one.
+      pair: how often a step adds two things, where it need not.
+    """
+    kinds = _possible(graph) if rng.random() < rewrites else ()
+    kind = kinds[int(rng.random() * len(kinds))] if kinds else "add"
+    first, change = _rewritten(rng, graph, kind)
+    room = most - (change is not None)
+    names = [thing.name for thing in first.things]
+    if change and kind == "remove":  # so that what is removed never stands alone
+        names.insert(1 + int(rng.random() * (len(names) - 1)), names.pop())
+    strokes = list(_additions(first, _groups(rng, names, room, pair)))
+    if change is not None:
+        strokes.append(Stroke(Plan(change.words, describe(change.graph)), (change.kind,), change.graph))
+    return strokes
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A path with one step that is wrong, and what puts it right.
+
+    Attributes:
+      before: the steps until then.
+      wrong, right: the step as it goes wrong, and as it should have been.
+      analysis: what contradicts the prompt.
+      shown: what the picture shows otherwise than the right step says.
+      correction: the instruction that puts it right.
+      rest: the steps after that.
+    """
+
+    before: tuple[Stroke, ...]
+    wrong: Stroke
+    right: Stroke
+    analysis: str
+    shown: str
+    correction: str
+    rest: tuple[Stroke, ...]
+
+
+def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | None:
+    """A conflict made from the graph alone: another attribute, a relation turned round, or a thing too many.
+
+    Args:
+      rng: draws the path and the conflict.
+      graph: what stands in the end.
+      most: steps, at most; the correction is none.
+      pair: how often a step adds two things, where it need not.
+
+    Returns:
+      None where the graph allows no conflict.
+    """
+    if not (kinds := _possible(graph)):
+        return None
+    kind = kinds[int(rng.random() * len(kinds))]
+    other, change = _rewritten(rng, graph, kind)
+    assert change is not None, "a rewrite has a step of its own"
+    groups = _groups(rng, [thing.name for thing in graph.things], most, pair)
+    right = _additions(graph, groups)
+    if kind == "remove":
+        extra, at = other.things[-1].name, int(rng.random() * len(groups))
+        groups[at] = [*groups[at], extra]
+    wrong = _additions(other, groups)
+    at = next(i for i, (a, b) in enumerate(zip(wrong, right, strict=True)) if a.plan != b.plan)
+    told = _told(kind, graph, other)
+    return Planted(right[:at], wrong[at], right[at], *told, change.words, right[at + 1 :])
+
+
+def _told(kind: Kind, graph: Graph, other: Graph) -> tuple[str, str]:
+    """What the prompt asks for and another graph does not have, and what that shows instead."""
+    if kind == "modify":
+        pairs = zip(graph.things, other.things, strict=True)
+        wanted, found = next((with_article(a.noun), with_article(b.noun)) for a, b in pairs if a != b)
+    elif kind == "swap":
+        pairs = zip(graph.relations, other.relations, strict=True)
+        wanted, found = next((_fact(a), _fact(b)) for a, b in pairs if a != b)
+    else:
+        extra = with_article(other.things[-1].noun)
+        return f"the prompt does not ask for {extra}", f"the picture shows {extra}, which was not asked for"
+    return f"the prompt asks for {wanted}, not for {found}", f"the picture shows {found}, not {wanted}"
+
+
+def _fact(edge: Relation) -> str:
+    return f"the {edge.subject} {edge.relation} the {edge.target}"
+
+
+def _additions(graph: Graph, groups: Sequence[Sequence[str]]) -> tuple[Stroke, ...]:
+    """The steps that add groups of things, one after the other."""
+    strokes: list[Stroke] = []
+    there: list[str] = []
+    for group in groups:
+        earlier, there = there, [*there, *group]
+        part = graph.part(there)
+        words = [added(part.thing(name), part, earlier) for name in group]
+        strokes.append(Stroke(Plan(" and ".join(words), describe(part)), ("add",) * len(group), part))
+    return tuple(strokes)
+
+
+def _possible(graph: Graph) -> tuple[Kind, ...]:
+    """The rewrites that a graph allows."""
+    allowed = {
+        "modify": any(thing.attributes and thing.alternative for thing in graph.things),
+        "swap": bool(_turnable(graph)),
+        "remove": bool(graph.extras),
+    }
+    return tuple(kind for kind in REWRITES if allowed[kind])
+
+
+def _rewritten(rng: Generator, graph: Graph, kind: Kind) -> tuple[Graph, Edit | None]:
+    """What stands before the last step, and that step, which leads to `graph`."""
+
+    def one_of(options: Sequence[Any]) -> Any:
+        return options[int(rng.random() * len(options))]
+
+    if kind == "modify":
+        thing = one_of([thing for thing in graph.things if thing.attributes and thing.alternative])
+        other = spoiled(thing)
+        words = f"change the {other.noun} into {with_article(thing.noun)}"
+        return graph.replaced(other), Edit(kind, words, graph)
+    if kind == "swap":
+        edge = one_of(_turnable(graph))
+        return turned(graph, edge), Edit(kind, f"swap the {edge.subject} and the {edge.target}", graph)
+    if kind == "remove":
+        extra = Thing(one_of(graph.extras))
+        return dataclasses.replace(graph, things=(*graph.things, extra)), Edit(
+            kind, f"remove the {extra.name}", graph
+        )
+    return graph, None
+
+
+def spoiled(thing: Thing) -> Thing:
+    """The thing with its alternative in the place of its first attribute."""
+    return dataclasses.replace(thing, attributes=(thing.alternative, *thing.attributes[1:]))
+
+
+def turned(graph: Graph, edge: Relation) -> Graph:
+    """The graph with the things of one relation in each other's place."""
+    relations = (r.reversed() if r == edge else r for r in graph.relations)
+    return dataclasses.replace(graph, relations=tuple(relations))
+
+
+def _turnable(graph: Graph) -> list[Relation]:
+    """The relations that may stand the other way round without a contradiction."""
+    return [edge for edge in graph.relations if contradiction(turned(graph, edge)) is None]
+
+
+def _groups(rng: Generator, names: Sequence[str], most: int, pair: float) -> list[list[str]]:
+    """Names in their order, one or two in each group where `most` groups allow it, else more."""
+    groups, left = [], list(names)
+    while left:
+        slots = max(most - len(groups), 1)
+        least = -(-len(left) // slots)
+        size = max(least, 2 if len(left) > 1 and rng.random() < pair else 1)
+        groups.append(left[:size])
+        left = left[size:]
+    return groups

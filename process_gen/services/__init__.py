@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible endpoints: OpenAI's own, vLLM, any that has chats or images."""

@@ -1,0 +1,63 @@
+"""What asking will take, roughly, before anything is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from process_gen.services.options import Service
+
+LETTERS_PER_TOKEN = 4
+ANSWER_TOKENS = 40
+"""Of a short answer; thinking is not foreseen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What some requests will take if every answer can be read and none is kept.
+
+    Attributes:
+      requests: to a model.
+      tokens_in, tokens_out: of all of them.
+      cost: in the currency of the prices; None without prices.
+      images: that are drawn.
+    """
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    cost: float | None
+    images: int = 0
+
+    def __str__(self) -> str:
+        price = "no prices given" if self.cost is None else f"about {self.cost:,.2f} at the prices given"
+        amounts = f"{self.tokens_in:,} tokens in and {self.tokens_out:,} out"
+        drawn = f", {self.images:,} images drawn" if self.images else ""
+        return f"{self.requests:,} requests, about {amounts}{drawn}; {price}"
+
+
+def estimate(
+    service: Service, requests: int, letters: int, seen_tokens: int, tokens_out: int, images: int = 0
+) -> Estimate:
+    """What requests to a service will take.
+
+    Args:
+      service: with its prices.
+      requests: how many.
+      letters: of the texts of all of them.
+      seen_tokens: of the images in all of them (`image_tokens`).
+      tokens_out: of all answers.
+      images: that are drawn.
+    """
+    tokens_in = math.ceil(letters / LETTERS_PER_TOKEN) + seen_tokens
+    cost = None
+    if service.price_in or service.price_out or service.price_image:
+        tokens = tokens_in * service.price_in + tokens_out * service.price_out
+        cost = tokens / 1e6 + images * service.price_image
+    return Estimate(requests, tokens_in, tokens_out, cost, images)
+
+
+def image_tokens(height: int, width: int) -> int:
+    """As OpenAI counts: fits 2048, shorter side at most 768, 170 for each tile of 512 and 85 beside."""
+    scale = min(1, 2048 / max(height, width), 768 / min(height, width))
+    return 85 + 170 * math.ceil(height * scale / 512) * math.ceil(width * scale / 512)

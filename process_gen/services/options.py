@@ -1,0 +1,138 @@
+"""What there is to say about an endpoint, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from process_gen.common import files
+
+KEY = "OPENAI_API_KEY"
+URL = "OPENAI_BASE_URL"
+
+_OURS = ("model", "messages", "prompt", "image", "stream", "n")
+"""Fields of a request that `extra` leaves alone."""
+
+
+class ServiceError(ValueError):
+    """An endpoint that cannot be used as asked, or not any longer; the message is fit for a user."""
+
+
+class GaveUp(Exception):
+    """One request came to nothing, others may not; the message is fit for a user.
+
+    Attributes:
+      raw: what the endpoint said, JSON-like.
+    """
+
+    def __init__(self, message: str, raw: Any = None):
+        super().__init__(message)
+        self.raw = raw
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A model behind an endpoint. The key comes from the environment variable OPENAI_API_KEY alone.
+
+    Attributes:
+      name: what messages call these options: `prompts`, `config.service.chat`.
+      model: as the endpoint calls it.
+      base_url: of the endpoint, as `http://localhost:8000/v1`; by default OPENAI_BASE_URL, or OpenAI's own.
+      revision: of the weights, where the model's name does not tell.
+      extra: further fields of a request: a JSON object; null leaves a field out.
+      workers: requests side by side.
+      per_minute: most requests of a minute; 0 is no limit.
+      timeout: seconds that one request may take.
+      retries: of a request that failed on its way: time-outs, rate limits (`Retry-After` is kept to),
+        errors of the server.
+      tries: how often the same is asked until the answer can be read.
+      cache: folder of answers; none where empty.
+      price_in, price_out: of a million tokens, for the estimate of costs.
+      price_image: of one image that is drawn.
+    """
+
+    name: str
+    model: str = ""
+    base_url: str = ""
+    revision: str = ""
+    extra: str = ""
+    workers: int = 8
+    per_minute: float = 0.0
+    timeout: float = 120.0
+    retries: int = 5
+    tries: int = 3
+    cache: str = ""
+    price_in: float = 0.0
+    price_out: float = 0.0
+    price_image: float = 0.0
+
+    def check(self) -> None:
+        """Raises ServiceError where an option is out of range."""
+        if not self.model:
+            raise ServiceError(f"{self.name} needs model=NAME: as its endpoint calls it")
+        for name, least in (("workers", 1), ("tries", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ServiceError(f"{self.name}.{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("per_minute", "price_in", "price_out", "price_image"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ServiceError(f"{self.name}.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.timeout < math.inf:
+            raise ServiceError(f"{self.name}.timeout must be above 0 seconds, got {self.timeout}")
+
+
+def read_key() -> str:
+    """The key, without the line end that comes along when it is read from a file.
+
+    Raises:
+      ServiceError: no header can hold it, and errors would show it.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ServiceError(f"{KEY} holds a letter that no key has: a line break, or none of ASCII")
+    return key
+
+
+def endpoint_name(base_url: str) -> str:
+    """What messages call an endpoint.
+
+    Raises:
+      ServiceError: it is no URL, or may hold a secret.
+    """
+    if set("@?#") & set(base_url):  # first, since the next error shows it
+        raise ServiceError(f"base_url holds a user, a password or a query; a key goes into {KEY}")
+    try:
+        parts = urllib.parse.urlsplit(base_url or "https://api.openai.com/v1")
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ServiceError(f"base_url must be a URL as http://localhost:8000/v1, got {base_url!r}")
+    return parts.geturl()
+
+
+def read_extra(text: str) -> Mapping[str, Any]:
+    """The further fields of a request, from JSON.
+
+    Raises:
+      ServiceError: it is no JSON object, or one with fields that are ours.
+    """
+    if not text:
+        return {}
+    try:
+        extra = files.from_json(text)
+    except ValueError as error:
+        raise ServiceError(f"extra must be a JSON object or a .json file: {error}") from error
+    if not isinstance(extra, dict):
+        raise ServiceError(f"extra must be a JSON object, got {type(extra).__name__}")
+    if ours := sorted(set(extra) & set(_OURS)):
+        raise ServiceError(f"extra must leave {', '.join(ours)} alone")
+    return extra
+
+
+def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have a value: null in `extra` takes one of ours away."""
+    return {name: value for name, value in fields.items() if value is not None}

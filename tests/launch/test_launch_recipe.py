@@ -1,0 +1,127 @@
+"""launch/recipe.py: stages in order, each once, by the hosts that it is for."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+
+# Stands for Python: `--part=stages` lists what $STAGES says; every other command is noted.
+STAND_IN = """#!{python}
+import json, os, pathlib, sys, time
+words = sys.argv[1:]
+told = dict(word.lstrip("-").partition("=")[::2] for word in words[2:])
+folder = pathlib.Path(os.environ["FOLDER"])
+if told.get("part") == "stages":
+    folder.mkdir(exist_ok=True)
+    (folder / "stages.json").write_text(os.environ["STAGES"])
+    sys.exit(0)
+with open(os.environ["NOTES"], "a") as notes:
+    notes.write(json.dumps([words[1], words[2:], os.environ.get("JAX_NUM_PROCESSES")]) + "\\n")
+if "sleep" in told:
+    time.sleep(float(told["sleep"]))
+sys.exit(int(os.environ.get("CODE_" + told.get("name", ""), 0)))
+"""
+
+
+def stage(name, everyone=False, key="k", **flags):
+    words = [f"--{flag}={value}" for flag, value in {"name": name, **flags}.items()]
+    return {"name": name, "command": "train", "flags": words, "everyone": everyone, "key": key}
+
+
+@pytest.fixture
+def box(tmp_path):
+    """Starts the launcher; further variables as keywords."""
+    python = tmp_path / "python"
+    python.write_text(STAND_IN.format(python=sys.executable))
+    python.chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM"))}
+    folder = tmp_path / "work"
+
+    def start(stages, *flags, **variables):
+        ours = {"PYTHON": str(python), "FOLDER": str(folder), "NOTES": str(tmp_path / "notes")}
+        return subprocess.Popen(
+            [
+                sys.executable,
+                str(LAUNCH / "recipe.py"),
+                "cpu",
+                "--config=x.py",
+                f"--workdir={folder}",
+                *flags,
+            ],
+            env={**kept, **ours, "STAGES": json.dumps(stages), **variables},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def notes():
+        path = tmp_path / "notes"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    return start, notes, folder
+
+
+def names(notes):
+    return [words[0].removeprefix("--name=") for _, words, _ in notes]
+
+
+def test_stages_run_in_order_and_once(box):
+    start, notes, folder = box
+    stages = [stage("one"), stage("two"), stage("three")]
+    for _ in range(2):
+        process = start(stages)
+        _, text = process.communicate(timeout=60)
+        assert process.returncode == 0, text
+    assert names(notes()) == ["one", "two", "three"] and text.count("done before") == 3
+    assert json.loads((folder / "stages" / "two.json").read_text())["seconds"] >= 0
+    stages[2]["key"] = "another"
+    assert start(stages).wait(60) == 0 and names(notes())[3:] == ["three"]
+
+
+@pytest.mark.parametrize("code", [2, 75, 1])
+def test_a_stage_that_does_not_end_well_ends_the_recipe_and_is_run_again(box, code):
+    start, notes, _ = box
+    stages = [stage("one"), stage("two"), stage("three")]
+    assert start(stages, CODE_two=str(code)).wait(60) == code
+    assert names(notes()) == ["one", "two"]
+    assert start(stages).wait(60) == 0 and names(notes())[2:] == ["two", "three"]
+
+
+def test_a_signal_reaches_the_stage_and_ends_with_75(box):
+    start, notes, folder = box
+    process = start([stage("one", sleep=30), stage("two")])
+    deadline = time.monotonic() + 30
+    while not notes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert names(notes()) == ["one"] and not (folder / "stages" / "one.json").exists()
+
+
+def test_other_hosts_do_what_is_for_all_and_wait_for_the_rest(box):
+    start, notes, folder = box
+    stages = [stage("one", sleep=1), stage("two", everyone=True, sleep=5), stage("three")]
+    hosts = [
+        start(stages, JAX_PROCESS_ID=str(i), JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS="x:1")
+        for i in range(2)
+    ]
+    assert [host.wait(90) for host in hosts] == [0, 0]
+    found = notes()
+    assert sorted(names(found)) == ["one", "three", "two", "two"] and names(found)[0] == "one"
+    of = {name: processes for name, (_, _, processes) in zip(names(found), found, strict=True)}
+    assert of == {"one": None, "two": "2", "three": None}
+
+
+def test_a_workdir_is_required():
+    done = subprocess.run(
+        [sys.executable, str(LAUNCH / "recipe.py"), "cpu", "--config=x"], capture_output=True
+    )
+    assert done.returncode == 2 and b"--workdir=FOLDER is required" in done.stderr
+    done = subprocess.run([sys.executable, str(LAUNCH / "recipe.py")], capture_output=True)
+    assert done.returncode == 2 and b"usage" in done.stderr
