@@ -150,7 +150,7 @@ def _draw(
             continue
         with _listed(pipeline.listing_of, root, one, host) as listing:
             draw(sampler, one.wanted, listing, host, show, warm)
-        if forced_steps and isinstance(one.benchmark, Scenes):
+        if forced_steps and pipeline.has_teacher(one):
             with _listed(pipeline.forced_listing, root, one, host) as listing:
                 draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
 

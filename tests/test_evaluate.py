@@ -54,7 +54,8 @@ def test_one_run_prints_the_tables_and_leaves_results_plots_and_page(restored, t
     printed = run(values, heard.append)
     assert restored == [("somewhere", "ema")]
     assert "position" in printed and "single_pass - process" in printed
-    assert heard[-1].startswith("scenes-single_pass") and heard[-1].endswith("18 of 18 trajectories")
+    assert "scenes-single_pass" in (drawn := [line for line in heard if "trajectories" in line])[-1]
+    assert drawn[-1].endswith("18 of 18 trajectories") and heard[-1] == "writing the page"
     process, single = results.load(tmp_path / "results.json")
     assert (process.arm, single.arm) == ("process", "single_pass")
     assert list(process.groups) == list(GROUPS) and process.scores["score"].mean == 1.0

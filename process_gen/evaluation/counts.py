@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from process_gen.evaluation.reading import KINDS
+
 
 @dataclasses.dataclass
 class Counts:
@@ -101,7 +103,7 @@ class Counts:
                 f"inspect_recall_{kind}": (named, errors),
                 f"inspect_f1_{kind}": (2 * named, errors + claims),
             }
-        return pairs | {f"false_alarms_{kind}": (n, right) for kind, n in sorted(self.alarms.items())}
+        return pairs | {f"false_alarms_{kind}": (self.alarms[kind], right) for kind in (*KINDS, "other")}
 
     def _by_step(self) -> dict[str, tuple[float, float]]:
         pairs = {}

@@ -7,7 +7,8 @@ model goes on by one step of its own (`Sampler.continue_from`). Step k is right 
     forced_gap_at_step_k     that, less the share of the free trajectories (`right_at_step_k`)
 
 Both are over the same prompts, paired; step 1 has nothing before it, and no gap. Free trajectories count as
-far as they go, and what one of their steps draws need not be what the teacher's would.
+far as they go, and what one of their steps draws need not be what the teacher's would. Arms of several
+candidates, or with a planner from outside, which would hear that one step is left, have no such measures.
 
 OUT/draws/.../forced/     the steps, with the teacher's before them, as any trajectories
 """

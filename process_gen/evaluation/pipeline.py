@@ -261,10 +261,16 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
 
 def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
     """Counts of the steps after the teacher's own, where they are drawn."""
-    if not isinstance(one.benchmark, Scenes) or not forced.is_drawn(folder / one.place):
+    if not has_teacher(one) or not forced.is_drawn(folder / one.place):
         return {}
     listing = forced_listing(folder, one)
     return forced.counts_of(listing, one.wanted, one.benchmark.requests)
+
+
+def has_teacher(one: Asked) -> bool:
+    """Whether the model can go on from a teacher's steps as it does from its own (`forced`)."""
+    way, known = one.way, isinstance(one.benchmark, Scenes)
+    return known and way is not None and way.candidates == 1 and "planner" not in way.outside
 
 
 def forced_listing(folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None) -> Listing:

@@ -119,7 +119,8 @@ class Cell:
     def process(self) -> dict[str, Interval]:
         """Shares of what happened on the way, with intervals; empty where nobody can count them."""
         found = shares_of(counts.shares() for counts in self.counts.values())
-        return found | forced.measures(self.forced, self.counts)
+        ordered = {name: found[name] for name in self.counted.shares()}
+        return ordered | forced.measures(self.forced, self.counts)
 
     @property
     def states(self) -> dict[str, Interval]:

@@ -64,6 +64,9 @@ def test_the_gap_is_what_the_free_trajectories_lose(tmp_path):
     assert len(sampler.continued) == asked and again.process == measures, "nothing is drawn twice"
     (later,) = evaluated(tmp_path, sampler, stage="report")[2]
     assert later.process == measures and load(tmp_path / "results.json")[0].process == measures
+    for arm in ("best_of=2", "planner=chat"):
+        one = dataclasses.replace(pipeline.remembered(tmp_path)[0], arm=arm)
+        assert not pipeline.has_teacher(one), arm
     (alone,) = evaluated(tmp_path / "alone", Apprentice())[2]
     assert not any(name.startswith("forced") for name in alone.process)
 
