@@ -69,8 +69,8 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     for name, _ in own:
         if name in (*TURN_KEYS, *STEP_KEYS) or not _SOURCE_NAME.fullmatch(name):
             raise ConfigError(
-                f"config.data.fields has {name!r}: a field of your own has a name of letters, digits, - and _ "
-                "that no field of a turn has"
+                f"config.data.fields has {name!r}: a field of your own has a name of letters, digits, - "
+                "and _ that no field of a turn has"
             )
     model = model or build_model_config(config)
     grid, values = latent_shape(model, fields["image_size"])

@@ -54,7 +54,7 @@ class Watch:
         return self.count >= self.limit
 
     def _save(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> pathlib.Path:
-        """Writes `batch/<field>` and `metrics/<name>`: `Batch(**fields)` is the batch again, without its `extra`."""
+        """Writes `batch/<field>` and `metrics/<name>`; `Batch(**fields)` is the batch without its `extra`."""
         host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
         path = self.workdir / FOLDER / f"step_{step:07d}{host}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
