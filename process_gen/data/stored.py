@@ -105,7 +105,7 @@ class StoredSource:
     def without_pixels(self, index: int) -> tuple[Trajectory, int]:
         """A trajectory whose images are blank, and the CRC-32 of its image files one after the other.
 
-        The order is that of the turns, then the input image. Raises as `[index]` does, but images are not
+        The input image comes first, then those of the turns. Raises as `[index]` does, but images are not
         decoded.
         """
         unit, total = self._unit(self._order[index]), 0
@@ -121,14 +121,13 @@ class StoredSource:
 
     def _trajectory(self, unit: Unit, record: Record, pixels: Callable[..., np.ndarray]) -> Trajectory:
         """A trajectory of a record; `pixels` makes an image of what `_image` takes."""
-        turns = []
+        given, turns = record.prompt_image, []
+        prompt_image = None if given is None else pixels(unit, "image", given)
         for turn in record.turns:
             drawn = turn.image is not None
             image = pixels(unit, turn.image_field, turn.image, turn.sha256) if drawn else None
             own = {key: self._own(unit, turn, key, value) for key, value in turn.extra.items()}
             turns.append(Turn(image, **turn.fields, extra=own))
-        given = record.prompt_image
-        prompt_image = None if given is None else pixels(unit, "image", given)
         return Trajectory(
             prompt=record.prompt,
             turns=tuple(turns),

@@ -13,6 +13,7 @@ one gathers.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -47,16 +48,20 @@ def save_trajectory(
 ) -> bytes:
     """Writes the images and the strip of a trajectory into `folder`, named by its uid; returns its line.
 
-    Steps count from 1, and so do the corrections of a step after the first: `refined2`.
+    Steps count from 1, and so do the corrections of a step after the first: `refined2`. The line holds the
+    SHA-256 of the image of each turn.
 
     Raises:
       ReportError: a file cannot be written.
     """
 
     def save(relative: str, image: np.ndarray | Image.Image) -> str:
-        files.write_bytes(files.inside(folder, relative), images.png(image))
+        content = images.png(image)
+        files.write_bytes(files.inside(folder, relative), content)
+        sums[relative] = hashlib.sha256(content).hexdigest()
         return relative
 
+    sums: dict[str, str] = {}
     uid, given, turns = trajectory.uid, None, []
     if trajectory.prompt_image is not None:
         given = save(f"images/{uid}_input.png", trajectory.prompt_image)
@@ -67,7 +72,10 @@ def save_trajectory(
     if strips:
         verdict = overview.verdict_line(trajectory.verdict) if trajectory.verdict else None
         save(f"strips/{uid}.png", strip.strip(trajectory, verdict))
-    return json.dumps(trajectory_to_json(trajectory, turns, given), allow_nan=False).encode() + b"\n"
+    found = trajectory_to_json(trajectory, turns, given)
+    for turn in found["turns"]:
+        turn["sha256"] = sums[turn["image"]]
+    return json.dumps(found, allow_nan=False).encode() + b"\n"
 
 
 class Listing:
