@@ -20,8 +20,8 @@ from typing import Protocol
 
 import grain
 
-from process_gen.data.encode import encode_parts
 from process_gen.data.packing import PackedBatches, PackingReport, Policy, packing_stats
+from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory

@@ -59,7 +59,7 @@ class Policy:
         or `skip` it, count it and name it in the log.
       budget: the share of trajectories that `skip` may leave out. Those that are longer than
         a row are no error of the data: they do not count.
-      long: `split` those into parts where the context allows it (`encode.split_trajectory`),
+      long: `split` those into parts where the context allows it (`splitting.split_trajectory`),
         or `drop` them. What is dropped is counted and named in the log.
     """
 
@@ -91,7 +91,7 @@ class PackedBatches(grain.IterDataset):
         """Args:
         streams: row of the global batch -> the trajectories that it reads, with random access. A batch
           has these rows, in ascending order; those whose stream has ended are empty.
-        encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
+        encode: makes the arrays of the parts of a trajectory (`splitting.encode_parts`).
         layout: sizes of a row.
         open_rows: how many rows each stream fills at a time; with more of them fewer slots stay empty.
         policy: what to do with trajectories that cannot be used.

@@ -10,9 +10,9 @@ turns, of which every one is a text, an image, and a text:
     refine    refine   refined   inspect
 
 A step is a draft turn and the refine turns that follow it. Either text may be
-absent. The image is only where a trajectory ends in a correction of which the words
-alone are known. So a step without an inspection, a draft that is
-corrected twice, or an inspection of a correction need no field of their own.
+absent; the image only where a trajectory ends in a correction that nobody has drawn.
+So a step without an inspection, a draft that is corrected twice, or an inspection
+of a correction need no field of their own.
 
 `TURN_FIELDS` is the one table of what a turn holds: the record on disk, the
 batch, fake batches and the reader of folders follow from it.

@@ -12,9 +12,10 @@ import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
 from process_gen.data import packing
-from process_gen.data.encode import BadTrajectory, SlotOverflow, encode_trajectory, split_trajectory
+from process_gen.data.encode import BadTrajectory, SlotOverflow, encode_trajectory
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part, packing_stats
+from process_gen.data.splitting import split_trajectory
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory, draft, refinement
