@@ -200,7 +200,7 @@ def _quick(config: ConfigDict) -> None:
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.03, detour=0.1))
     config.optimizer.update(dict(ema=0.995, final_share=0.3))  # too short a run to anneal for long
     config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
-    config.eval.update(dict(losses_every=300, final_per_group=20))
+    config.eval.update(dict(losses_every=0, final_per_group=20))
 
 
 def _full(config: ConfigDict) -> None:

@@ -58,10 +58,18 @@ def main():
         losses.append(values["loss"])
         return values
 
-    train.RunLog.log = kept
+    held_out, scalars = [], train.Validation.scalars
+
+    def scored(self, state):
+        values = scalars(self, state)
+        held_out.append(values["validation/loss"])
+        return values
+
+    train.RunLog.log, train.Validation.scalars = kept, scored
     train.train(config, asked["workdir"])
     if hosts.is_lead():
         (pathlib.Path(asked["workdir"]) / "losses.json").write_text(json.dumps(losses))
+        (pathlib.Path(asked["workdir"]) / "held_out.json").write_text(json.dumps(held_out))
 
 
 main()
