@@ -77,7 +77,8 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
     """A trajectory in parts that fit a row; alone where it fits already, or cannot be split.
 
     It can where the layout's context is `step` or `last`: a step sees nothing of those before the last one
-    then. A part begins with the step before it, which is given and has no losses.
+    then. A part begins with the step before it, which is given and has no losses. What follows the last
+    turn of a part but the last one stands in no row, so nothing learns to stop there (`Trajectory.ends`).
     """
     if len(trajectory.turns) <= layout.turns or layout.context == "full":
         return [trajectory]
@@ -100,7 +101,13 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
         if latents is not None:
             latents = {**latents, "image": latents["image"][first:done]}
         found.append(
-            dataclasses.replace(trajectory, turns=tuple(turns), context_turns=given, latents=latents)
+            dataclasses.replace(
+                trajectory,
+                turns=tuple(turns),
+                context_turns=given,
+                latents=latents,
+                ends=done == len(trajectory.turns),
+            )
         )
     return found
 
@@ -131,7 +138,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
     if most > layout.corrections:
         raise BadTrajectory(f"a step is corrected {most} times, set layout.corrections={most}")
     is_first, is_last = np.zeros((2, len(turns)), np.bool_)
-    is_first[0] = is_last[-1] = True
+    is_first[0], is_last[-1] = True, trajectory.ends
     targets = [target - i if target >= 0 else -1 for i, target in enumerate(targets_of(turns))]
     fields = _encode_prompt(tokenizer, layout, trajectory) | {
         "prompt_index": np.zeros(len(turns), np.int32),
