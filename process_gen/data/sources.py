@@ -114,8 +114,8 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
 
 SOURCE_KEYS = ("path", "weight", "stages")
 """What an entry of `data.sources` may have besides the keys of `data`."""
-ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode")
-"""Keys that are the same for all of them."""
+ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode", "threads", "on_error", "on_long")
+"""Keys of `data` that are the same for all of them."""
 
 
 def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,12 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for name, entry in (data.get("sources") or {"": {}}).items():
         for key in entry:
-            if key not in SOURCE_KEYS and (key not in shared or key in ALIKE):
+            if key in ALIKE:
+                raise ValueError(
+                    f"data.sources.{name} has no key {key!r} of its own, all sources have the same: set "
+                    f"--config.data.{key}"
+                )
+            if key not in SOURCE_KEYS and key not in shared:
                 raise ValueError(
                     f"data.sources.{name} has no key {key!r}; {hint(key, (*shared, *SOURCE_KEYS))}"
                 )
