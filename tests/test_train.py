@@ -299,7 +299,10 @@ def test_sources_of_a_mixture_that_cannot_be_are_refused_by_name(tmp_path):
         ({"wieght": 1.0}, "data.sources.a has no key 'wieght'; did you mean weight"),
         ({"stages": ("scetch",)}, "unknown stage in data.sources.a 'scetch'; did you mean sketch"),
         ({"source": "folder"}, "needs --config.data.sources.a.path=PATH"),
-        ({"tokenizer": "scenes"}, "data.sources.a has no key 'tokenizer' of its own, .*--config.data.tokenizer"),
+        (
+            {"tokenizer": "scenes"},
+            "data.sources.a has no key 'tokenizer' of its own, .*--config.data.tokenizer",
+        ),
         ({"on_error": "skip"}, "data.sources.a has no key 'on_error' of its own"),
         ({"level": "grid"}, "config.data.sources.a.level must be one of default, .*, got 'grid'"),
         ({"weight": 0}, "config.data.sources.a.weight must be .*, got 0"),

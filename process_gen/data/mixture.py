@@ -1,8 +1,8 @@
 """Several sources in one run, and the part of a source that is held out for validation.
 
-A mixture draws from each of its sources with a weight of its own: of every `WINDOW` trajectories in a row, each
-has its share as exactly as whole trajectories allow, and goes through epochs of its own. The order depends on
-the seed alone, so it is resumed like that of one source.
+A mixture draws from each of its sources with a weight of its own: of every `WINDOW` trajectories in a row,
+each has its share as exactly as whole trajectories allow, and goes through epochs of its own. The order
+depends on the seed alone, so it is resumed like that of one source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from process_gen.data.buckets import Size
 from process_gen.data.loader import Source, stream_of
 from process_gen.trajectory.stages import Stage, Trajectory
-
 
 WINDOW = 64
 """Trajectories of a stream of which each source has its share, in an order that is drawn."""

@@ -38,15 +38,18 @@ from process_gen.trajectory.stages import Stage, Trajectory
 
 
 class RecordSource:
-    """Random access to one split of a TFDS data set with the schema of `schema.features`."""
+    """Random access to one split of a TFDS data set with the schema of `schema.features`.
 
-    own_splits = True
+    Attributes:
+      own_splits: whether the set has a validation split; where it has none, a share is held out.
+    """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
         """Raises ValueError if the split or the schema is another one."""
         info = builder.info
         if split not in info.splits:
             raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
+        self.own_splits = "validation" in info.splits
         self.name = f"{info.full_name}/{split}"
         if "steps" in info.features and "turns" not in info.features:
             raise ValueError(
@@ -317,6 +320,8 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
     if not place.exists("dataset_info.json"):
         raise NotPrepared(f"{data['path']} is no TFDS data set: it has no dataset_info.json")
     builder = tfds.builder_from_directory(data["path"])
+    if split == "validation" and split not in builder.info.splits:
+        split = "train"  # whose share for validation `hold_out` takes
     source = RecordSource(builder, split)
     names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
     source.name = f"{source.name} of SHA-256 {identity.digest(place, names)[:16]}"
