@@ -10,7 +10,8 @@ depends on has changed.
 
 Several hosts start the same line, on a workdir that all of them see. Training and sampling is done by all of
 them together; the rest is done by the first one (JAX_PROCESS_ID, SLURM_PROCID), and the others wait for its
-mark. With PROCESSES=N a stage of several processes is started N times on this host (launch/host.py).
+mark, or for its note that it has ended otherwise. With PROCESSES=N a stage of several processes is started N
+times on this host (launch/host.py).
 
 The exit code is that of the first stage that did not end well: 75 where it was stopped (start the same line
 again, as launch/restart.sh does), 2 where something is wrong with what was asked.
@@ -18,6 +19,7 @@ again, as launch/restart.sh does), 2 where something is wrong with what was aske
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -25,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 STOPPED, REFUSED = 75, 2  # as in env.sh
 HERE = pathlib.Path(__file__).parent.resolve()
@@ -59,26 +62,42 @@ def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
     return [str(HERE / "run.sh"), platform, *flags]
 
 
-def run(words: list[str], module: str, alone: bool) -> int:
-    """Runs a stage and hands signals on; returns its exit code, 75 for one that a signal ended."""
+@contextlib.contextmanager
+def hearing(hand_on: list[subprocess.Popen]) -> Iterator[list[int]]:
+    """Yields the signals to stop that have come; they go on to the processes of `hand_on`."""
+    told: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        told.append(number)
+        for process in hand_on:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(words: list[str], module: str, alone: bool) -> tuple[int, bool]:
+    """Runs a stage and hands signals on; returns its exit code, 75 for one that a signal ended.
+
+    The second value says whether a signal has come: it may have come too late for the stage.
+    """
     env = {**os.environ, "COMMAND": module}
     if alone:  # a command of one process, whoever else is there
         env = {
             name: value for name, value in env.items() if not name.startswith(("JAX_COORD", "JAX_NUM_PROC"))
         }
         env.pop("JAX_PROCESS_ID", None)
-    told: list[int] = []
-    process = subprocess.Popen(words, env=env, start_new_session=True)
-
-    def hand_on(number: int, frame: object) -> None:
-        told.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    code = process.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return STOPPED if told and code < 0 else 128 - code if code < 0 else code
+    running: list[subprocess.Popen] = []
+    with hearing(running) as told:
+        running.append(subprocess.Popen(words, env=env, start_new_session=True))
+        for number in told:  # before it was there
+            running[0].send_signal(number)
+        code = running[0].wait()
+    return (STOPPED if told and code < 0 else 128 - code if code < 0 else code), bool(told)
 
 
 def mark_of(folder: pathlib.Path, stage: dict) -> pathlib.Path:
@@ -103,33 +122,74 @@ def mark(folder: pathlib.Path, stage: dict, seconds: float) -> None:
     draft.replace(path)
 
 
+def failures(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+    """The notes of stages that did not end well on the first host, and when they were written."""
+    found = {}
+    for path in (folder / "stages").glob("*.ended"):
+        with contextlib.suppress(OSError):
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def note_failure(folder: pathlib.Path, stage: dict, code: int) -> None:
+    """Tells the hosts that wait for a stage with which exit code it has ended."""
+    path = mark_of(folder, stage).with_suffix(".ended")
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(f"{code}\n")
+    draft.replace(path)
+
+
+def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int]) -> int:
+    """Waits for the mark of the first host; returns 0, or the exit code with which it has ended instead.
+
+    `known` are failures of earlier runs.
+    """
+    with hearing([]) as told:
+        while not is_done(folder, stage):
+            if told:
+                return STOPPED
+            for path, when in failures(folder).items():
+                if known.get(path) != when:
+                    return int(path.read_text() or 1)
+            time.sleep(WAIT_SECONDS)
+    return STOPPED if told else 0
+
+
 def main(platform: str, arguments: list[str]) -> int:
     """Runs the stages that are not done."""
     folder = workdir_of(arguments)
     if folder is None:
         say("--workdir=FOLDER is required")
         return REFUSED
-    if code := run(command(platform, False, ["--part=stages", *arguments]), "recipe", True):
-        return code
+    known = failures(folder)
+    code, told = run(command(platform, False, ["--part=stages", *arguments]), "recipe", True)
+    if code or told:
+        return code or STOPPED
     stages = json.loads((folder / "stages.json").read_text())
     for number, stage in enumerate(stages, 1):
         name = f"stage {number} of {len(stages)}, {stage['name']}"
         if is_done(folder, stage):
             say(f"{name}: done before")
             continue
-        began = time.monotonic()
+        began, told = time.monotonic(), False
         if is_first() or stage["everyone"]:
             say(f"{name}: begins")
             words = command(platform, stage["everyone"], stage["flags"])
-            if code := run(words, stage["command"], not stage["everyone"]):
+            code, told = run(words, stage["command"], not stage["everyone"])
+            if code:
                 say(f"{name}: ended with exit code {code}")
+                if is_first():
+                    note_failure(folder, stage, code)
                 return code
         if is_first():
             mark(folder, stage, time.monotonic() - began)
-        else:
-            while not is_done(folder, stage):
-                time.sleep(WAIT_SECONDS)
+        elif code := wait_for(folder, stage, known):
+            say(f"{name}: ended with exit code {code} on the first host")
+            return code
         say(f"{name}: done in {time.monotonic() - began:,.0f} s")
+        if told:
+            return STOPPED
     return 0
 
 

@@ -217,7 +217,8 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             if stopped and step < c.steps:
                 with ledger.spending("save"):
                     store.wait()
-                watch.too_many(step, run.log(*pending), last_batch)
+                if pending:  # else the validation losses had it logged
+                    watch.too_many(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
         settle()
         profiler.stop()

@@ -271,7 +271,7 @@ def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what
     for step, scalars in written.items():
         assert {"source/scenes/sketch_flow", "source/pictures/sketch_flow"} < set(scalars)
         assert scalars["source/pictures/plan_decision"] == 0 < scalars["source/scenes/plan_decision"]
-        assert ("validation/source/pictures/sketch_flow" in scalars) == (step in (2, 4))
+        assert (scalars.get("validation/source/pictures/sketch_flow", 0.0) > 0) == (step in (2, 4))
     assert written[2]["validation/loss"] > written[4]["validation/loss"] > 0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     first, again = dict(written[4]), written.pop(4)
@@ -284,6 +284,10 @@ def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what
     assert {name: first[name] for name in first if "loss" in name} == {
         name: again[name] for name in again if "loss" in name
     }
+    # Told to stop where the losses of what is held out have just had the step logged.
+    monkeypatch.setattr(training.stopping.Stop, "at", lambda self, step: step == 2)
+    with jax.numpy_rank_promotion("allow"), pytest.raises(training.stopping.Stopped, match="step 2 is saved"):
+        training.train(config, str(tmp_path / "stopped"))
     with config.unlocked():
         config.data.sources.pictures.weight = 2.0
     with pytest.raises(ConfigError, match="data.sources.pictures.weight|2 of pictures"):
@@ -295,7 +299,11 @@ def test_sources_of_a_mixture_that_cannot_be_are_refused_by_name(tmp_path):
         ({"wieght": 1.0}, "data.sources.a has no key 'wieght'; did you mean weight"),
         ({"stages": ("scetch",)}, "unknown stage in data.sources.a 'scetch'; did you mean sketch"),
         ({"source": "folder"}, "needs --config.data.sources.a.path=PATH"),
-        ({"tokenizer": "scenes"}, "data.sources.a has no key 'tokenizer'"),
+        (
+            {"tokenizer": "scenes"},
+            "data.sources.a has no key 'tokenizer' of its own, .*--config.data.tokenizer",
+        ),
+        ({"on_error": "skip"}, "data.sources.a has no key 'on_error' of its own"),
         ({"level": "grid"}, "config.data.sources.a.level must be one of default, .*, got 'grid'"),
         ({"weight": 0}, "config.data.sources.a.weight must be .*, got 0"),
     ):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import functools
 import os
 import sys
@@ -168,9 +169,16 @@ def _print_layout(found: checking.Findings, layout: Layout) -> None:
 def _print_trajectory(
     source: Source, index: int, tokenizer: Tokenizer, layout: Layout, losses: LossTable
 ) -> None:
-    """How a trajectory is trained, token by token, in a layout that holds it."""
-    trajectory = source[index]
-    part = encode_parts(tokenizer, layout, True, trajectory)[0]
+    """How a trajectory is trained, token by token, or why it is not."""
+    if index >= len(source):
+        raise ValueError(f"--show={index}: the last one of {len(source)} trajectories is {len(source) - 1}")
+    layout = dataclasses.replace(layout, fields=())  # losses of one's own are not shown
+    try:
+        trajectory = source[index]
+        part = encode_parts(tokenizer, layout, True, trajectory)[0]
+    except BadTrajectory as error:
+        print(f"\nnumber {index} is not trained as it is (another one: --show=NUMBER): {error}")
+        return
     row = Batch(**{name: value[None] for name, value in join_row([part], layout).items()})
     found = anatomy(layout, row, losses, ControlIds.of(tokenizer))
     print(f"\ntrajectory {trajectory.uid!r} as it is trained")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import functools
 import hashlib
 import io
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -189,6 +192,9 @@ def examine_all(
       tokenizer: likewise.
       processes: how many; with one, nothing is started.
       limit: 0 for all.
+
+    Raises:
+      ChildProcessError: one of the processes was ended from outside.
     """
     source = open_source()
     count = min(len(source), limit or len(source))
@@ -220,8 +226,14 @@ def _blocks(
     pool = concurrent.futures.ProcessPoolExecutor(
         min(processes, len(blocks)), multiprocessing.get_context("spawn"), start
     )
-    with pool:
-        yield from pool.map(_examine_here, blocks)
+    try:
+        with pool:
+            yield from pool.map(_examine_here, blocks)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ChildProcessError(
+            f"one of {processes} processes came to an end while it read the set, often for want of memory: "
+            "ask for fewer (--processes)"
+        ) from None
 
 
 _HERE: dict[str, Any] = {}
@@ -229,8 +241,17 @@ _HERE: dict[str, Any] = {}
 
 
 def _start(open_source: Callable[[], Source], tokenizer: Tokenizer, leaks: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.set_verbosity(logging.ERROR)  # what is left out and what is unknown is counted
     _HERE.update(source=open_source(), tokenizer=tokenizer, leaks=leaks)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: else it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _examine_here(indices: range) -> Findings:

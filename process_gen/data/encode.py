@@ -90,7 +90,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
     if most > layout.corrections:
         raise BadTrajectory(f"a step is corrected {most} times, set layout.corrections={most}")
     is_first, is_last = np.zeros((2, len(turns)), np.bool_)
-    is_first[0] = is_last[-1] = True
+    is_first[0], is_last[-1] = True, trajectory.ends
     targets = [target - i if target >= 0 else -1 for i, target in enumerate(targets_of(turns))]
     fields = _encode_prompt(tokenizer, layout, trajectory) | {
         "prompt_index": np.zeros(len(turns), np.int32),

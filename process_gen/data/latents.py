@@ -169,6 +169,7 @@ class LatentsSource:
                 f"the latents in {folder} belong to something else: {found}. Make them anew in another "
                 "folder, config.data.latents"
             )
+        self.own_splits = getattr(source, "own_splits", False)
         self.name = f"{wanted.source} with latents of {self.info.autoencoder}"
         self._records = grain.sources.ArrayRecordDataSource([str(self.folder / RECORDS)])
         if len(self._records) != len(source):

@@ -1,8 +1,8 @@
 """Several sources in one run, and the part of a source that is held out for validation.
 
-A mixture draws from each of its sources with a weight of its own: of any stretch of the stream, each has its
-share as exactly as whole trajectories allow, and goes through epochs of its own. The order depends on the
-seed alone, so it is resumed like that of one source.
+A mixture draws from each of its sources with a weight of its own: of every `WINDOW` trajectories in a row,
+each has its share as exactly as whole trajectories allow, and goes through epochs of its own. The order
+depends on the seed alone, so it is resumed like that of one source.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import numpy as np
 from process_gen.data.buckets import Size
 from process_gen.data.loader import Source, stream_of
 from process_gen.trajectory.stages import Stage, Trajectory
+
+WINDOW = 64
+"""Trajectories of a stream of which each source has its share, in an order that is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Mixture:
             f"{len(part)} trajectories, {stages[name]})"
             for name, part in self.parts.items()
         )
+        self.name += f", in turn among {WINDOW}"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -78,10 +82,17 @@ class Mixture:
         return part, index - (self._ends[at] - len(part))
 
     def stream(self, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
-        """The trajectories in the order of training; of finite epochs, until the first source has ended."""
+        """The trajectories in the order of training; of finite epochs, until the first source has ended.
+
+        Sources that take turns in a fixed rhythm would meet that of the rows that the stream is dealt to: of
+        two equal shares every second row would have the one alone. So their turns are drawn.
+        """
         parts = [part for part in self.parts.values() if len(part)]
         streams = [stream_of(part, seed + part.place, shuffle, epochs) for part in parts]
-        return grain.MapDataset.mix(streams, [part.weight for part in parts])
+        mixed = grain.MapDataset.mix(streams, [part.weight for part in parts])
+        if epochs is not None:
+            return mixed
+        return grain.experimental.WindowShuffleMapDataset(mixed, window_size=WINDOW, seed=seed % 2**31)
 
     def map(self, change: Callable[[str, Source], Source]) -> Mixture:
         """The same with other sources in the places of its own; `change` gets each with its name."""
@@ -144,7 +155,7 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
-def hold_out(source: Source, share: float, split: str) -> Source:
+def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> Source:
     """One side of a source that is split in two for training and validation.
 
     Which trajectories are held out depends on their number alone. A source that has splits of its own (its
@@ -152,11 +163,13 @@ def hold_out(source: Source, share: float, split: str) -> Source:
 
     Args:
       source: all trajectories.
-      share: of them, for `validation`; less than half a trajectory is none.
+      share: of them, for `validation`; less than half a trajectory is none. Of a mixture, by source, or one
+        for all.
       split: `train` or `validation`.
     """
     if isinstance(source, Mixture):
-        return source.map(lambda _, one: hold_out(one, share, split))
+        shares = share if isinstance(share, Mapping) else dict.fromkeys(source.parts, share)
+        return source.map(lambda name, one: hold_out(one, shares[name], split))
     if getattr(source, "own_splits", False):
         return source
     count = round(share * len(source))

@@ -38,15 +38,18 @@ from process_gen.trajectory.stages import Stage, Trajectory
 
 
 class RecordSource:
-    """Random access to one split of a TFDS data set with the schema of `schema.features`."""
+    """Random access to one split of a TFDS data set with the schema of `schema.features`.
 
-    own_splits = True
+    Attributes:
+      own_splits: whether the set has a validation split; where it has none, a share is held out.
+    """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
         """Raises ValueError if the split or the schema is another one."""
         info = builder.info
         if split not in info.splits:
             raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
+        self.own_splits = "validation" in info.splits
         self.name = f"{info.full_name}/{split}"
         if "steps" in info.features and "turns" not in info.features:
             raise ValueError(
@@ -114,8 +117,8 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
 
 SOURCE_KEYS = ("path", "weight", "stages")
 """What an entry of `data.sources` may have besides the keys of `data`."""
-ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode")
-"""Keys that are the same for all of them."""
+ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode", "threads", "on_error", "on_long")
+"""Keys of `data` that are the same for all of them."""
 
 
 def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
@@ -128,7 +131,12 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for name, entry in (data.get("sources") or {"": {}}).items():
         for key in entry:
-            if key not in SOURCE_KEYS and (key not in shared or key in ALIKE):
+            if key in ALIKE:
+                raise ValueError(
+                    f"data.sources.{name} has no key {key!r} of its own, all sources have the same: set "
+                    f"--config.data.{key}"
+                )
+            if key not in SOURCE_KEYS and key not in shared:
                 raise ValueError(
                     f"data.sources.{name} has no key {key!r}; {hint(key, (*shared, *SOURCE_KEYS))}"
                 )
@@ -312,6 +320,8 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
     if not place.exists("dataset_info.json"):
         raise NotPrepared(f"{data['path']} is no TFDS data set: it has no dataset_info.json")
     builder = tfds.builder_from_directory(data["path"])
+    if split == "validation" and split not in builder.info.splits:
+        split = "train"  # whose share for validation `hold_out` takes
     source = RecordSource(builder, split)
     names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
     source.name = f"{source.name} of SHA-256 {identity.digest(place, names)[:16]}"

@@ -24,7 +24,8 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
     """A trajectory in parts that fit a row; alone where it fits already, or cannot be split.
 
     It can where the layout's context is `step` or `last`: a step sees nothing of those before the last one
-    then. A part begins with the step before it, which is given and has no losses.
+    then. A part begins with the step before it, which is given and has no losses. What follows the last
+    turn of a part but the last one stands in no row, so nothing learns to stop there (`Trajectory.ends`).
     """
     if len(trajectory.turns) <= layout.turns or layout.context == "full":
         return [trajectory]
@@ -47,6 +48,12 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
         if latents is not None:
             latents = {**latents, "image": latents["image"][first:done]}
         found.append(
-            dataclasses.replace(trajectory, turns=tuple(turns), context_turns=given, latents=latents)
+            dataclasses.replace(
+                trajectory,
+                turns=tuple(turns),
+                context_turns=given,
+                latents=latents,
+                ends=done == len(trajectory.turns),
+            )
         )
     return found

@@ -339,6 +339,8 @@ class StoredSource:
                 found[key] = self._inline(unit, f"{field}.{key}", one, sha256 if key == "image" else "")
             elif isinstance(one, Mapping) and set(one) == {"path"} or self._is_file(key, one):
                 found[key] = self._inline(unit, f"{field}.{key}", one)
+            elif isinstance(one, bytes):
+                found[key] = {"bytes": one, "path": None}
         return found
 
     def _is_file(self, name: str, value: Any) -> bool:

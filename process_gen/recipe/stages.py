@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from process_gen.common import files
 from process_gen.experiment import builders, cli
-from process_gen.recipe.building import PLAIN, PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS
+from process_gen.recipe.building import PLAIN, PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS, settings_of
 from process_gen.recipe.errors import RecipeError
+from process_gen.trajectory.record import to_json
 
 NAME = "stages.json"
 STORED = "configs/recipe/stored.py"
@@ -94,6 +95,8 @@ def _keyed(stages: list[Stage], config: ConfigDict, written: dict[str, ConfigDic
             depends.append(builders.to_json(written[stage.name]))
         elif group in config:
             depends.append(builders.to_json(config[group]))
+        if stage.name in SUBSETS:
+            depends += [to_json(settings_of(stage.name, config)), config.licence]
         before = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         found.append(dataclasses.replace(stage, key=before))
     return found

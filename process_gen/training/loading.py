@@ -12,7 +12,7 @@ from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.mixture import hold_out
 from process_gen.data.packing import Policy, budget_of_part
 from process_gen.data.preparation import NotPrepared
-from process_gen.data.sources import open_source, with_latents
+from process_gen.data.sources import data_of_sources, open_source, with_latents
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.experiment.builders import build_losses
 from process_gen.trajectory.layout import Layout
@@ -41,10 +41,12 @@ def load(
       NotPrepared: latents that the config names are not there.
     """
     loaders, trajectories = {}, sum(map(len, buckets.values()))
-    pixels = build_losses(config).reads_pixels
+    pixels, shares = build_losses(config).reads_pixels, config.data.validation
+    if config.data.sources:
+        shares = {name: own["validation"] for name, own in data_of_sources(config.data).items()}
     for size, bucket in buckets.items():
         source = with_latents(bucket, config.data, layouts[size], pixels or layouts[size].vit_tokens > 0)
-        source = hold_out(source, config.data.validation, split)
+        source = hold_out(source, shares, split)
         if not len(source):
             continue
         loaders[size] = make_loader(

@@ -47,7 +47,8 @@ class Batch:
       prompt_tokens: [B, R, T] int32, padded with `PAD_ID`.
       prompt_index: [B, S] int32, which of the R prompts the turn draws.
       present: [B, S] bool, the slot holds a turn.
-      is_first, is_last: [B, S] bool, the trajectory begins or ends with this turn.
+      is_first, is_last: [B, S] bool, the trajectory begins or ends with this turn. One that goes on in
+        another row (`Trajectory.ends`) has no last turn here.
       refines: [B, S] bool, a refine turn; else a draft.
       has_image: [B, S] bool, off for a correction of which the words alone are known.
       source: [B, S] int32, which source of a mixture the turn comes from.

@@ -67,7 +67,10 @@ def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
 
 
 def follows(batch: Batch, ids: ControlIds) -> jax.Array:
-    """[B, S] int32: the token that opens what follows each turn; `PAD_ID` where there is no turn."""
+    """[B, S] int32: the token that opens what follows each turn; `PAD_ID` where nothing here says.
+
+    That is where there is no turn, and at the end of a trajectory that goes on in another row.
+    """
 
     def of_next(x):
         return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
@@ -75,6 +78,7 @@ def follows(batch: Batch, ids: ControlIds) -> jax.Array:
     has_before = (batch.before_tokens != PAD_ID).any(-1)
     draft = jnp.where(of_next(has_before), ids.ins, ids.vision_start)
     following = jnp.where(of_next(batch.refines), ids.refine, draft)
+    following = jnp.where(of_next(batch.present & ~batch.is_first), following, PAD_ID)
     return jnp.where(batch.present, jnp.where(batch.is_last, ids.end_of_text, following), PAD_ID)
 
 

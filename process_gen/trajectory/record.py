@@ -219,7 +219,7 @@ def trajectory_from_json(value: Any, fields: Collection[str] = ()) -> Record:
     metadata = value.get("metadata", {})
     if not isinstance(metadata, dict):
         raise RecordError("metadata is not an object")
-    _characters(json.dumps(metadata, ensure_ascii=False), "metadata")
+    _characters(json.dumps(metadata, ensure_ascii=False, default=str), "metadata")
     turns = tuple(_asked_for(turn, fields) for turn in _read_turns(value, fields))
     if any(turn.unknown for turn in turns):
         unknown["turn_fields"] = [dict(turn.unknown) for turn in turns]

@@ -242,6 +242,7 @@ class Trajectory:
       source: which source of a mixture it comes from, counted from 0.
       supervised: the stages that have losses.
       context_turns: those at its start without losses: what a later part of a long trajectory goes on from.
+      ends: whether it ends with its last turn; a part that another one goes on from does not.
     """
 
     prompt: str
@@ -254,6 +255,7 @@ class Trajectory:
     source: int = 0
     supervised: frozenset[Stage] = frozenset(Stage)
     context_turns: int = 0
+    ends: bool = True
 
     def __post_init__(self):
         if not self.turns:

@@ -1,11 +1,17 @@
 """`python -m process_gen.data`."""
 
+import datetime
+import decimal
 import json
+import math
+import os
 import subprocess
 import sys
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from process_gen.data.__main__ import main
@@ -163,3 +169,52 @@ def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):
     ):
         assert main(["check", str(tmp_path / "odd"), "--processes=1", *flags]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_trajectory_that_cannot_be_shown_says_why(tmp_path, capsys):
+    flags = ["check", str(odd_set(tmp_path / "odd")), "--processes=1", "--budget=0.2"]
+    assert main([*flags, "--show=9"]) == 0
+    assert "number 9 is not trained as it is" in capsys.readouterr().out
+    assert main([*flags, "--show=10"]) == 2
+    assert "--show=10: the last one of 10 trajectories is 9" in capsys.readouterr().err
+
+
+def end_at_once(indices):
+    """As a process that the system ends for want of memory."""
+    os._exit(1)
+
+
+def test_a_process_that_is_ended_from_outside_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("process_gen.data.checking.BLOCK", 4)
+    monkeypatch.setattr("process_gen.data.checking._examine_here", end_at_once)
+    assert main(["check", str(odd_set(tmp_path / "odd")), "--processes=2"]) == 2
+    assert "error: one of 2 processes came to an end" in capsys.readouterr().err
+
+
+def test_a_target_that_is_a_link_is_filled_and_a_file_is_refused(mine, tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    flags = ["--to=folder", "--on_error=skip"]
+    assert main(["convert", str(mine), str(tmp_path / "link"), *flags]) == 0
+    assert (tmp_path / "link").is_symlink() and len(open_stored(tmp_path / "disk", SIZE)) == 11
+    assert main(["convert", str(mine), str(mine / "a.png"), *flags]) == 2
+    assert "a.png is a file: choose another folder" in capsys.readouterr().err
+
+
+def test_fields_that_json_has_no_place_for_are_kept_as_text_or_named(mine, tmp_path, capsys):
+    """Unknown columns of somebody's table: dates and decimals, raw bytes, numbers that are none."""
+    png = {"bytes": (mine / "a.png").read_bytes(), "path": None}
+    odd = {"day": datetime.date(2020, 1, 2), "price": decimal.Decimal("1.5"), "raw": b"\xff\x00"}
+    rows = [{"uid": f"{n}", "prompt": "p", "turns": [{"image": png}], **odd, "score": 0.5} for n in range(4)]
+    rows[2]["score"] = math.nan
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "a.parquet")
+    for form in ("folder", "parquet"):
+        target = tmp_path / form
+        flags = [f"--to={form}", "--on_error=skip", "--budget=0.5"]
+        assert main(["convert", str(tmp_path / "in"), str(target), *flags]) == 0
+        out = capsys.readouterr().out
+        assert "3 trajectories, 1 left out" in out and "1 times: score is not JSON" in out
+        found = open_stored(target, SIZE)[0].metadata
+        assert (found["day"], found["price"], found["score"]) == ("2020-01-02", "1.5", 0.5)
+        assert open_stored(target, SIZE).object(0)["raw"]["bytes"] == b"\xff\x00"

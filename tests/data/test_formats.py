@@ -21,6 +21,7 @@ from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import FORMATS, detect, open_rows, open_stored
 from process_gen.data.formats.webdataset import INDEX
 from process_gen.data.loader import make_loader
+from process_gen.data.mixture import hold_out
 from process_gen.data.scenes_builder import make_example, scenes_config
 from process_gen.data.sources import RecordSource, open_source
 from process_gen.data.tokenizers import scenes_tokenizer
@@ -407,6 +408,13 @@ def test_the_records_of_a_tfds_set_are_whole_or_none(trajectories, tmp_path):
     assert not list(tmp_path.glob("*"))
     source = RecordSource(tfds.builder_from_directory(_written(tmp_path / "set", trajectories)))
     assert len(source) == COUNT and pathlib.Path(tmp_path / "set" / "dataset_info.json").exists()
+
+
+def test_a_share_of_a_tfds_set_without_a_validation_split_is_held_out(trajectories, tmp_path):
+    data = {"source": "records", "path": str(_written(tmp_path / "set", trajectories))}
+    parts = [hold_out(open_source(data, SIZE, split), 0.25, split=split) for split in ("train", "validation")]
+    uids = [{part[i].uid for i in range(len(part))} for part in parts]
+    assert len(uids[0] | uids[1]) == COUNT and len(uids[1]) == round(COUNT / 4) and not uids[0] & uids[1]
 
 
 def _written(path, trajectories):

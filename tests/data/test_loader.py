@@ -327,6 +327,7 @@ def test_parts_of_a_trajectory_hold_its_latents_and_whole_steps(make_trajectory)
         np.testing.assert_array_equal(part.latents["image"], place + np.arange(len(part.turns)))
         assert all(a is b for a, b in zip(part.turns, one.turns[place:], strict=False))
         place += len(part.turns)
+        assert part.ends == (place == len(one.turns)), "nothing is to learn to stop in the middle"
     assert place == len(one.turns)
     assert split_trajectory(one, LAYOUT) == [one], (
         "with the whole history in sight nothing can be left behind"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from process_gen.data.loader import make_loader
-from process_gen.data.mixture import Mixture, Part, hold_out
+from process_gen.data.mixture import WINDOW, Mixture, Part, hold_out
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Stage, stage_bits
 from tests.data.conftest import random_trajectory
@@ -49,11 +49,22 @@ def mixture(sizes=(40, 6), weights=(3.0, 1.0), **stages):
 
 def test_each_source_has_its_share_of_every_stretch_and_epochs_of_its_own():
     stream = mixture().stream(0, True, None)
-    drawn = [stream[i] for i in range(160)]
-    assert collections.Counter(one.source for one in drawn) == {0: 120, 1: 40}
-    assert collections.Counter(one.source for one in drawn[80:88]) == {0: 6, 1: 2}
-    own = [one.uid for one in drawn if one.source == 0]
-    assert len(set(own[:40])) == len(set(own[40:80])) == 40 and own[:40] != own[40:80]
+    drawn = [stream[i] for i in range(320)]
+    for start in range(0, 320, WINDOW):
+        found = collections.Counter(one.source for one in drawn[start : start + WINDOW])
+        assert found == {0: 48, 1: 16}
+    own = collections.Counter(one.uid for one in drawn if one.source == 0)
+    assert len(own) == 40 and set(own.values()) == {6}
+
+
+@pytest.mark.parametrize("rows", [2, 4, 8])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0)])
+def test_rows_have_the_shares_of_the_mixture_however_many_there_are(weights, rows):
+    """No row of a batch reads one source alone, which would go by other shares where lengths differ."""
+    stream = mixture(weights=weights).stream(0, True, None)
+    for row in range(rows):
+        found = np.array([stream[i].source for i in range(row, 200 * rows, rows)])
+        assert abs(found.mean() - weights[1] / sum(weights)) < 0.12
 
 
 def test_a_batch_says_where_its_turns_come_from_and_what_they_teach(toy_tokenizer):
@@ -89,6 +100,8 @@ def test_what_is_held_out_is_never_trained_on():
     assert hold_out(source, 0.004, "train") is source and not len(hold_out(source, 0.004, "validation"))
     mixed = hold_out(mixture(), 0.1, "validation")
     assert [len(part) for part in mixed.parts.values()] == [4, 1] and mixed[4].source == 1
+    own = hold_out(mixture(), {"process": 0.0, "images": 0.5}, "validation")
+    assert [len(part) for part in own.parts.values()] == [0, 3]
     with_splits = ToySource(9)
     with_splits.own_splits = True
     assert hold_out(with_splits, 0.5, "validation") is with_splits

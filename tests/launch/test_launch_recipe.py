@@ -14,7 +14,7 @@ LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
 # Stands for Python: `--part=stages` lists what $STAGES says; every other command is noted.
 STAND_IN = """#!{python}
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
 told = dict(word.lstrip("-").partition("=")[::2] for word in words[2:])
 folder = pathlib.Path(os.environ["FOLDER"])
@@ -24,6 +24,8 @@ if told.get("part") == "stages":
     sys.exit(0)
 with open(os.environ["NOTES"], "a") as notes:
     notes.write(json.dumps([words[1], words[2:], os.environ.get("JAX_NUM_PROCESSES")]) + "\\n")
+if "deaf" in told:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "sleep" in told:
     time.sleep(float(told["sleep"]))
 sys.exit(int(os.environ.get("CODE_" + told.get("name", ""), 0)))
@@ -102,6 +104,31 @@ def test_a_signal_reaches_the_stage_and_ends_with_75(box):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
     assert names(notes()) == ["one"] and not (folder / "stages" / "one.json").exists()
+
+
+def test_a_signal_that_comes_too_late_for_a_stage_begins_no_other(box):
+    start, notes, folder = box
+    stages = [stage("one", sleep=3, deaf=1), stage("two")]
+    process = start(stages)
+    deadline = time.monotonic() + 30
+    while not notes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75 and names(notes()) == ["one"]
+    assert start(stages).wait(30) == 0 and names(notes()) == ["one", "two"]
+
+
+def test_hosts_do_not_wait_for_one_that_has_failed(box):
+    start, notes, _ = box
+    stages = [stage("one", sleep=4)]
+    for code in (2, 3):  # the second time there is a note of the first
+        hosts = [start(stages, JAX_PROCESS_ID=str(i), CODE_one=str(code)) for i in (1, 0)]
+        assert [host.wait(60) for host in hosts] == [code, code]
+    waiting = start(stages, JAX_PROCESS_ID="1")
+    time.sleep(3)
+    waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait(30) == 75
 
 
 def test_other_hosts_do_what_is_for_all_and_wait_for_the_rest(box):

@@ -86,6 +86,9 @@ def test_what_comes_after_a_change_has_another_key(tmp_path):
     other = {stage.name: stage.key for stage in stages.plan(recipe("debug", **told), tmp_path)}
     same = {name for name in keys if keys[name] == other[name]}
     assert same == {"multi_turn", "phase_1", "prompts", "samples", "conflict"}
+    for told in ({"seed": 1}, {"scenes.planted": 0.3}, {"licence": "CC0"}):  # what all samples depend on
+        other = {stage.name: stage.key for stage in stages.plan(recipe("debug", **told), tmp_path)}
+        assert not [name for name in keys if keys[name] == other[name]], told
 
 
 def test_what_a_user_can_get_wrong_is_one_line(tmp_path):

@@ -58,6 +58,14 @@ def test_a_process_trajectory_learns_when_to_refine_go_on_and_stop():
     np.testing.assert_array_equal(follows(rows, IDS)[0], [IDS.refine, IDS.ins, IDS.ins, IDS.end_of_text, PAD])
 
 
+def test_nobody_learns_what_follows_where_a_trajectory_goes_on_in_another_row():
+    rows = batch([(DRAFT, 1), (DRAFT, 0)], [(DRAFT, 0), (DRAFT, 1)])
+    rows = rows.replace(is_last=jnp.zeros_like(rows.is_last))
+    found = labels(rows, IDS)
+    np.testing.assert_array_equal(found["image_end"][0], [IDS.im_start, PAD, IDS.ins, IDS.im_start, PAD])
+    np.testing.assert_array_equal(found["after"][0, [0, 3], 2], [IDS.ins, PAD])
+
+
 def test_two_corrections_of_a_draft_ask_for_one_after_the_other():
     found = labels(batch([(DRAFT, 1), (REFINE, 1), (REFINE, 1), (DRAFT, 0)]), IDS)
     np.testing.assert_array_equal(found["after"][0, :3, 2], [IDS.refine, IDS.refine, IDS.ins])

@@ -53,17 +53,17 @@ def _known(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def row_of(table: pa.Table, index: int) -> dict[str, Any]:
-    """One row as an object, without what is null."""
+    """One row as an object, without what is null; dates and decimal numbers are texts, as in JSON."""
     (row,) = table.slice(index, 1).to_pylist()
-    return _without_nulls(row)
+    return _plain(row)
 
 
-def _without_nulls(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_nulls(one) for one in value]
+        return [_plain(one) for one in value]
     if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return value
+        return {key: _plain(one) for key, one in value.items() if one is not None}
+    return value if isinstance(value, (str, bytes, int, float)) or value is None else str(value)
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:

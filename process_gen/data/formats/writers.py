@@ -56,11 +56,25 @@ def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = Non
     """
     for index in range(len(source)):
         try:
-            yield source.object(index) if hasattr(source, "object") else object_of(source[index])
+            found = source.object(index) if hasattr(source, "object") else object_of(source[index])
+            _check_json(found)
+            yield found
         except BadTrajectory as error:
             if on_bad is None:
                 raise
             on_bad(error)
+
+
+def _check_json(value: Object) -> None:
+    """Raises BadTrajectory where something besides image files has no place in JSON, as an infinite number."""
+    for holder in (value, *value["turns"]):
+        for key, one in holder.items():
+            if key == "turns" or isinstance(one, Mapping) and isinstance(one.get("bytes"), bytes):
+                continue
+            try:
+                json.dumps(one, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise BadTrajectory(f"trajectory {value.get('uid')!r}: {key} is not JSON: {error}") from None
 
 
 def object_of(trajectory: Trajectory) -> Object:
@@ -242,6 +256,10 @@ def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
     Raises:
       FileExistsError: there is something already.
     """
+    if not is_remote(path):
+        path = os.path.realpath(path)  # a link is kept, and what it names is filled
+        if os.path.isfile(path):
+            raise FileExistsError(f"{path} is a file: choose another folder")
     there = place_of(path)
     if there.glob("*"):
         raise FileExistsError(f"{os.fspath(path)} is not empty: choose another folder")
