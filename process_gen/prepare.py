@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.data.buckets import Size, deal
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.sources import check_every_trajectory, latents_folders, prepare_source

@@ -26,7 +26,7 @@ import tqdm
 from absl import logging
 
 from process_gen.data import checking, suggesting
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import FORMATS, RECORDS
 from process_gen.data.importers import IMPORTERS

@@ -21,7 +21,7 @@ import tqdm
 from absl import logging
 
 from process_gen.common.images import UNREADABLE
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.lengths import Lengths
 from process_gen.data.loader import Source
 from process_gen.data.tokenizers import Tokenizer

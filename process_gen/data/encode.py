@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from process_gen.data.errors import BadTrajectory, SlotOverflow, TooLong
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import EXTRA, PAD_ID
@@ -19,49 +20,6 @@ from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, tu
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Of every layout; one with room for input images may have `instruction` as well."""
-
-_SLOT_TEXTS = {
-    "prompt": "prompt",
-    "instruction": "text after the prompt's image",
-    "before": "text before an image (a plan or a refine instruction)",
-    "after": "inspection",
-}
-
-
-class BadTrajectory(ValueError):
-    """A trajectory that cannot be used; `uid` is its name where `encode_trajectory` refused it."""
-
-    uid: str = ""
-
-
-class SlotOverflow(BadTrajectory):
-    """A text longer than its slot.
-
-    Attributes:
-      slot: `prompt`, `instruction`, `before` or `after`.
-      needed: tokens of the text.
-      fits: tokens that the slot has room for.
-    """
-
-    def __init__(self, slot: str, needed: int, fits: int):
-        self.slot, self.needed, self.fits = slot, needed, fits
-        super().__init__(
-            f"the {_SLOT_TEXTS[slot]} has {needed} tokens, {fits} fit "
-            f"(layout.{slot} = {fits + 2}, two of which are brackets)"
-        )
-
-
-class TooLong(BadTrajectory):
-    """A trajectory with more turns than a row has slots.
-
-    Attributes:
-      turns: how many it has.
-      slots: turn slots of a row.
-    """
-
-    def __init__(self, turns: int, slots: int):
-        self.turns, self.slots = turns, slots
-        super().__init__(f"{turns} turns, a row has {slots} turn slots (layout.turns)")
 
 
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:

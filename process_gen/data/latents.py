@@ -23,7 +23,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from process_gen.common import files
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source
 from process_gen.data.packing import differences
 from process_gen.data.preparation import NotPrepared

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from process_gen.data.encode import SlotOverflow, TooLong
+from process_gen.data.errors import SlotOverflow, TooLong
 from process_gen.data.packing import Arrays, PackedBatches, PackingReport, Policy, packing_stats
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.batch import PAD_ID

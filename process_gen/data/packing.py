@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from process_gen.data.encode import BadTrajectory, TooLong
+from process_gen.data.errors import BadTrajectory, TooLong
 from process_gen.data.reading import Ahead
 from process_gen.trajectory.batch import EXTRA, PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout

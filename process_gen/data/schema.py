@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.trajectory.stages import TURN_FIELDS, Trajectory, Turn, turn_fields
 
 

@@ -19,7 +19,8 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.common.names import check_name, hint
-from process_gen.data.encode import TEXT_SLOTS, BadTrajectory, TooLong, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, count_tokens
+from process_gen.data.errors import BadTrajectory, TooLong
 from process_gen.data.formats import identity
 from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
 from process_gen.data.formats.places import place_of

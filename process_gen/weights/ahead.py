@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.published import sources
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read_info
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared

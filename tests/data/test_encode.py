@@ -3,12 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from process_gen.data.encode import (
-    BadTrajectory,
-    SlotOverflow,
-    TooLong,
-    encode_trajectory,
-)
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.errors import BadTrajectory, SlotOverflow, TooLong
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, Batch
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Plan, Trajectory, Turn, draft, refinement, targets_of, turn_fields

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 import skimage
 
-from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.images import read_image

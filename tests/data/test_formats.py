@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import identity, parquet, writers
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import FORMATS, detect, open_rows, open_stored

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.importers import IMPORTERS, STORED, open_imported, verl_omni

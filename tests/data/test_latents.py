@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.latents import (
     INFO,
     RECORDS,

@@ -12,7 +12,8 @@ import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
 from process_gen.data import packing
-from process_gen.data.encode import BadTrajectory, SlotOverflow, encode_trajectory
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.errors import BadTrajectory, SlotOverflow
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part, packing_stats
 from process_gen.data.splitting import split_trajectory

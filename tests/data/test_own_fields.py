@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from process_gen import losses
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tiny_qwen2 import write_tiny_qwen2
 
 from process_gen.data import preparation
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part

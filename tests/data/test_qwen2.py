@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_qwen2 import PUBLISHED, SENTENCES, write_tiny_qwen2
 
-from process_gen.data.encode import SlotOverflow, encode_trajectory
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.errors import SlotOverflow
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.tokenizers import Tokenizer, TokenizerError, scenes_tokenizer
 from process_gen.trajectory import markup

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.schema import features, read_record, to_example
 from process_gen.trajectory.stages import TURN_FIELDS, Trajectory, Turn
 

@@ -18,7 +18,8 @@ from absl import flags
 from process_gen import convert, evaluate, sample
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published.bagel import read_published
-from process_gen.data.encode import BadTrajectory, encode_trajectory
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored

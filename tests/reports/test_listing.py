@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.opening import open_stored
 from process_gen.reports import files
 from process_gen.reports.listing import NAME, Listing, save_trajectory

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from process_gen.checkpoints.errors import CheckpointNotFound
 from process_gen.data.buckets import deal
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.latents import INFO, LatentsSource, read_info
 from process_gen.data.loader import make_loader
 from process_gen.data.preparation import NotPrepared

@@ -8,7 +8,7 @@ import os
 from typing import Any, BinaryIO
 
 from process_gen.common import files
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.places import place_of, split_path
 from process_gen.data.formats.rows import Row
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import columns, identity
 from process_gen.data.formats.places import Place, is_folder, place_of, split_path
 from process_gen.data.formats.rows import Row

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from process_gen.common import files
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import identity
 from process_gen.data.formats.parquet import find
 from process_gen.data.formats.rows import PRESENT, Row

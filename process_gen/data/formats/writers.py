@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from process_gen.data.encode import BadTrajectory
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import columns
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.places import Place, is_remote, place_of
@@ -66,7 +66,7 @@ def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = Non
 
 
 def _check_json(value: Object) -> None:
-    """Raises BadTrajectory where something besides image files has no place in JSON, as an infinite number."""
+    """Raises BadTrajectory where something besides image files has no place in JSON, as infinity."""
     for holder in (value, *value["turns"]):
         for key, one in holder.items():
             if key == "turns" or isinstance(one, Mapping) and isinstance(one.get("bytes"), bytes):
