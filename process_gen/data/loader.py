@@ -20,7 +20,7 @@ from typing import Protocol
 
 import grain
 
-from process_gen.data.packing import PackedBatches, PackingReport, Policy, packing_stats
+from process_gen.data.packing import SPLIT, PackedBatches, PackingReport, Policy, packing_stats
 from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.layout import Layout
@@ -133,7 +133,7 @@ def make_loader(
         "rows": f"{open_rows} open ones of {layout.turns} turns and {layout.trajectories} trajectories",
     }
     if policy.long == "split":
-        identity["longer than a row"] = "split"
+        identity[SPLIT] = "split"
     batches = PackedBatches(
         {row: ordered.slice(slice(row, None, batch_size)) for row in rows},
         encode,

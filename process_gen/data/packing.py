@@ -29,6 +29,8 @@ from process_gen.trajectory.stages import Trajectory
 Arrays = dict[str, np.ndarray]
 OpenRow = dict[int, Arrays]
 """A row that is being filled: position in the stream, with `_PARTS` times the part -> what is from there."""
+SPLIT = "longer than a row"
+"""What the identity of a loader calls trajectories that it splits; those of earlier versions dropped them."""
 _PARTS = 2**48
 _LONG_WHILE = 1000
 """After so many overlong trajectories in a row, and three epochs, none is expected to fit."""
@@ -138,9 +140,10 @@ class PackedBatchesIterator(grain.DatasetIterator):
         return batch | ({"extra": extra} if extra else {})
 
     def close(self) -> None:
-        """Ends the threads; what they are about to read is let go."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads; what they are about to read is let go. Once is enough."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def get_state(self) -> dict[str, Any]:
         """`rows` (row of the global batch -> its state) and `identity`; all hosts together have every row."""
@@ -390,7 +393,13 @@ def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
 def check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
     """Raises ValueError where a saved state depends on other things than there are now."""
     if found := differences(saved, current):
-        raise ValueError(f"the saved loader state belongs to other data: {found}")
+        known = {key.rpartition(": ")[2] for key in saved}
+        hint = (
+            "; it was saved when nothing was split: set --config.data.on_long=drop to go on as it was"
+            if SPLIT not in known and any(key.endswith(SPLIT) for key in current)
+            else ""
+        )
+        raise ValueError(f"the saved loader state belongs to other data: {found}{hint}")
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:

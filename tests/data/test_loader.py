@@ -170,6 +170,20 @@ def test_a_state_of_other_data_is_refused(source, toy_tokenizer, changes, messag
         other.set_state(state)
 
 
+def test_a_state_from_before_trajectories_were_split_says_how_to_go_on(source, toy_tokenizer):
+    first = iter(make_loader(source, toy_tokenizer, LAYOUT, 2, prefetch=0))
+    next(first)
+    state = first.get_state()
+    del state["identity"]["longer than a row"], state["rows"]["0"]["part"], state["rows"]["1"]["part"]
+    with pytest.raises(
+        ValueError, match="longer than a row was None, is split; .*--config.data.on_long=drop"
+    ):
+        iter(make_loader(source, toy_tokenizer, LAYOUT, 2)).set_state(state)
+    again = iter(make_loader(source, toy_tokenizer, LAYOUT, 2, prefetch=0, policy=Policy(long="drop")))
+    again.set_state(state)
+    np.testing.assert_equal(next(again), next(first))
+
+
 def test_a_state_of_one_stream_for_all_rows_is_refused(source, toy_tokenizer):
     old = {"position": 9, "skipped": 0, "overlong": 0, "rows": [[8, -1, -1]], "identity": {}}
     with pytest.raises(ValueError, match="of an earlier version.*start another workdir from its weights"):

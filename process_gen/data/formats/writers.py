@@ -66,7 +66,7 @@ def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = Non
 
 
 def _check_json(value: Object) -> None:
-    """Raises BadTrajectory where something besides image files has no place in JSON, as infinity."""
+    """Raises BadTrajectory where something besides image files has no place in JSON, as an infinity."""
     for holder in (value, *value["turns"]):
         for key, one in holder.items():
             if key == "turns" or isinstance(one, Mapping) and isinstance(one.get("bytes"), bytes):
