@@ -109,6 +109,15 @@ def get_loss(name: str) -> Loss:
     return _LOSSES[check_name(name, _LOSSES, "loss", KeyError)]
 
 
+def name_of(function: LossFunction) -> str:
+    """What a loss function is registered as; one that is not is registered under its own name."""
+    for name, loss in _LOSSES.items():
+        if loss.function is function:
+            return name
+    register(function.__name__)(function)
+    return function.__name__
+
+
 def register_network(name: str, init: Callable[[jax.Array], Any], apply: Callable[..., Any]) -> None:
     """Adds a frozen network under `name`; registering a name again replaces it.
 
