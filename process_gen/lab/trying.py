@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from process_gen.distributed import offload, sharding
 from process_gen.lab.setting import Setting
 from process_gen.losses import registry
-from process_gen.losses.table import LossTable
 from process_gen.models import partition
 from process_gen.models.outputs import LossError, Outputs
-from process_gen.reports.table import table
+from process_gen.reports import table as tables
 from process_gen.training import scoring
 from process_gen.training.norms import by_part
 from process_gen.training.step import TrainState
@@ -65,7 +65,7 @@ class Tried:
                 for name, x in self.gradients.items()
             ),
         ]
-        text = table(rows, (f"{self.row['loss']} of {self.row['stage']}", "value"), digits=5)
+        text = tables.table(rows, (f"{self.row['loss']} of {self.row['stage']}", "value"), digits=5)
         return "\n".join([*self.problems, text, self._by_turn()])
 
     def _by_turn(self) -> str:
@@ -77,7 +77,7 @@ class Tried:
             (f"row {i}", *("" if not n else f"{x / n:.4f}" for x, n in zip(sums[i], counts[i], strict=True)))
             for i in range(len(sums))
         ]
-        return table(rows, ("mean", *(f"turn {i}" for i in range(sums.shape[1]))))
+        return tables.table(rows, ("mean", *(f"turn {i}" for i in range(sums.shape[1]))))
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -116,29 +116,29 @@ def try_loss(
         )
     host = setting.batch(config.seed, number)
     program, batch = setting.placed(dict(vars(host)))
-    recipe, key, given = program.undisturbed, jax.random.key(config.seed), state.given
-    losses: LossTable = recipe.losses
+    recipe, key = program.undisturbed, jax.random.key(config.seed)
+    own, table = jax.random.fold_in(key, scoring.LOSSES), recipe.losses
 
-    def found(params, batch):
-        outputs = scoring.seen(recipe, params, given, batch, key)
-        taught = outputs.labels(labels(batch, recipe.model.ids))
-        term = losses.term(losses.rows[0], outputs.with_nll(taught), batch, taught, _own(key))
-        sums, counts = scoring.score(recipe, params, given, batch, key)
+    def found(params, given, batch):
+        outputs, taught = scoring.seen(recipe, params, given, batch, key), labels(batch, recipe.model.ids)
+        sums, counts = table.terms(outputs, batch, taught, own)
+        taught = outputs.labels(taught)
+        term = table.term(table.rows[0], outputs.with_nll(taught), batch, taught, own)
         mean = sums[ROW] / jnp.maximum(counts[ROW], 1.0)
-        return mean, (term.values, term.weights, losses.metrics(sums, counts, given.step))
+        return mean, (term.values, term.weights, table.metrics(sums, counts, given.step))
 
-    def weights(batch, noise):
-        outputs = scoring.seen_blank(recipe, given, batch, key)
-        outputs = outputs if noise is None else _imagined(outputs, noise)
-        taught = outputs.labels(labels(batch, recipe.model.ids))
-        return losses.term(losses.rows[0], outputs, batch, taught, _own(key)).weights
+    def weights(given, batch):
+        blank = scoring.seen_blank(recipe, given, batch, key)
+        taught = blank.labels(labels(batch, recipe.model.ids))
+        kinds = (blank, *(_imagined(blank, jax.random.key(seed)) for seed in (1, 2)))
+        return [table.term(table.rows[0], outputs, batch, taught, own).weights for outputs in kinds]
 
     over = partition.over(setting.mesh, sharding.ACTIVATION_RULES)
-    _check_weights(*(jax.jit(over(weights))(batch, n) for n in (None, jax.random.key(1), jax.random.key(2))))
+    _check_weights(*jax.jit(over(weights))(state.given, batch))
     graded = jax.jit(over(jax.value_and_grad(found, has_aux=True)))
-    (mean, (values, weighed, metrics)), gradient = graded(offload.on_devices(state.params), batch)
-    norms = {"grad_norm": sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)) ** 0.5}
-    norms |= by_part("grad_norm", gradient)
+    params = offload.on_devices(state.params)
+    (mean, (values, weighed, metrics)), gradient = graded(params, state.given, batch)
+    norms = {"grad_norm": optax.global_norm(gradient), **by_part("grad_norm", gradient)}
     values, weighed = (np.asarray(x, np.float32) for x in (values, weighed))
     return Tried(
         row,
@@ -161,10 +161,6 @@ def row_of(loss: str | Callable[..., Any] | Mapping[str, Any], stage: str | None
     stages = registry.get_loss(loss).stages
     first = "sketch" if "sketch" in stages else stages[0]
     return dict(loss=loss, stage=stage or first, weight=1.0)
-
-
-def _own(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, scoring.LOSSES)
 
 
 def _imagined(outputs: Outputs, key: jax.Array) -> Outputs:

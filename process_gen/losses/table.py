@@ -11,32 +11,17 @@ B rows, S turn slots.
 
 from __future__ import annotations
 
-import inspect
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from process_gen.common.names import check_name
-from process_gen.losses.registry import STAGES, Term, check_network, get_loss
-from process_gen.losses.schedules import Weight, weight_of
+from process_gen.losses.registry import STAGES, Term, get_loss
+from process_gen.losses.rows import Row, checked, row_of
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
-
-_FIELDS = ("loss", "stage", "weight")
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    name: str
-    loss: str
-    stage: str
-    weight: Weight
-    pool: str
-    options: dict[str, Any]
 
 
 class LossTable:
@@ -52,7 +37,7 @@ class LossTable:
     """
 
     def __init__(self, table: Mapping[str, Mapping[str, Any]], sources: Sequence[str] = ()):
-        self.rows = tuple(_row(name, fields) for name, fields in table.items() if fields)
+        self.rows = tuple(row_of(name, fields) for name, fields in table.items() if fields)
         if not self.rows:
             raise ValueError("config.losses is empty: at least one loss must be on")
         self.sources = tuple(sources)
@@ -91,7 +76,7 @@ class LossTable:
         except (LossError, LookupError) as error:
             what = f"there is no {error}" if isinstance(error, KeyError) else error
             raise LossError(f"config.losses.{row.name}, loss {row.loss!r}: {what}") from error
-        return _checked(row, term, batch.present.shape)
+        return checked(row, term, batch.present.shape)
 
     @property
     def reads_pixels(self) -> bool:
@@ -145,58 +130,3 @@ class LossTable:
             if shares:
                 metrics[f"stage/{stage}"] = sum(shares)
         return metrics
-
-
-def _checked(row: Row, term: Any, slots: tuple[int, ...]) -> Term:
-    """The term of a row; LossError unless it is one of arrays [B, S, ...]."""
-    where = f"config.losses.{row.name}, loss {row.loss!r}"
-    if not isinstance(term, tuple) or len(term) not in (2, 3):
-        raise LossError(f"{where} returned {type(term).__name__}: return losses.Term(values, weights)")
-    term = Term(*term)
-    values, weights = (jnp.shape(x) for x in term[:2])
-    if values != weights or values[:2] != slots:
-        raise LossError(
-            f"{where} returned values of shape {list(values)} and weights of shape {list(weights)}: both are "
-            f"[B, S, ...] = [{slots[0]}, {slots[1]}, ...] and alike, not reduced; jnp.broadcast_to makes "
-            "weights as large as values"
-        )
-    for name, metric in term.metrics.items():
-        if jnp.ndim(metric) > len(weights) or any(
-            a not in (1, b) for a, b in zip(jnp.shape(metric)[::-1], weights[::-1], strict=False)
-        ):
-            raise LossError(
-                f"{where}: metric {name!r} of shape {list(jnp.shape(metric))} does not broadcast to that of "
-                f"the weights, {list(weights)}"
-            )
-    metrics = {name: jnp.asarray(metric) for name, metric in term.metrics.items()}
-    return Term(jnp.asarray(term.values), jnp.asarray(term.weights), metrics)
-
-
-def _row(name: str, fields: Mapping[str, Any]) -> Row:
-    where = f"config.losses.{name}"
-    if "/" in name or "@" in name:
-        raise ValueError(f"{where}: the name of a row has no / and no @, which stand in names of the log")
-    missing = [field for field in _FIELDS if field not in fields]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; a row has {', '.join(_FIELDS)}")
-    loss = get_loss(fields["loss"])
-    options = {key: value for key, value in fields.items() if key not in (*_FIELDS, "pool")}
-    for option in options:
-        known = (*_FIELDS, "pool", *loss.options)
-        check_name(option, known, f"field of {where}, loss {fields['loss']!r},")
-    needed = [
-        p.name
-        for p in inspect.signature(loss.function).parameters.values()
-        if p.name in loss.options and p.default is p.empty and p.name not in options
-    ]
-    if needed:
-        raise ValueError(f"{where} lacks {', '.join(needed)}, which the loss {fields['loss']!r} needs")
-    stage = check_name(fields["stage"], STAGES, f"stage in {where}.stage,")
-    if stage not in loss.stages:
-        raise ValueError(
-            f"{where}.stage is {stage!r}, the loss {fields['loss']!r} is for {', '.join(loss.stages)}"
-        )
-    for network in loss.networks:
-        check_network(network)
-    weight = weight_of(f"{where}.weight", fields["weight"])
-    return Row(name, fields["loss"], stage, weight, fields.get("pool", ""), options)

@@ -110,9 +110,9 @@ def test_focal_loss_weighs_by_what_is_missing(given):
 
 
 def test_balance_gives_every_label_the_same_weight_and_all_what_they_had():
-    found = np.asarray(labels_of := [7, 7, 7, 5, 9, 9, 1])
+    found = np.asarray([7, 7, 7, 5, 9, 9, 1])
     weights = jnp.asarray([1.0, 1, 1, 1, 1, 1, 0])
-    scaled = np.asarray(balanced(weights, jnp.asarray(labels_of), 1.0))
+    scaled = np.asarray(balanced(weights, jnp.asarray(found), 1.0))
     assert scaled.sum() == pytest.approx(6.0) and scaled[-1] == 0
     for label in (7, 5, 9):
         assert scaled[found == label].sum() == pytest.approx(2.0)
