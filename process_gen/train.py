@@ -149,8 +149,13 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             with ledger.spending("restore"), builders.as_config_error():
                 state = store.source.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, store.source.root)
+            if first == c.steps:
+                logging.warning(
+                    "%s has all of its %d steps: nothing is trained. Another --workdir trains afresh, more "
+                    "--config.train.steps go on", workdir, first,
+                )  # fmt: skip
         elif origin := c.init:
-            state = start_from(state, model, origin, tokenizer)
+            state = program.with_reference(start_from(state, model, origin, tokenizer))
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
         folder = pathlib.Path(workdir)

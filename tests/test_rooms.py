@@ -43,6 +43,7 @@ MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
 MAY_IMPORT["training"] = {"trajectory", "models", "losses", "data", "distributed", "reports", "experiment"}
 MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
 MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}
+MAY_IMPORT["lab"] = MAY_IMPORT["training"] | {"training", "weights", "sampling", "evaluation"}
 MAY_IMPORT = {room: below | {"common"} for room, below in MAY_IMPORT.items()}
 ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))

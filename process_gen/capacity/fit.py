@@ -141,6 +141,7 @@ def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
         "average": state.ema,
         "optimizer": state.opt_state,
         "autoencoder": state.autoencoder,
+        "frozen networks": state.networks,
         "batch": batch,
     }
     sizes = {name: bytes_per_device(tree) for name, tree in parts.items()}
@@ -190,7 +191,8 @@ def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> 
     """What to change so that it fits, and about how many bytes each saves; the most helpful first."""
     model, held = program.recipe.model.config, report["memory"]
     state = sum(held[name] for name in ("parameters", "average", "optimizer"))
-    taken = (held["peak"] or 0.0) - state - held["autoencoder"] - held["batch"]
+    frozen = held["autoencoder"] + held["frozen networks"]
+    taken = (held["peak"] or 0.0) - state - frozen - held["batch"]
     temporaries = held["temporaries"] or max(taken, 0.0)
     mesh, rows, turns = report["mesh"], report["rows_per_device"], config.layout.turns
     dense, copies = model.attention == "dense", mesh["data"] / report["slices"]

@@ -1,7 +1,18 @@
 """Losses per stage of every step: a registry, and the table that turns losses on and sums them."""
 
-from process_gen.losses import consistency  # noqa: F401  (fills the registry)
-from process_gen.losses.registry import Term, get_loss, register
-from process_gen.losses.table import LossTable, of_stage
+from process_gen.losses import consistency, prior  # noqa: F401  (fill the registry)
+from process_gen.losses.registry import Term, get_loss, register, register_network
+from process_gen.losses.stock import of_stage
+from process_gen.losses.table import LossTable
+from process_gen.models.outputs import REFERENCE, LossError
 
-__all__ = ["LossTable", "Term", "get_loss", "of_stage", "register"]
+__all__ = [
+    "REFERENCE",
+    "LossError",
+    "LossTable",
+    "Term",
+    "get_loss",
+    "of_stage",
+    "register",
+    "register_network",
+]

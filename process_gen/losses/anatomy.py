@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from process_gen.losses.table import LossTable, of_stage
+from process_gen.losses.stock import of_stage
+from process_gen.losses.table import LossTable
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import ControlIds, labels
 from process_gen.trajectory.layout import Layout, Segment

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.losses.registry import Term, register
-from process_gen.losses.table import flow_mse
+from process_gen.losses.stock import flow_mse
 from process_gen.models.autoencoder import to_patches
-from process_gen.models.unroll import Outputs
+from process_gen.models.outputs import Outputs
 from process_gen.trajectory.batch import Batch
 
 
-@register("consistency_mse")
+@register("consistency_mse", stages=("sketch", "refine"))
 def consistency_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
     """`flow_mse` on the tokens that the turn must leave as they were.
 
@@ -27,8 +27,8 @@ def consistency_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array
     before the turn, which is not blank there. Latents could not tell: an
     autoencoder's depend on the whole image, and may be drawn anew for each.
     """
-    values, weights = flow_mse(outputs, batch, labels, key, stage=stage)
-    return Term(values, weights * unchanged(batch, values.shape[-1])[:, :, None])
+    term = flow_mse(outputs, batch, labels, key, stage=stage)
+    return term._replace(weights=term.weights * unchanged(batch, term.values.shape[-1])[:, :, None])
 
 
 SAME = 4.0

@@ -1,4 +1,4 @@
-"""Where losses plug in.
+"""Where losses plug in, and the frozen networks that they read.
 
 A loss is a pure module-level function
 
@@ -9,51 +9,141 @@ with values and weights of one shape [B, S, ...] (B rows, S turn slots), unreduc
 table sums both and divides once by the global weight. Weights come from the batch alone,
 never from predictions, so that they can be counted before the forward pass.
 
-A loss that reads no pixels (`batch.image`) may say so, `register("my_loss", pixels=False)`:
-where all of them do, images that were encoded ahead of time need not be decoded.
+Keyword parameters besides `stage` are options: a row of the table may set them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 from process_gen.common.names import check_name
+from process_gen.models.outputs import REFERENCE
+from process_gen.trajectory.stages import Stage
 
 
 class Term(NamedTuple):
-    """Unreduced values of a loss and their weights, arrays of one shape [B, S, ...]."""
+    """Unreduced values of a loss and their weights, arrays of one shape [B, S, ...].
+
+    `metrics` are arrays by name that broadcast to that shape: their means under the same
+    weights are logged as `metric/<row>/<name>`, without any gradient.
+    """
 
     values: jax.Array
     weights: jax.Array
+    metrics: Mapping[str, jax.Array] = {}
 
 
 LossFunction = Callable[..., Term]
 
-_LOSSES: dict[str, LossFunction] = {}
-_PIXELS: dict[str, bool] = {}
 
+class Loss(NamedTuple):
+    """A registered loss.
 
-def register(name: str, pixels: bool = True) -> Callable[[LossFunction], LossFunction]:
-    """Adds a loss to the registry under `name`; registering a name again replaces it.
-
-    `pixels` says whether it reads the pixels of the batch.
+    Attributes:
+      function: see the module.
+      pixels: whether it reads the pixels of the batch.
+      stages: for which it is defined.
+      networks: the frozen networks that it reads.
     """
 
+    function: LossFunction
+    pixels: bool
+    stages: tuple[str, ...]
+    networks: tuple[str, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The fields that a row may set besides those that every row has."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage")
+
+
+class Network(NamedTuple):
+    """A frozen network: `init` makes its weights of a key, `apply(weights, ...)` computes."""
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., Any]
+
+
+STAGES = tuple(stage.value for stage in Stage)
+
+_LOSSES: dict[str, Loss] = {}
+_NETWORKS: dict[str, Network] = {}
+
+
+def register(
+    name: str,
+    pixels: bool = True,
+    stages: Sequence[str] = STAGES,
+    networks: Sequence[str] = (),
+) -> Callable[[LossFunction], LossFunction]:
+    """Adds a loss to the registry under `name`; registering a name again replaces it.
+
+    Args:
+      name: what rows of the table call it.
+      pixels: whether it reads the pixels of the batch (`batch.image`). Where no loss does, images that were
+        encoded ahead of time need not be decoded.
+      stages: for which it is defined; a row for another one is refused.
+      networks: the frozen networks that it reads, `outputs.network(name)`: `reference`, the model as it was
+        when the run began, or what `register_network` has added.
+
+    Raises:
+      ValueError: an unknown stage.
+    """
+    for stage in stages:
+        check_name(stage, STAGES, "stage")
+
     def add(function: LossFunction) -> LossFunction:
-        _LOSSES[name], _PIXELS[name] = function, pixels
+        _LOSSES[name] = Loss(function, pixels, tuple(stages), tuple(networks))
         return function
 
     return add
 
 
-def reads_pixels(name: str) -> bool:
-    """Whether the loss called `name` reads the pixels of the batch."""
-    return _PIXELS[name]
-
-
-def get_loss(name: str) -> LossFunction:
+def get_loss(name: str) -> Loss:
     """The loss called `name`; KeyError with the nearest names otherwise."""
     return _LOSSES[check_name(name, _LOSSES, "loss", KeyError)]
+
+
+def name_of(function: LossFunction) -> str:
+    """What a loss function is registered as; one that is not is registered under its own name."""
+    for name, loss in _LOSSES.items():
+        if loss.function is function:
+            return name
+    register(function.__name__)(function)
+    return function.__name__
+
+
+def register_network(name: str, init: Callable[[jax.Array], Any], apply: Callable[..., Any]) -> None:
+    """Adds a frozen network under `name`; registering a name again replaces it.
+
+    Its weights live in the state of the training, split over devices as its other arrays, and are saved with
+    it. No gradient reaches them; one flows through `apply` to what it is given.
+
+    Args:
+      name: what losses call it.
+      init: a key to its weights, a tree of arrays; called once, when a run begins. It may read a file.
+      apply: weights and what the loss passes to what the loss gets.
+
+    Raises:
+      ValueError: the name of the reference.
+    """
+    if name == REFERENCE:
+        raise ValueError(
+            f"the network {REFERENCE!r} is the model as it was when the run began: choose another name"
+        )
+    _NETWORKS[name] = Network(init, apply)
+
+
+def get_network(name: str) -> Network:
+    """The network called `name`; KeyError with the nearest names otherwise."""
+    return _NETWORKS[check_name(name, _NETWORKS, "network", KeyError)]
+
+
+def check_network(name: str) -> None:
+    """KeyError with the nearest names where there is no such network."""
+    check_name(name, (*_NETWORKS, REFERENCE), "network", KeyError)

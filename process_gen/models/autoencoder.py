@@ -94,9 +94,30 @@ def slots_to_tokens(
     return jnp.moveaxis(latents, 0, 1)
 
 
-def to_pixels(config: ModelConfig, layout: Layout, tokens: jax.Array, params: Any = None) -> jax.Array:
-    """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped."""
+def to_pixels(
+    config: ModelConfig,
+    layout: Layout,
+    tokens: jax.Array,
+    params: Any = None,
+    window: tuple[int, int, int, int] | None = None,
+) -> jax.Array:
+    """Latent tokens [..., N, values] to images [..., H, W, 3] around [-1, 1], not clipped.
+
+    `window`, (top row, left column, rows, columns) of the latent grid, decodes that part alone.
+
+    Raises:
+      ValueError: the window is not inside the grid.
+    """
     rows, columns = layout.latent_grid
+    if window is not None:
+        top, left, height, width = window
+        if min(top, left) < 0 or min(height, width) < 1 or top + height > rows or left + width > columns:
+            raise ValueError(
+                f"window {window} is not inside the {rows} x {columns} latent tokens of an image"
+            )
+        grid = tokens.reshape(*tokens.shape[:-2], rows, columns, tokens.shape[-1])
+        grid = grid[..., top : top + height, left : left + width, :]
+        rows, columns, tokens = height, width, grid.reshape(*tokens.shape[:-2], -1, tokens.shape[-1])
     latents = einops.rearrange(
         tokens.reshape(-1, *tokens.shape[-2:]),
         "b (r c) (p q d) -> b (r p) (c q) d",

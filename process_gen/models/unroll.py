@@ -15,87 +15,21 @@ image, C channels of a latent token, T tokens of a text slot, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from process_gen.models import autoencoder
 from process_gen.models.cache import Context, KVCache
 from process_gen.models.config import NO_RANDOM_DROPS, UnrollOptions
 from process_gen.models.content import Content
 from process_gen.models.inputs import make_inputs
+from process_gen.models.outputs import REFERENCE, Outputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.trajectory.batch import PAD_ID, Batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """What losses read.
-
-    Attributes:
-      hidden: `before`, `after` [B, S, T, D]; `image_end` [B, S, D]; `noised_end`
-        [B, S, J, D]; `prompt_end` [B, R, D].
-      velocity, target: [B, S, J, I, C], predicted and true velocity.
-      x_t: [B, S, J, I, C], the noised images.
-      t: [B, S, J] timesteps.
-      has_target: [B, S] bool, whether there is a flow target.
-      previous: [B, S, I, C] latents of the visual state that a turn starts from (zeros at the first).
-      clean: [B, S, I, C] latents of the image that the flow target shows.
-      masked: by name of a hidden state, bool: what has no label, because it was dropped or its image was.
-      logits: hidden states [..., D] to logits [..., vocabulary].
-      nll: hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...], without
-        all logits in memory where `model.logit_chunk` says so.
-      in_chunks: whether it does.
-      nlls: -log p by name of a hidden state, where `with_nll` has computed it.
-    """
-
-    hidden: Mapping[str, jax.Array]
-    velocity: jax.Array
-    target: jax.Array
-    x_t: jax.Array
-    t: jax.Array
-    has_target: jax.Array
-    previous: jax.Array
-    clean: jax.Array
-    masked: Mapping[str, jax.Array]
-    logits: Callable[[jax.Array], jax.Array]
-    nll: Callable[[jax.Array, jax.Array], jax.Array]
-    in_chunks: bool = False
-    nlls: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-
-    def cross_entropy(self, name: str, labels: Mapping[str, jax.Array]) -> jax.Array:
-        """-log p of `labels[name]` at `hidden[name]`, [B, ...] float32; any number where that is padding."""
-        if name in self.nlls:
-            return self.nlls[name]
-        return self.nll(self.hidden[name], labels[name])
-
-    def with_nll(self, labels: Mapping[str, jax.Array]) -> Outputs:
-        """With the labels of all hidden states scored in one loop over the vocabulary, if it is in chunks.
-
-        Several losses read the same tokens, and XLA merges equal products but not equal loops.
-        """
-        if not self.in_chunks:
-            return self
-        names = [name for name in self.hidden if name in labels]
-        rows, width = labels[names[0]].shape[0], self.hidden[names[0]].shape[-1]
-        hidden = jnp.concatenate([self.hidden[name].reshape(rows, -1, width) for name in names], axis=1)
-        flat = jnp.concatenate([labels[name].reshape(rows, -1) for name in names], axis=1)
-        values, start, nlls = self.nll(hidden, flat), 0, {}
-        for name in names:
-            length = labels[name].size // rows
-            nlls[name] = values[:, start : start + length].reshape(labels[name].shape)
-            start += length
-        return dataclasses.replace(self, nlls=nlls)
-
-    def labels(self, labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The labels of a batch, without those of what was dropped."""
-        found = dict(labels)
-        for name, masked in self.masked.items():
-            if name in found:
-                masked = masked.reshape(*masked.shape, *(1,) * (found[name].ndim - masked.ndim))
-                found[name] = jnp.where(masked, PAD_ID, found[name])
-        return found
+from process_gen.trajectory.batch import Batch
 
 
 def scan_turns(
@@ -151,15 +85,23 @@ def unroll(
     key: jax.Array,
     options: UnrollOptions = NO_RANDOM_DROPS,
     frozen: Any = None,
+    reference: Any = None,
 ) -> Outputs:
     """Runs packed rows through the model, teacher-forced; gives what the losses read.
 
     `key` draws timesteps, noise and conditioning dropout as `options` say, which also have the order of the
-    loops; `frozen` are the weights of an autoencoder that has any.
+    loops; `frozen` are the weights of an autoencoder that has any. With `reference`, parameters that are not
+    trained, what they predict of the same inputs is there as the network of that name.
     """
     inputs = make_inputs(model, batch, key, options, frozen)
-    prompt_end, outputs = run_turns(model, params, batch, inputs.prompts, inputs.turns, options.order)
-    return make_outputs(model, params, prompt_end, outputs, inputs.flows)
+
+    def predicted(params: Any, networks: Mapping[str, Any]) -> Outputs:
+        turns = run_turns(model, params, batch, inputs.prompts, inputs.turns, options.order)
+        return make_outputs(model, params, *turns, inputs.flows, frozen, networks)
+
+    if reference is None:
+        return predicted(params, {})
+    return predicted(params, {REFERENCE: predicted(jax.lax.stop_gradient(reference), {})})
 
 
 def make_outputs(
@@ -168,6 +110,8 @@ def make_outputs(
     prompt_end: jax.Array,
     outputs: Mapping[str, jax.Array],
     flows: Mapping[str, Any],
+    frozen: Any = None,
+    networks: Mapping[str, Any] | None = None,
 ) -> Outputs:
     """The results of the turns and their flow targets, as losses read them."""
     hidden = {name: x for name, x in outputs.items() if name != "velocity"}
@@ -177,6 +121,8 @@ def make_outputs(
         logits=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
         nll=lambda hidden, labels: model.apply({"params": params}, hidden, labels, method="cross_entropy"),
         in_chunks=model.config.logits_in_chunks,
+        decode=functools.partial(autoencoder.to_pixels, model.config, model.layout, params=frozen),
+        networks=networks or {},
         **flows,
     )
 
@@ -190,10 +136,12 @@ def blank_outputs(
     shapes = {"prompt_end": batch.prompt_tokens.shape[:2], "image_end": turns}
     shapes |= {name: (*turns, getattr(layout, name)) for name in ("before", "after")}
     shapes["noised_end"] = (*turns, layout.copies)
-    return Outputs(
+    blank = Outputs(
         hidden={name: jnp.zeros((*shape, model.config.width)) for name, shape in shapes.items()},
         velocity=jnp.zeros_like(flows["target"]),
         logits=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
         nll=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),
+        decode=functools.partial(autoencoder.to_pixels, model.config, model.layout, params=frozen),
         **flows,
     )
+    return dataclasses.replace(blank, networks={REFERENCE: blank})

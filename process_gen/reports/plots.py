@@ -114,6 +114,39 @@ def curves(
     return _save(figure, path)
 
 
+def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]]) -> bytes:
+    """A PNG with a panel for each quantity: by name a line of the mean, and a band from lowest to highest.
+
+    Args:
+      panels: title -> name -> curves of (step, value) pairs, one for each seed; where some are shorter,
+        mean and band are of those that have a step.
+    """
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.0 * lines), dpi=110, layout="constrained")
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+        axes.set_prop_cycle(LOOKS)
+        axes.set_title(_plain(title), loc="left", fontsize=9)
+        for name, seeds in series.items():
+            steps = sorted({step for points in seeds for step, _ in points})
+            held = [dict(points) for points in seeds]
+            values = [[one[step] for one in held if step in one] for step in steps]
+            mean = [float(np.mean(found)) for found in values]
+            mark = "o" if len(steps) < 12 else None
+            (line,) = axes.plot(steps, mean, label=_plain(name), lw=1.4, marker=mark, markersize=3)
+            low, high = ([float(f(found)) for found in values] for f in (np.min, np.max))
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.18, lw=0)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, dpi=144, layout="constrained")
     axes = figure.add_subplot()

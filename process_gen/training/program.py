@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,9 +15,11 @@ from process_gen.distributed import offload as offloading
 from process_gen.distributed import sharding
 from process_gen.experiment import builders
 from process_gen.models import partition
+from process_gen.models.outputs import REFERENCE
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import unroll
-from process_gen.training.step import Recipe, TrainState, init_state, make_train_step, terms
+from process_gen.training import scoring
+from process_gen.training.scoring import Given
+from process_gen.training.step import Recipe, TrainState, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 
 
@@ -56,7 +59,7 @@ class TrainProgram:
         """The train step of a config.
 
         Raises:
-          ConfigError: the losses or the optimizer cannot work.
+          ConfigError: the losses or the optimizer cannot work; a loss is named with what is wrong with it.
           MeshError: the batch or the heads do not split over the mesh, or the devices cannot offload.
         """
         rows, sizes, offload = config.train.batch_size, model.config, config.train.offload
@@ -64,15 +67,45 @@ class TrainProgram:
         sharding.rows_divide(rows, mesh)
         offloading.check_host_memory(offload, mesh)
         spec = Batch.spec(model.layout, rows, bool(config.data.latents))
-        return cls(build_recipe(config, model), mesh, spec, offload)
+        recipe = build_recipe(config, model)
+        with builders.as_config_error():
+            scoring.check(recipe, spec)
+        return cls(recipe, mesh, spec, offload)
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step, with the logical axes of its parameters."""
         return init_state(self.recipe, self.spec, key)
 
     def create_state(self, key: jax.Array) -> TrainState:
-        """The state before the first step, made in place: no device ever holds a full copy."""
-        return jax.jit(lambda key: sharding.unbox(self.init(key)), out_shardings=self.shardings)(key)
+        """The state before the first step, made in place: no device ever holds a full copy.
+
+        Frozen networks but the reference are made on every host, as their `init` may read a file.
+        """
+        shardings, own = self.shardings, self._own_networks
+
+        def init(key: jax.Array) -> TrainState:
+            state = sharding.unbox(self.init(key))
+            return state.replace(networks=_without(state.networks, own))
+
+        kept = shardings.replace(networks=_without(shardings.networks, own))
+        state = jax.jit(init, out_shardings=kept)(key)
+        if not own:
+            return state
+        init_key = jax.random.fold_in(jax.random.split(key)[0], 2)
+        made = scoring.init_networks(self.recipe.losses.networks, {}, init_key)
+        placed = {name: jax.device_put(made[name], shardings.networks[name]) for name in own}
+        return state.replace(networks={**(state.networks or {}), **placed})
+
+    @property
+    def _own_networks(self) -> tuple[str, ...]:
+        return tuple(name for name in self.recipe.losses.networks if name != REFERENCE)
+
+    def with_reference(self, state: TrainState) -> TrainState:
+        """The state with its parameters as the frozen reference, where a loss reads one."""
+        if REFERENCE not in self.recipe.losses.networks:
+            return state
+        copy = jax.tree.map(jnp.copy, state.params)
+        return state.replace(networks={**state.networks, REFERENCE: copy})
 
     @functools.cached_property
     def abstract(self) -> tuple[TrainState, Batch]:
@@ -93,20 +126,23 @@ class TrainProgram:
 
     @functools.cached_property
     def losses(self) -> Any:
-        """Jitted: (parameters, autoencoder, batch, key) -> sums and counts of the losses, nothing dropped."""
+        """Jitted: (parameters, given, batch, key) -> sums and counts of the losses, nothing dropped."""
+
+        def losses(params: Any, given: Given, batch: Batch, key: jax.Array):
+            return scoring.score(self.undisturbed, params, given, batch, key)
+
+        placed = partition.over(self.mesh, sharding.ACTIVATION_RULES)(losses)
+        return jax.jit(placed, out_shardings=sharding.replicated(self.mesh))
+
+    @property
+    def undisturbed(self) -> Recipe:
+        """The recipe with nothing dropped from the context, and no noise on it."""
         options = dataclasses.replace(
             self.recipe.options,
             **dict.fromkeys(("drop_text", "drop_images", "drop_latents", "drop_vit", "context_noise"), 0.0),
             sample_latents=False,
         )
-        recipe = dataclasses.replace(self.recipe, options=options)
-
-        def losses(params: Any, autoencoder: Any, batch: Batch, key: jax.Array):
-            outputs = unroll(recipe.model, params, batch, key, recipe.options, autoencoder)
-            return terms(recipe, outputs, batch, key)
-
-        placed = partition.over(self.mesh, sharding.ACTIVATION_RULES)(losses)
-        return jax.jit(placed, out_shardings=sharding.replicated(self.mesh))
+        return dataclasses.replace(self.recipe, options=options)
 
     @functools.cached_property
     def step(self) -> Any:
@@ -119,3 +155,8 @@ class TrainProgram:
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
+
+
+def _without(networks: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """Networks without some of them; None for none."""
+    return {name: x for name, x in (networks or {}).items() if name not in names} or None

@@ -18,11 +18,11 @@ from process_gen.models.autoencoder import random_weights
 from process_gen.models.config import UnrollOptions
 from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import Outputs, blank_outputs, unroll
+from process_gen.training import scoring
 from process_gen.training.amounts import amounts
 from process_gen.training.norms import by_part
+from process_gen.training.scoring import Given
 from process_gen.trajectory.batch import Batch
-from process_gen.trajectory.controls import labels
 
 
 @flax.struct.dataclass
@@ -35,6 +35,7 @@ class TrainState:
       opt_state: of the optimizer.
       key: the run's key; each step folds its number into it.
       autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
+      networks: weights of the frozen networks that losses read, by name; None where none does.
     """
 
     step: Any
@@ -43,6 +44,12 @@ class TrainState:
     opt_state: Any
     key: Any
     autoencoder: Any = None
+    networks: Any = None
+
+    @property
+    def given(self) -> Given:
+        """What the next batch is scored with."""
+        return Given(self.step, self.autoencoder, self.networks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,7 @@ def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
         opt_state=recipe.optimizer.init(plain),
         key=run_key,
         autoencoder=random_weights(recipe.model.config, jax.random.fold_in(init_key, 1)),
+        networks=scoring.init_networks(recipe.losses.networks, plain, jax.random.fold_in(init_key, 2)),
     )
 
 
@@ -108,7 +116,7 @@ def make_train_step(
         gradients, sums, counts = _gradients(recipe, state, batch, key, like_params)
         state = state if shardings is None else offload.fetched(state, shardings)
         norm = optax.global_norm(gradients)
-        loss = recipe.losses.total(sums, counts)
+        loss = recipe.losses.total(sums, counts, state.step)
         updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
         update_norm = optax.global_norm(updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
@@ -119,7 +127,7 @@ def make_train_step(
         new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
         metrics = {
             "loss": loss,
-            **recipe.losses.metrics(sums, counts),
+            **recipe.losses.metrics(sums, counts, state.step),
             "grad_norm": norm,
             "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
@@ -155,28 +163,32 @@ def _gradients(
     micro-batches give the gradient of the whole batch. A micro-batch takes every
     `accumulate`-th row, so that each device has its rows of it already.
     """
-    params, frozen = state.params, state.autoencoder
+    params, given = state.params, state.given
     if recipe.accumulate == 1:
-        gradients, sums, counts = _micro(recipe, params, batch, key, None, frozen)
+        gradients, sums, counts = _micro(recipe, params, batch, key, None, given)
         return like_params(gradients), sums, counts
     micro = jax.tree.map(functools.partial(_split_rows, recipe.accumulate), batch)
     keys = jax.random.split(key, recipe.accumulate)
 
     def count(total, xs):
-        outputs = blank_outputs(recipe.model, xs[0], xs[1], recipe.options, frozen)
-        counts = terms(recipe, outputs, xs[0], xs[1])[1]
-        return jax.tree.map(jnp.add, total, counts), None
+        return jax.tree.map(jnp.add, total, scoring.count(recipe, given, *xs)), None
 
     def accumulate(carry, xs):
-        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, frozen)
+        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, given)
         total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
         return (like_params(total), sums), None
 
-    zeros = recipe.losses.zeros()
-    counts, _ = jax.lax.scan(count, zeros, (micro, keys))
-    start = (like_params(jax.tree.map(jnp.zeros_like, params)), zeros)
+    shapes = jax.eval_shape(functools.partial(scoring.score, recipe), params, given, *_first(micro, keys))
+    no_sums, no_counts = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+    counts, _ = jax.lax.scan(count, no_counts, (micro, keys))
+    start = (like_params(jax.tree.map(jnp.zeros_like, params)), no_sums)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
     return gradients, sums, counts
+
+
+def _first(*trees: Any) -> Any:
+    """The first element along the first axis of every array."""
+    return jax.tree.map(lambda x: x[0], trees)
 
 
 def _split_rows(parts: int, x: jax.Array) -> jax.Array:
@@ -185,22 +197,10 @@ def _split_rows(parts: int, x: jax.Array) -> jax.Array:
     return constrain("micro-batches", x, None, "rows", *(None,) * (x.ndim - 2))
 
 
-def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, frozen: Any):
+def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, given: Given):
     def loss(params):
-        outputs = unroll(recipe.model, params, batch, key, recipe.options, frozen)
-        sums, own = terms(recipe, outputs, batch, key)
-        return recipe.losses.total(sums, own if counts is None else counts), (sums, own)
+        sums, own = scoring.score(recipe, params, given, batch, key)
+        return recipe.losses.total(sums, own if counts is None else counts, given.step), (sums, own)
 
     gradients, (sums, own) = jax.grad(loss, has_aux=True)(params)
     return gradients, sums, own
-
-
-LOSSES = 16
-"""Folded into the key of a step for its losses; smaller numbers are those of what is drawn for the model."""
-
-
-def terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
-    """Sums and counts of the losses of a batch, {name: []} each; `key` is that of its step."""
-    return recipe.losses.terms(
-        outputs, batch, labels(batch, recipe.model.ids), jax.random.fold_in(key, LOSSES)
-    )

@@ -45,17 +45,17 @@ class Validation:
             for number, batch in enumerate(itertools.islice(iterator, self._batches)):
                 program = self._programs[batch["image"].shape[-3:-1]]
                 rows = sharding.shard_batch(Batch(**batch), self._mesh, self._rows)
-                one = program.losses(ema, state.autoencoder, rows, jax.random.key(number))
+                one = program.losses(ema, state.given, rows, jax.random.key(number))
                 found = one if found is None else jax.tree.map(lambda a, b: a + b, found, one)
         finally:
             iterator.close()
         if found is None:
             raise ValueError("the held-out trajectories do not fill a batch")
-        return _scalars(table, *jax.device_get(found))
+        return _scalars(table, *jax.device_get((*found, state.step)))
 
 
-def _scalars(table: LossTable, sums: dict, counts: dict) -> dict[str, float]:
-    values = {"loss": table.total(sums, counts), **table.metrics(sums, counts)}
+def _scalars(table: LossTable, sums: dict, counts: dict, step: int) -> dict[str, float]:
+    values = {"loss": table.total(sums, counts, step), **table.metrics(sums, counts, step)}
     values = {f"validation/{name}": float(value) for name, value in values.items()}
     logging.info("validation loss %.4f", values["validation/loss"])
     return values

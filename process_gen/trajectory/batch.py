@@ -93,6 +93,16 @@ class Batch:
     prompt_latents: Any = None
     extra: Any = None
 
+    def field(self, name: str) -> Any:
+        """A field of one's own, of `extra`; LookupError where the layout has none of that name."""
+        if name not in (self.extra or {}):
+            known = ", ".join(self.extra or ()) or "none"
+            raise LookupError(
+                f"the record has no field {name!r}, config.data.fields names {known}: add "
+                f'config.data.fields.{name} = "mask", or another kind ({", ".join(FIELD_KINDS)})'
+            )
+        return self.extra[name]
+
     @classmethod
     def spec(cls, layout: Layout, batch_size: int, latents: bool = False) -> Batch:
         """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves.

@@ -70,8 +70,8 @@ def test_fields_of_ones_own_reach_the_batch_and_a_loss(folder, tmp_path, toy_tok
     @losses.register("test_masked_flow")
     def masked_flow(outputs, batch, labels, key, *, stage):
         values = ((outputs.velocity - outputs.target) ** 2).mean((-1, -3))
-        mask = batch.extra["mask"].reshape(*values.shape[:2], 2, 4, 2, 4).max((3, 5)) > 0
-        return Term(values, mask.reshape(values.shape) * batch.extra["quality"][..., None])
+        mask = batch.field("mask").reshape(*values.shape[:2], 2, 4, 2, 4).max((3, 5)) > 0
+        return Term(values, mask.reshape(values.shape) * batch.field("quality")[..., None])
 
     model, _ = make_model(prompt=40, fields=LAYOUT.fields)
     rows = jax.tree.map(np.asarray, Batch(**batch))

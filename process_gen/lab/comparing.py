@@ -1,0 +1,317 @@
+"""Trainings side by side: the same batches, noise and seeds; what differs by more than the seeds do."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import inspect
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+import tqdm.auto as tqdm
+from ml_collections import ConfigDict
+from scipy import stats
+
+from process_gen.evaluation.tasks.scenes import Scenes
+from process_gen.experiment import builders
+from process_gen.experiment.builders import ConfigError
+from process_gen.lab.setting import Setting
+from process_gen.losses import get_loss
+from process_gen.reports import plots
+from process_gen.reports.table import table
+from process_gen.sampling import Sampler, SamplerConfig
+from process_gen.training.step import TrainState
+from process_gen.training.validation import Validation
+
+Points = list[tuple[int, float]]
+"""(step, value) pairs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far an arm is from the first one at the end, paired over seeds.
+
+    Attributes:
+      arm, metric: which.
+      base, value: means over seeds of the first arm and of this one.
+      mean: of the difference; below 0 is less.
+      low, high: its 95% interval by Student's t over seeds; infinite with one seed.
+    """
+
+    arm: str
+    metric: str
+    base: float
+    value: float
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is larger than the spread over seeds."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two; nothing with one seed."""
+        if math.isinf(self.low):
+            return ""
+        return ("less" if self.high < 0 else "more") if self.sure else "no difference seen"
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What came out; a notebook shows curves and table, `print` the table.
+
+    Attributes:
+      curves: arm -> metric -> seed -> points. `train/...` are losses of the batches, `held out/...` of
+        trajectories that are not trained on, `score` the share of held-out prompts that are drawn right.
+      notes: what a reader should know.
+      finished: whether every arm came to its last step with every seed.
+    """
+
+    curves: dict[str, dict[str, dict[int, Points]]]
+    notes: list[str]
+    finished: bool = False
+
+    def differences(self) -> list[Difference]:
+        """Of every arm but the first, for what is measured of both with the same seeds at the last step."""
+        first, *others = self.curves
+        return [
+            _difference(arm, metric, self.curves[first][metric], self.curves[arm][metric])
+            for arm in others
+            for metric in self.curves[first]
+            if not metric.startswith("train/")
+            and _seeds(self.curves[first][metric], self.curves[arm].get(metric, {}))
+        ]
+
+    def __str__(self) -> str:
+        first = next(iter(self.curves))
+        rows = [
+            (
+                d.arm, d.metric, d.base, d.value, f"{d.mean:+.4f}",
+                "one seed" if math.isinf(d.low) else f"[{d.low:+.4f}, {d.high:+.4f}]",
+                d.verdict,
+            )
+            for d in self.differences()
+        ]  # fmt: skip
+        headers = ("arm", "at the end", first, "the arm", "difference", "95% over seeds", "")
+        return "\n".join([*self.notes, table(rows, headers, digits=4) if rows else "nothing to compare yet"])
+
+    def plot(self) -> bytes:
+        """A PNG: a panel for every loss, a line for every arm, a band from its lowest to its highest seed."""
+        panels: dict[str, dict[str, list[Points]]] = {}
+        for arm, metrics in self.curves.items():
+            for metric, seeds in metrics.items():
+                panels.setdefault(metric, {})[arm] = list(seeds.values())
+        return plots.bands(panels)
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.plot()).decode() if any(self.curves.values()) else ""
+        image = f'<img src="data:image/png;base64,{picture}" style="max-width:100%">' if picture else ""
+        return f"{image}<pre>{html.escape(str(self))}</pre>"
+
+
+def compare(
+    arms: Mapping[str, ConfigDict],
+    steps: int,
+    seeds: int | Sequence[int] = 3,
+    evaluations: int = 4,
+    score: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Trains every arm from its start, in memory, with the train step and the data of a training.
+
+    A seed gives all arms the same first parameters, batches, noise and timesteps, as far as their configs
+    agree. The losses of the first arm are the yardstick: the others measure them too, as rows of weight 0.
+    An interrupt ends it, and returns what there is.
+
+    Args:
+      arms: name -> config; the first is what the others are compared with. Their `train.steps` and `seed`
+        are those given here.
+      steps: of each training.
+      seeds: how many, or which.
+      evaluations: how often the held-out losses are measured, on fixed noise; the last step is one of them.
+      score: held-out prompts of each group of the scenes to draw at the end; 0 for none.
+      progress: whether to show bars.
+
+    Raises:
+      ConfigError: an arm cannot work, or there are fewer than two.
+    """
+    if len(arms) < 2:
+        raise ConfigError("compare needs two arms or more, as in {'base': config, 'mine': other}")
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not seeds or steps < 1 or evaluations < 1:
+        raise ConfigError("compare needs at least one seed, one step and one evaluation")
+    first = next(iter(arms))
+    settings, names = {}, {}
+    for arm, config in arms.items():
+        own, names[arm] = _measuring(config, arms[first], first, steps)
+        settings[arm] = Setting.of(own)
+    found = Comparison({arm: {} for arm in arms}, [*_changed(arms), *_unlike(arms)])
+    bar = tqdm.tqdm(total=len(arms) * len(seeds) * steps, unit=" steps", disable=not progress)
+    try:
+        with bar:
+            for seed, arm in itertools.product(seeds, arms):
+                bar.set_description(f"{arm}, seed {seed}")
+                for step, values in _trained(settings[arm], seed, steps, evaluations, score):
+                    bar.update(bool("train/loss" in values))
+                    _keep(found.curves[arm], values, names[arm], seed, step)
+        found.finished = True
+    except KeyboardInterrupt:
+        found.notes.append("interrupted: what had been measured until then")
+    return found
+
+
+def _trained(
+    setting: Setting, seed: int, steps: int, evaluations: int, score: int
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, values by name) of one training."""
+    state, config = setting.state(seed), setting.config
+    held_out = setting.held_out()
+    validation = held_out and Validation(
+        held_out, setting.programs, setting.mesh, config.eval.loss_batches, config.train.batch_size
+    )
+    due = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
+    batches, pending = setting.batches(seed), None
+    for step, host in enumerate(itertools.islice(batches, steps), 1):
+        program, batch = setting.placed(host)
+        state, metrics = program.step(state, batch)
+        if pending:  # metrics are read one step late
+            yield pending[0], _shown("train/", pending[1])
+        pending = step, metrics
+        if step in due and validation:
+            values = validation.scalars(state)
+            yield step, {f"held out/{n.removeprefix('validation/')}": x for n, x in values.items()}
+    batches.close()
+    yield pending[0], _shown("train/", pending[1])
+    if score:
+        yield steps, {"score": _score(setting, state, score, seed)}
+
+
+def _shown(prefix: str, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    values = {n: float(x) for n, x in jax.device_get(metrics).items()}
+    return {f"{prefix}{n}": x for n, x in values.items() if n == "loss" or n.startswith("loss/")}
+
+
+def _keep(
+    curves: dict[str, dict[int, Points]],
+    values: Mapping[str, float],
+    names: Mapping[str, str],
+    seed: int,
+    step: int,
+) -> None:
+    """Files the values under the names of the yardstick; of each arm's own rows, those that it trains."""
+    for name, value in values.items():
+        head, _, row = name.partition("/loss/")
+        if not row:
+            shown = name if name == "score" else None
+        else:
+            shown = f"{head}/{names[row]}" if row in names else None
+        if shown:
+            curves.setdefault(shown, {}).setdefault(seed, []).append((step, value))
+
+
+def _measuring(
+    config: ConfigDict, base: ConfigDict, first: str, steps: int
+) -> tuple[ConfigDict, dict[str, str]]:
+    """A config of an arm that measures the rows of the first one too, and what its rows are called there."""
+    rows = {name: fields for name, fields in config.losses.to_dict().items() if fields}
+    names: dict[str, str] = {}
+    for name, fields in base.losses.to_dict().items():
+        if not fields:
+            continue
+        wanted = {key: value for key, value in fields.items() if key not in ("weight", "pool")}
+        own = {key: value for key, value in rows.get(name, {}).items() if key not in ("weight", "pool")}
+        place = name if own in ({}, wanted) else f"{name}_of_{first}"
+        rows.setdefault(place, {**wanted, "weight": 0.0})
+        names[place] = name
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.losses = ConfigDict(rows)
+        config.train.steps = steps
+    return config.lock(), names
+
+
+def _seeds(base: Mapping[int, Points], mine: Mapping[int, Points]) -> list[int]:
+    """Those with which both came as far."""
+    return [seed for seed in base if seed in mine and mine[seed][-1][0] == base[seed][-1][0]]
+
+
+def _difference(arm: str, metric: str, base: Mapping[int, Points], mine: Mapping[int, Points]) -> Difference:
+    seeds = _seeds(base, mine)
+    before, after = (np.array([curve[s][-1][1] for s in seeds]) for curve in (base, mine))
+    gaps, n = after - before, len(seeds)
+    half = math.inf if n < 2 else stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / math.sqrt(n)
+    mean = float(gaps.mean())
+    return Difference(arm, metric, float(before.mean()), float(after.mean()), mean, mean - half, mean + half)
+
+
+def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> float:
+    """The share of held-out prompts of the scenes that the averaged parameters draw right."""
+    config = setting.config
+    if config.data.source != "scenes":
+        raise ConfigError("a score is for config.data.source='scenes': set score=0")
+    task, rows = Scenes(level=config.data.level, per_group=per_group), config.eval.batch_size
+    settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
+    sampler = Sampler(setting.model, state.ema, setting.tokenizer, settings, rows, frozen=state.autoencoder)
+    docs, judge = task.docs(), task.judge()
+    drawn = sampler.sample([doc.input for doc in docs], seed=seed)
+    return float(np.mean([judge(doc, one.image).score for doc, one in zip(docs, drawn, strict=True)]))
+
+
+# ------------------------------------------------------------------------ notes
+
+_LAST: dict[str, tuple[str, dict[str, str]]] = {}
+"""Of the last call: by arm, its config without losses, and its rows with the sources of their functions."""
+
+
+def _changed(arms: Mapping[str, ConfigDict]) -> list[str]:
+    """What differs from the last call of this process; nothing is ever gone on with."""
+    notes = []
+    for arm, config in arms.items():
+        fields = builders.to_json(config)
+        rows = {
+            name: json.dumps(row, sort_keys=True) + _source(row["loss"])
+            for name, row in fields.pop("losses").items()
+            if row
+        }
+        now = json.dumps(fields, sort_keys=True), rows
+        before = _LAST.get(arm)
+        _LAST[arm] = now
+        if before is None or before == now:
+            continue
+        new = [name for name in {**before[1], **rows} if before[1].get(name) != rows.get(name)]
+        what = [f"config.losses.{name}" for name in new] or ["the config"]
+        notes.append(f"{arm}: {', '.join(what)} changed since the last call; trained afresh")
+    return notes
+
+
+def _source(loss: str) -> str:
+    """The text of a loss function, or its byte code where there is no text."""
+    function = get_loss(loss).function
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(getattr(getattr(function, "__code__", None), "co_code", function))
+
+
+def _unlike(arms: Mapping[str, ConfigDict]) -> list[str]:
+    """Arms that draw other batches or noise than the first one."""
+    groups = ("data", "layout", "flow", "model")
+    first, *others = arms
+    notes = []
+    for arm in others:
+        mine, base = builders.to_json(arms[arm]), builders.to_json(arms[first])
+        differ = [group for group in groups if mine[group] != base[group]]
+        if mine["train"]["batch_size"] != base["train"]["batch_size"]:
+            differ.append("train.batch_size")
+        if differ:
+            what = ", ".join(f"config.{group}" for group in differ)
+            notes.append(f"{arm}: {what} differs from {first}: batches and noise are not the same")
+    return notes

@@ -1,0 +1,117 @@
+"""What a config stands for, built as a training builds it, but without a workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from process_gen.data.buckets import Size, deal
+from process_gen.data.loader import Loader
+from process_gen.data.sources import prepare_source
+from process_gen.data.tokenizers import Tokenizer
+from process_gen.distributed import sharding
+from process_gen.distributed.mesh import MeshConfig, make_mesh
+from process_gen.experiment import builders, vocabulary
+from process_gen.models.unified import UnifiedModel
+from process_gen.training import loading
+from process_gen.training.program import TrainProgram
+from process_gen.training.step import TrainState
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.layout import Layout
+from process_gen.weights.start import start_from
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A config and what is built of it.
+
+    Attributes:
+      config: of a training.
+      tokenizer, model, mesh: as it names them.
+      layouts, programs: by image size.
+    """
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    model: UnifiedModel
+    mesh: Mesh
+    layouts: Mapping[Size, Layout]
+    programs: Mapping[Size, TrainProgram]
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Setting:
+        """Builds it.
+
+        Raises:
+          ConfigError: the config cannot work; a loss is named with what is wrong with it.
+        """
+        builders.check(config)
+        tokenizer = vocabulary.build_tokenizer(config)
+        model, layouts = builders.build_model(config, tokenizer), builders.build_layouts(config)
+        mesh = make_mesh(MeshConfig(**config.mesh.to_dict()))
+        programs = {
+            size: TrainProgram.of(config, model.clone(layout=layout), mesh)
+            for size, layout in layouts.items()
+        }
+        return cls(config, tokenizer, model, mesh, layouts, programs)
+
+    @property
+    def program(self) -> TrainProgram:
+        """That of the config's own image size."""
+        return self.programs[self.model.layout.image_size]
+
+    def batches(self, seed: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches as a training with this seed reads them, without end; the data are prepared if need be."""
+        with builders.as_config_error(), _quiet():
+            source = prepare_source(self.config.data, self.model.layout, self.tokenizer, report=logging.info)
+            buckets = deal(source, list(self.layouts))
+            rows = sharding.local_rows(self.config.train.batch_size, self.mesh)
+            config = self.config.copy_and_resolve_references()
+            config.seed = seed
+            loader = loading.load(config, buckets, self.layouts, self.tokenizer, rows)
+        with contextlib.closing(iter(loader)) as iterator:
+            yield from iterator
+
+    def batch(self, seed: int, number: int = 0) -> Batch:
+        """Batch `number` of them, on the host."""
+        with contextlib.closing(self.batches(seed)) as batches:
+            return Batch(**next(itertools.islice(batches, number, None)))
+
+    def held_out(self) -> Loader | None:
+        """Batches that are not trained on; None where there are none."""
+        rows = sharding.local_rows(self.config.train.batch_size, self.mesh)
+        with builders.as_config_error(), _quiet():
+            prepare_source(self.config.data, self.model.layout, self.tokenizer, report=logging.info)
+            return loading.held_out(self.config, self.layouts, self.tokenizer, rows)
+
+    def state(self, seed: int) -> TrainState:
+        """The state before the first step, of `config.train.init` where that names weights."""
+        state = self.program.create_state(jax.random.key(seed))
+        if origin := self.config.train.init:
+            state = self.program.with_reference(start_from(state, self.model, origin, self.tokenizer))
+        return state
+
+    def placed(self, batch: Mapping[str, Any]) -> tuple[TrainProgram, Batch]:
+        """A batch on the devices, and the program for its images."""
+        rows = sharding.shard_batch(Batch(**batch), self.mesh, self.config.train.batch_size)
+        return self.programs[batch["image"].shape[-3:-1]], rows
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings alone in the log: a notebook shows results."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,205 @@
+"""One loss on one batch: its values token by token, what it counts, and which parts of the model it moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from process_gen.distributed import offload, sharding
+from process_gen.lab.setting import Setting
+from process_gen.losses import registry
+from process_gen.models import partition
+from process_gen.models.outputs import LossError, Outputs
+from process_gen.reports import table as tables
+from process_gen.training import scoring
+from process_gen.training.norms import by_part
+from process_gen.training.step import TrainState
+from process_gen.trajectory.controls import labels
+
+ROW = "tried"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What a loss says of a batch; `print` shows a summary.
+
+    Attributes:
+      row: of the table, as it would stand in `config.losses`.
+      values, weights: [B, S, ...] as the loss returned them.
+      mean: their weighted mean, which a training logs.
+      count: the sum of the weights.
+      metrics: weighted means of what the loss shows besides.
+      gradients: norm of the gradient by part of the model; `grad_norm` is that of all.
+      problems: a line for each thing that is wrong.
+    """
+
+    row: Mapping[str, Any]
+    values: np.ndarray
+    weights: np.ndarray
+    mean: float
+    count: float
+    metrics: Mapping[str, float]
+    gradients: Mapping[str, float]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        weighed = self.values[self.weights > 0]
+        spread = np.quantile(weighed, (0, 0.5, 1)) if weighed.size else np.full(3, np.nan)
+        shape = " x ".join(map(str, self.values.shape))
+        rows = [
+            ("mean", self.mean),
+            ("weight of all tokens", self.count),
+            (f"tokens of weight above 0, of {shape}", int((self.weights > 0).sum())),
+            *zip(("least", "median", "most"), map(float, spread), strict=True),
+            *((f"metric {name}", value) for name, value in self.metrics.items()),
+            *(
+                (name.replace("grad_norm", "gradient").replace("/", " of "), x)
+                for name, x in self.gradients.items()
+            ),
+        ]
+        text = tables.table(rows, (f"{self.row['loss']} of {self.row['stage']}", "value"), digits=5)
+        return "\n".join([*self.problems, text, self._by_turn()])
+
+    def _by_turn(self) -> str:
+        """Means by row of the batch and turn slot."""
+        axes = tuple(range(2, self.values.ndim))
+        total = np.where(self.weights > 0, self.values, 0) * self.weights
+        sums, counts = total.sum(axes), self.weights.sum(axes)
+        rows = [
+            (f"row {i}", *("" if not n else f"{x / n:.4f}" for x, n in zip(sums[i], counts[i], strict=True)))
+            for i in range(len(sums))
+        ]
+        return tables.table(rows, ("mean", *(f"turn {i}" for i in range(sums.shape[1]))))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def try_loss(
+    loss: str | Callable[..., Any] | Mapping[str, Any],
+    config: ConfigDict,
+    stage: str | None = None,
+    state: TrainState | None = None,
+    number: int = 0,
+) -> Tried:
+    """Evaluates a loss on a batch, as a training of `config` would, with nothing dropped from the context.
+
+    Args:
+      loss: a loss function, the name of a registered one, or a row as `config.losses` has them. A function
+        that is not registered is, under its own name.
+      config: of a training, whose other losses are left aside.
+      stage: of the loss, where it is no row; the first that has one of `sketch`, `plan`, ... by default.
+      state: whose parameters are used, as `train` returns it; random ones if None.
+      number: of the batch.
+
+    Raises:
+      LossError: its weights depend on what the model predicts, or it cannot be computed.
+      ConfigError: the config or the row cannot work.
+    """
+    row = row_of(loss, stage)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.losses = ConfigDict({ROW: row})
+    setting = Setting.of(config)
+    if state is None or set(state.networks or ()) != set(setting.program.recipe.losses.networks):
+        fresh = setting.state(config.seed)
+        state = (
+            fresh if state is None else setting.program.with_reference(state.replace(networks=fresh.networks))
+        )
+    host = setting.batch(config.seed, number)
+    program, batch = setting.placed(dict(vars(host)))
+    recipe, key = program.undisturbed, jax.random.key(config.seed)
+    own, table = jax.random.fold_in(key, scoring.LOSSES), recipe.losses
+
+    def found(params, given, batch):
+        outputs, taught = scoring.seen(recipe, params, given, batch, key), labels(batch, recipe.model.ids)
+        sums, counts = table.terms(outputs, batch, taught, own)
+        taught = outputs.labels(taught)
+        term = table.term(table.rows[0], outputs.with_nll(taught), batch, taught, own)
+        mean = sums[ROW] / jnp.maximum(counts[ROW], 1.0)
+        return mean, (term.values, term.weights, table.metrics(sums, counts, given.step))
+
+    def weights(given, batch):
+        blank = scoring.seen_blank(recipe, given, batch, key)
+        taught = blank.labels(labels(batch, recipe.model.ids))
+        kinds = (blank, *(_imagined(blank, jax.random.key(seed)) for seed in (1, 2)))
+        return [table.term(table.rows[0], outputs, batch, taught, own).weights for outputs in kinds]
+
+    over = partition.over(setting.mesh, sharding.ACTIVATION_RULES)
+    _check_weights(*jax.jit(over(weights))(state.given, batch))
+    graded = jax.jit(over(jax.value_and_grad(found, has_aux=True)))
+    params = offload.on_devices(state.params)
+    (mean, (values, weighed, metrics)), gradient = graded(params, state.given, batch)
+    norms = {"grad_norm": optax.global_norm(gradient), **by_part("grad_norm", gradient)}
+    values, weighed = (np.asarray(x, np.float32) for x in (values, weighed))
+    return Tried(
+        row,
+        values,
+        weighed,
+        float(mean),
+        float(weighed.sum()),
+        {n.split("/", 2)[2]: float(x) for n, x in metrics.items() if n.startswith("metric/")},
+        {name: float(x) for name, x in norms.items()},
+        tuple(_problems(values, weighed, norms["grad_norm"])),
+    )
+
+
+def row_of(loss: str | Callable[..., Any] | Mapping[str, Any], stage: str | None) -> dict[str, Any]:
+    """The row of the table that a loss stands for; see `try_loss`."""
+    if isinstance(loss, Mapping):
+        return dict(loss)
+    if callable(loss):
+        loss = registry.name_of(loss)
+    stages = registry.get_loss(loss).stages
+    first = "sketch" if "sketch" in stages else stages[0]
+    return dict(loss=loss, stage=stage or first, weight=1.0)
+
+
+def _imagined(outputs: Outputs, key: jax.Array) -> Outputs:
+    """Blank outputs with random numbers for predictions."""
+
+    def like(x: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, x.size), x.shape)
+
+    return dataclasses.replace(
+        outputs,
+        hidden=jax.tree.map(like, dict(outputs.hidden)),
+        velocity=like(outputs.velocity),
+        logits=lambda hidden: jax.random.normal(key, outputs.logits(hidden).shape),
+        nll=lambda hidden, labels: jax.random.exponential(key, labels.shape),
+    )
+
+
+def _check_weights(blank: jax.Array, *others: jax.Array) -> None:
+    if any(np.any(np.asarray(blank) != np.asarray(other)) for other in others):
+        raise LossError(
+            "the weights of the loss depend on what the model predicts, and are counted before that: make "
+            "them of the batch, the targets and t alone, and multiply the values by what hangs on predictions"
+        )
+
+
+def _problems(values: np.ndarray, weights: np.ndarray, norm: jax.Array) -> list[str]:
+    """What is wrong with a loss, a line each."""
+    problems = []
+    wrong = np.argwhere(~np.isfinite(values) & (weights > 0))
+    if len(wrong):
+        problems.append(
+            f"NOT A NUMBER: {len(wrong)} of {(weights > 0).sum()} values that weigh, the first at "
+            f"{wrong[0].tolist()}: guard what goes into a logarithm, a root or a division (jnp.maximum)"
+        )
+    elif not np.isfinite(norm):
+        problems.append(
+            "NO FINITE GRADIENT: a root, logarithm or division at 0, maybe where the weight is 0: guard what "
+            "goes in with jnp.where, not what comes out"
+        )
+    if not (weights > 0).any():
+        problems.append("NOTHING IS COUNTED: no token of this batch has a weight above 0")
+    return problems

@@ -1,0 +1,167 @@
+"""The losses of the method, by stage.
+
+A turn's slots belong to stages: the text before an image is a plan or a refine
+instruction, the image a sketch or a refined one, by the kind of the turn; the text
+after it is an inspection. So every loss is on for the slots of its stage alone.
+
+B rows, S turn slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.common.names import check_name
+from process_gen.losses.registry import Term, register
+from process_gen.models.outputs import LossError, Outputs
+from process_gen.trajectory.batch import PAD_ID, Batch
+from process_gen.trajectory.controls import closing
+from process_gen.trajectory.stages import Stage, stage_bits
+
+
+def of_stage(batch: Batch, stage: str) -> jax.Array:
+    """[B, S] bool: the turns that have a slot of a stage, where their source supervises it."""
+    there = batch.present & (batch.supervised & stage_bits({Stage(stage)}) > 0)
+    everyone = {Stage.INSPECT: there, Stage.REFINE: there & batch.refines}
+    return everyone.get(Stage(stage), there & ~batch.refines)
+
+
+@register("text_cross_entropy", pixels=False, stages=("plan", "inspect", "refine"))
+def text_cross_entropy(
+    outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str, smoothing: float = 0.0
+) -> Term:
+    """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE).
+
+    With `smoothing` e, the target is 1 - e of the label and e of a uniform guess (Szegedy et al.,
+    arXiv 1512.00567): (1 - e) -log p(label) + e mean_v -log p(v).
+    """
+    del key
+    slot, weights = text_weights(batch, labels, stage)
+    values = outputs.cross_entropy(slot, labels)
+    if smoothing:
+        uniform = outputs.over_words(lambda logits: -jnp.mean(jax.nn.log_softmax(logits), axis=-1), slot)
+        values = (1 - smoothing) * values + smoothing * uniform
+    return Term(values, weights)
+
+
+def text_weights(batch: Batch, labels: dict, stage: str) -> tuple[str, jax.Array]:
+    """The text slot of a stage, and the weights [B, S, T] of the tokens inside of its texts."""
+    slot = "after" if stage == Stage.INSPECT else "before"
+    inside = (labels[slot] != PAD_ID) & ~closing(getattr(batch, f"{slot}_tokens"))
+    weights = getattr(batch, f"{slot}_weight") * of_stage(batch, stage)
+    return slot, inside * weights[..., None]
+
+
+@register("decision_cross_entropy", pixels=False)
+def decision_cross_entropy(
+    outputs: Outputs,
+    batch: Batch,
+    labels: dict,
+    key: jax.Array,
+    *,
+    stage: str,
+    balance: float = 0.0,
+    focal: float = 0.0,
+) -> Term:
+    """Cross-entropy of what opens next, at the tokens that close something.
+
+    For `stage` plan: the prompt's end and the plan's; sketch: the draft's;
+    inspect: the inspection's (refine, next step, or stop); refine: the
+    instruction's and the corrected image's. Labels of flow targets' closing
+    tokens (`noised_end`, as BAGEL's data has them) count where given.
+
+    With `focal` g, each is weighed by (1 - p)^g of what it gives its label (Lin et al., arXiv
+    1708.02002). With `balance` b, by n^-b for a label that comes n times among those that are
+    computed together, scaled so that the weights sum to what they did: at 1 each label counts as
+    much as any other (our choice).
+    """
+    del key
+    parts = {
+        Stage.PLAN: ("prompt_end", "before"),
+        Stage.SKETCH: ("image_end", "noised_end"),
+        Stage.INSPECT: ("after",),
+        Stage.REFINE: ("before", "image_end", "noised_end"),
+    }[Stage(stage)]
+    values, weights, wanted, there = [], [], [], of_stage(batch, stage)
+    for name in (name for name in parts if name in labels):
+        value, label = outputs.cross_entropy(name, labels), labels[name]
+        weight = label != PAD_ID
+        if name in ("before", "after"):
+            weight &= closing(getattr(batch, f"{name}_tokens"))
+        if name == "prompt_end":  # counted at the first turn of its trajectory
+            value, weight, label = (
+                jnp.take_along_axis(x, batch.prompt_index, axis=1) for x in (value, weight, label)
+            )
+            weight &= batch.is_first
+        values.append(value.reshape(*there.shape, -1))
+        weights.append((weight.reshape(*there.shape, -1) & there[..., None]).astype(jnp.float32))
+        wanted.append(label.reshape(*there.shape, -1))
+    values, weights = jnp.concatenate(values, axis=-1), jnp.concatenate(weights, axis=-1)
+    if focal:
+        values = values * (-jnp.expm1(-jnp.maximum(values, 0.0))) ** focal
+    if balance:
+        weights = balanced(weights, jnp.concatenate(wanted, axis=-1), balance)
+    return Term(values, weights)
+
+
+def balanced(weights: jax.Array, labels: jax.Array, power: float) -> jax.Array:
+    """Weights of 0 and 1 times n^-power of the label, scaled to the sum that they had."""
+    flat, there = labels.reshape(-1), weights.reshape(-1)
+    often = jnp.sum((flat[:, None] == flat[None, :]) * there[None, :], axis=1).reshape(weights.shape)
+    scaled = weights * jnp.maximum(often, 1.0) ** -power
+    return scaled * (jnp.sum(weights) / jnp.maximum(jnp.sum(scaled), 1e-9))
+
+
+def _clean(t: jax.Array) -> jax.Array:
+    """t^2: (v_hat - v)^2 becomes the error of the clean estimate x_t - t v (our choice)."""
+    return jnp.square(t)
+
+
+def _cosmap(t: jax.Array) -> jax.Array:
+    """2 / (pi - 2 pi t + 2 pi t^2), which prefers the middle (Esser et al., arXiv 2403.03206)."""
+    return 2 / (math.pi * (1 - 2 * t + 2 * jnp.square(t)))
+
+
+def _logit_normal(t: jax.Array) -> jax.Array:
+    """The density of a standard logit-normal at t, as drawing t so would weigh it (arXiv 2403.03206)."""
+    logit = jnp.log(t) - jnp.log1p(-t)
+    return jnp.exp(-jnp.square(logit) / 2) / (math.sqrt(2 * math.pi) * t * (1 - t))
+
+
+TIMESTEPS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "uniform": jnp.ones_like,
+    "clean": _clean,
+    "cosmap": _cosmap,
+    "logit_normal": _logit_normal,
+}
+"""What `flow_mse` is weighed by, as functions of t; t = 1 is noise."""
+
+
+@register("flow_mse", pixels=False, stages=("sketch", "refine"))
+def flow_mse(
+    outputs: Outputs,
+    batch: Batch,
+    labels: dict,
+    key: jax.Array,
+    *,
+    stage: str,
+    timesteps: str = "uniform",
+) -> Term:
+    """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE).
+
+    `timesteps` names a function of t in `TIMESTEPS` that the values are multiplied by; the mean
+    is still over tokens.
+
+    Raises:
+      LossError: there is no such function.
+    """
+    del labels, key
+    values = jnp.mean(jnp.square(outputs.velocity - outputs.target), axis=-1)
+    if check_name(timesteps, TIMESTEPS, "weighting of timesteps", LossError) != "uniform":
+        values = values * TIMESTEPS[timesteps](outputs.t)[..., None]
+    weights = batch.image_weight * (outputs.has_target & of_stage(batch, stage))
+    return Term(values, jnp.broadcast_to(weights[:, :, None, None], values.shape))

@@ -1,0 +1,116 @@
+"""The losses of a batch, for training and validation: the unroll, what else losses are given, the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from process_gen.losses.registry import get_network
+from process_gen.models.autoencoder import random_weights
+from process_gen.models.outputs import REFERENCE, Outputs
+from process_gen.models.unroll import blank_outputs, unroll
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import labels
+
+if TYPE_CHECKING:
+    from process_gen.training.step import Recipe
+
+LOSSES = 16
+"""Folded into the key of a step for its losses; smaller numbers are those of what is drawn for the model."""
+
+
+@flax.struct.dataclass
+class Given:
+    """What a batch is scored with, besides the parameters that are trained.
+
+    Attributes:
+      step: [] int32, batches seen before this one.
+      autoencoder: weights of the autoencoder; None where it has none.
+      networks: weights of the frozen networks by name; None where no loss reads one.
+    """
+
+    step: Any
+    autoencoder: Any = None
+    networks: Any = None
+
+
+def init_networks(names: Sequence[str], params: Any, key: jax.Array) -> dict[str, Any] | None:
+    """Weights of frozen networks by name, as a run begins with them; None for none.
+
+    Args:
+      names: of networks; `reference` is a copy of the parameters.
+      params: of the model.
+      key: each network gets one of its own.
+    """
+    if not names:
+        return None
+    return {
+        name: params if name == REFERENCE else get_network(name).init(jax.random.fold_in(key, number))
+        for number, name in enumerate(names)
+    }
+
+
+def score(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
+    """Sums and counts of the losses of a batch, {name: []} each; `key` is that of its step."""
+    return _terms(recipe, seen(recipe, params, given, batch, key), batch, key)
+
+
+def count(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+    """The counts of `score`, without running the model."""
+    return _terms(recipe, seen_blank(recipe, given, batch, key), batch, key)[1]
+
+
+def seen(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array) -> Outputs:
+    """What the losses read of a batch."""
+    reference = (given.networks or {}).get(REFERENCE)
+    outputs = unroll(recipe.model, params, batch, key, recipe.options, given.autoencoder, reference)
+    return _with(outputs, given)
+
+
+def seen_blank(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> Outputs:
+    """The same with zeros for all that the model predicts."""
+    return _with(blank_outputs(recipe.model, batch, key, recipe.options, given.autoencoder), given)
+
+
+def _with(outputs: Outputs, given: Given) -> Outputs:
+    """Outputs with the step and the frozen networks."""
+    weights = jax.lax.stop_gradient(given.networks or {})
+    networks = {
+        name: outputs.networks[name]
+        if name == REFERENCE
+        else functools.partial(get_network(name).apply, weights[name])
+        for name in weights
+    }
+    return dataclasses.replace(outputs, step=given.step, networks=networks)
+
+
+def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
+    key = jax.random.fold_in(key, LOSSES)
+    return recipe.losses.terms(outputs, batch, labels(batch, recipe.model.ids), key)
+
+
+def check(recipe: Recipe, spec: Batch) -> None:
+    """Traces every loss on shapes alone: what a loss would only say in the middle of a compilation.
+
+    Args:
+      recipe: what is trained.
+      spec: shapes and dtypes of a batch.
+
+    Raises:
+      LossError: a loss that returns wrong shapes, or asks for a field or a network that is not there.
+    """
+
+    def given(key: jax.Array) -> Given:
+        networks = init_networks(recipe.losses.networks, {}, key)  # the blank reference has no parameters
+        return Given(jnp.zeros((), jnp.int32), random_weights(recipe.model.config, key), networks)
+
+    def traced(given: Given, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        return count(recipe, given, batch, key)
+
+    jax.eval_shape(traced, jax.eval_shape(given, jax.random.key(0)), spec, jax.random.key(0))

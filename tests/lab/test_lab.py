@@ -1,0 +1,145 @@
+"""A batch is shown, a loss is tried, trainings are compared: over the trainer's own program."""
+
+import jax.numpy as jnp
+import pytest
+
+from process_gen import lab, losses
+from process_gen.experiment import cli
+from process_gen.experiment.builders import ConfigError
+from process_gen.lab import comparing
+from process_gen.losses import LossError, Term
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """One small layer, two short trajectories a row."""
+    config = cli.load_config("configs/scenes.py:debug")
+    config.data.data_dir = str(tmp_path_factory.mktemp("data"))
+    config.layout.update(dict(turns=3, trajectories=2, copies=1))
+    config.data.examples = 16
+    config.data.detour = 0.0
+    config.eval.loss_batches = 1
+    config.optimizer.name = "adamw"
+    with config.unlocked():
+        config.losses = dict(
+            plan_text=config.losses.plan_text.to_dict(),
+            sketch_flow=config.losses.sketch_flow.to_dict(),
+        )
+    return config
+
+
+def velocity_l1(outputs, batch, labels, key, *, stage):
+    values = jnp.abs(outputs.velocity - outputs.target).mean(-1)
+    weights = batch.image_weight * (outputs.has_target & losses.of_stage(batch, stage))
+    weights = jnp.broadcast_to(weights[:, :, None, None], values.shape)
+    return Term(values, weights, {"t": outputs.t[..., None]})
+
+
+def test_a_batch_shows_every_token_with_its_losses(config):
+    shown = lab.batch(config)
+    text, page = str(shown), shown._repr_html_()
+    assert "sketch_flow x 10" not in text and "sketch_flow" in text and "plan_text" in text
+    assert page.count("<img") == shown.batch.present.sum()
+    assert all(colour in page for colour in (lab.showing.COLOURS["plan"], lab.showing.COLOURS["sketch"]))
+    with pytest.raises(ConfigError, match=r"row 2 is not in a batch of 2"):
+        lab.batch(config, row=2)
+
+
+def test_a_loss_is_tried_on_a_batch(config):
+    tried = lab.try_loss(velocity_l1, config)
+    assert tried.row == dict(loss="velocity_l1", stage="sketch", weight=1.0)
+    counted = tried.weights > 0
+    assert tried.count == counted.sum() > 0
+    assert tried.mean == pytest.approx(tried.values[counted].mean(), rel=1e-5)
+    assert 0 < tried.metrics["t"] < 1 and not tried.problems
+    squares = sum(x**2 for name, x in tried.gradients.items() if name != "grad_norm")
+    assert tried.gradients["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4) and squares > 0
+    assert "gradient of latent" in str(tried) and "velocity_l1 of sketch" in tried._repr_html_()
+
+
+def test_weights_that_depend_on_predictions_are_refused(config):
+    def adaptive(outputs, batch, labels, key, *, stage):
+        wrong = jnp.abs(outputs.velocity - outputs.target).mean(-1)
+        return Term(wrong, (wrong > wrong.mean()) * 1.0)
+
+    with pytest.raises(LossError, match="depend on what the model predicts") as found:
+        lab.try_loss(adaptive, config)
+    assert "\n" not in str(found.value)
+
+
+def test_what_is_no_number_is_said(config):
+    def rooted(outputs, batch, labels, key, *, stage):
+        base = velocity_l1(outputs, batch, labels, key, stage=stage)
+        return base._replace(values=jnp.sqrt(0.0 * base.values), metrics={})
+
+    (problem,) = lab.try_loss(rooted, config).problems
+    assert problem.startswith("NO FINITE GRADIENT")
+
+
+@pytest.mark.slow  # two train steps are compiled
+def test_arms_train_on_the_same_numbers_and_differences_are_paired(config):
+    losses.register("velocity_l1")(velocity_l1)
+    mine = config.copy_and_resolve_references()
+    with mine.unlocked():
+        mine.losses.sketch_flow = dict(loss="velocity_l1", stage="sketch", weight=10.0)
+    arms = {"base": config, "again": config.copy_and_resolve_references(), "mine": mine}
+    found = lab.compare(arms, steps=3, seeds=2, evaluations=1, progress=False)
+    assert found.finished and not found.notes
+    assert found.curves["base"] == found.curves["again"]
+    assert found.curves["mine"].keys() == found.curves["base"].keys()
+    ours, theirs = (found.curves[arm]["train/sketch_flow"][1] for arm in ("mine", "base"))
+    assert [step for step, _ in ours] == [1, 2, 3]
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5) and ours[2] != theirs[2]
+    by_arm = {(d.arm, d.metric): d for d in found.differences()}
+    assert by_arm["again", "held out/sketch_flow"].mean == 0
+    assert not by_arm["again", "held out/sketch_flow"].sure
+    assert found.plot().startswith(b"\x89PNG") and "95% over seeds" in found._repr_html_()
+
+
+def curve(*values):
+    return {seed: [(4, value)] for seed, value in enumerate(values)}
+
+
+def test_a_difference_is_sure_where_its_interval_leaves_zero_out():
+    metric = "held out/a"
+    curves = {"base": {metric: curve(1.0, 2.0, 3.0)}, "mine": {metric: curve(0.8, 1.79, 2.81)}}
+    found = comparing.Comparison(curves, [])
+    (one,) = found.differences()
+    assert one.sure and one.high < 0 and one.mean == pytest.approx(-0.2, abs=1e-6) and "less" in str(found)
+    curves["mine"][metric] = curve(0.8, 2.2, 3.1)
+    assert not found.differences()[0].sure and "no difference seen" in str(found)
+    curves["mine"][metric] = curve(0.8)
+    assert "one seed" in str(found)
+
+
+def test_an_interrupt_leaves_what_there_is(config, monkeypatch):
+    def trained(setting, seed, steps, evaluations, score):
+        yield 1, {"train/loss": 1.0, "train/loss/plan_text": 2.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_trained", trained)
+    found = lab.compare({"base": config, "mine": config}, steps=2, seeds=1, progress=False)
+    assert not found.finished and found.curves["base"]["train/plan_text"] == {0: [(1, 2.0)]}
+    assert "interrupted" in str(found) and found.plot()
+
+
+def test_a_changed_loss_is_said(config, monkeypatch):
+    monkeypatch.setattr(comparing, "_LAST", {})
+    mine = config.copy_and_resolve_references()
+    with mine.unlocked():
+        mine.losses.mine = dict(loss="test_changing", stage="sketch", weight=1.0)
+    losses.register("test_changing")(velocity_l1)
+    assert comparing._changed({"mine": mine}) == []
+    assert comparing._changed({"mine": mine}) == []
+    losses.register("test_changing")(lambda *_, stage: None)
+    (note,) = comparing._changed({"mine": mine})
+    assert note == "mine: config.losses.mine changed since the last call; trained afresh"
+
+
+def test_arms_that_cannot_be_compared_say_so(config):
+    with pytest.raises(ConfigError, match="two arms"):
+        lab.compare({"base": config}, steps=1)
+    other = config.copy_and_resolve_references()
+    other.flow.drop_text = 0.3
+    (note,) = comparing._unlike({"base": config, "mine": other})
+    assert note == "mine: config.flow differs from base: batches and noise are not the same"

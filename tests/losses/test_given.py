@@ -1,0 +1,284 @@
+"""What a loss is given besides the outputs of the model, what it may return, and what is refused."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from process_gen import losses
+from process_gen.distributed import sharding
+from process_gen.losses import LossError, LossTable, Term
+from process_gen.losses.schedules import weight_of
+from process_gen.models.autoencoder import random_weights, to_pixels, to_tokens
+from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import blank_outputs, unroll
+from process_gen.training import scoring
+from process_gen.training.step import Recipe, init_state, make_train_step
+from process_gen.trajectory.batch import Batch
+from process_gen.trajectory.controls import labels
+from tests.models.tiny import CONFIG, IDS, make_batch, make_model
+from tests.models.tiny import layout as make_layout
+
+KEY = jax.random.key(0)
+FLOW = dict(loss="flow_mse", stage="sketch", weight=1.0)
+
+
+def recipe_of(table, **changes):
+    fields = dict(options=NO_RANDOM_DROPS, optimizer=optax.sgd(0.1), schedule=lambda step: 0.1)
+    return Recipe(make_model()[0], LossTable(table), **fields | changes)
+
+
+def state_of(recipe, rows=4):
+    state = init_state(recipe, Batch.spec(make_layout(), rows), KEY)
+    return dataclasses.replace(state, params=sharding.unbox(state.params))
+
+
+def row_of(name, function, **declared):
+    """A registered loss, and the row that turns it on."""
+    losses.register(name, **declared)(function)
+    return {name.removeprefix("test_"): dict(loss=name, stage="sketch", weight=1.0)}
+
+
+def ones(batch):
+    return batch.present.astype(jnp.float32)
+
+
+def check(table, **declared):
+    scoring.check(recipe_of(table), Batch.spec(make_layout(), 2))
+
+
+# ------------------------------------------------------------------ the outputs
+
+
+@pytest.fixture(scope="module")
+def unrolled():
+    model, params = make_model()
+    batch = make_batch(2, seed=2)
+    return model, params, batch, unroll(model, params, batch, KEY, NO_RANDOM_DROPS)
+
+
+def test_the_clean_estimate_is_the_clean_image_where_the_velocity_is_right(unrolled):
+    *_, outputs = unrolled
+    right = dataclasses.replace(outputs, velocity=outputs.target)
+    wanted = jnp.broadcast_to(outputs.clean[:, :, None], outputs.target.shape)
+    np.testing.assert_allclose(right.clean_estimate, wanted, atol=1e-5)
+
+
+def test_pixels_of_clean_latents_are_the_image_and_a_window_is_a_part_of_it(unrolled):
+    _, _, batch, outputs = unrolled
+    images = np.asarray(batch.image) / 127.5 - 1
+    there = np.asarray(batch.present & (batch.target == 0))
+    np.testing.assert_allclose(outputs.pixels(outputs.clean)[there], images[there], atol=1e-5)
+    part = outputs.pixels(outputs.clean, window=(1, 0, 1, 2))
+    np.testing.assert_allclose(part[there], images[there][:, 4:], atol=1e-5)
+    with pytest.raises(ValueError, match=r"window \(1, 1, 2, 1\) is not inside the 2 x 2"):
+        outputs.pixels(outputs.clean, window=(1, 1, 2, 1))
+
+
+def test_a_gradient_flows_through_the_decoder_of_an_autoencoder_with_weights():
+    sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
+    config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2)
+    model, frozen = UnifiedModel(config, make_layout(latent_values=16), IDS), random_weights(config, KEY)
+    batch = make_batch(1, seed=2)
+
+    def darkness(velocity, frozen):
+        outputs = blank_outputs(model, batch, KEY, NO_RANDOM_DROPS, frozen)
+        outputs = dataclasses.replace(outputs, velocity=velocity)
+        return jnp.mean(outputs.pixels(outputs.clean_estimate[:, :, 0], window=(0, 0, 1, 2)))
+
+    zeros = jnp.zeros((1, 5, 2, 4, 16))
+    gradient = jax.jit(jax.grad(darkness))(zeros, frozen)
+    assert np.isfinite(gradient).all() and gradient[:, :, 0, :2].any()
+    assert not gradient[:, :, 1].any() and not gradient[:, :, 0, 2:].any()
+    latents = to_tokens(config, batch.image, frozen)
+    assert to_pixels(config, model.layout, latents, frozen).shape == batch.image.shape
+
+
+@pytest.mark.slow  # a train step is compiled
+def test_the_step_and_a_schedule_reach_the_losses_and_the_total():
+    def counted(outputs, batch, labels, key, *, stage):
+        return Term(jnp.full(batch.present.shape, 1.0) * outputs.step, ones(batch))
+
+    table = row_of("test_counted", counted)
+    table["counted"]["weight"] = dict(kind="linear", start=0.0, end=1.0, begin=1, until=3)
+    recipe = recipe_of(table | {"flow": FLOW})
+    step, state, batch = jax.jit(make_train_step(recipe)), state_of(recipe), make_batch(4, seed=3)
+    for number, weight in enumerate((0.0, 0.0, 0.5, 1.0)):
+        state, metrics = step(state, batch)
+        assert metrics["loss/counted"] == number and metrics["loss_weight/counted"] == weight
+        np.testing.assert_allclose(metrics["loss"], metrics["loss/flow"] + weight * number, rtol=1e-6)
+
+
+@pytest.mark.slow  # a train step is compiled
+def test_a_frozen_network_stays_as_it_is_whole_and_in_micro_batches():
+    losses.register_network(
+        "test_eye", lambda key: {"w": jax.random.normal(key, (48, 3))}, lambda w, x: x @ w["w"]
+    )
+
+    def seen(outputs, batch, labels, key, *, stage):
+        eye = outputs.network("test_eye")
+        values = jnp.square(eye(outputs.clean_estimate) - eye(outputs.clean)[:, :, None]).mean((-1, -2, -3))
+        weights = outputs.has_target * losses.of_stage(batch, stage) * 1.0
+        return Term(values, weights, {"twice": 2 * values, "at": outputs.t.mean(-1), "step": outputs.step})
+
+    table = row_of("test_seen", seen, networks=("test_eye",))
+    batch = make_batch(4, seed=3)
+    for accumulate in (1, 2):
+        recipe = recipe_of(table, accumulate=accumulate)
+        state = state_of(recipe)
+        after, metrics = jax.jit(make_train_step(recipe))(state, batch)
+        np.testing.assert_array_equal(after.networks["test_eye"]["w"], state.networks["test_eye"]["w"])
+        assert metrics["grad_norm/latent"] > 0
+        np.testing.assert_allclose(metrics["metric/seen/twice"], 2 * metrics["loss/seen"], rtol=1e-5)
+        assert 0 < metrics["metric/seen/at"] < 1 and metrics["metric/seen/step"] == 0
+
+
+@pytest.mark.slow  # a train step is compiled
+def test_the_reference_is_the_model_at_the_start_and_no_gradient_reaches_it():
+    table = {"kl": dict(loss="text_kl", stage="plan", weight=1.0), "flow": FLOW}
+    recipe = recipe_of(table)
+    state, batch = state_of(recipe), make_batch(4, seed=3)
+    step = jax.jit(make_train_step(recipe))
+    _, at_first = step(state, batch)
+    np.testing.assert_allclose(at_first["loss/kl"], 0.0, atol=1e-6)
+    moved = state.replace(params=jax.tree.map(lambda x: 1.3 * x + 0.01, state.params))
+    after, later = step(moved, batch)
+    assert later["loss/kl"] > 1e-3 and later["grad_norm/head"] > 0
+    jax.tree.map(np.testing.assert_array_equal, after.networks["reference"], state.params)
+
+
+# --------------------------------------------------------------------- the table
+
+
+@pytest.mark.slow  # a train step is compiled
+def test_a_row_of_weight_0_is_a_metric_whatever_it_is():
+    def broken(outputs, batch, labels, key, *, stage):
+        return Term(jnp.full(batch.present.shape, jnp.nan), ones(batch))
+
+    table = row_of("test_broken", broken) | {"flow": FLOW}
+    table["broken"]["weight"] = 0.0
+    recipe = recipe_of(table)
+    state, metrics = jax.jit(make_train_step(recipe))(state_of(recipe), make_batch(4, seed=3))
+    assert np.isnan(metrics["loss/broken"]) and metrics["finite"] == 1
+    alone = recipe_of({"flow": FLOW})
+    same, _ = jax.jit(make_train_step(alone))(state_of(alone), make_batch(4, seed=3))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, same.params
+    )
+
+
+def test_a_row_draws_the_same_numbers_whatever_stands_beside_it(unrolled):
+    def drawn(outputs, batch, labels, key, *, stage):
+        return Term(jax.random.uniform(key, batch.present.shape), ones(batch))
+
+    _, _, batch, outputs = unrolled
+    row = row_of("test_drawn", drawn)
+    given = (outputs, batch, labels(batch, IDS), KEY)
+    alone = LossTable(row).terms(*given)[0]["drawn"]
+    beside = LossTable({"flow": FLOW, "other": row["drawn"], **row}).terms(*given)[0]
+    assert alone == beside["drawn"] != beside["other"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "at"),
+    [
+        (0.5, {0: 0.5, 9: 0.5}),
+        (dict(kind="linear", start=1.0, end=0.0, begin=2, until=4), {0: 1.0, 2: 1.0, 3: 0.5, 4: 0.0, 9: 0.0}),
+        (dict(kind="steps", at=((0, 0.0), (5, 2.0))), {0: 0.0, 4: 0.0, 5: 2.0, 9: 2.0}),
+    ],
+)
+def test_weights_over_steps(weight, at):
+    found = weight_of("weight", weight)
+    assert {step: float(found.at(step)) for step in at} == at
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(loss="flow_mes"), "unknown loss 'flow_mes'; did you mean flow_mse"),
+        (dict(stage="sketsh"), "unknown stage in config.losses.a.stage, 'sketsh'; did you mean sketch"),
+        (dict(stage="plan"), "config.losses.a.stage is 'plan', the loss 'flow_mse' is for sketch, refine"),
+        (
+            dict(timestep="clean"),
+            "field of config.losses.a, loss 'flow_mse', 'timestep'; did you mean timesteps",
+        ),
+        (dict(weight="much"), "config.losses.a.weight is 'much': a weight is a number or a schedule"),
+        (
+            dict(weight=dict(kind="liner")),
+            "kind of schedule in config.losses.a.weight: 'liner'; did you mean linear",
+        ),
+        (
+            dict(weight=dict(kind="linear", start=1.0)),
+            "a schedule of kind 'linear' has start, end, begin, until",
+        ),
+        (dict(weight=dict(kind="steps", at=((5, 0.0), (2, 1.0)))), "come one after the other"),
+    ],
+)
+def test_rows_that_cannot_be_name_the_way_out(changes, message):
+    with pytest.raises((ValueError, KeyError)) as found:
+        LossTable({"a": FLOW | changes})
+    assert message in str(found.value)
+
+
+BAD = {
+    "values and weights of unlike shapes": (
+        lambda outputs, batch: Term(outputs.t, ones(batch)),
+        "values of shape [2, 5, 2] and weights of shape [2, 5]",
+    ),
+    "reduced": (
+        lambda outputs, batch: Term(outputs.t.mean(), jnp.ones(())),
+        "both are [B, S, ...] = [2, 5, ...]",
+    ),
+    "no term": (lambda outputs, batch: outputs.t, "return losses.Term(values, weights)"),
+    "a field that is not there": (
+        lambda outputs, batch: Term(batch.field("mask"), ones(batch)),
+        "config.data.fields names none: add config.data.fields.mask",
+    ),
+    "a network that it did not ask for": (
+        lambda outputs, batch: Term(outputs.network("eye")(outputs.t), outputs.t),
+        'losses.register("my_loss", networks=("eye",))',
+    ),
+    "a state that is not there": (
+        lambda outputs, batch: Term(outputs.hidden["sketch"], outputs.t),
+        "there is no 'sketch'",
+    ),
+    "a metric of another shape": (
+        lambda outputs, batch: Term(ones(batch), ones(batch), {"odd": jnp.ones((3,))}),
+        "metric 'odd' of shape [3] does not broadcast",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_loss_that_cannot_be_is_named_on_shapes_alone(kind):
+    function, message = BAD[kind]
+    table = row_of("test_bad", lambda outputs, batch, labels, key, *, stage: function(outputs, batch))
+    with pytest.raises(LossError) as found:
+        check(table)
+    text = str(found.value)
+    assert text.startswith("config.losses.bad, loss 'test_bad'") and message in text and "\n" not in text
+
+
+def test_a_network_that_nobody_registered_is_refused_when_the_table_is_built():
+    table = row_of("test_blind", lambda *_, stage: None, networks=("test_eyes",))
+    with pytest.raises(KeyError, match="unknown network 'test_eyes'"):
+        LossTable(table)
+    with pytest.raises(ValueError, match="choose another name"):
+        losses.register_network("reference", lambda key: {}, lambda w: w)
+
+
+@pytest.mark.slow  # a process of its own compiles the losses twice
+def test_losses_of_ones_own_are_the_same_on_a_mesh():
+    script = pathlib.Path(__file__).with_name("eight_devices_losses.py")
+    env = os.environ | {"PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 7  # six losses and the total

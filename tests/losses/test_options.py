@@ -1,0 +1,178 @@
+"""Options of the losses of the method, and the loss that keeps what the model knew; against NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from process_gen.losses import LossError, LossTable
+from process_gen.losses.stock import TIMESTEPS, balanced
+from process_gen.models.config import NO_RANDOM_DROPS
+from process_gen.models.unroll import blank_outputs
+from process_gen.trajectory.batch import PAD_ID
+from process_gen.trajectory.controls import labels
+from tests.models.tiny import IDS, VOCAB, make_batch, make_model
+
+KEY = jax.random.key(0)
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def given():
+    """Outputs with predictions drawn at random, whose logits are products with a matrix of words."""
+    model, _ = make_model()
+    batch = make_batch(4, seed=2)
+    blank, rng = blank_outputs(model, batch, KEY, NO_RANDOM_DROPS), np.random.default_rng(0)
+    words = jnp.asarray(rng.standard_normal((WIDTH, VOCAB)), jnp.float32)
+
+    def drawn(x):
+        return jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+
+    def nll(hidden, labels):
+        log_p = jax.nn.log_softmax(hidden @ words)
+        return -jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+
+    outputs = dataclasses.replace(
+        blank,
+        hidden={name: drawn(x) for name, x in blank.hidden.items()},
+        velocity=drawn(blank.velocity),
+        logits=lambda hidden: hidden @ words,
+        nll=nll,
+    )
+    other = dataclasses.replace(outputs, hidden={name: drawn(x) for name, x in blank.hidden.items()})
+    return batch, dataclasses.replace(outputs, networks={"reference": other}), words
+
+
+def terms(given, loss, stage, outputs=None, **options):
+    """Mean and count of one row."""
+    batch, own, _ = given
+    table = LossTable({"row": dict(loss=loss, stage=stage, weight=1.0, **options)})
+    sums, counts = table.terms(outputs or own, batch, labels(batch, IDS), KEY)
+    return sums["row"] / counts["row"], counts["row"]
+
+
+def gradient(given, loss, stage, **options):
+    """Of the mean by velocity and hidden states."""
+
+    def mean(velocity, hidden):
+        outputs = dataclasses.replace(given[1], velocity=velocity, hidden=hidden)
+        return terms(given, loss, stage, outputs, **options)[0]
+
+    return jax.grad(mean, argnums=(0, 1))(given[1].velocity, dict(given[1].hidden))
+
+
+def inside(batch):
+    """[B, S, T] of `before`: tokens whose label is no decision."""
+    tokens = np.asarray(batch.before_tokens)
+    following = np.concatenate([tokens[..., 1:], np.full_like(tokens[..., :1], PAD_ID)], axis=-1)
+    return following != PAD_ID
+
+
+def test_smoothing_mixes_the_label_with_a_uniform_guess(given):
+    batch, outputs, words = given
+    mean, count = terms(given, "text_cross_entropy", "plan", smoothing=0.1)
+    plain, same = terms(given, "text_cross_entropy", "plan")
+    log_p = np.asarray(jax.nn.log_softmax(outputs.hidden["before"] @ words))
+    weights = inside(batch) * np.asarray(batch.before_weight * batch.present * ~batch.refines)[..., None]
+    uniform = (-log_p.mean(-1) * weights).sum() / weights.sum()
+    assert count == same == weights.sum()
+    np.testing.assert_allclose(mean, 0.9 * plain + 0.1 * uniform, rtol=1e-5)
+
+
+def test_kl_to_the_reference_is_that_of_the_distributions_and_0_at_itself(given):
+    batch, outputs, words = given
+    mean, count = terms(given, "text_kl", "plan")
+    p, q = (
+        np.asarray(jax.nn.log_softmax(one.hidden["before"] @ words))
+        for one in (outputs.networks["reference"], outputs)
+    )
+    weights = inside(batch) * np.asarray(batch.before_weight * batch.present * ~batch.refines)[..., None]
+    wanted = ((np.exp(p) * (p - q)).sum(-1) * weights).sum() / weights.sum()
+    assert count == weights.sum() and wanted > 0
+    np.testing.assert_allclose(mean, wanted, rtol=1e-5)
+    same = dataclasses.replace(outputs, networks={"reference": outputs})
+    np.testing.assert_allclose(terms(given, "text_kl", "plan", same)[0], 0.0, atol=1e-6)
+    chunks = dataclasses.replace(outputs, in_chunks=True)
+    np.testing.assert_allclose(terms(given, "text_kl", "plan", chunks)[0], mean, rtol=1e-5)
+
+
+def test_focal_loss_weighs_by_what_is_missing(given):
+    batch, outputs, _ = given
+    plain = LossTable({"row": dict(loss="decision_cross_entropy", stage="inspect", weight=1.0)})
+    focal = LossTable({"row": dict(loss="decision_cross_entropy", stage="inspect", weight=1.0, focal=2.0)})
+    values = [t.term(t.rows[0], outputs, batch, labels(batch, IDS), KEY) for t in (plain, focal)]
+    assert (values[0].weights == values[1].weights).all()
+    there = np.asarray(values[0].weights) > 0
+    nll = np.asarray(values[0].values)[there]
+    np.testing.assert_allclose(np.asarray(values[1].values)[there], (1 - np.exp(-nll)) ** 2 * nll, rtol=1e-4)
+
+
+def test_balance_gives_every_label_the_same_weight_and_all_what_they_had():
+    found = np.asarray([7, 7, 7, 5, 9, 9, 1])
+    weights = jnp.asarray([1.0, 1, 1, 1, 1, 1, 0])
+    scaled = np.asarray(balanced(weights, jnp.asarray(found), 1.0))
+    assert scaled.sum() == pytest.approx(6.0) and scaled[-1] == 0
+    for label in (7, 5, 9):
+        assert scaled[found == label].sum() == pytest.approx(2.0)
+
+
+def test_balanced_decisions_count_as_much_as_before(given):
+    mean, count = terms(given, "decision_cross_entropy", "sketch", balance=1.0)
+    other, same = terms(given, "decision_cross_entropy", "sketch")
+    np.testing.assert_allclose(count, same, rtol=1e-5)
+    assert mean != other
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_timesteps_are_weighed_as_their_formula_says(given, name):
+    batch, outputs, _ = given
+    mean, _ = terms(given, "flow_mse", "sketch", timesteps=name)
+    t = np.asarray(outputs.t, np.float64)
+    logit = np.log(t / (1 - t))
+    formula = {
+        "uniform": np.ones_like(t),
+        "clean": t**2,
+        "cosmap": 2 / (np.pi - 2 * np.pi * t + 2 * np.pi * t**2),
+        "logit_normal": np.exp(-(logit**2) / 2) / np.sqrt(2 * np.pi) / (t * (1 - t)),
+    }[name]
+    values = formula[..., None] * np.square(outputs.velocity - outputs.target).mean(-1)
+    turns = np.asarray(batch.image_weight * outputs.has_target * ~batch.refines)[:, :, None, None]
+    weights = np.broadcast_to(turns, values.shape)
+    np.testing.assert_allclose(mean, (values * weights).sum() / weights.sum(), rtol=1e-4)
+
+
+def test_clean_timesteps_are_the_error_of_the_clean_estimate(given):
+    _, outputs, _ = given
+    error = np.square(outputs.clean_estimate - outputs.clean[:, :, None]).mean(-1)
+    values = np.asarray(outputs.t)[..., None] ** 2 * np.square(outputs.velocity - outputs.target).mean(-1)
+    np.testing.assert_allclose(error, values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "stage", "options"),
+    [
+        ("text_kl", "plan", {}),
+        ("text_cross_entropy", "plan", {"smoothing": 0.1}),
+        ("decision_cross_entropy", "sketch", {"focal": 2.0}),
+        ("decision_cross_entropy", "sketch", {"balance": 1.0}),
+        ("flow_mse", "sketch", {"timesteps": "cosmap"}),
+    ],
+)
+def test_gradients_reach_what_is_there_and_nothing_that_is_padding(given, loss, stage, options):
+    batch, _, _ = given
+    velocity, hidden = gradient(given, loss, stage, **options)
+    moved = {"velocity": velocity, **hidden}
+    assert all(np.isfinite(x).all() for x in moved.values())
+    where = {"flow_mse": "velocity", "decision_cross_entropy": "image_end"}.get(loss, "before")
+    assert np.asarray(moved[where]).any()
+    assert not any(np.asarray(x).any() for name, x in moved.items() if name != where)
+    assert not np.asarray(moved[where])[~np.asarray(batch.present)].any()
+    if where == "before":
+        assert not np.asarray(moved[where])[~inside(batch)].any()
+
+
+def test_an_unknown_weighting_of_timesteps_is_refused(given):
+    with pytest.raises(LossError, match="unknown weighting of timesteps 'clan'; did you mean clean"):
+        terms(given, "flow_mse", "sketch", timesteps="clan")
