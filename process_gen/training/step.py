@@ -21,6 +21,7 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import Outputs, blank_outputs, unroll
 from process_gen.training.amounts import amounts
 from process_gen.training.norms import by_part
+from process_gen.training.trained import merged, trained
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 
@@ -31,7 +32,7 @@ class TrainState:
 
     Attributes:
       step: [] int32, batches seen.
-      params, ema: parameters and their exponential moving average, float32.
+      params, ema: parameters, and the exponential moving average of those that are trained, float32.
       opt_state: of the optimizer.
       key: the run's key; each step folds its number into it.
       autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
@@ -43,6 +44,11 @@ class TrainState:
     opt_state: Any
     key: Any
     autoencoder: Any = None
+
+    @property
+    def average(self) -> Any:
+        """All parameters, those that are trained averaged."""
+        return merged(self.params, self.ema)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Recipe:
       ema_warmup: whether early steps use (1 + step) / (10 + step) where that is less: the average then
         spans the last tenth of the run at most, and forgets what it started from.
       accumulate: micro-batches of a step.
+      freeze: patterns of the parameters that stay as they are, see `process_gen.training.trained`.
     """
 
     model: UnifiedModel
@@ -66,17 +73,18 @@ class Recipe:
     ema: float = 0.999
     accumulate: int = 1
     ema_warmup: bool = True
+    freeze: tuple[str, ...] = ()
 
 
 def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
     """The state before the first step, for batches of the shapes of `spec`.
 
-    `params` keep the logical names of their axes; the other trees have none.
+    `params` keep the logical names of their axes; the other trees have none, and no frozen parameters.
     """
     init_key, run_key = jax.random.split(key)
     batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), spec)
     boxed = recipe.model.init(init_key, batch)["params"]
-    plain = sharding.unbox(boxed)
+    plain = trained(sharding.unbox(boxed), recipe.freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=boxed,
@@ -101,7 +109,9 @@ def make_train_step(
     """
 
     def like_params(tree: Any) -> Any:
-        return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings.params)
+        if shardings is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, trained(shardings.params, recipe.freeze))
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
@@ -109,13 +119,15 @@ def make_train_step(
         state = state if shardings is None else offload.fetched(state, shardings)
         norm = optax.global_norm(gradients)
         loss = recipe.losses.total(sums, counts)
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        before = trained(state.params, recipe.freeze)
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, before)
         update_norm = optax.global_norm(updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
-        params = optax.apply_updates(state.params, updates)
+        after = optax.apply_updates(before, updates)
         step = state.step + 1
         decay = ema_decay(recipe, step)
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, after)
+        params = merged(state.params, after)
         new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
         metrics = {
             "loss": loss,
@@ -174,7 +186,7 @@ def _gradients(
 
     zeros = recipe.losses.zeros()
     counts, _ = jax.lax.scan(count, zeros, (micro, keys))
-    start = (like_params(jax.tree.map(jnp.zeros_like, params)), zeros)
+    start = (like_params(jax.tree.map(jnp.zeros_like, trained(params, recipe.freeze))), zeros)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
     return gradients, sums, counts
 
@@ -186,12 +198,12 @@ def _split_rows(parts: int, x: jax.Array) -> jax.Array:
 
 
 def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, frozen: Any):
-    def loss(params):
-        outputs = unroll(recipe.model, params, batch, key, recipe.options, frozen)
+    def loss(part):
+        outputs = unroll(recipe.model, merged(params, part), batch, key, recipe.options, frozen)
         sums, own = terms(recipe, outputs, batch, key)
         return recipe.losses.total(sums, own if counts is None else counts), (sums, own)
 
-    gradients, (sums, own) = jax.grad(loss, has_aux=True)(params)
+    gradients, (sums, own) = jax.grad(loss, has_aux=True)(trained(params, recipe.freeze))
     return gradients, sums, own
 
 
