@@ -55,6 +55,8 @@ def _base() -> ConfigDict:
             attention="flash",
             remat="full",
             logit_chunk=8448,  # 18 parts of the vocabulary, each a multiple of 128 words
+            # Adapters of a rank above 0; all else is frozen then: configs/README.md.
+            lora=dict(rank=0, alpha=16.0, patterns=("backbone/layers/*/[qkvo]_proj/kernel",)),
         )
     )
     # A row has 32,718 tokens: 11 turns of 2,858 (of which 2,052 are a noised and a clean image, 486 what the
@@ -134,6 +136,8 @@ def _base() -> ConfigDict:
             moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.9999,
             ema_warmup=True,  # False: constant from the first step on
+            freeze=(),  # names that stay as they are, as ("vit/*", "connector/*"): configs/README.md
+            groups=dict(),  # rates of parts: dict(gen=dict(pattern="backbone/*gen*", rate=0.1))
         )
     )
     config.train = ConfigDict(
@@ -229,6 +233,7 @@ def _debug(config: ConfigDict) -> None:
             logit_chunk=0,
             vit=dict(width=48, layers=2, mlp=80, heads=4, patch=14, max_side=6),
             flux=dict(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4),
+            lora=config.model.lora,
         )
     )
     config.layout.update(

@@ -35,7 +35,15 @@ def _base() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict(
-        dict(size="scenes_s", dtype="float32", remat="none", scan_unroll=4, logit_chunk=0)
+        dict(
+            size="scenes_s",
+            dtype="float32",
+            remat="none",
+            scan_unroll=4,
+            logit_chunk=0,
+            # Adapters of a rank above 0; all else is frozen then: configs/README.md.
+            lora=dict(rank=0, alpha=16.0, patterns=("backbone/layers/*/[qkvo]_proj/kernel",)),
+        )
     )
     config.layout = ConfigDict(
         dict(
@@ -121,6 +129,8 @@ def _base() -> ConfigDict:
             moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.998,
             ema_warmup=True,  # False: constant from the first step on
+            freeze=(),  # names that stay as they are, as ("vit/*", "connector/*"): configs/README.md
+            groups=dict(),  # rates of parts: dict(gen=dict(pattern="backbone/*gen*", rate=0.1))
         )
     )
     config.train = ConfigDict(

@@ -142,7 +142,7 @@ def compile_sample(
     pool, compiling = futures.ThreadPoolExecutor(_TOGETHER), []
     try:
         with partition.over(mesh, sharding.ACTIVATION_RULES):
-            for piece in pieces(model, texts, settings, state.ema, state.autoencoder, rows, mesh, axes):
+            for piece in pieces(model, texts, settings, state.average, state.autoencoder, rows, mesh, axes):
                 started = time.perf_counter()
                 lowered = piece.lower()
                 lowering = time.perf_counter() - started
@@ -160,7 +160,7 @@ def compile_sample(
         **place,
         "rows": rows,
         "held": {
-            "parameters": bytes_per_device(state.ema)[0],
+            "parameters": bytes_per_device(state.average)[0],
             "autoencoder": bytes_per_device(state.autoencoder)[0],
         },
         "pieces": [_piece(one) for one in found],

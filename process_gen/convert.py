@@ -4,11 +4,14 @@
     python -m process_gen.convert --source=runs/bagel --target=out
     python -m process_gen.convert --source=Qwen2.5-7B --vision=siglip2 --autoencoder=flux --target=runs/start
     python -m process_gen.convert --source=ae.safetensors --to=diffusers --target=vae
+    python -m process_gen.convert --source=runs/lora --to=adapters --target=adapters
 
 What the source is shows by its files: a run of this project, a BAGEL, a Qwen2
-language model, a SigLIP 2 tower, or a FLUX autoencoder under either naming. Out
-of a published model comes a run's folder (`--to=ours`), out of a run a BAGEL
-(`--to=bagel`); `qwen2`, `siglip2`, `flux` and `diffusers` write one part.
+language model, a SigLIP 2 tower, a FLUX autoencoder under either naming, or
+adapters. Out of a published model comes a run's folder (`--to=ours`), out of a
+run a BAGEL (`--to=bagel`); `qwen2`, `siglip2`, `flux` and `diffusers` write one
+part. Adapters come merged, into all of these, but for `--to=adapters`, which
+writes them alone, as PEFT does.
 
 Only safetensors are read and written, a few megabytes at a time. `--mesh` cuts
 the arrays on disk as that mesh will ask for them; its devices need not be here.
@@ -29,9 +32,9 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from process_gen.checkpoints import arrays
+from process_gen.checkpoints import arrays, load
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.published import bagel, flux, parts, stream
+from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream
 from process_gen.checkpoints.published.sources import DTYPE
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
@@ -40,7 +43,7 @@ from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
 
-TARGETS = ("ours", "bagel", "qwen2", "siglip2", "flux", "diffusers")
+TARGETS = ("ours", "bagel", "adapters", "qwen2", "siglip2", "flux", "diffusers")
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -90,6 +93,12 @@ def convert(
         _needs(coder, weights, "autoencoder")
         flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
         return
+    if to == "adapters":
+        _needs(weights.adapted, weights, "adapters (it was trained with a config.model.lora.rank of 0)")
+        mine, base = weights.adapted, weights.adapted.base
+        base = str(load.absolute(base)) if base else ""
+        adapters.export_adapters(mine.params(dtype), mine.lora, target, base=base, **options)
+        return
     if to == "ours":
         items: dict[str, Any] = {}
         if params is not None:
@@ -134,6 +143,8 @@ def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
     """Bytes that a conversion writes, for its progress bar."""
     params, coder = weights.params, weights.autoencoder
     chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
+    if to == "adapters":
+        return 0  # little
     if to == "ours":
         dtype = dtype or DTYPE
     return sum(make(dtype).nbytes for make in chosen.get(to, [params]) if make is not None)
@@ -176,15 +187,17 @@ def define_flags() -> None:
     flags.DEFINE_string("dtype", None, f"Of the arrays written, of {', '.join(DTYPES)}.")
     flags.DEFINE_string("mesh", "", "Sizes of a mesh to cut the arrays for, such as fsdp=8,tensor=2.")
     flags.DEFINE_string("largest", None, "Bytes per published file, such as 5GB; one file by default.")
+    flags.DEFINE_string("base", None, "Weights that adapters belong to, where they have moved.")
     flags.DEFINE_integer("seed", 0, "Of what a model started from a Qwen2 has to draw.")
 
 
 _USED = {
     "vision": (None, "source", ("qwen2",)),
     "seed": (0, "source", ("qwen2",)),
-    "which": ("ema", "source", ("ours",)),
-    "vit": (True, "source", ("bagel",)),
-    "autoencoder": (None, "source", ("ours", "bagel", "qwen2")),
+    "which": ("ema", "source", ("ours", "adapters")),
+    "vit": (True, "source", ("bagel", "adapters")),
+    "autoencoder": (None, "source", ("ours", "bagel", "adapters", "qwen2")),
+    "base": (None, "source", ("adapters",)),
     "mesh": ("", "target", ("ours",)),
     "largest": (None, "target", ("bagel", "qwen2", "siglip2")),
 }
@@ -214,7 +227,7 @@ def run(values: Any) -> str:
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
     options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh))
     options["largest"] = parse_bytes(values.largest) if values.largest else None
-    read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed")}
+    read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed", "base")}
     weights = read_weights(values.source, **read)
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
     _check_used(values, weights.kind, to)

@@ -29,7 +29,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
@@ -67,6 +66,7 @@ from process_gen.training.program import TrainProgram
 from process_gen.training.resume import check_same_run
 from process_gen.training.runlog import RunLog
 from process_gen.training.step import TrainState
+from process_gen.training.trained import log_overview, merged
 from process_gen.training.validation import Validation
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import ahead
@@ -128,7 +128,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 
     # ------------------------------------------------------------------ state
     state = program.create_state(jax.random.key(config.seed))
-    parameter_overview.log_parameter_overview(state.params, include_stats="sharding", msg="parameters")
+    log_overview(state.params, program.recipe.freeze)
 
     # ---------------------------------------------------------------- restore
     metadata = {"config": builders.to_json(config), **vocabulary.describe(config, tokenizer)}
@@ -301,7 +301,7 @@ class Evaluation:
         With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
         have to call this; the others get None.
         """
-        params, frozen = offload.on_devices(state.ema), state.autoencoder
+        params, frozen = merged(state.params, offload.on_devices(state.ema)), state.autoencoder
         if jax.process_count() > 1:
             params, frozen = sharding.on_lead((params, frozen)) or (None, None)
         if not hosts.is_lead():

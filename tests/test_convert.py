@@ -40,6 +40,7 @@ def run(**flags) -> str:
         mesh="",
         largest=None,
         seed=0,
+        base=None,
     )
     return convert.run(
         types.SimpleNamespace(**values | {k: v and str(v) if k != "vit" else v for k, v in flags.items()})

@@ -25,7 +25,7 @@ from process_gen.distributed.mesh import MeshError
 RULES: Mapping[str, str | None] = {
     "embed": "fsdp",
     **dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor"),
-    **dict.fromkeys(("head_dim", "latent", "layers", "norm", "patch", "position", "time")),
+    **dict.fromkeys(("head_dim", "latent", "layers", "lora", "norm", "patch", "position", "time")),
 }
 """Logical axis of a parameter -> mesh axis that it is split over."""
 

@@ -22,9 +22,11 @@ from flax.traverse_util import path_aware_map
 from process_gen.data.sources import data_of_sources
 from process_gen.data.tokenizers import SCENES, Tokenizer
 from process_gen.distributed.mesh import MeshConfig
+from process_gen.experiment import tuning
 from process_gen.experiment.ranges import RANGES, SCENES_RANGES, SOURCE_RANGES
 from process_gen.losses import LossTable
 from process_gen.models import vit
+from process_gen.models.adapters import LORA
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig, UnrollOptions, model_config
 from process_gen.models.unified import UnifiedModel
@@ -149,6 +151,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTr
       2024) orthogonalizes the momentum of every matrix between hidden layers;
       its rate, `muon_learning_rate`, follows the same schedule. All else, the
       embedding and the heads too, stays with AdamW (with Nesterov momentum then).
+      Updates of `groups` are scaled last. It is for the parameters that are trained alone.
 
     Raises:
       ConfigError: more warm-up steps than steps, or an unknown optimizer.
@@ -185,7 +188,10 @@ def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTr
         )
     else:
         raise ConfigError(f"config.optimizer.name must be adamw or muon, got {c.name!r}")
-    return optax.chain(optax.clip_by_global_norm(c.clip), update), schedule
+    parts = [optax.clip_by_global_norm(c.clip), update]
+    if (scaled := tuning.scaled_by_group(config)) is not None:
+        parts.append(scaled)
+    return optax.chain(*parts), schedule
 
 
 _NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
@@ -204,7 +210,7 @@ def _hidden_matrices(params: Any) -> Any:
 
 def _decays(params: Any) -> Any:
     """Weight decay is for matrices, not for norms and biases (stacked over layers or not)."""
-    return path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding"), params)
+    return path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding", *LORA), params)
 
 
 # ----------------------------------------------------------------------- check
@@ -228,6 +234,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         build_unroll_options(config)
         sampler = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
         build_optimizer(config)
+        tuning.check(config, build_model_config(config), bool(layout.vit_tokens))
         MeshConfig(**config.mesh.to_dict())
         check_fits(layout, sampler)
         parts = data_of_sources(config.data)

@@ -18,6 +18,10 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and all(map(_is_size, value))
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(one, str) and one for one in value)
+
+
 def _is_grid(value: Any) -> bool:
     return _is_size(value) or value in ((0, 0), [0, 0])
 
@@ -58,6 +62,9 @@ RANGES: dict[str, ranges.Range] = {
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.ema"), DECAY),
     "optimizer.ema_warmup": FLAG,
+    "optimizer.freeze": ranges.Range(
+        "patterns of names, e.g. ('vit/*', 'connector/*'), one alone ('vit/*',), or ()", _are_texts
+    ),
     "optimizer.final_share": ranges.SHARE,
     "optimizer.moment_dtype": ranges.one_of("float32", "bfloat16"),
     "optimizer.weight_decay": ranges.NOT_NEGATIVE,

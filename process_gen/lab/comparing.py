@@ -259,7 +259,9 @@ def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> fl
         raise ConfigError("a score is for config.data.source='scenes': set score=0")
     task, rows = Scenes(level=config.data.level, per_group=per_group), config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
-    sampler = Sampler(setting.model, state.ema, setting.tokenizer, settings, rows, frozen=state.autoencoder)
+    sampler = Sampler(
+        setting.model, state.average, setting.tokenizer, settings, rows, frozen=state.autoencoder
+    )
     docs, judge = task.docs(), task.judge()
     drawn = sampler.sample([doc.input for doc in docs], seed=seed)
     return float(np.mean([judge(doc, one.image).score for doc, one in zip(docs, drawn, strict=True)]))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from process_gen.common.names import check_name, hint
+from process_gen.common.patterns import chooses
 
 
 def _check_positive(config: object, name: str, *fields: str) -> None:
@@ -84,6 +85,40 @@ class FluxConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen matrices (LoRA, arXiv 2106.09685): W + alpha / rank * A B.
+
+    Attributes:
+      rank: columns of A and rows of B; 0 is no adapters.
+      alpha: their strength, kept when the rank changes.
+      patterns: which matrices have them, by the names of their kernels (`process_gen.common.patterns`); the
+        vocabulary's head never has.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    patterns: tuple[str, ...] = ("backbone/layers/*/[qkvo]_proj/kernel",)
+
+    def __post_init__(self):
+        object.__setattr__(self, "patterns", tuple(self.patterns))
+        if type(self.rank) is not int or self.rank < 0:
+            raise ValueError(
+                f"model.lora.rank must be a whole number of at least 0 (0 is off), got {self.rank!r}"
+            )
+        if not self.alpha > 0:
+            raise ValueError(f"model.lora.alpha must be a number above 0, got {self.alpha!r}")
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of the two."""
+        return self.alpha / self.rank
+
+    def adapts(self, kernel: str) -> bool:
+        """Whether the kernel of this name has adapters."""
+        return self.rank > 0 and chooses(self.patterns, kernel)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The unified model (BAGEL, arXiv 2505.14683).
 
@@ -114,6 +149,7 @@ class ModelConfig:
       flux: sizes of the `flux` autoencoder.
       vit: what makes ViT tokens of the images in context. It has weights only
         where the layout's `vit_grid` makes room for its tokens.
+      lora: adapters; with any, nothing else is trained unless `optimizer.freeze` says so.
       dtype: of the computation; parameters are float32.
       attention: one call with an explicit mask for each turn (`dense`), or, without
         scores or masks in memory, `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere,
@@ -146,6 +182,7 @@ class ModelConfig:
     autoencoder: Literal["patches", "flux"] = "patches"
     flux: FluxConfig | None = None
     vit: VitConfig | None = None
+    lora: LoraConfig = LoraConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["dense", "flash", "splash", "cudnn", "blocked"] = "dense"
     remat: Literal["none", "dots", "save_attended", "save_qkv", "full", "offload"] = "none"
@@ -246,8 +283,8 @@ SIZES: dict[str, ModelConfig] = {
 def model_config(size: str, **overrides: object) -> ModelConfig:
     """A row of the size table, with single fields replaced.
 
-    `vit` and `flux` take a dataclass, None, or a mapping of those fields that are
-    to differ from the row's.
+    `vit`, `flux` and `lora` take a dataclass, None (not for `lora`), or a mapping of those
+    fields that are to differ from the row's.
 
     Raises:
       ValueError: unknown size or field; the message lists the nearest names.
@@ -255,7 +292,11 @@ def model_config(size: str, **overrides: object) -> ModelConfig:
     check_name(size, SIZES, "model size")
     _check_fields("the model", ModelConfig, overrides)
     row = SIZES[size]
-    for field, part, name in (("vit", VitConfig, "ViT"), ("flux", FluxConfig, "FLUX autoencoder")):
+    for field, part, name in (
+        ("vit", VitConfig, "ViT"),
+        ("flux", FluxConfig, "FLUX autoencoder"),
+        ("lora", LoraConfig, "adapters"),
+    ):
         if isinstance(changes := overrides.get(field), Mapping):
             _check_fields(f"model.{field}", part, changes)
             if getattr(row, field) is None:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Num
 
 from process_gen.models import remat
-from process_gen.models.config import ModelConfig
+from process_gen.models.adapters import Dense
+from process_gen.models.config import LoraConfig, ModelConfig
 from process_gen.models.partition import constrain
 
 Rope = tuple[Float[jax.Array, "B L half"], Float[jax.Array, "B L half"]]
@@ -29,15 +30,24 @@ def annotated(init: nn.initializers.Initializer, *axes: str | None) -> nn.initia
     return nn.with_logical_partitioning(init, axes)
 
 
-def linear(features: int, axes: tuple[str, str], config: ModelConfig, bias: bool = False, scale: float = 1.0):
-    """Dense layer in the compute dtype with logical axes (input, output)."""
+def linear(
+    features: int,
+    axes: tuple[str, str],
+    config: ModelConfig,
+    bias: bool = False,
+    scale: float = 1.0,
+    adapters: bool = True,
+) -> Dense:
+    """Dense layer in the compute dtype with logical axes (input, output), and with `adapters` if it may."""
     init = (
         nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
         if scale
         else nn.initializers.zeros
     )
-    return nn.Dense(
+    return Dense(
         features,
+        lora=config.lora if adapters else LoraConfig(),
+        axes=axes,
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),
         dot_general=None if config.remat == "dots" else _widening,  # that policy looks for plain products

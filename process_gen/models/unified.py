@@ -87,7 +87,7 @@ class UnifiedModel(nn.Module):
         if c.latent_positions == "learned":
             table_init = annotated(nn.initializers.normal(1.0), "position", "embed")
             self.positions = self.param("latent_positions", table_init, (c.max_latent_side**2, c.width))
-        self.head = linear(c.vocab_size, ("embed", "vocab"), c)
+        self.head = linear(c.vocab_size, ("embed", "vocab"), c, adapters=False)
         self.latent_in = linear(c.width, ("latent", "embed"), c, bias=True)
         self.latent_out = linear(self.layout.latent_values, ("embed", "latent"), c, bias=True, scale=0.0)
         if self.layout.vit_tokens:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from process_gen.distributed import offload as offloading
 from process_gen.distributed import sharding
-from process_gen.experiment import builders
+from process_gen.experiment import builders, tuning
 from process_gen.models import partition
 from process_gen.models.outputs import REFERENCE
 from process_gen.models.unified import UnifiedModel
@@ -35,6 +35,7 @@ def build_recipe(config: ConfigDict, model: UnifiedModel) -> Recipe:
         ema=config.optimizer.ema,
         accumulate=config.train.accumulate,
         ema_warmup=config.optimizer.ema_warmup,
+        freeze=tuning.freeze_patterns(config, model.config),
     )
 
 

@@ -17,7 +17,7 @@ FREE = (
 """What may change while a run goes on: how it is trained, computed and judged, and where its files are. The
 tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
 
-FIXED = ("train.batch_size", "optimizer.name")
+FIXED = ("train.batch_size", "optimizer.name", "optimizer.freeze")
 """Parts of those groups that may not: the order of the data and the optimizer's memory hang on them."""
 
 

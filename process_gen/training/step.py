@@ -22,6 +22,7 @@ from process_gen.training import scoring
 from process_gen.training.amounts import amounts
 from process_gen.training.norms import by_part
 from process_gen.training.scoring import Given
+from process_gen.training.trained import merged, trained
 from process_gen.trajectory.batch import Batch
 
 
@@ -31,7 +32,7 @@ class TrainState:
 
     Attributes:
       step: [] int32, batches seen.
-      params, ema: parameters and their exponential moving average, float32.
+      params, ema: parameters, and the exponential moving average of those that are trained, float32.
       opt_state: of the optimizer.
       key: the run's key; each step folds its number into it.
       autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
@@ -51,6 +52,11 @@ class TrainState:
         """What the next batch is scored with."""
         return Given(self.step, self.autoencoder, self.networks)
 
+    @property
+    def average(self) -> Any:
+        """All parameters, those that are trained averaged."""
+        return merged(self.params, self.ema)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -63,6 +69,7 @@ class Recipe:
       ema_warmup: whether early steps use (1 + step) / (10 + step) where that is less: the average then
         spans the last tenth of the run at most, and forgets what it started from.
       accumulate: micro-batches of a step.
+      freeze: patterns of the parameters that stay as they are, see `process_gen.training.trained`.
     """
 
     model: UnifiedModel
@@ -73,17 +80,19 @@ class Recipe:
     ema: float = 0.999
     accumulate: int = 1
     ema_warmup: bool = True
+    freeze: tuple[str, ...] = ()
 
 
 def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
     """The state before the first step, for batches of the shapes of `spec`.
 
-    `params` keep the logical names of their axes; the other trees have none.
+    `params` keep the logical names of their axes; the other trees have none, and no frozen parameters.
     """
     init_key, run_key = jax.random.split(key)
     batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), spec)
     boxed = recipe.model.init(init_key, batch)["params"]
-    plain = sharding.unbox(boxed)
+    whole = sharding.unbox(boxed)
+    plain = trained(whole, recipe.freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=boxed,
@@ -91,7 +100,7 @@ def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
         opt_state=recipe.optimizer.init(plain),
         key=run_key,
         autoencoder=random_weights(recipe.model.config, jax.random.fold_in(init_key, 1)),
-        networks=scoring.init_networks(recipe.losses.networks, plain, jax.random.fold_in(init_key, 2)),
+        networks=scoring.init_networks(recipe.losses.networks, whole, jax.random.fold_in(init_key, 2)),
     )
 
 
@@ -109,7 +118,9 @@ def make_train_step(
     """
 
     def like_params(tree: Any) -> Any:
-        return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings.params)
+        if shardings is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, trained(shardings.params, recipe.freeze))
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
@@ -117,13 +128,15 @@ def make_train_step(
         state = state if shardings is None else offload.fetched(state, shardings)
         norm = optax.global_norm(gradients)
         loss = recipe.losses.total(sums, counts, state.step)
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        before = trained(state.params, recipe.freeze)
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, before)
         update_norm = optax.global_norm(updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
-        params = optax.apply_updates(state.params, updates)
+        after = optax.apply_updates(before, updates)
         step = state.step + 1
         decay = ema_decay(recipe, step)
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, after)
+        params = merged(state.params, after)
         new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
         metrics = {
             "loss": loss,
@@ -181,7 +194,7 @@ def _gradients(
     shapes = jax.eval_shape(functools.partial(scoring.score, recipe), params, given, *_first(micro, keys))
     no_sums, no_counts = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
     counts, _ = jax.lax.scan(count, no_counts, (micro, keys))
-    start = (like_params(jax.tree.map(jnp.zeros_like, params)), no_sums)
+    start = (like_params(jax.tree.map(jnp.zeros_like, trained(params, recipe.freeze))), no_sums)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
     return gradients, sums, counts
 
@@ -198,9 +211,9 @@ def _split_rows(parts: int, x: jax.Array) -> jax.Array:
 
 
 def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, given: Given):
-    def loss(params):
-        sums, own = scoring.score(recipe, params, given, batch, key)
+    def loss(part):
+        sums, own = scoring.score(recipe, merged(params, part), given, batch, key)
         return recipe.losses.total(sums, own if counts is None else counts, given.step), (sums, own)
 
-    gradients, (sums, own) = jax.grad(loss, has_aux=True)(params)
+    gradients, (sums, own) = jax.grad(loss, has_aux=True)(trained(params, recipe.freeze))
     return gradients, sums, own

@@ -18,6 +18,7 @@ from process_gen.distributed import offload, sharding
 from process_gen.losses import LossTable
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
+from process_gen.training.trained import merged
 from process_gen.trajectory.batch import Batch
 
 
@@ -39,7 +40,7 @@ class Validation:
 
     def scalars(self, state: TrainState) -> dict[str, float]:
         """`validation/loss`, and `validation/<name>` of what the loss table has; all hosts call this."""
-        ema, iterator = offload.on_devices(state.ema), iter(self._loader)
+        ema, iterator = merged(state.params, offload.on_devices(state.ema)), iter(self._loader)
         found, table = None, next(iter(self._programs.values())).recipe.losses
         try:
             for number, batch in enumerate(itertools.islice(iterator, self._batches)):

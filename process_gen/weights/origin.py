@@ -18,13 +18,30 @@ from etils import epath
 
 from process_gen.checkpoints import export, load
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
-from process_gen.checkpoints.published import bagel, configs, flux, parts, tensors
-from process_gen.checkpoints.published.sources import Make
+from process_gen.checkpoints.published import adapters, bagel, configs, flux, parts, tensors
+from process_gen.checkpoints.published.sources import Joined, Make
 from process_gen.experiment import builders, vocabulary
-from process_gen.models.config import FluxConfig, ModelConfig, model_config
+from process_gen.models.config import FluxConfig, LoraConfig, ModelConfig, model_config
 
 AUTOENCODER = "autoencoder"
 """The item of a step that holds the frozen autoencoder."""
+AVERAGE = "ema"
+"""The item that holds the moving average, of those parameters that are trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """Weights with adapters that are not merged.
+
+    Attributes:
+      lora: rank and alpha of the adapters.
+      params: makes the arrays, adapters and all else.
+      base: where the weights are that the adapters were trained on; "" where nobody says.
+    """
+
+    lora: LoraConfig
+    params: Make
+    base: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +49,15 @@ class Weights:
     """A model, or a part of one.
 
     Attributes:
-      kind: `ours`, `bagel`, `qwen2`, `siglip2` or `autoencoder`.
+      kind: `ours`, `bagel`, `adapters`, `qwen2`, `siglip2` or `autoencoder`.
       source: where it lies, for messages.
       tokenizer: the folder in which its tokenizer's files are, if there are any.
       metadata: what a run keeps with its weights.
-      model: its sizes, None for an autoencoder alone.
-      params: makes the model's arrays; None without.
+      model: its sizes, without adapters; None for an autoencoder alone.
+      params: makes the model's arrays, with adapters merged; None without.
       flux: sizes of the autoencoder.
       autoencoder: makes its arrays; None without.
+      adapted: the model with its adapters; None without.
     """
 
     kind: str
@@ -50,6 +68,7 @@ class Weights:
     params: Make | None = None
     flux: FluxConfig | None = None
     autoencoder: Make | None = None
+    adapted: Adapted | None = None
 
     @property
     def files(self) -> Mapping[str, configs.Json] | None:
@@ -65,6 +84,7 @@ def read_weights(
     autoencoder: epath.PathLike | None = None,
     which: str = "ema",
     seed: int = 0,
+    base: epath.PathLike | None = None,
 ) -> Weights:
     """Finds out what `source` is, and reads its descriptions.
 
@@ -75,6 +95,7 @@ def read_weights(
       autoencoder: a FLUX autoencoder, where the source has none or is to get another one.
       which: weights of a run, `ema` or `params`.
       seed: of what nobody has published, where the source is a language model alone.
+      base: the weights that adapters belong to, where they do not say or have moved.
 
     Raises:
       CheckpointNotFound: nothing that can be read.
@@ -84,6 +105,8 @@ def read_weights(
     kind = kind_of(place)
     if kind == "ours":
         return read_ours(place, which, autoencoder)
+    if kind == "adapters":
+        return _with_adapters(place, base, vit=vit, autoencoder=autoencoder, which=which)
     if kind == "bagel":
         found = bagel.read_published(place, vit, autoencoder)
         told = {"from": str(place), "files": dict(found.files), "timestep_shift": found.timestep_shift}
@@ -114,6 +137,8 @@ def kind_of(place: epath.Path) -> str:
         return "ours" if export.is_ours(str(place)) else "autoencoder"
     if load.steps(place / load.FOLDER) or load.steps(place) or load.is_step(place):
         return "ours"
+    if (place / adapters.CONFIG).is_file():
+        return "adapters"
     if (place / "llm_config.json").is_file():
         return "bagel"
     fields = configs.read_json(place / "config.json", required=False)
@@ -155,8 +180,14 @@ def read_ours(
     if params is None and coder is None:
         saved.source(which)  # which says that there is none
     model = _sizes(metadata)
+    if params is not None and which == AVERAGE and _leaves_some_out(metadata, model):
+        whole = saved.source("params")
+        rest = adapters.Some(whole, whole.spec.keys() - params.spec.keys())
+        params = Joined([params, rest])
     if model is None and (params is not None or "flux" not in metadata):
         raise CheckpointMismatch(f"{place} carries no config, and does not say of which sizes its model is")
+    if model is not None:
+        lora, model = model.lora, dataclasses.replace(model, lora=LoraConfig())
     weights = Weights(
         "ours",
         str(place),
@@ -167,10 +198,49 @@ def read_ours(
         model.flux if model else FluxConfig(**metadata["flux"]),
         None if coder is None else lambda _: coder,
     )
+    if params is not None and any(map(adapters.is_adapter, params.spec)):
+        base = metadata.get("config", {}).get("train", {}).get("init", "")
+        weights = _merging(weights, lora, lambda _: params, base)
     if autoencoder is None:
         return weights
     given = flux.read_autoencoder(autoencoder)
     return dataclasses.replace(weights, flux=given.config, autoencoder=given.pieces)
+
+
+def _leaves_some_out(metadata: Mapping[str, Any], model: ModelConfig | None) -> bool:
+    """Whether a run's average is of some parameters alone: those that are not frozen."""
+    optimizer = metadata.get("config", {}).get("optimizer", {})
+    return bool(optimizer.get("freeze")) or model is not None and model.lora.rank > 0
+
+
+def _merging(weights: Weights, lora: LoraConfig, params: Make, base: str) -> Weights:
+    """Weights of which `params` makes the arrays with adapters that are not merged."""
+    return dataclasses.replace(
+        weights,
+        params=lambda dtype: adapters.Merged(params(dtype), lora.scale),
+        adapted=Adapted(lora, params, base),
+    )
+
+
+def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: Any) -> Weights:
+    """Adapters alone, with the weights that they belong to."""
+    found = adapters.read_adapters(place)
+    where = str(base or found.base)
+    if not where or not load.absolute(where).exists():
+        raise CheckpointNotFound(
+            f"the adapters in {place} belong to {where!r}, and nothing is there: give those weights as base "
+            "(--base=PATH)"
+        )
+    below = read_weights(where, **options)
+    if below.model is None or below.params is None:
+        raise CheckpointMismatch(f"{where} holds no model that the adapters in {place} could belong to")
+    found.pieces(below.model)  # which says what does not fit
+    weights = dataclasses.replace(below, kind="adapters", source=str(place))
+
+    def params(dtype: str | None) -> Joined:
+        return Joined([below.params(dtype), found.pieces(below.model, dtype)])
+
+    return _merging(weights, found.lora, params, where)
 
 
 def _sizes(metadata: Mapping[str, Any]) -> ModelConfig | None:

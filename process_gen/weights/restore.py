@@ -23,6 +23,7 @@ from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import builders
 from process_gen.experiment.vocabulary import build_tokenizer, tokenizer_of
 from process_gen.models import partition
+from process_gen.models.config import LoraConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError, SamplerError
@@ -124,7 +125,9 @@ def load_model(
         weights = read_weights(str(path), vit=bool(layout.vit_tokens), which=which)
     with builders.as_config_error():
         model = builders.build_model(config, words)
-    model = model.clone(config=dataclasses.replace(model.config, dtype=dtype or model.config.dtype))
+    # Adapters come merged.
+    sizes = dataclasses.replace(model.config, dtype=dtype or model.config.dtype, lora=LoraConfig())
+    model = model.clone(config=sizes)
     params, autoencoder = placed(weights, model, words, mesh, model.config.dtype)
     return Restored(model, params, words, builders.to_json(config), weights.source, autoencoder)
 

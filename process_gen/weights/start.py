@@ -21,6 +21,8 @@ from jax.sharding import Mesh
 
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.checkpoints.published import sources
+from process_gen.checkpoints.published.adapters import is_adapter
 from process_gen.checkpoints.published.sources import Replaced, Source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
@@ -31,8 +33,8 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.training.step import TrainState
 from process_gen.weights.origin import Weights, read_weights
 
-FREE = ("dtype", "attention", "remat", "scan_unroll", "logit_chunk", "vit")
-"""Fields that say how a model is computed; and the ViT, which may be left out (shapes tell its sizes)."""
+FREE = ("dtype", "attention", "remat", "scan_unroll", "logit_chunk", "vit", "lora")
+"""How a model is computed; the ViT, which may be left out (shapes tell its sizes); adapters."""
 ROWS = {"embedding": 0, "head/kernel": 1}
 """What has a line per token, and along which axis."""
 
@@ -70,14 +72,20 @@ def start_from(
 ) -> TrainState:
     """The state of a run that has not begun, with weights from `path` on the devices that it names.
 
-    Every device reads its own part, array by array, once the state's random weights are gone.
+    Every device reads its own part, array by array, once the state's random weights are gone. Adapters that
+    the weights do not have, or have of another rank or alpha, start as they are, and those are merged.
 
     Raises:
       CheckpointError: see `read_for`.
     """
     weights = read_weights(path, vit=bool(model.layout.vit_tokens))
     params, autoencoder = _filled(weights, model.config, tokenizer, state.params, state.autoencoder)
-    ema = jax.tree.map(lambda old, new: jax.device_put(jnp.copy(new), old.sharding), state.ema, params)
+    whole = arrays.named(params)
+    copies = {
+        name: jax.device_put(jnp.copy(whole[name]), old.sharding)
+        for name, old in arrays.named(state.ema).items()
+    }
+    ema = arrays.unnamed(state.ema, copies)
     return state.replace(params=params, ema=ema, autoencoder=autoencoder)
 
 
@@ -111,14 +119,15 @@ def _filled(
     """Weights in the structures of `params` and `autoencoder`, which hold arrays to be replaced or shapes.
 
     Parts of the weights that the model does without (the ViT, where the layout has no room for its tokens)
-    stay where they are.
+    stay where they are; so do adapters of `params` for which the weights have none.
     """
     if weights.model is None or weights.params is None:
         raise CheckpointMismatch(f"{weights.source} holds no model to start from")
     _check_sizes(config, weights.model, weights.source)
     if tokenizer is not None:
         vocabulary.check_same(tokenizer, weights.metadata, weights.source)
-    params = _read(params, _trained(weights, tokenizer), weights.source, (r"(vit|connector)/.*",))
+    source = _trained(_same_adapters(weights, config, params), weights, tokenizer)
+    params = _read(params, source, weights.source, (r"(vit|connector)/.*",))
     if autoencoder is None:
         return params, None
     if weights.autoencoder is None:
@@ -137,9 +146,22 @@ def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
             )
 
 
-def _trained(weights: Weights, tokenizer: Tokenizer | None) -> Source:
+def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source:
+    """The parameters, with adapters where the weights have those of the model, else merged."""
+    if config.lora.rank and (adapted := weights.adapted):
+        source = adapted.params("float32")
+        found, wanted = (
+            {name: shape for name, shape in shapes.items() if is_adapter(name)}
+            for shapes in (source.spec, sources.shapes_of(params))
+        )
+        if found == wanted and adapted.lora.scale == config.lora.scale:
+            return source
+        logging.info("%s: adapters of another kind, which are merged; new ones start", weights.source)
+    return weights.params("float32")
+
+
+def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> Source:
     """The parameters; rows of tokens that nobody has trained are those of their words."""
-    source = weights.params("float32")
     new = {} if tokenizer is None else vocabulary.untrained(tokenizer, weights.metadata)
     if not new:
         return source
@@ -162,10 +184,15 @@ def _means(
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:
     """Arrays of a source in the structure of `tree`, whose arrays are given up as they are replaced."""
     wanted = arrays.named(tree)
+    made = {
+        key: x
+        for key, x in wanted.items()
+        if isinstance(x, jax.Array) and is_adapter(key) and key not in source.spec
+    }
+    wanted = {key: x for key, x in wanted.items() if key not in made}
     shapes = {key: x.shape for key, x in wanted.items()}
     arrays.check(source.spec, shapes, f"the weights in {name} do not fit their config", unused)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    made = {}
     for key, array in wanted.items():
         shape, dtype, place = array.shape, array.dtype, array.sharding or default
         if isinstance(array, jax.Array):

@@ -1,0 +1,202 @@
+"""Adapters, merged into their matrices or alone, as PEFT keeps them.
+
+    adapter_model.safetensors    `base_model.model.<module>.lora_A.weight` [rank, in], `lora_B` [out, rank]
+    adapter_config.json          rank, alpha, modules, and where the base model is
+
+A module has the name of a published BAGEL, such as `language_model.model.layers.0.self_attn.q_proj_moe_gen`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
+from process_gen.common.files import write_json
+from process_gen.models.adapters import LORA
+from process_gen.models.config import LoraConfig, ModelConfig
+from process_gen.models.spec import model_spec
+
+STEM, CONFIG = "adapter_model", "adapter_config.json"
+_PREFIX = "base_model.model."
+_PLAIN = dict(
+    bias="none",
+    fan_in_fan_out=False,
+    use_rslora=False,
+    use_dora=False,
+    rank_pattern={},
+    alpha_pattern={},
+    modules_to_save=None,
+)
+"""What an adapter's config may say besides, as adapters of this project are."""
+
+
+class Some(sources.Source):
+    """Some of the arrays of a source."""
+
+    def __init__(self, source: sources.Source, names: Collection[str]):
+        self._source = source
+        self.spec = {name: source.spec[name] for name in names}
+        self.dtypes = {name: source.dtypes[name] for name in names}
+
+    def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
+        return self._source.read(name, box)
+
+    def axis(self, name: str) -> int:
+        return self._source.axis(name)
+
+
+class Merged(Some):
+    """A model with adapters as one without: a kernel is W + scale * A B, added in float32."""
+
+    def __init__(self, source: sources.Source, scale: float):
+        super().__init__(source, [name for name in source.spec if not is_adapter(name)])
+        self._scale = scale
+
+    def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
+        found = self._source.read(name, box)
+        first, second = (name.removesuffix("kernel") + end for end in LORA)
+        if not name.endswith("/kernel") or first not in self._source.spec:
+            return found
+        *layer, rows, columns = (*box, *(slice(None),) * (len(self.spec[name]) - len(box)))
+        a = self._source.read(first, (*layer, rows)).astype(np.float32)
+        b = self._source.read(second, (*layer, slice(None), columns)).astype(np.float32)
+        return (found.astype(np.float32) + self._scale * (a @ b)).astype(found.dtype)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return name.rpartition("/")[2] in LORA
+
+
+def adapter_rules() -> list[rules.Rule]:
+    """PEFT's names of the adapters of every matrix that BAGEL names."""
+    made = []
+    for rule in tables.BAGEL:
+        if not rule.ours.endswith("/kernel"):
+            continue
+        module, ours = rule.theirs.removesuffix(".weight"), rule.ours.removesuffix("kernel")
+        for theirs, name in zip(("lora_A", "lora_B"), LORA, strict=True):
+            made.append(rules.Rule(f"{_PREFIX}{module}.{theirs}.weight", ours + name, rules.LINEAR))
+    return made
+
+
+# -------------------------------------------------------------------------- in
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """Adapters alone.
+
+    Attributes:
+      folder: where they lie.
+      lora: rank and alpha, and the kernels that have adapters.
+      base: the weights that they were trained on, as the config names them.
+      tensors: by PEFT's names.
+    """
+
+    folder: epath.Path
+    lora: LoraConfig
+    base: str
+    tensors: tensors.Tensors
+
+    def pieces(self, model: ModelConfig, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+        """The arrays of the adapters for a model of these sizes; CheckpointMismatch where they do not fit."""
+        spec = sources.shapes_of(model_spec(dataclasses.replace(model, lora=self.lora)))
+        mine = {name: shape for name, shape in spec.items() if is_adapter(name)}
+        return sources.Pieces(rules.expand(adapter_rules(), mine), self.tensors, mine, dtype)
+
+
+def read_adapters(folder: epath.PathLike) -> Adapters:
+    """Reads the descriptions of adapters.
+
+    Raises:
+      CheckpointNotFound: no such files.
+      CheckpointCorrupt: they are cut off or garbled.
+      CheckpointMismatch: adapters of another kind, or of matrices that no model of this project has.
+    """
+    folder = epath.Path(folder)
+    fields, found = configs.read_json(folder / CONFIG), tensors.find(folder, (STEM,))
+    if found is None:
+        raise CheckpointNotFound(f"{folder} holds no {STEM}{tensors.SUFFIX} beside its {CONFIG}")
+    wrong = {key: fields[key] for key, value in _PLAIN.items() if fields.get(key, value) not in (value, None)}
+    if fields.get("peft_type") != "LORA" or wrong:
+        wrong = wrong or {"peft_type": fields.get("peft_type")}
+        raise CheckpointMismatch(
+            f"{folder / CONFIG} says {wrong}: adapters other than plain LoRA are not implemented"
+        )
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    try:
+        lora = LoraConfig(rank, alpha, tuple(_kernels(found)))
+    except (ValueError, TypeError) as error:
+        raise CheckpointMismatch(f"{folder / CONFIG} says r={rank}, lora_alpha={alpha}: {error}") from error
+    if not lora.rank:
+        raise CheckpointMismatch(f"{folder / CONFIG} says r=0: there are no adapters")
+    return Adapters(folder, lora, str(fields.get("base_model_name_or_path") or ""), found)
+
+
+def _kernels(found: tensors.Tensors) -> list[str]:
+    """Our names of the kernels whose adapters are there, in the first layer where there are several."""
+    kernels = [
+        rule.ours.removesuffix(LORA[0]) + "kernel"
+        for rule in adapter_rules()
+        if rule.ours.endswith(LORA[0]) and rule.theirs.replace("{layer}", "0") in found
+    ]
+    if not kernels:
+        raise CheckpointMismatch(
+            f"{found.place} has no adapters of matrices of this project, whose tensors are called "
+            f"{_PREFIX}language_model.model.layers.0.self_attn.q_proj.lora_A.weight and the like"
+        )
+    return kernels
+
+
+# ------------------------------------------------------------------------- out
+
+
+def export_adapters(
+    params: Any,
+    lora: LoraConfig,
+    folder: epath.PathLike,
+    *,
+    base: str = "",
+    dtype: str | None = None,
+    progress: tensors.Progress | None = None,
+) -> None:
+    """Writes the adapters of some parameters, and nothing else of them.
+
+    Args:
+      params: a tree, or a `sources.Source`, with adapters that are not merged.
+      lora: their rank and alpha.
+      folder: made if need be.
+      base: where the weights are that they belong to.
+      dtype: of the tensors; None leaves them as they are.
+      progress: is told of bytes written.
+
+    Raises:
+      CheckpointMismatch: there are no adapters.
+      CheckpointError: the folder holds some already.
+    """
+    source = sources.source_of(params)
+    mine = {name: shape for name, shape in source.spec.items() if is_adapter(name)}
+    if not mine:
+        raise CheckpointMismatch("these parameters have no adapters that could be exported")
+    moves = rules.expand(adapter_rules(), mine)
+    tensors.write(folder, STEM, sources.items(moves, source, dtype), progress=progress)
+    modules = {move.theirs.removeprefix(_PREFIX).rpartition(".lora_")[0] for move in moves}
+    fields = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(modules),
+        "inference_mode": True,
+        **_PLAIN,
+    }
+    write_json(epath.Path(folder) / CONFIG, fields, indent=1)

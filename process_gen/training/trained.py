@@ -1,0 +1,69 @@
+"""Which parameters a run trains: the others get no gradient, no moments and no average, and stay as they are.
+
+    part = trained(params, freeze)     # what is trained, as a smaller tree
+    params = merged(params, part)      # and back
+
+Where nothing is frozen both give what they were given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from clu import parameter_overview
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from process_gen.common.patterns import chooses
+
+
+def trained(params: Any, freeze: Sequence[str]) -> Any:
+    """The arrays that no pattern of `freeze` chooses, in a nested dict of those alone.
+
+    Args:
+      params: nested dict of arrays, or of whatever stands for them.
+      freeze: patterns (`process_gen.common.patterns`) of names such as `vit/layers/fc1/kernel`.
+    """
+    return _part(params, freeze, frozen=False) if freeze else params
+
+
+def frozen(params: Any, freeze: Sequence[str]) -> Any:
+    """The arrays that `trained` leaves out."""
+    return _part(params, freeze, frozen=True) if freeze else {}
+
+
+def _part(params: Any, freeze: Sequence[str], frozen: bool) -> Any:
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({k: x for k, x in flat.items() if chooses(freeze, k) == frozen}, sep="/")
+
+
+def merged(params: Any, part: Any) -> Any:
+    """`params` with the arrays of `part` in the place of its own."""
+    if not isinstance(params, dict):
+        return part
+    return {name: merged(x, part[name]) if name in part else x for name, x in params.items()}
+
+
+def log_overview(params: Any, freeze: Sequence[str]) -> None:
+    """Tables of the parameters with their shardings, in the log; frozen ones in one of their own."""
+    if not freeze:
+        parameter_overview.log_parameter_overview(params, include_stats="sharding", msg="parameters")
+        return
+    for what, part in (("trained", trained(params, freeze)), ("frozen", frozen(params, freeze))):
+        if part:
+            msg = f"{what} parameters"
+            parameter_overview.log_parameter_overview(part, include_stats="sharding", msg=msg)
+    logging.info("%s", describe(params, freeze))
+
+
+def describe(params: Any, freeze: Sequence[str]) -> str:
+    """How many parameters are trained and how many are frozen, in one line."""
+    every, some = _count(params), _count(trained(params, freeze))
+    return f"{some:,} of {every:,} parameters are trained ({some / every:.3%}), {every - some:,} are frozen"
+
+
+def _count(params: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
