@@ -30,6 +30,8 @@ from process_gen.services.options import Service
 
 SUBSETS = ("multi_turn", "conflict", "alignment")
 PLAIN, SAMPLES, PROMPTS = "plain", "samples", "prompts.txt"
+SAMPLED = "sampled"
+"""Begins the names of candidates that phase 1 drew."""
 SELF_SAMPLED, SYMBOLIC = "self_sampled", "symbolic"
 
 ANY_SIDE = 1024
@@ -123,6 +125,8 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
             provenance["licence"] = config.licence
         growing = Growing(folder, settings_of(subset, config), provenance)
         with contextlib.closing(growing):
+            if config.world == "services":
+                check_prompts(growing, FilePrompts(config.prompts))
             fills = {"multi_turn": _multi_turn, "conflict": _conflict, "alignment": _alignment}
             filled = fills[subset](world, config, workdir, growing, stop, say)
         if subset == "multi_turn":
@@ -144,6 +148,27 @@ def settings_of(subset: str, config: Any) -> dict[str, Any]:
     services = config.services
     models = {name: services[name].model for name in ("chat", "images")}
     return own | models | {"size": services.size, "steps": services.steps, "prompts": config.prompts}
+
+
+def check_prompts(growing: Growing, prompts: FilePrompts) -> None:
+    """Refuses a file of prompts in which lines that samples were made of are others now.
+
+    Candidates are known by the number of their line: of another file some would be passed over, others
+    made twice. New lines at its end are welcome.
+
+    Raises:
+      RecipeError: names the line.
+    """
+    for uid, prompt in growing.prompts.items():
+        if uid.startswith(f"{SAMPLED}-"):
+            continue
+        number = uid.rpartition("-")[2]
+        if int(number) >= len(prompts.lines) or prompts.lines[int(number)] != prompt:
+            raise RecipeError(
+                f"prompt {int(number) + 1} of config.prompts was {prompt[:60]!r} when {str(growing.path)!r} "
+                "was made of it, and is another now: add prompts at the end of the file, or choose another "
+                "workdir"
+            )
 
 
 def prompts_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
@@ -241,7 +266,7 @@ def _of_samples(
         return make(world, listing.sampled(record), generator(config.seed, f"{subset} sampled", number))
 
     for number, record in enumerate(listing.records()):
-        yield Candidate(f"sampled-{record.uid}", functools.partial(make_one, record, number))
+        yield Candidate(f"{SAMPLED}-{record.uid}", functools.partial(make_one, record, number))
 
 
 def _announce(world: World, config: Any, work: str, samples: int, say: Callable[[str], None]) -> None:

@@ -45,6 +45,7 @@ class Growing:
     Attributes:
       done: names of the candidates that are through.
       counts: samples of each kind.
+      prompts: of the samples that were there at the start, by name.
       rejected: reasons, and how many candidates each has cost.
 
     Raises:
@@ -58,6 +59,7 @@ class Growing:
         self.path, self._rejects = self.folder / NAME, self.folder / REJECTED
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self.prompts: dict[str, str] = {}
         self.rejected: Counter[str] = Counter()
         self._check(to_json(dict(settings)))
         for path in (self.path, self._rejects):
@@ -65,6 +67,7 @@ class Growing:
         for line in read_lines(self.path):
             self.done.add(line["uid"])
             self.counts[line["metadata"]["kind"]] += 1
+            self.prompts[line["uid"]] = line["prompt"]
         for line in read_lines(self._rejects):
             self.done.add(line["uid"])
             self.rejected[line["reason"]] += 1

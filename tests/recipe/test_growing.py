@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from process_gen.data.formats.opening import open_stored
+from process_gen.recipe.building import check_prompts
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, fill
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import Growing, read_lines, without_inspections
 from process_gen.recipe.parts import Later, Skip
+from process_gen.recipe.prompts import FilePrompts
 from process_gen.reports.files import ReportError
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import draft, refinement
@@ -45,6 +47,18 @@ def growing(folder, **settings):
 
 def listed(folder):
     return [line["uid"] for line in read_lines(folder / "trajectories.jsonl")]
+
+
+def test_a_file_of_prompts_may_grow_and_not_change(tmp_path):
+    with contextlib.closing(growing(tmp_path / "out")) as folder:
+        fill(folder, {"a": 3}, candidates(), 1)
+    path = tmp_path / "prompts.txt"
+    with contextlib.closing(growing(tmp_path / "out")) as folder:
+        path.write_text("".join(f"prompt {n}\n" for n in range(5)))
+        check_prompts(folder, FilePrompts(str(path)))
+        path.write_text("prompt 0\na new one\nprompt 1\nprompt 2\n")
+        with pytest.raises(RecipeError, match="prompt 2 of config.prompts was 'prompt 1' .* at the end"):
+            check_prompts(folder, FilePrompts(str(path)))
 
 
 def test_samples_are_read_back_as_they_were_made(tmp_path):

@@ -2,7 +2,7 @@
 
 Columns `img_id, turn_index, source_img, mask_img, instruction, target_img`. The rows of an `img_id` are one
 trajectory in the order of `turn_index`: the first source is the prompt's image, each instruction
-is given and not learned. The masks are kept in the field `mask` of each turn, which nothing reads yet.
+is given and not learned. The masks are the field `mask` of each turn, for `data.fields`.
 """
 
 from __future__ import annotations
