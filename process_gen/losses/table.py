@@ -93,7 +93,8 @@ class LossTable:
 
         `step`, the batches seen before this one, is what schedules of weights go by.
         """
-        return sum(self._share(row, sums, counts, step) for row in self.rows if row.weight.on)
+        shares = (self._share(row, sums, counts, step) for row in self.rows if row.weight.on)
+        return sum(shares, start=jnp.zeros(()))
 
     def _share(self, row: Row, sums: dict, counts: dict, step: jax.Array | int | None) -> jax.Array:
         """A row's part of the total: its sum is divided by its own targets, or by those of its pool."""

@@ -118,7 +118,7 @@ def test_an_interrupt_leaves_what_there_is(config, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(comparing, "_trained", trained)
-    found = lab.compare({"base": config, "mine": config}, steps=2, seeds=1, progress=False)
+    found = lab.compare({"base": config, "mine": config}, steps=3, seeds=1, progress=False)
     assert not found.finished and found.curves["base"]["train/plan_text"] == {0: [(1, 2.0)]}
     assert "interrupted" in str(found) and found.plot()
 
