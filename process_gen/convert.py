@@ -96,6 +96,11 @@ def convert(
     if to == "adapters":
         _needs(weights.adapted, weights, "adapters (it was trained with a config.model.lora.rank of 0)")
         mine, base = weights.adapted, weights.adapted.base
+        if mine.besides:
+            raise ConvertError(
+                f"{weights.source} has trained {arrays.shorten(sorted(mine.besides))} besides its adapters, "
+                "which would be lost: --to=bagel has all of it, merged"
+            )
         base = str(load.absolute(base)) if base else ""
         adapters.export_adapters(mine.params(dtype), mine.lora, target, base=base, **options)
         return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -37,11 +37,13 @@ class Adapted:
       lora: rank and alpha of the adapters.
       params: makes the arrays, adapters and all else.
       base: where the weights are that the adapters were trained on; "" where nobody says.
+      besides: names of what was trained besides, which adapters alone would lose.
     """
 
     lora: LoraConfig
     params: Make
     base: str
+    besides: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,13 +177,13 @@ def read_ours(
     """The weights of a run, of one of its steps, or of a `.safetensors` file of ours; see `read_weights`."""
     saved = load.open_saved(source)
     place, metadata = saved.place, saved.metadata
-    params = saved.source(which) if which in saved.items else None
+    params, besides = saved.source(which) if which in saved.items else None, []
     coder = saved.source(AUTOENCODER) if AUTOENCODER in saved.items and autoencoder is None else None
     if params is None and coder is None:
         saved.source(which)  # which says that there is none
     model = _sizes(metadata)
     if params is not None and which == AVERAGE and _leaves_some_out(metadata, model):
-        whole = saved.source("params")
+        whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
         rest = adapters.Some(whole, whole.spec.keys() - params.spec.keys())
         params = Joined([params, rest])
     if model is None and (params is not None or "flux" not in metadata):
@@ -200,7 +202,7 @@ def read_ours(
     )
     if params is not None and any(map(adapters.is_adapter, params.spec)):
         base = metadata.get("config", {}).get("train", {}).get("init", "")
-        weights = _merging(weights, lora, lambda _: params, base)
+        weights = _merging(weights, lora, lambda _: params, base, besides)
     if autoencoder is None:
         return weights
     given = flux.read_autoencoder(autoencoder)
@@ -213,12 +215,14 @@ def _leaves_some_out(metadata: Mapping[str, Any], model: ModelConfig | None) -> 
     return bool(optimizer.get("freeze")) or model is not None and model.lora.rank > 0
 
 
-def _merging(weights: Weights, lora: LoraConfig, params: Make, base: str) -> Weights:
+def _merging(
+    weights: Weights, lora: LoraConfig, params: Make, base: str, besides: Sequence[str] = ()
+) -> Weights:
     """Weights of which `params` makes the arrays with adapters that are not merged."""
     return dataclasses.replace(
         weights,
         params=lambda dtype: adapters.Merged(params(dtype), lora.scale),
-        adapted=Adapted(lora, params, base),
+        adapted=Adapted(lora, params, base, tuple(besides)),
     )
 
 

@@ -31,6 +31,8 @@ def check(now, stored=None, versions=VERSIONS):
         ({"data__wrong": 0.5}, ["config.data.wrong", "0.15"]),
         ({"train__batch_size": 8}, ["config.train.batch_size", "--config.train.batch_size=2"]),
         ({"optimizer__name": "adamw"}, ["config.optimizer.name", "'muon'"]),
+        ({"optimizer__freeze": ["vit/*"]}, ["config.optimizer.freeze is ['vit/*']", "trained with []"]),
+        ({"model__lora": {"rank": 4}}, ["config.model.lora.rank is 4", "trained with 0"]),
     ],
 )
 def test_another_model_or_other_data_is_another_run(change, words):

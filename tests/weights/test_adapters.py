@@ -174,6 +174,10 @@ def test_adapters_that_do_not_fit_say_why(workdir, tmp_path):
         run(source=FOLDER, target=tmp_path / "x", to="adapters")
     with pytest.raises(convert.ConvertError, match="--base is for a source of the kind adapters"):
         run(source=FOLDER, target=tmp_path / "x", to="ours", base=FOLDER)
+    more = read_weights(workdir)
+    more = dataclasses.replace(more, adapted=dataclasses.replace(more.adapted, besides=("embedding",)))
+    with pytest.raises(convert.ConvertError, match="has trained embedding besides its adapters"):
+        convert.convert(more, str(tmp_path / "x"), "adapters")
     path = out / "adapter_config.json"
     fields = json.loads(path.read_text())
     for changes, error, words in (
