@@ -12,7 +12,7 @@ import io
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ def examine(
         _count_turns(found, trajectory, lengths)
         _count_prompt(found, trajectory, leaks)
         if stored is not None:
-            _count_files(found, stored)
+            _count_files(found, stored, getattr(source, "fields", ()))
     found.named = found.named[:NAMED]
     return found
 
@@ -159,10 +159,12 @@ def _digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
 
 
-def _count_files(found: Findings, stored: Mapping[str, Any]) -> None:
-    """The image files of a trajectory, and the fields that nobody knows."""
+def _count_files(found: Findings, stored: Mapping[str, Any], own: Collection[str]) -> None:
+    """The image files of a trajectory, and the fields that nobody knows; one's `own` are known."""
     found.unknown.update(key for key in stored if key not in TRAJECTORY_KEYS)
-    found.unknown.update({f"turns.{key}" for turn in stored["turns"] for key in turn if key not in TURN_KEYS})
+    found.unknown.update(
+        {f"turns.{key}" for turn in stored["turns"] for key in turn if key not in (*TURN_KEYS, *own)}
+    )
     for image in (stored.get("image"), *(turn.get("image") for turn in stored["turns"])):
         if image is None:
             continue

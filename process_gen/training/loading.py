@@ -45,6 +45,9 @@ def load(
     if config.data.sources:
         shares = {name: own["validation"] for name, own in data_of_sources(config.data).items()}
     for size, bucket in buckets.items():
+        policy = Policy(config.data.on_error, budget_of_part(len(bucket), trajectories), config.data.on_long)
+        if split != "train":  # no run is to end for what it does not learn from
+            policy = Policy("skip", 1.0, config.data.on_long)
         source = with_latents(bucket, config.data, layouts[size], pixels or layouts[size].vit_tokens > 0)
         source = hold_out(source, shares, split)
         if not len(source):
@@ -60,9 +63,7 @@ def load(
             open_rows=max(2, 8 // len(buckets)),
             prefetch=0,
             threads=config.data.threads,
-            policy=Policy(
-                config.data.on_error, budget_of_part(len(bucket), trajectories), config.data.on_long
-            ),
+            policy=policy,
         )
     if not loaders:
         raise ValueError(

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -266,8 +267,7 @@ def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
     if is_remote(path):
         yield there
         return
-    scratch = f"{there.root}.unfinished"
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = f"{there.root}.{secrets.token_hex(4)}.unfinished"
     try:
         os.makedirs(scratch)
         yield place_of(scratch)
