@@ -41,7 +41,9 @@ def test_every_source_is_run_by_a_test():
 
 
 @pytest.mark.slow  # it compiles train steps and a sampler, as a reader of the page would
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "losses" else name for name in PICTURES]
+)
 def test_a_notebook_runs(name, monkeypatch):
     monkeypatch.setenv("PROCESS_GEN_SMALL", "1")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)

@@ -266,28 +266,19 @@ def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what
         lambda self, step, scalars: written.setdefault(step, {}).update(scalars),
     )
     with jax.numpy_rank_promotion("allow"):
-        state = training.train(config, str(tmp_path / "run"))
+        # Told to stop where the losses of what is held out have just had the step logged.
+        with monkeypatch.context() as patched:
+            patched.setattr(training.stopping.Stop, "at", lambda self, step: step == 2)
+            with pytest.raises(training.stopping.Stopped, match="step 2 is saved"):
+                training.train(config, str(tmp_path / "run"))
+        assert sorted(written) == [1, 2]
+        training.train(config, str(tmp_path / "run"))
     assert sorted(written) == [1, 2, 3, 4]
     for step, scalars in written.items():
         assert {"source/scenes/sketch_flow", "source/pictures/sketch_flow"} < set(scalars)
         assert scalars["source/pictures/plan_decision"] == 0 < scalars["source/scenes/plan_decision"]
         assert (scalars.get("validation/source/pictures/sketch_flow", 0.0) > 0) == (step in (2, 4))
     assert written[2]["validation/loss"] > written[4]["validation/loss"] > 0
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    first, again = dict(written[4]), written.pop(4)
-    with jax.numpy_rank_promotion("allow"):
-        for (name, x), (_, y) in zip(
-            leaves(state), leaves(training.train(config, str(tmp_path / "run"))), strict=True
-        ):
-            np.testing.assert_array_equal(x, y, err_msg=name)
-    again = written[4]
-    assert {name: first[name] for name in first if "loss" in name} == {
-        name: again[name] for name in again if "loss" in name
-    }
-    # Told to stop where the losses of what is held out have just had the step logged.
-    monkeypatch.setattr(training.stopping.Stop, "at", lambda self, step: step == 2)
-    with jax.numpy_rank_promotion("allow"), pytest.raises(training.stopping.Stopped, match="step 2 is saved"):
-        training.train(config, str(tmp_path / "stopped"))
     with config.unlocked():
         config.data.sources.pictures.weight = 2.0
     with pytest.raises(ConfigError, match="data.sources.pictures.weight|2 of pictures"):

@@ -26,7 +26,7 @@ TUNED = {
 }
 
 
-@pytest.mark.slow  # three trainings in processes of their own
+@pytest.mark.long  # three trainings in processes of their own
 def test_adapters_train_on_a_mesh_go_on_after_a_stop_and_are_merged_when_they_are_loaded(tmp_path):
     one, mesh, stopped = (tmp_path / name for name in ("one", "mesh", "stopped"))
     losses = train(one, STEPS, 1, 1, TUNED)

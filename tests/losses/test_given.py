@@ -275,7 +275,7 @@ def test_a_network_that_nobody_registered_is_refused_when_the_table_is_built():
         losses.register_network("reference", lambda key: {}, lambda w: w)
 
 
-@pytest.mark.slow  # a process of its own compiles the losses twice
+@pytest.mark.long  # a process of its own compiles the losses twice
 def test_losses_of_ones_own_are_the_same_on_a_mesh():
     script = pathlib.Path(__file__).with_name("eight_devices_losses.py")
     env = os.environ | {"PYTHONPATH": str(script.parents[2])}
