@@ -94,7 +94,8 @@ def make_inputs(
     seen = _add_context_noise(keys["noise"], latents, options)
 
     unseen_images = jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2])
-    hidden = jnp.take_along_axis(unseen_images, batch.prompt_index, axis=1) | ~batch.has_image
+    hidden = jnp.take_along_axis(unseen_images, batch.prompt_index, axis=1)
+    hidden |= batch.present & ~batch.has_image
     keep = _kept(layout, jax.random.fold_in(keys["images"], 1), "image", hidden, options)
     no_text = jax.random.bernoulli(keys["text"], options.drop_text, shape)
     turns = turn_content(

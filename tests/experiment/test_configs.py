@@ -305,7 +305,7 @@ def test_the_slots_of_steps_that_an_earlier_version_had_are_refused():
 def test_what_is_read_from_a_config_stands_in_it(path):
     """No default of a class decides what no config says."""
     config = load(path, "debug")
-    own = {"layout": {"latent_grid", "latent_values"}, "flow": {"order"}, "sampling": {"mode"}}
+    own = {"layout": {"latent_grid", "latent_values", "fields"}, "flow": {"order"}, "sampling": {"mode"}}
     for group, kind in (("layout", Layout), ("flow", UnrollOptions), ("sampling", SamplerConfig)):
         assert set(config[group]) == {field.name for field in dataclasses.fields(kind)} - own[group]
     groups = ("data", "train", "optimizer", "eval", "mesh")
