@@ -105,7 +105,7 @@ def test_a_frozen_matrix_costs_no_products_of_its_gradient():
         return jax.jit(make_train_step(recipe)).lower(state, spec).compile().cost_analysis()["flops"]
 
     adamw = {"optimizer.name": "adamw", "model.scan_unroll": 2}
-    assert flops(**adamw, **{"optimizer.freeze": GEN}) < 0.9 * flops(**adamw)
+    assert flops(**adamw, **{"optimizer.freeze": GEN}) < 0.95 * flops(**adamw)
 
 
 def test_a_group_takes_its_share_of_the_rate():
