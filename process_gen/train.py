@@ -66,7 +66,7 @@ from process_gen.training.program import TrainProgram
 from process_gen.training.resume import check_same_run
 from process_gen.training.runlog import RunLog
 from process_gen.training.step import TrainState
-from process_gen.training.trained import log_overview, merged
+from process_gen.training.trained import log_overview
 from process_gen.training.validation import Validation
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import ahead
@@ -301,7 +301,7 @@ class Evaluation:
         With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
         have to call this; the others get None.
         """
-        params, frozen = merged(state.params, offload.on_devices(state.ema)), state.autoencoder
+        params, frozen = offload.on_devices(state.average), state.autoencoder
         if jax.process_count() > 1:
             params, frozen = sharding.on_lead((params, frozen)) or (None, None)
         if not hosts.is_lead():

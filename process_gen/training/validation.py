@@ -18,7 +18,6 @@ from process_gen.distributed import offload, sharding
 from process_gen.losses import LossTable
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
-from process_gen.training.trained import merged
 from process_gen.trajectory.batch import Batch
 
 
@@ -40,13 +39,13 @@ class Validation:
 
     def scalars(self, state: TrainState) -> dict[str, float]:
         """`validation/loss`, and `validation/<name>` of what the loss table has; all hosts call this."""
-        ema, iterator = merged(state.params, offload.on_devices(state.ema)), iter(self._loader)
+        average, iterator = offload.on_devices(state.average), iter(self._loader)
         found, table = None, next(iter(self._programs.values())).recipe.losses
         try:
             for number, batch in enumerate(itertools.islice(iterator, self._batches)):
                 program = self._programs[batch["image"].shape[-3:-1]]
                 rows = sharding.shard_batch(Batch(**batch), self._mesh, self._rows)
-                one = program.losses(ema, state.given, rows, jax.random.key(number))
+                one = program.losses(average, state.given, rows, jax.random.key(number))
                 found = one if found is None else jax.tree.map(lambda a, b: a + b, found, one)
         finally:
             iterator.close()
