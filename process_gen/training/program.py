@@ -92,8 +92,7 @@ class TrainProgram:
         state = jax.jit(init, out_shardings=kept)(key)
         if not own:
             return state
-        init_key = jax.random.fold_in(jax.random.split(key)[0], 2)
-        made = scoring.init_networks(self.recipe.losses.networks, {}, init_key)
+        made = scoring.init_networks(self.recipe.losses.networks, {}, key)
         placed = {name: jax.device_put(made[name], shardings.networks[name]) for name in own}
         return state.replace(networks={**(state.networks or {}), **placed})
 

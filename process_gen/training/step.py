@@ -100,7 +100,7 @@ def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
         opt_state=recipe.optimizer.init(plain),
         key=run_key,
         autoencoder=random_weights(recipe.model.config, jax.random.fold_in(init_key, 1)),
-        networks=scoring.init_networks(recipe.losses.networks, whole, jax.random.fold_in(init_key, 2)),
+        networks=scoring.init_networks(recipe.losses.networks, whole, key),
     )
 
 
@@ -184,24 +184,20 @@ def _gradients(
     keys = jax.random.split(key, recipe.accumulate)
 
     def count(total, xs):
-        return jax.tree.map(jnp.add, total, scoring.count(recipe, given, *xs)), None
+        return jax.tree.map(jnp.add, total, scoring.score_blank(recipe, given, *xs)[1]), None
 
     def accumulate(carry, xs):
         gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, given)
         total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
         return (like_params(total), sums), None
 
-    shapes = jax.eval_shape(functools.partial(scoring.score, recipe), params, given, *_first(micro, keys))
+    first = jax.tree.map(lambda x: x[0], (micro, keys))
+    shapes = jax.eval_shape(functools.partial(scoring.score_blank, recipe), given, *first)
     no_sums, no_counts = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
     counts, _ = jax.lax.scan(count, no_counts, (micro, keys))
     start = (like_params(jax.tree.map(jnp.zeros_like, trained(params, recipe.freeze))), no_sums)
     (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
     return gradients, sums, counts
-
-
-def _first(*trees: Any) -> Any:
-    """The first element along the first axis of every array."""
-    return jax.tree.map(lambda x: x[0], trees)
 
 
 def _split_rows(parts: int, x: jax.Array) -> jax.Array:
