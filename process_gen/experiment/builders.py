@@ -69,7 +69,7 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, (list, tuple))}
     own = tuple(config.data.get("fields", {}).items())
     for name, _ in own:
-        if name in (*TURN_KEYS, *STEP_KEYS) or not _SOURCE_NAME.fullmatch(name):
+        if name in (*TURN_KEYS, *STEP_KEYS) or not _NAME.fullmatch(name):
             raise ConfigError(
                 f"config.data.fields has {name!r}: a field of your own has a name of letters, digits, - "
                 "and _ that no field of a turn has"
@@ -87,7 +87,6 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
         raise ConfigError(f"config.layout has unknown keys {unknown}; known: {sorted(known)}")
     with as_config_error():
         layout = Layout(**fields, latent_grid=grid, latent_values=values, fields=own)
-    with as_config_error():
         vit.check(model, layout)
     return layout
 
@@ -216,8 +215,8 @@ def _decays(params: Any) -> Any:
 # ----------------------------------------------------------------------- check
 
 
-_SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-"""It stands in names of metrics and of folders."""
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+"""Of a source or a field of one's own: it stands in names of metrics and of folders."""
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -284,7 +283,7 @@ def _check_sources(sources: Any) -> None:
     if not isinstance(sources, ml_collections.ConfigDict):
         raise ConfigError(f"config.data.sources must be a ConfigDict, got {sources!r}")
     for name, entry in sources.items():
-        if not _SOURCE_NAME.fullmatch(name) or not isinstance(entry, ml_collections.ConfigDict):
+        if not _NAME.fullmatch(name) or not isinstance(entry, ml_collections.ConfigDict):
             raise ConfigError(
                 "config.data.sources has a ConfigDict for each source, under a name of letters, digits, - "
                 f"and _; it has {name!r}: {entry!r}"
