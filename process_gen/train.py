@@ -121,7 +121,9 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
         buckets = deal(source, list(layouts))
         loader = loading.load(config, buckets, layouts, tokenizer, rows)
-        held_out = loading.held_out(config, layouts, tokenizer, rows) if config.eval.losses_every else None
+        held_out = None
+        if config.eval.losses_every:
+            held_out = loading.held_out(config, source, layouts, tokenizer, rows)
     ahead.check_autoencoder(config, {layouts[size]: bucket for size, bucket in buckets.items()})
     logging.info("%s", loader.report())
     iterator = iter(loader)

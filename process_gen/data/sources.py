@@ -116,6 +116,20 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
     return Mixture(parts)
 
 
+def validation_of(source: Source, data: Any, image_size: tuple[int, int]) -> Source:
+    """Where validation takes its trajectories from, given the training split of what `data` names.
+
+    A source without a split of its own is not opened again: a part of it is held out (`mixture.hold_out`).
+
+    Raises:
+      NotPrepared, ValueError: as `open_source`.
+    """
+    if isinstance(source, Mixture):
+        parts = data_of_sources(data)
+        return source.map(lambda name, one: validation_of(one, parts[name], image_size))
+    return open_source(data, image_size, "validation") if getattr(source, "own_splits", False) else source
+
+
 SOURCE_KEYS = ("path", "weight", "stages")
 """What an entry of `data.sources` may have besides the keys of `data`."""
 ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode", "threads", "on_error", "on_long")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen.data.buckets import Size, deal
-from process_gen.data.loader import Loader
+from process_gen.data.loader import Loader, Source
 from process_gen.data.sources import prepare_source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
@@ -69,11 +70,15 @@ class Setting:
         """That of the config's own image size."""
         return self.programs[self.model.layout.image_size]
 
+    @functools.cached_property
+    def source(self) -> Source:
+        """The trajectories that the config names, prepared if need be."""
+        return prepare_source(self.config.data, self.model.layout, self.tokenizer, report=logging.info)
+
     def batches(self, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches as a training with this seed reads them, without end; the data are prepared if need be."""
         with builders.as_config_error(), _quiet():
-            source = prepare_source(self.config.data, self.model.layout, self.tokenizer, report=logging.info)
-            buckets = deal(source, list(self.layouts))
+            buckets = deal(self.source, list(self.layouts))
             rows = sharding.local_rows(self.config.train.batch_size, self.mesh)
             config = self.config.copy_and_resolve_references()
             config.seed = seed
@@ -90,8 +95,7 @@ class Setting:
         """Batches that are not trained on; None where there are none."""
         rows = sharding.local_rows(self.config.train.batch_size, self.mesh)
         with builders.as_config_error(), _quiet():
-            prepare_source(self.config.data, self.model.layout, self.tokenizer, report=logging.info)
-            return loading.held_out(self.config, self.layouts, self.tokenizer, rows)
+            return loading.held_out(self.config, self.source, self.layouts, self.tokenizer, rows)
 
     def state(self, seed: int) -> TrainState:
         """The state before the first step, of `config.train.init` where that names weights."""

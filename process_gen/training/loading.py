@@ -12,7 +12,7 @@ from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.mixture import hold_out
 from process_gen.data.packing import Policy, budget_of_part
 from process_gen.data.preparation import NotPrepared
-from process_gen.data.sources import data_of_sources, open_source, with_latents
+from process_gen.data.sources import data_of_sources, validation_of, with_latents
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.experiment.builders import build_losses
 from process_gen.trajectory.layout import Layout
@@ -74,14 +74,18 @@ def load(
 
 def held_out(
     config: ConfigDict,
+    source: Source,
     layouts: Mapping[Size, Layout],
     tokenizer: Tokenizer,
     rows: Sequence[int],
 ) -> Loader | None:
-    """Batches of trajectories that are not trained on; None, said in the log, where there are none."""
+    """Batches of trajectories that are not trained on; None, said in the log, where there are none.
+
+    `source` is what is trained on, before anything is held out of it.
+    """
     sizes = list(layouts)
     try:
-        source = open_source(config.data, sizes[0], "validation")
+        source = validation_of(source, config.data, sizes[0])
         return load(config, deal(source, sizes), layouts, tokenizer, rows, "validation")
     except (ValueError, NotPrepared) as error:
         logging.warning("no validation losses: %s", error)

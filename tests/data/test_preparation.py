@@ -29,6 +29,7 @@ from process_gen.data.sources import (
     check_every_trajectory,
     open_source,
     prepare_source,
+    validation_of,
 )
 from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import scenes_tokenizer
@@ -211,6 +212,23 @@ def test_a_config_opens_its_source(data, assert_same_trajectory, config):
     prepare_source(data, LAYOUT, scenes_tokenizer())
     source = open_source(data, (32, 32))
     assert_same_trajectory(source[7], make_example(scenes_config(examples=40, validation=40), "train", 7))
+    held_out = validation_of(source, data, (32, 32))
+    assert_same_trajectory(held_out[7], open_source(data, (32, 32), "validation")[7])
+
+
+def test_what_has_no_split_of_its_own_is_opened_once(tmp_path, data):
+    folder = folder_of(tmp_path, 1, 2)
+    mixed = {
+        **data,
+        "on_error": "fail",
+        "sources": {"mine": {"source": "folder", "path": str(folder)}, "world": {}},
+    }
+    prepare_source(mixed, LAYOUT, scenes_tokenizer())
+    source = open_source(mixed, (32, 32))
+    held_out = validation_of(source, mixed, (32, 32))
+    mine, world = (held_out.parts[name].source for name in ("mine", "world"))
+    assert mine is source.parts["mine"].source
+    assert world is not source.parts["world"].source and world.name.endswith("/validation")
 
 
 def test_prepare_source_reports_and_checks_the_slots(data, capsys):
