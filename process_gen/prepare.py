@@ -29,7 +29,7 @@ from process_gen.data.buckets import Size, deal
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source, make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
-from process_gen.data.sources import check_every_trajectory, latents_folders, prepare_source
+from process_gen.data.sources import check_every_trajectory, data_of_sources, latents_folders, prepare_source
 from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.experiment import builders, vocabulary
@@ -55,7 +55,7 @@ def prepare(config: ConfigDict) -> None:
     with builders.as_config_error():
         source = prepare_source(config.data, next(iter(layouts.values())), tokenizer)
         parts = deal(source, list(layouts))
-    if config.data.source != "scenes":
+    if any(own["source"] != "scenes" for own in data_of_sources(config.data).values()):
         _check(config, source, parts, layouts, tokenizer)
     for size, part in parts.items():
         print("\npacking, images of {} x {}, shares of the tokens of a row:".format(*size))
@@ -83,9 +83,10 @@ def _check(
         encode = functools.partial(encode_parts, tokenizer, layouts[size], config.data.on_long == "split")
         budget = budget_of_part(len(part), len(source))
         found += check_every_trajectory(part, config.data.on_error, encode, budget)
+    title = config.data.path or ", ".join(config.data.sources)
     print(
-        f"{config.data.path}: {found['good']} good trajectories ({found['split']} longer than a row, and "
-        f"split), {found['bad']} bad ones, {found['overlong']} longer than a row, and lost"
+        f"{title}: {found['good']} good trajectories ({found['split']} longer than a row, and split), "
+        f"{found['bad']} bad ones, {found['overlong']} longer than a row, and lost"
     )
     if len(layouts) > 1:
         rows = [(f"{size[0]} x {size[1]}", len(parts.get(size, ()))) for size in layouts]

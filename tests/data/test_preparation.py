@@ -380,6 +380,22 @@ def debug_config():
     return config
 
 
+def test_prepare_reads_every_source_of_a_mixture(tmp_path, debug_config, capsys):
+    """Though the config's own source, which the other entry has, is the scenes."""
+    debug_config.data.data_dir, debug_config.data.examples = str(tmp_path / "data"), 4
+    with debug_config.unlocked():
+        debug_config.data.source, debug_config.data.on_error = "scenes", "fail"
+        debug_config.data.sources = {
+            "mine": {"source": "folder", "path": str(folder_of(tmp_path / "mine", 1, MISSING))},
+            "world": {},
+        }
+    with pytest.raises(BadTrajectory, match="line 2: .*'b.png'"):
+        prepare(debug_config)
+    folder_of(tmp_path / "mine", 1, 2)
+    prepare(debug_config)
+    assert "mine, world: 6 good trajectories" in capsys.readouterr().out
+
+
 def test_prepare_counts_every_loss(tmp_path, debug_config, capsys):
     lines = (1, 2, 4, MISSING, "{", 1, 3, 1)
     debug_config.data.path = str(folder_of(tmp_path, *lines))
