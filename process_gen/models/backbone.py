@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from process_gen.models.attention import Attention, Pairs
 from process_gen.models.config import ModelConfig
-from process_gen.models.layers import Expert, RMSNorm, rope_angles, stacked
+from process_gen.models.layers import Expert, RMSNorm, rope_angles, rope_of, stacked
 from process_gen.models.partition import constrain
 
 
@@ -84,8 +84,7 @@ class Backbone(nn.Module):
         ropes = {}
         for name, x in streams.items():
             rows, columns = places if name == "gen" else (jnp.zeros(x.shape[1]),) * 2
-            angles = rope_angles(c, positions[name], rows, columns)
-            ropes[name] = (jnp.cos(angles), jnp.sin(angles))
+            ropes[name] = rope_of(rope_angles(c, positions[name], rows, columns))
 
         def body(layer, carry, layer_context):
             layer_context = jax.tree.map(
