@@ -10,11 +10,14 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
-PICTURES = {"quickstart": 4, "losses": 0}
-"""PNG outputs: the teacher, the losses, a sampled trajectory, the losses again; `losses` shows HTML."""
+PICTURES = {"quickstart": 4, "losses": 0, "trajectories": 5, "your_data": 3, "sharding": 0}
+"""PNG outputs: pictures of trajectories and of losses; `lab` shows HTML."""
 SAID = {
     "quickstart": ("judge: right", "stopped by the", "trajectory 0"),
     "losses": ("trajectory 0", "late_l1 of sketch", "95% over seeds", "data:image/png"),
+    "trajectories": ("the judge says", "| all as planned", "it says:", "turns as planned: 2"),
+    "your_data": ('"prompt": "a blue square over red"', "20 trajectories", "trajectory 0", "after"),
+    "sharding": ("8 devices", "gate_proj/kernel", "all-gather", "all-reduce"),
 }
 
 
@@ -42,7 +45,8 @@ def test_every_source_is_run_by_a_test():
 
 @pytest.mark.slow  # it compiles train steps and a sampler, as a reader of the page would
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name == "losses" else name for name in PICTURES]
+    "name",
+    [name if name == "quickstart" else pytest.param(name, marks=pytest.mark.long) for name in PICTURES],
 )
 def test_a_notebook_runs(name, monkeypatch):
     monkeypatch.setenv("PROCESS_GEN_SMALL", "1")
