@@ -188,6 +188,8 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 steps[size] = programs[size].compiled()
         elif first == 0:
             logging.info("compiling the train step")
+        if validation:  # now as well: where the curve begins, and whether it fits
+            run.writer.write_scalars(first, validation.scalars(state))
         for step in range(first + 1, c.steps + 1):
             profiler.before(step - first)
             started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -26,6 +27,7 @@ from process_gen.experiment.builders import ConfigError
 from process_gen.losses import LossTable
 from process_gen.models.config import UnrollOptions
 from process_gen.models.unroll import unroll
+from process_gen.training import scoring
 from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
@@ -154,9 +156,14 @@ def test_accumulation_divides_by_the_count_of_the_whole_batch():
         return TABLE.terms(outputs, half, labels(half, IDS), jax.random.fold_in(key, 1))
 
     parts = [terms(jax.tree.map(lambda x, i=i: x[i::2], batch), keys[i]) for i in range(2)]
+    key = jax.random.fold_in(start(made).key, 0)
+    held_out = jax.jit(functools.partial(scoring.score_in_parts, made))(
+        start(made).params, start(made).given, batch, key
+    )
     for name in ("plan", "sketch", "refine", "inspect"):
         total, count = (sum(float(part[i][name]) for part in parts) for i in (0, 1))
         np.testing.assert_allclose(metrics[f"loss/{name}"], total / count, rtol=1e-5)
+        np.testing.assert_allclose([one[name] for one in held_out], (total, count), rtol=1e-5)
         assert float(parts[0][1][name]) != float(parts[1][1][name])  # so that the division matters
     for norm in ("grad_norm", "update_norm"):  # what the parts have adds up to all there is
         squares = sum(float(value) ** 2 for name, value in metrics.items() if name.startswith(f"{norm}/"))
@@ -271,9 +278,10 @@ def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what
             patched.setattr(training.stopping.Stop, "at", lambda self, step: step == 2)
             with pytest.raises(training.stopping.Stopped, match="step 2 is saved"):
                 training.train(config, str(tmp_path / "run"))
-        assert sorted(written) == [1, 2]
+        assert sorted(written) == [0, 1, 2]
         training.train(config, str(tmp_path / "run"))
-    assert sorted(written) == [1, 2, 3, 4]
+    assert sorted(written) == [0, 1, 2, 3, 4]
+    assert written.pop(0)["validation/loss"] > written[4]["validation/loss"]  # before the first step
     for step, scalars in written.items():
         assert {"source/scenes/sketch_flow", "source/pictures/sketch_flow"} < set(scalars)
         assert scalars["source/pictures/plan_decision"] == 0 < scalars["source/scenes/plan_decision"]

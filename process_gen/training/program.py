@@ -129,7 +129,7 @@ class TrainProgram:
         """Jitted: (parameters, given, batch, key) -> sums and counts of the losses, nothing dropped."""
 
         def losses(params: Any, given: Given, batch: Batch, key: jax.Array):
-            return scoring.score(self.undisturbed, params, given, batch, key)
+            return scoring.score_in_parts(self.undisturbed, params, given, batch, key)
 
         placed = partition.over(self.mesh, sharding.ACTIVATION_RULES)(losses)
         return jax.jit(placed, out_shardings=sharding.replicated(self.mesh))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from process_gen.losses.registry import get_network
 from process_gen.models.autoencoder import random_weights
 from process_gen.models.outputs import REFERENCE, Outputs
+from process_gen.models.partition import constrain
 from process_gen.models.unroll import blank_outputs, unroll
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
@@ -65,6 +66,42 @@ def score(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Arra
 def score_blank(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
     """`score` without running the model: the counts are the same, the sums are those of zeros."""
     return _terms(recipe, seen_blank(recipe, given, batch, key), batch, key)
+
+
+def score_in_parts(
+    recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array
+) -> tuple[dict, dict]:
+    """`score` of a whole batch, a micro-batch of the recipe at a time."""
+    if recipe.accumulate == 1:
+        return score(recipe, params, given, batch, key)
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, score(recipe, params, given, *micro)), None
+
+    micro = micro_batches(recipe, batch, key)
+    return jax.lax.scan(add, zero_sums(recipe, given, micro), micro)[0]
+
+
+def micro_batches(recipe: Recipe, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+    """The micro-batches of a batch, stacked, and a key for each.
+
+    Each takes every `accumulate`-th row, so that a device has its rows of it already.
+    """
+    parts = recipe.accumulate
+
+    def split_rows(x: jax.Array) -> jax.Array:
+        """[B, ...] to [parts, B / parts, ...]."""
+        x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+        return constrain("micro-batches", x, None, "rows", *(None,) * (x.ndim - 2))
+
+    return jax.tree.map(split_rows, batch), jax.random.split(key, parts)
+
+
+def zero_sums(recipe: Recipe, given: Given, micro: tuple[Batch, jax.Array]) -> tuple[dict, dict]:
+    """Zeros of the form that `score` of each of the stacked `micro` has."""
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes = jax.eval_shape(functools.partial(score_blank, recipe), given, *first)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
 
 
 def seen(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array) -> Outputs:

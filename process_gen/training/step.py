@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from process_gen.distributed import offload, sharding
 from process_gen.losses import LossTable
 from process_gen.models.autoencoder import random_weights
 from process_gen.models.config import UnrollOptions
-from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
 from process_gen.training import scoring
 from process_gen.training.amounts import amounts
@@ -173,15 +171,13 @@ def _gradients(
     """Gradients of the total loss, and the sums and counts of its terms.
 
     Every term is divided by its count over the whole batch, so accumulated
-    micro-batches give the gradient of the whole batch. A micro-batch takes every
-    `accumulate`-th row, so that each device has its rows of it already.
+    micro-batches give the gradient of the whole batch.
     """
     params, given = state.params, state.given
     if recipe.accumulate == 1:
         gradients, sums, counts = _micro(recipe, params, batch, key, None, given)
         return like_params(gradients), sums, counts
-    micro = jax.tree.map(functools.partial(_split_rows, recipe.accumulate), batch)
-    keys = jax.random.split(key, recipe.accumulate)
+    micro = scoring.micro_batches(recipe, batch, key)
 
     def count(total, xs):
         return jax.tree.map(jnp.add, total, scoring.score_blank(recipe, given, *xs)[1]), None
@@ -191,19 +187,11 @@ def _gradients(
         total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
         return (like_params(total), sums), None
 
-    first = jax.tree.map(lambda x: x[0], (micro, keys))
-    shapes = jax.eval_shape(functools.partial(scoring.score_blank, recipe), given, *first)
-    no_sums, no_counts = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
-    counts, _ = jax.lax.scan(count, no_counts, (micro, keys))
+    no_sums, no_counts = scoring.zero_sums(recipe, given, micro)
+    counts, _ = jax.lax.scan(count, no_counts, micro)
     start = (like_params(jax.tree.map(jnp.zeros_like, trained(params, recipe.freeze))), no_sums)
-    (gradients, sums), _ = jax.lax.scan(accumulate, start, (micro, keys))
+    (gradients, sums), _ = jax.lax.scan(accumulate, start, micro)
     return gradients, sums, counts
-
-
-def _split_rows(parts: int, x: jax.Array) -> jax.Array:
-    """[B, ...] to [parts, B / parts, ...]."""
-    x = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-    return constrain("micro-batches", x, None, "rows", *(None,) * (x.ndim - 2))
 
 
 def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, given: Given):
