@@ -112,17 +112,26 @@ def make_inputs(
     prompts, bare = _prompts(model, batch, keys, options, frozen, without_text, unseen_images)
     unseen = ~functools.reduce(jnp.logical_or, keep.values())
     previous = jnp.pad(latents, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    start = _input_latents(batch, prompts.latents["prompt_image"])
     flows = dict(
         target=velocity,
         x_t=noised,
         t=t,
         has_target=batch.present & (batch.target >= 0),
-        previous=jnp.where(batch.is_first[:, :, None, None], 0.0, previous),
+        previous=jnp.where(batch.is_first[:, :, None, None], start, previous),
         clean=clean,
         # What is not there predicts nothing, and nobody is to judge an image that was not shown.
         masked={"before": no_text, "image_end": unseen, "after": unseen, "prompt_end": bare},
     )
     return Inputs(prompts, turns, flows)
+
+
+def _input_latents(batch: Batch, latents: jax.Array | None) -> jax.Array | float:
+    """Latents [B, S, I, C] of the input image of each turn, given those of prompts [B, R, I, C]; 0 for none."""
+    if latents is None:
+        return 0.0
+    there = jnp.where(batch.has_prompt_image[:, :, None, None], latents, 0.0)
+    return jnp.take_along_axis(there, batch.prompt_index[:, :, None, None], axis=1)
 
 
 def _prompts(
