@@ -1,9 +1,9 @@
 """Training on states of its own: images in context that the model has drawn, and what that costs.
 
-Every `train.own.every` steps the model draws the images of the batch at hand, after the teacher's texts
-(`sampling.packed`). They are kept for the next `train.own.keep` trajectories, by what a trajectory holds. In
-every batch a share `train.own.share` of the images whose trajectories are kept is shown as the model drew it:
-later tokens see that one, the flow target stays the teacher's.
+At every `train.own.every`-th step, and the first one of a start, the model draws the images of the batch at
+hand, after the teacher's texts (`sampling.packed`). They are kept for the next `train.own.keep` trajectories,
+by what a trajectory holds. In every batch a share `train.own.share` of the images whose trajectories are kept
+is shown as the model drew it: later tokens see that one, the flow target stays the teacher's.
 
 What the teacher says of an image need not hold of another one. So of the chosen images what is said, and what
 follows from it, is not learned; of those that the teacher planted an error in neither, which are never
@@ -70,6 +70,7 @@ class OwnStates:
         flow = (config.sampling.flow_steps, config.sampling.time_shift)
         self._draw = {size: _drawing(program, mesh, *flow) for size, program in programs.items()}
         self._kept: collections.OrderedDict[bytes, Arrays] = collections.OrderedDict()
+        self._begun = False  # with it all programs are compiled at the first step
 
     def fed(self, step: int, state: TrainState, batch: Arrays) -> tuple[Arrays, dict[str, float]]:
         """The batch of a step as it is to be trained on, and the meter; all hosts call this.
@@ -84,7 +85,8 @@ class OwnStates:
           `context_own/<name>`, with the names of the loss table, of the same tokens.
         """
         places, found = [*_places(batch)], {}
-        if step % self._own.every == 0:
+        if step % self._own.every == 0 or not self._begun:
+            self._begun = True
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), _DRAWN), step)
             self._keep(places, self._drawn(state, self._shown(batch, places), key))
             found = self._meter(step, state, batch, places, key)
