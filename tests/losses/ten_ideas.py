@@ -126,6 +126,13 @@ IDEAS = tuple(name for name in globals() if name.startswith("idea_"))
 """Names of the losses, which are those of their functions."""
 
 
+DECODING = {
+    "spatial": dict(loss="spatial_consistency", stage="sketch", weight=0.0, threshold=255.0),
+    "semantic": dict(loss="semantic_consistency", stage="sketch", weight=0.0),
+}
+"""Losses of the package that are measured beside them, turn after turn."""
+
+
 def table() -> dict[str, dict]:
     """A row for each; at step i the i-th one alone has a weight, so one program trains each by itself."""
     rows = {}
@@ -144,7 +151,9 @@ def trained(mesh) -> dict[str, tuple[float, float]]:
         config.model.kv_heads = 2
     model = builders.build_model(config, tokenizer)
     model = model.clone(layout=dataclasses.replace(model.layout, fields=(("mask", "mask"),)))
-    recipe = Recipe(model, losses.LossTable(table()), NO_RANDOM_DROPS, optax.sgd(1e-3), lambda step: 1e-3)
+    recipe = Recipe(
+        model, losses.LossTable(table() | DECODING), NO_RANDOM_DROPS, optax.sgd(1e-3), lambda step: 1e-3
+    )
     program = TrainProgram(recipe, mesh, Batch.spec(model.layout, 4))
     state = program.create_state(jax.random.key(0))
     assert jax.tree.map(lambda x: x.sharding, state) == program.shardings
@@ -160,7 +169,7 @@ def trained(mesh) -> dict[str, tuple[float, float]]:
         metrics = jax.device_get(metrics)
         np.testing.assert_allclose(metrics["loss"], metrics[f"loss/{name}"], rtol=1e-6)
         found[name] = float(metrics["loss"]), float(metrics["grad_norm"])
-    return found
+    return found | {name: (float(metrics[f"loss/{name}"]), 1.0) for name in DECODING}
 
 
 def main() -> None:

@@ -289,4 +289,4 @@ def test_ten_ideas_train_and_come_to_the_same_on_a_mesh():
     env = os.environ | {"PYTHONPATH": str(script.parents[2])}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [line.split()[1] for line in done.stdout.splitlines()] == [*ten_ideas.IDEAS]
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [*ten_ideas.IDEAS, *ten_ideas.DECODING]
