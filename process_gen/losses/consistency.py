@@ -84,7 +84,8 @@ def semantic_consistency(
     """An intermediate image agrees with the final one as far as the true intermediate does.
 
     With f_p, what a frozen encoder sees at place p, x the predicted clean image, y the true one, z the last
-    image of the trajectory, and cos the cosine of two vectors:
+    image of the trajectory, and cos the cosine of two vectors (|a|^2 raised by |b|^2 / 100, so that the
+    gradient is bounded where an image is next to nothing):
 
         value    max(0, cos(f_p(y), f_p(z)) - cos(f_p(x), f_p(z)))
         weight   max(0, cos(f_p(y), f_p(z)))
@@ -106,8 +107,8 @@ def semantic_consistency(
     x = decoded(outputs, _first_copies(outputs, copies))
     y = jax.lax.stop_gradient(decoded(outputs, outputs.clean))
     seen, true, last = (_encoded(see, network, pixels) for pixels in (x, y, to_floats(image)))
-    wanted = jax.lax.stop_gradient(_cosine(true, last))[:, :, None]
-    values = jnp.maximum(wanted - _cosine(seen, last[:, :, None]), 0.0)
+    wanted = jax.lax.stop_gradient(_agreement(true, last))[:, :, None]
+    values = jnp.maximum(wanted - _agreement(seen, last[:, :, None]), 0.0)
     weights = _of_targets(outputs, batch, stage) * (there & ~final)
     return Term(values, jnp.broadcast_to(jnp.maximum(wanted, 0) * weights[..., None, None], values.shape))
 
@@ -214,10 +215,8 @@ def _encoded(see: Callable[[jax.Array], jax.Array], name: str, pixels: jax.Array
     return features.reshape(*leading, -1, features.shape[-1])
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Of vectors [..., D]; 0 for those of zeros, without a root at 0."""
-
-    def unit(x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
-
-    return jnp.sum(unit(a) * unit(b), axis=-1)
+def _agreement(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The cosine of vectors [..., D], its gradient bounded where `a` is next to nothing; 0 where `b` is 0."""
+    size = jnp.sum(jnp.square(b), axis=-1)
+    squares = (jnp.sum(jnp.square(a), axis=-1) + 0.01 * size) * 1.01 * size
+    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(squares + 1e-12)

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 
 from process_gen.data.buckets import Size
 from process_gen.distributed import sharding
+from process_gen.losses.registry import STAGES
 from process_gen.models import autoencoder, partition
 from process_gen.sampling.packed import draw_rows
 from process_gen.training.program import TrainProgram
@@ -139,26 +140,31 @@ class OwnStates:
     def _meter(
         self, step: int, state: TrainState, batch: Arrays, places: Sequence[_Place], key: jax.Array
     ) -> dict[str, float]:
-        """The losses of a batch under both contexts, of the tokens that have a label under both."""
+        """The losses of a batch under both contexts, of the tokens that have a label under both.
+
+        What no token of the batch counts in is left out.
+        """
         own = self._shown(batch, places)
         given = {"shown": batch["image"]}
         if "image_latents" in batch:
             given["shown_latents"] = batch["image_latents"]
-        found = {}
+        table, found = self._programs[batch["image"].shape[-3:-1]].recipe.losses, {}
         for context, arrays in (("teacher", own | given), ("own", own)):
             program, placed = self._placed(arrays)
             sums, counts = jax.device_get(program.losses(state.params, state.given, placed, key))
-            metrics = program.recipe.losses.metrics(sums, counts, step - 1)
-            found |= {
-                f"context_{context}/{name}": float(value)
-                for name, value in metrics.items()
-                if name.startswith(("loss/", "stage/"))
-            }
-        stages = [name.removeprefix("context_own/stage/") for name in found if "own/stage/" in name]
-        pairs = ((s, *(found[f"context_{c}/stage/{s}"] for c in ("teacher", "own"))) for s in stages)
-        line = "  ".join(f"{stage} {teacher:.3f} -> {own:.3f}" for stage, teacher, own in pairs)
-        logging.info("step %d  from the teacher's images to its own  %s", step, line)
+            counted = [row for row in table.rows if counts[row.name] > 0]
+            names = {f"loss/{row.name}" for row in counted} | {f"stage/{row.stage}" for row in counted}
+            metrics = table.metrics(sums, counts, step - 1)
+            found |= {f"context_{context}/{name}": float(metrics[name]) for name in names & metrics.keys()}
+        _tell(step, found)
         return found
+
+
+def _tell(step: int, found: Mapping[str, float]) -> None:
+    """A line in the log, with every stage under both contexts."""
+    pairs = {stage: [found.get(f"context_{c}/stage/{stage}") for c in ("teacher", "own")] for stage in STAGES}
+    shown = (f"{stage} {a:.3f} -> {b:.3f}" for stage, (a, b) in pairs.items() if a is not None)
+    logging.info("step %d  from the teacher's images to its own  %s", step, "  ".join(shown))
 
 
 def own_states(

@@ -119,6 +119,13 @@ def test_gradients_reach_the_first_copy_of_what_counts_and_nothing_else(seen):
     assert lower < total < higher
 
 
+def test_a_prediction_of_nothing_has_a_bounded_gradient(seen):
+    _, given, each = seen
+    grey = given["x_t"] / given["t"][..., None, None]  # the clean estimate is 0 everywhere
+    norms = [float(jnp.linalg.norm(each(velocity)[1])) for velocity in (grey, given["drawn"])]
+    assert norms[0] < 100 * norms[1]
+
+
 def test_the_values_are_those_of_the_formula_where_latents_are_pixels(rng):
     model, _ = make_model()
     batch = stained(make_batch(3, seed=2), rng)
