@@ -17,7 +17,7 @@ import optax
 from process_gen import losses
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed.mesh import MeshConfig, make_mesh
-from process_gen.distributed.sharding import shard_batch
+from process_gen.distributed.sharding import held_rows, shard_batch
 from process_gen.experiment import builders, cli
 from process_gen.losses.encoders import init_random_features, random_features
 from process_gen.models.config import NO_RANDOM_DROPS
@@ -163,9 +163,10 @@ def trained(mesh) -> dict[str, tuple[float, float]]:
     state = state.replace(params=jax.device_put(shifted, program.shardings.params))
     batch = fake_batch(model.layout, 4, seed=3, vocab=tokenizer.vocab_size)
     batch["extra"]["mask"] = np.random.default_rng(0).integers(0, 2, batch["extra"]["mask"].shape, np.uint8)
-    batch, found = shard_batch(Batch(**batch), mesh), {}
+    placed, found = shard_batch(Batch(**batch), mesh), {}
+    np.testing.assert_array_equal(held_rows(placed.image), batch["image"])
     for name in IDEAS:
-        state, metrics = program.step(state, batch)
+        state, metrics = program.step(state, placed)
         metrics = jax.device_get(metrics)
         np.testing.assert_allclose(metrics["loss"], metrics[f"loss/{name}"], rtol=1e-6)
         found[name] = float(metrics["loss"]), float(metrics["grad_norm"])
