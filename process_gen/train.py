@@ -61,6 +61,7 @@ from process_gen.sampling.prompts import check_prompts
 from process_gen.training import loading, nonfinite
 from process_gen.training.goodput import Goodput
 from process_gen.training.nonfinite import NonFiniteLoss
+from process_gen.training.own import own_states
 from process_gen.training.profiling import Profiler
 from process_gen.training.program import TrainProgram
 from process_gen.training.resume import check_same_run
@@ -169,6 +170,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         profiler = Profiler(workdir, c.profile, c.log_every)
         watch = nonfinite.Watch(folder, c.max_nonfinite)
         validation = held_out and Validation(held_out, programs, mesh, config.eval.loss_batches, c.batch_size)
+        own = own_states(config, programs, mesh, rows)
         hosts.barrier("the first step")
 
         # --------------------------------------------------------------- loop
@@ -197,9 +199,14 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             waited = time.perf_counter() - started
             if pending and pending[1]["loss"].is_ready():
                 ledger.idle(waited)  # else the devices were busy meanwhile
+            gap: dict[str, float] = {}
+            if own:
+                host_batch, gap = own.fed(step, state, host_batch)
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
             state, metrics = steps[host_batch["image"].shape[-3:-1]](state, batch)
             settle()
+            if gap:
+                run.writer.write_scalars(step, gap)
             pending, last_batch = (step, metrics, waited), host_batch
             if step == first + 1:
                 run.first_batch(host_batch, tokenizer)

@@ -40,7 +40,8 @@ MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
     "parity",
     "sweeps",
 }
-MAY_IMPORT["training"] = {"trajectory", "models", "losses", "data", "distributed", "reports", "experiment"}
+MAY_IMPORT["training"] = {"trajectory", "models", "losses", "sampling", "data", "distributed", "reports"}
+MAY_IMPORT["training"] |= {"experiment"}
 MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
 MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}
 MAY_IMPORT["lab"] = MAY_IMPORT["training"] | {"training", "weights", "sampling", "evaluation"}

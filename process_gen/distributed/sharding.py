@@ -232,6 +232,12 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
     return jax.tree.map(put, batch)
 
 
+def held_rows(x: jax.Array) -> np.ndarray:
+    """This host's rows of a global array that is split as a batch, in the order of `local_rows`."""
+    parts = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start].data) for start in sorted(parts)])
+
+
 def on_lead(tree: Any) -> Any:
     """A whole copy of global arrays, as NumPy arrays, on the lead host; None on the others, who all call it.
 

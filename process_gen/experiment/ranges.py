@@ -74,6 +74,8 @@ RANGES: dict[str, ranges.Range] = {
     **dict.fromkeys(("train.sheet_every", "train.local_every"), ranges.COUNT_OR_OFF),
     **dict.fromkeys(("train.init", "train.local_dir"), TEXT),
     "train.max_nonfinite": ranges.COUNT,
+    "train.own.share": ranges.SHARE,
+    **dict.fromkeys(("train.own.every", "train.own.keep"), ranges.COUNT),
     "train.offload": ranges.one_of(*PARTS),
     **dict.fromkeys(("eval.per_group", "eval.batch_size"), ranges.COUNT),
     **dict.fromkeys(("eval.every", "eval.final_per_group", "eval.losses_every"), ranges.COUNT_OR_OFF),

@@ -178,8 +178,10 @@ def _trained(
         held_out, setting.programs, setting.mesh, config.eval.loss_batches, config.train.batch_size
     )
     due = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
-    batches, pending = setting.batches(seed), None
+    batches, pending, own = setting.batches(seed), None, setting.own_states(seed)
     for step, host in enumerate(itertools.islice(batches, steps), 1):
+        if own:
+            host, _ = own.fed(step, state, host)
         program, batch = setting.placed(host)
         state, metrics = program.step(state, batch)
         if pending:  # metrics are read one step late

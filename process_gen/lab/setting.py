@@ -24,6 +24,7 @@ from process_gen.distributed.mesh import MeshConfig, make_mesh
 from process_gen.experiment import builders, vocabulary
 from process_gen.models.unified import UnifiedModel
 from process_gen.training import loading
+from process_gen.training.own import OwnStates, own_states
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import Batch
@@ -79,10 +80,7 @@ class Setting:
         """Batches as a training with this seed reads them, without end; the data are prepared if need be."""
         with builders.as_config_error(), _quiet():
             buckets = deal(self.source, list(self.layouts))
-            rows = sharding.local_rows(self.config.train.batch_size, self.mesh)
-            config = self.config.copy_and_resolve_references()
-            config.seed = seed
-            loader = loading.load(config, buckets, self.layouts, self.tokenizer, rows)
+            loader = loading.load(self._seeded(seed), buckets, self.layouts, self.tokenizer, self._rows)
         with contextlib.closing(iter(loader)) as iterator:
             yield from iterator
 
@@ -93,9 +91,22 @@ class Setting:
 
     def held_out(self) -> Loader | None:
         """Batches that are not trained on; None where there are none."""
-        rows = sharding.local_rows(self.config.train.batch_size, self.mesh)
         with builders.as_config_error(), _quiet():
-            return loading.held_out(self.config, self.source, self.layouts, self.tokenizer, rows)
+            return loading.held_out(self.config, self.source, self.layouts, self.tokenizer, self._rows)
+
+    def own_states(self, seed: int) -> OwnStates | None:
+        """What shows images of the model's own in its batches, where the config says so."""
+        return own_states(self._seeded(seed), self.programs, self.mesh, self._rows)
+
+    @property
+    def _rows(self) -> tuple[int, ...]:
+        """Of a batch, those of this host."""
+        return sharding.local_rows(self.config.train.batch_size, self.mesh)
+
+    def _seeded(self, seed: int) -> ConfigDict:
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        return config
 
     def state(self, seed: int) -> TrainState:
         """The state before the first step, of `config.train.init` where that names weights."""

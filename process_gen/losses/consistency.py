@@ -1,54 +1,222 @@
-"""A loss on what a turn must leave as it was; off in the configs.
+"""Losses on what the images of a trajectory have in common: with the image before, and with the last one.
 
-B rows, S turn slots, I latent tokens of an image.
+The paper asks for spatial and semantic consistency of visual states and gives no formula; these are our
+choice. Both read the predicted clean image, decoded; both are off in the configs.
+
+B rows, S turn slots, J noised copies of which the first K are read, I latent tokens of an image, N images,
+P places that an encoder sees of one, D width of what it sees there.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from process_gen.common import ranges
 from process_gen.losses.registry import Term, register
-from process_gen.losses.stock import flow_mse
-from process_gen.models.autoencoder import to_patches
-from process_gen.models.outputs import Outputs
+from process_gen.losses.stock import of_stage
+from process_gen.models.autoencoder import to_floats, to_patches
+from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
-
-
-@register("consistency_mse", stages=("sketch", "refine"))
-def consistency_mse(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
-    """`flow_mse` on the tokens that the turn must leave as they were.
-
-    Most of a turn's work is to keep what earlier turns drew. The paper asks for
-    spatial consistency of visual states and gives no formula; this weighting is
-    our choice: the tokens whose pixels in the target are those of the visual state
-    before the turn, which is not blank there. Latents could not tell: an
-    autoencoder's depend on the whole image, and may be drawn anew for each.
-    """
-    term = flow_mse(outputs, batch, labels, key, stage=stage)
-    return term._replace(weights=term.weights * unchanged(batch, term.values.shape[-1])[:, :, None])
-
 
 SAME = 4.0
 """Mean difference, in levels of 255, up to which pixels count as the same: files and editors that decode an
 image anew do not give back its last bits."""
 
 
-def unchanged(batch: Batch, tokens: int) -> jax.Array:
-    """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels the turn leaves as they were.
+@register("spatial_consistency", stages=("sketch", "refine"))
+def spatial_consistency(
+    outputs: Outputs,
+    batch: Batch,
+    labels: dict,
+    key: jax.Array,
+    *,
+    stage: str,
+    field: str = "",
+    threshold: float = SAME,
+    copies: int = 1,
+) -> Term:
+    """What a turn must leave as it was stays so: |decode(x_t - t v) - decode(before)|^2 there.
 
-    Compared are the image that the flow target shows and that of the turn before; a
-    trajectory's first turn has none before it, and what is blank (of one grey) is
-    not counted.
+    The mean over the pixels, in [-1, 1], of a latent token. `before` is the visual state that the turn
+    starts from: the image of the turn before, or a trajectory's input image. What must stay is
+
+        by `field`     the tokens whose pixels are all above 0 in that mask of the record
+        without one    those whose pixels in the target are, on average, within `threshold` levels of 255
+                       of those before, which are not blank (`unchanged`)
+
+    Pixels are compared, since latents could not tell: an autoencoder's depend on the whole image.
+
+    Args:
+      outputs, batch, labels, key, stage: as of every loss.
+      field: a field of one's own, of the kind `mask`.
+      threshold: where there is no field.
+      copies: how many noised copies of an image are decoded.
+
+    Raises:
+      LossError, LookupError: an option that cannot be, or no such field.
     """
-    slots, (height, width) = batch.image.shape[1], batch.image.shape[2:4]
-    side = math.isqrt(height * width // tokens)
-    parts = to_patches(batch.image, side)
+    del labels, key
+    estimate = decoded(outputs, _first_copies(outputs, copies))
+    before = jax.lax.stop_gradient(decoded(outputs, outputs.previous))
+    tokens = outputs.clean.shape[-2]
+    kept = _marked(batch, field, tokens) if field else unchanged(batch, tokens, threshold)
+    error = jnp.square(estimate - before[:, :, None])
+    values = jnp.mean(to_patches(error, _side(batch, tokens)), axis=-1)
+    weights = kept * _of_targets(outputs, batch, stage)[..., None]
+    return Term(values, jnp.broadcast_to(weights[:, :, None], values.shape))
+
+
+@register("semantic_consistency", stages=("sketch", "refine"))
+def semantic_consistency(
+    outputs: Outputs,
+    batch: Batch,
+    labels: dict,
+    key: jax.Array,
+    *,
+    stage: str,
+    network: str = "random_features",
+    copies: int = 1,
+) -> Term:
+    """An intermediate image agrees with the final one as far as the true intermediate does.
+
+    With f_p, what a frozen encoder sees at place p, x the predicted clean image, y the true one, z the last
+    image of the trajectory, and cos the cosine of two vectors (|a|^2 raised by |b|^2 / 100, so that the
+    gradient is bounded where an image is next to nothing):
+
+        value    max(0, cos(f_p(y), f_p(z)) - cos(f_p(x), f_p(z)))
+        weight   max(0, cos(f_p(y), f_p(z)))
+
+    So what later turns cover or change does not count, and nothing is gained by drawing ahead. Final
+    images themselves are left out, and trajectories whose last image is wrong or stands in another row.
+
+    Args:
+      outputs, batch, labels, key, stage: as of every loss.
+      network: the encoder, a frozen network: images [N, H, W, 3] around [-1, 1] to [N, ..., D].
+      copies: how many noised copies of an image are decoded.
+
+    Raises:
+      LossError: an option that cannot be, or what the encoder gives has no such shape.
+    """
+    del labels, key
+    see = outputs.network(network)
+    image, final, there = last_images(batch)
+    x = decoded(outputs, _first_copies(outputs, copies))
+    y = jax.lax.stop_gradient(decoded(outputs, outputs.clean))
+    seen, true, last = (_encoded(see, network, pixels) for pixels in (x, y, to_floats(image)))
+    wanted = jax.lax.stop_gradient(_agreement(true, last))[:, :, None]
+    values = jnp.maximum(wanted - _agreement(seen, last[:, :, None]), 0.0)
+    weights = _of_targets(outputs, batch, stage) * (there & ~final)
+    return Term(values, jnp.broadcast_to(jnp.maximum(wanted, 0) * weights[..., None, None], values.shape))
+
+
+def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
+    """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn leaves as they were.
+
+    Compared are the image that the flow target shows and that before the turn; where there is none
+    before it nothing is kept, and what is blank there (of one grey) is not counted.
+
+    Raises:
+      LossError: a threshold that is no number of at least 0.
+    """
+    if not ranges.NOT_NEGATIVE.holds(threshold):
+        raise LossError(f"threshold must be {ranges.NOT_NEGATIVE.text}, in levels of 255, got {threshold!r}")
+    before, there = _image_before(batch)
+    side, slots = _side(batch, tokens), batch.present.shape[1]
     source = jnp.clip(jnp.arange(slots)[None] + jnp.maximum(batch.target, 0), 0, slots - 1)
-    target = jnp.take_along_axis(parts, source[:, :, None, None], axis=1)
-    before = jnp.pad(parts, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    target = to_patches(_taken(batch.image, source), side)
+    before = to_patches(before, side)
     difference = jnp.maximum(target, before) - jnp.minimum(target, before)  # of bytes: it stays in range
-    same = jnp.mean(difference, axis=-1, dtype=jnp.float32) <= SAME
-    return same & (before.max(-1) > before.min(-1)) & ~batch.is_first[:, :, None]
+    same = jnp.mean(difference, axis=-1, dtype=jnp.float32) <= threshold
+    return same & (before.max(-1) > before.min(-1)) & there[:, :, None]
+
+
+def last_images(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The last image of the trajectory of each turn, [B, S, H, W, 3] uint8.
+
+    Also [B, S] bool, whether the flow target of the turn shows that very image, and whether it is here and
+    right.
+    """
+    slots = jnp.arange(batch.present.shape[1])
+    same = (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
+    last = jnp.max(jnp.where(same & batch.has_image[:, None], slots, 0), axis=-1)
+    end = jnp.max(jnp.where(same, slots, 0), axis=-1)
+    right = (batch.target == 0) & batch.has_image
+    there = jnp.take_along_axis(right, last, axis=1) & jnp.take_along_axis(batch.is_last, end, axis=1)
+    final = slots[None] + jnp.maximum(batch.target, 0) == last
+    return _taken(batch.image, last), final, there & batch.present
+
+
+def decoded(outputs: Outputs, latents: jax.Array) -> jax.Array:
+    """Latent tokens [B, S, ..., I, C] as pixels [B, S, ..., H, W, 3], one slot after the other.
+
+    All at once would need the activations of a decoder for every image of a row.
+    """
+    return jnp.moveaxis(jax.lax.map(outputs.pixels, jnp.moveaxis(latents, 1, 0)), 0, 1)
+
+
+def _first_copies(outputs: Outputs, copies: int) -> jax.Array:
+    """[B, S, K, I, C] of the clean estimate."""
+    most = outputs.t.shape[2]
+    if not ranges.COUNT.holds(copies) or copies > most:
+        raise LossError(f"copies must be a whole number from 1 to the {most} of config.layout.copies")
+    return outputs.clean_estimate[:, :, :copies]
+
+
+def _of_targets(outputs: Outputs, batch: Batch, stage: str) -> jax.Array:
+    """[B, S] float32, weights of the turns of a stage that have a flow target."""
+    return batch.image_weight * (outputs.has_target & of_stage(batch, stage))
+
+
+def _image_before(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The image that a turn starts from, [B, S, H, W, 3] uint8, and [B, S] bool, whether there is one."""
+    before = jnp.pad(batch.image, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))[:, :-1]
+    if batch.prompt_image is None:
+        return before, ~batch.is_first
+    given = _taken(batch.prompt_image, batch.prompt_index)
+    shown = jnp.take_along_axis(batch.has_prompt_image, batch.prompt_index, axis=1)
+    return jnp.where(batch.is_first[:, :, None, None, None], given, before), shown | ~batch.is_first
+
+
+def _taken(images: jax.Array, index: jax.Array) -> jax.Array:
+    """Images [B, X, H, W, 3] at the places [B, S]."""
+    return jnp.take_along_axis(images, index[:, :, None, None, None], axis=1)
+
+
+def _side(batch: Batch, tokens: int) -> int:
+    """The side of a latent token in pixels."""
+    return math.isqrt(math.prod(batch.image.shape[2:4]) // tokens)
+
+
+def _marked(batch: Batch, field: str, tokens: int) -> jax.Array:
+    """[B, S, I] bool: tokens whose pixels are all above 0 in a mask of the record."""
+    mask = batch.field(field)
+    if mask.ndim != 4:
+        raise LossError(
+            f"the field {field!r} has shape {list(mask.shape[2:])} in a turn, it must be a mask of the "
+            f'image: config.data.fields.{field} = "mask"'
+        )
+    kept = jnp.all(to_patches(mask[..., None], _side(batch, tokens)) > 0, axis=-1)
+    return kept & _image_before(batch)[1][:, :, None]
+
+
+def _encoded(see: Callable[[jax.Array], jax.Array], name: str, pixels: jax.Array) -> jax.Array:
+    """What an encoder sees of images [B, S, ..., H, W, 3]: [B, S, ..., P, D]."""
+    leading, flat = pixels.shape[:-3], pixels.reshape(-1, *pixels.shape[-3:])
+    features = see(flat)
+    if jnp.ndim(features) < 2 or features.shape[0] != flat.shape[0]:
+        raise LossError(
+            f"the network {name!r} made {list(jnp.shape(features))} of images {list(flat.shape)}: an encoder "
+            "returns [N, ..., D], with what it sees of an image in the last axis"
+        )
+    return features.reshape(*leading, -1, features.shape[-1])
+
+
+def _agreement(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The cosine of vectors [..., D], its gradient bounded where `a` is next to nothing; 0 where `b` is 0."""
+    size = jnp.sum(jnp.square(b), axis=-1)
+    squares = (jnp.sum(jnp.square(a), axis=-1) + 0.01 * size) * 1.01 * size
+    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(squares + 1e-12)

@@ -9,7 +9,8 @@ with values and weights of one shape [B, S, ...] (B rows, S turn slots), unreduc
 table sums both and divides once by the global weight. Weights come from the batch alone,
 never from predictions, so that they can be counted before the forward pass.
 
-Keyword parameters besides `stage` are options: a row of the table may set them.
+Keyword parameters besides `stage` are options: a row of the table may set them. One called `network` is the
+name of a frozen network that the loss reads besides those that it is registered with.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ class Loss(NamedTuple):
         parameters = inspect.signature(self.function).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage")
 
+    def networks_of(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The frozen networks that it reads, with that of its option `network`, if it has one."""
+        if NETWORK not in self.options:
+            return self.networks
+        default = inspect.signature(self.function).parameters[NETWORK].default
+        return (*self.networks, options.get(NETWORK, default))
+
 
 class Network(NamedTuple):
     """A frozen network: `init` makes its weights of a key, `apply(weights, ...)` computes."""
@@ -68,6 +76,9 @@ class Network(NamedTuple):
     init: Callable[[jax.Array], Any]
     apply: Callable[..., Any]
 
+
+NETWORK = "network"
+"""The option of a loss whose value is a frozen network that it reads."""
 
 STAGES = tuple(stage.value for stage in Stage)
 

@@ -17,7 +17,14 @@ _FIELDS = ("loss", "stage", "weight")
 
 
 class Row(NamedTuple):
-    """One line of the table; `options` are the fields that its loss alone has."""
+    """One line of the table.
+
+    Attributes:
+      name, loss, stage, weight, pool: see `table`.
+      options: the fields that its loss alone has.
+      networks: the frozen networks that it reads: those of its loss, and the one that its option `network`
+        names, where the loss has such an option.
+    """
 
     name: str
     loss: str
@@ -25,6 +32,7 @@ class Row(NamedTuple):
     weight: Weight
     pool: str
     options: dict[str, Any]
+    networks: tuple[str, ...]
 
 
 def checked(row: Row, term: Any, slots: tuple[int, ...]) -> Term:
@@ -82,7 +90,8 @@ def row_of(name: str, fields: Mapping[str, Any]) -> Row:
         raise ValueError(
             f"{where}.stage is {stage!r}, the loss {fields['loss']!r} is for {', '.join(loss.stages)}"
         )
-    for network in loss.networks:
+    networks = loss.networks_of(options)
+    for network in networks:
         check_network(network)
     weight = weight_of(f"{where}.weight", fields["weight"])
-    return Row(name, fields["loss"], stage, weight, fields.get("pool", ""), options)
+    return Row(name, fields["loss"], stage, weight, fields.get("pool", ""), options, networks)

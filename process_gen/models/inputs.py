@@ -66,6 +66,15 @@ def _latents(config: ModelConfig, images: jax.Array, given: Any, frozen: Any, ke
     return given.astype(jnp.float32)
 
 
+def _context(
+    config: ModelConfig, batch: Batch, latents: jax.Array, frozen: Any, key: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The images that later tokens see, and their latents: those of the batch, or what it shows instead."""
+    if batch.shown is None:
+        return batch.image, latents
+    return batch.shown, _latents(config, batch.shown, batch.shown_latents, frozen, key)
+
+
 def _kept(layout: Layout, key: jax.Array, image: str, hidden: jax.Array, options: UnrollOptions) -> Named:
     """Bool [B, S] by segment of an image: what stays in the sequence; `hidden` [B, S] images do not."""
     rates = {s.name: options.drop_vit if s.vit else options.drop_latents for s in layout.state_slots(image)}
@@ -91,7 +100,8 @@ def make_inputs(
     source = jnp.clip(jnp.arange(shape[1])[None] + jnp.maximum(batch.target, 0), 0, shape[1] - 1)
     clean = jnp.take_along_axis(latents, source[:, :, None, None], axis=1)
     noised, t, velocity = _flow_targets(keys["turns"], clean, layout.copies, options)
-    seen = _add_context_noise(keys["noise"], latents, options)
+    pictures, seen = _context(config, batch, latents, frozen, keys["latents"])
+    seen = _add_context_noise(keys["noise"], seen, options)
 
     unseen_images = jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2])
     hidden = jnp.take_along_axis(unseen_images, batch.prompt_index, axis=1)
@@ -105,24 +115,35 @@ def make_inputs(
         seen,
         noised,
         t,
-        vit.views(config, layout, batch.image, seen),
+        vit.views(config, layout, pictures, seen),
         keep=keep,
     )
     without_text = no_text & batch.is_first & (token_count(batch.before_tokens) == 0)
     prompts, bare = _prompts(model, batch, keys, options, frozen, without_text, unseen_images)
     unseen = ~functools.reduce(jnp.logical_or, keep.values())
+    unjudged = unseen if batch.unjudged is None else unseen | batch.unjudged
     previous = jnp.pad(latents, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    start = _input_latents(batch, prompts.latents["prompt_image"])
     flows = dict(
         target=velocity,
         x_t=noised,
         t=t,
         has_target=batch.present & (batch.target >= 0),
-        previous=jnp.where(batch.is_first[:, :, None, None], 0.0, previous),
+        previous=jnp.where(batch.is_first[:, :, None, None], start, previous),
         clean=clean,
-        # What is not there predicts nothing, and nobody is to judge an image that was not shown.
-        masked={"before": no_text, "image_end": unseen, "after": unseen, "prompt_end": bare},
+        # What is not there predicts nothing, and nobody is to judge an image that was not shown, or to say of
+        # another one what the teacher says of its own.
+        masked={"before": no_text, "image_end": unjudged, "after": unjudged, "prompt_end": bare},
     )
     return Inputs(prompts, turns, flows)
+
+
+def _input_latents(batch: Batch, latents: jax.Array | None) -> jax.Array | float:
+    """Latents [B, S, I, C] of the input image of each turn, 0 for none, given those of prompts."""
+    if latents is None:
+        return 0.0
+    there = jnp.where(batch.has_prompt_image[:, :, None, None], latents, 0.0)
+    return jnp.take_along_axis(there, batch.prompt_index[:, :, None, None], axis=1)
 
 
 def _prompts(

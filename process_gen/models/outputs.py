@@ -35,7 +35,8 @@ class Outputs:
       x_t: [B, S, J, I, C], the noised images.
       t: [B, S, J] timesteps.
       has_target: [B, S] bool, whether there is a flow target.
-      previous: [B, S, I, C] latents of the visual state that a turn starts from (zeros at the first).
+      previous: [B, S, I, C] latents of the visual state that a turn starts from: the image of the turn
+        before, at the first the input image (zeros where there is none).
       clean: [B, S, I, C] latents of the image that the flow target shows.
       masked: by name of a hidden state, bool: what has no label, because it was dropped or its image was.
       logits: hidden states [..., D] to logits [..., vocabulary].

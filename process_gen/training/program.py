@@ -67,7 +67,8 @@ class TrainProgram:
         sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         sharding.rows_divide(rows, mesh)
         offloading.check_host_memory(offload, mesh)
-        spec = Batch.spec(model.layout, rows, bool(config.data.latents))
+        own = config.train.own.share > 0
+        spec = Batch.spec(model.layout, rows, bool(config.data.latents), shown=own)
         recipe = build_recipe(config, model)
         with builders.as_config_error():
             scoring.check(recipe, spec)

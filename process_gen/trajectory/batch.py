@@ -66,6 +66,11 @@ class Batch:
       image_latents: [B, S, N, V] float16, latent tokens of the images where they
         were encoded ahead of time; None elsewhere.
       prompt_latents: [B, R, N, V] float16, likewise.
+      shown: [B, S, H, W, 3] uint8, what later tokens see in the place of `image`, which stays the flow
+        target; None where that is `image`.
+      shown_latents: [B, S, N, V] float16, its latents, where the batch has `image_latents`.
+      unjudged: [B, S] bool, turns whose image is `shown`: what is said of it, and what follows from that, has
+        no label. There with `shown` alone.
       extra: by name, the fields of `layout.fields`, [B, S] or [B, S, H, W] or [B, S, H, W, 3];
         zeros where a turn has none. None where the layout has none.
     """
@@ -91,6 +96,9 @@ class Batch:
     instruction_tokens: Any = None
     image_latents: Any = None
     prompt_latents: Any = None
+    shown: Any = None
+    shown_latents: Any = None
+    unjudged: Any = None
     extra: Any = None
 
     def field(self, name: str) -> Any:
@@ -104,10 +112,10 @@ class Batch:
         return self.extra[name]
 
     @classmethod
-    def spec(cls, layout: Layout, batch_size: int, latents: bool = False) -> Batch:
+    def spec(cls, layout: Layout, batch_size: int, latents: bool = False, shown: bool = False) -> Batch:
         """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves.
 
-        `latents` says whether images were encoded ahead of time.
+        `latents` says whether images were encoded ahead of time, `shown` whether others stand in the context.
         """
 
         def turns(*shape, dtype=jnp.int32):
@@ -138,4 +146,7 @@ class Batch:
             fields |= {f"{f.name}_latents": turns(*tokens, dtype=LATENTS) for f in turn_fields("image")}
             if layout.prompt_image:
                 fields["prompt_latents"] = prompts(*tokens, dtype=LATENTS)
+        if shown:
+            fields |= {"shown": fields["image"], "unjudged": fields["present"]}
+            fields["shown_latents"] = fields.get("image_latents")
         return cls(**fields)

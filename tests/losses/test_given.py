@@ -1,6 +1,7 @@
 """What a loss is given besides the outputs of the model, what it may return, and what is refused."""
 
 import dataclasses
+import inspect
 import os
 import pathlib
 import subprocess
@@ -24,6 +25,7 @@ from process_gen.training import scoring
 from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
+from tests.losses import ten_ideas
 from tests.models.tiny import CONFIG, IDS, make_batch, make_model
 from tests.models.tiny import layout as make_layout
 
@@ -275,10 +277,16 @@ def test_a_network_that_nobody_registered_is_refused_when_the_table_is_built():
         losses.register_network("reference", lambda key: {}, lambda w: w)
 
 
-@pytest.mark.long  # a process of its own compiles the losses twice
-def test_losses_of_ones_own_are_the_same_on_a_mesh():
-    script = pathlib.Path(__file__).with_name("eight_devices_losses.py")
+def test_an_idea_is_a_function_of_at_most_15_lines():
+    assert len(ten_ideas.IDEAS) == 10
+    for name in ten_ideas.IDEAS:
+        assert len(inspect.getsource(getattr(ten_ideas, name)).splitlines()) <= 15, name
+
+
+@pytest.mark.long  # a process of its own compiles a train step twice
+def test_ten_ideas_train_and_come_to_the_same_on_a_mesh():
+    script = pathlib.Path(ten_ideas.__file__)
     env = os.environ | {"PYTHONPATH": str(script.parents[2])}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 7  # six losses and the total
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [*ten_ideas.IDEAS, *ten_ideas.DECODING]

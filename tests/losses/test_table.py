@@ -9,16 +9,13 @@ import pytest
 
 from process_gen import losses
 from process_gen.losses import LossTable, Term, get_loss
-from process_gen.losses.consistency import unchanged
-from process_gen.models.autoencoder import random_weights, to_tokens
-from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig, UnrollOptions
-from process_gen.models.unified import UnifiedModel
+from process_gen.models.autoencoder import to_tokens
+from process_gen.models.config import NO_RANDOM_DROPS, UnrollOptions
 from process_gen.models.unroll import blank_outputs, unroll
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.controls import labels
 from process_gen.trajectory.stages import Stage, stage_bits
-from tests.models.tiny import CONFIG, IDS, VOCAB, make_batch, make_model
-from tests.models.tiny import layout as make_layout
+from tests.models.tiny import IDS, VOCAB, make_batch, make_model
 
 KEY = jax.random.key(0)
 
@@ -134,6 +131,14 @@ def test_what_was_dropped_has_no_label():
     assert counts["refine"] == ((texts["before"] * 1 + images) * turns_of(batch, "refine")).sum()
 
 
+def test_the_visual_state_before_a_turn_is_the_image_of_the_turn_before():
+    batch, outputs, _ = blank()
+    images = np.asarray(to_tokens(make_model()[0].config, batch.image))
+    before = np.where(np.asarray(batch.is_first)[:, :, None, None], 0, np.roll(images, 1, axis=1))
+    there = np.asarray(batch.present)
+    np.testing.assert_array_equal(np.asarray(outputs.previous)[there], before[there])
+
+
 def test_wrong_drafts_are_no_target_and_corrected_images_take_their_place():
     batch, outputs, targets = blank(rows=16)
     sums, counts = table_of("flow_mse", "sketch", "refine").terms(outputs, batch, targets, KEY)
@@ -192,44 +197,6 @@ def test_what_no_loss_weighs_may_be_no_number():
     spoiled = dataclasses.replace(outputs, velocity=outputs.velocity.at[0, 0].set(jnp.nan))
     sums, _ = table_of("flow_mse", "sketch").terms(spoiled, batch, targets, KEY)
     assert np.isfinite(sums["sketch"])
-
-
-def test_consistency_counts_only_what_the_turn_leaves_alone():
-    batch, outputs, targets = blank()
-    table = LossTable({"kept": dict(loss="consistency_mse", stage="sketch", weight=1.0)})
-    _, counts = table.terms(outputs, batch, targets, KEY)
-    assert counts["kept"] == 0  # random images share no token
-    same = batch.replace(image=jnp.broadcast_to(batch.image[:1, :1], batch.image.shape))
-    _, counts = table.terms(outputs, same, targets, KEY)
-    later = batch.replace(image_weight=batch.image_weight * ~batch.is_first)
-    _, every = table_of("flow_mse", "sketch").terms(outputs, later, targets, KEY)
-    assert counts["kept"] == every["sketch"] > 0
-    blank_images = batch.replace(image=jnp.full_like(batch.image, 255))
-    assert table.terms(outputs, blank_images, targets, KEY)[1]["kept"] == 0
-    images = np.asarray(to_tokens(make_model()[0].config, batch.image))
-    before = np.where(np.asarray(batch.is_first)[:, :, None, None], 0, np.roll(images, 1, axis=1))
-    there = np.asarray(batch.present)
-    np.testing.assert_array_equal(np.asarray(outputs.previous)[there], before[there])
-
-
-def test_consistency_finds_what_stayed_behind_an_autoencoder_with_weights(rng):
-    """Two images that differ in one corner: their latents agree nowhere, three of four tokens are kept."""
-    sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
-    config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2)
-    layout = make_layout(latent_values=16, copies=1)
-    model, frozen = UnifiedModel(config, layout, IDS), random_weights(config, KEY)
-    batch = make_batch(2, seed=2, copies=1)
-    first = rng.integers(0, 256, batch.image.shape[2:], np.uint8)
-    images = np.tile(first, (*batch.image.shape[:2], 1, 1, 1))
-    images = np.clip(images + rng.integers(-3, 4, images.shape), 0, 255).astype(np.uint8)  # written anew
-    images[:, 1::2, :4, :4] = 255 - images[:, 1::2, :4, :4]
-    batch = batch.replace(image=jnp.asarray(images), target=jnp.where(batch.present, 0, -1))
-    options = dataclasses.replace(NO_RANDOM_DROPS, sample_latents=True)
-    outputs = jax.jit(lambda frozen: blank_outputs(model, batch, KEY, options, frozen).clean)(frozen)
-    assert (np.abs(np.diff(outputs, axis=1)).max(-1) > 1e-3).all(), "no latent stayed as it was"
-    kept = np.asarray(unchanged(batch, 4))
-    later = np.broadcast_to(~np.asarray(batch.is_first), kept.shape[:2])
-    np.testing.assert_array_equal(kept, later[..., None] & np.array([False, True, True, True]))
 
 
 def test_a_new_loss_is_one_function_and_one_line():

@@ -114,7 +114,7 @@ def test_images_need_not_be_decoded_where_nothing_reads_their_pixels(config, mon
     assert not any(batch["image"].any() for batch in batches_found)
     assert builders.build_losses(config).reads_pixels is False
     with config.unlocked():
-        config.losses.consistency = dict(loss="consistency_mse", stage="sketch", weight=1.0)
+        config.losses.consistency = dict(loss="spatial_consistency", stage="sketch", weight=1.0)
     assert builders.build_losses(config).reads_pixels is True
     (changed,) = [p for p in pathlib.Path(config.data.path).glob("1-b.png")]
     PIL.Image.new("RGB", (32, 32)).save(changed)

@@ -1,0 +1,59 @@
+"""Packed rows of training with every image drawn by the model, all of them side by side.
+
+B rows, S turn slots, I latent tokens of an image, C channels of a latent token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.models.config import NO_RANDOM_DROPS
+from process_gen.models.inputs import make_inputs
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import run_turns
+from process_gen.sampling.flow import FlowSpec, integrate
+from process_gen.trajectory.batch import Batch
+
+
+def draw_rows(
+    model: UnifiedModel,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    flow_steps: int,
+    time_shift: float,
+    order: str = "layers",
+    frozen: Any = None,
+) -> jax.Array:
+    """The latents [B, S, I, C] of an image of every turn, drawn out of noise.
+
+    Each comes after the texts and the images that stand before it in its row, as the row shows them: no
+    text is written, and no image of a row sees another one that is drawn here. One pass over the rows is
+    an Euler step of all images. Nothing is guided.
+
+    Args:
+      model: the modules.
+      params: their parameters.
+      batch: packed rows.
+      key: of the noise.
+      flow_steps, time_shift: see `FlowSpec`.
+      order: of the loops, see `UnrollOptions`.
+      frozen: weights of an autoencoder that has any.
+    """
+    model = model.clone(layout=dataclasses.replace(model.layout, copies=1))
+    options = dataclasses.replace(NO_RANDOM_DROPS, order=order)
+    inputs = make_inputs(model, batch, key, options, frozen)
+    shape = inputs.flows["clean"].shape
+
+    def velocity(names: Any, x: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
+        latents = {**inputs.turns.latents, "noised_0": x.reshape(shape)}
+        turns = inputs.turns.replace(latents=latents, times={"noised_0": jnp.broadcast_to(t, shape[:2])})
+        _, outputs = run_turns(model, params, batch, inputs.prompts, turns, order)
+        return {name: outputs["velocity"].reshape(x.shape) for name in names}
+
+    noise = jax.random.normal(key, (shape[0] * shape[1], *shape[2:]))
+    return integrate(FlowSpec(flow_steps, time_shift), velocity, noise).reshape(shape)

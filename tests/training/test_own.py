@@ -1,0 +1,196 @@
+"""Images of the model's own in context: what is shown, what stays, what has no label, and the meter."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from process_gen import train as training
+from process_gen.distributed import sharding
+from process_gen.distributed.mesh import make_mesh
+from process_gen.experiment import builders, cli
+from process_gen.experiment.builders import ConfigError
+from process_gen.lab.setting import Setting
+from process_gen.models import autoencoder
+from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
+from process_gen.models.inputs import make_inputs
+from process_gen.models.unified import UnifiedModel
+from process_gen.training.own import OwnStates, _drawing, own_states
+from process_gen.trajectory.batch import Batch
+from tests.models.tiny import CONFIG, IDS, make_batch
+from tests.models.tiny import layout as tiny_layout
+
+STAGES = ("plan", "sketch", "inspect")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """One small model, two short trajectories a row, all images drawn; what is compiled is so once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config = cli.load_config("configs/scenes.py:debug")
+    config.data.data_dir = str(tmp_path_factory.mktemp("data"))
+    config.layout.update(dict(turns=4, trajectories=2, copies=1))
+    config.data.update(dict(examples=16, detour=0.0, wrong=0.5))
+    config.optimizer.name = "adamw"
+    config.train.own.update(dict(share=1.0, every=2, keep=64))
+    config.eval.final_per_group = 0
+    names = ("plan_text", "sketch_flow", "inspect_text", "inspect_decision")
+    with config.unlocked():
+        config.losses = {name: config.losses[name].to_dict() for name in names}
+    yield config
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def built(config):
+    """The setting, its state, a batch, and what is fed at a step at which images are drawn."""
+    setting = Setting.of(config)
+    state, batch = setting.state(0), dict(vars(setting.batch(0)))
+    state = state.replace(params=jax.tree.map(lambda x: 1.3 * x + 0.01, state.params))  # its head is zeros
+    own = setting.own_states(0)
+    batch = {name: x for name, x in batch.items() if x is not None}
+    return setting, state, batch, own, own.fed(2, state, batch)
+
+
+def right(batch):
+    return batch["has_image"] & (batch["target"] == 0)
+
+
+def test_images_that_are_right_are_shown_as_the_model_draws_them_and_targets_stay(built):
+    _, _, batch, _, (fed, _) = built
+    changed = (fed["shown"] != batch["image"]).any((-1, -2, -3))
+    np.testing.assert_array_equal(changed, right(batch))
+    assert (batch["has_image"] & ~right(batch)).any(), "the batch has a planted error"
+    np.testing.assert_array_equal(fed["unjudged"], batch["has_image"])
+    for name, x in batch.items():
+        assert fed[name] is x or np.array_equal(fed[name], x)
+
+
+def test_what_was_drawn_is_shown_again_when_its_trajectories_come_again(built):
+    setting, state, batch, own, (fed, _) = built
+    again, gap = own.fed(3, state, {name: x[::-1] for name, x in batch.items()})
+    np.testing.assert_array_equal(again["shown"], fed["shown"][::-1])
+    assert not gap
+    other = dict(vars(setting.batch(0, number=1)))
+    unseen, _ = own.fed(3, state, {name: x for name, x in other.items() if x is not None})
+    known = {tuple(x) for x in batch["prompt_tokens"].reshape(-1, batch["prompt_tokens"].shape[-1])}
+    for row, prompts in enumerate(other["prompt_tokens"]):
+        if not any(tuple(x) in known for x in prompts):
+            assert not unseen["unjudged"][row].any()
+            np.testing.assert_array_equal(unseen["shown"][row], other["image"][row])
+
+
+def test_the_meter_has_every_stage_under_both_contexts(built):
+    _, _, _, _, (_, gap) = built
+    for stage in STAGES:
+        teacher, own = (gap[f"context_{context}/stage/{stage}"] for context in ("teacher", "own"))
+        assert np.isfinite(teacher) and np.isfinite(own) and teacher > 0
+    assert gap["context_own/loss/sketch_flow"] != gap["context_teacher/loss/sketch_flow"]
+    assert gap["context_own/loss/inspect_text"] > 0, "inspections of planted errors have labels"
+
+
+def test_a_share_of_the_images_is_chosen_by_row_and_step_whatever_the_hosts(built, config):
+    setting, state, batch, own, _ = built
+    config = config.copy_and_resolve_references()
+    config.train.own.share = 0.5
+    some = OwnStates(config, setting.programs, setting.mesh, (0, 1))
+    some._kept, some._begun = own._kept, True
+    whole = some.fed(3, state, batch)[0]["unjudged"]
+    assert 0 < whole.sum() < batch["has_image"].sum()
+    assert (some.fed(5, state, batch)[0]["unjudged"] != whole).any()
+    for row in (0, 1):
+        one = OwnStates(config, setting.programs, setting.mesh, (row,))
+        one._kept, one._begun = own._kept, True
+        fed, _ = one.fed(3, state, {name: x[row : row + 1] for name, x in batch.items()})
+        np.testing.assert_array_equal(fed["unjudged"][0], whole[row])
+
+
+def test_no_more_is_kept_than_the_config_says(built, config):
+    setting, state, batch, own, _ = built
+    config = config.copy_and_resolve_references()
+    config.train.own.keep = 1
+    small = OwnStates(config, setting.programs, setting.mesh, (0, 1))
+    small._draw = own._draw
+    fed, _ = small.fed(2, state, batch)
+    assert len(small._kept) == 1 and 0 < fed["unjudged"].sum() < batch["has_image"].sum()
+
+
+def test_images_that_are_shown_as_they_are_change_no_number(built):
+    setting, state, batch, _, _ = built
+    key, program = jax.random.key(1), setting.program
+    shown = batch | {"shown": batch["image"], "unjudged": np.zeros_like(batch["has_image"])}
+    plain, same = (program.losses(state.params, state.given, Batch(**x), key) for x in (batch, shown))
+    jax.tree.map(np.testing.assert_array_equal, plain, same)
+
+
+def test_latents_are_those_of_the_pixels_that_were_drawn():
+    sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
+    config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2, layers=1)
+    layout = tiny_layout(latent_values=16, copies=1)
+    model, key = UnifiedModel(config, layout, IDS), jax.random.key(0)
+    recipe = types.SimpleNamespace(model=model, options=NO_RANDOM_DROPS)
+    program = types.SimpleNamespace(recipe=recipe, spec=Batch.spec(layout, 2, latents=True, shown=True))
+    frozen, batch = autoencoder.random_weights(config, key), make_batch(2, seed=2, copies=1)
+    latents = jnp.zeros((2, 5, 4, 16), jnp.float16)
+    batch = batch.replace(image_latents=latents, shown=batch.image, shown_latents=latents + 1)
+    batch = batch.replace(unjudged=batch.present)
+    shapes = sharding.unbox(jax.eval_shape(model.init, key, batch)["params"])
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.01), shapes)
+    drawn = _drawing(program, make_mesh(), 1, 1.0)(params, frozen, batch, key)
+    wanted = autoencoder.to_tokens(config, drawn["shown"], frozen)
+    np.testing.assert_allclose(drawn["shown_latents"], wanted, rtol=1e-2, atol=1e-2)
+    inputs = jax.jit(lambda batch: make_inputs(model, batch, key, NO_RANDOM_DROPS, frozen))(batch)
+    assert (inputs.turns.latents["image"] == 1).all() and not inputs.flows["clean"].any()
+    assert not inputs.flows["previous"].any()
+    np.testing.assert_array_equal(inputs.flows["masked"]["after"], batch.present)
+
+
+def test_without_a_share_nothing_is_built_and_batches_hold_nothing_more(config):
+    config = config.copy_and_resolve_references()
+    config.train.own.share = 0.0
+    assert own_states(config, {}, None, ()) is None
+    setting = Setting.of(config)
+    spec = setting.program.spec
+    assert spec.shown is spec.unjudged is spec.shown_latents is None
+    assert setting.own_states(0) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("share", 1.5, "config.train.own.share must be between 0 and 1, got 1.5"),
+        ("every", 0, "config.train.own.every must be a whole number of at least 1, got 0"),
+        ("keep", 0, "config.train.own.keep must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(config, key, value, message):
+    config = config.copy_and_resolve_references()
+    config.train.own[key] = value
+    with pytest.raises(ConfigError) as found:
+        builders.check(config)
+    assert str(found.value) == message
+
+
+@pytest.mark.slow  # a train step is compiled
+def test_a_run_is_fed_and_logs_the_meter(config, tmp_path, monkeypatch):
+    config = config.copy_and_resolve_references()
+    config.train.update(dict(steps=4, checkpoint_every=4))
+    config.train.own.every = 3
+    written = {}
+
+    def write(self, step, scalars):
+        written.setdefault(step, {}).update(scalars)
+
+    monkeypatch.setattr("clu.metric_writers.MultiWriter.write_scalars", write)
+    with jax.numpy_rank_promotion("allow"):
+        state = training.train(config, str(tmp_path / "run"))
+    assert int(state.step) == 4
+    for step in (1, 3):  # the first one, and every third
+        assert "context_own/stage/sketch" in written[step]
+        assert "context_teacher/loss/plan_text" in written[step]
+    assert not any(name.startswith("context") for step in (2, 4) for name in written[step])
+    assert all(written[step]["finite"] == 1 for step in (1, 2, 3, 4))
