@@ -37,8 +37,8 @@ def recipe_of(table, **changes):
 
 
 def state_of(recipe, rows=4):
-    state = init_state(recipe, Batch.spec(make_layout(), rows), KEY)
-    return dataclasses.replace(state, params=sharding.unbox(state.params))
+    spec = Batch.spec(make_layout(), rows)
+    return jax.jit(lambda key: sharding.unbox(init_state(recipe, spec, key)))(KEY)
 
 
 def row_of(name, function, **declared):
