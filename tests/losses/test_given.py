@@ -18,8 +18,9 @@ from process_gen.losses import LossError, LossTable, Term
 from process_gen.losses.schedules import weight_of
 from process_gen.models.autoencoder import random_weights, to_pixels, to_tokens
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
+from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import blank_outputs, unroll
+from process_gen.models.unroll import blank_outputs, make_outputs, run_turns
 from process_gen.training import scoring
 from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
@@ -62,7 +63,12 @@ def check(table, **declared):
 def unrolled():
     model, params = make_model()
     batch = make_batch(2, seed=2)
-    return model, params, batch, unroll(model, params, batch, KEY, NO_RANDOM_DROPS)
+    inputs = jax.jit(lambda batch: make_inputs(model, batch, KEY, NO_RANDOM_DROPS))(batch)
+    run = jax.jit(
+        lambda *given: run_turns(model, *given, order="layers")
+    )  # `Outputs` cannot leave it
+    turns = run(params, batch, inputs.prompts, inputs.turns)
+    return model, params, batch, make_outputs(model, params, *turns, inputs.flows)
 
 
 def test_the_clean_estimate_is_the_clean_image_where_the_velocity_is_right(unrolled):
