@@ -64,9 +64,7 @@ def unrolled():
     model, params = make_model()
     batch = make_batch(2, seed=2)
     inputs = jax.jit(lambda batch: make_inputs(model, batch, KEY, NO_RANDOM_DROPS))(batch)
-    run = jax.jit(
-        lambda *given: run_turns(model, *given, order="layers")
-    )  # `Outputs` cannot leave it
+    run = jax.jit(lambda *given: run_turns(model, *given, order="layers"))  # `Outputs` cannot leave it
     turns = run(params, batch, inputs.prompts, inputs.turns)
     return model, params, batch, make_outputs(model, params, *turns, inputs.flows)
 
