@@ -90,7 +90,8 @@ def test_pixels_of_clean_latents_are_the_image_and_a_window_is_a_part_of_it(unro
 def test_a_gradient_flows_through_the_decoder_of_an_autoencoder_with_weights():
     sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
     config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2)
-    model, frozen = UnifiedModel(config, make_layout(latent_values=16), IDS), random_weights(config, KEY)
+    model = UnifiedModel(config, make_layout(latent_values=16), IDS)
+    frozen = jax.jit(lambda: random_weights(config, KEY))()
     batch = make_batch(1, seed=2)
 
     def darkness(velocity, frozen):

@@ -217,7 +217,7 @@ def test_consistency_finds_what_stayed_behind_an_autoencoder_with_weights(rng):
     sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
     config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2)
     layout = make_layout(latent_values=16, copies=1)
-    model, frozen = UnifiedModel(config, layout, IDS), random_weights(config, KEY)
+    model, frozen = UnifiedModel(config, layout, IDS), jax.jit(lambda: random_weights(config, KEY))()
     batch = make_batch(2, seed=2, copies=1)
     first = rng.integers(0, 256, batch.image.shape[2:], np.uint8)
     images = np.tile(first, (*batch.image.shape[:2], 1, 1, 1))
