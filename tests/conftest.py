@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
+import shutil
+import tempfile
 
 # Read when JAX and TensorFlow start, so set before either is imported; child processes inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,7 +19,14 @@ os.environ.setdefault("NO_GCE_CHECK", "true")  # nobody asks a cloud for credent
 _QUICK_COMPILES = "--xla_backend_optimization_level=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end where they do not know a flag
     _QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK_COMPILES}".strip()
+if _QUICK_COMPILES not in os.environ.get("XLA_FLAGS", ""):  # as a worker has inherited them
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK_COMPILES}".strip()
+# A program is compiled once in a run of the tests, whichever test, worker or child process asks for it first.
+_COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jaxtyping  # noqa: E402
 
@@ -33,6 +43,15 @@ from absl import logging  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 logging.set_verbosity(logging.WARNING)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays: no collection goes through it again
+
+
+def pytest_unconfigure() -> None:
+    if _COMPILED:  # by the process that made it, which ends last
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 @pytest.fixture

@@ -148,17 +148,23 @@ def test_unknown_sampler_settings_and_unwritable_folders_are_refused(restored, t
 
 
 @pytest.mark.parametrize(
-    "flag, message",
+    "changes, message",
     [
-        ("--arms=proces", "unknown arm 'proces'"),
-        ("--which=emma", "did you mean ema"),
-        ("--batch_size=0", "rows must be at least 1"),
-        ("--workdir=/nowhere/run", "/nowhere/run"),
+        ({"arms": ["proces"]}, "unknown arm 'proces'"),
+        ({"which": "emma"}, "did you mean ema"),
+        ({"batch_size": 0}, "rows must be at least 1"),
+        ({"workdir": "/nowhere/run"}, "/nowhere/run"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_line(flag, message, tmp_path):
-    arguments = [sys.executable, "-m", "process_gen.evaluate", flag, f"--output_dir={tmp_path}"]
+def test_bad_input_is_an_error_that_the_command_prints(changes, message, tmp_path):
+    with pytest.raises(command.ERRORS, match=message):
+        run(options(tmp_path, **changes))
+
+
+def test_bad_input_exits_with_2_and_one_line(tmp_path):
+    """One of them in a process of its own: what `cli.run` makes of it is the same for all."""
+    arguments = [sys.executable, "-m", "process_gen.evaluate", "--which=emma", f"--output_dir={tmp_path}"]
     ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     last = ended.stderr.strip().splitlines()[-1]
     assert ended.returncode == 2, ended.stderr
-    assert last.startswith("error: ") and message in last and "Traceback" not in ended.stderr
+    assert last.startswith("error: ") and "did you mean ema" in last and "Traceback" not in ended.stderr

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from process_gen.evaluate import evaluate
-from process_gen.evaluation import pipeline
+from process_gen.evaluation import results
 from process_gen.evaluation.results import Cell
-from process_gen.weights.restore import load_sampler, shipped_weights
+from process_gen.weights.restore import shipped_weights
 
+ROOT = pathlib.Path(__file__).parents[1]
 PER_GROUP = 24
 AT_LEAST = {
     "single_object": 21,
@@ -27,11 +30,17 @@ AT_LEAST = {
 
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory) -> Cell:
-    sampler, restored = load_sampler(None, rows=24)
-    options = {"level": restored.level_name, "groups": ",".join(AT_LEAST), "per_group": PER_GROUP}
-    checkpoint = {"source": restored.source, "which": "ema", "digest": restored.digest}
-    asked = pipeline.ask(sampler, "scenes", options, "process", checkpoint=checkpoint)
-    _, _, (found,) = evaluate([asked], tmp_path_factory.mktemp("shipped"), pictures=0, warm=False)
+    """What the command finds; it draws for longer than it compiles, so it gets better code than tests do."""
+    folder = tmp_path_factory.mktemp("shipped")
+    command = [
+        sys.executable, "-m", "process_gen.evaluate", "--arms=process", f"--per_group={PER_GROUP}",
+        f"--task_args=scenes.groups={','.join(AT_LEAST)}", "--batch_size=24", "--pictures=0",
+        f"--output_dir={folder}",
+    ]  # fmt: skip
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = results.load(folder / "results.json")
     return found
 
 

@@ -51,12 +51,9 @@ def debug_config(folder: pathlib.Path):
 def finished(tmp_path_factory):
     """A run of four steps with checkpoints at two and four."""
     folder = tmp_path_factory.mktemp("train")
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with jax.numpy_rank_promotion("allow"):  # Optax and Orbax are not ours to be strict about
         state = training.train(debug_config(folder), str(folder / "run"))
-    yield folder, state
-    jax.config.update("jax_compilation_cache_dir", None)
+    return folder, state
 
 
 def leaves(state):
@@ -139,20 +136,21 @@ def recipe(accumulate: int = 1, options: UnrollOptions | None = None) -> Recipe:
 
 
 def start(made: Recipe):
-    state = init_state(made, Batch.spec(layout(), 4), jax.random.key(0))
-    return dataclasses.replace(state, params=sharding.unbox(state.params))
+    spec = Batch.spec(layout(), 4)
+    return jax.jit(lambda key: sharding.unbox(init_state(made, spec, key)))(jax.random.key(0))
 
 
 @pytest.mark.slow  # two train steps are compiled
 def test_accumulation_divides_by_the_count_of_the_whole_batch():
     made = recipe(accumulate=2)
     batch = make_batch(4, seed=10)
-    _, metrics = jax.jit(make_train_step(made))(start(made), batch)
-    keys = jax.random.split(jax.random.fold_in(start(made).key, 0), 2)
+    first = start(made)
+    _, metrics = jax.jit(make_train_step(made))(first, batch)
+    keys = jax.random.split(jax.random.fold_in(first.key, 0), 2)
 
     @jax.jit
     def terms(half, key):
-        outputs = unroll(made.model, start(made).params, half, key, made.options)
+        outputs = unroll(made.model, first.params, half, key, made.options)
         return TABLE.terms(outputs, half, labels(half, IDS), jax.random.fold_in(key, 1))
 
     parts = [terms(jax.tree.map(lambda x, i=i: x[i::2], batch), keys[i]) for i in range(2)]

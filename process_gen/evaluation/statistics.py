@@ -29,10 +29,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special  # `scipy.stats` has the same functions, and takes a second to import
 
 _TAIL = 0.975  # of a 95% interval
-_Z = float(stats.norm.ppf(_TAIL))
+_Z = float(special.ndtri(_TAIL))
 _PSEUDO = 0.05  # without it 92% instead of 95% where 2 in 20 prompts fail with all of their images
 _EXACT = 14  # clusters that differ: 2^14 ways to flip their signs
 _FLIPS = 20_000
@@ -93,7 +93,7 @@ def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
             + (n * (share - mean) ** 2 + _PSEUDO * (share**2 + (1 - share) ** 2)) / n**2
         )
         variance = spread * n / (n - 1 + 2 * _PSEUDO)
-        size = max(share * (1 - share) / variance * (_Z / stats.t.ppf(_TAIL, n - 1)) ** 2, 1.0)
+        size = max(share * (1 - share) / variance * (_Z / special.stdtrit(n - 1, _TAIL)) ** 2, 1.0)
     return _wilson(mean, size)
 
 
@@ -126,7 +126,9 @@ def ratio_difference(first: Sequence[tuple[float, float]], second: Sequence[tupl
     there = (of_a > 0) | (of_b > 0)
     moves, n = (_moves(a, of_a) - _moves(b, of_b))[there], int(there.sum())
     mean = float(a.sum() / of_a.sum() - b.sum() / of_b.sum())
-    half = stats.t.ppf(_TAIL, max(n - 1, 1)) * math.sqrt(float(np.square(moves).sum()) * n / max(n - 1, 1))
+    half = special.stdtrit(max(n - 1, 1), _TAIL) * math.sqrt(
+        float(np.square(moves).sum()) * n / max(n - 1, 1)
+    )
     return Interval(mean, mean - half, mean + half)
 
 
@@ -194,7 +196,7 @@ def difference(
         between = float(means.var(ddof=1)) if len(alone) > 1 else float(np.square(means).sum())
         variance += float(np.square(weights_alone).sum()) * between
         freedom += len(alone) - 1
-    half = stats.t.ppf(_TAIL, max(freedom, 1)) * math.sqrt(variance)
+    half = special.stdtrit(max(freedom, 1), _TAIL) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 
 

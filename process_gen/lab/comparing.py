@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tqdm.auto as tqdm
 from ml_collections import ConfigDict
-from scipy import stats
+from scipy import special
 
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders
@@ -249,7 +249,7 @@ def _difference(arm: str, metric: str, base: Mapping[int, Points], mine: Mapping
     seeds = _seeds(base, mine)
     before, after = (np.array([curve[s][-1][1] for s in seeds]) for curve in (base, mine))
     gaps, n = after - before, len(seeds)
-    half = math.inf if n < 2 else stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / math.sqrt(n)
+    half = math.inf if n < 2 else special.stdtrit(n - 1, 0.975) * gaps.std(ddof=1) / math.sqrt(n)
     mean = float(gaps.mean())
     return Difference(arm, metric, float(before.mean()), float(after.mean()), mean, mean - half, mean + half)
 

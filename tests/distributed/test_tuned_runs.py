@@ -41,15 +41,12 @@ def test_adapters_train_on_a_mesh_as_on_one_device(tmp_path):
 def finished(tmp_path_factory):
     """The config of a run of four steps with checkpoints at two and four, and its workdir."""
     folder = tmp_path_factory.mktemp("tuned")
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = debug_config(folder)
     with config.unlocked():
         config.update_from_flattened_dict(TUNED)
     with jax.numpy_rank_promotion("allow"):
         training.train(config, str(folder / "run"))
-    yield config, folder / "run"
-    jax.config.update("jax_compilation_cache_dir", None)
+    return config, folder / "run"
 
 
 @pytest.mark.slow  # a train step is compiled

@@ -19,8 +19,9 @@ from process_gen.losses import LossError, LossTable, Term
 from process_gen.losses.schedules import weight_of
 from process_gen.models.autoencoder import random_weights, to_pixels, to_tokens
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
+from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.models.unroll import blank_outputs, unroll
+from process_gen.models.unroll import blank_outputs, make_outputs, run_turns
 from process_gen.training import scoring
 from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
@@ -39,8 +40,8 @@ def recipe_of(table, **changes):
 
 
 def state_of(recipe, rows=4):
-    state = init_state(recipe, Batch.spec(make_layout(), rows), KEY)
-    return dataclasses.replace(state, params=sharding.unbox(state.params))
+    spec = Batch.spec(make_layout(), rows)
+    return jax.jit(lambda key: sharding.unbox(init_state(recipe, spec, key)))(KEY)
 
 
 def row_of(name, function, **declared):
@@ -64,7 +65,10 @@ def check(table, **declared):
 def unrolled():
     model, params = make_model()
     batch = make_batch(2, seed=2)
-    return model, params, batch, unroll(model, params, batch, KEY, NO_RANDOM_DROPS)
+    inputs = jax.jit(lambda batch: make_inputs(model, batch, KEY, NO_RANDOM_DROPS))(batch)
+    run = jax.jit(lambda *given: run_turns(model, *given, order="layers"))  # `Outputs` cannot leave it
+    turns = run(params, batch, inputs.prompts, inputs.turns)
+    return model, params, batch, make_outputs(model, params, *turns, inputs.flows)
 
 
 def test_the_clean_estimate_is_the_clean_image_where_the_velocity_is_right(unrolled):
@@ -88,7 +92,8 @@ def test_pixels_of_clean_latents_are_the_image_and_a_window_is_a_part_of_it(unro
 def test_a_gradient_flows_through_the_decoder_of_an_autoencoder_with_weights():
     sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
     config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2)
-    model, frozen = UnifiedModel(config, make_layout(latent_values=16), IDS), random_weights(config, KEY)
+    model = UnifiedModel(config, make_layout(latent_values=16), IDS)
+    frozen = jax.jit(lambda: random_weights(config, KEY))()
     batch = make_batch(1, seed=2)
 
     def darkness(velocity, frozen):

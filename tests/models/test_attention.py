@@ -97,7 +97,8 @@ def found_mask(kernel, chunk: Chunk, case: Problem) -> np.ndarray:
     values = jnp.split(units, cuts, axis=2)
     tensors = (*case.own[:2], values[2]), (case.history[0], values[0]), (case.prompt[0], values[1])
     with using(kernel) as (config, _):
-        weights = np.asarray(case.run(config, chunk, tensors))[..., :total]
+        run = jax.jit(lambda tensors: case.run(config, chunk, tensors))
+        weights = np.asarray(run(tensors))[..., :total]
     assert np.isfinite(weights).all()
     masks = np.moveaxis(weights > 0, 1, 0)
     assert (masks == masks[0]).all(), "all heads see the same"

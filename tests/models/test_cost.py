@@ -41,11 +41,19 @@ ONE_TURN = dataclasses.replace(LAYOUT, turns=1, trajectories=1)
 """No history, of which a program holds a branch for every length."""
 
 
+@functools.cache
+def parameters(layout):
+    """Shapes of those of `CONFIG`, which are the same for every attention and every way to recompute."""
+    found = jax.eval_shape(
+        UnifiedModel(CONFIG, layout, tiny.IDS).init, jax.random.key(0), Batch.spec(layout, 1)
+    )
+    return nn.unbox(found["params"])
+
+
 def lowered(config, layout, gradient: bool, order: str = "layers"):
     """What XLA is given: forward or gradient of a loss that reads everything that the losses read."""
     model = UnifiedModel(config, layout, tiny.IDS)
     spec = Batch.spec(layout, 1)
-    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), spec)["params"])
 
     def total(params, batch):
         outputs = unroll(model, params, batch, jax.random.key(0), UnrollOptions(order=order))
@@ -54,7 +62,7 @@ def lowered(config, layout, gradient: bool, order: str = "layers"):
         return jnp.sum(jnp.square(outputs.logits(scored))) + jnp.sum(jnp.square(outputs.velocity))
 
     function = jax.grad(total) if gradient else total
-    return jax.jit(function).lower(params, spec)
+    return jax.jit(function).lower(parameters(layout), spec)
 
 
 def products(lowered: jax.stages.Lowered) -> float:

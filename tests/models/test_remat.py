@@ -48,7 +48,7 @@ def differentiated(policy: str):
     """Gradients, and the bytes that wait on the device and in host memory between the two passes."""
     model = Stack(dataclasses.replace(CONFIG, remat=policy))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((ROWS, TOKENS, CONFIG.width)), jnp.float32)
-    params = nn.unbox(Stack(CONFIG).init(jax.random.key(0), x))
+    params = nn.unbox(jax.jit(Stack(CONFIG).init)(jax.random.key(0), x))
 
     def loss(params):
         return jnp.square(model.apply(params, x)).sum()

@@ -185,12 +185,13 @@ def batch() -> Batch:
 @functools.cache
 def params():
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Batch.spec(LAYOUT, 1))
-    return MODEL.init(jax.random.key(1), blank)["params"]
+    return jax.jit(MODEL.init)(jax.random.key(1), blank)["params"]
 
 
+@functools.cache
 def inputs_of(drop: str) -> Inputs:
     options = UnrollOptions(**dict(drop_text=0.0, drop_images=0.0) | DROPS[drop])
-    return make_inputs(MODEL, batch(), jax.random.key(2), options)
+    return jax.jit(lambda batch: make_inputs(MODEL, batch, jax.random.key(2), options))(batch())
 
 
 @jax.jit

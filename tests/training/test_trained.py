@@ -37,8 +37,8 @@ def make_recipe(config) -> Recipe:
 
 
 def make_state(recipe: Recipe):
-    state = init_state(recipe, Batch.spec(recipe.model.layout, 1), jax.random.key(0))
-    return state.replace(params=sharding.unbox(state.params))
+    spec = Batch.spec(recipe.model.layout, 1)
+    return jax.jit(lambda key: sharding.unbox(init_state(recipe, spec, key)))(jax.random.key(0))
 
 
 def stepped(config, steps: int = 2):

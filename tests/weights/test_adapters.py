@@ -73,15 +73,15 @@ def make_config():
     return config
 
 
-def outputs(recipe, params, autoencoder):
-    """What losses read: hidden states and velocities by name."""
+def outputs(recipe):
+    """A program for what losses read, of parameters and autoencoder: hidden states and velocities by name."""
     batch = Batch(**fake_batch(recipe.model.layout, 1, seed=3))
 
     def run(params, autoencoder):
         found = unroll(recipe.model, params, batch, jax.random.key(1), recipe.options, autoencoder)
         return found.hidden, found.velocity
 
-    return jax.jit(run)(params, autoencoder)
+    return jax.jit(run)
 
 
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(tuned):
@@ -107,11 +107,12 @@ def test_a_merged_model_computes_what_adapters_do(tuned):
     recipe, first, state = tuned
     whole = state.average
     merged = sources.tree(adapters.Merged(sources.TreeArrays(whole), recipe.model.config.lora.scale))
-    wanted = outputs(recipe, whole, state.autoencoder)
+    adapted = outputs(recipe)
+    wanted = adapted(whole, state.autoencoder)
     plain = make_recipe()
-    for x, y in zip(*map(jax.tree.leaves, (outputs(plain, merged, state.autoencoder), wanted)), strict=True):
+    for x, y in zip(*map(jax.tree.leaves, (outputs(plain)(merged, state.autoencoder), wanted)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, float(abs(y).max())))
-    start = outputs(recipe, first.params, state.autoencoder)
+    start = adapted(first.params, state.autoencoder)
     assert float(abs(start[0]["before"] - wanted[0]["before"]).max()) > 0.1
 
 

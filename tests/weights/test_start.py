@@ -177,7 +177,7 @@ def test_lines_of_a_matrix_are_replaced_in_any_box_of_it():
 def test_weights_trained_and_exported_give_the_same_losses_again(tmp_path):
     from tests.data.fake import fake_batch
 
-    recipe = make_recipe()
+    recipe = make_recipe(**{"layout.turns": 2, "layout.trajectories": 1})
     state = start_from(blank_state(recipe), recipe.model, FOLDER).replace(key=jax.random.key(1))
     batch = Batch(**fake_batch(recipe.model.layout, 2, seed=3))
     step = jax.jit(make_train_step(recipe), compiler_options=QUICK)
