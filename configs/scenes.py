@@ -5,7 +5,8 @@
 `:debug` seconds, for tests; `:quick` the README's main job; `:full` the shipped
 checkpoint. `:quick_plan_only`, `:quick_single_pass`, `:full_plan_only` and
 `:full_single_pass` are the two baselines with as much training compute as the
-one they are named after. Every leaf can be overridden: `--config.train.steps=100`.
+one they are named after. `:hung` is for the level whose texts name no cell, with
+`:hung_plan_only` and `:hung_single_pass`. Every leaf can be overridden: `--config.train.steps=100`.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +14,11 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    """Returns the locked config of a variant: debug, quick or full, or a baseline of the last two."""
-    lengths = {"debug": _debug, "quick": _quick, "full": _full}
+    """Returns the locked config of a variant: debug, quick, full or hung, or a baseline of the last three."""
+    lengths = {"debug": _debug, "quick": _quick, "full": _full, "hung": _hung}
     modes = {"_plan_only": _plan_only, "_single_pass": _single_pass}
     variants = {name: (length, None) for name, length in lengths.items()} | {
-        f"{name}{mode}": (lengths[name], modes[mode]) for name in ("quick", "full") for mode in modes
+        f"{name}{mode}": (lengths[name], modes[mode]) for name in ("quick", "full", "hung") for mode in modes
     }
     if variant not in variants:
         raise ValueError(f"configs/scenes.py has no variant {variant!r}; it has {', '.join(variants)}")
@@ -218,6 +219,15 @@ def _full(config: ConfigDict) -> None:
     config.data.update(dict(examples=60_000, slip=0.03, detour=0.1))
     config.train.update(dict(steps=5_000, checkpoint_every=500, sheet_every=0))
     config.eval.final_per_group = 40
+
+
+def _hung(config: ConfigDict) -> None:
+    """About fifteen minutes on two cores: each thing hangs on another, and only the canvas says where."""
+    config.layout.update(dict(image_size=(48, 48), prompt=52, before=64, after=20, copies=3))
+    config.data.update(dict(level="hung", examples=10_000, wrong=0.15, misplan=0.15, slip=0.03, detour=0.1))
+    config.optimizer.update(dict(ema=0.995, final_share=0.1))
+    config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
+    config.eval.update(dict(losses_every=0, final_per_group=20))
 
 
 def _plan_only(config: ConfigDict) -> None:

@@ -87,7 +87,10 @@ class Scenes(Task):
     @property
     def _groups(self) -> tuple[str, ...]:
         chosen = tuple(name.strip() for name in self.groups.split(",") if name.strip())
-        return chosen or tuple(group for group in GROUPS if group in categories(self.level))
+        known = categories(self.level)
+        if get_level(self.level).hung:  # each of them tells what one more thing costs
+            return chosen or known
+        return chosen or tuple(group for group in GROUPS if group in known)
 
     @functools.cached_property
     def requests(self) -> Mapping[str, Request]:
