@@ -172,8 +172,10 @@ def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
     """Whether the words of a change, chosen for another canvas, do on this one what they are meant to."""
     (number,) = change.numbers
     others = [thing for n, thing in canvas.items() if n != number]
+    if change.before and sum(looks(thing) == looks(change.before) for thing in canvas.values()) != 1:
+        return False
     if change.kind not in ("add", "move"):
-        return change.before is None or any(looks(thing) == looks(change.before) for thing in canvas.values())
+        return True
     if change.anchor is None:
         return reaches(change.after, others, None, level)
     relation, meant = change.anchor
