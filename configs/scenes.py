@@ -12,21 +12,28 @@ one they are named after. `:hung` is for the level whose texts name no cell, wit
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+GFLOP = {  # of a train step: process, plan_only, single_pass
+    "quick": (17.3, 14.9, 12.3),
+    "full": (17.3, 14.9, 12.3),
+    "hung": (34.6, 37.0, 28.9),
+}
+
 
 def get_config(variant: str = "quick") -> ConfigDict:
     """Returns the locked config of a variant: debug, quick, full or hung, or a baseline of the last three."""
     lengths = {"debug": _debug, "quick": _quick, "full": _full, "hung": _hung}
-    modes = {"_plan_only": _plan_only, "_single_pass": _single_pass}
-    variants = {name: (length, None) for name, length in lengths.items()} | {
-        f"{name}{mode}": (lengths[name], modes[mode]) for name in ("quick", "full", "hung") for mode in modes
+    modes = ("plan_only", "single_pass")
+    variants = {name: (name, None) for name in lengths} | {
+        f"{name}_{mode}": (name, mode) for name in GFLOP for mode in modes
     }
     if variant not in variants:
         raise ValueError(f"configs/scenes.py has no variant {variant!r}; it has {', '.join(variants)}")
     length, mode = variants[variant]
     config = _base()
-    length(config)
+    lengths[length](config)
     if mode:
-        mode(config)
+        process, *baselines = GFLOP[length]
+        _one_image(config, mode, process / baselines[modes.index(mode)])
     return config.lock()
 
 
@@ -230,19 +237,10 @@ def _hung(config: ConfigDict) -> None:
     config.eval.update(dict(losses_every=0, final_per_group=20))
 
 
-def _plan_only(config: ConfigDict) -> None:
-    """The text plan, then one image; 14.9 GFLOP a step where the process takes 17.3."""
-    _one_image(config, "plan_only", 17.3 / 14.9)
-
-
-def _single_pass(config: ConfigDict) -> None:
-    """One image straight from the prompt; 12.3 GFLOP a step where the process takes 17.3."""
-    _one_image(config, "single_pass", 17.3 / 12.3)
-    config.layout.before = 0
-
-
 def _one_image(config: ConfigDict, mode: str, longer: float) -> None:
-    """A trajectory is one turn, and nothing is inspected or refined."""
+    """A trajectory is one turn, a plan and an image or the image alone: nothing is inspected or refined."""
     config.data.mode = mode
     config.layout.update(dict(trajectories=config.layout.turns, after=0, corrections=0))
+    if mode == "single_pass":
+        config.layout.before = 0
     config.train.steps = round(config.train.steps * longer)

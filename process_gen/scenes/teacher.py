@@ -57,7 +57,8 @@ def teach(
       misplan: probability that a plan holds one, which its draft carries out.
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
-      pair: probability that a step adds two objects instead of one.
+      pair: probability that a step adds two objects instead of one; not on levels without
+        cells, where a step is one look at the canvas.
     """
     level = get_level(level)
     final = place_sorted(rng, level, request)
@@ -101,7 +102,7 @@ def finish(
         return None
     order, plans = sorted(added), []
     while order:
-        size = 2 if len(order) > 1 and rng.random() < pair else 1
+        size = 2 if len(order) > 1 and rng.random() < pair and not level.hung else 1
         plans.append([Change("add", (n,), None, added[n]) for n in order[:size]])
         order = order[size:]
     lesson = _Lesson(rng, level, [[], *plans], request, Mode.PROCESS)  # the first one stands there already

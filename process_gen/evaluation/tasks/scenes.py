@@ -2,7 +2,7 @@
 
 The score is the unweighted mean over eight groups: GenEval's six and prompts
 for three and four objects. Five objects, more than most training prompts have,
-are reported beside it. On split `heldout` every prompt holds a composition
+are reported beside it, and six on a level without cells. On split `heldout` every prompt holds a composition
 that training never shows (`scenes.splits`); `train` tells what of a gap is due
 to that.
 
