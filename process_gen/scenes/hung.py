@@ -118,18 +118,10 @@ def _removal(change: Change, others: Sequence[Object], level: Level) -> Change |
     twins = [other for other in others if looks(other) == looks(thing)]
     if not twins:
         return change
-    for other, relation in itertools.product(others, OPPOSITE):
-        same = any(
-            relation in relations_between(twin.box, other.box, level.margin)
-            for twin in twins
-            if twin is not other
-        )
-        if (
-            alone(other, others)
-            and looks(other) != looks(thing)
-            and plainly(relation, thing, other)
-            and not same
-        ):
+    targets = [other for other in others if alone(other, others) and looks(other) != looks(thing)]
+    for other, relation in itertools.product(targets, OPPOSITE):
+        shared = any(relation in relations_between(twin.box, other.box, level.margin) for twin in twins)
+        if plainly(relation, thing, other) and not shared:
             return dataclasses.replace(change, anchor=(relation, other))
     order = [cell for _, _, cell in nearest_free(level, (), None)]
     last = all(order.index(twin.cell) < order.index(thing.cell) for twin in twins)
