@@ -5,27 +5,35 @@
 `:debug` seconds, for tests; `:quick` the README's main job; `:full` the shipped
 checkpoint. `:quick_plan_only`, `:quick_single_pass`, `:full_plan_only` and
 `:full_single_pass` are the two baselines with as much training compute as the
-one they are named after. Every leaf can be overridden: `--config.train.steps=100`.
+one they are named after. `:hung` is for the level whose texts name no cell, with
+`:hung_plan_only` and `:hung_single_pass`. Every leaf can be overridden: `--config.train.steps=100`.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+GFLOP = {  # of a train step: process, plan_only, single_pass
+    "quick": (17.3, 14.9, 12.3),
+    "full": (17.3, 14.9, 12.3),
+    "hung": (34.6, 37.0, 28.9),
+}
+
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    """Returns the locked config of a variant: debug, quick or full, or a baseline of the last two."""
-    lengths = {"debug": _debug, "quick": _quick, "full": _full}
-    modes = {"_plan_only": _plan_only, "_single_pass": _single_pass}
-    variants = {name: (length, None) for name, length in lengths.items()} | {
-        f"{name}{mode}": (lengths[name], modes[mode]) for name in ("quick", "full") for mode in modes
+    """Returns the locked config of a variant: debug, quick, full or hung, or a baseline of the last three."""
+    lengths = {"debug": _debug, "quick": _quick, "full": _full, "hung": _hung}
+    modes = ("plan_only", "single_pass")
+    variants = {name: (name, None) for name in lengths} | {
+        f"{name}_{mode}": (name, mode) for name in GFLOP for mode in modes
     }
     if variant not in variants:
         raise ValueError(f"configs/scenes.py has no variant {variant!r}; it has {', '.join(variants)}")
     length, mode = variants[variant]
     config = _base()
-    length(config)
+    lengths[length](config)
     if mode:
-        mode(config)
+        process, *baselines = GFLOP[length]
+        _one_image(config, mode, process / baselines[modes.index(mode)])
     return config.lock()
 
 
@@ -222,19 +230,19 @@ def _full(config: ConfigDict) -> None:
     config.eval.final_per_group = 40
 
 
-def _plan_only(config: ConfigDict) -> None:
-    """The text plan, then one image; 14.9 GFLOP a step where the process takes 17.3."""
-    _one_image(config, "plan_only", 17.3 / 14.9)
-
-
-def _single_pass(config: ConfigDict) -> None:
-    """One image straight from the prompt; 12.3 GFLOP a step where the process takes 17.3."""
-    _one_image(config, "single_pass", 17.3 / 12.3)
-    config.layout.before = 0
+def _hung(config: ConfigDict) -> None:
+    """About fifteen minutes on two cores: each thing hangs on another, and only the canvas says where."""
+    config.layout.update(dict(image_size=(48, 48), prompt=52, before=64, after=20, copies=3))
+    config.data.update(dict(level="hung", examples=10_000, wrong=0.15, misplan=0.15, slip=0.03, detour=0.1))
+    config.optimizer.update(dict(ema=0.995, final_share=0.1))
+    config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
+    config.eval.update(dict(losses_every=0, final_per_group=20))
 
 
 def _one_image(config: ConfigDict, mode: str, longer: float) -> None:
-    """A trajectory is one turn, and nothing is inspected or refined."""
+    """A trajectory is one turn, a plan and an image or the image alone: nothing is inspected or refined."""
     config.data.mode = mode
     config.layout.update(dict(trajectories=config.layout.turns, after=0, corrections=0))
+    if mode == "single_pass":
+        config.layout.before = 0
     config.train.steps = round(config.train.steps * longer)

@@ -36,6 +36,9 @@ MIXTURE = {
 }
 """How often each category is drawn; the longer ones share what is left, the shorter of them more often."""
 
+HUNG_SHORT = 0.3
+"""The share of `MIXTURE` on levels without cells."""
+
 ODDS = ("wrong", "misplan", "slip", "detour")
 """What the teacher does how often."""
 
@@ -97,8 +100,15 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 
 def default_mixture(level: str) -> dict[str, float]:
-    """Returns the weights of `MIXTURE`, the rest spread over the level's longer categories."""
+    """Returns the weights of `MIXTURE`, the rest spread over the level's longer categories.
+
+    On levels without cells, where only these tell seeing from guessing, they are most of it, all alike.
+    """
     longer = [name for name in categories(level) if name not in MIXTURE]
+    if get_level(level).hung:
+        share = (1 - HUNG_SHORT) / len(longer)
+        short = {name: HUNG_SHORT * part / sum(MIXTURE.values()) for name, part in MIXTURE.items()}
+        return short | dict.fromkeys(longer, share)
     parts = range(len(longer), 0, -1)
     share = (1 - sum(MIXTURE.values())) / sum(parts)
     return MIXTURE | {name: share * part for name, part in zip(longer, parts, strict=True)}

@@ -37,6 +37,9 @@ description cannot be read takes no part in what needs one.
                                 as well. Told apart by whether the step before was corrected: does
                                 the model plan by what a correction left, or by what it corrected?
 
+On levels without cells the places of a description are names: a drawn thing has the place of the described
+one that it looks like, if it stands to others as the description says (`scenes.hung.seat`).
+
 An image contradicts its prompt where nothing that could still be added would make
 it right (`scenes.judge.may_become`). `final_*` counts corrections by that verdict, at last steps only,
 where the final image is meant.
@@ -50,7 +53,9 @@ import itertools
 from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.reading import Objects, changed_cells, named_kind, objects_of, read_description
 from process_gen.scenes.graph import Scene
+from process_gen.scenes.hung import seat
 from process_gen.scenes.judge import judge, may_become
+from process_gen.scenes.levels import get_level
 from process_gen.scenes.oracle import find_mistakes
 from process_gen.scenes.parse import parse
 from process_gen.scenes.render import render
@@ -66,7 +71,7 @@ class _Facts:
 
     Attributes:
       planned, draft, refined: what should stand, and what stands.
-      changed: cells that the plan's instruction changes.
+      changed: cells, or looks where there are none, that the plan's instruction changes.
       errors: kinds of what is wrong with the draft.
       claim: the kind that the objection names.
       draft_right, refined_right: as the module says.
@@ -128,11 +133,13 @@ def count_step(trajectory: SampledTrajectory, request: Request, index: int) -> C
 
 
 def _facts(step: Step, request: Request, last: bool) -> _Facts:
-    level, plan = request.level, step.plan
+    level, plan = get_level(request.level), step.plan
     meant, changed = None, frozenset()
     if isinstance(plan, Plan):
         meant, changed = read_description(plan.description, level), changed_cells(plan.instruction, level)
     draft, refined = (None if x is None else parse(x, level) for x in (step.sketch, step.refined))
+    if meant is not None:
+        draft, refined = (scene and seat(scene, meant, level) for scene in (draft, refined))
     planned, drawn, corrected = (None if x is None else objects_of(x) for x in (meant, draft, refined))
 
     def contradicts(scene: Scene | None) -> bool:
@@ -210,7 +217,10 @@ def _plan_follows(before: _Facts, after: _Facts) -> bool:
     if before.planned is not None and not before.state_right:
         bases.append(before.planned)
     differences = ((base - after.planned) + (after.planned - base) for base in bases)
-    return any({cell for _, _, cell in different} <= after.changed for different in differences)
+    return any(
+        all({cell, f"{colour} {shape}"} & after.changed for shape, colour, cell in different)
+        for different in differences
+    )
 
 
 def _count_final(counts: Counts, step: Step, request: Request) -> None:

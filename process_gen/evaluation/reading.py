@@ -2,6 +2,10 @@
 
 description := "nothing yet" | item (("," | "and") item)*
 item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour shape
+
+and on levels without cells
+
+item        := ["a" | "an"] colour shape [relation ["the"] colour shape]
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from process_gen.scenes.graph import Object, Scene, make_object
+from process_gen.scenes import hung_phrases
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, make_object
 from process_gen.scenes.judge import Verdict, judge
 from process_gen.scenes.language import CHANGES, FAULTS, MISSING
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.parse import parse
+from process_gen.scenes.placement import hang
 from process_gen.scenes.requests import Request
 
 Objects = collections.Counter
@@ -49,8 +55,34 @@ def read_description(text: str, level: str | Level) -> Scene | None:
             items.append([])
         else:
             items[-1].append(word)
+    if level.hung:
+        return _read_hung(items, level)
     things = [_read_item(item, level) for item in items]
     return None if None in things else Scene(tuple(things))
+
+
+def _read_hung(items: list[list[str]], level: Level) -> Scene | None:
+    """Things with their anchors, each where the canvas of those before it has it; None where it has none."""
+    things: list[Object] = []
+    anchors: list[tuple[str, int] | None] = []
+    for item in items:
+        words = [word for word in item if word not in ("a", "an", "the", "of")]
+        looks, relation, other = words[:2], " ".join(words[2:-2]), words[-2:]
+        relation = f"{relation} of" if relation in ("left", "right") else relation
+        index = next((i for i, one in enumerate(things) if [one.colour, one.shape] == other), None)
+        if len(words) not in (2, 5) or (len(words) == 5 and (relation not in OPPOSITE or index is None)):
+            return None
+        colour, shape = looks
+        if colour not in level.colours or shape not in level.shapes:
+            return None
+        anchor = (relation, index) if len(words) == 5 else None
+        thing = Object(shape, colour, "", 0, 0, level.sizes[0][1])
+        there = hang(thing, things, level, *((relation, [things[index]]) if anchor else ()))
+        if there is None:
+            return None
+        things.append(there)
+        anchors.append(anchor)
+    return Scene(tuple(things), tuple(anchors))
 
 
 def _words(text: str) -> list[str]:
@@ -81,9 +113,15 @@ def changed_cells(instruction: str, level: str | Level) -> frozenset[str]:
     """The cells in which a plan's instruction changes something: those that it names.
 
     A cell that only says what another one lies next to is none of them: c2 in "add
-    a red star left of the ring at c2 at b2".
+    a red star left of the ring at c2 at b2". On levels without cells these are looks,
+    "red star", of the colours and shapes that are spoken of in the same way.
     """
-    known = get_level(level).cell_index
+    level = get_level(level)
+    if level.hung:
+        said = _words(re.sub(rf"({'|'.join(OPPOSITE)}) the \w+ \w+", "", instruction))
+        named = itertools.product(set(said) & set(level.colours), set(said) & set(level.shapes))
+        return frozenset(map(" ".join, named))
+    known = level.cell_index
     following = itertools.pairwise([*_words(instruction), ""])
     return frozenset(word for word, after in following if word in known and after != "at")
 
@@ -101,14 +139,16 @@ def _phrases() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str
 
     def pattern(phrase: str) -> re.Pattern:
         words = _words(re.sub(r"\{(\w+)\}", r"SLOT\1", phrase))
-        several = {"slotwanted", "slotafter", "slotbare"}
+        several = {"slotwanted", "slotafter", "slotbare", "slotit", "slotplace"}
         parts = (".+" if w in several else r"\w+" if w.startswith("slot") else re.escape(w) for w in words)
         return re.compile(" ".join(parts))
 
-    faults = [(pattern(text), _NAMED.get(kind, kind)) for kind, texts in FAULTS.items() for text in texts]
-    changes = {**CHANGES, "add": (*CHANGES["add"], *MISSING)}
-    repairs = [(pattern(t), _REPAIRED.get(kind, kind)) for kind, texts in changes.items() for t in texts]
-    return faults, repairs
+    faults = [*FAULTS.items(), *hung_phrases.FAULTS.items()]
+    repairs = [*CHANGES.items(), ("add", MISSING), *hung_phrases.CHANGES.items()]
+    return tuple(
+        [(pattern(text), names.get(kind, kind)) for kind, texts in table for text in texts]
+        for table, names in ((faults, _NAMED), (repairs, _REPAIRED))
+    )
 
 
 def named_kind(inspection: str | None, correction: str | None) -> str:

@@ -181,5 +181,5 @@ class Scenes:
 
     def _conflict(self, fault: faults.Fault, rng: Generator) -> Opinion:
         state = dict(enumerate(fault.repaired.objects))
-        words = name_fault(fault.mistake, state, rng)
+        words = name_fault(fault.mistake, state, rng, self.level)
         return Opinion(False, words, say_repair(fault.mistake, self.level, rng), fault.repaired)

@@ -68,9 +68,16 @@ def make_object(level: Level, shape: str, colour: str, cell: str, size: int | No
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """The objects of a canvas; later ones lie on top of earlier ones."""
+    """The objects of a canvas; later ones lie on top of earlier ones.
+
+    Attributes:
+      objects: the things.
+      anchors: of each thing the relation that a description states, and the index of what it is to;
+        empty where a scene was not read from a description, or of a level whose texts name cells.
+    """
 
     objects: tuple[Object, ...] = ()
+    anchors: tuple[tuple[str, int] | None, ...] = dataclasses.field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.objects)

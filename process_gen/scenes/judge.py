@@ -1,7 +1,7 @@
 """Request x image -> verdict: every constraint on its own, with a reason.
 
 Strict: exact counts, nothing that was not asked for, nothing unclear, colours,
-and relations by GenEval's rule on the boxes (`graph.relations_between`). Where
+and relations by GenEval's rule on the boxes (`graph.relations_between`), with the level's margin. Where
 a prompt names one shape in several clauses ("a red circle left of a blue
 circle"), any assignment of things to clauses that satisfies all of them will do.
 """
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from process_gen.scenes.graph import Object, Scene, relations_between
+from process_gen.scenes.levels import get_level
 from process_gen.scenes.parse import parse
 from process_gen.scenes.requests import Clause, Request
 from process_gen.scenes.words import noun_phrase
@@ -80,7 +81,8 @@ def judge(request: Request, image_or_scene: np.ndarray | Scene) -> Verdict:
     scene = image_or_scene if isinstance(image_or_scene, Scene) else parse(image_or_scene, request.level)
     clear = [thing for thing in scene.objects if thing.clear]
     assignments = itertools.islice(_assignments(request.clauses, clear), _MAX_ASSIGNMENTS)
-    options = (_check_clauses(request.clauses, groups) for groups in assignments)
+    margin = get_level(request.level).margin
+    options = (_check_clauses(request.clauses, groups, margin) for groups in assignments)
     best = min(options, key=lambda checks: sum(not check.ok for check in checks))
     asked = {clause.shape for clause in request.clauses}
     extra = [f"{thing.colour} {thing.shape} at {thing.cell}" for thing in clear if thing.shape not in asked]
@@ -103,6 +105,7 @@ def may_become(request: Request, scene: Scene) -> bool:
 def find_numbers(request: Request, scene: Scene) -> dict[int, Object] | None:
     """Which thing of the prompt each thing of a scene is, by `Request.numbering`; None where one is none."""
     owners, partners = request.numbering(), request.partners()
+    margin = get_level(request.level).margin
 
     def find(things: Sequence[Object], placed: dict[int, Object]) -> dict[int, Object] | None:
         """Numbers of the prompt for things, that nothing placed so far has."""
@@ -115,7 +118,7 @@ def find_numbers(request: Request, scene: Scene) -> dict[int, Object] | None:
             clause = request.clauses[owner]
             fits = thing.shape == clause.shape and clause.colour in (None, thing.colour)
             related = all(
-                relation in relations_between(thing.box, placed[other].box)
+                relation in relations_between(thing.box, placed[other].box, margin)
                 for relation, other in partners.get(number, ())
                 if other in placed
             )
@@ -148,7 +151,9 @@ def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tu
             yield (chosen, *tail)
 
 
-def _check_clauses(clauses: Sequence[Clause], groups: Sequence[Sequence[Object]]) -> tuple[Check, ...]:
+def _check_clauses(
+    clauses: Sequence[Clause], groups: Sequence[Sequence[Object]], margin: float
+) -> tuple[Check, ...]:
     checks, usable = [], []
     for clause, group in zip(clauses, groups, strict=True):
         wanted = noun_phrase(clause.count, None, clause.shape)
@@ -161,19 +166,23 @@ def _check_clauses(clauses: Sequence[Clause], groups: Sequence[Sequence[Object]]
         usable.append(checks[-1].ok)
     for i, clause in enumerate(clauses):
         if clause.position and len(groups[i]) == clause.count:
-            checks.append(_check_relation(clauses, groups, usable, i))
+            checks.append(_check_relation(clauses, groups, usable, i, margin))
     return tuple(checks)
 
 
 def _check_relation(
-    clauses: Sequence[Clause], groups: Sequence[Sequence[Object]], usable: Sequence[bool], index: int
+    clauses: Sequence[Clause],
+    groups: Sequence[Sequence[Object]],
+    usable: Sequence[bool],
+    index: int,
+    margin: float,
 ) -> Check:
     relation, target = clauses[index].position
     name = f"{clauses[index]} {relation} {clauses[target]}"
     if not usable[target]:
         return Check("relation", name, f"no target for {clauses[index]} to be {relation}")
     for subject, other in itertools.product(groups[index], groups[target]):
-        found = relations_between(subject.box, other.box)
+        found = relations_between(subject.box, other.box, margin)
         if relation not in found:
             seen = " and ".join(found) or "in no clear relation to"
             reason = f"expected {name}, found the {subject.shape} {seen} the {other.shape}"

@@ -13,10 +13,14 @@ from typing import Literal
 
 from numpy.random import Generator
 
+from process_gen.scenes import hung_phrases
 from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
 from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.words import count_tokens, listed, pick
+
+Anchor = tuple[str, Object]
+"""A relation and a thing on the canvas, which has another one to that side of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Change:
       after: the thing as it will stand (None for `remove`).
       other: for `swap`, the thing whose place it takes.
       anchor: for `add`, a thing on the canvas and the relation that the prompt
-        asks for between the two: "left of", and what it is left of.
+        asks for between the two: "left of", and what it is left of. On levels
+        without cells whatever says where a thing stands, for `move` and `remove` too.
     """
 
     kind: Literal["add", "colour", "shape", "move", "swap", "remove"]
@@ -38,7 +43,7 @@ class Change:
     before: Object | None
     after: Object | None
     other: Object | None = None
-    anchor: tuple[str, Object] | None = None
+    anchor: Anchor | None = None
 
 
 CHANGES: dict[str, tuple[str, ...]] = {
@@ -139,21 +144,51 @@ def noun(thing: Object, level: Level) -> str:
     return f"{level.size_names[thing.size]} {words}" if level.sized else words
 
 
+def tables(level: Level) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """How changes and faults are said on a level."""
+    return (hung_phrases.CHANGES, hung_phrases.FAULTS) if level.hung else (CHANGES, FAULTS)
+
+
+def pointed(thing: Object, level: Level, colour: bool = True) -> str:
+    """A thing that stands, as texts point at it: by its cell, or by its looks alone."""
+    words = f"{thing.colour} {thing.shape}" if colour or level.hung else thing.shape
+    return f"the {words}" if level.hung else f"the {words} at {thing.cell}"
+
+
+def by_anchor(anchor: Anchor | None, level: Level) -> str:
+    """Such as "above the blue star"; nothing without an anchor."""
+    return f"{anchor[0]} {pointed(anchor[1], level, colour=False)}" if anchor else ""
+
+
 def _added(change: Change, level: Level) -> str:
     """What is added and where: the anchor comes first, the cell follows from it."""
-    anchor = ""
-    if change.anchor is not None:
-        relation, other = change.anchor
-        anchor = f" {relation} the {other.shape} at {other.cell}"
-    return f"a {noun(change.after, level)}{anchor} at {change.after.cell}"
+    cell = "" if level.hung else f"at {change.after.cell}"
+    return _joined(f"a {noun(change.after, level)}", by_anchor(change.anchor, level), cell)
 
 
-def describe(things: Sequence[Object], level: Level, style: int = 0) -> str:
-    """The whole scene as a list. Style 1 is the shortest, style 2 has articles."""
+def _joined(*words: str) -> str:
+    return " ".join(filter(None, words))
+
+
+def describe(
+    things: Sequence[Object], level: Level, style: int = 0, anchors: Sequence[Anchor | None] = ()
+) -> str:
+    """The whole scene as a list. Style 1 is the shortest, style 2 has articles.
+
+    Args:
+      anchors: one for each thing, on levels without cells.
+    """
     if not things:
         return "nothing yet"
-    form = ("{} at {}", "{} {}", "a {} at {}")[style]
-    items = [form.format(noun(thing, level), thing.cell) for thing in things]
+    if level.hung:
+        article = "a" if style == 2 else ""
+        items = [
+            _joined(article, noun(thing, level), by_anchor(anchor, level).replace(" the ", " "))
+            for thing, anchor in zip(things, anchors or [None] * len(things), strict=True)
+        ]
+    else:
+        form = ("{} at {}", "{} {}", "a {} at {}")[style]
+        items = [form.format(noun(thing, level), thing.cell) for thing in things]
     return listed(items, " and " if style == 2 else ", ")
 
 
@@ -161,7 +196,7 @@ def instruct(
     change: Change, level: Level, rng: Generator | None, phrases: Sequence[str] | None = None
 ) -> str:
     """Says one change; without `rng` in the shortest words that say it all."""
-    phrases = phrases or CHANGES[change.kind]
+    phrases = phrases or tables(level)[0][change.kind]
     phrase = pick(rng, phrases) if rng else phrases[0]
     if change.kind == "add":
         added = _added(change, level)
@@ -169,13 +204,14 @@ def instruct(
     before = change.before
     after = change.other if change.kind == "swap" else change.after or before
     return phrase.format(
+        it=f"{before.colour} {before.shape}",
         shape=before.shape,
         cell=before.cell,
         old=before.colour,
         colour=after.colour,
         new=after.shape,
-        place=after.cell,
-    )
+        place=by_anchor(change.anchor, level) if level.hung else after.cell,
+    ).strip()
 
 
 def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None, first: bool) -> str:
@@ -183,7 +219,8 @@ def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None,
     added = [change for change in changes if change.kind == "add"]
     said = [instruct(change, level, rng) for change in changes if change.kind != "add"]
     if added and rng is None:
-        said.append(f"add {describe([change.after for change in added], level, 1)}")
+        anchors = [change.anchor for change in added]
+        said.append(f"add {describe([change.after for change in added], level, 1, anchors)}")
     elif added:
         phrases = STARTS if first and rng.random() < 0.3 else None
         others = [_added(change, level) for change in added[1:]]
@@ -200,20 +237,22 @@ def plan_texts(
     rng: Generator,
     first: bool,
     repair: Change | None = None,
+    anchors: Sequence[Anchor | None] = (),
 ) -> tuple[str, str]:
     """Instruction and description of a step, within the level's budget.
 
     Args:
       things: the whole scene as it should stand afterwards.
       repair: an earlier mistake to put right as well, said where there is room.
+      anchors: of the things, on levels without cells.
     """
     room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
     # Styles as often as they are listed; articles only while the list is short.
     style = pick(rng, (0, 0, 0, 1, 2 if len(things) < 4 else 0))
     said = [*([repair] if repair else []), *changes]
-    texts = instruct_all(said, level, rng, first), describe(things, level, style)
+    texts = instruct_all(said, level, rng, first), describe(things, level, style, anchors)
     if sum(map(count_tokens, texts)) > room:
-        texts = texts[0], describe(things, level, 1)
+        texts = texts[0], describe(things, level, 1, anchors)
     if sum(map(count_tokens, texts)) > room:
         texts = instruct_all(said, level, None, first), texts[1]
     if sum(map(count_tokens, texts)) > room:
@@ -236,11 +275,11 @@ def approve(
     fields = {"number": f"{NUMBERS[len(state)]} object{'' if len(state) == 1 else 's'}"}
     if touched:
         thing = state[pick(rng, touched)]
-        fields["thing"] = f"the {thing.colour} {thing.shape} at {thing.cell}"
+        fields["thing"] = pointed(thing, level)
     text, more = pick(rng, FINE if touched else FINE[:7]).format(**fields), None
     if changing and rng.random() < 0.5:
         other = pick(rng, changing)
-        more = pick(rng, TO_CHANGE).format(thing=f"the {other.shape} at {other.cell}")
+        more = pick(rng, TO_CHANGE).format(thing=pointed(other, level, colour=False))
     elif pending and rng.random() < 0.4:
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
     fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
@@ -250,10 +289,11 @@ def approve(
 def vocabulary(level: str | Level) -> list[str]:
     """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
     level = get_level(level)
-    tables = (*CHANGES.values(), *FAULTS.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
-    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in tables for phrase in table)
+    changes, faults = tables(level)
+    said = (*changes.values(), *faults.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
+    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in said for phrase in table)
     words = set(re.findall(r"\w+|[^\w\s]", text))
     words.update("a at and then nothing yet object objects , ;".split(), prompt_words(level))
     words.update(NUMBERS[1 : level.max_objects + 2])  # a draft may hold one too many
-    words.update(level.cells, *([name] for name, _ in level.sizes if level.sized))
+    words.update(() if level.hung else level.cells, *([name] for name, _ in level.sizes if level.sized))
     return sorted(words)

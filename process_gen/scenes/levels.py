@@ -4,7 +4,8 @@ Every level shares one vocabulary and one interface, so that a model, a data
 set or a benchmark moves to a harder world by changing a name. On `default`
 each object sits in the middle of a cell and one cell is one 8 x 8 image token:
 a small model learns it in minutes on a laptop. The harder levels move objects
-freely, give them sizes, add more of them and let them overlap.
+freely, give them sizes, add more of them and let them overlap. On `hung` texts
+name no cell: a thing hangs on another one, and the canvas says where that is.
 
 Cells are named by column letter and row number: `a1` is the top left.
 """
@@ -60,6 +61,10 @@ class Level:
       sizes: (name, pixels) of the sizes that objects come in.
       placement: `grid` puts objects into the middle of a cell, up to `jitter`
         pixels off; `free` puts them anywhere.
+      hung: texts name things and relations, never cells; `placement.hang` says
+        where a thing goes.
+      margin: of `graph.relations_between`; GenEval's tenth, under which a neighbour
+        across a corner is both beside and above. From 0.17 on it is neither.
       jitter: largest offset from the middle of the cell, in whole pixels.
       overlap: the largest share of a smaller object that another may cover;
         zero keeps objects `gap` pixels apart (`free` placement only).
@@ -74,6 +79,8 @@ class Level:
     grid: int = 4
     sizes: tuple[tuple[str, int], ...] = (("medium", 7),)
     placement: Literal["grid", "free"] = "grid"
+    hung: bool = False
+    margin: float = 0.1
     jitter: int = 0
     overlap: float = 0.0
     gap: int = 2
@@ -144,6 +151,15 @@ LEVELS = {
             overlap=0.25,
             max_objects=8,
             budget=Budget(plan=80),
+        ),
+        Level(
+            "hung",
+            image_size=48,
+            grid=6,
+            hung=True,
+            margin=0.2,
+            max_objects=6,
+            budget=Budget(prompt=52, plan=64, inspect=20, refine=14),
         ),
     )
 }

@@ -1,7 +1,8 @@
 """Drafts that went wrong: one planted error, and the change that repairs it.
 
 `plant` spoils a draft, which then contradicts its plan. `misplan` spoils the plan
-itself: the draft carries it out, and what contradicts it is the prompt.
+itself: the draft carries it out, and what contradicts it is the prompt. On levels without
+cells `hung_mistakes` draws both.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from numpy.random import Generator
 
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import FAULTS, MISSING, Change, instruct
-from process_gen.scenes.levels import NUMBERS, Level
+from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
+from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.placement import at_place, find_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import noun_phrase, pick
@@ -27,7 +28,8 @@ MISPLANS = ("taken", "taken", "taken", "place", "place", "count", "count", "colo
 State = Mapping[int, Object]
 """The canvas as the teacher knows it: things by number, in drawing order."""
 
-_STRAY = -1  # the number of a thing that should not be there
+STRAY = -1
+"""The number of a thing that should not be there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Mistake:
       wrong: the thing as drawn; None if it is missing.
       right: the thing as it should be; None if it is too many.
       covered: number of the thing that the wrong one is drawn over, if any.
+      anchor: what says where the repair takes place, on levels without cells.
     """
 
     kind: str
@@ -47,6 +50,7 @@ class Mistake:
     wrong: Object | None
     right: Object | None
     covered: int | None = None
+    anchor: Anchor | None = None
 
     def apply(self, state: State) -> dict[int, Object]:
         """The canvas with this mistake."""
@@ -73,7 +77,7 @@ class Mistake:
             kind = "remove"
         else:
             kind = "move" if self.kind == "place" else self.kind
-        return Change(kind, (self.number,), self.wrong, self.right)
+        return Change(kind, (self.number,), self.wrong, self.right, anchor=self.anchor)
 
 
 def plant(rng: Generator, state: State, number: int, level: Level, kind: str | None = None) -> Mistake | None:
@@ -104,7 +108,7 @@ def plant(rng: Generator, state: State, number: int, level: Level, kind: str | N
     if wrong is None:
         return None
     too_many = kind in ("extra", "count")
-    return Mistake(kind, _STRAY, wrong, None) if too_many else Mistake(kind, number, wrong, thing)
+    return Mistake(kind, STRAY, wrong, None) if too_many else Mistake(kind, number, wrong, thing)
 
 
 def misplan(rng: Generator, state: State, number: int, level: Level, request: Request) -> Mistake | None:
@@ -130,11 +134,12 @@ def alike(one: Object, other: Object) -> bool:
     return one.shape == other.shape and one.colour == other.colour
 
 
-def name_fault(mistake: Mistake, state: State, rng: Generator) -> str:
+def name_fault(mistake: Mistake, state: State, rng: Generator, level: str | Level = "default") -> str:
     """The inspection that finds a mistake; `state` is how the canvas should be."""
-    kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
+    kind, wrong, right, level = mistake.kind, mistake.wrong, mistake.right, get_level(level)
     thing = right or wrong
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
+    fields["place"] = by_anchor(mistake.anchor, level)
     if kind == "count":
         kind, more = ("many", 1) if right is None else ("few", -1)
         wanted = sum(alike(thing, other) for other in state.values())
@@ -142,7 +147,7 @@ def name_fault(mistake: Mistake, state: State, rng: Generator) -> str:
     elif wrong and right:
         attribute = "cell" if kind == "place" else kind
         fields |= {"wrong": getattr(wrong, attribute), "right": getattr(right, attribute)}
-    return pick(rng, FAULTS[kind]).format(**fields)
+    return pick(rng, tables(level)[1][kind]).format(**fields)
 
 
 def say_repair(mistake: Mistake, level: Level, rng: Generator) -> str:

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.random import Generator
 
-from process_gen.scenes import language
+from process_gen.scenes import hung, language
 from process_gen.scenes.graph import UNCLEAR, Object, Scene, relations_between
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
-from process_gen.scenes.placement import candidates, fits, place_request, plainly, sort_places
+from process_gen.scenes.placement import candidates, fits, nearest_free, place_sorted, plainly
 from process_gen.scenes.requests import Request
 from process_gen.scenes.schedule import MAX_STEPS, apply
 from process_gen.scenes.teacher import in_few_words, say_plan
@@ -59,7 +59,7 @@ def plan_next(
         apply(change, state)
     things = dict(sorted(state.items()))
     plan = say_plan(now, things, request.partners(), level, rng, done == 0)
-    return in_few_words(plan, list(things.values()), level, rng)
+    return in_few_words(plan, things, request.partners(), level, rng)
 
 
 def look(
@@ -81,14 +81,16 @@ def look(
         mended = _mended(request, level, meant)
         right = sound(request, draft) and _looks(draft) == _looks(mended)
         meant = draft if right else mended
+    if meant is not draft:
+        draft = hung.seat(draft, meant, level)
     state = dict(enumerate(meant.objects))
     found = find_mistakes(draft, meant)
     if not found:
-        there = set(map(_key, before.objects if before else ()))
+        there = set(map(_key, hung.seat(before, meant, level).objects if before else ()))
         touched = [n for n, thing in state.items() if _key(thing) not in there]
         return language.approve(touched, state, (), level, rng), None
-    first = _worded(found[0], level)
-    return name_fault(first, state, rng), say_repair(first, level, rng)
+    first = _worded(found[0], meant, level)
+    return name_fault(first, state, rng, level), say_repair(first, level, rng)
 
 
 def sound(request: Request, meant: Scene) -> bool:
@@ -145,9 +147,12 @@ def _chance(request: Request, done: int) -> Generator:
     return np.random.default_rng([zlib.crc32(request.text.encode()), done])
 
 
-def _worded(mistake: Mistake, level: Level) -> Mistake:
-    wrong = mistake.wrong
-    return dataclasses.replace(mistake, wrong=wrong and _named(wrong, None, level))
+def _worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
+    wrong, anchor = mistake.wrong, None
+    if mistake.right is not None and meant.anchors and meant.anchors[mistake.number]:
+        relation, target = meant.anchors[mistake.number]
+        anchor = relation, meant.objects[target]
+    return dataclasses.replace(mistake, wrong=wrong and _named(wrong, None, level), anchor=anchor)
 
 
 def _named(thing: Object, meant: Scene | None, level: Level) -> Object:
@@ -199,7 +204,8 @@ def _mended(request: Request, level: Level, scene: Scene) -> Scene:
         if change.kind != "add" or again is not None:
             apply(change, state)
             crowded = [thing for thing in crowded if thing is not again]
-    return Scene(tuple(thing for _, thing in sorted(state.items())))
+    things = dict(sorted(state.items()))
+    return hung.described(things, request.partners()) if level.hung else Scene(tuple(things.values()))
 
 
 def _settle(
@@ -211,7 +217,7 @@ def _settle(
       ValueError: not even an empty canvas has room.
     """
     rng = np.random.default_rng(zlib.crc32(request.text.encode()))
-    wanted = sort_places(place_request(rng, level, request), request.partners(), level)
+    wanted = place_sorted(rng, level, request)
     clear = [thing for thing in canvas.objects if thing.clear]
     options = itertools.islice(_assignments(request, clear, wanted), _MOST)
 
@@ -230,6 +236,7 @@ def _assignments(
 ) -> Iterator[dict[int, Object]]:
     """Ways to let things be what the prompt asks for, none of which contradict it; some may be left out."""
     owners, partners = request.numbering(), request.partners()
+    margin = get_level(request.level).margin
 
     def go(index: int, placed: dict[int, Object]) -> Iterator[dict[int, Object]]:
         if index == len(things):
@@ -242,7 +249,7 @@ def _assignments(
         for owner, number in free.items():
             clause = request.clauses[owner]
             related = all(
-                relation in relations_between(thing.box, placed[other].box)
+                relation in relations_between(thing.box, placed[other].box, margin)
                 for relation, other in partners.get(number, ())
                 if other in placed
             )
@@ -269,12 +276,17 @@ def _complete(
         thing = wanted[number]
         alike = [one for one in dropped if one.clear and thing.shape == one.shape]
         alike += [one for one in dropped if one.clear and thing.colour == one.colour]
-        free = candidates(rng, level, thing.size, list(placed.values()))
-        for x, y, cell in [
-            *((one.x, one.y, one.cell) for one in alike),
-            (thing.x, thing.y, thing.cell),
-            *sorted(free, key=lambda place: level.cell_index[place[2]]),
-        ]:
+        taken = list(placed.values())
+        if level.hung:
+            near = next((placed[n] for _, n in partners.get(number, ()) if n in placed), None)
+            others = nearest_free(level, taken, near)
+        else:
+            free = candidates(rng, level, thing.size, taken)
+            others = [
+                (thing.x, thing.y, thing.cell),
+                *sorted(free, key=lambda place: level.cell_index[place[2]]),
+            ]
+        for x, y, cell in [*((one.x, one.y, one.cell) for one in alike), *others]:
             yield dataclasses.replace(thing, x=x, y=y, cell=cell)
 
     def go(index: int, placed: dict[int, Object]) -> dict[int, Object] | None:

@@ -56,6 +56,38 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
     return True
 
 
+def nearest_free(
+    level: Level, taken: Sequence[Object], near: Object | None
+) -> Iterator[tuple[int, int, str]]:
+    """Yields (x, y, cell) of free cells, nearest to a thing first, or to a middle cell; ties row by row."""
+    used = {thing.cell for thing in taken}
+    middle = level.centres[(level.grid - 1) // 2 * (level.grid + 1)]
+    x0, y0 = (near.x, near.y) if near else middle
+    places = zip(level.centres, level.cells, strict=True)
+    free = [(x, y, cell) for (x, y), cell in places if cell not in used]
+    yield from sorted(free, key=lambda place: (place[0] - x0) ** 2 + (place[1] - y0) ** 2)
+
+
+def hang(
+    thing: Object,
+    taken: Sequence[Object],
+    level: Level,
+    relation: str | None = None,
+    targets: Sequence[Object] = (),
+) -> Object | None:
+    """A thing where the canvas has it, on a level whose texts name no cell.
+
+    That is the nearest free cell to the first target in which the relation is plain to
+    all of them, or the nearest to the middle where there is none; of equally near ones
+    the upper one, then the left one. None where there is no such cell.
+    """
+    for x, y, cell in nearest_free(level, taken, targets[0] if targets else None):
+        there = dataclasses.replace(thing, x=x, y=y, cell=cell)
+        if all(plainly(relation, there, target) for target in targets):
+            return there
+    return None
+
+
 def candidates(
     rng: Generator, level: Level, size: int, taken: list[Object]
 ) -> Iterator[tuple[int, int, str]]:
@@ -100,6 +132,8 @@ def find_place(
       The thing in its place, or None if no place was found.
     """
     shape, colour, size = looks
+    if level.hung:
+        return hang(Object(shape, colour, "", 0, 0, size), taken, level, relation, targets)
     for x, y, cell in candidates(rng, level, size, taken):
         if region and not (region[0] <= x <= region[2] and region[1] <= y <= region[3]):
             continue
@@ -136,7 +170,7 @@ def place_request(rng: Generator, level: Level, request: Request) -> list[Object
     Raises:
       ValueError: if the request cannot be placed on this level.
     """
-    for attempt in range(_RESTARTS):
+    for attempt in range(1 if level.hung else _RESTARTS):
         regions = _regions(rng, level, request) if attempt > _RESTARTS // 20 else {}
         groups = _place_clauses(rng, level, request, regions)
         if groups is not None:
@@ -221,6 +255,16 @@ def sort_places(things: list[Object], partners: Partners, level: Level) -> list[
                 else:
                     things[a], things[b] = first, second
     return things
+
+
+def place_sorted(rng: Generator, level: Level, request: Request) -> list[Object]:
+    """What the teacher draws for a request: placed, and in reading order where the canvas has no say.
+
+    Raises:
+      ValueError: if the request cannot be placed on this level.
+    """
+    things = place_request(rng, level, request)
+    return things if level.hung else sort_places(things, request.partners(), level)
 
 
 def at_place(thing: Object, place: Object) -> Object:

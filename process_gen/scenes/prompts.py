@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 from numpy.random import Generator
 
 from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.placement import place_request
 from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
 from process_gen.scenes.splits import HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
 from process_gen.scenes.words import count_tokens, inflect, listed, pick
@@ -40,7 +42,16 @@ def sample_request(rng: Generator, level: str | Level, category: str, split: Spl
         named, relations = _draw(rng, level, category, split)
         clauses = order_clauses(named, relations)
         if is_held_out(clauses) == (split == "heldout") or category == "single_object":
-            return Request(_write(rng, named, relations, level), category, clauses, level.name)
+            if not level.hung or _hangs(level, Request("", category, clauses, level.name)):
+                return Request(_write(rng, named, relations, level), category, clauses, level.name)
+
+
+def _hangs(level: Level, request: Request) -> bool:
+    """Whether every thing finds a free cell on its anchor's side; colours have no say in it."""
+    try:
+        return bool(place_request(np.random.default_rng(0), level, request))
+    except ValueError:
+        return False
 
 
 def _draw(rng: Generator, level: Level, category: str, split: Split) -> tuple[list[Named], list[Relation]]:
@@ -58,7 +69,8 @@ def _draw(rng: Generator, level: Level, category: str, split: Split) -> tuple[li
             other = pick(rng, [colour for colour in level.colours if colour != one])
         relations = [(0, pick(rng, tuple(RELATION_PHRASES)), 1)] if category == "position" else []
         return [Named(shapes[0], None, one), Named(shapes[1], None, other)], relations
-    return _draw_long(rng, level, NUMBERS.index(category.split("_")[0]), split)
+    draw = _draw_tree if level.hung else _draw_long
+    return draw(rng, level, NUMBERS.index(category.split("_")[0]), split)
 
 
 def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[list[Named], list[Relation]]:
@@ -88,6 +100,42 @@ def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[
     return named, relations
 
 
+def _draw_tree(rng: Generator, level: Level, total: int, split: Split) -> tuple[list[Named], list[Relation]]:
+    """`total` things, no two of them alike, each but the first related to one before it.
+
+    In training, what would be a held-out composition is drawn again at once: hardly a
+    long prompt would be free of them by chance.
+    """
+    shapes = _distinct_shapes(rng, level, min(total, len(level.shapes) if split == "heldout" else 4), split)
+    named: list[Named] = []
+    relations: list[Relation] = []
+    for _ in range(30 * total):
+        if len(named) == total:
+            break
+        number = len(named)
+        fresh = [shape for shape in shapes if not any(shape == one.shape for one in named)]
+        shape = pick(rng, fresh if fresh and rng.random() < 0.7 else shapes)
+        # A shape without a colour comes once: "the circle" has to be one of them.
+        open_ones = sum(one.colour is None for one in named)
+        colour = pick(rng, level.colours) if open_ones > 1 or rng.random() < 0.8 else None
+        # Most hang on the thing before, so that there are chains; the others on any.
+        target = number - 1 if rng.random() < 0.7 else int(rng.random() * number)
+        links = [*relations, (number, pick(rng, tuple(RELATION_PHRASES)), target)] if number else []
+        things = [*named, Named(shape, None, colour)]
+        twins = [one.colour for one in things if one.shape == shape]
+        if len(set(twins)) < len(twins) or (None in twins and len(twins) > 1):
+            continue
+        if split == "heldout" or not is_held_out(order_clauses(things, links)):
+            named, relations = things, links
+    else:  # nothing goes with what it has
+        return _draw_tree(rng, level, total, split)
+    if rng.random() < 0.3:  # the first two as one phrase: "a star above a circle, .."
+        other = {0: 1, 1: 0}
+        named[:2] = named[1::-1]
+        relations = [(other.get(a, a), relation, other.get(b, b)) for a, relation, b in relations]
+    return named, relations
+
+
 def _distinct_shapes(rng: Generator, level: Level, number: int, split: Split) -> list[str]:
     """Different shapes in random order; in training none that may not meet."""
     while True:
@@ -103,7 +151,9 @@ def _write(rng: Generator, named: list[Named], relations: list[Relation], level:
     for attempt in range(22):
         short = attempt > 3
         phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
-        if relations and len(named) > 2 and rng.random() < 0.4 and not short:
+        if level.hung:
+            text = listed(_hanging(named, relations, phrases), pick(rng, LAST))
+        elif relations and len(named) > 2 and rng.random() < 0.4 and not short:
             facts = [f"the {bare[a]} {phrases[r]} the {bare[b]}" for a, r, b in relations]
             text = f"{listed([str(one) for one in named], pick(rng, LAST))}, with {' and '.join(facts)}"
         else:
@@ -120,3 +170,20 @@ def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, st
     related = {a: f" {phrases[relation]} {named[b]}" for a, relation, b in relations}
     targets = {b for _, _, b in relations}
     return [f"{one}{related.get(i, '')}" for i, one in enumerate(named) if i not in targets]
+
+
+def _hanging(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
+    """The same where a target may be named before: "a circle, a square left of the circle"."""
+    shapes = [one.shape for one in named]
+    links = {a: (phrases[relation], b) for a, relation, b in relations}
+    later = {b for a, _, b in relations if b > a}
+    items = []
+    for index, one in enumerate(named):
+        phrase, target = links.get(index, ("", index))
+        other = named[target]
+        if target < index:
+            name = other.shape if shapes.count(other.shape) == 1 else f"{other.colour} {other.shape}"
+            items.append(f"{one} {phrase} the {name}")
+        elif index not in later:
+            items.append(f"{one} {phrase} {other}" if phrase else str(one))
+    return items

@@ -63,7 +63,12 @@ class Request:
     level: str = "default"
 
     def naming_order(self) -> list[int]:
-        """The clauses as the prompt names them; they themselves list a target before what is placed by it."""
+        """The clauses as the prompt names them; they themselves list a target before what is placed by it.
+
+        On a level where things hang on one another, as they themselves do.
+        """
+        if get_level(self.level).hung:
+            return list(range(len(self.clauses)))
 
         def named_at(index: int) -> int:
             shape = self.clauses[index].shape

@@ -6,6 +6,7 @@ import dataclasses
 
 from numpy.random import Generator
 
+from process_gen.scenes import hung, hung_mistakes
 from process_gen.scenes.graph import Object
 from process_gen.scenes.language import Change
 from process_gen.scenes.levels import Level
@@ -43,21 +44,37 @@ def schedule(
 ) -> list[list[Change]]:
     """The changes of each step, at most `MAX_STEPS` steps, ending in the final scene."""
     order = list(range(len(final)))
-    if rng.random() >= ORDERED:
+    if rng.random() >= ORDERED and not level.hung:
         order.sort(key=lambda _: rng.random())
     steps: list[list[Change]] = []
     while order:
         slots = MAX_STEPS - 1 - len(steps)
-        size = 2 if len(order) > 1 and (len(order) > slots or rng.random() < pair) else 1
+        chance = 0.0 if level.hung else pair  # there a step is one look at the canvas
+        size = 2 if len(order) > 1 and (len(order) > slots or rng.random() < chance) else 1
         numbers, order = order[:size], order[size:]
         steps.append([Change("add", (n,), None, final[n]) for n in numbers])
     if rng.random() < detour:
+        direct = [list(changes) for changes in steps]
         _take_detour(rng, level, steps, request, final)
+        if level.hung and not _can_be_said(steps, request, level):
+            return direct
     return steps
 
 
-def _detour_kinds(request: Request) -> tuple[str, ...]:
+def _can_be_said(steps: list[list[Change]], request: Request, level: Level) -> bool:
+    """Whether every change can be put into words on its canvas."""
+    state: dict[int, Object] = {}
+    for change in (change for changes in steps for change in changes):
+        if hung.anchored(change, state, request.partners(), level) is None:
+            return False
+        apply(change, state)
+    return True
+
+
+def _detour_kinds(request: Request, level: Level) -> tuple[str, ...]:
     """Detours as often as they are listed: mostly of what the prompt has a say in."""
+    if level.hung:  # without cells nothing says which place a thing of a swap has
+        return ("shape", "extra", "place", "colour")
     kinds = ("shape", "shape", "extra", "extra", "place", "swap")
     if any(clause.colour for clause in request.clauses):
         kinds += ("colour", "colour", "colour")
@@ -70,17 +87,26 @@ def _take_detour(
     rng: Generator, level: Level, steps: list[list[Change]], request: Request, things: list[Object]
 ) -> None:
     """Rewrites the steps, in place, so that they reach the same end another way."""
-    kind, final = pick(rng, _detour_kinds(request)), dict(enumerate(things))
+    kind, final = pick(rng, _detour_kinds(request, level)), dict(enumerate(things))
     if kind == "swap":
         _swap(rng, level, steps, final)
         return
     named = {(clause.shape, clause.colour) for clause in request.clauses}
     numbers = [n for n, thing in final.items() if kind != "colour" or (thing.shape, thing.colour) in named]
-    mistake = plant(rng, final, pick(rng, numbers), level, kind)
+    if not numbers:
+        return
+    number = pick(rng, numbers)
+    if level.hung:
+        drawn = {n: thing for n, thing in final.items() if n <= number}
+        mistake = hung_mistakes.divert(rng, drawn, number, level, kind, request.partners())
+    else:
+        mistake = plant(rng, final, number, level, kind)
     if mistake is None:
         return
+    start = next(i for i, step in enumerate(steps) if any(number in c.numbers for c in step))
     if kind == "extra":
         mistake = dataclasses.replace(mistake, number=len(final))
+    if kind == "extra" and not level.hung:
         home = [i for i, changes in enumerate(steps) if len(changes) < 2]
         if home:
             start = pick(rng, home)
@@ -89,8 +115,6 @@ def _take_detour(
             steps.insert(start, [])
         else:
             return
-    else:
-        start = next(i for i, step in enumerate(steps) if any(mistake.number in c.numbers for c in step))
     steps[start] = misled(steps[start], mistake)
     _insert_later(rng, steps, start, mistake.repair)
 

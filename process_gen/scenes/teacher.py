@@ -22,13 +22,13 @@ from typing import Any, Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes import language
+from process_gen.scenes import hung, hung_mistakes, language
 from process_gen.scenes.graph import Object, Scene
 from process_gen.scenes.judge import find_numbers, may_become
-from process_gen.scenes.language import Change
+from process_gen.scenes.language import Anchor, Change
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, alike, misplan, name_fault, plant, say_repair
-from process_gen.scenes.placement import place_request, place_rest, plainly, sort_places
+from process_gen.scenes.placement import place_rest, place_sorted, plainly
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Partners, Request, categories
@@ -57,10 +57,11 @@ def teach(
       misplan: probability that a plan holds one, which its draft carries out.
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
-      pair: probability that a step adds two objects instead of one.
+      pair: probability that a step adds two objects instead of one; not on levels without
+        cells, where a step is one look at the canvas.
     """
     level = get_level(level)
-    final = sort_places(place_request(rng, level, request), request.partners(), level)
+    final = place_sorted(rng, level, request)
     plans = schedule(rng, level, request, final, detour, pair)
     lesson = _Lesson(rng, level, plans, request, Mode.PROCESS)
     for index in range(len(plans)):
@@ -77,7 +78,7 @@ def teach(
 def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -> Trajectory:
     """A trajectory for one of the baselines: one right image, with a plan or without."""
     level = get_level(level)
-    final = sort_places(place_request(rng, level, request), request.partners(), level)
+    final = place_sorted(rng, level, request)
     lesson = _Lesson(rng, level, [], request, Mode(mode))
     plan = lesson.plan_everything(final) if mode == Mode.PLAN_ONLY else None
     scene = Scene(tuple(final))
@@ -101,7 +102,7 @@ def finish(
         return None
     order, plans = sorted(added), []
     while order:
-        size = 2 if len(order) > 1 and rng.random() < pair else 1
+        size = 2 if len(order) > 1 and rng.random() < pair and not level.hung else 1
         plans.append([Change("add", (n,), None, added[n]) for n in order[:size]])
         order = order[size:]
     lesson = _Lesson(rng, level, [[], *plans], request, Mode.PROCESS)  # the first one stands there already
@@ -146,6 +147,8 @@ class _Lesson:
         misplanned = self._misplan(changes) if fault == "plan" else None
         mistake = self._mistake(touched, changes, earlier) if fault in ("slip", "draft") else misplanned
         slips = fault == "slip"
+        if slips and mistake and not self._goes_unnoticed(mistake, self.plans[index + 1]):
+            mistake = None
         plan = self._plan(changes, index == 0, earlier, misplanned)
         scene = Scene(tuple(self.state.values()))
         drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
@@ -155,7 +158,7 @@ class _Lesson:
             inspect = language.approve(touched, self.state, later, self.level, rng)
         elif not slips:
             seen = mistake.as_seen(self.state)
-            inspect = name_fault(seen, self.state, rng)
+            inspect = name_fault(seen, self.state, rng, self.level)
             corrections = [refinement(render(scene, self.level), say_repair(seen, self.level, rng))]
         self.unnoticed = mistake if slips else None
         good = {"image_ok": mistake is misplanned, "before_weight": float(misplanned is None)}
@@ -174,8 +177,11 @@ class _Lesson:
         added = [change.numbers[0] for change in changes if change.kind == "add"]
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
+        draw = hung_mistakes.misplan if self.level.hung else misplan
+        if self.level.hung:  # nothing hangs on the last one yet
+            added = added[-1:]
         for _ in range(4):
-            mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
+            mistake = draw(self.rng, self.state, pick(self.rng, added), self.level, self.request)
             if mistake and (mistake.right or len(changes) < 2):  # what is too many has to be said as well
                 return mistake
         return None
@@ -183,14 +189,31 @@ class _Lesson:
     def _mistake(self, touched: list[int], changes: list[Change], earlier: Mistake | None) -> Mistake | None:
         """A new mistake, or the one that slipped through before and is still there."""
         if earlier and self._survives(earlier, changes) and self.rng.random() < 0.5:
-            return earlier
+            if not self.level.hung:
+                return earlier
+            return hung_mistakes.settled(earlier, self.state, self.partners, self.level)
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
-            mistake = plant(self.rng, self.state, pick(self.rng, numbers), self.level)
+            number = pick(self.rng, numbers)
+            if self.level.hung:
+                mistake = hung_mistakes.plant(self.rng, self.state, number, self.level, None, self.partners)
+            else:
+                mistake = plant(self.rng, self.state, number, self.level)
             if mistake:
                 return mistake
         return None
+
+    def _goes_unnoticed(self, mistake: Mistake, changes: list[Change]) -> bool:
+        """Whether the next step can do on a wrong canvas what its words say; on a level with cells it can."""
+        wrong, state = mistake.apply(self.state), dict(self.state)
+        for change in changes if self.level.hung else ():
+            said = hung.anchored(change, state, self.partners, self.level)
+            if said is None or not hung.follows(said, wrong, self.level):
+                return False
+            apply(change, state)
+            apply(change, wrong)
+        return True
 
     def _survives(self, mistake: Mistake, changes: list[Change]) -> bool:
         """Whether an earlier mistake can still stand on the new canvas."""
@@ -217,7 +240,8 @@ class _Lesson:
         """The plan of a single step that adds all things."""
         self.state = dict(enumerate(things))
         changes = [Change("add", (n,), None, thing) for n, thing in self.state.items()]
-        return in_few_words(self._plan(changes, True, None, None), things, self.level, self.rng)
+        plan = self._plan(changes, True, None, None)
+        return in_few_words(plan, self.state, self.partners, self.level, self.rng)
 
 
 def say_plan(
@@ -240,14 +264,20 @@ def say_plan(
       repair: an earlier mistake to put right as well, said where there is room.
     """
     told = [_anchored(change, changes, things, partners) for change in changes]
-    return Plan(*language.plan_texts(told, list(things.values()), level, rng, first, repair))
+    anchors: list[Anchor | None] = []
+    if level.hung:
+        told, anchors = hung.say_all(changes, things, partners, level), hung.anchors(things, partners)
+    return Plan(*language.plan_texts(told, list(things.values()), level, rng, first, repair, anchors))
 
 
-def in_few_words(plan: Plan, things: list[Object], level: Level, rng: Generator) -> Plan:
+def in_few_words(
+    plan: Plan, things: Mapping[int, Object], partners: Partners, level: Level, rng: Generator
+) -> Plan:
     """The plan, or one that says less of the same where it is longer than the level has room for."""
     if count_tokens(write_plan(plan)) + 2 <= level.budget.plan:
         return plan
-    return Plan(pick(rng, language.EVERYTHING), language.describe(things, level, 1))
+    anchors = hung.anchors(things, partners) if level.hung else ()
+    return Plan(pick(rng, language.EVERYTHING), language.describe(list(things.values()), level, 1, anchors))
 
 
 def _anchored(

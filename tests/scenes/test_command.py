@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from process_gen.scenes.__main__ import main
+from process_gen.scenes.levels import LEVELS
 
 PROMPT = "a red circle left of a blue square"
 
@@ -23,7 +24,7 @@ def test_prompts(capsys):
     assert rows[0].keys() == {"tag", "include", "exclude", "prompt", "split"}
 
 
-@pytest.mark.parametrize("level", ["default", "jitter", "free64", "free128"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("scale", [1, 5])
 def test_render_then_judge(tmp_path, capsys, level: str, scale: int):
     path = str(tmp_path / "scene.png")

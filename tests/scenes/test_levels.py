@@ -20,7 +20,7 @@ def test_default_cells():
 
 
 def test_unknown_level_names_the_known_ones():
-    with pytest.raises(ValueError, match="default, jitter, free64, free128"):
+    with pytest.raises(ValueError, match="default, jitter, free64, free128, hung"):
         get_level("nope")
 
 

@@ -12,7 +12,7 @@ from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.markup import Malformed
 
-CASES = [(level, category) for level in ("default", "free128") for category in categories(level)]
+CASES = [(level, category) for level in ("default", "free128", "hung") for category in categories(level)]
 
 
 @pytest.mark.parametrize("level, category", CASES)

@@ -35,7 +35,9 @@ def test_things_at_the_edge_are_cut_off():
     assert tuple(image[0, 0]) == COLOURS["red"] and tuple(image[9, 9]) == BACKGROUND
 
 
-@pytest.mark.parametrize("level, count", [("default", 600), ("jitter", 600), ("free64", 60), ("free128", 25)])
+@pytest.mark.parametrize(
+    "level, count", [("default", 600), ("jitter", 600), ("free64", 60), ("free128", 25), ("hung", 300)]
+)
 def test_reads_back_what_was_rendered(level: str, count: int):
     rng = np.random.default_rng(0)
     scenes = sample_scenes(level, count, rng)

@@ -52,7 +52,7 @@ def _scenes(trajectory, level):
 
 
 @pytest.mark.parametrize(
-    "level, count", [("default", 1600), ("jitter", 300), ("free64", 60), ("free128", 30)]
+    "level, count", [("default", 1600), ("jitter", 300), ("free64", 60), ("free128", 30), ("hung", 120)]
 )
 def test_every_trajectory_ends_right(level: str, count: int):
     for index, split in enumerate(SPLITS):
@@ -63,7 +63,9 @@ def test_every_trajectory_ends_right(level: str, count: int):
             assert trajectory.prompt == request.text
 
 
-@pytest.mark.parametrize("level, count", [("default", 2000), ("free64", 200), ("free128", 200)])
+@pytest.mark.parametrize(
+    "level, count", [("default", 2000), ("free64", 200), ("free128", 200), ("hung", 200)]
+)
 def test_texts_keep_to_budget_and_vocabulary(level: str, count: int):
     budget, words = get_level(level).budget, set(vocabulary(level))
     for _, trajectory in _lessons(level, count, wrong=0.4, slip=0.3, detour=0.6):

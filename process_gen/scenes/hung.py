@@ -1,0 +1,217 @@
+"""What a text of a level without cells says of a place: the thing that another one hangs on.
+
+An `Anchor` is a relation and a thing that stands. `placement.hang` says where that puts
+a thing; here it is the other way round. Which words put a thing where it stands, and
+does a canvas show what a description says?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, relations_between
+from process_gen.scenes.language import Anchor, Change
+from process_gen.scenes.levels import Level
+from process_gen.scenes.placement import hang, nearest_free, plainly
+from process_gen.scenes.requests import Partners
+
+
+def looks(thing: Object) -> tuple[str, str]:
+    """What texts call a thing by."""
+    return thing.shape, thing.colour
+
+
+def alone(thing: Object, things: Sequence[Object]) -> bool:
+    """Whether no other one of some things looks like it."""
+    return sum(looks(thing) == looks(other) for other in things) <= 1
+
+
+def undo(changes: Sequence[Change], things: Mapping[int, Object]) -> dict[int, Object]:
+    """The canvas before some changes, from the one after them."""
+    canvas = dict(things)
+    for change in reversed(changes):
+        (number,) = change.numbers
+        if change.before is None:
+            canvas.pop(number)
+        else:
+            canvas[number] = change.before
+    return dict(sorted(canvas.items()))
+
+
+def anchored(
+    change: Change, canvas: Mapping[int, Object], partners: Partners, level: Level, strict: bool = True
+) -> Change | None:
+    """A change with the anchor that says it; None where no words do.
+
+    Args:
+      change: of one thing.
+      canvas: what stands before it, by number.
+      partners: what the prompt relates to what; its relations are said first.
+      strict: the words have to lead to the very cell, and to one thing alone; else
+        a relation that holds will do, and there are always words.
+    """
+    (number,) = change.numbers
+    others = [thing for n, thing in canvas.items() if n != number]
+    if change.kind == "remove":
+        return _removal(change, others, level) or (None if strict else change)
+    if strict and change.before is not None and not alone(change.before, [*others, change.before]):
+        return None
+    if change.kind in ("colour", "shape"):
+        return change
+    related = [(relation, canvas[n]) for relation, n in partners.get(number, ()) if n in canvas]
+    for anchor in _options(change.after, others, related):
+        if not strict or reaches(change.after, others, anchor, level):
+            return dataclasses.replace(change, anchor=anchor)
+    return None if strict else change
+
+
+def say_all(
+    changes: Sequence[Change], things: Mapping[int, Object], partners: Partners, level: Level
+) -> list[Change]:
+    """Changes with the anchors that say them one after the other, as exactly as words can.
+
+    Args:
+      things: the canvas after them, by number.
+    """
+    canvas, said = undo(changes, things), []
+    for change in changes:
+        exact = anchored(change, canvas, partners, level)
+        said.append(exact or anchored(change, canvas, partners, level, strict=False))
+        canvas = undo([_reverse(change)], canvas)
+    return said
+
+
+def _reverse(change: Change) -> Change:
+    return dataclasses.replace(change, before=change.after, after=change.before)
+
+
+def reaches(thing: Object, others: Sequence[Object], anchor: Anchor | None, level: Level) -> bool:
+    """Whether an anchor puts a thing where it stands."""
+    relation, target = anchor or (None, None)
+    there = hang(thing, others, level, relation, [target] if target else [])
+    return there is not None and there.cell == thing.cell
+
+
+def _options(thing: Object, others: Sequence[Object], related: Sequence[Anchor]) -> Iterator[Anchor | None]:
+    """What may be said of a thing's place: the prompt's words, nothing, other relations to the same things.
+
+    Only of what the prompt relates to nothing that stands, any relation to any thing.
+    """
+    related = [(relation, other) for relation, other in related if alone(other, others)]
+    yield from ((relation, other) for relation, other in related if plainly(relation, thing, other))
+    if not related:
+        yield None
+    targets = [other for _, other in related] or sorted(
+        (other for other in others if alone(other, others)),
+        key=lambda other: abs(other.x - thing.x) + abs(other.y - thing.y),
+    )
+    for other, relation in itertools.product(targets, OPPOSITE):
+        if plainly(relation, thing, other):
+            yield relation, other
+
+
+def _removal(change: Change, others: Sequence[Object], level: Level) -> Change | None:
+    """Of things that look alike, the one of its relation to another thing, or the last that found a place."""
+    thing = change.before
+    twins = [other for other in others if looks(other) == looks(thing)]
+    if not twins:
+        return change
+    targets = [other for other in others if alone(other, others) and looks(other) != looks(thing)]
+    for other, relation in itertools.product(targets, OPPOSITE):
+        shared = any(relation in relations_between(twin.box, other.box, level.margin) for twin in twins)
+        if plainly(relation, thing, other) and not shared:
+            return dataclasses.replace(change, anchor=(relation, other))
+    order = [cell for _, _, cell in nearest_free(level, (), None)]
+    last = all(order.index(twin.cell) < order.index(thing.cell) for twin in twins)
+    return change if last else None
+
+
+def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | None]:
+    """What a description says of the place of each thing, in its order: only what is listed before is named.
+
+    What the prompt relates to something that stands is said to hang on that, by the
+    prompt's relation or the one that holds instead; what it does not ask for, on the nearest thing.
+    """
+    asked = max([*partners, *(n for some in partners.values() for _, n in some)], default=-1)
+    found: list[Anchor | None] = []
+    for index, (number, thing) in enumerate(things.items()):
+        before = dict(itertools.islice(things.items(), index))
+        related = [(relation, before[n]) for relation, n in partners.get(number, ()) if n in before]
+        others = [other for _, other in related]
+        if not related and not 0 <= number <= asked and asked >= 0:
+            others = sorted(before.values(), key=lambda o: abs(o.x - thing.x) + abs(o.y - thing.y))
+        options = [*related, *((relation, other) for other in others for relation in OPPOSITE)]
+        plain = (
+            one for one in options if plainly(one[0], thing, one[1]) and alone(one[1], list(things.values()))
+        )
+        found.append(next(plain, None))
+    return found
+
+
+def described(things: Mapping[int, Object], partners: Partners) -> Scene:
+    """A scene as its description would be read: with `Scene.anchors`."""
+    listed = list(things.values())
+    said = [
+        anchor and (anchor[0], next(i for i, one in enumerate(listed) if one is anchor[1]))
+        for anchor in anchors(things, partners)
+    ]
+    return Scene(tuple(listed), tuple(said))
+
+
+def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
+    """Whether the words of a change, chosen for another canvas, do on this one what they are meant to."""
+    (number,) = change.numbers
+    others = [thing for n, thing in canvas.items() if n != number]
+    if change.before and sum(looks(thing) == looks(change.before) for thing in canvas.values()) != 1:
+        return False
+    if change.kind not in ("add", "move"):
+        return True
+    if change.anchor is None:
+        return reaches(change.after, others, None, level)
+    relation, meant = change.anchor
+    found = [other for other in others if looks(other) == looks(meant)]
+    return len(found) == 1 and reaches(change.after, others, (relation, found[0]), level)
+
+
+def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
+    """A canvas with each thing in the cell of what it stands for, where it stands as a description says.
+
+    Args:
+      drawn: what stands.
+      meant: what a description says, with its `anchors`. Its cells are only names then.
+
+    Returns:
+      The same canvas on levels with cells. Else a thing that is described, and has the relation
+      that is said of it, has the cell of what is described; all others are at cells of their
+      own, which `meant` does not use.
+    """
+    if not level.hung:
+        return drawn
+    seats: dict[int, Object] = {}
+    for number, wanted in enumerate(meant.objects):
+        free = (thing for thing in drawn.objects if not any(thing is one for one in seats.values()))
+        fitting = (thing for thing in free if looks(thing) == looks(wanted))
+        found = next((one for one in fitting if _as_said(one, number, drawn, meant, seats, level)), None)
+        if found is not None:
+            seats[number] = found
+    cells = {id(thing): meant.objects[number].cell for number, thing in seats.items()}
+    used = {thing.cell for thing in meant.objects}
+
+    def cell(thing: Object) -> str:
+        return cells.get(id(thing)) or (f"{thing.cell}'" if thing.cell in used else thing.cell)
+
+    return Scene(tuple(dataclasses.replace(thing, cell=cell(thing)) for thing in drawn.objects))
+
+
+def _as_said(
+    thing: Object, number: int, drawn: Scene, meant: Scene, seats: Mapping[int, Object], level: Level
+) -> bool:
+    """Whether a drawn thing has the relation that is said of the described thing `number`."""
+    if not meant.anchors or meant.anchors[number] is None:
+        return True
+    relation, target = meant.anchors[number]
+    alike = (one for one in drawn.objects if looks(one) == looks(meant.objects[target]))
+    base = seats.get(target) or next(alike, None)
+    return base is not None and relation in relations_between(thing.box, base.box, level.margin)
