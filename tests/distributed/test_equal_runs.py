@@ -39,9 +39,9 @@ def test_two_processes_go_on_where_one_was_and_judge_at_the_end(one):
     shutil.rmtree(other / "checkpoints" / str(STEPS))
     overrides = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.dcn.data": 2, "eval.final_per_group": 1, **HELD_OUT}
     held_out = json.loads((workdir / "held_out.json").read_text())
-    assert len(held_out) == 1
+    assert len(held_out) == 2  # at the start and at the end
     resumed = train(other, STEPS, 2, 2, overrides)
     assert resumed == pytest.approx(losses[STEPS // 2 :], rel=TOLERANCE)
     assert max(differences(workdir, other).values()) < TOLERANCE
-    assert json.loads((other / "held_out.json").read_text()) == pytest.approx(held_out, rel=TOLERANCE)
+    assert json.loads((other / "held_out.json").read_text())[-1] == pytest.approx(held_out[-1], rel=TOLERANCE)
     assert (other / "evaluation" / "results.json").is_file()
