@@ -231,9 +231,10 @@ def _full(config: ConfigDict) -> None:
 
 
 def _hung(config: ConfigDict) -> None:
-    """About fifteen minutes on two cores: each thing hangs on another, and only the canvas says where."""
+    """Each thing hangs on another, and only the canvas says where; no run of it has been scored yet."""
     config.layout.update(dict(image_size=(48, 48), prompt=52, before=64, after=20, copies=3))
     config.data.update(dict(level="hung", examples=10_000, wrong=0.15, misplan=0.15, slip=0.03, detour=0.1))
+    config.sampling.max_turns = 12  # six things, a correction of each
     config.optimizer.update(dict(ema=0.995, final_share=0.1))
     config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
     config.eval.update(dict(losses_every=0, final_per_group=20))

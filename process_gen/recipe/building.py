@@ -26,6 +26,7 @@ from process_gen.recipe.parts import World
 from process_gen.recipe.prompts import FilePrompts, generator, prompts_of
 from process_gen.recipe.scenes import Scenes
 from process_gen.reports.listing import NAME, SETTINGS, Listing
+from process_gen.scenes.levels import LEVELS
 from process_gen.services.options import Service
 
 SUBSETS = ("multi_turn", "conflict", "alignment")
@@ -82,6 +83,15 @@ def check(config: Any) -> None:
             raise RecipeError(f"config.{key} must be {allowed.text}, got {value!r}")
 
 
+def _check_level(name: str) -> None:
+    cells = [level for level, found in LEVELS.items() if not found.hung]
+    if name not in cells:
+        raise RecipeError(
+            f"config.scenes.level is {name!r}: the recipe's corrections name cells, so it must be one of "
+            f"{', '.join(cells)}"
+        )
+
+
 def make_world(config: Any, workdir: pathlib.Path) -> World:
     """Who makes the samples of a recipe.
 
@@ -89,6 +99,7 @@ def make_world(config: Any, workdir: pathlib.Path) -> World:
       RecipeError, ServiceError: it cannot be had as asked.
     """
     if config.world == "scenes":
+        _check_level(config.scenes.level)
         return Scenes(config.scenes.level, config.scenes.planted)
     try:  # here, so that scenes need no client
         from process_gen.recipe.service import Services

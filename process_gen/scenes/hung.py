@@ -183,19 +183,28 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
       meant: what a description says, with its `anchors`. Its cells are only names then.
 
     Returns:
-      The same canvas on levels with cells. Else a thing that is described, and has the relation
-      that is said of it, has the cell of what is described; all others are at cells of their
-      own, which `meant` does not use.
+      The same canvas on levels with cells. Else a thing has the cell of what is described if it looks
+      like that, or differs in shape or colour alone, and has the relation that is said of it. All
+      others are at cells of their own, which `meant` does not use.
     """
     if not level.hung:
         return drawn
     seats: dict[int, Object] = {}
-    for number, wanted in enumerate(meant.objects):
-        free = (thing for thing in drawn.objects if not any(thing is one for one in seats.values()))
-        fitting = (thing for thing in free if looks(thing) == looks(wanted))
-        found = next((one for one in fitting if _as_said(one, number, drawn, meant, seats, level)), None)
-        if found is not None:
-            seats[number] = found
+    # Of things that look alike, those of which more is said choose first.
+    anchored_first = sorted(range(len(meant.objects)), key=lambda n: not _has_anchor(meant, n))
+    for fits in (_alike, _nearly_alike, _alike):  # once more: some hang on what is nearly alike
+        for number in anchored_first:
+            wanted = meant.objects[number]
+            free = (one for one in drawn.objects if not any(one is taken for taken in seats.values()))
+            found = (
+                one
+                for one in free
+                if fits(one, wanted)
+                and _as_said(one, number, drawn, meant, seats, level)
+                and (fits is _alike or _has_anchor(meant, number) or one.cell == wanted.cell)
+            )
+            if number not in seats and (first := next(found, None)) is not None:
+                seats[number] = first
     cells = {id(thing): meant.objects[number].cell for number, thing in seats.items()}
     used = {thing.cell for thing in meant.objects}
 
@@ -205,11 +214,25 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
     return Scene(tuple(dataclasses.replace(thing, cell=cell(thing)) for thing in drawn.objects))
 
 
+def _alike(thing: Object, wanted: Object) -> bool:
+    return looks(thing) == looks(wanted)
+
+
+def _nearly_alike(thing: Object, wanted: Object) -> bool:
+    """Whether two things differ in shape or in colour, not both."""
+    return thing.clear and (thing.shape == wanted.shape) != (thing.colour == wanted.colour)
+
+
+def _has_anchor(meant: Scene, number: int) -> bool:
+    """Whether something is said of where a described thing stands."""
+    return bool(meant.anchors) and meant.anchors[number] is not None
+
+
 def _as_said(
     thing: Object, number: int, drawn: Scene, meant: Scene, seats: Mapping[int, Object], level: Level
 ) -> bool:
     """Whether a drawn thing has the relation that is said of the described thing `number`."""
-    if not meant.anchors or meant.anchors[number] is None:
+    if not _has_anchor(meant, number):
         return True
     relation, target = meant.anchors[number]
     alike = (one for one in drawn.objects if looks(one) == looks(meant.objects[target]))

@@ -175,7 +175,8 @@ def place_request(rng: Generator, level: Level, request: Request) -> list[Object
         groups = _place_clauses(rng, level, request, regions)
         if groups is not None:
             return [thing for index in request.naming_order() for thing in groups[index]]
-    raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
+    why = "finds no place, beginning in the middle," if level.hung else "has no room"
+    raise ValueError(f"level {level.name!r} {why} for {request.text!r}")
 
 
 def _place_clauses(

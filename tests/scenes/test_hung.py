@@ -215,12 +215,34 @@ def test_the_oracle_draws_every_prompt_and_finds_every_fault():
             assert (correction is not None) == (fault is not None)
 
 
+def test_the_oracle_corrects_a_wrong_colour_or_shape_and_draws_nothing_beside_it():
+    request = read_request("a red ring, a blue star left of the ring", "hung")
+    meant = read_description("red ring, blue star left of red ring", "hung")
+    for draft in ("green star b3", "blue circle b3"):
+        drawn = [*scene("red ring c3").objects, *scene(draft).objects]
+        _, correction = look(request, Scene(tuple(drawn)), meant)
+        assert judge(request, Scene(tuple(carry_out(correction, drawn)))).correct
+        assert len(carry_out(correction, drawn)) == 2
+
+
 def test_measures_of_the_process_count_the_teachers_inspections_as_exact():
+    errors, named = collections.Counter(), collections.Counter()
     for request, trajectory in lessons(100, 9, wrong=0.3, misplan=0.3, slip=0, detour=0):
         counts = count(SampledTrajectory(request.text, trajectory.turns, stopped="model"), request)
         faults = [fault for fault in trajectory.metadata["mistakes"] if fault is not None]
         assert (counts.caught, counts.missed, counts.false_alarms) == (len(faults), 0, 0)
         assert counts.fixed == len(faults) and counts.unread == 0
+        assert counts.wrong_after_refine == 0
+        errors, named = errors + counts.errors, named + counts.named
+    for kind in ("colour", "shape"):
+        assert named[kind] == errors[kind] >= 5
+
+
+def test_of_things_that_look_alike_the_one_hangs_of_which_it_is_said():
+    meant = read_description("red circle, red star, red circle left of red star", "hung")
+    drawn = scene("red circle b3", "red star c3", "red circle f6")
+    found = dict(zip((one.cell for one in drawn.objects), seat(drawn, meant, LEVEL).objects, strict=True))
+    assert found["b3"].cell == meant.objects[2].cell and found["f6"].cell == meant.objects[0].cell
 
 
 def test_a_canvas_shows_a_description_wherever_its_things_stand():
