@@ -49,7 +49,7 @@ def on_mesh(sizes):
 # tokens of a row. The model has no word about it: parameters carry logical axes, and one table maps them to the mesh.
 
 # %%
-states = {name: train(on_mesh(sizes), f"{folder}/{name}") for name, sizes in MESHES.items()}
+states = {name: train(on_mesh(sizes), f"{folder}/run_{name}") for name, sizes in MESHES.items()}
 
 # %% [markdown]
 # ## Equal

@@ -54,15 +54,15 @@ print("doubts", [f"{doubt:.2f}" for doubt in trajectory.doubts or ()])
 # mouth: does it correct what it is told is wrong?
 
 # %%
-objects = dataclasses.replace(trajectory.turns[0], after="the circle should be green")
-edited = dataclasses.replace(trajectory, turns=(objects, *trajectory.turns[1:]))
+accused = dataclasses.replace(trajectory.turns[0], after="the circle should be green")
+edited = dataclasses.replace(trajectory, turns=(accused, *trajectory.turns[1:]))
 told = sampler.continue_from(edited, turns=1, seed=1)
 display(strip(told))
 
 # %% [markdown]
 # ## Change an image
 #
-# The other way round: the words stay and the image is spoilt. All that was drawn in the first image is painted over; the inspection is the
+# The other way round: the words stay and the image is spoilt. All that was drawn in the first image is painted over; what follows is the
 # model's own.
 
 # %%
@@ -70,7 +70,7 @@ blank = np.broadcast_to(trajectory.turns[0].image[:1, :1], trajectory.turns[0].i
 spoilt = dataclasses.replace(trajectory.turns[0], image=blank, after="")
 seen = sampler.continue_from(dataclasses.replace(trajectory, turns=(spoilt,)), turns=1, seed=1)
 display(strip(seen))
-print("it says:", seen.turns[0].after or "nothing")
+print("it goes on with:", seen.turns[1].before if len(seen.turns) > 1 else "nothing")
 
 # %% [markdown]
 # ## Change who decides
