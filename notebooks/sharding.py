@@ -26,7 +26,7 @@ from process_gen.reports.table import table
 from process_gen.train import train
 from process_gen.training import amounts
 
-MESHES = {"data": dict(data=8), "fsdp": dict(fsdp=8), "all": dict(data=2, fsdp=2, tensor=2)}
+MESHES = {"data": dict(data=8), "fsdp": dict(fsdp=8), "both": dict(data=2, fsdp=4)}
 folder = tempfile.mkdtemp()
 print(f"{jax.device_count()} devices")
 
