@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from numpy.random import Generator
 
 from process_gen.recipe.parts import Skip
-from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.graph import Object, Scene, alike
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import Mistake, alike
+from process_gen.scenes.mistakes import Mistake
 from process_gen.scenes.oracle import find_mistakes, sound
 from process_gen.scenes.placement import find_place
 from process_gen.scenes.requests import Request

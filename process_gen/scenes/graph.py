@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,16 @@ def make_object(level: Level, shape: str, colour: str, cell: str, size: int | No
         raise ValueError(f"no cell {cell!r}: cells go from {level.cells[0]} to {level.cells[-1]}")
     x, y = level.centres[level.cell_index[cell]]
     return Object(shape, colour, cell, x, y, size or level.sizes[len(level.sizes) // 2][1])
+
+
+def alike(one: Object, other: Object) -> bool:
+    """Whether two things have the same shape and colour."""
+    return one.shape == other.shape and one.colour == other.colour
+
+
+def distance(one: Object, other: Object) -> int:
+    """Pixels from one thing to another, along the sides of the canvas."""
+    return abs(one.x - other.x) + abs(one.y - other.y)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,3 +167,8 @@ def relations_between(subject: Box, target: Box, margin: float = 0.1) -> tuple[s
     """Which of the four relations hold: none, one or two, in the order of `OPPOSITE`."""
     dx, dy = offsets(subject, target, margin)
     return tuple(itertools.compress(OPPOSITE, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)))
+
+
+def keeps(thing: Object, related: Iterable[tuple[str, Object]], margin: float) -> bool:
+    """Whether a thing has all of some relations, each to a thing; `margin` as in `offsets`."""
+    return all(relation in relations_between(thing.box, other.box, margin) for relation, other in related)

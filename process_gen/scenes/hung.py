@@ -11,21 +11,16 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from process_gen.scenes.graph import OPPOSITE, Object, Scene, relations_between
-from process_gen.scenes.language import Anchor, Change
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, distance, keeps
+from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level
 from process_gen.scenes.placement import hang, nearest_free, plainly
-from process_gen.scenes.requests import Partners
-
-
-def looks(thing: Object) -> tuple[str, str]:
-    """What texts call a thing by."""
-    return thing.shape, thing.colour
+from process_gen.scenes.requests import Partners, related
 
 
 def alone(thing: Object, things: Sequence[Object]) -> bool:
     """Whether no other one of some things looks like it."""
-    return sum(looks(thing) == looks(other) for other in things) <= 1
+    return sum(alike(thing, other) for other in things) <= 1
 
 
 def undo(changes: Sequence[Change], things: Mapping[int, Object]) -> dict[int, Object]:
@@ -60,8 +55,7 @@ def anchored(
         return None
     if change.kind in ("colour", "shape"):
         return change
-    related = [(relation, canvas[n]) for relation, n in partners.get(number, ()) if n in canvas]
-    for anchor in _options(change.after, others, related):
+    for anchor in _options(change.after, others, related(number, canvas, partners)):
         if not strict or reaches(change.after, others, anchor, level):
             return dataclasses.replace(change, anchor=anchor)
     return None if strict else change
@@ -79,12 +73,8 @@ def say_all(
     for change in changes:
         exact = anchored(change, canvas, partners, level)
         said.append(exact or anchored(change, canvas, partners, level, strict=False))
-        canvas = undo([_reverse(change)], canvas)
+        apply(change, canvas)
     return said
-
-
-def _reverse(change: Change) -> Change:
-    return dataclasses.replace(change, before=change.after, after=change.before)
 
 
 def reaches(thing: Object, others: Sequence[Object], anchor: Anchor | None, level: Level) -> bool:
@@ -94,18 +84,17 @@ def reaches(thing: Object, others: Sequence[Object], anchor: Anchor | None, leve
     return there is not None and there.cell == thing.cell
 
 
-def _options(thing: Object, others: Sequence[Object], related: Sequence[Anchor]) -> Iterator[Anchor | None]:
+def _options(thing: Object, others: Sequence[Object], asked: Sequence[Anchor]) -> Iterator[Anchor | None]:
     """What may be said of a thing's place: the prompt's words, nothing, other relations to the same things.
 
     Only of what the prompt relates to nothing that stands, any relation to any thing.
     """
-    related = [(relation, other) for relation, other in related if alone(other, others)]
-    yield from ((relation, other) for relation, other in related if plainly(relation, thing, other))
-    if not related:
+    asked = [(relation, other) for relation, other in asked if alone(other, others)]
+    yield from ((relation, other) for relation, other in asked if plainly(relation, thing, other))
+    if not asked:
         yield None
-    targets = [other for _, other in related] or sorted(
-        (other for other in others if alone(other, others)),
-        key=lambda other: abs(other.x - thing.x) + abs(other.y - thing.y),
+    targets = [other for _, other in asked] or sorted(
+        (other for other in others if alone(other, others)), key=lambda other: distance(other, thing)
     )
     for other, relation in itertools.product(targets, OPPOSITE):
         if plainly(relation, thing, other):
@@ -115,12 +104,12 @@ def _options(thing: Object, others: Sequence[Object], related: Sequence[Anchor])
 def _removal(change: Change, others: Sequence[Object], level: Level) -> Change | None:
     """Of things that look alike, the one of its relation to another thing, or the last that found a place."""
     thing = change.before
-    twins = [other for other in others if looks(other) == looks(thing)]
+    twins = [other for other in others if alike(other, thing)]
     if not twins:
         return change
-    targets = [other for other in others if alone(other, others) and looks(other) != looks(thing)]
+    targets = [other for other in others if alone(other, others) and not alike(other, thing)]
     for other, relation in itertools.product(targets, OPPOSITE):
-        shared = any(relation in relations_between(twin.box, other.box, level.margin) for twin in twins)
+        shared = any(keeps(twin, [(relation, other)], level.margin) for twin in twins)
         if plainly(relation, thing, other) and not shared:
             return dataclasses.replace(change, anchor=(relation, other))
     order = [cell for _, _, cell in nearest_free(level, (), None)]
@@ -138,11 +127,11 @@ def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | N
     found: list[Anchor | None] = []
     for index, (number, thing) in enumerate(things.items()):
         before = dict(itertools.islice(things.items(), index))
-        related = [(relation, before[n]) for relation, n in partners.get(number, ()) if n in before]
-        others = [other for _, other in related]
-        if not related and not 0 <= number <= asked and asked >= 0:
-            others = sorted(before.values(), key=lambda o: abs(o.x - thing.x) + abs(o.y - thing.y))
-        options = [*related, *((relation, other) for other in others for relation in OPPOSITE)]
+        said = related(number, before, partners)
+        others = [other for _, other in said]
+        if not said and not 0 <= number <= asked and asked >= 0:
+            others = sorted(before.values(), key=lambda other: distance(other, thing))
+        options = [*said, *((relation, other) for other in others for relation in OPPOSITE)]
         plain = (
             one for one in options if plainly(one[0], thing, one[1]) and alone(one[1], list(things.values()))
         )
@@ -164,14 +153,14 @@ def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
     """Whether the words of a change, chosen for another canvas, do on this one what they are meant to."""
     (number,) = change.numbers
     others = [thing for n, thing in canvas.items() if n != number]
-    if change.before and sum(looks(thing) == looks(change.before) for thing in canvas.values()) != 1:
+    if change.before and sum(alike(thing, change.before) for thing in canvas.values()) != 1:
         return False
     if change.kind not in ("add", "move"):
         return True
     if change.anchor is None:
         return reaches(change.after, others, None, level)
     relation, meant = change.anchor
-    found = [other for other in others if looks(other) == looks(meant)]
+    found = [other for other in others if alike(other, meant)]
     return len(found) == 1 and reaches(change.after, others, (relation, found[0]), level)
 
 
@@ -191,19 +180,12 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
         return drawn
     seats: dict[int, Object] = {}
     # Of things that look alike, those of which more is said choose first.
-    anchored_first = sorted(range(len(meant.objects)), key=lambda n: not _has_anchor(meant, n))
-    for fits in (_alike, _nearly_alike, _alike):  # once more: some hang on what is nearly alike
-        for number in anchored_first:
-            wanted = meant.objects[number]
+    numbers = sorted(range(len(meant.objects)), key=lambda n: not _anchor(meant, n))
+    for nearly in (False, True, False):  # once more: some hang on what is nearly alike
+        for number in (n for n in numbers if n not in seats):
             free = (one for one in drawn.objects if not any(one is taken for taken in seats.values()))
-            found = (
-                one
-                for one in free
-                if fits(one, wanted)
-                and _as_said(one, number, drawn, meant, seats, level)
-                and (fits is _alike or _has_anchor(meant, number) or one.cell == wanted.cell)
-            )
-            if number not in seats and (first := next(found, None)) is not None:
+            stands = (one for one in free if _stands_for(one, number, nearly, drawn, meant, seats, level))
+            if (first := next(stands, None)) is not None:
                 seats[number] = first
     cells = {id(thing): meant.objects[number].cell for number, thing in seats.items()}
     used = {thing.cell for thing in meant.objects}
@@ -214,27 +196,34 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
     return Scene(tuple(dataclasses.replace(thing, cell=cell(thing)) for thing in drawn.objects))
 
 
-def _alike(thing: Object, wanted: Object) -> bool:
-    return looks(thing) == looks(wanted)
+def _anchor(meant: Scene, number: int) -> tuple[str, int] | None:
+    """What is said of where a described thing stands."""
+    return meant.anchors[number] if meant.anchors else None
 
 
-def _nearly_alike(thing: Object, wanted: Object) -> bool:
-    """Whether two things differ in shape or in colour, not both."""
-    return thing.clear and (thing.shape == wanted.shape) != (thing.colour == wanted.colour)
-
-
-def _has_anchor(meant: Scene, number: int) -> bool:
-    """Whether something is said of where a described thing stands."""
-    return bool(meant.anchors) and meant.anchors[number] is not None
-
-
-def _as_said(
-    thing: Object, number: int, drawn: Scene, meant: Scene, seats: Mapping[int, Object], level: Level
+def _stands_for(
+    thing: Object,
+    number: int,
+    nearly: bool,
+    drawn: Scene,
+    meant: Scene,
+    seats: Mapping[int, Object],
+    level: Level,
 ) -> bool:
-    """Whether a drawn thing has the relation that is said of the described thing `number`."""
-    if not _has_anchor(meant, number):
-        return True
-    relation, target = meant.anchors[number]
-    alike = (one for one in drawn.objects if looks(one) == looks(meant.objects[target]))
-    base = seats.get(target) or next(alike, None)
-    return base is not None and relation in relations_between(thing.box, base.box, level.margin)
+    """Whether a drawn thing looks like the described thing `number` and stands as is said of it.
+
+    Args:
+      nearly: differing in shape or in colour, not both; then at the same cell where nothing is said.
+      seats: the drawn things that stand for some of those described.
+    """
+    wanted, anchor = meant.objects[number], _anchor(meant, number)
+    if nearly:
+        looks = thing.clear and (thing.shape == wanted.shape) != (thing.colour == wanted.colour)
+    else:
+        looks = alike(thing, wanted)
+    if anchor is None or not looks:
+        return looks and (not nearly or thing.cell == wanted.cell)
+    relation, target = anchor
+    twins = (one for one in drawn.objects if alike(one, meant.objects[target]))
+    base = seats.get(target) or next(twins, None)
+    return base is not None and keeps(thing, [(relation, base)], level.margin)

@@ -11,14 +11,13 @@ import dataclasses
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import OPPOSITE, Object, Scene, relations_between
-from process_gen.scenes.hung import alone, anchored, looks
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, keeps
+from process_gen.scenes.hung import alone, anchored
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import Anchor
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import MISTAKES, STRAY, Mistake, State, alike
+from process_gen.scenes.mistakes import MISTAKES, STRAY, Mistake, State
 from process_gen.scenes.placement import hang
-from process_gen.scenes.requests import Partners, Request
+from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.words import pick
 
 MISPLANS = ("place", "place", "place", "place", "colour", "colour", "shape", "count", "extra", "extra")
@@ -39,7 +38,7 @@ def plant(
     place = dict(zip(("x", "y"), level.centres[level.cell_index[cell := pick(rng, free)]], strict=True))
     if kind == "place":
         wrong, right, hit = dataclasses.replace(thing, cell=cell, **place), thing, number
-        if not _contradicts(wrong, _related(state, number, partners), level):
+        if keeps(wrong, related(number, state, partners), level.margin):
             return None
     else:
         wrong, right, hit = _stray(rng, thing, list(state.values()), level, kind), None, STRAY
@@ -59,19 +58,19 @@ def divert(
     thing, others = state[number], [other for n, other in state.items() if n != number]
     if kind in ("colour", "shape"):
         return _repainted(rng, state, number, level, kind, partners)
-    related = _related(state, number, partners)
     if kind == "place":
-        if not related:
+        asked = related(number, state, partners)
+        if not asked:
             return None
-        target = related[0][1]
-        relation = pick(rng, [relation for relation in OPPOSITE if relation != related[0][0]])
+        said, target = asked[0]
+        relation = pick(rng, [relation for relation in OPPOSITE if relation != said])
         wrong = hang(thing, others, level, relation, [target])
-        if wrong is None or not _contradicts(wrong, related, level):
+        if wrong is None or keeps(wrong, asked, level.margin):
             return None
         return settled(Mistake(kind, number, wrong, thing), state, partners, level)
     everything = list(state.values())
     stray = _stray(rng, thing, everything, level, kind)
-    targets = [one for one in everything if alone(one, everything) and looks(one) != looks(stray)]
+    targets = [one for one in everything if alone(one, everything) and not alike(one, stray)]
     relation, some = None, []
     if partners and targets:
         relation, some = pick(rng, tuple(OPPOSITE)), [pick(rng, targets)]
@@ -112,13 +111,3 @@ def _stray(rng: Generator, thing: Object, things: list[Object], level: Level, ki
         if not any(alike(thing, other) for other in things):
             break
     return thing
-
-
-def _related(state: State, number: int, partners: Partners) -> list[Anchor]:
-    return [(relation, state[n]) for relation, n in partners.get(number, ()) if n in state]
-
-
-def _contradicts(wrong: Object, related: list[Anchor], level: Level) -> bool:
-    return any(
-        relation not in relations_between(wrong.box, other.box, level.margin) for relation, other in related
-    )

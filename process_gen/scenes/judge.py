@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from process_gen.scenes.graph import Object, Scene, relations_between
+from process_gen.scenes.graph import Object, Scene, keeps, relations_between
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.parse import parse
-from process_gen.scenes.requests import Clause, Request
+from process_gen.scenes.requests import Clause, Request, related
 from process_gen.scenes.words import noun_phrase
 
 _MAX_ASSIGNMENTS = 5000
@@ -117,12 +117,8 @@ def find_numbers(request: Request, scene: Scene) -> dict[int, Object] | None:
         for owner, number in free.items():
             clause = request.clauses[owner]
             fits = thing.shape == clause.shape and clause.colour in (None, thing.colour)
-            related = all(
-                relation in relations_between(thing.box, placed[other].box, margin)
-                for relation, other in partners.get(number, ())
-                if other in placed
-            )
-            if fits and related and (found := find(rest, {**placed, number: thing})) is not None:
+            kept = keeps(thing, related(number, placed, partners), margin)
+            if fits and kept and (found := find(rest, {**placed, number: thing})) is not None:
                 return found
         return None
 

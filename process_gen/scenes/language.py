@@ -17,6 +17,7 @@ from process_gen.scenes import hung_phrases
 from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
 from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.placement import at_place
 from process_gen.scenes.words import count_tokens, listed, pick
 
 Anchor = tuple[str, Object]
@@ -44,6 +45,17 @@ class Change:
     after: Object | None
     other: Object | None = None
     anchor: Anchor | None = None
+
+
+def apply(change: Change, state: dict[int, Object]) -> None:
+    """Carries a change out on a canvas, in place."""
+    number, *others = change.numbers
+    if change.kind == "remove":
+        del state[number]
+    else:
+        state[number] = change.after
+    for other in others:  # of a swap
+        state[other] = at_place(change.other, change.before)
 
 
 CHANGES: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.graph import Object, Scene, alike
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
 from process_gen.scenes.levels import NUMBERS, Level, get_level
@@ -128,10 +128,6 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
     if mistake is None or mistake.wrong is None:
         return None
     return None if may_become(request, Scene(tuple(mistake.apply(state).values()))) else mistake
-
-
-def alike(one: Object, other: Object) -> bool:
-    return one.shape == other.shape and one.colour == other.colour
 
 
 def name_fault(mistake: Mistake, state: State, rng: Generator, level: str | Level = "default") -> str:

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.random import Generator
 
 from process_gen.scenes import hung, language
-from process_gen.scenes.graph import UNCLEAR, Object, Scene, relations_between
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, keeps
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import Change
+from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
 from process_gen.scenes.placement import candidates, fits, nearest_free, place_sorted, plainly
-from process_gen.scenes.requests import Request
-from process_gen.scenes.schedule import MAX_STEPS, apply
+from process_gen.scenes.requests import Request, related
+from process_gen.scenes.schedule import MAX_STEPS
 from process_gen.scenes.teacher import in_few_words, say_plan
 from process_gen.trajectory.markup import Plan
 
@@ -248,12 +248,8 @@ def _assignments(
                 free[owner] = number
         for owner, number in free.items():
             clause = request.clauses[owner]
-            related = all(
-                relation in relations_between(thing.box, placed[other].box, margin)
-                for relation, other in partners.get(number, ())
-                if other in placed
-            )
-            if thing.shape == clause.shape and clause.colour in (None, thing.colour) and related:
+            kept = keeps(thing, related(number, placed, partners), margin)
+            if thing.shape == clause.shape and clause.colour in (None, thing.colour) and kept:
                 yield from go(index + 1, {**placed, number: thing})
         yield from go(index + 1, placed)
 
@@ -278,7 +274,7 @@ def _complete(
         alike += [one for one in dropped if one.clear and thing.colour == one.colour]
         taken = list(placed.values())
         if level.hung:
-            near = next((placed[n] for _, n in partners.get(number, ()) if n in placed), None)
+            near = next((other for _, other in related(number, placed, partners)), None)
             others = nearest_free(level, taken, near)
         else:
             free = candidates(rng, level, thing.size, taken)
@@ -296,8 +292,8 @@ def _complete(
         for thing in places(number, placed):
             if next(tries) > _MOST:
                 return None
-            related = all(plainly(r, thing, placed[n]) for r, n in partners.get(number, ()) if n in placed)
-            if related and fits(thing, list(placed.values()), level):
+            plain = all(plainly(r, thing, other) for r, other in related(number, placed, partners))
+            if plain and fits(thing, list(placed.values()), level):
                 if (found := go(index + 1, {**placed, number: thing})) is not None:
                     return found
         return None

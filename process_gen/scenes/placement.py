@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from process_gen.scenes.graph import Box, Object
 from process_gen.scenes.levels import Level
-from process_gen.scenes.requests import Partners, Request
+from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.words import pick
 
 PLAIN, FAINT = 0.6, 0.4
@@ -56,16 +56,14 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
     return True
 
 
-def nearest_free(
-    level: Level, taken: Sequence[Object], near: Object | None
-) -> Iterator[tuple[int, int, str]]:
-    """Yields (x, y, cell) of free cells, nearest to a thing first, or to a middle cell; ties row by row."""
+def nearest_free(level: Level, taken: Sequence[Object], near: Object | None) -> list[tuple[int, int, str]]:
+    """(x, y, cell) of free cells, nearest to a thing first, or to a middle cell; ties row by row."""
     used = {thing.cell for thing in taken}
     middle = level.centres[(level.grid - 1) // 2 * (level.grid + 1)]
     x0, y0 = (near.x, near.y) if near else middle
     places = zip(level.centres, level.cells, strict=True)
     free = [(x, y, cell) for (x, y), cell in places if cell not in used]
-    yield from sorted(free, key=lambda place: (place[0] - x0) ** 2 + (place[1] - y0) ** 2)
+    return sorted(free, key=lambda place: (place[0] - x0) ** 2 + (place[1] - y0) ** 2)
 
 
 def hang(
@@ -218,11 +216,11 @@ def place_rest(
         for number in missing:
             clause = request.clauses[owners[number]]
             looks = (clause.shape, clause.colour or pick(rng, level.colours), pick(rng, level.sizes)[1])
-            related = [(r, placed[n]) for r, n in partners.get(number, ()) if n in placed]
-            relation, target = related[0] if related else (None, None)
-            taken, targets = list(placed.values()), [target] if related else []
+            anchors = related(number, placed, partners)
+            relation, target = anchors[0] if anchors else (None, None)
+            taken, targets = list(placed.values()), [target] if anchors else []
             thing = find_place(rng, level, looks, taken, relation, targets)
-            if thing is None or not all(plainly(r, thing, other) for r, other in related):
+            if thing is None or not all(plainly(r, thing, other) for r, other in anchors):
                 break
             placed[number] = thing
         else:

@@ -6,10 +6,10 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from process_gen.scenes.graph import OPPOSITE
+from process_gen.scenes.graph import OPPOSITE, Object
 from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
 from process_gen.scenes.words import noun_phrase
 
@@ -24,6 +24,11 @@ def categories(level: str | Level) -> tuple[str, ...]:
 
 Partners = dict[int, list[tuple[str, int]]]
 """By number of a thing: the relations that a prompt asks for, and the number of the other thing."""
+
+
+def related(number: int, things: Mapping[int, Object], partners: Partners) -> list[tuple[str, Object]]:
+    """What a prompt relates the thing `number` to of some `things`, with its relations."""
+    return [(relation, things[n]) for relation, n in partners.get(number, ()) if n in things]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ import dataclasses
 from numpy.random import Generator
 
 from process_gen.scenes import hung, hung_mistakes
-from process_gen.scenes.graph import Object
-from process_gen.scenes.language import Change
+from process_gen.scenes.graph import Object, alike
+from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import Mistake, alike, plant
+from process_gen.scenes.mistakes import Mistake, plant
 from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
@@ -18,17 +18,6 @@ from process_gen.scenes.words import pick
 MAX_STEPS = 6
 ORDERED = 0.9
 """How often things are drawn in the order in which the prompt names them."""
-
-
-def apply(change: Change, state: dict[int, Object]) -> None:
-    """Carries a change out on a canvas, in place."""
-    number, *others = change.numbers
-    if change.kind == "remove":
-        del state[number]
-    else:
-        state[number] = change.after
-    for other in others:  # of a swap
-        state[other] = at_place(change.other, change.before)
 
 
 def misled(changes: list[Change], mistake: Mistake) -> list[Change]:

@@ -23,16 +23,16 @@ from typing import Any, Literal
 from numpy.random import Generator
 
 from process_gen.scenes import hung, hung_mistakes, language
-from process_gen.scenes.graph import Object, Scene
+from process_gen.scenes.graph import Object, Scene, alike, distance
 from process_gen.scenes.judge import find_numbers, may_become
-from process_gen.scenes.language import Anchor, Change
+from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import Mistake, alike, misplan, name_fault, plant, say_repair
+from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Partners, Request, categories
-from process_gen.scenes.schedule import apply, misled, schedule
+from process_gen.scenes.requests import Partners, Request, categories, related
+from process_gen.scenes.schedule import misled, schedule
 from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens, pick
 from process_gen.trajectory.markup import write_plan
@@ -288,16 +288,10 @@ def _anchored(
         return change
     here = change.after
     later = {n for other in changes[changes.index(change) :] for n in other.numbers}
-    related = [
-        (relation, things[n])
-        for relation, n in partners.get(change.numbers[0], ())
-        if n in things and n not in later and plainly(relation, here, things[n])
-    ]
-
-    def distance(anchor: tuple[str, Object]) -> float:
-        return abs(anchor[1].x - here.x) + abs(anchor[1].y - here.y)
-
-    return dataclasses.replace(change, anchor=min(related, key=distance, default=None))
+    stand = {n: thing for n, thing in things.items() if n not in later}
+    plain = (one for one in related(change.numbers[0], stand, partners) if plainly(one[0], here, one[1]))
+    nearest = min(plain, key=lambda anchor: distance(anchor[1], here), default=None)
+    return dataclasses.replace(change, anchor=nearest)
 
 
 def texts(trajectory: Trajectory) -> list[str]:

@@ -25,7 +25,7 @@ from process_gen.scenes import (
     texts,
 )
 from process_gen.scenes.graph import Object, Scene, make_object
-from process_gen.scenes.hung import looks, seat
+from process_gen.scenes.hung import seat
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.oracle import look, plan_next
@@ -67,11 +67,11 @@ def carry_out(text: str, things: list[Object]) -> list[Object]:
         if start < ends:
             continue  # a part of what is carried out already
         ends = end
-        mine = [one for one in things if looks(one) == (shape, colour)]
+        mine = [one for one in things if (one.shape, one.colour) == (shape, colour)]
         if kind in ("shape", "colour"):
             things = [dataclasses.replace(one, **{kind: rest[0]}) if one in mine else one for one in things]
             continue
-        target = [one for one in things if looks(one) == (rest[2], rest[1])]
+        target = [one for one in things if (one.shape, one.colour) == (rest[2], rest[1])]
         if kind == "remove":
             order = [cell for _, _, cell in nearest_free(LEVEL, [], None)]
             side = [one for one in mine if target and hung_on(one, things, rest[0], target[0])]
