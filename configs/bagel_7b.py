@@ -149,7 +149,7 @@ def _base() -> ConfigDict:
             unroll="layers",  # or scan: the loop over turns outside, that over layers inside
             max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
             # A share of the images in context that the model has drawn itself: configs/README.md.
-            own=dict(share=0.0, every=8, keep=4096),
+            own=dict(share=0.0, every=8, keep=512),
             offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
             log_every=10,
             checkpoint_every=500,

@@ -62,14 +62,15 @@ display(strip(told))
 # %% [markdown]
 # ## Change an image
 #
-# The other way round: the words stay and the image is spoilt. All that was drawn in the first image is painted over; what follows is the
-# model's own.
+# The other way round: the words stay and the image is spoilt. All that was drawn in the first image is painted over; the inspection and
+# what follows are the model's own.
 
 # %%
 blank = np.broadcast_to(trajectory.turns[0].image[:1, :1], trajectory.turns[0].image.shape)
-spoilt = dataclasses.replace(trajectory.turns[0], image=blank, after="")
+spoilt = dataclasses.replace(trajectory.turns[0], image=blank, after=None)
 seen = sampler.continue_from(dataclasses.replace(trajectory, turns=(spoilt,)), turns=1, seed=1)
 display(strip(seen))
+print("it says:", seen.turns[0].after)
 print("it goes on with:", seen.turns[1].before if len(seen.turns) > 1 else "nothing")
 
 # %% [markdown]

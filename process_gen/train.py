@@ -61,7 +61,7 @@ from process_gen.sampling.prompts import check_prompts
 from process_gen.training import loading, nonfinite
 from process_gen.training.goodput import Goodput
 from process_gen.training.nonfinite import NonFiniteLoss
-from process_gen.training.own import own_states
+from process_gen.training.own import OwnStates
 from process_gen.training.profiling import Profiler
 from process_gen.training.program import TrainProgram
 from process_gen.training.resume import check_same_run
@@ -170,7 +170,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         profiler = Profiler(workdir, c.profile, c.log_every)
         watch = nonfinite.Watch(folder, c.max_nonfinite)
         validation = held_out and Validation(held_out, programs, mesh, config.eval.loss_batches, c.batch_size)
-        own = own_states(config, programs, mesh, rows)
+        own = OwnStates(config, programs, mesh, rows) if c.own.share else None
         hosts.barrier("the first step")
 
         # --------------------------------------------------------------- loop
@@ -190,7 +190,9 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 steps[size] = programs[size].compiled()
         elif first == 0:
             logging.info("compiling the train step")
-        if validation:  # now as well: where the curve begins, and whether it fits
+        if own and first < c.steps:
+            own.compile()
+        if validation and first < c.steps:  # now as well: where the curve begins, and whether it fits
             run.writer.write_scalars(first, validation.scalars(state))
         for step in range(first + 1, c.steps + 1):
             profiler.before(step - first)
@@ -201,7 +203,12 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 ledger.idle(waited)  # else the devices were busy meanwhile
             gap: dict[str, float] = {}
             if own:
-                host_batch, gap = own.fed(step, state, host_batch)
+                if own.due(host_batch):
+                    jax.block_until_ready(state)  # the step before is no drawing
+                    with ledger.spending("drawing"), run.meter.left_out():
+                        own.draw(step, state, host_batch)
+                        gap = own.measure(step, state, host_batch)
+                host_batch = own.fed(step, host_batch)
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
             state, metrics = steps[host_batch["image"].shape[-3:-1]](state, batch)
             settle()

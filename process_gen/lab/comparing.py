@@ -181,7 +181,9 @@ def _trained(
     batches, pending, own = setting.batches(seed), None, setting.own_states(seed)
     for step, host in enumerate(itertools.islice(batches, steps), 1):
         if own:
-            host, _ = own.fed(step, state, host)
+            if own.due(host):
+                own.draw(step, state, host)
+            host = own.fed(step, host)
         program, batch = setting.placed(host)
         state, metrics = program.step(state, batch)
         if pending:  # metrics are read one step late

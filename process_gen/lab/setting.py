@@ -24,7 +24,7 @@ from process_gen.distributed.mesh import MeshConfig, make_mesh
 from process_gen.experiment import builders, vocabulary
 from process_gen.models.unified import UnifiedModel
 from process_gen.training import loading
-from process_gen.training.own import OwnStates, own_states
+from process_gen.training.own import OwnStates, drawings_of
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import Batch
@@ -96,7 +96,13 @@ class Setting:
 
     def own_states(self, seed: int) -> OwnStates | None:
         """What shows images of the model's own in its batches, where the config says so."""
-        return own_states(self._seeded(seed), self.programs, self.mesh, self._rows)
+        if not self.config.train.own.share:
+            return None
+        return OwnStates(self._seeded(seed), self.programs, self.mesh, self._rows, self._drawings)
+
+    @functools.cached_property
+    def _drawings(self) -> dict[Size, Any]:
+        return drawings_of(self.config, self.programs, self.mesh)
 
     @property
     def _rows(self) -> tuple[int, ...]:

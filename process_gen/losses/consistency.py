@@ -205,6 +205,8 @@ def _marked(batch: Batch, field: str, tokens: int) -> jax.Array:
 
 def _encoded(see: Callable[[jax.Array], jax.Array], name: str, pixels: jax.Array) -> jax.Array:
     """What an encoder sees of images [B, S, ..., H, W, 3]: [B, S, ..., P, D]."""
+    if not callable(see):
+        raise LossError(f"the network {name!r} is no encoder of images; register_network adds one")
     leading, flat = pixels.shape[:-3], pixels.reshape(-1, *pixels.shape[-3:])
     features = see(flat)
     if jnp.ndim(features) < 2 or features.shape[0] != flat.shape[0]:
@@ -212,7 +214,7 @@ def _encoded(see: Callable[[jax.Array], jax.Array], name: str, pixels: jax.Array
             f"the network {name!r} made {list(jnp.shape(features))} of images {list(flat.shape)}: an encoder "
             "returns [N, ..., D], with what it sees of an image in the last axis"
         )
-    return features.reshape(*leading, -1, features.shape[-1])
+    return features.reshape(*leading, -1, features.shape[-1]).astype(jnp.float32)
 
 
 def _agreement(a: jax.Array, b: jax.Array) -> jax.Array:

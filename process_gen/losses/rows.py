@@ -22,8 +22,6 @@ class Row(NamedTuple):
     Attributes:
       name, loss, stage, weight, pool: see `table`.
       options: the fields that its loss alone has.
-      networks: the frozen networks that it reads: those of its loss, and the one that its option `network`
-        names, where the loss has such an option.
     """
 
     name: str
@@ -32,7 +30,6 @@ class Row(NamedTuple):
     weight: Weight
     pool: str
     options: dict[str, Any]
-    networks: tuple[str, ...]
 
 
 def checked(row: Row, term: Any, slots: tuple[int, ...]) -> Term:
@@ -90,8 +87,7 @@ def row_of(name: str, fields: Mapping[str, Any]) -> Row:
         raise ValueError(
             f"{where}.stage is {stage!r}, the loss {fields['loss']!r} is for {', '.join(loss.stages)}"
         )
-    networks = loss.networks_of(options)
-    for network in networks:
+    for network in loss.networks_of(options):
         check_network(network)
     weight = weight_of(f"{where}.weight", fields["weight"])
-    return Row(name, fields["loss"], stage, weight, fields.get("pool", ""), options, networks)
+    return Row(name, fields["loss"], stage, weight, fields.get("pool", ""), options)

@@ -86,7 +86,8 @@ class LossTable:
     @property
     def networks(self) -> tuple[str, ...]:
         """The frozen networks that the losses read."""
-        return tuple(sorted({name for row in self.rows for name in row.networks}))
+        read = (get_loss(row.loss).networks_of(row.options) for row in self.rows)
+        return tuple(sorted({name for names in read for name in names}))
 
     def total(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0.

@@ -45,6 +45,7 @@ RANGES: dict[str, ranges.Range] = {
     "seed": ranges.SEED,
     "world": ranges.one_of("scenes", "services"),
     "most_turns": ranges.COUNT,
+    "scenes.level": ranges.one_of(*(name for name, level in LEVELS.items() if not level.hung)),
     "scenes.planted": ranges.Range(
         "above 0 and at most 1", lambda value: ranges.SHARE.holds(value) and value > 0
     ),
@@ -83,15 +84,6 @@ def check(config: Any) -> None:
             raise RecipeError(f"config.{key} must be {allowed.text}, got {value!r}")
 
 
-def _check_level(name: str) -> None:
-    cells = [level for level, found in LEVELS.items() if not found.hung]
-    if name not in cells:
-        raise RecipeError(
-            f"config.scenes.level is {name!r}: the recipe's corrections name cells, so it must be one of "
-            f"{', '.join(cells)}"
-        )
-
-
 def make_world(config: Any, workdir: pathlib.Path) -> World:
     """Who makes the samples of a recipe.
 
@@ -99,7 +91,6 @@ def make_world(config: Any, workdir: pathlib.Path) -> World:
       RecipeError, ServiceError: it cannot be had as asked.
     """
     if config.world == "scenes":
-        _check_level(config.scenes.level)
         return Scenes(config.scenes.level, config.scenes.planted)
     try:  # here, so that scenes need no client
         from process_gen.recipe.service import Services

@@ -10,6 +10,7 @@ from there when the run is started again:
     data        devices idle, because the batch was not there yet
     save        training held up by a checkpoint
     evaluation  pictures on the way, and the benchmark at the end
+    drawing     images of the model's own for its context (`train.own`), and the losses under both contexts
     steps       the rest of the training loop
     lost        steps that a restart had to do again
     down        from the last entry before an end that was not planned to the next start
@@ -30,7 +31,7 @@ from process_gen.distributed import hosts
 from process_gen.reports.table import table
 
 FILE = "goodput.json"
-CATEGORIES = ("init", "compile", "restore", "data", "save", "evaluation", "steps", "lost", "down")
+CATEGORIES = ("init", "compile", "restore", "data", "save", "evaluation", "drawing", "steps", "lost", "down")
 EVERY = 30.0
 """Seconds between entries on disk: what a killed run forgets at most, and counts as `down`."""
 

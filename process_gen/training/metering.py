@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import resource
 import sys
 import time
 import timeit
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,15 @@ class Meter:
         `untimed` steps were done in that time and are still to be counted.
         """
         self._since, self._span, self._untimed = time.perf_counter(), collections.Counter(), untimed
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Time inside counts in no rate."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - started
 
     def read(self, step: int) -> dict[str, float]:
         """Rates since the last reading, seconds until the last step at that pace, and memory.

@@ -1,13 +1,15 @@
 """Training on states of its own: images in context that the model has drawn, and what that costs.
 
-At every `train.own.every`-th step, and the first one of a start, the model draws the images of the batch at
-hand, after the teacher's texts (`sampling.packed`). They are kept for the next `train.own.keep` trajectories,
-by what a trajectory holds. In every batch a share `train.own.share` of the images whose trajectories are kept
-is shown as the model drew it: later tokens see that one, the flow target stays the teacher's.
+At the first batch of a start and every `train.own.every`-th one from there, counted for each image size, the
+model draws the images of the batch at hand, after the teacher's texts (`sampling.packed`). They are kept for
+the next `train.own.keep` trajectories, by what a trajectory holds. In every batch a share `train.own.share`
+of the images whose trajectories are kept is shown as the model drew it: later tokens see that one, the flow
+target stays the teacher's.
 
 What the teacher says of an image need not hold of another one. So of the chosen images what is said, and what
 follows from it, is not learned; of those that the teacher planted an error in neither, which are never
-replaced: else more of the images that are inspected would be wrong ones.
+replaced: else more of the images that are inspected would be wrong ones. An image that shows what a wrong
+plan says has no error of its own, and is replaced.
 
 The meter: whenever images are drawn, the losses of their batch with all right images of the teacher in
 context, and with all of them drawn by the model, on the same noise and the same labels.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +39,7 @@ from process_gen.distributed import sharding
 from process_gen.losses.registry import STAGES
 from process_gen.models import autoencoder, partition
 from process_gen.sampling.packed import draw_rows
+from process_gen.training import scoring
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import LATENTS, Batch
@@ -64,49 +68,62 @@ class OwnStates:
     """
 
     def __init__(
-        self, config: ConfigDict, programs: Mapping[Size, TrainProgram], mesh: Mesh, rows: Sequence[int]
+        self,
+        config: ConfigDict,
+        programs: Mapping[Size, TrainProgram],
+        mesh: Mesh,
+        rows: Sequence[int],
+        drawings: Mapping[Size, Any] | None = None,
     ):
         self._own, self._seed, self._batch_size = config.train.own, config.seed, config.train.batch_size
         self._programs, self._mesh, self._rows = programs, mesh, rows
-        flow = (config.sampling.flow_steps, config.sampling.time_shift)
-        self._draw = {size: _drawing(program, mesh, *flow) for size, program in programs.items()}
+        self._draw = dict(drawings or drawings_of(config, programs, mesh))
+        self._score = {size: program.losses for size, program in programs.items()}
         self._kept: collections.OrderedDict[bytes, Arrays] = collections.OrderedDict()
-        self._begun = False  # with it all programs are compiled at the first step
+        self._fed: collections.Counter[Size] = collections.Counter()
 
-    def fed(self, step: int, state: TrainState, batch: Arrays) -> tuple[Arrays, dict[str, float]]:
-        """The batch of a step as it is to be trained on, and the meter; all hosts call this.
+    def compile(self) -> None:
+        """Compiles what draws and what measures, for every image size; logs the memory of what is kept."""
+        for size, program in self._programs.items():
+            state, batch = program.abstract
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            self._draw[size] = self._draw[size].lower(state.params, state.autoencoder, batch, key).compile()
+            self._score[size] = self._score[size].lower(state.params, state.given, batch, key).compile()
+        spec = max((program.spec for program in self._programs.values()), key=_turn_bytes)
+        most = self._own.keep * spec.present.shape[1] * _turn_bytes(spec)
+        logging.info("train.own.keep=%d holds at most %.1f GB of host memory", self._own.keep, most / 1e9)
+
+    def due(self, batch: Arrays) -> bool:
+        """Whether the images of a batch are to be drawn before it is fed."""
+        return self._fed[_size(batch)] % self._own.every == 0
+
+    def draw(self, step: int, state: TrainState, batch: Arrays) -> None:
+        """Draws the images of a batch, and keeps them; all hosts call this.
 
         Args:
-          step: counted from 1.
+          step: that the batch is for, counted from 1.
           state: before the step.
           batch: fields of a `Batch`, the rows of this host.
-
-        Returns:
-          The batch with `shown` and `unjudged`; and where images were drawn `context_teacher/<name>` and
-          `context_own/<name>`, with the names of the loss table, of the same tokens.
         """
-        places, found = [*_places(batch)], {}
-        if step % self._own.every == 0 or not self._begun:
-            self._begun = True
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), _DRAWN), step)
-            self._keep(places, self._drawn(state, self._shown(batch, places), key))
-            found = self._meter(step, state, batch, places, key)
+        places = [*_places(batch)]
+        rows = self._placed(self._shown(batch, places))
+        found = self._draw[_size(batch)](state.params, state.autoencoder, rows, self._key(step))
+        self._keep(places, {name: sharding.held_rows(x) for name, x in found.items()})
+
+    def fed(self, step: int, batch: Arrays) -> Arrays:
+        """The batch of a step as it is to be trained on: with `shown` and `unjudged`."""
+        self._fed[_size(batch)] += 1
         chosen = [
             np.random.default_rng((self._seed, _CHOSEN, step, row)).random(batch["present"].shape[1])
             for row in self._rows
         ]
-        return self._shown(batch, places, np.stack(chosen) < self._own.share), found
+        return self._shown(batch, [*_places(batch)], np.stack(chosen) < self._own.share)
 
-    def _drawn(self, state: TrainState, batch: Arrays, key: jax.Array) -> Arrays:
-        """`shown` [B, S, H, W, 3] and, of a batch with latents, `shown_latents`, as the model draws them."""
-        _, placed = self._placed(batch)
-        draw = self._draw[batch["image"].shape[-3:-1]]
-        found = draw(state.params, state.autoencoder, placed, key)
-        return {name: sharding.held_rows(x) for name, x in found.items()}
+    def _key(self, step: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), _DRAWN), step)
 
-    def _placed(self, batch: Arrays) -> tuple[TrainProgram, Batch]:
-        rows = sharding.shard_batch(Batch(**batch), self._mesh, self._batch_size)
-        return self._programs[batch["image"].shape[-3:-1]], rows
+    def _placed(self, batch: Arrays) -> Batch:
+        return sharding.shard_batch(Batch(**batch), self._mesh, self._batch_size)
 
     def _keep(self, places: Sequence[_Place], drawn: Arrays) -> None:
         """Keeps what was drawn, and forgets what was drawn longest ago."""
@@ -137,21 +154,21 @@ class OwnStates:
                 shown[field][row, slots[some]] = images[some]
         return batch | shown
 
-    def _meter(
-        self, step: int, state: TrainState, batch: Arrays, places: Sequence[_Place], key: jax.Array
-    ) -> dict[str, float]:
-        """The losses of a batch under both contexts, of the tokens that have a label under both.
+    def measure(self, step: int, state: TrainState, batch: Arrays) -> dict[str, float]:
+        """The losses of a batch whose images are drawn, under both contexts; all hosts call this.
 
-        What no token of the batch counts in is left out.
+        Returns:
+          `context_teacher/<name>` and `context_own/<name>`, with the names of the loss table, of the tokens
+          that have a label under both. What no token of the batch counts in is left out.
         """
-        own = self._shown(batch, places)
+        own = self._shown(batch, [*_places(batch)])
         given = {"shown": batch["image"]}
         if "image_latents" in batch:
             given["shown_latents"] = batch["image_latents"]
-        table, found = self._programs[batch["image"].shape[-3:-1]].recipe.losses, {}
+        table, found, score = self._programs[_size(batch)].recipe.losses, {}, self._score[_size(batch)]
         for context, arrays in (("teacher", own | given), ("own", own)):
-            program, placed = self._placed(arrays)
-            sums, counts = jax.device_get(program.losses(state.params, state.given, placed, key))
+            scored = score(state.params, state.given, self._placed(arrays), self._key(step))
+            sums, counts = jax.device_get(scored)
             counted = [row for row in table.rows if counts[row.name] > 0]
             names = {f"loss/{row.name}" for row in counted} | {f"stage/{row.stage}" for row in counted}
             metrics = table.metrics(sums, counts, step - 1)
@@ -167,17 +184,30 @@ def _tell(step: int, found: Mapping[str, float]) -> None:
     logging.info("step %d  from the teacher's images to its own  %s", step, "  ".join(shown))
 
 
-def own_states(
-    config: ConfigDict, programs: Mapping[Size, TrainProgram], mesh: Mesh, rows: Sequence[int]
-) -> OwnStates | None:
-    """`OwnStates`, or None where `config.train.own` has a share of 0."""
-    return OwnStates(config, programs, mesh, rows) if config.train.own.share else None
+def _size(batch: Arrays) -> Size:
+    """(H, W) of the images of a batch, in pixels."""
+    return batch["image"].shape[-3:-1]
+
+
+def _turn_bytes(spec: Batch) -> int:
+    """Of what is kept of a turn."""
+    kept = [x for x in (spec.shown, spec.shown_latents) if x is not None]
+    return sum(math.prod(x.shape[2:]) * x.dtype.itemsize for x in kept)
+
+
+def drawings_of(config: ConfigDict, programs: Mapping[Size, TrainProgram], mesh: Mesh) -> dict[Size, Any]:
+    """What draws the images of a batch, by image size.
+
+    Jitted: (parameters, autoencoder, batch, key) -> `shown` [B, S, H, W, 3] and, of a batch with latents,
+    `shown_latents`, of all turns as the model draws them. A micro-batch is drawn at a time.
+    """
+    flow = (config.sampling.flow_steps, config.sampling.time_shift)
+    return {size: _drawing(program, mesh, *flow) for size, program in programs.items()}
 
 
 def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: float) -> Any:
-    """Jitted: (parameters, autoencoder, batch, key) -> images of all turns, [B, S, ...] by field."""
-    model, order = program.recipe.model, program.recipe.options.order
-    encoded = program.spec.shown_latents is not None
+    recipe, encoded = program.recipe, program.spec.shown_latents is not None
+    model, order = recipe.model, recipe.options.order
 
     def draw(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         latents = draw_rows(model, params, batch, key, flow_steps, time_shift, order, frozen)
@@ -192,7 +222,14 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
             found["shown_latents"] = tokens.astype(LATENTS)
         return found
 
-    placed = partition.over(mesh, sharding.ACTIVATION_RULES)(draw)
+    def draw_in_parts(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        if recipe.accumulate == 1:
+            return draw(params, frozen, batch, key)
+        micro = scoring.micro_batches(recipe, batch, key)
+        found = jax.lax.map(lambda part: draw(params, frozen, *part), micro)
+        return jax.tree.map(scoring.whole_batch, found)
+
+    placed = partition.over(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
     return jax.jit(placed, out_shardings=sharding.batch_sharding(mesh))
 
 

@@ -226,3 +226,25 @@ def test_an_encoder_is_named_by_the_row_and_has_to_be_one():
     outputs = dataclasses.replace(outputs, networks={"test_number": jnp.mean})
     with pytest.raises(LossError, match=r"an encoder returns \[N, ..., D\]"):
         table.terms(outputs, batch, labels(batch, IDS), KEY)
+    outputs = dataclasses.replace(outputs, networks={"reference": outputs})
+    with pytest.raises(LossError, match="the network 'reference' is no encoder of images"):
+        LossTable({"a": row | {"network": "reference"}}).terms(outputs, batch, labels(batch, IDS), KEY)
+
+
+def test_an_encoder_may_see_in_half_precision(rng):
+    """Squares of what it sees add up to more than float16 holds."""
+    row = dict(loss="semantic_consistency", stage="sketch", weight=1.0, network="half")
+    losses.register_network("half", lambda key: {}, lambda weights, pixels: pixels)
+    model, batch = make_model()[0], stained(make_batch(2, seed=2), rng)
+    outputs = blank_outputs(model, batch, KEY, NO_RANDOM_DROPS)
+    outputs = dataclasses.replace(outputs, velocity=outputs.target + 0.1)
+    found = []
+    for dtype in (jnp.float16, jnp.float32):
+
+        def see(pixels, dtype=dtype):
+            return (1e3 * pixels.reshape(len(pixels), 1, -1)).astype(dtype)
+
+        networks = dataclasses.replace(outputs, networks={"half": see})
+        found.append(LossTable({"a": row}).terms(networks, batch, labels(batch, IDS), KEY))
+    assert found[0][1]["a"] > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), *found)

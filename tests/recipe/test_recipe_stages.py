@@ -98,7 +98,9 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
         run("stages", cli.load_config("configs/scenes.py:debug"), str(tmp_path))
     with pytest.raises(RecipeError, match="holds no samples of phase 1: draw them first"):
         run("conflict", recipe("debug"), str(tmp_path))
-    with pytest.raises(RecipeError, match="config.scenes.level is 'hung': .* one of default, jitter"):
+    with pytest.raises(
+        RecipeError, match="config.scenes.level must be one of default, jitter, .*, got .hung"
+    ):
         run("multi_turn", recipe("debug", **{"scenes.level": "hung"}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.conflict.critique must be one of self_sampled, symbolic"):
         run("conflict", recipe("debug", **{"conflict.critique": "x"}), str(tmp_path))

@@ -18,7 +18,7 @@ from process_gen.models import autoencoder
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
 from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
-from process_gen.training.own import OwnStates, _drawing, own_states
+from process_gen.training.own import OwnStates, _drawing
 from process_gen.trajectory.batch import Batch
 from tests.models.tiny import CONFIG, IDS, make_batch
 from tests.models.tiny import layout as tiny_layout
@@ -53,7 +53,9 @@ def built(config):
     state = state.replace(params=jax.tree.map(lambda x: 1.3 * x + 0.01, state.params))  # its head is zeros
     own = setting.own_states(0)
     batch = {name: x for name, x in batch.items() if x is not None}
-    return setting, state, batch, own, own.fed(2, state, batch)
+    assert own.due(batch)
+    own.draw(2, state, batch)
+    return setting, state, batch, own, own.fed(2, batch)
 
 
 def right(batch):
@@ -61,7 +63,7 @@ def right(batch):
 
 
 def test_images_that_are_right_are_shown_as_the_model_draws_them_and_targets_stay(built):
-    _, _, batch, _, (fed, _) = built
+    _, _, batch, _, fed = built
     changed = (fed["shown"] != batch["image"]).any((-1, -2, -3))
     np.testing.assert_array_equal(changed, right(batch))
     assert (batch["has_image"] & ~right(batch)).any(), "the batch has a planted error"
@@ -71,12 +73,11 @@ def test_images_that_are_right_are_shown_as_the_model_draws_them_and_targets_sta
 
 
 def test_what_was_drawn_is_shown_again_when_its_trajectories_come_again(built):
-    setting, state, batch, own, (fed, _) = built
-    again, gap = own.fed(3, state, {name: x[::-1] for name, x in batch.items()})
+    setting, _, batch, own, fed = built
+    again = own.fed(3, {name: x[::-1] for name, x in batch.items()})
     np.testing.assert_array_equal(again["shown"], fed["shown"][::-1])
-    assert not gap
     other = dict(vars(setting.batch(0, number=1)))
-    unseen, _ = own.fed(3, state, {name: x for name, x in other.items() if x is not None})
+    unseen = own.fed(3, {name: x for name, x in other.items() if x is not None})
     known = {tuple(x) for x in batch["prompt_tokens"].reshape(-1, batch["prompt_tokens"].shape[-1])}
     for row, prompts in enumerate(other["prompt_tokens"]):
         if not any(tuple(x) in known for x in prompts):
@@ -85,7 +86,8 @@ def test_what_was_drawn_is_shown_again_when_its_trajectories_come_again(built):
 
 
 def test_the_meter_has_every_stage_under_both_contexts(built):
-    _, _, _, _, (_, gap) = built
+    _, state, batch, own, _ = built
+    gap = own.measure(2, state, batch)
     for stage in STAGES:
         teacher, own = (gap[f"context_{context}/stage/{stage}"] for context in ("teacher", "own"))
         assert np.isfinite(teacher) and np.isfinite(own) and teacher > 0
@@ -94,18 +96,18 @@ def test_the_meter_has_every_stage_under_both_contexts(built):
 
 
 def test_a_share_of_the_images_is_chosen_by_row_and_step_whatever_the_hosts(built, config):
-    setting, state, batch, own, _ = built
+    setting, _, batch, own, _ = built
     config = config.copy_and_resolve_references()
     config.train.own.share = 0.5
     some = OwnStates(config, setting.programs, setting.mesh, (0, 1))
-    some._kept, some._begun = own._kept, True
-    whole = some.fed(3, state, batch)[0]["unjudged"]
+    some._kept = own._kept
+    whole = some.fed(3, batch)["unjudged"]
     assert 0 < whole.sum() < batch["has_image"].sum()
-    assert (some.fed(5, state, batch)[0]["unjudged"] != whole).any()
+    assert (some.fed(5, batch)["unjudged"] != whole).any()
     for row in (0, 1):
         one = OwnStates(config, setting.programs, setting.mesh, (row,))
-        one._kept, one._begun = own._kept, True
-        fed, _ = one.fed(3, state, {name: x[row : row + 1] for name, x in batch.items()})
+        one._kept = own._kept
+        fed = one.fed(3, {name: x[row : row + 1] for name, x in batch.items()})
         np.testing.assert_array_equal(fed["unjudged"][0], whole[row])
 
 
@@ -113,10 +115,34 @@ def test_no_more_is_kept_than_the_config_says(built, config):
     setting, state, batch, own, _ = built
     config = config.copy_and_resolve_references()
     config.train.own.keep = 1
-    small = OwnStates(config, setting.programs, setting.mesh, (0, 1))
-    small._draw = own._draw
-    fed, _ = small.fed(2, state, batch)
+    small = OwnStates(config, setting.programs, setting.mesh, (0, 1), own._draw)
+    small.draw(2, state, batch)
+    fed = small.fed(2, batch)
     assert len(small._kept) == 1 and 0 < fed["unjudged"].sum() < batch["has_image"].sum()
+
+
+def test_every_image_size_is_drawn_at_its_first_batch_and_every_second_one_of_its_own(built, config):
+    _, _, batch, own, _ = built
+    small = {"image": batch["image"][:, :, :8, :8]}
+    twos = OwnStates(config, {}, own._mesh, (0, 1), own._draw)
+    seen = []
+    for of in (batch, small, batch, small, small, batch):
+        seen.append(twos.due(of))
+        twos._fed[of["image"].shape[-3:-1]] += 1
+    assert seen == [True, True, False, False, True, True]
+
+
+def test_of_micro_batches_each_is_drawn_with_a_key_of_its_own(built, config):
+    _, state, batch, own, _ = built
+    split = config.copy_and_resolve_references()
+    split.train.accumulate = 2
+    parted, draw = Setting.of(split).own_states(0), own._draw[batch["image"].shape[-3:-1]]
+    shown = batch | {"shown": batch["image"], "unjudged": np.zeros_like(batch["has_image"])}
+    whole = parted._draw[batch["image"].shape[-3:-1]](state.params, None, Batch(**shown), jax.random.key(5))
+    for row, key in enumerate(jax.random.split(jax.random.key(5), 2)):
+        alone = draw(state.params, None, Batch(**{name: x[row : row + 1] for name, x in shown.items()}), key)
+        difference = whole["shown"][row].astype(jnp.int32) - alone["shown"][0]
+        assert alone["shown"].std() > 1 and abs(difference).max() <= 1
 
 
 def test_images_that_are_shown_as_they_are_change_no_number(built):
@@ -132,7 +158,7 @@ def test_latents_are_those_of_the_pixels_that_were_drawn():
     config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2, layers=1)
     layout = tiny_layout(latent_values=16, copies=1)
     model, key = UnifiedModel(config, layout, IDS), jax.random.key(0)
-    recipe = types.SimpleNamespace(model=model, options=NO_RANDOM_DROPS)
+    recipe = types.SimpleNamespace(model=model, options=NO_RANDOM_DROPS, accumulate=1)
     program = types.SimpleNamespace(recipe=recipe, spec=Batch.spec(layout, 2, latents=True, shown=True))
     frozen, batch = autoencoder.random_weights(config, key), make_batch(2, seed=2, copies=1)
     latents = jnp.zeros((2, 5, 4, 16), jnp.float16)
@@ -152,7 +178,6 @@ def test_latents_are_those_of_the_pixels_that_were_drawn():
 def test_without_a_share_nothing_is_built_and_batches_hold_nothing_more(config):
     config = config.copy_and_resolve_references()
     config.train.own.share = 0.0
-    assert own_states(config, {}, None, ()) is None
     setting = Setting.of(config)
     spec = setting.program.spec
     assert spec.shown is spec.unjudged is spec.shown_latents is None
@@ -189,8 +214,8 @@ def test_a_run_is_fed_and_logs_the_meter(config, tmp_path, monkeypatch):
     with jax.numpy_rank_promotion("allow"):
         state = training.train(config, str(tmp_path / "run"))
     assert int(state.step) == 4
-    for step in (1, 3):  # the first one, and every third
+    for step in (1, 4):  # the first one, and every third from there
         assert "context_own/stage/sketch" in written[step]
         assert "context_teacher/loss/plan_text" in written[step]
-    assert not any(name.startswith("context") for step in (2, 4) for name in written[step])
+    assert not any(name.startswith("context") for step in (2, 3) for name in written[step])
     assert all(written[step]["finite"] == 1 for step in (1, 2, 3, 4))
