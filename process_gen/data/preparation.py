@@ -128,11 +128,12 @@ def prepare_scenes(
     data_dir = pathlib.Path(data_dir).expanduser().resolve()
     if found := _prepared(config, data_dir):  # what is whole may lie where nothing can be written
         return found
-    with lock.hold(data_dir, "building a data set", wait=True):
+    builder = scenes_builder(config, str(data_dir))
+    path = pathlib.Path(builder.data_dir)
+    # Not `data_dir` itself: it may be the workdir of a run, which is locked already.
+    with lock.hold(path.parent, "building a data set", wait=True):
         if found := _prepared(config, data_dir):  # by another process meanwhile
             return found
-        builder = scenes_builder(config, str(data_dir))
-        path = pathlib.Path(builder.data_dir)
         if path.exists():
             logging.warning("building %s again: %s", path, incomplete(builder) or f"it has no {SUMMARY}")
             shutil.rmtree(path)

@@ -50,8 +50,10 @@ def config():
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory, config):
+    """Of a data set that was built in the workdir of a run, which holds it meanwhile."""
     folder = tmp_path_factory.mktemp("prepared")
-    prepare_scenes(config, folder)
+    with preparation.lock.hold(folder, "a training"):
+        prepare_scenes(config, folder)
     return folder
 
 
@@ -439,4 +441,4 @@ def test_a_whole_data_set_is_read_where_nothing_can_be_written(data_dir, config,
     monkeypatch.setattr(preparation.lock, "hold", refuse)
     builder, summary = prepare_scenes(config, data_dir)
     assert summary.examples == {"train": 40, "validation": 8} and len(RecordSource(builder)) == 40
-    assert not list(data_dir.glob(".lock*"))
+    assert not list(data_dir.rglob(".lock*"))
