@@ -219,7 +219,10 @@ def _asked(
 ) -> tuple[list[tuple[Asked, Sampler]], Mapping[str, Any]]:
     """The cells of a checkpoint, and the config that it was trained with."""
     for task in values.tasks:  # which complains before the weights are loaded
-        make_task(task, options[task])
+        told = dict(options[task])
+        if task == "scenes" and "level" not in told:  # that of the weights, which says what groups there are
+            told.pop("groups", None)
+        make_task(task, told)
     settings, mesh = dict(map(_setting, values.sampling)), mesh_of_flag(values.mesh)
     config = None if values.config is None else cli.load_config(values.config)
     sampler, restored = load_sampler(

@@ -26,9 +26,9 @@ def restored(monkeypatch):
     def load_sampler(path, which, rows, tokenizer, config, mesh, dtype, **settings):
         asked.append((path, which))
         config = SamplerConfig.of({"mode": "plan_only", "flow_steps": 20}, **settings)
-        level = None if path == "photographs" else "default"
+        level = {"photographs": None, "hung": "hung"}.get(path, "default")
         told = dict(level_name=level, config={"seed": 1}, source="the teacher", digest="0")
-        return TeacherSampler(config, rows), types.SimpleNamespace(**told)
+        return TeacherSampler(config, rows, level or "default"), types.SimpleNamespace(**told)
 
     monkeypatch.setattr(command, "load_sampler", load_sampler)
     return asked
@@ -76,6 +76,14 @@ def test_the_mode_that_it_was_trained_for_is_judged_by_default(restored, tmp_pat
     run(options(tmp_path, per_group=1, pictures=0))
     assert [cell.arm for cell in results.load(tmp_path / "results.json")] == ["plan_only"]
     assert not (tmp_path / "index.html").exists()
+
+
+def test_groups_are_those_of_the_level_that_was_trained_on(restored, tmp_path):
+    told = dict(workdir="hung", per_group=1, pictures=0, task_args=["scenes.groups=six_objects"])
+    run(options(tmp_path, arms=["process"], **told))
+    assert list(results.load(tmp_path / "results.json")[0].groups) == ["six_objects"]
+    with pytest.raises(ValueError, match="unknown group 'six_objects'; did you mean"):
+        run(options(tmp_path, **told | {"workdir": "somewhere"}))
 
 
 def test_stages_one_by_one_are_all_at_once(restored, tmp_path):

@@ -48,17 +48,21 @@ class TeacherSampler:
     Attributes:
       config: of the sampler.
       rows: of a round.
+      level: of what it draws.
       spoil: changes a trajectory, told its number.
       asked: every prompt and seed that it was asked for.
     """
 
     config: SamplerConfig = SamplerConfig(flow_steps=20)
     rows: int = 32
+    level: str = "default"
     spoil: Callable[[int, SampledTrajectory], SampledTrajectory] = lambda index, trajectory: trajectory
     asked: list = dataclasses.field(default_factory=list)
-    model = types.SimpleNamespace(
-        layout=types.SimpleNamespace(image_size=(32, 32)), config=types.SimpleNamespace(dtype="float32")
-    )
+
+    @property
+    def model(self):
+        sizes = types.SimpleNamespace(image_size=(get_level(self.level).image_size,) * 2)
+        return types.SimpleNamespace(layout=sizes, config=types.SimpleNamespace(dtype="float32"))
 
     def with_config(self, **changes):
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
@@ -72,11 +76,12 @@ class TeacherSampler:
         """Every prompt can be drawn."""
 
     def draw(self, index: int, prompt: str, seed: int) -> SampledTrajectory:
-        rng, request = np.random.default_rng(zlib.crc32(prompt.encode())), read_request(prompt)
+        rng = np.random.default_rng(zlib.crc32(prompt.encode()))
+        request = read_request(prompt, self.level)
         if self.config.mode is Mode.PROCESS:
-            trajectory = teach(request, rng, "default")
+            trajectory = teach(request, rng, self.level)
         else:
-            trajectory = baseline(request, rng, "default", self.config.mode)
+            trajectory = baseline(request, rng, self.level, self.config.mode)
         return self.spoil(index, sampled(trajectory, self.config.mode, seed))
 
     def stream(self, prompts, seeds):
