@@ -53,12 +53,8 @@ class Interval(NamedTuple):
         return {name: round(value, 6) for name, value in self._asdict().items()}
 
 
-def wilson(successes: float, n: float) -> Interval:
+def wilson(share: float, n: float) -> Interval:
     """Wilson's score interval of a share of `n` independent draws, which is above 0."""
-    return _wilson(successes / n, n)
-
-
-def _wilson(share: float, n: float) -> Interval:
     z = _Z
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z * z / (4 * n * n))
@@ -94,7 +90,7 @@ def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
         )
         variance = spread * n / (n - 1 + 2 * _PSEUDO)
         size = max(share * (1 - share) / variance * (_Z / special.stdtrit(n - 1, _TAIL)) ** 2, 1.0)
-    return _wilson(mean, size)
+    return wilson(mean, size)
 
 
 def _moves(sums: np.ndarray, totals: np.ndarray) -> np.ndarray:

@@ -20,13 +20,13 @@ from process_gen.evaluation.statistics import (
 
 @pytest.mark.parametrize("k, n", [(0, 5), (1, 7), (20, 40), (39, 40), (40, 40)])
 def test_wilson_is_that_of_scipy(k, n):
-    found, known = wilson(k, n), stats.binomtest(k, n).proportion_ci(method="wilson")
+    found, known = wilson(k / n, n), stats.binomtest(k, n).proportion_ci(method="wilson")
     assert found == pytest.approx((k / n, known.low, known.high), abs=1e-12)
 
 
 def test_a_mean_keeps_a_width_at_its_ends_and_clusters_count_once():
     prompts = [f"p{i}" for i in range(10)]
-    assert mean_interval(prompts, [1.0] * 10) == wilson(10, 10)
+    assert mean_interval(prompts, [1.0] * 10) == wilson(1, 10)
     assert mean_interval(prompts * 4, [0.0] * 40) == wilson(0, 10)
     alike = [float(i < 5) for i in range(10)]
     one, four = mean_interval(prompts, alike), mean_interval(prompts * 4, alike * 4)
@@ -40,7 +40,7 @@ def test_a_share_over_clusters_is_a_ratio_whose_clusters_count_once():
     same = ratio_interval([1, 0, 1, 1, 0], [1] * 5)
     assert same == mean_interval(list("abcde"), [1, 0, 1, 1, 0])
     assert ratio_interval([1, 0, 1, 1, 0, 0], [1] * 5 + [0]) == same, "a cluster of nothing says nothing"
-    assert ratio_interval([3, 2], [3, 2]) == wilson(2, 2) and ratio_interval([0] * 9, [4] * 9) == wilson(0, 9)
+    assert ratio_interval([3, 2], [3, 2]) == wilson(1, 2) and ratio_interval([0] * 9, [4] * 9) == wilson(0, 9)
     alike = ratio_interval([4, 0, 4, 4, 0], [4] * 5)
     assert alike == pytest.approx(same), "four events of a prompt that come out alike are one"
     found = shares_of([{"a": (1, 2), "b": (0, 0)}, {"a": (2, 2)}, {"a": (0, 0), "c": (1, 4)}])

@@ -196,22 +196,6 @@ def write_results(path: Path, results: Iterable[Result]) -> pathlib.Path:
     return _write_lines(path, (json.dumps(dataclasses.asdict(one)) for one in ordered))
 
 
-def read_results(path: Path) -> list[Result]:
-    """Reads a `results.jsonl`, of the official scorer or of `write_results`.
-
-    Raises:
-      TaskError: it cannot be read, or a line has not the seven keys; names file and line.
-    """
-    kinds = {field.name: bool if field.name == "correct" else str for field in dataclasses.fields(Result)}
-    found = []
-    for number, line in enumerate(_read(pathlib.Path(path)).splitlines(), 1):
-        one = _parsed(line, f"{path}, line {number}")
-        if not isinstance(one, dict) or {key: type(value) for key, value in one.items()} != kinds:
-            raise TaskError(f"{path}, line {number}: a result has the keys {', '.join(kinds)}")
-        found.append(Result(**one))
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """What the official scorer prints.

@@ -125,7 +125,7 @@ def test_results_are_those_of_the_official_file(metadata, tmp_path):
         judge = DetectorJudge(dog, dog)
         rows += [Row(doc, 0, index, judge(doc, IMAGE)) for index in range(2)]
     (path,) = task.write_results(rows, tmp_path)
-    found = files.read_results(path)
+    found = [files.Result(**json.loads(line)) for line in path.read_text().splitlines()]
     assert [one.filename for one in found][:2] == [
         "seed_0/00000/samples/0000.png",
         "seed_0/00000/samples/0001.png",
