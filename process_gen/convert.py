@@ -5,13 +5,15 @@
     python -m process_gen.convert --source=Qwen2.5-7B --vision=siglip2 --autoencoder=flux --target=runs/start
     python -m process_gen.convert --source=ae.safetensors --to=diffusers --target=vae
     python -m process_gen.convert --source=runs/lora --to=adapters --target=adapters
+    python -m process_gen.convert --source=runs/quick --to=package --target=mine.safetensors
 
 What the source is shows by its files: a run of this project, a BAGEL, a Qwen2
 language model, a SigLIP 2 tower, a FLUX autoencoder under either naming, or
 adapters. Out of a published model comes a run's folder (`--to=ours`), out of a
 run a BAGEL (`--to=bagel`); `qwen2`, `siglip2`, `flux` and `diffusers` write one
-part. Adapters come merged, into all of these, but for `--to=adapters`, which
-writes them alone, as PEFT does.
+part. `package` is one file of ours with its config, as the weights that ship;
+it holds no autoencoder. Adapters come merged, into all of these, but for
+`--to=adapters`, which writes them alone, as PEFT does.
 
 Only safetensors are read and written, a few megabytes at a time. `--mesh` cuts
 the arrays on disk as that mesh will ask for them; its devices need not be here.
@@ -32,9 +34,9 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from process_gen.checkpoints import arrays, load
+from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream
+from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
 from process_gen.checkpoints.published.sources import DTYPE
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
@@ -43,7 +45,7 @@ from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
 
-TARGETS = ("ours", "bagel", "adapters", "qwen2", "siglip2", "flux", "diffusers")
+TARGETS = ("ours", "package", "bagel", "adapters", "qwen2", "siglip2", "flux", "diffusers")
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -61,17 +63,19 @@ def convert(
     mesh: Mapping[str, int] | None = None,
     largest: int | None = None,
     progress: Callable[[int], None] | None = None,
+    which: str = "ema",
 ) -> None:
     """Writes weights as what `to` says.
 
     Args:
       weights: from `read_weights`.
-      target: a folder; nothing in it is overwritten.
+      target: a folder, or a file for `package`; nothing is overwritten.
       to: of `TARGETS`.
       dtype: of the arrays written; by default float32 for `ours`, and what the source has elsewhere.
       mesh: sizes of the axes that the arrays are cut for (`ours`).
       largest: bytes per file, with an index (not `ours`).
       progress: is told of bytes written.
+      which: of a run, the weights that these are (`package`).
 
     Raises:
       ConvertError: the source has no such part.
@@ -114,6 +118,9 @@ def convert(
         stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", bagel.TOKENIZER_FILES)
         return
     _needs(params, weights, "model")
+    if to == "package":
+        _write_package(weights, epath.Path(target), which, dtype)
+        return
     options["largest"] = largest
     if to == "siglip2":
         _needs(model.vit, weights, "ViT")
@@ -125,6 +132,22 @@ def convert(
     else:
         parts.export_qwen2(params(dtype), model, target, **options)
     stream.copy_files(weights.tokenizer, target, bagel.TOKENIZER_FILES)
+
+
+def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str | None) -> None:
+    """One file with a run's config, and beside it `tokenizer/` where it has one of files."""
+    if weights.kind != "ours":
+        raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
+    if weights.autoencoder is not None:
+        raise ConvertError(f"{weights.source} has an autoencoder, and a package holds none: --to=bagel")
+    if target.exists():
+        raise ConvertError(f"{target} is there already: choose another --target, or move it away")
+    if target.suffix != tensors.SUFFIX:
+        raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
+    source = weights.params(None)
+    found = arrays.nested({name: source.read(name) for name in source.spec})
+    export.save_weights(str(target), found, {**weights.metadata, "which": which}, dtype)
+    stream.copy_files(weights.tokenizer, target.parent / "tokenizer", bagel.TOKENIZER_FILES)
 
 
 def _needs(part: Any, weights: Weights, name: str) -> None:
@@ -183,7 +206,7 @@ def parse_bytes(text: str) -> int:
 def define_flags() -> None:
     """The flags of the command."""
     flags.DEFINE_string("source", None, "Folder or file to read.")
-    flags.DEFINE_string("target", None, "Folder to write.")
+    flags.DEFINE_string("target", None, "Folder, or file of a package, to write.")
     flags.DEFINE_string("to", None, f"Of {', '.join(TARGETS)}; a run out of published weights by default.")
     flags.DEFINE_string("vision", None, "SigLIP 2, for a model started from a Qwen2.")
     flags.DEFINE_string("autoencoder", None, "FLUX autoencoder, where the source has none or another one.")
@@ -230,7 +253,7 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh))
+    options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh), which=values.which)
     options["largest"] = parse_bytes(values.largest) if values.largest else None
     read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed", "base")}
     weights = read_weights(values.source, **read)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,12 +17,13 @@ import safetensors.numpy
 from process_gen import convert
 from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.export import load_weights, save_weights
 from process_gen.checkpoints.published import import_bagel, read_published
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import cli
 from process_gen.weights import origin
-from process_gen.weights.restore import load_model
+from process_gen.weights.restore import load_model, shipped_weights
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -112,6 +114,28 @@ def test_the_autoencoder_alone_becomes_a_run(tmp_path):
     same_file(tmp_path / "out" / "ae.safetensors", GOLDEN / "ae.safetensors")
     with pytest.raises(convert.ConvertError, match="holds no model"):
         run(source=tmp_path / "run", target=tmp_path / "out2", to="bagel")
+
+
+def test_a_run_becomes_one_file_that_says_of_what_it_is(workdir, tmp_path):
+    target = tmp_path / "mine.safetensors"
+    run(source=shipped_weights(), to="package", target=target, dtype="bfloat16")
+    (params, metadata), (found, told) = load_weights(shipped_weights()), load_weights(target)
+    assert told == metadata | {"which": "ema"}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype("bfloat16"), b), params, found)
+    metadata["config"]["optimizer"]["freeze"] = ["vit/*"]  # the run's own average has less
+    save_weights(str(tmp_path / "tuned.safetensors"), params, metadata)
+    run(source=tmp_path / "tuned.safetensors", to="package", target=tmp_path / "again.safetensors")
+    assert load_model(str(tmp_path / "again.safetensors")).model.config == load_model(None).model.config
+    with pytest.raises(convert.ConvertError, match="is there already"):
+        run(source=shipped_weights(), to="package", target=target)
+    for wrong, message in (
+        (dict(source=shipped_weights(), target=tmp_path / "mine"), "name it NAME.safetensors"),
+        (dict(source=workdir, target=tmp_path / "new.safetensors"), "a package holds none: --to=bagel"),
+        (dict(source=GOLDEN, target=tmp_path / "new.safetensors"), "is no run, and a package is made of one"),
+    ):
+        with pytest.raises(convert.ConvertError, match=message):
+            run(to="package", **wrong)
+    assert {path.stem for path in tmp_path.iterdir()} == {"mine", "tuned", "again"}
 
 
 def test_a_converted_model_knows_its_tokenizer(tmp_path):

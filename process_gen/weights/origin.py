@@ -182,7 +182,8 @@ def read_ours(
     if params is None and coder is None:
         saved.source(which)  # which says that there is none
     model = _sizes(metadata)
-    if params is not None and which == AVERAGE and _leaves_some_out(metadata, model):
+    both = {AVERAGE, "params"} <= set(saved.items)  # one file has all of either
+    if both and which == AVERAGE and _leaves_some_out(metadata, model):
         whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
         rest = adapters.Some(whole, whole.spec.keys() - params.spec.keys())
         params = Joined([params, rest])
