@@ -65,6 +65,7 @@ class OwnStates:
       programs: by image size.
       mesh: the devices.
       rows: of the global batch, that this host loads.
+      drawings: of `drawings_of`; made here by default.
     """
 
     def __init__(
