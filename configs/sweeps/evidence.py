@@ -1,0 +1,18 @@
+"""The process against its two baselines on the level whose texts name no cell, three seeds each: 9 trainings.
+
+    export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # cells share programs: each is compiled once
+    python -m process_gen.sweep --config=configs/sweeps/evidence.py --workdir=sweeps/evidence
+    python -m process_gen.evaluate --output_dir=sweeps/evidence/report --allow=flow_steps \
+        --compare=$(ls -m sweeps/evidence/cells/*/evaluation/results.json | tr -d ' \n')
+
+All arms have the same parameters and as many training FLOP. The baselines draw one image, with a plan or
+without one.
+"""
+
+COMMAND = ("process_gen.train", "--config.eval.final_per_group=40")
+
+
+def get_hyper(hyper):
+    """The settings of all cells."""
+    arms = [f"configs/scenes.py:hung{arm}" for arm in ("", "_plan_only", "_single_pass")]
+    return hyper.product([hyper.sweep("config", arms), hyper.sweep("config.seed", [0, 1, 2])])
