@@ -177,6 +177,14 @@ def test_the_training_sweep_is_read_by_train(tmp_path):
     assert done.stdout.split() == [str(cells[5].folder(tmp_path)), "adamw", "0.008"], done.stderr
 
 
+def test_the_sweep_of_the_evidence_trains_every_arm_with_the_same_seeds():
+    cells = command.load_sweep(str(SWEEPS / "evidence.py"))
+    arms = [f"configs/scenes.py:hung{arm}" for arm in ("", "_plan_only", "_single_pass")]
+    found = [(cell.settings["config"], cell.settings["config.seed"]) for cell in cells]
+    assert found == [(arm, seed) for arm in arms for seed in (0, 1, 2)]
+    assert all(f"--config={cell.settings['config']}" in cell.command for cell in cells)
+
+
 def expanded(sweep: dict, values: dict[str, object]) -> list[str]:
     """A command of W&B's agent: `${args}` is `--name=value` for each parameter."""
     macros = {"${env}": ["/usr/bin/env"], "${args}": [f"--{name}={value}" for name, value in values.items()]}
