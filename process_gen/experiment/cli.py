@@ -25,6 +25,7 @@ import inspect
 import os
 import pathlib
 import re
+import select
 import sys
 import traceback
 import types
@@ -280,6 +281,8 @@ def run(
 ) -> None:
     """Runs a command and exits: 0, what `main` returns, 2 for an expected error, 75 where it was stopped.
 
+    Where nobody reads its output any more, as after `| head`, it ends without a word: 141, as the shell says.
+
     Args:
       main: is called with the program's name, as `absl.app` does, once the flags are read.
       expected_errors: what a user can get wrong. `--verbosity=1` shows the traceback of these too.
@@ -291,16 +294,30 @@ def run(
         logging.get_absl_handler().addFilter(_ours)
         stopping.raise_on_sigterm()
         try:
-            return main(arguments)
+            result = main(arguments)
+            sys.stdout.flush()
+            return result
         except stopping.Stopped as stop:
             print(f"stopped: {stop}", file=sys.stderr)
             return stopping.EXIT_CODE
-        except expected_errors as error:
-            if logging.level_debug():
+        except (BrokenPipeError, *expected_errors) as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                return 141
+            if logging.level_debug() or not isinstance(error, expected_errors):
                 raise
             fail(error)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout has gone; what is printed from now on is dropped then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

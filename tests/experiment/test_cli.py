@@ -109,6 +109,13 @@ def test_an_expected_error_is_one_line_and_a_bug_keeps_its_traceback(script):
     assert wordy.returncode == 1 and "Traceback" in wordy.stderr
 
 
+def test_a_command_whose_reader_has_gone_ends_without_a_word(script):
+    words = [sys.executable, script, "--config.train.steps=3"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.wait(timeout=60), process.stderr.read()) == (141, "")
+
+
 def test_words_that_are_no_flags_are_refused(script):
     done = run(script, "--config.train.profile", "extra")
     assert done.returncode == 2 and done.stderr == "error: unexpected arguments: extra\n"
