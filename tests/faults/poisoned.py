@@ -10,8 +10,8 @@ from process_gen import losses
 def poison(outputs, batch, labels, key, *, stage):
     """NaN where the ids of all prompts add up to a multiple of three, 0 elsewhere."""
     del outputs, labels, key, stage
-    bad = batch.prompt_tokens.sum() % 3 == 0
-    return losses.Term(jnp.where(bad, jnp.nan, 0.0), jnp.ones(()))
+    bad, turns = batch.prompt_tokens.sum() % 3 == 0, batch.present.shape
+    return losses.Term(jnp.full(turns, jnp.where(bad, jnp.nan, 0.0)), jnp.ones(turns))
 
 
 def get_config():
