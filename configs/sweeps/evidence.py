@@ -5,8 +5,8 @@
     python -m process_gen.evaluate --output_dir=sweeps/evidence/report --allow=flow_steps \
         --compare=$(ls -m sweeps/evidence/cells/*/evaluation/results.json | tr -d ' \n')
 
-All arms have the same parameters and as many training FLOP. The baselines draw one image, with a plan or
-without one.
+All arms start from the shipped weights and have as many training FLOP. The baselines draw one image, with a
+plan or without one.
 """
 
 COMMAND = ("process_gen.train", "--config.eval.final_per_group=40")
