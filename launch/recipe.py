@@ -33,6 +33,8 @@ STOPPED, REFUSED = 75, 2  # as in env.sh
 HERE = pathlib.Path(__file__).parent.resolve()
 WAIT_SECONDS = 1.0
 """Between two looks for the mark of another host."""
+PATIENCE_SECONDS = 600.0
+"""How long a note that was there at the start may be one of an earlier run."""
 
 
 def say(text: str) -> None:
@@ -143,14 +145,16 @@ def note_failure(folder: pathlib.Path, stage: dict, code: int) -> None:
 def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int]) -> int:
     """Waits for the mark of the first host; returns 0, or the exit code with which it has ended instead.
 
-    `known` are failures of earlier runs.
+    `known` are the notes that this host found when it began: of earlier runs, which the first host takes away
+    as it begins, or of this one, where the first host has failed before this one was there.
     """
+    end = time.monotonic() + PATIENCE_SECONDS
     with hearing([]) as told:
         while not is_done(folder, stage):
             if told:
                 return STOPPED
             for path, when in failures(folder).items():
-                if known.get(path) != when:
+                if known.get(path) != when or time.monotonic() > end:
                     return int(path.read_text() or 1)
             time.sleep(WAIT_SECONDS)
     return STOPPED if told else 0
@@ -163,6 +167,9 @@ def main(platform: str, arguments: list[str]) -> int:
         say("--workdir=FOLDER is required")
         return REFUSED
     known = failures(folder)
+    if is_first():
+        for path in known:
+            path.unlink(missing_ok=True)
     code, told = run(command(platform, False, ["--part=stages", *arguments]), "recipe", True)
     if code or told:
         return code or STOPPED
@@ -184,9 +191,11 @@ def main(platform: str, arguments: list[str]) -> int:
                 return code
         if is_first():
             mark(folder, stage, time.monotonic() - began)
-        elif code := wait_for(folder, stage, known):
-            say(f"{name}: ended with exit code {code} on the first host")
-            return code
+        else:
+            say(f"{name}: waits for the first host")
+            if code := wait_for(folder, stage, known):
+                say(f"{name}: ended with exit code {code} on the first host")
+                return code
         say(f"{name}: done in {time.monotonic() - began:,.0f} s")
         if told:
             return STOPPED

@@ -1,5 +1,6 @@
 """launch/recipe.py: stages in order, each once, by the hosts that it is for."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ import time
 import pytest
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+SPEC = importlib.util.spec_from_file_location("launch_recipe", LAUNCH / "recipe.py")
+SPEC.loader.exec_module(recipe := importlib.util.module_from_spec(SPEC))
 
 # Stands for Python: `--part=stages` lists what $STAGES says; every other command is noted.
 STAND_IN = """#!{python}
@@ -121,14 +124,30 @@ def test_a_signal_that_comes_too_late_for_a_stage_begins_no_other(box):
 
 def test_hosts_do_not_wait_for_one_that_has_failed(box):
     start, notes, _ = box
-    stages = [stage("one", sleep=4)]
+    stages = [stage("one", sleep=0)]
+
+    def wait_for_first(**variables):
+        host = start(stages, JAX_PROCESS_ID="1", **variables)
+        assert any("waits for the first host" in line for line in host.stderr)
+        return host
+
     for code in (2, 3):  # the second time there is a note of the first
-        hosts = [start(stages, JAX_PROCESS_ID=str(i), CODE_one=str(code)) for i in (1, 0)]
+        hosts = [wait_for_first(), start(stages, JAX_PROCESS_ID="0", CODE_one=str(code))]
         assert [host.wait(60) for host in hosts] == [code, code]
-    waiting = start(stages, JAX_PROCESS_ID="1")
-    time.sleep(3)
+    waiting = wait_for_first()
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(30) == 75
+
+
+def test_a_host_that_comes_after_the_failure_ends_as_well(box, monkeypatch):
+    start, _, folder = box
+    (folder / "stages").mkdir(parents=True)
+    (folder / "stages" / "one.ended").write_text("3\n")
+    monkeypatch.setattr(recipe, "PATIENCE_SECONDS", 0.5)
+    known = recipe.failures(folder)
+    assert known and recipe.wait_for(folder, stage("one"), known) == 3
+    assert start([stage("one", sleep=0)], JAX_PROCESS_ID="0").wait(60) == 0
+    assert not recipe.failures(folder), "the first host begins anew"
 
 
 def test_other_hosts_do_what_is_for_all_and_wait_for_the_rest(box):
