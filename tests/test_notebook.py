@@ -16,7 +16,12 @@ SAID = {
     "quickstart": ("judge: right", "stopped by the", "trajectory 0"),
     "losses": ("trajectory 0", "late_l1 of sketch", "95% over seeds", "data:image/png"),
     "trajectories": ("the judge says", "1 plan | <ins>", "it says:", "it goes on with:", "as planned: 2"),
-    "your_data": ('"prompt": "a blue square over red"', "20 trajectories", "trajectory 0", "after"),
+    "your_data": (
+        '"prompt": "a blue square over red"',
+        "turns of a trajectory: 2: 20",
+        "trajectory 0",
+        "after",
+    ),
     "sharding": ("8 devices", "gate_proj/kernel", "all-gather", "all-reduce"),
 }
 
