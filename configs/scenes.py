@@ -9,10 +9,10 @@ one they are named after. `:hung` is for the level whose texts name no cell, wit
 `:hung_plan_only` and `:hung_single_pass`. Every leaf can be overridden: `--config.train.steps=100`.
 """
 
-import importlib.resources
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from process_gen.checkpoints.shipped import shipped_weights
 
 GFLOP = {  # of a train step: process, plan_only, single_pass
     "quick": (17.3, 14.9, 12.3),
@@ -238,7 +238,7 @@ def _hung(config: ConfigDict) -> None:
     It starts from the weights that ship, which can draw: 0.91 [0.85, 0.94] of the eight groups, from random
     weights 0.54 [0.47, 0.61] (20 prompts a group). Few of 36 image tokens show a thing, so flow counts more.
     """
-    config.train.init = str(importlib.resources.files("process_gen") / "assets" / "scenes_s.safetensors")
+    config.train.init = shipped_weights()
     config.layout.update(dict(image_size=(48, 48), prompt=52, before=64, after=20, copies=3))
     config.data.update(dict(level="hung", examples=10_000, wrong=0.15, misplan=0.15, slip=0.03, detour=0.1))
     config.sampling.max_turns = 12  # six things, a correction of each

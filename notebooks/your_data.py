@@ -21,7 +21,8 @@ from PIL import ImageDraw
 from process_gen import lab
 from process_gen.reports.strip import strip
 from process_gen.train import train
-from process_gen.weights.restore import load_sampler, shipped_weights
+from process_gen.checkpoints.shipped import shipped_weights
+from process_gen.weights.restore import load_sampler
 
 SMALL = bool(os.environ.get("PROCESS_GEN_SMALL"))  # for the tests of this page
 STEPS = 3 if SMALL else 60

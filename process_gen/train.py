@@ -39,7 +39,7 @@ from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
 from process_gen.common import files
-from process_gen.data.buckets import deal
+from process_gen.data.buckets import deal, size_of
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
@@ -210,7 +210,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                         gap = own.measure(step, state, host_batch)
                 host_batch = own.fed(step, host_batch)
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
-            state, metrics = steps[host_batch["image"].shape[-3:-1]](state, batch)
+            state, metrics = steps[size_of(host_batch["image"])](state, batch)
             settle()
             if gap:
                 run.writer.write_scalars(step, gap)

@@ -19,11 +19,12 @@ from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.export import load_weights, save_weights
 from process_gen.checkpoints.published import import_bagel, read_published
+from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import cli
 from process_gen.weights import origin
-from process_gen.weights.restore import load_model, shipped_weights
+from process_gen.weights.restore import load_model
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[1]

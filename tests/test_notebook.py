@@ -15,7 +15,13 @@ PICTURES = {"quickstart": 4, "losses": 0, "trajectories": 5, "your_data": 3, "sh
 SAID = {
     "quickstart": ("judge: right", "stopped by the", "trajectory 0"),
     "losses": ("trajectory 0", "late_l1 of sketch", "95% over seeds", "data:image/png"),
-    "trajectories": ("the judge says", "1 plan | <ins>", "it says:", "it goes on with:", "as planned: 2"),
+    "trajectories": (
+        "the judge says",
+        "1 plan | <ins>",
+        "it says:",
+        "it goes on with:",
+        "turns as planned: 2",
+    ),
     "your_data": (
         '"prompt": "a blue square over red"',
         "turns of a trajectory: 2: 20",

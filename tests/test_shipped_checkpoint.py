@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.evaluation import results
 from process_gen.evaluation.results import Cell
-from process_gen.weights.restore import shipped_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 PER_GROUP = 24

@@ -22,6 +22,11 @@ from process_gen.data.packing import check_identity
 Size = tuple[int, int]
 
 
+def size_of(images: np.ndarray) -> Size:
+    """(H, W), in pixels, of images [..., H, W, 3]."""
+    return images.shape[-3:-1]
+
+
 def nearest(shape: Size, sizes: Sequence[Size]) -> int:
     """Which of some image sizes has the shape nearest to another one, by the ratio of height to width."""
     ratio = math.log(shape[0] / shape[1])

@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen.data.buckets import Size, deal
+from process_gen.data.buckets import Size, deal, size_of
 from process_gen.data.loader import Loader, Source
 from process_gen.data.sources import prepare_source
 from process_gen.data.tokenizers import Tokenizer
@@ -124,7 +124,7 @@ class Setting:
     def placed(self, batch: Mapping[str, Any]) -> tuple[TrainProgram, Batch]:
         """A batch on the devices, and the program for its images."""
         rows = sharding.shard_batch(Batch(**batch), self.mesh, self.config.train.batch_size)
-        return self.programs[batch["image"].shape[-3:-1]], rows
+        return self.programs[size_of(batch["image"])], rows
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from process_gen.data.buckets import size_of
 from process_gen.experiment import builders
 from process_gen.lab.setting import Setting
 from process_gen.losses.anatomy import HEADERS, Anatomy, anatomy, lines
@@ -91,7 +92,7 @@ def batch(config: ConfigDict, row: int = 0, number: int = 0) -> Shown:
     setting = Setting.of(config)
     found = jax.tree.map(lambda x: x[row : row + 1], setting.batch(config.seed, number))
     losses, ids = builders.build_losses(config), setting.model.ids
-    layout = setting.layouts[found.image.shape[-3:-1]]
+    layout = setting.layouts[size_of(found.image)]
     prompts = np.unique(found.prompt_index[found.present])
     trajectories = tuple(anatomy(layout, found, losses, ids, int(prompt)) for prompt in prompts)
     return Shown(found, trajectories, tuple(list(lines(x, setting.tokenizer)) for x in trajectories))

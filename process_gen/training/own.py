@@ -34,7 +34,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen.data.buckets import Size
+from process_gen.data.buckets import Size, size_of
 from process_gen.distributed import sharding
 from process_gen.losses.registry import STAGES
 from process_gen.models import autoencoder, partition
@@ -96,7 +96,7 @@ class OwnStates:
 
     def due(self, batch: Arrays) -> bool:
         """Whether the images of a batch are to be drawn before it is fed."""
-        return self._fed[_size(batch)] % self._own.every == 0
+        return self._fed[size_of(batch["image"])] % self._own.every == 0
 
     def draw(self, step: int, state: TrainState, batch: Arrays) -> None:
         """Draws the images of a batch, and keeps them; all hosts call this.
@@ -108,12 +108,12 @@ class OwnStates:
         """
         places = [*_places(batch)]
         rows = self._placed(self._shown(batch, places))
-        found = self._draw[_size(batch)](state.params, state.autoencoder, rows, self._key(step))
+        found = self._draw[size_of(batch["image"])](state.params, state.autoencoder, rows, self._key(step))
         self._keep(places, {name: sharding.held_rows(x) for name, x in found.items()})
 
     def fed(self, step: int, batch: Arrays) -> Arrays:
         """The batch of a step as it is to be trained on: with `shown` and `unjudged`."""
-        self._fed[_size(batch)] += 1
+        self._fed[size_of(batch["image"])] += 1
         chosen = [
             np.random.default_rng((self._seed, _CHOSEN, step, row)).random(batch["present"].shape[1])
             for row in self._rows
@@ -166,7 +166,8 @@ class OwnStates:
         given = {"shown": batch["image"]}
         if "image_latents" in batch:
             given["shown_latents"] = batch["image_latents"]
-        table, found, score = self._programs[_size(batch)].recipe.losses, {}, self._score[_size(batch)]
+        size, found = size_of(batch["image"]), {}
+        table, score = self._programs[size].recipe.losses, self._score[size]
         for context, arrays in (("teacher", own | given), ("own", own)):
             scored = score(state.params, state.given, self._placed(arrays), self._key(step))
             sums, counts = jax.device_get(scored)
@@ -183,11 +184,6 @@ def _tell(step: int, found: Mapping[str, float]) -> None:
     pairs = {stage: [found.get(f"context_{c}/stage/{stage}") for c in ("teacher", "own")] for stage in STAGES}
     shown = (f"{stage} {a:.3f} -> {b:.3f}" for stage, (a, b) in pairs.items() if a is not None)
     logging.info("step %d  from the teacher's images to its own  %s", step, "  ".join(shown))
-
-
-def _size(batch: Arrays) -> Size:
-    """(H, W) of the images of a batch, in pixels."""
-    return batch["image"].shape[-3:-1]
 
 
 def _turn_bytes(spec: Batch) -> int:

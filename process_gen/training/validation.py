@@ -12,7 +12,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from process_gen.data.buckets import Size
+from process_gen.data.buckets import Size, size_of
 from process_gen.data.loader import Loader
 from process_gen.distributed import offload, sharding
 from process_gen.losses import LossTable
@@ -43,7 +43,7 @@ class Validation:
         found, table = None, next(iter(self._programs.values())).recipe.losses
         try:
             for number, batch in enumerate(itertools.islice(iterator, self._batches)):
-                program = self._programs[batch["image"].shape[-3:-1]]
+                program = self._programs[size_of(batch["image"])]
                 rows = sharding.shard_batch(Batch(**batch), self._mesh, self._rows)
                 one = program.losses(average, state.given, rows, jax.random.key(number))
                 found = one if found is None else jax.tree.map(lambda a, b: a + b, found, one)

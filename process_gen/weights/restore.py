@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.resources
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from process_gen.checkpoints import manifest
-from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
+from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
@@ -35,7 +35,6 @@ ERRORS = (builders.ConfigError, MeshError, CheckpointError, SamplerError, Prompt
 
 WEIGHTS = ("ema", "params")
 DTYPES = ("float32", "bfloat16")
-SHIPPED = "scenes_s.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +66,6 @@ class Restored:
         """The level of the scenes world that it draws, None for other data."""
         data = self.config["data"]
         return data.get("level") if data.get("source") == "scenes" else None
-
-
-def shipped_weights() -> str:
-    """The file of the weights that come with the package.
-
-    Raises:
-      CheckpointNotFound: this installation has none.
-    """
-    asset = importlib.resources.files("process_gen") / "assets" / SHIPPED
-    if not asset.is_file():
-        raise CheckpointNotFound(
-            f"this installation ships no weights ({asset}): train a model with python -m process_gen.train "
-            "--config=configs/scenes.py:quick --workdir=runs/quick and pass --workdir=runs/quick"
-        )
-    return str(asset)
 
 
 def load_model(

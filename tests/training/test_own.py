@@ -55,7 +55,9 @@ def built(config):
     batch = {name: x for name, x in batch.items() if x is not None}
     assert own.due(batch)
     own.draw(2, state, batch)
-    return setting, state, batch, own, own.fed(2, batch)
+    fed = own.fed(2, batch)
+    assert not own.due(batch), "every second batch is"
+    return setting, state, batch, own, fed
 
 
 def right(batch):

@@ -16,6 +16,7 @@ from process_gen.checkpoints.export import load_weights, save_weights
 from process_gen.checkpoints.load import open_saved
 from process_gen.checkpoints.published import export_bagel, import_bagel, read_published
 from process_gen.checkpoints.published.sources import Replaced, TreeArrays
+from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli, vocabulary
@@ -24,7 +25,6 @@ from process_gen.training.step import Recipe, TrainState, init_state, make_train
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.markup import MARKUP_TOKENS, MEANINGS, SPECIAL_TOKENS
 from process_gen.weights.origin import read_weights
-from process_gen.weights.restore import shipped_weights
 from process_gen.weights.start import read_for, start_from
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
