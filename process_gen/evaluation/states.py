@@ -6,7 +6,7 @@ With v(k) the score of what step k leaves and n the number of steps, over trajec
     refined_better      of corrections, the share whose image scores higher than the image that they correct
     refined_worse       of corrections, the share whose image scores lower
     never_worse         of steps after the first, the share with v(k) >= v(k - 1)
-    stopped_too_early   the model ended it, and v(n) < 1
+    stopped_wrong       the model ended it, and v(n) < 1: unfinished, or with an error that nobody mended
     stopped_too_late    v(k) = 1 for a k < n: it was right, and the model went on
     late_and_lost       of those, the share with v(n) < 1
     stopped_by_cap      the budget of turns or Euler steps ended it
@@ -38,7 +38,7 @@ class StateCounts:
     steps_after: int = 0
     never_worse: int = 0
     by_model: int = 0
-    too_early: int = 0
+    wrong: int = 0
     too_late: int = 0
     lost: int = 0
     by_cap: int = 0
@@ -67,7 +67,7 @@ class StateCounts:
         self.never_worse += sum(b >= a for a, b in itertools.pairwise(values))
         self.by_model += stopped == "model"
         self.by_cap += stopped == "cap"
-        self.too_early += stopped == "model" and values[-1] < RIGHT
+        self.wrong += stopped == "model" and values[-1] < RIGHT
         late = any(value >= RIGHT for value in values[:-1])
         self.too_late += late
         self.lost += late and values[-1] < RIGHT
@@ -78,7 +78,7 @@ class StateCounts:
             "refined_better": (self.refined_better, self.corrections),
             "refined_worse": (self.refined_worse, self.corrections),
             "never_worse": (self.never_worse, self.steps_after),
-            "stopped_too_early": (self.too_early, self.by_model),
+            "stopped_wrong": (self.wrong, self.by_model),
             "stopped_too_late": (self.too_late, self.trajectories),
             "late_and_lost": (self.lost, self.too_late),
             "stopped_by_cap": (self.by_cap, self.trajectories),

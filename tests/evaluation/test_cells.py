@@ -178,7 +178,7 @@ def test_stops_are_calibrated_on_trajectories_cut_short_on_purpose(tmp_path):
     (cell,), _ = evaluated(tmp_path, TeacherSampler(spoil=cut), options={"groups": "four_objects"})
     assert cell.scores["score"].mean == 0.5
     states = cell.states
-    assert (states["stopped_too_early"].mean, states["stopped_too_late"].mean) == (0.5, 0.5)
+    assert (states["stopped_wrong"].mean, states["stopped_too_late"].mean) == (0.5, 0.5)
     assert states["late_and_lost"].mean == 0 and states["stopped_by_cap"].mean == 0
     assert states["score_at_step_1"].mean == 0
 
