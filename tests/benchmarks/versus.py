@@ -121,7 +121,6 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     import flax.linen as nn
     import jax
 
-    from process_gen import train
     from process_gen.data.buckets import deal
     from process_gen.data.sources import prepare_source
     from process_gen.trajectory.batch import Batch
@@ -134,7 +133,10 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     layouts = builders.build_layouts(config)
     source = prepare_source(config.data, model.layout, tokenizer, report=lambda _: None)
     buckets, rows = deal(source, list(layouts)), range(config.train.batch_size)
-    loader = train._load(config, len(source), buckets, layouts, tokenizer, rows)
+    try:
+        loader = of_tree("training.loading").load(config, buckets, layouts, tokenizer, rows)
+    except ModuleNotFoundError:  # it stood in the training loop
+        loader = of_tree("train")._load(config, len(source), buckets, layouts, tokenizer, rows)
     print(loader.report(), flush=True)
     recipe = program.build_recipe(config, model)
     batches = (Batch(**batch) for batch in iter(loader))
