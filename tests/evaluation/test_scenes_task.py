@@ -9,7 +9,7 @@ from evaluation_fakes import canvas
 from process_gen.evaluation.draws import Draw, take
 from process_gen.evaluation.tasks import make_task
 from process_gen.evaluation.tasks.base import TaskError
-from process_gen.evaluation.tasks.scenes import EXTRA_GROUPS, GROUPS, SCORED_GROUPS, Scenes
+from process_gen.evaluation.tasks.scenes import EXTRA_GROUPS, GROUPS, SCORED_GROUPS, TREE_GROUPS, Scenes
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.splits import is_held_out
 
@@ -53,6 +53,16 @@ def test_prompts_repeat_only_where_a_group_runs_out_and_seeds_never_do():
     assert all(0 <= seed < 2**31 for seed in seeds)
     many = Scenes(per_group=100, groups="single_object").docs()
     assert 6 < len({doc.input for doc in many}) < 100
+
+
+def test_the_mean_of_the_trees_comes_first_where_texts_name_no_cell():
+    groups = ("position", "four_objects", "six_objects")
+    assert Scenes().formulas(groups) == {"score": {"position": 0.5, "four_objects": 0.5}}
+    hung = Scenes(level="hung")
+    trees, score = hung.formulas(tuple(dict.fromkeys(doc.group for doc in hung.docs()))).items()
+    assert trees == ("trees", dict.fromkeys(TREE_GROUPS, 0.25)) and score[0] == "score" and len(score[1]) == 8
+    assert hung.formulas(groups)["trees"] == {"four_objects": 0.5, "six_objects": 0.5}
+    assert hung.formulas(("position",)) == {"score": {"position": 1.0}} and not hung.formulas(())
 
 
 def test_a_limit_takes_from_every_group_in_turn():

@@ -46,6 +46,9 @@ EXTRA_GROUPS = ("five_objects",)
 
 GROUPS = SCORED_GROUPS + EXTRA_GROUPS
 
+TREE_GROUPS = ("three_objects", "four_objects", "five_objects", "six_objects")
+"""Where texts name no cell, their unweighted mean comes first: only there has one pass to work out places."""
+
 _TRIES = 200  # draws for a prompt that the group does not have yet
 
 
@@ -117,8 +120,12 @@ class Scenes(Task):
         return ScenesJudge(self)
 
     def formulas(self, groups: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        scored = [group for group in groups if group in SCORED_GROUPS]
-        return {"score": {group: 1 / len(scored) for group in scored}} if scored else {}
+        scores = {"trees": TREE_GROUPS} if get_level(self.level).hung else {}
+        found = {
+            name: [group for group in groups if group in chosen]
+            for name, chosen in (scores | {"score": SCORED_GROUPS}).items()
+        }
+        return {name: dict.fromkeys(some, 1 / len(some)) for name, some in found.items() if some}
 
     def process(self, doc: Doc, trajectory: SampledTrajectory) -> process.Counts:
         return process.count(trajectory, self.requests[doc.doc_id])
