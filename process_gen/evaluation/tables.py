@@ -174,13 +174,11 @@ def _pairs(cells: Sequence[Cell]) -> Iterator[tuple[str, Interval, int, float]]:
     pairs = ((named[0], other) for other in named[1:]) if several else itertools.combinations(named, 2)
     for (first, a), (second, b) in pairs:
         of_a, of_b = _by_image(a), _by_image(b)
-        shared = [key for key in of_a if key in of_b]
-        if not shared or not a.formulas or a.version != b.version:
-            continue
-        weights = next(iter(a.formulas.values()))
+        weights = next(iter(a.formulas.values()), {})
+        shared = [key for key in of_a if key in of_b and of_a[key].group in weights]
         there = {of_a[key].group for key in shared}
         whole = sum(weight for group, weight in weights.items() if group in there)
-        if not whole:
+        if not whole or a.version != b.version:
             continue
         weights = {group: weight / whole for group, weight in weights.items() if group in there}
         groups, docs = [of_a[key].group for key in shared], [key[0] for key in shared]

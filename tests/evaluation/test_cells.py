@@ -126,7 +126,7 @@ def test_group_and_process_tables_say_how_sure_they_are(two):
 
 def test_comparisons_are_paired_and_carry_p_values(two, tmp_path):
     headers, rows = tables.comparison_table(two)
-    assert rows == [["single_pass - process", 0.0, "+0.000 to +0.000", 54, "1.0000", "1.0000"]]
+    assert rows == [["single_pass - process", 0.0, "+0.000 to +0.000", 48, "1.0000", "1.0000"]]
     others, _ = evaluated(tmp_path)
     better = dataclasses.replace(others[0], arm="better")
     (row,) = tables.comparison_table([two[0], better])[1]
