@@ -22,12 +22,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from process_gen.data.buckets import deal
-from process_gen.data.sources import prepare_source
-from process_gen.experiment import builders, vocabulary
+from process_gen.lab.setting import Setting
 from process_gen.models import cost
 from process_gen.reports.table import table
-from process_gen.training import loading
 from process_gen.training.amounts import amounts
 from process_gen.trajectory.batch import Batch
 
@@ -38,18 +35,13 @@ def main(argv: Sequence[str]) -> int:
     """Packs, counts, prints."""
     del argv
     config = flags.FLAGS.config
-    tokenizer = vocabulary.build_tokenizer(config)
-    model = builders.build_model(config, tokenizer)
-    layout = model.layout
-    source = prepare_source(config.data, layout, tokenizer)
-    rows = range(config.train.batch_size)
-    size = layout.image_size
-    loader = loading.load(config, deal(source, [size]), {size: layout}, tokenizer, rows)
+    setting = Setting.of(config)
+    model, layout = setting.model, setting.model.layout
     count = jax.jit(functools.partial(amounts, layout))
     found = []
-    for batch in itertools.islice(loader, BATCHES):
+    for batch in itertools.islice(setting.batches(config.seed), BATCHES):
         held = {name.removeprefix("batch/"): float(x) for name, x in count(Batch(**batch)).items()}
-        found.append(sum(cost.useful(model.config, layout, held).values()) / 1e9)
+        found.append(sum(cost.useful(model.config, layout, held, not config.data.latents).values()) / 1e9)
     mean, error = np.mean(found), np.std(found) / np.sqrt(BATCHES)
     print(table([(config.data.mode, f"{mean:.1f}", f"{error:.1f}")], ("mode", "GFLOP a step", "+-")))
     return 0
