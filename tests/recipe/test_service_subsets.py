@@ -157,7 +157,7 @@ def test_what_the_server_could_not_do_is_tried_again_by_the_next_run(config, tmp
 def test_a_server_that_does_nothing_but_fail_ends_the_run_and_keeps_what_is_there(config, tmp_path):
     broken = (500, {"retry-after-ms": "1"}, {"error": {"message": "out of memory"}})
     with services(lambda number, asked: answer(asked) if "sofa 0" in asked.prompt else broken) as served:
-        at(served, config, workers=2)
+        at(served, config, workers=1)
         config.multi_turn.samples = 6
         with pytest.raises(ServiceError, match="gives up on one request after the other: HTTP 500"):
             built("multi_turn", config, tmp_path)
