@@ -6,7 +6,7 @@
 Every arm of one setting and seed is drawn from the same prompts and noise, so differences are paired.
 """
 
-COMMAND = ("process_gen.evaluate", "--tasks=scenes", "--per_group=40", "--seeds=0,1,2", "--pictures=0")
+COMMAND = ("process_gen.evaluate", "--tasks=scenes", "--per_group=12", "--seeds=0,1,2", "--pictures=0")
 
 
 def get_hyper(hyper):
