@@ -238,6 +238,7 @@ def _asked(
     checkpoint = {
         "source": str(restored.source),
         "which": values.which,
+        "step": restored.step,
         "digest": restored.digest,
         "dtype": sampler.model.config.dtype,
     }

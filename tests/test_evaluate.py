@@ -12,7 +12,7 @@ from evaluation.evaluation_fakes import TeacherSampler
 
 from process_gen import evaluate as command
 from process_gen.evaluate import run
-from process_gen.evaluation import results
+from process_gen.evaluation import results, writing
 from process_gen.evaluation.results import ResultsError
 from process_gen.evaluation.tasks.scenes import GROUPS
 from process_gen.sampling import SamplerConfig, SamplerError
@@ -27,7 +27,9 @@ def restored(monkeypatch):
         asked.append((path, which))
         config = SamplerConfig.of({"mode": "plan_only", "flow_steps": 20}, **settings)
         level = {"photographs": None, "hung": "hung"}.get(path, "default")
-        told = dict(level_name=level, config={"seed": 1}, source="the teacher", digest="0")
+        step = int(path.rpartition("/")[2]) if path and "/checkpoints/" in path else None
+        source = path if step else "the teacher"
+        told = dict(level_name=level, config={"seed": 1}, source=source, step=step, digest="0")
         return TeacherSampler(config, rows, level or "default"), types.SimpleNamespace(**told)
 
     monkeypatch.setattr(command, "load_sampler", load_sampler)
@@ -113,6 +115,24 @@ def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp
         run(options(tmp_path / "both", compare=[paths[0], paths[0]]))
     with pytest.raises(ResultsError, match="nowhere.json"):
         run(options(tmp_path / "both", compare=[paths[0], "nowhere.json"]))
+
+
+def test_steps_of_a_run_make_a_learning_curve(restored, tmp_path, monkeypatch):
+    drawn, paths = [], []
+    monkeypatch.setattr(
+        writing.plots, "points", lambda series, path, *_: drawn.append((series, path)) or path
+    )
+    for step in (100, 300):
+        folder = tmp_path / str(step)
+        run(options(folder, workdir=f"runs/a/checkpoints/{step}", per_group=1, pictures=0))
+        paths.append(str(folder / "results.json"))
+    assert not drawn
+    text = run(options(tmp_path / "both", compare=paths))
+    assert "plan_only step=300 - plan_only step=100" in text
+    costs, (learning, path) = drawn
+    assert path.name == "comparison_learning.png" and str(path) in text and list(learning) == ["plan_only"]
+    assert [(step, score.mean) for step, score in learning["plan_only"]] == [(100, 1.0), (300, 1.0)]
+    assert list(costs[0]) == ["plan_only step=100", "plan_only step=300"]
 
 
 @pytest.mark.parametrize(

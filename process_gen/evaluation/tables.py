@@ -58,17 +58,17 @@ def _told(cell: Cell, key: str) -> str:
 
 
 def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
-    """A name for each cell: the arm, and whatever else tells it from the others, but for some settings."""
+    """A name for each cell: the arm, and whatever else tells it from the others, but for what is left out."""
     facts = [
         {
-            "checkpoint": cell.checkpoint.get("source", ""),
+            "checkpoint": _run(cell.checkpoint),
             "step": cell.checkpoint.get("step"),
             "which": cell.checkpoint.get("which", ""),
-            **{key: value for key, value in cell.settings.items() if key not in (*_OF_ARMS, *without)},
+            **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
         }
         for cell in cells
     ]
-    keys = dict.fromkeys(key for one in facts for key in one)
+    keys = dict.fromkeys(key for one in facts for key in one if key not in without)
     for role in ROLES:  # which the name of an arm tells, unless it means several
         if len({(cell.arm, one.get(role)) for cell, one in zip(cells, facts, strict=True)}) == len(
             {cell.arm for cell in cells}
@@ -80,6 +80,11 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
         words = [str(one[key]) if key == "checkpoint" else f"{key}={one.get(key)}" for key in differ]
         made.append(" ".join([cell.arm, *words]))
     return made
+
+
+def _run(checkpoint: Mapping[str, Any]) -> str:
+    """Where the weights lie, for all steps of a run the same."""
+    return str(checkpoint.get("source", "")).removesuffix(f"/checkpoints/{checkpoint.get('step')}")
 
 
 _OF_ARMS = ("mode", "max_steps", "inspections", "digest", "source", "task", "version", "step", "which")

@@ -5,6 +5,7 @@ results.jsonl      a line for each judged image, every state of the trajectories
 results.parquet    the same as a table
 results.png        groups and scores with 95% intervals
 cost.png           score against Euler steps, where there are several cells
+learning.png       score against the training step, where there are several steps of a run
 index.html         some trajectories step by step, wrong and right ones; their images are beside it
 """
 
@@ -15,7 +16,7 @@ import datetime
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -148,20 +149,27 @@ def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathl
             written.append(
                 plots.bars(shown, folder / f"{stem}{end}", title=task, ylabel="score, 95% interval")
             )
-        if series := _costs(found):
-            name = f"cost{end}" if stem == "results" else f"{stem}_cost{end}"
-            written.append(plots.points(series, folder / name, task, "Euler steps per image", "score"))
+        first = "" if stem == "results" else f"{stem}_"
+        costs = _series(found, "flow_steps", lambda cell: cell.means().get("sampling_steps"))
+        if sum(map(len, costs.values())) > 1:
+            path = folder / f"{first}cost{end}"
+            written.append(plots.points(costs, path, task, "Euler steps per image", "score"))
+        learning = _series(found, "step", lambda cell: cell.checkpoint.get("step"))
+        if any(len({step for step, _ in one}) > 1 for one in learning.values()):
+            path = folder / f"{first}learning{end}"
+            written.append(plots.points(learning, path, task, "training step", "score"))
     return written
 
 
-def _costs(cells: Sequence[Cell]) -> dict[str, list[tuple[float, Interval]]]:
-    """Series of cells that differ in the steps of an image alone: Euler steps per image, and score."""
+def _series(
+    cells: Sequence[Cell], setting: str, place: Callable[[Cell], float | None]
+) -> dict[str, list[tuple[float, Interval]]]:
+    """For all cells that differ in one setting alone: where each of them stands, and its score."""
     found: dict[str, list[tuple[float, Interval]]] = {}
-    for name, cell in zip(tables.labels(cells, without=("flow_steps",)), cells, strict=True):
-        if cell.means() and cell.scores:
-            point = cell.means()["sampling_steps"], next(iter(cell.scores.values()))
-            found.setdefault(name, []).append(point)
-    return dict(sorted(found.items())) if sum(map(len, found.values())) > 1 else {}
+    for name, cell in zip(tables.labels(cells, without=(setting,)), cells, strict=True):
+        if (x := place(cell)) is not None and cell.scores:
+            found.setdefault(name, []).append((x, next(iter(cell.scores.values()))))
+    return dict(sorted(found.items()))
 
 
 def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> list[pathlib.Path]:
