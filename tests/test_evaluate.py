@@ -111,6 +111,12 @@ def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp
     assert "plan_only flow_steps=20 - plan_only flow_steps=5" in text
     assert (tmp_path / "both" / "comparison.png").exists()
     assert (tmp_path / "both" / "comparison.txt").read_text().strip() in text
+    told = [{"id": "a", "results": f"{name}/results.json"} for name in ("short", "long")]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    of_sweep = dict(compare=[str(tmp_path / "results.jsonl")], allow=["flow_steps"])
+    assert run(options(tmp_path / "both", **of_sweep)) == text
+    with pytest.raises(ResultsError, match="is no list of a sweep's results"):
+        run(options(tmp_path / "both", compare=[str(tmp_path / "short" / "results.jsonl")]))
     with pytest.raises(ResultsError, match="same results file is given twice"):
         run(options(tmp_path / "both", compare=[paths[0], paths[0]]))
     with pytest.raises(ResultsError, match="nowhere.json"):

@@ -3,8 +3,7 @@ a quarter of an hour each on two cores.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # cells share programs: each is compiled once
     python -m process_gen.sweep --config=configs/sweeps/evidence.py --workdir=sweeps/evidence
-    python -m process_gen.evaluate --output_dir=sweeps/evidence/report --allow=flow_steps \
-        --compare=$(ls -m sweeps/evidence/cells/*/evaluation/results.json | tr -d ' \n')
+    python -m process_gen.evaluate --output_dir=sweeps/evidence/report --compare=sweeps/evidence/results.jsonl
 
 All arms start from the shipped weights and have as many training FLOP. The baselines draw one image, with a
 plan or without one.

@@ -199,13 +199,32 @@ def compare(
 ) -> tuple[str, list[pathlib.Path]]:
     """The tables and the plot of several results files side by side.
 
+    Args:
+      paths: of `results.json`, or of the `results.jsonl` of a sweep, which stands for those of its cells.
+      folder: to write to.
+      allow: what may differ.
+
     Raises:
       ResultsError: a file is missing or is something else, or stands there twice.
       Incomparable: what they say would mislead side by side.
     """
+    paths = [one for path in paths for one in _of_sweep(path)]
     if len({os.path.abspath(path) for path in paths}) < len(paths):
         raise results.ResultsError("the same results file is given twice")
     cells = [cell for path in paths for cell in results.load(path)]
     text, folder = text_of(cells, allow), files.check_writable(folder)
     written = _plots(folder, cells, "comparison")
     return text, [*written, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]
+
+
+def _of_sweep(path: str) -> list[str]:
+    """The results files that a path stands for."""
+    if not path.endswith(".jsonl"):
+        return [path]
+    try:
+        rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+        return [str(pathlib.Path(path).parent / row["results"]) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise results.ResultsError(
+            f"{path} is no list of a sweep's results: give the results.jsonl of its workdir, or results.json files"
+        ) from error
