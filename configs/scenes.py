@@ -216,7 +216,7 @@ def _debug(config: ConfigDict) -> None:
 
 
 def _quick(config: ConfigDict) -> None:
-    """Minutes of training on two cores: 0.5 to 0.6 s a step where they multiply at 160 to 330 GFLOP/s."""
+    """Minutes of training on two cores: 0.45 to 0.6 s a step where they multiply at 160 to 330 GFLOP/s."""
     config.data.examples = 8_000  # a run reads fewer
     config.layout.copies = 3
     # What stands is to be copied first: under as much noise as `full` has, things change their shapes.

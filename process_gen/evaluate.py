@@ -238,7 +238,6 @@ def _asked(
     checkpoint = {
         "source": str(restored.source),
         "which": values.which,
-        "step": restored.step,
         "digest": restored.digest,
         "dtype": sampler.model.config.dtype,
     }
@@ -352,7 +351,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("pictures", 24, "Trajectories of each cell on the page.", lower_bound=0)
     flags.DEFINE_bool("forced", False, "Draws steps after the teacher's own as well, of --tasks=scenes.")
     flags.DEFINE_list(
-        "compare", [], "Results files, or a sweep's results.jsonl, to put side by side; nothing is sampled then."
+        "compare",
+        [],
+        "Results files, or a sweep's results.jsonl, to put side by side; nothing is drawn.",
     )
     flags.DEFINE_list("allow", [], f"What may differ in one table: of {', '.join(tables.MUST_AGREE)}.")
 

@@ -352,7 +352,8 @@ class Evaluation:
         self._strips(step, sampler)
         if not self.tasks:
             return None
-        checkpoint = {"source": str(self.workdir), "which": "ema", "step": step, "digest": ""}
+        source = load.absolute(self.workdir) / load.FOLDER / str(step)  # which need not be saved
+        checkpoint = self._checkpoint(source, "")
         per_group = self.config.eval.per_group
         _, _, cells = self.judge(sampler, folder, checkpoint, per_group, pictures=0, warm=False)
         for cell in cells:
@@ -384,6 +385,10 @@ class Evaluation:
         (self.workdir / "sheets").mkdir(exist_ok=True)
         picture.save(self.workdir / "sheets" / f"{step:07d}_{name}.png")
 
+    def _checkpoint(self, source: Any, digest: str) -> dict[str, str]:
+        dtype = self.model.config.dtype
+        return {"source": str(source), "which": "ema", "digest": digest, "dtype": dtype}
+
     def judge(
         self,
         sampler: Sampler,
@@ -410,8 +415,7 @@ class Evaluation:
                 plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:
                 last = load.latest_step_dir(load.absolute(self.workdir))
-                checkpoint = {"source": str(last), "which": "ema", "digest": manifest.fingerprint(last)}
-                checkpoint["dtype"] = self.model.config.dtype
+                checkpoint = self._checkpoint(last, manifest.fingerprint(last))
                 per_group = self.config.eval.final_per_group
                 text, written, _ = self.judge(sampler, self.workdir / "evaluation", checkpoint, per_group)
                 print("\n" + text + "\n", flush=True)

@@ -27,9 +27,8 @@ def restored(monkeypatch):
         asked.append((path, which))
         config = SamplerConfig.of({"mode": "plan_only", "flow_steps": 20}, **settings)
         level = {"photographs": None, "hung": "hung"}.get(path, "default")
-        step = int(path.rpartition("/")[2]) if path and "/checkpoints/" in path else None
-        source = path if step else "the teacher"
-        told = dict(level_name=level, config={"seed": 1}, source=source, step=step, digest="0")
+        source = path if path and "/checkpoints/" in path else "the teacher"
+        told = dict(level_name=level, config={"seed": 1}, source=source, digest="0")
         return TeacherSampler(config, rows, level or "default"), types.SimpleNamespace(**told)
 
     monkeypatch.setattr(command, "load_sampler", load_sampler)
@@ -115,8 +114,11 @@ def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
     of_sweep = dict(compare=[str(tmp_path / "results.jsonl")], allow=["flow_steps"])
     assert run(options(tmp_path / "both", **of_sweep)) == text
-    with pytest.raises(ResultsError, match="is no list of a sweep's results"):
+    with pytest.raises(ResultsError, match="lists no results of a sweep's cells"):
         run(options(tmp_path / "both", compare=[str(tmp_path / "short" / "results.jsonl")]))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ResultsError, match="no cell of the sweep has results yet"):
+        run(options(tmp_path / "both", compare=[str(tmp_path / "empty.jsonl")]))
     with pytest.raises(ResultsError, match="same results file is given twice"):
         run(options(tmp_path / "both", compare=[paths[0], paths[0]]))
     with pytest.raises(ResultsError, match="nowhere.json"):

@@ -1,12 +1,12 @@
-"""Guidance x Euler steps x arm on the shipped weights, three seeds each: 36 cells, half an hour on two cores.
+r"""Guidance x Euler steps x arm on the shipped weights, three seeds each: 36 cells, half an hour on 2 cores.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # cells share programs: each is compiled once
-    python -m process_gen.sweep --config=configs/sweeps/guidance.py --workdir=sweeps/guidance
-    python -m process_gen.evaluate --output_dir=sweeps/guidance/report --allow=flow_steps \\
+    python -m process_gen.sweep --config=configs/sweeps/guidance.py --workdir=sweeps/guidance --parallel=2
+    python -m process_gen.evaluate --output_dir=sweeps/guidance/report --allow=flow_steps \
         --compare=sweeps/guidance/results.jsonl
 
-Every arm of one setting and seed is drawn from the same prompts and noise, so differences are paired. What came
-out of it: process_gen/evaluation/README.md.
+Every arm of one setting and seed is drawn from the same prompts and noise, so differences are paired. What
+came out of it: process_gen/evaluation/README.md.
 """
 
 COMMAND = ("process_gen.evaluate", "--tasks=scenes", "--per_group=12", "--seeds=0,1,2", "--pictures=0")

@@ -61,8 +61,7 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
     """A name for each cell: the arm, and whatever else tells it from the others, but for what is left out."""
     facts = [
         {
-            "checkpoint": _run(cell.checkpoint),
-            "step": cell.checkpoint.get("step"),
+            **dict(zip(("checkpoint", "step"), run_and_step(cell), strict=True)),
             "which": cell.checkpoint.get("which", ""),
             **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
         }
@@ -82,9 +81,11 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
     return made
 
 
-def _run(checkpoint: Mapping[str, Any]) -> str:
-    """Where the weights lie, for all steps of a run the same."""
-    return str(checkpoint.get("source", "")).removesuffix(f"/checkpoints/{checkpoint.get('step')}")
+def run_and_step(cell: Cell) -> tuple[str, int | None]:
+    """Where the weights lie; of a step of a run, where the run lies, and which step it is."""
+    source = str(cell.checkpoint.get("source", ""))
+    run, found, step = source.rpartition("/checkpoints/")
+    return (run, int(step)) if found and step.isdigit() else (source, None)
 
 
 _OF_ARMS = ("mode", "max_steps", "inspections", "digest", "source", "task", "version", "step", "which")

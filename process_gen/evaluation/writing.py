@@ -154,7 +154,7 @@ def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathl
         if sum(map(len, costs.values())) > 1:
             path = folder / f"{first}cost{end}"
             written.append(plots.points(costs, path, task, "Euler steps per image", "score"))
-        learning = _series(found, "step", lambda cell: cell.checkpoint.get("step"))
+        learning = _series(found, "step", lambda cell: tables.run_and_step(cell)[1])
         if any(len({step for step, _ in one}) > 1 for one in learning.values()):
             path = folder / f"{first}learning{end}"
             written.append(plots.points(learning, path, task, "training step", "score"))
@@ -223,8 +223,14 @@ def _of_sweep(path: str) -> list[str]:
         return [path]
     try:
         rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
-        return [str(pathlib.Path(path).parent / row["results"]) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = [str(pathlib.Path(path).parent / row["results"]) for row in rows]
+    except OSError as error:
+        raise results.ResultsError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
         raise results.ResultsError(
-            f"{path} is no list of a sweep's results: give the results.jsonl of its workdir, or results.json files"
+            f"{path} lists no results of a sweep's cells: give the results.jsonl of its workdir, or "
+            "results.json files"
         ) from error
+    if not found:
+        raise results.ResultsError(f"{path}: no cell of the sweep has results yet")
+    return found

@@ -156,7 +156,7 @@ class ModelConfig:
         and `flash` whichever of these is for the platform.
       remat: what the backward pass keeps and what it recomputes, a row of the
         table in `process_gen.models.remat`.
-      scan_unroll: layers per iteration of the scan over layers.
+      scan_unroll: layers per iteration of the scan over layers in training; sampling takes them one by one.
       logit_chunk: words of the vocabulary whose logits are in memory at a time
         in the losses, a divisor of `vocab_size`; 0, or as many as there are, is
         all of them.

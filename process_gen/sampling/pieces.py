@@ -60,6 +60,7 @@ def pieces(
       mesh: the devices.
       axes: mesh axes that the rows are split over; () where every device has them all.
     """
+    model = turn.scanned(model)
     layout, weights, array = model.layout, (params, frozen), jax.ShapeDtypeStruct
 
     def placed(tree):

@@ -81,8 +81,7 @@ class Sampler:
         ambient: Callable[[], AbstractContextManager[None]] = nullcontext,
         outside: Outside | None = None,
     ):
-        # Layers that are unrolled take half as long again to compile, and draw no faster.
-        self.model = model.clone(config=dataclasses.replace(model.config, scan_unroll=1))
+        self.model = turn.scanned(model)
         self.params, self.tokenizer = jax.device_put(params), tokenizer
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding

@@ -16,6 +16,7 @@ P ViT tokens of an image, U values of one.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -37,6 +38,14 @@ from process_gen.trajectory.batch import PAD_ID
 
 DRAWS = ("after_prompt", "before", "image", "after_image", "after", "after_text", "answer")
 """What draws random numbers in a turn; each folds its place here into the turn's key."""
+
+
+def scanned(model: UnifiedModel) -> UnifiedModel:
+    """The model as it is sampled: one layer at a time, also where training unrolls them.
+
+    On a CPU unrolled layers take longer to compile and draw no faster.
+    """
+    return model.clone(config=dataclasses.replace(model.config, scan_unroll=1))
 
 
 def _keys(keys: jax.Array, draw: str, *more: jax.Array) -> jax.Array:

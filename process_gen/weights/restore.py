@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from process_gen.checkpoints import load, manifest
+from process_gen.checkpoints import manifest
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
 from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.common.names import check_name
@@ -60,12 +60,6 @@ class Restored:
     def digest(self) -> str:
         """Equal for equal files: what results are told apart by."""
         return manifest.fingerprint(epath.Path(self.source))
-
-    @property
-    def step(self) -> int | None:
-        """Of the run that it comes from; None of weights without one."""
-        place = epath.Path(self.source)
-        return int(place.name) if load.is_step(place) else None
 
     @property
     def level_name(self) -> str | None:

@@ -3,7 +3,7 @@
     python tests/benchmarks/evaluate_memory.py --per_group=250 --batch_size=96   # 2,250 trajectories
 
 Runs `process_gen.evaluate` with the flags given in a process of its own and prints its resident memory each
-time another tenth of the trajectories is drawn, then the peak and the size of `index.html`.
+time another tenth of the trajectories is drawn, then the peak, the verdicts and the size of `index.html`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import IO
 
@@ -21,49 +20,39 @@ from process_gen.reports.table import table
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:
-    """GiB of memory that a process holds, `VmHWM` for the most that it ever held."""
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 2**20
+    """GiB of memory that a process holds, `VmHWM` for the most that it ever held; 0 of one that has ended."""
+    found = re.search(rf"{field}:\s+(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 2**20 if found else 0.0
 
 
 def main(words: list[str]) -> int:
     """Measures one evaluation; returns its exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "process_gen.evaluate", f"--output_dir={folder}", *words]
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        ended, peak, text = threading.Event(), [0.0], []
-
-        def watch() -> None:
-            while not ended.wait(0.2):
-                try:
-                    peak[0] = resident(running.pid, "VmHWM")
-                except (OSError, TypeError):  # it has just ended
-                    return
-
-        watching = [threading.Thread(target=watch), threading.Thread(target=lambda: [*running.stdout])]
-        for one in watching:
-            one.start()
-        rows, tenth = [], 0
-        for line in _lines(running.stderr):
-            text.append(line)
-            if found := re.search(r"(\d+) of (\d+) trajectories", line):
-                done, wanted = map(int, found.groups())
-                if done * 10 // wanted > tenth:
-                    tenth = done * 10 // wanted
-                    rows.append((f"{done:,} trajectories drawn", f"{resident(running.pid):.2f} GiB"))
-            elif found := re.search(r"(\d+) images judged", line):
-                judged = (f"{int(found[1]):,} images judged", f"{resident(running.pid):.2f} GiB")
-                rows = [row for row in rows if "judged" not in row[0]] + [judged]
-        code = running.wait()
-        ended.set()
-        for one in watching:
-            one.join()
-        if code:
-            print("\n".join(text[-20:]))
-            return code
-        page = pathlib.Path(folder, "index.html").stat().st_size
-        rows += [("peak", f"{peak[0]:.2f} GiB"), ("index.html", f"{page / 1e6:.2f} MB")]
-        print(table(rows, ("after", "resident memory")))
+    rows, said, tenth, peak = [], [], 0, 0.0
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
+        command = [sys.executable, "-m", "process_gen.evaluate", *words, f"--output_dir={folder}"]
+        with subprocess.Popen(command, stdout=printed, stderr=subprocess.PIPE) as running:
+            for line in _lines(running.stderr):
+                said.append(line)
+                if not (held := resident(running.pid)):  # it has just ended
+                    continue
+                peak = max(peak, resident(running.pid, "VmHWM"))
+                if found := re.search(r"(\d+) of (\d+) trajectories", line):
+                    done, wanted = map(int, found.groups())
+                    tenth = min(tenth, done * 10 // wanted)  # another arm begins with none
+                    if done * 10 // wanted > tenth:
+                        tenth = done * 10 // wanted
+                        rows.append((f"{done:,} trajectories drawn", f"{held:.2f} GiB"))
+                elif "adding up" in line:
+                    rows.append(("all images judged", f"{held:.2f} GiB"))
+        if running.returncode:
+            print("\n".join(said[-20:]))
+            return running.returncode
+        verdicts = pathlib.Path(folder).rglob("verdicts/*.jsonl")
+        judged = sum(path.read_bytes().count(b'"uid"') for path in verdicts)
+        page = pathlib.Path(folder, "index.html")
+        size = f"{page.stat().st_size / 1e6:.2f} MB" if page.exists() else "none"
+    print(table([*rows, ("peak until the last report", f"{peak:.2f} GiB")], ("after", "resident memory")))
+    print(f"\n{judged:,} images judged; index.html: {size}")
     return 0
 
 
