@@ -351,9 +351,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("pictures", 24, "Trajectories of each cell on the page.", lower_bound=0)
     flags.DEFINE_bool("forced", False, "Draws steps after the teacher's own as well, of --tasks=scenes.")
     flags.DEFINE_list(
-        "compare",
-        [],
-        "Results files, or a sweep's results.jsonl, to put side by side; nothing is drawn.",
+        "compare", [], "Results files, or a sweep's results.jsonl, side by side; draws nothing."
     )
     flags.DEFINE_list("allow", [], f"What may differ in one table: of {', '.join(tables.MUST_AGREE)}.")
 

@@ -61,11 +61,13 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
     """A name for each cell: the arm, and whatever else tells it from the others, but for what is left out."""
     facts = [
         {
-            **dict(zip(("checkpoint", "step"), run_and_step(cell), strict=True)),
+            "checkpoint": run,
+            "step": step,
             "which": cell.checkpoint.get("which", ""),
             **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
         }
         for cell in cells
+        for run, step in [run_and_step(cell)]
     ]
     keys = dict.fromkeys(key for one in facts for key in one if key not in without)
     for role in ROLES:  # which the name of an arm tells, unless it means several
@@ -88,7 +90,7 @@ def run_and_step(cell: Cell) -> tuple[str, int | None]:
     return (run, int(step)) if found and step.isdigit() else (source, None)
 
 
-_OF_ARMS = ("mode", "max_steps", "inspections", "digest", "source", "task", "version", "step", "which")
+_OF_ARMS = ("mode", "max_steps", "inspections", "digest", "source", "task", "version", "which")
 """Settings that the name of an arm tells already, or that a checkpoint does."""
 
 

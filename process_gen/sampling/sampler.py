@@ -81,8 +81,8 @@ class Sampler:
         ambient: Callable[[], AbstractContextManager[None]] = nullcontext,
         outside: Outside | None = None,
     ):
-        self.model = turn.scanned(model)
-        self.params, self.tokenizer = jax.device_put(params), tokenizer
+        model = turn.scanned(model)
+        self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
         self.ambient, self.outside = ambient, outside or Outside()
@@ -91,8 +91,8 @@ class Sampler:
         one_cpu = jax.default_backend() == "cpu" and (sharding is None or sharding.num_devices == 1)
         self.lanes = min(os.cpu_count() or 1, max(rows // LANE, 1)) if one_cpu else 1
         check_fits(model.layout, self.config)
-        self._texts = text_specs(self.model, tokenizer, self.config)
-        self._asking = Asking(self.model, tokenizer, self.config)
+        self._texts = text_specs(model, tokenizer, self.config)
+        self._asking = Asking(model, tokenizer, self.config)
 
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
