@@ -32,6 +32,7 @@ from process_gen.evaluation.draws import Draw, Show, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
 from process_gen.reports.listing import Listing, cut_unfinished
+from process_gen.services.pool import workers_of
 from process_gen.trajectory.record import Record, to_json
 
 STATES = ("all", "final")
@@ -155,7 +156,7 @@ def judge_states(
     own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
     mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
     shown, stopped = time.monotonic(), []
-    with futures.ThreadPoolExecutor(judge.workers) as pool, _growing(own) as file:
+    with workers_of(judge.workers) as pool, _growing(own) as file:
         going = itertools.takewhile(lambda _: not stopped, mine)
         for number, one in enumerate(_asked(pool, judge, going), 1):
             file.write(json.dumps(one, allow_nan=False).encode() + b"\n")

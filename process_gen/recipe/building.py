@@ -121,6 +121,14 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
       RecipeError, ServiceError, ReportError: see `fill`.
     """
     world, folder = make_world(config, workdir), workdir / subset
+
+    def stop_all() -> None:
+        try:
+            stop()
+        except Exception:
+            world.close()
+            raise
+
     with lock.hold(folder, f"building {subset}"):
         provenance = {"source": f"{subset} by {world.name}", "author": world.author}
         if config.licence:
@@ -130,7 +138,7 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
             if config.world == "services":
                 check_prompts(growing, FilePrompts(config.prompts))
             fills = {"multi_turn": _multi_turn, "conflict": _conflict, "alignment": _alignment}
-            filled = fills[subset](world, config, workdir, growing, stop, say)
+            filled = fills[subset](world, config, workdir, growing, stop_all, say)
         if subset == "multi_turn":
             without_inspections(folder, folder / PLAIN)
     say(f"{subset}: {filled}")

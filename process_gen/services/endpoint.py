@@ -28,7 +28,16 @@ from PIL import Image
 
 from process_gen.common import files
 from process_gen.common.images import UNREADABLE
-from process_gen.services.options import KEY, URL, GaveUp, Service, ServiceError, endpoint_name, read_key
+from process_gen.services.options import (
+    KEY,
+    URL,
+    GaveUp,
+    Refused,
+    Service,
+    ServiceError,
+    endpoint_name,
+    read_key,
+)
 
 T = TypeVar("T")
 
@@ -68,7 +77,7 @@ class Endpoint:
             timeout=service.timeout,
             max_retries=service.retries,
         )
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._in_a_row = 0  # requests that came to nothing since the last that did not
         self._next = 0.0  # when the next request may begin, in seconds of `time.monotonic`
 
@@ -172,6 +181,10 @@ class Endpoint:
         self._keep(kept, lambda path: _write_png(path, found))
         return found
 
+    def close(self) -> None:
+        """Begins no request any more; those under way go on, and what comes back is kept."""
+        self._closed.set()
+
     def digest(self, system: str, fields: Mapping[str, Any], *texts: Any) -> str:
         """Equal for equal requests, whichever endpoint serves the model."""
         return hashlib.sha256(json.dumps([system, dict(fields), texts], sort_keys=True).encode()).hexdigest()
@@ -205,6 +218,8 @@ class Endpoint:
     def _request(self, what: str, kind: str) -> Iterator[None]:
         """Waits for its turn, and says what went wrong with the request inside."""
         self._wait()
+        if self._closed.is_set():
+            raise GaveUp(f"{what}: not asked any more")
         try:
             yield
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -216,6 +231,8 @@ class Endpoint:
             ) from None
         except openai.APITimeoutError:
             self._gave_up(what, f"no answer within {self.service.timeout:g} s")
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}", Refused)
         except openai.APIStatusError as error:
             self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}")
         except openai.APIConnectionError as error:
@@ -232,16 +249,16 @@ class Endpoint:
             now = time.monotonic()
             begin = max(now, self._next)
             self._next = begin + 60 / self.service.per_minute
-        time.sleep(begin - now)
+        self._closed.wait(begin - now)
 
-    def _gave_up(self, what: str, why: str) -> NoReturn:
+    def _gave_up(self, what: str, why: str, kind: type[GaveUp] = GaveUp) -> NoReturn:
         """Gives one request up, or ends the run where that happens to one after the other."""
         with self._lock:
             self._in_a_row += 1
             enough = self._in_a_row >= max(3, self.service.workers)
         if enough:
             raise ServiceError(f"{self.place} gives up on one request after the other: {why}")
-        raise GaveUp(f"{what}: {self.place} gave up: {why}", {"error": why})
+        raise kind(f"{what}: {self.place} gave up: {why}", {"error": why})
 
     def _count(self, requests: int = 0, **amounts: int) -> None:
         with self._lock:
