@@ -4,8 +4,8 @@
 
 Three arms are trained on the same batches and noise. `base` learns the sketches from targets of which some
 have the wrong sign, `better` from right ones, and `equal` as `base` does but with a random half of the
-tokens, counted twice: another gradient, the same in expectation. All seeds are trained in one call, so that each arm is compiled
-once; every repetition is a comparison over seeds of its own.
+tokens, counted twice: another gradient, the same in expectation. All seeds are trained in one call, so that
+each arm is compiled once; every repetition is a comparison over seeds of its own.
 """
 
 from __future__ import annotations
@@ -67,13 +67,11 @@ def main() -> None:
     seen: dict[tuple[str, str], list[comparing.Difference]] = {}
     for first in range(0, count, args.seeds):
         seeds = range(first, first + args.seeds)
-        for one in comparing.Comparison(
-            {
-                arm: {metric: {seed: curves[seed] for seed in seeds} for metric, curves in metrics.items()}
-                for arm, metrics in found.curves.items()
-            },
-            [],
-        ).differences():
+        curves = {
+            arm: {metric: {seed: points[seed] for seed in seeds} for metric, points in metrics.items()}
+            for arm, metrics in found.curves.items()
+        }
+        for one in comparing.Comparison(curves, []).differences():
             seen.setdefault((one.arm, one.metric), []).append(one)
     rows = []
     for (arm, metric), ones in seen.items():
