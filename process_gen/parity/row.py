@@ -184,15 +184,7 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
         },
     )
     labels, targets = _labels(golden, layout, turns)
-    return Row(
-        layout,
-        batch,
-        content,
-        flows,
-        labels,
-        targets,
-        _places(layout, samples, turns),
-    )
+    return Row(layout, batch, content, flows, labels, targets, _places(layout, samples, turns))
 
 
 def _texts(pieces: Sequence[Piece | None], texts: dict[int, int], size: int) -> np.ndarray:

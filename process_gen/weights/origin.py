@@ -185,8 +185,7 @@ def read_ours(
     both = {AVERAGE, "params"} <= set(saved.items)  # one file has all of either
     if both and which == AVERAGE and _leaves_some_out(metadata, model):
         whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
-        rest = adapters.Some(whole, whole.spec.keys() - params.spec.keys())
-        params = Joined([params, rest])
+        params = Joined([params, Joined([whole], whole.spec.keys() - params.spec.keys())])
     if model is None and (params is not None or "flux" not in metadata):
         raise CheckpointMismatch(f"{place} carries no config, and does not say of which sizes its model is")
     if model is not None:

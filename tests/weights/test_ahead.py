@@ -27,7 +27,8 @@ from process_gen.training.program import build_recipe
 from process_gen.training.step import TrainState, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import ahead
-from process_gen.weights.start import read_for
+from process_gen.weights.origin import read_weights
+from process_gen.weights.start import placed
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = ROOT / "tests" / "golden" / "bagel_tiny"
@@ -42,11 +43,7 @@ def config(tmp_path):
         names = [f"{number}-{name}.png" for name in ("in", "a", "b", "c")]
         for name in names:
             PIL.Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / name)
-        turns = [
-            {"image": names[1]},
-            {"image": names[2], "inspect": "a"},
-            {"refine": "a", "image": names[3]},
-        ]
+        turns = [{"image": names[1]}, {"image": names[2], "inspect": "a"}, {"refine": "a", "image": names[3]}]
         given = {"image": names[0], "instruction": "a star"} if number == 1 else {}
         lines.append(json.dumps({"prompt": "a circle", "turns": turns, **given}))
     (tmp_path / "trajectories.jsonl").write_text("\n".join(lines))
@@ -158,7 +155,7 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
     model = builders.build_model(tiny, scenes_tokenizer())
     recipe = build_recipe(tiny, model)
     step = jax.jit(make_train_step(recipe), compiler_options={"xla_backend_optimization_level": 0})
-    params, autoencoder = read_for(model, tiny.train.init)
+    params, autoencoder = placed(read_weights(tiny.train.init), model)
     first = TrainState(
         np.int32(0), params, params, recipe.optimizer.init(params), jax.random.key(0), autoencoder
     )

@@ -25,7 +25,7 @@ from process_gen.training.step import Recipe, TrainState, init_state, make_train
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.markup import MARKUP_TOKENS, MEANINGS, SPECIAL_TOKENS
 from process_gen.weights.origin import read_weights
-from process_gen.weights.start import read_for, start_from
+from process_gen.weights.start import placed, start_from
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -46,6 +46,10 @@ def blank_state(recipe: Recipe) -> TrainState:
     shapes = jax.eval_shape(lambda: init_state(recipe, spec, jax.random.key(0)))
     shapes = nn.meta.unbox(shapes.replace(key=None))
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+
+
+def read_for(model, path, tokenizer=None):
+    return placed(read_weights(path, vit=bool(model.layout.vit_tokens)), model, tokenizer)
 
 
 def same(a, b) -> None:

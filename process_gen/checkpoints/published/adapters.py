@@ -9,7 +9,6 @@ A module has the name of a published BAGEL, such as `language_model.model.layers
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -36,30 +35,15 @@ _PLAIN = dict(
 """What an adapter's config may say besides, as adapters of this project are."""
 
 
-class Some(sources.Source):
-    """Some of the arrays of a source."""
-
-    def __init__(self, source: sources.Source, names: Collection[str]):
-        self._source = source
-        self.spec = {name: source.spec[name] for name in names}
-        self.dtypes = {name: source.dtypes[name] for name in names}
-
-    def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
-        return self._source.read(name, box)
-
-    def axis(self, name: str) -> int:
-        return self._source.axis(name)
-
-
-class Merged(Some):
+class Merged(sources.Joined):
     """A model with adapters as one without: a kernel is W + scale * A B, added in float32."""
 
     def __init__(self, source: sources.Source, scale: float):
-        super().__init__(source, [name for name in source.spec if not is_adapter(name)])
-        self._scale = scale
+        super().__init__([source], {name for name in source.spec if not is_adapter(name)})
+        self._source, self._scale = source, scale
 
     def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
-        found = self._source.read(name, box)
+        found = super().read(name, box)
         first, second = (name.removesuffix("kernel") + end for end in LORA)
         if not name.endswith("/kernel") or first not in self._source.spec:
             return found

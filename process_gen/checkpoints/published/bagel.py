@@ -206,7 +206,7 @@ def import_bagel(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
-    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.read_for` places them on
+    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.placed` places them on
     devices instead, of which each reads its own part.
 
     Raises:

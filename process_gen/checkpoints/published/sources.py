@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -188,10 +188,10 @@ class Pieces(Source):
 
 
 class Joined(Source):
-    """Several sources as one; no name is in two."""
+    """Several sources as one, or some names of them; none is in two."""
 
-    def __init__(self, parts: Sequence[Source]):
-        self._of = {name: part for part in parts for name in part.spec}
+    def __init__(self, parts: Sequence[Source], names: Collection[str] | None = None):
+        self._of = {name: part for part in parts for name in part.spec if names is None or name in names}
         self.spec = {name: part.spec[name] for name, part in self._of.items()}
         self.dtypes = {name: part.dtypes[name] for name, part in self._of.items()}
 
@@ -202,7 +202,7 @@ class Joined(Source):
         return self._of[name].axis(name)
 
 
-class Replaced(Source):
+class Replaced(Joined):
     """A source with other numbers in some lines of some matrices.
 
     Args:
@@ -211,11 +211,11 @@ class Replaced(Source):
     """
 
     def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
-        self._source, self._lines = source, lines
-        self.spec, self.dtypes = source.spec, source.dtypes
+        super().__init__([source])
+        self._lines = lines
 
     def read(self, name: str, box: Box = ()) -> np.ndarray:
-        found = self._source.read(name, box)
+        found = super().read(name, box)
         if name not in self._lines:
             return found
         axis, lines = self._lines[name]
@@ -227,9 +227,6 @@ class Replaced(Source):
             at = inside.index(index)
             found[(at, slice(None)) if axis == 0 else (slice(None), at)] = lines[index][box[1 - axis]]
         return found
-
-    def axis(self, name: str) -> int:
-        return self._source.axis(name)
 
 
 def kvstore(folder: epath.Path) -> str:

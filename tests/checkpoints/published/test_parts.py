@@ -59,10 +59,7 @@ def siglip2(tmp_path):
 
 
 def test_both_experts_start_from_the_language_model(qwen2):
-    params, theirs = (
-        language_params(qwen2),
-        safetensors.numpy.load_file(qwen2 / "model.safetensors"),
-    )
+    params, theirs = (language_params(qwen2), safetensors.numpy.load_file(qwen2 / "model.safetensors"))
     layers = params["backbone"]["layers"]
     same(layers["und"], layers["gen"])
     np.testing.assert_array_equal(
