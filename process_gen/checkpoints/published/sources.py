@@ -34,12 +34,7 @@ BLOCK = 64 << 20
 
 
 class Source:
-    """Named arrays that are read box by box.
-
-    Attributes:
-      spec: names and shapes.
-      dtypes: by name.
-    """
+    """Named arrays that are read box by box."""
 
     spec: Spec
     dtypes: Mapping[str, np.dtype]
@@ -118,14 +113,10 @@ class StoredArrays(Source):
 
 
 class Pieces(Source):
-    """The arrays that some moves make of the tensors of a checkpoint, a few megabytes at a time.
+    """The arrays of `spec`, which moves make of the tensors of a checkpoint, a few megabytes at a time.
 
-    Args:
-      moves: they fill every array of `spec`.
-      tensors: what they read.
-      spec: our names and shapes.
-      dtype: of our arrays; None leaves them as they are stored.
-      ignored: regular expressions of the names of tensors that may be there besides.
+    A `dtype` of None leaves them as they are stored; `ignored` are regular expressions of the names of
+    tensors that may be there besides.
 
     Raises:
       CheckpointMismatch: names or shapes of the tensors differ, or they hold other things than weights.
@@ -203,12 +194,7 @@ class Joined(Source):
 
 
 class Replaced(Joined):
-    """A source with other numbers in some lines of some matrices.
-
-    Args:
-      source: all else.
-      lines: by name of a matrix: the axis that counts its lines, and the numbers of those replaced.
-    """
+    """A source with other numbers in some lines of matrices: by name, their axis, and the lines by number."""
 
     def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
         super().__init__([source])
@@ -236,13 +222,7 @@ def kvstore(folder: epath.Path) -> str:
 
 
 def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> list[Item]:
-    """The published tensors that some arrays of ours make, to be written.
-
-    Args:
-      moves: from `rules.expand`; where two make the same tensor, the first does.
-      source: the arrays.
-      dtype: of the tensors; None leaves them as they are.
-    """
+    """The published tensors that arrays of ours make, in a dtype or as they are; of two alike the first."""
     made: dict[str, Item] = {}
     for move in moves:
         if move.theirs not in made:
@@ -262,4 +242,4 @@ def _rows(move: Move, source: Source) -> Iterator[np.ndarray]:
     for at in range(0, rows, step):
         box = (*layer, *(slice(None),) * axis, slice(at, min(at + step, rows)))
         part = source.read(move.ours, box)
-        yield move.give(part[0] if layer else part)
+        yield move.turn.theirs(part[0] if layer else part, move.shape)
