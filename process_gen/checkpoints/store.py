@@ -155,29 +155,25 @@ class CheckpointStore(Closing):
         Raises:
           CheckpointCorrupt: there are steps, and none of them is whole.
         """
-        last = None
+        wrong = ""
         while (step := self.latest_step()) is not None:
-            if last := self._what_is_wrong(step):
-                self._set_aside(step, last)
-                multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
-                self._manager.reload()
-            else:
+            mine = ""
+            try:
+                manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
+            except CheckpointCorrupt as error:
+                mine = str(error)
+            if not (wrong := first(mine)):
                 self._whole.add(step)
                 return step
-        if last:
+            self._set_aside(step, wrong)
+            multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
+            self._manager.reload()
+        if wrong:
             raise CheckpointCorrupt(
                 f"no step of {self.root} is whole; all are in {self.root.parent / QUARANTINE} now. "
                 "Put back a copy, or start the run anew in another workdir."
             )
         return None
-
-    def _what_is_wrong(self, step: int) -> str:
-        wrong = ""
-        try:
-            manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
-        except CheckpointCorrupt as error:
-            wrong = str(error)
-        return first(wrong)
 
     def _set_aside(self, step: int, wrong: str) -> None:
         """Moves a step to the quarantine, with a note that says why."""
