@@ -65,8 +65,7 @@ def evaluate(
 
     Args:
       cells: each with the sampler that draws it (`pipeline.ask`); None where nothing is to be drawn.
-      folder: of the evaluation.
-      stage: of `STAGES`.
+      folder, stage: of the evaluation, and one of `STAGES`.
       states: of `judging.STATES`: which images of a trajectory are judged.
       config: of the training run, as JSON.
       pictures: trajectories of each cell on the page.
@@ -175,10 +174,6 @@ def _wait(name: str, host: tuple[int, int]) -> None:
 def run(values: Any, show: Show | None = None) -> str:
     """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
-    Args:
-      values: the flags.
-      show: is told how far it is.
-
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
     """
@@ -230,7 +225,9 @@ def _asked(
         "dtype": sampler.model.config.dtype,
     }
     arms = list(dict.fromkeys(values.arms)) or [sampler.config.mode.value]
-    seeds = list(dict.fromkeys(_whole("--seeds", text) for text in values.seeds))
+    if odd := [text for text in values.seeds if not text.strip().isdecimal()]:
+        raise TaskError(f"--seeds takes whole numbers with commas between them, got {odd[0]!r}")
+    seeds = list(dict.fromkeys(map(int, values.seeds)))
     if not seeds:
         raise TaskError("--seeds is empty: give one, such as --seeds=0")
     cells = []
@@ -294,12 +291,6 @@ def _options(words: Sequence[str], names: Sequence[str], flag: str, kind: str) -
         check_name(name, names, kind, TaskError)
         found[name][option] = value
     return found
-
-
-def _whole(flag: str, text: str) -> int:
-    if not text.strip().isdecimal():
-        raise TaskError(f"{flag} takes whole numbers with commas between them, got {text!r}")
-    return int(text)
 
 
 def _folder(values: Any) -> pathlib.Path:

@@ -73,14 +73,7 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked:
-    """A prompt as it is to be drawn.
-
-    Attributes:
-      number: its place among the prompts.
-      text, seed: of the prompt.
-      image: its input image, of the shape that `sampler` draws; None where there is none.
-      sampler: that draws it.
-    """
+    """A prompt, its number among them, and its input image, if any, of the shape that `sampler` draws."""
 
     number: int
     text: str
@@ -246,12 +239,9 @@ def by_sampler(asked: Sequence[Asked]) -> Iterator[tuple[Sampler, list[Asked]]]:
 def sample_prompts(
     asked: Sequence[Asked], level: str | None, stop: stopping.Stop
 ) -> Iterator[tuple[int, SampledTrajectory]]:
-    """The numbers of prompts and their judged trajectories, as they are finished.
+    """The numbers of prompts and their trajectories, judged by a level of the scenes, as they are finished.
 
-    Args:
-      asked: what to draw.
-      level: of the scenes world, for the judge.
-      stop: asked after every round of turns.
+    `stop` is asked after every round of turns.
     """
     for sampler, some in by_sampler(asked):
         texts, seeds, images = zip(*((one.text, one.seed, one.image) for one in some), strict=True)

@@ -78,12 +78,8 @@ from process_gen.weights.start import start_from
 def train(config: ConfigDict, workdir: str) -> TrainState:
     """Runs the training that a config describes.
 
-    Args:
-      config: see `configs/scenes.py`.
-      workdir: checkpoints, logs and pictures go here; a run found here is resumed.
-
-    Returns:
-      The last state.
+    Checkpoints, logs and pictures go to `workdir`, and a run that is found there is resumed. Returns the last
+    state.
 
     Raises:
       One of `ERRORS`: the config, the data, the workdir or the machines cannot work; or the loss is not a

@@ -128,7 +128,6 @@ def describe_entries(entries: Sequence[Entry], tolerance: float) -> str:
 
 
 def define_flags() -> None:
-    """The flags of the command."""
     flags.DEFINE_string("checkpoint", None, "Folder of published weights, or of a run.")
     flags.DEFINE_string("golden", None, "Folder with known answers for these weights.")
     flags.DEFINE_float("tolerance", 1e-4, "Largest relative error of an entry.")
