@@ -83,10 +83,11 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
             assert not latents[~there].any() and (np.abs(wanted).max((1, 2)) > 0.01).all()
             seen += there.sum()
     assert seen == 3 * 3 + 1
-    written = (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+    file = pathlib.Path(config.data.latents) / "latents.array_record"
+    written = file.stat().st_mtime_ns
     prepare(config)
     ahead.check_autoencoder(config, {builders.build_layout(config): _opened(config)[0]})
-    assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+    assert written == file.stat().st_mtime_ns
 
 
 def test_images_need_not_be_decoded_where_nothing_reads_their_pixels(config, monkeypatch):
@@ -136,9 +137,8 @@ def test_every_image_shape_has_latents_of_its_own(config, capsys):
     for size, count in (((32, 32), 1), ((16, 48), 2)):
         source = with_latents(buckets[size], config.data, layouts[size])
         assert len(source) == count and source.folder.name == f"{size[0]}x{size[1]}"
-        batch = next(
-            iter(make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0))
-        )
+        loader = make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0)
+        batch = next(iter(loader))
         assert batch["image_latents"].shape[-2] == layouts[size].latents
     ahead.check_autoencoder(config, {layouts[size]: bucket for size, bucket in buckets.items()})
 
@@ -156,9 +156,8 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
     recipe = build_recipe(tiny, model)
     step = jax.jit(make_train_step(recipe), compiler_options={"xla_backend_optimization_level": 0})
     params, autoencoder = placed(read_weights(tiny.train.init), model)
-    first = TrainState(
-        np.int32(0), params, params, recipe.optimizer.init(params), jax.random.key(0), autoencoder
-    )
+    moments = recipe.optimizer.init(params)
+    first = TrainState(np.int32(0), params, params, moments, jax.random.key(0), autoencoder)
     curves = []
     for ahead_of_time in (False, True):
         state, curve, (rows, *_) = first, [], batches(tiny, ahead_of_time)
@@ -173,16 +172,11 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
 def test_a_broken_image_keeps_its_place_or_stops_the_encoding(config):
     folder = pathlib.Path(config.data.path)
     (folder / "1-b.png").write_bytes((folder / "1-b.png").read_bytes()[:100])
+    (source, layout), params = _opened(config), ahead.autoencoder_params(config)
     with pytest.raises(BadTrajectory, match=r"line 2: turns\[1\].image is no readable .*'1-b.png'"):
-        ahead.encode_latents(config, config.data.latents, *_opened(config), ahead.autoencoder_params(config))
+        ahead.encode_latents(config, config.data.latents, source, layout, params)
     config.data.on_error = "skip"
-    assert (
-        ahead.encode_latents(
-            config, config.data.latents, *_opened(config), ahead.autoencoder_params(config)
-        ).trajectories
-        == 3
-    )
-    source, layout = _opened(config)
+    assert ahead.encode_latents(config, config.data.latents, source, layout, params).trajectories == 3
     found = LatentsSource(source, config.data.latents, layout)
     with pytest.raises(BadTrajectory, match="'1-b.png'"):
         found[1]
