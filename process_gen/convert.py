@@ -279,7 +279,6 @@ ERRORS = (ConvertError, CheckpointError, ConfigError, MeshError, OSError)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Converts, and prints from what to what."""
     del argv
     print(run(flags.FLAGS))
 

@@ -349,7 +349,6 @@ ERRORS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the results."""
     del argv
     with stopping.deferred() as stop:
 

@@ -389,7 +389,6 @@ ERRORS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws with the flags of the command line, and prints the table."""
     del argv
     if text := run(flags.FLAGS):
         print(text)

@@ -72,7 +72,6 @@ def table_of(sweep: Sweep) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs or prints the cells."""
     del argv
     values = flags.FLAGS
     for name in ("config", "workdir"):

@@ -432,7 +432,6 @@ ERRORS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains with the flags of the command line."""
     del argv
     values = flags.FLAGS
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)

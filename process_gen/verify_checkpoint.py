@@ -51,7 +51,6 @@ PARTS = {
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to."""
     for part, starts in PARTS.items():
         if any(f"{name}/".startswith(f"{start}/") for start in starts):
             return part

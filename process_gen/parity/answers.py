@@ -131,7 +131,6 @@ def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.nd
 
 
 def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
-    """The autoencoder's entries."""
     module, image = FluxAutoencoder(config.flux), jnp.moveaxis(jnp.asarray(golden["ae_image"]), 0, -1)[None]
 
     @once
@@ -148,7 +147,6 @@ def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dic
 
 
 def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
-    """The entries of the ViT and its connector."""
     layout = layout_of(golden, config, "ae_image", "vit_image")
     image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
 

@@ -113,7 +113,6 @@ def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
 
 
 def samples_of(golden: Golden) -> list[Sample]:
-    """The samples of the published row."""
     lengths, start, samples = golden["train_sample_lens"], 0, []
     vit_tokens = set(golden.optional("train_vit_indexes", (0,)).tolist())
     targets = set(golden["train_ce_indexes"].tolist())

@@ -91,18 +91,15 @@ class StoredArrays(Source):
         folder = step_dir / item
         try:
             description = files.read_json(folder / "_METADATA")
-            names = [
-                [key["key"] for key in leaf["key_metadata"]] for leaf in description["tree_metadata"].values()
-            ]
             driver = "zarr3" if description.get("use_zarr3") else "zarr"
             self._stores = {}
-            for keys in names:
+            for leaf in description["tree_metadata"].values():
+                keys = [key["key"] for key in leaf["key_metadata"]]
                 place: Any = kvstore(folder / ".".join(keys))
                 if description.get("use_ocdbt", True):
                     place = {"driver": "ocdbt", "base": kvstore(folder), "path": f"{'.'.join(keys)}/"}
-                self._stores["/".join(keys)] = ts.open(
-                    {"driver": driver, "kvstore": place}, read=True
-                ).result()
+                spec = {"driver": driver, "kvstore": place}
+                self._stores["/".join(keys)] = ts.open(spec, read=True).result()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise manifest.corrupt(step_dir, f"{item} cannot be read ({error})") from error
         self.spec = {name: tuple(store.shape) for name, store in self._stores.items()}
@@ -162,7 +159,6 @@ class Pieces(Source):
         return out
 
     def _fill(self, out: np.ndarray, move: Move, ranges: list[range]) -> None:
-        """Writes a box of one tensor into `out`."""
         if not ranges:
             out[...] = move.turn.ours(self._tensors.read(move.theirs))
             return
