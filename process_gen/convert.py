@@ -73,8 +73,9 @@ def convert(
     """Writes weights as what `to` says.
 
     Args:
-      weights, to: from `read_weights`, and one of `TARGETS`.
+      weights: from `read_weights`.
       target: a folder, or a file for `package`; nothing is overwritten.
+      to: of `TARGETS`.
       dtype: of the arrays written; by default float32 for `ours`, and what the source has elsewhere.
       mesh: sizes of the axes that the arrays are cut for (`ours`).
       largest: bytes per file, with an index (not `ours`).

@@ -65,7 +65,8 @@ def evaluate(
 
     Args:
       cells: each with the sampler that draws it (`pipeline.ask`); None where nothing is to be drawn.
-      folder, stage: of the evaluation, and one of `STAGES`.
+      folder: of the evaluation.
+      stage: of `STAGES`.
       states: of `judging.STATES`: which images of a trajectory are judged.
       config: of the training run, as JSON.
       pictures: trajectories of each cell on the page.

@@ -73,9 +73,11 @@ def measure(
     """Compiles a program; several threads may do so at once.
 
     Args:
-      name, lowered, lowering: of the program, and the seconds that it took to lower it.
-      mesh, slices: the devices, and how many slices each mesh axis runs over.
+      name, lowered: of the program.
+      mesh: the devices.
+      slices: how many slices each mesh axis runs over.
       report: takes lines of progress.
+      lowering: seconds that it took to lower it.
       dump: folder for what the compiler writes down on its way, if that is to be kept; not where `quick`.
       hlo_file: for the text of the compiled program, likewise.
       quick: whether to go on as soon as the TPU compiler has assigned memory, while it still generates

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def distance(ours: np.ndarray, stored: np.ndarray) -> float:
-    """The relative error of an array; infinite where shapes, whole numbers or what is finite differ."""
+    """The relative error of an array; infinite where shapes or whole numbers differ, or one is not finite."""
     ours = np.asarray(ours)
     if ours.shape != stored.shape:
         return float("inf")

@@ -111,9 +111,11 @@ def vision_tower(
     """The tower that the tensors hold; of a whole one without the last layer, as the published model has it.
 
     Args:
-      fields, name: its config, which counts all layers, and what messages call it.
-      shapes, prefix: of the tensors, and of their names.
+      fields: its config, which counts all layers.
+      shapes: of the tensors.
+      prefix: of their names.
       left_out: layers of the count that the tensors do not hold: 1 in a BAGEL, 0 in a tower alone.
+      name: of the config, for messages.
 
     Raises:
       CheckpointMismatch: the config contradicts the tensors, or asks for something else.
