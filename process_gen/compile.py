@@ -215,7 +215,8 @@ def mesh_of(config: ConfigDict, where: Topology) -> tuple[Mesh, dict[str, int]]:
     if where.platform == "cpu" and where.slices > 1:  # devices of a CPU do not say which slice they are of
         asked = dataclasses.replace(asked, dcn=dict(asked.dcn) | {"data": where.slices})
     _, between = asked.split(len(where.devices), where.slices)
-    return make_mesh(asked, where.devices), {axis: n for axis, n in between.items() if n > 1}
+    named = dataclasses.replace(asked, dcn=between)  # GPUs that are not there do not say it either
+    return make_mesh(named, where.devices), {axis: n for axis, n in between.items() if n > 1}
 
 
 def tokenizer_of(config: ConfigDict) -> Tokenizer:
