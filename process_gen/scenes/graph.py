@@ -92,6 +92,10 @@ class Scene:
     def __len__(self) -> int:
         return len(self.objects)
 
+    def anchor(self, number: int) -> tuple[str, int] | None:
+        """What is said of where a thing stands; None where nothing is."""
+        return self.anchors[number] if self.anchors else None
+
     def to_json(self) -> dict[str, Any]:
         return {"objects": [thing.to_json() for thing in self.objects]}
 

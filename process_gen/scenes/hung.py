@@ -180,7 +180,7 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
         return drawn
     seats: dict[int, Object] = {}
     # Of things that look alike, those of which more is said choose first.
-    numbers = sorted(range(len(meant.objects)), key=lambda n: not _anchor(meant, n))
+    numbers = sorted(range(len(meant.objects)), key=lambda n: not meant.anchor(n))
     for nearly in (False, True, False):  # once more: some hang on what is nearly alike
         for number in (n for n in numbers if n not in seats):
             free = (one for one in drawn.objects if not any(one is taken for taken in seats.values()))
@@ -194,11 +194,6 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
         return cells.get(id(thing)) or (f"{thing.cell}'" if thing.cell in used else thing.cell)
 
     return Scene(tuple(dataclasses.replace(thing, cell=cell(thing)) for thing in drawn.objects))
-
-
-def _anchor(meant: Scene, number: int) -> tuple[str, int] | None:
-    """What is said of where a described thing stands."""
-    return meant.anchors[number] if meant.anchors else None
 
 
 def _stands_for(
@@ -216,7 +211,7 @@ def _stands_for(
       nearly: differing in shape or in colour, not both; then at the same cell where nothing is said.
       seats: the drawn things that stand for some of those described.
     """
-    wanted, anchor = meant.objects[number], _anchor(meant, number)
+    wanted, anchor = meant.objects[number], meant.anchor(number)
     if nearly:
         looks = thing.clear and (thing.shape == wanted.shape) != (thing.colour == wanted.colour)
     else:

@@ -24,11 +24,9 @@ MISPLANS = ("place", "place", "place", "place", "colour", "colour", "shape", "co
 """What is wrong with a plan, as often as it is listed."""
 
 
-def plant(
-    rng: Generator, state: State, number: int, level: Level, kind: str | None, partners: Partners
-) -> Mistake | None:
+def plant(rng: Generator, state: State, number: int, level: Level, partners: Partners) -> Mistake | None:
     """As `mistakes.plant`, for a draft: what goes wrong with a place has no reason."""
-    kind = kind or pick(rng, MISTAKES)
+    kind = pick(rng, MISTAKES)
     thing, others = state[number], [other for n, other in state.items() if n != number]
     if kind == "missing" or (kind == "count" and not alone(thing, [*others, thing]) and rng.random() < 0.5):
         return settled(Mistake(kind, number, None, thing), state, partners, level)

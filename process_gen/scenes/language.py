@@ -13,7 +13,6 @@ from typing import Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes import hung_phrases
 from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
 from process_gen.scenes.levels import NUMBERS, Level, get_level
@@ -149,6 +148,54 @@ FAULTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+HUNG_CHANGES: dict[str, tuple[str, ...]] = {
+    "add": ("add {after}", "put {after}", "draw {after}", "place {after}"),
+    "colour": ("change the {it} to {colour}", "make the {it} {colour}", "paint the {it} {colour}"),
+    "shape": (
+        "change the {it} to a {new}",
+        "turn the {it} into a {new}",
+        "replace the {it} with a {colour} {new}",
+    ),
+    "move": ("move the {it} {place}", "shift the {it} {place}"),
+    "remove": ("remove the {it} {place}", "erase the {it} {place}", "take away the {it} {place}"),
+}
+"""The same on a level without cells: `{it}` is a thing by its looks, `{place}` what it stands by, if any."""
+
+HUNG_FAULTS: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "the {shape} is {wrong}, not {right}",
+        "wrong colour: the {shape} should be {right}, not {wrong}",
+        "the {wrong} {shape} should be {right}",
+    ),
+    "shape": (
+        "there is a {colour} {wrong}, not a {colour} {right}",
+        "wrong shape: the {colour} {wrong} should be a {right}",
+        "the {colour} {wrong} should be a {right}",
+    ),
+    "place": (
+        "the {colour} {shape} should be {place}",
+        "wrong place: the {colour} {shape} should be {place}",
+    ),
+    "missing": (
+        "the {colour} {shape} is missing",
+        "there is no {colour} {shape}",
+        "missing: {colour} {shape}",
+    ),
+    "extra": (
+        "the {colour} {shape} should not be there",
+        "there is an extra {colour} {shape}",
+        "extra: {colour} {shape}",
+    ),
+    "many": (
+        "there should be {wanted}, not {found}: one is extra",
+        "wrong count: {wanted}, not {found}, one is extra",
+    ),
+    "few": (
+        "there should be {wanted}, not {found}: one is missing",
+        "wrong count: {wanted}, not {found}, one is missing",
+    ),
+}
+
 
 def noun(thing: Object, level: Level) -> str:
     """A thing without its place: "red circle", with its size where sizes differ."""
@@ -158,7 +205,7 @@ def noun(thing: Object, level: Level) -> str:
 
 def tables(level: Level) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """How changes and faults are said on a level."""
-    return (hung_phrases.CHANGES, hung_phrases.FAULTS) if level.hung else (CHANGES, FAULTS)
+    return (HUNG_CHANGES, HUNG_FAULTS) if level.hung else (CHANGES, FAULTS)
 
 
 def pointed(thing: Object, level: Level, colour: bool = True) -> str:

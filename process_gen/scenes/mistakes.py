@@ -15,7 +15,7 @@ from numpy.random import Generator
 from process_gen.scenes.graph import Object, Scene, alike
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
-from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place, find_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import noun_phrase, pick
@@ -130,9 +130,9 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
     return None if may_become(request, Scene(tuple(mistake.apply(state).values()))) else mistake
 
 
-def name_fault(mistake: Mistake, state: State, rng: Generator, level: str | Level = "default") -> str:
+def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level) -> str:
     """The inspection that finds a mistake; `state` is how the canvas should be."""
-    kind, wrong, right, level = mistake.kind, mistake.wrong, mistake.right, get_level(level)
+    kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
     thing = right or wrong
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
     fields["place"] = by_anchor(mistake.anchor, level)

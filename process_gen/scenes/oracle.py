@@ -149,9 +149,8 @@ def _chance(request: Request, done: int) -> Generator:
 
 def _worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
     wrong, anchor = mistake.wrong, None
-    if mistake.right is not None and meant.anchors and meant.anchors[mistake.number]:
-        relation, target = meant.anchors[mistake.number]
-        anchor = relation, meant.objects[target]
+    if mistake.right is not None and (said := meant.anchor(mistake.number)):
+        anchor = said[0], meant.objects[said[1]]
     return dataclasses.replace(mistake, wrong=wrong and _named(wrong, None, level), anchor=anchor)
 
 

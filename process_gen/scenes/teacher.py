@@ -29,9 +29,8 @@ from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
-from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Partners, Request, categories, related
+from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.schedule import misled, schedule
 from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens, pick
@@ -197,7 +196,7 @@ class _Lesson:
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
             number = pick(self.rng, numbers)
             if self.level.hung:
-                mistake = hung_mistakes.plant(self.rng, self.state, number, self.level, None, self.partners)
+                mistake = hung_mistakes.plant(self.rng, self.state, number, self.level, self.partners)
             else:
                 mistake = plant(self.rng, self.state, number, self.level)
             if mistake:
@@ -298,15 +297,3 @@ def texts(trajectory: Trajectory) -> list[str]:
     """Every text of a trajectory, with its markup, in order."""
     said = (text for turn in trajectory.turns for text in (turn.before, turn.after))
     return [trajectory.prompt, *(text for text in said if text is not None)]
-
-
-def corpus(rng: Generator, level: str | Level, n: int) -> list[str]:
-    """The texts of `n` training trajectories, for a tokenizer to learn from."""
-    names, lines = categories(level), []
-    for index in range(n):
-        request = sample_request(rng, level, names[index % len(names)])
-        taught = rng.random() < 0.9
-        lines += texts(
-            teach(request, rng, level) if taught else baseline(request, rng, level, Mode.PLAN_ONLY)
-        )
-    return lines

@@ -24,11 +24,12 @@ import sentencepiece
 from absl import app, flags
 from sentencepiece import sentencepiece_model_pb2
 
+from process_gen import scenes
 from process_gen.data.tokenizers import PAD, SPACE, UNKNOWN, SentencePieceTokenizer, words_of
 from process_gen.scenes.language import vocabulary
 from process_gen.scenes.levels import LEVELS
-from process_gen.scenes.teacher import corpus
 from process_gen.trajectory import markup
+from process_gen.trajectory.stages import Mode
 
 ASSET = pathlib.Path(__file__).parents[2] / "process_gen" / "data" / "assets" / "scenes.model"
 
@@ -94,6 +95,17 @@ def _train_characters() -> bytes:
         minloglevel=2,
     )
     return output.getvalue()
+
+
+def corpus(rng: np.random.Generator, level: str, trajectories: int) -> Iterator[str]:
+    """Yields the texts of so many training trajectories of a level."""
+    names = scenes.categories(level)
+    for index in range(trajectories):
+        request = scenes.sample_request(rng, level, names[index % len(names)])
+        if rng.random() < 0.9:
+            yield from scenes.texts(scenes.teach(request, rng, level))
+        else:
+            yield from scenes.texts(scenes.baseline(request, rng, level, Mode.PLAN_ONLY))
 
 
 def scenes_corpus(trajectories: int) -> Iterator[str]:
