@@ -95,6 +95,8 @@ def _specs(q: jax.Array, k: jax.Array) -> tuple[P, P]:
 
 def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Everything sees everything: q, k, v and the result [B, L, N, H]."""
+    if config_attention == "dense":
+        return jax.nn.dot_product_attention(q, k, v)
     kernel = choose(config_attention, q.shape[-1], str(q.dtype))
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     rows, keys = k.shape[0], k.shape[2]
@@ -194,14 +196,9 @@ BLOCK_Q, BLOCK_KV = 512, 1024
 """Queries and keys at most that a splash kernel holds at a time."""
 
 
-def _block(size: int, most: int) -> int:
-    """The size of equal blocks, multiples of the lanes, of at most `most`, that cover an axis."""
-    return _round_up(-(-size // -(-size // most)), LANES)
-
-
 def key_block(keys: int) -> int:
-    """Keys that a splash kernel holds at a time, of so many in all."""
-    return _block(keys, BLOCK_KV)
+    """Keys that a splash kernel holds at a time, of so many in all: blocks are equal, of whole lanes."""
+    return _round_up(-(-keys // -(-keys // BLOCK_KV)), LANES)
 
 
 def _round_up(size: int, multiple: int) -> int:
