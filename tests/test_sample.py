@@ -28,6 +28,7 @@ from process_gen.experiment import builders, cli
 from process_gen.sampling import SamplerError
 from process_gen.trajectory.batch import Batch
 from process_gen.weights.restore import load_model, load_sampler
+from tests.scripts import printed
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHOWN = str(ROOT / "notebooks" / "images" / "trajectory.png")
@@ -46,10 +47,7 @@ def seeing(tmp_path_factory) -> str:
 
 
 def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
-    sys.path.insert(0, str(ROOT))
-    from configs.scenes import get_config
-
-    config = get_config("debug")
+    config = cli.load_config("configs/scenes.py:debug")
     with config.unlocked():
         config.layout.update(layout)
         config.model.kv_heads = kv_heads
@@ -66,37 +64,27 @@ def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
 @pytest.fixture
 def values(weights, tmp_path) -> types.SimpleNamespace:
     """The flags of a command that works."""
+    not_given = (
+        "prompts_file", "image_size", "tokenizer", "temperature", "decision_temperature", "refine_threshold",
+        "text_scale", "image_scale", "config", "flow_steps", "max_turns", "max_flow_steps", "dtype",
+        "coordinator", "num_processes", "process_id",
+    )  # fmt: skip
     return types.SimpleNamespace(
         workdir=weights,
         prompts=["a red circle", "a blue dog", "a red circle"],
-        prompts_file=None,
         images=[],
         keep_shape=False,
-        image_size=None,
         answer=False,
-        tokenizer=None,
         output_dir=str(tmp_path / "out"),
         which="ema",
         mode="single_pass",
         seed=3,
         batch_size=2,
         mesh="",
-        temperature=None,
-        decision_temperature=None,
-        refine_threshold=None,
-        text_scale=None,
-        image_scale=None,
-        config=None,
-        flow_steps=None,
-        max_turns=None,
-        max_flow_steps=None,
-        dtype=None,
         resume=True,
         page_rows=200,
         strips=True,
-        coordinator=None,
-        num_processes=None,
-        process_id=None,
+        **dict.fromkeys(not_given),
     )
 
 
@@ -193,17 +181,9 @@ def test_two_hosts_fill_one_listing(command, values, tmp_path):
     flags = [f"--workdir={values.workdir}", f"--prompts_file={file}", f"--output_dir={shared}", "--seed=3"]
     flags += ["--mode=single_pass", "--batch_size=2", f"--coordinator={address}", "--num_processes=2"]
     command_line = [sys.executable, "-m", "process_gen.sample", *flags]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen(
-            [*command_line, f"--process_id={i}"],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    running = [subprocess.Popen([*command_line, f"--process_id={i}"], env=env, **pipes) for i in range(2)]
     for i, process in enumerate(running):
         out, error = process.communicate(timeout=180)
         assert process.returncode == 0, error[-2000:]
@@ -362,10 +342,8 @@ def test_a_model_comes_back_as_it_was_saved(weights):
     assert restored.config["model"]["size"] == "debug"
     assert {x.dtype for x in jax.tree.leaves(restored.params)} == {np.dtype(np.float32)}
     sampler, _ = load_sampler(weights, flow_steps=3)
-    assert (
-        sampler.config.flow_steps == 3
-        and sampler.config.max_turns == restored.config["sampling"]["max_turns"]
-    )
+    assert sampler.config.flow_steps == 3
+    assert sampler.config.max_turns == restored.config["sampling"]["max_turns"]
     assert sampler.config.mode == restored.config["data"]["mode"]
     with pytest.raises(SamplerError, match="did you mean flow_steps"):
         load_sampler(weights, flow_step=3)
@@ -416,15 +394,8 @@ def test_weights_of_another_model_are_refused(weights, tmp_path):
 
 @pytest.mark.slow  # it compiles the sampler four times
 def test_eight_devices_draw_what_one_does(tmp_path):
-    script = pathlib.Path(__file__).parent / "sampling" / "eight_devices_sampler.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, str(script), random_weights(tmp_path, kv_heads=2)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert ran.returncode == 0 and ran.stdout.count("ok") == 3, ran.stdout + ran.stderr[-3000:]
+    weights = random_weights(tmp_path, kv_heads=2)
+    assert printed("sampling/eight_devices_sampler.py", weights).count("ok") == 3
 
 
 @pytest.mark.parametrize(

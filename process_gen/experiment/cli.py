@@ -156,7 +156,7 @@ def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def nearest_keys(key: str, config: ConfigDict, most: int = 3) -> list[str]:
+def nearest_keys(key: str, config: ConfigDict) -> list[str]:
     """The dotted names most like `key`; between names of one group only the last part counts."""
     group, _, last = key.rpartition(".")
 
@@ -169,7 +169,7 @@ def nearest_keys(key: str, config: ConfigDict, most: int = 3) -> list[str]:
 
     scored = sorted(((likeness(name), name) for name in leaves(config)), key=lambda pair: -pair[0])
     best = scored[0][0] if scored else 0.0
-    return [name for score, name in scored[:most] if score >= max(NEAR, best - 0.12)]
+    return [name for score, name in scored[:3] if score >= max(NEAR, best - 0.12)]
 
 
 def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:

@@ -44,7 +44,6 @@ def run(
 
     Args:
       kernel: `blocked` or `splash`.
-      q, k, v: queries, keys and values.
       visible: keys that hold something that may be seen.
       before: None if every query sees every visible key; else query i sees the
         visible ones among the first `before + i + 1`.

@@ -169,10 +169,7 @@ def taken_up(
 ) -> Row:
     """A trajectory of which so many turns are given.
 
-    Args:
-      model, tokenizer, config: of the sampler.
-      index, source, turns, seed: see `Row`.
-      text: in the place of the prompt's last text, if it is to be another one.
+    `text` comes in the place of the prompt's last one, if it is to be another; see `Row` for the others.
 
     Raises:
       PromptError: there are not so many turns, or they do not fit the model.

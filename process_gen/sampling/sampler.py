@@ -96,12 +96,11 @@ class Sampler:
 
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
-        return self._like(self.model, dataclasses.replace(self.config, **changes))
+        return self._like(config=dataclasses.replace(self.config, **changes))
 
     def with_outside(self, planner: Planner | None = None, inspector: Inspector | None = None) -> Sampler:
         """The same with somebody else who plans, or who inspects and says what to correct."""
-        places = (self.rows, self.sharding, self.frozen, self.ambient, Outside(planner, inspector))
-        return Sampler(self.model, self.params, self.tokenizer, self.config, *places)
+        return self._like(outside=Outside(planner, inspector))
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another shape, which is compiled for itself.
@@ -112,11 +111,11 @@ class Sampler:
           ValueError: the model cannot hold such images.
         """
         layout = vit.reshaped(self.model.config, self.model.layout, image_size, vit_grid)
-        return self._like(self.model.clone(layout=layout), self.config)
+        return self._like(model=self.model.clone(layout=layout))
 
-    def _like(self, model: UnifiedModel, config: SamplerConfig) -> Sampler:
-        places = (self.rows, self.sharding, self.frozen, self.ambient, self.outside)
-        return Sampler(model, self.params, self.tokenizer, config, *places)
+    def _like(self, **changes: Any) -> Sampler:
+        names = ("model", "params", "tokenizer", "config", "rows", "sharding", "frozen", "ambient", "outside")
+        return Sampler(**{name: getattr(self, name) for name in names} | changes)
 
     # ------------------------------------------------------------ what is asked
 

@@ -249,12 +249,10 @@ def decide(
     """What a closing token with hidden state [B, D] opens, and how likely each choice was.
 
     Args:
-      model, params: the model.
       temperature: 0 is greedy.
       threshold: `<refine>` is opened where its probability among what is allowed
         is at least this, and nowhere else; None decides it as all else.
       draw: one of `DRAWS`.
-      hidden: [B, D].
       allowed: [B, C] bool, in the order of `Opens`.
       keys: [B] random keys of the turn.
 
@@ -283,11 +281,8 @@ def commit(
 ) -> tuple[Context, jax.Array]:
     """The context, which is given up, after a turn, and the mask of a turn that has not begun.
 
-    Args:
-      model: the modules.
-      context: what came before the turn, with the position that the turn has come to.
-      turn, refines: see `SamplingState`.
-      rows: [B] bool, those that had a turn.
+    `context` has the position that the turn has come to, `rows` [B] are those that had a turn; `turn` and
+    `refines` are as of `SamplingState`.
     """
     context = context.pushed(model.layout, turn, rows, refines, context.position)
     return context, jnp.zeros_like(turn.mask)

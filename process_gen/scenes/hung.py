@@ -43,7 +43,7 @@ def anchored(
     Args:
       change: of one thing.
       canvas: what stands before it, by number.
-      partners: what the prompt relates to what; its relations are said first.
+      partners: relations of the prompt, which are said first.
       strict: the words have to lead to the very cell, and to one thing alone; else
         a relation that holds will do, and there are always words.
     """

@@ -7,15 +7,13 @@ word of the level; everything else is a word of the vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
-from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place
 from process_gen.scenes.words import count_tokens, listed, pick
 
@@ -343,16 +341,3 @@ def approve(
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
     fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
     return f"{text}; {more}" if fits else text
-
-
-def vocabulary(level: str | Level) -> list[str]:
-    """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
-    level = get_level(level)
-    changes, faults = tables(level)
-    said = (*changes.values(), *faults.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
-    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in said for phrase in table)
-    words = set(re.findall(r"\w+|[^\w\s]", text))
-    words.update("a at and then nothing yet object objects , ;".split(), prompt_words(level))
-    words.update(NUMBERS[1 : level.max_objects + 2])  # a draft may hold one too many
-    words.update(() if level.hung else level.cells, *([name] for name, _ in level.sizes if level.sized))
-    return sorted(words)

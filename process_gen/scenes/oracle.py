@@ -40,7 +40,6 @@ def plan_next(
     """The plan of the next step; None where the canvas is what the prompt asks for.
 
     Args:
-      request: the prompt.
       canvas: what stands, as `parse` reads it.
       done: steps so far.
       room: steps that are left; as the teacher has them by default.
@@ -68,7 +67,6 @@ def look(
     """What there is to say of a draft, and the correction that it needs; None where it needs none.
 
     Args:
-      request: the prompt.
       draft: what stands, as `parse` reads it.
       meant: what its plan wanted to stand; None where that cannot be read.
       before: the canvas before the step; empty by default.

@@ -257,8 +257,6 @@ def say_plan(
     Args:
       changes: what it does.
       things: the whole canvas as it should stand afterwards, by number.
-      partners: what the prompt relates to what.
-      level, rng: of the words.
       first: whether it is the first step.
       repair: an earlier mistake to put right as well, said where there is room.
     """

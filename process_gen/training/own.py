@@ -61,9 +61,7 @@ class OwnStates:
     """The images that the model has drawn, and the batches that show them.
 
     Args:
-      config: of the run.
       programs: by image size.
-      mesh: the devices.
       rows: of the global batch, that this host loads.
       drawings: of `drawings_of`; made here by default.
     """

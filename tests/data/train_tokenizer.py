@@ -17,6 +17,7 @@ import collections
 import io
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -26,8 +27,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 from process_gen import scenes
 from process_gen.data.tokenizers import PAD, SPACE, UNKNOWN, SentencePieceTokenizer, words_of
-from process_gen.scenes.language import vocabulary
-from process_gen.scenes.levels import LEVELS
+from process_gen.scenes import language
+from process_gen.scenes.grammar import prompt_words
+from process_gen.scenes.levels import LEVELS, NUMBERS
 from process_gen.trajectory import markup
 from process_gen.trajectory.stages import Mode
 
@@ -95,6 +97,20 @@ def _train_characters() -> bytes:
         minloglevel=2,
     )
     return output.getvalue()
+
+
+def vocabulary(level: str) -> list[str]:
+    """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
+    level = scenes.get_level(level)
+    changes, faults = language.tables(level)
+    said = [*changes.values(), *faults.values(), language.STARTS, language.MISSING, language.EVERYTHING]
+    said += [language.FINE, language.TO_COME, language.TO_CHANGE]
+    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in said for phrase in table)
+    words = set(re.findall(r"\w+|[^\w\s]", text))
+    words.update("a at and then nothing yet object objects , ;".split(), prompt_words(level))
+    words.update(NUMBERS[1 : level.max_objects + 2])  # a draft may hold one too many
+    words.update(() if level.hung else level.cells, *([name] for name, _ in level.sizes if level.sized))
+    return sorted(words)
 
 
 def corpus(rng: np.random.Generator, level: str, trajectories: int) -> Iterator[str]:

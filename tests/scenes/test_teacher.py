@@ -23,7 +23,6 @@ from process_gen.scenes import (
 )
 from process_gen.scenes.graph import OPPOSITE, make_object
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import vocabulary
 from process_gen.scenes.mistakes import MISTAKES, name_fault, plant, say_repair
 from process_gen.scenes.placement import place_request, plainly, sort_places
 from process_gen.scenes.schedule import MAX_STEPS
@@ -32,7 +31,7 @@ from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.markup import SPECIAL_PATTERN, write_plan, write_refine
 from process_gen.trajectory.stages import Mode, targets_of
 from tests.benchmarks.parser_noise import shown
-from tests.data.train_tokenizer import corpus
+from tests.data.train_tokenizer import corpus, vocabulary
 from tests.scenes.making import lessons
 
 
@@ -180,11 +179,9 @@ def test_planted_mistakes_fail_the_judge_and_are_named(kind: str):
         assert mistake is not None and mistake.kind == kind
         spoiled = type(scene)(tuple(mistake.apply(state).values()))
         verdict = judge(request, render(spoiled, level))
-        if kind in ("colour", "place"):  # of a thing whose colour or place was left open: still a fine image
-            seen.update(verdict.failures)
-        else:
-            assert set(verdict.failures) & failures
-            seen.update(verdict.failures)
+        # Of a thing whose colour or place was left open it is still a fine image.
+        assert kind in ("colour", "place") or set(verdict.failures) & failures
+        seen.update(verdict.failures)
         thing = mistake.right or mistake.wrong
         assert thing.cell in name_fault(mistake, state, rng, level) or kind == "extra"
         assert thing.cell in say_repair(mistake, level, rng)
