@@ -31,9 +31,8 @@ from process_gen.sampling.asking import Asking
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
 from process_gen.sampling.decisions import NOTHING, Opens
 from process_gen.sampling.outside import Inspector, Outside, Planner
-from process_gen.sampling.progress import Finished, Lost, Progress, in_order
 from process_gen.sampling.prompts import check_prompts, encode_prompt, encode_turn, idle_slots, make_prompt
-from process_gen.sampling.rows import Row, occupied, taken_up
+from process_gen.sampling.rows import Finished, Lost, Progress, Row, in_order, occupied, taken_up
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import text_specs
 from process_gen.trajectory.batch import PAD_ID

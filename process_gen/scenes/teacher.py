@@ -22,12 +22,12 @@ from typing import Any, Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes import hung, hung_mistakes, language
+from process_gen.scenes import hung, language
 from process_gen.scenes.graph import Object, Scene, alike, distance
 from process_gen.scenes.judge import find_numbers, may_become
 from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair
+from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair, settled
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Partners, Request, related
@@ -176,11 +176,10 @@ class _Lesson:
         added = [change.numbers[0] for change in changes if change.kind == "add"]
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
-        draw = hung_mistakes.misplan if self.level.hung else misplan
         if self.level.hung:  # nothing hangs on the last one yet
             added = added[-1:]
         for _ in range(4):
-            mistake = draw(self.rng, self.state, pick(self.rng, added), self.level, self.request)
+            mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
             if mistake and (mistake.right or len(changes) < 2):  # what is too many has to be said as well
                 return mistake
         return None
@@ -190,16 +189,12 @@ class _Lesson:
         if earlier and self._survives(earlier, changes) and self.rng.random() < 0.5:
             if not self.level.hung:
                 return earlier
-            return hung_mistakes.settled(earlier, self.state, self.partners, self.level)
+            return settled(earlier, self.state, self.partners, self.level)
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
             number = pick(self.rng, numbers)
-            if self.level.hung:
-                mistake = hung_mistakes.plant(self.rng, self.state, number, self.level, self.partners)
-            else:
-                mistake = plant(self.rng, self.state, number, self.level)
-            if mistake:
+            if mistake := plant(self.rng, self.state, number, self.level, None, self.partners):
                 return mistake
         return None
 
