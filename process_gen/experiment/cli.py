@@ -126,13 +126,11 @@ def _of_code(path: str, error: Exception) -> CommandError:
 
 def _at_home(config: ConfigDict) -> ConfigDict:
     """The config with every `~` and `~user` at the start of a value replaced by that user's folder."""
-    with config.unlocked():
-        for name in leaves(config):
-            value = config
-            for key in name.split("."):
-                group, value = value, value[key]
-            if isinstance(value, str) and value.startswith("~"):
-                group[key] = os.path.expanduser(value)
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _at_home(value)
+        elif isinstance(value, str) and value.startswith("~"):
+            config[key] = os.path.expanduser(value)
     return config
 
 

@@ -27,9 +27,7 @@ STAGES = ("plan", "sketch", "inspect")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """One small model, two short trajectories a row, all images drawn; what is compiled is so once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """One small model, two short trajectories a row, all images drawn."""
     config = cli.load_config("configs/scenes.py:debug")
     config.data.data_dir = str(tmp_path_factory.mktemp("data"))
     config.layout.update(dict(turns=4, trajectories=2, copies=1))
@@ -40,8 +38,7 @@ def config(tmp_path_factory):
     names = ("plan_text", "sketch_flow", "inspect_text", "inspect_decision")
     with config.unlocked():
         config.losses = {name: config.losses[name].to_dict() for name in names}
-    yield config
-    jax.config.update("jax_compilation_cache_dir", None)
+    return config
 
 
 @pytest.fixture(scope="module")
