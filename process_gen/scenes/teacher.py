@@ -78,8 +78,12 @@ def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -
     """A trajectory for one of the baselines: one right image, with a plan or without."""
     level = get_level(level)
     final = place_sorted(rng, level, request)
-    lesson = _Lesson(rng, level, [], request, Mode(mode))
-    plan = lesson.plan_everything(final) if mode == Mode.PLAN_ONLY else None
+    lesson, plan = _Lesson(rng, level, [], request, Mode(mode)), None
+    if mode == Mode.PLAN_ONLY:
+        things = dict(enumerate(final))
+        changes = [Change("add", (n,), None, thing) for n, thing in things.items()]
+        plan = say_plan(changes, things, lesson.partners, level, rng, True)
+        plan = in_few_words(plan, things, lesson.partners, level, rng)
     scene = Scene(tuple(final))
     lesson.turns.append(draft(render(scene, level), plan))
     lesson.record(scene, None, None)
@@ -229,13 +233,6 @@ class _Lesson:
         untouched = earlier and all(earlier.number not in change.numbers for change in changes)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
         return say_plan(changes, things, self.partners, self.level, self.rng, first, repair)
-
-    def plan_everything(self, things: list[Object]) -> Plan:
-        """The plan of a single step that adds all things."""
-        self.state = dict(enumerate(things))
-        changes = [Change("add", (n,), None, thing) for n, thing in self.state.items()]
-        plan = self._plan(changes, True, None, None)
-        return in_few_words(plan, self.state, self.partners, self.level, self.rng)
 
 
 def say_plan(
