@@ -29,8 +29,6 @@ class Piece:
     """One program.
 
     Attributes:
-      name: for a table.
-      lower: lowers it.
       held: what is in memory while it runs, whether it is given it or not: weights and contexts, as shapes.
     """
 

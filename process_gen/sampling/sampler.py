@@ -53,8 +53,6 @@ class Sampler:
     """Draws prompts with a model. Nothing is compiled again for another one with an equal model and config.
 
     Args:
-      model: the modules.
-      params: their parameters.
       tokenizer: see `process_gen.data.tokenizers.Tokenizer`.
       config: how to sample; the defaults of `SamplerConfig` if None.
       rows: trajectories under way at once. Fewer prompts than a lane's rows cost as much as those.

@@ -81,7 +81,6 @@ class Scene:
     """The objects of a canvas; later ones lie on top of earlier ones.
 
     Attributes:
-      objects: the things.
       anchors: of each thing the relation that a description states, and the index of what it is to;
         empty where a scene was not read from a description, or of a level whose texts name cells.
     """

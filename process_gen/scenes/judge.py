@@ -29,7 +29,6 @@ class Check:
     """One constraint and whether it holds.
 
     Attributes:
-      kind: what sort of constraint.
       constraint: in words, e.g. "two red circles".
       reason: why it does not hold; empty if it does.
     """

@@ -26,7 +26,6 @@ class Change:
     """One thing that happens to the canvas.
 
     Attributes:
-      kind: what happens.
       numbers: of the things that it touches; two for `swap`.
       before: the thing as it stands (None for `add`).
       after: the thing as it will stand (None for `remove`).

@@ -70,7 +70,6 @@ class Level:
         zero keeps objects apart (`free` placement only).
       max_objects: the most objects that a prompt may ask for.
       budget: how long the texts of a trajectory may be.
-      shapes, colours: the vocabulary.
     """
 
     name: str

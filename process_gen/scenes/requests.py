@@ -63,10 +63,8 @@ class Request:
     """A prompt and what it means.
 
     Attributes:
-      text: the prompt.
       category: one of `categories(level)`.
       clauses: what has to be on the canvas; nothing else may be.
-      level: name of the level.
     """
 
     text: str
