@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -20,12 +21,12 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout
 from tests.models.test_kernels import sizes
 from tests.models.tiny import IDS
-from tests.scripts import printed
+from tests.own_process import printed
 
 
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one():
-    assert printed("models/eight_devices_attention.py").strip() == "OK"
+    assert printed(pathlib.Path(__file__).with_name("eight_devices_attention.py")) == ["OK"]
 
 
 def test_without_a_mesh_of_several_devices_nothing_is_added():
