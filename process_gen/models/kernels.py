@@ -51,16 +51,11 @@ def run(
     Returns:
       What is attended; zeros where a query sees nothing.
     """
-    sees = _sees_something(visible, before, q.shape[2])
-    return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
-
-
-def _sees_something(visible: jax.Array, before: int | None, queries: int) -> jax.Array:
-    """[B, L] bool; whatever a kernel makes of the other queries is kept out of values and gradients."""
+    # Whatever a kernel makes of queries that see nothing is kept out of values and gradients.
     first = jnp.where(visible.any(1), jnp.argmax(visible, axis=1), visible.shape[1])[:, None]
-    last = visible.shape[1] - 1 if before is None else before
-    step = 0 if before is None else 1
-    return first <= (last + step * jnp.arange(queries))[None]
+    last, step = (visible.shape[1] - 1, 0) if before is None else (before, 1)
+    sees = first <= (last + step * jnp.arange(q.shape[2]))[None]
+    return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
 
 
 def _on_mesh(

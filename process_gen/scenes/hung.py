@@ -23,18 +23,6 @@ def alone(thing: Object, things: Sequence[Object]) -> bool:
     return sum(alike(thing, other) for other in things) <= 1
 
 
-def undo(changes: Sequence[Change], things: Mapping[int, Object]) -> dict[int, Object]:
-    """The canvas before some changes, from the one after them."""
-    canvas = dict(things)
-    for change in reversed(changes):
-        (number,) = change.numbers
-        if change.before is None:
-            canvas.pop(number)
-        else:
-            canvas[number] = change.before
-    return dict(sorted(canvas.items()))
-
-
 def anchored(
     change: Change, canvas: Mapping[int, Object], partners: Partners, level: Level, strict: bool = True
 ) -> Change | None:
@@ -69,7 +57,14 @@ def say_all(
     Args:
       things: the canvas after them, by number.
     """
-    canvas, said = undo(changes, things), []
+    canvas = dict(things)
+    for change in reversed(changes):  # back to the canvas before them
+        (number,) = change.numbers
+        if change.before is None:
+            canvas.pop(number)
+        else:
+            canvas[number] = change.before
+    canvas, said = dict(sorted(canvas.items())), []
     for change in changes:
         exact = anchored(change, canvas, partners, level)
         said.append(exact or anchored(change, canvas, partners, level, strict=False))
