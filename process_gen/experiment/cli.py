@@ -30,7 +30,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -289,7 +289,8 @@ def run(
     def guarded(arguments: Sequence[str]) -> int | None:
         if arguments[1:]:
             fail(f"unexpected arguments: {' '.join(arguments[1:])}")
-        logging.get_absl_handler().addFilter(_ours)
+        # Our own lines, and whatever is a warning or worse.
+        logging.get_absl_handler().addFilter(lambda one: one.levelno > 20 or "process_gen" in one.pathname)
         stopping.raise_on_sigterm()
         try:
             result = main(arguments)
@@ -334,8 +335,3 @@ def fail(problem: object) -> NoReturn:
         problem = problem.args[0]  # str() would put quotes around it
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
     sys.exit(2)
-
-
-def _ours(record: Any) -> bool:
-    """Keeps the log readable: our own lines, and whatever is a warning or worse."""
-    return record.levelno > 20 or "process_gen" in record.pathname

@@ -72,10 +72,12 @@ def _on_mesh(
     if mesh is None:
         return call(known, q, k, v, visible)[:, :, :length]
     queries, keys = _specs(q, k)
-    if kernel == "splash":
-        known_spec = _splash_specs(known, mesh, queries[2])
-    else:
+    if kernel != "splash":
         known_spec = None if known is None else P(queries[2])
+    elif known.fwd_mask_info.q_sequence is None:
+        known_spec = jax.tree.map(lambda _: P(), known)
+    else:
+        known_spec = known.manual_sharding_spec(NamedSharding(mesh, P(None, queries[2])))
     specs = (known_spec, queries, keys, keys, P(keys[0]))
     call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
     return call(known, q, k, v, visible)[:, :, :length]
@@ -274,12 +276,6 @@ def _passing_over(kernel: Any, queries: int, seen: jax.Array) -> Any:
 
     infos = (info(kernel.fwd_mask_info, 1), info(kernel.dq_mask_info, 1), info(kernel.dkv_mask_info, 0))
     return type(kernel)(*infos, **kernel.kwargs)
-
-
-def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:
-    if kernel.fwd_mask_info.q_sequence is None:
-        return jax.tree.map(lambda _: P(), kernel)
-    return kernel.manual_sharding_spec(NamedSharding(mesh, P(None, axes)))
 
 
 # ------------------------------------------------------------------------ cudnn

@@ -95,11 +95,6 @@ def micro_batches(recipe: Recipe, batch: Batch, key: jax.Array) -> tuple[Batch, 
     return jax.tree.map(split_rows, batch), jax.random.split(key, parts)
 
 
-def whole_batch(x: jax.Array) -> jax.Array:
-    """[parts, B / parts, ...] of the micro-batches as [B, ...], rows in their order."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-
-
 def zero_sums(recipe: Recipe, given: Given, micro: tuple[Batch, jax.Array]) -> tuple[dict, dict]:
     """Zeros of the form that `score` of each of the stacked `micro` has."""
     first = jax.tree.map(lambda x: x[0], micro)
