@@ -46,10 +46,7 @@ def seeing(tmp_path_factory) -> str:
 
 
 def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
-    sys.path.insert(0, str(ROOT))
-    from configs.scenes import get_config
-
-    config = get_config("debug")
+    config = cli.load_config("configs/scenes.py:debug")
     with config.unlocked():
         config.layout.update(layout)
         config.model.kv_heads = kv_heads
@@ -66,37 +63,27 @@ def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
 @pytest.fixture
 def values(weights, tmp_path) -> types.SimpleNamespace:
     """The flags of a command that works."""
+    not_given = (
+        "prompts_file", "image_size", "tokenizer", "temperature", "decision_temperature", "refine_threshold",
+        "text_scale", "image_scale", "config", "flow_steps", "max_turns", "max_flow_steps", "dtype",
+        "coordinator", "num_processes", "process_id",
+    )  # fmt: skip
     return types.SimpleNamespace(
         workdir=weights,
         prompts=["a red circle", "a blue dog", "a red circle"],
-        prompts_file=None,
         images=[],
         keep_shape=False,
-        image_size=None,
         answer=False,
-        tokenizer=None,
         output_dir=str(tmp_path / "out"),
         which="ema",
         mode="single_pass",
         seed=3,
         batch_size=2,
         mesh="",
-        temperature=None,
-        decision_temperature=None,
-        refine_threshold=None,
-        text_scale=None,
-        image_scale=None,
-        config=None,
-        flow_steps=None,
-        max_turns=None,
-        max_flow_steps=None,
-        dtype=None,
         resume=True,
         page_rows=200,
         strips=True,
-        coordinator=None,
-        num_processes=None,
-        process_id=None,
+        **dict.fromkeys(not_given),
     )
 
 
@@ -348,10 +335,8 @@ def test_a_model_comes_back_as_it_was_saved(weights):
     assert restored.config["model"]["size"] == "debug"
     assert {x.dtype for x in jax.tree.leaves(restored.params)} == {np.dtype(np.float32)}
     sampler, _ = load_sampler(weights, flow_steps=3)
-    assert (
-        sampler.config.flow_steps == 3
-        and sampler.config.max_turns == restored.config["sampling"]["max_turns"]
-    )
+    assert sampler.config.flow_steps == 3
+    assert sampler.config.max_turns == restored.config["sampling"]["max_turns"]
     assert sampler.config.mode == restored.config["data"]["mode"]
     with pytest.raises(SamplerError, match="did you mean flow_steps"):
         load_sampler(weights, flow_step=3)

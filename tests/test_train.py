@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -22,7 +21,7 @@ from process_gen import losses
 from process_gen import train as training
 from process_gen.checkpoints import load
 from process_gen.distributed import sharding
-from process_gen.experiment import builders
+from process_gen.experiment import builders, cli
 from process_gen.experiment.builders import ConfigError
 from process_gen.losses import LossTable
 from process_gen.models.config import UnrollOptions
@@ -33,27 +32,25 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 from tests.models.tiny import IDS, layout, make_batch, make_model
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 def debug_config(folder: pathlib.Path):
-    spec = importlib.util.spec_from_file_location("scenes_config", ROOT / "configs" / "scenes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("debug")
+    config = cli.load_config("configs/scenes.py:debug")
     config.data.data_dir = str(folder / "data")
     config.eval.final_per_group = 0
     config.train.keep = 10
     return config
 
 
+def train(config, folder: pathlib.Path):
+    with jax.numpy_rank_promotion("allow"):  # Optax and Orbax are not ours to be strict about
+        return training.train(config, str(folder))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of four steps with checkpoints at two and four."""
     folder = tmp_path_factory.mktemp("train")
-    with jax.numpy_rank_promotion("allow"):  # Optax and Orbax are not ours to be strict about
-        state = training.train(debug_config(folder), str(folder / "run"))
-    return folder, state
+    return folder, train(debug_config(folder), folder / "run")
 
 
 def leaves(state):
@@ -66,21 +63,13 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(finished):
     folder, straight = finished
     shutil.copytree(folder / "run", folder / "resumed")
     shutil.rmtree(folder / "resumed" / "checkpoints" / "4")
-    with jax.numpy_rank_promotion("allow"):
-        resumed = training.train(debug_config(folder), str(folder / "resumed"))
+    resumed = train(debug_config(folder), folder / "resumed")
     assert int(straight.step) == int(resumed.step) == 4
     for (name, a), (_, b) in zip(leaves(straight), leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
     account = json.loads((folder / "resumed" / "goodput.json").read_text())
     assert account["starts"] == 2 and account["step"] == 4 and account["done"]
-    for category in (
-        "init",
-        "compile",
-        "restore",
-        "save",
-        "steps",
-        "lost",
-    ):  # steps 3 and 4 of the first start
+    for category in ("init", "compile", "restore", "save", "steps", "lost"):  # steps 3 and 4 of the first
         assert account["seconds"][category] > 0, category
 
 
@@ -98,18 +87,15 @@ def test_another_model_size_is_refused_by_name(finished):
     config.train.batch_size = 2
     config.losses.plan_text.weight = 0.5  # a loss weight may change
     config.model.size = "scenes_s"
-    with (
-        pytest.raises(ConfigError, match="config.model.size is 'scenes_s', .* with 'debug'"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        training.train(config, str(folder / "run"))
+    with pytest.raises(ConfigError, match="config.model.size is 'scenes_s', .* with 'debug'"):
+        train(config, folder / "run")
 
 
 def test_configs_that_cannot_work_stop_before_any_work(tmp_path):
     config = debug_config(tmp_path)
     config.optimizer.warmup_steps = 10
     with pytest.raises(ConfigError, match="optimizer.warmup_steps"):
-        training.train(config, str(tmp_path / "run"))
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -200,13 +186,9 @@ def test_steps_without_a_finite_gradient_are_left_out_until_there_are_too_many_i
     with config.unlocked():
         config.losses = dict(broken=dict(loss="test_broken", stage="sketch", weight=1.0))
     config.train.max_nonfinite = 2
-    with (
-        pytest.raises(
-            training.NonFiniteLoss, match=r"no finite .*loss.* is saved as step 3; the batch is in nonfinite/"
-        ),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        training.train(config, str(tmp_path / "run"))
+    said = r"no finite .*loss.* is saved as step 3; the batch is in nonfinite/"
+    with pytest.raises(training.NonFiniteLoss, match=said):
+        train(config, tmp_path / "run")
     kept = sorted(path.name for path in (tmp_path / "run" / "nonfinite").iterdir())
     assert kept == ["step_0000001.npz", "step_0000002.npz"]
 
@@ -235,19 +217,18 @@ def test_photographs_of_several_shapes_train_in_buckets_and_resume_exactly(finis
     config = debug_config(finished[0])
     config.data.source, config.data.path, config.data.buckets = "folder", str(tmp_path), ((16, 48), (32, 48))
     config.train.batch_size = 1
-    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    with jax.numpy_rank_promotion("allow"):
-        state = training.train(config, whole)
-        shutil.copytree(whole, halves)
-        shutil.rmtree(pathlib.Path(halves) / "checkpoints" / "4")
-        again = training.train(config, halves)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    state = train(config, whole)
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints" / "4")
+    again = train(config, halves)
     for (name, x), (_, y) in zip(leaves(state), leaves(again), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=name)
     iterator = json.loads(load.read_json(epath.Path(whole) / "checkpoints" / "4", "iterator")["hosts"][0])
     assert iterator["state"]["given"] == {"32x32": 1, "32x48": 3}  # nothing is three times as wide as high
     config.data.buckets = ()
     with pytest.raises(ConfigError, match="config.data.buckets is .*, and .* was trained with"):
-        training.train(config, halves)
+        train(config, halves)
 
 
 @pytest.mark.slow  # a train step and the losses of held-out trajectories are compiled for a mixture
@@ -270,14 +251,13 @@ def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what
         "clu.metric_writers.MultiWriter.write_scalars",
         lambda self, step, scalars: written.setdefault(step, {}).update(scalars),
     )
-    with jax.numpy_rank_promotion("allow"):
-        # Told to stop where the losses of what is held out have just had the step logged.
-        with monkeypatch.context() as patched:
-            patched.setattr(training.stopping.Stop, "at", lambda self, step: step == 2)
-            with pytest.raises(training.stopping.Stopped, match="step 2 is saved"):
-                training.train(config, str(tmp_path / "run"))
-        assert sorted(written) == [0, 1, 2]
-        training.train(config, str(tmp_path / "run"))
+    # Told to stop where the losses of what is held out have just had the step logged.
+    with monkeypatch.context() as patched:
+        patched.setattr(training.stopping.Stop, "at", lambda self, step: step == 2)
+        with pytest.raises(training.stopping.Stopped, match="step 2 is saved"):
+            train(config, tmp_path / "run")
+    assert sorted(written) == [0, 1, 2]
+    train(config, tmp_path / "run")
     assert sorted(written) == [0, 1, 2, 3, 4]
     assert written.pop(0)["validation/loss"] > written[4]["validation/loss"]  # before the first step
     for step, scalars in written.items():
@@ -288,7 +268,7 @@ def test_a_mixture_trains_with_losses_of_each_source_on_what_is_learned_and_what
     with config.unlocked():
         config.data.sources.pictures.weight = 2.0
     with pytest.raises(ConfigError, match="data.sources.pictures.weight|2 of pictures"):
-        training.train(config, str(tmp_path / "run"))
+        train(config, tmp_path / "run")
 
 
 def test_sources_of_a_mixture_that_cannot_be_are_refused_by_name(tmp_path):

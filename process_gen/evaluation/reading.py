@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from process_gen.scenes import hung_phrases
 from process_gen.scenes.graph import OPPOSITE, Object, Scene, make_object
 from process_gen.scenes.judge import Verdict, judge
-from process_gen.scenes.language import CHANGES, FAULTS, MISSING
+from process_gen.scenes.language import CHANGES, FAULTS, HUNG_CHANGES, HUNG_FAULTS, MISSING
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.parse import parse
 from process_gen.scenes.placement import hang
@@ -143,8 +142,8 @@ def _phrases() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str
         parts = (".+" if w in several else r"\w+" if w.startswith("slot") else re.escape(w) for w in words)
         return re.compile(" ".join(parts))
 
-    faults = [*FAULTS.items(), *hung_phrases.FAULTS.items()]
-    repairs = [*CHANGES.items(), ("add", MISSING), *hung_phrases.CHANGES.items()]
+    faults = [*FAULTS.items(), *HUNG_FAULTS.items()]
+    repairs = [*CHANGES.items(), ("add", MISSING), *HUNG_CHANGES.items()]
     return tuple(
         [(pattern(text), names.get(kind, kind)) for kind, texts in table for text in texts]
         for table, names in ((faults, _NAMED), (repairs, _REPAIRED))

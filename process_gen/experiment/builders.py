@@ -91,15 +91,13 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
     return layout
 
 
-def build_layouts(
-    config: ml_collections.ConfigDict, model: ModelConfig | None = None
-) -> dict[tuple[int, int], Layout]:
+def build_layouts(config: ml_collections.ConfigDict) -> dict[tuple[int, int], Layout]:
     """The layouts by image size: `config.layout`'s own first, then those of `config.data.buckets`.
 
     Raises:
       ConfigError: as `build_layout`; or a shape that the model cannot hold.
     """
-    model = model or build_model_config(config)
+    model = build_model_config(config)
     first = build_layout(config, model)
     layouts = {first.image_size: first}
     for size in map(tuple, config.data.buckets):

@@ -30,7 +30,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -126,13 +126,11 @@ def _of_code(path: str, error: Exception) -> CommandError:
 
 def _at_home(config: ConfigDict) -> ConfigDict:
     """The config with every `~` and `~user` at the start of a value replaced by that user's folder."""
-    with config.unlocked():
-        for name in leaves(config):
-            value = config
-            for key in name.split("."):
-                group, value = value, value[key]
-            if isinstance(value, str) and value.startswith("~"):
-                group[key] = os.path.expanduser(value)
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _at_home(value)
+        elif isinstance(value, str) and value.startswith("~"):
+            config[key] = os.path.expanduser(value)
     return config
 
 
@@ -156,7 +154,7 @@ def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def nearest_keys(key: str, config: ConfigDict, most: int = 3) -> list[str]:
+def nearest_keys(key: str, config: ConfigDict) -> list[str]:
     """The dotted names most like `key`; between names of one group only the last part counts."""
     group, _, last = key.rpartition(".")
 
@@ -169,7 +167,7 @@ def nearest_keys(key: str, config: ConfigDict, most: int = 3) -> list[str]:
 
     scored = sorted(((likeness(name), name) for name in leaves(config)), key=lambda pair: -pair[0])
     best = scored[0][0] if scored else 0.0
-    return [name for score, name in scored[:most] if score >= max(NEAR, best - 0.12)]
+    return [name for score, name in scored[:3] if score >= max(NEAR, best - 0.12)]
 
 
 def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
@@ -291,7 +289,8 @@ def run(
     def guarded(arguments: Sequence[str]) -> int | None:
         if arguments[1:]:
             fail(f"unexpected arguments: {' '.join(arguments[1:])}")
-        logging.get_absl_handler().addFilter(_ours)
+        # Our own lines, and whatever is a warning or worse.
+        logging.get_absl_handler().addFilter(lambda one: one.levelno > 20 or "process_gen" in one.pathname)
         stopping.raise_on_sigterm()
         try:
             result = main(arguments)
@@ -339,8 +338,3 @@ def fail(problem: object) -> NoReturn:
         problem = problem.args[0]  # str() would put quotes around it
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
     sys.exit(2)
-
-
-def _ours(record: Any) -> bool:
-    """Keeps the log readable: our own lines, and whatever is a warning or worse."""
-    return record.levelno > 20 or "process_gen" in record.pathname

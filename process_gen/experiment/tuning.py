@@ -25,7 +25,6 @@ from process_gen.models.adapters import LORA
 from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 
-HEAD = "head/kernel"
 ADAPTERS_ALONE = ("*", *(f"!*/{name}" for name in LORA))
 """Patterns that freeze all but adapters."""
 
@@ -57,8 +56,6 @@ def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
     """Refuses patterns that match nothing, and groups that cannot be.
 
     Args:
-      config: the experiment's.
-      model: its sizes.
       with_vit: whether the layout makes room for ViT tokens, and the model has weights for them.
 
     Raises:
@@ -69,9 +66,9 @@ def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
         raise ValueError(f"config.optimizer.groups must be a ConfigDict, got {groups!r}")
     if not freeze and not groups and not model.lora.rank:
         return  # the shapes of a large model take a second
-    names = parameter_names(model, with_vit)
+    names = sorted(arrays.named(nn.meta.unbox(model_spec(model, with_vit))))
     if model.lora.rank:
-        kernels = kernel_names(names)
+        kernels = [name for name in names if name.endswith("/kernel") and name != "head/kernel"]
         patterns.check(model.lora.patterns, kernels, "config.model.lora.patterns")
         if not any(map(model.lora.adapts, kernels)):
             raise ValueError("config.model.lora.patterns leaves every matrix out: no adapter is trained")
@@ -81,16 +78,6 @@ def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
     if not left:
         raise ValueError(f"config.optimizer.freeze={tuple(freeze)} freezes every parameter: nothing is left")
     _check_groups(groups.to_dict(), left, names)
-
-
-def parameter_names(model: ModelConfig, with_vit: bool) -> list[str]:
-    """The names of all parameters of a model."""
-    return sorted(arrays.named(nn.meta.unbox(model_spec(model, with_vit))))
-
-
-def kernel_names(names: list[str]) -> list[str]:
-    """Those of the matrices that may have adapters."""
-    return [name for name in names if name.endswith("/kernel") and name != HEAD]
 
 
 def _check_groups(groups: Mapping[str, Any], left: list[str], names: list[str]) -> None:

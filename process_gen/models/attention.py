@@ -33,11 +33,6 @@ QKV = tuple[jax.Array, jax.Array, jax.Array]
 Attention = Callable[[Streams, Streams, Streams, Pairs], Streams]
 
 
-def is_masked(config: ModelConfig) -> bool:
-    """Whether attention has scores and an explicit mask in memory, instead of a kernel."""
-    return config.attention == "dense"
-
-
 def attend_chunk(
     config: ModelConfig,
     chunk: Chunk,
@@ -60,7 +55,7 @@ def attend_chunk(
     Returns:
       [B, N, L, H].
     """
-    if is_masked(config):
+    if config.attention == "dense":
         return _by_scores(chunk, own, own_mask, context, _turns(history, block))
     kernel = kernels.choose(config.attention, config.head_dim, config.dtype)
     before, (q, k, v) = masked.joined([history, *context]), own
@@ -82,17 +77,13 @@ def _by_scores(
     """Scores and a mask, for a large chunk call by call: then no image has scores for another one."""
 
     def run(call: Call, q: jax.Array, own: Keys) -> jax.Array:
-        inside = jnp.asarray(chunk.mask[_places(call.queries)][:, _places(call.keys)])
+        inside = jnp.asarray(chunk.mask[np.r_[call.queries]][:, np.r_[call.keys]])
         own = own._replace(mask=own.mask[:, None] & inside[None])
         return masked.attend(q, [own, *near], history)
 
     whole = (slice(0, chunk.tokens),)
     calls = chunk.calls if chunk.tokens > masked.KEYS else (Call(whole, whole, False),)
     return _in_calls(calls, own, own_mask, run)
-
-
-def _places(pieces: Sequence[slice]) -> np.ndarray:
-    return np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
 
 
 def _in_calls(
@@ -221,7 +212,7 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
         weights = picked.astype(prompts[1].dtype)  # a gather that splits over devices as products do
         chosen = [jnp.einsum("bkrmh,bsr->bksmh", x, weights, precision="highest") for x in prompts[1:]]
         earlier = [jnp.concatenate([x[:, :, :, s] for s in pieces], axis=3) for x in turns[1:]]
-        if is_masked(config):
+        if config.attention == "dense":
             slots = masked.slots(block, window)
             padded = [_ahead(x, slots, 2) for x in earlier]
             masks = _ahead(seen.reshape(*seen.shape[:2], window, block), slots - window, 2)

@@ -44,10 +44,6 @@ class KVCache:
 
         return jax.tree.map(update, self, new, _AXES)
 
-    def first(self, keys: int) -> KVCache:
-        """The first keys alone."""
-        return self.cut(slice(keys))
-
     def cut(self, keys: slice) -> KVCache:
         """Some of the keys alone."""
         return KVCache(self.k[..., keys, :], self.v[..., keys, :], self.mask[:, keys])
@@ -162,17 +158,8 @@ def visible_pieces(layout: Layout, chunk) -> tuple[slice, ...]:
     return tuple(piece for part in parts for piece in chunk.memory(*(s.name for s in part)))
 
 
-def part_slices(layout: Layout) -> dict[str, slice]:
-    """Where the parts of a turn stand among its `layout.visible_tokens` keys."""
-    return _slices(layout.visible_parts)
-
-
-def prompt_slices(layout: Layout) -> dict[str, slice]:
-    """Where the parts of a prompt stand among its keys."""
-    return _slices(layout.prompt_parts)
-
-
-def _slices(parts: Mapping[str, Sequence[Segment]]) -> dict[str, slice]:
+def part_slices(parts: Mapping[str, Sequence[Segment]]) -> dict[str, slice]:
+    """Where the parts of a turn (`layout.visible_parts`), or of a prompt, stand among its keys."""
     found, at = {}, 0
     for name, segments in parts.items():
         size = sum(s.tokens for s in segments)

@@ -46,8 +46,3 @@ def velocity_from_clean(
     """The velocity that a predicted clean image stands for."""
     t = t.reshape(t.shape + (1,) * (x_t.ndim - t.ndim))
     return (x_t - clean) / jnp.maximum(t, MIN_T)
-
-
-def times(steps: int, shift: float) -> Float[jax.Array, " T"]:
-    """[steps + 1] timesteps from 1 to 0 for an Euler integration of `steps` steps."""
-    return shift_time(jnp.linspace(1.0, 0.0, steps + 1), shift)

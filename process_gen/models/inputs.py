@@ -66,15 +66,6 @@ def _latents(config: ModelConfig, images: jax.Array, given: Any, frozen: Any, ke
     return given.astype(jnp.float32)
 
 
-def _context(
-    config: ModelConfig, batch: Batch, latents: jax.Array, frozen: Any, key: Any
-) -> tuple[jax.Array, jax.Array]:
-    """The images that later tokens see, and their latents: those of the batch, or what it shows instead."""
-    if batch.shown is None:
-        return batch.image, latents
-    return batch.shown, _latents(config, batch.shown, batch.shown_latents, frozen, key)
-
-
 def _kept(layout: Layout, key: jax.Array, image: str, hidden: jax.Array, options: UnrollOptions) -> Named:
     """Bool [B, S] by segment of an image: what stays in the sequence; `hidden` [B, S] images do not."""
     rates = {s.name: options.drop_vit if s.vit else options.drop_latents for s in layout.state_slots(image)}
@@ -100,7 +91,10 @@ def make_inputs(
     source = jnp.clip(jnp.arange(shape[1])[None] + jnp.maximum(batch.target, 0), 0, shape[1] - 1)
     clean = jnp.take_along_axis(latents, source[:, :, None, None], axis=1)
     noised, t, velocity = _flow_targets(keys["turns"], clean, layout.copies, options)
-    pictures, seen = _context(config, batch, latents, frozen, keys["latents"])
+    pictures, seen = batch.image, latents  # what later tokens see
+    if batch.shown is not None:
+        pictures = batch.shown
+        seen = _latents(config, pictures, batch.shown_latents, frozen, keys["latents"])
     seen = _add_context_noise(keys["noise"], seen, options)
 
     unseen_images = jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2])

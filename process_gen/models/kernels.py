@@ -44,7 +44,6 @@ def run(
 
     Args:
       kernel: `blocked` or `splash`.
-      q, k, v: queries, keys and values.
       visible: keys that hold something that may be seen.
       before: None if every query sees every visible key; else query i sees the
         visible ones among the first `before + i + 1`.
@@ -52,16 +51,11 @@ def run(
     Returns:
       What is attended; zeros where a query sees nothing.
     """
-    sees = _sees_something(visible, before, q.shape[2])
-    return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
-
-
-def _sees_something(visible: jax.Array, before: int | None, queries: int) -> jax.Array:
-    """[B, L] bool; whatever a kernel makes of the other queries is kept out of values and gradients."""
+    # Whatever a kernel makes of queries that see nothing is kept out of values and gradients.
     first = jnp.where(visible.any(1), jnp.argmax(visible, axis=1), visible.shape[1])[:, None]
-    last = visible.shape[1] - 1 if before is None else before
-    step = 0 if before is None else 1
-    return first <= (last + step * jnp.arange(queries))[None]
+    last, step = (visible.shape[1] - 1, 0) if before is None else (before, 1)
+    sees = first <= (last + step * jnp.arange(q.shape[2]))[None]
+    return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
 
 
 def _on_mesh(
@@ -78,10 +72,12 @@ def _on_mesh(
     if mesh is None:
         return call(known, q, k, v, visible)[:, :, :length]
     queries, keys = _specs(q, k)
-    if kernel == "splash":
-        known_spec = _splash_specs(known, mesh, queries[2])
-    else:
+    if kernel != "splash":
         known_spec = None if known is None else P(queries[2])
+    elif known.fwd_mask_info.q_sequence is None:
+        known_spec = jax.tree.map(lambda _: P(), known)
+    else:
+        known_spec = known.manual_sharding_spec(NamedSharding(mesh, P(None, queries[2])))
     specs = (known_spec, queries, keys, keys, P(keys[0]))
     call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
     return call(known, q, k, v, visible)[:, :, :length]
@@ -95,6 +91,8 @@ def _specs(q: jax.Array, k: jax.Array) -> tuple[P, P]:
 
 def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Everything sees everything: q, k, v and the result [B, L, N, H]."""
+    if config_attention == "dense":
+        return jax.nn.dot_product_attention(q, k, v)
     kernel = choose(config_attention, q.shape[-1], str(q.dtype))
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     rows, keys = k.shape[0], k.shape[2]
@@ -194,14 +192,9 @@ BLOCK_Q, BLOCK_KV = 512, 1024
 """Queries and keys at most that a splash kernel holds at a time."""
 
 
-def _block(size: int, most: int) -> int:
-    """The size of equal blocks, multiples of the lanes, of at most `most`, that cover an axis."""
-    return _round_up(-(-size // -(-size // most)), LANES)
-
-
 def key_block(keys: int) -> int:
-    """Keys that a splash kernel holds at a time, of so many in all."""
-    return _block(keys, BLOCK_KV)
+    """Keys that a splash kernel holds at a time, of so many in all: blocks are equal, of whole lanes."""
+    return _round_up(-(-keys // -(-keys // BLOCK_KV)), LANES)
 
 
 def _round_up(size: int, multiple: int) -> int:
@@ -283,12 +276,6 @@ def _passing_over(kernel: Any, queries: int, seen: jax.Array) -> Any:
 
     infos = (info(kernel.fwd_mask_info, 1), info(kernel.dq_mask_info, 1), info(kernel.dkv_mask_info, 0))
     return type(kernel)(*infos, **kernel.kwargs)
-
-
-def _splash_specs(kernel: Any, mesh: jax.sharding.Mesh, axes: Any) -> Any:
-    if kernel.fwd_mask_info.q_sequence is None:
-        return jax.tree.map(lambda _: P(), kernel)
-    return kernel.manual_sharding_spec(NamedSharding(mesh, P(None, axes)))
 
 
 # ------------------------------------------------------------------------ cudnn

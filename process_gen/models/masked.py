@@ -101,7 +101,7 @@ def _slice(history: History, index: Any) -> Keys:
     )
     first = history.mask.shape[1] - (index + 1) * together
     mask = jax.lax.dynamic_slice_in_dim(history.mask, first, together, 1)
-    return Keys(k, v, mask.reshape(mask.shape[0], -1))
+    return Keys(k, v, mask.reshape(mask.shape[0], 1, -1))
 
 
 def joined(parts: Sequence[Keys]) -> Keys:
@@ -111,12 +111,11 @@ def joined(parts: Sequence[Keys]) -> Keys:
 
 
 def _scores(q: jax.Array, part: Keys) -> jax.Array:
-    """[B, K, G, L, M] float32."""
-    mask = part.mask if part.mask.ndim == 3 else part.mask[:, None]
+    """[B, K, G, L, M] float32; the mask has an axis L."""
     scores = jnp.einsum(
         "bkglh,bkmh->bkglm", q * q.shape[-1] ** -0.5, part.k, preferred_element_type=jnp.float32
     )
-    return scores + jnp.where(mask, 0.0, NEGATIVE)[:, None, None]
+    return scores + jnp.where(part.mask, 0.0, NEGATIVE)[:, None, None]
 
 
 def _part(q: jax.Array, part: Keys) -> Attended:

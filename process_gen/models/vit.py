@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models import autoencoder, kernels
-from process_gen.models.attention import is_masked
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import annotated, linear, stacked
 from process_gen.models.positions import grid_places, sincos_table, table_rows
@@ -137,10 +136,7 @@ class VitLayer(nn.Module):
             project(y).reshape(*y.shape[:-1], heads, y.shape[-1] // heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        kind = self.config.attention
-        attended = (
-            jax.nn.dot_product_attention(q, k, v) if is_masked(self.config) else kernels.full(kind, q, k, v)
-        )
+        attended = kernels.full(self.config.attention, q, k, v)
         x = x + self.out_proj(attended.reshape(x.shape))
         return x + self.fc2(nn.gelu(self.fc1(self.layer_norm2(x)), approximate=True))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import autoencoder, vit
-from process_gen.models.cache import Context, KVCache, joined, prompt_slices
+from process_gen.models.cache import Context, KVCache, joined, part_slices
 from process_gen.models.config import ModelConfig
 from process_gen.models.content import prompt_content, token_count
 from process_gen.models.unified import UnifiedModel
@@ -96,7 +96,7 @@ def _contexts(
         return model.apply({"params": params}, content, method="begin")[0]
 
     full = begin(params, frozen, jnp.ones(1, bool))
-    newest = prompt_slices(model.layout)["instruction"]
+    newest = part_slices(model.layout.prompt_parts)["instruction"]
     older = jnp.ones_like(full.prompt.mask).at[:, newest].set(False)
     notext = full.replace(prompt=full.prompt.only(older), position=full.position - token_count(instruction))
     return {"full": full, "notext": notext, "noimg": begin(params, frozen, jnp.zeros(1, bool))}

@@ -113,24 +113,21 @@ class Asking:
         if isinstance(answer, Unsaid):
             return answer.reason
         try:
-            self._check(answer) if answer is not None else None
+            if answer is not None:
+                self._check(answer)
         except PromptError as error:
             return str(error)
         return ""
 
     def _check(self, answer: Plan | Inspection) -> None:
-        if isinstance(answer, Plan):
-            texts = {"before": lambda: markup.write_plan(answer)}
-        else:
-            texts = {"after": lambda: answer.text, "before": lambda: _correction(answer)}
-        for name, write in texts.items():
-            try:
-                text = write()
-            except ValueError as error:  # a special token
-                raise PromptError(str(error)) from None
+        texts = {} if isinstance(answer, Plan) else {"after": answer.text}
+        try:
+            if isinstance(answer, Plan):
+                texts["before"] = markup.write_plan(answer)
+            elif answer.correction is not None:
+                texts["before"] = markup.write_refine(answer.correction)
+        except ValueError as error:  # a special token
+            raise PromptError(str(error)) from None
+        for name, text in texts.items():
             if text is not None and getattr(self.model.layout, name):
                 encode_text(self.model, self.tokenizer, text, name)
-
-
-def _correction(found: Inspection) -> str | None:
-    return None if found.correction is None else markup.write_refine(found.correction)

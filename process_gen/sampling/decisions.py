@@ -45,7 +45,6 @@ def choices(
 
     Args:
       draw: `after_prompt`, `after_image` or `after_text`.
-      mode, layout: of the sampler.
       corrections: that the step under way has had.
       inspections: whether images are inspected, and corrected.
     """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn
@@ -53,20 +52,11 @@ class Situation:
     check: Callable[[Plan | Inspection], None]
 
 
-class Planner(Protocol):
-    """Any number of threads may call it."""
+Planner = Callable[[Sequence[Situation]], Sequence[Plan | Unsaid | None]]
+"""The next step of each trajectory, None where it is done (after a turn at least). Threads may call it."""
 
-    def __call__(self, asked: Sequence[Situation]) -> Sequence[Plan | Unsaid | None]:
-        """The next step of each trajectory; None where it is done, which one without turns is not."""
-        ...
-
-
-class Inspector(Protocol):
-    """Any number of threads may call it."""
-
-    def __call__(self, asked: Sequence[Situation]) -> Sequence[Inspection | Unsaid]:
-        """What there is to say of the last image of each trajectory."""
-        ...
+Inspector = Callable[[Sequence[Situation]], Sequence[Inspection | Unsaid]]
+"""What there is to say of the last image of each trajectory. Threads may call it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,16 +33,8 @@ def draw_rows(
 
     Each comes after the texts and the images that stand before it in its row, as the row shows them: no
     text is written, and no image of a row sees another one that is drawn here. One pass over the rows is
-    an Euler step of all images. Nothing is guided.
-
-    Args:
-      model: the modules.
-      params: their parameters.
-      batch: packed rows.
-      key: of the noise.
-      flow_steps, time_shift: see `FlowSpec`.
-      order: of the loops, see `UnrollOptions`.
-      frozen: weights of an autoencoder that has any.
+    an Euler step of all images. Nothing is guided. See `FlowSpec` for `flow_steps` and `time_shift`,
+    `UnrollOptions` for the `order` of the loops; `frozen` are the weights of an autoencoder that has any.
     """
     model = model.clone(layout=dataclasses.replace(model.layout, copies=1))
     options = dataclasses.replace(NO_RANDOM_DROPS, order=order)

@@ -29,8 +29,6 @@ class Piece:
     """One program.
 
     Attributes:
-      name: for a table.
-      lower: lowers it.
       held: what is in memory while it runs, whether it is given it or not: weights and contexts, as shapes.
     """
 
@@ -52,12 +50,9 @@ def pieces(
     """The pieces, one after the other.
 
     Args:
-      model: the modules.
       texts: how texts are decoded, see `text.text_specs`.
-      config: how to sample.
       params, frozen: of the model and its autoencoder, `jax.ShapeDtypeStruct` with shardings.
       rows: trajectories under way at once.
-      mesh: the devices.
       axes: mesh axes that the rows are split over; () where every device has them all.
     """
     model = turn.scanned(model)

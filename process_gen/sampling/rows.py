@@ -1,9 +1,9 @@
-"""The trajectories under way, as the host keeps them: one for each row of the batch."""
+"""The trajectories under way, as the host keeps them: one for each row of the batch; and how far they are."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,41 @@ class Row:
         )
 
 
+Finished = tuple[tuple[int, SampledTrajectory], ...]
+"""Numbers of prompts, and their trajectories."""
+
+Lost = tuple[tuple[int, str], ...]
+"""Numbers of prompts whose trajectories were given up, each with the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands after one round of turns.
+
+    Attributes:
+      done, total: trajectories finished or given up, and asked for.
+      turns: turns drawn so far, over all trajectories.
+      finished: those that ended in this round.
+      lost: those that were given up in it, since somebody outside had nothing to say.
+    """
+
+    done: int
+    total: int
+    turns: int
+    finished: Finished
+    lost: Lost = ()
+
+
+def in_order(stream: Iterator[Progress], count: int) -> list[SampledTrajectory]:
+    """All of `count` trajectories in the order of their numbers; PromptError where one was given up."""
+    drawn: dict[int, SampledTrajectory] = {}
+    for progress in stream:
+        for number, why in progress.lost:
+            raise PromptError(f"trajectory {number} was given up: {why}")
+        drawn.update(progress.finished)
+    return [drawn[i] for i in range(count)]
+
+
 def occupied(rows: Sequence[Row | None]) -> np.ndarray:
     """[B] bool: rows that hold a trajectory."""
     return np.array([row is not None for row in rows])
@@ -169,10 +204,7 @@ def taken_up(
 ) -> Row:
     """A trajectory of which so many turns are given.
 
-    Args:
-      model, tokenizer, config: of the sampler.
-      index, source, turns, seed: see `Row`.
-      text: in the place of the prompt's last text, if it is to be another one.
+    `text` comes in the place of the prompt's last one, if it is to be another; see `Row` for the others.
 
     Raises:
       PromptError: there are not so many turns, or they do not fit the model.

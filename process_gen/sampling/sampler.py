@@ -31,9 +31,8 @@ from process_gen.sampling.asking import Asking
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
 from process_gen.sampling.decisions import NOTHING, Opens
 from process_gen.sampling.outside import Inspector, Outside, Planner
-from process_gen.sampling.progress import Finished, Lost, Progress, in_order
 from process_gen.sampling.prompts import check_prompts, encode_prompt, encode_turn, idle_slots, make_prompt
-from process_gen.sampling.rows import Row, occupied, taken_up
+from process_gen.sampling.rows import Finished, Lost, Progress, Row, in_order, occupied, taken_up
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import text_specs
 from process_gen.trajectory.batch import PAD_ID
@@ -54,8 +53,6 @@ class Sampler:
     """Draws prompts with a model. Nothing is compiled again for another one with an equal model and config.
 
     Args:
-      model: the modules.
-      params: their parameters.
       tokenizer: see `process_gen.data.tokenizers.Tokenizer`.
       config: how to sample; the defaults of `SamplerConfig` if None.
       rows: trajectories under way at once. Fewer prompts than a lane's rows cost as much as those.
@@ -96,12 +93,11 @@ class Sampler:
 
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
-        return self._like(self.model, dataclasses.replace(self.config, **changes))
+        return self._like(config=dataclasses.replace(self.config, **changes))
 
     def with_outside(self, planner: Planner | None = None, inspector: Inspector | None = None) -> Sampler:
         """The same with somebody else who plans, or who inspects and says what to correct."""
-        places = (self.rows, self.sharding, self.frozen, self.ambient, Outside(planner, inspector))
-        return Sampler(self.model, self.params, self.tokenizer, self.config, *places)
+        return self._like(outside=Outside(planner, inspector))
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another shape, which is compiled for itself.
@@ -112,11 +108,11 @@ class Sampler:
           ValueError: the model cannot hold such images.
         """
         layout = vit.reshaped(self.model.config, self.model.layout, image_size, vit_grid)
-        return self._like(self.model.clone(layout=layout), self.config)
+        return self._like(model=self.model.clone(layout=layout))
 
-    def _like(self, model: UnifiedModel, config: SamplerConfig) -> Sampler:
-        places = (self.rows, self.sharding, self.frozen, self.ambient, self.outside)
-        return Sampler(model, self.params, self.tokenizer, config, *places)
+    def _like(self, **changes: Any) -> Sampler:
+        names = ("model", "params", "tokenizer", "config", "rows", "sharding", "frozen", "ambient", "outside")
+        return Sampler(**{name: getattr(self, name) for name in names} | changes)
 
     # ------------------------------------------------------------ what is asked
 

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.cache import KEYS, Context, KVCache, part_slices, prompt_slices
+from process_gen.models.cache import KEYS, Context, KVCache, part_slices
 from process_gen.trajectory.layout import Layout
 
 
@@ -87,10 +87,11 @@ def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, 
     prompt, turn, moved = state.context.prompt, state.turn, jnp.zeros_like(state.position)
     bare = jnp.ones_like(state.refines)
     if layout.visible_parts["before"]:
-        before = turn.mask & _within(turn, part_slices(layout)["before"])
+        before = turn.mask & _within(turn, part_slices(layout.visible_parts)["before"])
         turn, bare, moved = turn.only(~before), ~before.any(1), _count(before)
     first = state.context.step[:, -1] < 0 if layout.history else jnp.ones_like(bare)
-    parts = {name: prompt.mask & _within(prompt, place) for name, place in prompt_slices(layout).items()}
+    places = part_slices(layout.prompt_parts)
+    parts = {name: prompt.mask & _within(prompt, place) for name, place in places.items()}
     image = parts.pop("prompt_image", jnp.zeros_like(prompt.mask)).any(1)
     for name, there in reversed(parts.items()):
         newest = there & bare[:, None]
@@ -121,12 +122,13 @@ def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCac
     history, prompt, turn, position = state.history(layout), state.context.prompt, state.turn, state.position
     if name == "notext":
         prompt, turn, position = without_newest_text(layout, state)
-    return (history, prompt, turn.first(part_slices(layout)["image"].start)), position
+    before = slice(part_slices(layout.visible_parts)["image"].start)
+    return (history, prompt, turn.cut(before)), position
 
 
 def stacked(caches: Sequence[KVCache]) -> KVCache:
     """Caches of as many keys as one batch, row after row."""
     if len(caches) == 1:
         return caches[0]
-    k, v = (jnp.concatenate([getattr(c, name) for c in caches], axis=KEYS - 2) for name in ("k", "v"))
-    return KVCache(k, v, jnp.concatenate([c.mask for c in caches], axis=0))
+    rows = KVCache(k=KEYS - 2, v=KEYS - 2, mask=0)
+    return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), rows, *caches)

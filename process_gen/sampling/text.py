@@ -85,7 +85,6 @@ def decode(
     closing token is forced. The loop ends when the last row has closed its text.
 
     Args:
-      model, params: the model.
       history, context: what the text sees besides the cache.
       cache: what stands there already is seen too.
       place: the slot.

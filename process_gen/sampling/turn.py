@@ -126,7 +126,7 @@ def write(
 
     `given` [B, T] int32 holds texts that are not for the model to write; padding elsewhere.
     """
-    place = part_slices(model.layout)[part]
+    place = part_slices(model.layout.visible_parts)[part]
     opening = [jnp.full_like(state.position, model.ids.im_start)]
     if part == "before":
         opening.append(jnp.where(state.refines, model.ids.refine, model.ids.ins).astype(jnp.int32))
@@ -141,7 +141,7 @@ def write(
         return jnp.where(is_given, told, pick(hidden, at))
 
     history, context = state.history(model.layout), [state.context.prompt]
-    so_far = state.turn.first(place.stop)
+    so_far = state.turn.cut(slice(place.stop))
     around = (history, context, so_far, place, state.position)
     tokens, hidden, cache = decode(model, params, *around, prefix, written_or_given)
     count = token_count(tokens)
@@ -165,8 +165,8 @@ def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: j
 
 def read(model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array) -> Extended:
     """A given text [B, T] `before` or `after` an image, all of it at once."""
-    place = part_slices(model.layout)[part]
-    pieces = [state.context.prompt, state.turn.first(place.start)]
+    place = part_slices(model.layout.visible_parts)[part]
+    pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
     given = (state.history(model.layout), pieces, tokens, state.position)
     hidden, new = model.apply({"params": params}, *given, method=extend.text)
     count = token_count(tokens)
@@ -224,8 +224,8 @@ def look(
     model: UnifiedModel, params: Any, latents: jax.Array, patches: jax.Array | None, state: SamplingState
 ) -> Extended:
     """Reads the turn's image, given as what `see` makes of it."""
-    place = part_slices(model.layout)["image"]
-    pieces = [state.context.prompt, state.turn.first(place.start)]
+    place = part_slices(model.layout.visible_parts)["image"]
+    pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
     end, new = model.apply({"params": params}, *given, method=extend.image)
     turn = state.turn.write(new.only(state.rows[:, None]), place.start)
@@ -249,12 +249,10 @@ def decide(
     """What a closing token with hidden state [B, D] opens, and how likely each choice was.
 
     Args:
-      model, params: the model.
       temperature: 0 is greedy.
       threshold: `<refine>` is opened where its probability among what is allowed
         is at least this, and nowhere else; None decides it as all else.
       draw: one of `DRAWS`.
-      hidden: [B, D].
       allowed: [B, C] bool, in the order of `Opens`.
       keys: [B] random keys of the turn.
 
@@ -283,11 +281,8 @@ def commit(
 ) -> tuple[Context, jax.Array]:
     """The context, which is given up, after a turn, and the mask of a turn that has not begun.
 
-    Args:
-      model: the modules.
-      context: what came before the turn, with the position that the turn has come to.
-      turn, refines: see `SamplingState`.
-      rows: [B] bool, those that had a turn.
+    `context` has the position that the turn has come to, `rows` [B] are those that had a turn; `turn` and
+    `refines` are as of `SamplingState`.
     """
     context = context.pushed(model.layout, turn, rows, refines, context.position)
     return context, jnp.zeros_like(turn.mask)

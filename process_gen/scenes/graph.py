@@ -81,7 +81,6 @@ class Scene:
     """The objects of a canvas; later ones lie on top of earlier ones.
 
     Attributes:
-      objects: the things.
       anchors: of each thing the relation that a description states, and the index of what it is to;
         empty where a scene was not read from a description, or of a level whose texts name cells.
     """
@@ -91,6 +90,10 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.objects)
+
+    def anchor(self, number: int) -> tuple[str, int] | None:
+        """What is said of where a thing stands; None where nothing is."""
+        return self.anchors[number] if self.anchors else None
 
     def to_json(self) -> dict[str, Any]:
         return {"objects": [thing.to_json() for thing in self.objects]}

@@ -23,18 +23,6 @@ def alone(thing: Object, things: Sequence[Object]) -> bool:
     return sum(alike(thing, other) for other in things) <= 1
 
 
-def undo(changes: Sequence[Change], things: Mapping[int, Object]) -> dict[int, Object]:
-    """The canvas before some changes, from the one after them."""
-    canvas = dict(things)
-    for change in reversed(changes):
-        (number,) = change.numbers
-        if change.before is None:
-            canvas.pop(number)
-        else:
-            canvas[number] = change.before
-    return dict(sorted(canvas.items()))
-
-
 def anchored(
     change: Change, canvas: Mapping[int, Object], partners: Partners, level: Level, strict: bool = True
 ) -> Change | None:
@@ -43,7 +31,7 @@ def anchored(
     Args:
       change: of one thing.
       canvas: what stands before it, by number.
-      partners: what the prompt relates to what; its relations are said first.
+      partners: relations of the prompt, which are said first.
       strict: the words have to lead to the very cell, and to one thing alone; else
         a relation that holds will do, and there are always words.
     """
@@ -69,7 +57,14 @@ def say_all(
     Args:
       things: the canvas after them, by number.
     """
-    canvas, said = undo(changes, things), []
+    canvas = dict(things)
+    for change in reversed(changes):  # back to the canvas before them
+        (number,) = change.numbers
+        if change.before is None:
+            canvas.pop(number)
+        else:
+            canvas[number] = change.before
+    canvas, said = dict(sorted(canvas.items())), []
     for change in changes:
         exact = anchored(change, canvas, partners, level)
         said.append(exact or anchored(change, canvas, partners, level, strict=False))
@@ -180,7 +175,7 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
         return drawn
     seats: dict[int, Object] = {}
     # Of things that look alike, those of which more is said choose first.
-    numbers = sorted(range(len(meant.objects)), key=lambda n: not _anchor(meant, n))
+    numbers = sorted(range(len(meant.objects)), key=lambda n: not meant.anchor(n))
     for nearly in (False, True, False):  # once more: some hang on what is nearly alike
         for number in (n for n in numbers if n not in seats):
             free = (one for one in drawn.objects if not any(one is taken for taken in seats.values()))
@@ -194,11 +189,6 @@ def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
         return cells.get(id(thing)) or (f"{thing.cell}'" if thing.cell in used else thing.cell)
 
     return Scene(tuple(dataclasses.replace(thing, cell=cell(thing)) for thing in drawn.objects))
-
-
-def _anchor(meant: Scene, number: int) -> tuple[str, int] | None:
-    """What is said of where a described thing stands."""
-    return meant.anchors[number] if meant.anchors else None
 
 
 def _stands_for(
@@ -216,7 +206,7 @@ def _stands_for(
       nearly: differing in shape or in colour, not both; then at the same cell where nothing is said.
       seats: the drawn things that stand for some of those described.
     """
-    wanted, anchor = meant.objects[number], _anchor(meant, number)
+    wanted, anchor = meant.objects[number], meant.anchor(number)
     if nearly:
         looks = thing.clear and (thing.shape == wanted.shape) != (thing.colour == wanted.colour)
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,6 @@ class Check:
     """One constraint and whether it holds.
 
     Attributes:
-      kind: what sort of constraint.
       constraint: in words, e.g. "two red circles".
       reason: why it does not hold; empty if it does.
     """
@@ -104,25 +103,41 @@ def may_become(request: Request, scene: Scene) -> bool:
 
 def find_numbers(request: Request, scene: Scene) -> dict[int, Object] | None:
     """Which thing of the prompt each thing of a scene is, by `Request.numbering`; None where one is none."""
+    return next(matchings(request, scene.objects, lambda _, numbers: numbers[-1]), None)
+
+
+def matchings(
+    request: Request,
+    things: Sequence[Object],
+    choose: Callable[[Object, Sequence[int]], int],
+    some: bool = False,
+) -> Iterator[dict[int, Object]]:
+    """Ways to let things be what the prompt asks for, by `Request.numbering`, none of which contradicts it.
+
+    Args:
+      choose: which one a thing is of the free numbers of a clause, which are alike.
+      some: whether things may be left out.
+    """
     owners, partners = request.numbering(), request.partners()
     margin = get_level(request.level).margin
 
-    def find(things: Sequence[Object], placed: dict[int, Object]) -> dict[int, Object] | None:
-        """Numbers of the prompt for things, that nothing placed so far has."""
-        if not things:
-            return placed
-        thing, *rest = things
-        # Numbers of one clause are alike, so one of each will do.
-        free = {owner: number for number, owner in enumerate(owners) if number not in placed}
-        for owner, number in free.items():
-            clause = request.clauses[owner]
+    def go(index: int, placed: dict[int, Object]) -> Iterator[dict[int, Object]]:
+        if index == len(things):
+            yield placed
+            return
+        thing, free = things[index], {}
+        for number, owner in enumerate(owners):
+            if number not in placed:
+                free.setdefault(owner, []).append(number)
+        for owner, numbers in free.items():
+            clause, number = request.clauses[owner], choose(thing, numbers)
             fits = thing.shape == clause.shape and clause.colour in (None, thing.colour)
-            kept = keeps(thing, related(number, placed, partners), margin)
-            if fits and kept and (found := find(rest, {**placed, number: thing})) is not None:
-                return found
-        return None
+            if fits and keeps(thing, related(number, placed, partners), margin):
+                yield from go(index + 1, {**placed, number: thing})
+        if some:
+            yield from go(index + 1, placed)
 
-    return find(scene.objects, {})
+    return go(0, {})
 
 
 def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tuple[tuple[Object, ...], ...]]:

@@ -7,16 +7,13 @@ word of the level; everything else is a word of the vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes import hung_phrases
-from process_gen.scenes.grammar import prompt_words
 from process_gen.scenes.graph import Object
-from process_gen.scenes.levels import NUMBERS, Level, get_level
+from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place
 from process_gen.scenes.words import count_tokens, listed, pick
 
@@ -29,7 +26,6 @@ class Change:
     """One thing that happens to the canvas.
 
     Attributes:
-      kind: what happens.
       numbers: of the things that it touches; two for `swap`.
       before: the thing as it stands (None for `add`).
       after: the thing as it will stand (None for `remove`).
@@ -149,6 +145,54 @@ FAULTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+HUNG_CHANGES: dict[str, tuple[str, ...]] = {
+    "add": ("add {after}", "put {after}", "draw {after}", "place {after}"),
+    "colour": ("change the {it} to {colour}", "make the {it} {colour}", "paint the {it} {colour}"),
+    "shape": (
+        "change the {it} to a {new}",
+        "turn the {it} into a {new}",
+        "replace the {it} with a {colour} {new}",
+    ),
+    "move": ("move the {it} {place}", "shift the {it} {place}"),
+    "remove": ("remove the {it} {place}", "erase the {it} {place}", "take away the {it} {place}"),
+}
+"""The same on a level without cells: `{it}` is a thing by its looks, `{place}` what it stands by, if any."""
+
+HUNG_FAULTS: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "the {shape} is {wrong}, not {right}",
+        "wrong colour: the {shape} should be {right}, not {wrong}",
+        "the {wrong} {shape} should be {right}",
+    ),
+    "shape": (
+        "there is a {colour} {wrong}, not a {colour} {right}",
+        "wrong shape: the {colour} {wrong} should be a {right}",
+        "the {colour} {wrong} should be a {right}",
+    ),
+    "place": (
+        "the {colour} {shape} should be {place}",
+        "wrong place: the {colour} {shape} should be {place}",
+    ),
+    "missing": (
+        "the {colour} {shape} is missing",
+        "there is no {colour} {shape}",
+        "missing: {colour} {shape}",
+    ),
+    "extra": (
+        "the {colour} {shape} should not be there",
+        "there is an extra {colour} {shape}",
+        "extra: {colour} {shape}",
+    ),
+    "many": (
+        "there should be {wanted}, not {found}: one is extra",
+        "wrong count: {wanted}, not {found}, one is extra",
+    ),
+    "few": (
+        "there should be {wanted}, not {found}: one is missing",
+        "wrong count: {wanted}, not {found}, one is missing",
+    ),
+}
+
 
 def noun(thing: Object, level: Level) -> str:
     """A thing without its place: "red circle", with its size where sizes differ."""
@@ -158,7 +202,7 @@ def noun(thing: Object, level: Level) -> str:
 
 def tables(level: Level) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """How changes and faults are said on a level."""
-    return (hung_phrases.CHANGES, hung_phrases.FAULTS) if level.hung else (CHANGES, FAULTS)
+    return (HUNG_CHANGES, HUNG_FAULTS) if level.hung else (CHANGES, FAULTS)
 
 
 def pointed(thing: Object, level: Level, colour: bool = True) -> str:
@@ -296,16 +340,3 @@ def approve(
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
     fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
     return f"{text}; {more}" if fits else text
-
-
-def vocabulary(level: str | Level) -> list[str]:
-    """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
-    level = get_level(level)
-    changes, faults = tables(level)
-    said = (*changes.values(), *faults.values(), STARTS, MISSING, EVERYTHING, FINE, TO_COME, TO_CHANGE)
-    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in said for phrase in table)
-    words = set(re.findall(r"\w+|[^\w\s]", text))
-    words.update("a at and then nothing yet object objects , ;".split(), prompt_words(level))
-    words.update(NUMBERS[1 : level.max_objects + 2])  # a draft may hold one too many
-    words.update(() if level.hung else level.cells, *([name] for name, _ in level.sizes if level.sized))
-    return sorted(words)

@@ -67,11 +67,9 @@ class Level:
         across a corner is both beside and above. From 0.17 on it is neither.
       jitter: largest offset from the middle of the cell, in whole pixels.
       overlap: the largest share of a smaller object that another may cover;
-        zero keeps objects `gap` pixels apart (`free` placement only).
-      gap: pixels between two objects that may not overlap.
+        zero keeps objects apart (`free` placement only).
       max_objects: the most objects that a prompt may ask for.
       budget: how long the texts of a trajectory may be.
-      shapes, colours: the vocabulary.
     """
 
     name: str
@@ -83,7 +81,6 @@ class Level:
     margin: float = 0.1
     jitter: int = 0
     overlap: float = 0.0
-    gap: int = 2
     max_objects: int = 5
     budget: Budget = Budget()
     shapes: tuple[str, ...] = SHAPES

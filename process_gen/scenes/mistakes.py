@@ -1,8 +1,11 @@
 """Drafts that went wrong: one planted error, and the change that repairs it.
 
 `plant` spoils a draft, which then contradicts its plan. `misplan` spoils the plan
-itself: the draft carries it out, and what contradicts it is the prompt. On levels without
-cells `hung_mistakes` draws both.
+itself: the draft carries it out, and what contradicts it is the prompt.
+
+On a level without cells a plan can only be wrong in words: a wrong relation to the right thing, another
+colour or shape, one too many, a thing that nobody asked for. The canvas then says where that goes
+(`divert`). Every mistake can be put right in words: `placement.hang` puts the thing where it belongs.
 """
 
 from __future__ import annotations
@@ -12,18 +15,22 @@ from collections.abc import Mapping
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import Object, Scene, alike
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, keeps
+from process_gen.scenes.hung import alone, anchored
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
-from process_gen.scenes.levels import NUMBERS, Level, get_level
-from process_gen.scenes.placement import at_place, find_place, fits
-from process_gen.scenes.requests import Request
+from process_gen.scenes.levels import NUMBERS, Level
+from process_gen.scenes.placement import at_place, find_place, fits, hang
+from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.words import noun_phrase, pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
 
 MISPLANS = ("taken", "taken", "taken", "place", "place", "count", "count", "colour", "shape")
 """What is wrong with a plan, as often as it is listed: mostly that something stands there already."""
+
+HUNG_MISPLANS = ("place", "place", "place", "place", "colour", "colour", "shape", "count", "extra", "extra")
+"""The same on a level without cells."""
 
 State = Mapping[int, Object]
 """The canvas as the teacher knows it: things by number, in drawing order."""
@@ -80,16 +87,26 @@ class Mistake:
         return Change(kind, (self.number,), self.wrong, self.right, anchor=self.anchor)
 
 
-def plant(rng: Generator, state: State, number: int, level: Level, kind: str | None = None) -> Mistake | None:
+def plant(
+    rng: Generator,
+    state: State,
+    number: int,
+    level: Level,
+    kind: str | None = None,
+    partners: Partners | None = None,
+) -> Mistake | None:
     """Draws a mistake for a canvas, or None where there is no way to make one of its kind.
 
     Args:
       state: how the canvas should be.
       number: of the thing that is hit.
       kind: one of `MISTAKES`; drawn if None.
+      partners: what the prompt relates to what, on levels without cells.
     """
-    thing, others = state[number], [other for n, other in state.items() if n != number]
     kind = kind or pick(rng, MISTAKES)
+    if level.hung:
+        return _plant_hung(rng, state, number, level, kind, partners)
+    thing, others = state[number], [other for n, other in state.items() if n != number]
     looks = (thing.shape, thing.colour, thing.size)
     if kind == "missing":
         return Mistake(kind, number, None, thing)
@@ -117,22 +134,104 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
     None where there is no way to make one of the kind that was drawn, or where it
     would not contradict the prompt. `state` is how the canvas should be after the step.
     """
-    kind = pick(rng, MISPLANS)
+    kind = pick(rng, HUNG_MISPLANS if level.hung else MISPLANS)
     if kind == "taken":
         others = [n for n in state if n != number]
         if level.placement != "grid" or not others:
             return None
         covered = pick(rng, others)
         return Mistake("place", number, at_place(state[number], state[covered]), state[number], covered)
-    mistake = plant(rng, state, number, level, kind)
+    if level.hung:
+        mistake = divert(rng, state, number, level, kind, request.partners())
+    else:
+        mistake = plant(rng, state, number, level, kind)
     if mistake is None or mistake.wrong is None:
         return None
     return None if may_become(request, Scene(tuple(mistake.apply(state).values()))) else mistake
 
 
-def name_fault(mistake: Mistake, state: State, rng: Generator, level: str | Level = "default") -> str:
+def _plant_hung(
+    rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
+) -> Mistake | None:
+    """`plant` without cells: what goes wrong with a place has no reason."""
+    thing, others = state[number], [other for n, other in state.items() if n != number]
+    if kind == "missing" or (kind == "count" and not alone(thing, [*others, thing]) and rng.random() < 0.5):
+        return settled(Mistake(kind, number, None, thing), state, partners, level)
+    if kind in ("colour", "shape"):
+        return _repainted(rng, state, number, level, kind, partners)
+    free = [cell for cell in level.cells if all(cell != other.cell for other in state.values())]
+    place = dict(zip(("x", "y"), level.centres[level.cell_index[cell := pick(rng, free)]], strict=True))
+    if kind == "place":
+        wrong, right, hit = dataclasses.replace(thing, cell=cell, **place), thing, number
+        if keeps(wrong, related(number, state, partners), level.margin):
+            return None
+    else:
+        wrong, right, hit = _stray(rng, thing, list(state.values()), level, kind), None, STRAY
+        wrong = dataclasses.replace(wrong, cell=cell, **place)
+    return settled(Mistake(kind, hit, wrong, right), state, partners, level)
+
+
+def divert(
+    rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
+) -> Mistake | None:
+    """A mistake of a plan without cells: what it says in words stands where the canvas has it.
+
+    Args:
+      state: how the canvas should be after the step that adds the thing `number`.
+    """
+    thing, others = state[number], [other for n, other in state.items() if n != number]
+    if kind in ("colour", "shape"):
+        return _repainted(rng, state, number, level, kind, partners)
+    if kind == "place":
+        asked = related(number, state, partners)
+        if not asked:
+            return None
+        said, target = asked[0]
+        relation = pick(rng, [relation for relation in OPPOSITE if relation != said])
+        wrong = hang(thing, others, level, relation, [target])
+        if wrong is None or keeps(wrong, asked, level.margin):
+            return None
+        return settled(Mistake(kind, number, wrong, thing), state, partners, level)
+    everything = list(state.values())
+    stray = _stray(rng, thing, everything, level, kind)
+    targets = [one for one in everything if alone(one, everything) and not alike(one, stray)]
+    relation, some = None, []
+    if partners and targets:
+        relation, some = pick(rng, tuple(OPPOSITE)), [pick(rng, targets)]
+    wrong = hang(stray, everything, level, relation, some)
+    return wrong and settled(Mistake(kind, STRAY, wrong, None), state, partners, level)
+
+
+def settled(mistake: Mistake, state: State, partners: Partners, level: Level) -> Mistake | None:
+    """A mistake with the anchor of its repair; None where no words would repair it."""
+    change = anchored(mistake.repair, mistake.apply(state), partners, level)
+    return change and dataclasses.replace(mistake, anchor=change.anchor)
+
+
+def _repainted(
+    rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
+) -> Mistake | None:
+    """A thing of another colour or shape, unlike all others."""
+    thing = state[number]
+    words = level.colours if kind == "colour" else level.shapes
+    wrong = dataclasses.replace(thing, **{kind: pick(rng, [w for w in words if w != getattr(thing, kind)])})
+    if any(alike(wrong, other) for other in state.values()):
+        return None
+    return settled(Mistake(kind, number, wrong, thing), state, partners, level)
+
+
+def _stray(rng: Generator, thing: Object, things: list[Object], level: Level, kind: str) -> Object:
+    """One too many of a thing, or one unlike all others."""
+    while kind == "extra":
+        thing = dataclasses.replace(thing, shape=pick(rng, level.shapes), colour=pick(rng, level.colours))
+        if not any(alike(thing, other) for other in things):
+            break
+    return thing
+
+
+def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level) -> str:
     """The inspection that finds a mistake; `state` is how the canvas should be."""
-    kind, wrong, right, level = mistake.kind, mistake.wrong, mistake.right, get_level(level)
+    kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
     thing = right or wrong
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
     fields["place"] = by_anchor(mistake.anchor, level)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.random import Generator
 
 from process_gen.scenes import hung, language
-from process_gen.scenes.graph import UNCLEAR, Object, Scene, keeps
-from process_gen.scenes.judge import may_become
+from process_gen.scenes.graph import UNCLEAR, Object, Scene
+from process_gen.scenes.judge import matchings, may_become
 from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
@@ -40,7 +40,6 @@ def plan_next(
     """The plan of the next step; None where the canvas is what the prompt asks for.
 
     Args:
-      request: the prompt.
       canvas: what stands, as `parse` reads it.
       done: steps so far.
       room: steps that are left; as the teacher has them by default.
@@ -68,7 +67,6 @@ def look(
     """What there is to say of a draft, and the correction that it needs; None where it needs none.
 
     Args:
-      request: the prompt.
       draft: what stands, as `parse` reads it.
       meant: what its plan wanted to stand; None where that cannot be read.
       before: the canvas before the step; empty by default.
@@ -149,9 +147,8 @@ def _chance(request: Request, done: int) -> Generator:
 
 def _worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
     wrong, anchor = mistake.wrong, None
-    if mistake.right is not None and meant.anchors and meant.anchors[mistake.number]:
-        relation, target = meant.anchors[mistake.number]
-        anchor = relation, meant.objects[target]
+    if mistake.right is not None and (said := meant.anchor(mistake.number)):
+        anchor = said[0], meant.objects[said[1]]
     return dataclasses.replace(mistake, wrong=wrong and _named(wrong, None, level), anchor=anchor)
 
 
@@ -219,7 +216,12 @@ def _settle(
     rng = np.random.default_rng(zlib.crc32(request.text.encode()))
     wanted = place_sorted(rng, level, request)
     clear = [thing for thing in canvas.objects if thing.clear]
-    options = itertools.islice(_assignments(request, clear, wanted), _MOST)
+
+    def choose(thing: Object, numbers: Sequence[int]) -> int:
+        """Its own place, or the first."""
+        return next((n for n in reversed(numbers) if _key(wanted[n]) == _key(thing)), numbers[0])
+
+    options = itertools.islice(matchings(request, clear, choose, some=True), _MOST)
 
     def worth(kept: Mapping[int, Object]) -> tuple[int, int]:
         return len(kept), sum(_key(thing) == _key(wanted[number]) for number, thing in kept.items())
@@ -229,31 +231,6 @@ def _settle(
         if (final := _complete(request, level, kept, dropped, wanted, rng)) is not None:
             return kept, dropped, final
     raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
-
-
-def _assignments(
-    request: Request, things: Sequence[Object], wanted: Sequence[Object]
-) -> Iterator[dict[int, Object]]:
-    """Ways to let things be what the prompt asks for, none of which contradict it; some may be left out."""
-    owners, partners = request.numbering(), request.partners()
-    margin = get_level(request.level).margin
-
-    def go(index: int, placed: dict[int, Object]) -> Iterator[dict[int, Object]]:
-        if index == len(things):
-            yield placed
-            return
-        thing, free = things[index], {}
-        for number, owner in enumerate(owners):  # those of one clause are alike: its own place, or the first
-            if number not in placed and (owner not in free or _key(wanted[number]) == _key(thing)):
-                free[owner] = number
-        for owner, number in free.items():
-            clause = request.clauses[owner]
-            kept = keeps(thing, related(number, placed, partners), margin)
-            if thing.shape == clause.shape and clause.colour in (None, thing.colour) and kept:
-                yield from go(index + 1, {**placed, number: thing})
-        yield from go(index + 1, placed)
-
-    return go(0, {})
 
 
 def _complete(

@@ -20,6 +20,7 @@ Scorers draw the line at 0.5 (see `graph.offsets`), so that no scene that the
 teacher draws is a matter of a pixel."""
 
 _TRIES, _RESTARTS = 60, 400
+_GAP = 2  # pixels between two things that may not overlap
 _AXIS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -45,7 +46,7 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
             continue
         span = (thing.size + other.size) / 2
         width, height = span - abs(thing.x - other.x), span - abs(thing.y - other.y)
-        if width <= -level.gap or height <= -level.gap:
+        if width <= -_GAP or height <= -_GAP:
             continue
         if level.overlap == 0 or thing.colour == other.colour:
             return False

@@ -32,7 +32,19 @@ def related(number: int, things: Mapping[int, Object], partners: Partners) -> li
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Clause:
+class Named:
+    """A noun phrase of a prompt: `count` is None in "a circle", 1 in "one circle"."""
+
+    shape: str
+    count: int | None = None
+    colour: str | None = None
+
+    def __str__(self) -> str:
+        return noun_phrase(self.count, self.colour, self.shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clause(Named):
     """Some objects of one shape that the prompt names together.
 
     Attributes:
@@ -42,13 +54,8 @@ class Clause:
       position: (relation, index of the target clause), always an earlier one.
     """
 
-    shape: str
     count: int = 1
-    colour: str | None = None
     position: tuple[str, int] | None = None
-
-    def __str__(self) -> str:
-        return noun_phrase(self.count, self.colour, self.shape)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,10 +63,8 @@ class Request:
     """A prompt and what it means.
 
     Attributes:
-      text: the prompt.
       category: one of `categories(level)`.
       clauses: what has to be on the canvas; nothing else may be.
-      level: name of the level.
     """
 
     text: str
@@ -117,18 +122,6 @@ class Request:
             totals[clause.shape] += clause.count
         exclude = [{"class": shape, "count": count + 1} for shape, count in totals.items()]
         return {"tag": self.category, "include": include, "exclude": exclude, "prompt": self.text}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Named:
-    """A noun phrase of a prompt: `count` is None in "a circle", 1 in "one circle"."""
-
-    shape: str
-    count: int | None = None
-    colour: str | None = None
-
-    def __str__(self) -> str:
-        return noun_phrase(self.count, self.colour, self.shape)
 
 
 Relation = tuple[int, str, int]  # subject, relation, target: indices of noun phrases

@@ -22,16 +22,15 @@ from typing import Any, Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes import hung, hung_mistakes, language
+from process_gen.scenes import hung, language
 from process_gen.scenes.graph import Object, Scene, alike, distance
 from process_gen.scenes.judge import find_numbers, may_become
 from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair
+from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair, settled
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
-from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Partners, Request, categories, related
+from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.schedule import misled, schedule
 from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens, pick
@@ -79,8 +78,12 @@ def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -
     """A trajectory for one of the baselines: one right image, with a plan or without."""
     level = get_level(level)
     final = place_sorted(rng, level, request)
-    lesson = _Lesson(rng, level, [], request, Mode(mode))
-    plan = lesson.plan_everything(final) if mode == Mode.PLAN_ONLY else None
+    lesson, plan = _Lesson(rng, level, [], request, Mode(mode)), None
+    if mode == Mode.PLAN_ONLY:
+        things = dict(enumerate(final))
+        changes = [Change("add", (n,), None, thing) for n, thing in things.items()]
+        plan = say_plan(changes, things, lesson.partners, level, rng, True)
+        plan = in_few_words(plan, things, lesson.partners, level, rng)
     scene = Scene(tuple(final))
     lesson.turns.append(draft(render(scene, level), plan))
     lesson.record(scene, None, None)
@@ -177,11 +180,10 @@ class _Lesson:
         added = [change.numbers[0] for change in changes if change.kind == "add"]
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
-        draw = hung_mistakes.misplan if self.level.hung else misplan
         if self.level.hung:  # nothing hangs on the last one yet
             added = added[-1:]
         for _ in range(4):
-            mistake = draw(self.rng, self.state, pick(self.rng, added), self.level, self.request)
+            mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
             if mistake and (mistake.right or len(changes) < 2):  # what is too many has to be said as well
                 return mistake
         return None
@@ -191,16 +193,12 @@ class _Lesson:
         if earlier and self._survives(earlier, changes) and self.rng.random() < 0.5:
             if not self.level.hung:
                 return earlier
-            return hung_mistakes.settled(earlier, self.state, self.partners, self.level)
+            return settled(earlier, self.state, self.partners, self.level)
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
             number = pick(self.rng, numbers)
-            if self.level.hung:
-                mistake = hung_mistakes.plant(self.rng, self.state, number, self.level, None, self.partners)
-            else:
-                mistake = plant(self.rng, self.state, number, self.level)
-            if mistake:
+            if mistake := plant(self.rng, self.state, number, self.level, None, self.partners):
                 return mistake
         return None
 
@@ -236,13 +234,6 @@ class _Lesson:
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
         return say_plan(changes, things, self.partners, self.level, self.rng, first, repair)
 
-    def plan_everything(self, things: list[Object]) -> Plan:
-        """The plan of a single step that adds all things."""
-        self.state = dict(enumerate(things))
-        changes = [Change("add", (n,), None, thing) for n, thing in self.state.items()]
-        plan = self._plan(changes, True, None, None)
-        return in_few_words(plan, self.state, self.partners, self.level, self.rng)
-
 
 def say_plan(
     changes: list[Change],
@@ -258,8 +249,6 @@ def say_plan(
     Args:
       changes: what it does.
       things: the whole canvas as it should stand afterwards, by number.
-      partners: what the prompt relates to what.
-      level, rng: of the words.
       first: whether it is the first step.
       repair: an earlier mistake to put right as well, said where there is room.
     """
@@ -298,15 +287,3 @@ def texts(trajectory: Trajectory) -> list[str]:
     """Every text of a trajectory, with its markup, in order."""
     said = (text for turn in trajectory.turns for text in (turn.before, turn.after))
     return [trajectory.prompt, *(text for text in said if text is not None)]
-
-
-def corpus(rng: Generator, level: str | Level, n: int) -> list[str]:
-    """The texts of `n` training trajectories, for a tokenizer to learn from."""
-    names, lines = categories(level), []
-    for index in range(n):
-        request = sample_request(rng, level, names[index % len(names)])
-        taught = rng.random() < 0.9
-        lines += texts(
-            teach(request, rng, level) if taught else baseline(request, rng, level, Mode.PLAN_ONLY)
-        )
-    return lines

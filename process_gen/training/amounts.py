@@ -7,7 +7,7 @@ nothing, no key that a query does not see. B rows, S turn slots, R trajectories.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,7 @@ def of_a_row(layout: Layout, trajectories: int = 1_000) -> dict[str, float]:
     """What a row of the paper's mix (`data.mix`) holds on average, by the names of `amounts`."""
     packed = list(mix.rows(layout, trajectories))
     whole = Batch(**{name: np.concatenate([row[name] for row in packed]) for name in packed[0]})
-    found = jax.device_get(jax.jit(functools.partial(amounts, layout))(whole))
-    held = {name.removeprefix("batch/"): float(value) for name, value in found.items()}
+    held = _held(layout, whole)
     # One row a device: then no other row keeps a branch from leaving out its empty history.
     held |= {"branch_turns": held["history_turns"]}
     return {name: value if name == "useful" else value / len(packed) for name, value in held.items()}
@@ -39,13 +38,20 @@ def of_a_full_row(layout: Layout) -> dict[str, float]:
     filled = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), Batch.spec(layout, 1))
     index = jnp.arange(layout.turns)[None] * layout.trajectories // layout.turns
     ends = jnp.diff(index, axis=1, append=index[:, -1:] + 1) > 0
-    batch = filled.replace(
-        prompt_index=index,
-        is_first=jnp.roll(ends, 1, axis=1),
-        is_last=ends,
-        refines=jnp.zeros_like(ends),
-        target=jnp.zeros_like(index),
+    return _held(
+        layout,
+        filled.replace(
+            prompt_index=index,
+            is_first=jnp.roll(ends, 1, axis=1),
+            is_last=ends,
+            refines=jnp.zeros_like(ends),
+            target=jnp.zeros_like(index),
+        ),
     )
+
+
+def _held(layout: Layout, batch: Batch) -> dict[str, float]:
+    """`amounts` as numbers, without their prefix."""
     found = jax.device_get(jax.jit(functools.partial(amounts, layout))(batch))
     return {name.removeprefix("batch/"): float(value) for name, value in found.items()}
 
@@ -65,7 +71,9 @@ def amounts(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
       batch/history_turns: from the oldest turn that a turn sees to the turn itself, over all turn slots.
       batch/branch_turns: the same if in each slot all rows went as far back as that which sees farthest.
     """
-    turn, prompt = _turn_lengths(layout, batch), _prompt_lengths(layout, batch)
+    there = {"clean": batch.present & batch.has_image, "noised": batch.present & (batch.target >= 0)}
+    turn = _lengths(layout.turn_segments, batch, there, batch.present)
+    prompt = _lengths(layout.prompt_segments, batch, {"clean": batch.has_prompt_image}, 1)
     segments = (*layout.turn_segments, *layout.prompt_segments)
 
     def many(chosen: Sequence[Segment]) -> jax.Array:
@@ -107,24 +115,18 @@ def _total(x: jax.Array) -> jax.Array:
     return x.sum().astype(jnp.float32)
 
 
-def _turn_lengths(layout: Layout, batch: Batch) -> Lengths:
-    """Tokens of every segment of the turns that are there, [B, S] int32 by name."""
-    there = {"clean": batch.present & batch.has_image, "noised": batch.present & (batch.target >= 0)}
-    return {
-        s.name: token_count(getattr(batch, f"{s.name}_tokens")) * batch.present
-        if s.kind == "text"
-        else s.tokens * there[s.kind]
-        for s in layout.turn_segments
-    }
+def _lengths(
+    segments: Sequence[Segment], batch: Batch, images: Mapping[str, jax.Array], texts: jax.Array | int
+) -> Lengths:
+    """Tokens of every segment that are there, [B, S] or [B, R] int32 by name.
 
-
-def _prompt_lengths(layout: Layout, batch: Batch) -> Lengths:
-    """Tokens of every segment of the prompts, [B, R] int32 by name."""
+    `images` says by kind of segment which images are there, `texts` which slots may have a text.
+    """
     return {
-        s.name: token_count(getattr(batch, f"{s.name}_tokens"))
+        s.name: token_count(getattr(batch, f"{s.name}_tokens")) * texts
         if s.kind == "text"
-        else s.tokens * batch.has_prompt_image
-        for s in layout.prompt_segments
+        else s.tokens * images[s.kind]
+        for s in segments
     }
 
 

@@ -29,10 +29,8 @@ def load(
     """The batches of this host, of all image sizes in turn; those of the `validation` split as stored.
 
     Args:
-      config: of the run.
       buckets: the trajectories by image size (`buckets.deal`).
       layouts: by image size.
-      tokenizer: of the run.
       rows: of the global batch, that this host loads.
       split: `train` or `validation`.
 

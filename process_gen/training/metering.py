@@ -42,10 +42,8 @@ class Meter:
     Args:
       config, layout: sizes of the model and of a row; rows of images of another shape count as if they had
         this one.
-      program: how the step is computed.
       peak: FLOP/s of one device.
       devices: of all hosts together.
-      last: the last step of the run.
     """
 
     def __init__(

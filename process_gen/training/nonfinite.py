@@ -29,7 +29,6 @@ class Watch:
     Attributes:
       workdir: `workdir/nonfinite` gets the batches.
       limit: how many in a row are too many.
-      count: how many there have been.
     """
 
     workdir: pathlib.Path

@@ -8,9 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PARTS = ("embedding", "und", "gen", "vit", "head", "latent")
-"""Token embedding, the experts of the backbone, ViT and connector, vocabulary head, latents in and out."""
-
 _BY_MODULE = {
     "embedding": "embedding",
     "head": "head",
@@ -33,7 +30,10 @@ def part_of(path: tuple[Any, ...]) -> str:
 
 
 def by_part(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """`name/part` -> Euclidean norm, [] float32, of what a tree like the parameters holds of each part."""
+    """`name/part` -> Euclidean norm, [] float32, of what a tree like the parameters holds of each part.
+
+    `und` and `gen` are the experts of the backbone, `vit` has the connector, `latent` what is around latents.
+    """
     squares: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         part = part_of(path)

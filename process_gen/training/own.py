@@ -61,9 +61,7 @@ class OwnStates:
     """The images that the model has drawn, and the batches that show them.
 
     Args:
-      config: of the run.
       programs: by image size.
-      mesh: the devices.
       rows: of the global batch, that this host loads.
       drawings: of `drawings_of`; made here by default.
     """
@@ -224,7 +222,7 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
             return draw(params, frozen, batch, key)
         micro = scoring.micro_batches(recipe, batch, key)
         found = jax.lax.map(lambda part: draw(params, frozen, *part), micro)
-        return jax.tree.map(scoring.whole_batch, found)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
     placed = partition.over(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
     return jax.jit(placed, out_shardings=sharding.batch_sharding(mesh))

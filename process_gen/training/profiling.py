@@ -25,7 +25,6 @@ class Profiler:
     """Starts and stops the traces of one run.
 
     Args:
-      workdir: of the run.
       early: whether steps `EARLY` to `EARLY + STEPS - 1` are traced.
       look_every: steps between looks for a request (in a bucket a look takes a while).
     """

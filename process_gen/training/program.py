@@ -44,7 +44,6 @@ class TrainProgram:
     """A recipe on a mesh, for batches of a given size.
 
     Attributes:
-      recipe: what is trained.
       mesh: the devices, which need not be there until `create_state`.
       spec: shapes and dtypes of a batch of all hosts together.
       offload: what of the state waits in host memory between steps (`offload.PARTS`).

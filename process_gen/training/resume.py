@@ -28,8 +28,7 @@ def check_same_run(
 
     Args:
       stored: metadata of the checkpoint: `config` and `versions`.
-      config: the run's, as plain JSON values.
-      versions: what runs it now.
+      config, versions: the run's, as plain JSON values.
       source: names the checkpoint.
 
     Raises:

@@ -24,11 +24,6 @@ from process_gen.training.goodput import Goodput
 class RunLog:
     """Metrics and rates of a run.
 
-    Args:
-      config, model: of the run.
-      workdir: the lead host writes there.
-      ledger: of its time.
-
     Attributes:
       writer: for TensorBoard; it writes nothing on hosts other than the lead.
       curves: (step, loss) by name, for a plot.

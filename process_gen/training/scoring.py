@@ -44,10 +44,8 @@ class Given:
 def init_networks(names: Sequence[str], params: Any, key: jax.Array) -> dict[str, Any] | None:
     """Weights of frozen networks by name, as a run begins with them; None for none.
 
-    Args:
-      names: of networks; `reference` is a copy of the parameters.
-      params: of the model.
-      key: that the run begins with; each network gets one of its own.
+    `reference` is a copy of the model's `params`; `key` is what the run begins with, each network gets one
+    of its own.
     """
     if not names:
         return None
@@ -97,11 +95,6 @@ def micro_batches(recipe: Recipe, batch: Batch, key: jax.Array) -> tuple[Batch, 
     return jax.tree.map(split_rows, batch), jax.random.split(key, parts)
 
 
-def whole_batch(x: jax.Array) -> jax.Array:
-    """[parts, B / parts, ...] of the micro-batches as [B, ...], rows in their order."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-
-
 def zero_sums(recipe: Recipe, given: Given, micro: tuple[Batch, jax.Array]) -> tuple[dict, dict]:
     """Zeros of the form that `score` of each of the stacked `micro` has."""
     first = jax.tree.map(lambda x: x[0], micro)
@@ -140,10 +133,6 @@ def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tu
 
 def check(recipe: Recipe, spec: Batch) -> None:
     """Traces every loss on shapes alone: what a loss would only say in the middle of a compilation.
-
-    Args:
-      recipe: what is trained.
-      spec: shapes and dtypes of a batch.
 
     Raises:
       LossError: a loss that returns wrong shapes, or asks for a field or a network that is not there.

@@ -31,7 +31,6 @@ class TrainState:
     Attributes:
       step: [] int32, batches seen.
       params, ema: parameters, and the exponential moving average of those that are trained, float32.
-      opt_state: of the optimizer.
       key: the run's key; each step folds its number into it.
       autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
       networks: weights of the frozen networks that losses read, by name; None where none does.
@@ -61,7 +60,6 @@ class Recipe:
     """What a train step is made of.
 
     Attributes:
-      model, losses, options, optimizer: see their classes.
       schedule: learning rate of a step, for the log.
       ema: decay of the moving average.
       ema_warmup: whether early steps use (1 + step) / (10 + step) where that is less: the average then

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from process_gen.data.buckets import Size, size_of
 from process_gen.data.loader import Loader
 from process_gen.distributed import offload, sharding
-from process_gen.losses import LossTable
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import Batch
@@ -51,11 +50,8 @@ class Validation:
             iterator.close()
         if found is None:
             raise ValueError("the held-out trajectories do not fill a batch")
-        return _scalars(table, *jax.device_get((*found, state.step)))
-
-
-def _scalars(table: LossTable, sums: dict, counts: dict, step: int) -> dict[str, float]:
-    values = {"loss": table.total(sums, counts, step), **table.metrics(sums, counts, step)}
-    values = {f"validation/{name}": float(value) for name, value in values.items()}
-    logging.info("validation loss %.4f", values["validation/loss"])
-    return values
+        scored = jax.device_get((*found, state.step))
+        values = {"loss": table.total(*scored), **table.metrics(*scored)}
+        values = {f"validation/{name}": float(value) for name, value in values.items()}
+        logging.info("validation loss %.4f", values["validation/loss"])
+        return values

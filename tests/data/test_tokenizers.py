@@ -6,14 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from process_gen.data.tokenizers import SentencePieceTokenizer, Tokenizer, scenes_tokenizer, words_of
-from process_gen.scenes.language import vocabulary
 from process_gen.scenes.levels import LEVELS
-from process_gen.scenes.teacher import corpus
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.stages import Plan
-from tests.data.train_tokenizer import MAX_VOCABULARY, train
+from tests.data.train_tokenizer import MAX_VOCABULARY, corpus, train, vocabulary
 
 TOKENIZER = scenes_tokenizer()
 CONTROL = {

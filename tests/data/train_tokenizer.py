@@ -17,6 +17,7 @@ import collections
 import io
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -24,11 +25,13 @@ import sentencepiece
 from absl import app, flags
 from sentencepiece import sentencepiece_model_pb2
 
+from process_gen import scenes
 from process_gen.data.tokenizers import PAD, SPACE, UNKNOWN, SentencePieceTokenizer, words_of
-from process_gen.scenes.language import vocabulary
-from process_gen.scenes.levels import LEVELS
-from process_gen.scenes.teacher import corpus
+from process_gen.scenes import language
+from process_gen.scenes.grammar import prompt_words
+from process_gen.scenes.levels import LEVELS, NUMBERS
 from process_gen.trajectory import markup
+from process_gen.trajectory.stages import Mode
 
 ASSET = pathlib.Path(__file__).parents[2] / "process_gen" / "data" / "assets" / "scenes.model"
 
@@ -94,6 +97,31 @@ def _train_characters() -> bytes:
         minloglevel=2,
     )
     return output.getvalue()
+
+
+def vocabulary(level: str) -> list[str]:
+    """Every word and punctuation mark of prompts and trajectories, sorted; no special tokens."""
+    level = scenes.get_level(level)
+    changes, faults = language.tables(level)
+    said = [*changes.values(), *faults.values(), language.STARTS, language.MISSING, language.EVERYTHING]
+    said += [language.FINE, language.TO_COME, language.TO_CHANGE]
+    text = " ".join(re.sub(r"\{\w+\}", " ", phrase) for table in said for phrase in table)
+    words = set(re.findall(r"\w+|[^\w\s]", text))
+    words.update("a at and then nothing yet object objects , ;".split(), prompt_words(level))
+    words.update(NUMBERS[1 : level.max_objects + 2])  # a draft may hold one too many
+    words.update(() if level.hung else level.cells, *([name] for name, _ in level.sizes if level.sized))
+    return sorted(words)
+
+
+def corpus(rng: np.random.Generator, level: str, trajectories: int) -> Iterator[str]:
+    """Yields the texts of so many training trajectories of a level."""
+    names = scenes.categories(level)
+    for index in range(trajectories):
+        request = scenes.sample_request(rng, level, names[index % len(names)])
+        if rng.random() < 0.9:
+            yield from scenes.texts(scenes.teach(request, rng, level))
+        else:
+            yield from scenes.texts(scenes.baseline(request, rng, level, Mode.PLAN_ONLY))
 
 
 def scenes_corpus(trajectories: int) -> Iterator[str]:

@@ -47,6 +47,13 @@ def load(path: pathlib.Path, variant: str) -> ConfigDict:
     return cli.load_config(f"{path}:{variant}")
 
 
+def debug(**changes) -> ConfigDict:
+    """The smallest config of scenes, keys as `layout__before`."""
+    config = load(ROOT / "configs" / "scenes.py", "debug")
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_docstring_has_the_command_and_the_debug_variant(path):
     document = path.read_text().split('"""')[1]
@@ -78,8 +85,7 @@ def test_the_train_step_of_a_config_traces(path, variant):
 
 
 def test_images_in_context_may_be_vit_tokens_too():
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.update_from_flattened_dict({"layout.vit_grid": (4, 4)})
+    config = debug(layout__vit_grid=(4, 4))
     builders.check(config)
     assert builders.build_layout(builders.from_json(builders.to_json(config))).vit_tokens == 16
     traces(config)
@@ -99,8 +105,7 @@ def traces(config: ConfigDict) -> None:
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.optimizer.name = "muon"
+    config = debug(optimizer__name="muon")
     model = builders.build_model(config, scenes_tokenizer())
     init = jax.eval_shape(
         lambda key, one: model.init(key, one)["params"], jax.random.key(0), Batch.spec(model.layout, 1)
@@ -119,8 +124,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_first_moments_take_the_dtype_that_the_config_says(name):
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.optimizer.update(dict(name=name, moment_dtype="bfloat16"))
+    config = debug(optimizer__name=name, optimizer__moment_dtype="bfloat16")
     spec = jax.ShapeDtypeStruct((2, 4, 4), jnp.float32)
     params = {"layers": {"q_proj": {"kernel": spec}}, "embedding": spec}
     optimizer = builders.build_optimizer(config)[0]
@@ -136,8 +140,7 @@ def test_first_moments_take_the_dtype_that_the_config_says(name):
 
 
 def test_muon_orthogonalizes_in_whatever_precision_is_fastest():
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.optimizer.name = "muon"
+    config = debug(optimizer__name="muon")
     optimizer = builders.build_optimizer(config)[0]
     params = {"layers": {"q_proj": {"kernel": jax.ShapeDtypeStruct((2, 4, 6), jnp.float32)}}}
     text = jax.jit(optimizer.update).lower(params, jax.eval_shape(optimizer.init, params), params).as_text()
@@ -227,12 +230,9 @@ BAD = [
     ("layout.turns", 0, "layout.turns must be a whole number of at least 1, got 0"),
     ("layout.before", 20, "set --config.layout.before=40"),
     ("layout.after", 12, "set --config.layout.after=18"),
-    (
-        "layout.corrections",
-        -1,
-        r"corrections must be a whole number of at least 0 \(0 is off\), got -1",
-    ),
+    ("layout.corrections", -1, r"corrections must be a whole number of at least 0 \(0 is off\), got -1"),
     ("layout.corrections", 2, None),
+    ("layout.image_size", (33, 32), "must be multiples of 8"),
     ("layout.vit_grid", (4, 0), r"layout.vit_grid must be two whole numbers above 0, or '\(0, 0\)' for none"),
     ("layout.vit_grid", (4, 4), None),
     ("layout.vit_grid", (17, 4), r"layout.vit_grid \(17, 4\) exceeds model.vit.max_side 16"),
@@ -259,6 +259,9 @@ BAD = [
     ("model.dtype", "float16", "model.dtype must be one of float32, bfloat16"),
     ("flow.drop_latents", 1.5, "flow.drop_latents must be between 0 and 1, got 1.5"),
     ("flow.drop_vit", -0.1, "flow.drop_vit must be between 0 and 1, got -0.1"),
+    ("train.own.share", 1.5, "config.train.own.share must be between 0 and 1, got 1.5$"),
+    ("train.own.every", 0, "config.train.own.every must be a whole number of at least 1, got 0$"),
+    ("train.own.keep", 0, "config.train.own.keep must be a whole number of at least 1, got 0$"),
     ("data.misplan", 2.0, "data.misplan must be between 0 and 1, got 2.0"),
     ("train.unroll", "turns", "train.unroll must be one of layers, scan, got 'turns'"),
     ("train.unroll", "scan", None),
@@ -278,8 +281,7 @@ BAD = [
 
 @pytest.mark.parametrize(("key", "value", "message"), BAD, ids=[f"{key}={value}" for key, value, _ in BAD])
 def test_a_config_that_cannot_work_says_which_key(key, value, message):
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.update_from_flattened_dict({key: value})
+    config = debug(**{key: value})
     if message is None:
         builders.check(config)
         return
@@ -288,14 +290,12 @@ def test_a_config_that_cannot_work_says_which_key(key, value, message):
 
 
 def test_more_turns_than_a_full_context_holds_are_refused():
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.update_from_flattened_dict({"layout.context": "full", "sampling.max_turns": 9})
     with pytest.raises(builders.ConfigError, match=r"max_turns is 9, but .* has room for layout.turns = 8"):
-        builders.check(config)
+        builders.check(debug(layout__context="full", sampling__max_turns=9))
 
 
 def test_the_slots_of_steps_that_an_earlier_version_had_are_refused():
-    fields = builders.to_json(load(ROOT / "configs" / "scenes.py", "debug"))
+    fields = builders.to_json(debug())
     fields["layout"] |= dict(steps=6, plan=40)
     with pytest.raises(builders.ConfigError, match=r"the keys \['plan', 'steps'\] of an earlier version"):
         builders.check(builders.from_json(fields))
@@ -333,7 +333,7 @@ def test_only_a_config_that_trains_on_scenes_has_the_keys_of_scenes(variant):
 
 
 def test_a_missing_key_of_scenes_is_named_alone():
-    fields = builders.to_json(load(ROOT / "configs" / "scenes.py", "debug"))
+    fields = builders.to_json(debug())
     del fields["data"]["slip"]
     with pytest.raises(builders.ConfigError, match="source=scenes needs config.data.slip, which this"):
         builders.check(builders.from_json(fields))
@@ -345,15 +345,8 @@ def test_a_stored_config_for_folders_may_still_have_the_keys_of_scenes():
     builders.check(builders.from_json(fields))
 
 
-def test_images_that_the_model_cannot_cut_are_refused():
-    config = load(ROOT / "configs" / "scenes.py", "debug")
-    config.update_from_flattened_dict({"layout.image_size": (33, 32)})
-    with pytest.raises(builders.ConfigError, match="must be multiples of 8"):
-        builders.check(config)
-
-
 def test_a_missing_key_is_named():
-    fields = builders.to_json(load(ROOT / "configs" / "scenes.py", "debug"))
+    fields = builders.to_json(debug())
     del fields["train"]["keep"]
     with pytest.raises(builders.ConfigError, match="config.train.keep is missing"):
         builders.check(builders.from_json(fields))

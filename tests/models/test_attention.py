@@ -120,16 +120,11 @@ RANDOM = settings(
 EXAMPLES = given(st.one_of(chunks(), turns()), st.integers(0, 10), st.integers(0, 10), st.integers(0, 2**31))
 
 
+@pytest.mark.parametrize("kernel", ["blocked", "cudnn"])
 @RANDOM
 @EXAMPLES
-def test_blocked_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
-    check_mask("blocked", chunk, history, prompt, seed)
-
-
-@RANDOM
-@EXAMPLES
-def test_cudnn_sees_what_the_reference_mask_says(chunk, history, prompt, seed):
-    check_mask("cudnn", chunk, history, prompt, seed)
+def test_a_kernel_sees_what_the_reference_mask_says(kernel, chunk, history, prompt, seed):
+    check_mask(kernel, chunk, history, prompt, seed)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from process_gen.models.unroll import unroll
 from process_gen.training.amounts import amounts, of_a_full_row
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.visibility import Chunk
+from tests.data.fake import fake_batch
 from tests.models import tiny
 
 CONFIG = dataclasses.replace(
@@ -128,17 +129,11 @@ def test_what_is_useful_never_exceeds_what_every_slot_holds():
     useful = cost.useful(CONFIG, LAYOUT, full)
     assert {part for part in once if useful[part] != 3 * once[part]} == {"attention"}
     assert useful["attention"] < 3 * once["attention"]
-    batch = tiny.make_batch(3, turns=3, **{k: getattr(LAYOUT, k) for k in _SIZES})
+    batch = Batch(**fake_batch(LAYOUT, 3, 0, tiny.VOCAB))
     counts = {name.removeprefix("batch/"): float(x) for name, x in amounts(LAYOUT, batch).items()}
     parts = cost.useful(CONFIG, LAYOUT, counts)
     executed = worked_through(CONFIG, LAYOUT, counts=counts)
     assert all(0 < parts[part] < executed[part] for part in parts if part != "autoencoder")
-
-
-_SIZES = (
-    "image_size", "latent_grid", "vit_grid", "prompt", "before", "after", "prompt_image", "instruction",
-    "corrections",
-)  # fmt: skip
 
 
 def test_useful_pairs_are_those_of_the_mask():

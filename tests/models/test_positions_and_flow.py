@@ -10,6 +10,7 @@ from process_gen.models.content import Content, positions
 from process_gen.models.layers import rope_angles, rotate
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
 from process_gen.models.unified import _turn_starts
+from process_gen.sampling.flow import FlowSpec
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.visibility import Chunk
 from tests.models.tiny import CONFIG, VIT, layout
@@ -94,8 +95,8 @@ def test_the_velocity_points_from_data_to_noise():
 
 
 def test_shifted_times_run_from_noise_to_data():
-    times = flow.times(4, 3.0)
-    np.testing.assert_allclose(times[jnp.asarray([0, -1])], [1.0, 0.0])
+    times = FlowSpec(flow_steps=4, time_shift=3.0).times
+    np.testing.assert_allclose(times[[0, -1]], [1.0, 0.0])
     np.testing.assert_allclose(times[2], 3 * 0.5 / (1 + 2 * 0.5))
     assert (np.diff(times) < 0).all()
     drawn = flow.sample_time(jax.random.key(0), (20_000,), mean=0.4, std=1.0, shift=1.0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.models.cache import KVCache, joined, prompt_slices
+from process_gen.models.cache import KVCache, joined, part_slices
 from process_gen.models.config import UnrollOptions
 from process_gen.models.content import Content, at_token, prompt_content, token_count
 from process_gen.models.inputs import make_inputs
@@ -74,7 +74,7 @@ def test_a_prompt_with_an_image_is_read_at_once_or_part_by_part():
         (cache, positions, end), (parts, same_positions, same_end) = (
             read(model, params, prompts()) for read in (at_once, one_by_one)
         )
-    where = prompt_slices(model.layout)
+    where = part_slices(model.layout.prompt_parts)
     state = where["prompt_image"]
     # The pieces know no image without its ViT tokens: of that row, the text before it is the same.
     whole = slice(0, 3)

@@ -14,7 +14,6 @@ import pytest
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import Expert, stacked
 from process_gen.models.remat import POLICIES
-from tests.models.reference import attend
 from tests.models.tiny import CONFIG
 
 ROWS, TOKENS = 2, 8
@@ -33,12 +32,10 @@ class Stack(nn.Module):
         c = self.config
         angles = jnp.linspace(0.0, 1.0, c.head_dim // 2)[None, None]
         rope = tuple(jnp.broadcast_to(f(angles), (*x.shape[:2], c.head_dim // 2)) for f in (jnp.cos, jnp.sin))
-        visible = jnp.ones((*x.shape[:2], x.shape[1]), bool)
 
         def body(layer, carry, _):
-            heads = (jnp.swapaxes(part, 1, 2) for part in layer.qkv(carry["und"], rope))
-            attended = jnp.swapaxes(attend(*heads, visible), 1, 2).reshape(*x.shape[:2], -1)
-            return {"und": layer.residual(carry["und"], attended)}, None
+            attended = jax.nn.dot_product_attention(*layer.qkv(carry["und"], rope))
+            return {"und": layer.residual(carry["und"], attended.reshape(*x.shape[:2], -1))}, None
 
         return stacked(body, c, 3)(self.layers, {"und": x}, None)[0]["und"]
 

@@ -79,10 +79,24 @@ def test_the_shipped_size_fits_into_the_package():
     assert count(shapes("scenes_s")) * 4 <= 8 * 2**20
 
 
-def test_unknown_sizes_and_fields_name_the_nearest():
-    with pytest.raises(ValueError, match="did you mean scenes_s"):
-        model_config("scenes_x")
-    with pytest.raises(ValueError, match="did you mean width"):
-        model_config("debug", widht=3)
-    with pytest.raises(ValueError, match="multiple of model.kv_heads"):
-        dataclasses.replace(SIZES["debug"], heads=3, kv_heads=2)
+@pytest.mark.parametrize(
+    ("size", "fields", "message"),
+    [
+        ("scenes_x", {}, "did you mean scenes_s"),
+        ("debug", {"widht": 3}, "did you mean width"),
+        ("debug", {"heads": 3, "kv_heads": 2}, "multiple of model.kv_heads"),
+        ("debug", {"logit_chunk": 60}, r"logit_chunk \(60\) must divide .* \(320\): set it to 40"),
+        ("debug", {"logit_chunk": -1}, "logit_chunk must be at least 0"),
+        ("debug", {"vit": {"layer": 3}}, "model.vit has no field 'layer'; did you mean layers"),
+        ("debug", {"vit": {"heads": 5}}, r"model.vit.width \(24\) must be a multiple of model.vit.heads"),
+        ("debug", {"autoencoder": "flux"}, "needs its sizes in model.flux"),
+        ("debug", {"flux": {"ch": 64}}, "has no FLUX autoencoder that model.flux could change"),
+        ("bagel_7b", {"flux": {"ch": 48}}, "multiple of the 32 groups"),
+        ("bagel_7b", {"flux": {"ch_mult": ()}}, "ch_mult must be numbers"),
+        ("bagel_7b", {"flux": {"scale": 0.0}}, "scale must not be 0"),
+        ("bagel_7b", {"flux": {"res_blocks": 0}}, "res_blocks must be at least 1"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_by_name(size, fields, message):
+    with pytest.raises(ValueError, match=message):
+        model_config(size, **fields)

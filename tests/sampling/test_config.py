@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import pytest
 from sampling_models import LAYOUT, make_model, random_params
@@ -107,28 +106,30 @@ def test_the_layout_takes_choices_away():
     assert decisions.choices("after_prompt", Mode.PROCESS, wordless) == {Opens.IMAGE}
 
 
-def test_prompts_are_checked_before_any_work():
-    sampler = make_sampler()
-    with pytest.raises(PromptError, match="the prompt is empty"):
-        sampler.sample(["a red circle", " \n"])
-    with pytest.raises(PromptError, match="12 tokens, 8 fit .layout.prompt = 10"):
-        sampler.sample(["a red circle left of a blue square and a green star"])
-    with pytest.raises(PromptError, match="2 prompts and 3 seeds"):
-        sampler.sample(["a red circle"] * 2, seed=[1, 2, 3])
-    with pytest.raises(PromptError, match="seed"):
-        sampler.sample(["a red circle"], seed=2**32)
-    assert sampler.sample([]) == []
+@pytest.mark.parametrize(
+    ("prompts", "seed", "message"),
+    [
+        (["a red circle", " \n"], None, "the prompt is empty"),
+        (
+            ["a red circle left of a blue square and a green star"],
+            None,
+            "12 tokens, 8 fit .layout.prompt = 10",
+        ),
+        (["a red circle"] * 2, [1, 2, 3], "2 prompts and 3 seeds"),
+        (["a red circle"], 2**32, "seed"),
+        (["a red <refine> circle"], None, "<refine>"),
+        (["a red </des> circle"], None, "</des>"),
+        (["a red <|im_end|> circle"], None, r"<\|im_end\|>"),
+        (["a red \ud83d circle"], None, "half of a character"),
+    ],
+)
+def test_prompts_are_checked_before_any_work(prompts, seed, message):
+    with pytest.raises(PromptError, match=message):
+        make_sampler().sample(prompts, seed=seed)
 
 
-@pytest.mark.parametrize("token", ["<refine>", "</des>", "<|im_end|>"])
-def test_a_special_token_in_a_prompt_is_named(token):
-    with pytest.raises(PromptError, match=re.escape(token)):
-        make_sampler().sample([f"a red {token} circle"])
-
-
-def test_half_a_character_in_a_prompt_is_refused():
-    with pytest.raises(PromptError, match="half of a character"):
-        make_sampler().sample(["a red \ud83d circle"])
+def test_no_prompts_are_no_trajectories():
+    assert make_sampler().sample([]) == []
 
 
 def test_a_part_of_a_control_token_is_plain_text():

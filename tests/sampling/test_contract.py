@@ -56,7 +56,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
         state = state.told(rows=token_count(tokens) > 0)
         written = turn.write(model, spec, part, params, state, tokens)
         out[f"{part}_tokens"], out[f"{part}_end"] = written.tokens, written.end
-        place, pieces = part_slices(model.layout)[part], [state.context.prompt]
+        place, pieces = part_slices(model.layout.visible_parts)[part], [state.context.prompt]
         given = (state.history(model.layout), pieces, state.turn, place, state.position, tokens[:, :1])
         out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at])[1]
         at_once = turn.read(model, part, params, state, tokens)

@@ -176,9 +176,7 @@ def test_rows_draft_and_correct_side_by_side(monkeypatch):
 
 
 def test_a_trajectory_has_a_budget_of_euler_steps(monkeypatch):
-    one = Sampler(
-        MODEL, random_params(), scenes_tokenizer(), dataclasses.replace(CONFIG, max_flow_steps=7), rows=3
-    )
+    one = sampler(max_flow_steps=7)
     decided(monkeypatch, one, Opens.IMAGE)
     for trajectory in one.sample(PROMPTS[:2]):
         assert len(trajectory.turns) == 2 and trajectory.stopped == "cap" and trajectory.sampling_steps == 6

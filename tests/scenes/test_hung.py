@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -21,7 +22,6 @@ from process_gen.scenes import (
     render,
     sample_request,
     scene_from_json,
-    teach,
     texts,
 )
 from process_gen.scenes.graph import Object, Scene, make_object
@@ -33,6 +33,7 @@ from process_gen.scenes.placement import hang, nearest_free
 from process_gen.scenes.splits import SPLITS, is_held_out
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
+from tests.scenes import making
 
 LEVEL = get_level("hung")
 THING = r"the (\w+) (\w+)"
@@ -47,16 +48,7 @@ WORDS = (
 )
 
 
-def lessons(number: int, seed: int = 0, split: str = "train", **odds):
-    rng = np.random.default_rng(seed)
-    for index in range(number):
-        request = sample_request(rng, "hung", categories("hung")[index % 10], split)
-        yield request, teach(request, rng, "hung", **odds)
-
-
-def scene(*things: str) -> Scene:
-    words = [thing.split() for thing in things]
-    return Scene(tuple(make_object(LEVEL, shape, colour, cell) for colour, shape, cell in words))
+lessons, scene = functools.partial(making.lessons, "hung"), functools.partial(making.scene, level="hung")
 
 
 def carry_out(text: str, things: list[Object]) -> list[Object]:

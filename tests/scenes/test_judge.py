@@ -8,14 +8,9 @@ import pytest
 from process_gen.scenes import judge, read_request, render
 from process_gen.scenes.graph import UNCLEAR, Scene, make_object
 from process_gen.scenes.levels import get_level
+from tests.scenes.making import scene
 
 LEVEL = get_level("default")
-
-
-def _scene(*things: str) -> Scene:
-    """Things as "red circle a1"."""
-    words = (thing.split() for thing in things)
-    return Scene(tuple(make_object(LEVEL, shape, colour, cell) for colour, shape, cell in words))
 
 
 @pytest.mark.parametrize(
@@ -52,14 +47,14 @@ def _scene(*things: str) -> Scene:
     ],
 )
 def test_verdicts(prompt: str, things: list[str], failures: tuple[str, ...]):
-    verdict = judge(read_request(prompt), render(_scene(*things), LEVEL))
+    verdict = judge(read_request(prompt), render(scene(*things), LEVEL))
     assert verdict.failures == failures, verdict
     assert verdict.correct == (not failures) == (not verdict.reason)
 
 
 def test_reasons_name_what_is_wrong():
     request = read_request("two red circles and a star left of a square")
-    verdict = judge(request, _scene("red circle a1", "red star d1", "red square a2", "white ring d4"))
+    verdict = judge(request, scene("red circle a1", "red star d1", "red square a2", "white ring d4"))
     assert verdict.reason == (
         "expected two circles, found 1; expected one star left of one square, found the star right of "
         "the square; nobody asked for: white ring at d4"
@@ -72,7 +67,7 @@ def test_reasons_name_what_is_wrong():
 
 
 def test_unclear_things_fail():
-    image = render(_scene("red circle a1"), LEVEL)
+    image = render(scene("red circle a1"), LEVEL)
     image[18:22, 18:22] = 255
     verdict = judge(read_request("a circle"), image)
     assert verdict.failures == ("unclear",) and "c3" in verdict.reason
@@ -80,9 +75,9 @@ def test_unclear_things_fail():
 
 
 def test_no_clear_thing_is_left_out():
-    scene = _scene("red circle a1")
     ghost = make_object(LEVEL, UNCLEAR, "red", "b2")
-    assert not judge(read_request("a circle"), Scene((*scene.objects, ghost))).correct
+    things = (*scene("red circle a1").objects, ghost)
+    assert not judge(read_request("a circle"), Scene(things)).correct
 
 
 def test_verdicts_are_json():
@@ -106,5 +101,4 @@ def test_many_equal_things_are_judged_in_time():
     level = get_level("free128")
     request = read_request("four red stars and four stars", level)
     cells = [f"{column}{row}" for column in "abcdefgh" for row in "1357"][:20]
-    scene = Scene(tuple(make_object(level, "star", "blue", cell) for cell in cells))
-    assert not judge(request, scene).correct
+    assert not judge(request, scene(*(f"blue star {cell}" for cell in cells), level="free128")).correct

@@ -18,13 +18,9 @@ from process_gen.scenes.requests import categories
 from process_gen.scenes.schedule import MAX_STEPS
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.markup import write_plan
+from tests.scenes.making import scene
 
 LEVEL = get_level("default")
-
-
-def scene(*things: str) -> Scene:
-    words = [thing.split() for thing in things]
-    return Scene(tuple(make_object(LEVEL, shape, colour, cell) for colour, shape, cell in words))
 
 
 def carried_out(request, canvas, room=None):

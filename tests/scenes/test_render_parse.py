@@ -11,19 +11,16 @@ from process_gen.scenes.levels import BACKGROUND, COLOURS, LEVELS, get_level
 from process_gen.scenes.parse import parse
 from process_gen.scenes.render import render
 from tests.benchmarks.parser_noise import read_back, sample_scenes, shown
+from tests.scenes.making import scene
 
 LEVEL = get_level("default")
 
 
-def _scene(*things: tuple[str, str, str]) -> Scene:
-    return Scene(tuple(make_object(LEVEL, shape, colour, cell) for colour, shape, cell in things))
-
-
 def test_render_is_crisp_and_the_same_every_time():
-    scene = _scene(("red", "square", "b2"))
-    image = render(scene, LEVEL)
+    squares = scene("red square b2")
+    image = render(squares, LEVEL)
     assert image.dtype == np.uint8 and image.shape == (32, 32, 3)
-    assert (image == render(scene, LEVEL)).all()
+    assert (image == render(squares, LEVEL)).all()
     assert tuple(image[12, 12]) == COLOURS["red"] and tuple(image[0, 0]) == BACKGROUND
     assert (image[:8] == 128).all() and (image[16:] == 128).all()
 
@@ -48,9 +45,9 @@ def test_reads_back_what_was_rendered(level: str, count: int):
 def test_exact_positions_are_read_back():
     for level in LEVELS:
         scenes = sample_scenes(level, 30, np.random.default_rng(1))
-        for scene in scenes:
-            found = parse(render(scene, level), level)
-            assert sorted(o.box for o in scene.objects) == sorted(o.box for o in found.objects)
+        for one in scenes:
+            found = parse(render(one, level), level)
+            assert sorted(o.box for o in one.objects) == sorted(o.box for o in found.objects)
 
 
 def test_the_curve_falls_gently():
@@ -67,9 +64,9 @@ def test_an_empty_canvas_is_empty_even_in_noise():
 
 
 def test_mild_blur_does_not_matter():
-    scene = _scene(("red", "star", "a1"), ("blue", "ring", "b1"), ("black", "cross", "a2"))
-    blurred = np.asarray(Image.fromarray(render(scene, LEVEL)).filter(ImageFilter.GaussianBlur(0.7)))
-    assert shown(parse(blurred, LEVEL)) == shown(scene)
+    three = scene("red star a1", "blue ring b1", "black cross a2")
+    blurred = np.asarray(Image.fromarray(render(three, LEVEL)).filter(ImageFilter.GaussianBlur(0.7)))
+    assert shown(parse(blurred, LEVEL)) == shown(three)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +79,7 @@ def test_mild_blur_does_not_matter():
     ],
 )
 def test_what_is_no_object_is_reported_as_unclear(spoil):
-    a, b = (render(_scene(thing), LEVEL) for thing in (("red", "circle", "b2"), ("blue", "square", "b2")))
+    a, b = (render(scene(thing), LEVEL) for thing in ("red circle b2", "blue square b2"))
     found = parse(spoil(a, b).astype(np.uint8), LEVEL).objects
     assert found and all(not thing.clear for thing in found)
 
@@ -97,7 +94,7 @@ def test_smudges_are_reported(level: str):
 
 
 def test_a_spot_of_one_pixel_is_forgiven():
-    image = render(_scene(("red", "star", "a1")), LEVEL)
+    image = render(scene("red star a1"), LEVEL)
     image[20, 20] = 255
     assert len(parse(image, LEVEL)) == 1
 
@@ -110,5 +107,5 @@ def test_wrong_sizes_and_types_are_refused():
 
 
 def test_in_a_grid_the_last_thing_of_a_cell_wipes_out_the_first():
-    both = _scene(("red", "square", "b2"), ("blue", "ring", "b2"))
-    assert (render(both, LEVEL) == render(_scene(("blue", "ring", "b2")), LEVEL)).all()
+    both = scene("red square b2", "blue ring b2")
+    assert (render(both, LEVEL) == render(scene("blue ring b2"), LEVEL)).all()

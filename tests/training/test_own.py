@@ -11,8 +11,7 @@ import pytest
 from process_gen import train as training
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import make_mesh
-from process_gen.experiment import builders, cli
-from process_gen.experiment.builders import ConfigError
+from process_gen.experiment import cli
 from process_gen.lab.setting import Setting
 from process_gen.models import autoencoder
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
@@ -28,9 +27,7 @@ STAGES = ("plan", "sketch", "inspect")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """One small model, two short trajectories a row, all images drawn; what is compiled is so once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """One small model, two short trajectories a row, all images drawn."""
     config = cli.load_config("configs/scenes.py:debug")
     config.data.data_dir = str(tmp_path_factory.mktemp("data"))
     config.layout.update(dict(turns=4, trajectories=2, copies=1))
@@ -41,8 +38,7 @@ def config(tmp_path_factory):
     names = ("plan_text", "sketch_flow", "inspect_text", "inspect_decision")
     with config.unlocked():
         config.losses = {name: config.losses[name].to_dict() for name in names}
-    yield config
-    jax.config.update("jax_compilation_cache_dir", None)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -184,22 +180,6 @@ def test_without_a_share_nothing_is_built_and_batches_hold_nothing_more(config):
     spec = setting.program.spec
     assert spec.shown is spec.unjudged is spec.shown_latents is None
     assert setting.own_states(0) is None
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("share", 1.5, "config.train.own.share must be between 0 and 1, got 1.5"),
-        ("every", 0, "config.train.own.every must be a whole number of at least 1, got 0"),
-        ("keep", 0, "config.train.own.keep must be a whole number of at least 1, got 0"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(config, key, value, message):
-    config = config.copy_and_resolve_references()
-    config.train.own[key] = value
-    with pytest.raises(ConfigError) as found:
-        builders.check(config)
-    assert str(found.value) == message
 
 
 @pytest.mark.slow  # a train step is compiled
