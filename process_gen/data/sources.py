@@ -24,7 +24,7 @@ from process_gen.data.errors import BadTrajectory, TooLong
 from process_gen.data.formats import identity
 from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
 from process_gen.data.formats.places import place_of
-from process_gen.data.importers import IMPORTERS, open_imported
+from process_gen.data.importers import IMPORTERS
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.mixture import Mixture, Part
@@ -175,8 +175,6 @@ def open_path(
       FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: they cannot be opened.
     """
     form = form or detect(path)
-    if form in IMPORTERS:
-        return open_imported(form, path, image_size, bad, budget)
     if form == RECORDS:
         return RecordSource(tfds.builder_from_directory(path))
     return open_stored(path, image_size, bad, form, budget)
@@ -324,10 +322,7 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
 
 def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
     del split  # it has no splits of its own
-    fields = dict(data.get("fields") or {})
-    if name in IMPORTERS:
-        return open_imported(name, data["path"], image_size, data["on_error"], fields=fields)
-    return open_stored(data["path"], image_size, data["on_error"], name, fields=fields)
+    return open_stored(data["path"], image_size, data["on_error"], name, fields=data.get("fields"))
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:

@@ -185,13 +185,8 @@ class StoredSource:
         found = [self._shape(self._unit(number)) for number in numbers]
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
         self._turns = np.asarray(turns, np.int64)
-        try:
-            with place.create(SHAPES) as file:
-                file.write(json.dumps({"of": self.name, "shapes": shapes, "turns": turns}).encode())
-        except OSError as error:
-            logging.warning(
-                "%s cannot be written (%s): every start looks up all shapes again", place.path(SHAPES), error
-            )
+        content = json.dumps({"of": self.name, "shapes": shapes, "turns": turns})
+        place.keep(SHAPES, content.encode(), "looks up all shapes again")
         return shapes
 
     def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> StoredSource:
@@ -237,9 +232,10 @@ class StoredSource:
 
     def _object(self, unit: Unit, text: bool) -> dict[str, Any]:
         """The object that the rows of a trajectory make; `text` leaves out binary values."""
-        read = self.rows.text if text else self.rows.__getitem__
+        (indices, part), read = unit, self.rows.text if text else self.rows.__getitem__
         try:
-            return self.form.read([read(index) for index in unit[0]], unit[1])
+            rows = [read(index) for index in indices]
+            return self.form.read(rows, part) if self.form.units else self.form.read(*rows)
         except RecordError as error:
             raise self._bad(unit, str(error)) from None
 

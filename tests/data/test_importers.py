@@ -15,8 +15,8 @@ import pytest
 
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
-from process_gen.data.formats.opening import open_stored
-from process_gen.data.importers import IMPORTERS, STORED, open_imported, verl_omni
+from process_gen.data.formats.opening import FORMATS, open_stored
+from process_gen.data.importers import IMPORTERS, verl_omni
 from process_gen.data.packing import TooManyBadTrajectories
 from process_gen.data.sources import SOURCES, open_source
 from process_gen.trajectory.markup import Plan
@@ -79,9 +79,9 @@ def files(tmp_path):
 
 
 def test_every_importer_is_a_source_of_a_config():
-    assert set(IMPORTERS) < set(SOURCES) and set(STORED) == set(SOURCES) - {"scenes"}
-    with pytest.raises(ValueError, match="unknown importer 'genreff'; did you mean genref"):
-        open_imported("genreff", "x", SIZE)
+    assert set(SOURCES) == {*FORMATS, *IMPORTERS, "records", "scenes"}
+    with pytest.raises(ValueError, match="unknown form of a data set 'genreff'; did you mean genref"):
+        open_stored("x", SIZE, form="genreff")
 
 
 # --------------------------------------------------------------------- gen-ref
@@ -592,11 +592,11 @@ def test_bagel_edit_with_its_info_file(tmp_path):
 def test_what_is_refused_is_counted(files):
     rows = [CHAIN, CHAIN | {"edit": ["a", "b"]}, CHAIN | {"data_id": "u2"}]
     path = write_json(files / "a.jsonl", *rows)
-    source = open_imported("unicot_reflection", path, SIZE, "skip")
+    source = open_stored(path, SIZE, "skip", "unicot_reflection")
     with pytest.raises(BadTrajectory, match=r"line 2: edit\[1\] does not say"):
         source[1]
     assert np.array_equal(source[2].image, source[0].image) and source.turns() == 5
     path = write_json(files / "b.jsonl", *[reflection(files, prompt="")] * 3)
     with pytest.raises(TooManyBadTrajectories, match="3 of 3 lines of .*b.jsonl are bad"):
-        open_imported("verl_omni", path, SIZE, "skip")
-    assert len(open_imported("verl_omni", path, SIZE, "skip", 1.0)) == 0
+        open_stored(path, SIZE, "skip", "verl_omni")
+    assert len(open_stored(path, SIZE, "skip", "verl_omni", 1.0)) == 0

@@ -34,7 +34,8 @@ def digest(place: Place, names: Sequence[str]) -> str:
         with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
             for name, found in zip(fresh, threads.map(lambda name: _sha256(place, name), fresh), strict=True):
                 known[name] = [*stamps[name], found]
-        _keep(place, known)
+        content = json.dumps(known, sort_keys=True).encode()
+        place.keep(SIDECAR, content, "reads all files")
     return hashlib.sha256("".join(known[name][2] for name in names).encode()).hexdigest()
 
 
@@ -55,11 +56,3 @@ def _known(place: Place) -> dict[str, list]:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-def _keep(place: Place, known: dict[str, list]) -> None:
-    try:
-        with place.create(SIDECAR) as file:
-            file.write(json.dumps(known, sort_keys=True).encode())
-    except OSError as error:
-        logging.warning("%s cannot be written (%s): every start reads all files", place.path(SIDECAR), error)

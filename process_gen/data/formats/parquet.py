@@ -30,6 +30,7 @@ CACHE_BYTES = 256 << 20
 OPEN_FILES = 64
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 """What the names of parts begin with where a folder holds several splits."""
+Group = tuple[pa.Table, pa.Schema]
 
 
 class ParquetRows:
@@ -53,7 +54,7 @@ class ParquetRows:
         self.title = os.fspath(path)
         self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
         self._lock = threading.RLock()
-        self._cache: collections.OrderedDict[tuple[int, int, bool], pa.Table] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[tuple[int, int, bool], Group] = collections.OrderedDict()
         self._cached = 0
         groups = [
             (part, group, metadata.row_group(group).num_rows)
@@ -112,14 +113,14 @@ class ParquetRows:
     def _row(self, index: int, text: bool) -> Row:
         place = bisect.bisect_right(self._ends, index)
         part, group = self._groups[place]
-        rows = self._group(part, group, text)
+        rows, schema = self._group(part, group, text)
         try:
-            return columns.row_of(rows, index - self._ends[place] + len(rows))
+            return columns.row_of(rows, index - self._ends[place] + len(rows), schema)
         except UnicodeDecodeError as error:
             raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
 
-    def _group(self, part: int, group: int, text: bool) -> pa.Table:
-        """One row group, its columns without binary values where `text` asks for it."""
+    def _group(self, part: int, group: int, text: bool) -> Group:
+        """One row group, without binary values where `text` asks for it, and the schema with them."""
         key = (part, group, text)
         with self._lock:
             if key in self._cache:
@@ -129,14 +130,12 @@ class ParquetRows:
                 file = self._file(part)
                 leaves = columns.text_leaves(file.schema) if text else None
                 table = file.read_row_group(group, columns=leaves)
-                if text:
-                    table = columns.with_present(table, file.schema_arrow)
-            self._cache[key] = table
+            self._cache[key] = table, file.schema_arrow
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._cache) > 1:
-                _, oldest = self._cache.popitem(last=False)
+                _, (oldest, _) = self._cache.popitem(last=False)
                 self._cached -= oldest.nbytes
-            return table
+            return self._cache[key]
 
     def _file(self, part: int) -> pq.ParquetFile:
         with self._lock:
@@ -162,14 +161,8 @@ class ParquetRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens the files anew."""
-        return (
-            vars(self)
-            | {"_files": collections.OrderedDict(), "_lock": None}
-            | {
-                "_cache": collections.OrderedDict(),
-                "_cached": 0,
-            }
-        )
+        empty = {"_files": collections.OrderedDict(), "_cache": collections.OrderedDict(), "_cached": 0}
+        return vars(self) | empty | {"_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

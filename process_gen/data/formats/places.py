@@ -13,49 +13,11 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
+
+from absl import logging
 
 from process_gen.common import files
-
-
-class Place(Protocol):
-    """A folder.
-
-    Attributes:
-      root: as the user wrote it, for messages.
-      name: its last part.
-    """
-
-    root: str
-    name: str
-
-    def path(self, name: str) -> Any:
-        """What opens a file by name: a local path, or a URL."""
-        ...
-
-    def open(self, name: str) -> BinaryIO:
-        """A file for reading, with random access; raises OSError."""
-        ...
-
-    def read(self, name: str, start: int, size: int) -> bytes:
-        """So many bytes of a file from `start` on; raises OSError."""
-        ...
-
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        ...
-
-    def glob(self, pattern: str) -> list[str]:
-        """The files whose last part fits a pattern, in all folders below, sorted."""
-        ...
-
-    def stamp(self, name: str) -> tuple[int, str]:
-        """Bytes of a file, and what changes when it is written again; "" where nothing says."""
-        ...
-
-    def create(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """A file for writing, which is there as a whole when the block ends, or not at all."""
-        ...
 
 
 def escapes(name: str) -> bool:
@@ -63,45 +25,65 @@ def escapes(name: str) -> bool:
     return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
-class LocalPlace:
-    """A folder of this machine; see `Place`. Links in it are followed, wherever they point."""
+class Place:
+    """A folder of this machine. Links in it are followed, wherever they point.
+
+    Attributes:
+      root: as the user wrote it, for messages.
+      name: its last part.
+    """
 
     def __init__(self, root: str | os.PathLike[str]):
         self._root = pathlib.Path(root).absolute()
         self.root, self.name = str(self._root), self._root.name
 
-    def path(self, name: str) -> pathlib.Path:
+    def path(self, name: str) -> Any:
+        """What opens a file by name: a local path, or a URL."""
         return self._root / name
 
     def open(self, name: str) -> BinaryIO:
+        """A file for reading, with random access; raises OSError."""
         return self.path(name).open("rb")
 
     def read(self, name: str, start: int, size: int) -> bytes:
+        """So many bytes of a file from `start` on; raises OSError."""
         with self.open(name) as file:
             file.seek(start)
             return file.read(size)
 
     def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
         return self.path(name).is_file()
 
     def glob(self, pattern: str) -> list[str]:
+        """The files whose last part fits a pattern, in all folders below, sorted."""
         found = (path for path in self._root.rglob(pattern) if path.is_file())
         return sorted(path.relative_to(self._root).as_posix() for path in found)
 
     def stamp(self, name: str) -> tuple[int, str]:
+        """Bytes of a file, and what changes when it is written again; "" where nothing says."""
         found = self.path(name).stat()
         return found.st_size, str(found.st_mtime_ns)
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file for writing, which is there as a whole when the block ends, or not at all."""
         self.path(name).parent.mkdir(parents=True, exist_ok=True)
         with files.whole(self.path(name)) as scratch, open(scratch, "wb") as file:
             yield file
             file.flush()
 
+    def keep(self, name: str, content: bytes, otherwise: str) -> None:
+        """Writes what the next start goes by; the log says what it does `otherwise`, where that fails."""
+        try:
+            with self.create(name) as file:
+                file.write(content)
+        except OSError as error:
+            logging.warning("%s cannot be written (%s): every start %s", self.path(name), error, otherwise)
 
-class RemotePlace:
-    """A folder behind a URL; see `Place`."""
+
+class RemotePlace(Place):
+    """A folder behind a URL."""
 
     def __init__(self, url: str):
         self._fs, self._root = _filesystem(url)
@@ -157,7 +139,7 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     Raises:
       ValueError: nothing installed knows the scheme of the URL.
     """
-    return RemotePlace(os.fspath(path)) if is_remote(path) else LocalPlace(path)
+    return RemotePlace(os.fspath(path)) if is_remote(path) else Place(path)
 
 
 def split_path(path: str | os.PathLike[str]) -> tuple[Place, str]:

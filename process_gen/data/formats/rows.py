@@ -65,31 +65,25 @@ class Form:
 
     Attributes:
       name: for messages and data identity; raise a number in it when the mapping changes.
-      read: makes the object of a trajectory, as `trajectory.record` has it, of its rows and which of
-        theirs it is. Raises `RecordError`, whose message begins with a field, where that cannot be done.
+      read: makes the object of a trajectory, as `trajectory.record` has it, of its row, or with `units` of
+        its rows and which of theirs it is. Raises `RecordError`, whose message begins with a field.
       units: finds the trajectories of a set; None where each row is one.
       cheap: whether all rows may be looked at each time a set is opened.
     """
 
     name: str
-    read: Callable[[Sequence[Row], int], dict[str, Any]]
+    read: Callable[..., dict[str, Any]]
     units: Callable[[Rows], Sequence[Unit]] | None = None
     cheap: bool = False
 
 
-def _whole_row(rows: Sequence[Row], part: int) -> dict[str, Any]:
-    del part
-    return rows[0]
+def _json_member(row: Row) -> dict[str, Any]:
+    if "json" not in row:
+        raise RecordError(f"json is missing, there are {', '.join(sorted(row))}")
+    return row["json"]
 
 
-def _json_member(rows: Sequence[Row], part: int) -> dict[str, Any]:
-    del part
-    if "json" not in rows[0]:
-        raise RecordError(f"json is missing, there are {', '.join(sorted(rows[0]))}")
-    return rows[0]["json"]
-
-
-TRAJECTORIES = Form("trajectories", _whole_row, cheap=True)
+TRAJECTORIES = Form("trajectories", dict, cheap=True)
 """Rows that are trajectories as they are."""
 SHARDED = Form("trajectories", _json_member, cheap=True)
 """Samples of tar shards whose `json` is a trajectory, and names the other members as its images."""

@@ -116,13 +116,9 @@ class TarRows:
         texts = {"kinds": "\0".join(kinds), "keys": "\0".join(keys), "digest": digest}
         index = {name: np.asarray(values, np.int64) for name, values in numbers.items()}
         index |= {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
-        try:
-            with self.place.create(INDEX) as file:
-                np.savez(file, **index)
-        except OSError as error:
-            logging.warning(
-                "%s cannot be written (%s): every start looks anew", self.place.path(INDEX), error
-            )
+        file = io.BytesIO()
+        np.savez(file, **index)
+        self.place.keep(INDEX, file.getvalue(), "looks anew")
         return index
 
     def _walk(self, name: str) -> Iterator[tuple[str, int, int]]:

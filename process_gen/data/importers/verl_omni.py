@@ -120,8 +120,8 @@ def _atoms(rows: Rows) -> list[Unit]:
     return units
 
 
-SEQUENCES = fields.Importer(Form("verl-omni sequences 1", fields.one_row(_sequence), cheap=True), JsonRows)
-ATOMS = fields.Importer(Form("verl-omni atoms 1", _atom, _atoms, cheap=True), JsonRows)
+SEQUENCES = JsonRows, Form("verl-omni sequences 1", _sequence, cheap=True)
+ATOMS = JsonRows, Form("verl-omni atoms 1", _atom, _atoms, cheap=True)
 
 
 # ----------------------------------------------------------------------- write
