@@ -47,6 +47,20 @@ def allowance(trajectories: int) -> float:
     return max(0.001, min(10 / max(trajectories, 1), 0.5))
 
 
+def check_budget(
+    bad: int, count: int, budget: float | None, last: object, what: str = "trajectories", flag: str = ""
+) -> None:
+    """Raises TooManyBadTrajectories where a larger share than `budget`, by default `allowance`, is bad.
+
+    The message ends with the `last` one; `what` is counted, and `flag` sets the budget.
+    """
+    budget = allowance(count) if budget is None else budget
+    if bad > budget * count:
+        raise TooManyBadTrajectories(
+            f"{bad} of {count} {what} are bad, {budget:.2%} may be{flag}; the last one: {last}"
+        )
+
+
 def budget_of_part(part: int, trajectories: int) -> float:
     """The share of a bucket that may be bad: as many as of the whole data set, at most nine tenths of it."""
     return min(allowance(trajectories) * trajectories / max(part, 1), 0.9)
@@ -254,11 +268,7 @@ class _RowStream:
             _log_left_out("bad", self._skipped, error)
             skipped = sum(row._skipped for row in self.siblings)
             seen = sum(max(row._position, self._dataset.epoch) for row in self.siblings)
-            if skipped > policy.budget * seen:
-                raise TooManyBadTrajectories(
-                    f"{skipped} bad trajectories among {seen}, the policy allows {policy.budget:.2%}; "
-                    f"the last one: {error}"
-                ) from error
+            check_budget(skipped, seen, policy.budget, error)
         return []
 
     def _place(self, key: int, part: Arrays) -> Arrays | None:

@@ -28,7 +28,7 @@ from process_gen.data.importers import IMPORTERS
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.mixture import Mixture, Part
-from process_gen.data.packing import TooManyBadTrajectories, allowance
+from process_gen.data.packing import TooManyBadTrajectories, check_budget
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
 from process_gen.data.schema import read_record
@@ -252,10 +252,7 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
 
 
 def check_every_trajectory(
-    source: Source,
-    bad: str,
-    encode: Callable[[Trajectory], list[Any]] | None = None,
-    budget: float | None = None,
+    source: Source, bad: str, encode: Callable[[Trajectory], list[Any]], budget: float | None
 ) -> collections.Counter[str]:
     """Reads a whole source.
 
@@ -263,7 +260,7 @@ def check_every_trajectory(
       source: what is read.
       bad: `fail` at the first bad trajectory, or `skip` it and count it.
       encode: makes the parts of each, so that a text longer than its slot is found too.
-      budget: the share that may be bad where `bad` is `skip`; `allowance` by default.
+      budget: the share that may be bad where `bad` is `skip`; None for `allowance`.
 
     Returns:
       How many are `good`, `split` (those of the good ones that make more than one part), `bad` (broken, or
@@ -277,10 +274,7 @@ def check_every_trajectory(
     longest, last = None, None
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
-            found = source[index]
-            if encode:
-                if len(encode(found)) > 1:
-                    count["split"] += 1
+            count["split"] += len(encode(source[index])) > 1
             count["good"] += 1
         except TooLong as error:
             count["overlong"] += 1
@@ -292,11 +286,7 @@ def check_every_trajectory(
             count["bad"] += 1
             last = error
             logging.warning("bad trajectory: %s", error)
-    budget = allowance(len(source)) if budget is None else budget
-    if count["bad"] > budget * len(source):
-        raise TooManyBadTrajectories(
-            f"{count['bad']} of {len(source)} trajectories are bad, {budget:.2%} may be; the last one: {last}"
-        )
+    check_budget(count["bad"], len(source), budget, last)
     if longest is not None and not count["good"]:
         raise TooManyBadTrajectories(
             f"no trajectory fits a row of {longest.slots} turns, the longest one has {longest.turns}: set "

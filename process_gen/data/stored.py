@@ -30,7 +30,7 @@ from process_gen.data import images
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
-from process_gen.data.packing import TooManyBadTrajectories, allowance
+from process_gen.data.packing import check_budget
 from process_gen.trajectory.record import (
     STEP_KEYS,
     TRAJECTORY_KEYS,
@@ -214,13 +214,9 @@ class StoredSource:
                     raise
                 self.skipped.append(str(error))
                 logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
-        count = len(self._order)
-        budget = allowance(count) if budget is None else budget
-        if len(self.skipped) > budget * count:
-            raise TooManyBadTrajectories(
-                f"{len(self.skipped)} of {count} {self.rows.what} of {self.rows.title} are bad, the budget "
-                f"allows {budget:.2%}; the last one: {self.skipped[-1]}"
-            )
+        if self.skipped:
+            what = f"{self.rows.what} of {self.rows.title}"
+            check_budget(len(self.skipped), len(self._order), budget, self.skipped[-1], what)
         self._order, self._turns = np.asarray(kept, np.int64), np.asarray(turns, np.int64)
 
     def _unit(self, number: int) -> Unit:

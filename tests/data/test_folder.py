@@ -213,7 +213,7 @@ def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
     assert [source[i].uid.rpartition(":")[2] for i in range(len(source))] == ["1", "3"]
     assert len(source.skipped) == 1
     write(tmp_path, GOOD, entry, entry)
-    with pytest.raises(TooManyBadTrajectories, match=r"2 of 3 lines .* the budget allows 50.00%"):
+    with pytest.raises(TooManyBadTrajectories, match=r"2 of 3 lines .* are bad, 50.00% may be"):
         open_stored(tmp_path, SIZE, bad="skip")
 
 

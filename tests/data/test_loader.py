@@ -293,7 +293,7 @@ def test_what_was_skipped_stays_skipped_after_a_restart(source, toy_tokenizer):
 def test_skipping_has_a_budget(source, toy_tokenizer):
     faulty = Faulty(source, bad=(3, 4, 5))
     policy = Policy(bad="skip", budget=0.04)
-    with pytest.raises(TooManyBadTrajectories, match="3 bad trajectories among 60, the policy allows 4.00%"):
+    with pytest.raises(TooManyBadTrajectories, match="3 of 60 trajectories are bad, 4.00% may be"):
         list(make_loader(faulty, toy_tokenizer, LAYOUT, 4, epochs=1, policy=policy))
 
 

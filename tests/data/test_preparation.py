@@ -237,7 +237,8 @@ def test_prepare_source_reports_and_checks_the_slots(data, capsys):
     source = prepare_source(data, LAYOUT, scenes_tokenizer())
     lines = capsys.readouterr().out
     assert "trajectories  40 for train, 40 for validation" in lines and "of 48" in lines
-    assert check_every_trajectory(source, "fail") == dict(good=40)
+    encode = functools.partial(encode_parts, scenes_tokenizer(), LAYOUT, False)
+    assert check_every_trajectory(source, "fail", encode, None) == collections.Counter(good=40)
     batch = next(iter(make_loader(source, scenes_tokenizer(), LAYOUT, 2)))
     assert batch["present"].mean() > 0.7
     with pytest.raises(ValueError, match=r"do not fit the layout: layout.before is 10 but must be \d+"):
@@ -350,27 +351,26 @@ def test_preparing_a_folder_finds_texts_that_are_too_long(tmp_path, toy_tokenize
     turns = [{"image": "a.png", "inspect": "circle " * 40}]
     source = open_stored(folder_of(tmp_path, json.dumps({"prompt": "a", "turns": turns})), LAYOUT.image_size)
     encode = functools.partial(encode_parts, toy_tokenizer, LAYOUT, False)
-    assert check_every_trajectory(source, "fail") == dict(good=1)
-    assert check_every_trajectory(source, "skip", encode, 1.0) == dict(bad=1)
+    assert check_every_trajectory(source, "skip", encode, 1.0) == collections.Counter(bad=1)
     with pytest.raises(BadTrajectory, match="the inspection has 40 tokens, 22 fit"):
-        check_every_trajectory(source, "fail", encode)
+        check_every_trajectory(source, "fail", encode, None)
     with pytest.raises(
         TooManyBadTrajectories, match="1 of 1 trajectories are bad, 50.00% may be; the last one: .* 40"
     ):
-        check_every_trajectory(source, "skip", encode)
+        check_every_trajectory(source, "skip", encode, None)
 
 
 def test_what_is_too_long_for_a_row_is_counted_by_itself(tmp_path, toy_tokenizer, caplog):
     layout = Layout(turns=2, trajectories=1)
     encode = functools.partial(encode_parts, toy_tokenizer, layout, False)
     source = open_stored(folder_of(tmp_path / "some", 1, 2, 3, 5, MISSING, 1), layout.image_size)
-    assert check_every_trajectory(source, "skip", encode) == dict(good=3, bad=1, overlong=2)
+    assert check_every_trajectory(source, "skip", encode, None) == collections.Counter(good=3, bad=1, overlong=2)
     assert "'some:3': 3 turns, a row has 2" in caplog.text and "'some:4': 5 turns" in caplog.text
     none = open_stored(folder_of(tmp_path / "none", 3, MISSING, 5, 4), layout.image_size)
     with pytest.raises(
         TooManyBadTrajectories, match="a row of 2 turns, the longest one has 5: set .*layout.turns=5.*e:3"
     ):
-        check_every_trajectory(none, "skip", encode)
+        check_every_trajectory(none, "skip", encode, None)
 
 
 @pytest.fixture
