@@ -26,6 +26,7 @@ import tqdm
 from absl import logging
 
 from process_gen.data import checking, lengths
+from process_gen.data.encode import encode_parts
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import FORMATS, RECORDS
@@ -34,7 +35,6 @@ from process_gen.data.importers.verl_omni import write_verl_omni
 from process_gen.data.loader import Source
 from process_gen.data.packing import TooManyBadTrajectories, check_budget, join_row
 from process_gen.data.sources import open_path
-from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.evaluation.geneval.prompts import tag_of
 from process_gen.experiment import builders, cli, vocabulary

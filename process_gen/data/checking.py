@@ -90,10 +90,7 @@ class Findings:
 
 
 def examine(
-    source: Source,
-    tokenizer: Tokenizer,
-    indices: Sequence[int],
-    leaks: Callable[[str], Any] | None = None,
+    source: Source, tokenizer: Tokenizer, indices: Sequence[int], leaks: Callable[[str], Any] | None = None
 ) -> Findings:
     """Reads some trajectories, every image decoded.
 

@@ -1,4 +1,4 @@
-"""Trajectories to arrays: texts into their token slots, turns stacked.
+"""Trajectories to arrays: texts into their token slots, turns stacked; what is longer than a row in parts.
 
 A text slot holds `<|im_start|> ...ids... <|im_end|>` and then padding; a slot
 of padding only is an absent text.
@@ -6,6 +6,7 @@ of padding only is an absent text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -20,6 +21,46 @@ from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, tu
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Of every layout; one with room for input images may have `instruction` as well."""
+
+
+def encode_parts(
+    tokenizer: Tokenizer, layout: Layout, split: bool, trajectory: Trajectory
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of a trajectory, or its parts where it is to be `split`; raises as `encode_trajectory`."""
+    parts = split_trajectory(trajectory, layout) if split else [trajectory]
+    return [encode_trajectory(tokenizer, layout, part) for part in parts]
+
+
+def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]:
+    """A trajectory in parts that fit a row; alone where it fits already, or cannot be split.
+
+    It can where the layout's context is `step` or `last`: a step sees nothing of those before the last one
+    then. A part begins with the step before it, which is given and has no losses. What follows the last
+    turn of a part but the last one stands in no row, so nothing learns to stop there (`Trajectory.ends`).
+    """
+    if len(trajectory.turns) <= layout.turns or layout.context == "full":
+        return [trajectory]
+    steps, found, start, done = trajectory.steps, [], 0, 0
+    while start < len(steps):
+        given = len(steps[start - 1].turns) if start else 0
+        stop, count = start, given
+        while stop < len(steps) and count + len(steps[stop].turns) <= layout.turns:
+            count += len(steps[stop].turns)
+            stop += 1
+        if stop == start:  # a step and the one before it do not fit one row
+            return [trajectory]
+        place = slice(done - given, done - given + count)
+        start, done, latents = stop, place.stop, trajectory.latents
+        found.append(
+            dataclasses.replace(
+                trajectory,
+                turns=trajectory.turns[place],
+                context_turns=given,
+                latents=latents and {**latents, "image": latents["image"][place]},
+                ends=done == len(trajectory.turns),
+            )
+        )
+    return found
 
 
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
@@ -99,10 +140,9 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
-    """Returns the texts of one slot, marked up, None where absent: one of every turn, or the prompt.
+    """The texts of one slot, marked up, None where absent: one of every turn, or the prompt.
 
-    Raises:
-      BadText: one has special tokens where they do not belong, or half of a character.
+    Raises BadText where one has special tokens that do not belong there, or half of a character.
     """
     if slot == "prompt":
         return [trajectory.prompt]

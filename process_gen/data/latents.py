@@ -41,12 +41,9 @@ class LatentsMismatch(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class LatentsInfo:
-    """What a folder of latents was made of.
+    """What a folder of latents was made of: a source by name, images of one size, latents of a layout.
 
     Attributes:
-      source: name of the source.
-      trajectories: how many it has.
-      image_size: height and width of the images.
       tokens, values: of the latents of an image.
       autoencoder: fingerprint of its weights.
     """

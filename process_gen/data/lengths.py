@@ -57,15 +57,6 @@ class Lengths:
             instruction=length(trajectory.instruction or None),
         )
 
-    @property
-    def corrections(self) -> int:
-        """Refine turns of the step that has most of them."""
-        most = run = 0
-        for refines in self.refines:
-            run = run + 1 if refines else 0
-            most = max(most, run)
-        return most
-
 
 def arrays(layout: Layout, lengths: Lengths) -> Arrays:
     """The fields of a `Batch` as `encode_trajectory` gives them; images have no pixels, texts no words.
@@ -121,9 +112,5 @@ def rows(layout: Layout, found: Sequence[Lengths]) -> Iterator[Arrays]:
 
 
 def report(layout: Layout, found: Sequence[Lengths]) -> PackingReport:
-    """What share of the tokens of a row is useful, and what the others are.
-
-    Raises:
-      ValueError: none of the trajectories fits.
-    """
+    """What share of the tokens of a row is useful; ValueError where none of the trajectories fits."""
     return packing_stats(rows(layout, found), layout)

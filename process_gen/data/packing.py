@@ -75,7 +75,7 @@ class Policy:
         or `skip` it, count it and name it in the log.
       budget: the share of trajectories that `skip` may leave out. Those that are longer than
         a row are no error of the data: they do not count.
-      long: `split` those into parts where the context allows it (`splitting.split_trajectory`),
+      long: `split` those into parts where the context allows it (`encode.split_trajectory`),
         or `drop` them. What is dropped is counted and named in the log.
     """
 
@@ -107,7 +107,7 @@ class PackedBatches(grain.IterDataset):
         """Args:
         streams: row of the global batch -> the trajectories that it reads, with random access. A batch
           has these rows, in ascending order; those whose stream has ended are empty.
-        encode: makes the arrays of the parts of a trajectory (`splitting.encode_parts`).
+        encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
         layout: sizes of a row.
         open_rows: how many rows each stream fills at a time; with more of them fewer slots stay empty.
         policy: what to do with trajectories that cannot be used.
@@ -305,7 +305,7 @@ def _turns(row: OpenRow) -> int:
 
 
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
-    """Returns one row that holds `parts` one after the other, and nothing behind them."""
+    """One row that holds `parts` one after the other."""
     row: Arrays = {}
     for name, first in parts[0].items():
         if name in PROMPT_FIELDS:
@@ -323,13 +323,9 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class PackingReport:
-    """What share of the tokens of a row is useful, and what the others are.
+    """What share of the `tokens` of a row is useful, and what the others are, over some rows.
 
-    Attributes:
-      rows: rows that were looked at.
-      tokens: of one row.
-      turns_per_trajectory: mean.
-      unused: tokens that hold nothing by cause, as shares of all tokens of the rows.
+    `unused` are tokens that hold nothing by cause, as shares of all tokens of the rows.
     """
 
     rows: int

@@ -21,9 +21,8 @@ from process_gen.common import files
 from process_gen.common.names import check_name, hint
 from process_gen.data.encode import TEXT_SLOTS, count_tokens
 from process_gen.data.errors import BadTrajectory, TooLong
-from process_gen.data.formats import identity
 from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
-from process_gen.data.formats.places import place_of
+from process_gen.data.formats.places import digest_of, place_of
 from process_gen.data.importers import IMPORTERS
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
@@ -117,12 +116,9 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
 
 
 def validation_of(source: Source, data: Any, image_size: tuple[int, int]) -> Source:
-    """Where validation takes its trajectories from, given the training split of what `data` names.
+    """Where validation takes its trajectories from, given the training split; raises as `open_source`.
 
     A source without a split of its own is not opened again: a part of it is held out (`mixture.hold_out`).
-
-    Raises:
-      NotPrepared, ValueError: as `open_source`.
     """
     if isinstance(source, Mixture):
         parts = data_of_sources(data)
@@ -169,11 +165,7 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
 def open_path(
     path: str, form: str, image_size: tuple[int, int], bad: str, budget: float | None = None
 ) -> Source:
-    """The trajectories of a path, of a form or an importer that is named or found.
-
-    Raises:
-      FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: they cannot be opened.
-    """
+    """The trajectories of a path, of a form or an importer that is named or found; as `open_stored`."""
     form = form or detect(path)
     if form == RECORDS:
         return RecordSource(tfds.builder_from_directory(path))
@@ -324,7 +316,7 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
         split = "train"  # whose share for validation `hold_out` takes
     source = RecordSource(builder, split)
     names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
-    source.name = f"{source.name} of SHA-256 {identity.digest(place, names)[:16]}"
+    source.name = f"{source.name} of SHA-256 {digest_of(place, names)[:16]}"
     if source.image_size != image_size:
         raise ValueError(f"{source.name} has images of {source.image_size}, the layout of {image_size}")
     return source

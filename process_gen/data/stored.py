@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -32,9 +32,6 @@ from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
 from process_gen.data.packing import check_budget
 from process_gen.trajectory.record import (
-    STEP_KEYS,
-    TRAJECTORY_KEYS,
-    TURN_KEYS,
     ImageFile,
     Record,
     RecordError,
@@ -49,8 +46,6 @@ SHAPES = "shapes.json"
 _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
 _IMAGES = frozenset(field.name for field in turn_fields("image"))
-_KNOWN = frozenset((*TURN_KEYS, *STEP_KEYS))
-"""Fields of a turn or a step."""
 
 
 class StoredSource:
@@ -239,7 +234,7 @@ class StoredSource:
         """The checked record of a trajectory."""
         value = self._object(unit, text=False) if value is None else value
         try:
-            record = trajectory_from_json(_light(value, self.fields), self.fields)
+            record = trajectory_from_json(value, self.fields)
         except RecordError as error:
             raise self._bad(unit, str(error)) from None
         named = [("image", record.prompt_image), *((turn.image_field, turn.image) for turn in record.turns)]
@@ -284,8 +279,11 @@ class StoredSource:
                 yield file
         except BadTrajectory:
             raise
+        except FileNotFoundError:
+            raise self._bad(unit, f"{field} does not exist: {_named(image)}") from None
         except UNREADABLE as error:
-            raise self._unreadable(unit, field, image, error) from None
+            what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
+            raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
 
     def _file(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> BinaryIO:
         """Opens an image, after a look at its checksum where there is one."""
@@ -297,12 +295,6 @@ class StoredSource:
         if hashlib.sha256(content).hexdigest() != sha256.lower():
             raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
         return io.BytesIO(content)
-
-    def _unreadable(self, unit: Unit, field: str, image: ImageFile, error: Exception) -> BadTrajectory:
-        if isinstance(error, FileNotFoundError):
-            return self._bad(unit, f"{field} does not exist: {_named(image)}")
-        reason = str(error).partition(" <_io.")[0]
-        return self._bad(unit, f"{field} is no readable PNG, JPEG or WebP: {_named(image)} ({reason})")
 
     def _shape(self, unit: Unit) -> tuple[tuple[int, int] | None, int]:
         """Height and width of the last image, None where no start will ever read it, and how many turns."""
@@ -347,36 +339,6 @@ class StoredSource:
         self._check_path(unit, field, path if content is None else None)
         with self._opened(unit, field, path if content is None else content, sha256) as file:
             return {"bytes": file.read(), "path": path}
-
-
-def _light(value: Any, own: Collection[str]) -> Any:
-    """An object without the bytes of images in fields that nobody knows, which would end up in metadata.
-
-    Those of one's `own` are kept.
-    """
-    if not isinstance(value, Mapping):
-        return value
-    found = {key: one if key in TRAJECTORY_KEYS else _without_bytes(one) for key, one in value.items()}
-    for key in ("turns", "steps"):
-        if isinstance(found.get(key), list):
-            found[key] = [
-                {
-                    name: part if name in _KNOWN or name in own else _without_bytes(part)
-                    for name, part in one.items()
-                }
-                if isinstance(one, dict)
-                else one
-                for one in found[key]
-            ]
-    return found
-
-
-def _without_bytes(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_bytes(one) for key, one in value.items() if not isinstance(one, bytes)}
-    if isinstance(value, list):
-        return [_without_bytes(one) for one in value if not isinstance(one, bytes)]
-    return None if isinstance(value, bytes) else value
 
 
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:

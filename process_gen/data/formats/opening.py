@@ -54,11 +54,7 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def open_rows(path: str | os.PathLike[str], form: str = "") -> Rows:
-    """The rows of a set, of the form that is named or found.
-
-    Raises:
-      FileNotFoundError, BadTrajectory, ValueError: it cannot be opened; the message says why.
-    """
+    """The rows of a set, of the form that is named or found; raises as `open_stored`."""
     return FORMATS[check_name(form or detect(path), FORMATS, "form of a data set")][0](path)
 
 

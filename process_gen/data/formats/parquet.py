@@ -15,15 +15,15 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.formats import columns, identity
-from process_gen.data.formats.places import Place, is_folder, place_of, split_path
-from process_gen.data.formats.rows import Row
+from process_gen.data.formats import columns
+from process_gen.data.formats.places import Place, digest_of, is_folder, place_of, split_path
+from process_gen.data.formats.rows import Row, Rows
 
 CACHE_BYTES = 256 << 20
 """Of decoded row groups that a source keeps."""
@@ -33,8 +33,8 @@ SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 Group = tuple[pa.Table, pa.Schema]
 
 
-class ParquetRows:
-    """The rows of all parts, in the order of their names; see `Rows`."""
+class ParquetRows(Rows):
+    """The rows of all parts, in the order of their names."""
 
     what = "rows"
 
@@ -67,9 +67,7 @@ class ParquetRows:
         self._starts: dict[int, int] = {}
         for (part, _), end in zip(self._groups, [0, *self._ends], strict=False):
             self._starts.setdefault(part, end)
-        self.name = (
-            f"{len(self._names)} Parquet files of SHA-256 {identity.digest(self.place, self._names)[:16]}"
-        )
+        self.name = f"{len(self._names)} Parquet files of SHA-256 {digest_of(self.place, self._names)[:16]}"
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -81,11 +79,7 @@ class ParquetRows:
         return self._row(index, text=True)
 
     def column(self, name: str) -> list[Any]:
-        """All values of one column, nothing else being read.
-
-        Raises:
-          BadTrajectory: a part has no such column.
-        """
+        """All values of one column, nothing else being read; BadTrajectory where a part has none."""
         found: list[Any] = []
         for part in range(len(self._names)):
             if name not in self._file(part).schema_arrow.names:
@@ -102,13 +96,6 @@ class ParquetRows:
     def where(self, index: int) -> str:
         part, _ = self._groups[bisect.bisect_right(self._ends, index)]
         return f"{self.place.path(self._names[part])}, row {index - self._starts[part]}"
-
-    def uid(self, index: int) -> str:
-        return f"{self.place.name}:{index}"
-
-    def open(self, index: int, path: str) -> BinaryIO:
-        del index
-        return self.place.open(path)
 
     def _row(self, index: int, text: bool) -> Row:
         place = bisect.bisect_right(self._ends, index)

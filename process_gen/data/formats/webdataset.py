@@ -18,17 +18,17 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.formats import identity
 from process_gen.data.formats.parquet import find
-from process_gen.data.formats.rows import PRESENT, Row
+from process_gen.data.formats.places import digest_of
+from process_gen.data.formats.rows import PRESENT, Row, Rows
 
 INDEX = ".index.npz"
 TEXTS = ("txt", "text", "caption", "cls")
 """Last extensions of members that are text."""
 
 
-class TarRows:
-    """The samples of all shards, in the order of their names; see `Rows`. Fields are named by extension."""
+class TarRows(Rows):
+    """The samples of all shards, in the order of their names. Fields are named by extension."""
 
     what = "samples"
 
@@ -45,7 +45,7 @@ class TarRows:
         """
         self.place, self._names = find(path, "*.tar")
         self.title = os.fspath(path)
-        digest = identity.digest(self.place, self._names)
+        digest = digest_of(self.place, self._names)
         self.name = f"{len(self._names)} tar shards of SHA-256 {digest[:16]}"
         self._index = self._kept(digest) or self._made(digest)
         self._kinds, self._keys = (

@@ -79,11 +79,7 @@ def _check_json(value: Object) -> None:
 
 
 def object_of(trajectory: Trajectory) -> Object:
-    """A trajectory as an object, its images as PNG.
-
-    Raises:
-      ValueError: its metadata are not JSON.
-    """
+    """A trajectory as an object, its images as PNG; raises ValueError where its metadata are not JSON."""
     names = [None if turn.image is None else "drawn" for turn in trajectory.turns]
     given = trajectory.prompt_image
     found = trajectory_to_json(trajectory, names, None if given is None else "given")
@@ -254,8 +250,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
     """Where to write the files of a set, which is at `path` when the block ends.
 
-    Raises:
-      FileExistsError: there is something already.
+    Raises FileExistsError where there is something already.
     """
     if not is_remote(path):
         path = os.path.realpath(path)  # a link is kept, and what it names is filled

@@ -150,11 +150,7 @@ def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object
 
 
 def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A trajectory object as a record of that form, and its images by `uri`.
-
-    Raises:
-      BadTrajectory: it has no place there.
-    """
+    """A trajectory object as a record of that form, and its images by `uri`; raises BadTrajectory."""
     turns = value["turns"]
     if problem := _no_place(value):
         raise BadTrajectory(f"trajectory {value.get('uid')!r} has no place in verl-omni's form: {problem}")
