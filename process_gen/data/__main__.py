@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
-from process_gen.data import checking, lengths
+from process_gen.data import checking, mix
 from process_gen.data.encode import encode_parts
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
@@ -152,7 +152,7 @@ def _print_layout(found: checking.Findings, layout: Layout) -> None:
     other = checking.suggest(found, layout)
     for title, one in (("this layout", layout), ("the suggested one", other)):
         try:
-            useful = lengths.report(one, found.lengths).useful
+            useful = mix.report_of(one, found.lengths).useful
             print(f"{title}: {useful:.1%} of {one.row_tokens:,} tokens of a row useful")
         except ValueError:
             print(f"{title}: no trajectory fits")

@@ -22,8 +22,8 @@ from absl import logging
 
 from process_gen.common.images import UNREADABLE
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.lengths import Lengths
 from process_gen.data.loader import Source
+from process_gen.data.mix import Lengths
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import PROVENANCE_KEYS, TRAJECTORY_KEYS, TURN_KEYS

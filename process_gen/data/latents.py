@@ -150,9 +150,7 @@ class LatentsSource:
     """A source whose trajectories carry their latents."""
 
     def __init__(self, source: Source, folder: str | pathlib.Path, layout: Layout, pixels: bool = True):
-        """Opens a folder of latents.
-
-        Without `pixels` images come back blank, and are not decoded where the source has them as files.
+        """Without `pixels` images come back blank, and are not decoded where the source has them as files.
 
         Raises:
           NotPrepared: there is none.
@@ -179,11 +177,7 @@ class LatentsSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Trajectory:
-        """Returns a trajectory with its latents.
-
-        Raises:
-          BadTrajectory: it is broken, or its record is damaged or was made of other images.
-        """
+        """A trajectory with its latents; BadTrajectory where it or its record is broken, or they are of others."""
         fields, data = self._stored(index)
         if self._blank and "files" in fields:
             trajectory, found = self.source.without_pixels(index)

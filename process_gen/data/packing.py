@@ -108,12 +108,9 @@ class PackedBatches(grain.IterDataset):
         streams: row of the global batch -> the trajectories that it reads, with random access. A batch
           has these rows, in ascending order; those whose stream has ended are empty.
         encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
-        layout: sizes of a row.
-        open_rows: how many rows each stream fills at a time; with more of them fewer slots stay empty.
-        policy: what to do with trajectories that cannot be used.
         identity: of source, order, batch and layout; the state of a loader with another one is refused.
         epoch: trajectories of a stream in one pass, the measure of the policy's budget.
-        threads: read and encode ahead of what is packed; 0 for none. The batches are the same.
+        layout, open_rows, policy, threads: as `loader.make_loader` has them.
         """
         super().__init__()
         if open_rows < 1:

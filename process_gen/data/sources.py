@@ -179,8 +179,7 @@ def prepare_source(
 
     Args:
       data: as in `open_source`.
-      layout: whose text slots have to hold every text.
-      tokenizer: that counts the tokens of the texts.
+      layout, tokenizer: every text, in tokens, has to fit its slot.
       report: called with a summary for people.
 
     Raises:

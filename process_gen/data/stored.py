@@ -39,13 +39,12 @@ from process_gen.trajectory.record import (
     trajectory_from_json,
     turn_to_json,
 )
-from process_gen.trajectory.stages import Trajectory, Turn, turn_fields
+from process_gen.trajectory.stages import Trajectory, Turn
 
 SHAPES = "shapes.json"
 
 _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
-_IMAGES = frozenset(field.name for field in turn_fields("image"))
 
 
 class StoredSource:
@@ -143,14 +142,12 @@ class StoredSource:
         record = self._record(unit, found)
         found = {key: value for key, value in found.items() if key != "steps"}
         found["uid"] = record.uid or self._uid(unit)
-        if record.prompt_image is not None:
-            found["image"] = self._inline(unit, "image", found["image"])
         given = found.get("turns") or [_turn_object(turn) for turn in record.turns]
         found["turns"] = [
-            self._with_files(unit, f"turns[{place}]", turn, read.sha256)
+            self._with_files(unit, f"turns[{place}].", turn, read.sha256)
             for place, (turn, read) in enumerate(zip(given, record.turns, strict=True))
         ]
-        return self._with_files(unit, "line", found)
+        return self._with_files(unit, "", found)
 
     def turns(self) -> int:
         """Turns of all trajectories together."""
@@ -314,22 +311,17 @@ class StoredSource:
             return None, len(record.turns)
 
     def _with_files(
-        self, unit: Unit, field: str, value: Mapping[str, Any], sha256: str = ""
+        self, unit: Unit, where: str, value: Mapping[str, Any], sha256: str = ""
     ) -> dict[str, Any]:
         """An object of a trajectory or a turn, with the content of the image files that it names."""
         found = dict(value)
         for key, one in value.items():
-            if key in _IMAGES and field != "line":
-                found[key] = self._inline(unit, f"{field}.{key}", one, sha256 if key == "image" else "")
-            elif isinstance(one, Mapping) and set(one) == {"path"} or self._is_file(key, one):
-                found[key] = self._inline(unit, f"{field}.{key}", one)
+            own = isinstance(one, str) and self.fields.get(key) in ("image", "mask")
+            if key == "image" or own or isinstance(one, Mapping) and set(one) == {"path"}:
+                found[key] = self._inline(unit, f"{where}{key}", one, sha256 if key == "image" else "")
             elif isinstance(one, bytes):
                 found[key] = {"bytes": one, "path": None}
         return found
-
-    def _is_file(self, name: str, value: Any) -> bool:
-        """Whether the value of a field of one's own names an image file."""
-        return self.fields.get(name) in ("image", "mask") and isinstance(value, str)
 
     def _inline(self, unit: Unit, field: str, image: Any, sha256: str = "") -> dict[str, Any]:
         """An image as `{"bytes", "path"}`."""

@@ -52,7 +52,6 @@ def spatial_consistency(
     Pixels are compared, since latents could not tell: an autoencoder's depend on the whole image.
 
     Args:
-      outputs, batch, labels, key, stage: as of every loss.
       field: a field of one's own, of the kind `mask`.
       threshold: where there is no field.
       copies: how many noised copies of an image are decoded.
@@ -95,7 +94,6 @@ def semantic_consistency(
     images themselves are left out, and trajectories whose last image is wrong or stands in another row.
 
     Args:
-      outputs, batch, labels, key, stage: as of every loss.
       network: the encoder, a frozen network: images [N, H, W, 3] around [-1, 1] to [N, ..., D].
       copies: how many noised copies of an image are decoded.
 

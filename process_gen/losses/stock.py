@@ -137,11 +137,6 @@ def balanced(weights: jax.Array, labels: jax.Array, power: float) -> jax.Array:
     return scaled * (jnp.sum(weights) / jnp.maximum(jnp.sum(scaled), 1e-9))
 
 
-def _clean(t: jax.Array) -> jax.Array:
-    """t^2: (v_hat - v)^2 becomes the error of the clean estimate x_t - t v (our choice)."""
-    return jnp.square(t)
-
-
 def _cosmap(t: jax.Array) -> jax.Array:
     """2 / (pi - 2 pi t + 2 pi t^2), which prefers the middle (Esser et al., arXiv 2403.03206)."""
     return 2 / (math.pi * (1 - 2 * t + 2 * jnp.square(t)))
@@ -155,7 +150,7 @@ def _logit_normal(t: jax.Array) -> jax.Array:
 
 TIMESTEPS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "uniform": jnp.ones_like,
-    "clean": _clean,
+    "clean": jnp.square,  # (v_hat - v)^2 becomes the error of the clean estimate x_t - t v (our choice)
     "cosmap": _cosmap,
     "logit_normal": _logit_normal,
 }

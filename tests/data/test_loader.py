@@ -257,15 +257,17 @@ def test_trajectories_without_corrections_pay_for_none(toy_tokenizer, make_traje
 
 
 class Faulty:
-    """A source with a trajectory that cannot be read and one whose prompt is too long."""
+    """A source with trajectories that cannot be read; it may be slow, and says which threads read it."""
 
-    def __init__(self, source, bad=(3,)):
-        self.source, self.bad = source, bad
+    def __init__(self, source, bad=(3,), wait=0.0):
+        self.source, self.bad, self.wait, self.threads = source, bad, wait, set()
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, index):
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self.wait * (index % 3))
         if index in self.bad:
             raise BadTrajectory(f"trajectory 'toy-{index}': broken")
         return self.source[index]
@@ -410,25 +412,8 @@ def test_input_images_of_prompts_come_through_whole(source, toy_tokenizer):
     assert seen == 30
 
 
-class Slow:
-    """A source that says which threads read it."""
-
-    def __init__(self, source):
-        self.source, self.threads = source, set()
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        self.threads.add(threading.current_thread().name)
-        time.sleep(0.002 * (index % 3))
-        if index == 7:
-            raise BadTrajectory("trajectory 'toy-7': broken")
-        return self.source[index]
-
-
 def test_threads_change_nothing_but_who_reads(source, toy_tokenizer):
-    policy, plain, slow = Policy("skip", 0.5), Slow(source), Slow(source)
+    policy, (plain, slow) = Policy("skip", 0.5), (Faulty(source, (7,), 0.002) for _ in range(2))
     wanted = list(make_loader(plain, toy_tokenizer, LAYOUT, 4, epochs=2, prefetch=0, policy=policy))
     loader = make_loader(slow, toy_tokenizer, LAYOUT, 4, epochs=2, threads=3, policy=policy)
     iterator = iter(loader)

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from process_gen.data import lengths, mix
+from process_gen.data import mix
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, packing_stats
 from process_gen.experiment import builders, cli
@@ -54,7 +54,7 @@ def test_a_draft_that_is_corrected_learns_its_correction():
 def test_lengths_of_trajectories_fill_rows_as_the_trajectories_do(make_trajectory, toy_tokenizer):
     there = layout(prompt=40, before=90, after=60, turns=12, trajectories=4, image_size=(8, 8))
     toys = [make_trajectory(seed, twice=0.3) for seed in range(30)]
-    found = lengths.report(there, [lengths.Lengths.of(toy, toy_tokenizer) for toy in toys])
+    found = mix.report_of(there, [mix.Lengths.of(toy, toy_tokenizer) for toy in toys])
     loader = make_loader(toys, toy_tokenizer, there, 1, shuffle=False, epochs=1, policy=Policy(long="drop"))
     wanted = packing_stats(list(loader), there)
     assert found == wanted

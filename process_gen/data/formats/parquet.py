@@ -39,16 +39,12 @@ class ParquetRows(Rows):
     what = "rows"
 
     def __init__(self, path: str | os.PathLike[str], parts: Sequence[str] | None = None):
-        """Opens the parts and reads their footers.
+        """Opens a file, a folder, or a pattern such as `data/train-*.parquet`; raises as `find`.
 
-        Args:
-          path: a file, a folder, or a pattern such as `data/train-*.parquet`.
-          parts: the files of the folder `path`, in this order; all of them by default.
+        With `parts` they are the files of the folder `path`, in this order.
 
         Raises:
-          FileNotFoundError: there is none.
           BadTrajectory: one is no Parquet file.
-          ValueError: the folder holds several splits.
         """
         self.place, self._names = (place_of(path), list(parts)) if parts else find(path, "*.parquet")
         self.title = os.fspath(path)

@@ -33,15 +33,10 @@ class TarRows(Rows):
     what = "samples"
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Opens the shards, and looks through them where no index is kept.
-
-        Args:
-          path: a shard, a folder, or a pattern such as `set/train-*.tar`.
+        """Opens a shard, a folder, or a pattern such as `set/train-*.tar`; raises as `find`.
 
         Raises:
-          FileNotFoundError: there is none.
-          BadTrajectory: one is no tar file, or cut off.
-          ValueError: the folder holds several splits.
+          BadTrajectory: a shard is no tar file, or cut off.
         """
         self.place, self._names = find(path, "*.tar")
         self.title = os.fspath(path)

@@ -33,14 +33,12 @@ from process_gen.data.formats.places import Place, is_remote, place_of
 from process_gen.data.loader import Source
 from process_gen.data.schema import features, to_example
 from process_gen.trajectory.record import trajectory_to_json
-from process_gen.trajectory.stages import Trajectory, turn_fields
+from process_gen.trajectory.stages import Trajectory
 
 GROUP_BYTES = 1 << 20
 """Of images in a row group: what reading one row in a random order reads."""
 PART_BYTES = SHARD_BYTES = 256 << 20
 """Of images in a Parquet file or a tar shard."""
-
-IMAGE_FIELDS = frozenset(field.name for field in turn_fields("image"))
 
 _ENDINGS = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"RIFF", ".webp"))
 
@@ -206,7 +204,7 @@ def split_images(value: Object, prefix: str) -> tuple[Object, dict[str, bytes]]:
             return one
         name = f"{prefix}{stem}{'' if key == 'image' else f'_{len(members)}'}{ending(one)}"
         members[name] = one["bytes"]
-        return name if key in IMAGE_FIELDS else {"path": name}
+        return name if key == "image" else {"path": name}
 
     whole = with_sums(value)
     found = {key: named(one, key, "input") for key, one in whole.items()}
