@@ -177,7 +177,7 @@ class LatentsSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Trajectory:
-        """A trajectory with its latents; BadTrajectory where it is broken, or its record is or is of another."""
+        """A trajectory with its latents; BadTrajectory where it or its record is broken, or of another."""
         fields, data = self._stored(index)
         if self._blank and "files" in fields:
             trajectory, found = self.source.without_pixels(index)
