@@ -109,6 +109,8 @@ def test_the_order_is_that_of_one_host_and_any_hosts_go_on_with_it(source, toy_t
     expected = [next(whole) for _ in range(12)]
     first = start()
     np.testing.assert_equal([next(first) for _ in range(4)], expected[:4])
+    rows = first.get_state()["rows"].values()
+    assert any(place >= 0 for row in rows for held in row["open"] for place in held), "rows are partly filled"
     outer, inner = start((0, 3), first.get_state()), start((2, 1), first.get_state())
     for batch in expected[4:8]:
         a, b = next(outer), next(inner)
@@ -124,20 +126,6 @@ def test_the_order_is_that_of_one_host_and_any_hosts_go_on_with_it(source, toy_t
 def test_the_iterator_continues_exactly_from_every_state(source, toy_tokenizer, prefetch):
     loader = make_loader(source[:11], toy_tokenizer, LAYOUT, 2, epochs=2, open_rows=3, prefetch=prefetch)
     assert_equal_output_after_checkpoint(loader.dataset)
-
-
-def test_a_state_with_open_rows_survives_json(source, toy_tokenizer):
-    loader = make_loader(source, toy_tokenizer, LAYOUT, 1, open_rows=8)
-    iterator = iter(loader)
-    for _ in range(7):
-        next(iterator)
-    state = json.loads(json.dumps(iterator.get_state()))
-    filled = [position >= 0 for row in state["rows"]["0"]["open"] for position in row]
-    assert any(filled), "rows are partly filled here"
-    expected = [next(iterator) for _ in range(9)]
-    other = iter(loader)
-    other.set_state(state)
-    np.testing.assert_equal([next(other) for _ in range(9)], expected)
 
 
 def test_orbax_saves_and_restores_the_iterator(source, toy_tokenizer, tmp_path):

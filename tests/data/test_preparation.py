@@ -153,12 +153,6 @@ def test_the_name_tells_settings_and_content_apart(monkeypatch):
     assert before != scenes_config(examples=10).name, "other examples, other name"
 
 
-def test_preparing_twice_changes_nothing(data_dir, config, monkeypatch):
-    monkeypatch.setattr(preparation, "_build", lambda *_: pytest.fail("built again"))
-    first = prepare_scenes(config, data_dir)[1]
-    assert first == prepare_scenes(config, str(data_dir))[1]
-
-
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no info", "no summary"])
 def test_a_damaged_data_set_is_built_again(data_dir, config, tmp_path, damage):
     path = copy_of(data_dir, config, tmp_path)
@@ -430,7 +424,9 @@ def test_a_whole_data_set_is_read_where_nothing_can_be_written(data_dir, config,
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(preparation.lock, "hold", refuse)
-    builder, summary = prepare_scenes(config, data_dir)
-    assert summary.examples == {"train": 40, "validation": 8} and len(RecordSource(builder)) == 40
-    assert not list(data_dir.rglob(".lock*"))
+    first = prepare_scenes(config, data_dir)[1]
+    for name in ("lock.hold", "_build"):
+        monkeypatch.setattr(f"process_gen.data.preparation.{name}", refuse)
+    builder, summary = prepare_scenes(config, str(data_dir))
+    assert summary == first and summary.examples == {"train": 40, "validation": 8}
+    assert len(RecordSource(builder)) == 40 and not list(data_dir.rglob(".lock*"))
