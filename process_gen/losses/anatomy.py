@@ -84,31 +84,27 @@ def anatomy(layout: Layout, batch: Batch, table: LossTable, ids: ControlIds, pro
     return Anatomy(tuple(writer.tokens), _sees(layout, row, writer.tokens))
 
 
+@dataclasses.dataclass
 class _Writer:
     """Collects the tokens of the trajectory of a prompt, whose first turn is `first`, and their positions."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        row: Batch,
-        prompt: int,
-        first: int,
-        table: LossTable,
-        taught: dict,
-        there: dict,
-        ids: ControlIds,
-    ):
-        self.layout, self.row, self.prompt, self.first = layout, row, prompt, first
-        self.table, self.taught, self.there, self.ids = table, taught, there, ids
-        self.tokens: list[Token] = []
-        self._position = 0
+    layout: Layout
+    row: Batch
+    prompt: int
+    first: int
+    table: LossTable
+    taught: dict
+    there: dict
+    ids: ControlIds
+    tokens: list[Token] = dataclasses.field(default_factory=list)
+    position: int = 0
 
     def add(self, segment: Segment, turn: int) -> None:
         """Adds a segment of a turn, or with turn -1 one of the prompt."""
         slot, stage = self.prompt if turn < 0 else turn, self._stage(segment.name, turn)
 
         def append(what: str, id_: int, count: int, target: int = -1, losses: dict | None = None) -> None:
-            place = (turn, segment.name, stage, what, id_, count, self._position)
+            place = (turn, segment.name, stage, what, id_, count, self.position)
             self.tokens.append(Token(*place, target, losses or {}))
 
         if segment.kind == "text":
@@ -124,7 +120,7 @@ class _Writer:
                     words = self._rows("text_cross_entropy", turn, weight, stage)
                     target = int(self.taught[segment.name][slot, place])
                     append("word" if place else "open", token, 1, target, words)
-                self._position += 1
+                self.position += 1
         elif self._holds_image(segment, slot, turn):
             drawn = {}
             if segment.kind == "noised":
@@ -133,7 +129,7 @@ class _Writer:
             append("open", self.ids.vision_start, 1)
             append(what, -1, count, -1, drawn)
             append("close", self.ids.vision_end, 1, *self._closing(segment, slot, turn))
-            self._position += segment.kind == "clean"
+            self.position += segment.kind == "clean"
 
     def _holds_image(self, segment: Segment, slot: int, turn: int) -> bool:
         if turn < 0:
