@@ -146,18 +146,17 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     """
     if slot == "prompt":
         return [trajectory.prompt]
+    turns = trajectory.turns
     if slot == "after":
-        return [
-            None if turn.after is None else markup.check_plain(turn.after, "an inspection")
-            for turn in trajectory.turns
-        ]
-    for turn in trajectory.turns:
+        texts = [turn.after for turn in turns]
+        return [None if text is None else markup.check_plain(text, "an inspection") for text in texts]
+    for turn in turns:
         if isinstance(found := turn.instruction if turn.refines else turn.plan, markup.Malformed):
             what = "refine instruction" if turn.refines else "plan"
             raise markup.BadText(f"the text of a {what} is malformed: {found.reason}")
         if turn.before is not None:
             markup.check_characters(turn.before, "a text before an image")
-    return [turn.before for turn in trajectory.turns]
+    return [turn.before for turn in turns]
 
 
 def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:

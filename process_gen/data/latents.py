@@ -57,14 +57,8 @@ class LatentsInfo:
 
     @classmethod
     def of(cls, source: Source, layout: Layout, autoencoder: str) -> LatentsInfo:
-        return cls(
-            getattr(source, "name", type(source).__name__),
-            len(source),
-            tuple(layout.image_size),
-            layout.latents,
-            layout.latent_values,
-            autoencoder,
-        )
+        name, size = getattr(source, "name", type(source).__name__), tuple(layout.image_size)
+        return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder)
 
     def differences(self, other: LatentsInfo) -> str:
         """How another one differs, in words; empty where it does not."""

@@ -89,11 +89,9 @@ class Mixture:
 
     def map(self, change: Callable[[str, Source], Source]) -> Mixture:
         """The same with other sources in the places of its own; `change` gets each with its name."""
+        parts = self.parts.items()
         return Mixture(
-            {
-                name: dataclasses.replace(part, source=change(name, part.source))
-                for name, part in self.parts.items()
-            }
+            {name: dataclasses.replace(part, source=change(name, part.source)) for name, part in parts}
         )
 
     # ------------------------------------------------ images of several shapes

@@ -78,10 +78,8 @@ def _turn_to_example(turn: Turn, blank_image: np.ndarray) -> dict[str, Any]:
     values = {field.name: getattr(turn, field.name) for field in TURN_FIELDS}
     has = {f"has_{field.name}": values[field.name] is not None for field in turn_fields("text", "image")}
     blanks = {"text": "", "image": blank_image}
-    return has | {
-        field.name: blanks[field.type] if values[field.name] is None else values[field.name]
-        for field in TURN_FIELDS
-    }
+    there = {name: one for name, one in values.items() if one is not None}
+    return has | {field.name: blanks.get(field.type) for field in TURN_FIELDS} | there
 
 
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:

@@ -175,12 +175,8 @@ def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[
         "source_record_id": value.get("uid") or str(number),
         "pipeline_variant": "direct_parse",
     }
-    record = {
-        **{key: origin[key] for key in ORIGIN},
-        "prompt": value["prompt"],
-        "images": images,
-        "steps": steps,
-    }
+    record = {key: origin[key] for key in ORIGIN}
+    record |= {"prompt": value["prompt"], "images": images, "steps": steps}
     ids = [identify(record, namespace) for namespace in NAMESPACES]
     return {"trajectory_id": value["uid"] if value.get("uid") in ids else ids[0], **record}, contents
 
