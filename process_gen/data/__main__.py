@@ -25,16 +25,16 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 
-from process_gen.data import checking, suggesting
+from process_gen.data import checking, mix
+from process_gen.data.encode import encode_parts
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import FORMATS, RECORDS
 from process_gen.data.importers import IMPORTERS
 from process_gen.data.importers.verl_omni import write_verl_omni
 from process_gen.data.loader import Source
-from process_gen.data.packing import TooManyBadTrajectories, allowance, join_row
+from process_gen.data.packing import TooManyBadTrajectories, check_budget, join_row
 from process_gen.data.sources import open_path
-from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.evaluation.geneval.prompts import tag_of
 from process_gen.experiment import builders, cli, vocabulary
@@ -44,6 +44,7 @@ from process_gen.reports.table import table
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.record import PROVENANCE_KEYS
 from process_gen.trajectory.stages import Trajectory
 
 WRITERS: dict[str, Callable[[str, Iterable[writers.Object]], int]] = {
@@ -78,8 +79,9 @@ def convert_command(args: argparse.Namespace) -> None:
             writers.objects(source, bad), total=len(source), unit=" trajectories", mininterval=1.0
         )
         count = WRITERS[args.to](args.target, found)
-    print(f"{args.target}: {count:,} trajectories, {len(bad.errors) + len(bad.skipped):,} left out")
-    for problem, times in bad.kinds().most_common(10):
+    print(f"{args.target}: {count:,} trajectories, {len(bad.errors):,} left out")
+    kinds = collections.Counter(text.partition(": ")[2][:80] for text in bad.errors)  # without the place
+    for problem, times in kinds.most_common(10):
         print(f"  {times:,} times: {problem}")
 
 
@@ -99,71 +101,62 @@ def check_command(args: argparse.Namespace) -> None:
     _print_layout(found, layout, config.data.on_long == "split")
     if args.show >= 0 and found.good:
         _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config))
-    budget = allowance(found.good + found.bad) if args.budget is None else args.budget
-    if found.bad > budget * (found.good + found.bad):
-        raise TooManyBadTrajectories(
-            f"{found.bad} of {found.good + found.bad} trajectories are bad, {budget:.2%} may be (--budget); "
-            f"the last one that was named: {found.named[-1]}"
-        )
+    if found.bad:
+        check_budget(found.bad, found.good + found.bad, args.budget, found.named[-1], flag=" (--budget)")
 
 
 def _print_contents(found: checking.Findings) -> None:
-    duplicates = {
-        "prompts that come more than once": sum(n for n in found.prompts.values() if n > 1),
-        "the same prompt and last image again": sum(n - 1 for n in found.digests.values() if n > 1),
-        "prompts of GenEval": sum(found.leaked.values()),
-    }
-    rows = [("trajectories", found.good), ("bad trajectories", found.bad)]
-    rows += [(name, count) for name, count in sorted(found.stages.items()) if count]
-    print(table([*rows, *duplicates.items()], ("what", "count")))
+    counts = found.counts
+    rows = [
+        ("trajectories", found.good),
+        ("bad trajectories", found.bad),
+        *((name, count) for name, count in sorted(counts["stages"].items()) if count),
+        ("prompts that come more than once", sum(n for n in counts["prompts"].values() if n > 1)),
+        ("the same prompt and last image again", sum(n - 1 for n in counts["digests"].values())),
+        ("prompts of GenEval", counts["leaked"].total()),
+    ]
+    print(table(rows, ("what", "count")))
     for name in ("turns", "steps", "corrections"):
-        counts = sorted(getattr(found, name).items())
-        print(f"\n{name} of a trajectory: " + ", ".join(f"{n}: {count:,}" for n, count in counts))
-    for key, counts in found.provenance.items():
-        print(f"{key}: " + ", ".join(f"{name} {count:,}" for name, count in counts.most_common(8)))
-    for title, counts in (
-        ("fields that nobody knows", found.unknown),
-        ("problems", found.problems),
-        ("prompts of GenEval", found.leaked),
-    ):
-        if counts:
+        numbers = ", ".join(f"{n}: {count:,}" for n, count in sorted(counts[name].items()))
+        print(f"\n{name} of a trajectory: {numbers}")
+    for key in PROVENANCE_KEYS:
+        if counts[key]:
+            print(f"{key}: {_common(counts[key])}")
+    titles = {"unknown": "fields that nobody knows", "problems": "problems", "leaked": "prompts of GenEval"}
+    for key, title in titles.items():
+        if counts[key]:
             print(f"\n{title}:")
-            print("\n".join(f"  {count:,} x {name}" for name, count in counts.most_common(10)))
+            print("\n".join(f"  {count:,} x {name}" for name, count in counts[key].most_common(10)))
     if found.named:
         print("\nbad ones by name:\n" + "\n".join(f"  {name}" for name in found.named))
 
 
 def _print_images(found: checking.Findings) -> None:
-    for title, counts in (("sizes", found.sizes), ("modes", found.modes), ("formats", found.formats)):
-        if counts:
-            names = (
-                f"{name[0]} x {name[1]}" if isinstance(name, tuple) else name
-                for name, _ in counts.most_common(8)
-            )
-            shown = zip(names, counts.most_common(8), strict=True)
-            rest = len(counts) - min(len(counts), 8)
-            more = f", and {rest:,} others" if rest else ""
-            print(
-                f"{title} of images: " + ", ".join(f"{name} {count:,}" for name, (_, count) in shown) + more
-            )
+    for title in ("sizes", "modes", "formats"):
+        if counts := found.counts[title]:
+            more = f", and {len(counts) - 8:,} others" if len(counts) > 8 else ""
+            print(f"{title} of images: {_common(counts)}{more}")
+
+
+def _common(counts: collections.Counter) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(8))
 
 
 def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None:
     print("\ntokens of the texts, two brackets included")
-    print(table(suggesting.slots_table(found, layout), suggesting.SLOTS_HEADERS))
-    for name, counts in found.tokens.items():
-        print(f"\n{name}, tokens of a text")
-        print("\n".join(suggesting.histogram(counts)))
-    other = suggesting.suggest(found, layout)
+    print(table(checking.slots_table(found, layout), checking.SLOTS_HEADERS))
+    for name in checking.SLOTS:
+        if counts := found.counts[name]:
+            print(f"\n{name}, tokens of a text")
+            print("\n".join(checking.histogram(counts)))
+    other = checking.suggest(found, layout)
     for title, one in (("this layout", layout), ("the suggested one", other)):
-        share = suggesting.useful(found, one, split)
-        text = (
-            "no trajectory fits"
-            if share is None
-            else f"{share:.1%} of {one.row_tokens:,} tokens of a row useful"
-        )
-        print(f"{title}: {text}")
-    print(f"suggested: {suggesting.flags(layout, other) or 'the layout as it is'}")
+        try:
+            useful = mix.report_of(one, found.lengths, split).useful
+            print(f"{title}: {useful:.1%} of {one.row_tokens:,} tokens of a row useful")
+        except ValueError:
+            print(f"{title}: no trajectory fits")
+    print(f"suggested: {checking.flags(layout, other) or 'the layout as it is'}")
 
 
 def _print_trajectory(
@@ -189,24 +182,15 @@ class _Left:
     """What a conversion leaves out, as far as it may."""
 
     def __init__(self, source: Source, policy: str, budget: float | None):
-        self.skipped, self.errors = list(getattr(source, "skipped", ())), []
-        self._policy, self._count = policy, len(source) + len(self.skipped)
-        self._budget = allowance(self._count) if budget is None else budget
+        self.errors = list(getattr(source, "skipped", ()))
+        self._policy, self._budget, self._count = policy, budget, len(source) + len(self.errors)
 
     def __call__(self, error: BadTrajectory) -> None:
         if self._policy == "fail":
             raise error
         self.errors.append(str(error))
         logging.warning("left out (%d so far): %s", len(self.errors), error)
-        if len(self.errors) + len(self.skipped) > self._budget * self._count:
-            raise TooManyBadTrajectories(
-                f"{len(self.errors) + len(self.skipped)} of {self._count} trajectories are bad, "
-                f"{self._budget:.2%} may be (--budget); the last one: {error}"
-            )
-
-    def kinds(self) -> collections.Counter[str]:
-        """How often each problem came, without the place."""
-        return collections.Counter(text.partition(": ")[2][:80] for text in (*self.skipped, *self.errors))
+        check_budget(len(self.errors), self._count, self._budget, error, flag=" (--budget)")
 
 
 def _read(source: Source, bad: _Left) -> Iterator[Trajectory]:
@@ -232,12 +216,7 @@ def _share(text: str) -> float:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
     parser.add_argument("target", help="the new folder, or a URL")
-    forms = (*FORMATS, RECORDS, *IMPORTERS)
-    parser.add_argument(
-        "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
-    )
     parser.add_argument("--to", required=True, choices=(*WRITERS, RECORDS))
     parser.add_argument("--image_size", type=_size, help="of the pixels of --to=records, HEIGHT,WIDTH")
     parser.add_argument("--prompt_image", action="store_true", help="records have a place for input images")
@@ -246,11 +225,6 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
-    forms = (*FORMATS, RECORDS, *IMPORTERS)
-    parser.add_argument(
-        "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
-    )
     parser.add_argument(
         "--config", default="configs/scenes.py:quick", help="its layout, tokenizer and losses"
     )
@@ -264,32 +238,24 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=_share, help="share that may be bad; training's by default")
 
 
-Command = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
-COMMANDS: dict[str, Command] = {
-    "check": (_add_check, check_command),
-    "convert": (_add_convert, convert_command),
-}
-"""By name: what adds the arguments of a command, and what runs it."""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m process_gen.data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (add, run) in COMMANDS.items():
+    for name, add, run in (("check", _add_check, check_command), ("convert", _add_convert, convert_command)):
         sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
         sub.set_defaults(run=run)
+        sub.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
+        forms = (*FORMATS, RECORDS, *IMPORTERS)
+        sub.add_argument(
+            "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
+        )
         add(sub)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     for name in ("source", "target"):
         if "~" in getattr(args, name, ""):
             setattr(args, name, os.path.expanduser(getattr(args, name)))

@@ -128,11 +128,7 @@ class _InTurnIterator(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken; it may hold more rows than this host reads.
-
-        Raises:
-          ValueError: it belongs to other data or other buckets.
-        """
+        """As `PackedBatchesIterator.set_state`; other buckets are other data."""
         states = {name: iterator.get_state() for name, iterator in self._iterators.items()}
         check_identity(state["identity"], _named(states))
         for name, iterator in self._iterators.items():

@@ -22,9 +22,10 @@ from absl import logging
 
 from process_gen.common.images import UNREADABLE
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.lengths import Lengths
 from process_gen.data.loader import Source
+from process_gen.data.mix import Lengths
 from process_gen.data.tokenizers import Tokenizer
+from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import PROVENANCE_KEYS, TRAJECTORY_KEYS, TURN_KEYS
 from process_gen.trajectory.stages import Trajectory
 
@@ -34,68 +35,62 @@ SAMPLED = 20_000
 """How many trajectories the packing is reckoned from."""
 BLOCK = 64
 """Trajectories that a process looks at for each message."""
-
-Counts = collections.Counter
+SLOTS = ("prompt", "instruction", "before", "after")
+SLOTS_HEADERS = ("slot", "texts", "mean", "median", "95%", "99%", "longest", "room", "too long")
+STEP = 8
+"""Suggested slots are multiples of it."""
+ROW = 8
+"""Turn slots of a suggested row, at least: several trajectories fill it better than one."""
+BARS = 12
+"""Lines of a histogram."""
 
 
 @dataclasses.dataclass
 class Findings:
-    """What some trajectories hold; `+` of two is what both hold.
+    """What some trajectories hold; `+=` adds what others hold.
 
     Attributes:
       good, bad: trajectories that can be read, and that cannot.
-      problems: how often each problem came; where it lies is left out.
       named: the first bad ones, with file and line.
-      turns, steps, corrections: how many trajectories have how many of them.
-      stages: how many texts and images of each stage; `words alone` are corrections without an image.
-      tokens: by slot, how many texts have how many tokens, their two brackets included.
-      sizes, modes, formats: of image files; empty where the set keeps pixels.
-      provenance: by key, how many trajectories say what.
-      unknown: how many trajectories have a field that nobody knows.
-      prompts, digests: of prompts, and of prompts with the last image: how often each comes.
-      leaked: prompts of a benchmark, and how often.
       lengths: of the first `SAMPLED` trajectories.
+      counts: how often something comes, by what it is:
+        `problems` where they lie left out,
+        `turns`, `steps`, `corrections` of a trajectory,
+        `stages` texts and images of each; `words alone` are corrections without an image,
+        one of `SLOTS` tokens of a text, its two brackets included,
+        `sizes`, `modes`, `formats` of image files; empty where the set keeps pixels,
+        one of `PROVENANCE_KEYS` what a trajectory says,
+        `unknown` fields that nobody knows,
+        `prompts`, `digests` of prompts, and of prompts with the last image,
+        `leaked` prompts of a benchmark.
     """
 
     good: int = 0
     bad: int = 0
-    problems: Counts = dataclasses.field(default_factory=Counts)
     named: list[str] = dataclasses.field(default_factory=list)
-    turns: Counts = dataclasses.field(default_factory=Counts)
-    steps: Counts = dataclasses.field(default_factory=Counts)
-    corrections: Counts = dataclasses.field(default_factory=Counts)
-    stages: Counts = dataclasses.field(default_factory=Counts)
-    tokens: dict[str, Counts] = dataclasses.field(default_factory=lambda: collections.defaultdict(Counts))
-    sizes: Counts = dataclasses.field(default_factory=Counts)
-    modes: Counts = dataclasses.field(default_factory=Counts)
-    formats: Counts = dataclasses.field(default_factory=Counts)
-    provenance: dict[str, Counts] = dataclasses.field(default_factory=lambda: collections.defaultdict(Counts))
-    unknown: Counts = dataclasses.field(default_factory=Counts)
-    prompts: Counts = dataclasses.field(default_factory=Counts)
-    digests: Counts = dataclasses.field(default_factory=Counts)
-    leaked: Counts = dataclasses.field(default_factory=Counts)
     lengths: list[Lengths] = dataclasses.field(default_factory=list)
+    counts: dict[str, collections.Counter] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(collections.Counter)
+    )
 
     def __iadd__(self, other: Findings) -> Findings:
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, Counts):
-                mine.update(theirs)
-            elif isinstance(mine, dict):
-                for key, counts in theirs.items():
-                    mine[key].update(counts)
-            elif isinstance(mine, list):
-                mine += theirs[: (SAMPLED if field.name == "lengths" else NAMED) - len(mine)]
-            else:
-                setattr(self, field.name, mine + theirs)
+        self.good, self.bad = self.good + other.good, self.bad + other.bad
+        self.named += other.named[: NAMED - len(self.named)]
+        self.lengths += other.lengths[: SAMPLED - len(self.lengths)]
+        for name, counts in other.counts.items():
+            self.counts[name].update(counts)
         return self
+
+    def add_bad(self, problem: str) -> None:
+        """Counts a bad trajectory; `problem` begins with its place."""
+        place, _, text = problem.partition(": ")
+        self.bad += 1
+        self.counts["problems"][text[:80] or place] += 1
+        self.named = [*self.named, problem][:NAMED]
 
 
 def examine(
-    source: Source,
-    tokenizer: Tokenizer,
-    indices: Sequence[int],
-    leaks: Callable[[str], Any] | None = None,
+    source: Source, tokenizer: Tokenizer, indices: Sequence[int], leaks: Callable[[str], Any] | None = None
 ) -> Findings:
     """Reads some trajectories, every image decoded.
 
@@ -112,57 +107,57 @@ def examine(
             lengths = Lengths.of(trajectory, tokenizer)
             stored = source.object(index) if hasattr(source, "object") else None
         except BadTrajectory as error:
-            found.bad += 1
-            place, _, problem = str(error).partition(": ")
-            found.problems[problem[:80] or place] += 1
-            found.named.append(str(error))
+            found.add_bad(str(error))
             continue
         found.good += 1
         found.lengths.append(lengths)
-        _count_turns(found, trajectory, lengths)
-        _count_prompt(found, trajectory, leaks)
+        _count_turns(found.counts, trajectory, lengths)
+        _count_prompt(found.counts, trajectory, leaks)
         if stored is not None:
-            _count_files(found, stored, getattr(source, "fields", ()))
-    found.named = found.named[:NAMED]
+            _count_files(found.counts, stored, getattr(source, "fields", ()))
     return found
 
 
-def _count_turns(found: Findings, trajectory: Trajectory, lengths: Lengths) -> None:
-    found.turns[len(trajectory.turns)] += 1
-    found.steps[len(trajectory.steps)] += 1
-    found.corrections[trajectory.corrections] += 1
-    found.tokens["prompt"][lengths.prompt] += 1
+def _count_turns(counts: dict[str, collections.Counter], trajectory: Trajectory, lengths: Lengths) -> None:
+    counts["turns"][len(trajectory.turns)] += 1
+    counts["steps"][len(trajectory.steps)] += 1
+    counts["corrections"][trajectory.corrections] += 1
+    counts["prompt"][lengths.prompt] += 1
     if lengths.instruction:
-        found.tokens["instruction"][lengths.instruction] += 1
+        counts["instruction"][lengths.instruction] += 1
     for turn, before, after in zip(trajectory.turns, lengths.before, lengths.after, strict=True):
-        stage = "refine" if turn.refines else "plan"
-        found.stages[f"{stage}, text"] += before > 0
-        found.stages["inspect, text"] += after > 0
-        found.stages[f"{'refine' if turn.refines else 'sketch'}, image"] += turn.image is not None
-        found.stages["refine, words alone"] += turn.image is None
+        stages = counts["stages"]
+        stages[f"{'refine' if turn.refines else 'plan'}, text"] += before > 0
+        stages["inspect, text"] += after > 0
+        stages[f"{'refine' if turn.refines else 'sketch'}, image"] += turn.image is not None
+        stages["refine, words alone"] += turn.image is None
         for slot, length in (("before", before), ("after", after)):
             if length:
-                found.tokens[slot][length] += 1
+                counts[slot][length] += 1
 
 
-def _count_prompt(found: Findings, trajectory: Trajectory, leaks: Callable[[str], Any] | None) -> None:
+def _count_prompt(
+    counts: dict[str, collections.Counter], trajectory: Trajectory, leaks: Callable[[str], Any] | None
+) -> None:
     texts = f"{trajectory.prompt}\0{trajectory.instruction}".encode()
-    found.prompts[_digest(texts)] += 1
-    found.digests[_digest(texts, np.ascontiguousarray(trajectory.image).tobytes())] += 1
+    counts["prompts"][_digest(texts)] += 1
+    counts["digests"][_digest(texts, np.ascontiguousarray(trajectory.image).tobytes())] += 1
     for key in PROVENANCE_KEYS:
-        found.provenance[key][str(trajectory.metadata.get(key, "-"))] += 1
+        counts[key][str(trajectory.metadata.get(key, "-"))] += 1
     if leaks is not None and (name := leaks(trajectory.prompt)):
-        found.leaked[f"{name}: {trajectory.prompt}"] += 1
+        counts["leaked"][f"{name}: {trajectory.prompt}"] += 1
 
 
 def _digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
 
 
-def _count_files(found: Findings, stored: Mapping[str, Any], own: Collection[str]) -> None:
+def _count_files(
+    counts: dict[str, collections.Counter], stored: Mapping[str, Any], own: Collection[str]
+) -> None:
     """The image files of a trajectory, and the fields that nobody knows; one's `own` are known."""
-    found.unknown.update(key for key in stored if key not in TRAJECTORY_KEYS)
-    found.unknown.update(
+    counts["unknown"].update(key for key in stored if key not in TRAJECTORY_KEYS)
+    counts["unknown"].update(
         {f"turns.{key}" for turn in stored["turns"] for key in turn if key not in (*TURN_KEYS, *own)}
     )
     for image in (stored.get("image"), *(turn.get("image") for turn in stored["turns"])):
@@ -170,9 +165,9 @@ def _count_files(found: Findings, stored: Mapping[str, Any], own: Collection[str
             continue
         try:
             with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
-                found.sizes[opened.height, opened.width] += 1
-                found.modes[opened.mode] += 1
-                found.formats[opened.format] += 1
+                counts["sizes"][f"{opened.height} x {opened.width}"] += 1
+                counts["modes"][opened.mode] += 1
+                counts["formats"][opened.format] += 1
         except UNREADABLE:  # named where it was read
             continue
 
@@ -183,15 +178,15 @@ def _count_files(found: Findings, stored: Mapping[str, Any], own: Collection[str
 def examine_all(
     open_source: Callable[[], Source],
     tokenizer: Tokenizer,
-    leaks: Callable[[str], Any] | None = None,
-    processes: int = 1,
-    limit: int = 0,
+    leaks: Callable[[str], Any] | None,
+    processes: int,
+    limit: int,
 ) -> Findings:
     """`examine` of a whole set, or its first `limit` trajectories, on several processes, with a progress bar.
 
     Args:
-      open_source, leaks: can be pickled where there are several processes, each of which opens the set.
-      tokenizer: likewise.
+      open_source, tokenizer, leaks: can be pickled where there are several processes, each of which opens
+        the set.
       processes: how many; with one, nothing is started.
       limit: 0 for all.
 
@@ -203,33 +198,23 @@ def examine_all(
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     found = Findings()
     with tqdm.tqdm(total=count, unit=" trajectories", desc="checking", mininterval=1.0) as bar:
-        for block in _blocks(open_source, source, tokenizer, leaks, processes, blocks):
-            found += block
-            bar.update(block.good + block.bad)
+        if processes <= 1 or len(blocks) <= 1:
+            examined = (examine(source, tokenizer, block, leaks) for block in blocks)
+        else:
+            start = functools.partial(_start, open_source, tokenizer, leaks)
+            examined = _examined(min(processes, len(blocks)), start, blocks)
+        for part in examined:
+            found += part
+            bar.update(part.good + part.bad)
     for problem in getattr(source, "skipped", ()):
-        found.bad += 1
-        found.problems[problem.partition(": ")[2][:80]] += 1
-        found.named = [*found.named, problem][:NAMED]
+        found.add_bad(problem)
     return found
 
 
-def _blocks(
-    open_source: Callable[[], Source],
-    source: Source,
-    tokenizer: Tokenizer,
-    leaks: Callable[[str], Any] | None,
-    processes: int,
-    blocks: Sequence[range],
-) -> Iterator[Findings]:
-    if processes <= 1 or len(blocks) <= 1:
-        yield from (examine(source, tokenizer, block, leaks) for block in blocks)
-        return
-    start = functools.partial(_start, open_source, tokenizer, leaks)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(blocks)), multiprocessing.get_context("spawn"), start
-    )
+def _examined(processes: int, start: Callable[[], None], blocks: Sequence[range]) -> Iterator[Findings]:
+    context = multiprocessing.get_context("spawn")
     try:
-        with pool:
+        with concurrent.futures.ProcessPoolExecutor(processes, context, start) as pool:
             yield from pool.map(_examine_here, blocks)
     except concurrent.futures.process.BrokenProcessPool:
         raise ChildProcessError(
@@ -250,11 +235,66 @@ def _start(open_source: Callable[[], Source], tokenizer: Tokenizer, leaks: Any) 
 
 def _end_with_parent() -> None:
     """Ends this process when the one that started it is gone: else it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _examine_here(indices: range) -> Findings:
     return examine(_HERE["source"], _HERE["tokenizer"], indices, _HERE["leaks"])
+
+
+# ------------------------------------------------------------- what it needs
+
+
+def suggest(found: Findings, layout: Layout) -> Layout:
+    """The layout with slots for every text, and rows for every trajectory, of those that were read.
+
+    A slot is as long as its longest text, rounded up. Images and context stay as they are.
+    """
+    counts = found.counts
+    slots = {name: -(-max(counts[name], default=0) // STEP) * STEP for name in SLOTS}
+    turns = max(max(counts["turns"], default=1), ROW)
+    mean = sum(n * count for n, count in counts["turns"].items()) / max(found.good, 1)
+    return dataclasses.replace(
+        layout,
+        **slots | {"prompt": max(slots["prompt"], STEP)},
+        prompt_image=any(one.prompt_image for one in found.lengths),
+        turns=turns,
+        trajectories=max(1, min(turns, round(turns / max(mean, 1.0)) + 1)),
+        corrections=max(counts["corrections"], default=0),
+    )
+
+
+def flags(layout: Layout, other: Layout) -> str:
+    """What makes a layout of another one, as flags of a config."""
+    fields = (*SLOTS, "prompt_image", "turns", "trajectories", "corrections")
+    return " ".join(
+        f"--config.layout.{name}={getattr(other, name)}"
+        for name in fields
+        if getattr(layout, name) != getattr(other, name)
+    )
+
+
+def slots_table(found: Findings, layout: Layout) -> list[tuple]:
+    """Rows of `SLOTS_HEADERS`: lengths of texts, the room of the layout, and how many do not fit."""
+    rows = []
+    for name in SLOTS:
+        if counts := found.counts[name]:
+            lengths, room = np.repeat([*counts], [*counts.values()]), getattr(layout, name)
+            shares = np.quantile(lengths, (0.5, 0.95, 0.99, 1.0), method="inverted_cdf").tolist()
+            rows.append((name, lengths.size, lengths.mean(), *shares, room, int((lengths > room).sum())))
+    return rows
+
+
+def histogram(counts: Mapping[int, int], width: int = 40) -> Iterator[str]:
+    """Lines of a bar chart of lengths, `BARS` of them at most."""
+    low, high = min(counts), max(counts)
+    size = max(1, -(-(high - low + 1) // BARS))
+    bins = [0] * (-(-(high - low + 1) // size))
+    for value, count in counts.items():
+        bins[(value - low) // size] += count
+    most, digits = max(bins), len(str(high))
+    for place, count in enumerate(bins):
+        start = low + place * size
+        label = f"{start:>{digits}}" + (f"-{start + size - 1:<{digits}}" if size > 1 else "")
+        yield f"  {label}  {'#' * -(-width * count // most)} {count:,}".rstrip()

@@ -1,4 +1,4 @@
-"""Trajectories to arrays: texts into their token slots, turns stacked.
+"""Trajectories to arrays: texts into their token slots, turns stacked; what is longer than a row in parts.
 
 A text slot holds `<|im_start|> ...ids... <|im_end|>` and then padding; a slot
 of padding only is an absent text.
@@ -6,7 +6,10 @@ of padding only is an absent text.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import bisect
+import dataclasses
+import itertools
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,67 @@ from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, tu
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Of every layout; one with room for input images may have `instruction` as well."""
+
+
+def encode_parts(
+    tokenizer: Tokenizer, layout: Layout, split: bool, trajectory: Trajectory
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of a trajectory, or its parts where it is to be `split`; raises as `encode_trajectory`."""
+    parts = split_trajectory(trajectory, layout) if split else [trajectory]
+    return [encode_trajectory(tokenizer, layout, part) for part in parts]
+
+
+def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]:
+    """A trajectory in parts that fit a row; alone where it fits already, or cannot be split.
+
+    It can where the layout's context is `step` or `last`: a step sees nothing of those before the last one
+    then. A part begins with the step before it, which is given and has no losses. What follows the last
+    turn of a part but the last one stands in no row, so nothing learns to stop there (`Trajectory.ends`).
+    """
+    places = spans([len(step.turns) for step in trajectory.steps], layout)
+    if len(places) == 1:
+        return [trajectory]
+    found = []
+    for first, given, stop in places:
+        latents = trajectory.latents
+        if latents is not None:
+            latents = {**latents, "image": latents["image"][first:stop]}
+        found.append(
+            dataclasses.replace(
+                trajectory,
+                turns=trajectory.turns[first:stop],
+                context_turns=given,
+                latents=latents,
+                ends=stop == len(trajectory.turns),
+            )
+        )
+    return found
+
+
+def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
+    """Where the parts of a trajectory begin and end in its turns, and how many at its start are given.
+
+    Args:
+      steps: how many turns each step has.
+      layout: of a row.
+
+    Returns:
+      (first turn, turns that are given, turn after the last one) of each part; see `split_trajectory`.
+    """
+    ends = list(itertools.accumulate(steps))
+    whole = [(0, 0, ends[-1])]
+    if ends[-1] <= layout.turns or layout.context == "full":
+        return whole
+    found, start = [], 0
+    while start < len(steps):
+        given = steps[start - 1] if start else 0
+        first = ends[start - 1] - given if start else 0
+        stop = bisect.bisect_right(ends, first + layout.turns)
+        if stop == start:  # a step and the one before it do not fit one row
+            return whole
+        found.append((first, given, ends[stop - 1]))
+        start = stop
+    return found
 
 
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
@@ -99,25 +163,23 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
-    """Returns the texts of one slot, marked up, None where absent: one of every turn, or the prompt.
+    """The texts of one slot, marked up, None where absent: one of every turn, or the prompt.
 
-    Raises:
-      BadText: one has special tokens where they do not belong, or half of a character.
+    Raises BadText where one has special tokens that do not belong there, or half of a character.
     """
     if slot == "prompt":
         return [trajectory.prompt]
+    turns = trajectory.turns
     if slot == "after":
-        return [
-            None if turn.after is None else markup.check_plain(turn.after, "an inspection")
-            for turn in trajectory.turns
-        ]
-    for turn in trajectory.turns:
+        texts = [turn.after for turn in turns]
+        return [None if text is None else markup.check_plain(text, "an inspection") for text in texts]
+    for turn in turns:
         if isinstance(found := turn.instruction if turn.refines else turn.plan, markup.Malformed):
             what = "refine instruction" if turn.refines else "plan"
             raise markup.BadText(f"the text of a {what} is malformed: {found.reason}")
         if turn.before is not None:
             markup.check_characters(turn.before, "a text before an image")
-    return [turn.before for turn in trajectory.turns]
+    return [turn.before for turn in turns]
 
 
 def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:

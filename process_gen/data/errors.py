@@ -17,13 +17,7 @@ class BadTrajectory(ValueError):
 
 
 class SlotOverflow(BadTrajectory):
-    """A text longer than its slot.
-
-    Attributes:
-      slot: `prompt`, `instruction`, `before` or `after`.
-      needed: tokens of the text.
-      fits: tokens that the slot has room for.
-    """
+    """A text of `needed` tokens, longer than the `fits` that its `slot` of the layout has room for."""
 
     def __init__(self, slot: str, needed: int, fits: int):
         self.slot, self.needed, self.fits = slot, needed, fits
@@ -34,12 +28,7 @@ class SlotOverflow(BadTrajectory):
 
 
 class TooLong(BadTrajectory):
-    """A trajectory with more turns than a row has slots.
-
-    Attributes:
-      turns: how many it has.
-      slots: turn slots of a row.
-    """
+    """A trajectory of more `turns` than the `slots` of a row."""
 
     def __init__(self, turns: int, slots: int):
         self.turns, self.slots = turns, slots

@@ -41,12 +41,9 @@ class LatentsMismatch(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class LatentsInfo:
-    """What a folder of latents was made of.
+    """What a folder of latents was made of: a source by name, images of one size, latents of a layout.
 
     Attributes:
-      source: name of the source.
-      trajectories: how many it has.
-      image_size: height and width of the images.
       tokens, values: of the latents of an image.
       autoencoder: fingerprint of its weights.
     """
@@ -60,14 +57,8 @@ class LatentsInfo:
 
     @classmethod
     def of(cls, source: Source, layout: Layout, autoencoder: str) -> LatentsInfo:
-        return cls(
-            getattr(source, "name", type(source).__name__),
-            len(source),
-            tuple(layout.image_size),
-            layout.latents,
-            layout.latent_values,
-            autoencoder,
-        )
+        name, size = getattr(source, "name", type(source).__name__), tuple(layout.image_size)
+        return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder)
 
     def differences(self, other: LatentsInfo) -> str:
         """How another one differs, in words; empty where it does not."""
@@ -153,9 +144,7 @@ class LatentsSource:
     """A source whose trajectories carry their latents."""
 
     def __init__(self, source: Source, folder: str | pathlib.Path, layout: Layout, pixels: bool = True):
-        """Opens a folder of latents.
-
-        Without `pixels` images come back blank, and are not decoded where the source has them as files.
+        """Without `pixels` images come back blank, and are not decoded where the source has them as files.
 
         Raises:
           NotPrepared: there is none.
@@ -182,11 +171,7 @@ class LatentsSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Trajectory:
-        """Returns a trajectory with its latents.
-
-        Raises:
-          BadTrajectory: it is broken, or its record is damaged or was made of other images.
-        """
+        """A trajectory with its latents; BadTrajectory where it or its record is broken, or of another."""
         fields, data = self._stored(index)
         if self._blank and "files" in fields:
             trajectory, found = self.source.without_pixels(index)

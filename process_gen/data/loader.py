@@ -20,8 +20,8 @@ from typing import Protocol
 
 import grain
 
+from process_gen.data.encode import encode_parts
 from process_gen.data.packing import SPLIT, PackedBatches, PackingReport, Policy, packing_stats
-from process_gen.data.splitting import encode_parts
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -44,9 +44,7 @@ class Loader:
     """Batches of packed rows, as often as one iterates.
 
     Attributes:
-      dataset: the Grain pipeline behind it.
-      layout: sizes of a row.
-      rows: rows of the global batch that this host loads, ascending.
+      rows: of the global batch, those that this host loads, ascending.
       trajectories: of one epoch, over all hosts.
     """
 

@@ -1,4 +1,4 @@
-"""The paper's mix of data as shapes alone: how long trajectories and texts are, and what rows of them hold.
+"""Trajectories as lengths alone, how well rows of a layout hold them, and the paper's mix of data as such.
 
 Three subsets (paper, section 4; arXiv 2604.04746), of which it gives the sizes:
 
@@ -15,14 +15,19 @@ prompt has an input image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 
+import grain
 import numpy as np
 
-from process_gen.data import lengths
-from process_gen.data.lengths import Lengths
-from process_gen.data.packing import Arrays, PackingReport
+from process_gen.data.encode import spans
+from process_gen.data.errors import SlotOverflow, TooLong
+from process_gen.data.packing import Arrays, PackedBatches, PackingReport, Policy, packing_stats
+from process_gen.data.tokenizers import Tokenizer
+from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import Stage, Trajectory, stage_bits, targets_of
 
 SUBSETS = {"multi_turn": 32_012, "conflict": 15_201, "aligned": 5_000, "misaligned": 10_000}
 REFINED = 8_296
@@ -30,6 +35,122 @@ REFINED = 8_296
 SHORTEST, LONGEST = 40, 100
 """Tokens of a text."""
 TRAJECTORIES = 6_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """How long the texts of a trajectory are, in tokens with their two brackets, 0 where absent.
+
+    Attributes:
+      prompt, instruction: of its prompt.
+      before, after: of each turn.
+      refines: whether each turn corrects.
+      targets: which turn's image its flow target shows, counted from it; -1 for none.
+      images: whether each turn has an image.
+      prompt_image: whether its prompt has one.
+    """
+
+    prompt: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    refines: tuple[bool, ...]
+    targets: tuple[int, ...]
+    images: tuple[bool, ...]
+    prompt_image: bool = False
+    instruction: int = 0
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, tokenizer: Tokenizer) -> Lengths:
+        """Of a trajectory whose texts the tokenizer encodes."""
+
+        def length(text: str | None) -> int:
+            return 0 if text is None else len(tokenizer.encode(text)) + 2
+
+        turns = trajectory.turns
+        return cls(
+            prompt=length(trajectory.prompt or None),
+            before=tuple(length(turn.before) for turn in turns),
+            after=tuple(length(turn.after) for turn in turns),
+            refines=tuple(turn.refines for turn in turns),
+            targets=tuple(t - i if t >= 0 else -1 for i, t in enumerate(targets_of(turns))),
+            images=tuple(turn.image is not None for turn in turns),
+            prompt_image=trajectory.prompt_image is not None,
+            instruction=length(trajectory.instruction or None),
+        )
+
+    def parts(self, layout: Layout) -> list[Lengths]:
+        """Those of the parts of a trajectory that is longer than a row (`encode.split_trajectory`)."""
+        turns = ("before", "after", "refines", "targets", "images")
+        starts = [turn for turn, refines in enumerate(self.refines) if not refines]
+        steps = [end - start for start, end in zip(starts, [*starts[1:], len(self.refines)], strict=True)]
+        return [
+            dataclasses.replace(self, **{name: getattr(self, name)[first:stop] for name in turns})
+            for first, _, stop in spans(steps, layout)
+        ]
+
+
+def arrays(layout: Layout, lengths: Lengths) -> Arrays:
+    """The fields of a `Batch` as `encode_trajectory` gives them; images have no pixels, texts no words.
+
+    Raises:
+      TooLong, SlotOverflow: it does not fit the layout.
+    """
+    turns = len(lengths.before)
+    if turns > layout.turns:
+        raise TooLong(turns, layout.turns)
+    fields = {
+        "prompt_tokens": _text(layout, "prompt", lengths.prompt),
+        "prompt_index": np.zeros(turns, np.int32),
+        "present": np.ones(turns, bool),
+        "is_first": np.arange(turns) == 0,
+        "is_last": np.arange(turns) == turns - 1,
+        "refines": np.array(lengths.refines),
+        "has_image": np.array(lengths.images),
+        "source": np.zeros(turns, np.int32),
+        "supervised": np.full(turns, stage_bits(Stage), np.int32),
+        "before_tokens": np.stack([_text(layout, "before", length) for length in lengths.before]),
+        "after_tokens": np.stack([_text(layout, "after", length) for length in lengths.after]),
+        "image": np.zeros((turns, 0), np.uint8),
+        "target": np.array(lengths.targets, np.int32),
+        **{f"{name}_weight": np.ones(turns, np.float32) for name in ("before", "image", "after")},
+    }
+    if layout.prompt_image:
+        shown = np.array(lengths.prompt_image)
+        fields |= {"prompt_image": np.zeros(0, np.uint8), "has_prompt_image": shown}
+    if layout.instruction:
+        fields["instruction_tokens"] = _text(layout, "instruction", lengths.instruction)
+    return fields
+
+
+def _text(layout: Layout, slot: str, length: int) -> np.ndarray:
+    size = getattr(layout, slot)
+    if length > size:
+        raise SlotOverflow(slot, length - 2, size - 2)
+    tokens = np.full(size, PAD_ID, np.int32)
+    tokens[:length] = 0
+    return tokens
+
+
+def packed(layout: Layout, found: Sequence[Lengths], split: bool = False) -> Iterator[Arrays]:
+    """Batches of one packed row until all trajectories have been read; what does not fit is left out.
+
+    `split` has trajectories that are longer than a row in parts, as `config.data.on_long=split`.
+    """
+    stream, policy = grain.MapDataset.source(found), Policy("skip", 1.0)
+    identity = {"trajectories": "lengths alone"}
+
+    def encode(one: Lengths) -> list[Arrays]:
+        return [arrays(layout, part) for part in (one.parts(layout) if split else [one])]
+
+    return iter(PackedBatches({0: stream}, encode, layout, 8, policy, identity, epoch=len(found)))
+
+
+def report_of(layout: Layout, found: Sequence[Lengths], split: bool = False) -> PackingReport:
+    """What share of the tokens of a row is useful; ValueError where none of the trajectories fits."""
+    return packing_stats(packed(layout, found, split), layout)
+
+
+# ------------------------------------------------------------- the mix
 
 
 def draw(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> list[Lengths]:
@@ -53,16 +174,16 @@ def _trajectory(layout: Layout, rng: np.random.Generator, subset: str) -> Length
     if refined:
         targets[-2] = 1
     return Lengths(
-        prompt=_text(layout.prompt, rng),
-        before=tuple(_text(layout.before, rng) for _ in range(turns)),
-        after=tuple(_text(layout.after, rng, there) for there in inspected),
+        prompt=_length(layout.prompt, rng),
+        before=tuple(_length(layout.before, rng) for _ in range(turns)),
+        after=tuple(_length(layout.after, rng, there) for there in inspected),
         refines=tuple(refines.tolist()),
         targets=tuple(targets),
         images=(True,) * turns,
     )
 
 
-def _text(slot: int, rng: np.random.Generator, there: bool = True) -> int:
+def _length(slot: int, rng: np.random.Generator, there: bool = True) -> int:
     longest = min(LONGEST, slot)
     if not there or not slot:
         return 0
@@ -72,9 +193,9 @@ def _text(slot: int, rng: np.random.Generator, there: bool = True) -> int:
 
 def rows(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> Iterator[Arrays]:
     """Batches of one packed row of the mix, until all trajectories have been read."""
-    return lengths.rows(layout, draw(layout, trajectories, seed))
+    return packed(layout, draw(layout, trajectories, seed))
 
 
 def report(layout: Layout, trajectories: int = TRAJECTORIES) -> PackingReport:
     """What share of the tokens of a row is useful at the mix, and what the others are."""
-    return lengths.report(layout, draw(layout, trajectories))
+    return report_of(layout, draw(layout, trajectories))

@@ -25,14 +25,7 @@ WINDOW = 64
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A source of a mixture.
-
-    Attributes:
-      source: where its trajectories come from.
-      weight: how often it is drawn, beside the weights of the others.
-      stages: those that have losses.
-      place: its number in the mixture.
-    """
+    """A source of a mixture: how often it is drawn beside the others, stages with losses, and its number."""
 
     source: Source
     weight: float = 1.0
@@ -96,11 +89,9 @@ class Mixture:
 
     def map(self, change: Callable[[str, Source], Source]) -> Mixture:
         """The same with other sources in the places of its own; `change` gets each with its name."""
+        parts = self.parts.items()
         return Mixture(
-            {
-                name: dataclasses.replace(part, source=change(name, part.source))
-                for name, part in self.parts.items()
-            }
+            {name: dataclasses.replace(part, source=change(name, part.source)) for name, part in parts}
         )
 
     # ------------------------------------------------ images of several shapes

@@ -47,6 +47,20 @@ def allowance(trajectories: int) -> float:
     return max(0.001, min(10 / max(trajectories, 1), 0.5))
 
 
+def check_budget(
+    bad: int, count: int, budget: float | None, last: object, what: str = "trajectories", flag: str = ""
+) -> None:
+    """Raises TooManyBadTrajectories where a larger share than `budget`, by default `allowance`, is bad.
+
+    The message ends with the `last` one; `what` is counted, and `flag` sets the budget.
+    """
+    budget = allowance(count) if budget is None else budget
+    if bad > budget * count:
+        raise TooManyBadTrajectories(
+            f"{bad} of {count} {what} are bad, {budget:.2%} may be{flag}; the last one: {last}"
+        )
+
+
 def budget_of_part(part: int, trajectories: int) -> float:
     """The share of a bucket that may be bad: as many as of the whole data set, at most nine tenths of it."""
     return min(allowance(trajectories) * trajectories / max(part, 1), 0.9)
@@ -61,7 +75,7 @@ class Policy:
         or `skip` it, count it and name it in the log.
       budget: the share of trajectories that `skip` may leave out. Those that are longer than
         a row are no error of the data: they do not count.
-      long: `split` those into parts where the context allows it (`splitting.split_trajectory`),
+      long: `split` those into parts where the context allows it (`encode.split_trajectory`),
         or `drop` them. What is dropped is counted and named in the log.
     """
 
@@ -93,13 +107,10 @@ class PackedBatches(grain.IterDataset):
         """Args:
         streams: row of the global batch -> the trajectories that it reads, with random access. A batch
           has these rows, in ascending order; those whose stream has ended are empty.
-        encode: makes the arrays of the parts of a trajectory (`splitting.encode_parts`).
-        layout: sizes of a row.
-        open_rows: how many rows each stream fills at a time; with more of them fewer slots stay empty.
-        policy: what to do with trajectories that cannot be used.
+        encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
         identity: of source, order, batch and layout; the state of a loader with another one is refused.
         epoch: trajectories of a stream in one pass, the measure of the policy's budget.
-        threads: read and encode ahead of what is packed; 0 for none. The batches are the same.
+        layout, open_rows, policy, threads: as `loader.make_loader` has them.
         """
         super().__init__()
         if open_rows < 1:
@@ -254,11 +265,7 @@ class _RowStream:
             _log_left_out("bad", self._skipped, error)
             skipped = sum(row._skipped for row in self.siblings)
             seen = sum(max(row._position, self._dataset.epoch) for row in self.siblings)
-            if skipped > policy.budget * seen:
-                raise TooManyBadTrajectories(
-                    f"{skipped} bad trajectories among {seen}, the policy allows {policy.budget:.2%}; "
-                    f"the last one: {error}"
-                ) from error
+            check_budget(skipped, seen, policy.budget, error)
         return []
 
     def _place(self, key: int, part: Arrays) -> Arrays | None:
@@ -295,7 +302,7 @@ def _turns(row: OpenRow) -> int:
 
 
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
-    """Returns one row that holds `parts` one after the other, and nothing behind them."""
+    """One row that holds `parts` one after the other."""
     row: Arrays = {}
     for name, first in parts[0].items():
         if name in PROMPT_FIELDS:
@@ -313,13 +320,9 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class PackingReport:
-    """What share of the tokens of a row is useful, and what the others are.
+    """What share of the `tokens` of a row is useful, and what the others are, over some rows.
 
-    Attributes:
-      rows: rows that were looked at.
-      tokens: of one row.
-      turns_per_trajectory: mean.
-      unused: tokens that hold nothing by cause, as shares of all tokens of the rows.
+    `unused` are tokens that hold nothing by cause, as shares of all tokens of the rows.
     """
 
     rows: int

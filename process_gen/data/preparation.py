@@ -42,12 +42,10 @@ class Summary:
     """What a prepared data set holds.
 
     Attributes:
-      path: where it lies.
       examples: trajectories of each split.
       turns, steps: how many trajectories have how many of them.
       longest: tokens of the longest text of each slot, with its two brackets.
       refined, slips: share of drafts that are corrected, and that are wrong and stay so.
-      megabytes: on disk.
       seconds: that building it took.
     """
 

@@ -125,11 +125,8 @@ class Qwen2Tokenizer:
     def unknown(self, text: str) -> list[str]:
         """Returns the words that the bytes of the vocabulary cannot spell: none, in a published one."""
         normalize = self._bpe.normalizer.normalize_str if self._bpe.normalizer else str
-        return [
-            word
-            for word in dict.fromkeys(words_of(text))
-            if self.decode(self.encode(word)) != normalize(word)
-        ]
+        words = dict.fromkeys(words_of(text))
+        return [word for word in words if self.decode(self.encode(word)) != normalize(word)]
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the tokenizer with its added tokens, as files that it and published tools read."""

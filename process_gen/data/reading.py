@@ -16,12 +16,7 @@ class Ahead:
     def __init__(
         self, read: Callable[[int], Any], pool: concurrent.futures.Executor, window: int, length: int
     ):
-        """Args:
-        read: position -> what is there; safe to call from several threads.
-        pool: runs it.
-        window: how many positions are read ahead, the one that is asked for among them.
-        length: positions that there are.
-        """
+        """`read` is safe to call from several threads; `window` counts the position that is asked for."""
         self._read, self._pool, self._window, self._length = read, pool, window, length
         self._ahead: dict[int, concurrent.futures.Future] = {}
 

@@ -156,10 +156,7 @@ class Scenes(tfds.core.ShardBasedBuilder):
     builder_config: ScenesConfig
 
     def __init__(self, *, on_example: Callable[[Trajectory], None] | None = None, **kwargs: Any):
-        """Args:
-        on_example: called with every trajectory as it is made (progress, statistics).
-        **kwargs: as in `tfds.core.DatasetBuilder`.
-        """
+        """`on_example` is called with every trajectory as it is made (progress, statistics)."""
         self._on_example = on_example
         super().__init__(file_format="array_record", **kwargs)
 

@@ -29,23 +29,18 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
     be decoded on the way back.
     """
 
-    def flag():
-        return tfds.features.Scalar(dtype=np.bool_)
-
-    def image():
-        return tfds.features.Tensor(shape=(*image_size, 3), dtype=np.uint8, encoding="bytes")
-
     kinds = {
-        "flag": flag,
-        "image": image,
+        "flag": lambda: tfds.features.Scalar(dtype=np.bool_),
+        "image": lambda: tfds.features.Tensor(shape=(*image_size, 3), dtype=np.uint8, encoding="bytes"),
         "text": tfds.features.Text,
         "weight": lambda: tfds.features.Scalar(dtype=np.float32),
     }
     turn = {field.name: kinds[field.type]() for field in TURN_FIELDS}
-    turn |= {f"has_{field.name}": flag() for field in turn_fields("text", "image")}
-    prompt = {name: tfds.features.Text() for name in ("uid", "prompt", "metadata")}
+    turn |= {f"has_{field.name}": kinds["flag"]() for field in turn_fields("text", "image")}
+    prompt = dict.fromkeys(("uid", "prompt", "metadata"), "text")
     if prompt_image:
-        prompt |= {"prompt_image": image(), "has_prompt_image": flag(), "instruction": tfds.features.Text()}
+        prompt |= {"prompt_image": "image", "has_prompt_image": "flag", "instruction": "text"}
+    prompt = {name: kinds[kind]() for name, kind in prompt.items()}
     return tfds.features.FeaturesDict({**prompt, "turns": tfds.features.Sequence(turn)})
 
 
@@ -83,10 +78,8 @@ def _turn_to_example(turn: Turn, blank_image: np.ndarray) -> dict[str, Any]:
     values = {field.name: getattr(turn, field.name) for field in TURN_FIELDS}
     has = {f"has_{field.name}": values[field.name] is not None for field in turn_fields("text", "image")}
     blanks = {"text": "", "image": blank_image}
-    return has | {
-        field.name: blanks[field.type] if values[field.name] is None else values[field.name]
-        for field in TURN_FIELDS
-    }
+    there = {name: one for name, one in values.items() if one is not None}
+    return has | {field.name: blanks.get(field.type) for field in TURN_FIELDS} | there
 
 
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
@@ -95,49 +88,34 @@ def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
     Raises:
       BadTrajectory: the bytes are no such record.
     """
+
+    def read(name: str, kind: str) -> list[Any]:
+        """All values of one feature."""
+        feature = fields[name]
+        if kind == "flag":
+            return [bool(value) for value in feature.int64_list.value]
+        if kind == "weight":
+            return list(feature.float_list.value)
+        if kind == "image":
+            return [np.frombuffer(x, np.uint8).reshape(*image_size, 3) for x in feature.bytes_list.value]
+        return [value.decode() for value in feature.bytes_list.value]
+
     try:
         fields = tf_example_pb2.Example.FromString(record).features.feature
-        uid, prompt, metadata = (
-            _read(fields, name, "text", image_size)[0] for name in ("uid", "prompt", "metadata")
-        )
-        image, instruction = _read_input(fields, image_size)
-        turns = _read_turns(fields, image_size)
+        uid, prompt, metadata = (read(name, "text")[0] for name in ("uid", "prompt", "metadata"))
+        image, instruction = None, ""
+        if "has_prompt_image" in fields:
+            (instruction,) = read("instruction", "text")
+            image = read("prompt_image", "image")[0] if read("has_prompt_image", "flag")[0] else None
+        columns = {}
+        for field in TURN_FIELDS:
+            values = read(f"turns/{field.name}", field.type)
+            if f"turns/has_{field.name}" in fields:  # not of an image, in data sets of earlier versions
+                there = read(f"turns/has_{field.name}", "flag")
+                values = [x if has else None for x, has in zip(values, there, strict=True)]
+            columns[field.name] = values
+        turns = [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
+        turns = tuple(Turn(**turn) for turn in turns)
         return Trajectory(prompt, turns, uid, json.loads(metadata), image, instruction)
     except Exception as error:
         raise BadTrajectory(f"not a trajectory record of images of {image_size}: {error}") from error
-
-
-def _read_input(fields, image_size: tuple[int, int]) -> tuple[np.ndarray | None, str]:
-    """The input image of a prompt and the text after it, of records that have a place for them."""
-    if "has_prompt_image" not in fields:
-        return None, ""
-    (instruction,) = _read(fields, "instruction", "text", image_size)
-    if not _read(fields, "has_prompt_image", "flag", image_size)[0]:
-        return None, instruction
-    return _read(fields, "prompt_image", "image", image_size)[0], instruction
-
-
-def _read_turns(fields, image_size: tuple[int, int]) -> tuple[Turn, ...]:
-    columns = {
-        field.name: _read(fields, f"turns/{field.name}", field.type, image_size) for field in TURN_FIELDS
-    }
-    for field in turn_fields("text", "image"):
-        if f"turns/has_{field.name}" not in fields:  # of an image, in data sets of earlier versions
-            continue
-        there = _read(fields, f"turns/has_{field.name}", "flag", image_size)
-        columns[field.name] = [x if has else None for x, has in zip(columns[field.name], there, strict=True)]
-    return tuple(
-        Turn(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)
-    )
-
-
-def _read(fields, name: str, kind: str, image_size: tuple[int, int]) -> list[Any]:
-    """All values of one feature."""
-    feature = fields[name]
-    if kind == "flag":
-        return [bool(value) for value in feature.int64_list.value]
-    if kind == "weight":
-        return list(feature.float_list.value)
-    if kind == "image":
-        return [np.frombuffer(x, np.uint8).reshape(*image_size, 3) for x in feature.bytes_list.value]
-    return [value.decode() for value in feature.bytes_list.value]

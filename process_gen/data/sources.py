@@ -21,15 +21,14 @@ from process_gen.common import files
 from process_gen.common.names import check_name, hint
 from process_gen.data.encode import TEXT_SLOTS, count_tokens
 from process_gen.data.errors import BadTrajectory, TooLong
-from process_gen.data.formats import identity
 from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
-from process_gen.data.formats.places import place_of
+from process_gen.data.formats.places import digest_of, place_of
 from process_gen.data.graph_masks import KEPT, with_kept
-from process_gen.data.importers import IMPORTERS, open_imported
+from process_gen.data.importers import IMPORTERS
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.mixture import Mixture, Part
-from process_gen.data.packing import TooManyBadTrajectories, allowance
+from process_gen.data.packing import TooManyBadTrajectories, check_budget
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
 from process_gen.data.schema import read_record
@@ -123,12 +122,9 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
 
 
 def validation_of(source: Source, data: Any, image_size: tuple[int, int]) -> Source:
-    """Where validation takes its trajectories from, given the training split of what `data` names.
+    """Where validation takes its trajectories from, given the training split; raises as `open_source`.
 
     A source without a split of its own is not opened again: a part of it is held out (`mixture.hold_out`).
-
-    Raises:
-      NotPrepared, ValueError: as `open_source`.
     """
     if isinstance(source, Mixture):
         parts = data_of_sources(data)
@@ -175,14 +171,8 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
 def open_path(
     path: str, form: str, image_size: tuple[int, int], bad: str, budget: float | None = None
 ) -> Source:
-    """The trajectories of a path, of a form or an importer that is named or found.
-
-    Raises:
-      FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: they cannot be opened.
-    """
+    """The trajectories of a path, of a form or an importer that is named or found; as `open_stored`."""
     form = form or detect(path)
-    if form in IMPORTERS:
-        return open_imported(form, path, image_size, bad, budget)
     if form == RECORDS:
         return RecordSource(tfds.builder_from_directory(path))
     return open_stored(path, image_size, bad, form, budget)
@@ -195,8 +185,7 @@ def prepare_source(
 
     Args:
       data: as in `open_source`.
-      layout: whose text slots have to hold every text.
-      tokenizer: that counts the tokens of the texts.
+      layout, tokenizer: every text, in tokens, has to fit its slot.
       report: called with a summary for people.
 
     Raises:
@@ -260,10 +249,7 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
 
 
 def check_every_trajectory(
-    source: Source,
-    bad: str,
-    encode: Callable[[Trajectory], list[Any]] | None = None,
-    budget: float | None = None,
+    source: Source, bad: str, encode: Callable[[Trajectory], list[Any]], budget: float | None
 ) -> collections.Counter[str]:
     """Reads a whole source.
 
@@ -271,7 +257,7 @@ def check_every_trajectory(
       source: what is read.
       bad: `fail` at the first bad trajectory, or `skip` it and count it.
       encode: makes the parts of each, so that a text longer than its slot is found too.
-      budget: the share that may be bad where `bad` is `skip`; `allowance` by default.
+      budget: the share that may be bad where `bad` is `skip`; None for `allowance`.
 
     Returns:
       How many are `good`, `split` (those of the good ones that make more than one part), `bad` (broken, or
@@ -285,10 +271,7 @@ def check_every_trajectory(
     longest, last = None, None
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
-            found = source[index]
-            if encode:
-                if len(encode(found)) > 1:
-                    count["split"] += 1
+            count["split"] += len(encode(source[index])) > 1
             count["good"] += 1
         except TooLong as error:
             count["overlong"] += 1
@@ -300,11 +283,7 @@ def check_every_trajectory(
             count["bad"] += 1
             last = error
             logging.warning("bad trajectory: %s", error)
-    budget = allowance(len(source)) if budget is None else budget
-    if count["bad"] > budget * len(source):
-        raise TooManyBadTrajectories(
-            f"{count['bad']} of {len(source)} trajectories are bad, {budget:.2%} may be; the last one: {last}"
-        )
+    check_budget(count["bad"], len(source), budget, last)
     if longest is not None and not count["good"]:
         raise TooManyBadTrajectories(
             f"no trajectory fits a row of {longest.slots} turns, the longest one has {longest.turns}: set "
@@ -337,10 +316,7 @@ class _WithKept(RecordSource):
 
 def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) -> Source:
     del split  # it has no splits of its own
-    fields = dict(data.get("fields") or {})
-    if name in IMPORTERS:
-        return open_imported(name, data["path"], image_size, data["on_error"], fields=fields)
-    return open_stored(data["path"], image_size, data["on_error"], name, fields=fields)
+    return open_stored(data["path"], image_size, data["on_error"], name, fields=data.get("fields"))
 
 
 def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
@@ -352,7 +328,7 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
         split = "train"  # whose share for validation `hold_out` takes
     source = RecordSource(builder, split)
     names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
-    source.name = f"{source.name} of SHA-256 {identity.digest(place, names)[:16]}"
+    source.name = f"{source.name} of SHA-256 {digest_of(place, names)[:16]}"
     if source.image_size != image_size:
         raise ValueError(f"{source.name} has images of {source.image_size}, the layout of {image_size}")
     return source

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -30,11 +30,8 @@ from process_gen.data import images
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
-from process_gen.data.packing import TooManyBadTrajectories, allowance
+from process_gen.data.packing import check_budget
 from process_gen.trajectory.record import (
-    STEP_KEYS,
-    TRAJECTORY_KEYS,
-    TURN_KEYS,
     ImageFile,
     Record,
     RecordError,
@@ -42,15 +39,12 @@ from process_gen.trajectory.record import (
     trajectory_from_json,
     turn_to_json,
 )
-from process_gen.trajectory.stages import Trajectory, Turn, turn_fields
+from process_gen.trajectory.stages import Trajectory, Turn
 
 SHAPES = "shapes.json"
 
 _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
-_IMAGES = frozenset(field.name for field in turn_fields("image"))
-_KNOWN = frozenset((*TURN_KEYS, *STEP_KEYS))
-"""Fields of a turn or a step."""
 
 
 class StoredSource:
@@ -148,14 +142,12 @@ class StoredSource:
         record = self._record(unit, found)
         found = {key: value for key, value in found.items() if key != "steps"}
         found["uid"] = record.uid or self._uid(unit)
-        if record.prompt_image is not None:
-            found["image"] = self._inline(unit, "image", found["image"])
         given = found.get("turns") or [_turn_object(turn) for turn in record.turns]
         found["turns"] = [
-            self._with_files(unit, f"turns[{place}]", turn, read.sha256)
+            self._with_files(unit, f"turns[{place}].", turn, read.sha256)
             for place, (turn, read) in enumerate(zip(given, record.turns, strict=True))
         ]
-        return self._with_files(unit, "line", found)
+        return self._with_files(unit, "", found)
 
     def turns(self) -> int:
         """Turns of all trajectories together."""
@@ -185,13 +177,8 @@ class StoredSource:
         found = [self._shape(self._unit(number)) for number in numbers]
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
         self._turns = np.asarray(turns, np.int64)
-        try:
-            with place.create(SHAPES) as file:
-                file.write(json.dumps({"of": self.name, "shapes": shapes, "turns": turns}).encode())
-        except OSError as error:
-            logging.warning(
-                "%s cannot be written (%s): every start looks up all shapes again", place.path(SHAPES), error
-            )
+        content = json.dumps({"of": self.name, "shapes": shapes, "turns": turns})
+        place.keep(SHAPES, content.encode(), "looks up all shapes again")
         return shapes
 
     def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> StoredSource:
@@ -219,13 +206,9 @@ class StoredSource:
                     raise
                 self.skipped.append(str(error))
                 logging.warning("left out bad trajectory (%d so far): %s", len(self.skipped), error)
-        count = len(self._order)
-        budget = allowance(count) if budget is None else budget
-        if len(self.skipped) > budget * count:
-            raise TooManyBadTrajectories(
-                f"{len(self.skipped)} of {count} {self.rows.what} of {self.rows.title} are bad, the budget "
-                f"allows {budget:.2%}; the last one: {self.skipped[-1]}"
-            )
+        if self.skipped:
+            what = f"{self.rows.what} of {self.rows.title}"
+            check_budget(len(self.skipped), len(self._order), budget, self.skipped[-1], what)
         self._order, self._turns = np.asarray(kept, np.int64), np.asarray(turns, np.int64)
 
     def _unit(self, number: int) -> Unit:
@@ -237,9 +220,10 @@ class StoredSource:
 
     def _object(self, unit: Unit, text: bool) -> dict[str, Any]:
         """The object that the rows of a trajectory make; `text` leaves out binary values."""
-        read = self.rows.text if text else self.rows.__getitem__
+        (indices, part), read = unit, self.rows.text if text else self.rows.__getitem__
         try:
-            return self.form.read([read(index) for index in unit[0]], unit[1])
+            rows = [read(index) for index in indices]
+            return self.form.read(rows, part) if self.form.units else self.form.read(*rows)
         except RecordError as error:
             raise self._bad(unit, str(error)) from None
 
@@ -247,7 +231,7 @@ class StoredSource:
         """The checked record of a trajectory."""
         value = self._object(unit, text=False) if value is None else value
         try:
-            record = trajectory_from_json(_light(value, self.fields), self.fields)
+            record = trajectory_from_json(value, self.fields)
         except RecordError as error:
             raise self._bad(unit, str(error)) from None
         named = [("image", record.prompt_image), *((turn.image_field, turn.image) for turn in record.turns)]
@@ -292,8 +276,11 @@ class StoredSource:
                 yield file
         except BadTrajectory:
             raise
+        except FileNotFoundError:
+            raise self._bad(unit, f"{field} does not exist: {_named(image)}") from None
         except UNREADABLE as error:
-            raise self._unreadable(unit, field, image, error) from None
+            what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
+            raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
 
     def _file(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> BinaryIO:
         """Opens an image, after a look at its checksum where there is one."""
@@ -305,12 +292,6 @@ class StoredSource:
         if hashlib.sha256(content).hexdigest() != sha256.lower():
             raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
         return io.BytesIO(content)
-
-    def _unreadable(self, unit: Unit, field: str, image: ImageFile, error: Exception) -> BadTrajectory:
-        if isinstance(error, FileNotFoundError):
-            return self._bad(unit, f"{field} does not exist: {_named(image)}")
-        reason = str(error).partition(" <_io.")[0]
-        return self._bad(unit, f"{field} is no readable PNG, JPEG or WebP: {_named(image)} ({reason})")
 
     def _shape(self, unit: Unit) -> tuple[tuple[int, int] | None, int]:
         """Height and width of the last image, None where no start will ever read it, and how many turns."""
@@ -330,22 +311,17 @@ class StoredSource:
             return None, len(record.turns)
 
     def _with_files(
-        self, unit: Unit, field: str, value: Mapping[str, Any], sha256: str = ""
+        self, unit: Unit, where: str, value: Mapping[str, Any], sha256: str = ""
     ) -> dict[str, Any]:
         """An object of a trajectory or a turn, with the content of the image files that it names."""
         found = dict(value)
         for key, one in value.items():
-            if key in _IMAGES and field != "line":
-                found[key] = self._inline(unit, f"{field}.{key}", one, sha256 if key == "image" else "")
-            elif isinstance(one, Mapping) and set(one) == {"path"} or self._is_file(key, one):
-                found[key] = self._inline(unit, f"{field}.{key}", one)
+            own = isinstance(one, str) and self.fields.get(key) in ("image", "mask")
+            if key == "image" or own or isinstance(one, Mapping) and set(one) == {"path"}:
+                found[key] = self._inline(unit, f"{where}{key}", one, sha256 if key == "image" else "")
             elif isinstance(one, bytes):
                 found[key] = {"bytes": one, "path": None}
         return found
-
-    def _is_file(self, name: str, value: Any) -> bool:
-        """Whether the value of a field of one's own names an image file."""
-        return self.fields.get(name) in ("image", "mask") and isinstance(value, str)
 
     def _inline(self, unit: Unit, field: str, image: Any, sha256: str = "") -> dict[str, Any]:
         """An image as `{"bytes", "path"}`."""
@@ -355,36 +331,6 @@ class StoredSource:
         self._check_path(unit, field, path if content is None else None)
         with self._opened(unit, field, path if content is None else content, sha256) as file:
             return {"bytes": file.read(), "path": path}
-
-
-def _light(value: Any, own: Collection[str]) -> Any:
-    """An object without the bytes of images in fields that nobody knows, which would end up in metadata.
-
-    Those of one's `own` are kept.
-    """
-    if not isinstance(value, Mapping):
-        return value
-    found = {key: one if key in TRAJECTORY_KEYS else _without_bytes(one) for key, one in value.items()}
-    for key in ("turns", "steps"):
-        if isinstance(found.get(key), list):
-            found[key] = [
-                {
-                    name: part if name in _KNOWN or name in own else _without_bytes(part)
-                    for name, part in one.items()
-                }
-                if isinstance(one, dict)
-                else one
-                for one in found[key]
-            ]
-    return found
-
-
-def _without_bytes(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_bytes(one) for key, one in value.items() if not isinstance(one, bytes)}
-    if isinstance(value, list):
-        return [_without_bytes(one) for one in value if not isinstance(one, bytes)]
-    return None if isinstance(value, bytes) else value
 
 
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:

@@ -187,20 +187,20 @@ def _trained(
         program, batch = setting.placed(host)
         state, metrics = program.step(state, batch)
         if pending:  # metrics are read one step late
-            yield pending[0], _shown("train/", pending[1])
+            yield _trained_losses(*pending)
         pending = step, metrics
         if step in due and validation:
             values = validation.scalars(state)
             yield step, {f"held out/{n.removeprefix('validation/')}": x for n, x in values.items()}
     batches.close()
-    yield pending[0], _shown("train/", pending[1])
+    yield _trained_losses(*pending)
     if score:
         yield steps, {"score": _score(setting, state, score, seed)}
 
 
-def _shown(prefix: str, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    values = {n: float(x) for n, x in jax.device_get(metrics).items()}
-    return {f"{prefix}{n}": x for n, x in values.items() if n == "loss" or n.startswith("loss/")}
+def _trained_losses(step: int, metrics: Mapping[str, jax.Array]) -> tuple[int, dict[str, float]]:
+    values = jax.device_get(metrics)
+    return step, {f"train/{n}": float(x) for n, x in values.items() if n == "loss" or n.startswith("loss/")}
 
 
 def _keep(
@@ -213,12 +213,11 @@ def _keep(
     """Files the values under the names of the yardstick; of each arm's own rows, those that it trains."""
     for name, value in values.items():
         head, _, row = name.partition("/loss/")
-        if not row:
-            shown = name if name == "score" else None
-        else:
-            shown = f"{head}/{names[row]}" if row in names else None
-        if shown:
-            curves.setdefault(shown, {}).setdefault(seed, []).append((step, value))
+        if row in names:
+            name = f"{head}/{names[row]}"
+        elif name != "score":
+            continue
+        curves.setdefault(name, {}).setdefault(seed, []).append((step, value))
 
 
 def _measuring(

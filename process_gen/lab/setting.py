@@ -51,11 +51,7 @@ class Setting:
 
     @classmethod
     def of(cls, config: ConfigDict) -> Setting:
-        """Builds it.
-
-        Raises:
-          ConfigError: the config cannot work; a loss is named with what is wrong with it.
-        """
+        """Builds it; raises ConfigError where the config cannot work, naming a loss that is wrong."""
         builders.check(config)
         tokenizer = vocabulary.build_tokenizer(config)
         model, layouts = builders.build_model(config, tokenizer), builders.build_layouts(config)

@@ -1,6 +1,6 @@
 """Losses per stage of every step: a registry, and the table that turns losses on and sums them."""
 
-from process_gen.losses import consistency, encoders, prior  # noqa: F401  (fill the registry)
+from process_gen.losses import consistency  # noqa: F401  (fills the registry)
 from process_gen.losses.registry import Term, get_loss, register, register_network
 from process_gen.losses.stock import of_stage
 from process_gen.losses.table import LossTable

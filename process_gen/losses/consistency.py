@@ -9,14 +9,15 @@ P places that an encoder sees of one, D width of what it sees there.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from process_gen.common import ranges
-from process_gen.losses.registry import Term, register
+from process_gen.losses.registry import Term, register, register_network
 from process_gen.losses.stock import of_stage
 from process_gen.models.autoencoder import to_floats, to_patches
 from process_gen.models.outputs import LossError, Outputs
@@ -51,7 +52,6 @@ def spatial_consistency(
     Pixels are compared, since latents could not tell: an autoencoder's depend on the whole image.
 
     Args:
-      outputs, batch, labels, key, stage: as of every loss.
       field: a field of one's own, of the kind `mask`.
       threshold: where there is no field.
       copies: how many noised copies of an image are decoded.
@@ -94,7 +94,6 @@ def semantic_consistency(
     images themselves are left out, and trajectories whose last image is wrong or stands in another row.
 
     Args:
-      outputs, batch, labels, key, stage: as of every loss.
       network: the encoder, a frozen network: images [N, H, W, 3] around [-1, 1] to [N, ..., D].
       copies: how many noised copies of an image are decoded.
 
@@ -222,3 +221,38 @@ def _agreement(a: jax.Array, b: jax.Array) -> jax.Array:
     size = jnp.sum(jnp.square(b), axis=-1)
     squares = (jnp.sum(jnp.square(a), axis=-1) + 0.01 * size) * 1.01 * size
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(squares + 1e-12)
+
+
+# ------------------------------------------------------------------ an encoder
+
+_WIDTHS = (3, 32, 32, 32)
+_STRIDES = (2, 2, 1)
+
+
+def init_random_features(key: jax.Array) -> dict[str, jax.Array]:
+    """Kernels [3, 3, in, out] of three convolutions, normal with the variance of He et al. (2015)."""
+    keys = jax.random.split(key, len(_STRIDES))
+    shapes = [(3, 3, *pair) for pair in itertools.pairwise(_WIDTHS)]
+    return {
+        f"layer{number}": jax.random.normal(key, shape) * (2 / (9 * shape[2])) ** 0.5
+        for number, (key, shape) in enumerate(zip(keys, shapes, strict=True))
+    }
+
+
+def random_features(kernels: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+    """Images [N, H, W, 3] around [-1, 1] to D = 32 features of each place, [N, H / 4, W / 4, D].
+
+    Convolutions with random weights tell images apart much as trained ones do, texture and shape alike (He,
+    Wang and Hopcroft, arXiv 1606.04801). A place sees 15 x 15 pixels, so what changes elsewhere leaves it
+    as it is.
+    """
+    x = images.astype(jnp.float32)
+    for number, stride in enumerate(_STRIDES):
+        x, kernel = jax.nn.relu(x) if number else x, kernels[f"layer{number}"]
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    return x
+
+
+register_network("random_features", init_random_features, random_features)

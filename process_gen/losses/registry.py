@@ -42,32 +42,22 @@ LossFunction = Callable[..., Term]
 
 
 class Loss(NamedTuple):
-    """A registered loss.
+    """A registered loss; see `register`.
 
-    Attributes:
-      function: see the module.
-      pixels: whether it reads the pixels of the batch.
-      stages: for which it is defined.
-      networks: the frozen networks that it reads.
+    `options` are the fields that a row may set besides those that every row has, with their defaults;
+    `inspect.Parameter.empty` where a row has to.
     """
 
     function: LossFunction
     pixels: bool
     stages: tuple[str, ...]
     networks: tuple[str, ...]
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The fields that a row may set besides those that every row has."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage")
+    options: Mapping[str, Any]
 
     def networks_of(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The frozen networks that it reads, with that of its option `network`, if it has one."""
-        if NETWORK not in self.options:
-            return self.networks
-        default = inspect.signature(self.function).parameters[NETWORK].default
-        return (*self.networks, options.get(NETWORK, default))
+        given = {**self.options, **options}
+        return (*self.networks, given[NETWORK]) if NETWORK in given else self.networks
 
 
 class Network(NamedTuple):
@@ -87,10 +77,7 @@ _NETWORKS: dict[str, Network] = {}
 
 
 def register(
-    name: str,
-    pixels: bool = True,
-    stages: Sequence[str] = STAGES,
-    networks: Sequence[str] = (),
+    name: str, pixels: bool = True, stages: Sequence[str] = STAGES, networks: Sequence[str] = ()
 ) -> Callable[[LossFunction], LossFunction]:
     """Adds a loss to the registry under `name`; registering a name again replaces it.
 
@@ -109,7 +96,9 @@ def register(
         check_name(stage, STAGES, "stage")
 
     def add(function: LossFunction) -> LossFunction:
-        _LOSSES[name] = Loss(function, pixels, tuple(stages), tuple(networks))
+        parameters = inspect.signature(function).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage"}
+        _LOSSES[name] = Loss(function, pixels, tuple(stages), tuple(networks), options)
         return function
 
     return add

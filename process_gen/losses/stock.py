@@ -1,4 +1,4 @@
-"""The losses of the method, by stage.
+"""The losses of the method, by stage, and one that keeps texts as they were (`text_kl`, off in the configs).
 
 A turn's slots belong to stages: the text before an image is a plan or a refine
 instruction, the image a sketch or a refined one, by the kind of the turn; the text
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from process_gen.common.names import check_name
 from process_gen.losses.registry import Term, register
-from process_gen.models.outputs import LossError, Outputs
+from process_gen.models.outputs import REFERENCE, LossError, Outputs
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import closing
 from process_gen.trajectory.stages import Stage, stage_bits
@@ -56,6 +56,33 @@ def text_weights(batch: Batch, labels: dict, stage: str) -> tuple[str, jax.Array
     return slot, inside * weights[..., None]
 
 
+@register("text_kl", pixels=False, stages=("plan", "inspect", "refine"), networks=(REFERENCE,))
+def text_kl(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str) -> Term:
+    """KL(reference, model) of the next token, at the text tokens of a stage.
+
+    sum_v p_ref(v) (log p_ref(v) - log p(v)), the knowledge distillation of Li and Hoiem ("Learning
+    without forgetting", arXiv 1606.09282) at temperature 1 with the model's own start as the teacher.
+    Where it stands in the sequence is our choice: the tokens that `text_cross_entropy` counts.
+    """
+    del key
+    slot, weights = text_weights(batch, labels, stage)
+
+    def divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+        log_p, log_q = jax.nn.log_softmax(wanted), jax.nn.log_softmax(logits)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+    return Term(outputs.over_words(divergence, slot, outputs.network(REFERENCE)), weights)
+
+
+DECISIONS = {
+    Stage.PLAN: ("prompt_end", "before"),
+    Stage.SKETCH: ("image_end", "noised_end"),
+    Stage.INSPECT: ("after",),
+    Stage.REFINE: ("before", "image_end", "noised_end"),
+}
+"""By stage, where a token that closes something decides what opens next."""
+
+
 @register("decision_cross_entropy", pixels=False)
 def decision_cross_entropy(
     outputs: Outputs,
@@ -80,14 +107,8 @@ def decision_cross_entropy(
     much as any other (our choice).
     """
     del key
-    parts = {
-        Stage.PLAN: ("prompt_end", "before"),
-        Stage.SKETCH: ("image_end", "noised_end"),
-        Stage.INSPECT: ("after",),
-        Stage.REFINE: ("before", "image_end", "noised_end"),
-    }[Stage(stage)]
     values, weights, wanted, there = [], [], [], of_stage(batch, stage)
-    for name in (name for name in parts if name in labels):
+    for name in (name for name in DECISIONS[Stage(stage)] if name in labels):
         value, label = outputs.cross_entropy(name, labels), labels[name]
         weight = label != PAD_ID
         if name in ("before", "after"):
@@ -116,11 +137,6 @@ def balanced(weights: jax.Array, labels: jax.Array, power: float) -> jax.Array:
     return scaled * (jnp.sum(weights) / jnp.maximum(jnp.sum(scaled), 1e-9))
 
 
-def _clean(t: jax.Array) -> jax.Array:
-    """t^2: (v_hat - v)^2 becomes the error of the clean estimate x_t - t v (our choice)."""
-    return jnp.square(t)
-
-
 def _cosmap(t: jax.Array) -> jax.Array:
     """2 / (pi - 2 pi t + 2 pi t^2), which prefers the middle (Esser et al., arXiv 2403.03206)."""
     return 2 / (math.pi * (1 - 2 * t + 2 * jnp.square(t)))
@@ -134,7 +150,7 @@ def _logit_normal(t: jax.Array) -> jax.Array:
 
 TIMESTEPS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "uniform": jnp.ones_like,
-    "clean": _clean,
+    "clean": jnp.square,  # (v_hat - v)^2 becomes the error of the clean estimate x_t - t v (our choice)
     "cosmap": _cosmap,
     "logit_normal": _logit_normal,
 }
@@ -143,13 +159,7 @@ TIMESTEPS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @register("flow_mse", pixels=False, stages=("sketch", "refine"))
 def flow_mse(
-    outputs: Outputs,
-    batch: Batch,
-    labels: dict,
-    key: jax.Array,
-    *,
-    stage: str,
-    timesteps: str = "uniform",
+    outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str, timesteps: str = "uniform"
 ) -> Term:
     """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE).
 

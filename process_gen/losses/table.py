@@ -2,7 +2,7 @@
 
 A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan", "weight": 1.0}
 
-A weight is a number or a schedule over the steps (`schedules`); a row of weight 0 is a metric. Rows that
+A weight is a number or a schedule over the steps (`rows`); a row of weight 0 is a metric. Rows that
 also name the same `pool` are divided by the targets of all of them together: one mean over the texts of
 all stages, say, as BAGEL has it. Further fields are options of the loss.
 

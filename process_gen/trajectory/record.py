@@ -38,7 +38,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -220,7 +220,7 @@ def trajectory_from_json(value: Any, fields: Collection[str] = ()) -> Record:
     if not isinstance(metadata, dict):
         raise RecordError("metadata is not an object")
     _characters(json.dumps(metadata, ensure_ascii=False, default=str), "metadata")
-    turns = tuple(_asked_for(turn, fields) for turn in _read_turns(value, fields))
+    turns = _read_turns(value, fields)
     if any(turn.unknown for turn in turns):
         unknown["turn_fields"] = [dict(turn.unknown) for turn in turns]
     return Record(
@@ -269,15 +269,6 @@ def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(one, bool) or not isinstance(one, (int, float) if key == "seconds" else int):
             raise RecordError(f"{key} is not a {'number' if key == 'seconds' else 'whole number'}")
     return found
-
-
-def _asked_for(turn: TurnRecord, fields: Collection[str]) -> TurnRecord:
-    if not any(name in turn.unknown for name in fields):
-        return turn
-    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    for name, one in turn.unknown.items():
-        parts[name in fields][name] = one
-    return dataclasses.replace(turn, unknown=parts[0], extra=parts[1])
 
 
 def _read_turns(value: dict[str, Any], fields: Collection[str]) -> tuple[TurnRecord, ...]:
@@ -331,25 +322,22 @@ def _read_turn(turn: dict[str, Any], names: Mapping[str, str], own: Collection[s
     """Checks a turn; `names` are those of its keys in messages, `own` the fields that were asked for."""
     lacks = "image" not in turn and "refine" in turn and "inspect" not in turn
     image = None if lacks else _image_file(turn, "image", names["image"])
-    fields: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if "inspect" in turn:
-        fields["after"] = _text(turn, "inspect", names["inspect"])
-    before, refines = _read_before(turn, names)
-    if before is not None:
-        fields["before"] = before
-    if refines:
-        fields["refines"] = True
-    if not _flag(turn, "image_ok", names.get("image_ok", ""), True):
-        fields["image_ok"] = False
+        found["after"] = _text(turn, "inspect", names["inspect"])
+    found["before"], found["refines"] = _read_before(turn, names)
+    found["image_ok"] = _flag(turn, "image_ok", names.get("image_ok", ""), True)
     for field in turn_fields("weight"):
         weight = turn.get(field.name, field.default)
         if not is_number(weight) or not 0 <= weight <= _LARGEST_WEIGHT:
             raise RecordError(f"{names[field.name]} is not a number of at least 0")
-        if weight != field.default:
-            fields[field.name] = float(weight)
+        found[field.name] = float(weight)
+    defaults = {field.name: field.default for field in TURN_FIELDS}
+    fields = {name: one for name, one in found.items() if one != defaults[name]}
     sha256 = _text(turn, "sha256", names.get("sha256", "sha256")) if "sha256" in turn else ""
-    unknown = _unknown(turn, TURN_KEYS, names["image"].rpartition(".")[0], own)
-    return TurnRecord(image, names["image"], fields, sha256, unknown)
+    extra = {key: one for key, one in turn.items() if key in own and key not in TURN_KEYS}
+    unknown = _unknown(turn, (*TURN_KEYS, *extra), names["image"].rpartition(".")[0])
+    return TurnRecord(image, names["image"], fields, sha256, unknown, extra)
 
 
 def _read_before(turn: dict[str, Any], names: Mapping[str, str]) -> tuple[str | None, bool]:
@@ -375,17 +363,22 @@ def _check_object(value: Any, field: str) -> None:
         raise RecordError(f"{field} is not a JSON object")
 
 
-def _unknown(value: Any, keys: Sequence[str], field: str, own: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of an object that are none of `keys`; the log names each once, but for one's `own`."""
+def _unknown(value: Any, keys: Sequence[str], field: str) -> dict[str, Any]:
+    """The fields of an object that are none of `keys`, bytes left out; the log names each once."""
     _check_object(value, field)
-    found = {key: one for key, one in value.items() if key not in keys}
+    found = {key: _without_bytes(one) for key, one in value.items() if key not in keys}
     for key, one in found.items():
-        if key in own:
-            continue
-        place = field.partition("[")[0]
         _characters(json.dumps({key: one}, ensure_ascii=False, default=str), f"{field}.{key[:40]}")
-        _name_once(place, key)
+        _name_once(field.partition("[")[0], key)
     return found
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_bytes(one) for key, one in value.items() if not isinstance(one, bytes)}
+    if isinstance(value, list):
+        return [_without_bytes(one) for one in value if not isinstance(one, bytes)]
+    return None if isinstance(value, bytes) else value
 
 
 @functools.cache
@@ -412,10 +405,7 @@ def _text(holder: dict[str, Any], key: str, field: str) -> str:
 
 def _plain_text(holder: dict[str, Any], key: str, field: str) -> str:
     """A text without special tokens."""
-    try:
-        return markup.check_plain(_text(holder, key, field), field)
-    except ValueError as error:
-        raise RecordError(str(error)) from None
+    return _characters(_text(holder, key, field), field, markup.check_plain)
 
 
 def _image_file(holder: dict[str, Any], key: str, field: str) -> ImageFile:
@@ -432,8 +422,8 @@ def _image_file(holder: dict[str, Any], key: str, field: str) -> ImageFile:
     return name
 
 
-def _characters(text: str, field: str) -> str:
+def _characters(text: str, field: str, check: Callable[[str, str], str] = markup.check_characters) -> str:
     try:
-        return markup.check_characters(text, field)
-    except ValueError as error:
+        return check(text, field)
+    except markup.BadText as error:
         raise RecordError(str(error)) from None

@@ -142,21 +142,13 @@ class Turn:
 
 
 def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = None, **fields: Any) -> Turn:
-    """A draft turn; `fields` are others of `Turn`.
-
-    Raises:
-      ValueError: a text holds a special token.
-    """
+    """A draft turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
     before = None if plan is None else markup.write_plan(plan)
     return Turn(image, before, _plain(inspect), **fields)
 
 
 def refinement(image: np.ndarray | None, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
-    """A refine turn; `fields` are others of `Turn`.
-
-    Raises:
-      ValueError: a text holds a special token.
-    """
+    """A refine turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
     return Turn(image, markup.write_refine(instruction), _plain(inspect), refines=True, **fields)
 
 
@@ -166,12 +158,7 @@ def _plain(inspect: str | None) -> str | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """A draft turn and the refine turns that follow it.
-
-    Attributes:
-      draft: the first turn.
-      refines: the others, in order.
-    """
+    """A draft turn and the refine turns that follow it, in order."""
 
     draft: Turn
     refines: tuple[Turn, ...] = ()

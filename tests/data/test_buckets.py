@@ -12,7 +12,6 @@ from grain._src.python.testing.experimental import assert_equal_output_after_che
 from process_gen.data.buckets import deal, in_turn, nearest
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
-from process_gen.data.images import read_rgb, shape_of
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, allowance
 from process_gen.data.stored import SHAPES
@@ -52,14 +51,7 @@ def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, p
         share = allowance(len(source)) * len(source) / len(bucket)
         policy = Policy("skip", min(share, 0.9))
         made[size] = make_loader(
-            bucket,
-            tokenizer,
-            LAYOUTS[size],
-            batch_size,
-            rows=rows,
-            seed=seed,
-            prefetch=0,
-            policy=policy,
+            bucket, tokenizer, LAYOUTS[size], batch_size, rows=rows, seed=seed, prefetch=0, policy=policy
         )
     return in_turn(made, buckets, prefetch)
 
@@ -128,14 +120,6 @@ def test_what_cannot_be_dealt_says_so():
 
 def test_sizes_that_suit_nothing_are_left_out(folder):
     assert list(deal(open_stored(folder, SIZES[0]), (*SIZES, (2, 800)))) == list(SIZES)
-
-
-def test_headers_say_the_shape_that_reading_gives(tmp_path):
-    for orientation in (*range(10), 65535):
-        exif = PIL.Image.Exif()
-        exif[PIL.ExifTags.Base.Orientation] = orientation
-        PIL.Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
-        assert shape_of(tmp_path / "turned.jpg") == read_rgb(tmp_path / "turned.jpg").shape[:2]
 
 
 def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokenizer):

@@ -34,6 +34,12 @@ def mine(tmp_path):
     return folder
 
 
+def refused(capsys, *words):
+    """What a command that ends with exit code 2 says."""
+    assert main([str(word) for word in words]) == 2
+    return capsys.readouterr().err
+
+
 def test_a_set_is_converted_from_form_to_form(mine, tmp_path, capsys):
     source = mine
     for form in ("parquet", "webdataset", "folder", "records"):
@@ -46,8 +52,8 @@ def test_a_set_is_converted_from_form_to_form(mine, tmp_path, capsys):
         if source == mine:
             assert "1 times: turns[0].image does not exist: 'b.png'" in out
         source = target
-    assert main(["convert", str(source), str(tmp_path / "b"), "--to=records", "--image_size=8,8"]) == 2
-    assert "holds pixels of (8, 12), not of (8, 8)" in capsys.readouterr().err
+    error = refused(capsys, "convert", source, tmp_path / "b", "--to=records", "--image_size=8,8")
+    assert "holds pixels of (8, 12), not of (8, 8)" in error
     found = open_source({"source": "records", "path": str(source), "on_error": "fail"}, SIZE)
     assert [found[i].uid for i in range(11)] == [str(n) for n in range(12) if n != 3]
     assert (found[0].image == 7).all()
@@ -69,22 +75,16 @@ def test_a_set_is_converted_from_form_to_form(mine, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_done_is_one_line(mine, tmp_path, capsys, flags, message):
-    assert main(["convert", str(mine), str(tmp_path / "out"), *flags]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
+    error = refused(capsys, "convert", mine, tmp_path / "out", *flags).splitlines()[-1]
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()
 
 
 def test_records_have_a_place_for_input_images_where_it_is_asked_for(mine, tmp_path, capsys):
-    edit = {
-        "image": "a.png",
-        "instruction": "red",
-        "turns": [{"image": "a.png", "inspect": "no"}, {"refine": "x"}],
-    }
-    (mine / LISTING).write_text(json.dumps(edit))
+    turns = [{"image": "a.png", "inspect": "no"}, {"refine": "x"}]
+    (mine / LISTING).write_text(json.dumps({"image": "a.png", "instruction": "red", "turns": turns}))
     flags = ["convert", str(mine), str(tmp_path / "out"), "--to=records", "--image_size=8,12"]
-    assert main(flags) == 2
-    assert "has no place for one: make it with prompt_image=True" in capsys.readouterr().err
+    assert "has no place for one: make it with prompt_image=True" in refused(capsys, *flags)
     assert not (tmp_path / "out").exists()
     assert main([*flags, "--prompt_image"]) == 0
     found = open_source({"source": "records", "path": str(tmp_path / "out"), "on_error": "fail"}, SIZE)[0]
@@ -92,8 +92,8 @@ def test_records_have_a_place_for_input_images_where_it_is_asked_for(mine, tmp_p
 
 
 def test_a_target_that_is_there_stays(mine, tmp_path, capsys):
-    assert main(["convert", str(mine), str(mine), "--to=folder", "--on_error=skip"]) == 2
-    assert "is not empty: choose another folder" in capsys.readouterr().err
+    error = refused(capsys, "convert", mine, mine, "--to=folder", "--on_error=skip")
+    assert "is not empty: choose another folder" in error
     assert len(open_stored(mine, SIZE)) == 12
 
 
@@ -156,27 +156,24 @@ def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processe
 
 
 def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):
-    assert main(["check", str(odd_set(tmp_path / "odd")), "--processes=1", "--budget=0.05"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        error.startswith("error: 1 of 10 trajectories are bad, 5.00% may be (--budget)")
-        and "line 10" in error
-    )
+    said = refused(capsys, "check", odd_set(tmp_path / "odd"), "--processes=1", "--budget=0.05")
+    error = said.splitlines()[-1]
+    assert error.startswith("error: 1 of 10 trajectories are bad, 5.00% may be (--budget)")
+    assert "line 10" in error
     for flags, message in (
         (["--config=configs/none.py"], "configs/none.py"),
         (["--tokenizer=nowhere"], "nowhere"),
         (["--from=parquet"], "holds no *.parquet"),
     ):
-        assert main(["check", str(tmp_path / "odd"), "--processes=1", *flags]) == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+        said = refused(capsys, "check", tmp_path / "odd", "--processes=1", *flags)
+        assert message in said.splitlines()[-1]
 
 
 def test_a_trajectory_that_cannot_be_shown_says_why(tmp_path, capsys):
     flags = ["check", str(odd_set(tmp_path / "odd")), "--processes=1", "--budget=0.2"]
     assert main([*flags, "--show=9"]) == 0
     assert "number 9 is not trained as it is" in capsys.readouterr().out
-    assert main([*flags, "--show=10"]) == 2
-    assert "--show=10: the last one of 10 trajectories is 9" in capsys.readouterr().err
+    assert "--show=10: the last one of 10 trajectories is 9" in refused(capsys, *flags, "--show=10")
 
 
 def end_at_once(indices):
@@ -187,8 +184,8 @@ def end_at_once(indices):
 def test_a_process_that_is_ended_from_outside_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("process_gen.data.checking.BLOCK", 4)
     monkeypatch.setattr("process_gen.data.checking._examine_here", end_at_once)
-    assert main(["check", str(odd_set(tmp_path / "odd")), "--processes=2"]) == 2
-    assert "error: one of 2 processes came to an end" in capsys.readouterr().err
+    error = refused(capsys, "check", odd_set(tmp_path / "odd"), "--processes=2")
+    assert "error: one of 2 processes came to an end" in error
 
 
 def test_a_target_that_is_a_link_is_filled_and_a_file_is_refused(mine, tmp_path, capsys):
@@ -197,8 +194,8 @@ def test_a_target_that_is_a_link_is_filled_and_a_file_is_refused(mine, tmp_path,
     flags = ["--to=folder", "--on_error=skip"]
     assert main(["convert", str(mine), str(tmp_path / "link"), *flags]) == 0
     assert (tmp_path / "link").is_symlink() and len(open_stored(tmp_path / "disk", SIZE)) == 11
-    assert main(["convert", str(mine), str(mine / "a.png"), *flags]) == 2
-    assert "a.png is a file: choose another folder" in capsys.readouterr().err
+    error = refused(capsys, "convert", mine, mine / "a.png", *flags)
+    assert "a.png is a file: choose another folder" in error
 
 
 def test_fields_that_json_has_no_place_for_are_kept_as_text_or_named(mine, tmp_path, capsys):

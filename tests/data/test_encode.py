@@ -137,10 +137,7 @@ def test_what_does_not_fit_the_layout_is_named(toy_tokenizer, make_trajectory):
     with pytest.raises(BadTrajectory, match=r"'toy-1': an image is uint8\[4, 4, 3\], .* uint8\[8, 8, 3\]"):
         encode_trajectory(toy_tokenizer, LAYOUT, make_trajectory(1, steps=1, image_size=(4, 4)))
     for turn, message in (
-        (
-            Turn(IMAGE, "<ins>a <des> b</ins><des>c</des>"),
-            "the text of a plan is malformed: <des> inside <ins>",
-        ),
+        (Turn(IMAGE, "<ins>a <des> b</ins><des>c</des>"), "the text of a plan is malformed: <des> inside"),
         (Turn(IMAGE, "a", refines=True), "the text of a refine instruction is malformed: expected <refine>"),
         (Turn(IMAGE, None, "<refine>x"), "an inspection must not contain the token <refine>"),
         (Turn(IMAGE, None, "\ud83d"), "an inspection holds half of a character"),
@@ -186,7 +183,7 @@ def test_an_input_image_needs_its_place_in_the_layout(toy_tokenizer):
     with pytest.raises(BadTrajectory, match="'toy-7': its prompt holds a text after its image, set"):
         encode_trajectory(toy_tokenizer, dataclasses.replace(SHOWN, instruction=0), _with_input())
     with pytest.raises(
-        SlotOverflow, match=r"the text after the prompt's image has 8 tokens, 7 fit \(layout.instruction = 9"
+        SlotOverflow, match=r"after the prompt's image has 8 tokens, 7 fit \(layout.instruction"
     ):
         encode_trajectory(toy_tokenizer, SHOWN, _with_input("", " ".join(["circle"] * 8)))
     with pytest.raises(BadTrajectory, match=r"'toy-7': an image is uint8\[4, 4, 3\]"):

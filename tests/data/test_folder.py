@@ -24,7 +24,14 @@ PHOTOGRAPHS = pathlib.Path(skimage.__file__).parent / "data"
 SIZE = (24, 32)
 
 
+def save(path, array, **options):
+    PIL.Image.fromarray(array).save(path, **options)
+    return path
+
+
 def write(folder, *entries):
+    """Lists entries, or lines as they are, beside a black image that is called `a.png`."""
+    save(folder / "a.png", np.zeros((4, 4, 3), np.uint8))
     lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
     (folder / LISTING).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
@@ -82,11 +89,6 @@ def test_photographs_train(photographs, toy_tokenizer):
     assert toy_tokenizer.decode(batch["before_tokens"][0, 2]) == "<refine>show the rocket</refine>"
 
 
-def save(path, array, **options):
-    PIL.Image.fromarray(array).save(path, **options)
-    return path
-
-
 def test_every_mode_is_read(tmp_path):
     grey = np.full((20, 30), 100, np.uint8)
     colour = np.stack([grey, grey // 2, grey // 4], -1)
@@ -106,17 +108,6 @@ def test_every_mode_is_read(tmp_path):
     assert read_image(tmp_path / "cmyk.jpg", SIZE).shape == (*SIZE, 3)
     PIL.Image.fromarray(grey > 50).save(tmp_path / "bits.png")
     assert (read_image(tmp_path / "bits.png", SIZE) == 255).all()
-
-
-def test_the_rotation_of_the_camera_is_applied(tmp_path):
-    upright = np.zeros((40, 30, 3), np.uint8)
-    upright[:20] = 255
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side: turn by 90 degrees clockwise
-    path = tmp_path / "turned.jpg"
-    PIL.Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
-    image = read_image(path, (40, 30))
-    assert image[:18].min() > 230 and image[22:].max() < 25
 
 
 GOOD = {"prompt": "a", "turns": [{"image": "a.png"}]}
@@ -141,10 +132,7 @@ HALF = "half \ud83d"
         ({"steps": [{"sketch": "a.png"}]}, "line 2: prompt is missing"),
         ({"prompt": " ", "steps": [{"sketch": "a.png"}]}, "line 2: prompt is empty"),
         ({"prompt": 3, "steps": [{"sketch": "a.png"}]}, "line 2: prompt is not text"),
-        (
-            {"prompt": "a <refine> b", "turns": [{"image": "a.png"}]},
-            "line 2: prompt must not contain the token <refi",
-        ),
+        ({**GOOD, "prompt": "a <refine> b"}, "line 2: prompt must not contain the token <refi"),
         ({"prompt": "a", "steps": []}, "line 2: steps must be a list of at least one step"),
         ({"prompt": "a", "turns": {}}, "line 2: turns must be a list of at least one turn"),
         ({"prompt": "a"}, "line 2: turns must be a list of at least one turn"),
@@ -162,20 +150,14 @@ HALF = "half \ud83d"
         (step(sketch="b/../../a.png"), r"line 2: steps\[1\].sketch leaves the folder: 'b/../../a.png'"),
         (step(sketch="a\0.png"), r"line 2: steps\[1\].sketch is no file name"),
         (step(sketch=""), r"line 2: steps\[1\].sketch is no file name"),
-        (
-            step(sketch="a.png", refine="x <ins>", refined="a.png"),
-            r"line 2: steps\[1\].refine must not contain",
-        ),
+        (step(sketch="a.png", refine="x <ins>", refined="a.png"), r"line 2: steps\[1\].refine must not cont"),
         (turn(), r"line 2: turns\[1\].image is missing"),
         (turn(image=3), r"line 2: turns\[1\].image is not text"),
         (turn(image="../a.png"), r"line 2: turns\[1\].image leaves the folder: '../a.png'"),
         (turn(image="a.png", instruction="b"), r"line 2: turns\[1\].description is missing beside instr"),
         (turn(image="a.png", description="b"), r"line 2: turns\[1\].instruction is missing beside descr"),
         (turn(image="a.png", refine=3), r"line 2: turns\[1\].refine is not text"),
-        (
-            turn(image="a.png", refine="a </refine> b"),
-            r"line 2: turns\[1\].refine must not contain the token",
-        ),
+        (turn(image="a.png", refine="a </refine> b"), r"line 2: turns\[1\].refine must not contain"),
         (turn(image="a.png", refine="a", before="b"), r"line 2: turns\[1\].refine and before exclude"),
         (turn(image="a.png", refine="a", refines=False), r"line 2: turns\[1\].refines does not go with ref"),
         (turn(image="a.png", refines="yes"), r"line 2: turns\[1\].refines is neither true nor false"),
@@ -184,10 +166,7 @@ HALF = "half \ud83d"
         (turn(image="a.png", after_weight="1"), r"line 2: turns\[1\].after_weight is not a number"),
         (turn(image="a.png", before_weight=True), r"line 2: turns\[1\].before_weight is not a number"),
         (turn(image="a.png", image_weight=float("nan")), r"line 2: turns\[1\].image_weight is not a number"),
-        (
-            {"prompt": "a", "turns": [{"image": "a.png", "refine": "b"}]},
-            r"line 2: turns\[0\] corrects an image",
-        ),
+        ({"prompt": "a", "turns": [{"image": "a.png", "refine": "b"}]}, r"line 2: turns\[0\] corrects an im"),
         ({**GOOD, "prompt": HALF}, r"line 2: prompt holds half of a character, '\\ud83d', behind 'half '"),
         ({**GOOD, "uid": HALF}, "line 2: uid holds half of a character"),
         ({**GOOD, "metadata": {"a": [HALF]}}, "line 2: metadata holds half of a character"),
@@ -205,15 +184,14 @@ HALF = "half \ud83d"
     ],
 )
 def test_a_bad_line_is_named_or_skipped(tmp_path, entry, message):
-    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     write(tmp_path, GOOD, entry, GOOD)
     with pytest.raises(BadTrajectory, match=f"{LISTING}, {message}"):
         open_stored(tmp_path, SIZE)
     source = open_stored(tmp_path, SIZE, bad="skip")
     assert [source[i].uid.rpartition(":")[2] for i in range(len(source))] == ["1", "3"]
-    assert len(source.skipped) == 1
+    assert len(source.skipped) == 1 and "line 2" in source.skipped[0]
     write(tmp_path, GOOD, entry, entry)
-    with pytest.raises(TooManyBadTrajectories, match=r"2 of 3 lines .* the budget allows 50.00%"):
+    with pytest.raises(TooManyBadTrajectories, match=r"2 of 3 lines .* are bad, 50.00% may be"):
         open_stored(tmp_path, SIZE, bad="skip")
 
 
@@ -264,7 +242,6 @@ BROKEN = "cut.png flipped.png cut.jpg text.png empty.png animated.gif folder.png
 @pytest.mark.parametrize("name", BROKEN.split())
 def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenizer, name):
     broken_files(tmp_path)
-    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     source = open_stored(write(tmp_path, GOOD, turn(image=name)), SIZE)
     problem = "does not exist" if name == "missing.png" else "is no readable PNG, JPEG or WebP"
     with pytest.raises(BadTrajectory, match=rf"{LISTING}, line 2: turns\[1\].image {problem}: '{name}'"):
@@ -276,8 +253,8 @@ def test_a_broken_image_is_named_or_skipped_by_the_loader(tmp_path, toy_tokenize
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    save(tmp_path / "a.png", np.zeros((300, 400), np.uint8))
     write(tmp_path, GOOD)
+    save(tmp_path / "a.png", np.zeros((300, 400), np.uint8))
     monkeypatch.setattr("process_gen.data.images.MAX_PIXELS", 100_000)
     with pytest.raises(BadTrajectory, match="400 x 300 pixels, at most 100000 are read"):
         open_stored(tmp_path, SIZE)[0]
@@ -289,7 +266,6 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
     save(tmp_path / "in.png", np.full((40, 40, 3), 7, np.uint8))
-    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     turns = [{"image": "a.png"}]
     write(
         tmp_path,
@@ -337,14 +313,13 @@ def test_a_broken_input_image_is_named(tmp_path):
     write(tmp_path, {"prompt": "a", "image": "cut.jpg", "turns": [{"image": "cut.png"}]})
     with pytest.raises(BadTrajectory, match=r"line 1: image is no readable .*: 'cut.jpg'"):
         open_stored(tmp_path, SIZE)[0]
-    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     write(tmp_path, {"prompt": "a", "steps": [{"sketch": "a.png", "refine": "b", "refined": "cut.png"}]})
     with pytest.raises(BadTrajectory, match=r"line 1: steps\[0\].refined is no readable .*: 'cut.png'"):
         open_stored(tmp_path, SIZE)[0]
 
 
 def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path, assert_same_trajectory):
-    for name, shade in (("a.png", 1), ("b.png", 2), ("c.png", 3)):
+    for name, shade in (("b.png", 2), ("c.png", 3)):
         save(tmp_path / name, np.full((4, 4, 3), shade, np.uint8))
     plan = {"instruction": "add it", "description": "all of it"}
     steps = [
@@ -368,22 +343,16 @@ def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path, assert_
     assert [len(step.turns) for step in new.steps] == [2, 2, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["bom", "surrogate"])
-def test_a_byte_order_mark_is_read_and_half_a_character_is_named(tmp_path, name):
+def test_a_byte_order_mark_is_read_and_half_a_character_is_named(tmp_path):
     """As editors and exports of web pages leave them."""
-    save(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     lines = [json.dumps({**GOOD, "prompt": f"{n}"}) for n in range(4)]
-    if name == "bom":
-        (tmp_path / LISTING).write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
-        source = open_stored(tmp_path, SIZE)
-        assert [source[i].prompt for i in range(len(source))] == ["0", "1", "2", "3"]
-        return
+    write(tmp_path).joinpath(LISTING).write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
+    source = open_stored(tmp_path, SIZE)
+    assert [source[i].prompt for i in range(len(source))] == ["0", "1", "2", "3"]
     lines[2] = json.dumps({**GOOD, "prompt": "a red circle \ud83d"})
     with pytest.raises(BadTrajectory, match="line 3: prompt holds half of a character") as error:
         open_stored(write(tmp_path, *lines), SIZE)
     assert str(error.value).encode("utf-8"), "the message itself is text"
-    source = open_stored(tmp_path, SIZE, bad="skip")
-    assert len(source) == 3 and "line 3" in source.skipped[0]
 
 
 def sampled(turns, **fields):
@@ -412,13 +381,9 @@ def test_what_the_sampler_writes_is_read(tmp_path, toy_tokenizer, assert_same_tr
 
 
 def test_what_a_model_garbled_is_read_and_named_by_the_loader(tmp_path, toy_tokenizer):
-    save(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
-    layout = Layout(image_size=SIZE)
+    layout, blank = Layout(image_size=SIZE), np.zeros((*SIZE, 3), np.uint8)
     for text, refines in (("<ins>a</ins>", False), ("", False), ("<refine>a", True)):
-        turns = [
-            Turn(np.zeros((*SIZE, 3), np.uint8)),
-            Turn(np.zeros((*SIZE, 3), np.uint8), text, refines=refines),
-        ]
+        turns = [Turn(blank), Turn(blank, text, refines=refines)]
         line = trajectory_to_json(sampled(turns), ["a.png", "a.png"])
         found = open_stored(write(tmp_path, line), SIZE)[0]
         assert (found.turns[1].before, found.turns[1].refines) == (text, refines)

@@ -13,14 +13,7 @@ import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from process_gen.data.images import (
-    Resize,
-    fit,
-    model_sizes,
-    read_rgb,
-    rules_for,
-    shape_of,
-)
+from process_gen.data.images import Resize, fit, model_sizes, read_image, read_rgb, rules_for, shape_of
 
 VAE, VIT = Resize(stride=16, shortest=512, longest=1024), Resize(stride=14, shortest=224, longest=980)
 """What the published model gives its two encoders."""
@@ -112,13 +105,14 @@ def with_exif(orientation: int, *odd: tuple[int, int, int, int]) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("orientation", [*range(10), 65535])
 def test_the_cameras_rotation_is_applied(tmp_path, orientation):
     path = tmp_path / "a.jpg"
     path.write_bytes(with_exif(orientation))
     with PIL.Image.open(path) as opened:
         upright = np.asarray(PIL.ImageOps.exif_transpose(opened))
     np.testing.assert_array_equal(read_rgb(path), upright)
+    np.testing.assert_array_equal(read_image(path, upright.shape[:2]), upright)
     assert shape_of(path) == upright.shape[:2]
 
 

@@ -116,8 +116,10 @@ def test_another_autoencoder_gives_the_loader_another_name(source, tmp_path):
 def test_what_is_missing_unfinished_or_damaged_is_named(source, tmp_path):
     with pytest.raises(NotPrepared, match="it does not exist.*process_gen.prepare"):
         LatentsSource(source, tmp_path / "nowhere", LAYOUT)
-    with pytest.raises(RuntimeError, match="interrupted"), _interrupted(tmp_path, source):
-        pass
+    info = LatentsInfo.of(source, LAYOUT, "flux-1")
+    with pytest.raises(RuntimeError, match="interrupted"), LatentsWriter(tmp_path, info) as writer:
+        writer.write(source[0], np.zeros((len(images_of(source[0])), 4, 3)))
+        raise RuntimeError("interrupted")
     with pytest.raises(NotPrepared, match=f"it has no {INFO}"):
         LatentsSource(source, tmp_path, LAYOUT)
     write(tmp_path, source)
@@ -147,24 +149,14 @@ def test_a_damaged_record_is_a_bad_trajectory(source, tmp_path):
 
 
 def test_latents_that_half_precision_cannot_hold_are_refused(source, tmp_path):
-    with pytest.raises(ValueError, match="'toy-0' are not finite in half precision"):
-        with LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-1")) as writer:
-            writer.write(source[0], np.full((len(images_of(source[0])), 4, 3), 1e6))
-    with pytest.raises(ValueError, match=r"are \(1, 4, 3\), not"):
-        with LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-1")) as writer:
-            writer.write(source[1], np.zeros((1, 4, 3)))
-
-
-def _interrupted(folder, source):
-    """A writer that ends with an error after some records."""
-
-    class Interrupted:
-        def __enter__(self):
-            with LatentsWriter(folder, LatentsInfo.of(source, LAYOUT, "flux-1")) as writer:
-                writer.write(source[0], np.zeros((len(images_of(source[0])), 4, 3)))
-                raise RuntimeError("interrupted")
-
-        def __exit__(self, *_):
-            return False
-
-    return Interrupted()
+    info = LatentsInfo.of(source, LAYOUT, "flux-1")
+    for one, latents, message in (
+        (
+            source[0],
+            np.full((len(images_of(source[0])), 4, 3), 1e6),
+            "'toy-0' are not finite in half precision",
+        ),
+        (source[1], np.zeros((1, 4, 3)), r"are \(1, 4, 3\), not"),
+    ):
+        with pytest.raises(ValueError, match=message), LatentsWriter(tmp_path, info) as writer:
+            writer.write(one, latents)

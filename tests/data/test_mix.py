@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from process_gen.data import lengths, mix
+from process_gen.data import mix
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, packing_stats
 from process_gen.experiment import builders, cli
@@ -41,9 +41,9 @@ def test_trajectories_are_drawn_in_the_paper_s_proportions():
 
 def test_a_draft_that_is_corrected_learns_its_correction():
     for one in mix.draw(PAPER, 200):
-        assert sum(one.refines) == one.corrections <= 1 and not any(one.refines[:-1])
+        assert not any(one.refines[:-1])
         expected = [0] * len(one.refines)
-        if one.corrections:
+        if one.refines[-1]:
             expected[-2] = 1
             assert not one.after[-1]  # the correction is not inspected
         assert list(one.targets) == expected
@@ -60,11 +60,10 @@ def test_lengths_of_trajectories_fill_rows_as_the_trajectories_do(
     )
     toys = [make_trajectory(seed, twice=0.3) for seed in range(30)]
     assert turns == 12 or any(len(toy.turns) > 4 for toy in toys)
-    measured = [lengths.Lengths.of(toy, toy_tokenizer) for toy in toys]
-    assert [one.corrections for one in measured] == [toy.corrections for toy in toys]
+    measured = [mix.Lengths.of(toy, toy_tokenizer) for toy in toys]
     policy = Policy("skip", 1.0, long)
     loader = make_loader(toys, toy_tokenizer, there, 1, shuffle=False, epochs=1, policy=policy)
-    assert lengths.report(there, measured, long == "split") == packing_stats(list(loader), there)
+    assert mix.report_of(there, measured, long == "split") == packing_stats(list(loader), there)
 
 
 def test_rows_have_the_fields_of_a_batch():
@@ -92,9 +91,3 @@ def test_a_row_of_the_7b_config_is_85_percent_useful():
     report = mix.report(there, 1_500)
     assert report.useful > 0.85
     assert amounts.of_a_row(there, 1_500)["useful"] == pytest.approx(report.useful, abs=1e-6)
-
-
-def test_the_table_ends_with_the_useful_share():
-    report = mix.report(PAPER, 100)
-    name, share = report.table().splitlines()[-1].split()
-    assert name == "useful" and float(share.rstrip("%")) == pytest.approx(100 * report.useful, abs=0.051)

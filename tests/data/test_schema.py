@@ -79,11 +79,6 @@ def test_input_images_come_back_where_the_data_set_has_a_place_for_them(make_tra
         assert found.prompt_image is None
 
 
-def test_records_from_before_input_images_are_read(make_trajectory):
-    found = read_record(serialize(make_trajectory(2), (8, 8)), (8, 8))
-    assert found.prompt_image is None and found.instruction == ""
-
-
 def test_a_correction_of_words_alone_comes_back(make_trajectory, assert_same_trajectory):
     trajectory = make_trajectory(2)
     turns = (*trajectory.turns, Turn(None, "<refine>redder</refine>", refines=True))

@@ -22,8 +22,7 @@ def config(tmp_path_factory):
     config.optimizer.name = "adamw"
     with config.unlocked():
         config.losses = dict(
-            plan_text=config.losses.plan_text.to_dict(),
-            sketch_flow=config.losses.sketch_flow.to_dict(),
+            plan_text=config.losses.plan_text.to_dict(), sketch_flow=config.losses.sketch_flow.to_dict()
         )
     return config
 

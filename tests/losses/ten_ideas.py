@@ -19,7 +19,7 @@ from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed.mesh import MeshConfig, make_mesh
 from process_gen.distributed.sharding import held_rows, shard_batch
 from process_gen.experiment import builders, cli
-from process_gen.losses.encoders import init_random_features, random_features
+from process_gen.losses.consistency import init_random_features, random_features
 from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import Recipe

@@ -9,8 +9,7 @@ import pytest
 
 from process_gen import losses
 from process_gen.losses import LossError, LossTable
-from process_gen.losses.consistency import last_images, unchanged
-from process_gen.losses.encoders import init_random_features, random_features
+from process_gen.losses.consistency import init_random_features, last_images, random_features, unchanged
 from process_gen.models.autoencoder import random_weights, to_tokens
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
 from process_gen.models.unified import UnifiedModel

@@ -16,7 +16,7 @@ import pytest
 from process_gen import losses
 from process_gen.distributed import sharding
 from process_gen.losses import LossError, LossTable, Term
-from process_gen.losses.schedules import weight_of
+from process_gen.losses.rows import weight_of
 from process_gen.models.autoencoder import random_weights, to_pixels, to_tokens
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
 from process_gen.models.inputs import make_inputs
@@ -210,22 +210,14 @@ def test_weights_over_steps(weight, at):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (dict(stage="draw"), "'draw'; known are inspect, plan, refine, sketch"),
         (dict(loss="flow_mes"), "unknown loss 'flow_mes'; did you mean flow_mse"),
         (dict(stage="sketsh"), "unknown stage in config.losses.a.stage, 'sketsh'; did you mean sketch"),
         (dict(stage="plan"), "config.losses.a.stage is 'plan', the loss 'flow_mse' is for sketch, refine"),
-        (
-            dict(timestep="clean"),
-            "field of config.losses.a, loss 'flow_mse', 'timestep'; did you mean timesteps",
-        ),
+        (dict(timestep="clean"), "config.losses.a, loss 'flow_mse', 'timestep'; did you mean timesteps"),
         (dict(weight="much"), "config.losses.a.weight is 'much': a weight is a number or a schedule"),
-        (
-            dict(weight=dict(kind="liner")),
-            "kind of schedule in config.losses.a.weight: 'liner'; did you mean linear",
-        ),
-        (
-            dict(weight=dict(kind="linear", start=1.0)),
-            "a schedule of kind 'linear' has start, end, begin, until",
-        ),
+        (dict(weight=dict(kind="liner")), "schedule in config.losses.a.weight: 'liner'; did you mean linear"),
+        (dict(weight=dict(kind="linear", start=1.0)), "of kind 'linear' has start, end, begin, until"),
         (dict(weight=dict(kind="steps", at=((5, 0.0), (2, 1.0)))), "come one after the other"),
     ],
 )
@@ -235,15 +227,19 @@ def test_rows_that_cannot_be_name_the_way_out(changes, message):
     assert message in str(found.value)
 
 
+def test_a_table_has_rows_and_a_row_its_fields():
+    with pytest.raises(ValueError, match="at least one loss"):
+        LossTable({})
+    with pytest.raises(ValueError, match="config.losses.a lacks weight"):
+        LossTable({"a": dict(loss="flow_mse", stage="sketch")})
+
+
 BAD = {
     "values and weights of unlike shapes": (
         lambda outputs, batch: Term(outputs.t, ones(batch)),
         "values of shape [2, 5, 2] and weights of shape [2, 5]",
     ),
-    "reduced": (
-        lambda outputs, batch: Term(outputs.t.mean(), jnp.ones(())),
-        "both are [B, S, ...] = [2, 5, ...]",
-    ),
+    "reduced": (lambda outputs, batch: Term(outputs.t.mean(), jnp.ones(())), "are [B, S, ...] = [2, 5, ...]"),
     "no term": (lambda outputs, batch: outputs.t, "return losses.Term(values, weights)"),
     "a field that is not there": (
         lambda outputs, batch: Term(batch.field("mask"), ones(batch)),

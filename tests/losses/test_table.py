@@ -63,9 +63,8 @@ def test_blank_logits_give_the_entropy_of_a_uniform_guess_at_every_text_token():
 def test_each_text_counts_for_the_one_stage_that_it_belongs_to():
     batch, outputs, targets = blank()
     batch = batch.replace(before_weight=jnp.ones_like(batch.before_weight))
-    _, counts = table_of("text_cross_entropy", "plan", "inspect", "refine").terms(
-        outputs, batch, targets, KEY
-    )
+    table = table_of("text_cross_entropy", "plan", "inspect", "refine")
+    _, counts = table.terms(outputs, batch, targets, KEY)
 
     def words(name, stage):
         tokens = np.asarray(getattr(batch, f"{name}_tokens"))[turns_of(batch, stage)]
@@ -211,17 +210,6 @@ def test_a_new_loss_is_one_function_and_one_line():
     assert set(table.metrics(sums, counts)) == {"loss/mine", "stage/inspect"}
 
 
-def test_bad_tables_say_what_is_wrong():
-    with pytest.raises(KeyError, match="did you mean flow_mse"):
-        LossTable({"a": dict(loss="flow_mes", stage="sketch", weight=1.0)})
-    with pytest.raises(ValueError, match="config.losses.a lacks weight"):
-        LossTable({"a": dict(loss="flow_mse", stage="sketch")})
-    with pytest.raises(ValueError, match="known are inspect, plan, refine, sketch"):
-        LossTable({"a": dict(loss="flow_mse", stage="draw", weight=1.0)})
-    with pytest.raises(ValueError, match="at least one loss"):
-        LossTable({})
-
-
 def test_rows_of_one_pool_share_their_denominator():
     batch, outputs, targets = blank()
     rows = {
@@ -235,8 +223,6 @@ def test_rows_of_one_pool_share_their_denominator():
     metrics = table.metrics(sums, counts)
     shares = [metrics[f"stage/{stage}"] for stage in rows]
     np.testing.assert_allclose(sum(shares), table.total(sums, counts), rtol=1e-6)
-    with pytest.raises(ValueError, match="unknown field of config.losses.plan"):
-        LossTable({"plan": {**rows["plan"], "pol": "text"}})
 
 
 def test_a_turn_without_an_image_teaches_its_words_alone():

@@ -45,11 +45,3 @@ def test_any_text_parses_to_a_value(text):
 )
 def test_malformed_plans_say_what_is_wrong(text, reason):
     assert reason in markup.parse_plan(text).reason
-
-
-@pytest.mark.parametrize("token", markup.SPECIAL_TOKENS)
-def test_special_tokens_are_refused_inside_a_field(token):
-    with pytest.raises(ValueError, match="must not contain the token"):
-        markup.write_plan(Plan(f"add {token}", "a circle"))
-    with pytest.raises(ValueError, match="must not contain the token"):
-        markup.write_refine(token)

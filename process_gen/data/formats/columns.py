@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from process_gen.common import files
-from process_gen.data.formats.rows import PRESENT, Form, Row
+from process_gen.data.formats.rows import PRESENT, Form
 from process_gen.trajectory.record import SAMPLED_KEYS, TRAJECTORY_KEYS, TURN_KEYS, RecordError
 from process_gen.trajectory.stages import TURN_FIELDS
 
@@ -52,10 +52,26 @@ def _known(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return row
 
 
-def row_of(table: pa.Table, index: int) -> dict[str, Any]:
-    """One row as an object, without what is null; dates and decimal numbers are texts, as in JSON."""
+def row_of(table: pa.Table, index: int, whole: pa.Schema) -> dict[str, Any]:
+    """One row as an object, without what is null; dates and decimal numbers are texts, as in JSON.
+
+    `PRESENT` stands for the binary values of the schema `whole` that the table was read without.
+    """
     (row,) = table.slice(index, 1).to_pylist()
-    return _plain(row)
+    return _plain(_with_present(row, pa.struct(list(whole))))
+
+
+def _with_present(value: Any, kind: pa.DataType) -> Any:
+    if isinstance(value, list) and not pa.types.is_map(kind):
+        return [_with_present(one, kind.value_type) for one in value]
+    if not isinstance(value, dict):
+        return value
+    missing = {field.name: PRESENT for field in kind if field.name not in value and _holds_bytes(field.type)}
+    return missing | {name: _with_present(one, kind.field(name).type) for name, one in value.items()}
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _plain(value: Any) -> Any:
@@ -108,45 +124,5 @@ def _is_binary(leaf: pq.ColumnSchema) -> bool:
     return leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE"
 
 
-def with_present(table: pa.Table, whole: pa.Schema) -> pa.Table:
-    """A table without its binary values, `PRESENT` where they are in `whole`."""
-    arrays = []
-    for field in whole:
-        given = table.column(field.name).combine_chunks() if field.name in table.column_names else None
-        arrays.append(_filled(given, field.type, len(table)))
-    return pa.table(
-        arrays, schema=pa.schema([field.with_type(a.type) for field, a in zip(whole, arrays, strict=True)])
-    )
-
-
-def _filled(given: pa.Array | None, whole: pa.DataType, length: int) -> pa.Array:
-    """An array that was read without binary values, at the type that it has with them."""
-    if isinstance(given, pa.ChunkedArray):
-        given = given.combine_chunks()
-    if pa.types.is_binary(whole) or pa.types.is_large_binary(whole):
-        return pa.array([PRESENT] * length, whole) if given is None else given
-    if pa.types.is_struct(whole):
-        names = [] if given is None else [given.type.field(i).name for i in range(given.type.num_fields)]
-        inner = [
-            _filled(given.field(f.name) if f.name in names else None, f.type, length)
-            for f in (whole.field(i) for i in range(whole.num_fields))
-        ]
-        mask = None if given is None else given.is_null()
-        fields = [whole.field(i).with_type(a.type) for i, a in enumerate(inner)]
-        return pa.StructArray.from_arrays(inner, fields=fields, mask=mask)
-    if given is None:
-        return pa.nulls(length, whole)
-    if pa.types.is_list(whole) or pa.types.is_large_list(whole):
-        inner = _filled(given.values, whole.value_type, len(given.values))
-        make = pa.LargeListArray if pa.types.is_large_list(whole) else pa.ListArray
-        return make.from_arrays(given.offsets, inner, mask=given.is_null())
-    return given
-
-
-def _read(rows: Sequence[Row], part: int) -> dict[str, Any]:
-    del part
-    return from_row(rows[0])
-
-
-COLUMNS = Form("trajectories", _read, cheap=True)
+COLUMNS = Form("trajectories", from_row, cheap=True)
 """Rows of `schema`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -13,6 +14,7 @@ from process_gen.data.formats.parquet import ParquetRows
 from process_gen.data.formats.places import is_folder, place_of
 from process_gen.data.formats.rows import SHARDED, TRAJECTORIES, Form, Rows
 from process_gen.data.formats.webdataset import TarRows
+from process_gen.data.importers import IMPORTERS
 from process_gen.data.stored import StoredSource
 
 FORMATS: dict[str, tuple[Callable[[str | os.PathLike[str]], Rows], Form]] = {
@@ -52,11 +54,7 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def open_rows(path: str | os.PathLike[str], form: str = "") -> Rows:
-    """The rows of a set, of the form that is named or found.
-
-    Raises:
-      FileNotFoundError, BadTrajectory, ValueError: it cannot be opened; the message says why.
-    """
+    """The rows of a set, of the form that is named or found; raises as `open_stored`."""
     return FORMATS[check_name(form or detect(path), FORMATS, "form of a data set")][0](path)
 
 
@@ -68,16 +66,21 @@ def open_stored(
     budget: float | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> StoredSource:
-    """The trajectories of a set of the project's own; see `StoredSource`.
+    """The trajectories of a set.
 
     Args:
       path: a folder, a file, or a pattern of names, here or behind a URL.
-      image_size: height and width that images are brought to.
-      bad: what to do with bad trajectories.
-      form: one of `FORMATS`; found by `detect` where it is empty.
-      budget: the share of trajectories that `skip` may leave out; `allowance` by default.
-      fields: of one's own, name -> kind.
+      image_size, bad, budget, fields: as `StoredSource` has them.
+      form: one of `FORMATS` or `IMPORTERS`; found by `detect` where it is empty.
+
+    Raises:
+      FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: it cannot be opened.
     """
-    form = check_name(form or detect(path), FORMATS, "form of a data set")
-    rows, as_trajectories = FORMATS[form]
+    form = check_name(form or detect(path), (*FORMATS, *IMPORTERS), "form of a data set")
+    if form in FORMATS:
+        rows, as_trajectories = FORMATS[form]
+    else:
+        module, _, attribute = IMPORTERS[form].partition(":")
+        module = importlib.import_module(f"process_gen.data.importers.{module}")
+        rows, as_trajectories = getattr(module, attribute)
     return StoredSource(rows(path), as_trajectories, image_size, bad, budget, fields)

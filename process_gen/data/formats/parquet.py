@@ -15,45 +15,42 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.formats import columns, identity
-from process_gen.data.formats.places import Place, is_folder, place_of, split_path
-from process_gen.data.formats.rows import Row
+from process_gen.data.formats import columns
+from process_gen.data.formats.places import Place, digest_of, is_folder, place_of, split_path
+from process_gen.data.formats.rows import Row, Rows
 
 CACHE_BYTES = 256 << 20
 """Of decoded row groups that a source keeps."""
 OPEN_FILES = 64
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 """What the names of parts begin with where a folder holds several splits."""
+Group = tuple[pa.Table, pa.Schema]
 
 
-class ParquetRows:
-    """The rows of all parts, in the order of their names; see `Rows`."""
+class ParquetRows(Rows):
+    """The rows of all parts, in the order of their names."""
 
     what = "rows"
 
     def __init__(self, path: str | os.PathLike[str], parts: Sequence[str] | None = None):
-        """Opens the parts and reads their footers.
+        """Opens a file, a folder, or a pattern such as `data/train-*.parquet`; raises as `find`.
 
-        Args:
-          path: a file, a folder, or a pattern such as `data/train-*.parquet`.
-          parts: the files of the folder `path`, in this order; all of them by default.
+        With `parts` they are the files of the folder `path`, in this order.
 
         Raises:
-          FileNotFoundError: there is none.
           BadTrajectory: one is no Parquet file.
-          ValueError: the folder holds several splits.
         """
         self.place, self._names = (place_of(path), list(parts)) if parts else find(path, "*.parquet")
         self.title = os.fspath(path)
         self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
         self._lock = threading.RLock()
-        self._cache: collections.OrderedDict[tuple[int, int, bool], pa.Table] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[tuple[int, int, bool], Group] = collections.OrderedDict()
         self._cached = 0
         groups = [
             (part, group, metadata.row_group(group).num_rows)
@@ -66,9 +63,7 @@ class ParquetRows:
         self._starts: dict[int, int] = {}
         for (part, _), end in zip(self._groups, [0, *self._ends], strict=False):
             self._starts.setdefault(part, end)
-        self.name = (
-            f"{len(self._names)} Parquet files of SHA-256 {identity.digest(self.place, self._names)[:16]}"
-        )
+        self.name = f"{len(self._names)} Parquet files of SHA-256 {digest_of(self.place, self._names)[:16]}"
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -80,11 +75,7 @@ class ParquetRows:
         return self._row(index, text=True)
 
     def column(self, name: str) -> list[Any]:
-        """All values of one column, nothing else being read.
-
-        Raises:
-          BadTrajectory: a part has no such column.
-        """
+        """All values of one column, nothing else being read; BadTrajectory where a part has none."""
         found: list[Any] = []
         for part in range(len(self._names)):
             if name not in self._file(part).schema_arrow.names:
@@ -102,24 +93,17 @@ class ParquetRows:
         part, _ = self._groups[bisect.bisect_right(self._ends, index)]
         return f"{self.place.path(self._names[part])}, row {index - self._starts[part]}"
 
-    def uid(self, index: int) -> str:
-        return f"{self.place.name}:{index}"
-
-    def open(self, index: int, path: str) -> BinaryIO:
-        del index
-        return self.place.open(path)
-
     def _row(self, index: int, text: bool) -> Row:
         place = bisect.bisect_right(self._ends, index)
         part, group = self._groups[place]
-        rows = self._group(part, group, text)
+        rows, schema = self._group(part, group, text)
         try:
-            return columns.row_of(rows, index - self._ends[place] + len(rows))
+            return columns.row_of(rows, index - self._ends[place] + len(rows), schema)
         except UnicodeDecodeError as error:
             raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
 
-    def _group(self, part: int, group: int, text: bool) -> pa.Table:
-        """One row group, its columns without binary values where `text` asks for it."""
+    def _group(self, part: int, group: int, text: bool) -> Group:
+        """One row group, without binary values where `text` asks for it, and the schema with them."""
         key = (part, group, text)
         with self._lock:
             if key in self._cache:
@@ -129,14 +113,12 @@ class ParquetRows:
                 file = self._file(part)
                 leaves = columns.text_leaves(file.schema) if text else None
                 table = file.read_row_group(group, columns=leaves)
-                if text:
-                    table = columns.with_present(table, file.schema_arrow)
-            self._cache[key] = table
+            self._cache[key] = table, file.schema_arrow
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._cache) > 1:
-                _, oldest = self._cache.popitem(last=False)
+                _, (oldest, _) = self._cache.popitem(last=False)
                 self._cached -= oldest.nbytes
-            return table
+            return self._cache[key]
 
     def _file(self, part: int) -> pq.ParquetFile:
         with self._lock:
@@ -162,14 +144,8 @@ class ParquetRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens the files anew."""
-        return (
-            vars(self)
-            | {"_files": collections.OrderedDict(), "_lock": None}
-            | {
-                "_cache": collections.OrderedDict(),
-                "_cached": 0,
-            }
-        )
+        empty = {"_files": collections.OrderedDict(), "_cache": collections.OrderedDict(), "_cached": 0}
+        return vars(self) | empty | {"_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

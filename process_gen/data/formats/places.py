@@ -1,61 +1,33 @@
 """Folders that hold a set: on this machine, or on any file system that fsspec knows (`gs://`, `s3://`, ..).
 
 Paths inside a place are relative and have forward slashes. Local paths need no fsspec.
+
+What a set holds has one digest, so that a data file that changed is noticed, whatever its length. Reading
+hundreds of gigabytes takes minutes: the digest of each file is kept beside it, with its length and time, and
+only a file that is new or was written again is read.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import fnmatch
+import hashlib
+import json
 import os
 import pathlib
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from absl import logging
 
 from process_gen.common import files
 
-
-class Place(Protocol):
-    """A folder.
-
-    Attributes:
-      root: as the user wrote it, for messages.
-      name: its last part.
-    """
-
-    root: str
-    name: str
-
-    def path(self, name: str) -> Any:
-        """What opens a file by name: a local path, or a URL."""
-        ...
-
-    def open(self, name: str) -> BinaryIO:
-        """A file for reading, with random access; raises OSError."""
-        ...
-
-    def read(self, name: str, start: int, size: int) -> bytes:
-        """So many bytes of a file from `start` on; raises OSError."""
-        ...
-
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        ...
-
-    def glob(self, pattern: str) -> list[str]:
-        """The files whose last part fits a pattern, in all folders below, sorted."""
-        ...
-
-    def stamp(self, name: str) -> tuple[int, str]:
-        """Bytes of a file, and what changes when it is written again; "" where nothing says."""
-        ...
-
-    def create(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """A file for writing, which is there as a whole when the block ends, or not at all."""
-        ...
+SIDECAR = ".sha256.json"
+THREADS = 8
 
 
 def escapes(name: str) -> bool:
@@ -63,45 +35,65 @@ def escapes(name: str) -> bool:
     return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
-class LocalPlace:
-    """A folder of this machine; see `Place`. Links in it are followed, wherever they point."""
+class Place:
+    """A folder of this machine. Links in it are followed, wherever they point.
+
+    Attributes:
+      root: as the user wrote it, for messages.
+      name: its last part.
+    """
 
     def __init__(self, root: str | os.PathLike[str]):
         self._root = pathlib.Path(root).absolute()
         self.root, self.name = str(self._root), self._root.name
 
-    def path(self, name: str) -> pathlib.Path:
+    def path(self, name: str) -> Any:
+        """What opens a file by name: a local path, or a URL."""
         return self._root / name
 
     def open(self, name: str) -> BinaryIO:
+        """A file for reading, with random access; raises OSError."""
         return self.path(name).open("rb")
 
     def read(self, name: str, start: int, size: int) -> bytes:
+        """So many bytes of a file from `start` on; raises OSError."""
         with self.open(name) as file:
             file.seek(start)
             return file.read(size)
 
     def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
         return self.path(name).is_file()
 
     def glob(self, pattern: str) -> list[str]:
+        """The files whose last part fits a pattern, in all folders below, sorted."""
         found = (path for path in self._root.rglob(pattern) if path.is_file())
         return sorted(path.relative_to(self._root).as_posix() for path in found)
 
     def stamp(self, name: str) -> tuple[int, str]:
+        """Bytes of a file, and what changes when it is written again; "" where nothing says."""
         found = self.path(name).stat()
         return found.st_size, str(found.st_mtime_ns)
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file for writing, which is there as a whole when the block ends, or not at all."""
         self.path(name).parent.mkdir(parents=True, exist_ok=True)
         with files.whole(self.path(name)) as scratch, open(scratch, "wb") as file:
             yield file
             file.flush()
 
+    def keep(self, name: str, content: bytes, otherwise: str) -> None:
+        """Writes what the next start goes by; the log says what it does `otherwise`, where that fails."""
+        try:
+            with self.create(name) as file:
+                file.write(content)
+        except OSError as error:
+            logging.warning("%s cannot be written (%s): every start %s", self.path(name), error, otherwise)
 
-class RemotePlace:
-    """A folder behind a URL; see `Place`."""
+
+class RemotePlace(Place):
+    """A folder behind a URL."""
 
     def __init__(self, url: str):
         self._fs, self._root = _filesystem(url)
@@ -157,7 +149,7 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     Raises:
       ValueError: nothing installed knows the scheme of the URL.
     """
-    return RemotePlace(os.fspath(path)) if is_remote(path) else LocalPlace(path)
+    return RemotePlace(os.fspath(path)) if is_remote(path) else Place(path)
 
 
 def split_path(path: str | os.PathLike[str]) -> tuple[Place, str]:
@@ -185,3 +177,44 @@ def _filesystem(url: str) -> tuple[Any, str]:
             f"{url} cannot be opened ({error}): `pip install process_gen[remote]` has gs:// and s3://"
         ) from None
     return fs, root.rstrip("/")
+
+
+# -------------------------------------------------------------------- identity
+
+
+def digest_of(place: Place, names: Sequence[str]) -> str:
+    """SHA-256 of the contents of some files in their order, in hexadecimal digits.
+
+    Raises:
+      OSError: one cannot be read.
+    """
+    known = _known(place)
+    stamps = {name: list(place.stamp(name)) for name in names}
+    fresh = [name for name in names if not _holds(known.get(name), stamps[name])]
+    if fresh:
+        logging.info("reading %d files of %s once, to know them by content", len(fresh), place.root)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+            for name, found in zip(fresh, threads.map(lambda name: _sha256(place, name), fresh), strict=True):
+                known[name] = [*stamps[name], found]
+        content = json.dumps(known, sort_keys=True).encode()
+        place.keep(SIDECAR, content, "reads all files")
+    return hashlib.sha256("".join(known[name][2] for name in names).encode()).hexdigest()
+
+
+def _sha256(place: Place, name: str) -> str:
+    with place.open(name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _holds(entry: object, stamp: list) -> bool:
+    """Whether what is kept is of the file that is there now."""
+    return isinstance(entry, list) and len(entry) == 3 and bool(stamp[1]) and entry[:2] == stamp
+
+
+def _known(place: Place) -> dict[str, list]:
+    try:
+        with place.open(SIDECAR) as file:
+            found = files.from_json(file.read())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}

@@ -18,34 +18,29 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.formats import identity
 from process_gen.data.formats.parquet import find
-from process_gen.data.formats.rows import PRESENT, Row
+from process_gen.data.formats.places import digest_of
+from process_gen.data.formats.rows import PRESENT, Row, Rows
 
 INDEX = ".index.npz"
 TEXTS = ("txt", "text", "caption", "cls")
 """Last extensions of members that are text."""
 
 
-class TarRows:
-    """The samples of all shards, in the order of their names; see `Rows`. Fields are named by extension."""
+class TarRows(Rows):
+    """The samples of all shards, in the order of their names. Fields are named by extension."""
 
     what = "samples"
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Opens the shards, and looks through them where no index is kept.
-
-        Args:
-          path: a shard, a folder, or a pattern such as `set/train-*.tar`.
+        """Opens a shard, a folder, or a pattern such as `set/train-*.tar`; raises as `find`.
 
         Raises:
-          FileNotFoundError: there is none.
-          BadTrajectory: one is no tar file, or cut off.
-          ValueError: the folder holds several splits.
+          BadTrajectory: a shard is no tar file, or cut off.
         """
         self.place, self._names = find(path, "*.tar")
         self.title = os.fspath(path)
-        digest = identity.digest(self.place, self._names)
+        digest = digest_of(self.place, self._names)
         self.name = f"{len(self._names)} tar shards of SHA-256 {digest[:16]}"
         self._index = self._kept(digest) or self._made(digest)
         self._kinds, self._keys = (
@@ -116,13 +111,9 @@ class TarRows:
         texts = {"kinds": "\0".join(kinds), "keys": "\0".join(keys), "digest": digest}
         index = {name: np.asarray(values, np.int64) for name, values in numbers.items()}
         index |= {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
-        try:
-            with self.place.create(INDEX) as file:
-                np.savez(file, **index)
-        except OSError as error:
-            logging.warning(
-                "%s cannot be written (%s): every start looks anew", self.place.path(INDEX), error
-            )
+        file = io.BytesIO()
+        np.savez(file, **index)
+        self.place.keep(INDEX, file.getvalue(), "looks anew")
         return index
 
     def _walk(self, name: str) -> Iterator[tuple[str, int, int]]:

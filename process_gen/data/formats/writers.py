@@ -33,14 +33,12 @@ from process_gen.data.formats.places import Place, is_remote, place_of
 from process_gen.data.loader import Source
 from process_gen.data.schema import features, to_example
 from process_gen.trajectory.record import trajectory_to_json
-from process_gen.trajectory.stages import Trajectory, turn_fields
+from process_gen.trajectory.stages import Trajectory
 
 GROUP_BYTES = 1 << 20
 """Of images in a row group: what reading one row in a random order reads."""
 PART_BYTES = SHARD_BYTES = 256 << 20
 """Of images in a Parquet file or a tar shard."""
-
-IMAGE_FIELDS = frozenset(field.name for field in turn_fields("image"))
 
 _ENDINGS = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"RIFF", ".webp"))
 
@@ -79,11 +77,7 @@ def _check_json(value: Object) -> None:
 
 
 def object_of(trajectory: Trajectory) -> Object:
-    """A trajectory as an object, its images as PNG.
-
-    Raises:
-      ValueError: its metadata are not JSON.
-    """
+    """A trajectory as an object, its images as PNG; raises ValueError where its metadata are not JSON."""
     names = [None if turn.image is None else "drawn" for turn in trajectory.turns]
     given = trajectory.prompt_image
     found = trajectory_to_json(trajectory, names, None if given is None else "given")
@@ -210,7 +204,7 @@ def split_images(value: Object, prefix: str) -> tuple[Object, dict[str, bytes]]:
             return one
         name = f"{prefix}{stem}{'' if key == 'image' else f'_{len(members)}'}{ending(one)}"
         members[name] = one["bytes"]
-        return name if key in IMAGE_FIELDS else {"path": name}
+        return name if key == "image" else {"path": name}
 
     whole = with_sums(value)
     found = {key: named(one, key, "input") for key, one in whole.items()}
@@ -254,8 +248,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
     """Where to write the files of a set, which is at `path` when the block ends.
 
-    Raises:
-      FileExistsError: there is something already.
+    Raises FileExistsError where there is something already.
     """
     if not is_remote(path):
         path = os.path.realpath(path)  # a link is kept, and what it names is filled

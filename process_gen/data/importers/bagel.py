@@ -60,11 +60,8 @@ def _units(column: str, count: Callable[[Any], int], rows: Rows) -> list[Unit]:
     return [((index,), part) for index, value in values for part in range(max(1, count(value)))]
 
 
-def _captions(value: Any) -> dict[str, str]:
-    try:
-        found = files.from_json(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise RecordError(f"captions is not JSON: {error}") from None
+def _captions(row: Row) -> dict[str, str]:
+    found = fields.parsed(row, "captions")
     if not isinstance(found, dict) or not found:
         raise RecordError("captions is not an object of texts")
     return found
@@ -72,36 +69,32 @@ def _captions(value: Any) -> dict[str, str]:
 
 def _count_captions(value: Any) -> int:
     try:
-        return len(_captions(value))
+        return len(_captions({"captions": value}))
     except RecordError:
         return 1
 
 
 def _read_captioned(rows: Sequence[Row], part: int) -> dict[str, Any]:
     (row,) = rows
-    name, caption = list(_captions(fields.get(row, "captions")).items())[part]
-    shown = fields.image(fields.get(row, "image"), "image")
+    name, caption = list(_captions(row).items())[part]
     return {
         "prompt": fields.check_text(caption, f"captions.{name}"),
-        "turns": [{"image": shown}],
+        "turns": [{"image": fields.image(row, "image")}],
         "metadata": {"caption": name},
     }
 
 
 def _ways(value: Any) -> int:
-    return (
-        max((len(one) for one in value if isinstance(one, list)), default=1) if isinstance(value, list) else 1
-    )
+    said = value if isinstance(value, list) else ()
+    return max((len(one) for one in said if isinstance(one, list)), default=1)
 
 
 def _read_edits(rows: Sequence[Row], part: int) -> dict[str, Any]:
     (row,) = rows
-    shown = fields.items(row, "image_list")
-    if len(shown) < 2:
+    images = fields.images(row, "image_list")
+    if len(images) < 2:
         raise RecordError("image_list has no image behind the first one, there is no edit")
-    said = fields.items(row, "instruction_list", len(shown) - 1)
-    images = [fields.image(one, f"image_list[{place}]") for place, one in enumerate(shown)]
-    words = []
+    said, words = fields.items(row, "instruction_list", len(images) - 1), []
     for place, ways in enumerate(said):
         name = f"instruction_list[{place}]"
         if not isinstance(ways, list) or not ways:
@@ -113,9 +106,7 @@ def _read_edits(rows: Sequence[Row], part: int) -> dict[str, Any]:
     return {"image": images[0], "instruction": words[0], "turns": turns}
 
 
-T2I = fields.Importer(
-    Form("BAGEL t2i 1", _read_captioned, functools.partial(_units, "captions", _count_captions)), open_parts
-)
-EDIT = fields.Importer(
-    Form("BAGEL edit 1", _read_edits, functools.partial(_units, "instruction_list", _ways)), open_parts
-)
+_BY_CAPTION = functools.partial(_units, "captions", _count_captions)
+_BY_WAY = functools.partial(_units, "instruction_list", _ways)
+T2I = open_parts, Form("BAGEL t2i 1", _read_captioned, _BY_CAPTION)
+EDIT = open_parts, Form("BAGEL edit 1", _read_edits, _BY_WAY)

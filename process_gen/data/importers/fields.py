@@ -1,34 +1,13 @@
-"""What all importers share: fields of a row, each with its own message, and texts with marks of images."""
+"""What all importers share: fields of a row, each with its own message."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from process_gen.common import files
 from process_gen.common.names import hint
-from process_gen.data.formats.opening import open_rows
-from process_gen.data.formats.rows import Form, Row, Rows
 from process_gen.trajectory.record import RecordError
-
-IMAGE_MARK = re.compile(r"<image_start>\s*\[([^\]]+)\]\s*<image_end>")
-"""Where a text shows an image, and which one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Importer:
-    """How the set of another project is read.
-
-    Attributes:
-      form: how its rows are trajectories.
-      open: gives the rows of a path.
-    """
-
-    form: Form
-    open: Callable[[str | os.PathLike[str]], Rows] = open_rows
 
 
 def get(row: Mapping[str, Any], name: str) -> Any:
@@ -59,7 +38,26 @@ def items(row: Mapping[str, Any], name: str, count: int | None = None) -> list[A
     return found
 
 
-def image(value: Any, name: str) -> Any:
+def parsed(row: Mapping[str, Any], name: str) -> Any:
+    """A field that is JSON, or what JSON holds."""
+    found = get(row, name)
+    try:
+        return files.from_json(found) if isinstance(found, str) else found
+    except ValueError as error:
+        raise RecordError(f"{name} is not JSON: {error}") from None
+
+
+def image(row: Mapping[str, Any], name: str) -> Any:
+    """A field that is an image."""
+    return check_image(get(row, name), name)
+
+
+def images(row: Mapping[str, Any], name: str) -> list[Any]:
+    """A field that is a list of images."""
+    return [check_image(one, f"{name}[{place}]") for place, one in enumerate(items(row, name))]
+
+
+def check_image(value: Any, name: str) -> Any:
     """An image as a record may have it: a path, bytes, or `{"bytes", "path"}`; lists of one are read."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
@@ -75,23 +73,7 @@ def plan(instruction: str) -> dict[str, str]:
     return {"instruction": instruction, "description": ""}
 
 
-def marked(value: str) -> tuple[list[str], list[str]]:
-    """The texts before, between and behind the images that a text shows, and the names of those."""
-    parts = IMAGE_MARK.split(value)
-    return [part.strip() for part in parts[::2]], parts[1::2]
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two images are the same: by their bytes where both have some, else by what names them."""
     found = [image.get("bytes") if isinstance(image, Mapping) else None for image in (one, other)]
     return found[0] == found[1] if None not in found else one == other
-
-
-def one_row(read: Callable[[Row], dict[str, Any]]) -> Callable[[Sequence[Row], int], dict[str, Any]]:
-    """A `Form.read` of rows that are one trajectory each."""
-    return functools.partial(_read_first, read)
-
-
-def _read_first(read: Callable[[Row], dict[str, Any]], rows: Sequence[Row], part: int) -> dict[str, Any]:
-    del part
-    return read(rows[0])

@@ -43,4 +43,4 @@ def _member(row: Mapping[str, Any], name: str) -> Any:
     return {"bytes": row[kinds[0]], "path": kinds[0]}
 
 
-GENREF = fields.Importer(Form("Gen-Ref 1", fields.one_row(_read)), TarRows)
+GENREF = TarRows, Form("Gen-Ref 1", _read)

@@ -13,7 +13,6 @@ import binascii
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from process_gen.common import files
 from process_gen.data.formats.parquet import ParquetRows
 from process_gen.data.formats.rows import Form
 from process_gen.data.importers import fields
@@ -25,11 +24,7 @@ Part = tuple[str, Any, bool, dict[str, Any]]
 
 
 def _read(row: Mapping[str, Any]) -> dict[str, Any]:
-    turns = fields.get(row, "conversation")
-    try:
-        turns = files.from_json(turns) if isinstance(turns, str) else turns
-    except ValueError as error:
-        raise RecordError(f"conversation is not JSON: {error}") from None
+    turns = fields.parsed(row, "conversation")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RecordError("conversation is not a list of turns")
     prompt: list[str] = []
@@ -98,4 +93,4 @@ def _decoded(value: str, name: str) -> dict[str, Any]:
         raise RecordError(f"{name}.content is not base64") from None
 
 
-IRG = fields.Importer(Form("IRG 1", fields.one_row(_read)), ParquetRows)
+IRG = ParquetRows, Form("IRG 1", _read)

@@ -32,18 +32,18 @@ def _read(rows: Sequence[Row], part: int) -> dict[str, Any]:
     for place, row in enumerate(rows, start=1):
         if row.get("turn_index") != place:
             raise RecordError(f"turn_index is {row.get('turn_index')}, and turn {place} of the image is due")
-        source, target = (fields.image(fields.get(row, name), name) for name in ("source_img", "target_img"))
+        source, target = (fields.image(row, name) for name in ("source_img", "target_img"))
         if turns and not fields.same(source, turns[-1]["image"]):
             raise RecordError(f"source_img of turn {place} is not target_img of the turn before")
         turn: dict[str, Any] = {"image": target}
         if "mask_img" in row:
-            turn["mask"] = fields.image(row["mask_img"], "mask_img")
+            turn["mask"] = fields.image(row, "mask_img")
         if turns:
             turn |= fields.plan(fields.text(row, "instruction")) | {"before_weight": 0.0}
         turns.append(turn)
     return {
         "uid": str(fields.get(rows[0], "img_id")),
-        "image": fields.image(rows[0]["source_img"], "source_img"),
+        "image": fields.image(rows[0], "source_img"),
         "instruction": fields.text(rows[0], "instruction"),
         "turns": turns,
         "source": "MagicBrush",
@@ -52,4 +52,4 @@ def _read(rows: Sequence[Row], part: int) -> dict[str, Any]:
     }
 
 
-MAGICBRUSH = fields.Importer(Form("MagicBrush 1", _read, _units), ParquetRows)
+MAGICBRUSH = ParquetRows, Form("MagicBrush 1", _read, _units)

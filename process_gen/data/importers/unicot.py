@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from process_gen.data.formats.opening import open_rows
 from process_gen.data.formats.rows import Form
 from process_gen.data.importers import fields
 from process_gen.trajectory.record import RecordError
@@ -39,7 +40,7 @@ def _reflection(row: Mapping[str, Any]) -> dict[str, Any]:
         )
     turns = []
     for place, state in enumerate(states):
-        turn: dict[str, Any] = {"image": fields.image(state, f"input_image[{place}]")}
+        turn: dict[str, Any] = {"image": fields.check_image(state, f"input_image[{place}]")}
         if place:
             if _said(edits[place - 1]) == DONE:
                 raise RecordError(f"edit[{place - 1}] says that no editing is needed, and an image follows")
@@ -66,7 +67,7 @@ def _breakdown(row: Mapping[str, Any]) -> dict[str, Any]:
     turns = [
         {
             **fields.plan(fields.check_text(tasks[place], f"subtasks[{place}]")),
-            "image": fields.image(shown[place], f"subtask_images[{place}]"),
+            "image": fields.check_image(shown[place], f"subtask_images[{place}]"),
         }
         for place in range(used)
     ]
@@ -83,5 +84,5 @@ def _found(row: Mapping[str, Any], turns: list[dict[str, Any]], source: str) -> 
     }
 
 
-REFLECTION = fields.Importer(Form("UniCoT self-reflection 1", fields.one_row(_reflection)))
-BREAKDOWN = fields.Importer(Form("UniCoT breakdown 1", fields.one_row(_breakdown)))
+REFLECTION = open_rows, Form("UniCoT self-reflection 1", _reflection)
+BREAKDOWN = open_rows, Form("UniCoT breakdown 1", _breakdown)

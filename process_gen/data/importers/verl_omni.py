@@ -120,8 +120,8 @@ def _atoms(rows: Rows) -> list[Unit]:
     return units
 
 
-SEQUENCES = fields.Importer(Form("verl-omni sequences 1", fields.one_row(_sequence), cheap=True), JsonRows)
-ATOMS = fields.Importer(Form("verl-omni atoms 1", _atom, _atoms, cheap=True), JsonRows)
+SEQUENCES = JsonRows, Form("verl-omni sequences 1", _sequence, cheap=True)
+ATOMS = JsonRows, Form("verl-omni atoms 1", _atom, _atoms, cheap=True)
 
 
 # ----------------------------------------------------------------------- write
@@ -150,11 +150,7 @@ def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object
 
 
 def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A trajectory object as a record of that form, and its images by `uri`.
-
-    Raises:
-      BadTrajectory: it has no place there.
-    """
+    """A trajectory object as a record of that form, and its images by `uri`; raises BadTrajectory."""
     turns = value["turns"]
     if problem := _no_place(value):
         raise BadTrajectory(f"trajectory {value.get('uid')!r} has no place in verl-omni's form: {problem}")
@@ -179,12 +175,8 @@ def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[
         "source_record_id": value.get("uid") or str(number),
         "pipeline_variant": "direct_parse",
     }
-    record = {
-        **{key: origin[key] for key in ORIGIN},
-        "prompt": value["prompt"],
-        "images": images,
-        "steps": steps,
-    }
+    record = {key: origin[key] for key in ORIGIN}
+    record |= {"prompt": value["prompt"], "images": images, "steps": steps}
     ids = [identify(record, namespace) for namespace in NAMESPACES]
     return {"trajectory_id": value["uid"] if value.get("uid") in ids else ids[0], **record}, contents
 
