@@ -55,19 +55,19 @@ def test_records_say_what_happened(tmp_path):
     assert make(tmp_path, samples.single_pass())["stopped"] == "cap"
 
 
-def test_saved_images_are_the_sampled_ones(tmp_path):
-    record = make(tmp_path)
-    for turn, seed in zip(record["turns"], (1, 2, 3, 4, 5), strict=True):
-        assert np.array_equal(samples.read_png(tmp_path / turn["image"]), samples.image(seed))
-    assert len(list((tmp_path / "images").iterdir())) == 5
-
-
-def test_every_correction_has_an_image_of_its_own(tmp_path):
-    record = make(tmp_path, samples.corrected_twice())
-    names = ["1_sketch", "2_sketch", "2_refined", "2_refined2"]
-    assert [turn["image"] for turn in record["turns"]] == [f"images/x_{name}.png" for name in names]
-    for turn, seed in zip(record["turns"], (1, 2, 3, 4), strict=True):
-        assert np.array_equal(samples.read_png(tmp_path / turn["image"]), samples.image(seed))
+@pytest.mark.parametrize(
+    "made, names",
+    [
+        (samples.process, ["1_sketch", "2_sketch", "2_refined", "3_sketch", "3_refined"]),
+        (samples.corrected_twice, ["1_sketch", "2_sketch", "2_refined", "2_refined2"]),
+    ],
+)
+def test_every_turn_has_an_image_of_its_own(tmp_path, made, names):
+    paths = [turn["image"] for turn in make(tmp_path, made())["turns"]]
+    assert paths == [f"images/x_{name}.png" for name in names]
+    for seed, path in enumerate(paths, 1):
+        assert np.array_equal(samples.read_png(tmp_path / path), samples.image(seed))
+    assert len(list((tmp_path / "images").iterdir())) == len(names)
 
 
 @pytest.mark.parametrize("given", [False, True])
