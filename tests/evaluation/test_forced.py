@@ -6,7 +6,7 @@ import collections
 import dataclasses
 
 import pytest
-from evaluation_fakes import CHECKPOINT, TeacherSampler, canvas, sampled
+from evaluation_fakes import TeacherSampler, ask, canvas, sampled
 
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import forced, pipeline
@@ -46,8 +46,9 @@ class Apprentice(TeacherSampler):
 
 def evaluated(folder, sampler, **settings):
     options = {"groups": "three_objects,four_objects"}
-    cell = pipeline.ask(sampler, "scenes", options, "process", checkpoint=CHECKPOINT, per_group=8)
-    return evaluate([cell], folder, pictures=0, warm=False, **settings)
+    return evaluate(
+        [ask(options=options, sampler=sampler, per_group=8)], folder, pictures=0, warm=False, **settings
+    )
 
 
 def test_the_gap_is_what_the_free_trajectories_lose(tmp_path):
@@ -90,14 +91,7 @@ def test_contexts_are_right_and_budgets_hold(rng):
     one, other = forced.context_of(request), forced.context_of(request)
     assert [turn.before for turn in one.turns] == [turn.before for turn in other.turns]
     assert not any(turn.refines for turn in one.turns) and not any(one.metadata["mistakes"])
-    asked, sampler = pipeline.ask(
-        TeacherSampler(),
-        "scenes",
-        {"groups": "four_objects"},
-        "best_of=2",
-        checkpoint=CHECKPOINT,
-        per_group=4,
-    )
+    asked, sampler = ask("best_of=2", options={"groups": "four_objects"}, per_group=4)
     every = list(forced.plan(asked.wanted, asked.benchmark.requests, sampler))
     assert every and {one.draw.index for one in every} == {0}
     assert [one.step for one in every] == sorted(one.step for one in every)

@@ -35,6 +35,13 @@ def counts_of(prompt, *steps):
     return count(SampledTrajectory(prompt, tuple(turns)), read_request(prompt))
 
 
+def counted(counts, names, prefix=""):
+    """Those of some counts that are not 0."""
+    return {name: number for name in names if (number := getattr(counts, prefix + name))}
+
+
+DETECTIONS = ("caught", "missed", "false_alarms", "passed")
+CORRECTIONS = ("fixed", "still_wrong", "kept_right", "spoiled")
 RED, BLUE = "red circle at b2", "blue circle at b2"
 
 
@@ -52,13 +59,11 @@ RED, BLUE = "red circle at b2", "blue circle at b2"
 def test_each_step_falls_into_one_box_of_detection_and_of_correction(draft, refined, detection, correction):
     drawn, corrected = ([text.replace("at ", "")] if text else None for text in (draft, refined))
     counts = counts_of("a red circle", (RED, drawn, corrected))
-    boxes = ("caught", "missed", "false_alarms", "passed")
-    assert {name: getattr(counts, name) for name in boxes} == dict.fromkeys(boxes, 0) | {detection: 1}
-    boxes = ("fixed", "still_wrong", "kept_right", "spoiled")
-    expected = dict.fromkeys(boxes, 0) | ({correction: 1} if correction else {})
-    assert {name: getattr(counts, name) for name in boxes} == expected
+    assert counted(counts, DETECTIONS) == {detection: 1}
+    expected = {correction: 1} if correction else {}
+    assert counted(counts, CORRECTIONS) == expected
     # The only step is the last one, and here the plan asks for what the prompt does.
-    assert {name: getattr(counts, f"final_{name}") for name in boxes} == expected
+    assert counted(counts, CORRECTIONS, "final_") == expected
     assert (counts.drafts, counts.wrong_drafts) == (1, int(draft == BLUE))
     assert counts.right_at == {0: int((refined or draft) == RED)}
 
@@ -164,9 +169,8 @@ def test_malformed_and_unreadable_plans_are_counted_and_left_out():
 def test_several_corrections_of_a_draft_count_as_what_the_last_one_leaves(corrections, box):
     counts = counts_of("a red circle", (RED, ["blue circle b2"], corrections))
     assert (counts.steps, counts.drafts, counts.wrong_drafts, counts.caught) == (1, 1, 1, 1)
-    boxes = ("fixed", "still_wrong", "kept_right", "spoiled")
     for prefix in ("", "final_"):
-        assert {name: getattr(counts, prefix + name) for name in boxes} == dict.fromkeys(boxes, 0) | {box: 1}
+        assert counted(counts, CORRECTIONS, prefix) == {box: 1}
     assert counts.right_at == {0: int(box == "fixed")}
     spoiled = counts_of("a red circle", (RED, ["red circle b2"], corrections[:1]))
     assert (spoiled.false_alarms, spoiled.spoiled, spoiled.kept_right) == (
