@@ -191,7 +191,7 @@ def instances(
         mask = logits > 0
         if mask.any():
             area = np.float32(mask.sum()) + np.float32(1e-6)
-            inside = special.expit(logits[mask]).sum(dtype=np.float32) / area
+            inside = _sigmoid(logits[mask]).sum(dtype=np.float32) / area
             box = tuple(map(float, Image.fromarray(mask).getbbox()))
             found.append(Detection(classes[cls], float(np.float32(probability) * inside), box, mask=mask))
     return sorted(found, key=lambda one: -one.score)
@@ -211,10 +211,14 @@ def boxes(
     centre, half = places[:, :2], places[:, 2:] / 2
     low, high = ((edge * scale).clip(0, scale) for edge in (centre - half, centre + half))
     found = []
-    for query, cls, score in best_pairs(special.expit(logits)):
+    for query, cls, score in best_pairs(_sigmoid(logits)):
         (x0, y0), (x1, y1) = low[query].tolist(), high[query].tolist()
         found.append(Detection(classes[cls], score, (x0, y0, x1, y1)))
     return sorted(found, key=lambda one: -one.score)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.clip(-80, 80)))
 
 
 def _resized(logits: Any, size: tuple[int, int]) -> Any:

@@ -226,7 +226,7 @@ def make_cell(
       arm: the way they were drawn; None for images of another program.
       seeds: of the sweep over seeds.
       verdicts: lines of a judge (`judging`), others among them.
-      uids: names of the trajectories that are meant.
+      uids: names of the trajectories that are meant, which tell their seeds and indices.
       known: the other fields of `Cell`.
     """
     by_doc, candidates = {doc.doc_id: doc for doc in docs}, arm.candidates if arm else 1
@@ -234,12 +234,8 @@ def make_cell(
     states: dict[str, dict[tuple[int, str], float]] = {}
     failed: set[tuple[str, int, str]] = set()
     for row in verdicts:
-        doc = by_doc.get(row["doc_id"])
-        meant = row["uid"] in uids and row["seed"] in seeds
-        if not meant or doc is None or doc.doc_hash != row["doc_hash"]:
-            continue
-        key, of_row = (row["uid"], row["step"], row["role"]), divmod(row["index"], candidates)
-        if of_row[0] >= task.images:
+        doc, key = by_doc.get(row["doc_id"]), (row["uid"], row["step"], row["role"])
+        if row["uid"] not in uids or doc is None or doc.doc_hash != row["doc_hash"]:
             continue
         if "error" in row:
             failed |= {key} if row["final"] else set()
@@ -247,7 +243,8 @@ def make_cell(
         failed.discard(key)
         states.setdefault(row["uid"], {})[row["step"], row["role"]] = row["score"]
         if row["final"]:
-            finals.setdefault((row["doc_id"], row["seed"], of_row[0]), {})[of_row[1]] = row
+            index, candidate = divmod(row["index"], candidates)
+            finals.setdefault((row["doc_id"], row["seed"], index), {})[candidate] = row
     right = {row["uid"] for found in finals.values() for row in found.values()}
     order = {doc.doc_id: number for number, doc in enumerate(docs)}
     outcomes, rows, counts, judged = [], [], {}, {}

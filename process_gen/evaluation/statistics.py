@@ -127,9 +127,11 @@ def ratio_difference(first: Sequence[tuple[float, float]], second: Sequence[tupl
     there = (of_a > 0) | (of_b > 0)
     moves, n = (_moves(a, of_a) - _moves(b, of_b))[there], int(there.sum())
     mean = float(a.sum() / of_a.sum() - b.sum() / of_b.sum())
-    half = special.stdtrit(max(n - 1, 1), _TAIL) * math.sqrt(
-        float(np.square(moves).sum()) * n / max(n - 1, 1)
-    )
+    return _student(mean, float(np.square(moves).sum()) * n / max(n - 1, 1), n - 1)
+
+
+def _student(mean: float, variance: float, freedom: int) -> Interval:
+    half = special.stdtrit(max(freedom, 1), _TAIL) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -190,8 +192,7 @@ def difference(
         between = float(means.var(ddof=1)) if len(alone) > 1 else float(np.square(means).sum())
         variance += float(np.square(weights_alone).sum()) * between
         freedom += len(alone) - 1
-    half = special.stdtrit(max(freedom, 1), _TAIL) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half)
+    return _student(mean, variance, freedom)
 
 
 def p_value(

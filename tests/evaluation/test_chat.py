@@ -20,7 +20,7 @@ from process_gen.evaluation.tasks.base import Doc, TaskError, Unjudged
 
 pytest.importorskip("openai")
 
-KEY = "sk-secret-0123456789"
+KEY, URL = "sk-secret-0123456789", "http://localhost:1/v1"
 DOC = Doc("7", "a red circle", "all")
 IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -132,11 +132,8 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(TaskError, match=f"cannot reach {url}: .*refused"):
         judge(url, retries="0")(DOC, IMAGE)
-    for status, message in (
-        (401, "refuses the key in OPENAI_API_KEY"),
-        (403, "refuses the key"),
-        (404, "no model"),
-    ):
+    ends = {401: "refuses the key in OPENAI_API_KEY", 403: "refuses the key", 404: "no model"}
+    for status, message in ends.items():
         reply = (status, {}, {"error": {"message": f"bad\n{KEY}"}})
         with endpoint(lambda number, body: reply) as served:  # noqa: B023
             with pytest.raises(TaskError, match=message) as caught:
@@ -174,7 +171,7 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
 )
 def test_options_are_checked_before_anything_is_asked(judge, options, message):
     with pytest.raises(TaskError, match=message) as caught:
-        judge(**{"url": "http://localhost:1/v1", **options})
+        judge(**{"url": URL, **options})
     assert KEY not in str(caught.value)
 
 
@@ -186,17 +183,15 @@ def test_a_kept_answer_makes_no_request_whatever_the_endpoint_and_others_do(judg
     with endpoint(lambda number, body: "no") as other:
         looks = judge(other.url, cache=cache)
         assert looks(DOC, IMAGE) == first and not other.requests
-        for number, (options, doc, image) in enumerate(
-            [
-                ({}, DOC, IMAGE.reshape(6, 4, 3)),
-                ({}, Doc("7", "a red square", "all"), IMAGE),
-                ({"temperature": "0.5"}, DOC, IMAGE),
-                ({"revision": "2"}, DOC, IMAGE),
-                ({"model": "eyes-2"}, DOC, IMAGE),
-                ({"question": "Do you see {prompt}?"}, DOC, IMAGE),
-            ],
-            1,
-        ):
+        others = [
+            ({}, DOC, IMAGE.reshape(6, 4, 3)),
+            ({}, Doc("7", "a red square", "all"), IMAGE),
+            ({"temperature": "0.5"}, DOC, IMAGE),
+            ({"revision": "2"}, DOC, IMAGE),
+            ({"model": "eyes-2"}, DOC, IMAGE),
+            ({"question": "Do you see {prompt}?"}, DOC, IMAGE),
+        ]
+        for number, (options, doc, image) in enumerate(others, 1):
             assert judge(other.url, cache=cache, **options)(doc, image).score == 0
             assert len(other.requests) == number
     for file in (tmp_path / "answers").rglob("*.json"):  # damaged files are asked for again
@@ -224,15 +219,8 @@ def test_the_key_is_in_no_file_no_log_and_no_repr(judge, tmp_path, caplog, capfd
     (kept,) = (tmp_path / "answers").rglob("*.json")
     assert json.loads(kept.read_text())["answer"] == "yes, ***"
     shown = "".join(capfd.readouterr())
-    for text in (
-        caplog.text,
-        shown,
-        repr(looks),
-        repr(vars(looks)["_model"]),
-        repr(vars(vars(looks)["_model"])["_options"]),
-        repr(judgement),
-        kept.read_text(),
-    ):
+    held = (looks, looks._model, looks._model._options, judgement)
+    for text in (caplog.text, shown, kept.read_text(), *map(repr, held)):
         assert KEY not in text
 
 
@@ -252,7 +240,7 @@ def test_workers_ask_side_by_side(judge):
 
 
 def test_the_estimate_is_a_line_of_requests_tokens_and_costs(judge, capsys):
-    looks = judge("http://localhost:1/v1", price_in="2.5", price_out="10")
+    looks = judge(URL, price_in="2.5", price_out="10")
     letters = 200 * (len(looks._question.system) + len("Is there a red circle?"))
     found = looks.announce([DOC] * 200, (1024, 1024))
     assert found.requests == 200 and found.tokens_out == 200 * 40
@@ -260,22 +248,17 @@ def test_the_estimate_is_a_line_of_requests_tokens_and_costs(judge, capsys):
     assert found.cost == pytest.approx((found.tokens_in * 2.5 + 8000 * 10) / 1e6)
     line = capsys.readouterr().out
     assert re.fullmatch(r"eyes-1 at http://localhost:1/v1: 200 requests, about [\d,]+ tokens in .*\n", line)
-    assert "no prices given" in str(judge("http://localhost:1/v1").announce([DOC], (1024, 1024)))
-    few = [
-        judge("http://localhost:1/v1", image_tokens=n).announce([DOC], (9, 9)).tokens_in for n in ("10", "30")
-    ]
-    assert few[1] - few[0] == 20
+    told = [judge(URL, image_tokens=tokens).announce([DOC], (9, 9)) for tokens in ("10", "30")]
+    assert "no prices given" in str(told[0]) and told[1].tokens_in - told[0].tokens_in == 20
 
 
 def test_the_revision_changes_with_whatever_is_asked(judge):
-    url = "http://localhost:1/v1"
-    one = judge(url)
+    one = judge(URL)
     assert one.name == "eyes-1" and one.protocol == "yes or no (own question)" and one.workers == 8
-    assert one.revision == judge("http://other:1/v1").revision and one.revision.startswith(
-        "as served, asked "
-    )
+    assert one.revision == judge("http://other:1/v1").revision
+    assert one.revision.startswith("as served, asked ")
     others = ({"temperature": "1"}, {"question": "{prompt}?"}, {"revision": "2"}, {"extra": '{"seed": 1}'})
-    assert len({one.revision, *(judge(url, **other).revision for other in others)}) == 5
+    assert len({one.revision, *(judge(URL, **other).revision for other in others)}) == 5
 
 
 def test_a_line_end_behind_the_key_is_no_part_of_it(judge, monkeypatch):

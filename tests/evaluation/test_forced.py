@@ -34,21 +34,16 @@ class Apprentice(TeacherSampler):
     def continue_from(self, trajectories, turns, prompts, seeds):
         self.continued.extend(zip(prompts, turns, strict=True))
         assert self.config.max_steps == turns[0] + 1 and len(set(turns)) == 1
-        kept = [
-            dataclasses.replace(one, turns=one.turns[: n + 1])
-            for one, n in zip(trajectories, turns, strict=True)
-        ]
-        return [
-            dataclasses.replace(sampled(one, seed=s), given=n, stopped="cap")
-            for one, n, s in zip(kept, turns, seeds, strict=True)
-        ]
+        drawn = []
+        for one, given, seed in zip(trajectories, turns, seeds, strict=True):
+            kept = sampled(dataclasses.replace(one, turns=one.turns[: given + 1]), seed=seed)
+            drawn.append(dataclasses.replace(kept, given=given, stopped="cap"))
+        return drawn
 
 
 def evaluated(folder, sampler, **settings):
-    options = {"groups": "three_objects,four_objects"}
-    return evaluate(
-        [ask(options=options, sampler=sampler, per_group=8)], folder, pictures=0, warm=False, **settings
-    )
+    cell = ask(options={"groups": "three_objects,four_objects"}, sampler=sampler, per_group=8)
+    return evaluate([cell], folder, pictures=0, warm=False, **settings)
 
 
 def test_the_gap_is_what_the_free_trajectories_lose(tmp_path):

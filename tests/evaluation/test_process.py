@@ -173,13 +173,14 @@ def test_several_corrections_of_a_draft_count_as_what_the_last_one_leaves(correc
         assert counted(counts, CORRECTIONS, prefix) == {box: 1}
     assert counts.right_at == {0: int(box == "fixed")}
     spoiled = counts_of("a red circle", (RED, ["red circle b2"], corrections[:1]))
-    assert (spoiled.false_alarms, spoiled.spoiled, spoiled.kept_right) == (
-        (1, 1, 0) if corrections[0] != ["red circle b2"] else (1, 0, 1)
-    )
+    kept = corrections[0] == ["red circle b2"]
+    assert (spoiled.false_alarms, spoiled.spoiled, spoiled.kept_right) == (1, int(not kept), int(kept))
 
 
 CORRECTED = (BLUE, ["blue circle b2"], ["red circle b2"])
 """The plan said blue, and was corrected."""
+FAILED = (RED, ["blue circle b2"], ["green circle b2"])
+TWICE = (RED, ["blue circle b2"], [["green circle b2"], ["red circle b2"]])
 
 
 @pytest.mark.parametrize(
@@ -197,21 +198,11 @@ CORRECTED = (BLUE, ["blue circle b2"], ["red circle b2"])
         (CORRECTED, "add a star at d4", "blue star at d4", 1),
         (CORRECTED, "add a star at d4", "red circle at b2, blue star at d4, red ring at a1", 1),
         # A correction that failed: the plan may go by what stands or by what should.
-        ((RED, ["blue circle b2"], ["green circle b2"]), "add a star at d4", f"{RED}, blue star at d4", 0),
-        (
-            (RED, ["blue circle b2"], ["green circle b2"]),
-            "add a star at d4",
-            "green circle at b2, blue star at d4",
-            0,
-        ),
-        ((RED, ["blue circle b2"], ["green circle b2"]), "add a star at d4", f"{BLUE}, blue star at d4", 1),
+        (FAILED, "add a star at d4", f"{RED}, blue star at d4", 0),
+        (FAILED, "add a star at d4", "green circle at b2, blue star at d4", 0),
+        (FAILED, "add a star at d4", f"{BLUE}, blue star at d4", 1),
         # Corrected twice: the last one counts.
-        (
-            (RED, ["blue circle b2"], [["green circle b2"], ["red circle b2"]]),
-            "add a star at d4",
-            "green circle at b2, blue star at d4",
-            1,
-        ),
+        (TWICE, "add a star at d4", "green circle at b2, blue star at d4", 1),
     ],
 )
 def test_a_plan_goes_by_the_canvas_or_does_not(first, instruction, description, wrong):

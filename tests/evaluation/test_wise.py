@@ -158,10 +158,8 @@ def test_broken_data_name_file_and_entry(tmp_path, text, message):
 @pytest.fixture
 def data(tmp_path):
     """All 1,000 ids, with prompts that hold braces."""
-    lines = [
-        entry(number, Prompt=f"p{number} {{explanation}}", Explanation=f"e{number}")
-        for number in range(1, 1001)
-    ]
+    ids = range(1, 1001)
+    lines = [entry(n, Prompt=f"p{n} {{explanation}}", Explanation=f"e{n}") for n in ids]
     for name in ("final_data.json", "merge.json"):
         (tmp_path / name).write_text(json.dumps(lines))
     return str(tmp_path)
@@ -188,9 +186,7 @@ def test_prompts_have_their_group_by_id_and_their_place(data):
 def test_files_of_the_other_edition_and_missing_ones_are_refused(data, tmp_path):
     file = tmp_path / "natural_science_verified.json"
     file.write_text(json.dumps([entry(1)]))
-    with pytest.raises(
-        TaskError, match="natural_science_verified.json is by its name no file of edition=legacy"
-    ):
+    with pytest.raises(TaskError, match="_verified.json is by its name no file of edition=legacy"):
         make_task("wise", {"data": str(file)}).docs()
     both = f"{file}:{tmp_path / 'merge.json'}"
     with pytest.raises(TaskError, match="prompt_id 1 comes twice"):
