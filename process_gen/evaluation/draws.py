@@ -100,14 +100,8 @@ def place(
     how = to_json(dataclasses.asdict(sampler.config))
     del how["seed"]  # every trajectory has its own
     shape = list(sampler.model.layout.image_size)
-    settings = {
-        "task": task.name,
-        "version": task.version,
-        **checkpoint,
-        "image_size": shape,
-        **how,
-        **outside,
-    }
+    told = {"task": task.name, "version": task.version, **checkpoint}
+    settings = {**told, "image_size": shape, **how, **outside}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     changed = {**arm.settings, **arm.outside}
     words = [f"{key}={value}" for key, value in sorted(changed.items()) if key != "mode"]
