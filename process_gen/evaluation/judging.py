@@ -74,16 +74,14 @@ def verdicts_path(folder: pathlib.Path, judge: Judge) -> pathlib.Path:
 def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str = "all") -> Iterator[State]:
     """The images of what was drawn, trajectory by trajectory; the last of each has the facts of it."""
     for one, record in listed(listing, wanted):
-        base = {"seed": one.seed, "index": one.index}
-        steps = list(_places(record))
-        for number, (step, role, path) in enumerate(steps):
-            final = number == len(steps) - 1
-            if not final and which == FINAL:
-                continue
-            fields = {**base, "final": final} | ({"facts": facts(record)} if final else {})
-            exact = (
-                functools.partial(_exact, task, one.doc, listing, record) if final and task.traced else None
-            )
+        places = list(_places(record))
+        for step, role, path in places[-1:] if which == FINAL else places:
+            final, exact = path == places[-1][2], None
+            fields = {"seed": one.seed, "index": one.index, "final": final}
+            if final:
+                fields["facts"] = facts(record)
+            if final and task.traced:
+                exact = functools.partial(_exact, task, one.doc, listing, record)
             image = files.inside(listing.folder, path)
             yield State((record.uid, step, role), one.doc, image, f"images/{image.name}", fields, exact)
 
