@@ -233,11 +233,6 @@ def test_plans_after_steps_without_a_correction_are_counted_apart():
     assert unread.plans_otherwise == 0
 
 
-def mirrored(kind: str) -> str:
-    """What a planted mistake shows as: one too many of a thing or one too few."""
-    return {"count": "missing or extra"}.get(kind, kind)
-
-
 def test_every_planted_kind_is_counted_as_what_it_is_and_named_so(rng):
     """The teacher plants one mistake in a draft, names it and corrects it; or lets it slip."""
     planted, slipped, total = collections.Counter(), collections.Counter(), Counts()
@@ -245,7 +240,8 @@ def test_every_planted_kind_is_counted_as_what_it_is_and_named_so(rng):
         request = sample_request(rng, "default", categories("default")[index % 9])
         trajectory = teach(request, rng, "default", wrong=0.4, misplan=0.0, slip=0.2, detour=0.0)
         for fact in filter(None, trajectory.metadata["mistakes"]):
-            (planted if fact["noticed"] else slipped)[mirrored(fact["kind"])] += 1
+            kind = "missing or extra" if fact["kind"] == "count" else fact["kind"]
+            (planted if fact["noticed"] else slipped)[kind] += 1
         total += count(sampled(trajectory), request)
     for kind in ("colour", "shape", "place"):
         assert total.errors[kind] == planted[kind] + slipped[kind] > 5, kind
