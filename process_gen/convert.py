@@ -37,7 +37,7 @@ from etils import epath
 from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
-from process_gen.checkpoints.published.sources import DTYPE
+from process_gen.checkpoints.published.sources import DTYPE, tree
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.experiment.builders import ConfigError
@@ -47,6 +47,11 @@ from process_gen.weights.origin import Weights, read_weights
 
 TARGETS = ("ours", "package", "bagel", "adapters", "qwen2", "siglip2", "flux", "diffusers")
 DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "generation_config.json",
+)  # fmt: skip
+"""What stands beside the weights and is copied as it is."""
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -115,7 +120,7 @@ def convert(
         if coder is not None:
             items["autoencoder"] = coder(dtype or DTYPE), {}
         stream.write_step(target, items, weights.metadata, progress)
-        stream.copy_files(weights.tokenizer, epath.Path(target) / "tokenizer", bagel.TOKENIZER_FILES)
+        _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
         return
     _needs(params, weights, "model")
     if to == "package":
@@ -131,7 +136,7 @@ def convert(
         bagel.export_bagel(params(dtype), coder(dtype), model, target, files=weights.files, **options)
     else:
         parts.export_qwen2(params(dtype), model, target, **options)
-    stream.copy_files(weights.tokenizer, target, bagel.TOKENIZER_FILES)
+    _copy_tokenizer(weights, epath.Path(target))
 
 
 def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str | None) -> None:
@@ -144,10 +149,16 @@ def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str 
         raise ConvertError(f"{target} is there already: choose another --target, or move it away")
     if target.suffix != tensors.SUFFIX:
         raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
-    source = weights.params(None)
-    found = arrays.nested({name: source.read(name) for name in source.spec})
-    export.save_weights(str(target), found, {**weights.metadata, "which": which}, dtype)
-    stream.copy_files(weights.tokenizer, target.parent / "tokenizer", bagel.TOKENIZER_FILES)
+    metadata = {**weights.metadata, "which": which}
+    export.save_weights(str(target), tree(weights.params(None)), metadata, dtype)
+    _copy_tokenizer(weights, target.parent / "tokenizer")
+
+
+def _copy_tokenizer(weights: Weights, folder: epath.Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (weights.tokenizer / name).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            (weights.tokenizer / name).copy(folder / name, overwrite=True)
 
 
 def _needs(part: Any, weights: Weights, name: str) -> None:
@@ -204,7 +215,6 @@ def parse_bytes(text: str) -> int:
 
 
 def define_flags() -> None:
-    """The flags of the command."""
     flags.DEFINE_string("source", None, "Folder or file to read.")
     flags.DEFINE_string("target", None, "Folder, or file of a package, to write.")
     flags.DEFINE_string("to", None, f"Of {', '.join(TARGETS)}; a run out of published weights by default.")
@@ -270,7 +280,6 @@ ERRORS = (ConvertError, CheckpointError, ConfigError, MeshError, OSError)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Converts, and prints from what to what."""
     del argv
     print(run(flags.FLAGS))
 

@@ -30,7 +30,6 @@ from absl import flags
 
 from process_gen.common.names import check_name
 from process_gen.distributed import hosts, stopping
-from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation import forced, judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
@@ -43,7 +42,6 @@ from process_gen.reports import files
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.weights import restore
-from process_gen.weights.restore import load_sampler
 
 STAGES = ("all", "images", "judge", "report")
 
@@ -174,10 +172,6 @@ def _wait(name: str, host: tuple[int, int]) -> None:
 def run(values: Any, show: Show | None = None) -> str:
     """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
-    Args:
-      values: the flags.
-      show: is told how far it is.
-
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
     """
@@ -220,18 +214,8 @@ def _asked(
         if task == "scenes" and "level" not in told:  # that of the weights, which says what groups there are
             told.pop("groups", None)
         make_task(task, told)
-    settings, mesh = dict(map(_setting, values.sampling)), mesh_of_flag(values.mesh)
-    config = None if values.config is None else cli.load_config(values.config)
-    sampler, restored = load_sampler(
-        values.workdir,
-        values.which,
-        values.batch_size,
-        values.tokenizer,
-        config,
-        mesh,
-        values.dtype,
-        **settings,
-    )
+    settings = dict(map(_setting, values.sampling))
+    sampler, restored = restore.sampler_of_flags(values, values.batch_size, **settings)
     checkpoint = {
         "source": str(restored.source),
         "which": values.which,
@@ -239,7 +223,9 @@ def _asked(
         "dtype": sampler.model.config.dtype,
     }
     arms = list(dict.fromkeys(values.arms)) or [sampler.config.mode.value]
-    seeds = list(dict.fromkeys(_whole("--seeds", text) for text in values.seeds))
+    if odd := [text for text in values.seeds if not text.strip().isdecimal()]:
+        raise TaskError(f"--seeds takes whole numbers with commas between them, got {odd[0]!r}")
+    seeds = list(dict.fromkeys(map(int, values.seeds)))
     if not seeds:
         raise TaskError("--seeds is empty: give one, such as --seeds=0")
     cells = []
@@ -305,12 +291,6 @@ def _options(words: Sequence[str], names: Sequence[str], flag: str, kind: str) -
     return found
 
 
-def _whole(flag: str, text: str) -> int:
-    if not text.strip().isdecimal():
-        raise TaskError(f"{flag} takes whole numbers with commas between them, got {text!r}")
-    return int(text)
-
-
 def _folder(values: Any) -> pathlib.Path:
     """Where the files go: `evaluation` in the run's folder, or here."""
     if values.output_dir:
@@ -320,20 +300,15 @@ def _folder(values: Any) -> pathlib.Path:
 
 
 def define_flags() -> None:
-    """The flags of the command."""
     cli.define_host_flags()
-    flags.DEFINE_string("workdir", None, "Run folder or weights; the shipped weights by default.")
-    flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
-    flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
-    flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
-    flags.DEFINE_string("dtype", None, f"Of {' and '.join(restore.DTYPES)}; the run's by default.")
+    restore.define_flags()
     flags.DEFINE_list("tasks", ["scenes"], f"Of {', '.join(TASKS)}.")
     flags.DEFINE_multi_string("task_args", [], "An option of a task, e.g. scenes.split=train.")
     flags.DEFINE_list("arms", [], f"Ways to draw, of {', '.join(ARMS)}; as it was trained by default.")
     flags.DEFINE_multi_string(
         "arm_args",
         [],
-        "An option of a chat model of --arms, e.g. planner.model=NAME or inspector.base_url=URL.",
+        "An option of a chat model of --arms, as planner.model=NAME or inspector.base_url=URL.",
     )
     flags.DEFINE_list("seeds", ["0"], "Seeds; every prompt is drawn with each.")
     flags.DEFINE_integer("limit", 0, "Prompts of a task, from every group in turn; 0 for all.", lower_bound=0)
@@ -342,7 +317,6 @@ def define_flags() -> None:
     flags.DEFINE_string("states", "all", "Which images of a trajectory are judged: all or final.")
     flags.DEFINE_string("images", None, "Folder of images in the task's layout, to judge in place of ours.")
     flags.DEFINE_integer("batch_size", 64, "Trajectories sampled side by side.")
-    flags.DEFINE_string("mesh", "", "Devices to spread the work over, as data=8; one by default.")
     flags.DEFINE_multi_string("sampling", [], "A setting that differs from the run's, e.g. flow_steps=10.")
     flags.DEFINE_string("output_dir", None, "Folder to write to; `evaluation` in the workdir by default.")
     flags.DEFINE_integer("pictures", 24, "Trajectories of each cell on the page.", lower_bound=0)
@@ -373,7 +347,6 @@ ERRORS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the results."""
     del argv
     with stopping.deferred() as stop:
 

@@ -97,7 +97,6 @@ ERRORS = (builders.ConfigError, BadTrajectory, TooManyBadTrajectories, Checkpoin
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares the data of the command line's config."""
     del argv
     prepare(flags.FLAGS.config)
 

@@ -48,7 +48,6 @@ from absl import flags
 from process_gen.common.images import UNREADABLE
 from process_gen.data.images import fit, model_sizes, read_rgb, rules_for
 from process_gen.distributed import hosts, stopping
-from process_gen.distributed.mesh import mesh_of_flag
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
@@ -62,7 +61,7 @@ from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
 from process_gen.weights import restore
-from process_gen.weights.restore import Restored, load_sampler
+from process_gen.weights.restore import Restored, sampler_of_flags
 
 STDIN = "-"
 MODES = ", ".join(mode.value for mode in Mode)
@@ -74,14 +73,7 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked:
-    """A prompt as it is to be drawn.
-
-    Attributes:
-      number: its place among the prompts.
-      text, seed: of the prompt.
-      image: its input image, of the shape that `sampler` draws; None where there is none.
-      sampler: that draws it.
-    """
+    """A prompt, its number among them, and its input image, if any, of the shape that `sampler` draws."""
 
     number: int
     text: str
@@ -247,12 +239,9 @@ def by_sampler(asked: Sequence[Asked]) -> Iterator[tuple[Sampler, list[Asked]]]:
 def sample_prompts(
     asked: Sequence[Asked], level: str | None, stop: stopping.Stop
 ) -> Iterator[tuple[int, SampledTrajectory]]:
-    """The numbers of prompts and their judged trajectories, as they are finished.
+    """The numbers of prompts and their trajectories, judged by a level of the scenes, as they are finished.
 
-    Args:
-      asked: what to draw.
-      level: of the scenes world, for the judge.
-      stop: asked after every round of turns.
+    `stop` is asked after every round of turns.
     """
     for sampler, some in by_sampler(asked):
         texts, seeds, images = zip(*((one.text, one.seed, one.image) for one in some), strict=True)
@@ -301,9 +290,8 @@ def report(listing: Listing, shown: Sequence[SampledTrajectory], settings: dict[
 
 
 def define_flags() -> None:
-    """The flags of the command."""
     cli.define_host_flags()
-    flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
+    restore.define_flags()
     flags.DEFINE_multi_string(
         "prompts", [], "A prompt; may be given again. `-` reads one per line from stdin."
     )
@@ -314,14 +302,10 @@ def define_flags() -> None:
     flags.DEFINE_boolean("keep_shape", False, "Draw at the shape of the input image instead of cropping it.")
     flags.DEFINE_list("image_size", None, "HEIGHT,WIDTH to draw at; the model's own by default.")
     flags.DEFINE_boolean("answer", False, "Answer the prompts in words instead of drawing.")
-    flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
     flags.DEFINE_string("output_dir", "samples", "Folder to write to.")
-    flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
-    flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
     flags.DEFINE_string("mode", None, f"Of {MODES}; what the model was trained for by default.")
     flags.DEFINE_integer("seed", 0, "Of the prompts; equal prompts count up from it.")
     flags.DEFINE_integer("batch_size", 16, "Trajectories drawn side by side.")
-    flags.DEFINE_string("mesh", "", "Devices to spread the model over, as data=2,tensor=4; one by default.")
     flags.DEFINE_float("temperature", None, "Of texts and decisions, 0 is greedy; the run's by default.")
     flags.DEFINE_float("text_scale", None, "Guidance by the newest text, 1 is off; the run's by default.")
     flags.DEFINE_float("image_scale", None, "Guidance by the images, 1 is off; the run's by default.")
@@ -330,7 +314,6 @@ def define_flags() -> None:
     flags.DEFINE_float("refine_threshold", None, "Probability from which on an image is corrected.")
     flags.DEFINE_integer("max_turns", None, "Turns at which a trajectory is cut; the run's by default.")
     flags.DEFINE_integer("max_flow_steps", None, "Euler steps of a trajectory, all images together; 0: any.")
-    flags.DEFINE_string("dtype", None, f"Of {' and '.join(restore.DTYPES)}; the run's by default.")
     flags.DEFINE_boolean("resume", True, "Go on with what the output folder lists, instead of over it.")
     flags.DEFINE_boolean("strips", True, "Draw a picture of each trajectory.")
     flags.DEFINE_integer("page_rows", 200, "Trajectories on the page and in the table.", lower_bound=0)
@@ -351,11 +334,7 @@ def run(values: Any) -> str:
     names = [field.name for field in dataclasses.fields(SamplerConfig)]
     settings = {name: value for name in names if (value := getattr(values, name, None)) is not None}
     rows = min(values.batch_size, len(prompts))
-    config = None if values.config is None else cli.load_config(values.config)
-    mesh = mesh_of_flag(values.mesh)
-    sampler, restored = load_sampler(
-        values.workdir, values.which, rows, values.tokenizer, config, mesh, values.dtype, **settings
-    )
+    sampler, restored = sampler_of_flags(values, rows, **settings)
     if values.image_size:
         sampler = shaped(sampler, values.image_size, values.keep_shape)
     images = collect_images(values.images, len(prompts))
@@ -410,7 +389,6 @@ ERRORS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws with the flags of the command line, and prints the table."""
     del argv
     if text := run(flags.FLAGS):
         print(text)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -67,17 +66,12 @@ def table_of(sweep: Sweep) -> str:
     keys = list(dict.fromkeys(key for cell in sweep.cells for key in cell.settings))
     rows = []
     for cell in sweep.cells:
-        settings = [_text(cell.settings.get(key)) for key in keys]
+        settings = ["-" if (value := cell.settings.get(key)) is None else str(value) for key in keys]
         rows.append([cell.id, *settings, sweep.state(cell), sweep.outcome(cell).get("seconds")])
     return table(rows, ["cell", *keys, "state", "seconds"], digits=1)
 
 
-def _text(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
 def main(argv: Sequence[str]) -> int:
-    """Runs or prints the cells."""
     del argv
     values = flags.FLAGS
     for name in ("config", "workdir"):
@@ -104,7 +98,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> None:
-    """The flags of the command."""
     flags.DEFINE_string("config", None, "File of the sweep, e.g. configs/sweeps/guidance.py.")
     flags.DEFINE_string("workdir", None, "Folder of the sweep; all processes that run it share it.")
     flags.DEFINE_enum("jobs", "local", JOBS, "Who runs the cells.")

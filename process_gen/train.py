@@ -78,12 +78,8 @@ from process_gen.weights.start import start_from
 def train(config: ConfigDict, workdir: str) -> TrainState:
     """Runs the training that a config describes.
 
-    Args:
-      config: see `configs/scenes.py`.
-      workdir: checkpoints, logs and pictures go here; a run found here is resumed.
-
-    Returns:
-      The last state.
+    Checkpoints, logs and pictures go to `workdir`, and a run that is found there is resumed. Returns the last
+    state.
 
     Raises:
       One of `ERRORS`: the config, the data, the workdir or the machines cannot work; or the loss is not a
@@ -436,7 +432,6 @@ ERRORS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains with the flags of the command line."""
     del argv
     values = flags.FLAGS
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)

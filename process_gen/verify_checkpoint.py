@@ -51,7 +51,6 @@ PARTS = {
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to."""
     for part, starts in PARTS.items():
         if any(f"{name}/".startswith(f"{start}/") for start in starts):
             return part
@@ -128,7 +127,6 @@ def describe_entries(entries: Sequence[Entry], tolerance: float) -> str:
 
 
 def define_flags() -> None:
-    """The flags of the command."""
     flags.DEFINE_string("checkpoint", None, "Folder of published weights, or of a run.")
     flags.DEFINE_string("golden", None, "Folder with known answers for these weights.")
     flags.DEFINE_float("tolerance", 1e-4, "Largest relative error of an entry.")

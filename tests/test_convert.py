@@ -34,20 +34,11 @@ GOLDEN = ROOT / "tests" / "golden" / "bagel_tiny"
 def run(**flags) -> str:
     """The command without its process."""
     values = dict(
-        to=None,
-        vision=None,
-        autoencoder=None,
-        vit=True,
-        which="ema",
-        dtype=None,
-        mesh="",
-        largest=None,
-        seed=0,
-        base=None,
-    )
-    return convert.run(
-        types.SimpleNamespace(**values | {k: v and str(v) if k != "vit" else v for k, v in flags.items()})
-    )
+        to=None, vision=None, autoencoder=None, vit=True, which="ema", dtype=None, mesh="", largest=None,
+        seed=0, base=None,
+    )  # fmt: skip
+    flags = {name: str(x) if isinstance(x, pathlib.Path) else x for name, x in flags.items()}
+    return convert.run(types.SimpleNamespace(**values | flags))
 
 
 def same_file(a: pathlib.Path, b: pathlib.Path) -> None:
@@ -182,45 +173,29 @@ def test_without_a_vit(source, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        ({"target": "x"}, convert.ConvertError, "--source=PATH is required"),
-        ({"source": "x"}, convert.ConvertError, "--target=PATH is required"),
-        ({"source": "nowhere", "target": "x"}, CheckpointNotFound, "no such weights"),
-        ({"source": ROOT / "configs", "target": "x"}, CheckpointNotFound, "holds neither a run"),
-        ({"source": ROOT / "setup.py", "target": "x"}, CheckpointNotFound, "can run code"),
-        ({"source": GOLDEN, "target": "x", "to": "bagle"}, convert.ConvertError, "did you mean bagel"),
-        ({"source": GOLDEN, "target": "x", "dtype": "int8"}, convert.ConvertError, "must be one of float32"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp"}, MeshError, "--mesh=fsdp: 'fsdp' is no AXIS=SIZE"),
-        ({"source": GOLDEN, "target": "x", "mesh": "rows=2"}, MeshError, "axes: data, fsdp"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=0"}, MeshError, "'fsdp=0' is no AXIS=SIZE"),
-        ({"source": GOLDEN, "target": "x", "mesh": "fsdp=-1"}, convert.ConvertError, "give every size"),
-        ({"source": GOLDEN, "target": "x", "largest": "much"}, convert.ConvertError, "such as 5GB"),
-        (
-            {"source": GOLDEN, "target": "x", "which": "params"},
-            convert.ConvertError,
-            "which is for a source of",
-        ),
-        (
-            {"source": GOLDEN, "target": "x", "vision": "y"},
-            convert.ConvertError,
-            "kind qwen2, this one is bagel",
-        ),
-        ({"source": GOLDEN, "target": "x", "seed": 3}, convert.ConvertError, "--seed is for a source"),
-        (
-            {"source": GOLDEN, "target": "x", "largest": "1GB"},
-            convert.ConvertError,
-            "this one is ours: leave it",
-        ),
-        (
-            {"source": GOLDEN, "target": "x", "to": "flux", "mesh": "fsdp=2"},
-            convert.ConvertError,
-            "--mesh is for",
-        ),
+        (dict(source=None), convert.ConvertError, "--source=PATH is required"),
+        (dict(target=None), convert.ConvertError, "--target=PATH is required"),
+        (dict(source="nowhere"), CheckpointNotFound, "no such weights"),
+        (dict(source=ROOT / "configs"), CheckpointNotFound, "holds neither a run"),
+        (dict(source=ROOT / "setup.py"), CheckpointNotFound, "can run code"),
+        (dict(to="bagle"), convert.ConvertError, "did you mean bagel"),
+        (dict(dtype="int8"), convert.ConvertError, "must be one of float32"),
+        (dict(mesh="fsdp"), MeshError, "--mesh=fsdp: 'fsdp' is no AXIS=SIZE"),
+        (dict(mesh="rows=2"), MeshError, "axes: data, fsdp"),
+        (dict(mesh="fsdp=0"), MeshError, "'fsdp=0' is no AXIS=SIZE"),
+        (dict(mesh="fsdp=-1"), convert.ConvertError, "give every size"),
+        (dict(largest="much"), convert.ConvertError, "such as 5GB"),
+        (dict(which="params"), convert.ConvertError, "which is for a source of"),
+        (dict(vision="y"), convert.ConvertError, "kind qwen2, this one is bagel"),
+        (dict(seed=3), convert.ConvertError, "--seed is for a source"),
+        (dict(largest="1GB"), convert.ConvertError, "this one is ours: leave it"),
+        (dict(to="flux", mesh="fsdp=2"), convert.ConvertError, "--mesh is for"),
     ],
 )
 def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
-        run(**{"source": None, "target": None} | flags)
+        run(**dict(source=GOLDEN, target="x") | flags)
     assert not (tmp_path / "x").exists()
 
 
@@ -234,13 +209,7 @@ def test_sizes_of_files_and_meshes():
 @pytest.mark.slow
 def test_the_command_ends_with_2_and_one_line(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"\x80\x02.")
-    command = [
-        sys.executable,
-        "-m",
-        "process_gen.convert",
-        f"--source={tmp_path}",
-        f"--target={tmp_path / 'x'}",
-    ]
+    command = [sys.executable, "-m", "process_gen.convert", f"--source={tmp_path}", f"--target={tmp_path}/x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "can run code" in done.stderr

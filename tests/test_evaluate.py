@@ -16,6 +16,7 @@ from process_gen.evaluation import results, writing
 from process_gen.evaluation.results import ResultsError
 from process_gen.evaluation.tasks.scenes import GROUPS
 from process_gen.sampling import SamplerConfig, SamplerError
+from process_gen.weights import restore
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def restored(monkeypatch):
         told = dict(level_name=level, config={"seed": 1}, source=source, digest="0")
         return TeacherSampler(config, rows, level or "default"), types.SimpleNamespace(**told)
 
-    monkeypatch.setattr(command, "load_sampler", load_sampler)
+    monkeypatch.setattr(restore, "load_sampler", load_sampler)
     return asked
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -28,6 +27,7 @@ from process_gen.experiment import builders, cli
 from process_gen.sampling import SamplerError
 from process_gen.trajectory.batch import Batch
 from process_gen.weights.restore import load_model, load_sampler
+from tests.own_process import free_port, printed
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHOWN = str(ROOT / "notebooks" / "images" / "trajectory.png")
@@ -187,23 +187,13 @@ def test_two_hosts_fill_one_listing(command, values, tmp_path):
     assert command(prompts=prompts, output_dir=alone)[0] == 0
     file, shared = tmp_path / "prompts.txt", str(tmp_path / "shared")
     file.write_text("\n".join(prompts))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = [f"--workdir={values.workdir}", f"--prompts_file={file}", f"--output_dir={shared}", "--seed=3"]
-    flags += ["--mode=single_pass", "--batch_size=2", f"--coordinator={address}", "--num_processes=2"]
+    flags += ["--mode=single_pass", "--batch_size=2", "--num_processes=2"]
+    flags += [f"--coordinator=localhost:{free_port()}"]
     command_line = [sys.executable, "-m", "process_gen.sample", *flags]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen(
-            [*command_line, f"--process_id={i}"],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = [subprocess.Popen([*command_line, f"--process_id={i}"], env=env, **pipes) for i in range(2)]
     for i, process in enumerate(running):
         out, error = process.communicate(timeout=180)
         assert process.returncode == 0, error[-2000:]
@@ -347,12 +337,8 @@ def test_prompts_come_from_the_command_line_a_file_and_stdin(tmp_path):
 
 
 def test_the_module_is_a_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "process_gen.sample", "--prompts=", "--output_dir=/proc/none"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command_line = [sys.executable, "-m", "process_gen.sample", "--prompts=", "--output_dir=/proc/none"]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr == "error: the prompt is empty\n"
 
 
@@ -417,14 +403,7 @@ def test_weights_of_another_model_are_refused(weights, tmp_path):
 @pytest.mark.slow  # it compiles the sampler four times
 def test_eight_devices_draw_what_one_does(tmp_path):
     script = pathlib.Path(__file__).parent / "sampling" / "eight_devices_sampler.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, str(script), random_weights(tmp_path, kv_heads=2)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert ran.returncode == 0 and ran.stdout.count("ok") == 3, ran.stdout + ran.stderr[-3000:]
+    assert printed(script, random_weights(tmp_path, kv_heads=2)).count("ok") == 3
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ import safetensors.numpy
 from process_gen import convert, verify_checkpoint
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published.sources import tree
-from process_gen.parity.answers import Entry, distance, is_given, stored_gradients
+from process_gen.parity.answers import Entry, distance, is_given, stored_gradients, training_answers
 from process_gen.parity.golden import read_golden
-from process_gen.parity.training import training_answers
 from process_gen.weights.origin import read_weights
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "bagel_tiny"

@@ -25,15 +25,10 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Exchanges of one kind along the same axes.
+    """Exchanges of one kind (of `KINDS`) along the same mesh axes, among `size` devices each.
 
-    Attributes:
-      kind: one of `KINDS`.
-      axes: the mesh axes along which devices exchange.
-      size: devices that exchange with each other.
-      network: between slices, over the data-centre network.
-      bytes: received by one device in one run of the program.
-      runs: how many exchanges there are in it.
+    `bytes` are received by one device in one run of the program, in which there are so many `runs` of them;
+    `network` says that they go over the data-centre network, between slices.
     """
 
     kind: str
@@ -47,10 +42,7 @@ class Traffic:
 def traffic(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, int]) -> list[Traffic]:
     """The exchanges of a program by kind and axes, the largest first.
 
-    Args:
-      program: a compiled module.
-      mesh: size of each mesh axis, in the order of the mesh.
-      slices: how many slices each axis runs over; axes inside a slice may be left out.
+    `mesh` has the size of each axis, in order, `slices` how many slices each axis runs over, if several.
     """
     inside = {axis: size // slices.get(axis, 1) for axis, size in mesh.items()}
     across = {axis for axis, count in slices.items() if count > 1}

@@ -21,12 +21,9 @@ _VALUE = r"mesh\[.*?\}|\{(?:[^{}]|\{[^{}]*\})*\}|(?:\[[^\]]*\]|\([^)]*\)|[^,\s])
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: `name = type op(operands), attributes`.
+    """One line of a computation: `name = type op(operands), attributes`, names without `%`.
 
-    Attributes:
-      name, type, op: as the text has them, names without `%`.
-      rest: everything after the opening bracket of the operands.
-      computation: the name of the one that it stands in.
+    `rest` is everything after the opening bracket of the operands.
     """
 
     name: str
@@ -48,12 +45,9 @@ class Instruction:
 
 @dataclasses.dataclass
 class Program:
-    """A compiled module.
+    """A compiled module, which so many devices (`partitions`) run together.
 
-    Attributes:
-      computations: instructions by name, by the name of the computation, each before those that call it.
-      entry: the name of the one that runs first.
-      partitions: devices that run it together.
+    Each computation has its instructions by name, and stands before those that call it; `entry` runs first.
     """
 
     computations: Mapping[str, Mapping[str, Instruction]]

@@ -46,14 +46,9 @@ def estimate(
     efficiency: float = EFFICIENCY,
     sides: int = 2,
 ) -> dict[str, float | str]:
-    """The time of a step on one device of many that do the same.
+    """The time of a step on one device of many that do the same and form a torus of so many `sides`.
 
-    Args:
-      chip: what it has.
-      flops, memory_bytes: that it works through, and that go between it and its memory.
-      traffic: what it exchanges.
-      efficiency: share of the peak that matrix products reach.
-      sides: dimensions of the torus that the devices form.
+    `memory_bytes` go between chip and memory; `efficiency` is the share of the peak that products reach.
 
     Returns:
       Seconds of `compute`, `memory`, `links`, `network` and `hops`, each alone; of the step if all of them

@@ -43,14 +43,10 @@ class TopologyError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for.
+    """Devices to compile for, slice after slice, of a `platform` (`tpu`, `cpu` or `gpu`).
 
-    Attributes:
-      name: as it was asked for.
-      platform: `tpu`, `cpu` or `gpu`.
-      devices: all of them, slice after slice.
-      slices: how many slices, or nodes of GPUs, the data-centre network joins.
-      chip: what one device has; None where nobody knows (a CPU).
+    `slices` counts the slices, or nodes of GPUs, that the data-centre network joins; `chip` says what one
+    device has, None where nobody knows (a CPU).
     """
 
     name: str
@@ -109,11 +105,7 @@ def prepare(name: Name) -> None:
 
 
 def get(name: Name, chip: str | None = None) -> Topology:
-    """The devices of a topology.
-
-    Args:
-      name: what `parse` gave; `prepare` was called with it.
-      chip: whose memory and speed the devices are to be held against, instead of their own.
+    """The devices of a topology, for which `prepare` was called; `chip` stands in for what they are.
 
     Raises:
       TopologyError: libtpu or JAX's GPU plugin is missing, the compiler knows no such slice, or no such chip.

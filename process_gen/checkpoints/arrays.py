@@ -92,9 +92,8 @@ def check(
 
     Args:
       found, wanted: shapes by name, or whatever else is to be equal and can be shown.
-      what: how the message begins, such as "the weights in a.safetensors do not fit their config".
+      what, end: how the message begins and ends.
       ignored: regular expressions of whole names that may be there without being wanted.
-      end: of the message.
 
     Raises:
       CheckpointMismatch: names what is missing, what is unknown, and what has another shape.
@@ -116,7 +115,6 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def shorten(names: Sequence[str], shown: int = 4) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -55,7 +55,15 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
       CheckpointCorrupt: cut off, garbled or changed.
     """
     found = tensors.open_file(path)
-    header = _header(found)
+    if _KEY not in found.texts:
+        raise CheckpointNotFound(f"{path} was not written by process_gen: it does not say for which model")
+    try:
+        header = from_json(found.texts[_KEY])
+        known = header["format"] == _FORMAT and {"sha256", "metadata"} <= set(header)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointCorrupt(f"{path} is cut off or garbled ({error}); get a fresh copy") from error
+    if not known:
+        raise CheckpointNotFound(f"{path} was written by another version (format {header['format']})")
     store = {name: found.read(name) for name in found}
     if _digest(store, header["metadata"]) != header["sha256"]:
         raise CheckpointCorrupt(f"{path} has changed since it was written (other SHA-256); get a fresh copy")
@@ -70,21 +78,6 @@ def is_ours(path: str) -> bool:
       CheckpointCorrupt: cut off or garbled.
     """
     return _KEY in tensors.open_file(path).texts
-
-
-def _header(found: tensors.Tensors) -> dict[str, Any]:
-    if _KEY not in found.texts:
-        raise CheckpointNotFound(
-            f"{found.place} was not written by process_gen: it does not say for which model"
-        )
-    try:
-        header = from_json(found.texts[_KEY])
-        known = header["format"] == _FORMAT and {"sha256", "metadata"} <= set(header)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointCorrupt(f"{found.place} is cut off or garbled ({error}); get a fresh copy") from error
-    if not known:
-        raise CheckpointNotFound(f"{found.place} was written by another version (format {header['format']})")
-    return header
 
 
 def _cast(x: np.ndarray, dtype: str | None) -> np.ndarray:

@@ -21,13 +21,9 @@ METADATA = "metadata"
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A step of a run, or a `.safetensors` file of ours.
+    """A step of a run, or a `.safetensors` file of ours: its weights and states by name, and the metadata.
 
-    Attributes:
-      place: the folder of the step, or the file.
-      items: names of the weights and states that it holds.
-      metadata: what the run stored beside them.
-      packaged: the weights of a file.
+    `packaged` are the weights of a file.
     """
 
     place: epath.Path
@@ -132,12 +128,7 @@ def read_json(step_dir: epath.Path, item: str) -> Any:
 
 
 def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.Named) -> arrays.Named:
-    """The arrays of one item, checked by the caller, by name; nothing is cast or reshaped on the way in.
-
-    Args:
-      step_dir: folder of the step.
-      item: which item.
-      wanted: shapes, dtypes and shardings.
+    """The arrays of one item, checked by the caller, by name; `wanted` has shapes, dtypes and shardings.
 
     Raises:
       CheckpointMismatch: names, shapes or dtypes differ.

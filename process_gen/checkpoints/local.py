@@ -17,9 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from process_gen.checkpoints import arrays, manifest
-from process_gen.checkpoints.agreement import first, gather
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
-from process_gen.checkpoints.store import CheckpointStore
+from process_gen.checkpoints.store import CheckpointStore, first, gather
 
 PLACEMENT, START = "placement", "start"
 """In a step's metadata: which pieces this process holds, and which start of the run has saved it."""
@@ -28,13 +27,9 @@ _ALL_ARE_PRIMARY = ocp.options.MultiprocessingOptions(primary_host=None, barrier
 
 
 class LocalStore(CheckpointStore):
-    """Saves and restores the states of one run on the disk of this host.
+    """Saves and restores the states of one run on the disk of this host, in a folder of this process alone.
 
-    Args:
-      folder: of this process alone.
-      metadata: see `CheckpointStore`.
-      like: the state: steps whose pieces lay on the devices in another way are not used.
-      save_every: steps between saves.
+    Steps whose pieces lay on the devices in another way than those of the state `like` are not used.
 
     Raises:
       CheckpointError: on this mesh a host cannot save all that it needs.

@@ -39,12 +39,7 @@ def write(step_dir: epath.Path) -> None:
 def verify(
     step_dir: epath.Path, items: tuple[str, ...] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Checks the files of these items (folders of the step), or of all.
-
-    Args:
-      step_dir: folder of the step.
-      items: which; None for all.
-      share: (i, n) checks the i-th of n equal shares of the files, one for each host.
+    """Checks the files of some items of a step, or of all; of n hosts, host i those of the `share` (i, n).
 
     Raises:
       CheckpointCorrupt: names the step and the first file that is missing, cut off or changed.

@@ -7,26 +7,28 @@ of the data iterator of every host, the metadata of the run, and a manifest that
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as managers
 
 import process_gen
-from process_gen.checkpoints import arrays, keeping, load, manifest
-from process_gen.checkpoints.agreement import first, gather
+from process_gen.checkpoints import arrays, load, manifest
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -41,6 +43,34 @@ QUARANTINE = "quarantine"
 _RESERVED = frozenset({ITERATOR, load.METADATA})
 _SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def gather(text: str) -> list[str]:
+    """The text of every host, on every host."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[: int(size)]).decode() for row, size in zip(rows, sizes.ravel(), strict=True)]
+
+
+def first(text: str) -> str:
+    """The first text that is not empty among those of all hosts, or "". Every host has to call it."""
+    return next(filter(None, gather(text)), "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _BestSteps(managers.PreservationPolicy):
+    """Keeps the `count` steps with the highest of the scores, which not every step has."""
+
+    count: int
+    scores: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        scored = sorted((info.step for info in checkpoints if info.step in self.scores), key=self.scores.get)
+        return [info.step in scored[-self.count :] for info in checkpoints]
 
 
 class Closing(contextlib.AbstractContextManager):
@@ -83,8 +113,11 @@ class CheckpointStore(Closing):
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
         self._scores = _scores(self.root) if keep_best else {}
+        stay = [managers.LatestN(keep)]
+        stay += [managers.EveryNSteps(keep_every)] if keep_every else []
+        stay += [_BestSteps(keep_best, self._scores)] if keep_best else []
         self._manager = self._make_manager(
-            preservation_policy=keeping.policy(keep, keep_every, keep_best, self._scores),
+            preservation_policy=managers.AnyPreservationPolicy(stay),
             lightweight_initialize=True,
             temporary_path_class=manifest.temporary_path_class(self.root),
         )
@@ -122,34 +155,38 @@ class CheckpointStore(Closing):
         Raises:
           CheckpointCorrupt: there are steps, and none of them is whole.
         """
-        last = None
+        wrong = ""
         while (step := self.latest_step()) is not None:
-            if last := self._what_is_wrong(step):
-                self._set_aside(step, last)
-                multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
-                self._manager.reload()
-            else:
+            mine = ""
+            try:
+                manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
+            except CheckpointCorrupt as error:
+                mine = str(error)
+            if not (wrong := first(mine)):
                 self._whole.add(step)
                 return step
-        if last:
+            self._set_aside(step, wrong)
+            multihost_utils.sync_global_devices(f"process_gen: step {step} set aside")
+            self._manager.reload()
+        if wrong:
             raise CheckpointCorrupt(
                 f"no step of {self.root} is whole; all are in {self.root.parent / QUARANTINE} now. "
                 "Put back a copy, or start the run anew in another workdir."
             )
         return None
 
-    def _what_is_wrong(self, step: int) -> str:
-        try:
-            manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
-        except CheckpointCorrupt as error:
-            return first(str(error))
-        return first("")
-
     def _set_aside(self, step: int, wrong: str) -> None:
+        """Moves a step to the quarantine, with a note that says why."""
         logging.error("%s", wrong)
-        if self._tends:
-            place = _quarantined(self.root / str(step), wrong)
-            logging.error("moved it to %s, and taking the step before it", place)
+        if not self._tends:
+            return
+        folder = self.root.parent / QUARANTINE
+        folder.mkdir(parents=True, exist_ok=True)
+        names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
+        place = next(folder / name for name in names if not (folder / name).exists())
+        (self.root / str(step)).rename(place)
+        (folder / f"{place.name}.txt").write_text(wrong + "\n")
+        logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
         """Raises CheckpointNotSaved where a save that goes on in the background has failed."""
@@ -329,17 +366,6 @@ class CheckpointStore(Closing):
         for path in load.unfinished(self.root) if self._tends else ():
             logging.warning("removing %s, a save that was never finished", path)
             path.rmtree()
-
-
-def _quarantined(step_dir: epath.Path, why: str) -> epath.Path:
-    """Moves a step to the quarantine, with a note that says why; returns where it is now."""
-    folder = step_dir.parent.parent / QUARANTINE
-    folder.mkdir(parents=True, exist_ok=True)
-    names = itertools.chain([step_dir.name], (f"{step_dir.name}-{n}" for n in itertools.count(2)))
-    target = next(folder / name for name in names if not (folder / name).exists())
-    step_dir.rename(target)
-    (folder / f"{target.name}.txt").write_text(why + "\n")
-    return target
 
 
 def versions() -> dict[str, str]:

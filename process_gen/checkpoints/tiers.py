@@ -15,10 +15,9 @@ from typing import Any
 import jax
 from absl import logging
 
-from process_gen.checkpoints.agreement import first
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.local import LocalStore
-from process_gen.checkpoints.store import CheckpointStore, Closing
+from process_gen.checkpoints.store import CheckpointStore, Closing, first
 from process_gen.common import files
 
 NAME = "local_tier.txt"
@@ -29,8 +28,7 @@ copy of one, never meets the steps of another."""
 class TieredStore(Closing):
     """A shared store, which lasts, with a quick local one in front of it, if there is any.
 
-    Attributes:
-      source: where the step lies that `newest_whole_step` has found.
+    `source` is where the step lies that `newest_whole_step` has found.
     """
 
     def __init__(self, shared: CheckpointStore, local: LocalStore | None = None):
@@ -80,29 +78,21 @@ class TieredStore(Closing):
             self._local.save(step, state, iterator)
 
     def poll(self) -> None:
-        """See `CheckpointStore.poll`."""
         for store in self._tiers:
             store.poll()
 
     def wait(self) -> None:
-        """See `CheckpointStore.wait`."""
         for store in self._tiers:
             store.wait()
 
     def close(self) -> None:
-        """Waits, then lets go of the folders."""
         with contextlib.ExitStack() as both:
             for store in self._tiers:
                 both.callback(store.close)
 
 
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
-    """The checkpoints of a run.
-
-    Args:
-      config: `config.train`; with a `local_every` of 0 there is no local tier.
-      workdir, metadata: see `CheckpointStore`.
-      state: what will be saved, real or abstract.
+    """The checkpoints of a run, by its `config.train`, for states like this one, real or abstract.
 
     Raises:
       CheckpointError: a folder cannot be written to.

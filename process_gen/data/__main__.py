@@ -96,7 +96,7 @@ def check_command(args: argparse.Namespace) -> None:
     print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
     _print_contents(found)
     _print_images(found)
-    _print_layout(found, layout)
+    _print_layout(found, layout, config.data.on_long == "split")
     if args.show >= 0 and found.good:
         _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config))
     budget = allowance(found.good + found.bad) if args.budget is None else args.budget
@@ -148,7 +148,7 @@ def _print_images(found: checking.Findings) -> None:
             )
 
 
-def _print_layout(found: checking.Findings, layout: Layout) -> None:
+def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None:
     print("\ntokens of the texts, two brackets included")
     print(table(suggesting.slots_table(found, layout), suggesting.SLOTS_HEADERS))
     for name, counts in found.tokens.items():
@@ -156,7 +156,7 @@ def _print_layout(found: checking.Findings, layout: Layout) -> None:
         print("\n".join(suggesting.histogram(counts)))
     other = suggesting.suggest(found, layout)
     for title, one in (("this layout", layout), ("the suggested one", other)):
-        share = suggesting.useful(found, one)
+        share = suggesting.useful(found, one, split)
         text = (
             "no trajectory fits"
             if share is None

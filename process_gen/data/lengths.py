@@ -10,6 +10,7 @@ import numpy as np
 
 from process_gen.data.errors import SlotOverflow, TooLong
 from process_gen.data.packing import Arrays, PackedBatches, PackingReport, Policy, packing_stats
+from process_gen.data.splitting import spans
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Layout
@@ -58,13 +59,28 @@ class Lengths:
         )
 
     @property
+    def steps(self) -> list[list[int]]:
+        """The numbers of the turns of each step."""
+        found: list[list[int]] = []
+        for number, refines in enumerate(self.refines):
+            if refines:
+                found[-1].append(number)
+            else:
+                found.append([number])
+        return found
+
+    @property
     def corrections(self) -> int:
         """Refine turns of the step that has most of them."""
-        most = run = 0
-        for refines in self.refines:
-            run = run + 1 if refines else 0
-            most = max(most, run)
-        return most
+        return max(len(step) for step in self.steps) - 1
+
+    def parts(self, layout: Layout) -> list[Lengths]:
+        """Those of the parts of a trajectory that is longer than a row (`splitting.split_trajectory`)."""
+        turns = ("before", "after", "refines", "targets", "images")
+        return [
+            dataclasses.replace(self, **{name: getattr(self, name)[first:stop] for name in turns})
+            for first, _, stop in spans(self.steps, layout)
+        ]
 
 
 def arrays(layout: Layout, lengths: Lengths) -> Arrays:
@@ -109,21 +125,24 @@ def _text(layout: Layout, slot: str, length: int) -> np.ndarray:
     return tokens
 
 
-def rows(layout: Layout, found: Sequence[Lengths]) -> Iterator[Arrays]:
-    """Batches of one packed row until all trajectories have been read; what does not fit is left out."""
+def rows(layout: Layout, found: Sequence[Lengths], split: bool = False) -> Iterator[Arrays]:
+    """Batches of one packed row until all trajectories have been read; what does not fit is left out.
+
+    `split` has trajectories that are longer than a row in parts, as `config.data.on_long=split`.
+    """
     stream, policy = grain.MapDataset.source(found), Policy("skip", 1.0)
     identity = {"trajectories": "lengths alone"}
 
     def encode(one: Lengths) -> list[Arrays]:
-        return [arrays(layout, one)]
+        return [arrays(layout, part) for part in (one.parts(layout) if split else [one])]
 
     return iter(PackedBatches({0: stream}, encode, layout, 8, policy, identity, epoch=len(found)))
 
 
-def report(layout: Layout, found: Sequence[Lengths]) -> PackingReport:
+def report(layout: Layout, found: Sequence[Lengths], split: bool = False) -> PackingReport:
     """What share of the tokens of a row is useful, and what the others are.
 
     Raises:
       ValueError: none of the trajectories fits.
     """
-    return packing_stats(rows(layout, found), layout)
+    return packing_stats(rows(layout, found, split), layout)

@@ -24,6 +24,7 @@ from process_gen.data.errors import BadTrajectory, TooLong
 from process_gen.data.formats import identity
 from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
 from process_gen.data.formats.places import place_of
+from process_gen.data.graph_masks import KEPT, with_kept
 from process_gen.data.importers import IMPORTERS, open_imported
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
@@ -104,7 +105,12 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
     """
     if not data.get("sources"):
         name = check_name(data["source"], SOURCES, "data source")
-        if data.get("fields") and name in ("scenes", RECORDS):
+        if name == "scenes" and dict(data.get("fields") or {}) not in ({}, {KEPT: "mask"}):
+            raise ValueError(
+                f'data.source=scenes has one field of its own, dict({KEPT}="mask"): data.fields is '
+                f"{dict(data['fields'])}"
+            )
+        if data.get("fields") and name == RECORDS:
             raise ValueError(
                 f"data.fields are read of sets that hold objects, data.source={name} does not: leave them out"
             )
@@ -319,7 +325,14 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
             f"{builder.data_dir} cannot be read ({problem}); build it with "
             "`python -m process_gen.prepare --config=...` and the same config"
         )
-    return RecordSource(builder, split)
+    return (_WithKept if data.get("fields") else RecordSource)(builder, split)
+
+
+class _WithKept(RecordSource):
+    """Scenes with the field `kept`."""
+
+    def __getitem__(self, index: int) -> Trajectory:
+        return with_kept(super().__getitem__(index))
 
 
 def _open_stored(name: str, data: Any, image_size: tuple[int, int], split: str) -> Source:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,33 +31,47 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
     then. A part begins with the step before it, which is given and has no losses. What follows the last
     turn of a part but the last one stands in no row, so nothing learns to stop there (`Trajectory.ends`).
     """
-    if len(trajectory.turns) <= layout.turns or layout.context == "full":
+    places = spans([step.turns for step in trajectory.steps], layout)
+    if len(places) == 1:
         return [trajectory]
-    steps, parts, start = trajectory.steps, [], 0
-    while start < len(steps):
-        given = steps[start - 1 : start] if start else ()
-        turns, stop = [turn for step in given for turn in step.turns], start
-        while stop < len(steps) and len(turns) + len(steps[stop].turns) <= layout.turns:
-            turns += steps[stop].turns
-            stop += 1
-        if stop == start:  # a step and the one before it do not fit one row
-            return [trajectory]
-        parts.append((len(given) and len(given[0].turns), turns))
-        start = stop
-    found, done = [], 0
-    for given, turns in parts:
-        first = done - given
-        done = first + len(turns)
+    found = []
+    for first, given, stop in places:
         latents = trajectory.latents
         if latents is not None:
-            latents = {**latents, "image": latents["image"][first:done]}
+            latents = {**latents, "image": latents["image"][first:stop]}
         found.append(
             dataclasses.replace(
                 trajectory,
-                turns=tuple(turns),
+                turns=trajectory.turns[first:stop],
                 context_turns=given,
                 latents=latents,
-                ends=done == len(trajectory.turns),
+                ends=stop == len(trajectory.turns),
             )
         )
+    return found
+
+
+def spans(steps: Sequence[Sequence[Any]], layout: Layout) -> list[tuple[int, int, int]]:
+    """Where the parts of a trajectory begin and end in its turns, and how many at its start are given.
+
+    Args:
+      steps: the turns of each step.
+      layout: of a row.
+
+    Returns:
+      (first turn, turns that are given, turn after the last one) of each part; see `split_trajectory`.
+    """
+    ends = list(itertools.accumulate(map(len, steps)))
+    whole = [(0, 0, ends[-1])]
+    if ends[-1] <= layout.turns or layout.context == "full":
+        return whole
+    found, start = [], 0
+    while start < len(steps):
+        given = len(steps[start - 1]) if start else 0
+        first = ends[start - 1] - given if start else 0
+        stop = bisect.bisect_right(ends, first + layout.turns)
+        if stop == start:  # a step and the one before it do not fit one row
+            return whole
+        found.append((first, given, ends[stop - 1]))
+        start = stop
     return found

@@ -97,9 +97,12 @@ def histogram(counts: Mapping[int, int], width: int = 40) -> Iterator[str]:
         yield f"  {label}  {'#' * -(-width * count // most)} {count:,}".rstrip()
 
 
-def useful(found: Findings, layout: Layout) -> float | None:
-    """Share of the tokens of a row that hold something; None where no trajectory fits."""
+def useful(found: Findings, layout: Layout, split: bool) -> float | None:
+    """Share of the tokens of a row that hold something; None where no trajectory fits.
+
+    `split` says whether those that are longer than a row are split or left out.
+    """
     try:
-        return lengths.report(layout, found.lengths).useful
+        return lengths.report(layout, found.lengths, split).useful
     except ValueError:
         return None

@@ -24,11 +24,9 @@ class Chip:
       hbm: bytes of memory that a program can have.
       flops: dense bfloat16 FLOP/s.
       hbm_bandwidth: bytes/s between memory and chip.
-      link_bandwidth: bytes/s that a device receives from its neighbours, over
-        all its links together (half of the figure that data sheets call
-        bidirectional): ICI of TPUs, NVLink of GPUs.
-      network_bandwidth: bytes/s of the data-centre network, a device's share of
-        its host's cards.
+      link_bandwidth: bytes/s that a device receives from its neighbours, over all its links together (half
+        of the figure that data sheets call bidirectional): ICI of TPUs, NVLink of GPUs.
+      network_bandwidth: bytes/s of the data-centre network, a device's share of its host's cards.
       domain: devices that the links can join; None where a topology says it.
     """
 
@@ -103,6 +101,5 @@ The figures are those of the hardware, as OpenXLA's target specifications state 
 
 def chip_of(device_kind: str) -> Chip | None:
     """The chip with the longest of `kinds` that the device's kind begins with; None for unknown ones."""
-    pairs = [(kind, chip) for chip in CHIPS.values() for kind in chip.kinds]
-    found = [pair for pair in pairs if device_kind.startswith(pair[0])]
-    return max(found, key=lambda pair: len(pair[0]))[1] if found else None
+    found = {kind: chip for chip in CHIPS.values() for kind in chip.kinds if device_kind.startswith(kind)}
+    return found[max(found, key=len)] if found else None

@@ -56,7 +56,7 @@ def _has_tpus() -> bool:
     return clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms)
 
 
-def _metadata_answers(seconds: float = 2.0) -> bool:
+def _metadata_answers() -> bool:
     """Whether there is a metadata server, which knows the other hosts of a TPU pod.
 
     JAX would wait for minutes for one that does not answer.
@@ -65,7 +65,7 @@ def _metadata_answers(seconds: float = 2.0) -> bool:
         return False
     try:
         host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-        socket.create_connection((host, 80), timeout=seconds).close()
+        socket.create_connection((host, 80), timeout=2.0).close()
     except OSError:
         return False
     return True
@@ -191,24 +191,24 @@ def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
 
 
 @contextlib.contextmanager
-def lead_first(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
+def lead_first(name: str) -> Iterator[None]:
     """Process 0 does the inside alone; then the others do it, and find what is shared already there.
 
-    All leave it together. `timeout` is for each of the two turns.
+    All leave it together.
     """
     if not is_lead():
-        barrier(f"{name}, by process 0", timeout)
+        barrier(f"{name}, by process 0", PREPARE_SECONDS)
     yield
     if is_lead():
-        barrier(f"{name}, by process 0", timeout)
-    barrier(name, timeout)
+        barrier(f"{name}, by process 0", PREPARE_SECONDS)
+    barrier(name, PREPARE_SECONDS)
 
 
 @contextlib.contextmanager
-def lead_alone(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
+def lead_alone(name: str) -> Iterator[None]:
     """All wait until process 0 is through the inside, which must ask no other host for anything."""
     yield
-    barrier(name, timeout)
+    barrier(name, PREPARE_SECONDS)
 
 
 def number_of_lead(number: float | None) -> float | None:

@@ -38,7 +38,7 @@ class Occupied(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """A process: which one it is, and `what` it does, for the message.
+    """A process, and `what` it does, for the message.
 
     Numbers of processes come again, so `boot` names the run of the host's kernel and `started` says when the
     process began ("" where the system does not say); `token` tells apart two locks of one process.

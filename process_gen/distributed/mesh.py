@@ -96,9 +96,7 @@ def mesh_of_flag(text: str) -> jax.sharding.Mesh | None:
 def parse_mesh(text: str, data: int = -1) -> MeshConfig:
     """A mesh as flags give it, such as `data=2,tensor=4`.
 
-    Args:
-      text: the flag.
-      data: size of that axis where the text does not name it, and no other one takes what is left.
+    `data` is the size of that axis where the text does not name it, and no other one takes what is left.
 
     Raises:
       MeshError: it cannot be read, an axis is unknown, or a size impossible.

@@ -26,12 +26,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def rest_on_host(abstract: Any, offload: str) -> Any:
-    """An abstract state whose offloaded arrays rest in host memory; numbers alone stay where they are.
-
-    Args:
-      abstract: dataclass of trees of `jax.ShapeDtypeStruct` with shardings.
-      offload: a key of `PARTS`.
-    """
+    """An abstract state whose offloaded arrays (of `PARTS`) rest in host memory, but for single numbers."""
 
     def moved(x):
         return x.update(sharding=x.sharding.with_memory_kind(HOST)) if x.ndim else x

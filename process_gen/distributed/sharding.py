@@ -59,7 +59,9 @@ def partition_spec(name: str, shape: tuple[int, ...], logical_axes: tuple[str | 
     used: dict[str, str] = {}
     spec: list[str | None] = []
     for logical, size in zip(logical_axes, shape, strict=True):
-        axis = _mesh_axis(name, logical)
+        if logical is not None and logical not in RULES:
+            raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}; {hint(logical, RULES)}")
+        axis = None if logical is None else RULES[logical]
         split = 1 if axis is None else mesh.shape[axis]
         if axis in used:
             raise MeshError(
@@ -78,14 +80,6 @@ def partition_spec(name: str, shape: tuple[int, ...], logical_axes: tuple[str | 
     while spec and spec[-1] is None:
         spec.pop()
     return P(*spec)
-
-
-def _mesh_axis(name: str, logical: str | None) -> str | None:
-    if logical is None:
-        return None
-    if logical not in RULES:
-        raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}; {hint(logical, RULES)}")
-    return RULES[logical]
 
 
 def unbox(tree: Any) -> Any:
@@ -201,12 +195,9 @@ def heads_divide(heads: Mapping[str, int], mesh: Mesh) -> None:
 
 
 def local_rows(rows: int, mesh: Mesh) -> tuple[int, ...]:
-    """Which rows of a global batch the devices of this host hold, ascending.
+    """Which rows of a global batch the devices of this host hold, ascending; raises as `rows_divide`.
 
     Hosts that share a row (`tensor` or `context` spans them) name the same one.
-
-    Raises:
-      MeshError: the rows do not divide over the mesh.
     """
     rows_divide(rows, mesh)
     held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
@@ -214,12 +205,9 @@ def local_rows(rows: int, mesh: Mesh) -> tuple[int, ...]:
 
 
 def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
-    """Places this host's rows of a batch on the mesh, as one global array per field.
+    """Places this host's rows of a batch, those that `local_rows` names, as one global array per field.
 
-    Args:
-      batch: NumPy arrays with the rows that `local_rows` names, in its order.
-      mesh: the devices.
-      rows: of the global batch; by default as many as these, which are all there are on one host.
+    `rows` are those of the global batch; by default as many as these, which are all there are on one host.
     """
     rows = rows or len(jax.tree.leaves(batch)[0])
     sharding, held = batch_sharding(mesh), local_rows(rows, mesh)

@@ -31,7 +31,15 @@ EXIT_CODE = 75
 
 
 class Stopped(Exception):
-    """The command was told to stop, and has put everything in order; the message says what is kept."""
+    """The command was told to stop, and has put everything in order; the message says what is kept.
+
+    Attributes:
+      at_once: whether it was told a second time: threads that still wait for something are left behind.
+    """
+
+    def __init__(self, message: str, at_once: bool = False):
+        super().__init__(message)
+        self.at_once = at_once
 
 
 class Stop:
@@ -70,7 +78,7 @@ class Stop:
         del frame
         name = signal.Signals(number).name
         if self.name is not None:
-            raise Stopped(f"{name} was received a second time: what was not saved by then is lost")
+            raise Stopped(f"{name} was received a second time: what was not saved by then is lost", True)
         self.name = name
         if _together():
             os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all processes

@@ -32,6 +32,7 @@ from process_gen.evaluation.draws import Draw, Show, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
 from process_gen.reports.listing import Listing, cut_unfinished
+from process_gen.services.pool import workers_of
 from process_gen.trajectory.record import Record, to_json
 
 STATES = ("all", "final")
@@ -159,15 +160,17 @@ def judge_states(
             file.write(line)
             file.flush()
 
-    with _growing(own) as file, futures.ThreadPoolExecutor(judge.workers) as pool:
+    with _growing(own) as file, workers_of(judge.workers) as pool:
         try:
             for number, ended in enumerate(_few_at_a_time(pool, write, mine, 2 * judge.workers), 1):
                 ended.result()
                 if show and time.monotonic() > shown + _EVERY:
                     shown = time.monotonic()
                     show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
-        finally:
-            pool.shutdown(cancel_futures=True)  # what is under way is written: it may have cost something
+        except Exception as problem:
+            if not getattr(problem, "at_once", False):  # as it is of a second signal
+                pool.shutdown(cancel_futures=True)  # what is under way is written: it may have cost something
+            raise
 
 
 def _few_at_a_time(

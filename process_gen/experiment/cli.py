@@ -298,7 +298,10 @@ def run(
             sys.stdout.flush()
             return result
         except stopping.Stopped as stop:
-            print(f"stopped: {stop}", file=sys.stderr)
+            print(f"stopped: {stop}", file=sys.stderr, flush=True)
+            if stop.at_once:
+                sys.stdout.flush()
+                os._exit(stopping.EXIT_CODE)  # which waits for no thread
             return stopping.EXIT_CODE
         except (BrokenPipeError, *expected_errors) as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():

@@ -11,15 +11,18 @@ import numpy as np
 
 from process_gen.checkpoints.published import sources
 from process_gen.checkpoints.published.bagel import bagel_moves
+from process_gen.losses import LossTable
 from process_gen.models import autoencoder, vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig
+from process_gen.models.content import prompt_content
 from process_gen.models.flux import FluxAutoencoder
 from process_gen.models.positions import table_rows
+from process_gen.models.unified import UnifiedModel
+from process_gen.models.unroll import make_outputs, run_turns
 from process_gen.parity.golden import Golden, once
 from process_gen.parity.inference import inference_answers
-from process_gen.parity.row import latent_tokens, layout_of
-from process_gen.parity.training import training_answers
+from process_gen.parity.row import Row, latent_tokens, layout_of, training_row
 
 GIVEN = (
     "ae_image", "vit_image",
@@ -33,13 +36,7 @@ GRADIENT = "grad/"
 
 
 class Entry(NamedTuple):
-    """One compared entry.
-
-    Attributes:
-      name: its key in `golden.npz`.
-      shape: of the stored array.
-      error: relative, ||a - b|| / ||b||; for whole numbers 0 where all are equal, else infinite.
-    """
+    """One array of `golden.npz` with its relative error, ||a - b|| / ||b||, as `distance` gives it."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def distance(ours: np.ndarray, stored: np.ndarray) -> float:
-    """The relative error of an array; infinite where shapes differ or a value is not finite."""
+    """The relative error of an array; infinite where shapes or whole numbers differ, or one is not finite."""
     ours = np.asarray(ours)
     if ours.shape != stored.shape:
         return float("inf")
@@ -119,14 +116,9 @@ def _training(
 
 def stored_gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
     """The stored gradients, cut out of ours by the rules that move weights."""
-    source = sources.TreeArrays(gradients)
-    moves = {move.theirs: move for move in bagel_moves(config)}
-    found = {}
-    for name in (name for name in golden.arrays if name.startswith(GRADIENT)):
-        if move := moves.get(name.removeprefix(GRADIENT)):
-            array = source.read(move.ours)
-            found[name] = move.give(array if move.layer is None else array[move.layer])
-    return found
+    moves = [move for move in bagel_moves(config) if GRADIENT + move.theirs in golden.arrays]
+    items = sources.items(moves, sources.TreeArrays(gradients))
+    return {GRADIENT + item.name: np.concatenate(list(item.blocks())) for item in items}
 
 
 def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.ndarray:
@@ -139,7 +131,6 @@ def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.nd
 
 
 def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
-    """The autoencoder's entries."""
     module, image = FluxAutoencoder(config.flux), jnp.moveaxis(jnp.asarray(golden["ae_image"]), 0, -1)[None]
 
     @once
@@ -156,7 +147,6 @@ def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dic
 
 
 def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
-    """The entries of the ViT and its connector."""
     layout = layout_of(golden, config, "ae_image", "vit_image")
     image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
 
@@ -174,3 +164,76 @@ def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, n
         "vit_features": np.asarray(features[0], np.float32),
         "vit_connected": np.asarray(tokens[0], np.float32),
     }
+
+
+# --------------------------------------------------------------------- packed row
+
+
+def published_losses(ce_weight: float, mse_weight: float) -> LossTable:
+    """The published loss as rows of the table: one mean over all texts, one over all flow targets."""
+    text, image = dict(weight=ce_weight, pool="text"), dict(weight=mse_weight, pool="image")
+    return LossTable(
+        {
+            "plan_text": dict(loss="text_cross_entropy", stage="plan", **text),
+            "plan_decision": dict(loss="decision_cross_entropy", stage="plan", **text),
+            "sketch_decision": dict(loss="decision_cross_entropy", stage="sketch", **text),
+            "sketch_flow": dict(loss="flow_mse", stage="sketch", **image),
+        }
+    )
+
+
+def training_answers(
+    golden: Golden, config: ModelConfig, params: Any, timestep_shift: float = 1.0, order: str = "layers"
+) -> tuple[dict[str, np.ndarray], Any]:
+    """What the published program stores of the row, under its keys, and the gradients of the loss.
+
+    Hidden states and positions of all tokens are there in the order `layers` alone: `scan` keeps
+    those that losses read.
+    """
+    row = training_row(golden, config, timestep_shift)
+    model = UnifiedModel(config, row.layout, golden.ids)
+    table = published_losses(golden.setting("ce_weight"), golden.setting("mse_weight"))
+    labels = {name: jnp.asarray(x) for name, x in row.labels.items()}
+
+    def loss(params):
+        end, turns, traced = _run(model, params, row, order)
+        outputs = make_outputs(model, params, end, turns, row.flows)
+        sums, counts = table.terms(outputs, row.batch, labels, jax.random.key(0))
+        values = {name: outputs.cross_entropy(name, labels) for name in {name for name, _ in row.targets}}
+        error = jnp.square(outputs.velocity - outputs.target)
+        return table.total(sums, counts), (values, error, traced)
+
+    compute = once(jax.value_and_grad(loss, has_aux=True))
+    (total, aux), gradients = jax.device_get(compute(params))
+    values, error, traced = aux
+    answers = {
+        "train_ce": np.array([values[name][at] for name, at in row.targets]),
+        "train_mse": error[:, :, 0][row.flows["has_target"]].reshape(-1, error.shape[-1]),
+        "train_loss": total,
+    }
+    if traced:
+        answers["train_hidden"] = _of_tokens(row, {name: x["hidden"] for name, x in traced.items()})
+        answers["train_position_ids"] = _of_tokens(row, {name: x["positions"] for name, x in traced.items()})
+    return answers, gradients
+
+
+def _run(
+    model: UnifiedModel, params: Any, row: Row, order: str
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
+    """The row through the model, and a trace of the tokens of its `prompt` and `turn` chunks."""
+    batch = row.batch
+    prompts = prompt_content(batch.prompt_tokens)
+    if order != "layers":
+        return *run_turns(model, params, batch, prompts, row.turns, order), {}
+    rows = (prompts, row.turns, batch.prompt_index, batch.is_first, batch.refines)
+    (end, turns), seen = model.apply({"params": params}, *rows, method="forward_rows", mutable=["trace"])
+    return end, turns, {name: found for name, (found,) in seen["trace"].items()}
+
+
+def _of_tokens(row: Row, traced: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
+    """What was traced by chunk and stream, [slots, tokens, ...], in the order of the published row."""
+    whole = {
+        chunk: np.concatenate([streams[name] for name in ("und", "gen") if name in streams], axis=1)
+        for chunk, streams in traced.items()
+    }
+    return np.stack([whole[chunk][slot, at] for chunk, slot, at in row.places])

@@ -25,13 +25,7 @@ ARRAYS, SETTINGS = "golden.npz", "golden.json"
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """Known answers.
-
-    Attributes:
-      place: the folder, for messages.
-      arrays: `golden.npz`.
-      settings: `golden.json`.
-    """
+    """Known answers: `golden.npz`, `golden.json`, and the folder for messages."""
 
     place: str
     arrays: Mapping[str, np.ndarray]

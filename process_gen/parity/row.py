@@ -1,9 +1,8 @@
 """A packed row of the published program, as a row of this project: turns, their inputs, their labels.
 
-The published row is a list of segments: texts, noised latents, clean latents,
-ViT tokens. Here the first text of a sample is the prompt of a trajectory (if
-nothing in it is a target), and what follows fills draft turns, of which each takes
-at most a text before the image, a flow target, clean latents and ViT tokens, in
+The published row is a list of segments: texts, noised latents, clean latents, ViT tokens. Here the first
+text of a sample is the prompt of a trajectory (if nothing in it is a target), and what follows fills draft
+turns, of which each takes at most a text before the image, a flow target, clean latents and ViT tokens, in
 this order.
 
 S turn slots, R trajectories, T tokens of a text slot, N latent tokens, V values
@@ -65,10 +64,8 @@ class Row(NamedTuple):
       turns: what its turns hold, [1, S, ...].
       flows: the flow targets, as `models.inputs.make_inputs` gives them.
       labels: as `controls.labels` gives them.
-      targets: the published row's targets of cross-entropy in order, each by the
-        name of a label and its place there.
-      places: chunk (`prompt` or `turn`), its number, and place in its memory of
-        every token of the published row.
+      targets: its targets of cross-entropy in order, each by the name of a label and its place there.
+      places: chunk (`prompt` or `turn`), its number, and place in its memory of each of its tokens.
     """
 
     layout: Layout
@@ -116,7 +113,6 @@ def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
 
 
 def samples_of(golden: Golden) -> list[Sample]:
-    """The samples of the published row."""
     lengths, start, samples = golden["train_sample_lens"], 0, []
     vit_tokens = set(golden.optional("train_vit_indexes", (0,)).tolist())
     targets = set(golden["train_ce_indexes"].tolist())
@@ -184,15 +180,7 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
         },
     )
     labels, targets = _labels(golden, layout, turns)
-    return Row(
-        layout,
-        batch,
-        content,
-        flows,
-        labels,
-        targets,
-        _places(layout, samples, turns),
-    )
+    return Row(layout, batch, content, flows, labels, targets, _places(layout, samples, turns))
 
 
 def _texts(pieces: Sequence[Piece | None], texts: dict[int, int], size: int) -> np.ndarray:

@@ -121,6 +121,14 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
       RecipeError, ServiceError, ReportError: see `fill`.
     """
     world, folder = make_world(config, workdir), workdir / subset
+
+    def stop_all() -> None:
+        try:
+            stop()
+        except Exception:
+            world.close()
+            raise
+
     with lock.hold(folder, f"building {subset}"):
         provenance = {"source": f"{subset} by {world.name}", "author": world.author}
         if config.licence:
@@ -130,7 +138,7 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
             if config.world == "services":
                 check_prompts(growing, FilePrompts(config.prompts))
             fills = {"multi_turn": _multi_turn, "conflict": _conflict, "alignment": _alignment}
-            filled = fills[subset](world, config, workdir, growing, stop, say)
+            filled = fills[subset](world, config, workdir, growing, stop_all, say)
         if subset == "multi_turn":
             without_inspections(folder, folder / PLAIN)
     say(f"{subset}: {filled}")
@@ -222,7 +230,9 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
     _announce(world, config, "alignment", sum(wanted.values()) - growing.counts.total(), say)
     first = None
     if own.sampled > 0:
-        some = {kind: round(count * own.sampled) for kind, count in wanted.items()}
+        # Those that were planted before, for a smaller count, are not in the way of further sampled ones.
+        planted = {kind: sum(uid.startswith(f"{kind}-") for uid in growing.prompts) for kind in wanted}
+        some = {kind: min(n, round(n * own.sampled) + planted[kind]) for kind, n in wanted.items()}
         make = functools.partial(making.alignment, **told)
         found = _of_samples("alignment", config, world, make, workdir)
         first = fill(growing, some, found, world.workers, stop)

@@ -9,10 +9,15 @@ from concurrent import futures
 
 import tqdm
 
+from process_gen.distributed import stopping
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import Growing
 from process_gen.recipe.parts import Later, Skip
+from process_gen.services.pool import workers_of
+
+_LOOK_SECONDS = 0.2
+"""Between two looks whether to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,7 @@ def fill(
         total=sum(wanted.values()), initial=before, unit=" samples", desc=growing.folder.name,
         mininterval=1.0,
     )  # fmt: skip
-    with bar, futures.ThreadPoolExecutor(workers) as pool:
+    with bar, workers_of(workers) as pool:
         filling = _Filling(growing, wanted, pool, bar, patience)
         filling.run(candidates, workers, stop)
     made = sum(growing.counts.values()) - before
@@ -136,6 +141,8 @@ class _Filling:
         while self.under_way:
             try:
                 self._settle()
+            except stopping.Stopped:  # asked a second time
+                raise
             except Exception:
                 continue  # the first problem is the one to tell
         raise problem
@@ -148,7 +155,7 @@ class _Filling:
 
     def _settle(self) -> None:
         """Writes what is finished."""
-        done, _ = futures.wait(self.under_way, return_when=futures.FIRST_COMPLETED)
+        done, _ = futures.wait(self.under_way, _LOOK_SECONDS, futures.FIRST_COMPLETED)
         for future in [one for one in self.under_way if one in done]:  # in the order of the candidates
             one = self.under_way.pop(future)
             if future.cancelled():

@@ -156,3 +156,7 @@ class World(Grapher, Writer, Painter, Checker, Critic, Planter, Protocol):
     name: str
     author: str
     workers: int
+
+    def close(self) -> None:
+        """Ends what is under way as soon as it can, which is then nobody's loss: it is made again."""
+        ...

@@ -59,6 +59,9 @@ class Scenes:
             raise Skip("a prompt that is none of the scenes world", request.reason)
         return request
 
+    def close(self) -> None:
+        """Nothing takes long."""
+
     # ---------------------------------------------------------------- subset 1
 
     def graph(self, prompt: str) -> Graph:

@@ -18,7 +18,7 @@ from process_gen.recipe.strokes import Stroke
 from process_gen.services import estimate
 from process_gen.services.endpoint import Endpoint, Unread
 from process_gen.services.estimate import Estimate
-from process_gen.services.options import GaveUp, Service, read_extra, without_none
+from process_gen.services.options import GaveUp, Refused, Service, read_extra, without_none
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn, draft, refinement
 
@@ -61,6 +61,11 @@ class Services:
         self._answer_tokens, self._extra = answer_tokens, read_extra(chat.extra)
         drawn = {"size": size, "response_format": "b64_json", **read_extra(images.extra)}
         self._drawn = without_none(drawn)
+
+    def close(self) -> None:
+        """Ends what is under way at its next request; what was answered is kept."""
+        self.chat.close()
+        self.images.close()
 
     # ---------------------------------------------------------------- subset 1
 
@@ -195,14 +200,14 @@ class Services:
             detail = problems[-1] if problems else str(error)
             raise Skip(f"answers to {question.name} that cannot be read", detail) from None
         except GaveUp as error:
-            raise Later(f"{self.chat.place} gave up", str(error)) from None
+            raise _without(self.chat, error) from None
 
     def _paint(self, prompt: str, text: str, before: np.ndarray | None, attempt: int) -> np.ndarray:
         what = f"image of {prompt[:60]!r}"
         try:
             return self.images.draw(what, text, before, self._drawn, attempt, prompt)
         except GaveUp as error:
-            raise Later(f"{self.images.place} gave up", str(error)) from None
+            raise _without(self.images, error) from None
 
     def _phrased(self, prompt: str, path: Sequence[Stroke]) -> list[Stroke]:
         """The same steps in the words of the chat model."""
@@ -250,6 +255,17 @@ class Services:
                 self.images.service, drawn, round(drawn * letters), 0, 0, drawn
             ),
         }
+
+
+def _without(endpoint: Endpoint, error: GaveUp) -> Skip:
+    """What becomes of a candidate whose request came to nothing.
+
+    One that is refused by an endpoint that has answered others is through. Where none was answered yet, the
+    options may be what is refused.
+    """
+    if isinstance(error, Refused) and endpoint.answered:
+        return Skip(f"{endpoint.place} refuses a request", str(error))
+    return Later(f"{endpoint.place} gave up", str(error))
 
 
 def _opinion(said: dict[str, Any], flag: str) -> Opinion:

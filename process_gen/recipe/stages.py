@@ -48,9 +48,10 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
       workdir: of the recipe.
 
     Raises:
-      RecipeError, CommandError, ConfigError: a phase cannot work.
+      RecipeError, CommandError, ConfigError: a phase cannot work, or has begun on other samples.
     """
     needed = needed_subsets(config)
+    _check_begun(config, workdir)
     written = {"recipe": config} | {phase: _training(config, phase, workdir) for phase in PHASES}
     for phase in PHASES:
         builders.check(written[phase])
@@ -59,6 +60,28 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     stages = _keyed(_stages(config, needed, workdir), config, written)
     files.write_json(workdir / NAME, [dataclasses.asdict(stage) for stage in stages], indent=1)
     return stages
+
+
+def _check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses other samples than those that a phase has begun to train on.
+
+    Raises:
+      RecipeError: names the key, and the phase.
+    """
+    try:
+        before = files.read_json(workdir / "recipe.json")
+    except (OSError, ValueError):
+        return
+    for phase, groups in zip(PHASES, (SUBSETS[:1], SUBSETS), strict=True):
+        if not any(one.name.isdigit() for one in (workdir / phase / "checkpoints").glob("*")):
+            continue
+        for group, name in [(one, name) for one in groups for name in config[one]]:
+            was, now = before[group][name], config[group][name]
+            if was != now:
+                raise RecipeError(
+                    f"config.{group}.{name} was {was} when {phase} began to train on those samples, and is "
+                    f"{now} now: choose another workdir, or remove {str(workdir / phase)!r} to train it again"
+                )
 
 
 def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> list[Stage]:

@@ -27,7 +27,16 @@ from PIL import Image
 
 from process_gen.common import files
 from process_gen.common.images import UNREADABLE
-from process_gen.services.options import KEY, URL, GaveUp, Service, ServiceError, endpoint_name, read_key
+from process_gen.services.options import (
+    KEY,
+    URL,
+    GaveUp,
+    Refused,
+    Service,
+    ServiceError,
+    endpoint_name,
+    read_key,
+)
 
 T = TypeVar("T")
 
@@ -42,6 +51,7 @@ class Endpoint:
     Attributes:
       service: its options.
       place: what messages call the endpoint.
+      answered: whether any reply has come.
     """
 
     def __init__(self, service: Service):
@@ -51,7 +61,7 @@ class Endpoint:
           ServiceError: no model or no key, or an option is out of range.
         """
         service.check()
-        self.service = service
+        self.service, self.answered = service, False
         base_url = service.base_url or os.environ.get(URL, "")
         self._key = read_key()
         if not self._key and not base_url:
@@ -65,7 +75,7 @@ class Endpoint:
             timeout=service.timeout,
             max_retries=service.retries,
         )
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._in_a_row = 0  # requests that came to nothing since the last that did not
         self._next = 0.0  # when the next request may begin, in seconds of `time.monotonic`
 
@@ -160,6 +170,10 @@ class Endpoint:
         self._keep(kept, lambda path: _write_png(path, found))
         return found
 
+    def close(self) -> None:
+        """Begins no request any more; those under way go on, and what comes back is kept."""
+        self._closed.set()
+
     def digest(self, system: str, fields: Mapping[str, Any], *texts: Any) -> str:
         """Equal for equal requests, whichever endpoint serves the model."""
         return hashlib.sha256(json.dumps([system, dict(fields), texts], sort_keys=True).encode()).hexdigest()
@@ -188,10 +202,12 @@ class Endpoint:
     def _request(self, what: str, kind: str) -> Iterator[None]:
         """Waits for its turn, and says what went wrong with the request inside."""
         self._wait()
+        if self._closed.is_set():
+            raise GaveUp(f"{what}: not asked any more")
         try:
             yield
             with self._lock:
-                self._in_a_row = 0
+                self._in_a_row, self.answered = 0, True
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             message = f"{self.place} refuses the key in {KEY} (HTTP {error.status_code})"
             raise ServiceError(message) from None  # the server's words may hold the key
@@ -201,6 +217,8 @@ class Endpoint:
             ) from None
         except openai.APITimeoutError:
             self._gave_up(what, f"no answer within {self.service.timeout:g} s")
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}", Refused)
         except openai.APIStatusError as error:
             self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}")
         except openai.APIConnectionError as error:
@@ -217,16 +235,16 @@ class Endpoint:
             now = time.monotonic()
             begin = max(now, self._next)
             self._next = begin + 60 / self.service.per_minute
-        time.sleep(begin - now)
+        self._closed.wait(begin - now)
 
-    def _gave_up(self, what: str, why: str) -> NoReturn:
+    def _gave_up(self, what: str, why: str, kind: type[GaveUp] = GaveUp) -> NoReturn:
         """Gives one request up, or ends the run where that happens to one after the other."""
         with self._lock:
             self._in_a_row += 1
             enough = self._in_a_row >= max(3, self.service.workers)
         if enough:
             raise ServiceError(f"{self.place} gives up on one request after the other: {why}")
-        raise GaveUp(f"{what}: {self.place} gave up: {why}", {"error": why})
+        raise kind(f"{what}: {self.place} gave up: {why}", {"error": why})
 
     def _said(self, error: BaseException) -> str:
         """What an error says, in one short line."""

@@ -34,6 +34,10 @@ class GaveUp(Exception):
         self.raw = raw
 
 
+class Refused(GaveUp):
+    """The endpoint takes no such request, as where its content filter stops it: trying again is no use."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Service:
     """A model behind an endpoint. The key comes from the environment variable OPENAI_API_KEY alone.

@@ -41,15 +41,8 @@ def encode_latents(
 ) -> LatentsInfo:
     """Writes the latents of every trajectory of a source, unless they are there.
 
-    Args:
-      config: of the model, and of what a broken trajectory does.
-      folder: where they go, of `sources.latents_folders`.
-      source: what is encoded.
-      layout: says the size of its images.
-      params: the autoencoder's, from `autoencoder_params`.
-
-    Returns:
-      What the folder holds then.
+    `folder` is one of `sources.latents_folders`, `params` are the autoencoder's, from `autoencoder_params`.
+    Returns what the folder holds then.
 
     Raises:
       ConfigError: the folder holds other latents.
@@ -112,24 +105,19 @@ def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
 def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> None:
     """Refuses latents that another autoencoder made than the one that a run starts with.
 
-    Args:
-      config: names the latents and the weights.
-      buckets: what is trained on, by layout.
-
     Raises:
       ConfigError: the message names both.
     """
     if not config.data.latents:
         return
-    found = (latents_folders(source, config.data, layout) for layout, source in buckets.items())
-    folders = [folder for one in found for folder in one]
     origin, own = config.train.get("init", ""), fingerprint(autoencoder_params(config))
-    for folder in folders:
-        if own != (made_by := read_info(folder).autoencoder):
-            raise builders.ConfigError(
-                f"the latents in {folder} were made by the autoencoder {made_by}, {origin} holds {own}: make "
-                "them anew in another folder, config.data.latents"
-            )
+    for layout, source in buckets.items():
+        for folder in latents_folders(source, config.data, layout):
+            if own != (made_by := read_info(folder).autoencoder):
+                raise builders.ConfigError(
+                    f"the latents in {folder} were made by the autoencoder {made_by}, {origin} holds {own}: "
+                    "make them anew in another folder, config.data.latents"
+                )
 
 
 def fingerprint(params: Any) -> str:

@@ -183,10 +183,10 @@ def read_ours(
         saved.source(which)  # which says that there is none
     model = _sizes(metadata)
     both = {AVERAGE, "params"} <= set(saved.items)  # one file has all of either
-    if both and which == AVERAGE and _leaves_some_out(metadata, model):
+    frozen = metadata.get("config", {}).get("optimizer", {}).get("freeze")
+    if both and which == AVERAGE and (frozen or model is not None and model.lora.rank):
         whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
-        rest = adapters.Some(whole, whole.spec.keys() - params.spec.keys())
-        params = Joined([params, rest])
+        params = Joined([params, Joined([whole], whole.spec.keys() - params.spec.keys())])
     if model is None and (params is not None or "flux" not in metadata):
         raise CheckpointMismatch(f"{place} carries no config, and does not say of which sizes its model is")
     if model is not None:
@@ -208,12 +208,6 @@ def read_ours(
         return weights
     given = flux.read_autoencoder(autoencoder)
     return dataclasses.replace(weights, flux=given.config, autoencoder=given.pieces)
-
-
-def _leaves_some_out(metadata: Mapping[str, Any], model: ModelConfig | None) -> bool:
-    """Whether a run's average is of some parameters alone: those that are not frozen."""
-    optimizer = metadata.get("config", {}).get("optimizer", {})
-    return bool(optimizer.get("freeze")) or model is not None and model.lora.rank > 0
 
 
 def _merging(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-from absl import logging
+from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,7 +19,7 @@ from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
-from process_gen.distributed.mesh import MeshError
+from process_gen.distributed.mesh import MeshError, mesh_of_flag
 from process_gen.experiment import builders
 from process_gen.experiment.vocabulary import build_tokenizer, tokenizer_of
 from process_gen.models import partition
@@ -156,6 +156,28 @@ def load_sampler(
         rows = -(-rows // split) * split
     parts = (restored.model, restored.params, restored.tokenizer)
     return Sampler(*parts, chosen, rows, frozen=restored.autoencoder, **on_mesh(mesh, rows)), restored
+
+
+def define_flags() -> None:
+    """The flags of `sampler_of_flags`."""
+    flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
+    flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
+    flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
+    flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")
+    flags.DEFINE_string("dtype", None, f"Of {' and '.join(DTYPES)}; the run's by default.")
+    flags.DEFINE_string("mesh", "", "Devices to spread the work over, as data=2,tensor=4; one by default.")
+
+
+flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
+
+
+def sampler_of_flags(values: Any, rows: int, **settings: Any) -> tuple[Sampler, Restored]:
+    """`load_sampler` with what the flags say."""
+    from process_gen.experiment import cli  # which quietens libraries, as only a command may
+
+    config = None if values.config is None else cli.load_config(values.config)
+    words, mesh = values.tokenizer, mesh_of_flag(values.mesh)
+    return load_sampler(values.workdir, values.which, rows, words, config, mesh, values.dtype, **settings)
 
 
 def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:

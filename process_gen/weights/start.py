@@ -39,34 +39,6 @@ ROWS = {"embedding": 0, "head/kernel": 1}
 """What has a line per token, and along which axis."""
 
 
-def read_for(
-    model: UnifiedModel,
-    path: str,
-    which: str = "ema",
-    tokenizer: Tokenizer | None = None,
-    mesh: Mesh | None = None,
-    dtype: str = "float32",
-) -> tuple[Any, Any]:
-    """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
-
-    Args:
-      model: the modules.
-      path: see `read_weights`.
-      which: weights of a run, `ema` or `params`.
-      tokenizer: the one that the model is used with.
-      mesh: devices that they are spread over, as in training, of which each reads its own part; the default
-        device without one.
-      dtype: of the parameters, but for norms, which stay in float32, and the autoencoder's.
-
-    Raises:
-      MeshError: an array, or the heads, do not divide over the mesh.
-      CheckpointError: nothing there, broken, not the weights of this model, or of another tokenizer than
-        the one given.
-    """
-    weights = read_weights(path, vit=bool(model.layout.vit_tokens), which=which)
-    return placed(weights, model, tokenizer, mesh, dtype)
-
-
 def start_from(
     state: TrainState, model: UnifiedModel, path: str, tokenizer: Tokenizer | None = None
 ) -> TrainState:
@@ -76,7 +48,7 @@ def start_from(
     the weights do not have, or have of another rank or alpha, start as they are, and those are merged.
 
     Raises:
-      CheckpointError: see `read_for`.
+      CheckpointError: nothing there, broken, or see `placed`.
     """
     weights = read_weights(path, vit=bool(model.layout.vit_tokens))
     params, autoencoder = _filled(weights, model.config, tokenizer, state.params, state.autoencoder)
@@ -90,9 +62,26 @@ def start_from(
 
 
 def placed(
-    weights: Weights, model: UnifiedModel, tokenizer: Tokenizer | None, mesh: Mesh | None, dtype: str
+    weights: Weights,
+    model: UnifiedModel,
+    tokenizer: Tokenizer | None = None,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
 ) -> tuple[Any, Any]:
-    """`read_for` with weights whose descriptions are read already."""
+    """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
+
+    Args:
+      weights: from `read_weights`.
+      model: the modules.
+      tokenizer: the one that the model is used with.
+      mesh: devices that they are spread over, as in training, of which each reads its own part; the default
+        device without one.
+      dtype: of the parameters, but for norms, which stay in float32, and the autoencoder's.
+
+    Raises:
+      MeshError: an array, or the heads, do not divide over the mesh.
+      CheckpointError: broken, not the weights of this model, or of another tokenizer than the one given.
+    """
     config = model.config
     spec = {"params": model_spec(config, with_vit=bool(model.layout.vit_tokens))}
     if config.autoencoder == "flux":

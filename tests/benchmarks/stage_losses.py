@@ -32,7 +32,8 @@ from process_gen.reports.table import table
 from process_gen.training.program import build_recipe
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
-from process_gen.weights.start import read_for
+from process_gen.weights.origin import read_weights
+from process_gen.weights.start import placed
 
 
 def stage_losses(config, weights: Sequence[str], rows: int) -> dict[str, list[float]]:
@@ -53,7 +54,8 @@ def stage_losses(config, weights: Sequence[str], rows: int) -> dict[str, list[fl
 
     found: dict[str, list[float]] = {}
     for path in weights:
-        values = measured(*read_for(model, path, tokenizer=None))
+        origin = read_weights(path, vit=bool(layout.vit_tokens))
+        values = measured(*placed(origin, model))
         for name, value in values.items():
             if name.startswith("stage/"):
                 found.setdefault(name.removeprefix("stage/"), []).append(float(np.asarray(value)))

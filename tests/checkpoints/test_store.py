@@ -317,10 +317,7 @@ def test_other_models_are_named(saved):
             (make_state(width=5), ["blocks/up", "(2, 3, 4)", "(2, 3, 5)"]),
             (make_state(dtype=jnp.bfloat16), ["blocks/scale", "float32(2, 3) instead of bfloat16(2, 3)"]),
             (make_state(ema=False), ["holds ema, key", "this run has key"]),
-            (
-                make_state().replace(params={"blocks": {}, "new": jnp.ones(1)}),
-                ["missing: new", "unknown: blocks/scale"],
-            ),
+            (make_state().replace(params={"new": jnp.ones(1)}), ["missing: new", "unknown: blocks/scale"]),
         ):
             with pytest.raises(CheckpointMismatch) as error:
                 checkpoints.restore(state)
@@ -334,8 +331,7 @@ def test_the_data_iterator_belongs_to_the_state(saved, tmp_path, monkeypatch):
         checkpoints.wait()
         with pytest.raises(CheckpointMismatch, match="without the state of a data iterator"):
             checkpoints.restore(make_state(), Counting())
-    odd = Rows()
-    old = '{"bytes": false, "state": {"rows": 3}}'
+    odd, old = Rows(), '{"bytes": false, "state": {"rows": 3}}'
     with CheckpointStore(str(saved[0])) as checkpoints:
         monkeypatch.setattr(store.load, "read_json", lambda *_: {"hosts": [old, old]})
         checkpoints.restore(make_state(), odd)
@@ -357,7 +353,7 @@ class Rows:
 
 def test_rows_of_several_hosts_are_restored_together(tmp_path, monkeypatch):
     texts = [json.dumps({"state": rows.state}) for rows in (Rows(0, 3), Rows(1, 2))]
-    monkeypatch.setattr(store, "gather", lambda _: texts)
+    monkeypatch.setattr(store, "gather", lambda text: texts if text else [""])
     with CheckpointStore(str(tmp_path)) as checkpoints:
         checkpoints.save(1, make_state(), Rows(0, 3))
         checkpoints.wait()
@@ -398,12 +394,7 @@ def test_damage_elsewhere_does_not_matter_to_the_weights(copy):
 
 def test_a_manifest_of_another_shape_is_corrupt(copy):
     path = copy / "checkpoints" / "2" / manifest.NAME
-    for text in (
-        "[]",
-        "{}",
-        json.dumps({"format": 2, "files": {}}),
-        json.dumps({"format": 1, "files": {"a": 1}}),
-    ):
+    for text in ("[]", "{}", '{"format": 2, "files": {}}', '{"format": 1, "files": {"a": 1}}'):
         path.write_text(text)
         with pytest.raises(CheckpointCorrupt, match=manifest.NAME):
             open_saved(copy)

@@ -51,13 +51,20 @@ def test_a_draft_that_is_corrected_learns_its_correction():
         assert sum(map(bool, one.after)) in (0, one.refines.count(False))
 
 
-def test_lengths_of_trajectories_fill_rows_as_the_trajectories_do(make_trajectory, toy_tokenizer):
-    there = layout(prompt=40, before=90, after=60, turns=12, trajectories=4, image_size=(8, 8))
+@pytest.mark.parametrize(("turns", "long"), [(12, "drop"), (4, "split"), (4, "drop")])
+def test_lengths_of_trajectories_fill_rows_as_the_trajectories_do(
+    make_trajectory, toy_tokenizer, turns, long
+):
+    there = layout(
+        prompt=40, before=90, after=60, turns=turns, trajectories=4, image_size=(8, 8), context="last"
+    )
     toys = [make_trajectory(seed, twice=0.3) for seed in range(30)]
-    found = lengths.report(there, [lengths.Lengths.of(toy, toy_tokenizer) for toy in toys])
-    loader = make_loader(toys, toy_tokenizer, there, 1, shuffle=False, epochs=1, policy=Policy(long="drop"))
-    wanted = packing_stats(list(loader), there)
-    assert found == wanted
+    assert turns == 12 or any(len(toy.turns) > 4 for toy in toys)
+    measured = [lengths.Lengths.of(toy, toy_tokenizer) for toy in toys]
+    assert [one.corrections for one in measured] == [toy.corrections for toy in toys]
+    policy = Policy("skip", 1.0, long)
+    loader = make_loader(toys, toy_tokenizer, there, 1, shuffle=False, epochs=1, policy=policy)
+    assert lengths.report(there, measured, long == "split") == packing_stats(list(loader), there)
 
 
 def test_rows_have_the_fields_of_a_batch():

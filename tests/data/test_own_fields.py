@@ -11,15 +11,24 @@ from process_gen import losses
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import open_stored
+from process_gen.data.graph_masks import with_kept
 from process_gen.data.loader import make_loader
-from process_gen.data.sources import open_source
+from process_gen.data.sources import open_source, prepare_source
+from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.losses import LossTable, Term
 from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.unroll import blank_outputs
+from process_gen.scenes import render, teach
+from process_gen.scenes.graph import Scene
+from process_gen.scenes.levels import LEVELS
+from process_gen.scenes.prompts import sample_request
+from process_gen.scenes.requests import categories
+from process_gen.scenes.teacher import baseline
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 from process_gen.trajectory.layout import Layout
+from process_gen.trajectory.stages import targets_of
 from tests.models.tiny import IDS, VOCAB, make_model
 from tests.models.tiny import layout as make_layout
 
@@ -100,6 +109,41 @@ def test_a_field_that_is_not_what_it_should_be_is_named(folder, field, value, me
     assert message in str(found.value) and "line 1" in str(found.value)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_turn_of_the_scenes_world_leaves_is_known_from_the_scene_graphs(level):
+    odds = dict(wrong=0.3, misplan=0.2, slip=0.2, detour=0.6)
+    changed = 0
+    for number in range(40):
+        rng = np.random.default_rng(number)
+        request = sample_request(rng, level, categories(level)[number % len(categories(level))])
+        turns = with_kept(teach(request, rng, level, **odds)).turns
+        before = render(Scene(()), level)
+        for turn, target in zip(turns, targets_of(turns), strict=True):
+            kept = turn.extra["kept"] > 0
+            if target >= 0:
+                np.testing.assert_array_equal(turns[target].image[kept], before[kept])
+                assert (turns[target].image[~kept] != before[~kept]).any() or not (~kept).any()
+                changed += (~kept).any()
+            before = turn.image
+    assert changed > 60
+    for mode in ("plan_only", "single_pass"):
+        (turn,) = with_kept(baseline(request, rng, level, mode)).turns
+        assert (turn.extra["kept"] == 0).any() and (turn.image != before).any()
+
+
+def test_the_scenes_source_has_the_mask_for_a_loss(tmp_path):
+    config = cli.load_config("configs/scenes.py:debug")
+    with config.unlocked():
+        config.data.update(dict(examples=4, data_dir=str(tmp_path), fields=dict(kept="mask")))
+    layout = builders.build_layout(config)
+    prepare_source(config.data, layout, scenes_tokenizer())
+    (batch, *_) = make_loader(
+        open_source(config.data, layout.image_size), scenes_tokenizer(), layout, 1, epochs=1
+    )
+    kept = Batch(**batch).field("kept")
+    assert kept.shape == (1, layout.turns, 32, 32) and {0, 255} == {*np.unique(kept)}
+
+
 def test_fields_of_a_config_that_cannot_be_are_refused(tmp_path):
     for fields, message in (
         ({"mask": "picture"}, "data.fields.mask must be one of image, mask, number, flag, got 'picture'"),
@@ -111,6 +155,6 @@ def test_fields_of_a_config_that_cannot_be_are_refused(tmp_path):
             config.data.fields = fields
         with pytest.raises(builders.ConfigError, match=message):
             builders.build_layout(config)
-    with pytest.raises(ValueError, match="data.source=scenes does not"):
+    with pytest.raises(ValueError, match=r'data.source=scenes has one field of its own, dict\(kept="mask"\)'):
         open_source({"source": "scenes", "fields": FIELDS}, (32, 32))
     assert Layout().fields == ()

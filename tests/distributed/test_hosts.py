@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
-import pathlib
 import socket
-import subprocess
 import sys
 import time
 from concurrent import futures
@@ -14,8 +11,7 @@ from absl import logging
 from jax._src import clusters
 
 from process_gen.distributed import hosts, rollcall
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.own_process import free_port, start_job
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +108,6 @@ def test_other_processes_log_warnings_only_and_every_line_has_its_process(monkey
         logging.set_verbosity(level)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
 SCRIPT = """
 import sys, time
 import jax
@@ -136,27 +126,15 @@ except hosts.HostMissing as error:
 """
 
 
-def start(indices, count, timeout):
-    port, running = free_port(), []
-    for index in indices:
-        own = {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index), "PYTHONPATH": str(ROOT)}
-        env = os.environ | own | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", SCRIPT, str(timeout)]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        running.append(subprocess.Popen(command, env=env, **pipes))
-    return running
-
-
 def test_a_process_that_never_starts_is_named():
-    running = start((0, 1), 3, timeout=8)
-    for process in running:
+    for process in start_job([sys.executable, "-c", SCRIPT, "8"], 3, started=2):
         out, error = process.communicate(timeout=60)
         assert process.returncode == 7, error[-2000:]
         assert "process 2 of 3 did not come to 'start' within 8 s" in out
 
 
 def test_a_process_that_hangs_is_named_with_its_host():
-    running = start((0, 1, 2), 3, timeout=40)
+    running = start_job([sys.executable, "-c", SCRIPT, "40"], 3)
     try:
         out, error = running[0].communicate(timeout=60)
         assert running[0].returncode == 7, error[-2000:]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import pytest
 
 from process_gen.distributed import stopping
 from process_gen.experiment import cli
+from tests.own_process import start_job
 
 
 def test_a_signal_waits_until_the_loop_asks():
@@ -104,18 +104,7 @@ with stopping.deferred() as stop:
 
 
 def test_a_loop_of_one_host_hears_a_signal_to_another():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER],
-            env={**os.environ, **shared, "JAX_PROCESS_ID": str(index), "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+    running = start_job([sys.executable, "-c", TOGETHER], 2)
     try:
         texts = [one.communicate(timeout=60)[0] for one in running]
     finally:

@@ -49,10 +49,7 @@ def _expect(good: bool, what: str) -> None:
 def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
     """kill -9, every other time in the middle of a save; what is saved stays, and the end is the same."""
     draw = random.Random(seed)
-    started = time.monotonic()
     straight = reference(bench)
-    bench.finish("warm")  # everything is compiled now, so this is how long a run takes
-    started, length = time.monotonic(), time.monotonic() - started
     counts = {"kills": 0, "during a save": 0, "left unfinished": 0, "runs to the end": 0}
     run = "kill_0"
     while counts["kills"] < times:
@@ -62,8 +59,9 @@ def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
             if in_save:
                 _wait_for_save(bench, run, trainer, draw.randrange(1, 4))
             else:
-                moment = time.monotonic() + draw.uniform(0, length)
-                trainer.wait_until(functools.partial(_past, moment))
+                step = draw.randrange(min(max(before, default=0), STEPS - 2), STEPS - 1)
+                trainer.wait_until(functools.partial(trainer.is_past, step), pause=0.02)
+                time.sleep(draw.uniform(0.0, 0.1))
             alive = trainer.process.poll() is None
         _expect(set(before) <= set(bench.steps(run)), f"{run}: a committed step is gone: {before}")
         if alive:
@@ -77,10 +75,6 @@ def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
             counts["runs to the end"] += 1
             run = f"kill_{counts['runs to the end']}"
     return counts
-
-
-def _past(moment: float) -> bool:
-    return time.monotonic() > moment
 
 
 def _wait_for_save(bench: Bench, run: str, trainer: Trainer, which: int) -> None:

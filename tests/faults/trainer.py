@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import resource
 import signal
 import socket
@@ -53,6 +54,7 @@ class Trainer:
 
     process: subprocess.Popen
     log: pathlib.Path
+    start: int = 0  # where this process begins in the log
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """Its exit code; minus the signal that ended it."""
@@ -78,6 +80,11 @@ class Trainer:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def is_past(self, step: int) -> bool:
+        """Whether this process has logged a later step."""
+        told = self.log.read_bytes()[self.start :].decode(errors="replace")
+        return any(int(number) > step for number in re.findall(rf" step (\d+)/{STEPS} ", told))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +120,7 @@ class Bench:
         command = [sys.executable, "-m", "process_gen.train", f"--config={config}"]
         command += [f"--workdir={workdir or self.folder / run}"]
         command += [f"--config.{name}={value}" for name, value in settings.items()]
+        flags = os.environ.get("XLA_FLAGS") or "--xla_backend_optimization_level=1"  # those of the tests
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -120,8 +128,7 @@ class Bench:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "MPLBACKEND": "agg",
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=1",
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
             **(env or {}),
         }
 
@@ -130,6 +137,7 @@ class Bench:
 
         log = self.folder / f"{run}.{(env or {}).get('JAX_PROCESS_ID', '0')}.log"
         with log.open("ab") as out:
+            begins = out.tell()
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -138,7 +146,7 @@ class Bench:
                 stderr=subprocess.STDOUT,
                 preexec_fn=None if largest_file is None else limit,
             )
-        return Trainer(process, log)
+        return Trainer(process, log, begins)
 
     def start_hosts(self, run: str, count: int = 2, **settings: object) -> list[Trainer]:
         """Starts all processes of a run on this machine, one device each."""

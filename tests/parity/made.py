@@ -11,8 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from process_gen.parity.golden import once
-from tests.checkpoints.published import published_names
-from tests.checkpoints.published.conftest import table
+from tests.checkpoints.published.conftest import write_fake
 from tests.parity.reference import Reference, Segment, grid_ids
 
 IDS = dict(bos_token_id=0, eos_token_id=3, start_of_image=1, end_of_image=7)
@@ -47,17 +46,13 @@ def write(folder: pathlib.Path, sizes: dict, hw, vit_hw, rows, seed: int = 0) ->
       seed: of everything.
     """
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    llm, vit, config = sizes["llm"], sizes["vit"], sizes["config"]
-    names = published_names.bagel(llm, vit, config, config["vae"]["z_channels"])
-    tensors = {name: _drawn(rng, name, shape) for name, shape in names.items()}
-    tensors["latent_pos_embed.pos_embed"] = table(config["max_latent_size"], llm["hidden_size"])
-    tensors["vit_pos_embed.pos_embed"] = table(config["vit_max_num_patch_per_side"], llm["hidden_size"])
-    coder = {n: _drawn(rng, n, shape) for n, shape in published_names.flux(config["vae"]).items()}
-    safetensors.numpy.save_file(tensors, folder / "ema.safetensors")
-    safetensors.numpy.save_file(coder, folder / "ae.safetensors")
-    for name, fields in (("llm_config", llm), ("vit_config", vit), ("config", config)):
-        (folder / f"{name}.json").write_text(json.dumps(fields))
+
+    def draw(shapes, seed, dtype):
+        return {name: _drawn(rng, name, shape) for name, shape in shapes.items()}
+
+    write_fake(folder, sizes, draw=draw)
+    tensors, coder = (safetensors.numpy.load_file(folder / f"{name}.safetensors") for name in ("ema", "ae"))
+    config = sizes["config"]
     settings = dict(token_ids=IDS, image_hw=hw, vit_hw=vit_hw, flow=FLOW)
     settings |= dict(ce_weight=CE_WEIGHT, mse_weight=MSE_WEIGHT)
     (folder / "golden.json").write_text(json.dumps(settings))

@@ -56,9 +56,7 @@ def test_a_text_with_targets_is_no_prompt(golden):
     token = 2
     indexes = np.concatenate([[token], golden["train_ce_indexes"]])
     other = changed(
-        golden,
-        train_ce_indexes=indexes,
-        train_ce_labels=np.concatenate([[0], golden["train_ce_labels"]]),
+        golden, train_ce_indexes=indexes, train_ce_labels=np.concatenate([[0], golden["train_ce_labels"]])
     )
     row = training_row(other, read_published(FOLDER).model)
     assert row.layout.turns == 4
@@ -69,11 +67,7 @@ def test_a_text_with_targets_is_no_prompt(golden):
 
 def test_a_label_where_no_loss_reads_is_refused(golden):
     start = int(golden["train_vae_indexes"][0]) - 1  # the token that opens an image
-    other = changed(
-        golden,
-        train_ce_indexes=np.array([start]),
-        train_ce_labels=np.array([1]),
-    )
+    other = changed(golden, train_ce_indexes=np.array([start]), train_ce_labels=np.array([1]))
     with pytest.raises(CheckpointMismatch, match=f"token {start} of the row has a label"):
         training_row(other, read_published(FOLDER).model)
 

@@ -91,6 +91,19 @@ def test_what_comes_after_a_change_has_another_key(tmp_path):
         assert not [name for name in keys if keys[name] == other[name]], told
 
 
+def test_a_phase_goes_on_with_the_samples_that_it_began_with(tmp_path):
+    stages.plan(recipe("debug"), tmp_path)
+    (tmp_path / "phase_1" / "checkpoints" / "4").mkdir(parents=True)
+    stages.plan(recipe("debug", **{"conflict.consistent": 5, "phase_1.train.steps": 8}), tmp_path)
+    with pytest.raises(
+        RecipeError, match="config.multi_turn.samples was 24 when phase_1 .* is 30 now: .* remove"
+    ):
+        stages.plan(recipe("debug", **{"conflict.consistent": 5, "multi_turn.samples": 30}), tmp_path)
+    (tmp_path / "phase_2" / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="config.conflict.consistent was 5 when phase_2 began"):
+        stages.plan(recipe("debug", **{"conflict.consistent": 6}), tmp_path)
+
+
 def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
     with pytest.raises(RecipeError, match="unknown part 'conflct'; did you mean conflict"):
         run("conflct", recipe("debug"), str(tmp_path))

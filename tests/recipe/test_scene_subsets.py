@@ -1,6 +1,7 @@
 """The three subsets in the world of scenes: right in the end, and only what is to be learned has weight."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from process_gen.data.encode import encode_trajectory
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
-from process_gen.recipe import faults, making
-from process_gen.recipe.output import Growing
+from process_gen.recipe import building, faults, making
+from process_gen.recipe.output import Growing, read_lines
 from process_gen.recipe.parts import Skip
 from process_gen.recipe.prompts import ScenePrompts
 from process_gen.recipe.scenes import Scenes
+from process_gen.reports.listing import Listing
 from process_gen.scenes import judge, parse, read_request, render
 from process_gen.scenes.graph import Scene, make_object
 from process_gen.trajectory.stages import targets_of
@@ -157,6 +159,20 @@ def test_a_model_that_draws_wrongly_is_told_what_is_wrong_with_its_draft():
     assert len(kinds[making.MISALIGNED]) > 10 and kinds[making.ALIGNED]
     drafts = [m for m in kinds[making.MISALIGNED] if any(t.refines and t.image is not None for t in m.turns)]
     assert len(drafts) > 10  # and `check_given` and `right` hold for each
+
+
+def test_a_raised_count_keeps_the_share_of_self_sampled_drafts(tmp_path):
+    listing = Listing(tmp_path / building.SAMPLES, {})
+    for number, prompt in PROMPTS:
+        one = dataclasses.replace(drawn(prompt, number, wrong=0.6), uid=f"{number:04d}")
+        listing.add(one, number)
+    for count in (2, 8):
+        config = cli.load_config("configs/recipe/paper.py:debug")
+        config.alignment.update(dict(aligned=count, misaligned=count, sampled=0.5))
+        assert not building.build("alignment", config, tmp_path, lambda: None, lambda text: None).missing
+        lines = list(read_lines(tmp_path / "alignment" / "trajectories.jsonl"))
+        assert len(lines) == 2 * count
+        assert sum(line["metadata"]["origin"] == "self-sampled" for line in lines) == count
 
 
 def test_of_two_errors_in_one_draft_none_is_told():

@@ -3,6 +3,10 @@
 import itertools
 import json
 import logging
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +14,9 @@ import numpy as np
 import pytest
 from recipe_fakes import GRAPH, answer, services
 
-from process_gen.experiment import cli
+from process_gen.common import files
+from process_gen.distributed.stopping import Stopped
+from process_gen.experiment import builders, cli
 from process_gen.recipe import building, making
 from process_gen.recipe.output import read_lines
 from process_gen.recipe.parts import Later, Skip
@@ -24,6 +30,7 @@ from tests.evaluation.chat_fakes import set_surroundings
 pytest.importorskip("openai")
 
 KEY = "sk-secret-0123456789"
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +170,60 @@ def test_a_server_that_does_nothing_but_fail_ends_the_run_and_keeps_what_is_ther
     with services() as served:
         filled, lines, _ = built("multi_turn", at(served, config), tmp_path)
     assert not filled.missing and len({line["uid"] for line in lines}) == 6
+
+
+def test_what_the_server_refuses_is_not_asked_again(config, tmp_path):
+    refusal = (400, {}, {"error": {"message": "against the content policy"}})
+    with services(lambda n, asked: refusal if "sofa 2" in asked.prompt else answer(asked)) as served:
+        config.multi_turn.samples = 5
+        filled, _, _ = built("multi_turn", at(served, config, workers=1), tmp_path)
+        (rejected,) = read_lines(tmp_path / "multi_turn" / "rejected.jsonl")
+        assert not filled.missing and "content policy" in rejected["detail"]
+        before = len(served.requests)
+        config.multi_turn.samples = 6
+        assert built("multi_turn", config, tmp_path)[0].missing == {"multi_turn": 1}
+        assert len(served.requests) == before
+
+
+def test_a_server_that_refuses_all_has_no_prompt_counted_as_through(config, tmp_path):
+    refusal = (400, {}, {"error": {"message": "unknown field size"}})
+    with services(lambda number, asked: refusal) as served:
+        with pytest.raises(ServiceError, match="gives up on one request after the other: HTTP 400"):
+            built("multi_turn", at(served, config), tmp_path)
+    assert not list(read_lines(tmp_path / "multi_turn" / "rejected.jsonl"))
+
+
+def test_a_stop_waits_for_requests_and_not_for_samples(config, tmp_path):
+    def stop():
+        if len(served.requests) > 2:
+            raise Stopped("SIGTERM was received")
+
+    with services(lambda number, asked: 0.3 if number else answer(asked)) as served:
+        with pytest.raises(Stopped):
+            building.build("multi_turn", at(served, config), tmp_path, stop, lambda text: None)
+        under_way = 2 * config.services.chat.workers
+        assert len(served.requests) <= 3 + under_way
+        assert not list(read_lines(tmp_path / "multi_turn" / "trajectories.jsonl"))
+    with services() as again:
+        assert not built("multi_turn", at(again, config), tmp_path)[0].missing
+    assert len(served.requests) + len(again.requests) < 3 * 12  # what was answered is kept
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_while_a_server_is_silent(config, tmp_path):
+    with services(lambda number, asked: 60.0) as served:
+        at(served, config)
+        stored = tmp_path / "recipe.json"
+        files.write_json(stored, builders.to_json(config))
+        words = ["--part=multi_turn", f"--config=configs/recipe/stored.py:{stored}", f"--workdir={tmp_path}"]
+        process = subprocess.Popen([sys.executable, "-m", "process_gen.recipe", *words], cwd=ROOT)
+        while not served.requests and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None  # the requests may bring something
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 75
 
 
 def test_silence_is_waited_for_as_long_as_asked(config, tmp_path):

@@ -23,9 +23,10 @@ from process_gen.trajectory.batch import Batch
 from process_gen.weights.origin import read_weights
 from process_gen.weights.restore import load_model
 from process_gen.weights.start import start_from
+from tests.checkpoints.published.test_bagel import same
 from tests.data.fake import fake_batch
 from tests.test_convert import run
-from tests.weights.test_start import FOLDER, ROOT, blank_state, make_recipe, same
+from tests.weights.test_start import FOLDER, ROOT, blank_state, make_recipe
 
 PATTERNS = ("backbone/layers/*_proj/kernel", "vit/layers/q_proj/kernel", "latent_in/kernel")
 LORA = {"model.lora.rank": 4, "model.lora.alpha": 8.0, "model.lora.patterns": PATTERNS}
@@ -44,13 +45,8 @@ def tuned():
     params = {
         name: move(x) if adapters.is_adapter(name) else x for name, x in arrays.named(state.params).items()
     }
-    params = arrays.unnamed(state.params, params)
-    ema = arrays.named(jax.tree.map(move, state.ema))
-    return (
-        recipe,
-        state,
-        state.replace(params=params, ema=arrays.unnamed(state.ema, ema), step=jax.numpy.ones((), int)),
-    )
+    params, ema = arrays.unnamed(state.params, params), jax.tree.map(move, state.ema)
+    return recipe, state, state.replace(params=params, ema=ema, step=jax.numpy.ones((), int))
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +54,14 @@ def workdir(tuned, tmp_path_factory):
     """The run as it lies on disk."""
     recipe, _, state = tuned
     folder = tmp_path_factory.mktemp("runs") / "lora"
-    config = make_config()
+    config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
+    with config.unlocked():
+        config.update_from_flattened_dict(LORA | {"train.init": FOLDER})
     metadata = {"config": builders.to_json(config)}
     with CheckpointStore(str(folder), metadata) as store, jax.numpy_rank_promotion("allow"):
         store.save(1, dataclasses.replace(state, key=jax.random.key(0)))
         store.wait()
     return folder
-
-
-def make_config():
-    config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
-    with config.unlocked():
-        config.update_from_flattened_dict(LORA | {"train.init": FOLDER})
-    return config
 
 
 def outputs(recipe):
@@ -91,15 +82,9 @@ def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(tuned):
     assert len(mine) == 2 * (2 * 7 + 1 + 1) and arrays.named(state.ema).keys() == mine
     assert all(not np.any(x) for name, x in named.items() if name.endswith("lora_b"))
     assert named["backbone/layers/und/q_proj/lora_a"].shape == (3, 64, 4)
-    plain, _ = start_plain()
-    for name, x in arrays.named(plain).items():
+    plain = make_recipe()
+    for name, x in arrays.named(start_from(blank_state(plain), plain.model, FOLDER).params).items():
         np.testing.assert_array_equal(named[name], x)
-
-
-def start_plain():
-    recipe = make_recipe()
-    state = start_from(blank_state(recipe), recipe.model, FOLDER)
-    return state.params, recipe
 
 
 @pytest.mark.slow  # two forward passes are compiled
@@ -147,9 +132,8 @@ def test_adapters_leave_alone_as_peft_names_them_and_come_back(tuned, workdir, t
     assert (fields["peft_type"], fields["r"], fields["lora_alpha"]) == ("LORA", 4, 8.0)
     assert pathlib.Path(fields["base_model_name_or_path"]) == pathlib.Path(FOLDER).absolute()
     module = "language_model.model.layers.1.self_attn.q_proj_moe_gen"
-    assert {module, "vit_model.vision_model.encoder.layers.0.self_attn.q_proj"} < set(
-        fields["target_modules"]
-    )
+    tower = "vit_model.vision_model.encoder.layers.0.self_attn.q_proj"
+    assert {module, tower} < set(fields["target_modules"])
     assert len(written) == 2 * len(fields["target_modules"]) == 2 * (3 * 14 + 2 + 1)
     ours = state.ema["backbone"]["layers"]["gen"]["q_proj"]
     for theirs, name in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
@@ -186,11 +170,7 @@ def test_adapters_that_do_not_fit_say_why(workdir, tmp_path):
         ({"peft_type": "IA3"}, CheckpointMismatch, "IA3.*other than plain LoRA"),
         ({"r": 0}, CheckpointMismatch, "r=0"),
         ({"r": 8}, CheckpointMismatch, "of another shape"),
-        (
-            {"base_model_name_or_path": "gone"},
-            CheckpointNotFound,
-            "'gone', and nothing is there.*--base=PATH",
-        ),
+        ({"base_model_name_or_path": "gone"}, CheckpointNotFound, "'gone', and nothing is.*--base=PATH"),
     ):
         path.write_text(json.dumps(fields | changes))
         with pytest.raises(error, match=words):

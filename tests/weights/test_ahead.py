@@ -27,7 +27,8 @@ from process_gen.training.program import build_recipe
 from process_gen.training.step import TrainState, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import ahead
-from process_gen.weights.start import read_for
+from process_gen.weights.origin import read_weights
+from process_gen.weights.start import placed
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = ROOT / "tests" / "golden" / "bagel_tiny"
@@ -42,11 +43,7 @@ def config(tmp_path):
         names = [f"{number}-{name}.png" for name in ("in", "a", "b", "c")]
         for name in names:
             PIL.Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / name)
-        turns = [
-            {"image": names[1]},
-            {"image": names[2], "inspect": "a"},
-            {"refine": "a", "image": names[3]},
-        ]
+        turns = [{"image": names[1]}, {"image": names[2], "inspect": "a"}, {"refine": "a", "image": names[3]}]
         given = {"image": names[0], "instruction": "a star"} if number == 1 else {}
         lines.append(json.dumps({"prompt": "a circle", "turns": turns, **given}))
     (tmp_path / "trajectories.jsonl").write_text("\n".join(lines))
@@ -86,10 +83,11 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
             assert not latents[~there].any() and (np.abs(wanted).max((1, 2)) > 0.01).all()
             seen += there.sum()
     assert seen == 3 * 3 + 1
-    written = (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+    file = pathlib.Path(config.data.latents) / "latents.array_record"
+    written = file.stat().st_mtime_ns
     prepare(config)
     ahead.check_autoencoder(config, {builders.build_layout(config): _opened(config)[0]})
-    assert written == (pathlib.Path(config.data.latents) / "latents.array_record").stat().st_mtime_ns
+    assert written == file.stat().st_mtime_ns
 
 
 def test_images_need_not_be_decoded_where_nothing_reads_their_pixels(config, monkeypatch):
@@ -139,9 +137,8 @@ def test_every_image_shape_has_latents_of_its_own(config, capsys):
     for size, count in (((32, 32), 1), ((16, 48), 2)):
         source = with_latents(buckets[size], config.data, layouts[size])
         assert len(source) == count and source.folder.name == f"{size[0]}x{size[1]}"
-        batch = next(
-            iter(make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0))
-        )
+        loader = make_loader(source, scenes_tokenizer(), layouts[size], 1, shuffle=False, prefetch=0)
+        batch = next(iter(loader))
         assert batch["image_latents"].shape[-2] == layouts[size].latents
     ahead.check_autoencoder(config, {layouts[size]: bucket for size, bucket in buckets.items()})
 
@@ -158,10 +155,9 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
     model = builders.build_model(tiny, scenes_tokenizer())
     recipe = build_recipe(tiny, model)
     step = jax.jit(make_train_step(recipe), compiler_options={"xla_backend_optimization_level": 0})
-    params, autoencoder = read_for(model, tiny.train.init)
-    first = TrainState(
-        np.int32(0), params, params, recipe.optimizer.init(params), jax.random.key(0), autoencoder
-    )
+    params, autoencoder = placed(read_weights(tiny.train.init), model)
+    moments = recipe.optimizer.init(params)
+    first = TrainState(np.int32(0), params, params, moments, jax.random.key(0), autoencoder)
     curves = []
     for ahead_of_time in (False, True):
         state, curve, (rows, *_) = first, [], batches(tiny, ahead_of_time)
@@ -176,16 +172,11 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
 def test_a_broken_image_keeps_its_place_or_stops_the_encoding(config):
     folder = pathlib.Path(config.data.path)
     (folder / "1-b.png").write_bytes((folder / "1-b.png").read_bytes()[:100])
+    (source, layout), params = _opened(config), ahead.autoencoder_params(config)
     with pytest.raises(BadTrajectory, match=r"line 2: turns\[1\].image is no readable .*'1-b.png'"):
-        ahead.encode_latents(config, config.data.latents, *_opened(config), ahead.autoencoder_params(config))
+        ahead.encode_latents(config, config.data.latents, source, layout, params)
     config.data.on_error = "skip"
-    assert (
-        ahead.encode_latents(
-            config, config.data.latents, *_opened(config), ahead.autoencoder_params(config)
-        ).trajectories
-        == 3
-    )
-    source, layout = _opened(config)
+    assert ahead.encode_latents(config, config.data.latents, source, layout, params).trajectories == 3
     found = LatentsSource(source, config.data.latents, layout)
     with pytest.raises(BadTrajectory, match="'1-b.png'"):
         found[1]

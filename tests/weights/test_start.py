@@ -25,7 +25,8 @@ from process_gen.training.step import Recipe, TrainState, init_state, make_train
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.markup import MARKUP_TOKENS, MEANINGS, SPECIAL_TOKENS
 from process_gen.weights.origin import read_weights
-from process_gen.weights.start import read_for, start_from
+from process_gen.weights.start import placed, start_from
+from tests.checkpoints.published.test_bagel import same
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,9 +49,8 @@ def blank_state(recipe: Recipe) -> TrainState:
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
 
 
-def same(a, b) -> None:
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=str(path))
+def read_for(model, path, tokenizer=None):
+    return placed(read_weights(path, vit=bool(model.layout.vit_tokens)), model, tokenizer)
 
 
 def test_a_run_starts_from_published_weights():

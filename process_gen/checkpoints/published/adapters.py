@@ -9,13 +9,12 @@ A module has the name of a published BAGEL, such as `language_model.model.layers
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.common.files import write_json
 from process_gen.models.adapters import LORA
@@ -36,30 +35,15 @@ _PLAIN = dict(
 """What an adapter's config may say besides, as adapters of this project are."""
 
 
-class Some(sources.Source):
-    """Some of the arrays of a source."""
-
-    def __init__(self, source: sources.Source, names: Collection[str]):
-        self._source = source
-        self.spec = {name: source.spec[name] for name in names}
-        self.dtypes = {name: source.dtypes[name] for name in names}
-
-    def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
-        return self._source.read(name, box)
-
-    def axis(self, name: str) -> int:
-        return self._source.axis(name)
-
-
-class Merged(Some):
+class Merged(sources.Joined):
     """A model with adapters as one without: a kernel is W + scale * A B, added in float32."""
 
     def __init__(self, source: sources.Source, scale: float):
-        super().__init__(source, [name for name in source.spec if not is_adapter(name)])
-        self._scale = scale
+        super().__init__([source], {name for name in source.spec if not is_adapter(name)})
+        self._source, self._scale = source, scale
 
     def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
-        found = self._source.read(name, box)
+        found = super().read(name, box)
         first, second = (name.removesuffix("kernel") + end for end in LORA)
         if not name.endswith("/kernel") or first not in self._source.spec:
             return found
@@ -91,14 +75,7 @@ def adapter_rules() -> list[rules.Rule]:
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Adapters alone.
-
-    Attributes:
-      folder: where they lie.
-      lora: rank and alpha, and the kernels that have adapters.
-      base: the weights that they were trained on, as the config names them.
-      tensors: by PEFT's names.
-    """
+    """Adapters alone, the kernels that have them, and the weights that they were trained on (`base`)."""
 
     folder: epath.Path
     lora: LoraConfig
@@ -121,9 +98,7 @@ def read_adapters(folder: epath.PathLike) -> Adapters:
       CheckpointMismatch: adapters of another kind, or of matrices that no model of this project has.
     """
     folder = epath.Path(folder)
-    fields, found = configs.read_json(folder / CONFIG), tensors.find(folder, (STEM,))
-    if found is None:
-        raise CheckpointNotFound(f"{folder} holds no {STEM}{tensors.SUFFIX} beside its {CONFIG}")
+    fields, found = configs.read_json(folder / CONFIG), tensors.find_in(folder, (STEM,))
     wrong = {key: fields[key] for key, value in _PLAIN.items() if fields.get(key, value) not in (value, None)}
     if fields.get("peft_type") != "LORA" or wrong:
         wrong = wrong or {"peft_type": fields.get("peft_type")}
@@ -167,15 +142,9 @@ def export_adapters(
     dtype: str | None = None,
     progress: tensors.Progress | None = None,
 ) -> None:
-    """Writes the adapters of some parameters, and nothing else of them.
+    """Writes the adapters of some parameters, which are not merged, and nothing else of them.
 
-    Args:
-      params: a tree, or a `sources.Source`, with adapters that are not merged.
-      lora: their rank and alpha.
-      folder: made if need be.
-      base: where the weights are that they belong to.
-      dtype: of the tensors; None leaves them as they are.
-      progress: is told of bytes written.
+    `base` says where the weights are that they belong to; the other arguments are those of `export_bagel`.
 
     Raises:
       CheckpointMismatch: there are no adapters.

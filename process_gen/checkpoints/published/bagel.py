@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from process_gen.checkpoints import arrays
-from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors
 from process_gen.common.files import write_json
 from process_gen.models.config import ModelConfig, VitConfig
@@ -26,29 +26,13 @@ from process_gen.models.positions import grid_places, sincos_table
 from process_gen.models.spec import model_spec
 
 MODEL_STEMS = ("ema", "model")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
-"""What stands beside the weights and is copied as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published model.
+    """A published model: its sizes, without a ViT where it is to be left out, and its tensors.
 
-    Attributes:
-      folder: where it lies.
-      model: its sizes, without a ViT where it is to be left out.
-      tensors: the model's, by published name.
-      autoencoder: its sizes, tensors and naming.
-      timestep_shift: of its training.
-      files: its JSON files as they are, by name.
+    `timestep_shift` is that of its training; `files` are its JSON files as they are, by name.
     """
 
     folder: epath.Path
@@ -94,13 +78,7 @@ def read_published(
       CheckpointMismatch: sizes that contradict the weights, or something that is not implemented.
     """
     folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise CheckpointNotFound(f"no such folder of published weights: {folder}")
-    found = tensors.find(folder, MODEL_STEMS)
-    if found is None:
-        raise CheckpointNotFound(
-            f"{folder} holds no ema.safetensors (or model.safetensors), alone or in shards"
-        )
+    found = tensors.find_in(folder, MODEL_STEMS)
     shapes = found.shapes
     if vit:
         _must_have_vit(folder, shapes)
@@ -206,7 +184,7 @@ def import_bagel(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
-    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.read_for` places them on
+    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.placed` places them on
     devices instead, of which each reads its own part.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.common.files import write_json
 from process_gen.common.ranges import is_number
@@ -76,11 +76,7 @@ def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) 
       CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
     """
     place = epath.Path(place)
-    found = tensors.find(place, STEMS.values()) if place.is_dir() else tensors.open_file(place)
-    if found is None:
-        raise CheckpointNotFound(
-            f"{place} holds no ae.safetensors: the FLUX autoencoder belongs beside the model"
-        )
+    found = tensors.find_in(place, STEMS.values()) if place.is_dir() else tensors.open_file(place)
     if not any(name.startswith("encoder.down_blocks.") for name in found):
         return AutoencoderFiles(config_of(found.shapes, fields or {}, "flux"), found, "flux")
     own = configs.read_json(found.place.parent / "config.json", required=False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published import configs, rules, sources, tables, tensors
 from process_gen.checkpoints.published.bagel import model_shapes
 from process_gen.common.files import write_json
@@ -26,13 +26,9 @@ _QK_NORM = r"backbone/layers/(und|gen)/[qk]_norm/scale"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Weights of one part, and what they say of the sizes.
+    """Weights of one part, what they say of the fields of `ModelConfig`, and what they fill.
 
-    Attributes:
-      sizes: fields of `ModelConfig`.
-      tensors: by published name.
-      rules: what they fill.
-      ignored: names that may be there besides.
+    `ignored` are names that may be there besides.
     """
 
     sizes: Mapping[str, Any]
@@ -74,13 +70,8 @@ def read_siglip2(folder: epath.PathLike) -> Part:
 
 
 def _read(folder: epath.PathLike) -> tuple[configs.Json, tensors.Tensors]:
-    folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise CheckpointNotFound(f"no such folder of published weights: {folder}")
-    found = tensors.find(folder, ("model",))
-    if found is None:
-        raise CheckpointNotFound(f"{folder} holds no model.safetensors, alone or in shards")
-    return configs.read_json(folder / "config.json"), found
+    found = tensors.find_in(folder, ("model",))
+    return configs.read_json(epath.Path(folder) / "config.json"), found
 
 
 # -------------------------------------------------------------------------- in

@@ -82,24 +82,13 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One published tensor, and where it lies in ours.
-
-    Attributes:
-      theirs, shape: its published name and shape.
-      ours: the name of our array.
-      layer: its row in that array, None where the array is not stacked.
-      turn: between the two.
-    """
+    """One published tensor and its shape, and its row in an array of ours, None where that is not stacked."""
 
     theirs: str
     shape: Shape
     ours: str
     layer: int | None
     turn: Turn
-
-    def give(self, part: np.ndarray) -> np.ndarray:
-        """A part of one layer of ours to rows of the published tensor (a view)."""
-        return self.turn.theirs(part, self.shape)
 
 
 def expand(rules: Iterable[Rule], ours: Spec) -> list[Move]:

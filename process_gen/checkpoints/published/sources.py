@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,12 +34,7 @@ BLOCK = 64 << 20
 
 
 class Source:
-    """Named arrays that are read box by box.
-
-    Attributes:
-      spec: names and shapes.
-      dtypes: by name.
-    """
+    """Named arrays that are read box by box."""
 
     spec: Spec
     dtypes: Mapping[str, np.dtype]
@@ -96,18 +91,15 @@ class StoredArrays(Source):
         folder = step_dir / item
         try:
             description = files.read_json(folder / "_METADATA")
-            names = [
-                [key["key"] for key in leaf["key_metadata"]] for leaf in description["tree_metadata"].values()
-            ]
             driver = "zarr3" if description.get("use_zarr3") else "zarr"
             self._stores = {}
-            for keys in names:
+            for leaf in description["tree_metadata"].values():
+                keys = [key["key"] for key in leaf["key_metadata"]]
                 place: Any = kvstore(folder / ".".join(keys))
                 if description.get("use_ocdbt", True):
                     place = {"driver": "ocdbt", "base": kvstore(folder), "path": f"{'.'.join(keys)}/"}
-                self._stores["/".join(keys)] = ts.open(
-                    {"driver": driver, "kvstore": place}, read=True
-                ).result()
+                spec = {"driver": driver, "kvstore": place}
+                self._stores["/".join(keys)] = ts.open(spec, read=True).result()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise manifest.corrupt(step_dir, f"{item} cannot be read ({error})") from error
         self.spec = {name: tuple(store.shape) for name, store in self._stores.items()}
@@ -118,14 +110,10 @@ class StoredArrays(Source):
 
 
 class Pieces(Source):
-    """The arrays that some moves make of the tensors of a checkpoint, a few megabytes at a time.
+    """The arrays of `spec`, which moves make of the tensors of a checkpoint, a few megabytes at a time.
 
-    Args:
-      moves: they fill every array of `spec`.
-      tensors: what they read.
-      spec: our names and shapes.
-      dtype: of our arrays; None leaves them as they are stored.
-      ignored: regular expressions of the names of tensors that may be there besides.
+    A `dtype` of None leaves them as they are stored; `ignored` are regular expressions of the names of
+    tensors that may be there besides.
 
     Raises:
       CheckpointMismatch: names or shapes of the tensors differ, or they hold other things than weights.
@@ -171,7 +159,6 @@ class Pieces(Source):
         return out
 
     def _fill(self, out: np.ndarray, move: Move, ranges: list[range]) -> None:
-        """Writes a box of one tensor into `out`."""
         if not ranges:
             out[...] = move.turn.ours(self._tensors.read(move.theirs))
             return
@@ -188,10 +175,10 @@ class Pieces(Source):
 
 
 class Joined(Source):
-    """Several sources as one; no name is in two."""
+    """Several sources as one, or some names of them; none is in two."""
 
-    def __init__(self, parts: Sequence[Source]):
-        self._of = {name: part for part in parts for name in part.spec}
+    def __init__(self, parts: Sequence[Source], names: Collection[str] | None = None):
+        self._of = {name: part for part in parts for name in part.spec if names is None or name in names}
         self.spec = {name: part.spec[name] for name, part in self._of.items()}
         self.dtypes = {name: part.dtypes[name] for name, part in self._of.items()}
 
@@ -202,20 +189,15 @@ class Joined(Source):
         return self._of[name].axis(name)
 
 
-class Replaced(Source):
-    """A source with other numbers in some lines of some matrices.
-
-    Args:
-      source: all else.
-      lines: by name of a matrix: the axis that counts its lines, and the numbers of those replaced.
-    """
+class Replaced(Joined):
+    """A source with other numbers in some lines of matrices: by name, their axis, and the lines by number."""
 
     def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
-        self._source, self._lines = source, lines
-        self.spec, self.dtypes = source.spec, source.dtypes
+        super().__init__([source])
+        self._lines = lines
 
     def read(self, name: str, box: Box = ()) -> np.ndarray:
-        found = self._source.read(name, box)
+        found = super().read(name, box)
         if name not in self._lines:
             return found
         axis, lines = self._lines[name]
@@ -228,9 +210,6 @@ class Replaced(Source):
             found[(at, slice(None)) if axis == 0 else (slice(None), at)] = lines[index][box[1 - axis]]
         return found
 
-    def axis(self, name: str) -> int:
-        return self._source.axis(name)
-
 
 def kvstore(folder: epath.Path) -> str:
     """How TensorStore calls a folder."""
@@ -239,13 +218,7 @@ def kvstore(folder: epath.Path) -> str:
 
 
 def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> list[Item]:
-    """The published tensors that some arrays of ours make, to be written.
-
-    Args:
-      moves: from `rules.expand`; where two make the same tensor, the first does.
-      source: the arrays.
-      dtype: of the tensors; None leaves them as they are.
-    """
+    """The published tensors that arrays of ours make, in a dtype or as they are; of two alike the first."""
     made: dict[str, Item] = {}
     for move in moves:
         if move.theirs not in made:
@@ -265,4 +238,4 @@ def _rows(move: Move, source: Source) -> Iterator[np.ndarray]:
     for at in range(0, rows, step):
         box = (*layer, *(slice(None),) * axis, slice(at, min(at + step, rows)))
         part = source.read(move.ours, box)
-        yield move.give(part[0] if layer else part)
+        yield move.turn.theirs(part[0] if layer else part, move.shape)

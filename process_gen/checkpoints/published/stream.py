@@ -44,7 +44,6 @@ def write_step(
       items: by name (`ema`, `autoencoder`), the arrays and the shape of one shard of each; an array that is
         not named there is one shard.
       metadata: JSON-able facts to keep with the weights.
-      progress: is told of bytes of arrays written.
 
     Raises:
       CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
@@ -70,14 +69,6 @@ def write_step(
         (place / "commit_success.txt").write_text("committed by process_gen.convert")
     else:
         place.rename(root / str(STEP))
-
-
-def copy_files(source: epath.PathLike, target: epath.PathLike, names: tuple[str, ...]) -> None:
-    """Copies those of some files that are there."""
-    for name in names:
-        if (epath.Path(source) / name).is_file():
-            epath.Path(target).mkdir(parents=True, exist_ok=True)
-            (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
 def _write_item(

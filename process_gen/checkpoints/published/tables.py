@@ -9,19 +9,21 @@ SIGLIP2  a vision tower alone
 
 from __future__ import annotations
 
+import functools
+
 from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, PATCHES, POINTWISE, Rule, Turn
 from process_gen.models.config import FluxConfig
 
 
-def _linear(theirs: str, ours: str, bias: bool = True, turn: Turn = LINEAR) -> list[Rule]:
+def _linear(
+    theirs: str, ours: str, bias: bool = True, turn: Turn = LINEAR, weight: str = "kernel"
+) -> list[Rule]:
     """A matrix and perhaps its bias."""
-    rules = [Rule(f"{theirs}.weight", f"{ours}/kernel", turn)]
+    rules = [Rule(f"{theirs}.weight", f"{ours}/{weight}", turn)]
     return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", AS_IS)] if bias else [])
 
 
-def _norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
-    rules = [Rule(f"{theirs}.weight", f"{ours}/scale", AS_IS)]
-    return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", AS_IS)] if bias else [])
+_norm = functools.partial(_linear, turn=AS_IS, weight="scale")
 
 
 def _expert(layers: str, expert: str, suffix: str) -> list[Rule]:

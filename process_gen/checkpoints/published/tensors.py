@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,9 +56,7 @@ class Entry:
 class Tensors(dict[str, Entry]):
     """The tensors of one file, or of many with an index, by name; data are read on demand.
 
-    Attributes:
-      place: what to call the whole in messages.
-      texts: what the header of a single file says besides.
+    `place` is what messages call the whole, `texts` what the header of a single file says besides.
     """
 
     def __init__(
@@ -200,6 +198,17 @@ def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
     return None
 
 
+def find_in(folder: epath.PathLike, stems: Collection[str]) -> Tensors:
+    """The first of these weights; CheckpointNotFound where there is no such folder, or none of them in it."""
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        raise CheckpointNotFound(f"no such folder of published weights: {folder}")
+    if (found := find(folder, stems)) is None:
+        names = " or ".join(stem + SUFFIX for stem in stems)
+        raise CheckpointNotFound(f"{folder} holds no {names}, alone or in shards")
+    return found
+
+
 def _refusal(place: epath.Path, names: list[str]) -> str:
     return (
         f"{place}: {', '.join(names[:3])} cannot be read. Only .safetensors can: pickles "
@@ -216,12 +225,7 @@ def _corrupt(path: epath.Path, what: str) -> CheckpointCorrupt:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A tensor to write.
-
-    Attributes:
-      name, dtype, shape: as published.
-      blocks: makes its rows, in order, as many at a time as it likes.
-    """
+    """A tensor to write; `blocks` makes its rows, in order, as many at a time as it likes."""
 
     name: str
     dtype: np.dtype
@@ -247,12 +251,7 @@ def write(
 ) -> None:
     """Writes `<stem>.safetensors`, or `<stem>-00001-of-0000N.safetensors` and their index.
 
-    Args:
-      folder: made if need be.
-      stem: of the file names.
-      items: in the order in which they are to be written.
-      largest: bytes of data per file from which the next one is begun; None for one file.
-      progress: is told of bytes written.
+    `largest` are the bytes of data per file from which the next one is begun; None for one file.
 
     Raises:
       CheckpointError: the folder already holds weights of this name.
@@ -261,27 +260,20 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     if there := sorted(p.name for p in folder.iterdir() if p.name.startswith(stem) and SUFFIX in p.name):
         raise CheckpointError(f"{folder} already holds {there[0]}: choose another folder, or move it away")
-    shards = _shards(items, largest)
-    if len(shards) == 1:
-        write_file(folder / (stem + SUFFIX), items, progress)
-        return
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"{stem}-{number:05d}-of-{len(shards):05d}{SUFFIX}"
-        write_file(folder / name, shard, progress)
-        places |= {item.name: name for item in shard}
-    total = sum(item.nbytes for item in items)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    write_json(folder / (stem + INDEX), index, indent=1)
-
-
-def _shards(items: Sequence[Item], largest: int | None) -> list[list[Item]]:
     shards: list[list[Item]] = [[]]
     for item in items:
         if largest is not None and shards[-1] and sum(x.nbytes for x in shards[-1]) + item.nbytes > largest:
             shards.append([])
         shards[-1].append(item)
-    return shards
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        write_file(folder / f"{stem}{part}{SUFFIX}", shard, progress)
+        places |= {item.name: f"{stem}{part}{SUFFIX}" for item in shard}
+    if len(shards) > 1:
+        total = sum(item.nbytes for item in items)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        write_json(folder / (stem + INDEX), index, indent=1)
 
 
 def write_file(

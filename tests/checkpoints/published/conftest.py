@@ -51,11 +51,11 @@ def draw(shapes: published_names.Shapes, seed: int = 0, dtype=np.float32) -> dic
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
 
 
-def write_fake(folder: pathlib.Path, sizes: dict = SMALL, dtype=np.float32) -> pathlib.Path:
+def write_fake(folder: pathlib.Path, sizes: dict = SMALL, dtype=np.float32, draw=draw) -> pathlib.Path:
     """A BAGEL of these sizes, in the published layout."""
     folder.mkdir(parents=True, exist_ok=True)
     llm, vit, config = sizes["llm"], sizes["vit"], sizes["config"]
-    weights = draw(published_names.bagel(llm, vit, config, config["vae"]["z_channels"]), dtype=dtype)
+    weights = draw(published_names.bagel(llm, vit, config, config["vae"]["z_channels"]), 0, dtype)
     width = llm["hidden_size"]
     weights["latent_pos_embed.pos_embed"] = table(config["max_latent_size"], width).astype(dtype)
     weights["vit_pos_embed.pos_embed"] = table(config["vit_max_num_patch_per_side"], width).astype(dtype)

@@ -47,11 +47,8 @@ def qwen2(tmp_path):
 @pytest.fixture
 def siglip2(tmp_path):
     shapes = published_names.vision_tower(VIT, "vision_model.", VIT["num_hidden_layers"], matrix=False)
-    head = {
-        "vision_model.head.probe": (1, 1, 16),
-        "text_model.final_layer_norm.bias": (16,),
-        "logit_scale": (1,),
-    }
+    head = {"vision_model.head.probe": (1, 1, 16), "text_model.final_layer_norm.bias": (16,)}
+    head |= {"logit_scale": (1,)}
     return write(tmp_path / "siglip2", draw(shapes | head), {"model_type": "siglip", "vision_config": VIT})
 
 
@@ -59,10 +56,7 @@ def siglip2(tmp_path):
 
 
 def test_both_experts_start_from_the_language_model(qwen2):
-    params, theirs = (
-        language_params(qwen2),
-        safetensors.numpy.load_file(qwen2 / "model.safetensors"),
-    )
+    params, theirs = (language_params(qwen2), safetensors.numpy.load_file(qwen2 / "model.safetensors"))
     layers = params["backbone"]["layers"]
     same(layers["und"], layers["gen"])
     np.testing.assert_array_equal(

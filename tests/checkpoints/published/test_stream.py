@@ -3,8 +3,6 @@
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,8 +15,7 @@ from process_gen.checkpoints.published.tensors import Tensors
 from process_gen.checkpoints.store import CheckpointStore
 from tests.checkpoints.published.conftest import GOLDEN
 from tests.checkpoints.published.test_bagel import same
-
-ROOT = pathlib.Path(__file__).parents[3]
+from tests.own_process import printed
 
 
 @pytest.fixture
@@ -146,20 +143,5 @@ def test_a_piece_reads_the_rows_that_it_needs(tmp_path, small_blocks):
 
 
 def test_eight_devices_each_hold_their_part():
-    script = pathlib.Path(__file__).parent / "eight_devices_published.py"
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=ROOT,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.split() == ["imported", "streamed"]
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = pathlib.Path(__file__).with_name("eight_devices_published.py")
+    assert printed(script) == ["imported", "streamed"]
