@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +30,9 @@ from absl import flags
 
 from process_gen.common.names import check_name
 from process_gen.distributed import hosts, stopping
-from process_gen.evaluation import judging, pipeline, results, tables, writing
+from process_gen.evaluation import forced, judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
-from process_gen.evaluation.forced import draw_steps
 from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.tasks import TASKS, make_task
@@ -146,20 +145,18 @@ def _draw(
     for one, sampler in cells:
         if sampler is None:
             continue
-        with _listed(pipeline.listing_of, root, one, host) as listing:
+        with _listed(root, one, host) as listing:
             draw(sampler, one.wanted, listing, host, show, warm)
         if forced_steps and pipeline.has_teacher(one):
-            with _listed(pipeline.forced_listing, root, one, host) as listing:
-                draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
+            with _listed(root, one, host, forced.FOLDER) as listing:
+                forced.draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
 
 
 @contextlib.contextmanager
-def _listed(
-    make: Callable[..., Listing], root: pathlib.Path, one: Asked, host: tuple[int, int]
-) -> Iterator[Listing]:
+def _listed(root: pathlib.Path, one: Asked, host: tuple[int, int], below: str = "") -> Iterator[Listing]:
     """A listing that all hosts draw into, and that is in one place afterwards."""
     with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
-        listing = make(root, one, host)
+        listing = pipeline.listing_of(root, one, host, below)
     yield listing
     _wait("the images are drawn", host)
     if host[0] == 0:

@@ -16,8 +16,8 @@ NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.fixture
-def plugin(monkeypatch):
-    """The module as lmms-eval imports it, with its base class and registry in place of theirs."""
+def model_of(monkeypatch, tmp_path):
+    """Makes a model of a sampler as lmms-eval does, with stand-ins for its base class and registry."""
     registered = {}
 
     class lmms:
@@ -37,7 +37,13 @@ def plugin(monkeypatch):
     names = importlib.import_module("lmms_plugin.models").AVAILABLE_MODELS
     (name,) = names
     module = importlib.import_module(f"lmms_plugin.models.{name}")
-    yield module, registered[name]
+
+    def make(sampler, **options):
+        restored = types.SimpleNamespace(source="the teacher", digest="0")
+        monkeypatch.setattr(module, "load_sampler", lambda *given, **settings: (sampler, restored))
+        return registered[name](output_dir=str(tmp_path), **options)
+
+    yield make
     for loaded in [name for name in sys.modules if name.startswith("lmms_plugin")]:
         del sys.modules[loaded]
 
@@ -46,12 +52,9 @@ def request(prompt, doc_id, visual=None):
     return types.SimpleNamespace(args=(prompt, {}, visual, doc_id, "draw_it", "test"))
 
 
-def test_answers_are_json_of_text_and_images_in_order_and_drawn_once(plugin, monkeypatch, tmp_path):
-    module, model_of = plugin
+def test_answers_are_json_of_text_and_images_in_order_and_drawn_once(model_of):
     sampler = TeacherSampler()
-    restored = types.SimpleNamespace(source="the teacher", digest="0")
-    monkeypatch.setattr(module, "load_sampler", lambda *given, **settings: (sampler, restored))
-    model = model_of(output_dir=str(tmp_path), batch_size="4", seed="3")
+    model = model_of(sampler, batch_size="4", seed="3")
     requests = [request("a red circle", 0), request("two blue squares", 1), request("a red circle", 0)]
     answers = [json.loads(answer) for answer in model.generate_until(requests)]
     assert [set(answer) for answer in answers] == [{"text", "images"}] * 3
@@ -64,11 +67,8 @@ def test_answers_are_json_of_text_and_images_in_order_and_drawn_once(plugin, mon
     assert len(sampler.asked) == 2, "what is drawn is not drawn again"
 
 
-def test_what_it_cannot_do_says_so(plugin, monkeypatch, tmp_path):
-    module, model_of = plugin
-    restored = types.SimpleNamespace(source="the teacher", digest="0")
-    monkeypatch.setattr(module, "load_sampler", lambda *given, **settings: (TeacherSampler(), restored))
-    model = model_of(output_dir=str(tmp_path))
+def test_what_it_cannot_do_says_so(model_of):
+    model = model_of(TeacherSampler())
     model.task_dict = {"draw_it": {"test": {0: "doc"}}}
     with pytest.raises(NotImplementedError, match="prompts with images"):
         model.generate_until([request("make it red", 0, lambda doc: ["an image"])])

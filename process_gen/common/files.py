@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -58,3 +58,10 @@ def write_json(path: epath.PathLike, value: Any, **options: Any) -> None:
     """Writes a value as JSON, as a whole file or none; `options` are those of `json.dumps`."""
     with whole(path) as scratch:
         scratch.write_text(json.dumps(value, **options) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: epath.PathLike, values: Iterable[Any], **options: Any) -> None:
+    """Writes values as JSON, a line each; see `write_json`."""
+    with whole(path) as scratch:
+        text = "".join(json.dumps(value, **options) + "\n" for value in values)
+        scratch.write_text(text, encoding="utf-8")

@@ -18,12 +18,11 @@ one image, the first of `best_of=4` is that of `process`.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from process_gen.common.files import from_json
 from process_gen.common.names import check_name
+from process_gen.evaluation.options import json_lines
 from process_gen.evaluation.outsiders import ROLES, WHO
 from process_gen.evaluation.tasks.base import Doc, TaskError
 from process_gen.trajectory.stages import Mode
@@ -85,14 +84,13 @@ def make_arm(text: str) -> Arm:
     return arm
 
 
-def _mode(mode: Mode) -> Callable[[str | None, str], dict[str, Any]]:
-    return lambda value, part: {"settings": {"mode": mode.value, **_plain(value, part)}}
+def _fixed(**settings: Any) -> Callable[[str | None, str], dict[str, Any]]:
+    def change(value: str | None, part: str) -> dict[str, Any]:
+        if value is not None:
+            raise TaskError(f"arm {part!r} takes no value")
+        return {"settings": settings}
 
-
-def _plain(value: str | None, part: str) -> dict[str, Any]:
-    if value is not None:
-        raise TaskError(f"arm {part!r} takes no value")
-    return {}
+    return change
 
 
 def _number(value: str | None, part: str) -> int:
@@ -112,26 +110,20 @@ def _outside(value: str | None, part: str) -> dict[str, Any]:
 def _rewritten(value: str | None, part: str) -> dict[str, Any]:
     if not value:
         raise TaskError(f"arm {part!r} needs a file, as rewritten=prompts.jsonl")
-    try:
-        lines = pathlib.Path(value).read_bytes().splitlines()
-    except OSError as error:
-        raise TaskError(f"cannot read the rewritten prompts {value!r}: {error.strerror or error}") from None
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for where, one in json_lines(value):
         try:
-            one = from_json(line) if line.strip() else None
-            found |= {str(one["doc_id"]): str(one["prompt"])} if one is not None else {}
-        except (ValueError, KeyError, TypeError) as error:
-            wanted = 'an object with "doc_id" and "prompt"'
-            raise TaskError(f"{value}:{number}: {wanted} is wanted ({error})") from None
+            found[str(one["doc_id"])] = str(one["prompt"])
+        except (KeyError, TypeError) as error:
+            raise TaskError(f'{where}: an object with "doc_id" and "prompt" is wanted ({error})') from None
     if not found:
         raise TaskError(f"{value} holds no prompt")
     return {"rewritten": found}
 
 
 ARMS: Mapping[str, Callable[[str | None, str], dict[str, Any]]] = {
-    **{mode.value: _mode(mode) for mode in Mode},
-    "no_inspection": lambda value, part: {"settings": {"inspections": False, **_plain(value, part)}},
+    **{mode.value: _fixed(mode=mode.value) for mode in Mode},
+    "no_inspection": _fixed(inspections=False),
     "steps": lambda value, part: {"settings": {"max_steps": _number(value, part)}},
     "best_of": lambda value, part: {"candidates": _number(value, part), "choose": "inspection"},
     "best_of_judge": lambda value, part: {"candidates": _number(value, part), "choose": "judge"},
@@ -155,12 +147,7 @@ def objections(facts: Mapping[str, Any]) -> tuple[int, float, int]:
 
 
 def chosen(arm: Arm, candidates: Sequence[tuple[float, Mapping[str, Any]]]) -> int:
-    """Which of the candidates for one image an arm takes; the first of equals.
-
-    Args:
-      arm: which says by whom.
-      candidates: score by the judge, and facts of the trajectory.
-    """
+    """Which candidate for an image an arm takes, by scores and facts of trajectories; the first of equals."""
     if arm.choose == "judge":
         return max(range(len(candidates)), key=lambda i: candidates[i][0])
     return min(range(len(candidates)), key=lambda i: objections(candidates[i][1]))

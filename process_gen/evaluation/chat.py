@@ -1,67 +1,147 @@
-"""A judge that is a chat model (`endpoint`)."""
+"""A chat model that an evaluation asks, behind an OpenAI-compatible endpoint, and the judge that it makes.
+
+What has an answer that does not parse is asked again; then, or where the endpoint gives up on a request, it
+is left without one. Where nothing comes back any more, or the key is refused, the run ends.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from process_gen.evaluation.endpoint import ChatModel, Estimate
-from process_gen.evaluation.tasks.base import Doc, Judgement
-from process_gen.evaluation.tasks.chat_task import ChatTask, Question
+from process_gen.evaluation.options import read_text
+from process_gen.evaluation.tasks.base import Doc, Judgement, TaskError, Unjudged
+from process_gen.evaluation.tasks.chat_task import ChatOptions, Question
+from process_gen.services import estimate
+from process_gen.services.endpoint import Endpoint
+from process_gen.services.estimate import Estimate
+from process_gen.services.options import GaveUp, Service, ServiceError, read_extra, without_none
 
-_ANSWER_TOKENS = 40  # of a short answer; thinking is not foreseen
+Answer = TypeVar("Answer")
+
+_ANSWER_TOKENS = 40  # of a judge's short answer; thinking is not foreseen
 
 
-class ChatJudge:
-    """Asks a chat model about images; any number of threads may call it.
+class ChatModel:
+    """Answers questions; any number of threads may ask.
 
     Attributes:
       name: of the model.
-      revision: of its weights, as the user gave it, and a hash of all that is
-        asked beside prompt and image.
-      protocol: name of the question.
       workers: requests side by side.
     """
 
-    def __init__(self, options: ChatTask, question: Question):
+    def __init__(self, options: ChatOptions, system: str, max_tokens: int):
         """Asks nothing yet.
+
+        Args:
+          options: of the user.
+          system: the system message.
+          max_tokens: of an answer, unless the user says otherwise.
 
         Raises:
           TaskError: no model or no key, or an option is out of range.
         """
+        self.name, self.workers = options.model, options.workers
+        self._options, self._system = options, system
+        with _as_task_error():
+            service = _service(options)
+            asked = {"temperature": options.temperature, "max_tokens": options.max_tokens or max_tokens}
+            self._sampling = without_none({**asked, **read_extra(service.extra)})
+            self._endpoint = Endpoint(service)
+
+    def revision(self, *texts: str) -> str:
+        """Of its weights, as the user gave it, and a hash of `texts` and all else that is always asked."""
+        digest = self._endpoint.digest(self._system, self._sampling, *texts)
+        return f"{self._options.revision or 'as served'}, asked {digest[:8]}"
+
+    def ask(
+        self, what: str, text: str, image: np.ndarray | None, read: Callable[[str], Answer | None]
+    ) -> tuple[Answer, Mapping[str, Any]]:
+        """What it answers, and the reply that says so.
+
+        Args:
+          what: names the question in messages.
+          text: the question.
+          image: [H, W, 3] uint8, None where there is none.
+          read: what a text says; None where it says nothing. Where it raises ValueError, the model is
+            told why before it tries again.
+
+        Raises:
+          Unjudged: no answer parsed, or the endpoint gave up on this question.
+          TaskError: the endpoint cannot be reached, refuses the key or the model, or gives up on all.
+        """
+        images = [] if image is None else [image]
+        try:
+            with _as_task_error():
+                return self._endpoint.ask(what, self._system, text, images, self._sampling, read)
+        except GaveUp as error:
+            raise Unjudged(str(error), error.raw) from None
+
+    def announce(
+        self, letters: int, requests: int, answer: int, size: tuple[int, int], limit: str = ""
+    ) -> Estimate:
+        """Prints as one line what requests with a picture each will take, and returns it.
+
+        Args:
+          letters: of all texts but the system message.
+          requests: how many.
+          answer: tokens of one answer.
+          size: height and width of a picture.
+          limit: stands before it.
+        """
+        seen = requests * (self._options.image_tokens or estimate.image_tokens(*size))
+        letters += requests * len(self._system)
+        found = estimate.estimate(self._endpoint.service, requests, letters, seen, requests * answer)
+        print(f"{self.name} at {self._endpoint.place}: {limit}{found}", flush=True)
+        return found
+
+
+class ChatJudge:
+    """Asks a chat model about images (`tasks.base.Judge`); any number of threads may call it.
+
+    Its revision is that of the weights, as the user gave it, and a hash of all that is asked beside prompt
+    and image.
+    """
+
+    def __init__(self, options: ChatOptions, question: Question):
+        """Asks nothing yet; raises as `ChatModel` does."""
         self._model, self._question = ChatModel(options, question.system, question.max_tokens), question
         self.name, self.workers, self.protocol = options.model, options.workers, question.protocol
         self.revision = self._model.revision(question.template)
 
-    @property
-    def spent(self) -> Counter[str]:
-        """See `ChatModel`."""
-        return self._model.spent
-
     def __call__(self, doc: Doc, image: np.ndarray) -> Judgement:
-        """Judges an image, [H, W, 3] uint8; `raw` is the reply.
-
-        Raises:
-          Unjudged: no answer parsed, or the endpoint gave up on this image.
-          TaskError: the endpoint cannot be reached, refuses the key or the model, or gives up on all.
-        """
+        """Judges an image, [H, W, 3] uint8; `raw` is the reply. Raises as `ChatModel.ask` does."""
         question = self._question
         found, reply = self._model.ask(doc.doc_id, question.ask(doc), image, question.read)
         return dataclasses.replace(found, raw=reply)
 
-    def estimate(
-        self, docs: Sequence[Doc], images: int = 1, size: tuple[int, int] = (1024, 1024)
-    ) -> Estimate:
-        """What judging `images` images of each prompt will take; `size` is their height and width."""
-        letters = images * sum(len(self._question.ask(doc)) for doc in docs)
-        requests = images * len(docs)
-        return self._model.estimate(letters, requests, requests, _ANSWER_TOKENS, size)
+    def announce(self, docs: Sequence[Doc], size: tuple[int, int]) -> Estimate:
+        """Prints as one line what judging an image of each prompt, of height and width `size`, will take."""
+        letters = sum(len(self._question.ask(doc)) for doc in docs)
+        return self._model.announce(letters, len(docs), _ANSWER_TOKENS, size)
 
-    def announce(
-        self, docs: Sequence[Doc], images: int = 1, size: tuple[int, int] = (1024, 1024)
-    ) -> Estimate:
-        """Prints the estimate as one line, and returns it."""
-        return self._model.announce(self.estimate(docs, images, size))
+
+def _service(options: ChatOptions) -> Service:
+    """The endpoint that the options of a task name; what only evaluations have is checked here."""
+    for name in ("max_tokens", "image_tokens"):
+        if getattr(options, name) < 0:
+            raise TaskError(f"{options.name}.{name} must be at least 0, got {getattr(options, name)}")
+    if not 0 <= options.temperature < float("inf"):
+        raise TaskError(f"{options.name}.temperature must not be negative, got {options.temperature}")
+    shared = {f.name for f in dataclasses.fields(Service)} & {f.name for f in dataclasses.fields(options)}
+    told = {name: getattr(options, name) for name in shared - {"name", "extra"}}
+    extra = read_text(options.extra) if options.extra.endswith(".json") else options.extra
+    return Service(name=options.name, extra=extra, **told)
+
+
+@contextlib.contextmanager
+def _as_task_error() -> Iterator[None]:
+    """Turns what ends the use of an endpoint into the error of an evaluation."""
+    try:
+        yield
+    except ServiceError as error:
+        raise TaskError(str(error)) from None

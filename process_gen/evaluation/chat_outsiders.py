@@ -8,11 +8,10 @@ from concurrent import futures
 from typing import Any, ClassVar
 
 from process_gen.common import files
-from process_gen.evaluation.chat_options import ChatOptions
-from process_gen.evaluation.endpoint import ChatModel, Estimate
-from process_gen.evaluation.options import from_text
+from process_gen.evaluation.chat import ChatModel, Estimate
+from process_gen.evaluation.options import from_text, read_text
 from process_gen.evaluation.tasks.base import Unjudged
-from process_gen.evaluation.tasks.reading import read_text
+from process_gen.evaluation.tasks.chat_task import ChatOptions
 from process_gen.sampling.outside import Inspection, Situation, Unsaid
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn, steps_of
@@ -57,10 +56,9 @@ def make(role: str, options: Mapping[str, str]) -> ChatPlanner | ChatInspector:
     Raises:
       TaskError: no model or no key, or a bad option.
     """
-    kind, told = {"planner": (ChatPlanner, PlannerOptions), "inspector": (ChatInspector, InspectorOptions)}[
-        role
-    ]
-    return kind(from_text(told, role, options))
+    if role == "planner":
+        return ChatPlanner(from_text(PlannerOptions, role, options))
+    return ChatInspector(from_text(InspectorOptions, role, options))
 
 
 class _Chat:
@@ -97,8 +95,7 @@ class _Chat:
         """Prints as one line what at most `each` questions on every prompt will take, and returns it."""
         requests = each * len(prompts)
         letters = each * sum(map(len, prompts)) + requests * each * _STEP_LETTERS // 2
-        found = self._model.estimate(letters, requests, requests, _ANSWER_TOKENS, size)
-        return self._model.announce(found, f"{self.role}, at most ")
+        return self._model.announce(letters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
 
 
 class ChatPlanner(_Chat):

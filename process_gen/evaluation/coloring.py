@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from process_gen.common.names import check_name
-from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval.decision import COLORS, Detection
 from process_gen.evaluation.pretrained import ModelFolder
 
@@ -28,17 +26,9 @@ _PADDING = {"clip": True, **dict.fromkeys(("siglip", "siglip2"), "max_length")}
 def crop(image: np.ndarray, detection: Detection) -> Image.Image:
     """What a classifier sees of a thing: its box, and inside it only its mask.
 
-    The box is rounded half to even and shows black outside the image.
-
-    Args:
-      image: [H, W, 3] uint8.
-
-    Raises:
-      ValueError: the mask is not of the size of the image.
+    The box is rounded half to even and shows black outside the image, [H, W, 3] uint8.
     """
     if detection.mask is not None:
-        if detection.mask.shape != image.shape[:2]:
-            raise ValueError(f"a mask of {detection.mask.shape} for an image of {image.shape[:2]}")
         image = np.where(detection.mask[..., None], image, np.uint8(BACKGROUND))
     x0, y0, x1, y1 = (int(edge) for edge in np.rint(np.asarray(detection.box, np.float32)))
     return Image.fromarray(image).crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
@@ -50,22 +40,16 @@ class ColorClassifier:
     Attributes:
       name: of its kind.
       revision: of its weights.
-      colors: what it tells apart; it is never unsure.
     """
 
-    def __init__(self, option: str, folder: str, colors: Sequence[str] = COLORS):
+    def __init__(self, option: str, folder: str):
         """`option` is what errors call the folder.
 
         Raises:
           TaskError: a package or the folder is missing, or the model is of no known kind.
         """
-        self._source, self.colors = ModelFolder(option, folder), tuple(colors)
-        self.name = check_name(
-            self._source.model_type,
-            _PADDING,
-            "kind of classifier",
-            lambda message: TaskError(f"{option}: {self._source.path}: {message}"),
-        )
+        self._source = ModelFolder(option, folder)
+        self.name = self._source.check_type(_PADDING, "kind of classifier")
         self._of_class: dict[str, Any] = {}
 
     @property
@@ -78,7 +62,7 @@ class ColorClassifier:
         return processor, tokenizer, self._source.load_model("AutoModel")
 
     def __call__(self, image: np.ndarray, cls: str, found: Sequence[Detection]) -> list[str]:
-        """The colours of things of one class in an image, [H, W, 3] uint8."""
+        """The colours of things of one class in an image, [H, W, 3] uint8: of `COLORS`, never unsure."""
         import torch
 
         processor, _, model = self._model
@@ -87,16 +71,16 @@ class ColorClassifier:
         with torch.inference_mode():
             shown = _normalized(model.get_image_features(pixel_values=inputs["pixel_values"]))
             nearest = (shown @ self._texts(cls).T).argmax(-1)
-        return [self.colors[index] for index in nearest.tolist()]
+        return [COLORS[index] for index in nearest.tolist()]
 
     def _texts(self, cls: str) -> Any:
         """A unit vector for each colour, [colours, D]: the mean over the templates."""
         if cls not in self._of_class:
             _, tokenizer, model = self._model
-            texts = [one.format(color=color, cls=cls) for color in self.colors for one in TEMPLATES]
+            texts = [one.format(color=color, cls=cls) for color in COLORS for one in TEMPLATES]
             tokens = tokenizer(texts, padding=_PADDING[self.name], truncation=True, return_tensors="pt")
             each = _normalized(model.get_text_features(**tokens.to(model.device)))
-            self._of_class[cls] = _normalized(each.unflatten(0, (len(self.colors), -1)).mean(1))
+            self._of_class[cls] = _normalized(each.unflatten(0, (len(COLORS), -1)).mean(1))
         return self._of_class[cls]
 
 

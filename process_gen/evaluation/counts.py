@@ -91,29 +91,19 @@ class Counts:
             "next_plan_wrong_after_refine": (self.wrong_after_refine, self.plans_after_refine),
             "next_plan_wrong_otherwise": (self.wrong_otherwise, self.plans_otherwise),
         }
-        pairs |= self._by_kind(right) | self._by_step()
-        return {name: pair for name, pair in pairs.items() if pair[1]}
-
-    def _by_kind(self, right: int) -> dict[str, tuple[float, float]]:
-        pairs = {}
         for kind in sorted({*self.errors, *self.claims}):
             errors, claims, named = self.errors[kind], self.claims[kind], self.named[kind]
-            pairs |= {
-                f"inspect_precision_{kind}": (named, claims),
-                f"inspect_recall_{kind}": (named, errors),
-                f"inspect_f1_{kind}": (2 * named, errors + claims),
-            }
-        return pairs | {f"false_alarms_{kind}": (self.alarms[kind], right) for kind in (*KINDS, "other")}
-
-    def _by_step(self) -> dict[str, tuple[float, float]]:
-        pairs = {}
+            pairs[f"inspect_precision_{kind}"] = (named, claims)
+            pairs[f"inspect_recall_{kind}"] = (named, errors)
+            pairs[f"inspect_f1_{kind}"] = (2 * named, errors + claims)
+        pairs |= {f"false_alarms_{kind}": (self.alarms[kind], right) for kind in (*KINDS, "other")}
         for name, part, whole in (
             ("right", self.right_at, self.states_at),
             ("new_errors", self.broken_at, self.sound_at),
             ("objects_lacking", self.lacking_at, self.planned_at),
         ):
             pairs |= {f"{name}_at_step_{i + 1}": (part[i], n) for i, n in sorted(whole.items())}
-        return pairs
+        return {name: pair for name, pair in pairs.items() if pair[1]}
 
     def to_json(self) -> dict[str, Any]:
         """Its sums, without those that are 0."""

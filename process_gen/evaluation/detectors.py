@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
+from scipy import special
 
-from process_gen.common.names import check_name
-from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval.decision import Detection
+from process_gen.evaluation.options import TaskError
 from process_gen.evaluation.pretrained import ModelFolder
 
 MOST = 100
@@ -35,26 +35,105 @@ _GENEVAL_NAMES = {
 """GenEval's name of a class, where a model has another one."""
 
 
-class Detector(Protocol):
-    """Finds things.
+class Detector:
+    """Finds things; its weights are read when it is first used.
 
     Attributes:
       name: of its kind.
-      revision: of its weights.
       classes: what it can find.
     """
 
-    name: str
-    revision: str
-    classes: Sequence[str]
+    auto: ClassVar[str]
+
+    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
+        """`classes` are for those that can be told what to look for."""
+        self.source, self.name = source, source.model_type
+        self.classes = tuple(class_names(source.config.get("id2label", {})))
+
+    @property
+    def revision(self) -> str:
+        """Of its weights."""
+        return self.source.revision
+
+    @functools.cached_property
+    def _model(self) -> tuple[Any, Any]:
+        return self.source.load_preprocessor(), self.source.load_model(self.auto)
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """What is in an image, [H, W, 3] uint8, the best first."""
-        ...
+        import torch
+
+        processor, model = self._model
+        inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            return self._detections(model, inputs, image.shape[:2])
+
+    def _detections(self, model: Any, inputs: Any, size: tuple[int, int]) -> list[Detection]:
+        raise NotImplementedError
+
+
+class MaskDetector(Detector):
+    """Mask2Former: a class and a mask for each query.
+
+    The image is resized as the folder's preprocessor says. Those of `transformers` round both
+    sides to whole multiples of 32, where the official detector keeps the aspect and pads.
+    """
+
+    auto = "AutoModelForUniversalSegmentation"
+
+    def _detections(self, model: Any, inputs: Any, size: tuple[int, int]) -> list[Detection]:
+        outputs = model(**inputs)
+        pairs = best_pairs(special.softmax(outputs.class_queries_logits[0].cpu().numpy(), axis=-1)[:, :-1])
+        logits = outputs.masks_queries_logits[0, [query for query, _, _ in pairs]]
+        shown = inputs["pixel_mask"][0].bool()
+        height, width = int(shown.any(1).sum()), int(shown.any(0).sum())
+        logits = _resized(_resized(logits, shown.shape)[:, :height, :width], size)
+        return instances(pairs, (one.cpu().numpy() for one in logits), self.classes)
+
+
+class BoxDetector(Detector):
+    """RT-DETR and its like: a box and a probability of each class on its own for each query."""
+
+    auto = "AutoModelForObjectDetection"
+
+    def _detections(self, model: Any, inputs: Any, size: tuple[int, int]) -> list[Detection]:
+        outputs = model(pixel_values=inputs["pixel_values"])
+        logits, places = outputs.logits[0].cpu().numpy(), outputs.pred_boxes[0].cpu().numpy()
+        return boxes(logits, places, self.classes, size)
+
+
+class TextDetector(Detector):
+    """OWL-ViT and OWLv2: boxes for classes given as text."""
+
+    auto = "AutoModelForZeroShotObjectDetection"
+
+    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
+        super().__init__(source)
+        self.classes = tuple(classes)
+        if not classes:
+            raise TaskError(f"{source.option}: {self.name} has to be told what to look for")
+
+    @functools.cached_property
+    def _tokens(self) -> Any:
+        """Those of the classes."""
+        _, model = self._model
+        texts = [f"a photo of a {name}" for name in self.classes]
+        length = model.config.text_config.max_position_embeddings
+        fixed = {"padding": "max_length", "max_length": length, "truncation": True}
+        tokens = self.source.load("AutoTokenizer")(texts, return_tensors="pt", **fixed)
+        return tokens.to(model.device)
+
+    def _detections(self, model: Any, inputs: Any, size: tuple[int, int]) -> list[Detection]:
+        outputs = model(**self._tokens, **inputs)
+        logits, places = outputs.logits[0].cpu().numpy(), outputs.pred_boxes[0].cpu().numpy()
+        if self.name == "owlv2":  # it sees the image in the corner of a square
+            width_height = np.array(size[::-1], np.float32)
+            places = places * np.tile(width_height.max() / width_height, 2)
+        return boxes(logits, places, self.classes, size)
 
 
 def load_detector(option: str, folder: str, classes: Sequence[str] = ()) -> Detector:
-    """The detector in a folder; its weights are read when it is first used.
+    """The detector in a folder.
 
     Args:
       option: what errors call the folder.
@@ -65,107 +144,10 @@ def load_detector(option: str, folder: str, classes: Sequence[str] = ()) -> Dete
       TaskError: a package or the folder is missing, or the model is of no known kind.
     """
     source = ModelFolder(option, folder)
-
-    def refuse(message: str) -> TaskError:
-        return TaskError(f"{option}: {source.path}: {message}")
-
-    kind = _KINDS[check_name(source.model_type, _KINDS, "kind of detector", refuse)]
-    return kind(source, classes)
+    return _KINDS[source.check_type(_KINDS, "kind of detector")](source, classes)
 
 
-class _FolderDetector:
-    """What all of them have."""
-
-    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        """`classes` are for those that can be told what to look for."""
-        self.source, self.name = source, source.model_type
-        self.classes = tuple(class_names(source.config.get("id2label", {})))
-
-    @property
-    def revision(self) -> str:
-        return self.source.revision
-
-
-class MaskDetector(_FolderDetector):
-    """Mask2Former: a class and a mask for each query.
-
-    The image is resized as the folder's preprocessor says. Those of `transformers` round both
-    sides to whole multiples of 32, where the official detector keeps the aspect and pads.
-    """
-
-    @functools.cached_property
-    def _model(self) -> tuple[Any, Any]:
-        auto = "AutoModelForUniversalSegmentation"
-        return self.source.load_preprocessor(), self.source.load_model(auto)
-
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        import torch
-
-        processor, model = self._model
-        inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            outputs = model(**inputs)
-            pairs = best_pairs(_softmax(outputs.class_queries_logits[0].cpu().numpy())[:, :-1])
-            logits = outputs.masks_queries_logits[0, [query for query, _, _ in pairs]]
-            shown = inputs["pixel_mask"][0].bool()
-            padded = shown.shape
-            height, width = int(shown.any(1).sum()), int(shown.any(0).sum())
-            logits = _resized(_resized(logits, padded)[:, :height, :width], image.shape[:2])
-        return instances(pairs, (one.cpu().numpy() for one in logits), self.classes)
-
-
-class BoxDetector(_FolderDetector):
-    """RT-DETR and its like: a box and a probability of each class on its own for each query."""
-
-    @functools.cached_property
-    def _model(self) -> tuple[Any, Any]:
-        return self.source.load_preprocessor(), self.source.load_model("AutoModelForObjectDetection")
-
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        import torch
-
-        processor, model = self._model
-        inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            outputs = model(pixel_values=inputs["pixel_values"])
-        logits, places = outputs.logits[0].cpu().numpy(), outputs.pred_boxes[0].cpu().numpy()
-        return boxes(logits, places, self.classes, image.shape[:2])
-
-
-class TextDetector(_FolderDetector):
-    """OWL-ViT and OWLv2: boxes for classes given as text."""
-
-    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        super().__init__(source)
-        self.classes = tuple(classes)
-        if not classes:
-            raise TaskError(f"{source.option}: {self.name} has to be told what to look for")
-
-    @functools.cached_property
-    def _model(self) -> tuple[Any, Any, Any]:
-        """Preprocessor, model and the tokens of the classes."""
-        model = self.source.load_model("AutoModelForZeroShotObjectDetection")
-        texts = [f"a photo of a {name}" for name in self.classes]
-        length = model.config.text_config.max_position_embeddings
-        fixed = {"padding": "max_length", "max_length": length, "truncation": True}
-        tokens = self.source.load("AutoTokenizer")(texts, return_tensors="pt", **fixed)
-        return self.source.load_preprocessor(), model, tokens.to(model.device)
-
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        import torch
-
-        processor, model, tokens = self._model
-        inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            outputs = model(**tokens, **inputs)
-        logits, places = outputs.logits[0].cpu().numpy(), outputs.pred_boxes[0].cpu().numpy()
-        if self.name == "owlv2":  # it sees the image in the corner of a square
-            width_height = np.array(image.shape[1::-1], np.float32)
-            places = places * np.tile(width_height.max() / width_height, 2)
-        return boxes(logits, places, self.classes, image.shape[:2])
-
-
-_KINDS: dict[str, type[_FolderDetector]] = {
+_KINDS: dict[str, type[Detector]] = {
     "mask2former": MaskDetector,
     **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "deformable_detr"), BoxDetector),
     **dict.fromkeys(("owlvit", "owlv2"), TextDetector),
@@ -208,18 +190,11 @@ def instances(
     for (_, cls, probability), logits in zip(pairs, mask_logits, strict=True):
         mask = logits > 0
         if mask.any():
-            inside = _sigmoid(logits[mask]).sum(dtype=np.float32) / (
-                np.float32(mask.sum()) + np.float32(1e-6)
-            )
-            score = float(np.float32(probability) * inside)
-            found.append(Detection(classes[cls], score, mask_box(mask), mask=mask))
+            area = np.float32(mask.sum()) + np.float32(1e-6)
+            inside = _sigmoid(logits[mask]).sum(dtype=np.float32) / area
+            box = tuple(map(float, Image.fromarray(mask).getbbox()))
+            found.append(Detection(classes[cls], float(np.float32(probability) * inside), box, mask=mask))
     return sorted(found, key=lambda one: -one.score)
-
-
-def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) of a mask, [H, W] bool with a true pixel; the last two exclusive."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def boxes(
@@ -240,11 +215,6 @@ def boxes(
         (x0, y0), (x1, y1) = low[query].tolist(), high[query].tolist()
         found.append(Detection(classes[cls], score, (x0, y0, x1, y1)))
     return sorted(found, key=lambda one: -one.score)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.evaluation.arms import Arm
-from process_gen.evaluation.outsiders import ROLES, Paid
+from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.tasks.base import Doc, Task, TaskError
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
@@ -65,10 +65,7 @@ class Draw:
 def take(docs: Sequence[Doc], limit: int = 0, per_group: int = 0) -> list[Doc]:
     """Some of the prompts of a task, in its order: a smaller number takes a part of what a larger one does.
 
-    Args:
-      docs: all of them.
-      limit: at most so many, from every group in turn; 0 takes all.
-      per_group: at most so many of every group; 0 takes all.
+    At most `limit` of them, from every group in turn, and `per_group` of every group; 0 takes all.
     """
     groups: dict[str, list[Doc]] = {}
     for doc in docs:
@@ -103,14 +100,8 @@ def place(
     how = to_json(dataclasses.asdict(sampler.config))
     del how["seed"]  # every trajectory has its own
     shape = list(sampler.model.layout.image_size)
-    settings = {
-        "task": task.name,
-        "version": task.version,
-        **checkpoint,
-        "image_size": shape,
-        **how,
-        **outside,
-    }
+    told = {"task": task.name, "version": task.version, **checkpoint}
+    settings = {**told, "image_size": shape, **how, **outside}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     changed = {**arm.settings, **arm.outside}
     words = [f"{key}={value}" for key, value in sorted(changed.items()) if key != "mode"]
@@ -130,8 +121,7 @@ def draw(
 
     Args:
       sampler: with the settings of the arm.
-      wanted: what to draw.
-      listing: what there is.
+      wanted, listing: what to draw, and what there is.
       host: which of how many this is.
       show: is told how far it is.
       warm: draws the first prompt once before, so that seconds per image do not count compilation.
@@ -144,8 +134,9 @@ def draw(
     if not mine:
         return
     prompts, seeds = [one.prompt for one in mine], [one.sampler_seed for one in mine]
-    for one in filter(lambda one: isinstance(one, Paid), (getattr(sampler.outside, role) for role in ROLES)):
-        one.announce(prompts, sampler.config.max_turns + 1, sampler.model.layout.image_size)
+    for outsider in (getattr(sampler.outside, role) for role in ROLES):
+        if hasattr(outsider, "announce"):  # what it may cost
+            outsider.announce(prompts, sampler.config.max_turns + 1, sampler.model.layout.image_size)
     if warm:  # somebody outside may cost something
         collections.deque(sampler.with_outside().stream(prompts[:1], seeds[:1]), maxlen=0)
     lost: dict[int, str] = {}

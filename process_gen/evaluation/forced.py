@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,7 +26,7 @@ from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.draws import Draw, Show
 from process_gen.evaluation.process import count_step
 from process_gen.evaluation.statistics import Interval, ratio_difference, ratio_interval
-from process_gen.reports.listing import NAME, Listing
+from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.scenes.requests import Request
 from process_gen.scenes.teacher import teach
@@ -127,17 +126,8 @@ def counts_of(listing: Listing, wanted: Sequence[Draw], requests: Mapping[str, R
     return found
 
 
-def is_drawn(folder: pathlib.Path) -> bool:
-    """Whether there are such steps below the folder of an arm's images."""
-    return (folder / FOLDER / NAME).exists()
-
-
 def measures(forced: Mapping[str, Counts], free: Mapping[str, Counts]) -> dict[str, Interval]:
-    """The measures that the module defines.
-
-    Args:
-      forced, free: `doc_id` -> counts.
-    """
+    """The measures that the module defines, of counts by `doc_id`."""
     found, docs = {}, [doc_id for doc_id in forced if doc_id in free]
     for k in sorted({k for counts in forced.values() for k in counts.states_at}):
         pairs = [[(side[d].right_at[k], side[d].states_at[k]) for d in docs] for side in (forced, free)]

@@ -14,10 +14,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -75,16 +75,14 @@ def verdicts_path(folder: pathlib.Path, judge: Judge) -> pathlib.Path:
 def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str = "all") -> Iterator[State]:
     """The images of what was drawn, trajectory by trajectory; the last of each has the facts of it."""
     for one, record in listed(listing, wanted):
-        base = {"seed": one.seed, "index": one.index}
-        steps = list(_places(record))
-        for number, (step, role, path) in enumerate(steps):
-            final = number == len(steps) - 1
-            if not final and which == FINAL:
-                continue
-            fields = {**base, "final": final} | ({"facts": facts(record)} if final else {})
-            exact = (
-                functools.partial(_exact, task, one.doc, listing, record) if final and task.traced else None
-            )
+        places = list(_places(record))
+        for step, role, path in places[-1:] if which == FINAL else places:
+            final, exact = path == places[-1][2], None
+            fields = {"seed": one.seed, "index": one.index, "final": final}
+            if final:
+                fields["facts"] = facts(record)
+            if final and task.traced:
+                exact = functools.partial(_exact, task, one.doc, listing, record)
             image = files.inside(listing.folder, path)
             yield State((record.uid, step, role), one.doc, image, f"images/{image.name}", fields, exact)
 
@@ -142,8 +140,7 @@ def judge_states(
     """Judges what has no verdict yet; a line is written for each image as soon as there is one.
 
     Args:
-      judge: who looks.
-      states: images; this host takes its share of them.
+      judge, states: who looks, and at what; this host takes its share of it.
       path: the file of the judge; each host but the first one writes a part beside it.
       host: which of how many this is.
       show: is told how far it is.
@@ -155,20 +152,38 @@ def judge_states(
     done = judged(path)
     own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
     mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
-    shown, stopped = time.monotonic(), []
-    with workers_of(judge.workers) as pool, _growing(own) as file:
-        going = itertools.takewhile(lambda _: not stopped, mine)
-        for number, one in enumerate(_asked(pool, judge, going), 1):
-            file.write(json.dumps(one, allow_nan=False).encode() + b"\n")
+    shown, lock = time.monotonic(), threading.Lock()
+
+    def write(state: State) -> None:
+        line = json.dumps(_line(judge, state), allow_nan=False).encode() + b"\n"
+        with lock:
+            file.write(line)
             file.flush()
-            if show and not stopped and time.monotonic() > shown + _EVERY:
-                shown = time.monotonic()
-                try:
+
+    with _growing(own) as file, workers_of(judge.workers) as pool:
+        try:
+            for number, ended in enumerate(_few_at_a_time(pool, write, mine, 2 * judge.workers), 1):
+                ended.result()
+                if show and time.monotonic() > shown + _EVERY:
+                    shown = time.monotonic()
                     show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
-                except Exception as problem:  # raised again when what is under way is written
-                    stopped.append(problem)
-    if stopped:
-        raise stopped[0]
+        except Exception as problem:
+            if not getattr(problem, "at_once", False):  # as it is of a second signal
+                pool.shutdown(cancel_futures=True)  # what is under way is written: it may have cost something
+            raise
+
+
+def _few_at_a_time(
+    pool: futures.Executor, work: Callable[[State], None], states: Iterable[State], most: int
+) -> Iterator[futures.Future]:
+    """Futures as they end; memory does not grow with their number."""
+    waiting: set[futures.Future] = set()
+    for state in states:
+        waiting.add(pool.submit(work, state))
+        if len(waiting) >= most:
+            ended, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+            yield from ended
+    yield from futures.as_completed(waiting)
 
 
 @contextlib.contextmanager
@@ -182,47 +197,6 @@ def _growing(path: pathlib.Path) -> Iterator[BinaryIO]:
         raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
     with file:
         yield file
-
-
-def _asked(pool: futures.Executor, judge: Judge, states: Iterable[State]) -> Iterator[dict[str, Any]]:
-    """Lines as they come, with few images under way, so that memory does not grow with their number.
-
-    Where one of them ends the work, the others that are under way are waited for first: they may have cost
-    something.
-    """
-    waiting: set[futures.Future] = set()
-    problems: list[BaseException] = []
-
-    def finished() -> Iterator[dict[str, Any]]:
-        done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
-        waiting.difference_update(done)
-        for future in done:
-            if future.cancelled():
-                continue
-            if (problem := future.exception()) is not None:
-                problems.append(problem)
-            else:
-                yield future.result()
-
-    states = iter(states)
-    while not problems:
-        try:
-            state = next(states)
-        except StopIteration:
-            break
-        except Exception as problem:  # raised again when what is under way is written
-            problems.append(problem)
-            break
-        waiting.add(pool.submit(_line, judge, state))
-        if len(waiting) >= 2 * judge.workers:
-            yield from finished()
-    while waiting:
-        if problems:
-            for future in waiting:
-                future.cancel()
-        yield from finished()
-    if problems:
-        raise problems[0]
 
 
 def _line(judge: Judge, state: State) -> dict[str, Any]:

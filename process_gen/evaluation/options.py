@@ -1,18 +1,39 @@
-"""Options as text from a command line, by the fields of a dataclass."""
+"""Options as text from a command line, and the files that they name; both are refused as a `TaskError`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from process_gen.common.files import from_json
 from process_gen.common.names import check_name
-from process_gen.evaluation.errors import TaskError
 
 Options = TypeVar("Options")
 
+LONGEST_NAME = 255
+"""Bytes of a file name, on most file systems."""
+
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class TaskError(ValueError):
+    """A task that cannot be run as asked: missing data, a broken file, a bad option; fit for a user."""
+
+
+@contextlib.contextmanager
+def needing_client(who: str) -> Iterator[None]:
+    """What imports the client of chat models in the block says what to install where there is none."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "openai":
+            raise
+        raise TaskError(f'{who} needs the openai client: pip install "process_gen[judges]"') from error
 
 
 def from_text(kind: type[Options], name: str, options: Mapping[str, str]) -> Options:
@@ -43,3 +64,51 @@ def _convert(text: str, kind: Any, where: str) -> Any:
     except ValueError:
         what = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
         raise TaskError(f"{where} must be {what}, got {text!r}") from None
+
+
+def data_path(task: str, option: str, value: str) -> pathlib.Path:
+    """The file or folder that an option of a task names.
+
+    Raises:
+      TaskError: the option is empty, or there is nothing of that name.
+    """
+    if not value:
+        raise TaskError(f"{task} needs {option}=PATH: its prompts are not shipped")
+    path = pathlib.Path(value).expanduser()
+    if not path.exists():
+        raise TaskError(f"{task}.{option}: there is no {path}")
+    return path
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file, with or without a byte-order mark; line ends become `\\n`.
+
+    Raises:
+      TaskError: it cannot be read, or is no UTF-8; names the file.
+    """
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text; TaskError, which begins with `where`, if it is none."""
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise TaskError(f"{where}: {error}") from None
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """Where each line of a JSONL file stands, for messages, and its value; without empty lines.
+
+    Raises:
+      TaskError: the file cannot be read or a line is no JSON; names file and line.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json(line, where)

@@ -17,7 +17,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, get_origin, get_type_hints
 
 from process_gen.common import files
 from process_gen.evaluation import draws, forced, judging
@@ -30,7 +30,7 @@ from process_gen.evaluation.tasks import make_task
 from process_gen.evaluation.tasks.base import Doc, Judge, Task, TaskError
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files as reports
-from process_gen.reports.listing import Listing
+from process_gen.reports.listing import NAME, Listing
 from process_gen.sampling import Sampler
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
@@ -57,15 +57,15 @@ class Asked:
     """
 
     task: str
-    options: Mapping[str, str]
+    options: dict[str, str]
     arm: str
-    seeds: Sequence[int]
+    seeds: list[int]
     limit: int
     per_group: int
     place: str
     images: str
-    checkpoint: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    checkpoint: dict[str, Any]
+    settings: dict[str, Any]
 
     @property
     def name(self) -> tuple[str, ...]:
@@ -107,11 +107,7 @@ def ask(
 
     Args:
       sampler: of the checkpoint.
-      task, options: name and options of the benchmark.
-      arm: the name of the way to draw.
-      seeds: of the sweep over seeds.
-      checkpoint: who draws.
-      limit, per_group: which of the prompts.
+      task, options, arm, seeds, checkpoint, limit, per_group: see `Asked`.
       arm_options: role -> options of who takes it in the model's place (`outsiders`).
 
     Raises:
@@ -167,14 +163,6 @@ def remember(folder: pathlib.Path, cells: Iterable[Asked]) -> None:
     files.write_json(folder / CELLS, [dataclasses.asdict(one) for one in known.values()], indent=1)
 
 
-_KINDS = {
-    **dict.fromkeys(("options", "checkpoint", "settings"), dict),
-    **dict.fromkeys(("limit", "per_group"), int),
-    "seeds": list,
-}
-"""Of the fields of `Asked` in a file; the others are texts."""
-
-
 def remembered(folder: pathlib.Path) -> list[Asked]:
     """The cells of an evaluation.
 
@@ -186,11 +174,11 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
         return []
     try:
         found = [Asked(**one) for one in files.read_json(path)]
+        kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Asked).items()}
         for one in found:
-            for field in dataclasses.fields(Asked):
-                kind = _KINDS.get(field.name, str)
-                if not isinstance(getattr(one, field.name), kind):
-                    raise TypeError(f"{field.name} is no {kind.__name__}")
+            for name, kind in kinds.items():
+                if not isinstance(getattr(one, name), kind):
+                    raise TypeError(f"{name} is no {kind.__name__}")
             reports.inside(folder, one.place)
         return found
     except (OSError, ValueError, TypeError) as error:
@@ -200,22 +188,18 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
 # ---------------------------------------------------------------------- stages
 
 
-@runtime_checkable
-class Costly(Protocol):
-    """A judge that says what its work will take before it begins."""
-
-    def announce(self, docs: Sequence[Doc], images: int, size: tuple[int, int]) -> Any:
-        """Prints a line for so many images of each prompt, of height and width `size`."""
-
-
-def listing_of(folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None) -> Listing:
+def listing_of(
+    folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None, below: str = ""
+) -> Listing:
     """The images of a cell as they are, or with room for those that `host` draws (the first host first).
+
+    Those of the steps after the teacher's own are `below`, in `forced.FOLDER`.
 
     Raises:
       ReportError: the folder cannot be written, or holds something else.
     """
-    place = host or (0, 1)
-    return Listing(folder / one.place, one.settings, host=place, strips=False, read_only=host is None)
+    place, read_only = folder / one.place / below, host is None
+    return Listing(place, one.settings, host=host or (0, 1), strips=False, read_only=read_only)
 
 
 def judge_cell(
@@ -234,11 +218,10 @@ def judge_cell(
             return judging.foreign_states(one.benchmark, pathlib.Path(one.images), one.docs)
         return judging.states_of(one.benchmark, listing_of(folder, one), one.wanted, which)
 
-    if isinstance(judge, Costly) and host[0] == 0:
+    if hasattr(judge, "announce") and host[0] == 0:
         done = judging.judged(path)
-        size = one.settings.get("image_size", (1024, 1024))
         if waiting := [state.doc for state in states() if state.key not in done]:
-            judge.announce(waiting, 1, tuple(size))
+            judge.announce(waiting, tuple(one.settings.get("image_size", (1024, 1024))))
     judging.judge_states(judge, states(), path, host, show)
 
 
@@ -261,9 +244,9 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
 
 def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
     """Counts of the steps after the teacher's own, where they are drawn."""
-    if not has_teacher(one) or not forced.is_drawn(folder / one.place):
+    if not has_teacher(one) or not (folder / one.place / forced.FOLDER / NAME).exists():
         return {}
-    listing = forced_listing(folder, one)
+    listing = listing_of(folder, one, below=forced.FOLDER)
     return forced.counts_of(listing, one.wanted, one.benchmark.requests)
 
 
@@ -271,12 +254,6 @@ def has_teacher(one: Asked) -> bool:
     """Whether the model can go on from a teacher's steps as it does from its own (`forced`)."""
     way, known = one.way, isinstance(one.benchmark, Scenes)
     return known and way is not None and way.candidates == 1 and "planner" not in way.outside
-
-
-def forced_listing(folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None) -> Listing:
-    """The steps after the teacher's own; see `listing_of`."""
-    place = folder / one.place / forced.FOLDER
-    return Listing(place, one.settings, host=host or (0, 1), strips=False, read_only=host is None)
 
 
 def _uids(one: Asked) -> set[str]:
@@ -303,15 +280,10 @@ def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> I
 
 
 def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[pathlib.Path]:
-    """Writes the images of a cell in the layout of its task, a folder for each seed.
+    """Writes the images of a cell in the layout of its task, a folder for each seed; returns the folders.
 
-    Args:
-      folder: of the evaluation.
-      one: the cell.
-      cell: its scores, which an arm that lets the judge choose needs.
-
-    Returns:
-      The folders; none where the task has no layout or the choice is not made yet.
+    There are none where the task has no layout, or an arm lets the judge choose and `cell`, its scores, is
+    not there yet.
     """
     task, way = one.benchmark, one.way
     if way is None or not one.docs or task.place(one.docs[0], 0) is None:
@@ -343,36 +315,26 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
 def pictured(
     folder: pathlib.Path, one: Asked, judge: Judge | None, cell: Cell | None, most: int, side: int | None
 ) -> list[SampledTrajectory]:
-    """Some trajectories to look at, with verdicts: of every group in turn, a wrong and a right one.
+    """At most `most` trajectories to look at, with verdicts: of every group in turn, a wrong and a right one.
 
-    Args:
-      folder: of the evaluation.
-      one, judge, cell: whose; without a judge the first ones.
-      most: how many.
-      side: pixels of the longer side, at most.
+    Without a judge it is the first ones. `side` is the most pixels of the longer side.
     """
     if one.images or not most:
         return []
-    listing, records = listing_of(folder, one), {}
+    listing = listing_of(folder, one)
     order = _worth_seeing(cell, most) if cell else [draw.uid for draw in one.wanted][:most]
-    for record in listing.records():
-        if record.uid in order:
-            records[record.uid] = record
-    rows = {}
+    records = {record.uid: record for record in listing.records() if record.uid in order}
+    verdicts = {}
     if judge is not None and cell is not None:
-        finals = (row for row in verdicts_of(folder, one, judge, cell) if row["final"])
-        rows = {row["uid"]: row for row in finals if row["uid"] in order}
+        for row in verdicts_of(folder, one, judge, cell):
+            if row["final"] and row["uid"] in order:
+                told = {name: row[name] for name in ("constraints", "failures", "group")}
+                verdicts[row["uid"]] = {"ok": row["score"] >= 1, **told}
     shown = []
-    for uid in order:
-        if uid in records:
-            row = rows.get(uid)
-            verdict = row and {
-                "ok": row["score"] >= 1,
-                **{name: row[name] for name in ("constraints", "failures", "group")},
-            }
-            images = [turn.image for turn in records[uid].turns]
-            one_shown = listing.sampled(records[uid], side)
-            shown.append(dataclasses.replace(one_shown, verdict=verdict, metadata={"images": images}))
+    for record in (records[uid] for uid in order if uid in records):
+        images = {"images": [turn.image for turn in record.turns]}
+        trajectory, verdict = listing.sampled(record, side), verdicts.get(record.uid)
+        shown.append(dataclasses.replace(trajectory, verdict=verdict, metadata=images))
     return shown
 
 

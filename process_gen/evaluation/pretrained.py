@@ -7,11 +7,12 @@ import functools
 import hashlib
 import importlib.util
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from process_gen.common.files import read_json
-from process_gen.evaluation.errors import TaskError
+from process_gen.common.names import check_name
+from process_gen.evaluation.options import TaskError
 
 PACKAGES = ("torch", "transformers")
 """Those of the extra `judges`, imported when a model is loaded."""
@@ -56,6 +57,14 @@ class ModelFolder:
     def model_type(self) -> str:
         """As `transformers` calls it: `mask2former`, `clip`."""
         return str(self.config.get("model_type"))
+
+    def check_type(self, known: Iterable[str], what: str) -> str:
+        """Its `model_type`; TaskError where that is not among the known ones of its kind (`what`)."""
+
+        def refuse(message: str) -> TaskError:
+            return TaskError(f"{self.option}: {self.path}: {message}")
+
+        return check_name(self.model_type, known, what, refuse)
 
     @functools.cached_property
     def revision(self) -> str:

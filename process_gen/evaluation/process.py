@@ -100,12 +100,7 @@ class _Facts:
 
 
 def count(trajectory: SampledTrajectory, request: Request) -> Counts:
-    """The counts of one trajectory.
-
-    Args:
-      trajectory: as sampled.
-      request: what its prompt asks for, at the level whose images these are.
-    """
+    """The counts of one trajectory; `request` is what its prompt asks for, at the level of its images."""
     steps = trajectory.steps
     counts, plans = Counts(steps=len(steps)), [step.plan for step in steps]
     counts.plans = sum(plan is not None for plan in plans)

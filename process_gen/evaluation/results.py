@@ -20,7 +20,7 @@ from process_gen.common import files
 from process_gen.evaluation import forced
 from process_gen.evaluation.arms import Arm, chosen
 from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.states import StateCounts
+from process_gen.evaluation.states import shares_of_states
 from process_gen.evaluation.statistics import Interval, Shares, mean_interval, score_interval, shares_of
 from process_gen.evaluation.tasks.base import Doc, Judgement, Row, Task
 
@@ -216,7 +216,7 @@ def make_cell(
     arm: Arm | None,
     seeds: Sequence[int],
     verdicts: Iterable[Mapping[str, Any]],
-    uids: Collection[str] | None = None,
+    uids: Collection[str],
     **known: Any,
 ) -> tuple[Cell, list[Row]]:
     """Adds up the verdicts on the images of an arm; returns the cell, and what it was made from.
@@ -226,7 +226,7 @@ def make_cell(
       arm: the way they were drawn; None for images of another program.
       seeds: of the sweep over seeds.
       verdicts: lines of a judge (`judging`), others among them.
-      uids: names of the trajectories that are meant; None for all.
+      uids: names of the trajectories that are meant, which tell their seeds and indices.
       known: the other fields of `Cell`.
     """
     by_doc, candidates = {doc.doc_id: doc for doc in docs}, arm.candidates if arm else 1
@@ -234,13 +234,8 @@ def make_cell(
     states: dict[str, dict[tuple[int, str], float]] = {}
     failed: set[tuple[str, int, str]] = set()
     for row in verdicts:
-        doc = by_doc.get(row["doc_id"])
-        if uids is not None and row["uid"] not in uids:
-            continue
-        if doc is None or doc.doc_hash != row["doc_hash"] or row["seed"] not in seeds:
-            continue
-        key, of_row = (row["uid"], row["step"], row["role"]), divmod(row["index"], candidates)
-        if of_row[0] >= task.images:
+        doc, key = by_doc.get(row["doc_id"]), (row["uid"], row["step"], row["role"])
+        if row["uid"] not in uids or doc is None or doc.doc_hash != row["doc_hash"]:
             continue
         if "error" in row:
             failed |= {key} if row["final"] else set()
@@ -248,7 +243,8 @@ def make_cell(
         failed.discard(key)
         states.setdefault(row["uid"], {})[row["step"], row["role"]] = row["score"]
         if row["final"]:
-            finals.setdefault((row["doc_id"], row["seed"], of_row[0]), {})[of_row[1]] = row
+            index, candidate = divmod(row["index"], candidates)
+            finals.setdefault((row["doc_id"], row["seed"], index), {})[candidate] = row
     right = {row["uid"] for found in finals.values() for row in found.values()}
     order = {doc.doc_id: number for number, doc in enumerate(docs)}
     outcomes, rows, counts, judged = [], [], {}, {}
@@ -263,7 +259,10 @@ def make_cell(
             counts[name] = counts.get(name, Counts()) + Counts.from_json(row["process"])
         seen = [(step, role, score) for (step, role), score in sorted(states[row["uid"]].items())]
         if seen[0][0] > 0 and len(seen) == row["facts"]["images"]:
-            judged.setdefault(name, StateCounts()).count(seen, row["facts"]["stopped"])
+            sums = judged.setdefault(name, {})
+            for measure, (part, of) in shares_of_states(seen, row["facts"]["stopped"]).items():
+                before = sums.get(measure, (0, 0))
+                sums[measure] = (before[0] + part, before[1] + of)
         else:
             whole = False
     groups = list(dict.fromkeys(doc.group for doc in docs))
@@ -283,7 +282,7 @@ def make_cell(
         unjudged=len({uid for uid, _, _ in failed} - right),
         prompts=_fingerprint(docs),
         counts=counts,
-        seen={doc_id: one.shares() for doc_id, one in judged.items()} if whole else {},
+        seen={name: {m: sums[m] for m in sums if sums[m][1]} for name, sums in judged.items() if whole},
         summary=dict(task.summary(rows)),
         **known,
     )

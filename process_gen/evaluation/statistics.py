@@ -55,9 +55,9 @@ class Interval(NamedTuple):
 
 def wilson(share: float, n: float) -> Interval:
     """Wilson's score interval of a share of `n` independent draws, which is above 0."""
-    z = _Z
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z * z / (4 * n * n))
+    z2 = _Z * _Z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z2 / (4 * n * n))
     # At the ends the limit is the end itself; rounding must not move it past the share.
     low = 0.0 if share <= 0 else min(centre - half, share)
     high = 1.0 if share >= 1 else max(centre + half, share)
@@ -66,8 +66,13 @@ def wilson(share: float, n: float) -> Interval:
 
 def mean_interval(clusters: Sequence[str], values: Sequence[float]) -> Interval:
     """The mean of values in [0, 1] that come in clusters; at least one value."""
+    return ratio_interval(*_by_cluster(clusters, values))
+
+
+def _by_cluster(clusters: Sequence[str], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of the values of each cluster, and how many they are."""
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
-    return ratio_interval(np.bincount(place, np.asarray(values, float)), np.bincount(place))
+    return np.bincount(place, np.asarray(values, float)), np.bincount(place)
 
 
 def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
@@ -122,17 +127,12 @@ def ratio_difference(first: Sequence[tuple[float, float]], second: Sequence[tupl
     there = (of_a > 0) | (of_b > 0)
     moves, n = (_moves(a, of_a) - _moves(b, of_b))[there], int(there.sum())
     mean = float(a.sum() / of_a.sum() - b.sum() / of_b.sum())
-    half = special.stdtrit(max(n - 1, 1), _TAIL) * math.sqrt(
-        float(np.square(moves).sum()) * n / max(n - 1, 1)
-    )
+    return _student(mean, float(np.square(moves).sum()) * n / max(n - 1, 1), n - 1)
+
+
+def _student(mean: float, variance: float, freedom: int) -> Interval:
+    half = special.stdtrit(max(freedom, 1), _TAIL) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
-
-
-def _parts(clusters: Sequence[str], values: np.ndarray) -> tuple[np.ndarray, float]:
-    """What each cluster moves the mean by, away from where it stands; and the mean."""
-    _, place = np.unique(np.asarray(clusters), return_inverse=True)
-    mean = float(values.mean())
-    return np.bincount(place, values - mean) / len(values), mean
 
 
 def score_interval(
@@ -181,19 +181,18 @@ def difference(
     mean = variance = 0.0
     freedom, alone = 0, []  # groups of one prompt, which say nothing of how prompts differ but together
     for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
-        parts, of_this = _parts(of_group, values)
-        n, mean = len(parts), mean + weight * of_this
+        moves, of_this = _moves(*_by_cluster(of_group, values)), float(values.mean())
+        n, mean = len(moves), mean + weight * of_this
         if n == 1:
             alone.append((weight, of_this))
-        variance += weight**2 * float(np.square(parts).sum()) * n / max(n - 1, 1)
+        variance += weight**2 * float(np.square(moves).sum()) * n / max(n - 1, 1)
         freedom += n - 1
     if alone:
         weights_alone, means = np.array(alone).T
         between = float(means.var(ddof=1)) if len(alone) > 1 else float(np.square(means).sum())
         variance += float(np.square(weights_alone).sum()) * between
         freedom += len(alone) - 1
-    half = special.stdtrit(max(freedom, 1), _TAIL) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half)
+    return _student(mean, variance, freedom)
 
 
 def p_value(
@@ -202,8 +201,7 @@ def p_value(
     """The probability of a difference as large as this one where the arms are alike; see `difference`."""
     moved = [np.zeros(0)]
     for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
-        _, place = np.unique(of_group, return_inverse=True)
-        moved.append(weight * np.bincount(place, values) / len(values))
+        moved.append(weight * _by_cluster(of_group, values)[0] / len(values))
     return _sign_flips(np.concatenate(moved))
 
 

@@ -29,11 +29,7 @@ class Incomparable(ResultsError):
 
 
 def check_comparable(cells: Sequence[Cell], allow: Collection[str] = ()) -> None:
-    """Whether cells of one task may stand in one table.
-
-    Args:
-      cells: of one task.
-      allow: of `MUST_AGREE`, what may differ.
+    """Whether cells of one task may stand in one table; `allow` is what of `MUST_AGREE` may differ.
 
     Raises:
       Incomparable: names the first two cells that differ, and in what.

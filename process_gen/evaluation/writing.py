@@ -16,7 +16,7 @@ import datetime
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -84,10 +84,7 @@ def write_results(
 ) -> list[pathlib.Path]:
     """Writes everything that the module names but the page; returns the files to look at.
 
-    Args:
-      folder: of the evaluation.
-      judged: the cells.
-      config: of the training run, as JSON; empty where there is none.
+    `config` is that of the training run, as JSON; empty where there is none.
     """
     cells = [cell for _, _, cell in judged]
     known = {
@@ -116,20 +113,15 @@ def _write_lines(folder: pathlib.Path, judged: Sequence[Judged]) -> None:
         parquet.ParquetWriter(str(columns), COLUMNS) as writer,
     ):
         batch: list[dict[str, Any]] = []
-        for row in _lines(folder, judged):
-            text.write(json.dumps(row, allow_nan=False) + "\n")
-            batch.append(_columns(row))
-            if len(batch) == 1_000:
-                writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
-                batch = []
+        for asked, judge, cell in judged:
+            first = {"task": cell.task, "arm": cell.arm, "checkpoint": cell.checkpoint.get("digest", "")}
+            for row in pipeline.verdicts_of(folder, asked, judge, cell):
+                text.write(json.dumps(first | row, allow_nan=False) + "\n")
+                batch.append(_columns(first | row))
+                if len(batch) == 1_000:
+                    writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
+                    batch = []
         writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
-
-
-def _lines(folder: pathlib.Path, judged: Sequence[Judged]) -> Iterator[dict[str, Any]]:
-    for asked, judge, cell in judged:
-        first = {"task": cell.task, "arm": cell.arm, "checkpoint": cell.checkpoint.get("digest", "")}
-        for row in pipeline.verdicts_of(folder, asked, judge, cell):
-            yield first | row
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:

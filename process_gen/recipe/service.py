@@ -263,7 +263,7 @@ def _without(endpoint: Endpoint, error: GaveUp) -> Skip:
     One that is refused by an endpoint that has answered others is through. Where none was answered yet, the
     options may be what is refused.
     """
-    if isinstance(error, Refused) and endpoint.spent["requests"]:
+    if isinstance(error, Refused) and endpoint.answered:
         return Skip(f"{endpoint.place} refuses a request", str(error))
     return Later(f"{endpoint.place} gave up", str(error))
 

@@ -36,7 +36,6 @@ def bars(
       results: mode -> group -> (mean, low, high), shares between 0 and 1. A
         mode may lack groups of another.
       path: the PNG to write.
-      title, ylabel: plain text.
     """
     groups = list(dict.fromkeys(group for row in results.values() for group in row))
     figure, axes = _axes((max(5.0, 1.6 + 1.05 * len(groups)), 4.2), title)
@@ -71,7 +70,6 @@ def points(
     Args:
       results: name -> points, each x and (mean, low, high).
       path: the PNG to write.
-      title, xlabel, ylabel: plain text.
     """
     figure, axes = _axes((7.0, 4.2 + 0.2 * -(-len(results) // 2)), title)
     for i, (name, found) in enumerate(results.items()):
@@ -98,7 +96,6 @@ def curves(
     Args:
       losses: name -> (step, value) pairs; values that are not finite leave a gap.
       path: the PNG to write.
-      title: plain text.
     """
     figure, axes = _axes((7.2, 4.2), title)
     for name, points in losses.items():
@@ -142,9 +139,7 @@ def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return _png(figure)
 
 
 def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
@@ -164,6 +159,10 @@ def _plain(text: str) -> str:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+    return files.write_bytes(path, _png(figure))
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return files.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -18,7 +18,6 @@ import os
 import pathlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -52,8 +51,7 @@ class Endpoint:
     Attributes:
       service: its options.
       place: what messages call the endpoint.
-      spent: `requests` whose reply came, `cached` answers, `unparsed` ones, `tokens_in`, `tokens_out` and
-        `images`, so far.
+      answered: whether any reply has come.
     """
 
     def __init__(self, service: Service):
@@ -63,7 +61,7 @@ class Endpoint:
           ServiceError: no model or no key, or an option is out of range.
         """
         service.check()
-        self.service, self.spent = service, Counter()
+        self.service, self.answered = service, False
         base_url = service.base_url or os.environ.get(URL, "")
         self._key = read_key()
         if not self._key and not base_url:
@@ -91,7 +89,6 @@ class Endpoint:
         images: Sequence[np.ndarray],
         fields: Mapping[str, Any],
         read: Callable[[str], T | None],
-        attempt: int = 0,
     ) -> tuple[T, dict[str, Any]]:
         """What a chat model says to a text and images, [H, W, 3] uint8.
 
@@ -101,7 +98,6 @@ class Endpoint:
           fields: the others, of those that the endpoint knows.
           read: makes something of an answer; None where it cannot be read. Where it raises ValueError, the
             model is told why before it tries again.
-          attempt: asks for another answer to the same question.
 
         Returns:
           What `read` made, and the reply: `answer`, `model`, `tokens_in`, `tokens_out`.
@@ -112,12 +108,9 @@ class Endpoint:
           ServiceError: it cannot be reached, refuses the key or the model, or gives up on all.
         """
         images = [np.ascontiguousarray(image) for image in images]
-        kept = self._place_of(
-            self.digest(system, fields, text, *self._names(images), *([attempt] if attempt else []))
-        )
+        kept = self._place_of(self.digest(system, fields, text, *self._names(images)))
         reply = _read_kept(kept)
         if reply is not None and (found := _understood(read, reply["answer"])[0]) is not None:
-            self._count(cached=1)
             return found, reply
         shown = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
         messages = [
@@ -131,7 +124,6 @@ class Endpoint:
             if found is not None:
                 self._keep(kept, lambda path, reply=reply: files.write_json(path, reply))
                 return found, reply
-            self._count(unparsed=1)
             if complaint:
                 told = {"role": "assistant", "content": reply["answer"]}
                 messages = [*messages[:2], told, {"role": "user", "content": complaint}]
@@ -167,7 +159,6 @@ class Endpoint:
         digest = self.digest("image", fields, prompt, *self._names(given), attempt, salt)
         kept = self._place_of(digest, ".png")
         if (found := _read_image(kept)) is not None:
-            self._count(cached=1)
             return found
         asked = {"model": self.service.model, "prompt": prompt, "extra_body": dict(fields)}
         with self._request(what, "images"):
@@ -176,8 +167,6 @@ class Endpoint:
             else:
                 reply = self._client.images.generate(**asked)
             found = _decoded(reply.data[0].b64_json)
-            usage = _usage(getattr(reply, "usage", None), "input_tokens", "output_tokens")
-        self._count(requests=1, images=1, **usage)
         self._keep(kept, lambda path: _write_png(path, found))
         return found
 
@@ -188,14 +177,6 @@ class Endpoint:
     def digest(self, system: str, fields: Mapping[str, Any], *texts: Any) -> str:
         """Equal for equal requests, whichever endpoint serves the model."""
         return hashlib.sha256(json.dumps([system, dict(fields), texts], sort_keys=True).encode()).hexdigest()
-
-    def price(self) -> float | None:
-        """What has been spent so far, in the currency of the prices; None without prices."""
-        s, spent = self.service, self.spent
-        if not (s.price_in or s.price_out or s.price_image):
-            return None
-        tokens = spent["tokens_in"] * s.price_in + spent["tokens_out"] * s.price_out
-        return tokens / 1e6 + spent["images"] * s.price_image
 
     # ----------------------------------------------------------------- request
 
@@ -209,10 +190,13 @@ class Endpoint:
             # The client hands on whatever came with status 200.
             message = reply.choices[0].message
             answer = message.content or getattr(message, "refusal", None) or ""
-            usage = _usage(reply.usage, "prompt_tokens", "completion_tokens")
-        self._count(requests=1, **usage)
-        told = {"model": reply.model, "system_fingerprint": getattr(reply, "system_fingerprint", None)}
-        return {"answer": self._without_key(str(answer)), **told, **usage}
+            return {
+                "answer": self._without_key(str(answer)),
+                "model": reply.model,
+                "system_fingerprint": getattr(reply, "system_fingerprint", None),
+                "tokens_in": getattr(reply.usage, "prompt_tokens", None) or 0,
+                "tokens_out": getattr(reply.usage, "completion_tokens", None) or 0,
+            }
 
     @contextlib.contextmanager
     def _request(self, what: str, kind: str) -> Iterator[None]:
@@ -222,6 +206,8 @@ class Endpoint:
             raise GaveUp(f"{what}: not asked any more")
         try:
             yield
+            with self._lock:
+                self._in_a_row, self.answered = 0, True
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             message = f"{self.place} refuses the key in {KEY} (HTTP {error.status_code})"
             raise ServiceError(message) from None  # the server's words may hold the key
@@ -260,12 +246,6 @@ class Endpoint:
             raise ServiceError(f"{self.place} gives up on one request after the other: {why}")
         raise kind(f"{what}: {self.place} gave up: {why}", {"error": why})
 
-    def _count(self, requests: int = 0, **amounts: int) -> None:
-        with self._lock:
-            if requests:
-                self._in_a_row = 0
-            self.spent.update(requests=requests, **amounts)
-
     def _said(self, error: BaseException) -> str:
         """What an error says, in one short line."""
         return self._without_key(" ".join(str(error).split()))[:200] or type(error).__name__
@@ -300,13 +280,6 @@ def _understood(read: Callable[[str], T | None], text: str) -> tuple[T | None, s
         return read(text), ""
     except ValueError as error:
         return None, f"This cannot be used: {error}. Answer again."
-
-
-def _usage(usage: Any, tokens_in: str, tokens_out: str) -> dict[str, int]:
-    return {
-        "tokens_in": getattr(usage, tokens_in, None) or 0,
-        "tokens_out": getattr(usage, tokens_out, None) or 0,
-    }
 
 
 def _png(image: np.ndarray) -> bytes:

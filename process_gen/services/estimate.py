@@ -8,8 +8,6 @@ import math
 from process_gen.services.options import Service
 
 LETTERS_PER_TOKEN = 4
-ANSWER_TOKENS = 40
-"""Of a short answer; thinking is not foreseen."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,6 @@ def gather(cells: Iterable[Cell], workdir: str | os.PathLike[str]) -> pathlib.Pa
         for place in (folder / "results.json", folder / "evaluation" / "results.json"):
             if place.is_file():
                 where = place.relative_to(workdir).as_posix()
-                lines.append(json.dumps({"id": cell.id, "settings": cell.settings, "results": where}) + "\n")
-    with files.whole(path) as scratch:
-        scratch.write_text("".join(lines), encoding="utf-8")
+                lines.append({"id": cell.id, "settings": cell.settings, "results": where})
+    files.write_json_lines(path, lines)
     return path

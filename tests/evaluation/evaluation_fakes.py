@@ -94,11 +94,16 @@ class TeacherSampler:
 CHECKPOINT = {"source": "the teacher", "which": "ema", "digest": "0"}
 
 
+def ask(arm="process", task="scenes", options=None, sampler=None, **told):
+    """A cell, and the sampler that draws it: the teacher by default."""
+    told = {"checkpoint": CHECKPOINT, **told}
+    return pipeline.ask(sampler or TeacherSampler(), task, options or {}, arm, **told)
+
+
 def evaluated(folder, sampler=None, arms=("process",), seeds=(0,), per_group=6, options=None, **settings):
     """The cells of the scenes benchmark for a sampler, and what the command would print."""
-    told = dict(checkpoint=CHECKPOINT, per_group=per_group)
-    sampler = sampler or TeacherSampler()
-    cells = [pipeline.ask(sampler, "scenes", options or {}, arm, seeds, **told) for arm in arms]
+    told = dict(options=options, sampler=sampler, seeds=seeds, per_group=per_group)
+    cells = [ask(arm, **told) for arm in arms]
     settings = {"pictures": 0, "warm": False, **settings}
     text, _, found = evaluate(cells, folder, **settings)
     return found, text

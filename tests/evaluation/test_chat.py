@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from chat_fakes import endpoint
+from chat_fakes import endpoint, set_surroundings
 from PIL import Image
 
 from process_gen.evaluation.tasks import make_task
@@ -20,16 +20,14 @@ from process_gen.evaluation.tasks.base import Doc, TaskError, Unjudged
 
 pytest.importorskip("openai")
 
-KEY = "sk-secret-0123456789"
+KEY, URL = "sk-secret-0123456789", "http://localhost:1/v1"
 DOC = Doc("7", "a red circle", "all")
 IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    set_surroundings(monkeypatch, KEY)
 
 
 @pytest.fixture
@@ -59,8 +57,8 @@ def test_a_request_has_a_system_message_and_the_image_as_png(judge):
     assert head == "data:image/png;base64"
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), IMAGE)
     assert judgement.score == 1 and judgement.raw["answer"] == "Yes."
-    assert judgement.raw["model"] == "eyes-1-served"
-    assert looks.spent == {"requests": 1, "tokens_in": 100, "tokens_out": 5}
+    told = {name: judgement.raw[name] for name in ("model", "tokens_in", "tokens_out")}
+    assert told == {"model": "eyes-1-served", "tokens_in": 100, "tokens_out": 5}
 
 
 def test_an_answer_that_does_not_parse_is_asked_for_again_three_times_in_all(judge):
@@ -72,7 +70,6 @@ def test_an_answer_that_does_not_parse_is_asked_for_again_three_times_in_all(jud
         with pytest.raises(Unjudged, match="7: none of 3 answers parses, the last: 'maybe 2'") as caught:
             looks(DOC, IMAGE)
     assert [reply["answer"] for reply in caught.value.raw] == ["maybe 0", "maybe 1", "maybe 2"]
-    assert looks.spent["unparsed"] == 3 == looks.spent["requests"]
 
 
 def test_a_rate_limit_is_waited_for_as_long_as_the_endpoint_says(judge):
@@ -135,11 +132,8 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(TaskError, match=f"cannot reach {url}: .*refused"):
         judge(url, retries="0")(DOC, IMAGE)
-    for status, message in (
-        (401, "refuses the key in OPENAI_API_KEY"),
-        (403, "refuses the key"),
-        (404, "no model"),
-    ):
+    ends = {401: "refuses the key in OPENAI_API_KEY", 403: "refuses the key", 404: "no model"}
+    for status, message in ends.items():
         reply = (status, {}, {"error": {"message": f"bad\n{KEY}"}})
         with endpoint(lambda number, body: reply) as served:  # noqa: B023
             with pytest.raises(TaskError, match=message) as caught:
@@ -160,8 +154,15 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
         ({"workers": "0"}, "prompts.workers must be at least 1, got 0"),
         ({"timeout": "nan"}, "prompts.timeout must be above 0"),
         ({"price_in": "-1"}, "prompts.price_in must not be negative"),
-        ({"base_url": "localhost:8000"}, "base_url must be a URL as"),
-        ({"base_url": f"http://me:{KEY}@host/v1"}, "base_url holds a user"),
+        ({"url": "localhost:8000"}, "base_url must be a URL as"),
+        ({"url": "http://host:port/v1"}, "base_url must be a URL as http://localhost:8000/v1, got 'http:"),
+        ({"url": "http://host:99999/v1"}, "base_url must be a URL as .*, got 'http:"),
+        ({"url": "http://[host/v1"}, "base_url must be a URL as .*, got 'http:"),
+        ({"url": "http://:80/v1"}, "base_url must be a URL as .*, got 'http:"),
+        ({"url": f"http://me:{KEY}@host/v1"}, "base_url holds a user, a password or a query"),
+        ({"url": f"http://me:{KEY}@host:port/v1"}, "base_url holds a user, a password or a query"),
+        ({"url": f"http://me:{KEY}@[host/v1"}, "base_url holds a user, a password or a query"),
+        ({"url": f"http://h/v1?key={KEY}"}, "base_url holds a user, a password or a query"),
         ({"extra": "{"}, "extra must be a JSON object"),
         ({"extra": "[]"}, "extra must be a JSON object, got list"),
         ({"extra": '{"model": "other"}'}, "extra must leave model alone"),
@@ -170,7 +171,7 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
 )
 def test_options_are_checked_before_anything_is_asked(judge, options, message):
     with pytest.raises(TaskError, match=message) as caught:
-        judge(**{"url": "http://localhost:1/v1"} if "base_url" not in options else {"url": ""}, **options)
+        judge(**{"url": URL, **options})
     assert KEY not in str(caught.value)
 
 
@@ -181,18 +182,16 @@ def test_a_kept_answer_makes_no_request_whatever_the_endpoint_and_others_do(judg
         assert len(served.requests) == 1
     with endpoint(lambda number, body: "no") as other:
         looks = judge(other.url, cache=cache)
-        assert looks(DOC, IMAGE) == first and not other.requests and looks.spent["cached"] == 1
-        for number, (options, doc, image) in enumerate(
-            [
-                ({}, DOC, IMAGE.reshape(6, 4, 3)),
-                ({}, Doc("7", "a red square", "all"), IMAGE),
-                ({"temperature": "0.5"}, DOC, IMAGE),
-                ({"revision": "2"}, DOC, IMAGE),
-                ({"model": "eyes-2"}, DOC, IMAGE),
-                ({"question": "Do you see {prompt}?"}, DOC, IMAGE),
-            ],
-            1,
-        ):
+        assert looks(DOC, IMAGE) == first and not other.requests
+        others = [
+            ({}, DOC, IMAGE.reshape(6, 4, 3)),
+            ({}, Doc("7", "a red square", "all"), IMAGE),
+            ({"temperature": "0.5"}, DOC, IMAGE),
+            ({"revision": "2"}, DOC, IMAGE),
+            ({"model": "eyes-2"}, DOC, IMAGE),
+            ({"question": "Do you see {prompt}?"}, DOC, IMAGE),
+        ]
+        for number, (options, doc, image) in enumerate(others, 1):
             assert judge(other.url, cache=cache, **options)(doc, image).score == 0
             assert len(other.requests) == number
     for file in (tmp_path / "answers").rglob("*.json"):  # damaged files are asked for again
@@ -216,19 +215,12 @@ def test_the_key_is_in_no_file_no_log_and_no_repr(judge, tmp_path, caplog, capfd
     with endpoint(lambda number, body: replies[number]) as served:
         looks = judge(served.url, cache=str(tmp_path / "answers"), retries="1")
         judgement = looks(DOC, IMAGE)
-        looks.announce([DOC])
+        looks.announce([DOC], (768, 768))
     (kept,) = (tmp_path / "answers").rglob("*.json")
     assert json.loads(kept.read_text())["answer"] == "yes, ***"
     shown = "".join(capfd.readouterr())
-    for text in (
-        caplog.text,
-        shown,
-        repr(looks),
-        repr(vars(looks)["_model"]),
-        repr(vars(vars(looks)["_model"])["_options"]),
-        repr(judgement),
-        kept.read_text(),
-    ):
+    held = (looks, looks._model, looks._model._options, judgement)
+    for text in (caplog.text, shown, kept.read_text(), *map(repr, held)):
         assert KEY not in text
 
 
@@ -244,29 +236,48 @@ def test_workers_ask_side_by_side(judge):
         looks = judge(served.url, workers="4")
         with concurrent.futures.ThreadPoolExecutor(looks.workers) as pool:
             found = list(pool.map(lambda doc: looks(doc, IMAGE).score, docs))
-    assert found == [0, 1] * 4 and looks.spent["requests"] == 8
+    assert found == [0, 1] * 4 and len(served.requests) == 8
 
 
 def test_the_estimate_is_a_line_of_requests_tokens_and_costs(judge, capsys):
-    looks = judge("http://localhost:1/v1", price_in="2.5", price_out="10")
-    system, text = looks._question.system, "Is there a red circle?"
-    letters = 100 * (len(system) + len(text))
-    found = looks.announce([DOC] * 100, images=2)
+    looks = judge(URL, price_in="2.5", price_out="10")
+    letters = 200 * (len(looks._question.system) + len("Is there a red circle?"))
+    found = looks.announce([DOC] * 200, (1024, 1024))
     assert found.requests == 200 and found.tokens_out == 200 * 40
-    assert found.tokens_in == 2 * -(-letters // 4) + 200 * (85 + 170 * 4)  # 768 x 768 has 2 x 2 tiles
+    assert found.tokens_in == -(-letters // 4) + 200 * (85 + 170 * 4)  # 768 x 768 has 2 x 2 tiles
     assert found.cost == pytest.approx((found.tokens_in * 2.5 + 8000 * 10) / 1e6)
     line = capsys.readouterr().out
     assert re.fullmatch(r"eyes-1 at http://localhost:1/v1: 200 requests, about [\d,]+ tokens in .*\n", line)
-    assert "no prices given" in str(judge("http://localhost:1/v1").estimate([DOC]))
-    assert judge("http://localhost:1/v1", image_tokens="10").estimate([]).tokens_in == 0
+    told = [judge(URL, image_tokens=tokens).announce([DOC], (9, 9)) for tokens in ("10", "30")]
+    assert "no prices given" in str(told[0]) and told[1].tokens_in - told[0].tokens_in == 20
 
 
 def test_the_revision_changes_with_whatever_is_asked(judge):
-    url = "http://localhost:1/v1"
-    one = judge(url)
+    one = judge(URL)
     assert one.name == "eyes-1" and one.protocol == "yes or no (own question)" and one.workers == 8
-    assert one.revision == judge("http://other:1/v1").revision and one.revision.startswith(
-        "as served, asked "
-    )
+    assert one.revision == judge("http://other:1/v1").revision
+    assert one.revision.startswith("as served, asked ")
     others = ({"temperature": "1"}, {"question": "{prompt}?"}, {"revision": "2"}, {"extra": '{"seed": 1}'})
-    assert len({one.revision, *(judge(url, **other).revision for other in others)}) == 5
+    assert len({one.revision, *(judge(URL, **other).revision for other in others)}) == 5
+
+
+def test_a_line_end_behind_the_key_is_no_part_of_it(judge, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\n")
+    with endpoint(lambda number, body: "yes") as served:
+        assert judge(served.url)(DOC, IMAGE).score == 1
+    assert served.requests[0]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nsk-other", "sk-secret\u2026", "sk-secret\x7f"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(judge, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(TaskError, match="OPENAI_API_KEY holds a letter that no key has") as caught:
+        judge("http://localhost:1/v1")
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_folder_of_answers_that_cannot_be_written_ends_the_run(judge, tmp_path):
+    (tmp_path / "file").write_text("")
+    with endpoint(lambda number, body: "yes") as served:
+        with pytest.raises(TaskError, match="cannot keep answers, cache=.*file: "):
+            judge(served.url, cache=str(tmp_path / "file"))(DOC, IMAGE)

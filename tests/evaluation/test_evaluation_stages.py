@@ -9,14 +9,16 @@ import time
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from evaluation_fakes import CHECKPOINT, TeacherSampler, evaluated, spoiled
+from evaluation_fakes import CHECKPOINT, TeacherSampler, ask, canvas, evaluated, sampled, spoiled
 from PIL import Image
 
+from process_gen.evaluate import evaluate
 from process_gen.evaluation import judging, pipeline
 from process_gen.evaluation.arms import make_arm
 from process_gen.evaluation.tasks import TASKS
 from process_gen.evaluation.tasks.base import Doc, Judgement, Task, TaskError, Unjudged
 from process_gen.reports.files import ReportError
+from process_gen.trajectory.stages import Trajectory, Turn
 
 
 class Killed(Exception):
@@ -90,10 +92,10 @@ def test_images_are_told_apart_by_everything_that_matters(tmp_path):
         (sampler.with_config(max_steps=1), {}, CHECKPOINT),
     ]
     for one, options, checkpoint in variants:
-        asked, _ = pipeline.ask(one, "scenes", options, "process", checkpoint=checkpoint, per_group=1)
+        asked, _ = ask(options=options, sampler=one, checkpoint=checkpoint, per_group=1)
         folders.append((asked.place, tuple(draw.uid for draw in asked.wanted)))
     assert len(set(folders)) == len(variants)
-    same, _ = pipeline.ask(sampler, "scenes", {}, "best_of=3", checkpoint=CHECKPOINT, per_group=1)
+    same, _ = ask("best_of=3", per_group=1)
     assert same.place == folders[0][0] and len(same.wanted) == 27
     assert {draw.uid for draw in same.wanted} > set(folders[0][1]), "arms share what is drawn"
 
@@ -127,7 +129,7 @@ def test_best_of_takes_what_its_inspections_or_the_judge_like_best(tmp_path):
         ("best_of=0", "arm 'best_of=0' needs a number"),
         ("process=3", "arm 'process=3' takes no value"),
         ("process+plan_only", "sets mode twice"),
-        ("rewritten=gone.jsonl", "cannot read the rewritten prompts 'gone.jsonl'"),
+        ("rewritten=gone.jsonl", "gone.jsonl: No such file"),
     ],
 )
 def test_arms_that_cannot_be_name_what_is_wrong(name, message):
@@ -137,8 +139,8 @@ def test_arms_that_cannot_be_name_what_is_wrong(name, message):
 
 def test_rewritten_prompts_and_plain_ones_never_share_verdicts(tmp_path):
     path = tmp_path / "long.jsonl"
-    docs, _ = pipeline.ask(TeacherSampler(), "scenes", {}, "process", checkpoint=CHECKPOINT, per_group=1)
-    path.write_text("\n".join(json.dumps({"doc_id": d.doc_id, "prompt": "a red circle"}) for d in docs.docs))
+    docs = ask(per_group=1)[0].docs
+    path.write_text("\n".join(json.dumps({"doc_id": d.doc_id, "prompt": "a red circle"}) for d in docs))
     arms = ("process", f"rewritten={path}")
     (plain, rewritten), _ = evaluated(tmp_path / "out", arms=arms, per_group=1)
     assert plain.scores["score"].mean == 1 > rewritten.scores["score"].mean
@@ -157,18 +159,15 @@ def test_reading_changes_nothing_and_final_states_alone_tell_nothing_of_the_way(
 
 
 def test_rewritten_prompts_are_drawn_and_judged_by_the_original(tmp_path):
-    sampler, path = TeacherSampler(), tmp_path / "long.jsonl"
-    asked, _ = pipeline.ask(
-        sampler, "scenes", {"groups": "colors"}, "process", checkpoint=CHECKPOINT, per_group=2
-    )
+    sampler, path, options = TeacherSampler(), tmp_path / "long.jsonl", {"groups": "colors"}
+    asked, _ = ask(options=options, per_group=2)
     lines = [{"doc_id": doc.doc_id, "prompt": f"a {doc.input.split(' ', 1)[1]}"} for doc in asked.docs]
     path.write_text("\n".join(json.dumps(line) for line in lines))
-    options = {"groups": "colors"}
     (cell,), _ = evaluated(tmp_path, sampler, arms=(f"rewritten={path}",), per_group=2, options=options)
     assert {prompt for prompt, _ in sampler.asked} == {line["prompt"] for line in lines}
     assert [one.input for one in cell.outcomes] == [doc.input for doc in asked.docs]
     path.write_text('{"doc_id": "colors 0"}')
-    with pytest.raises(TaskError, match="long.jsonl:1: an object with"):
+    with pytest.raises(TaskError, match="long.jsonl, line 1: an object with"):
         make_arm(f"rewritten={path}")
     path.write_text(json.dumps(lines[0]))
     with pytest.raises(TaskError, match="no rewritten prompt for doc_id 'colors 1'"):
@@ -230,8 +229,6 @@ def put(folder, doc, index, value):
 
 
 def test_images_of_another_program_are_judged_by_layout(tmp_path, colours):
-    from process_gen.evaluate import evaluate
-
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     for doc, index, value in [("a/0", 0, 9), ("a/0", 1, 0), ("a/2", 0, 9), ("b/1", 0, 0)]:
         put(theirs, doc, index, value)
@@ -262,35 +259,24 @@ def test_images_of_another_program_are_judged_by_layout(tmp_path, colours):
 
 
 def test_layouts_hold_the_final_images_of_every_seed(tmp_path, colours, monkeypatch):
-    from process_gen.evaluate import evaluate
-
     monkeypatch.setattr(JUDGE, "protocol", "other")
-    asked, sampler = pipeline.ask(
-        TeacherSampler(), "colours", {}, "process", (0, 4), checkpoint=CHECKPOINT, limit=2
-    )
+    asked, sampler = ask(task="colours", seeds=(0, 4), limit=2)
     monkeypatch.setattr(TeacherSampler, "draw", draw_plain)
     _, written, (cell,) = evaluate([(asked, sampler)], tmp_path, pictures=0, warm=False)
-    found = sorted(
-        path.relative_to(tmp_path / "layout").as_posix() for path in tmp_path.rglob("layout/*/*/*/*.png")
-    )
+    found = sorted("/".join(path.parts[-3:]) for path in tmp_path.rglob("layout/*/*/*/*.png"))
     names = [f"seed_{seed}/{group}/0_{index}.png" for seed in (0, 4) for group in "ab" for index in (0, 1)]
-    assert [path.split("/", 1)[1] for path in found] == names
+    assert found == names
     assert {path.name for path in written} >= {"seed_0", "seed_4", "results.json"}
     assert cell.wanted == 8 and len(cell.outcomes) + cell.unjudged == 8
 
 
 def draw_plain(self, index, prompt, seed):
-    from evaluation_fakes import canvas, sampled
-
-    from process_gen.trajectory.stages import Trajectory, Turn
-
     return sampled(Trajectory(prompt, (Turn(canvas("red circle b2")),)), self.config.mode, seed)
 
 
 def test_later_stages_need_neither_model_nor_flags(tmp_path):
-    evaluated(
-        tmp_path, spoiled("colors", per_group=1), arms=("process", "steps=2"), per_group=1, stage="images"
-    )
+    sampler = spoiled("colors", per_group=1)
+    evaluated(tmp_path, sampler, arms=("process", "steps=2"), per_group=1, stage="images")
     cells = pipeline.remembered(tmp_path)
     assert [one.arm for one in cells] == ["process", "steps=2"] and cells[1].settings["max_steps"] == 2
     evaluated(tmp_path, arms=("process",), per_group=1, stage="images")
@@ -332,11 +318,8 @@ def test_what_is_under_way_is_written_before_the_work_ends(tmp_path, fails, monk
     for number in range(40):
         put(tmp_path, f"{number}", 0, 9)
         doc, path = Doc(str(number), "x", "a"), tmp_path / f"{number}_0.png"
-        states.append(
-            judging.State(
-                (str(number), 0, "final"), doc, path, path.name, {"final": True, "seed": 0, "index": 0}
-            )
-        )
+        fields = {"final": True, "seed": 0, "index": 0}
+        states.append(judging.State((str(number), 0, "final"), doc, path, path.name, fields))
     judge, path = Paid(fails), tmp_path / "verdicts" / "paid.jsonl"
     with pytest.raises(TaskError if fails else Killed):
         judging.judge_states(judge, states, path, show=None if fails else killed_after(2))

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 
 import pytest
-from evaluation_fakes import CHECKPOINT, TeacherSampler, canvas, sampled
+from evaluation_fakes import TeacherSampler, ask, canvas, sampled
 
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import forced, pipeline
@@ -34,19 +34,15 @@ class Apprentice(TeacherSampler):
     def continue_from(self, trajectories, turns, prompts, seeds):
         self.continued.extend(zip(prompts, turns, strict=True))
         assert self.config.max_steps == turns[0] + 1 and len(set(turns)) == 1
-        kept = [
-            dataclasses.replace(one, turns=one.turns[: n + 1])
-            for one, n in zip(trajectories, turns, strict=True)
-        ]
-        return [
-            dataclasses.replace(sampled(one, seed=s), given=n, stopped="cap")
-            for one, n, s in zip(kept, turns, seeds, strict=True)
-        ]
+        drawn = []
+        for one, given, seed in zip(trajectories, turns, seeds, strict=True):
+            kept = sampled(dataclasses.replace(one, turns=one.turns[: given + 1]), seed=seed)
+            drawn.append(dataclasses.replace(kept, given=given, stopped="cap"))
+        return drawn
 
 
 def evaluated(folder, sampler, **settings):
-    options = {"groups": "three_objects,four_objects"}
-    cell = pipeline.ask(sampler, "scenes", options, "process", checkpoint=CHECKPOINT, per_group=8)
+    cell = ask(options={"groups": "three_objects,four_objects"}, sampler=sampler, per_group=8)
     return evaluate([cell], folder, pictures=0, warm=False, **settings)
 
 
@@ -90,14 +86,7 @@ def test_contexts_are_right_and_budgets_hold(rng):
     one, other = forced.context_of(request), forced.context_of(request)
     assert [turn.before for turn in one.turns] == [turn.before for turn in other.turns]
     assert not any(turn.refines for turn in one.turns) and not any(one.metadata["mistakes"])
-    asked, sampler = pipeline.ask(
-        TeacherSampler(),
-        "scenes",
-        {"groups": "four_objects"},
-        "best_of=2",
-        checkpoint=CHECKPOINT,
-        per_group=4,
-    )
+    asked, sampler = ask("best_of=2", options={"groups": "four_objects"}, per_group=4)
     every = list(forced.plan(asked.wanted, asked.benchmark.requests, sampler))
     assert every and {one.draw.index for one in every} == {0}
     assert [one.step for one in every] == sorted(one.step for one in every)

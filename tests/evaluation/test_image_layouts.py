@@ -39,13 +39,11 @@ def test_dpg_tiles_four_images_into_one_file_named_after_the_prompt(dpg, tmp_pat
     out = tmp_path / "out"
     written = dpg.lay_out(out, images[::-1])
     assert files_of(out) == ["a1.png", "b7.png"] == sorted(path.name for path in written)
-    for number, name in enumerate(("a1", "b7")):
+    for base, name in ((0, "a1"), (100, "b7")):
         pixels = np.asarray(Image.open(out / f"{name}.png"))
         assert pixels.shape == (8, 12, 3)
-        shades = [[pixels[y : y + 4, x : x + 6, 0] for x in (0, 6)] for y in (0, 4)]
-        base = 100 * number
-        for row, column, shade in ((0, 0, 0), (0, 1, 10), (1, 0, 20), (1, 1, 30)):
-            assert (shades[row][column] == base + shade).all()
+        for y, x, shade in ((0, 0, 0), (0, 6, 10), (4, 0, 20), (4, 6, 30)):
+            assert (pixels[y : y + 4, x : x + 6, 0] == base + shade).all()
     with pytest.raises(TaskError, match="hold 4 images; its own tool reads them"):
         list(dpg.read_layout(out))
 
@@ -93,14 +91,11 @@ def compbench(tmp_path):
 def test_compbench_numbers_images_over_a_category(compbench, tmp_path):
     task = make_task("t2i-compbench", compbench)
     docs = task.docs()
-    assert [(doc.doc_id, doc.group) for doc in docs] == [
-        ("color-0000", "color"),
-        ("color-0001", "color"),
-        ("3d_spatial-0000", "3d_spatial"),
-    ]
+    assert [doc.doc_id for doc in docs] == ["color-0000", "color-0001", "3d_spatial-0000"]
+    assert [doc.group for doc in docs] == ["color", "color", "3d_spatial"]
     file, out = image(tmp_path / "any.png", 9), tmp_path / "out"
     task.lay_out(out, [(doc, index, file) for doc in docs for index in range(2)])
-    assert files_of(out) == [
+    names = [
         "3d_spatial/samples/a dog in front of a car._000000.png",
         "3d_spatial/samples/a dog in front of a car._000001.png",
         "color/samples/a green bench_000000.png",
@@ -108,11 +103,10 @@ def test_compbench_numbers_images_over_a_category(compbench, tmp_path):
         "color/samples/a red apple_000002.png",
         "color/samples/a red apple_000003.png",
     ]
-    for name in files_of(out):
-        assert (out / name).read_bytes() == file.read_bytes()
-    assert [(doc.doc_id, index) for doc, index, _ in task.read_layout(out)] == [
-        (doc.doc_id, index) for doc in docs for index in range(2)
-    ]
+    assert files_of(out) == names
+    assert all((out / name).read_bytes() == file.read_bytes() for name in names)
+    found = [(doc, index) for doc, index, _ in task.read_layout(out)]
+    assert found == [(doc, index) for doc in docs for index in range(2)]
     assert task.judge() is None and make_task("t2i-compbench").images == 10
     ten = make_task("t2i-compbench", {**compbench, "images": "10"})
     assert ten.place(docs[1], 9) == "color/samples/a red apple_000019.png"

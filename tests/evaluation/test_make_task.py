@@ -108,7 +108,6 @@ def test_an_answer_is_its_first_word(answer, score):
 
 def test_a_judge_without_its_client_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "process_gen.evaluation.chat", raising=False)
-    monkeypatch.delitem(sys.modules, "process_gen.evaluation.endpoint", raising=False)
     monkeypatch.delitem(sys.modules, "process_gen.services.endpoint", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)
     task = dataclasses.replace(prompts(tmp_path, '{"prompt": "a"}'), question="{prompt}?", model="m")

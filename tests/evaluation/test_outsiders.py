@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 import pytest
-from chat_fakes import endpoint
-from evaluation_fakes import CHECKPOINT, TeacherSampler, canvas
+from chat_fakes import endpoint, set_surroundings
+from evaluation_fakes import ask, canvas
 
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import outsiders, pipeline
@@ -24,8 +24,8 @@ from tests.sampling.sampling_models import LAYOUT, SpelledTokenizer, make_model,
 PROMPT = "a red circle and a blue star"
 
 
-def situation(*turns: Turn, prompt: str = PROMPT, room: int = 4) -> Situation:
-    return Situation(prompt, turns, room, lambda answer: None)
+def situation(*turns: Turn, room: int = 4) -> Situation:
+    return Situation(PROMPT, turns, room, lambda answer: None)
 
 
 def drafted(description: str, *things: str) -> Turn:
@@ -47,12 +47,8 @@ def test_the_scenes_oracle_plans_from_the_canvas_and_inspects_against_the_plan()
     fine, faulty = inspector([situation(right), situation(right, wrong)])
     assert fine.correction is None and fine.text
     assert "star at c3" in faulty.text and "blue" in faulty.text + faulty.correction
-    (unsaid,) = planner([dataclasses.replace(situation(), prompt=PROMPT, turns=(huge(),))])
+    (unsaid,) = planner([situation(Turn(canvas().repeat(2, 0).repeat(2, 1)))])  # too large an image
     assert isinstance(unsaid, Unsaid) and "images" in unsaid.reason
-
-
-def huge() -> Turn:
-    return Turn(canvas().repeat(2, 0).repeat(2, 1))
 
 
 @pytest.mark.parametrize(
@@ -68,26 +64,20 @@ def huge() -> Turn:
 )
 def test_arms_that_cannot_be_are_refused(arm, message):
     with pytest.raises(TaskError) as caught:
-        pipeline.ask(debug(), "scenes", {}, arm, checkpoint=CHECKPOINT, per_group=1)
+        ask(arm, sampler=debug(), per_group=1)
     assert message in str(caught.value)
 
 
 def test_options_and_prompts_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     (tmp_path / "mine.txt").write_text("a red circle\n")
-    told = dict(checkpoint=CHECKPOINT, arm_options={"planner": {"modle": "x"}})
+    told = dict(sampler=debug(), arm_options={"planner": {"modle": "x"}})
     with pytest.raises(TaskError, match="planner=scenes knows the scenes world alone"):
-        pipeline.ask(
-            debug(),
-            "prompts",
-            {"data": str(tmp_path / "mine.txt")},
-            "planner=scenes",
-            checkpoint=CHECKPOINT,
-        )
+        ask("planner=scenes", "prompts", {"data": str(tmp_path / "mine.txt")}, debug())
     with pytest.raises(TaskError, match="planner=scenes takes no options, got modle"):
-        pipeline.ask(debug(), "scenes", {}, "planner=scenes", **told)
+        ask("planner=scenes", **told)
     with pytest.raises(TaskError, match="unknown option of planner 'modle'; did you mean model"):
-        pipeline.ask(debug(), "scenes", {}, "planner=chat", **told)
+        ask("planner=chat", **told)
 
 
 def test_who_plans_is_part_of_where_images_are(monkeypatch):
@@ -103,18 +93,13 @@ def test_who_plans_is_part_of_where_images_are(monkeypatch):
         ("planner=chat", {"model": "m", "guide": "name every cell"}),
         ("planner=chat", {"model": "m", "revision": "2"}),
     ):
-        asked, sampler = pipeline.ask(
-            debug(), "scenes", {}, arm, checkpoint=CHECKPOINT, per_group=1, arm_options={"planner": options}
-        )
+        asked, sampler = ask(arm, sampler=debug(), per_group=1, arm_options={"planner": options})
         places.append(asked.place)
-        assert list(outsiders.described(sampler.outside)) == [
-            role for role in outsiders.ROLES if f"{role}=" in arm
-        ]
+        roles = [role for role in outsiders.ROLES if f"{role}=" in arm]
+        assert list(outsiders.described(sampler.outside)) == roles
     assert len(set(places)) == len(places)
-    assert make_arm("planner=scenes+inspector=scenes+steps=2").outside == {
-        "planner": "scenes",
-        "inspector": "scenes",
-    }
+    both = {"planner": "scenes", "inspector": "scenes"}
+    assert make_arm("planner=scenes+inspector=scenes+steps=2").outside == both
 
 
 def test_probabilities_rank_before_corrections_do():
@@ -138,17 +123,15 @@ def debug(**changes) -> Sampler:
 @pytest.fixture
 def surroundings(monkeypatch, tmp_path):
     pytest.importorskip("openai")
-    for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    set_surroundings(monkeypatch, "sk-secret")
     (tmp_path / "mine.txt").write_text("a red circle\na blue square\na green star\n")
     return {"data": str(tmp_path / "mine.txt")}
 
 
-def drawn_with(served, folder, data, arm, sampler=None, **options):
+def drawn_with(served, folder, data, arm, **options):
     """The trajectories of an arm whose chat model is behind `served`."""
     roles = {role: {"model": "m", "base_url": served.url, **options} for role in outsiders.ROLES}
-    cell = pipeline.ask(sampler or debug(), "prompts", data, arm, checkpoint=CHECKPOINT, arm_options=roles)
+    cell = ask(arm, "prompts", data, debug(), arm_options=roles)
     evaluate([cell], folder, stage="images")
     listing = pipeline.listing_of(folder, cell[0])
     return [listing.sampled(record) for record in listing.records()]
@@ -230,23 +213,19 @@ def test_an_endpoint_that_is_down_ends_the_run_in_one_line(surroundings, tmp_pat
 @pytest.mark.slow
 def test_with_the_oracle_as_planner_the_shipped_weights_draw_what_is_asked_for(tmp_path):
     sampler, _ = load_sampler(rows=8)
-    told = dict(checkpoint=CHECKPOINT, per_group=2)
-    options = {"groups": "position,four_objects"}
+    told = dict(options={"groups": "position,four_objects"}, sampler=sampler, per_group=2)
     arms = ("planner=scenes", "planner=scenes+inspector=scenes+steps=2", "plan_only+planner=scenes")
-    cells = [pipeline.ask(sampler, "scenes", options, arm, **told) for arm in arms]
+    cells = [ask(arm, **told) for arm in arms]
     _, _, found = evaluate(cells, tmp_path, pictures=0, warm=False)
     for cell in found:
         assert cell.scores["score"].mean == 1 and cell.process["final_plan_right"].mean == 1
         assert cell.missing == 0 and cell.means()["stopped_by_cap"] == 0
     steps = [cell.means()["steps"] for cell in found]
     assert steps[0] > 2 >= steps[1] > steps[2] == 1
-    again = [pipeline.ask(sampler, "scenes", options, arms[0], **told)]
-    (other,) = evaluate(again, tmp_path / "again", pictures=0, warm=False)[2]
-    assert [one.facts["images"] for one in other.outcomes] == [
-        one.facts["images"] for one in found[0].outcomes
-    ]
+    (other,) = evaluate([ask(arms[0], **told)], tmp_path / "again", pictures=0, warm=False)[2]
+    images = [[one.facts["images"] for one in cell.outcomes] for cell in (other, found[0])]
+    assert images[0] == images[1]
 
 
-def test_a_sampler_of_anybody_needs_nothing_new(tmp_path):
-    cell = pipeline.ask(TeacherSampler(), "scenes", {}, "process", checkpoint=CHECKPOINT, per_group=1)
-    assert "planner" not in cell[0].settings
+def test_a_sampler_of_anybody_needs_nothing_new():
+    assert "planner" not in ask(per_group=1)[0].settings

@@ -35,6 +35,13 @@ def counts_of(prompt, *steps):
     return count(SampledTrajectory(prompt, tuple(turns)), read_request(prompt))
 
 
+def counted(counts, names, prefix=""):
+    """Those of some counts that are not 0."""
+    return {name: number for name in names if (number := getattr(counts, prefix + name))}
+
+
+DETECTIONS = ("caught", "missed", "false_alarms", "passed")
+CORRECTIONS = ("fixed", "still_wrong", "kept_right", "spoiled")
 RED, BLUE = "red circle at b2", "blue circle at b2"
 
 
@@ -52,13 +59,11 @@ RED, BLUE = "red circle at b2", "blue circle at b2"
 def test_each_step_falls_into_one_box_of_detection_and_of_correction(draft, refined, detection, correction):
     drawn, corrected = ([text.replace("at ", "")] if text else None for text in (draft, refined))
     counts = counts_of("a red circle", (RED, drawn, corrected))
-    boxes = ("caught", "missed", "false_alarms", "passed")
-    assert {name: getattr(counts, name) for name in boxes} == dict.fromkeys(boxes, 0) | {detection: 1}
-    boxes = ("fixed", "still_wrong", "kept_right", "spoiled")
-    expected = dict.fromkeys(boxes, 0) | ({correction: 1} if correction else {})
-    assert {name: getattr(counts, name) for name in boxes} == expected
+    assert counted(counts, DETECTIONS) == {detection: 1}
+    expected = {correction: 1} if correction else {}
+    assert counted(counts, CORRECTIONS) == expected
     # The only step is the last one, and here the plan asks for what the prompt does.
-    assert {name: getattr(counts, f"final_{name}") for name in boxes} == expected
+    assert counted(counts, CORRECTIONS, "final_") == expected
     assert (counts.drafts, counts.wrong_drafts) == (1, int(draft == BLUE))
     assert counts.right_at == {0: int((refined or draft) == RED)}
 
@@ -164,18 +169,18 @@ def test_malformed_and_unreadable_plans_are_counted_and_left_out():
 def test_several_corrections_of_a_draft_count_as_what_the_last_one_leaves(corrections, box):
     counts = counts_of("a red circle", (RED, ["blue circle b2"], corrections))
     assert (counts.steps, counts.drafts, counts.wrong_drafts, counts.caught) == (1, 1, 1, 1)
-    boxes = ("fixed", "still_wrong", "kept_right", "spoiled")
     for prefix in ("", "final_"):
-        assert {name: getattr(counts, prefix + name) for name in boxes} == dict.fromkeys(boxes, 0) | {box: 1}
+        assert counted(counts, CORRECTIONS, prefix) == {box: 1}
     assert counts.right_at == {0: int(box == "fixed")}
     spoiled = counts_of("a red circle", (RED, ["red circle b2"], corrections[:1]))
-    assert (spoiled.false_alarms, spoiled.spoiled, spoiled.kept_right) == (
-        (1, 1, 0) if corrections[0] != ["red circle b2"] else (1, 0, 1)
-    )
+    kept = corrections[0] == ["red circle b2"]
+    assert (spoiled.false_alarms, spoiled.spoiled, spoiled.kept_right) == (1, int(not kept), int(kept))
 
 
 CORRECTED = (BLUE, ["blue circle b2"], ["red circle b2"])
 """The plan said blue, and was corrected."""
+FAILED = (RED, ["blue circle b2"], ["green circle b2"])
+TWICE = (RED, ["blue circle b2"], [["green circle b2"], ["red circle b2"]])
 
 
 @pytest.mark.parametrize(
@@ -193,21 +198,11 @@ CORRECTED = (BLUE, ["blue circle b2"], ["red circle b2"])
         (CORRECTED, "add a star at d4", "blue star at d4", 1),
         (CORRECTED, "add a star at d4", "red circle at b2, blue star at d4, red ring at a1", 1),
         # A correction that failed: the plan may go by what stands or by what should.
-        ((RED, ["blue circle b2"], ["green circle b2"]), "add a star at d4", f"{RED}, blue star at d4", 0),
-        (
-            (RED, ["blue circle b2"], ["green circle b2"]),
-            "add a star at d4",
-            "green circle at b2, blue star at d4",
-            0,
-        ),
-        ((RED, ["blue circle b2"], ["green circle b2"]), "add a star at d4", f"{BLUE}, blue star at d4", 1),
+        (FAILED, "add a star at d4", f"{RED}, blue star at d4", 0),
+        (FAILED, "add a star at d4", "green circle at b2, blue star at d4", 0),
+        (FAILED, "add a star at d4", f"{BLUE}, blue star at d4", 1),
         # Corrected twice: the last one counts.
-        (
-            (RED, ["blue circle b2"], [["green circle b2"], ["red circle b2"]]),
-            "add a star at d4",
-            "green circle at b2, blue star at d4",
-            1,
-        ),
+        (TWICE, "add a star at d4", "green circle at b2, blue star at d4", 1),
     ],
 )
 def test_a_plan_goes_by_the_canvas_or_does_not(first, instruction, description, wrong):
@@ -238,11 +233,6 @@ def test_plans_after_steps_without_a_correction_are_counted_apart():
     assert unread.plans_otherwise == 0
 
 
-def mirrored(kind: str) -> str:
-    """What a planted mistake shows as: one too many of a thing or one too few."""
-    return {"count": "missing or extra"}.get(kind, kind)
-
-
 def test_every_planted_kind_is_counted_as_what_it_is_and_named_so(rng):
     """The teacher plants one mistake in a draft, names it and corrects it; or lets it slip."""
     planted, slipped, total = collections.Counter(), collections.Counter(), Counts()
@@ -250,7 +240,8 @@ def test_every_planted_kind_is_counted_as_what_it_is_and_named_so(rng):
         request = sample_request(rng, "default", categories("default")[index % 9])
         trajectory = teach(request, rng, "default", wrong=0.4, misplan=0.0, slip=0.2, detour=0.0)
         for fact in filter(None, trajectory.metadata["mistakes"]):
-            (planted if fact["noticed"] else slipped)[mirrored(fact["kind"])] += 1
+            kind = "missing or extra" if fact["kind"] == "count" else fact["kind"]
+            (planted if fact["noticed"] else slipped)[kind] += 1
         total += count(sampled(trajectory), request)
     for kind in ("colour", "shape", "place"):
         assert total.errors[kind] == planted[kind] + slipped[kind] > 5, kind

@@ -86,17 +86,14 @@ def test_the_judge_reads_images_of_its_world_alone():
 
 
 @pytest.mark.parametrize(
-    "name, options, message",
+    "options, message",
     [
-        ("scenes", {"groups": "colour"}, "unknown group 'colour'; did you mean colors"),
-        ("scenes", {"split": "test"}, "unknown split 'test'"),
-        ("scenes", {"per_group": "0"}, "per_group must be at least 1"),
-        ("scenes", {"per_group": "many"}, "scenes.per_group must be a whole number, got 'many'"),
-        ("scenes", {"level": "hard"}, "unknown level 'hard'"),
-        ("scenes", {"spilt": "train"}, "unknown option of scenes 'spilt'; did you mean split"),
-        ("scene", {}, "unknown task 'scene'; did you mean scenes"),
+        ({"groups": "colour"}, "unknown group 'colour'; did you mean colors"),
+        ({"split": "test"}, "unknown split 'test'"),
+        ({"per_group": "0"}, "per_group must be at least 1"),
+        ({"level": "hard"}, "unknown level 'hard'"),
     ],
 )
-def test_bad_options_say_what_is_known(name, options, message):
+def test_bad_options_say_what_is_known(options, message):
     with pytest.raises(TaskError, match=message):
-        make_task(name, options)
+        make_task("scenes", options)

@@ -7,12 +7,11 @@ import contextlib
 import dataclasses
 import email
 import email.policy
-import http.server
 import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from process_gen.scenes import get_level, parse, read_request, render, teach
 from process_gen.scenes.graph import Scene
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Turn
+from tests.evaluation.chat_fakes import Reply, completion, serving
 
 LEVEL = get_level("default")
 GRAPH = {
@@ -68,7 +68,8 @@ class Served:
         self.requests: list[Asked] = []
         self.say, self.url, self.lock = say, "", threading.Lock()
 
-    def reply(self, asked: Asked) -> tuple[int, dict[str, str], bytes]:
+    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        asked = _read(path, headers["Content-Type"], body, headers["Authorization"])
         with self.lock:
             number = len(self.requests)
             self.requests.append(asked)
@@ -85,10 +86,7 @@ class Served:
             data = [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]
             return 200, {}, json.dumps({"created": 0, "data": data}).encode()
         text = said if isinstance(said, str) else json.dumps(said)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
-        told = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
-        return 200, {}, json.dumps({**told, "choices": [choice], "usage": usage}).encode()
+        return 200, {}, completion(text, "m")
 
 
 def _read(path: str, kind: str, body: bytes, key: str) -> Asked:
@@ -111,33 +109,8 @@ def services(say: Callable[[int, Asked], Any] = lambda number, asked: answer(ask
     It returns an object or a text, an image, seconds of silence, or status, headers and body.
     """
     served = Served(say)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked = _read(self.path, self.headers["Content-Type"], body, self.headers["Authorization"])
-            status, headers, data = served.reply(asked)
-            with contextlib.suppress(OSError):  # a client that waited long enough is gone
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    served.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    try:
+    with serving(served.reply) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 # ------------------------------------------------------------------- of a model

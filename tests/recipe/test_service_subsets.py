@@ -25,6 +25,7 @@ from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.record import trajectory_from_json
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import draft
+from tests.evaluation.chat_fakes import set_surroundings
 
 pytest.importorskip("openai")
 
@@ -34,9 +35,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    set_surroundings(monkeypatch, KEY)
 
 
 @pytest.fixture

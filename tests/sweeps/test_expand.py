@@ -30,11 +30,8 @@ def test_product_zip_and_chain():
     ]  # fmt: skip
     assert hyper.zipit([a, b]) == [{"a": 0, "b": "x"}, {"a": 1, "b": "y"}]
     assert hyper.chainit([a, b]) == [{"a": 0}, {"a": 1}, {"b": "x"}, {"b": "y"}]
-    assert hyper.product([hyper.zipit([a, b]), hyper.fixed("c", (1, 2))])[1] == {
-        "a": 1,
-        "b": "y",
-        "c": (1, 2),
-    }
+    found = hyper.product([hyper.zipit([a, b]), hyper.fixed("c", (1, 2))])
+    assert found[1] == {"a": 1, "b": "y", "c": (1, 2)}
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,6 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = tuple(OPPOSITE)
 """Left of, right of, above, below; the order in which reasons list them."""
 
-FAILURES = ("missing_count", "wrong_color", "no_target", "wrong_position", "exclude_exceeded")
-"""Kinds of failure."""
-
 Box = tuple[float, float, float, float]
 
 
@@ -86,8 +83,8 @@ class Failure:
     """A clause that does not hold.
 
     Attributes:
-      kind: one of `FAILURES`.
-      clause: its index in `exclude` for the kind `exclude_exceeded`, else in `include`.
+      kind: `missing_count`, `wrong_color`, `no_target`, `wrong_position` or `exclude_exceeded`.
+      clause: its index in `exclude` for the last of these kinds, else in `include`.
       reason: in the words of the official scorer.
     """
 
@@ -98,15 +95,9 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is said of one image.
-
-    Attributes:
-      failures: in the order in which they were found.
-      selected: what the verdict was made from.
-    """
+    """What is said of one image: its failures, in the order in which they were found."""
 
     failures: tuple[Failure, ...]
-    selected: Selected
 
     @property
     def correct(self) -> bool:
@@ -128,20 +119,15 @@ def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIA
     for one in reversed(detections):
         if np.float32(one.score) > least:
             found.setdefault(one.cls, []).append(one)
+    most = np.float32(options.max_overlap)
     for cls, ones in found.items():
         ones.sort(key=lambda one: -np.float32(one.score))  # stable
-        found[cls] = _without_overlap(ones[: options.max_objects], options.max_overlap)
+        kept: list[Detection] = []
+        for one in ones[: options.max_objects]:
+            if most == 1 or all(_overlap(better, one) < most for better in kept):
+                kept.append(one)
+        found[cls] = kept
     return {cls: ones for cls, ones in found.items() if ones}
-
-
-def _without_overlap(ones: list[Detection], most: float) -> list[Detection]:
-    if most == 1:
-        return ones
-    kept: list[Detection] = []
-    for one in ones:
-        if all(_overlap(better, one) < np.float32(most) for better in kept):
-            kept.append(one)
-    return kept
 
 
 def _overlap(one: Detection, other: Detection) -> np.float32:
@@ -177,7 +163,7 @@ def judge(
         cls, count, number = clause["class"], clause["count"], len(selected.get(clause["class"], []))
         if number >= count:
             failures.append(Failure("exclude_exceeded", index, f"expected {cls}<{count}, found {number}"))
-    return Verdict(tuple(failures), selected)
+    return Verdict(tuple(failures))
 
 
 def _check_clause(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from process_gen.common.names import check_name
-from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval.decision import COLORS, RELATIONS
 from process_gen.evaluation.geneval.files import Metadata
+from process_gen.evaluation.options import TaskError
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """In the order of the official file."""

@@ -14,9 +14,9 @@ from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.evaluation.tasks.t2i_compbench import T2ICompBench
 from process_gen.evaluation.tasks.wise import Wise
 
-_OURS = (Scenes, Geneval, GenevalHF, Wise, Dpg, T2ICompBench, Prompts)
-
-TASKS: dict[str, type[Task]] = {task.name: task for task in _OURS}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Scenes, Geneval, GenevalHF, Wise, Dpg, T2ICompBench, Prompts)
+}
 """Add a task of your own before `make_task` is asked for it."""
 
 

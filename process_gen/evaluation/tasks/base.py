@@ -20,7 +20,7 @@ import numpy as np
 
 from process_gen.common import files
 from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.errors import TaskError
+from process_gen.evaluation.options import TaskError
 from process_gen.trajectory.sampled import SampledTrajectory
 
 
@@ -88,6 +88,9 @@ class Judge(Protocol):
       revision: of its weights or its code. Scores of two revisions never share a table.
       protocol: what is asked and how it is read: `geneval-hf`, `wise-legacy`.
       workers: how many images it may look at side by side.
+
+    One that costs something may have `announce(docs, size)`, which says what judging an image of each
+    prompt, of height and width `size`, will take; it is called before the work begins.
     """
 
     name: str

@@ -1,13 +1,44 @@
-"""What tasks with a judge behind a chat endpoint have in common: its options, and what is asked."""
+"""What a user says of a chat model, and what tasks with a judge behind a chat endpoint have in common."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
-from process_gen.evaluation.chat_options import ChatOptions
-from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError
+from process_gen.evaluation.options import needing_client
+from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatOptions:
+    """Options of a chat model behind an OpenAI-compatible endpoint: those of `services.options.Service`, and
+
+    Attributes:
+      temperature: of its answers.
+      max_tokens: of an answer; 0 is what the question has.
+      extra: may also be a `.json` file. Thinking is turned off in vLLM by
+        `{"chat_template_kwargs": {"enable_thinking": false}}`, and models that know no `max_tokens` want
+        `{"max_tokens": null, "max_completion_tokens": 2000}`.
+      image_tokens: of one image, for the estimate; 0 reckons as OpenAI does.
+    """
+
+    name: ClassVar[str]
+    model: str = ""
+    base_url: str = ""
+    revision: str = ""
+    temperature: float = 0.0
+    max_tokens: int = 0
+    extra: str = ""
+    workers: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    tries: int = 3
+    cache: str = ""
+    price_in: float = 0.0
+    price_out: float = 0.0
+    image_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +76,8 @@ class ChatTask(ChatOptions, Task):
         Raises:
           TaskError: no model or no key, the client is not installed, an option is out of range.
         """
-        try:  # here, so that the other tasks need no client
+        with needing_client(f"the judge of {self.name}"):  # here, so that the other tasks need no client
             from process_gen.evaluation.chat import ChatJudge
-        except ModuleNotFoundError as error:
-            if error.name != "openai":
-                raise
-            message = f'the judge of {self.name} needs the openai client: pip install "process_gen[judges]"'
-            raise TaskError(message) from error
         return ChatJudge(self, question)
 
 

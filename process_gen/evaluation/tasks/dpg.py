@@ -15,8 +15,8 @@ from typing import ClassVar
 from PIL import Image
 
 from process_gen.common import files
+from process_gen.evaluation.options import data_path, read_text
 from process_gen.evaluation.tasks.base import Doc, Task, TaskError
-from process_gen.evaluation.tasks.reading import data_path, read_text
 
 
 @dataclasses.dataclass(frozen=True)

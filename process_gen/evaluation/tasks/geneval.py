@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from process_gen.common.files import write_json_lines
 from process_gen.evaluation import coloring, detectors
 from process_gen.evaluation.geneval import decision, files
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Row, Task, TaskError
@@ -46,12 +47,10 @@ class Geneval(Task):
         return files.read_metadata(pathlib.Path(self.metadata).expanduser())
 
     def docs(self) -> Sequence[Doc]:
-        return [
-            Doc(f"{number:05d}", one["prompt"], one["tag"], one) for number, one in enumerate(self._prompts)
-        ]
+        return [Doc(f"{n:05d}", one["prompt"], one["tag"], one) for n, one in enumerate(self._prompts)]
 
     def place(self, doc: Doc, index: int) -> str | None:
-        return files.image_place(doc.doc_id, index)
+        return f"{doc.doc_id}/samples/{index:04d}.png"
 
     def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
         """`metadata.jsonl` beside the images of each prompt that has some, and all prompts in one file."""
@@ -128,27 +127,42 @@ class GenevalHF(Geneval):
         return DetectorJudge(detector, classifier, options)
 
     def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
-        """`results.jsonl` of the official keys, sorted by folder."""
-        return [files.write_results(pathlib.Path(folder, "results.jsonl"), self._results(rows))]
+        """`results.jsonl` of the official keys, sorted by folder and name.
 
-    def summary(self, rows: Sequence[Row]) -> Mapping[str, float]:
-        """The shares of images and of prompts that are correct, over all tags alike."""
-        if not rows:
-            return {}
-        found = files.summarize(self._results(rows))
-        return {"correct_images": found.correct_images, "correct_prompts": found.correct_prompts}
-
-    def _results(self, rows: Sequence[Row]) -> list[files.Result]:
-        return [
-            files.make_result(
-                f"seed_{row.seed}/{self.place(row.doc, row.index)}",
-                row.doc.target,
-                row.judgement.score == 1,
-                row.judgement.details["reason"],
-                row.judgement.details["boxes"],
-            )
+        The order matters to scorers that name columns by the order of the tags.
+        """
+        results = [
+            {
+                "filename": f"seed_{row.seed}/{self.place(row.doc, row.index)}",
+                "tag": row.doc.group,
+                "prompt": row.doc.input,
+                "correct": row.judgement.score == 1,
+                "reason": row.judgement.details["reason"],
+                "metadata": json.dumps(dict(row.doc.target)),
+                "details": json.dumps(row.judgement.details["boxes"]),
+            }
             for row in rows
         ]
+        results.sort(key=lambda one: one["filename"])
+        path = pathlib.Path(folder, "results.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(path, results)
+        return [path]
+
+    def summary(self, rows: Sequence[Row]) -> Mapping[str, float]:
+        """The share of images that are correct, and that of prompts with any correct image.
+
+        Prompts of equal metadata count once.
+        """
+        if not rows:
+            return {}
+        prompts: dict[str, list[bool]] = {}
+        for row in rows:
+            prompts.setdefault(_text(row.doc.target), []).append(row.judgement.score == 1)
+        return {
+            "correct_images": sum(map(sum, prompts.values())) / len(rows),
+            "correct_prompts": sum(map(any, prompts.values())) / len(prompts),
+        }
 
 
 class DetectorJudge:
@@ -190,10 +204,11 @@ class DetectorJudge:
 
         selected = decision.select(found, doc.group, self._options)
         verdict = decision.judge(doc.target, selected, colors_of, self._options)
+        boxes = {cls: [one.to_json() for one in ones] for cls, ones in selected.items()}
         return Judgement(
             float(verdict.correct),
             constraints=tuple(decision.constraints(doc.target, verdict)),
             failures=tuple(dict.fromkeys(failure.kind for failure in verdict.failures)),
-            details={"reason": verdict.reason, "boxes": files.boxes_of(selected)},
+            details={"reason": verdict.reason, "boxes": boxes},
             raw={"detections": [[one.cls, *one.to_json()] for one in found], "colors": colors},
         )

@@ -15,11 +15,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from process_gen.common import files
 from process_gen.common.names import check_name
+from process_gen.evaluation.options import LONGEST_NAME, data_path, parse_json, read_text
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, TaskError
 from process_gen.evaluation.tasks.chat_task import ChatTask, Question
-from process_gen.evaluation.tasks.reading import LONGEST_NAME, data_path, read_text
 
 SYSTEM = "You look at a picture and answer one question about it with a single word: yes or no."
 
@@ -46,7 +45,9 @@ class Prompts(ChatTask):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            entry = _json_line(line, where) if path.suffix == ".jsonl" else {"prompt": line.strip()}
+            entry = parse_json(line, where) if path.suffix == ".jsonl" else {"prompt": line.strip()}
+            if not isinstance(entry, dict):
+                raise TaskError(f"{where}: expected an object with a prompt, got {type(entry).__name__}")
             doc = _doc({"id": f"{number:05}", "group": "all", **entry}, where)
             if doc.doc_id in docs:
                 raise TaskError(f"{where}: id {doc.doc_id!r} comes twice")
@@ -66,16 +67,6 @@ class Prompts(ChatTask):
 
     def place(self, doc: Doc, index: int) -> str | None:
         return f"{doc.doc_id}_{index:02}.png"
-
-
-def _json_line(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        entry = files.from_json(line)
-    except ValueError as error:
-        raise TaskError(f"{where}: {error}") from error
-    if not isinstance(entry, dict):
-        raise TaskError(f"{where}: expected an object with a prompt, got {type(entry).__name__}")
-    return entry
 
 
 def _doc(entry: Mapping[str, Any], where: str) -> Doc:

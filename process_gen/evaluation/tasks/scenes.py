@@ -2,9 +2,9 @@
 
 The score is the unweighted mean over eight groups: GenEval's six and prompts
 for three and four objects. Five objects, more than most training prompts have,
-are reported beside it, and six on a level without cells. On split `heldout` every prompt holds a composition
-that training never shows (`scenes.splits`); `train` tells what of a gap is due
-to that.
+are reported beside it, and six on a level without cells. On split `heldout` every prompt
+holds a composition that training never shows (`scenes.splits`); `train` tells what of a gap
+is due to that.
 
 The prompts are fixed by level, split and seed. A smaller `per_group` gives a
 prefix of a larger one, group by group.
@@ -25,20 +25,11 @@ from process_gen.evaluation.reading import verdict_of
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError
 from process_gen.scenes import get_level
 from process_gen.scenes.prompts import sample_request
-from process_gen.scenes.requests import Request, categories
+from process_gen.scenes.requests import GENEVAL_CATEGORIES, Request, categories
 from process_gen.scenes.splits import SPLITS
 from process_gen.trajectory.sampled import SampledTrajectory
 
-SCORED_GROUPS = (
-    "single_object",
-    "two_object",
-    "counting",
-    "colors",
-    "position",
-    "color_attr",
-    "three_objects",
-    "four_objects",
-)
+SCORED_GROUPS = (*GENEVAL_CATEGORIES, "three_objects", "four_objects")
 """The groups whose unweighted mean is the score."""
 
 EXTRA_GROUPS = ("five_objects",)

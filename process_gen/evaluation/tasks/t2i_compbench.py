@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from process_gen.common.names import check_name
+from process_gen.evaluation.options import LONGEST_NAME, data_path, read_text
 from process_gen.evaluation.tasks.base import Doc, Task, TaskError
-from process_gen.evaluation.tasks.reading import LONGEST_NAME, data_path, read_text
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
 

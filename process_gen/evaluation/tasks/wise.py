@@ -5,6 +5,10 @@ joined by `:`; neither they nor the official text for the judge are shipped. The
 judge gets a text of our own, so scores compare with published ones only where
 `rubric` (and `system`) name files with the official texts.
 
+Edition `legacy` is the benchmark of the paper: three marks of 0 to 2 per image. `verified`
+has other prompts under the same ids, other bounds between categories, and one
+mark of 0 or 1. Score files do not say which they are, so never mix them.
+
 A WISE number says four things: edition, judge, rubric, aggregation. All three
 aggregations stand side by side, that of the edition first. They bear their names
 only where all six categories have images. A category with gaps still has a mean:
@@ -18,13 +22,74 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from process_gen.evaluation import wise
+from process_gen.common import files
+from process_gen.evaluation.options import data_path, parse_json, read_text
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Row, TaskError
 from process_gen.evaluation.tasks.chat_task import ChatTask, Question
-from process_gen.evaluation.tasks.reading import data_path, read_text
+
+EditionName = Literal["legacy", "verified"]
+
+CATEGORIES = ("CULTURE", "TIME", "SPACE", "BIOLOGY", "PHYSICS", "CHEMISTRY")
+IDS = 1000
+
+AGGREGATIONS: Mapping[str, Mapping[str, float]] = {
+    "legacy weights": dict(zip(CATEGORIES, (0.4, 0.167, 0.133, 0.1, 0.1, 0.1), strict=True)),
+    "verified weights": dict(zip(CATEGORIES, (0.4, 0.12, 0.12, 0.12, 0.12, 0.12), strict=True)),
+    "mean of six (BAGEL)": dict.fromkeys(CATEGORIES, 1 / 6),
+}
+"""Three ways from the means of the categories to one number; they may lie far apart."""
+
+STEMS = {
+    "cultural_common_sense": CATEGORIES[:1],
+    "spatio-temporal_reasoning": CATEGORIES[1:3],
+    "natural_science": CATEGORIES[3:],
+}
+"""The official files, and the categories of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Edition:
+    """One of the two benchmarks.
+
+    Attributes:
+      last: the last id of each category.
+      weights: its own one of `AGGREGATIONS`.
+      suffix: of its data files.
+      whole: its files that hold all prompts in one.
+    """
+
+    last: tuple[int, ...]
+    weights: str
+    suffix: str
+    whole: str
+
+
+EDITIONS: Mapping[str, Edition] = {
+    "legacy": Edition((400, 567, 700, 800, 900, 1000), "legacy weights", "", "final_data.json"),
+    "verified": Edition((400, 520, 640, 760, 880, 1000), "verified weights", "_verified", "merge.json"),
+}
+
+
+class Marks(NamedTuple):
+    """Those of the legacy edition, from 0 to 2."""
+
+    consistency: int
+    realism: int
+    aesthetic_quality: int
+
+    @property
+    def in_range(self) -> bool:
+        return all(0 <= mark <= 2 for mark in self)
+
+    @property
+    def score(self) -> float:
+        """From 0 to 1 where the marks are in range."""
+        return (0.7 * self.consistency + 0.2 * self.realism + 0.1 * self.aesthetic_quality) / 2
+
 
 SYSTEM = (
     "You check pictures that a program drew from a short text. You follow the marking scheme to the letter."
@@ -84,7 +149,7 @@ class Wise(ChatTask):
     version: ClassVar[str] = "1"
     whole: ClassVar[bool] = True
     data: str = ""
-    edition: wise.EditionName = "legacy"
+    edition: EditionName = "legacy"
     rubric: str = ""
     system: str = ""
 
@@ -92,20 +157,12 @@ class Wise(ChatTask):
         paths = [data_path(self.name, "data", part) for part in self.data.split(os.pathsep)]
         if strange := [path for path in paths if path.is_file() and self._of_the_other(path)]:
             raise TaskError(f"{strange[0]} is by its name no file of edition={self.edition}")
-        try:
-            items = wise.read_data(file for path in paths for file in wise.data_files(path, self.edition))
-        except wise.WiseError as error:
-            raise TaskError(str(error)) from error
-        return [self._doc(item) for item in items]
+        return read_data((file for path in paths for file in data_files(path, self.edition)), self.edition)
 
     def _of_the_other(self, path: pathlib.Path) -> bool:
         return ("_verified" in path.stem) != (self.edition == "verified") and path.stem.startswith(
-            tuple(wise.STEMS)
+            tuple(STEMS)
         )
-
-    def _doc(self, item: wise.Item) -> Doc:
-        target = {"explanation": item.explanation, "subcategory": item.subcategory}
-        return Doc(str(item.prompt_id), item.prompt, wise.category(item.prompt_id, self.edition), target)
 
     def judge(self) -> Judge | None:
         asked = self.rubric or self.system
@@ -132,10 +189,10 @@ class Wise(ChatTask):
 
     def formulas(self, groups: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         """The edition's aggregation, then the others; with categories missing a mean of another name."""
-        if set(groups) != set(wise.CATEGORIES):
+        if set(groups) != set(CATEGORIES):
             return {"mean of the categories seen (no WISE score)": {name: 1 / len(groups) for name in groups}}
-        own = wise.EDITIONS[self.edition].weights
-        return {own: wise.AGGREGATIONS[own], **wise.AGGREGATIONS}
+        own = EDITIONS[self.edition].weights
+        return {own: AGGREGATIONS[own], **AGGREGATIONS}
 
     def place(self, doc: Doc, index: int) -> str | None:
         """`{prompt_id}.png`; official tools know one image per prompt, the first."""
@@ -146,26 +203,104 @@ class Wise(ChatTask):
         sets = _sets(rows)
         written: list[pathlib.Path] = []
         for (seed, index), found in sets.items():
-            place = pathlib.Path(folder) / ("" if len(sets) == 1 else f"seed_{seed}_image_{index}")
-            judged = [(_item(row.doc), _answer(row.judgement), row.judgement.details) for row in found]
-            written += wise.write_results(judged, place, self.edition)
+            written += _write(
+                found, pathlib.Path(folder, "" if len(sets) == 1 else f"seed_{seed}_image_{index}")
+            )
         return written
 
     def summary(self, rows: Sequence[Row]) -> Mapping[str, float]:
         """`missing_ids` of the 1,000, over all seeds; `official_overall` where there are none."""
-        sets = _sets(rows)
-        ids = [[int(row.doc.doc_id) for row in found] for found in sets.values()] or [[]]
-        missing = sum(len(wise.missing_ids(one)) for one in ids)
+        missing = sum(IDS - len(found) for found in _sets(rows).values()) if rows else IDS
         if missing:
             return {"missing_ids": missing}
-        scores = [(int(row.doc.doc_id), row.judgement.score) for row in rows]
-        overall = wise.aggregate(scores, self.edition)[wise.EDITIONS[self.edition].weights]
+        scores: dict[str, list[float]] = {}
+        for row in rows:
+            scores.setdefault(row.doc.group, []).append(row.judgement.score)
+        weights = AGGREGATIONS[EDITIONS[self.edition].weights]
+        overall = sum(weight * (sum(scores[name]) / len(scores[name])) for name, weight in weights.items())
         return {"missing_ids": 0, "official_overall": overall}
+
+
+def category(prompt_id: int, edition: str) -> str:
+    """The category of an id from 1 to `IDS`, as the official code has it: by the id alone."""
+    last = EDITIONS[edition].last
+    return next(name for name, end in zip(CATEGORIES, last, strict=True) if prompt_id <= end)
+
+
+def data_files(path: str | os.PathLike[str], edition: str) -> list[pathlib.Path]:
+    """The files of an edition in a folder: its three parts, or the one that holds all; a file is itself.
+
+    Raises:
+      TaskError: the folder holds neither.
+    """
+    path, made = pathlib.Path(path), EDITIONS[edition]
+    if not path.is_dir():
+        return [path]
+    parts = [path / f"{stem}{made.suffix}.json" for stem in STEMS]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        if (path / made.whole).is_file():
+            return [path / made.whole]
+        raise TaskError(f"{path}: no {', '.join(missing)} and no {made.whole}, the files of {edition}")
+    return parts
+
+
+def read_data(paths: Iterable[str | os.PathLike[str]], edition: str) -> list[Doc]:
+    """The prompts of data files of one edition, by id.
+
+    Raises:
+      TaskError: a file cannot be read or is no list of entries, or an id is wrong or comes twice.
+    """
+    docs: dict[int, Doc] = {}
+    for path in paths:
+        entries = parse_json(read_text(path), str(path))
+        if not isinstance(entries, list):
+            raise TaskError(f"{path}: expected a list of prompts, got {type(entries).__name__}")
+        for number, entry in enumerate(entries):
+            prompt_id = _checked(entry, f"{path}: entry {number}")["prompt_id"]
+            if prompt_id in docs:
+                raise TaskError(f"{path}: prompt_id {prompt_id} comes twice")
+            target = {"explanation": entry["Explanation"], "subcategory": str(entry.get("Subcategory", ""))}
+            docs[prompt_id] = Doc(str(prompt_id), entry["Prompt"], category(prompt_id, edition), target)
+    return [docs[prompt_id] for prompt_id in sorted(docs)]
+
+
+def _checked(entry: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(entry, dict):
+        raise TaskError(f"{where}: expected an object, got {type(entry).__name__}")
+    prompt_id = entry.get("prompt_id")
+    if type(prompt_id) is not int or not 1 <= prompt_id <= IDS:
+        raise TaskError(f"{where}: prompt_id must be a whole number from 1 to {IDS}, got {prompt_id!r}")
+    for key in ("Prompt", "Explanation"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise TaskError(f"{where}: {key} must be a text, got {entry.get(key)!r}")
+    return entry
+
+
+_MARK = re.compile(r"(consistency|realism|aesthetic quality)\*{0,2}\s*:?\s*([0-9])", re.IGNORECASE)
+_SCORE = re.compile(r"score\*{0,2}\s*:?\s*([01])\b", re.IGNORECASE)
+
+
+def parse_legacy(answer: str) -> Marks | None:
+    """The marks in an answer, as the official code finds them; None where one is missing.
+
+    A label that comes twice counts as it comes last. Three bare lines are
+    taken in order. A mark may be any digit: whether 5 is one is the caller's to say.
+    """
+    if bare := re.fullmatch(r"\s*([0-9])\s*\n\s*([0-9])\s*\n\s*([0-9])\s*", answer):
+        return Marks(*map(int, bare.groups()))
+    found = {label.lower().replace(" ", "_"): int(mark) for label, mark in _MARK.findall(answer)}
+    return Marks(**found) if len(found) == len(Marks._fields) else None
+
+
+def parse_verified(answer: str) -> int | None:
+    """0 or 1, as the official code finds it: the first one behind "score", or the whole answer."""
+    found = _SCORE.search(answer) or re.fullmatch(r"\s*([01])\s*", answer)
+    return int(found[1]) if found else None
 
 
 def _read_legacy(answer: str) -> Judgement | None:
     """The official code counts a mark of 5 as 5; here such an answer is none."""
-    marks = wise.parse_legacy(answer)
+    marks = parse_legacy(answer)
     if marks is None or not marks.in_range:
         return None
     details = {name: float(mark) for name, mark in marks._asdict().items()}
@@ -173,7 +308,7 @@ def _read_legacy(answer: str) -> Judgement | None:
 
 
 def _read_verified(answer: str) -> Judgement | None:
-    score = wise.parse_verified(answer)
+    score = parse_verified(answer)
     return None if score is None else Judgement(float(score), details={"score": score})
 
 
@@ -185,9 +320,23 @@ def _sets(rows: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
     return sets
 
 
-def _item(doc: Doc) -> wise.Item:
-    return wise.Item(int(doc.doc_id), doc.input, doc.target["explanation"], doc.target["subcategory"])
-
-
-def _answer(judgement: Judgement) -> str:
-    return judgement.raw["answer"] if isinstance(judgement.raw, Mapping) and "answer" in judgement.raw else ""
+def _write(rows: Sequence[Row], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes `*_full_results.json` and `*_scores_results.jsonl`, a pair for each official data file."""
+    written: list[pathlib.Path] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, names in STEMS.items():
+        full, scores = [], []
+        for row in sorted(rows, key=lambda row: int(row.doc.doc_id)):
+            doc, said = row.doc, row.judgement
+            if doc.group not in names:
+                continue
+            prompt_id = {"prompt_id": int(doc.doc_id)}
+            answer = said.raw["answer"] if isinstance(said.raw, Mapping) and "answer" in said.raw else ""
+            image = {"image_path": f"{doc.doc_id}.png", "evaluation": answer}
+            full.append({**prompt_id, "prompt": doc.input, "key": doc.target["explanation"], **image})
+            scores.append({**prompt_id, "Subcategory": doc.target["subcategory"], **said.details})
+        if full:
+            written += [folder / f"{stem}_full_results.json", folder / f"{stem}_scores_results.jsonl"]
+            files.write_json(written[-2], full, indent=2, ensure_ascii=False)
+            files.write_json_lines(written[-1], scores, ensure_ascii=False)
+    return written

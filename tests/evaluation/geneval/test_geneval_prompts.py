@@ -6,8 +6,8 @@ import collections
 
 import pytest
 
-from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval import files, prompts
+from process_gen.evaluation.options import TaskError
 
 NAMES = ["person", "umbrella", "dog", "sheep", "orange"]
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from process_gen.evaluation.errors import TaskError
 from process_gen.evaluation.geneval import files, prompts
 from process_gen.evaluation.geneval.decision import Detection, Options
+from process_gen.evaluation.options import TaskError
+from process_gen.evaluation.statistics import score_interval
 from process_gen.evaluation.tasks import make_task
-from process_gen.evaluation.tasks.base import Row
+from process_gen.evaluation.tasks.base import Doc, Judgement, Row
 from process_gen.evaluation.tasks.geneval import DetectorJudge, Geneval
 
 IMAGE = np.zeros((64, 64, 3), np.uint8)
@@ -51,19 +52,11 @@ def test_prompts_are_the_lines_of_the_file(task, metadata):
 
 def test_the_layout_is_the_official_one_and_read_back(task, tmp_path):
     root = _laid_out(task, tmp_path)
-    assert sorted(path.name for path in root.iterdir()) == [
-        "00000",
-        "00001",
-        "00002",
-        "evaluation_metadata.jsonl",
-    ]
+    names = ["00000", "00001", "00002", "evaluation_metadata.jsonl"]
+    assert sorted(path.name for path in root.iterdir()) == names
     assert json.loads((root / "00001" / "metadata.jsonl").read_text()) == task.docs()[1].target
-    found = [
-        (doc.doc_id, index, path.relative_to(root).as_posix()) for doc, index, path in task.read_layout(root)
-    ]
-    assert found == [
-        (f"{n:05d}", index, f"{n:05d}/samples/{index:04d}.png") for n in range(3) for index in range(4)
-    ]
+    found = [(doc.doc_id, i, path.relative_to(root).as_posix()) for doc, i, path in task.read_layout(root)]
+    assert found == [(f"{n:05d}", i, f"{n:05d}/samples/{i:04d}.png") for n in range(3) for i in range(4)]
 
 
 def test_a_folder_belongs_to_the_prompt_that_its_metadata_name(task, tmp_path):
@@ -125,24 +118,43 @@ def test_results_are_those_of_the_official_file(metadata, tmp_path):
         judge = DetectorJudge(dog, dog)
         rows += [Row(doc, 0, index, judge(doc, IMAGE)) for index in range(2)]
     (path,) = task.write_results(rows, tmp_path)
-    found = [files.Result(**json.loads(line)) for line in path.read_text().splitlines()]
-    assert [one.filename for one in found][:2] == [
-        "seed_0/00000/samples/0000.png",
-        "seed_0/00000/samples/0001.png",
-    ]
-    assert [one.correct for one in found] == [False] * 2 + [True] * 2 + [False] * 2
-    assert found[0].reason == "expected person>=1, found 0"
-    score = float(np.float32(0.9))
-    assert json.loads(found[2].details) == {"dog": [[0, 0, 8, 8, score]]}
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
+    assert all(list(one) == keys for one in found)
+    names = [f"seed_0/{n:05d}/samples/000{index}.png" for n in range(3) for index in range(2)]
+    assert [one["filename"] for one in found] == names
+    assert [one["correct"] for one in found] == [False] * 2 + [True] * 2 + [False] * 2
+    assert found[0]["reason"] == "expected person>=1, found 0"
+    assert json.loads(found[0]["metadata"]) == task.docs()[0].target
+    assert json.loads(found[2]["details"]) == {"dog": [[0, 0, 8, 8, float(np.float32(0.9))]]}
     assert task.summary(rows) == {"correct_images": 1 / 3, "correct_prompts": 1 / 3}
     assert task.summary([]) == {}
 
 
-def test_a_judge_that_cannot_be_had_says_what_is_missing(metadata, tmp_path, monkeypatch):
+def rows_of(tags):
+    """For each tag so many right images of so many, of three prompts."""
+    return [
+        Row(Doc(f"{tag} {n}", "", tag, {"tag": tag, "prompt": f"{n % 3}"}), 0, 0, Judgement(float(n < right)))
+        for tag, (right, of) in tags.items()
+        for n in range(of)
+    ]
+
+
+def test_prompts_of_equal_metadata_are_merged_and_the_score_is_the_mean_of_the_tags():
+    task = make_task("geneval-hf")
+    found = task.summary(rows_of({"colors": (1, 4), "position": (2, 2), "counting": (0, 6)}))
+    assert found == {"correct_images": 3 / 12, "correct_prompts": 3 / 8}
+    # What the official summary printed: .55925 over the tags where .55714 of 70 images are right.
+    shares = [(6, 13), (6, 12), (8, 12), (5, 11), (10, 11), (4, 11)]
+    rows = rows_of(dict(zip(prompts.TAGS, shares, strict=True)))
+    assert len(rows) == 70 and task.summary(rows)["correct_images"] == pytest.approx(0.55714, abs=5e-6)
+    told = zip(*((row.doc.group, row.doc.doc_id, row.judgement.score) for row in rows), strict=True)
+    score = score_interval(*told, task.formulas(prompts.TAGS)["score"])
+    assert score.mean == pytest.approx(0.55925, abs=5e-6)
+
+
+def test_a_judge_whose_detector_knows_too_little_says_what_is_missing(metadata, tmp_path, monkeypatch):
     options = {"metadata": str(metadata), "detector": str(tmp_path / "weights")}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TaskError, match=r'geneval-hf.detector needs torch: pip install -e "\.\[judges\]"'):
-        make_task("geneval-hf", options).judge()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(TaskError, match="geneval-hf.detector: .*weights: no folder"):
         make_task("geneval-hf", options).judge()

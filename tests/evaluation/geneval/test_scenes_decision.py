@@ -1,4 +1,9 @@
-"""The scenes judge and GenEval's decision agree on what is right and what is wrong."""
+"""The scenes judge and GenEval's decision agree on what is right and what is wrong.
+
+Wherever no two clauses of a prompt name one shape, that is, as in GenEval's six categories. The exact
+parser takes the place of the detector. Every shape is excluded above the number that was asked for, those
+that nobody asked for above none, and so is what is unclear: GenEval itself passes an image with more.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,32 @@ import dataclasses
 import numpy as np
 import pytest
 
+from process_gen.evaluation.geneval import decision
 from process_gen.evaluation.geneval.files import check_metadata
-from process_gen.evaluation.geneval.scenes import judge_scene, scenes_metadata
 from process_gen.scenes import judge, parse, read_request, render, sample_request
-from process_gen.scenes.graph import Object, Scene, make_object
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, make_object
 from process_gen.scenes.levels import LEVELS, get_level
 from process_gen.scenes.placement import find_place, place_request
 from process_gen.scenes.requests import GENEVAL_CATEGORIES
+
+
+def scenes_metadata(request) -> dict:
+    """A request as a line of GenEval's metadata, with all that nobody asked for excluded."""
+    metadata, asked = request.metadata(), {clause.shape for clause in request.clauses}
+    rest = [shape for shape in (*get_level(request.level).shapes, UNCLEAR) if shape not in asked]
+    return metadata | {"exclude": metadata["exclude"] + [{"class": shape, "count": 1} for shape in rest]}
+
+
+def judge_scene(request, scene: Scene) -> decision.Verdict:
+    """GenEval's verdict on what is on a canvas; the largest has the best score, and no score comes twice."""
+    things = sorted(scene.objects, key=lambda one: (-one.size, one.y, one.x))
+    found = [
+        decision.Detection(one.shape if one.clear else UNCLEAR, 1 - n / 1024, one.box, color=one.colour)
+        for n, one in enumerate(things)
+    ]
+    metadata = scenes_metadata(request)
+    selected = decision.select(found, metadata["tag"])
+    return decision.judge(metadata, selected, lambda cls, ones: [one.color or "" for one in ones])
 
 
 def _mutated(rng: np.random.Generator, things: list[Object], level) -> list[Object]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 
+import torch
+import transformers
+
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
 
 def save_mask2former(folder: pathlib.Path, labels: list[str]) -> None:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
     heads = {"num_heads": [1, 2, 2, 2], "depths": [1, 1, 1, 1]}
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = transformers.SwinConfig(
@@ -27,43 +28,12 @@ def save_mask2former(folder: pathlib.Path, labels: list[str]) -> None:
         id2label=dict(enumerate(labels)),
         **widths,
     )
-    transformers.Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
     size = {"shortest_edge": 64, "longest_edge": 96}
-    transformers.Mask2FormerImageProcessorPil(size=size).save_pretrained(folder)
-
-
-def save_clip(folder: pathlib.Path, words: list[str]) -> None:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = _save_tokenizer(folder, words)
-    text = {"vocab_size": tokens, "eos_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 77}
-    vision = {"image_size": 32, "patch_size": 16}
-    config = transformers.CLIPConfig(text_config=size | text, vision_config=size | vision, projection_dim=8)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    crops = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    transformers.CLIPImageProcessorPil(**crops).save_pretrained(folder)
-
-
-def _save_tokenizer(folder: pathlib.Path, words: list[str]) -> int:
-    """CLIP's tokenizer of single letters; returns how many tokens there are."""
-    import transformers
-
-    folder.mkdir(parents=True)
-    known = ["<|startoftext|>", "<|endoftext|>", *words, *(f"{letter}</w>" for letter in words)]
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(known)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
-    return len(known)
+    preprocessor = transformers.Mask2FormerImageProcessorPil(size=size)
+    _save(folder, transformers.Mask2FormerForUniversalSegmentation, config, preprocessor)
 
 
 def save_rt_detr(folder: pathlib.Path, labels: list[str]) -> None:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
     backbone = transformers.RTDetrResNetConfig(
         embedding_size=8,
         hidden_sizes=[8, 8, 16, 16],
@@ -84,21 +54,36 @@ def save_rt_detr(folder: pathlib.Path, labels: list[str]) -> None:
         id2label=dict(enumerate(labels)),
         **widths,
     )
-    transformers.RTDetrForObjectDetection(config).save_pretrained(folder)
-    transformers.RTDetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    preprocessor = transformers.RTDetrImageProcessorPil(size={"height": 64, "width": 64})
+    _save(folder, transformers.RTDetrForObjectDetection, config, preprocessor)
+
+
+def save_clip(folder: pathlib.Path, words: list[str]) -> None:
+    text = TOWER | _save_tokenizer(folder, words) | {"max_position_embeddings": 77}
+    vision = TOWER | {"image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    crops = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    _save(folder, transformers.CLIPModel, config, transformers.CLIPImageProcessorPil(**crops))
 
 
 def save_owl(folder: pathlib.Path, words: list[str]) -> None:
-    import torch
-    import transformers
+    text, vision = TOWER | _save_tokenizer(folder, words), TOWER | {"image_size": 32, "patch_size": 16}
+    config = transformers.Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)
+    preprocessor = transformers.Owlv2ImageProcessorPil(size={"height": 32, "width": 32})
+    _save(folder, transformers.Owlv2ForObjectDetection, config, preprocessor)
 
+
+def _save_tokenizer(folder: pathlib.Path, words: list[str]) -> dict[str, int]:
+    """CLIP's tokenizer of single letters; returns what a config says of its tokens."""
+    folder.mkdir(parents=True)
+    known = ["<|startoftext|>", "<|endoftext|>", *words, *(f"{letter}</w>" for letter in words)]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(known)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    return {"vocab_size": len(known), "eos_token_id": 1, "bos_token_id": 0}
+
+
+def _save(folder: pathlib.Path, model: type, config: object, preprocessor: object) -> None:
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = _save_tokenizer(folder, words)
-    config = transformers.Owlv2Config(
-        text_config=size | {"vocab_size": tokens, "eos_token_id": 1, "bos_token_id": 0},
-        vision_config=size | {"image_size": 32, "patch_size": 16},
-        projection_dim=16,
-    )
-    transformers.Owlv2ForObjectDetection(config).save_pretrained(folder)
-    transformers.Owlv2ImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    model(config).save_pretrained(folder)
+    preprocessor.save_pretrained(folder)
