@@ -212,11 +212,12 @@ def mesh_of(config: ConfigDict, where: Topology) -> tuple[Mesh, dict[str, int]]:
       MeshError: it does not fit the devices, or the slices.
     """
     asked = MeshConfig(**config.mesh.to_dict())
-    if where.platform == "cpu" and where.slices > 1:  # devices of a CPU do not say which slice they are of
+    if where.platform == "cpu" and where.slices > 1:  # also where the config joins no slices
         asked = dataclasses.replace(asked, dcn=dict(asked.dcn) | {"data": where.slices})
     _, between = asked.split(len(where.devices), where.slices)
-    named = dataclasses.replace(asked, dcn=between)  # GPUs that are not there do not say it either
-    return make_mesh(named, where.devices), {axis: n for axis, n in between.items() if n > 1}
+    # Neither a CPU's devices nor GPUs that are not there say which slice they are of: the mesh is told.
+    mesh = make_mesh(dataclasses.replace(asked, dcn=between), where.devices)
+    return mesh, {axis: n for axis, n in between.items() if n > 1}
 
 
 def tokenizer_of(config: ConfigDict) -> Tokenizer:

@@ -156,7 +156,7 @@ def test_slices_of_a_cpu_are_counted():
     place = Topology("cpu:2", "cpu", devices, 2, None)
     mesh, slices = compile.mesh_of(config_of(**{"mesh.data": 1, "mesh.fsdp": -1}), place)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1, "context": 1} and slices == {"data": 2}
-    absent = dataclasses.replace(place, platform="cuda")  # all of whose devices say that they are of slice 0
+    absent = dataclasses.replace(place, platform="gpu")  # all of whose devices say that they are of slice 0
     sizes = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.dcn.data": -1}
     mesh, slices = compile.mesh_of(config_of(**sizes), absent)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1, "context": 1} and slices == {"data": 2}
@@ -172,6 +172,7 @@ class Device:
     process_index: int = 0
     platform: str = "cpu"
     device_kind: str = "cpu"
+    slice_index: int = 0
 
 
 # --------------------------------------------------------------------- command

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -29,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 import process_gen
 from process_gen.checkpoints import arrays, load, manifest
+from process_gen.checkpoints.agreement import first, gather
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -43,21 +43,6 @@ QUARANTINE = "quarantine"
 _RESERVED = frozenset({ITERATOR, load.METADATA})
 _SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def gather(text: str) -> list[str]:
-    """The text of every host, on every host."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([data.size]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[: int(size)]).decode() for row, size in zip(rows, sizes.ravel(), strict=True)]
-
-
-def first(text: str) -> str:
-    """The first text that is not empty among those of all hosts, or "". Every host has to call it."""
-    return next(filter(None, gather(text)), "")
 
 
 @dataclasses.dataclass(frozen=True)

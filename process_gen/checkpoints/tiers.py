@@ -15,9 +15,10 @@ from typing import Any
 import jax
 from absl import logging
 
+from process_gen.checkpoints.agreement import first
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.local import LocalStore
-from process_gen.checkpoints.store import CheckpointStore, Closing, first
+from process_gen.checkpoints.store import CheckpointStore, Closing
 from process_gen.common import files
 
 NAME = "local_tier.txt"

@@ -159,8 +159,8 @@ def slices_of(devices: Sequence[Any], wanted: int | None = None) -> list[list[An
     """The devices of each slice, in order.
 
     TPUs say which slice they belong to, and GPUs which node. Where nobody says so, or GPUs are wanted as
-    fewer slices, the devices form one slice, or as many blocks of devices that follow one another, host by
-    host, as are wanted.
+    another number of slices, the devices form one slice, or as many blocks of devices that follow one
+    another, host by host, as are wanted.
 
     Raises:
       MeshError: TPU slices are not as many as wanted, or the devices do not divide.

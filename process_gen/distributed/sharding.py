@@ -205,7 +205,7 @@ def local_rows(rows: int, mesh: Mesh) -> tuple[int, ...]:
 
 
 def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
-    """Places this host's rows of a batch, those that `local_rows` names, as one global array per field.
+    """Places NumPy rows of this host, those of `local_rows` in its order, as one global array per field.
 
     `rows` are those of the global batch; by default as many as these, which are all there are on one host.
     """

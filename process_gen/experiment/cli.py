@@ -30,7 +30,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -289,8 +289,7 @@ def run(
     def guarded(arguments: Sequence[str]) -> int | None:
         if arguments[1:]:
             fail(f"unexpected arguments: {' '.join(arguments[1:])}")
-        # Our own lines, and whatever is a warning or worse.
-        logging.get_absl_handler().addFilter(lambda one: one.levelno > 20 or "process_gen" in one.pathname)
+        logging.get_absl_handler().addFilter(_ours)
         stopping.raise_on_sigterm()
         try:
             result = main(arguments)
@@ -299,7 +298,8 @@ def run(
         except stopping.Stopped as stop:
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
             if stop.at_once:
-                sys.stdout.flush()
+                with contextlib.suppress(OSError):  # nobody may read it any more
+                    sys.stdout.flush()
                 os._exit(stopping.EXIT_CODE)  # which waits for no thread
             return stopping.EXIT_CODE
         except (BrokenPipeError, *expected_errors) as error:
@@ -310,6 +310,11 @@ def run(
             fail(error)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _ours(record: Any) -> bool:
+    """Keeps the log readable: our own lines, and whatever is a warning or worse."""
+    return record.levelno > logging.converter.STANDARD_INFO or "process_gen" in record.pathname
 
 
 def _nobody_reads() -> bool:

@@ -105,7 +105,7 @@ def plant(
     """
     kind = kind or pick(rng, MISTAKES)
     if level.hung:
-        return _plant_hung(rng, state, number, level, kind, partners)
+        return _plant_hung(rng, state, number, level, kind, partners or {})
     thing, others = state[number], [other for n, other in state.items() if n != number]
     looks = (thing.shape, thing.colour, thing.size)
     if kind == "missing":

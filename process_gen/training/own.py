@@ -222,6 +222,7 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
             return draw(params, frozen, batch, key)
         micro = scoring.micro_batches(recipe, batch, key)
         found = jax.lax.map(lambda part: draw(params, frozen, *part), micro)
+        # [parts, B / parts, ...] to [B, ...], rows in their order: the inverse of `micro_batches`.
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
     placed = partition.over(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)

@@ -183,8 +183,7 @@ def read_ours(
         saved.source(which)  # which says that there is none
     model = _sizes(metadata)
     both = {AVERAGE, "params"} <= set(saved.items)  # one file has all of either
-    frozen = metadata.get("config", {}).get("optimizer", {}).get("freeze")
-    if both and which == AVERAGE and (frozen or model is not None and model.lora.rank):
+    if both and which == AVERAGE and _averages_some(metadata, model):
         whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
         params = Joined([params, Joined([whole], whole.spec.keys() - params.spec.keys())])
     if model is None and (params is not None or "flux" not in metadata):
@@ -208,6 +207,12 @@ def read_ours(
         return weights
     given = flux.read_autoencoder(autoencoder)
     return dataclasses.replace(weights, flux=given.config, autoencoder=given.pieces)
+
+
+def _averages_some(metadata: Mapping[str, Any], model: ModelConfig | None) -> bool:
+    """Whether a run's average is of some parameters alone, those that are trained."""
+    frozen = (metadata.get("config") or {}).get("optimizer", {}).get("freeze")
+    return bool(frozen) or model is not None and model.lora.rank > 0
 
 
 def _merging(

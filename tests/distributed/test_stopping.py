@@ -47,6 +47,31 @@ def test_threads_may_use_it_and_hear_nothing():
     assert seen == [False]
 
 
+def test_a_second_signal_waits_for_no_thread_and_no_reader():
+    program = """
+import os, signal, threading, time
+from process_gen.distributed import stopping
+from process_gen.experiment import cli
+
+def main(argv):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("something that nobody reads")
+    with stopping.deferred():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+cli.run(main)
+"""
+    read, write = os.pipe()
+    os.close(read)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, timeout=50, env=env
+    )
+    os.close(write)
+    assert run.returncode == stopping.EXIT_CODE and b"Traceback" not in run.stderr
+
+
 def test_a_command_that_is_stopped_says_so_with_a_code_of_its_own():
     program = """
 import os, signal, time

@@ -98,7 +98,8 @@ def read_adapters(folder: epath.PathLike) -> Adapters:
       CheckpointMismatch: adapters of another kind, or of matrices that no model of this project has.
     """
     folder = epath.Path(folder)
-    fields, found = configs.read_json(folder / CONFIG), tensors.find_in(folder, (STEM,))
+    fields = configs.read_json(folder / CONFIG)
+    found = tensors.find_in(folder, (STEM,), f", beside its {CONFIG}")
     wrong = {key: fields[key] for key, value in _PLAIN.items() if fields.get(key, value) not in (value, None)}
     if fields.get("peft_type") != "LORA" or wrong:
         wrong = wrong or {"peft_type": fields.get("peft_type")}

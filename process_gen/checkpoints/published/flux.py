@@ -76,7 +76,8 @@ def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) 
       CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
     """
     place = epath.Path(place)
-    found = tensors.find_in(place, STEMS.values()) if place.is_dir() else tensors.open_file(place)
+    hint = ": the FLUX autoencoder belongs beside the model, or is named (--autoencoder=PATH)"
+    found = tensors.find_in(place, STEMS.values(), hint) if place.is_dir() else tensors.open_file(place)
     if not any(name.startswith("encoder.down_blocks.") for name in found):
         return AutoencoderFiles(config_of(found.shapes, fields or {}, "flux"), found, "flux")
     own = configs.read_json(found.place.parent / "config.json", required=False)

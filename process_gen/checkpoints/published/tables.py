@@ -9,21 +9,22 @@ SIGLIP2  a vision tower alone
 
 from __future__ import annotations
 
-import functools
-
 from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, PATCHES, POINTWISE, Rule, Turn
 from process_gen.models.config import FluxConfig
 
 
-def _linear(
-    theirs: str, ours: str, bias: bool = True, turn: Turn = LINEAR, weight: str = "kernel"
-) -> list[Rule]:
+def _linear(theirs: str, ours: str, bias: bool = True, turn: Turn = LINEAR) -> list[Rule]:
     """A matrix and perhaps its bias."""
-    rules = [Rule(f"{theirs}.weight", f"{ours}/{weight}", turn)]
-    return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", AS_IS)] if bias else [])
+    return [Rule(f"{theirs}.weight", f"{ours}/kernel", turn), *_bias(theirs, ours, bias)]
 
 
-_norm = functools.partial(_linear, turn=AS_IS, weight="scale")
+def _norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
+    """A norm's scale and perhaps its bias."""
+    return [Rule(f"{theirs}.weight", f"{ours}/scale", AS_IS), *_bias(theirs, ours, bias)]
+
+
+def _bias(theirs: str, ours: str, there: bool) -> list[Rule]:
+    return [Rule(f"{theirs}.bias", f"{ours}/bias", AS_IS)] if there else []
 
 
 def _expert(layers: str, expert: str, suffix: str) -> list[Rule]:

@@ -198,14 +198,19 @@ def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
     return None
 
 
-def find_in(folder: epath.PathLike, stems: Collection[str]) -> Tensors:
-    """The first of these weights; CheckpointNotFound where there is no such folder, or none of them in it."""
+def find_in(folder: epath.PathLike, stems: Collection[str], hint: str = "") -> Tensors:
+    """The first of these weights that a folder holds; `hint` ends the message where it holds none.
+
+    Raises:
+      CheckpointNotFound: no such folder, none of them in it, or only pickles.
+      CheckpointCorrupt: see `find`.
+    """
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise CheckpointNotFound(f"no such folder of published weights: {folder}")
     if (found := find(folder, stems)) is None:
         names = " or ".join(stem + SUFFIX for stem in stems)
-        raise CheckpointNotFound(f"{folder} holds no {names}, alone or in shards")
+        raise CheckpointNotFound(f"{folder} holds no {names}, alone or in shards{hint}")
     return found
 
 
