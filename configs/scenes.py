@@ -77,7 +77,7 @@ def _base() -> ConfigDict:
             path="",
             sources=dict(),  # a mixture: name -> keys of its own beside these, with path, weight and stages
             validation=0.01,  # share that is held out of sources without a validation split of their own
-            fields=dict(),  # of a turn, for losses of your own: dict(mask="mask", quality="number")
+            fields=dict(),  # of a turn: dict(kept="mask") of scenes, of your own sets what they have
             tokenizer="scenes",  # or the folder of a published Qwen2 tokenizer
             buckets=(),  # more image shapes than layout.image_size, for folders of pictures
             latents="",  # a folder of latents encoded ahead, for autoencoders with weights

@@ -98,11 +98,12 @@ def check_command(args: argparse.Namespace) -> None:
     print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
     _print_contents(found)
     _print_images(found)
-    _print_layout(found, layout, config.data.on_long == "split")
+    split = config.data.on_long == "split"
+    _print_layout(found, layout, split)
     if args.show >= 0 and found.good:
-        _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config))
+        _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config), split)
     if found.bad:
-        check_budget(found.bad, found.good + found.bad, args.budget, found.named[-1], flag=" (--budget)")
+        check_budget(found.bad, found.good + found.bad, args.budget, found.last_bad, flag=" (--budget)")
 
 
 def _print_contents(found: checking.Findings) -> None:
@@ -160,7 +161,7 @@ def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None
 
 
 def _print_trajectory(
-    source: Source, index: int, tokenizer: Tokenizer, layout: Layout, losses: LossTable
+    source: Source, index: int, tokenizer: Tokenizer, layout: Layout, losses: LossTable, split: bool
 ) -> None:
     """How a trajectory is trained, token by token, or why it is not."""
     if index >= len(source):
@@ -168,7 +169,7 @@ def _print_trajectory(
     layout = dataclasses.replace(layout, fields=())  # losses of one's own are not shown
     try:
         trajectory = source[index]
-        part = encode_parts(tokenizer, layout, True, trajectory)[0]
+        part = encode_parts(tokenizer, layout, split, trajectory)[0]
     except BadTrajectory as error:
         print(f"\nnumber {index} is not trained as it is (another one: --show=NUMBER): {error}")
         return

@@ -37,6 +37,11 @@ BLOCK = 64
 """Trajectories that a process looks at for each message."""
 SLOTS = ("prompt", "instruction", "before", "after")
 SLOTS_HEADERS = ("slot", "texts", "mean", "median", "95%", "99%", "longest", "room", "too long")
+COUNTED = (
+    *("problems", "turns", "steps", "corrections", "stages", "sizes", "modes", "formats"),
+    *("unknown", "prompts", "digests", "leaked", *SLOTS, *PROVENANCE_KEYS),
+)
+"""What `Findings` counts."""
 STEP = 8
 """Suggested slots are multiples of it."""
 ROW = 8
@@ -51,7 +56,7 @@ class Findings:
 
     Attributes:
       good, bad: trajectories that can be read, and that cannot.
-      named: the first bad ones, with file and line.
+      named, last_bad: the first bad ones and the last one, with file and line.
       lengths: of the first `SAMPLED` trajectories.
       counts: how often something comes, by what it is:
         `problems` where they lie left out,
@@ -68,14 +73,16 @@ class Findings:
     good: int = 0
     bad: int = 0
     named: list[str] = dataclasses.field(default_factory=list)
+    last_bad: str = ""
     lengths: list[Lengths] = dataclasses.field(default_factory=list)
     counts: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(collections.Counter)
+        default_factory=lambda: {name: collections.Counter() for name in COUNTED}
     )
 
     def __iadd__(self, other: Findings) -> Findings:
         self.good, self.bad = self.good + other.good, self.bad + other.bad
         self.named += other.named[: NAMED - len(self.named)]
+        self.last_bad = other.last_bad or self.last_bad
         self.lengths += other.lengths[: SAMPLED - len(self.lengths)]
         for name, counts in other.counts.items():
             self.counts[name].update(counts)
@@ -86,7 +93,7 @@ class Findings:
         place, _, text = problem.partition(": ")
         self.bad += 1
         self.counts["problems"][text[:80] or place] += 1
-        self.named = [*self.named, problem][:NAMED]
+        self.named, self.last_bad = [*self.named, problem][:NAMED], problem
 
 
 def examine(

@@ -64,7 +64,7 @@ def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
     """Where the parts of a trajectory begin and end in its turns, and how many at its start are given.
 
     Args:
-      steps: how many turns each step has.
+      steps: how many turns each step has; at least one.
       layout: of a row.
 
     Returns:

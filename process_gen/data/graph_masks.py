@@ -20,6 +20,9 @@ def with_kept(trajectory: Trajectory) -> Trajectory:
 
     It is 0 in the squares of things that come, go or change between the canvas that a turn starts from and
     the image that its flow target shows, and 255 elsewhere.
+
+    Raises:
+      KeyError: its metadata are not the teacher's.
     """
     told = trajectory.metadata
     level = get_level(told["level"])

@@ -79,7 +79,7 @@ class Lengths:
         )
 
     def parts(self, layout: Layout) -> list[Lengths]:
-        """Those of the parts of a trajectory that is longer than a row (`encode.split_trajectory`)."""
+        """Those of its parts where it is longer than a row, as `encode.split_trajectory` makes them."""
         turns = ("before", "after", "refines", "targets", "images")
         starts = [turn for turn, refines in enumerate(self.refines) if not refines]
         steps = [end - start for start, end in zip(starts, [*starts[1:], len(self.refines)], strict=True)]
@@ -91,6 +91,8 @@ class Lengths:
 
 def arrays(layout: Layout, lengths: Lengths) -> Arrays:
     """The fields of a `Batch` as `encode_trajectory` gives them; images have no pixels, texts no words.
+
+    `supervised` and `is_last` are those of a whole trajectory.
 
     Raises:
       TooLong, SlotOverflow: it does not fit the layout.

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from process_gen.data import mix
 from process_gen.data.__main__ import main
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import detect, open_stored
 from process_gen.data.sources import open_source
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.experiment import builders, cli
 
 SIZE = (8, 12)
 
@@ -150,7 +153,12 @@ def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processe
     assert "line 10: turns[0].image is no readable PNG" in out
     (suggested,) = [line for line in lines if line.startswith("suggested: ")]
     assert "--config.layout.turns=9" in suggested and "--config.layout.after=8" in suggested
-    assert any("this layout: " in line and "tokens of a row useful" in line for line in lines)
+    layout = builders.build_layout(cli.load_config("configs/scenes.py:quick"))
+    source = open_stored(tmp_path / "odd", layout.image_size)
+    good = [mix.Lengths.of(source[index], scenes_tokenizer()) for index in range(9)]
+    share = mix.report_of(layout, good, split=True).useful
+    assert share != mix.report_of(layout, good).useful  # two are longer than a row
+    assert any(line.startswith(f"this layout: {share:.1%} of") for line in lines)
     assert any(line.endswith("<refine> inspect_decision") for line in lines)
     assert any("refine_text" in line for line in lines) and "refine_flow" not in out
 

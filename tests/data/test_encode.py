@@ -183,7 +183,7 @@ def test_an_input_image_needs_its_place_in_the_layout(toy_tokenizer):
     with pytest.raises(BadTrajectory, match="'toy-7': its prompt holds a text after its image, set"):
         encode_trajectory(toy_tokenizer, dataclasses.replace(SHOWN, instruction=0), _with_input())
     with pytest.raises(
-        SlotOverflow, match=r"after the prompt's image has 8 tokens, 7 fit \(layout.instruction"
+        SlotOverflow, match=r"the prompt's image has 8 tokens, 7 fit \(layout.instruction = 9"
     ):
         encode_trajectory(toy_tokenizer, SHOWN, _with_input("", " ".join(["circle"] * 8)))
     with pytest.raises(BadTrajectory, match=r"'toy-7': an image is uint8\[4, 4, 3\]"):

@@ -213,6 +213,10 @@ def test_columns_that_somebody_else_wrote_are_read(tmp_path):
     source = open_stored(tmp_path / "mine.parquet", SIZE)
     assert source[1].prompt == "b" and (source[1].image == (1, 2, 3)).all()
     assert source[0].metadata["note"] == "x"
+    rows = [{"prompt": "c", "turns": [{"image": {"bytes": png.getvalue()}, "inspect": "well"}]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "without_paths.parquet")
+    source = open_stored(tmp_path / "without_paths.parquet", SIZE)
+    assert (source[0].image == (1, 2, 3)).all() and source[0].turns[0].after == "well"
 
 
 def test_what_changed_is_another_set_whatever_its_length(trajectories, tmp_path):

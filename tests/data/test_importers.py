@@ -435,14 +435,14 @@ def test_verl_omni_of_other_trajectories(files, tmp_path):
 
 def test_zebra_cot(tmp_path):
     maze = ROWS["zebra_cot"]
-    chess = {**maze, "Question": "Draw a line", "reasoning_image_2": held(30)}
+    chess = {**maze, "Question": "THOUGHT 1: draw a line", "reasoning_image_2": held(30)}
     chess[TRACE] = "a <image_start>[reasoning_image_1]<image_end> <image_start>[reasoning_image_2]<image_end>"
     line, maze = read("zebra_cot", tmp_path, chess, maze)
     assert (maze.prompt, maze.instruction) == ("Solve", "quickly") and maze.prompt_image.mean() == 10
     assert shades(maze) == [20]
     assert maze.turns[0].plan == Plan("draw", "") and maze.turns[0].after == "done\nleft"
     assert shades(line) == [20, 30] and line.turns[1].before is None and line.turns[1].after == "left"
-    assert line.prompt == "Draw a line" and line.prompt_image is None
+    assert line.prompt == "THOUGHT 1: draw a line" and line.prompt_image is None
 
 
 def test_thinkmorph(tmp_path):
@@ -471,7 +471,10 @@ def test_bagel_edit_with_its_info_file(tmp_path):
         assert source[0].prompt_image.mean() == 10 and shades(source[0]) == [20, 30]
         assert source[0].turns[1].plan == Plan("fat", "") and source[0].turns[1].before_weight == 0
     for content, message in (
-        ({str(path): {"num_row_groups": 2, "num_rows": 2}}, "has 2 row groups of 2 rows, and it has 1 of 2"),
+        (
+            {str(path): {"num_row_groups": 2, "num_rows": 2}},
+            "of 2 rows, and it has 1 of 2: make the file anew",
+        ),
         ([], "says nothing of parts"),
     ):
         info.write_text(json.dumps(content))

@@ -155,6 +155,7 @@ def test_fields_of_a_config_that_cannot_be_are_refused(tmp_path):
             config.data.fields = fields
         with pytest.raises(builders.ConfigError, match=message):
             builders.build_layout(config)
-    with pytest.raises(ValueError, match=r'data.source=scenes has one field of its own, dict\(kept="mask"\)'):
-        open_source({"source": "scenes", "fields": FIELDS}, (32, 32))
+    for fields in (FIELDS, {"kept": "image"}, {"kept": "mask", "quality": "number"}):
+        with pytest.raises(ValueError, match=r'one field of its own, dict\(kept="mask"\)'):
+            open_source({"source": "scenes", "fields": fields}, (32, 32))
     assert Layout().fields == ()

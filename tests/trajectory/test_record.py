@@ -158,6 +158,11 @@ def test_unknown_fields_are_kept_and_named_once(caplog):
     assert trajectory_from_json(steps).metadata["turn_fields"] == [{"own": 1}, {}]
 
 
+def test_bytes_of_an_unknown_field_are_not_kept():
+    line = {"prompt": "a", "turns": [{"image": "a.png"}], "thing": {"bytes": b"x", "path": "p"}}
+    assert trajectory_from_json(line).metadata["thing"] == {"path": "p"}
+
+
 def test_provenance_ends_up_in_the_metadata():
     given = {"source": "mine", "licence": "CC0", "author": "human"}
     found = trajectory_from_json({"prompt": "a", "turns": [{"image": "a", "sha256": "0f"}], **given})

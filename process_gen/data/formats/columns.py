@@ -52,13 +52,13 @@ def _known(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return row
 
 
-def row_of(table: pa.Table, index: int, whole: pa.Schema) -> dict[str, Any]:
+def row_of(table: pa.Table, index: int, whole: pa.DataType | None = None) -> dict[str, Any]:
     """One row as an object, without what is null; dates and decimal numbers are texts, as in JSON.
 
-    `PRESENT` stands for the binary values of the schema `whole` that the table was read without.
+    `PRESENT` stands for the binary values of the type `whole` that the table was read without.
     """
     (row,) = table.slice(index, 1).to_pylist()
-    return _plain(_with_present(row, pa.struct(list(whole))))
+    return _plain(row if whole is None else _with_present(row, whole))
 
 
 def _with_present(value: Any, kind: pa.DataType) -> Any:
@@ -66,8 +66,15 @@ def _with_present(value: Any, kind: pa.DataType) -> Any:
         return [_with_present(one, kind.value_type) for one in value]
     if not isinstance(value, dict):
         return value
-    missing = {field.name: PRESENT for field in kind if field.name not in value and _holds_bytes(field.type)}
+    missing = {field.name: _present(field.type) for field in kind if field.name not in value}
     return missing | {name: _with_present(one, kind.field(name).type) for name, one in value.items()}
+
+
+def _present(kind: pa.DataType) -> Any:
+    """What stands for a value that was not read: a binary one, or a structure of such."""
+    if pa.types.is_struct(kind):
+        return {field.name: _present(field.type) for field in kind}
+    return PRESENT if _holds_bytes(kind) else None
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -30,7 +30,7 @@ CACHE_BYTES = 256 << 20
 OPEN_FILES = 64
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
 """What the names of parts begin with where a folder holds several splits."""
-Group = tuple[pa.Table, pa.Schema]
+Group = tuple[pa.Table, pa.DataType | None]
 
 
 class ParquetRows(Rows):
@@ -96,14 +96,14 @@ class ParquetRows(Rows):
     def _row(self, index: int, text: bool) -> Row:
         place = bisect.bisect_right(self._ends, index)
         part, group = self._groups[place]
-        rows, schema = self._group(part, group, text)
+        rows, whole = self._group(part, group, text)
         try:
-            return columns.row_of(rows, index - self._ends[place] + len(rows), schema)
+            return columns.row_of(rows, index - self._ends[place] + len(rows), whole)
         except UnicodeDecodeError as error:
             raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
 
     def _group(self, part: int, group: int, text: bool) -> Group:
-        """One row group, without binary values where `text` asks for it, and the schema with them."""
+        """One row group, without binary values where `text` asks for it, and then the type with them."""
         key = (part, group, text)
         with self._lock:
             if key in self._cache:
@@ -113,7 +113,7 @@ class ParquetRows(Rows):
                 file = self._file(part)
                 leaves = columns.text_leaves(file.schema) if text else None
                 table = file.read_row_group(group, columns=leaves)
-            self._cache[key] = table, file.schema_arrow
+            self._cache[key] = table, pa.struct(list(file.schema_arrow)) if text else None
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._cache) > 1:
                 _, (oldest, _) = self._cache.popitem(last=False)

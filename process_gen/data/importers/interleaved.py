@@ -39,8 +39,13 @@ _THOUGHT = re.compile(r"THOUGHT\s*\d+:\s*")
 
 def _marked(value: str) -> tuple[list[str], list[str]]:
     """The texts before, between and behind the images that a text shows, and the names of those."""
-    parts = _IMAGE.split(_THOUGHT.sub("", value))
+    parts = _IMAGE.split(value)
     return [part.strip() for part in parts[::2]], parts[1::2]
+
+
+def _trace(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The texts of a trace and the names of its images; `THOUGHT 1:` is left out."""
+    return _marked(_THOUGHT.sub("", fields.text(row, TRACE)))
 
 
 # ------------------------------------------------------------------- UniReason
@@ -67,7 +72,7 @@ def _unireason(row: Mapping[str, Any]) -> dict[str, Any]:
 def _refined(row: Mapping[str, Any]) -> dict[str, Any]:
     if "input_image" in row:
         raise RecordError("input_image: a correction of an edit has no place")
-    texts, names = _marked(fields.text(row, TRACE))
+    texts, names = _trace(row)
     draft = {"image": fields.image(row, "img_path"), "image_weight": 0.0}
     if str(row.get("explanation") or "").strip():
         draft |= fields.plan(fields.text(row, "explanation")) | {"before_weight": 0.0}
@@ -87,7 +92,7 @@ def _zebra_cot(row: Mapping[str, Any]) -> dict[str, Any]:
     asked, given = _marked(fields.text(row, "Question"))
     if len(given) > 1:
         raise RecordError(f"Question shows {len(given)} images, a prompt has room for one")
-    texts, names = _marked(fields.text(row, TRACE))
+    texts, names = _trace(row)
     if not names:
         raise RecordError(f"{TRACE} shows no image, there is nothing to draw")
     turns = []
