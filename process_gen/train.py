@@ -337,7 +337,7 @@ class Evaluation:
           The score of the first task, the same on every host; None where there is none or it was stopped.
         """
         sampler, score = self.make_sampler(state), None
-        with hosts.lead_alone("pictures"), contextlib.suppress(stopping.Stopped):
+        with hosts.lead_alone("pictures"), stopping.until_told():
             if sampler is not None:
                 score = self._pictures(step, sampler)
         return hosts.number_of_lead(score)
@@ -406,7 +406,7 @@ class Evaluation:
         """The tables, the plots, the page and the loss curves at the end of a run."""
         judged = self.tasks and self.config.eval.final_per_group
         sampler, done = self.make_sampler(state) if judged else None, 0.0
-        with hosts.lead_alone("the evaluation"), contextlib.suppress(stopping.Stopped):
+        with hosts.lead_alone("the evaluation"), stopping.until_told():
             if self.run.curves and hosts.is_lead():
                 plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:

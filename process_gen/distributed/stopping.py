@@ -102,6 +102,16 @@ def deferred() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def until_told() -> Iterator[None]:
+    """Leaves undone what is inside where a signal says so; a second one ends the command."""
+    try:
+        yield
+    except Stopped as stop:
+        if stop.at_once:
+            raise
+
+
 def _together() -> bool:
     """Whether processes have joined each other; one that has not imported JAX has not, and need not now."""
     jax = sys.modules.get("jax")

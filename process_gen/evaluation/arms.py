@@ -18,6 +18,7 @@ one image, the first of `best_of=4` is that of `process`.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,8 @@ def _outside(value: str | None, part: str) -> dict[str, Any]:
 def _rewritten(value: str | None, part: str) -> dict[str, Any]:
     if not value:
         raise TaskError(f"arm {part!r} needs a file, as rewritten=prompts.jsonl")
+    if not pathlib.Path(value).is_file():
+        raise TaskError(f"arm {part!r}: there is no file {value}")
     found: dict[str, str] = {}
     for where, one in json_lines(value):
         try:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -38,7 +39,8 @@ from process_gen.trajectory.record import Record, to_json
 STATES = ("all", "final")
 """Which images of a trajectory are judged."""
 
-_EVERY = 1.0  # seconds between two lines of progress
+_EVERY, _WITHOUT_NEWS = 1.0, 10.0  # seconds between two lines of progress
+_LOOK_SECONDS = 0.2
 
 FINAL = "final"
 """The role of an image that no trajectory of ours led to."""
@@ -76,8 +78,10 @@ def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str =
     """The images of what was drawn, trajectory by trajectory; the last of each has the facts of it."""
     for one, record in listed(listing, wanted):
         places = list(_places(record))
-        for step, role, path in places[-1:] if which == FINAL else places:
-            final, exact = path == places[-1][2], None
+        for number, (step, role, path) in enumerate(places, 1):
+            final, exact = number == len(places), None
+            if which == FINAL and not final:
+                continue
             fields = {"seed": one.seed, "index": one.index, "final": final}
             if final:
                 fields["facts"] = facts(record)
@@ -162,28 +166,35 @@ def judge_states(
 
     with _growing(own) as file, workers_of(judge.workers) as pool:
         try:
-            for number, ended in enumerate(_few_at_a_time(pool, write, mine, 2 * judge.workers), 1):
-                ended.result()
-                if show and time.monotonic() > shown + _EVERY:
-                    shown = time.monotonic()
+            told = 0
+            for number in _few_at_a_time(pool, write, mine, 2 * judge.workers):
+                if show and time.monotonic() > shown + (_EVERY if number > told else _WITHOUT_NEWS):
+                    shown, told = time.monotonic(), number
                     show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
         except Exception as problem:
-            if not getattr(problem, "at_once", False):  # as it is of a second signal
+            if not getattr(problem, "at_once", False):  # a second signal
                 pool.shutdown(cancel_futures=True)  # what is under way is written: it may have cost something
             raise
 
 
 def _few_at_a_time(
     pool: futures.Executor, work: Callable[[State], None], states: Iterable[State], most: int
-) -> Iterator[futures.Future]:
-    """Futures as they end; memory does not grow with their number."""
+) -> Iterator[int]:
+    """How many are done, now and again, so that a stop is heard while a judge is silent.
+
+    Memory does not grow with their number. Raises what `work` does.
+    """
     waiting: set[futures.Future] = set()
-    for state in states:
-        waiting.add(pool.submit(work, state))
-        if len(waiting) >= most:
-            ended, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
-            yield from ended
-    yield from futures.as_completed(waiting)
+    states, done = iter(states), 0
+    while True:
+        waiting |= {pool.submit(work, state) for state in itertools.islice(states, most - len(waiting))}
+        if not waiting:
+            return
+        ended, waiting = futures.wait(waiting, _LOOK_SECONDS, futures.FIRST_COMPLETED)
+        for one in ended:
+            one.result()
+        done += len(ended)
+        yield done
 
 
 @contextlib.contextmanager

@@ -62,6 +62,8 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
         return "\n".join(f"python -m {shlex.join(words)}" for words in commands)
     if part == "prompts":
         return str(building.prompts_file(config, folder))
+    if part != "statistics":
+        stages.check_begun(config, folder)
     subsets = stages.needed_subsets(config) if part == "subsets" else [part]
     with stopping.deferred() as stop:
         for subset in subsets:

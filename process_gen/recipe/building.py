@@ -230,7 +230,8 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
     _announce(world, config, "alignment", sum(wanted.values()) - growing.counts.total(), say)
     first = None
     if own.sampled > 0:
-        # Those that were planted before, for a smaller count, are not in the way of further sampled ones.
+        # Those that were planted before, for a smaller count, are not in the way of further sampled ones
+        # (`growing.prompts` are those of the start).
         planted = {kind: sum(uid.startswith(f"{kind}-") for uid in growing.prompts) for kind in wanted}
         some = {kind: min(n, round(n * own.sampled) + planted[kind]) for kind, n in wanted.items()}
         make = functools.partial(making.alignment, **told)

@@ -135,6 +135,8 @@ class _Filling:
                     return
                 self._settle()
             except Exception as error:  # raised again when what is under way is written
+                if getattr(error, "at_once", False):  # a second signal
+                    raise
                 problem = error
         for future in self.under_way:
             future.cancel()

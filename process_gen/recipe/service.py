@@ -258,12 +258,8 @@ class Services:
 
 
 def _without(endpoint: Endpoint, error: GaveUp) -> Skip:
-    """What becomes of a candidate whose request came to nothing.
-
-    One that is refused by an endpoint that has answered others is through. Where none was answered yet, the
-    options may be what is refused.
-    """
-    if isinstance(error, Refused) and endpoint.answered:
+    """What becomes of a candidate whose request came to nothing."""
+    if isinstance(error, Refused):
         return Skip(f"{endpoint.place} refuses a request", str(error))
     return Later(f"{endpoint.place} gave up", str(error))
 

@@ -51,7 +51,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
       RecipeError, CommandError, ConfigError: a phase cannot work, or has begun on other samples.
     """
     needed = needed_subsets(config)
-    _check_begun(config, workdir)
+    check_begun(config, workdir)
     written = {"recipe": config} | {phase: _training(config, phase, workdir) for phase in PHASES}
     for phase in PHASES:
         builders.check(written[phase])
@@ -62,26 +62,31 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     return stages
 
 
-def _check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses other samples than those that a phase has begun to train on.
 
     Raises:
-      RecipeError: names the key, and the phase.
+      RecipeError: names the key and the phases.
     """
     try:
-        before = files.read_json(workdir / "recipe.json")
-    except (OSError, ValueError):
+        before = dict(files.read_json(workdir / "recipe.json"))
+    except (OSError, ValueError, TypeError):
         return
-    for phase, groups in zip(PHASES, (SUBSETS[:1], SUBSETS), strict=True):
-        if not any(one.name.isdigit() for one in (workdir / phase / "checkpoints").glob("*")):
-            continue
-        for group, name in [(one, name) for one in groups for name in config[one]]:
-            was, now = before[group][name], config[group][name]
-            if was != now:
-                raise RecipeError(
-                    f"config.{group}.{name} was {was} when {phase} began to train on those samples, and is "
-                    f"{now} now: choose another workdir, or remove {str(workdir / phase)!r} to train it again"
-                )
+    trained = {"phase_1": SUBSETS[:1], "phase_2": needed_subsets(config)}
+    for group, name in [(one, name) for one in SUBSETS for name in config[one]]:
+        was, now = dict(before.get(group) or {}).get(name, config[group][name]), config[group][name]
+        begun = [
+            phase
+            for phase in PHASES
+            if group in trained[phase]
+            and any(one.name.isdigit() for one in (workdir / phase / "checkpoints").glob("*"))
+        ]
+        if was != now and begun:
+            raise RecipeError(
+                f"config.{group}.{name} was {was} when {' and '.join(begun)} began to train on those "
+                f"samples, and is {now} now: choose another workdir, or remove "
+                f"{' and '.join(str(workdir / phase) for phase in begun)} to train again"
+            )
 
 
 def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> list[Stage]:

@@ -51,7 +51,6 @@ class Endpoint:
     Attributes:
       service: its options.
       place: what messages call the endpoint.
-      answered: whether any reply has come.
     """
 
     def __init__(self, service: Service):
@@ -61,7 +60,7 @@ class Endpoint:
           ServiceError: no model or no key, or an option is out of range.
         """
         service.check()
-        self.service, self.answered = service, False
+        self.service = service
         base_url = service.base_url or os.environ.get(URL, "")
         self._key = read_key()
         if not self._key and not base_url:
@@ -77,6 +76,7 @@ class Endpoint:
         )
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._in_a_row = 0  # requests that came to nothing since the last that did not
+        self._answered: set[str] = set()  # kinds of requests
         self._next = 0.0  # when the next request may begin, in seconds of `time.monotonic`
 
     # --------------------------------------------------------------------- ask
@@ -161,7 +161,7 @@ class Endpoint:
         if (found := _read_image(kept)) is not None:
             return found
         asked = {"model": self.service.model, "prompt": prompt, "extra_body": dict(fields)}
-        with self._request(what, "images"):
+        with self._request(what, "images", self._like("images", fields, bool(given))):
             if given:
                 reply = self._client.images.edit(image=("image.png", _png(given[0]), "image/png"), **asked)
             else:
@@ -171,7 +171,7 @@ class Endpoint:
         return found
 
     def close(self) -> None:
-        """Begins no request any more; those under way go on, and what comes back is kept."""
+        """Begins no request any more; those under way go on, with their retries, and what comes is kept."""
         self._closed.set()
 
     def digest(self, system: str, fields: Mapping[str, Any], *texts: Any) -> str:
@@ -182,7 +182,8 @@ class Endpoint:
 
     def _chat(self, what: str, messages: list[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """One reply, whatever it says."""
-        with self._request(what, "chat completions"):
+        like = self._like("chat", fields, len(messages[1]["content"]) > 1)
+        with self._request(what, "chat completions", like):
             # All but the messages goes in as extra fields: servers know more of them than the client.
             reply = self._client.chat.completions.create(
                 model=self.service.model, messages=messages, extra_body=dict(fields)
@@ -199,15 +200,17 @@ class Endpoint:
             }
 
     @contextlib.contextmanager
-    def _request(self, what: str, kind: str) -> Iterator[None]:
-        """Waits for its turn, and says what went wrong with the request inside."""
+    def _request(self, what: str, kind: str, like: str) -> Iterator[None]:
+        """Waits for its turn, and says what went wrong with the request inside.
+
+        `like` is equal for requests that differ in what they ask alone. One that is refused though others
+        like it are answered is refused for what it asks; else the options may be what is refused.
+        """
         self._wait()
         if self._closed.is_set():
             raise GaveUp(f"{what}: not asked any more")
         try:
             yield
-            with self._lock:
-                self._in_a_row, self.answered = 0, True
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             message = f"{self.place} refuses the key in {KEY} (HTTP {error.status_code})"
             raise ServiceError(message) from None  # the server's words may hold the key
@@ -218,7 +221,10 @@ class Endpoint:
         except openai.APITimeoutError:
             self._gave_up(what, f"no answer within {self.service.timeout:g} s")
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}", Refused)
+            why = f"HTTP {error.status_code}: {self._said(error)}"
+            if self._answers(like):
+                raise Refused(f"{what}: {self.place} refuses it: {why}", {"error": why}) from None
+            self._gave_up(what, why)
         except openai.APIStatusError as error:
             self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}")
         except openai.APIConnectionError as error:
@@ -226,6 +232,7 @@ class Endpoint:
         except (openai.APIError, AttributeError, LookupError, TypeError, ValueError, *UNREADABLE):
             one = "chat completion" if kind.startswith("chat") else "image as base64"
             self._gave_up(what, f"the reply is no {one}")
+        self._note_answer(like)
 
     def _wait(self) -> None:
         """Keeps to the rate: requests begin at equal distances where they would come faster."""
@@ -237,14 +244,29 @@ class Endpoint:
             self._next = begin + 60 / self.service.per_minute
         self._closed.wait(begin - now)
 
-    def _gave_up(self, what: str, why: str, kind: type[GaveUp] = GaveUp) -> NoReturn:
+    def _like(self, kind: str, fields: Mapping[str, Any], images: bool) -> str:
+        return self.digest(kind, fields, *self._names([]), images)
+
+    def _note_answer(self, like: str) -> None:
+        with self._lock:
+            self._in_a_row, new = 0, like not in self._answered
+            self._answered.add(like)
+        if new:
+            self._keep(self._place_of(like, ".answered"), pathlib.Path.touch)
+
+    def _answers(self, like: str) -> bool:
+        """Whether requests like it were answered, by an earlier run too."""
+        path = self._place_of(like, ".answered")
+        return like in self._answered or (path is not None and path.exists())
+
+    def _gave_up(self, what: str, why: str) -> NoReturn:
         """Gives one request up, or ends the run where that happens to one after the other."""
         with self._lock:
             self._in_a_row += 1
             enough = self._in_a_row >= max(3, self.service.workers)
         if enough:
             raise ServiceError(f"{self.place} gives up on one request after the other: {why}")
-        raise kind(f"{what}: {self.place} gave up: {why}", {"error": why})
+        raise GaveUp(f"{what}: {self.place} gave up: {why}", {"error": why})
 
     def _said(self, error: BaseException) -> str:
         """What an error says, in one short line."""

@@ -160,7 +160,9 @@ def load_sampler(
 
 def define_flags() -> None:
     """The flags of `sampler_of_flags`."""
-    flags.DEFINE_string("workdir", None, "Run folder or weights file; the shipped weights by default.")
+    flags.DEFINE_string(
+        "workdir", None, "Run folder, file or folder of weights; the shipped ones by default."
+    )
     flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
     flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
     flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer; the checkpoint's own by default.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from evaluation_fakes import CHECKPOINT, TeacherSampler, ask, canvas, evaluated, sampled, spoiled
 from PIL import Image
 
+from process_gen.distributed.stopping import Stopped
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import judging, pipeline
 from process_gen.evaluation.arms import make_arm
@@ -129,7 +131,7 @@ def test_best_of_takes_what_its_inspections_or_the_judge_like_best(tmp_path):
         ("best_of=0", "arm 'best_of=0' needs a number"),
         ("process=3", "arm 'process=3' takes no value"),
         ("process+plan_only", "sets mode twice"),
-        ("rewritten=gone.jsonl", "gone.jsonl: No such file"),
+        ("rewritten=gone.jsonl", "arm 'rewritten=gone.jsonl': there is no file gone.jsonl"),
     ],
 )
 def test_arms_that_cannot_be_name_what_is_wrong(name, message):
@@ -311,15 +313,44 @@ class Paid:
         return Judgement(1.0)
 
 
+def forty(folder):
+    """Images to judge."""
+    fields = {"final": True, "seed": 0, "index": 0}
+    for number in range(40):
+        put(folder, f"{number}", 0, 9)
+        doc, path = Doc(str(number), "x", "a"), folder / f"{number}_0.png"
+        yield judging.State((str(number), 0, "final"), doc, path, path.name, fields)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_signal_is_heard_while_a_judge_is_silent(tmp_path, monkeypatch, again):
+    monkeypatch.setattr(judging, "_WITHOUT_NEWS", 0.1)
+    answer, judge = threading.Event(), Paid(False)
+
+    class Silent:
+        name, revision, protocol, workers = "silent", "1", "colours", 2
+
+        def __call__(self, doc, image):
+            judge.shown.append(doc.doc_id)
+            answer.wait(20)
+            return Judgement(1.0)
+
+    def show(text):
+        if not again:  # then what is under way is waited for
+            answer.set()
+        raise Stopped("SIGTERM was received", again)
+
+    path, start = tmp_path / "verdicts" / "silent.jsonl", time.monotonic()
+    with pytest.raises(Stopped):
+        judging.judge_states(Silent(), forty(tmp_path), path, show=show)
+    assert time.monotonic() - start < 10 and len(list(judging.read_verdicts(path))) == (0 if again else 2)
+    answer.set()
+
+
 @pytest.mark.parametrize("fails", [True, False])
 def test_what_is_under_way_is_written_before_the_work_ends(tmp_path, fails, monkeypatch):
     monkeypatch.setattr(judging, "_EVERY", 0)
-    states = []
-    for number in range(40):
-        put(tmp_path, f"{number}", 0, 9)
-        doc, path = Doc(str(number), "x", "a"), tmp_path / f"{number}_0.png"
-        fields = {"final": True, "seed": 0, "index": 0}
-        states.append(judging.State((str(number), 0, "final"), doc, path, path.name, fields))
+    states = list(forty(tmp_path))
     judge, path = Paid(fails), tmp_path / "verdicts" / "paid.jsonl"
     with pytest.raises(TaskError if fails else Killed):
         judging.judge_states(judge, states, path, show=None if fails else killed_after(2))

@@ -58,6 +58,8 @@ def kill(bench: Bench, times: int, seed: int = 0) -> Counts:
         with ended([trainer]):
             if in_save:
                 _wait_for_save(bench, run, trainer, draw.randrange(1, 4))
+            elif counts["kills"] % 4 == 2:  # on the way to its first step
+                time.sleep(draw.uniform(0.0, 5.0))
             else:
                 step = draw.randrange(min(max(before, default=0), STEPS - 2), STEPS - 1)
                 trainer.wait_until(functools.partial(trainer.is_past, step), pause=0.02)

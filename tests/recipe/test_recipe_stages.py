@@ -94,14 +94,18 @@ def test_what_comes_after_a_change_has_another_key(tmp_path):
 def test_a_phase_goes_on_with_the_samples_that_it_began_with(tmp_path):
     stages.plan(recipe("debug"), tmp_path)
     (tmp_path / "phase_1" / "checkpoints" / "4").mkdir(parents=True)
-    stages.plan(recipe("debug", **{"conflict.consistent": 5, "phase_1.train.steps": 8}), tmp_path)
-    with pytest.raises(
-        RecipeError, match="config.multi_turn.samples was 24 when phase_1 .* is 30 now: .* remove"
-    ):
-        stages.plan(recipe("debug", **{"conflict.consistent": 5, "multi_turn.samples": 30}), tmp_path)
+    other = {"conflict.consistent": 5, "phase_1.train.steps": 8}
+    stages.plan(recipe("debug", **other), tmp_path)
+    with pytest.raises(RecipeError, match="config.multi_turn.samples was 24 when phase_1 began .* is 30 now"):
+        run("multi_turn", recipe("debug", **{"multi_turn.samples": 30}), str(tmp_path))
     (tmp_path / "phase_2" / "checkpoints" / "4").mkdir(parents=True)
     with pytest.raises(RecipeError, match="config.conflict.consistent was 5 when phase_2 began"):
         stages.plan(recipe("debug", **{"conflict.consistent": 6}), tmp_path)
+    with pytest.raises(RecipeError, match="when phase_1 and phase_2 began .* .*phase_1 and .*phase_2 to"):
+        stages.plan(recipe("debug", **{"multi_turn.samples": 30}), tmp_path)
+    stages.plan(recipe("debug_inspect_none", **{"conflict.consistent": 6}), tmp_path)  # nothing trains on it
+    (tmp_path / "recipe.json").write_text('{"multi_turn": {}}')  # of an earlier version
+    stages.plan(recipe("debug"), tmp_path)
 
 
 def test_what_a_user_can_get_wrong_is_one_line(tmp_path):

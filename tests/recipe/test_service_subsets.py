@@ -1,5 +1,6 @@
 """The parts behind endpoints, against a server on this machine."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -185,12 +186,30 @@ def test_what_the_server_refuses_is_not_asked_again(config, tmp_path):
         assert len(served.requests) == before
 
 
-def test_a_server_that_refuses_all_has_no_prompt_counted_as_through(config, tmp_path):
+@pytest.mark.parametrize("kind", ["scene_graph", "step_check", "edit"])
+def test_an_option_that_a_server_refuses_costs_no_prompt(config, tmp_path, kind):
     refusal = (400, {}, {"error": {"message": "unknown field size"}})
-    with services(lambda number, asked: refusal) as served:
-        with pytest.raises(ServiceError, match="gives up on one request after the other: HTTP 400"):
-            built("multi_turn", at(served, config), tmp_path)
+    with services(lambda number, asked: refusal if asked.kind == kind else answer(asked)) as served:
+        with contextlib.suppress(ServiceError):  # where nothing at all is answered
+            built("multi_turn", at(served, config, workers=1), tmp_path)
     assert not list(read_lines(tmp_path / "multi_turn" / "rejected.jsonl"))
+    with services() as served:
+        assert not built("multi_turn", at(served, config), tmp_path)[0].missing
+
+
+def test_a_later_run_gets_past_prompts_that_are_refused(config, tmp_path):
+    refusal = (400, {}, {"error": {"message": "against the content policy"}})
+
+    def say(number, asked):
+        refused = asked.kind == "scene_graph" and "sofa 0" not in asked.prompt
+        return refusal if refused else answer(asked)
+
+    with services(say) as served:
+        for count in (1, 2):
+            config.multi_turn.samples = count
+            filled = built("multi_turn", at(served, config, workers=1), tmp_path)[0]
+    assert filled.counts == {"multi_turn": 1}
+    assert len(list(read_lines(tmp_path / "multi_turn" / "rejected.jsonl"))) == 5
 
 
 def test_a_stop_waits_for_requests_and_not_for_samples(config, tmp_path):
@@ -210,20 +229,26 @@ def test_a_stop_waits_for_requests_and_not_for_samples(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_while_a_server_is_silent(config, tmp_path):
+@pytest.mark.parametrize("pause", [0.5, 0.02])
+def test_a_second_signal_leaves_while_a_server_is_silent(config, tmp_path, pause):
     with services(lambda number, asked: 60.0) as served:
         at(served, config)
         stored = tmp_path / "recipe.json"
         files.write_json(stored, builders.to_json(config))
         words = ["--part=multi_turn", f"--config=configs/recipe/stored.py:{stored}", f"--workdir={tmp_path}"]
         process = subprocess.Popen([sys.executable, "-m", "process_gen.recipe", *words], cwd=ROOT)
-        while not served.requests and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert process.poll() is None  # the requests may bring something
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 75
+        try:
+            deadline = time.monotonic() + 120
+            while not served.requests and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(pause)
+            assert process.poll() is None  # the requests may bring something
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 75
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_silence_is_waited_for_as_long_as_asked(config, tmp_path):

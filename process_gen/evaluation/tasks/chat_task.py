@@ -13,7 +13,9 @@ from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task
 
 @dataclasses.dataclass(frozen=True)
 class ChatOptions:
-    """Options of a chat model behind an OpenAI-compatible endpoint: those of `services.options.Service`, and
+    """Options of a chat model behind an OpenAI-compatible endpoint.
+
+    As in `services.options.Service`, less `per_minute` and `price_image`, and besides:
 
     Attributes:
       temperature: of its answers.
