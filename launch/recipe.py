@@ -27,7 +27,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 STOPPED, REFUSED = 75, 2  # as in env.sh
 HERE = pathlib.Path(__file__).parent.resolve()
@@ -64,42 +63,47 @@ def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
     return [str(HERE / "run.sh"), platform, *flags]
 
 
-@contextlib.contextmanager
-def hearing(hand_on: list[subprocess.Popen]) -> Iterator[list[int]]:
-    """Yields the signals to stop that have come; they go on to the processes of `hand_on`."""
-    told: list[int] = []
+class Told:
+    """What signals to stop have come; while one is entered they also go on to the processes of `running`."""
 
-    def hear(number: int, frame: object) -> None:
-        told.append(number)
-        for process in hand_on:
-            process.send_signal(number)
+    def __init__(self):
+        self.signals: list[int] = []
+        self.running: list[subprocess.Popen] = []
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
+    def __bool__(self) -> bool:
+        return bool(self.signals)
+
+    def __enter__(self) -> Told:
+        self._before = {one: signal.signal(one, self._hear) for one in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _hear(self, number: int, frame: object) -> None:
+        self.signals.append(number)
+        for process in self.running:
+            process.send_signal(number)
 
-def run(words: list[str], module: str, alone: bool) -> tuple[int, bool]:
-    """Runs a stage and hands signals on; returns its exit code, 75 for one that a signal ended.
 
-    The second value says whether a signal has come: it may have come too late for the stage.
-    """
+def run(words: list[str], module: str, alone: bool, told: Told) -> int:
+    """Runs a stage and hands signals on; returns its exit code, 75 for one that a signal ended."""
+    if told:
+        return STOPPED
     env = {**os.environ, "COMMAND": module}
     if alone:  # a command of one process, whoever else is there
         env = {
             name: value for name, value in env.items() if not name.startswith(("JAX_COORD", "JAX_NUM_PROC"))
         }
         env.pop("JAX_PROCESS_ID", None)
-    running: list[subprocess.Popen] = []
-    with hearing(running) as told:
-        running.append(subprocess.Popen(words, env=env, start_new_session=True))
-        for number in told:  # before it was there
-            running[0].send_signal(number)
-        code = running[0].wait()
-    return (STOPPED if told and code < 0 else 128 - code if code < 0 else code), bool(told)
+    process = subprocess.Popen(words, env=env, start_new_session=True)
+    told.running.append(process)
+    for number in told.signals:  # before it was there
+        process.send_signal(number)
+    code = process.wait()
+    told.running.remove(process)
+    return STOPPED if told and code < 0 else 128 - code if code < 0 else code
 
 
 def mark_of(folder: pathlib.Path, stage: dict) -> pathlib.Path:
@@ -142,26 +146,31 @@ def note_failure(folder: pathlib.Path, stage: dict, code: int) -> None:
     draft.replace(path)
 
 
-def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int]) -> int:
+def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int], told: Told) -> int:
     """Waits for the mark of the first host; returns 0, or the exit code with which it has ended instead.
 
     `known` are the notes that this host found when it began: of earlier runs, which the first host takes away
     as it begins, or of this one, where the first host has failed before this one was there.
     """
     end = time.monotonic() + PATIENCE_SECONDS
-    with hearing([]) as told:
-        while not is_done(folder, stage):
-            if told:
-                return STOPPED
-            for path, when in failures(folder).items():
-                if known.get(path) != when or time.monotonic() > end:
-                    return int(path.read_text() or 1)
-            time.sleep(WAIT_SECONDS)
-    return STOPPED if told else 0
+    while not is_done(folder, stage):
+        if told:
+            return STOPPED
+        for path, when in failures(folder).items():
+            if known.get(path) != when or time.monotonic() > end:
+                return int(path.read_text() or 1)
+        time.sleep(WAIT_SECONDS)
+    return 0
 
 
 def main(platform: str, arguments: list[str]) -> int:
-    """Runs the stages that are not done."""
+    """Runs the stages that are not done; a signal to stop is heard from here to the end."""
+    with Told() as told:
+        return run_stages(platform, arguments, told)
+
+
+def run_stages(platform: str, arguments: list[str], told: Told) -> int:
+    """The same, until `told` to stop."""
     folder = workdir_of(arguments)
     if folder is None:
         say("--workdir=FOLDER is required")
@@ -170,7 +179,7 @@ def main(platform: str, arguments: list[str]) -> int:
     if is_first():
         for path in known:
             path.unlink(missing_ok=True)
-    code, told = run(command(platform, False, ["--part=stages", *arguments]), "recipe", True)
+    code = run(command(platform, False, ["--part=stages", *arguments]), "recipe", True, told)
     if code or told:
         return code or STOPPED
     stages = json.loads((folder / "stages.json").read_text())
@@ -179,11 +188,11 @@ def main(platform: str, arguments: list[str]) -> int:
         if is_done(folder, stage):
             say(f"{name}: done before")
             continue
-        began, told = time.monotonic(), False
+        began = time.monotonic()
         if is_first() or stage["everyone"]:
             say(f"{name}: begins")
             words = command(platform, stage["everyone"], stage["flags"])
-            code, told = run(words, stage["command"], not stage["everyone"])
+            code = run(words, stage["command"], not stage["everyone"], told)
             if code:
                 say(f"{name}: ended with exit code {code}")
                 if is_first():
@@ -193,7 +202,7 @@ def main(platform: str, arguments: list[str]) -> int:
             mark(folder, stage, time.monotonic() - began)
         else:
             say(f"{name}: waits for the first host")
-            if code := wait_for(folder, stage, known):
+            if code := wait_for(folder, stage, known, told):
                 say(f"{name}: ended with exit code {code} on the first host")
                 return code
         say(f"{name}: done in {time.monotonic() - began:,.0f} s")
