@@ -96,14 +96,15 @@ def read_published(
     read = configs.Reader(str(folder / "config.json"), files["config.json"])
     read.only("connector_act", configs.GELU)
     read.only("interpolate_pos", False)
-    model = ModelConfig(
-        **fields,
-        latent_patch=_latent_patch(read, shapes, coder.config.z_channels),
-        max_latent_side=_side(read, "max_latent_size", shapes, "latent_pos_embed.pos_embed"),
-        autoencoder="flux",
-        flux=coder.config,
-        vit=_vit(read, folder, files["vit_config.json"], shapes) if vit else None,
-    )
+    with configs.sizes_of(str(folder)):
+        model = ModelConfig(
+            **fields,
+            latent_patch=_latent_patch(read, shapes, coder.config.z_channels),
+            max_latent_side=_side(read, "max_latent_size", shapes, "latent_pos_embed.pos_embed"),
+            autoencoder="flux",
+            flux=coder.config,
+            vit=_vit(read, folder, files["vit_config.json"], shapes) if vit else None,
+        )
     _check_tables(model, found)
     shift = read.number("timestep_shift", 1.0, float)
     return Published(folder, model, found, coder, shift, {name: x for name, x in files.items() if x})

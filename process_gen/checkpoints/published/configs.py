@@ -6,9 +6,10 @@ what this project does not implement is refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -31,6 +32,15 @@ LANGUAGE = {
 """Keys of a Qwen2 config, by field of `ModelConfig`."""
 SHORT = "last_layer_left_out"
 """Marks the config of a tower that was exported alone: its last layer is left out already."""
+
+
+@contextlib.contextmanager
+def sizes_of(name: str) -> Iterator[None]:
+    """What no model can have becomes a CheckpointMismatch that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointMismatch(f"{name}: {error}") from None
 
 
 def read_json(path: epath.PathLike, required: bool = True) -> Json:
@@ -142,15 +152,16 @@ def vision_tower(
             f"{name}: num_hidden_layers is {told}, so the weights should hold {told - left_out} ViT layers"
             f"{' (the published model leaves out the last)' if left_out else ''}; they hold {layers}"
         )
-    return VitConfig(
-        width=read.agrees("hidden_size", width, f"the patch embedding makes {width} values"),
-        layers=told if fields.get(SHORT) is True else told - 1,
-        mlp=read.agrees("intermediate_size", mlp, f"mlp.fc1 makes {mlp} values"),
-        heads=read.number("num_attention_heads", 12),
-        patch=read.agrees("patch_size", patch, f"the patch embedding takes {list(embedding)[1:]} values"),
-        max_side=grid,
-        norm_eps=read.number("layer_norm_eps", 1e-6, float),
-    )
+    with sizes_of(name):
+        return VitConfig(
+            width=read.agrees("hidden_size", width, f"the patch embedding makes {width} values"),
+            layers=told if fields.get(SHORT) is True else told - 1,
+            mlp=read.agrees("intermediate_size", mlp, f"mlp.fc1 makes {mlp} values"),
+            heads=read.number("num_attention_heads", 12),
+            patch=read.agrees("patch_size", patch, f"the patch embedding takes {list(embedding)[1:]} values"),
+            max_side=grid,
+            norm_eps=read.number("layer_norm_eps", 1e-6, float),
+        )
 
 
 def side(shape: tuple[int, ...], what: str) -> int:

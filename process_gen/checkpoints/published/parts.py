@@ -80,7 +80,8 @@ def _read(folder: epath.PathLike) -> tuple[configs.Json, tensors.Tensors]:
 def model_of(language_model: Part, vision: Part | None, flux: FluxConfig | None) -> ModelConfig:
     """The sizes of a model whose parts are published; FLUX.1's where it has no autoencoder yet."""
     towers = vision.sizes if vision else {}
-    return ModelConfig(**language_model.sizes, **towers, autoencoder="flux", flux=flux or FluxConfig())
+    with configs.sizes_of("the parts"):
+        return ModelConfig(**language_model.sizes, **towers, autoencoder="flux", flux=flux or FluxConfig())
 
 
 def start(

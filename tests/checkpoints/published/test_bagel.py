@@ -208,6 +208,12 @@ def test_tensors_that_are_missing_unknown_or_others(golden, name, shape, message
         ("llm_config.json", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("llm_config.json", {"layer_module": "Qwen2MoEDecoderLayer"}, "layer_module is"),
         ("llm_config.json", {"num_attention_heads": 0}, "num_attention_heads must be a positive int"),
+        ("llm_config.json", {"num_attention_heads": 2**40}, "leaves no pair of model.head_dim"),
+        (
+            "vit_config.json",
+            {"num_attention_heads": 2**40},
+            "vit_config.json: model.vit.width .* a multiple of",
+        ),
         ("llm_config.json", {"num_hidden_layers": 4}, "missing: language_model.model.layers.3"),
         ("llm_config.json", {"vocab_size": 321}, "embed_tokens.weight .* instead of"),
         ("vit_config.json", {"num_hidden_layers": 5}, "should hold 4 ViT layers.*they hold 2"),
