@@ -343,7 +343,9 @@ def test_a_signal_is_heard_while_a_judge_is_silent(tmp_path, monkeypatch, again)
     path, start = tmp_path / "verdicts" / "silent.jsonl", time.monotonic()
     with pytest.raises(Stopped):
         judging.judge_states(Silent(), forty(tmp_path), path, show=show)
-    assert time.monotonic() - start < 10 and len(list(judging.read_verdicts(path))) == (0 if again else 2)
+    assert time.monotonic() - start < 10
+    written = len(list(judging.read_verdicts(path)))
+    assert written == 0 if again else 2 <= written <= 4
     answer.set()
 
 
