@@ -217,11 +217,10 @@ def test_a_stop_waits_for_requests_and_not_for_samples(config, tmp_path):
         if len(served.requests) > 2:
             raise Stopped("SIGTERM was received")
 
-    with services(lambda number, asked: 0.3 if number else answer(asked)) as served:
+    with services(lambda number, asked: 0.5 if number else answer(asked)) as served:
         with pytest.raises(Stopped):
             building.build("multi_turn", at(served, config), tmp_path, stop, lambda text: None)
-        under_way = 2 * config.services.chat.workers
-        assert len(served.requests) <= 3 + under_way
+        assert len(served.requests) <= 11  # of the 16 of the two samples under way
         assert not list(read_lines(tmp_path / "multi_turn" / "trajectories.jsonl"))
     with services() as again:
         assert not built("multi_turn", at(again, config), tmp_path)[0].missing
@@ -245,7 +244,7 @@ def test_a_second_signal_leaves_while_a_server_is_silent(config, tmp_path, pause
             time.sleep(pause)
             assert process.poll() is None  # the requests may bring something
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 75
+            assert process.wait(30) == 75
         finally:
             process.kill()
             process.wait()
