@@ -19,7 +19,7 @@ from process_gen.evaluation.tasks.chat_task import ChatOptions, Question
 from process_gen.services import estimate
 from process_gen.services.endpoint import Endpoint
 from process_gen.services.estimate import Estimate
-from process_gen.services.options import GaveUp, Service, ServiceError, read_extra, without_none
+from process_gen.services.options import Connection, GaveUp, Service, ServiceError, read_extra, without_none
 
 Answer = TypeVar("Answer")
 
@@ -132,8 +132,7 @@ def _service(options: ChatOptions) -> Service:
             raise TaskError(f"{options.name}.{name} must be at least 0, got {getattr(options, name)}")
     if not 0 <= options.temperature < float("inf"):
         raise TaskError(f"{options.name}.temperature must not be negative, got {options.temperature}")
-    shared = {f.name for f in dataclasses.fields(Service)} & {f.name for f in dataclasses.fields(options)}
-    told = {name: getattr(options, name) for name in shared - {"name", "extra"}}
+    told = {f.name: getattr(options, f.name) for f in dataclasses.fields(Connection) if f.name != "extra"}
     extra = read_text(options.extra) if options.extra.endswith(".json") else options.extra
     return Service(name=options.name, extra=extra, **told)
 

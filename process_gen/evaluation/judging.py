@@ -33,14 +33,13 @@ from process_gen.evaluation.draws import Draw, Show, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
 from process_gen.reports.listing import Listing, cut_unfinished
-from process_gen.services.pool import workers_of
+from process_gen.services.pool import LOOK_SECONDS, workers_of
 from process_gen.trajectory.record import Record, to_json
 
 STATES = ("all", "final")
 """Which images of a trajectory are judged."""
 
 _EVERY, _WITHOUT_NEWS = 1.0, 10.0  # seconds between two lines of progress
-_LOOK_SECONDS = 0.2
 
 FINAL = "final"
 """The role of an image that no trajectory of ours led to."""
@@ -190,7 +189,7 @@ def _few_at_a_time(
         waiting |= {pool.submit(work, state) for state in itertools.islice(states, most - len(waiting))}
         if not waiting:
             return
-        ended, waiting = futures.wait(waiting, _LOOK_SECONDS, futures.FIRST_COMPLETED)
+        ended, waiting = futures.wait(waiting, LOOK_SECONDS, futures.FIRST_COMPLETED)
         for one in ended:
             one.result()
         done += len(ended)

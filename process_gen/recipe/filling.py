@@ -14,10 +14,7 @@ from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import Growing
 from process_gen.recipe.parts import Later, Skip
-from process_gen.services.pool import workers_of
-
-_LOOK_SECONDS = 0.2
-"""Between two looks whether to stop."""
+from process_gen.services.pool import LOOK_SECONDS, workers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +154,7 @@ class _Filling:
 
     def _settle(self) -> None:
         """Writes what is finished."""
-        done, _ = futures.wait(self.under_way, _LOOK_SECONDS, futures.FIRST_COMPLETED)
+        done, _ = futures.wait(self.under_way, LOOK_SECONDS, futures.FIRST_COMPLETED)
         for future in [one for one in self.under_way if one in done]:  # in the order of the candidates
             one = self.under_way.pop(future)
             if future.cancelled():

@@ -73,20 +73,18 @@ def check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
     except (OSError, ValueError, TypeError):
         return
     trained = {"phase_1": SUBSETS[:1], "phase_2": needed_subsets(config)}
-    for group, name in [(one, name) for one in SUBSETS for name in config[one]]:
-        was, now = dict(before.get(group) or {}).get(name, config[group][name]), config[group][name]
-        begun = [
-            phase
-            for phase in PHASES
-            if group in trained[phase]
-            and any(one.name.isdigit() for one in (workdir / phase / "checkpoints").glob("*"))
-        ]
-        if was != now and begun:
-            raise RecipeError(
-                f"config.{group}.{name} was {was} when {' and '.join(begun)} began to train on those "
-                f"samples, and is {now} now: choose another workdir, or remove "
-                f"{' and '.join(str(workdir / phase) for phase in begun)} to train again"
-            )
+    saved = {phase: (workdir / phase / "checkpoints").glob("*") for phase in PHASES}
+    begun = [phase for phase in PHASES if any(one.name.isdigit() for one in saved[phase])]
+    for group in SUBSETS:
+        phases = [phase for phase in begun if group in trained[phase]]
+        for name, now in config[group].items():
+            was = dict(before.get(group) or {}).get(name, now)
+            if was != now and phases:
+                raise RecipeError(
+                    f"config.{group}.{name} was {was} when {' and '.join(phases)} began to train on those "
+                    f"samples, and is {now} now: choose another workdir, or remove "
+                    f"{' and '.join(str(workdir / phase) for phase in phases)} to train again"
+                )
 
 
 def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> list[Stage]:

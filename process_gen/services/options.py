@@ -39,39 +39,48 @@ class Refused(GaveUp):
 
 
 @dataclasses.dataclass(frozen=True)
-class Service:
-    """A model behind an endpoint. The key comes from the environment variable OPENAI_API_KEY alone.
+class Connection:
+    """How a model is reached and asked. The key comes from the environment variable OPENAI_API_KEY alone.
 
     Attributes:
-      name: what messages call these options: `prompts`, `config.service.chat`.
       model: as the endpoint calls it.
       base_url: of the endpoint, as `http://localhost:8000/v1`; by default OPENAI_BASE_URL, or OpenAI's own.
       revision: of the weights, where the model's name does not tell.
       extra: further fields of a request: a JSON object; null leaves a field out.
       workers: requests side by side.
-      per_minute: most requests of a minute; 0 is no limit.
       timeout: seconds that one request may take.
       retries: of a request that failed on its way: time-outs, rate limits (`Retry-After` is kept to),
         errors of the server.
       tries: how often the same is asked until the answer can be read.
       cache: folder of answers; none where empty.
       price_in, price_out: of a million tokens, for the estimate of costs.
-      price_image: of one image that is drawn.
     """
 
-    name: str
     model: str = ""
     base_url: str = ""
     revision: str = ""
     extra: str = ""
     workers: int = 8
-    per_minute: float = 0.0
     timeout: float = 120.0
     retries: int = 5
     tries: int = 3
     cache: str = ""
     price_in: float = 0.0
     price_out: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Service(Connection):
+    """A model behind an endpoint.
+
+    Attributes:
+      name: what messages call these options: `prompts`, `config.service.chat`.
+      per_minute: most requests of a minute; 0 is no limit.
+      price_image: of one image that is drawn.
+    """
+
+    name: str
+    per_minute: float = 0.0
     price_image: float = 0.0
 
     def check(self) -> None:

@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from concurrent import futures
 
+LOOK_SECONDS = 0.2
+"""Between two looks whether to stop, while nothing comes back."""
+
 
 @contextlib.contextmanager
 def workers_of(count: int) -> Iterator[futures.ThreadPoolExecutor]:

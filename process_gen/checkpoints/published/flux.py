@@ -108,10 +108,8 @@ def config_of(shapes: configs.Shapes, fields: configs.Json, naming: str = "flux"
     if shift is not None and not is_number(shift):
         raise CheckpointMismatch(f"config.json: shift_factor must be a number, got {shift!r}")
     scale = read.number(SIZES[naming]["scale"], known.scale, float)
-    try:
+    with configs.sizes_of("config.json"):
         return FluxConfig(**sizes, scale=scale, shift=known.shift if shift is None else float(shift))
-    except ValueError as error:
-        raise CheckpointMismatch(f"config.json: {error}") from error
 
 
 def _sizes(shapes: configs.Shapes, group: str = "down", block: str = "block") -> dict[str, Any]:

@@ -9,13 +9,12 @@ from typing import ClassVar
 
 from process_gen.evaluation.options import needing_client
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task
+from process_gen.services.options import Connection
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatOptions:
+class ChatOptions(Connection):
     """Options of a chat model behind an OpenAI-compatible endpoint.
-
-    As in `services.options.Service`, less `per_minute` and `price_image`, and besides:
 
     Attributes:
       temperature: of its answers.
@@ -27,19 +26,8 @@ class ChatOptions:
     """
 
     name: ClassVar[str]
-    model: str = ""
-    base_url: str = ""
-    revision: str = ""
     temperature: float = 0.0
     max_tokens: int = 0
-    extra: str = ""
-    workers: int = 8
-    timeout: float = 120.0
-    retries: int = 5
-    tries: int = 3
-    cache: str = ""
-    price_in: float = 0.0
-    price_out: float = 0.0
     image_tokens: int = 0
 
 
