@@ -1,4 +1,5 @@
-"""The losses of the method, by stage, and one that keeps texts as they were (`text_kl`, off in the configs).
+"""The losses of the method, by stage, and two on texts that are off in the configs: one keeps what the model
+knew (`text_kl`), one what a plan's description said (`description_consistency`).
 
 A turn's slots belong to stages: the text before an image is a plan or a refine
 instruction, the image a sketch or a refined one, by the kind of the turn; the text
@@ -72,6 +73,47 @@ def text_kl(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, sta
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     return Term(outputs.over_words(divergence, slot, outputs.network(REFERENCE)), weights)
+
+
+@register("description_consistency", pixels=False, stages=("plan",))
+def description_consistency(
+    outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str
+) -> Term:
+    """-log p of the words of a description (`<des>`) that the one before it has too (our choice).
+
+    A step leaves most of the scene as it was, and so most of what is said of it. See `repeated`.
+    """
+    del key
+    slot, weights = text_weights(batch, labels, stage)
+    kept = repeated(batch, outputs.ids.des, outputs.ids.des_end)
+    return Term(outputs.cross_entropy(slot, labels), weights * kept)
+
+
+def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
+    """[B, S, T] bool: tokens of a plan whose next one stands in its description, as it stood in that before.
+
+    It did where the last description of the trajectory has the same two tokens, one after the other.
+    `des` and `des_end` are the ids around a description.
+    """
+    tokens = batch.before_tokens
+    opened, closed = (jnp.cumsum(tokens == token, axis=-1) for token in (des, des_end))
+    said = (opened > closed) & (tokens != des)
+    slots = jnp.arange(tokens.shape[1])
+    same = (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
+    earlier = same & said.any(-1)[:, None] & (slots[None] < slots[:, None])[None]
+    last = jnp.max(jnp.where(earlier, slots, -1), axis=-1)  # [B, S], -1 for none
+
+    def of_last(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
+
+    def pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x[..., :-1], x[..., 1:]
+
+    (first, second), (first_before, second_before) = pair(tokens), pair(of_last(tokens))
+    equal = first[..., :, None] == first_before[..., None, :]
+    equal &= second[..., :, None] == second_before[..., None, :]
+    found = (equal & of_last(said)[..., None, 1:]).any(-1) & said[..., 1:] & (last >= 0)[..., None]
+    return jnp.pad(found, ((0, 0), (0, 0), (0, 1)))
 
 
 DECISIONS = {

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from process_gen.common.names import hint
 from process_gen.trajectory.batch import PAD_ID
+from process_gen.trajectory.controls import ControlIds
 
 REFERENCE = "reference"
 """The frozen network that is the model itself, as it was when the run began."""
@@ -42,6 +43,7 @@ class Outputs:
       logits: hidden states [..., D] to logits [..., vocabulary].
       nll: hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...], without
         all logits in memory where `model.logit_chunk` says so.
+      ids: of control tokens and markup.
       in_chunks: whether it does.
       nlls: -log p by name of a hidden state, where `with_nll` has computed it.
       decode: latent tokens to pixels; see `pixels`.
@@ -60,6 +62,7 @@ class Outputs:
     masked: Mapping[str, jax.Array]
     logits: Callable[[jax.Array], jax.Array]
     nll: Callable[[jax.Array, jax.Array], jax.Array]
+    ids: ControlIds
     in_chunks: bool = False
     nlls: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
     decode: Callable[..., jax.Array] | None = None

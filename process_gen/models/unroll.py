@@ -120,6 +120,7 @@ def make_outputs(
         velocity=outputs["velocity"],
         logits=lambda hidden: model.apply({"params": params}, hidden, method="logits"),
         nll=lambda hidden, labels: model.apply({"params": params}, hidden, labels, method="cross_entropy"),
+        ids=model.ids,
         in_chunks=model.config.logits_in_chunks,
         decode=functools.partial(autoencoder.to_pixels, model.config, model.layout, params=frozen),
         networks=networks or {},
@@ -141,6 +142,7 @@ def blank_outputs(
         velocity=jnp.zeros_like(flows["target"]),
         logits=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
         nll=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),
+        ids=model.ids,
         decode=functools.partial(autoencoder.to_pixels, model.config, model.layout, params=frozen),
         **flows,
     )

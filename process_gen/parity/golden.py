@@ -68,8 +68,7 @@ class Golden:
             im_end=end,
             vision_start=self.setting("token_ids", "start_of_image"),
             vision_end=self.setting("token_ids", "end_of_image"),
-            ins=end,
-            refine=end,
+            **dict.fromkeys(("ins", "refine", "des", "des_end"), end),
         )
 
 

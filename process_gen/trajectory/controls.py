@@ -35,7 +35,7 @@ from process_gen.trajectory.batch import PAD_ID, Batch
 
 @dataclasses.dataclass(frozen=True)
 class ControlIds:
-    """Vocabulary ids of the tokens that open, close and switch."""
+    """Vocabulary ids of the tokens that open, close and switch, and of the two around a description."""
 
     end_of_text: int
     im_start: int
@@ -44,13 +44,16 @@ class ControlIds:
     vision_end: int
     ins: int
     refine: int
+    des: int
+    des_end: int
 
     @classmethod
     def of(cls, tokenizer: Any) -> ControlIds:
         """Reads the ids from a tokenizer (see `process_gen.data.tokenizers`)."""
-        (ins,), (refine,) = tokenizer.encode(markup.INS), tokenizer.encode(markup.REFINE)
+        words = dict(ins=markup.INS, refine=markup.REFINE, des=markup.DES, des_end=markup.DES_END)
         names = ("end_of_text", "im_start", "im_end", "vision_start", "vision_end")
-        return cls(**{name: getattr(tokenizer, name) for name in names}, ins=ins, refine=refine)
+        given = {name: getattr(tokenizer, name) for name in names}
+        return cls(**given, **{name: tokenizer.encode(word)[0] for name, word in words.items()})
 
 
 def closing(tokens: jax.Array) -> jax.Array:

@@ -97,7 +97,7 @@ class Arm:
         batch, own = fake_batch(model.layout, rows, 0, tokenizer.vocab_size), None
         if name == "own":
             states = OwnStates(config, {model.layout.image_size: program}, mesh, range(rows))
-            own, (batch, _) = (states, batch), states.fed(1, state, batch)
+            own, batch = (states, batch), states.fed(1, batch)
         started = time.perf_counter()
         step = program.compiled()
         seconds, plan = time.perf_counter() - started, step.memory_analysis()
@@ -110,7 +110,8 @@ class Arm:
         if self.own:
             started = time.perf_counter()
             states, batch = self.own
-            states.fed(1, self.state, batch)
+            states.draw(1, self.state, batch)
+            states.measure(1, self.state, batch)
             self.drawing.append(time.perf_counter() - started)
         started = time.perf_counter()
         self.state, metrics = self.step(self.state, self.batch)

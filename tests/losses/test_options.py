@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from process_gen.losses import LossError, LossTable
-from process_gen.losses.stock import TIMESTEPS, balanced
+from process_gen.losses.stock import TIMESTEPS, balanced, repeated
 from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.unroll import blank_outputs
 from process_gen.trajectory.batch import PAD_ID
@@ -19,11 +19,22 @@ KEY = jax.random.key(0)
 WIDTH = 16
 
 
+def described(batch, seed, words=2):
+    """The batch with plans of few words: an instruction of one, and a description."""
+    rng, tokens = np.random.default_rng(seed), np.asarray(batch.before_tokens).copy()
+    plans = np.asarray(batch.present & ~batch.refines) & (tokens != PAD_ID).any(-1)
+    for row, slot in np.argwhere(plans):
+        told = rng.integers(13, 13 + words, 3)
+        text = [IDS.im_start, int(told[0]), IDS.des, *map(int, told[1:]), IDS.des_end, IDS.im_end]
+        tokens[row, slot] = text[: tokens.shape[-1]]
+    return batch.replace(before_tokens=jnp.asarray(tokens))
+
+
 @pytest.fixture(scope="module")
 def given():
     """Outputs with predictions drawn at random, whose logits are products with a matrix of words."""
     model, _ = make_model()
-    batch = make_batch(4, seed=2)
+    batch = described(make_batch(4, seed=2), 2)
     blank, rng = blank_outputs(model, batch, KEY, NO_RANDOM_DROPS), np.random.default_rng(0)
     words = jnp.asarray(rng.standard_normal((WIDTH, VOCAB)), jnp.float32)
 
@@ -98,6 +109,43 @@ def test_kl_to_the_reference_is_that_of_the_distributions_and_0_at_itself(given)
     np.testing.assert_allclose(terms(given, "text_kl", "plan", chunks)[0], mean, rtol=1e-5)
 
 
+def reckoned(batch):
+    """`repeated`, by loops over what `batch` says."""
+    tokens, found = np.asarray(batch.before_tokens), np.zeros(batch.before_tokens.shape, bool)
+    for row, slots in enumerate(tokens):
+        before = {}
+        for slot, text in enumerate(slots.tolist()):
+            if not batch.present[row, slot]:
+                continue
+            trajectory = int(batch.prompt_index[row, slot])
+            if IDS.des not in text:
+                continue
+            start = text.index(IDS.des)
+            end = text.index(IDS.des_end) if IDS.des_end in text else len(text)
+            pairs = [(i, (text[i], text[i + 1])) for i in range(start, end - 1)]
+            for i, pair in pairs:
+                found[row, slot, i] = pair in before.get(trajectory, ())
+            before[trajectory] = {pair for _, pair in pairs}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_that_a_description_repeats_are_those_of_the_one_before_in_its_trajectory(seed):
+    batch = described(make_batch(4, seed=seed), seed)
+    found, wanted = np.asarray(repeated(batch, IDS.des, IDS.des_end)), reckoned(batch)
+    np.testing.assert_array_equal(found & np.asarray(batch.present)[..., None], wanted)
+    assert 0 < wanted.sum() < ((batch.before_tokens != PAD_ID) & batch.present[..., None]).sum()
+
+
+def test_what_descriptions_repeat_costs_what_its_words_do(given):
+    batch, own, _ = given
+    weights = reckoned(batch) & np.asarray(batch.present & (batch.before_weight > 0))[..., None]
+    mean, count = terms(given, "description_consistency", "plan")
+    values = own.cross_entropy("before", labels(batch, IDS))
+    assert count == weights.sum() > 0
+    np.testing.assert_allclose(mean, np.asarray(values)[weights].mean(), rtol=1e-5)
+
+
 def test_focal_loss_weighs_by_what_is_missing(given):
     batch, outputs, _ = given
     plain = LossTable({"row": dict(loss="decision_cross_entropy", stage="inspect", weight=1.0)})
@@ -155,6 +203,7 @@ def test_clean_timesteps_are_the_error_of_the_clean_estimate(given):
     [
         ("text_kl", "plan", {}),
         ("text_cross_entropy", "plan", {"smoothing": 0.1}),
+        ("description_consistency", "plan", {}),
         ("decision_cross_entropy", "sketch", {"focal": 2.0}),
         ("decision_cross_entropy", "sketch", {"balance": 1.0}),
         ("flow_mse", "sketch", {"timesteps": "cosmap"}),

@@ -17,7 +17,9 @@ from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 from tests.data.fake import fake_batch
 
-IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11)
+IDS = ControlIds(
+    end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11, des=9, des_end=10
+)
 VOCAB = 32
 CONFIG = ModelConfig(
     vocab_size=VOCAB,

@@ -40,7 +40,9 @@ LAYOUT = Layout(
     trajectories=3,
     copies=2,
 )
-IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=8)
+IDS = ControlIds(
+    end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=8, des=9, des_end=10
+)
 MODEL = UnifiedModel(model_config("debug"), LAYOUT, IDS)
 CHUNKS = {"prompt": Chunk(LAYOUT.prompt_segments), "turn": Chunk(LAYOUT.turn_segments)}
 

@@ -8,7 +8,9 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds, follows, labels, next_tokens
 from process_gen.trajectory.layout import Layout
 
-IDS = ControlIds(end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11)
+IDS = ControlIds(
+    end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=11, des=9, des_end=10
+)
 LAYOUT = Layout(
     image_size=(8, 8),
     latent_grid=(1, 1),

@@ -1,0 +1,75 @@
+"""Which losses help on scenes: one more loss, or one changed, against the table of `scenes.py:quick`, at half
+its steps; three seeds each, an hour on two cores with two processes.
+
+    export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # the seeds of an arm share their programs
+    for core in 0 1; do taskset -c $core python -m process_gen.sweep --jobs=claim \
+        --config=configs/sweeps/losses.py --workdir=sweeps/losses & done; wait
+    python -m process_gen.evaluate --output_dir=sweeps/losses/report --compare=sweeps/losses/results.jsonl
+
+What came out of it: process_gen/losses/README.md.
+"""
+
+from process_gen.experiment import cli
+
+COMMAND = ("process_gen.train",)
+FLOWS, DECISIONS = ("sketch_flow", "refine_flow"), ("plan", "sketch", "inspect", "refine")
+
+
+def get_config(variant):
+    """The config of an arm.
+
+    Raises:
+      ValueError: there is no such arm.
+    """
+    if variant not in ARMS:
+        raise ValueError(f"configs/sweeps/losses.py has no variant {variant!r}; it has {', '.join(ARMS)}")
+    config = cli.load_config("configs/scenes.py:quick")
+    with config.unlocked():
+        config.train.steps = 300
+        ARMS[variant](config)
+    return config.lock()
+
+
+def _spatial(config):
+    for stage, weight in (("sketch", 2.0), ("refine", 1.0)):
+        config.losses[f"{stage}_spatial"] = dict(loss="spatial_consistency", stage=stage, weight=weight)
+
+
+def _description(config):
+    config.losses.plan_kept = dict(loss="description_consistency", stage="plan", weight=0.25)
+
+
+def _semantic(config):
+    for stage, weight in (("sketch", 1.0), ("refine", 0.5)):
+        config.losses[f"{stage}_semantic"] = dict(loss="semantic_consistency", stage=stage, weight=weight)
+
+
+def _clean(config):
+    for row in FLOWS:
+        config.losses[row].timesteps = "clean"
+
+
+def _balance(config):
+    for stage in DECISIONS:
+        config.losses[f"{stage}_decision"].balance = 0.5
+
+
+def _own(config):
+    config.train.own.share = 0.3
+
+
+ARMS = {
+    "base": lambda config: None,
+    "spatial": _spatial,
+    "semantic": _semantic,
+    "description": _description,
+    "clean": _clean,
+    "balance": _balance,
+    "own": _own,
+}
+
+
+def get_hyper(hyper):
+    """The settings of all cells: a seed of every arm before the next seed."""
+    arms = [f"configs/sweeps/losses.py:{arm}" for arm in ARMS]
+    return hyper.product([hyper.sweep("config.seed", [0, 1, 2]), hyper.sweep("config", arms)])
