@@ -106,6 +106,9 @@ def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax
 FLASH = {"tpu": "splash", "cuda": "cudnn", "gpu": "cudnn"}
 """What `flash` is by platform; `blocked` on others."""
 
+AMPERE = 8.0
+"""The compute capability from which on cuDNN has fused attention: a T4, with 7.5, has none."""
+
 
 def choose(name: str, head_dim: int, dtype: str) -> str:
     """The kernel of a name, or of the platform for `flash`; `blocked`, and a log line, if it cannot work."""
@@ -118,6 +121,8 @@ def choose(name: str, head_dim: int, dtype: str) -> str:
         obstacle = f"JAX {jax.__version__} does not have it where others had it"
     elif wanted == "cudnn" and platform != "cuda":
         obstacle = f"it runs on NVIDIA GPUs, this is for {platform}"
+    elif wanted == "cudnn" and (capability := partition.compute_capability() or AMPERE) < AMPERE:
+        obstacle = f"it takes GPUs of compute capability {AMPERE} or more, this one has {capability}"
     elif wanted == "cudnn" and (head_dim % 8 or head_dim > 128):
         obstacle = f"it takes heads of a multiple of 8 up to 128, these have {head_dim}"
     elif wanted == "cudnn" and dtype not in ("bfloat16", "float16"):

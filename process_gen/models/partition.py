@@ -59,11 +59,21 @@ def over(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 def platform() -> str:
     """What the program is traced for: `cpu`, `tpu`, `cuda` or `rocm`."""
-    ambient = _AMBIENT.get()
-    device = ambient.mesh.devices.flat[0] if ambient else jax.devices()[0]
+    device = _device()
     if device.platform not in ("gpu", "cuda", "rocm"):
         return device.platform
     return "rocm" if "rocm" in str(getattr(device, "client", device).platform_version) else "cuda"
+
+
+def compute_capability() -> float | None:
+    """That of the NVIDIA GPUs that the program is traced for, as 8.0 for an A100; None where none is known."""
+    known = getattr(_device(), "compute_capability", None)
+    return float(known) if known else None
+
+
+def _device() -> jax.Device:
+    ambient = _AMBIENT.get()
+    return ambient.mesh.devices.flat[0] if ambient else jax.devices()[0]
 
 
 def mesh() -> Mesh | None:

@@ -111,7 +111,10 @@ def test_what_cannot_work_here_falls_back_with_one_line(monkeypatch):
     monkeypatch.setattr(kernels.partition, "platform", lambda: "cuda")
     assert kernels.choose("flash", 128, "float32") == "blocked"
     assert kernels.choose("flash", 12, "bfloat16") == "blocked"
-    assert len(lines) == 3
+    for capability, wanted in ((7.5, "blocked"), (8.0, "cudnn"), (9.0, "cudnn")):
+        monkeypatch.setattr(kernels.partition, "compute_capability", lambda known=capability: known)
+        assert kernels.choose("flash", 128, "bfloat16") == wanted
+    assert len(lines) == 4
 
 
 def test_nothing_of_the_size_of_the_scores_is_ever_made():
