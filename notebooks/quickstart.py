@@ -85,6 +85,7 @@ lab.batch(debug_config())
 def train_afresh(config):
     """Trains in a new folder, shows the losses, and returns the folder."""
     workdir = tempfile.mkdtemp(dir=folder)
+    print(f"a new run in {workdir}")  # it is there too if you interrupt the cell
     train(config, workdir)
     display(Image(f"{workdir}/losses.png", width=560))
     return workdir
@@ -124,11 +125,11 @@ from process_gen import losses
 @losses.register("stroke_mse")
 def stroke_mse(outputs, batch, labels, key, *, stage):
     """Squared velocity error where the target differs from the image before the turn."""
-    changed = jnp.abs(outputs.previous - outputs.clean).max(-1) > 1e-3  # [B, S, I]
     values = jnp.square(outputs.velocity - outputs.target).mean(-1)  # [B, S, J, I]
-    turns = outputs.has_target & losses.of_stage(batch, stage)  # [B, S]
-    weights = turns[:, :, None, None] & changed[:, :, None]
-    return losses.Term(values, jnp.broadcast_to(weights, values.shape).astype(jnp.float32))
+    changed = losses.changed(batch, values.shape[-1])  # [B, S, I], by pixels
+    turns = batch.image_weight * (outputs.has_target & losses.of_stage(batch, stage))  # [B, S]
+    weights = turns[:, :, None, None] * changed[:, :, None]
+    return losses.Term(values, jnp.broadcast_to(weights, values.shape))
 
 
 # %% [markdown]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import dataclasses
 import html
 import inspect
@@ -17,6 +18,7 @@ import tqdm.auto as tqdm
 from ml_collections import ConfigDict
 from scipy import special
 
+from process_gen.distributed import offload
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders
 from process_gen.experiment.builders import ConfigError
@@ -27,6 +29,7 @@ from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.training.step import TrainState
 from process_gen.training.validation import Validation
+from process_gen.weights.restore import on_mesh
 
 Points = list[tuple[int, float]]
 """(step, value) pairs."""
@@ -70,7 +73,7 @@ class Comparison:
 
     Attributes:
       curves: arm -> metric -> seed -> points. `train/...` are losses of the batches, `held out/...` of
-        trajectories that are not trained on, `score` the share of held-out prompts that are drawn right.
+        trajectories that are not trained on, `score` that of the scenes benchmark.
       notes: what a reader should know.
       finished: whether every arm came to its last step with every seed.
     """
@@ -137,7 +140,8 @@ def compare(
       steps: of each training.
       seeds: how many, or which.
       evaluations: how often the held-out losses are measured, on fixed noise; the last step is one of them.
-      score: held-out prompts of each group of the scenes to draw at the end; 0 for none.
+      score: held-out prompts of each group of the scenes to draw at the end, whose score is that of the
+        benchmark; 0 for none.
       progress: whether to show bars.
 
     Raises:
@@ -159,9 +163,16 @@ def compare(
         with bar:
             for seed, arm in itertools.product(seeds, arms):
                 bar.set_description(f"{arm}, seed {seed}")
+                lost = 0
                 for step, values in _trained(settings[arm], seed, steps, evaluations, score):
                     bar.update(bool("train/loss" in values))
+                    lost += not values.pop("finite", True)
                     _keep(found.curves[arm], values, names[arm], seed, step)
+                if lost:
+                    found.notes.append(
+                        f"{arm}, seed {seed}: {lost} of {steps} steps had no finite gradient and changed "
+                        "nothing; lab.try_loss says which loss it is"
+                    )
         found.finished = True
     except KeyboardInterrupt:
         found.notes.append("interrupted: what had been measured until then")
@@ -200,7 +211,8 @@ def _trained(
 
 def _trained_losses(step: int, metrics: Mapping[str, jax.Array]) -> tuple[int, dict[str, float]]:
     values = jax.device_get(metrics)
-    return step, {f"train/{n}": float(x) for n, x in values.items() if n == "loss" or n.startswith("loss/")}
+    found = {f"train/{n}": float(x) for n, x in values.items() if n == "loss" or n.startswith("loss/")}
+    return step, found | {"finite": float(values["finite"])}
 
 
 def _keep(
@@ -256,18 +268,22 @@ def _difference(arm: str, metric: str, base: Mapping[int, Points], mine: Mapping
 
 
 def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> float:
-    """The share of held-out prompts of the scenes that the averaged parameters draw right."""
+    """The score of the scenes benchmark, of the averaged parameters: a mean over groups of prompts."""
     config = setting.config
     if config.data.source != "scenes":
         raise ConfigError("a score is for config.data.source='scenes': set score=0")
     task, rows = Scenes(level=config.data.level, per_group=per_group), config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
+    params, places = offload.on_devices(state.average), on_mesh(setting.mesh, rows)
     sampler = Sampler(
-        setting.model, state.average, setting.tokenizer, settings, rows, frozen=state.autoencoder
+        setting.model, params, setting.tokenizer, settings, rows, frozen=state.autoencoder, **places
     )
-    docs, judge = task.docs(), task.judge()
+    docs, judge, right = task.docs(), task.judge(), collections.defaultdict(list)
     drawn = sampler.sample([doc.input for doc in docs], seed=seed)
-    return float(np.mean([judge(doc, one.image).score for doc, one in zip(docs, drawn, strict=True)]))
+    for doc, one in zip(docs, drawn, strict=True):
+        right[doc.group].append(judge(doc, one.image).score)
+    weights = next(iter(task.formulas(list(right)).values()))
+    return float(sum(weight * np.mean(right[group]) for group, weight in weights.items()))
 
 
 # ------------------------------------------------------------------------ notes

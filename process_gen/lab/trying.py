@@ -111,9 +111,8 @@ def try_loss(
     setting = Setting.of(config)
     if state is None or set(state.networks or ()) != set(setting.program.recipe.losses.networks):
         fresh = setting.state(config.seed)
-        state = (
-            fresh if state is None else setting.program.with_reference(state.replace(networks=fresh.networks))
-        )
+        # The reference is the model as a training begins, also of one that has been trained since.
+        state = fresh if state is None else state.replace(networks=fresh.networks)
     host = setting.batch(config.seed, number)
     program, batch = setting.placed(dict(vars(host)))
     recipe, key = program.undisturbed, jax.random.key(config.seed)
@@ -169,8 +168,13 @@ def _imagined(outputs: Outputs, key: jax.Array) -> Outputs:
     def like(x: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, x.size), x.shape)
 
+    others = {
+        name: _imagined(x, jax.random.fold_in(key, 1)) if isinstance(x, Outputs) else x
+        for name, x in outputs.networks.items()
+    }
     return dataclasses.replace(
         outputs,
+        networks=others,
         hidden=jax.tree.map(like, dict(outputs.hidden)),
         velocity=like(outputs.velocity),
         logits=lambda hidden: jax.random.normal(key, outputs.logits(hidden).shape),
@@ -199,6 +203,10 @@ def _problems(values: np.ndarray, weights: np.ndarray, norm: jax.Array) -> list[
         problems.append(
             "NO FINITE GRADIENT: a root, logarithm or division at 0, maybe where the weight is 0: guard what "
             "goes in with jnp.where, not what comes out"
+        )
+    if (weights < 0).any():
+        problems.append(
+            "NEGATIVE WEIGHTS count for nothing in the sum: make them 0 or more, and give values the sign"
         )
     if not (weights > 0).any():
         problems.append("NOTHING IS COUNTED: no token of this batch has a weight above 0")

@@ -121,16 +121,33 @@ def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     Raises:
       LossError: a threshold that is no number of at least 0.
     """
+    same, before, _ = _same(batch, tokens, threshold)
+    return same & (before.max(-1) > before.min(-1)) & _image_before(batch)[1][:, :, None]
+
+
+def changed(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
+    """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn changes.
+
+    Where there is no image before it, those that are not blank (of one grey) in the target.
+
+    Raises:
+      LossError: a threshold that is no number of at least 0.
+    """
+    same, _, target = _same(batch, tokens, threshold)
+    drawn = target.max(-1) > target.min(-1)
+    return jnp.where(_has_image_before(batch)[:, :, None], ~same, drawn) & batch.present[:, :, None]
+
+
+def _same(batch: Batch, tokens: int, threshold: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B, S, I] bool, where target and image before are alike; and the patches of both, before first."""
     if not ranges.NOT_NEGATIVE.holds(threshold):
         raise LossError(f"threshold must be {ranges.NOT_NEGATIVE.text}, in levels of 255, got {threshold!r}")
-    before, there = _image_before(batch)
     side, slots = _side(batch, tokens), batch.present.shape[1]
     source = jnp.clip(jnp.arange(slots)[None] + jnp.maximum(batch.target, 0), 0, slots - 1)
     target = to_patches(_taken(batch.image, source), side)
-    before = to_patches(before, side)
+    before = to_patches(_image_before(batch)[0], side)
     difference = jnp.maximum(target, before) - jnp.minimum(target, before)  # of bytes: it stays in range
-    same = jnp.mean(difference, axis=-1, dtype=jnp.float32) <= threshold
-    return same & (before.max(-1) > before.min(-1)) & there[:, :, None]
+    return jnp.mean(difference, axis=-1, dtype=jnp.float32) <= threshold, before, target
 
 
 def last_images(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -171,13 +188,30 @@ def _of_targets(outputs: Outputs, batch: Batch, stage: str) -> jax.Array:
 
 
 def _image_before(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The image that a turn starts from, [B, S, H, W, 3] uint8, and [B, S] bool, whether there is one."""
-    before = jnp.pad(batch.image, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))[:, :-1]
+    """The image that a turn starts from, [B, S, H, W, 3] uint8, and [B, S] bool, whether the model sees it.
+
+    Not where there is none, or where one of the model's own stands in its place (`Batch.shown`).
+    """
+    before, seen = _before(batch.image), _has_image_before(batch)
+    if batch.shown is not None:
+        other = (batch.shown != batch.image).any((-1, -2, -3))
+        seen &= batch.is_first | ~_before(other)
     if batch.prompt_image is None:
-        return before, ~batch.is_first
+        return before, seen
     given = _taken(batch.prompt_image, batch.prompt_index)
-    shown = jnp.take_along_axis(batch.has_prompt_image, batch.prompt_index, axis=1)
-    return jnp.where(batch.is_first[:, :, None, None, None], given, before), shown | ~batch.is_first
+    return jnp.where(batch.is_first[:, :, None, None, None], given, before), seen
+
+
+def _has_image_before(batch: Batch) -> jax.Array:
+    """[B, S] bool: the turns with an image before them, of the turn before or of the prompt."""
+    if batch.prompt_image is None:
+        return ~batch.is_first
+    return ~batch.is_first | jnp.take_along_axis(batch.has_prompt_image, batch.prompt_index, axis=1)
+
+
+def _before(x: jax.Array) -> jax.Array:
+    """[B, S, ...] of the turn before; zeros for the first slot."""
+    return jnp.pad(x, ((0, 0), (1, 0), *((0, 0),) * (x.ndim - 2)))[:, :-1]
 
 
 def _taken(images: jax.Array, index: jax.Array) -> jax.Array:

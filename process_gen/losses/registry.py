@@ -16,13 +16,14 @@ name of a frozen network that the loss reads besides those that it is registered
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from process_gen.common.names import check_name
-from process_gen.models.outputs import REFERENCE
+from process_gen.models.outputs import REFERENCE, LossError
 from process_gen.trajectory.stages import Stage
 
 
@@ -70,6 +71,9 @@ class Network(NamedTuple):
 NETWORK = "network"
 """The option of a loss whose value is a frozen network that it reads."""
 
+OURS = "process_gen."
+"""What the modules of the losses that come with the package begin with."""
+
 STAGES = tuple(stage.value for stage in Stage)
 
 _LOSSES: dict[str, Loss] = {}
@@ -110,12 +114,24 @@ def get_loss(name: str) -> Loss:
 
 
 def name_of(function: LossFunction) -> str:
-    """What a loss function is registered as; one that is not is registered under its own name."""
+    """What a loss function is registered as; one that is not is registered under its own name.
+
+    Raises:
+      LossError: that is the name of a loss of the package.
+    """
     for name, loss in _LOSSES.items():
         if loss.function is function:
             return name
-    register(function.__name__)(function)
-    return function.__name__
+    name = function.__name__
+    if name in _LOSSES and _LOSSES[name].function.__module__.startswith(OURS):
+        raise LossError(f"{name!r} is a loss of the package: give the function another name")
+    register(name)(function)
+    return name
+
+
+def fold_in_name(key: jax.Array, name: str) -> jax.Array:
+    """A key for what has a name, whatever else there is."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def register_network(name: str, init: Callable[[jax.Array], Any], apply: Callable[..., Any]) -> None:
@@ -126,7 +142,8 @@ def register_network(name: str, init: Callable[[jax.Array], Any], apply: Callabl
 
     Args:
       name: what losses call it.
-      init: a key to its weights, a tree of arrays; called once, when a run begins. It may read a file.
+      init: a key to its weights, a tree of arrays. It may read a file. It is called as a run begins, and
+        traced before that for their shapes.
       apply: weights and what the loss passes to what the loss gets.
 
     Raises:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from process_gen.common import ranges
 from process_gen.common.names import check_name
-from process_gen.losses.registry import Term, register
+from process_gen.losses.registry import STAGES, Term, register
 from process_gen.models.outputs import REFERENCE, LossError, Outputs
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import closing
@@ -25,7 +27,12 @@ from process_gen.trajectory.stages import Stage, stage_bits
 
 
 def of_stage(batch: Batch, stage: str) -> jax.Array:
-    """[B, S] bool: the turns that have a slot of a stage, where their source supervises it."""
+    """[B, S] bool: the turns that have a slot of a stage, where their source supervises it.
+
+    Raises:
+      LossError: there is no such stage.
+    """
+    check_name(stage, STAGES, "stage", LossError)
     there = batch.present & (batch.supervised & stage_bits({Stage(stage)}) > 0)
     everyone = {Stage.INSPECT: there, Stage.REFINE: there & batch.refines}
     return everyone.get(Stage(stage), there & ~batch.refines)
@@ -41,6 +48,7 @@ def text_cross_entropy(
     arXiv 1512.00567): (1 - e) -log p(label) + e mean_v -log p(v).
     """
     del key
+    _in_range("smoothing", smoothing, ranges.SHARE)
     slot, weights = text_weights(batch, labels, stage)
     values = outputs.cross_entropy(slot, labels)
     if smoothing:
@@ -79,9 +87,10 @@ def text_kl(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, sta
 def description_consistency(
     outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str
 ) -> Term:
-    """-log p of the words of a description (`<des>`) that the one before it has too (our choice).
+    """-log p of what a description (`<des>`) keeps of the one before it (our choice).
 
-    A step leaves most of the scene as it was, and so most of what is said of it. See `repeated`.
+    A step leaves most of the scene as it was, and so most of what is said of it. This weighs those words
+    more than `text_cross_entropy`, which counts them too, or as a metric watches them. See `repeated`.
     """
     del key
     slot, weights = text_weights(batch, labels, stage)
@@ -90,10 +99,10 @@ def description_consistency(
 
 
 def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
-    """[B, S, T] bool: tokens of a plan whose next one stands in its description, as it stood in that before.
+    """[B, S, T] bool: where the next token of a plan is one that its description keeps of the one before.
 
-    It did where the last description of the trajectory has the same two tokens, one after the other.
-    `des` and `des_end` are the ids around a description.
+    That is a token inside a description which follows the same two tokens as somewhere in the last
+    description of the trajectory. `des` and `des_end` are the ids around a description.
     """
     tokens = batch.before_tokens
     opened, closed = (jnp.cumsum(tokens == token, axis=-1) for token in (des, des_end))
@@ -106,14 +115,11 @@ def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
     def of_last(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
 
-    def pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x[..., :-1], x[..., 1:]
-
-    (first, second), (first_before, second_before) = pair(tokens), pair(of_last(tokens))
-    equal = first[..., :, None] == first_before[..., None, :]
-    equal &= second[..., :, None] == second_before[..., None, :]
-    found = (equal & of_last(said)[..., None, 1:]).any(-1) & said[..., 1:] & (last >= 0)[..., None]
-    return jnp.pad(found, ((0, 0), (0, 0), (0, 1)))
+    before, length = of_last(tokens), tokens.shape[-1]
+    same = tokens[..., :, None] == before[..., None, :]  # a token here, a token there
+    three = same[..., :-2, :-2] & same[..., 1:-1, 1:-1] & same[..., 2:, 2:]
+    found = (three & of_last(said)[..., None, 2:]).any(-1) & said[..., 2:] & (last >= 0)[..., None]
+    return jnp.pad(found, ((0, 0), (0, 0), (1, length - 1 - found.shape[-1])))
 
 
 DECISIONS = {
@@ -149,6 +155,8 @@ def decision_cross_entropy(
     much as any other (our choice).
     """
     del key
+    _in_range("balance", balance, ranges.NOT_NEGATIVE)
+    _in_range("focal", focal, ranges.NOT_NEGATIVE)
     values, weights, wanted, there = [], [], [], of_stage(batch, stage)
     for name in (name for name in DECISIONS[Stage(stage)] if name in labels):
         value, label = outputs.cross_entropy(name, labels), labels[name]
@@ -165,10 +173,15 @@ def decision_cross_entropy(
         wanted.append(label.reshape(*there.shape, -1))
     values, weights = jnp.concatenate(values, axis=-1), jnp.concatenate(weights, axis=-1)
     if focal:
-        values = values * (-jnp.expm1(-jnp.maximum(values, 0.0))) ** focal
+        values = values * jnp.maximum(-jnp.expm1(-values), 1e-6) ** focal  # no root of 0 has a gradient
     if balance:
         weights = balanced(weights, jnp.concatenate(wanted, axis=-1), balance)
     return Term(values, weights)
+
+
+def _in_range(option: str, value: Any, wanted: ranges.Range) -> None:
+    if not wanted.holds(value):
+        raise LossError(f"{option} must be {wanted.text}, got {value!r}")
 
 
 def balanced(weights: jax.Array, labels: jax.Array, power: float) -> jax.Array:

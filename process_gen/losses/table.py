@@ -11,14 +11,14 @@ B rows, S turn slots.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from process_gen.losses.registry import STAGES, Term, get_loss
+from process_gen.common.names import hint
+from process_gen.losses.registry import STAGES, Term, fold_in_name, get_loss
 from process_gen.losses.rows import Row, checked, row_of
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
@@ -48,7 +48,7 @@ class LossTable:
         outputs = outputs.with_nll(labels)
         for row in self.rows:
             term = self.term(row, outputs, batch, labels, key)
-            weights = term.weights.astype(jnp.float32)
+            weights = jax.lax.stop_gradient(term.weights.astype(jnp.float32))
 
             def weighted(x: jax.Array, weights: jax.Array = weights) -> jax.Array:
                 return jnp.where(weights > 0, x.astype(jnp.float32), 0.0) * weights
@@ -70,12 +70,16 @@ class LossTable:
         Raises:
           LossError: it is no `Term`, or its shapes are not [B, S, ...].
         """
-        key = jax.random.fold_in(key, zlib.crc32(row.name.encode()))
+        key, where = fold_in_name(key, row.name), f"config.losses.{row.name}, loss {row.loss!r}"
         try:
             term = get_loss(row.loss).function(outputs, batch, labels, key, stage=row.stage, **row.options)
+        except KeyError as error:  # of the hidden states or labels, most likely
+            raise LossError(f"{where}: there is no {error}; {hint(str(error.args[0]), labels)}") from error
         except (LossError, LookupError) as error:
-            what = f"there is no {error}" if isinstance(error, KeyError) else error
-            raise LossError(f"config.losses.{row.name}, loss {row.loss!r}: {what}") from error
+            raise LossError(f"{where}: {error}") from error
+        except Exception as error:
+            error.add_note(f"This happened in {where}.")
+            raise
         return checked(row, term, batch.present.shape)
 
     @property
@@ -99,7 +103,9 @@ class LossTable:
 
     def _share(self, row: Row, sums: dict, counts: dict, step: jax.Array | int | None) -> jax.Array:
         """A row's part of the total: its sum is divided by its own targets, or by those of its pool."""
-        pooled = [other.name for other in self.rows if row.pool and other.pool == row.pool] or [row.name]
+        pooled = [row.name]
+        if row.pool:  # a row of weight 0 is a metric, and no part of the mean
+            pooled = [other.name for other in self.rows if other.pool == row.pool and other.weight.on]
         return row.weight.at(step) * sums[row.name] / jnp.maximum(sum(counts[name] for name in pooled), 1.0)
 
     def metrics(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> dict[str, jax.Array]:

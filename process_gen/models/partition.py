@@ -66,7 +66,7 @@ def platform() -> str:
 
 
 def compute_capability() -> float | None:
-    """That of the NVIDIA GPUs that the program is traced for, as 8.0 of an A100; None where nobody knows."""
+    """Of the NVIDIA GPUs that the program is traced for, such as 8.0 (A100); None for other devices."""
     known = getattr(_device(), "compute_capability", None)
     return float(known) if known else None
 

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from process_gen.losses.registry import get_network
+from process_gen.losses.registry import fold_in_name, get_network
 from process_gen.models.autoencoder import random_weights
 from process_gen.models.outputs import REFERENCE, Outputs
 from process_gen.models.partition import constrain
@@ -44,15 +44,15 @@ class Given:
 def init_networks(names: Sequence[str], params: Any, key: jax.Array) -> dict[str, Any] | None:
     """Weights of frozen networks by name, as a run begins with them; None for none.
 
-    `reference` is a copy of the model's `params`; `key` is what the run begins with, each network gets one
-    of its own.
+    `reference` is a copy of the model's `params`; `key` is what the run begins with. What a network gets
+    depends on its name alone, so that no other one changes it.
     """
     if not names:
         return None
     key = jax.random.fold_in(jax.random.split(key)[0], 2)  # 1 is that of the autoencoder
     return {
-        name: params if name == REFERENCE else get_network(name).init(jax.random.fold_in(key, number))
-        for number, name in enumerate(names)
+        name: params if name == REFERENCE else get_network(name).init(fold_in_name(key, name))
+        for name in names
     }
 
 

@@ -53,7 +53,9 @@ class ControlIds:
         words = dict(ins=markup.INS, refine=markup.REFINE, des=markup.DES, des_end=markup.DES_END)
         names = ("end_of_text", "im_start", "im_end", "vision_start", "vision_end")
         given = {name: getattr(tokenizer, name) for name in names}
-        return cls(**given, **{name: tokenizer.encode(word)[0] for name, word in words.items()})
+        for name, word in words.items():
+            (given[name],) = tokenizer.encode(word)
+        return cls(**given)
 
 
 def closing(tokens: jax.Array) -> jax.Array:

@@ -1,12 +1,14 @@
 """A batch is shown, a loss is tried, trainings are compared: over the trainer's own program."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from process_gen import lab, losses
 from process_gen.experiment import cli
 from process_gen.experiment.builders import ConfigError
 from process_gen.lab import comparing
+from process_gen.lab.setting import Setting
 from process_gen.losses import LossError, Term
 
 
@@ -42,6 +44,49 @@ def test_a_batch_shows_every_token_with_its_losses(config):
     assert all(colour in page for colour in (lab.showing.COLOURS["plan"], lab.showing.COLOURS["sketch"]))
     with pytest.raises(ConfigError, match=r"row 2 is not in a batch of 2"):
         lab.batch(config, row=2)
+
+
+@pytest.fixture(scope="module")
+def every_loss(config):
+    """With decisions, a loss of one's own, and one of whole turns."""
+    losses.register("velocity_l1")(velocity_l1)
+
+    def brightness(outputs, batch, labels, key, *, stage):
+        there = outputs.has_target & losses.of_stage(batch, stage)
+        return Term(outputs.pixels(outputs.clean_estimate[:, :, 0]).mean((-1, -2, -3)), 0.5 * there)
+
+    losses.register("brightness")(brightness)
+    whole, config = cli.load_config("configs/scenes.py:debug"), config.copy_and_resolve_references()
+    with config.unlocked():
+        config.losses = whole.losses.to_dict() | {
+            "mine": dict(loss="velocity_l1", stage="sketch", weight=1.0),
+            "bright": dict(loss="brightness", stage="sketch", weight=1.0),
+        }
+    return config
+
+
+@pytest.mark.slow  # the model and its losses are compiled
+def test_tokens_show_what_the_losses_say_of_them(every_loss):
+    setting = Setting.of(every_loss)
+    state = setting.state(0)
+    plain, valued = lab.batch(every_loss), lab.batch(every_loss, state=state)
+    assert [t.tokens for t in plain.trajectories] == [t.tokens for t in valued.trajectories]
+    found, sums = {}, {}
+    for rows in valued.rows:
+        for *_, names, values in rows:
+            for name, value in zip(filter(None, names.split(", ")), values.split(", "), strict=False):
+                row, _, weight = name.partition(" x ")
+                sums[row] = sums.get(row, 0.0) + float(weight or 1) * float(value)
+                found[row] = found.get(row, 0.0) + float(weight or 1)
+    one = valued.batch
+    assert len(found) >= 6 and set(found) <= set(every_loss.losses)
+    assert found["mine"] == found["sketch_flow"] == (one.target >= 0)[~one.refines & one.present].sum()
+    assert found["bright"] == 0.5 * found["mine"]
+    assert "value" in str(valued) and "mine" in str(plain) and "value" not in str(plain)
+    for row in ("plan_text", "mine"):
+        tried = lab.try_loss(every_loss.losses[row].to_dict(), every_loss, state=state)
+        mean = np.average(tried.values[0], weights=tried.weights[0])
+        assert sums[row] / found[row] == pytest.approx(mean, rel=0.01)
 
 
 def test_a_loss_is_tried_on_a_batch(config):

@@ -24,7 +24,6 @@ from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.training.program import TrainProgram
 from process_gen.training.step import Recipe
 from process_gen.trajectory.batch import Batch
-from process_gen.trajectory.controls import closing
 from tests.data.fake import fake_batch
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,8 +49,8 @@ def idea_velocity_l1(outputs, batch, labels, key, *, stage):
 
 @losses.register("idea_stroke_only")
 def idea_stroke_only(outputs, batch, labels, key, *, stage):
-    changed = jnp.abs(outputs.previous - outputs.clean).max(-1)[:, :, None] > 0.5
     values = squared(outputs)
+    changed = losses.changed(batch, values.shape[-1])[:, :, None]
     return losses.Term(values, drawn(outputs, batch, stage) * jnp.broadcast_to(changed, values.shape))
 
 
@@ -117,9 +116,7 @@ def idea_curriculum(outputs, batch, labels, key, *, stage):
 def idea_smoothed_plan(outputs, batch, labels, key, *, stage):
     uniform = outputs.over_words(lambda logits: -jax.nn.log_softmax(logits).mean(-1), "before")
     values = 0.9 * outputs.cross_entropy("before", labels) + 0.1 * uniform
-    there = (labels["before"] >= 0) & ~closing(batch.before_tokens)
-    weights = there * (batch.before_weight * losses.of_stage(batch, stage))[..., None]
-    return losses.Term(values, weights)
+    return losses.Term(values, losses.text_weights(batch, labels, stage)[1])
 
 
 IDEAS = tuple(name for name in globals() if name.startswith("idea_"))

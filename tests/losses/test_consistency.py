@@ -152,6 +152,31 @@ def test_what_stays_is_found_in_pixels_whatever_latents_do(rng):
     assert not np.asarray(unchanged(blank, 4)).any()
 
 
+def test_what_a_turn_changes_is_found_in_pixels_and_first_turns_draw_what_is_not_blank(rng):
+    batch = stained(make_batch(2, seed=2), rng)
+    batch = batch.replace(target=jnp.where(batch.present, 0, -1))
+    later = np.asarray(~batch.is_first & batch.present)
+    found = np.asarray(losses.changed(batch, 4))
+    np.testing.assert_array_equal(found[later], np.broadcast_to(~CORNER, found[later].shape))
+    first, present = np.asarray(batch.is_first & batch.present), np.asarray(batch.present)
+    assert found[first].all() and not found[~present].any()
+    blank = batch.replace(image=jnp.full_like(batch.image, 255))
+    assert not np.asarray(losses.changed(blank, 4)).any()
+
+
+def test_nothing_has_to_stay_where_the_model_saw_an_image_of_its_own(rng):
+    batch = stained(make_batch(2, seed=2), rng)
+    whole = np.asarray(unchanged(batch, 4)).any(-1)
+    own = np.zeros(batch.present.shape, bool)
+    own[:, 1] = True  # the image before the third slot
+    shown = jnp.where(own[..., None, None, None], 255 - batch.image, batch.image)
+    found = np.asarray(unchanged(batch.replace(shown=shown), 4)).any(-1)
+    follows = np.zeros_like(own)
+    follows[:, 2] = ~np.asarray(batch.is_first)[:, 2]
+    assert (whole & follows).any()
+    np.testing.assert_array_equal(found, whole & ~follows)
+
+
 def test_a_first_turn_goes_on_from_the_input_image(rng):
     changes = dict(prompt_image=True, instruction=4)
     model, _ = make_model(**changes)

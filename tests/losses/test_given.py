@@ -15,7 +15,7 @@ import pytest
 
 from process_gen import losses
 from process_gen.distributed import sharding
-from process_gen.losses import LossError, LossTable, Term
+from process_gen.losses import LossError, LossTable, Term, registry
 from process_gen.losses.rows import weight_of
 from process_gen.models.autoencoder import random_weights, to_pixels, to_tokens
 from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
@@ -251,7 +251,15 @@ BAD = {
     ),
     "a state that is not there": (
         lambda outputs, batch: Term(outputs.hidden["sketch"], outputs.t),
-        "there is no 'sketch'",
+        "there is no 'sketch'; known are after, before, image_end",
+    ),
+    "a state of nearly that name": (
+        lambda outputs, batch: Term(outputs.hidden["befor"], outputs.t),
+        "there is no 'befor'; did you mean before",
+    ),
+    "a stage that is none": (
+        lambda outputs, batch: Term(ones(batch), losses.of_stage(batch, "sketsh")),
+        "unknown stage 'sketsh'; did you mean sketch",
     ),
     "a metric of another shape": (
         lambda outputs, batch: Term(ones(batch), ones(batch), {"odd": jnp.ones((3,))}),
@@ -268,6 +276,46 @@ def test_a_loss_that_cannot_be_is_named_on_shapes_alone(kind):
         check(table)
     text = str(found.value)
     assert text.startswith("config.losses.bad, loss 'test_bad'") and message in text and "\n" not in text
+
+
+def test_any_other_error_in_a_loss_says_in_which_row_it_happened():
+    table = row_of("test_odd", lambda outputs, batch, labels, key, *, stage: outputs.t + "a")
+    with pytest.raises(TypeError) as found:
+        check(table)
+    assert "This happened in config.losses.odd, loss 'test_odd'." in found.value.__notes__
+
+
+def test_a_function_does_not_take_the_name_of_a_loss_of_the_package():
+    def flow_mse(outputs, batch, labels, key, *, stage):
+        return Term(outputs.t, outputs.t)
+
+    stock = losses.get_loss("flow_mse")
+    with pytest.raises(LossError, match="'flow_mse' is a loss of the package"):
+        registry.name_of(flow_mse)
+    assert losses.get_loss("flow_mse") is stock
+
+
+def test_a_network_begins_as_its_name_says_whatever_others_there_are():
+    for name in ("test_a", "test_b"):
+        losses.register_network(name, lambda key: jax.random.normal(key, (2,)), lambda w, x: x)
+    alone = scoring.init_networks(["test_b"], {}, KEY)
+    both = scoring.init_networks(["test_a", "test_b"], {}, KEY)
+    np.testing.assert_array_equal(alone["test_b"], both["test_b"])
+    assert (both["test_a"] != both["test_b"]).all()
+
+
+def test_no_gradient_flows_through_weights(unrolled):
+    def weighed(outputs, batch, labels, key, *, stage):
+        return Term(jnp.ones(outputs.t.shape), jnp.square(outputs.velocity).mean((-1, -2)))
+
+    _, _, batch, outputs = unrolled
+    table = LossTable(row_of("test_weighed", weighed))
+
+    def total(velocity):
+        found = dataclasses.replace(outputs, velocity=velocity)
+        return table.terms(found, batch, labels(batch, IDS), KEY)[0]["weighed"]
+
+    assert total(outputs.velocity) > 0 and not np.asarray(jax.grad(total)(outputs.velocity)).any()
 
 
 def test_a_network_that_nobody_registered_is_refused_when_the_table_is_built():

@@ -122,10 +122,10 @@ def reckoned(batch):
                 continue
             start = text.index(IDS.des)
             end = text.index(IDS.des_end) if IDS.des_end in text else len(text)
-            pairs = [(i, (text[i], text[i + 1])) for i in range(start, end - 1)]
-            for i, pair in pairs:
-                found[row, slot, i] = pair in before.get(trajectory, ())
-            before[trajectory] = {pair for _, pair in pairs}
+            threes = [(i, tuple(text[i - 1 : i + 2])) for i in range(start, end - 1)]
+            for i, three in threes:
+                found[row, slot, i] = three in before.get(trajectory, ())
+            before[trajectory] = {three for _, three in threes}
     return found
 
 
@@ -205,6 +205,7 @@ def test_clean_timesteps_are_the_error_of_the_clean_estimate(given):
         ("text_cross_entropy", "plan", {"smoothing": 0.1}),
         ("description_consistency", "plan", {}),
         ("decision_cross_entropy", "sketch", {"focal": 2.0}),
+        ("decision_cross_entropy", "sketch", {"focal": 0.5}),
         ("decision_cross_entropy", "sketch", {"balance": 1.0}),
         ("flow_mse", "sketch", {"timesteps": "cosmap"}),
     ],
@@ -220,6 +221,19 @@ def test_gradients_reach_what_is_there_and_nothing_that_is_padding(given, loss, 
     assert not np.asarray(moved[where])[~np.asarray(batch.present)].any()
     if where == "before":
         assert not np.asarray(moved[where])[~inside(batch)].any()
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "value"),
+    [
+        ("text_cross_entropy", "smoothing", 1.5),
+        ("decision_cross_entropy", "focal", -1.0),
+        ("decision_cross_entropy", "balance", "much"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(given, loss, option, value):
+    with pytest.raises(LossError, match=f"config.losses.row, loss '{loss}': {option} must be .*, got"):
+        terms(given, loss, "plan", **{option: value})
 
 
 def test_an_unknown_weighting_of_timesteps_is_refused(given):

@@ -225,6 +225,18 @@ def test_rows_of_one_pool_share_their_denominator():
     np.testing.assert_allclose(sum(shares), table.total(sums, counts), rtol=1e-6)
 
 
+def test_a_metric_is_no_part_of_the_mean_of_its_pool():
+    batch, outputs, targets = blank()
+    rows = {
+        stage: dict(loss="text_cross_entropy", stage=stage, weight=weight, pool="texts")
+        for stage, weight in (("plan", 1.0), ("inspect", 0.0))
+    }
+    totals = []
+    for table in (LossTable(rows), LossTable({"plan": rows["plan"]})):
+        totals.append(table.total(*table.terms(outputs, batch, targets, KEY)))
+    assert totals[0] == totals[1] > 0
+
+
 def test_a_turn_without_an_image_teaches_its_words_alone():
     """A correction that ends a trajectory, its image unknown: no number depends on the pixels there."""
     model, params = make_model()
