@@ -9,9 +9,9 @@ to give. `:paper_1024` has images of 1,024 x 1,024 pixels, `:edit` prompts with 
 `:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and back:
 `--config.train.init=FOLDER` starts it from published weights of those sizes.
 
-Two choices are ours, and the base model has others. What they cost with eight rows in which every slot is
-full (forward and backward, nothing recomputed; a test counts it again), its own values as flags, and the
-other optimizer:
+Average and ViT size are our choices; Muon is an option. What they cost with eight rows in which every slot is
+full (forward and backward, nothing recomputed; a test counts it again), and flags for the base model's own
+values and for Muon:
 
     average    A copy in float32, 54.3 GiB over all devices. Its decay is 0.9999, or (1 + step) / (10 + step)
                where that is less: it spans the last tenth of a run. The base model's is constant: after
@@ -52,8 +52,12 @@ def _base() -> ConfigDict:
     config.model = ConfigDict(
         dict(
             size="bagel_7b",
-            attention="flash",
-            remat="full",
+            dtype="bfloat16",
+            attention="flash",  # no scores in memory; or dense: process_gen/models/README.md
+            remat="full",  # what the backward pass keeps: process_gen/models/remat.py
+            scan_unroll=1,  # layers per iteration of the scan over layers
+            autoencoder="flux",  # or patches: latents are pixels
+            prediction="velocity",  # what the latent head regresses; or clean
             logit_chunk=8448,  # 18 parts of the vocabulary, each a multiple of 128 words
             # Adapters of a rank above 0; all else is frozen then: configs/README.md.
             lora=dict(rank=0, alpha=16.0, patterns=("backbone/layers/*/[qkvo]_proj/kernel",)),
@@ -72,7 +76,7 @@ def _base() -> ConfigDict:
             after=128,
             turns=11,
             trajectories=5,
-            copies=1,
+            copies=1,  # noised copies of an image, each a flow target
             context="full",
             corrections=1,
         )
@@ -127,14 +131,14 @@ def _base() -> ConfigDict:
             muon_learning_rate=2.4e-4,
             learning_rate=2e-5,
             warmup_steps=200,
-            final_share=0.0,
+            final_share=0.0,  # end of the cosine, as a share of the learning rate (min_lr / lr)
             b1=0.9,
             b2=0.95,
             eps=1e-15,
             weight_decay=0.0,
-            clip=1.0,
+            clip=1.0,  # global gradient norm (max_grad_norm)
             moment_dtype="float32",  # or bfloat16: of the first moment
-            ema=0.9999,
+            ema=0.9999,  # decay of the moving average of the weights
             ema_warmup=True,  # False: constant from the first step on
             freeze=(),  # names that stay as they are, as ("vit/*", "connector/*"): configs/README.md
             groups=dict(),  # rates of parts: dict(gen=dict(pattern="backbone/*gen*", rate=0.1))
@@ -145,7 +149,7 @@ def _base() -> ConfigDict:
             init="runs/bagel",  # a run, a .safetensors file, a published folder; "" for random weights
             batch_size=8,
             steps=10_000,
-            accumulate=1,
+            accumulate=1,  # gradient accumulation steps
             unroll="layers",  # or scan: the loop over turns outside, that over layers inside
             max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
             # A share of the images in context that the model has drawn itself: configs/README.md.
@@ -155,7 +159,7 @@ def _base() -> ConfigDict:
             checkpoint_every=500,
             local_every=0,  # steps between saves to local_dir, a disk of each host's own; 0 for none
             local_dir="",
-            keep=2,
+            keep=2,  # checkpoints that stay, the newest ones (max_to_keep)
             keep_every=0,  # steps that are a multiple of it stay for good
             keep_best=0,  # how many of the steps with the best scores stay besides
             sheet_every=0,
@@ -167,13 +171,13 @@ def _base() -> ConfigDict:
     )
     config.sampling = ConfigDict(
         dict(
-            flow_steps=49,  # the published 50 counts points
-            time_shift=3.0,
-            text_scale=4.0,
-            image_scale=1.5,
-            interval=(0.4, 1.0),
-            renorm="global",
-            renorm_min=0.0,
+            flow_steps=49,  # Euler steps of one image; num_timesteps=50 in BAGEL counts points
+            time_shift=3.0,  # timestep_shift in BAGEL
+            text_scale=4.0,  # cfg_text_scale
+            image_scale=1.5,  # cfg_img_scale
+            interval=(0.4, 1.0),  # cfg_interval: timesteps with guidance
+            renorm="global",  # cfg_renorm_type
+            renorm_min=0.0,  # cfg_renorm_min
             temperature=0.3,
             decision_temperature=placeholder(float),  # of what follows what; None is that of the texts
             refine_threshold=placeholder(float),  # probability from which on one corrects; None draws it
@@ -232,6 +236,9 @@ def _debug(config: ConfigDict) -> None:
             dtype="float32",
             attention="dense",
             remat="none",
+            scan_unroll=1,
+            autoencoder="flux",
+            prediction="velocity",
             logit_chunk=0,
             vit=dict(width=48, layers=2, mlp=80, heads=4, patch=14, max_side=6),
             flux=dict(ch=32, ch_mult=(1, 1, 1, 1), res_blocks=1, z_channels=4),
@@ -253,6 +260,7 @@ def _debug(config: ConfigDict) -> None:
     )
     scenes = dict(level="default", examples=64, data_dir="data", seed=0)
     config.data.update(dict(source="scenes", tokenizer="scenes", **scenes))
+    # Of the teacher of scenes: configs/scenes.py says what each is.
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.05, detour=0.2))
     config.optimizer.update(dict(learning_rate=2e-3, muon_learning_rate=2.4e-2, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))

@@ -48,8 +48,11 @@ def _base() -> ConfigDict:
         dict(
             size="scenes_s",
             dtype="float32",
-            remat="none",
-            scan_unroll=4,
+            attention="dense",  # or flash, without scores in memory: process_gen/models/README.md
+            remat="none",  # what the backward pass keeps: process_gen/models/remat.py
+            scan_unroll=4,  # layers per iteration of the scan over layers
+            autoencoder="patches",  # latents are pixels; or flux, with its sizes in `flux`
+            prediction="clean",  # what the latent head regresses; or velocity
             logit_chunk=0,
             # Adapters of a rank above 0; all else is frozen then: configs/README.md.
             lora=dict(rank=0, alpha=16.0, patterns=("backbone/layers/*/[qkvo]_proj/kernel",)),
@@ -66,7 +69,7 @@ def _base() -> ConfigDict:
             after=18,  # an inspection
             turns=8,
             trajectories=4,
-            copies=4,  # flow targets per image
+            copies=4,  # noised copies of an image, each a flow target
             context="step",
             corrections=1,  # of one draft, at most
         )
@@ -130,14 +133,14 @@ def _base() -> ConfigDict:
             muon_learning_rate=4e-2,  # of the backbone's matrices; all else takes learning_rate
             learning_rate=4e-3,
             warmup_steps=50,
-            final_share=0.02,  # of the learning rate, where the cosine ends
+            final_share=0.02,  # end of the cosine, as a share of the learning rate (min_lr / lr)
             b1=0.9,
             b2=0.99,
             eps=1e-8,
             weight_decay=0.01,
-            clip=1.0,
+            clip=1.0,  # global gradient norm (max_grad_norm)
             moment_dtype="float32",  # or bfloat16: of the first moment
-            ema=0.998,
+            ema=0.998,  # decay of the moving average of the weights
             ema_warmup=True,  # False: constant from the first step on
             freeze=(),  # names that stay as they are, as ("vit/*", "connector/*"): configs/README.md
             groups=dict(),  # rates of parts: dict(gen=dict(pattern="backbone/*gen*", rate=0.1))
@@ -148,7 +151,7 @@ def _base() -> ConfigDict:
             init="",  # weights to start from: a run, a .safetensors file, a published folder; "": random ones
             batch_size=4,
             steps=2_000,
-            accumulate=1,
+            accumulate=1,  # gradient accumulation steps
             unroll="layers",  # or scan: the loop over turns outside, that over layers inside
             max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
             # A share of the images in context that the model has drawn itself: configs/README.md.
@@ -158,7 +161,7 @@ def _base() -> ConfigDict:
             checkpoint_every=500,
             local_every=0,  # steps between saves to local_dir, a disk of each host's own; 0 for none
             local_dir="",
-            keep=2,
+            keep=2,  # checkpoints that stay, the newest ones (max_to_keep)
             keep_every=0,  # steps that are a multiple of it stay for good
             keep_best=0,  # how many of the steps with the best scores stay besides
             sheet_every=500,
@@ -170,13 +173,13 @@ def _base() -> ConfigDict:
     )
     config.sampling = ConfigDict(
         dict(
-            flow_steps=16,  # of one image
-            time_shift=3.0,
-            text_scale=1.0,
-            image_scale=1.0,
-            interval=(0.4, 1.0),
-            renorm="global",
-            renorm_min=0.0,
+            flow_steps=16,  # Euler steps of one image; num_timesteps - 1 in BAGEL
+            time_shift=3.0,  # timestep_shift in BAGEL
+            text_scale=1.0,  # cfg_text_scale in BAGEL; 1 is no guidance
+            image_scale=1.0,  # cfg_img_scale
+            interval=(0.4, 1.0),  # cfg_interval: timesteps with guidance
+            renorm="global",  # cfg_renorm_type
+            renorm_min=0.0,  # cfg_renorm_min
             temperature=0.3,
             decision_temperature=placeholder(float),  # of what follows what; None is that of the texts
             refine_threshold=placeholder(float),  # probability from which on one corrects; None draws it

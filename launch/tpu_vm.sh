@@ -4,7 +4,8 @@
 #     launch/tpu_vm.sh book        # asks for the TPU; it costs from the moment it is ACTIVE until `delete`
 #     launch/tpu_vm.sh state
 #     launch/tpu_vm.sh install     # the committed checkout, on every host
-#     launch/tpu_vm.sh start --config=configs/bagel_7b.py:paper --workdir=... --config.train.batch_size=64
+#     launch/tpu_vm.sh start --config=configs/bagel_7b.py:paper --workdir=... --config.train.batch_size=64 \
+#       --config.mesh.data=2 --config.mesh.fsdp=32
 #     launch/tpu_vm.sh watch
 #     launch/tpu_vm.sh stop        # all hosts save and end
 #     launch/tpu_vm.sh delete      # gives the TPU back
@@ -20,7 +21,7 @@ action="${1:-}"
 case "$action" in
   book | state | install | start | watch | stop | delete) ;;
   *)
-    sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,16p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

@@ -1,8 +1,10 @@
 """Compiles a config for hardware that is not there: does it fit, what does it send, how long may it take?
 
-    python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64
-    python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5e:16x16 --slices=2 \\
-        --config.train.batch_size=512 --json=v5e.json --trajectories=62000
+    python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64 \\
+        --config.mesh.data=2 --config.mesh.fsdp=32
+    python -m process_gen.compile --config=configs/bagel_7b.py --topology=v6e:8x8 --slices=2 \\
+        --config.train.batch_size=128 --config.mesh.data=2 --config.mesh.fsdp=32 \\
+        --json=v6e.json --trajectories=62000
     python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=h100:8
     python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5p:2x2x2 --step=sample
 

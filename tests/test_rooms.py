@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -48,6 +49,7 @@ MAY_IMPORT["lab"] = MAY_IMPORT["training"] | {"training", "weights", "sampling",
 MAY_IMPORT = {room: below | {"common"} for room, below in MAY_IMPORT.items()}
 ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+LOOP = "train._train"  # in sections to be read from top to bottom
 
 
 def imported_rooms(path: pathlib.Path) -> set[str]:
@@ -90,8 +92,17 @@ def test_every_folder_is_a_room_with_a_rule():
 def test_files_are_one_idea(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and f"{path.stem}.{node.name}" != LOOP:
+            assert node.end_lineno - node.lineno < 80, f"{node.name} is longer than 80 lines"
     assert path.stem not in ("utils", "util", "helpers", "misc", "lib")
     assert "TODO" not in text and "FIXME" not in text
+
+
+def test_the_page_says_what_a_room_may_import():
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    said = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", page, re.MULTILINE))
+    assert {room: set(re.findall(r"\w+", below)) | {"common"} for room, below in said.items()} == MAY_IMPORT
 
 
 def test_nothing_unpickles_or_evaluates_text():

@@ -64,7 +64,7 @@ class Closing(contextlib.AbstractContextManager):
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None:
             self.close()
-        else:  # the error on its way is the one to show
+        else:  # the error already raised is the one to show
             with contextlib.suppress(CheckpointError):
                 self.close()
 
@@ -272,7 +272,7 @@ class CheckpointStore(Closing):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of the folder."""
+        """Waits, then closes the manager."""
         try:
             self.wait()
         finally:

@@ -151,7 +151,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
         return batch | ({"extra": extra} if extra else {})
 
     def close(self) -> None:
-        """Ends the threads; what they are about to read is let go. Once is enough."""
+        """Stops the threads and cancels pending reads; may be called twice."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)

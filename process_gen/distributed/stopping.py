@@ -104,7 +104,7 @@ def deferred() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def until_told() -> Iterator[None]:
-    """Leaves undone what is inside where a signal says so; a second one ends the command."""
+    """Ends the block quietly on a first signal; a second one is raised."""
     try:
         yield
     except Stopped as stop:

@@ -1,1 +1,1 @@
-"""The scenes benchmark, its intervals, what the process did, and results on disk."""
+"""Benchmarks (scenes, GenEval, WISE and others), judges, intervals, what the process did, results on disk."""

@@ -1,7 +1,8 @@
 """From who sees whom to attention calls, for one chunk after a context and for whole rows of turns.
 
-B rows, S turns of a row, R prompts of a row, L tokens of a chunk, M keys of a part of
-a context, N query heads, K key/value heads, H head.
+B rows, S turns of a row, R prompts of a row, L tokens of a chunk (Lp of a prompt, Lt of
+a turn), T tokens of one stream, M keys of a part of a context, W turns of the history,
+N query heads, K key/value heads, H head.
 
 An attention is a function of one layer's queries, keys and values by stream,
 `{"und": [B, T, N, H], "gen": ...}`, and of its context, pairs of keys and values

@@ -1,7 +1,7 @@
 """Images to latents and back, and latents to tokens and back.
 
-Images are [B, H, W, 3] in [-1, 1], latents [B, h, w, C]. The autoencoder of the scenes
-is the identity: latents are pixels.
+Images are [B, H, W, 3] in [-1, 1], latents [B, h, w, C]; those of all S turn slots of
+a row have an axis S after B. The autoencoder of the scenes is the identity: latents are pixels.
 """
 
 from __future__ import annotations

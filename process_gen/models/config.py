@@ -332,7 +332,7 @@ class UnrollOptions:
         tokens are left out, independently. Positions go on as if they were there.
       context_noise: largest standard deviation of the Gaussian noise on the
         clean images that later tokens see, in latent units. A model trained on
-        perfect context drifts when it sees its own.
+        perfect context drifts when it sees its own images.
       context_noise_share: share of the images that get any.
       sample_latents: whether the latents of an image are drawn from the
         autoencoder's distribution, as the published program trains, instead of

@@ -2,7 +2,8 @@
 
 B rows (training has slots beside each other: [B, S, ...]), L tokens of a chunk as they
 stand in memory, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
-of an image, C channels of a latent token, U values of a ViT patch.
+of an image, C channels of a latent token, U values of a ViT patch. Y layers, K key/value heads, H
+head, D width.
 """
 
 from __future__ import annotations
@@ -153,5 +154,5 @@ def taken(pieces: Sequence[slice], k: jax.Array, v: jax.Array, mask: jax.Array) 
 
 
 def at_token(hidden: jax.Array, index: jax.Array) -> jax.Array:
-    """hidden [B, T, D] at one token per row, [B, D]; the last one where the index is -1."""
+    """hidden [B, tokens, D] at one token per row, [B, D]; the last one where the index is -1."""
     return jnp.take_along_axis(hidden, index[:, None, None] % hidden.shape[1], axis=1)[:, 0]

@@ -1,7 +1,7 @@
 """What an unroll is fed: turns, noised copies for the flow targets, and what conditioning dropout leaves out.
 
 B rows, S turn slots, R trajectories of a row, J noised copies, I latent tokens of an
-image, C channels of a latent token.
+image, C channels of a latent token, H W image height and width.
 """
 
 from __future__ import annotations

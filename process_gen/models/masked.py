@@ -4,8 +4,8 @@ Scores are in memory for some keys at a time. The backward pass computes them ag
 the log of the softmax's sum, as FlashAttention does (arXiv 2205.14135), so that nothing
 as large as a score is kept. History that nothing is seen of costs nothing.
 
-B rows, N query heads, K key/value heads, L queries, M keys, W turns of a history, C
-keys of one of them, H head.
+B rows, N query heads, K key/value heads, G = N / K, L queries, M keys, W turns of a
+history, V of them that may be seen, C keys of one turn, H head.
 """
 
 from __future__ import annotations

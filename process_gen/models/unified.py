@@ -7,9 +7,9 @@ is the definition. Training computes the same for all turns of a row at once, la
 layer (`forward_rows`, `process_gen.models.unroll`). Sampling puts the same turn together
 from single texts and images (`forward_chunk`, `process_gen.sampling.extend`).
 
-B rows, S turn slots, R prompts of a row, T tokens of a text slot, J noised copies, I
-latent tokens and P ViT tokens of an image, C channels of a latent token, U values of a
-ViT patch, D width.
+B rows, S turn slots, R prompts of a row, L tokens of a chunk, T tokens of a text slot, J
+noised copies, I latent tokens and P ViT tokens of an image, C channels of a latent token,
+U values of a ViT patch, D width, K key/value heads, H head.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ChunkOutput(NamedTuple):
     """A chunk gone through the backbone.
 
     Attributes:
-      hidden: {"und": [B, T, D], "gen": [B, G, D]} after the final norms.
+      hidden: {"und": [B, tokens, D], "gen": [B, tokens, D]} after the final norms.
       k, v: of the chunk, [layers, B, L, K, H].
       mask: [B, L] bool as in memory, tokens that are there.
       position: [B] int32, the rotary position that follows.
@@ -99,14 +99,14 @@ class UnifiedModel(nn.Module):
     # ------------------------------------------------------------------ pieces
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
-        """[B, T] ids to [B, T, D]; padding, which nothing sees, takes the first row."""
+        """Ids [B, tokens] to [B, tokens, D]; padding, which nothing sees, takes the first row."""
         c, tokens = self.config, jnp.maximum(tokens, 0)
         if c.logits_in_chunks:
             return lookup(self.embedding, tokens, c.logit_chunk, c.dtype)
         return jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
 
     def embed_latents(self, latents: jax.Array, t: jax.Array) -> jax.Array:
-        """Latent tokens [B, J, I, C] at timesteps [B, J] to [B, J * I, D]."""
+        """Latent tokens [B, images, I, C] at timesteps [B, images] to [B, images * I, D]."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         time = timestep_features(t * c.time_scale).astype(dtype)
         time = self.time_out(nn.silu(self.time_in(time)))[:, :, None]
@@ -114,7 +114,7 @@ class UnifiedModel(nn.Module):
         return x.reshape(x.shape[0], -1, c.width)
 
     def embed_vit(self, patches: jax.Array) -> jax.Array:
-        """What the ViT sees of clean images, patches [B, J, P, U], to tokens [B, J * P, D]."""
+        """What the ViT sees of clean images, patches [B, images, P, U], to tokens [B, images * P, D]."""
         pictures = constrain("ViT patches", patches.reshape(-1, *patches.shape[2:]), "rows", None, None)
         x = self.connector(self.vit(pictures))
         return x.reshape(patches.shape[0], -1, self.config.width)
@@ -171,14 +171,14 @@ class UnifiedModel(nn.Module):
         return ChunkOutput(hidden, k, v, mask, end)
 
     def _words(self, chunk: Chunk, content: Content) -> jax.Array:
-        """The ids [B, T] of a chunk; images stand between two vision tokens."""
+        """The ids [B, tokens] of a chunk; images stand between two vision tokens."""
         edges = jnp.asarray([self.ids.vision_start, self.ids.vision_end])
         edges = jnp.broadcast_to(edges, (content.present.shape[0], 2))
         texts = [content.texts[s.name] if s.kind == "text" else edges for s in chunk.segments]
         return jnp.concatenate(texts, axis=1)
 
     def _embedded(self, chunk: Chunk, content: Content, words: jax.Array) -> dict[str, jax.Array]:
-        """The tokens of a chunk by stream; `words` [B, T, D] are its ids, embedded."""
+        """The tokens of a chunk by stream; `words` [B, tokens, D] are its ids, embedded."""
         rows, streams = content.present.shape[0], {"und": words}
         if patches := [content.vit[s.name] for s in chunk.segments if s.vit]:
             streams["und"] = jnp.concatenate([streams["und"], self.embed_vit(jnp.stack(patches, 1))], axis=1)

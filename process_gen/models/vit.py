@@ -5,7 +5,7 @@ embedding, learned positions that are looked up on the grid, pre-norm blocks,
 a last norm; then a connector into the backbone's width, which adds a fixed 2-D
 table of its own. All patches of a picture see each other, and nothing else.
 
-B pictures, S turn slots, N latent tokens, V values of a latent token, P patches, U values of
+B pictures or rows, S turn slots, N latent tokens, V values of a latent token, P patches, U values of
 a patch, D width of the ViT, W width of the backbone.
 """
 
@@ -75,7 +75,7 @@ def views(config: ModelConfig, layout: Layout, images: jax.Array, latents: jax.A
     """What the ViT sees of images in context, [B, (S,) P, U]; None where the layout has no room for it.
 
     Where latents are pixels it sees the `latents` [B, (S,) N, V], with the noise
-    that they carry, else the images [B, (S,) H, W, 3].
+    that they carry, else the images [B, (S,) height, width, 3].
     """
     if not layout.vit_tokens:
         return None
@@ -89,7 +89,7 @@ def views(config: ModelConfig, layout: Layout, images: jax.Array, latents: jax.A
 
 
 def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Array:
-    """What the ViT sees of images [..., H, W, 3], uint8 or around [-1, 1]: patches [..., P, U].
+    """What the ViT sees of images [..., height, width, 3], uint8 or around [-1, 1]: patches [..., P, U].
 
     An image is resized to `layout.vit_grid` patches (bicubic, antialiased)
     where it has another size, and what that carries beyond [-1, 1] is cut off;

@@ -282,7 +282,7 @@ class Sampler:
             yield len(active), tuple(finished), tuple(lost)
 
     def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
-        """One turn of every row that holds a trajectory, which `rows` hear of."""
+        """One turn of every row that holds a trajectory; updates `rows`."""
         present, opens = occupied(rows), np.array([row.opens if row else NOTHING for row in rows])
         given = [row and self._given(row) for row in rows]
         refines, writes = opens == Opens.REFINE, np.isin(opens, (Opens.PLAN, Opens.REFINE))
@@ -381,7 +381,7 @@ class Sampler:
     def _enter(
         self, state: SamplingState | None, rows: Sequence[Row | None], fresh: np.ndarray
     ) -> SamplingState:
-        """The state with the prompts of the rows `fresh` in it, whose first decisions `rows` hear of."""
+        """The state with the prompts of the rows `fresh` in it; puts their first decisions into `rows`."""
         prompts, put = self._prompts(rows, fresh), self._put(fresh)
         prompt, position, end = turn.begin(self.model, self.params, prompts)
         keys = self._turn_keys(rows)

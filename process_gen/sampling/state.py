@@ -31,8 +31,8 @@ class SamplingState:
       refines: [B] bool, rows in a refine turn.
       rows: [B] bool, rows that take part in the next piece.
       keys: [B] random keys of this turn.
-      texts: the same turn as a reader of the texts alone knows it, where guidance
-        by images asks for one.
+      texts: the same turn in the context without images, for the image-free branch
+        of guidance, if there is one.
     """
 
     context: Context
@@ -44,12 +44,12 @@ class SamplingState:
     texts: SamplingState | None = None
 
     def told(self, **fields: jax.Array) -> SamplingState:
-        """With other `refines`, `rows` or `keys`; the reader of the texts alone hears of them too."""
+        """With other `refines`, `rows` or `keys`, in `texts` too."""
         texts = None if self.texts is None else self.texts.told(**fields)
         return self.replace(texts=texts, **fields)
 
     def holding(self, new: Extended) -> SamplingState:
-        """With a text or an image more; the reader of the texts alone hears of texts only."""
+        """With a text or an image more; an image is not added to `texts`."""
         texts = self.texts if new.texts is None else self.texts.holding(new.texts)
         return self.replace(turn=new.turn, position=new.position, texts=texts)
 
@@ -67,7 +67,7 @@ class Extended:
       position: [B] int32, the rotary position that follows.
       end: [B, D], hidden state of its closing token.
       tokens: [B, T] int32 of a text, padded, all padding in rows that took no part.
-      texts: the same for the reader of the texts alone, if there is one.
+      texts: the same for `SamplingState.texts`, if there is one.
     """
 
     turn: KVCache
@@ -114,8 +114,8 @@ def _count(mask: jax.Array) -> jax.Array:
 def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCache, ...], jax.Array]:
     """What a branch of guidance sees: (history, prompt, turn), and the rotary position [B] of its image.
 
-    `full` sees everything; `notext` everything but the newest text; `noimg` what
-    the reader of the texts alone knows (BAGEL, arXiv 2505.14683).
+    `full` sees everything; `notext` everything but the newest text; `noimg` the
+    context without images, `state.texts` (BAGEL, arXiv 2505.14683).
     """
     if name == "noimg":
         return branch(layout, state.texts, "full")

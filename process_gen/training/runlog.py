@@ -36,7 +36,7 @@ class RunLog:
         writers = [metric_writers.SummaryWriter(str(workdir))] if hosts.is_lead() else []
         self.writer = metric_writers.MultiWriter(writers)
         self.curves: dict[str, list[tuple[int, float]]] = {}
-        peak, origin = metering.peak_flops(config.model.dtype)
+        peak, origin = metering.peak_flops(model.config.dtype)
         logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
         program = cost.Program(config.train.unroll, jax.default_backend(), encode=not config.data.latents)
         sizes = (model.config, model.layout, program)

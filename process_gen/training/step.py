@@ -1,4 +1,4 @@
-"""One optimizer step: unroll, losses, gradients, AdamW, EMA."""
+"""One optimizer step: unroll, losses, gradients, AdamW or Muon, EMA."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def make_train_step(
 
 
 def ema_decay(recipe: Recipe, step: jax.Array | int) -> jax.Array | float:
-    """The decay of the moving average after a step; the first one is 1."""
+    """The decay of the moving average after a step; steps count from 1."""
     return jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema_warmup else recipe.ema
 
 

@@ -20,7 +20,7 @@ from process_gen.trajectory.layout import FIELD_KINDS, Layout
 from process_gen.trajectory.stages import turn_fields
 
 PAD_ID = -1
-"""Fills what a text leaves of its slot. No vocabulary has this id; in published ones 0 is a piece of text."""
+"""Padding of text slots. Published vocabularies use id 0 for text, so padding is -1."""
 
 
 EXTRA = "extra/"

@@ -1,6 +1,6 @@
 """Puts reports of `process_gen.compile` into one page.
 
-    python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64 --quick --json=launch/capacity/a.json
+    python -m process_gen.compile --topology=v5p:2x2x4 --config.train.batch_size=16 --quick --json=launch/capacity/a.json
     python tests/benchmarks/capacity_table.py --reports=launch/capacity --output=launch/CAPACITY.md
 
 Every figure of the page comes out of a report; nothing is typed in.

@@ -41,6 +41,7 @@ def variants(path: pathlib.Path) -> list[str]:
 CASES = [(path, variant) for path in FILES for variant in variants(path)]
 SLOW = ("bagel_7b",)  # their traces take more than ten seconds
 IDS = [f"{path.stem}:{variant}" for path, variant in CASES]
+DOCUMENTED = {"dtype", "attention", "remat", "scan_unroll", "autoencoder", "prediction", "logit_chunk"}
 
 
 def load(path: pathlib.Path, variant: str) -> ConfigDict:
@@ -69,6 +70,7 @@ def test_a_config_is_locked_and_survives_its_checkpoint(path, variant):
     with pytest.raises(AttributeError):
         config.train.stepz = 1
     builders.check(config)
+    assert set(config.model) >= DOCUMENTED
     again = builders.from_json(builders.to_json(config))
     builders.check(again)
     assert builders.build_layout(again) == builders.build_layout(config)
