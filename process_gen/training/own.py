@@ -1,4 +1,4 @@
-"""Training on states of its own: images in context that the model has drawn, and what that costs.
+"""Training on images of its own: in context stands what the model has drawn; and what that costs.
 
 At the first batch of a start and every `train.own.every`-th one from there, counted for each image size, the
 model draws the images of the batch at hand, after the teacher's texts (`sampling.packed`). They are kept for
@@ -6,13 +6,18 @@ the next `train.own.keep` trajectories, by what a trajectory holds. In every bat
 of the images whose trajectories are kept is shown as the model drew it: later tokens see that one, the flow
 target stays the teacher's.
 
-What the teacher says of an image need not hold of another one. So of the chosen images what is said, and what
-follows from it, is not learned; of those that the teacher planted an error in neither, which are never
-replaced: else more of the images that are inspected would be wrong ones. An image that shows what a wrong
-plan says has no error of its own, and is replaced.
+What the teacher says of an image need not hold of another one. So the inspections of the chosen images, and
+the decisions after them, get no loss. Images with a planted error are chosen too, but never replaced: else
+the share of wrong images among those that are inspected would change. An image that shows what a wrong plan
+says has no error of its own, and is replaced.
 
 The meter: whenever images are drawn, the losses of their batch with all right images of the teacher in
-context, and with all of them drawn by the model, on the same noise and the same labels.
+context, and with all of them drawn by the model, on the same noise and the same labels; and which share of
+the images has been replaced since the last time.
+
+Drawing waits for the step before, and the next step for the drawing: they need the same devices and the same
+parameters, so nothing would be won by doing both at once. On devices of their own, draw by
+`process_gen.sample` from checkpoints, and train on a mixture of sources.
 
 What is kept is not saved: a run that goes on begins with nothing, and draws anew.
 
@@ -80,6 +85,7 @@ class OwnStates:
         self._score = {size: program.losses for size, program in programs.items()}
         self._kept: collections.OrderedDict[bytes, Arrays] = collections.OrderedDict()
         self._fed: collections.Counter[Size] = collections.Counter()
+        self._replaced, self._seen = 0, 0  # images, since the last measurement
 
     def compile(self) -> None:
         """Compiles what draws and what measures, for every image size; logs the memory of what is kept."""
@@ -116,7 +122,10 @@ class OwnStates:
             np.random.default_rng((self._seed, _CHOSEN, step, row)).random(batch["present"].shape[1])
             for row in self._rows
         ]
-        return self._shown(batch, [*_places(batch)], np.stack(chosen) < self._own.share)
+        fed = self._shown(batch, [*_places(batch)], np.stack(chosen) < self._own.share)
+        self._replaced += int((fed["shown"] != batch["image"]).any((-1, -2, -3)).sum())
+        self._seen += int(batch["has_image"].sum())
+        return fed
 
     def _key(self, step: int) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), _DRAWN), step)
@@ -158,7 +167,9 @@ class OwnStates:
 
         Returns:
           `context_teacher/<name>` and `context_own/<name>`, with the names of the loss table, of the tokens
-          that have a label under both. What no token of the batch counts in is left out.
+          that have a label under both. What no token of the batch counts in is left out. `context_own/share`
+          of the images that this host has fed since the last measurement were the model's own; it is left
+          out at the first.
         """
         own = self._shown(batch, [*_places(batch)])
         given = {"shown": batch["image"]}
@@ -173,6 +184,9 @@ class OwnStates:
             names = {f"loss/{row.name}" for row in counted} | {f"stage/{row.stage}" for row in counted}
             metrics = table.metrics(sums, counts, step - 1)
             found |= {f"context_{context}/{name}": float(metrics[name]) for name in names & metrics.keys()}
+        if self._seen:
+            found["context_own/share"] = self._replaced / self._seen
+            self._replaced, self._seen = 0, 0
         _tell(step, found)
         return found
 
@@ -181,7 +195,8 @@ def _tell(step: int, found: Mapping[str, float]) -> None:
     """A line in the log, with every stage under both contexts."""
     pairs = {stage: [found.get(f"context_{c}/stage/{stage}") for c in ("teacher", "own")] for stage in STAGES}
     shown = (f"{stage} {a:.3f} -> {b:.3f}" for stage, (a, b) in pairs.items() if a is not None)
-    logging.info("step %d  from the teacher's images to its own  %s", step, "  ".join(shown))
+    share = f"{100 * found.get('context_own/share', 0.0):.0f}% of the images were its own"
+    logging.info("step %d  %s; from the teacher's images to its own  %s", step, share, "  ".join(shown))
 
 
 def _turn_bytes(spec: Batch) -> int:

@@ -7,12 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from process_gen.data.encode import encode_trajectory
+from process_gen.data.packing import join_row
+from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.experiment import cli
+from process_gen.experiment.builders import build_layout
 from process_gen.losses import LossError, LossTable
 from process_gen.losses.stock import TIMESTEPS, balanced, repeated
 from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.unroll import blank_outputs
-from process_gen.trajectory.batch import PAD_ID
-from process_gen.trajectory.controls import labels
+from process_gen.scenes.prompts import sample_request
+from process_gen.scenes.teacher import teach
+from process_gen.trajectory.batch import PAD_ID, Batch
+from process_gen.trajectory.controls import ControlIds, labels
 from tests.models.tiny import IDS, VOCAB, make_batch, make_model
 
 KEY = jax.random.key(0)
@@ -135,6 +142,28 @@ def test_words_that_a_description_repeats_are_those_of_the_one_before_in_its_tra
     found, wanted = np.asarray(repeated(batch, IDS.des, IDS.des_end)), reckoned(batch)
     np.testing.assert_array_equal(found & np.asarray(batch.present)[..., None], wanted)
     assert 0 < wanted.sum() < ((batch.before_tokens != PAD_ID) & batch.present[..., None]).sum()
+
+
+@pytest.mark.parametrize("level", ["default", "hung"])
+def test_of_what_plans_describe_a_part_is_kept(level):
+    config, tokenizer = cli.load_config("configs/scenes.py:hung"), scenes_tokenizer()
+    layout, rng, ids = build_layout(config), np.random.default_rng(0), ControlIds.of(tokenizer)
+    parts = []
+    while len(parts) < 8:
+        lesson = teach(sample_request(rng, level, "four_objects", "train"), rng, level)
+        turns = [
+            dataclasses.replace(turn, image=np.zeros((*layout.image_size, 3), np.uint8))
+            for turn in lesson.turns
+        ]
+        if len(turns) <= layout.turns:
+            parts.append(
+                encode_trajectory(tokenizer, layout, dataclasses.replace(lesson, turns=tuple(turns)))
+            )
+    rows = [join_row([part], layout) for part in parts]
+    batch = Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    kept = np.asarray(repeated(batch, ids.des, ids.des_end)) & np.asarray(batch.present)[..., None]
+    plans = (batch.present & ~batch.refines)[..., None] & (batch.before_tokens != PAD_ID)
+    assert 0.1 < kept.sum() / plans.sum() < 0.9
 
 
 def test_what_descriptions_repeat_costs_what_its_words_do(given):

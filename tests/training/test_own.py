@@ -93,6 +93,17 @@ def test_the_meter_has_every_stage_under_both_contexts(built):
     assert gap["context_own/loss/inspect_text"] > 0, "inspections of planted errors have labels"
 
 
+def test_the_share_of_images_that_were_shown_is_told(built, config):
+    setting, state, batch, own, _ = built
+    counted = OwnStates(config, setting.programs, setting.mesh, (0, 1), own._draw)
+    assert "context_own/share" not in counted.measure(2, state, batch), "nothing has been fed"
+    counted._kept = own._kept
+    fed = [counted.fed(step, batch) for step in (2, 3)]
+    replaced = sum((one["shown"] != batch["image"]).any((-1, -2, -3)).sum() for one in fed)
+    for wanted in (replaced / (2 * batch["has_image"].sum()), None):
+        assert counted.measure(4, state, batch).get("context_own/share") == wanted
+
+
 def test_a_share_of_the_images_is_chosen_by_row_and_step_whatever_the_hosts(built, config):
     setting, _, batch, own, _ = built
     config = config.copy_and_resolve_references()
