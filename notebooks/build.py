@@ -11,7 +11,6 @@ import pathlib
 
 FOLDER = pathlib.Path(__file__).parent
 METADATA = {
-    "accelerator": "TPU",
     "colab": {"provenance": []},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

@@ -2,10 +2,9 @@
 
     python tests/benchmarks/notebooks.py --pythons=python3.11,python3.13 --notebooks=quickstart,losses
 
-For each a new virtual environment, with what Colab's own kernel has (ipykernel), in a new folder that holds
-the notebook and the project's wheel. A table has the seconds until the package is installed, until the first
-picture or coloured batch, until the first curve, and until the end. Nothing is asserted; a notebook that fails
-is a line, and exit code 1.
+For each a new virtual environment with a kernel (ipykernel), in a new folder that holds the notebook and the
+project's wheel. A table has the seconds until the package is installed, until the first picture or coloured
+batch, until the first curve, and until the end. A notebook that fails is a line, and exit code 1.
 """
 
 from __future__ import annotations
