@@ -25,6 +25,7 @@ from process_gen.common.names import check_name
 from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
 from process_gen.checkpoints.published.sources import DTYPE, tree
-from process_gen.distributed import sharding
+from process_gen.distributed import lock, sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.experiment.builders import ConfigError
 from process_gen.models.config import ModelConfig
@@ -85,6 +86,7 @@ def convert(
     Raises:
       ConvertError: the source has no such part.
       CheckpointError: it is broken, does not fit, or the target is taken.
+      Occupied: another process writes to the target.
     """
     check_name(to, TARGETS, "--to", ConvertError)
     if weights.kind == "siglip2" and to != "siglip2":
@@ -96,8 +98,24 @@ def convert(
         raise ConvertError(
             f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
         )
+    # An object store has no file that only one can make, and a package is one file, whole or not there.
+    alone = to != "package" and "://" not in target
+    with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
+        _write(weights, target, to, mesh, largest, which, dtype=dtype, progress=progress)
+
+
+def _write(
+    weights: Weights,
+    target: str,
+    to: str,
+    mesh: Mapping[str, int] | None,
+    largest: int | None,
+    which: str,
+    **options: Any,
+) -> None:
+    """`convert` into a target that is free; `options` are `dtype` and `progress`."""
     params, coder, model = weights.params, weights.autoencoder, weights.model
-    options = dict(dtype=dtype, progress=progress)
+    dtype = options["dtype"]
     if to in ("flux", "diffusers"):
         _needs(coder, weights, "autoencoder")
         flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
@@ -119,7 +137,7 @@ def convert(
             items["ema"] = params(dtype or DTYPE), shards(model, params(None).spec, mesh)
         if coder is not None:
             items["autoencoder"] = coder(dtype or DTYPE), {}
-        stream.write_step(target, items, weights.metadata, progress)
+        stream.write_step(target, items, weights.metadata, options["progress"])
         _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
         return
     _needs(params, weights, "model")

@@ -29,7 +29,7 @@ import jax
 from absl import flags
 
 from process_gen.common.names import check_name
-from process_gen.distributed import hosts, stopping
+from process_gen.distributed import hosts, lock, stopping
 from process_gen.evaluation import forced, judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
 from process_gen.evaluation.draws import Show, draw
@@ -80,47 +80,50 @@ def evaluate(
 
     Raises:
       TaskError, ResultsError, ReportError: bad input; the message is fit for a user.
+      Occupied: another evaluation is going on in the folder.
     """
     root, lead = files.check_writable(folder), host[0] == 0
-    text, written = "", []
-    asked = [one for one, _ in cells]
-    judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
-    if stage in ("all", "images"):
-        _draw(cells, root, show, warm, host, forced_steps)
-    if lead and stage in ("all", "images"):
-        written = [path for one in asked for path in pipeline.lay_out(root, one)]
-    judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
-    if stage in ("all", "judge"):
+    with lock.hold(root, "an evaluation") if lead else contextlib.nullcontext():
+        text, written = "", []
+        asked = [one for one, _ in cells]
+        # Before anything is drawn: one may be impossible.
+        judges = _judges(asked) if stage != "images" else []
+        if stage in ("all", "images"):
+            _draw(cells, root, show, warm, host, forced_steps)
+        if lead and stage in ("all", "images"):
+            written = [path for one in asked for path in pipeline.lay_out(root, one)]
+        judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
+        if stage in ("all", "judge"):
+            for one, judge in judged:
+                pipeline.judge_cell(root, one, judge, states, host, show)
+            _wait("the images are judged", host)
+        if not lead or stage not in ("all", "report"):
+            return text, written, []
+        scored, tell = [], show or (lambda text: None)
         for one, judge in judged:
-            pipeline.judge_cell(root, one, judge, states, host, show)
-        _wait("the images are judged", host)
-    if not lead or stage not in ("all", "report"):
-        return text, written, []
-    scored, tell = [], show or (lambda text: None)
-    for one, judge in judged:
-        tell(f"{pathlib.Path(one.place).name}: adding up")
-        cell, official = pipeline.score_cell(root, one, judge)
-        if cell.outcomes:
-            scored.append((one, judge, cell))
-            written += official
-    if scored:
-        tell("writing the results")
-        written += writing.write_results(root, scored, config or {})
-    cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
-    tell("writing the page")
-    written += writing.write_page(
-        root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
-    )
-    for one, _, cell in scored:
-        if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
-            tell(f"{pathlib.Path(one.place).name}: laying out the images")
-            written += pipeline.lay_out(root, one, cell)
-    for one, _ in judged:
-        if not any(one is there for there, *_ in scored):
-            text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
-    if scored:  # what cannot be compared is refused when everything is written
-        text += writing.text_of([cell for *_, cell in scored], allow)
-    return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
+            tell(f"{pathlib.Path(one.place).name}: adding up")
+            cell, official = pipeline.score_cell(root, one, judge)
+            if cell.outcomes:
+                scored.append((one, judge, cell))
+                written += official
+        if scored:
+            tell("writing the results")
+            written += writing.write_results(root, scored, config or {})
+        cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
+        tell("writing the page")
+        written += writing.write_page(
+            root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
+        )
+        for one, _, cell in scored:
+            if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
+                tell(f"{pathlib.Path(one.place).name}: laying out the images")
+                written += pipeline.lay_out(root, one, cell)
+        for one, _ in judged:
+            if not any(one is there for there, *_ in scored):
+                text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
+        if scored:  # what cannot be compared is refused when everything is written
+            text += writing.text_of([cell for *_, cell in scored], allow)
+        return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
 
 
 def _judges(asked: Sequence[Asked]) -> list[Judge | None]:

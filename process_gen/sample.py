@@ -35,6 +35,7 @@ from __future__ import annotations
 from process_gen.experiment import cli  # before what reads its settings when it is imported
 
 # isort: split
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -47,7 +48,7 @@ from absl import flags
 
 from process_gen.common.images import UNREADABLE
 from process_gen.data.images import fit, model_sizes, read_rgb, rules_for
-from process_gen.distributed import hosts, stopping
+from process_gen.distributed import hosts, lock, stopping
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
@@ -347,7 +348,8 @@ def run(values: Any) -> str:
             print(f"warning: {text}", file=sys.stderr)
     if values.answer:
         return answer_prompts(asked)
-    return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
+    with lock.hold(values.output_dir, "a sampling") if hosts.is_lead() else contextlib.nullcontext():
+        return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
 
 
 def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, values: Any) -> str:

@@ -21,6 +21,7 @@ from process_gen.checkpoints.export import load_weights, save_weights
 from process_gen.checkpoints.published import import_bagel, read_published
 from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.data.qwen2 import Qwen2Tokenizer
+from process_gen.distributed import lock
 from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import cli
 from process_gen.weights import origin
@@ -197,6 +198,17 @@ def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypat
     with pytest.raises(error, match=message):
         run(**dict(source=GOLDEN, target="x") | flags)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("to", ["ours", "flux"])
+def test_two_conversions_do_not_write_to_one_folder(source, tmp_path, to):
+    half = tmp_path / "run" / "checkpoints" / "0.orbax-checkpoint-tmp-convert"
+    half.mkdir(parents=True)
+    with lock.hold(tmp_path / "run", "a conversion"), pytest.raises(lock.Occupied, match="a conversion is"):
+        run(source=source, target=tmp_path / "run", to=to)
+    assert half.is_dir()  # what the first one writes
+    run(source=source, target=tmp_path / "run", to=to)
+    assert not (tmp_path / "run" / lock.NAME).exists()
 
 
 def test_sizes_of_files_and_meshes():

@@ -22,7 +22,7 @@ from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFoun
 from process_gen.checkpoints.export import save_weights
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.distributed import stopping
+from process_gen.distributed import lock, stopping
 from process_gen.experiment import builders, cli
 from process_gen.sampling import SamplerError
 from process_gen.trajectory.batch import Batch
@@ -152,6 +152,14 @@ def test_a_stop_keeps_what_is_finished_and_the_same_command_goes_on(command, val
     assert out.count("a red circle") == 2, "the table has those that were there before"
     code, _, err = command()
     assert code == 0 and "3 of 3 prompts are listed already" in err and listed(values.output_dir) == after
+
+
+def test_a_folder_is_drawn_into_by_one_at_a_time(command, values):
+    with lock.hold(values.output_dir, "a sampling"):
+        code, _, err = command()
+        assert code == 2 and "a sampling is going on in" in err
+        assert [path.name for path in pathlib.Path(values.output_dir).iterdir()] == [lock.NAME]
+    assert command()[0] == 0 and not (pathlib.Path(values.output_dir) / lock.NAME).exists()
 
 
 def test_more_seeds_join_a_listing_and_other_settings_do_not(command, values):

@@ -13,6 +13,7 @@ import pytest
 from evaluation_fakes import CHECKPOINT, TeacherSampler, ask, canvas, evaluated, sampled, spoiled
 from PIL import Image
 
+from process_gen.distributed import lock
 from process_gen.distributed.stopping import Stopped
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import judging, pipeline
@@ -59,6 +60,16 @@ def test_a_killed_run_draws_and_judges_the_rest_and_nothing_twice(tmp_path, monk
     asked = len(sampler.asked)
     again, _ = evaluated(tmp_path, sampler, per_group=2)
     assert len(sampler.asked) == asked and again[0].to_json() == cell.to_json()
+
+
+@pytest.mark.parametrize("stage", ["all", "images", "judge", "report"])
+def test_a_folder_is_of_one_evaluation_at_a_time(tmp_path, stage):
+    with (
+        lock.hold(tmp_path, "an evaluation"),
+        pytest.raises(lock.Occupied, match="an evaluation is going on"),
+    ):
+        evaluated(tmp_path, per_group=1, stage=stage)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_report_ends_where_it_is_told_to_and_is_made_again(tmp_path):
