@@ -34,7 +34,12 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_string("json", None, "File for everything that is printed, as JSON.")
     flags.DEFINE_integer("trajectories", 0, "Trajectories to bill device hours for.", lower_bound=0)
     flags.DEFINE_string("chip", None, "Chip whose memory and speed count, if not the topology's own.")
-    flags.DEFINE_float("hbm", None, "GiB of memory of a device, if not the chip's.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "hbm",
+        None,
+        "GiB of memory of a device, if not the chip's; JAX takes a share of a GPU's.",
+        lower_bound=0.0,
+    )
     flags.DEFINE_float(
         "efficiency", 0.6, "Share of the peak that matrix products reach: an assumption.", 0.01, 1.0
     )

@@ -103,6 +103,39 @@ def test_what_does_not_fit_says_what_to_change():
     assert all(change in text for change in changes)
 
 
+def test_of_the_memory_of_a_gpu_the_share_counts_that_jax_takes(monkeypatch):
+    most = dataclasses.replace(FITS, temporaries=68 * GIB)
+    config, program = config_of(), program_of(config_of())
+
+    def report(found, chip="h100", ask=ASK, platform="gpu"):
+        place = Topology(f"{platform}:1", platform, jax.devices()[:1], 1, CHIPS[chip])
+        return fit.train_report(config, program, place, found, ask)
+
+    monkeypatch.delenv(fit.GPU_SHARE, raising=False)
+    assert report(FITS)["hbm"] == pytest.approx(0.9 * 80e9)
+    assert report(most)["fits"] is False and "has 67.06 GiB, 90% of a GPU's memory" in fit.describe(
+        report(most)
+    )
+    assert report(most, "v5p", platform="tpu")["hbm"] == CHIPS["v5p"].hbm
+    assert report(FITS, platform="cpu")["hbm"] == pytest.approx(0.9 * 80e9)  # --chip=h100
+    assert report(FITS, ask=dataclasses.replace(ASK, hbm=40.0 * GIB))["hbm"] == pytest.approx(36 * GIB)
+    assert f"a program has 90% of a GPU's memory ({fit.GPU_SHARE})" in report(FITS)["assumptions"]
+    monkeypatch.setenv(fit.GPU_SHARE, "0.95")
+    assert report(most)["fits"] is True and "95% of a GPU's memory" in fit.describe(report(most))
+    for text in ("much", "nan", "0", "1.5"):
+        monkeypatch.setenv(fit.GPU_SHARE, text)
+        with pytest.raises(ValueError, match=f"{fit.GPU_SHARE}={text} is no share"):
+            report(FITS)
+
+
+def test_the_reports_of_launch_still_fit():
+    for path in (ROOT / "launch" / "capacity").glob("[hv]*.json"):
+        found = json.loads(path.read_text())
+        if found["chip"] in ("h100", "h200"):
+            assert found["hbm"] == pytest.approx(0.9 * CHIPS[found["chip"]].hbm), path
+        assert found["fits"] and found["memory"]["peak"] <= found["hbm"], path
+
+
 def test_weights_that_are_gathered_by_sums_are_noted():
     report = report_of(FITS)
     sums = [dataclasses.asdict(Traffic("all-reduce", ("fsdp",), 8, False, 5.0 * GIB, 40))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from process_gen.capacity import roofline
 from process_gen.capacity.measured import Measured, bytes_per_device
 from process_gen.capacity.topology import Topology
-from process_gen.distributed.chips import GIB
+from process_gen.distributed.chips import GIB, GPU_TARGETS
 from process_gen.models import cost
 from process_gen.models.config import ModelConfig
 from process_gen.reports.table import table
@@ -27,6 +28,9 @@ RECEIVED = (
 )
 """What the exchanges of the sampler's programs are counted for."""
 
+GPU_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+"""The variable that says what share of a GPU's memory JAX takes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
@@ -36,7 +40,7 @@ class Ask:
       counts: what a row holds on average, such as `training.amounts.of_a_row`.
       efficiency: share of the peak that matrix products reach.
       trajectories: how many are to be trained on; 0 leaves the bill out.
-      hbm: bytes of memory of a device, instead of the chip's.
+      hbm: bytes of memory of a device, instead of the chip's; of a GPU's, JAX takes a share (`GPU_SHARE`).
     """
 
     counts: Callable[[Layout], Mapping[str, float]]
@@ -114,16 +118,34 @@ def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> lis
 
 
 def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
-    """The devices of a report."""
+    """The devices of a report; raises ValueError where `GPU_SHARE` is no share."""
     chip = topology.chip
+    hbm = ask.hbm if ask.hbm is not None else chip and chip.hbm
+    on_gpu = topology.platform == "gpu" or (chip is not None and chip.name in GPU_TARGETS)
+    share = _share_of_gpu() if on_gpu else 1.0
     return {
         "topology": topology.name,
         "slices": topology.slices,
         "devices": len(topology.devices),
         "mesh": dict(mesh.shape),
         "chip": chip and chip.name,
-        "hbm": ask.hbm if ask.hbm is not None else chip and chip.hbm,
+        "hbm": hbm and hbm * share,
+        "hbm_share": share,
     }
+
+
+def _share_of_gpu() -> float:
+    """What the environment says, or else what `launch/env.sh` sets."""
+    text = os.environ.get(GPU_SHARE) or "0.9"
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0.0 < share <= 1.0:
+        raise ValueError(
+            f"{GPU_SHARE}={text} is no share of a GPU's memory: give a number above 0, at most 1"
+        )
+    return share
 
 
 def fits(found: Measured, hbm: float | None) -> bool | None:
@@ -171,6 +193,7 @@ def _time(
         "estimate": estimate,
         "assumptions": [
             *roofline.assumptions(chip, ask.efficiency),
+            *_assumed_memory(report),
             f"a row holds {row['trajectories']:.2f} trajectories and {row['turns']:.2f} of "
             f"{layout.turns} turns, and {row['useful']:.1%} of its tokens hold something",
         ],
@@ -182,6 +205,11 @@ def _time(
         result["trajectories"] = ask.trajectories
         result["device_hours"] = ask.trajectories / trajectories_per_second / 3600 * devices
     return result
+
+
+def _assumed_memory(report: dict[str, Any]) -> list[str]:
+    share = report["hbm_share"]
+    return [f"a program has {share:.0%} of a GPU's memory ({GPU_SHARE})"] if share < 1.0 else []
 
 
 # ----------------------------------------------------------------------- hints
@@ -346,7 +374,8 @@ def fit_line(peak: float | None, report: dict[str, Any]) -> str:
     """Whether `peak` bytes, None where nobody knows how many, fit the devices of a report."""
     if report["fits"] is None:
         return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
-    hbm = f"{(report['hbm'] or 0) / GIB:.2f} GiB"
+    hbm, share = f"{(report['hbm'] or 0) / GIB:.2f} GiB", report["hbm_share"]
+    hbm += f", {share:.0%} of a GPU's memory ({GPU_SHARE})" if share < 1.0 else ""
     if report["fits"]:
         return f"It fits: {peak / GIB:.2f} of {hbm}."
     taken = "more" if peak is None else f"{peak / GIB:.2f} GiB"
