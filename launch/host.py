@@ -4,9 +4,10 @@
     launch/host.py cpu 2 --config=configs/scenes.py:debug --workdir=runs/two
     launch/host.py gpu 8 --config=configs/bagel_7b.py:paper --workdir=runs/7b
 
-On cpu every process has JAX_NUM_CPU_DEVICES devices. On gpu each has one GPU of its own, which JAX recommends
-over one process for all of them. Output of process 0 goes to the terminal, that of process i to LOGS/i.log
-(LOGS is a new folder in the system's temporary one by default).
+On cpu every process has JAX_NUM_CPU_DEVICES devices. On gpu each has one GPU of its own, of those that
+CUDA_VISIBLE_DEVICES names where it is set, which JAX recommends over one process for all of them. Output of
+process 0 goes to the terminal, that of process i to LOGS/i.log (LOGS is a new folder in the system's
+temporary one by default).
 
 SIGTERM and SIGINT are passed on to all, which save and end. If one ends with an error, the others cannot go
 on without it: they get SIGTERM, and SIGKILL after GRACE seconds (10). The exit code is that of the first that
@@ -40,11 +41,20 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def gpus(count: int) -> list[str]:
+    """The GPUs that the caller leaves to this job, or the first `count`; ends with REFUSED for too few."""
+    named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    if named and len(named) < count:
+        say(f"{count} processes take a GPU each, and CUDA_VISIBLE_DEVICES names {len(named)}")
+        sys.exit(REFUSED)
+    return named or [str(index) for index in range(count)]
+
+
 def environment(platform: str, index: int, count: int, port: int) -> dict[str, str]:
     """The variables by which the processes of a job find each other (`process_gen.distributed.hosts`)."""
     address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
     place = {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-    devices = {"CUDA_VISIBLE_DEVICES": str(index)} if platform == "gpu" else {}
+    devices = {"CUDA_VISIBLE_DEVICES": gpus(count)[index]} if platform == "gpu" else {}
     return {**os.environ, **address, **place, **devices}
 
 

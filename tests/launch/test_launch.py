@@ -470,6 +470,15 @@ def test_processes_find_each_other(box):
     box.call(sys.executable, LAUNCH / "host.py", "gpu", "none", code=2)
 
 
+def test_each_process_gets_a_gpu_of_those_that_the_caller_leaves(box):
+    box.stand_in("python", '#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES" >"$RECORD.$JAX_PROCESS_ID"\n')
+    command = (sys.executable, LAUNCH / "host.py", "gpu")
+    box.call(*command, "2", *FLAGS, CUDA_VISIBLE_DEVICES="5, GPU-7,6")
+    assert [(box.folder / f"record.{index}").read_text().strip() for index in range(2)] == ["5", "GPU-7"]
+    told = box.call(*command, "4", *FLAGS, CUDA_VISIBLE_DEVICES="5,6", code=2).stderr
+    assert "4 processes take a GPU each, and CUDA_VISIBLE_DEVICES names 2" in told
+
+
 def test_all_are_told_to_stop(box):
     job = host(box, f"trap 'exit 75' TERM; {HOLD}")
     job.send_signal(signal.SIGTERM)
