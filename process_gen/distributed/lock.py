@@ -3,7 +3,8 @@
 The file is made by exclusive creation, which works where `flock` does not. Its owner touches it every
 few seconds. One that a dead process left behind is taken over: on the same host at once, since the
 system knows its processes; from another host after the file has not been touched for a while, which
-needs no clock that both hosts share.
+needs no clock that both hosts share. What has the name of this host may be another one all the same: a
+container that numbers its own processes, a second machine, or this one before it was started again.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Occupied(OSError):
 class Owner:
     """A process, and `what` it does, for the message.
 
-    Numbers of processes come again, so `boot` names the run of the host's kernel and `started` says when the
-    process began ("" where the system does not say); `token` tells apart two locks of one process.
+    Numbers of processes come again, so `boot` names the run of the host's kernel, `space` the processes that
+    are numbered together and `started` says when the process began ("" where the system does not say);
+    `token` tells apart two locks of one process.
     """
 
     host: str
@@ -50,16 +52,18 @@ class Owner:
     started: str
     token: str
     what: str
+    space: str = ""
 
     @classmethod
     def me(cls, what: str) -> Owner:
-        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()), uuid.uuid4().hex, what)
+        pid = os.getpid()
+        return cls(socket.gethostname(), _boot(), pid, _started(pid), uuid.uuid4().hex, what, _space())
 
     def is_dead_here(self) -> bool | None:
-        """Whether it has ended; None where that cannot be known, because it is of another host."""
-        if self.host != socket.gethostname():
+        """Whether it has ended; None where that cannot be known, because its host may be another one."""
+        if (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), _space()):
             return None
-        return self.boot != _boot() or not _exists(self.pid) or self.started != _started(self.pid)
+        return not _exists(self.pid) or self.started != _started(self.pid)
 
 
 @contextlib.contextmanager
@@ -176,6 +180,12 @@ def _touched(path: pathlib.Path) -> float | None:
 def _boot() -> str:
     with contextlib.suppress(OSError):
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _space() -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
     return ""
 
 

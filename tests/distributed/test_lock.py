@@ -78,28 +78,42 @@ def test_who_waits_comes_after(tmp_path):
     assert order == ["first", "second"]
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(boot="another"), dict(started="1"), dict(pid=2**22 + 1)], ids=lambda one: next(iter(one))
-)
+@pytest.mark.parametrize("changes", [dict(started="1"), dict(pid=2**22 + 1)], ids=lambda one: next(iter(one)))
 def test_a_process_of_this_host_that_has_ended_is_known_at_once(tmp_path, changes):
     written(tmp_path, **changes)
     with lock.hold(tmp_path, "a training"):
         pass
 
 
-def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [dict(host="elsewhere"), dict(boot="another"), dict(space="pid:[1]", pid=2**22 + 1)],
+    ids=lambda one: next(iter(one)),
+)
+def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeypatch, changes):
+    """A container, or another machine, may have the name of this host."""
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.5)
-    written(tmp_path, host="elsewhere")
+    other = written(tmp_path, **changes)
     ended = threading.Event()
     monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
     thread = threading.Thread(target=lock._touch, args=(tmp_path / lock.NAME, ended))
     thread.start()
-    with pytest.raises(lock.Occupied, match="of elsewhere"):
+    with pytest.raises(lock.Occupied, match=f"of {other.host}"):
         with lock.hold(tmp_path, "a training"):
             pass
     ended.set()
     thread.join()
     with lock.hold(tmp_path, "a training"):  # silent now
+        pass
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.1)
+    fields = dataclasses.asdict(written(tmp_path))
+    del fields["space"]
+    (tmp_path / lock.NAME).write_text(json.dumps(fields))
+    assert lock._read(tmp_path / lock.NAME).pid == os.getpid()
+    with lock.hold(tmp_path, "a training"):  # silent
         pass
 
 
