@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
             "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
         )
         add(sub)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(cli.words_at_home(sys.argv[1:] if argv is None else argv))
     for name in ("source", "target"):
         if "~" in getattr(args, name, ""):
             setattr(args, name, os.path.expanduser(getattr(args, name)))

@@ -134,7 +134,7 @@ def _at_home(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _words_at_home(argv: Sequence[str]) -> list[str]:
+def words_at_home(argv: Sequence[str]) -> list[str]:
     """The command line with `~` replaced in the values of flags, which shells leave alone behind a `=`."""
     home = re.compile(r"(?:(?<==)|(?<=,))~[^/,]*(?=/|,|$)")
 
@@ -214,7 +214,7 @@ def read_flags(
       argv: the command line, program name first; `sys.argv` by default.
     """
     global _left_over
-    argv = _words_at_home(sys.argv if argv is None else argv)
+    argv = words_at_home(sys.argv if argv is None else argv)
     app.define_help_flags()
     if workdir is not None:
         flags.DEFINE_string("workdir", None, workdir)
@@ -303,7 +303,7 @@ def run(
                 os._exit(stopping.EXIT_CODE)  # which waits for no thread
             return stopping.EXIT_CODE
         except (BrokenPipeError, *expected_errors) as error:
-            if isinstance(error, BrokenPipeError) and _nobody_reads():
+            if isinstance(error, BrokenPipeError) and nobody_reads():
                 return 141
             if logging.level_debug() or not isinstance(error, expected_errors):
                 raise
@@ -317,7 +317,7 @@ def _ours(record: Any) -> bool:
     return record.levelno > logging.converter.STANDARD_INFO or "process_gen" in record.pathname
 
 
-def _nobody_reads() -> bool:
+def nobody_reads() -> bool:
     """Whether the reader of stdout has gone; what is printed from now on is dropped then."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
@@ -332,7 +332,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if _left_over is not None:
         return _left_over
     try:
-        return flags.FLAGS(_words_at_home(argv))
+        return flags.FLAGS(words_at_home(argv))
     except flags.Error as error:
         fail(error)
 

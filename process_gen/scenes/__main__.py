@@ -25,6 +25,7 @@ from PIL import Image
 
 from process_gen import scenes
 from process_gen.common import files
+from process_gen.experiment import cli
 from process_gen.reports.strip import strip
 from process_gen.scenes.levels import BACKGROUND, LEVELS, Level
 from process_gen.scenes.splits import SPLITS
@@ -179,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(cli.words_at_home(sys.argv[1:] if argv is None else argv))
     try:
         args.run(args, LEVELS[args.level])
         sys.stdout.flush()

@@ -223,3 +223,9 @@ def test_fields_that_json_has_no_place_for_are_kept_as_text_or_named(mine, tmp_p
         found = open_stored(target, SIZE)[0].metadata
         assert (found["day"], found["price"], found["score"]) == ("2020-01-02", "1.5", 0.5)
         assert open_stored(target, SIZE).object(0)["raw"]["bytes"] == b"\xff\x00"
+
+
+def test_a_tilde_is_the_home_folder(mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for flag in ("--config=~/none.py", "--tokenizer=~/none"):
+        assert f"{tmp_path}/none" in refused(capsys, "check", mine, flag)

@@ -46,7 +46,7 @@ def test_a_tilde_is_the_home_folder_in_flags_and_configs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/a")
     argv = ["x", "--workdir=~/runs", "--compare=~/a.json,~/b.json", "--prompts=~/x", "--a=b~/c", "~/d"]
     expected = ["--workdir=/home/a/runs", "--compare=/home/a/a.json,/home/a/b.json", *argv[3:]]
-    assert cli._words_at_home(argv)[1:] == expected
+    assert cli.words_at_home(argv)[1:] == expected
     mine = tmp_path / "mine.py"
     mine.write_text(
         "from ml_collections import ConfigDict\n"

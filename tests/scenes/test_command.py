@@ -133,3 +133,10 @@ def test_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "process_gen.scenes", "judge", "--prompt=", "--image=a.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "the prompt is empty" in done.stderr
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["render", f"--prompt={PROMPT}", "--out=~/a.png"]) == 0
+    assert main(["judge", f"--prompt={PROMPT}", "--image=~/a.png"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
