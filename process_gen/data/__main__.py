@@ -8,7 +8,7 @@
 `check` reads every text and image on all cores: what is in the set, what is wrong with it, whether it
 holds prompts of GenEval, what layout it needs, and how its first trajectory will be trained.
 
-Exit code 0 if all went well, 2 for bad input.
+Exit code 0 if all went well, 2 for bad input, 141 where nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -264,6 +264,8 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
         sys.stdout.flush()
     except (ValueError, OSError, TooManyBadTrajectories, cli.CommandError) as error:
+        if isinstance(error, BrokenPipeError) and cli.nobody_reads():
+            return cli.UNREAD
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -48,6 +48,9 @@ QUIET = {
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+UNREAD = 141
+"""Exit code where nobody reads the output any more, as the shell says."""
+
 NEAR = 0.6
 """Similarity, of 1, from which a name is worth suggesting."""
 
@@ -279,7 +282,7 @@ def run(
 ) -> None:
     """Runs a command and exits: 0, what `main` returns, 2 for an expected error, 75 where it was stopped.
 
-    Where nobody reads its output any more, as after `| head`, it ends without a word: 141, as the shell says.
+    Where nobody reads its output any more, as after `| head`, it ends without a word: `UNREAD`.
 
     Args:
       main: is called with the program's name, as `absl.app` does, once the flags are read.
@@ -304,7 +307,7 @@ def run(
             return stopping.EXIT_CODE
         except (BrokenPipeError, *expected_errors) as error:
             if isinstance(error, BrokenPipeError) and nobody_reads():
-                return 141
+                return UNREAD
             if logging.level_debug() or not isinstance(error, expected_errors):
                 raise
             fail(error)

@@ -5,7 +5,8 @@
     python -m process_gen.scenes judge --prompt="a red circle" --image=scene.png
     python -m process_gen.scenes show --category=four_objects --seed=7 --out=trajectory.png
 
-Exit code 0 if all went well (`judge`: whatever the verdict), 2 for bad input.
+Exit code 0 if all went well (`judge`: whatever the verdict), 2 for bad input, 141 where nobody reads the
+output any more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -187,8 +187,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if cli.nobody_reads():
+            return cli.UNREAD
+        raise
     return 0
 
 

@@ -229,3 +229,11 @@ def test_a_tilde_is_the_home_folder(mine, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     for flag in ("--config=~/none.py", "--tokenizer=~/none"):
         assert f"{tmp_path}/none" in refused(capsys, "check", mine, flag)
+
+
+def test_a_command_whose_reader_has_gone_ends_without_a_word(mine):
+    command = [sys.executable, "-m", "process_gen.data", "check", str(mine), "--processes=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+        assert process.wait(timeout=120) == 141 and "error" not in error

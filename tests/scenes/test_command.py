@@ -140,3 +140,10 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert main(["render", f"--prompt={PROMPT}", "--out=~/a.png"]) == 0
     assert main(["judge", f"--prompt={PROMPT}", "--image=~/a.png"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_command_whose_reader_has_gone_ends_without_a_word():
+    command = [sys.executable, "-m", "process_gen.scenes", "prompts", "--count=200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.wait(timeout=60), process.stderr.read()) == (141, "")
