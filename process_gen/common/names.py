@@ -6,10 +6,13 @@ import difflib
 from collections.abc import Callable, Iterable
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """What an error about an unknown `name` ends in: the nearest of the known ones, or all of them."""
+def hint(name: object, known: Iterable[str]) -> str:
+    """What an error about an unknown `name` ends in: the nearest of the known ones, or all of them.
+
+    It may be of any type, since a config file may hold any.
+    """
     known = list(known)
-    if near := difflib.get_close_matches(name, known):
+    if near := difflib.get_close_matches(str(name), known):
         return f"did you mean {' or '.join(near)}?"
     return f"known are {', '.join(sorted(known))}"
 

@@ -41,6 +41,10 @@ ANY_SIDE = 1024
 PATIENCE = 200
 """Prompts in a row of which none becomes a sample, after which something must be wrong with the recipe."""
 
+FLAGS = ranges.Range(
+    "flags, e.g. ('--batch_size=16', '--dtype=bfloat16'), one alone ('--batch_size=16',), or ()",
+    lambda value: isinstance(value, (tuple, list)) and all(isinstance(one, str) for one in value),
+)
 RANGES: dict[str, ranges.Range] = {
     "seed": ranges.SEED,
     "world": ranges.one_of("scenes", "services"),
@@ -53,6 +57,7 @@ RANGES: dict[str, ranges.Range] = {
     "multi_turn.rewrites": ranges.SHARE,
     "multi_turn.attempts": ranges.COUNT,
     "samples.prompts": ranges.COUNT,
+    **dict.fromkeys(("samples.flags", "evaluate.flags"), FLAGS),
     **dict.fromkeys(("conflict.consistent", "conflict.conflicting"), ranges.COUNT_OR_OFF),
     **dict.fromkeys(("alignment.aligned", "alignment.misaligned"), ranges.COUNT_OR_OFF),
     **dict.fromkeys(("conflict.imageless", "alignment.imageless", "alignment.sampled"), ranges.SHARE),

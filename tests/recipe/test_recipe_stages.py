@@ -123,6 +123,8 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
         run("conflict", recipe("debug", **{"conflict.critique": "x"}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.scenes.planted must be above 0 and at most 1, got 0.0"):
         run("alignment", recipe("debug", **{"scenes.planted": 0.0}), str(tmp_path))
+    with pytest.raises(RecipeError, match="config.samples.flags must be flags, .*, got .0.5,."):
+        run("stages", recipe("debug", **{"samples.flags": (0.5,)}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.prompts=FILE is needed"):
         run("prompts", recipe("bagel_7b"), str(tmp_path))
     with pytest.raises(RecipeError, match="config.most_turns is 99, a row of configs/scenes.py:debug has 8"):
