@@ -128,7 +128,10 @@ def _cpus(name: Name) -> Sequence[jax.Device]:
 
 def _gpus(name: Name) -> Sequence[jax.Device]:
     del name
-    with _as_topology_error("no GPU that JAX can use: `pip install 'jax[cuda12]'` on a machine that has one"):
+    with _as_topology_error(
+        "no GPU that JAX can use: `pip install -e '.[cuda13]'` on a machine that has one, `.[cuda12]` for "
+        "older drivers"
+    ):
         return jax.devices("gpu")
 
 
