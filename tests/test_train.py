@@ -73,6 +73,20 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(finished):
         assert account["seconds"][category] > 0, category
 
 
+def test_the_loss_curves_are_of_all_starts(finished, monkeypatch):
+    folder, _ = finished
+    shutil.copytree(folder / "run", folder / "curved")
+    shutil.rmtree(folder / "curved" / "checkpoints" / "4")
+    drawn = []
+    monkeypatch.setattr(training.plots, "curves", lambda curves, *_, **__: drawn.append(dict(curves)))
+    train(debug_config(folder), folder / "curved")
+    lines = [(folder / name / "losses.jsonl").read_text().splitlines() for name in ("run", "curved")]
+    assert lines[0] == lines[1]  # steps 3 and 4 once
+    logged = [json.loads(line) for line in lines[0]]
+    assert drawn[0]["loss"] == [(line["step"], line["losses"]["loss"]) for line in logged]
+    assert [step for step, _ in drawn[0]["loss"]] == [1, 2, 3, 4] and len(drawn[0]) > 2
+
+
 def test_a_run_leaves_its_config_its_curves_and_its_first_batch(finished):
     folder, _ = finished
     assert json.loads((folder / "run" / "config.json").read_text())["model"]["size"] == "debug"

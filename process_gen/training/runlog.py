@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from absl import logging
 from clu import metric_writers
 from ml_collections import ConfigDict
 
+from process_gen.common import files
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts
 from process_gen.models import cost
@@ -20,13 +23,16 @@ from process_gen.reports.strip import sheet
 from process_gen.training import metering
 from process_gen.training.goodput import Goodput
 
+LOSSES = "losses.jsonl"
+"""The losses of every logged step, a line each, over all starts of a run."""
+
 
 class RunLog:
     """Metrics and rates of a run.
 
     Attributes:
       writer: for TensorBoard; it writes nothing on hosts other than the lead.
-      curves: (step, loss) by name, for a plot.
+      curves: (step, loss) by name, for a plot; on the lead host with those of earlier starts.
       meter: counts steps and times them.
     """
 
@@ -36,6 +42,8 @@ class RunLog:
         writers = [metric_writers.SummaryWriter(str(workdir))] if hosts.is_lead() else []
         self.writer = metric_writers.MultiWriter(writers)
         self.curves: dict[str, list[tuple[int, float]]] = {}
+        for line in earlier_losses(workdir / LOSSES, ledger.step) if hosts.is_lead() else ():
+            self._draw(**line)
         peak, origin = metering.peak_flops(model.config.dtype)
         logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
         program = cost.Program(config.train.unroll, jax.default_backend(), encode=not config.data.latents)
@@ -51,9 +59,10 @@ class RunLog:
             return values
         values |= self.meter.read(step) | self.ledger.scalars()
         self.writer.write_scalars(step, values)
-        for name, value in values.items():
-            if name == "loss" or name.startswith("loss/"):
-                self.curves.setdefault(name, []).append((step, value))
+        losses = {n: value for n, value in values.items() if n == "loss" or n.startswith("loss/")}
+        self._draw(step, losses)
+        if hosts.is_lead():
+            _append(self.workdir / LOSSES, {"step": step, "losses": losses})
         stages = "  ".join(f"{n.split('/')[1]} {v:.3f}" for n, v in values.items() if n.startswith("stage/"))
         line = f"step {step}/{self.steps}  loss {values['loss']:.4f}  {stages}"
         if "speed/mfu" in values:
@@ -65,6 +74,10 @@ class RunLog:
         logging.info("%s", line)
         return values
 
+    def _draw(self, step: int, losses: Mapping[str, float]) -> None:
+        for name, value in losses.items():
+            self.curves.setdefault(name, []).append((step, value))
+
     def first_batch(self, batch: dict[str, np.ndarray], tokenizer: Tokenizer) -> None:
         """The images of the first rows as a picture, with the texts before them: what the model is fed."""
         rows, turns = np.nonzero(batch["present"][:4])
@@ -72,3 +85,39 @@ class RunLog:
         captions = [tokenizer.decode(ids.tolist()) for ids in batch["before_tokens"][rows, turns]]
         if hosts.is_lead() and any(image.any() for image in images):  # blank: only latents were read
             sheet(images, captions, columns=6).save(self.workdir / "first_batch.png")
+
+
+def earlier_losses(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
+    """The lines of earlier starts up to the step `last`, from which the run goes on; the others are removed.
+
+    What cannot be read costs the curves, not the run.
+    """
+    kept = []
+    try:
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                found = files.from_json(line)
+                step, losses = int(found["step"]), found["losses"]
+                losses = {name: float(value) for name, value in losses.items()}
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                OverflowError,
+            ):  # never finished, or foreign
+                continue
+            if step <= last:
+                kept.append({"step": step, "losses": losses})
+        files.write_json_lines(path, kept)
+    except OSError as error:
+        logging.warning("%s cannot be taken up (%s): the loss curves begin anew", path, error)
+    return kept
+
+
+def _append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # the curves are no reason to stop a run
+        logging.warning("%s could not be written (%s)", path, error)
