@@ -37,7 +37,9 @@ case "${1:?platform: cpu, gpu, tpu or tpu_slices}" in
     export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
     # JAX takes 75% of a GPU's memory by default, and a training has it to itself. The rest is for CUDA, cuDNN
     # and NCCL. (JAX: GPU memory allocation; NVIDIA's JAX guide takes 0.8 to 0.9.)
-    export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
+    if [[ -z "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]]; then # its older name; JAX refuses both together
+        export XLA_CLIENT_MEM_FRACTION="${XLA_CLIENT_MEM_FRACTION:-0.9}"
+    fi
     # Lets all-gathers of parameters and reduce-scatters of gradients run while matrices are multiplied; XLA's
     # own default is off. (JAX: GPU performance tips; set in NVIDIA's JAX image.)
     export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"

@@ -37,7 +37,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     flags.DEFINE_float(
         "hbm",
         None,
-        "GiB of memory of a device, if not the chip's; JAX takes a share of a GPU's.",
+        "GiB of a device, if not the chip's. Of a GPU a share counts (XLA_CLIENT_MEM_FRACTION).",
         lower_bound=0.0,
     )
     flags.DEFINE_float(
@@ -101,6 +101,7 @@ def compile_train(
     `options` are those of `capacity.measured.measure`; raises what `train_program` raises.
     """
     program, slices = train_program(config, where)
+    fit.where(program.mesh, where, ask)  # which refuses a share of memory that is none
     progress(f"train step on {where.name}: {len(where.devices)} devices, lowering")
     started = time.perf_counter()
     lowered = program.step.lower(*program.abstract)
@@ -135,6 +136,7 @@ def compile_sample(
     """
     builders.check(config)
     mesh, slices = mesh_of(config, where)
+    place = fit.where(mesh, where, ask)
     tokenizer = tokenizer_of(config)
     model = builders.build_model(config, tokenizer)
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
@@ -159,7 +161,6 @@ def compile_sample(
         found = [dataclasses.replace(one.result(), resident=held) for one, held in compiling]
     finally:
         pool.shutdown(cancel_futures=True)
-    place = fit.where(mesh, where, ask)
     verdicts = [fit.fits(one, place["hbm"]) for one in found]
     return {
         "config": config.name,

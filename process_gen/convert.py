@@ -98,10 +98,30 @@ def convert(
         raise ConvertError(
             f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
         )
+    _check(weights, to)
     # An object store has no file that only one can make, and a package is one file, whole or not there.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
         _write(weights, target, to, mesh, largest, which, dtype=dtype, progress=progress)
+
+
+def _check(weights: Weights, to: str) -> None:
+    """Refuses weights that lack what `to` holds, before anything is made."""
+    if to in ("flux", "diffusers"):
+        _needs(weights.autoencoder, weights, "autoencoder")
+    elif to == "adapters":
+        _needs(weights.adapted, weights, "adapters (it was trained with a config.model.lora.rank of 0)")
+        if besides := weights.adapted.besides:
+            raise ConvertError(
+                f"{weights.source} has trained {arrays.shorten(sorted(besides))} besides its adapters, which "
+                "would be lost: --to=bagel has all of it, merged"
+            )
+    elif to != "ours":
+        _needs(weights.params, weights, "model")
+        if to == "siglip2":
+            _needs(weights.model.vit, weights, "ViT")
+        elif to == "bagel":
+            _needs(weights.autoencoder, weights, "autoencoder (--autoencoder=PATH gives one)")
 
 
 def _write(
@@ -117,17 +137,10 @@ def _write(
     params, coder, model = weights.params, weights.autoencoder, weights.model
     dtype = options["dtype"]
     if to in ("flux", "diffusers"):
-        _needs(coder, weights, "autoencoder")
         flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
         return
     if to == "adapters":
-        _needs(weights.adapted, weights, "adapters (it was trained with a config.model.lora.rank of 0)")
         mine, base = weights.adapted, weights.adapted.base
-        if mine.besides:
-            raise ConvertError(
-                f"{weights.source} has trained {arrays.shorten(sorted(mine.besides))} besides its adapters, "
-                "which would be lost: --to=bagel has all of it, merged"
-            )
         base = str(load.absolute(base)) if base else ""
         adapters.export_adapters(mine.params(dtype), mine.lora, target, base=base, **options)
         return
@@ -140,17 +153,14 @@ def _write(
         stream.write_step(target, items, weights.metadata, options["progress"])
         _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
         return
-    _needs(params, weights, "model")
     if to == "package":
         _write_package(weights, epath.Path(target), which, dtype)
         return
     options["largest"] = largest
     if to == "siglip2":
-        _needs(model.vit, weights, "ViT")
         parts.export_siglip2(params(dtype), model.vit, target, **options)
         return
     if to == "bagel":
-        _needs(coder, weights, "autoencoder (--autoencoder=PATH gives one)")
         bagel.export_bagel(params(dtype), coder(dtype), model, target, files=weights.files, **options)
     else:
         parts.export_qwen2(params(dtype), model, target, **options)

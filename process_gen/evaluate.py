@@ -20,6 +20,7 @@ from process_gen.experiment import cli  # before what reads its settings when it
 import ast
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ def evaluate(
     warm: bool = True,
     host: tuple[int, int] = (0, 1),
     forced_steps: bool = False,
+    wait: bool = False,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
     """Goes through the stages for some cells.
 
@@ -74,56 +76,77 @@ def evaluate(
       warm: keeps compilation out of the seconds per image.
       forced_steps: draws steps after the teacher's own as well, of the scenes (`evaluation.forced`).
       host: which of how many hosts this is. All have to call it alike; the first one reports.
+      wait: for the end of another evaluation in the folder.
 
     Returns:
       What to print, the files to look at, and the scores; nothing but on the first host.
 
     Raises:
       TaskError, ResultsError, ReportError: bad input; the message is fit for a user.
-      Occupied: another evaluation is going on in the folder.
+      Occupied: another evaluation is going on in the folder, and `wait` is False.
     """
     root, lead = files.check_writable(folder), host[0] == 0
-    with lock.hold(root, "an evaluation") if lead else contextlib.nullcontext():
-        text, written = "", []
-        asked = [one for one, _ in cells]
-        # Before anything is drawn: one may be impossible.
-        judges = _judges(asked) if stage != "images" else []
-        if stage in ("all", "images"):
-            _draw(cells, root, show, warm, host, forced_steps)
-        if lead and stage in ("all", "images"):
-            written = [path for one in asked for path in pipeline.lay_out(root, one)]
-        judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
-        if stage in ("all", "judge"):
-            for one, judge in judged:
-                pipeline.judge_cell(root, one, judge, states, host, show)
-            _wait("the images are judged", host)
-        if not lead or stage not in ("all", "report"):
-            return text, written, []
-        scored, tell = [], show or (lambda text: None)
+    check = functools.partial(show, "waiting for another evaluation") if show else lambda: None
+    with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
+        _wait("the folder is held", host)
+        return _stages(cells, root, stage, states, config, pictures, allow, show, warm, host, forced_steps)
+
+
+def _stages(
+    cells: Sequence[tuple[Asked, Sampler | None]],
+    root: pathlib.Path,
+    stage: str,
+    states: str,
+    config: Mapping[str, Any] | None,
+    pictures: int,
+    allow: Sequence[str],
+    show: Show | None,
+    warm: bool,
+    host: tuple[int, int],
+    forced_steps: bool,
+) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
+    """`evaluate` in a folder that is held."""
+    lead = host[0] == 0
+    text, written = "", []
+    asked = [one for one, _ in cells]
+    # Before anything is drawn: one may be impossible.
+    judges = _judges(asked) if stage != "images" else []
+    if stage in ("all", "images"):
+        _draw(cells, root, show, warm, host, forced_steps)
+    if lead and stage in ("all", "images"):
+        written = [path for one in asked for path in pipeline.lay_out(root, one)]
+    judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
+    if stage in ("all", "judge"):
         for one, judge in judged:
-            tell(f"{pathlib.Path(one.place).name}: adding up")
-            cell, official = pipeline.score_cell(root, one, judge)
-            if cell.outcomes:
-                scored.append((one, judge, cell))
-                written += official
-        if scored:
-            tell("writing the results")
-            written += writing.write_results(root, scored, config or {})
-        cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
-        tell("writing the page")
-        written += writing.write_page(
-            root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
-        )
-        for one, _, cell in scored:
-            if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
-                tell(f"{pathlib.Path(one.place).name}: laying out the images")
-                written += pipeline.lay_out(root, one, cell)
-        for one, _ in judged:
-            if not any(one is there for there, *_ in scored):
-                text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
-        if scored:  # what cannot be compared is refused when everything is written
-            text += writing.text_of([cell for *_, cell in scored], allow)
-        return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
+            pipeline.judge_cell(root, one, judge, states, host, show)
+        _wait("the images are judged", host)
+    if not lead or stage not in ("all", "report"):
+        return text, written, []
+    scored, tell = [], show or (lambda text: None)
+    for one, judge in judged:
+        tell(f"{pathlib.Path(one.place).name}: adding up")
+        cell, official = pipeline.score_cell(root, one, judge)
+        if cell.outcomes:
+            scored.append((one, judge, cell))
+            written += official
+    if scored:
+        tell("writing the results")
+        written += writing.write_results(root, scored, config or {})
+    cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
+    tell("writing the page")
+    written += writing.write_page(
+        root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
+    )
+    for one, _, cell in scored:
+        if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
+            tell(f"{pathlib.Path(one.place).name}: laying out the images")
+            written += pipeline.lay_out(root, one, cell)
+    for one, _ in judged:
+        if not any(one is there for there, *_ in scored):
+            text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
+    if scored:  # what cannot be compared is refused when everything is written
+        text += writing.text_of([cell for *_, cell in scored], allow)
+    return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
 
 
 def _judges(asked: Sequence[Asked]) -> list[Judge | None]:

@@ -330,8 +330,15 @@ def run(values: Any) -> str:
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     hosts.initialize()
     prompts = collect_prompts(values.prompts, values.prompts_file)
-    if not values.answer:
-        files.check_writable(values.output_dir)
+    if values.answer:
+        return _run(prompts, values)
+    files.check_writable(values.output_dir)
+    with lock.hold(values.output_dir, "sampling") if hosts.is_lead() else contextlib.nullcontext():
+        return _run(prompts, values)
+
+
+def _run(prompts: Sequence[str], values: Any) -> str:
+    """Loads the weights, and answers or draws."""
     names = [field.name for field in dataclasses.fields(SamplerConfig)]
     settings = {name: value for name in names if (value := getattr(values, name, None)) is not None}
     rows = min(values.batch_size, len(prompts))
@@ -348,8 +355,7 @@ def run(values: Any) -> str:
             print(f"warning: {text}", file=sys.stderr)
     if values.answer:
         return answer_prompts(asked)
-    with lock.hold(values.output_dir, "a sampling") if hosts.is_lead() else contextlib.nullcontext():
-        return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
+    return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
 
 
 def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, values: Any) -> str:

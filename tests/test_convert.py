@@ -191,6 +191,7 @@ def test_without_a_vit(source, tmp_path):
         (dict(seed=3), convert.ConvertError, "--seed is for a source"),
         (dict(largest="1GB"), convert.ConvertError, "this one is ours: leave it"),
         (dict(to="flux", mesh="fsdp=2"), convert.ConvertError, "--mesh is for"),
+        (dict(to="adapters"), convert.ConvertError, "holds no adapters"),
     ],
 )
 def test_what_cannot_work_is_one_line(flags, error, message, tmp_path, monkeypatch):

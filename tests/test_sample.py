@@ -155,9 +155,9 @@ def test_a_stop_keeps_what_is_finished_and_the_same_command_goes_on(command, val
 
 
 def test_a_folder_is_drawn_into_by_one_at_a_time(command, values):
-    with lock.hold(values.output_dir, "a sampling"):
+    with lock.hold(values.output_dir, "sampling"):
         code, _, err = command()
-        assert code == 2 and "a sampling is going on in" in err
+        assert code == 2 and "sampling is going on in" in err
         assert [path.name for path in pathlib.Path(values.output_dir).iterdir()] == [lock.NAME]
     assert command()[0] == 0 and not (pathlib.Path(values.output_dir) / lock.NAME).exists()
 

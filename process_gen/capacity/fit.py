@@ -28,8 +28,8 @@ RECEIVED = (
 )
 """What the exchanges of the sampler's programs are counted for."""
 
-GPU_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-"""The variable that says what share of a GPU's memory JAX takes."""
+GPU_SHARE = "XLA_CLIENT_MEM_FRACTION"
+"""The variable that says what share of a GPU's memory JAX takes; `XLA_PYTHON_CLIENT_MEM_FRACTION` before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Ask:
       counts: what a row holds on average, such as `training.amounts.of_a_row`.
       efficiency: share of the peak that matrix products reach.
       trajectories: how many are to be trained on; 0 leaves the bill out.
-      hbm: bytes of memory of a device, instead of the chip's; of a GPU's, JAX takes a share (`GPU_SHARE`).
+      hbm: bytes of memory of a device, instead of the chip's. Of a GPU only a share counts (`GPU_SHARE`).
     """
 
     counts: Callable[[Layout], Mapping[str, float]]
@@ -136,7 +136,7 @@ def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
 
 def _share_of_gpu() -> float:
     """What the environment says, or else what `launch/env.sh` sets."""
-    text = os.environ.get(GPU_SHARE) or "0.9"
+    text = os.environ.get(GPU_SHARE) or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.9"
     try:
         share = float(text)
     except ValueError:

@@ -1,10 +1,10 @@
-"""One process at a time in a folder: a file that names who is there, and tells whether he still is.
+"""One process at a time in a folder: a file names its owner, and tells whether that one is alive.
 
 The file is made by exclusive creation, which works where `flock` does not. Its owner touches it every
 few seconds. One that a dead process left behind is taken over: on the same host at once, since the
 system knows its processes; from another host after the file has not been touched for a while, which
-needs no clock that both hosts share. What has the name of this host may be another one all the same: a
-container that numbers its own processes, a second machine, or this one before it was started again.
+needs no clock that both hosts share. A host with the same name can still be another one: a container with
+process numbers of its own, a second machine, or this one before it was booted again. It counts as another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
@@ -41,9 +41,9 @@ class Occupied(OSError):
 class Owner:
     """A process, and `what` it does, for the message.
 
-    Numbers of processes come again, so `boot` names the run of the host's kernel, `space` the processes that
-    are numbered together and `started` says when the process began ("" where the system does not say);
-    `token` tells apart two locks of one process.
+    Numbers of processes come again, so `boot` names the run of the host's kernel, `pid_namespace` the
+    processes that are numbered together and `started` says when the process began ("" where the system does
+    not say); `token` tells apart two locks of one process.
     """
 
     host: str
@@ -52,23 +52,33 @@ class Owner:
     started: str
     token: str
     what: str
-    space: str = ""
+    pid_namespace: str = ""
 
     @classmethod
     def me(cls, what: str) -> Owner:
         pid = os.getpid()
-        return cls(socket.gethostname(), _boot(), pid, _started(pid), uuid.uuid4().hex, what, _space())
+        return cls(
+            socket.gethostname(), _boot(), pid, _started(pid), uuid.uuid4().hex, what, _pid_namespace()
+        )
 
     def is_dead_here(self) -> bool | None:
         """Whether it has ended; None where that cannot be known, because its host may be another one."""
-        if (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), _space()):
+        here = socket.gethostname(), _boot(), _pid_namespace()
+        if (self.host, self.boot, self.pid_namespace) != here:
             return None
         return not _exists(self.pid) or self.started != _started(self.pid)
 
 
 @contextlib.contextmanager
-def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Iterator[None]:
+def hold(
+    folder: str | os.PathLike[str],
+    what: str,
+    wait: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Keeps a folder, which is made if need be, for this process; `what` it does there is told to others.
+
+    `check` is called while it waits, and may raise to end that.
 
     Raises:
       Occupied: another process is there, and `wait` (for its end) is False.
@@ -87,7 +97,7 @@ def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Itera
                 unread = 0
             continue
         name = f"process {other.pid} of {other.host}"
-        if _is_dead(path, other):
+        if _is_dead(path, other, check):
             logging.warning("%s: taken over from %s, which has ended", path, name)
             _remove(path, other)
         elif not wait:
@@ -99,6 +109,7 @@ def hold(folder: str | os.PathLike[str], what: str, wait: bool = False) -> Itera
             if not said:
                 logging.info("waiting for %s in %s", name, path.parent)
                 said = True
+            check()
             time.sleep(1.0)
     ended = threading.Event()
     thread = threading.Thread(target=_touch, args=(path, ended), daemon=True)
@@ -138,17 +149,20 @@ def _link(file: pathlib.Path, path: pathlib.Path) -> bool:
 
 def _read(path: pathlib.Path) -> Owner | None:
     try:
-        return Owner(**files.read_json(path))
+        fields = files.read_json(path)
+        known = [field.name for field in dataclasses.fields(Owner)]  # later versions may write more
+        return Owner(**{name: fields[name] for name in known if name in fields})
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def _is_dead(path: pathlib.Path, other: Owner) -> bool:
+def _is_dead(path: pathlib.Path, other: Owner, check: Callable[[], None]) -> bool:
     if (dead := other.is_dead_here()) is not None:
         return dead
     logging.warning("%s: is process %d of %s alive? waiting for a sign", path, other.pid, other.host)
     first, end = _touched(path), time.monotonic() + SILENT_SECONDS
     while time.monotonic() < end:
+        check()
         time.sleep(min(1.0, SILENT_SECONDS / 10))
         if _touched(path) != first:
             return False
@@ -183,7 +197,7 @@ def _boot() -> str:
     return ""
 
 
-def _space() -> str:
+def _pid_namespace() -> str:
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""

@@ -117,6 +117,15 @@ class Setting:
             state = self.program.with_reference(start_from(state, self.model, origin, self.tokenizer))
         return state
 
+    def with_networks(self, state: TrainState) -> TrainState:
+        """The state with the frozen networks that the losses read, as a training begins with them.
+
+        One that has them already stays as it is: its reference is the model as that training began.
+        """
+        if set(state.networks or ()) == set(self.program.recipe.losses.networks):
+            return state
+        return state.replace(networks=self.state(self.config.seed).networks)
+
     def placed(self, batch: Mapping[str, Any]) -> tuple[TrainProgram, Batch]:
         """A batch on the devices, and the program for its images."""
         rows = sharding.shard_batch(Batch(**batch), self.mesh, self.config.train.batch_size)

@@ -22,6 +22,8 @@ from process_gen.losses.registry import Term
 from process_gen.losses.rows import Row
 from process_gen.losses.stock import DECISIONS
 from process_gen.models import partition
+from process_gen.models.autoencoder import random_weights
+from process_gen.models.outputs import Outputs
 from process_gen.reports.images import data_url
 from process_gen.reports.table import table
 from process_gen.training import scoring
@@ -154,35 +156,40 @@ def _places(one: Anatomy) -> Iterator[Place]:
 def _counted(
     setting: Setting, whole: Batch, row: int, state: TrainState | None
 ) -> dict[Place, dict[str, tuple[float, float]]]:
-    """Weight and value of each loss that counts at a place of a row; without a state, values of zeros."""
+    """Weight and value of each loss that counts at a place of a row; without a state, weights alone."""
     program, batch = setting.placed({name: x for name, x in vars(whole).items() if x is not None})
-    recipe, seed = program.undisturbed, setting.config.seed
-    losses, config, key = recipe.losses, recipe.model.config, jax.random.key(seed)
-    if state is None and (losses.networks or config.autoencoder != "patches"):
-        given = setting.state(seed).given
-    else:
-        given = Given(jnp.zeros((), jnp.int32)) if state is None else state.given
+    recipe, key = program.undisturbed, jax.random.key(setting.config.seed)
+    losses = recipe.losses
 
-    def terms(params: Any, given: Given, batch: Batch) -> dict[str, Term]:
-        if params is None:
-            outputs = scoring.seen_blank(recipe, given, batch, key)
-        else:
-            outputs = scoring.seen(recipe, params, given, batch, key)
+    def of(outputs: Outputs, batch: Batch) -> dict[str, Term]:
         taught = outputs.labels(labels(batch, recipe.model.ids))
         outputs = outputs.with_nll(taught)
-        found = {one.name: losses.term(one, outputs, batch, taught, key) for one in losses.rows}
-        return {name: term._replace(metrics={}) for name, term in found.items()}
+        return {one.name: losses.term(one, outputs, batch, taught, key) for one in losses.rows}
 
-    params = None if state is None else offload.on_devices(state.average)
+    def weights_of(networks: Any, batch: Batch) -> dict[str, jax.Array]:
+        # Weights do not depend on the autoencoder or the model, so none of it is ever computed.
+        given = Given(jnp.zeros((), jnp.int32), random_weights(recipe.model.config, key), networks)
+        terms = of(scoring.seen_blank(recipe, given, batch, key), batch)
+        return {name: (term.weights, term.weights) for name, term in terms.items()}
+
+    def values_of(params: Any, given: Given, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        terms = of(scoring.seen(recipe, params, given, batch, key), batch)
+        return {name: (term.values, term.weights) for name, term in terms.items()}
+
     over = partition.over(setting.mesh, sharding.ACTIVATION_RULES)
-    found = jax.device_get(jax.jit(over(terms))(params, given, batch))
+    if state is None:
+        networks = scoring.init_networks(losses.networks, {}, key)
+        found = jax.jit(over(weights_of))(networks, batch)
+    else:
+        state = setting.with_networks(state)
+        found = jax.jit(over(values_of))(offload.on_devices(state.average), state.given, batch)
     counted: dict[Place, dict[str, tuple[float, float]]] = {}
     for one in losses.rows:
-        values, weights = (np.asarray(x[row], np.float32) for x in found[one.name][:2])
+        values, weights = (np.asarray(x[row], np.float32) for x in jax.device_get(found[one.name]))
         for at, value, weight in _spread(one, values, weights, recipe.model.layout):
-            if (weight > 0).any():
-                mean = float(np.average(value, weights=np.maximum(weight, 0)))
-                counted.setdefault(at, {})[one.name] = float(weight[weight > 0].mean()), mean
+            if (there := weight > 0).any():
+                mean = float(np.average(value[there], weights=weight[there]))
+                counted.setdefault(at, {})[one.name] = float(weight[there].mean()), mean
     return counted
 
 

@@ -109,10 +109,7 @@ def try_loss(
     with config.unlocked():
         config.losses = ConfigDict({ROW: row})
     setting = Setting.of(config)
-    if state is None or set(state.networks or ()) != set(setting.program.recipe.losses.networks):
-        fresh = setting.state(config.seed)
-        # The reference is the model as a training begins, also of one that has been trained since.
-        state = fresh if state is None else state.replace(networks=fresh.networks)
+    state = setting.state(config.seed) if state is None else setting.with_networks(state)
     host = setting.batch(config.seed, number)
     program, batch = setting.placed(dict(vars(host)))
     recipe, key = program.undisturbed, jax.random.key(config.seed)

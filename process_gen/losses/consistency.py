@@ -128,7 +128,8 @@ def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
 def changed(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn changes.
 
-    Where there is no image before it, those that are not blank (of one grey) in the target.
+    Where there is no image before it, those that are not blank (of one grey) in the target. The image before
+    is the teacher's, also where the model was shown one of its own.
 
     Raises:
       LossError: a threshold that is no number of at least 0.
@@ -188,7 +189,7 @@ def _of_targets(outputs: Outputs, batch: Batch, stage: str) -> jax.Array:
 
 
 def _image_before(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The image that a turn starts from, [B, S, H, W, 3] uint8, and [B, S] bool, whether the model sees it.
+    """The image that a turn starts from, [B, S, H, W, 3] uint8; [B, S] bool, whether it is in the context.
 
     Not where there is none, or where one of the model's own stands in its place (`Batch.shown`).
     """

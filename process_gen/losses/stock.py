@@ -115,11 +115,11 @@ def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
     def of_last(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
 
-    before, length = of_last(tokens), tokens.shape[-1]
+    before = of_last(tokens)
     same = tokens[..., :, None] == before[..., None, :]  # a token here, a token there
     three = same[..., :-2, :-2] & same[..., 1:-1, 1:-1] & same[..., 2:, 2:]
     found = (three & of_last(said)[..., None, 2:]).any(-1) & said[..., 2:] & (last >= 0)[..., None]
-    return jnp.pad(found, ((0, 0), (0, 0), (1, length - 1 - found.shape[-1])))
+    return jnp.pad(found, ((0, 0), (0, 0), (1, 1)))[..., : tokens.shape[-1]]
 
 
 DECISIONS = {

@@ -73,10 +73,11 @@ class LossTable:
         key, where = fold_in_name(key, row.name), f"config.losses.{row.name}, loss {row.loss!r}"
         try:
             term = get_loss(row.loss).function(outputs, batch, labels, key, stage=row.stage, **row.options)
-        except KeyError as error:  # of the hidden states or labels, most likely
-            raise LossError(f"{where}: there is no {error}; {hint(str(error.args[0]), labels)}") from error
         except (LossError, LookupError) as error:
-            raise LossError(f"{where}: {error}") from error
+            what = str(error)
+            if isinstance(error, KeyError):  # of the hidden states or labels, most likely
+                what = f"there is no {error}; {hint(' '.join(map(str, error.args)), labels)}"
+            raise LossError(f"{where}: {what}") from error
         except Exception as error:
             error.add_note(f"This happened in {where}.")
             raise

@@ -1,4 +1,4 @@
-"""Training on images of its own: in context stands what the model has drawn; and what that costs.
+"""Training on self-generated context: the model sees images of its own in place of the teacher's.
 
 At the first batch of a start and every `train.own.every`-th one from there, counted for each image size, the
 model draws the images of the batch at hand, after the teacher's texts (`sampling.packed`). They are kept for
@@ -111,7 +111,7 @@ class OwnStates:
           batch: fields of a `Batch`, the rows of this host.
         """
         places = [*_places(batch)]
-        rows = self._placed(self._shown(batch, places))
+        rows = self._placed(self._shown(batch, places)[0])
         found = self._draw[size_of(batch["image"])](state.params, state.autoencoder, rows, self._key(step))
         self._keep(places, {name: sharding.held_rows(x) for name, x in found.items()})
 
@@ -122,8 +122,8 @@ class OwnStates:
             np.random.default_rng((self._seed, _CHOSEN, step, row)).random(batch["present"].shape[1])
             for row in self._rows
         ]
-        fed = self._shown(batch, [*_places(batch)], np.stack(chosen) < self._own.share)
-        self._replaced += int((fed["shown"] != batch["image"]).any((-1, -2, -3)).sum())
+        fed, replaced = self._shown(batch, [*_places(batch)], np.stack(chosen) < self._own.share)
+        self._replaced += replaced
         self._seen += int(batch["has_image"].sum())
         return fed
 
@@ -141,11 +141,15 @@ class OwnStates:
         while len(self._kept) > self._own.keep:
             self._kept.popitem(last=False)
 
-    def _shown(self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray | None = None) -> Arrays:
+    def _shown(
+        self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray | None = None
+    ) -> tuple[Arrays, int]:
         """The batch with the images that are kept in its context: those that are `chosen` [B, S], or all.
 
-        With all of them, what is said of images that stay the teacher's keeps its labels.
+        With all of them, what is said of images that stay the teacher's keeps its labels. Also how many
+        images were replaced.
         """
+        replaced = 0
         right = batch["has_image"] & (batch["target"] == 0)
         shown = {"shown": batch["image"].copy(), "unjudged": np.zeros_like(right)}
         if "image_latents" in batch:
@@ -160,7 +164,8 @@ class OwnStates:
             some &= right[row, slots]
             for field, images in kept.items():
                 shown[field][row, slots[some]] = images[some]
-        return batch | shown
+            replaced += int(some.sum())
+        return batch | shown, replaced
 
     def measure(self, step: int, state: TrainState, batch: Arrays) -> dict[str, float]:
         """The losses of a batch whose images are drawn, under both contexts; all hosts call this.
@@ -171,7 +176,7 @@ class OwnStates:
           of the images that this host has fed since the last measurement were the model's own; it is left
           out at the first.
         """
-        own = self._shown(batch, [*_places(batch)])
+        own, _ = self._shown(batch, [*_places(batch)])
         given = {"shown": batch["image"]}
         if "image_latents" in batch:
             given["shown_latents"] = batch["image_latents"]
@@ -195,8 +200,9 @@ def _tell(step: int, found: Mapping[str, float]) -> None:
     """A line in the log, with every stage under both contexts."""
     pairs = {stage: [found.get(f"context_{c}/stage/{stage}") for c in ("teacher", "own")] for stage in STAGES}
     shown = (f"{stage} {a:.3f} -> {b:.3f}" for stage, (a, b) in pairs.items() if a is not None)
-    share = f"{100 * found.get('context_own/share', 0.0):.0f}% of the images were its own"
-    logging.info("step %d  %s; from the teacher's images to its own  %s", step, share, "  ".join(shown))
+    share = found.get("context_own/share")
+    told = "" if share is None else f"  {share:.0%} of the images were its own;"
+    logging.info("step %d%s  from the teacher's images to its own  %s", step, told, "  ".join(shown))
 
 
 def _turn_bytes(spec: Batch) -> int:

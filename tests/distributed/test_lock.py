@@ -78,6 +78,15 @@ def test_who_waits_comes_after(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_who_waits_can_be_told_to_stop(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with lock.hold(tmp_path, "the first"), pytest.raises(KeyboardInterrupt):
+        with lock.hold(tmp_path, "the second", wait=True, check=stop):
+            pass
+
+
 @pytest.mark.parametrize("changes", [dict(started="1"), dict(pid=2**22 + 1)], ids=lambda one: next(iter(one)))
 def test_a_process_of_this_host_that_has_ended_is_known_at_once(tmp_path, changes):
     written(tmp_path, **changes)
@@ -87,7 +96,7 @@ def test_a_process_of_this_host_that_has_ended_is_known_at_once(tmp_path, change
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(host="elsewhere"), dict(boot="another"), dict(space="pid:[1]", pid=2**22 + 1)],
+    [dict(host="elsewhere"), dict(boot="another"), dict(pid_namespace="pid:[1]", pid=2**22 + 1)],
     ids=lambda one: next(iter(one)),
 )
 def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeypatch, changes):
@@ -107,10 +116,11 @@ def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeyp
         pass
 
 
-def test_a_file_of_an_earlier_version_is_read(tmp_path, monkeypatch):
+def test_a_file_of_another_version_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.1)
     fields = dataclasses.asdict(written(tmp_path))
-    del fields["space"]
+    del fields["pid_namespace"]
+    fields["of_a_later_version"] = 1
     (tmp_path / lock.NAME).write_text(json.dumps(fields))
     assert lock._read(tmp_path / lock.NAME).pid == os.getpid()
     with lock.hold(tmp_path, "a training"):  # silent

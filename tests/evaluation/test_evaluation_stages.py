@@ -13,7 +13,7 @@ import pytest
 from evaluation_fakes import CHECKPOINT, TeacherSampler, ask, canvas, evaluated, sampled, spoiled
 from PIL import Image
 
-from process_gen.distributed import lock
+from process_gen.distributed import lock, stopping
 from process_gen.distributed.stopping import Stopped
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import judging, pipeline
@@ -70,6 +70,18 @@ def test_a_folder_is_of_one_evaluation_at_a_time(tmp_path, stage):
     ):
         evaluated(tmp_path, per_group=1, stage=stage)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_that_may_wait_comes_after_the_other(tmp_path):
+    said = []
+
+    def show(text):
+        said.append(text)
+        raise stopping.Stopped(text)
+
+    with lock.hold(tmp_path, "an evaluation"), pytest.raises(stopping.Stopped):
+        evaluated(tmp_path, per_group=1, wait=True, show=show)
+    assert said == ["waiting for another evaluation"]
 
 
 def test_a_report_ends_where_it_is_told_to_and_is_made_again(tmp_path):

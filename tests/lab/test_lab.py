@@ -9,7 +9,8 @@ from process_gen.experiment import cli
 from process_gen.experiment.builders import ConfigError
 from process_gen.lab import comparing
 from process_gen.lab.setting import Setting
-from process_gen.losses import LossError, Term
+from process_gen.losses import LossError, LossTable, Term
+from process_gen.losses.anatomy import anatomy
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,10 @@ def test_a_batch_shows_every_token_with_its_losses(config):
         lab.batch(config, row=2)
 
 
+OWN = ("mine", "bright")
+"""Rows with losses of these tests."""
+
+
 @pytest.fixture(scope="module")
 def every_loss(config):
     """With decisions, a loss of one's own, and one of whole turns."""
@@ -70,11 +75,20 @@ def test_tokens_show_what_the_losses_say_of_them(every_loss):
     setting = Setting.of(every_loss)
     state = setting.state(0)
     plain, valued = lab.batch(every_loss), lab.batch(every_loss, state=state)
+    stock = LossTable({name: row for name, row in every_loss.losses.to_dict().items() if name not in OWN})
+    for number, one in enumerate(
+        plain.trajectories
+    ):  # reckoned in another way, for the losses of the package
+        known = anatomy(setting.model.layout, plain.batch, stock, setting.model.ids, number).tokens
+        shown = [{name: x for name, x in token.losses.items() if name not in OWN} for token in one.tokens]
+        assert shown == [token.losses for token in known]
     assert [t.tokens for t in plain.trajectories] == [t.tokens for t in valued.trajectories]
     found, sums = {}, {}
     for rows in valued.rows:
         for *_, names, values in rows:
-            for name, value in zip(filter(None, names.split(", ")), values.split(", "), strict=False):
+            for name, value in zip(
+                names.split(", ") if names else (), values.split(", ") if values else (), strict=True
+            ):
                 row, _, weight = name.partition(" x ")
                 sums[row] = sums.get(row, 0.0) + float(weight or 1) * float(value)
                 found[row] = found.get(row, 0.0) + float(weight or 1)
@@ -87,6 +101,14 @@ def test_tokens_show_what_the_losses_say_of_them(every_loss):
         tried = lab.try_loss(every_loss.losses[row].to_dict(), every_loss, state=state)
         mean = np.average(tried.values[0], weights=tried.weights[0])
         assert sums[row] / found[row] == pytest.approx(mean, rel=0.01)
+
+
+def test_a_batch_shows_losses_that_read_networks_which_the_state_lacks(config):
+    state = Setting.of(config).state(0)
+    mine = config.copy_and_resolve_references()
+    with mine.unlocked():
+        mine.losses.kl = dict(loss="text_kl", stage="plan", weight=1.0)
+    assert "kl" in str(lab.batch(mine)) and "plan_text, kl" in str(lab.batch(mine, state=state))
 
 
 def test_a_loss_is_tried_on_a_batch(config):

@@ -169,7 +169,7 @@ def test_what_the_caller_set_stays_and_comes_last(box):
         "--xla_gpu_enable_latency_hiding_scheduler=true",
         "--xla_gpu_enable_latency_hiding_scheduler=false",
     ]
-    assert found["NCCL_DEBUG"] == "INFO" and found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9"
+    assert found["NCCL_DEBUG"] == "INFO" and found["XLA_CLIENT_MEM_FRACTION"] == "0.9"
 
 
 def test_only_several_slices_need_flags_of_the_compiler(box):

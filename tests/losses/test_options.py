@@ -166,6 +166,12 @@ def test_of_what_plans_describe_a_part_is_kept(level):
     assert 0.1 < kept.sum() / plans.sum() < 0.9
 
 
+def test_without_room_for_plans_nothing_is_repeated():
+    batch = make_batch(2, seed=2)
+    batch = batch.replace(before_tokens=batch.before_tokens[..., :0])
+    assert repeated(batch, IDS.des, IDS.des_end).shape == batch.before_tokens.shape
+
+
 def test_what_descriptions_repeat_costs_what_its_words_do(given):
     batch, own, _ = given
     weights = reckoned(batch) & np.asarray(batch.present & (batch.before_weight > 0))[..., None]
