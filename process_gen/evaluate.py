@@ -6,6 +6,7 @@
     python -m process_gen.evaluate --workdir=runs/7b --tasks=geneval-hf --task_args=geneval-hf.metadata=FILE
     python -m process_gen.evaluate --tasks=wise --images=FOLDER            # of another program
     python -m process_gen.evaluate --compare=runs/a/evaluation/results.json,runs/b/evaluation/results.json
+    python -m process_gen.evaluate --compare=sweeps/losses/results.jsonl --pool=config.seed  # over seeds
 
 Three stages, each of which goes on where it was cut off: `--stage=images` draws, `--stage=judge` judges what
 is drawn, `--stage=report` adds up; `--stage=all` does all three. What is drawn is never drawn again, what is
@@ -208,7 +209,7 @@ def run(values: Any, show: Show | None = None) -> str:
     if values.forced and "scenes" not in values.tasks:
         raise TaskError("--forced has a teacher for --tasks=scenes alone")
     if values.compare:
-        text, written = writing.compare(values.compare, _folder(values), values.allow)
+        text, written = writing.compare(values.compare, _folder(values), values.allow, values.pool)
         return "\n".join([text, "", *map(str, written)])
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     hosts.initialize()
@@ -350,6 +351,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "compare", [], "Results files, or a sweep's results.jsonl, side by side; draws nothing."
     )
+    flags.DEFINE_list("pool", [], "Of a sweep, as config.seed: cells that differ in these alone are one.")
     flags.DEFINE_list("allow", [], f"What may differ in one table: of {', '.join(tables.MUST_AGREE)}.")
 
 

@@ -1,9 +1,10 @@
-"""The process against its two baselines on the level whose texts name no cell, three seeds each: 9 trainings,
+r"""The process against its two baselines on the level whose texts name no cell, three seeds each: 9 trainings,
 a quarter of an hour each on two cores.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # cells share programs: each is compiled once
     python -m process_gen.sweep --config=configs/sweeps/evidence.py --workdir=sweeps/evidence
-    python -m process_gen.evaluate --output_dir=sweeps/evidence/report --compare=sweeps/evidence/results.jsonl
+    python -m process_gen.evaluate --output_dir=sweeps/evidence/report --pool=config.seed \
+        --compare=sweeps/evidence/results.jsonl
 
 All arms start from the shipped weights and have as many training FLOP. The baselines draw one image, with a
 plan or without one.

@@ -1,10 +1,11 @@
-"""Which losses help on scenes: one more loss, or one changed, against the table of `scenes.py:quick`, at half
+r"""Which losses help on scenes: one more loss, or one changed, against the table of `scenes.py:quick`, at half
 its steps; three seeds each, an hour on two cores with two processes.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # the seeds of an arm share their programs
     for core in 0 1; do taskset -c $core python -m process_gen.sweep --jobs=claim \
         --config=configs/sweeps/losses.py --workdir=sweeps/losses & done; wait
-    python -m process_gen.evaluate --output_dir=sweeps/losses/report --compare=sweeps/losses/results.jsonl
+    python -m process_gen.evaluate --output_dir=sweeps/losses/report --pool=config.seed \
+        --compare=sweeps/losses/results.jsonl
 
 What came out of it: process_gen/losses/README.md.
 """

@@ -330,6 +330,60 @@ def save(path: str | os.PathLike[str], cells: Sequence[Cell], known: Mapping[str
     return pathlib.Path(path)
 
 
+def pooled(cells: Sequence[tuple[Cell, Mapping[str, Any]]], keys: Collection[str]) -> list[Cell]:
+    """Cells with their settings in a sweep; those that differ in `keys` alone become one.
+
+    Its `checkpoint` is called by the settings that are left. A seed of the sampler becomes one for each
+    value of `keys`, the same in every cell, so that trainings of one seed are compared with each other. The
+    prompts stay the clusters.
+
+    Raises:
+      ResultsError: cells of one arm have other prompts.
+    """
+    values = {json.dumps([settings.get(key) for key in keys]) for _, settings in cells}
+    rank = {value: number for number, value in enumerate(sorted(values))}
+    most = 1 + max((one.seed for cell, _ in cells for one in cell.outcomes), default=0)
+    groups: dict[tuple[str, ...], list[tuple[int, Cell]]] = {}
+    for cell, settings in cells:
+        rest = {key: value for key, value in settings.items() if key not in keys}
+        name = ", ".join(str(x) if key == "config" else f"{key}={x}" for key, x in rest.items())
+        number = rank[json.dumps([settings.get(key) for key in keys])]
+        groups.setdefault((cell.task, cell.arm, name), []).append((number, cell))
+    return [_merged(name or "all", most, found) for (*_, name), found in groups.items()]
+
+
+def _merged(name: str, most: int, cells: Sequence[tuple[int, Cell]]) -> Cell:
+    first = cells[0][1]
+    if len({cell.prompts for _, cell in cells}) > 1:
+        raise ResultsError(f"{name}: cells that would be pooled were asked for different prompts")
+    sums: dict[str, dict[str, Any]] = {key: {} for key in (*_COUNTED, "seen")}
+    for _, cell in cells:
+        for key, found in sums.items():
+            for doc, counts in getattr(cell, key).items():
+                found[doc] = _added(found[doc], counts) if doc in found else counts
+    return dataclasses.replace(
+        first,
+        checkpoint={**first.checkpoint, "source": name},
+        seeds=[number * most + seed for number, cell in cells for seed in cell.seeds],
+        outcomes=tuple(
+            dataclasses.replace(one, seed=number * most + one.seed)
+            for number, cell in cells
+            for one in cell.outcomes
+        ),
+        **{key: sum(getattr(cell, key) for _, cell in cells) for key in ("wanted", "judged", "unjudged")},
+        summary={},  # of an official scorer, which saw one cell
+        **sums,
+    )
+
+
+def _added(a: Any, b: Any) -> Any:
+    """The sum of two `Counts`, or of two `Shares`."""
+    if isinstance(a, Counts):
+        return a + b
+    pairs = {key: (a.get(key, (0, 0)), b.get(key, (0, 0))) for key in {**a, **b}}
+    return {key: tuple(x + y for x, y in zip(*pair, strict=True)) for key, pair in pairs.items()}
+
+
 def load(path: str | os.PathLike[str]) -> list[Cell]:
     """The cells of a results file.
 

@@ -25,6 +25,7 @@ from pyarrow import parquet
 
 import process_gen
 from process_gen.common.files import whole
+from process_gen.common.names import check_name
 from process_gen.evaluation import pipeline, results, tables
 from process_gen.evaluation.pipeline import Asked
 from process_gen.evaluation.results import Cell
@@ -187,7 +188,7 @@ def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> l
 
 
 def compare(
-    paths: Sequence[str], folder: str | os.PathLike[str], allow: Sequence[str] = ()
+    paths: Sequence[str], folder: str | os.PathLike[str], allow: Sequence[str] = (), pool: Sequence[str] = ()
 ) -> tuple[str, list[pathlib.Path]]:
     """The tables and the plot of several results files side by side.
 
@@ -195,27 +196,33 @@ def compare(
       paths: of `results.json`, or of the `results.jsonl` of a sweep, which stands for those of its cells.
       folder: to write to.
       allow: what may differ.
+      pool: settings of the sweep, as `config.seed`; cells that differ in these alone are one.
 
     Raises:
-      ResultsError: a file is missing or is something else, or stands there twice.
+      ResultsError: a file is missing or is something else, or stands there twice; or no sweep has such a
+        setting.
       Incomparable: what they say would mislead side by side.
     """
-    paths = [one for path in paths for one in _of_sweep(path)]
-    if len({os.path.abspath(path) for path in paths}) < len(paths):
+    found = [one for path in paths for one in _of_sweep(path)]
+    if len({os.path.abspath(path) for path, _ in found}) < len(found):
         raise results.ResultsError("the same results file is given twice")
-    cells = [cell for path in paths for cell in results.load(path)]
+    known = {key for _, settings in found for key in settings}
+    for key in pool:
+        check_name(key, known, "setting of the sweep", results.ResultsError)
+    given = [(cell, settings) for path, settings in found for cell in results.load(path)]
+    cells = results.pooled(given, pool) if pool else [cell for cell, _ in given]
     text, folder = text_of(cells, allow), files.check_writable(folder)
     written = _plots(folder, cells, "comparison")
     return text, [*written, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]
 
 
-def _of_sweep(path: str) -> list[str]:
-    """The results files that a path stands for."""
+def _of_sweep(path: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The results files that a path stands for, and the settings of each in its sweep."""
     if not path.endswith(".jsonl"):
-        return [path]
+        return [(path, {})]
     try:
         rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
-        found = [str(pathlib.Path(path).parent / row["results"]) for row in rows]
+        found = [(str(pathlib.Path(path).parent / row["results"]), dict(row["settings"])) for row in rows]
     except OSError as error:
         raise results.ResultsError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:

@@ -6,7 +6,7 @@ import json
 import pytest
 from evaluation_fakes import TeacherSampler, evaluated, spoiled
 
-from process_gen.evaluation import results, tables
+from process_gen.evaluation import results, tables, writing
 from process_gen.evaluation.results import ResultsError
 from process_gen.evaluation.tasks.scenes import GROUPS
 from process_gen.trajectory.stages import Mode
@@ -144,6 +144,33 @@ def test_what_is_not_comparable_is_refused_with_the_reason(two, tmp_path):
             tables.check_comparable([two[0], other])
         assert f"--allow={key}" in str(error.value)
         tables.check_comparable([two[0], other], allow=[key])
+
+
+def test_trainings_of_a_sweep_that_differ_in_their_seed_alone_are_one_arm(two, perfect, tmp_path):
+    right, wrong = perfect, two[0]
+    cells = {("a", 0): right, ("a", 1): wrong, ("b", 1): right, ("b", 0): right}
+    lines = []
+    for number, ((config, seed), cell) in enumerate(cells.items()):
+        results.save(tmp_path / f"{number}.json", [cell], {})
+        settings = {"config.seed": seed, "config": config, "config.x": 1}
+        lines.append(json.dumps({"settings": settings, "results": f"{number}.json"}))
+    (tmp_path / "results.jsonl").write_text("\n".join(lines))
+    text, _ = writing.compare([str(tmp_path / "results.jsonl")], tmp_path, pool=["config.seed"])
+    given = [(cell, dict(c=config, s=seed)) for (config, seed), cell in cells.items()]
+    a, b = results.pooled(given, ["s"])
+    assert (a.checkpoint["source"], b.checkpoint["source"]) == ("c=a", "c=b")
+    (gap,) = tables.comparison_table([a, b])[1]
+    assert gap[3] == len([one for one in a.outcomes if one.group in a.formulas["score"]]), "all are paired"
+    assert gap[1] == pytest.approx(1 / 16) and "process b, config.x=1 - process a, config.x=1" in text
+    assert len(a.outcomes) == a.judged == a.wanted == 2 * len(right.outcomes)
+    assert a.counted == right.counted + wrong.counted and len(set(b.seeds)) == len(b.seeds)
+    with pytest.raises(
+        ResultsError, match="unknown setting of the sweep 'config.sed'; did you mean config.seed"
+    ):
+        writing.compare([str(tmp_path / "results.jsonl")], tmp_path, pool=["config.sed"])
+    other = dataclasses.replace(right, prompts="others")
+    with pytest.raises(ResultsError, match="c=a: .* different prompts"):
+        results.pooled([(right, dict(c="a", s=0)), (other, dict(c="a", s=1))], ["s"])
 
 
 def test_bars_hold_every_group_and_the_score(two):
