@@ -1,5 +1,6 @@
-r"""The process against its two baselines on the level whose texts name no cell, three seeds each: 9 trainings,
-a quarter of an hour each on two cores.
+r"""The process against its two baselines on the level whose texts name no cell, three seeds each.
+
+9 trainings, a quarter of an hour each on two cores.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # cells share programs: each is compiled once
     python -m process_gen.sweep --config=configs/sweeps/evidence.py --workdir=sweeps/evidence

@@ -1,5 +1,6 @@
-r"""Which losses help on scenes: one more loss, or one changed, against the table of `scenes.py:quick`, at half
-its steps; three seeds each, an hour on two cores with two processes.
+r"""Which losses help on scenes: one more loss, or one changed, against the table of `scenes.py:quick`.
+
+Half its steps, three seeds each: 21 trainings, an hour and a half on two cores, one for each process.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # the seeds of an arm share their programs
     for core in 0 1; do taskset -c $core python -m process_gen.sweep --jobs=claim \

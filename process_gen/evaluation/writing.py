@@ -62,8 +62,9 @@ COLUMNS = pa.schema(
 """Columns of the table of judged images; the last four hold JSON."""
 
 
-def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
-    """Every table of some cells, for a terminal.
+def text_of(cells: Sequence[Cell], allow: Sequence[str] = (), whole: bool = False) -> str:
+    """Every table of some cells, for a terminal; of many cells those that have a column for each are left
+    out, unless `whole`.
 
     Raises:
       Incomparable: cells of a task that would mislead side by side.
@@ -74,7 +75,8 @@ def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
         judge = found[0].judge
         parts.append(f"{task}, judged by {judge['name']} ({judge['protocol']})")
         few = len(found) <= tables.FEW
-        made = [tables.group_table(found), tables.process_table(found)] if few else [tables.ranking(found)]
+        made = [] if few else [tables.ranking(found)]
+        made += [tables.group_table(found), tables.process_table(found)] if few or whole else []
         made.append(tables.comparison_table(found))
         parts += [table(rows, headers) for headers, rows in filter(None, made) if rows]
     return "\n\n".join(parts)
@@ -213,7 +215,8 @@ def compare(
     cells = results.pooled(given, pool) if pool else [cell for cell, _ in given]
     text, folder = text_of(cells, allow), files.check_writable(folder)
     written = _plots(folder, cells, "comparison")
-    return text, [*written, files.write_bytes(folder / "comparison.txt", f"{text}\n".encode())]
+    told = text_of(cells, allow, whole=True)
+    return text, [*written, files.write_bytes(folder / "comparison.txt", f"{told}\n".encode())]
 
 
 def _of_sweep(path: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -146,7 +146,9 @@ def test_what_is_not_comparable_is_refused_with_the_reason(two, tmp_path):
         tables.check_comparable([two[0], other], allow=[key])
 
 
-def test_trainings_of_a_sweep_that_differ_in_their_seed_alone_are_one_arm(two, perfect, tmp_path):
+def test_trainings_of_a_sweep_that_differ_in_their_seed_alone_are_one_arm(
+    two, perfect, tmp_path, monkeypatch
+):
     right, wrong = perfect, two[0]
     cells = {("a", 0): right, ("a", 1): wrong, ("b", 1): right, ("b", 0): right}
     lines = []
@@ -164,6 +166,10 @@ def test_trainings_of_a_sweep_that_differ_in_their_seed_alone_are_one_arm(two, p
     assert gap[1] == pytest.approx(1 / 16) and "process b, config.x=1 - process a, config.x=1" in text
     assert len(a.outcomes) == a.judged == a.wanted == 2 * len(right.outcomes)
     assert a.counted == right.counted + wrong.counted and len(set(b.seeds)) == len(b.seeds)
+    monkeypatch.setattr(tables, "FEW", 1)
+    text, _ = writing.compare([str(tmp_path / "results.jsonl")], tmp_path, pool=["config.seed"])
+    told = (tmp_path / "comparison.txt").read_text()
+    assert "objects_kept" in told and "objects_kept" not in text, "many columns are for the file"
     with pytest.raises(
         ResultsError, match="unknown setting of the sweep 'config.sed'; did you mean config.seed"
     ):
