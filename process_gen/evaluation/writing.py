@@ -225,7 +225,7 @@ def _of_sweep(path: str) -> list[tuple[str, Mapping[str, Any]]]:
         return [(path, {})]
     try:
         rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
-        found = [(str(pathlib.Path(path).parent / row["results"]), dict(row["settings"])) for row in rows]
+        found = [(str(pathlib.Path(path).parent / row["results"]), row.get("settings", {})) for row in rows]
     except OSError as error:
         raise results.ResultsError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:

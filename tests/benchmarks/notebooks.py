@@ -68,17 +68,10 @@ def main() -> None:
         return
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        build = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            f"--wheel-dir={folder}",
-            str(HERE),
-        ]
-        subprocess.run(build, check=True)
+        source = pathlib.Path(folder) / "source"  # a build leaves files where it is made
+        shutil.copytree(HERE, source, ignore=shutil.ignore_patterns(".git", "runs", "data_sets", "build"))
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}"]
+        subprocess.run([*pip, str(source)], check=True)
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         kinds = ("installed", "picture", "curve", "end")
         print(
