@@ -41,7 +41,8 @@ def options(folder, **changes) -> types.SimpleNamespace:
     values = dict(
         workdir=None, which="ema", config=None, tokenizer=None, dtype=None, tasks=["scenes"], task_args=[],
         arms=[], arm_args=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None,
-        batch_size=64, mesh="", sampling=[], output_dir=str(folder), pictures=24, compare=[], allow=[], pool=[],
+        batch_size=64, mesh="", sampling=[], output_dir=str(folder), pictures=24,
+        compare=[], allow=[], pool=[],
         coordinator=None, num_processes=None, process_id=None, forced=False,
     )  # fmt: skip
     return types.SimpleNamespace(**{**values, **changes})
