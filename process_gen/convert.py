@@ -102,7 +102,7 @@ def convert(
     # An object store has no file that only one can make, and a package is one file, whole or not there.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
-        _write(weights, target, to, mesh, largest, which, dtype=dtype, progress=progress)
+        _write(weights, target, to, dtype, mesh, largest, progress, which)
 
 
 def _check(weights: Weights, to: str) -> None:
@@ -128,14 +128,15 @@ def _write(
     weights: Weights,
     target: str,
     to: str,
+    dtype: str | None,
     mesh: Mapping[str, int] | None,
     largest: int | None,
+    progress: Callable[[int], None] | None,
     which: str,
-    **options: Any,
 ) -> None:
-    """`convert` into a target that is free; `options` are `dtype` and `progress`."""
+    """`convert`, of weights that have what is asked for, into a target that is free."""
     params, coder, model = weights.params, weights.autoencoder, weights.model
-    dtype = options["dtype"]
+    options = dict(dtype=dtype, progress=progress)
     if to in ("flux", "diffusers"):
         flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
         return
@@ -150,7 +151,7 @@ def _write(
             items["ema"] = params(dtype or DTYPE), shards(model, params(None).spec, mesh)
         if coder is not None:
             items["autoencoder"] = coder(dtype or DTYPE), {}
-        stream.write_step(target, items, weights.metadata, options["progress"])
+        stream.write_step(target, items, weights.metadata, progress)
         _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
         return
     if to == "package":

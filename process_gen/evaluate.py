@@ -110,8 +110,7 @@ def _stages(
     lead = host[0] == 0
     text, written = "", []
     asked = [one for one, _ in cells]
-    # Before anything is drawn: one may be impossible.
-    judges = _judges(asked) if stage != "images" else []
+    judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
     if stage in ("all", "images"):
         _draw(cells, root, show, warm, host, forced_steps)
     if lead and stage in ("all", "images"):

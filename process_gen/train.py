@@ -400,8 +400,9 @@ class Evaluation:
             for task, options in self.tasks.items()
         ]
         config = builders.to_json(self.config)
-        show = lambda _: self.stop.check()  # noqa: E731
-        return evaluate.evaluate(cells, folder, config=config, show=show, wait=True, **settings)
+        return evaluate.evaluate(
+            cells, folder, config=config, show=lambda _: self.stop.check(), wait=True, **settings
+        )
 
     def finish(self, state: TrainState) -> None:
         """The tables, the plots, the page and the loss curves at the end of a run."""

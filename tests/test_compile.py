@@ -128,6 +128,16 @@ def test_of_the_memory_of_a_gpu_the_share_counts_that_jax_takes(monkeypatch):
             report(FITS)
 
 
+def test_the_older_name_of_the_share_counts_too_and_is_named(monkeypatch):
+    older = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    monkeypatch.delenv(fit.GPU_SHARE, raising=False)
+    monkeypatch.setenv(older, "0.5")
+    assert fit._share_of_gpu() == 0.5
+    monkeypatch.setenv(older, "much")
+    with pytest.raises(ValueError, match=f"{older}=much is no share"):
+        fit._share_of_gpu()
+
+
 def test_the_reports_of_launch_still_fit():
     paths = [*(ROOT / "launch" / "capacity").glob("[hv]*.json")]
     assert paths

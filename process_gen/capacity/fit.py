@@ -28,8 +28,8 @@ RECEIVED = (
 )
 """What the exchanges of the sampler's programs are counted for."""
 
-GPU_SHARE = "XLA_CLIENT_MEM_FRACTION"
-"""The variable that says what share of a GPU's memory JAX takes; `XLA_PYTHON_CLIENT_MEM_FRACTION` before."""
+GPU_SHARE, _OLDER = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+"""The variable that says what share of a GPU's memory JAX takes, and its older name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +136,14 @@ def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
 
 def _share_of_gpu() -> float:
     """What the environment says, or else what `launch/env.sh` sets."""
-    text = os.environ.get(GPU_SHARE) or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.9"
+    name = GPU_SHARE if os.environ.get(GPU_SHARE) else _OLDER
+    text = os.environ.get(name) or "0.9"
     try:
         share = float(text)
     except ValueError:
         share = math.nan
     if not 0.0 < share <= 1.0:
-        raise ValueError(
-            f"{GPU_SHARE}={text} is no share of a GPU's memory: give a number above 0, at most 1"
-        )
+        raise ValueError(f"{name}={text} is no share of a GPU's memory: give a number above 0, at most 1")
     return share
 
 

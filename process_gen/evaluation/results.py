@@ -340,15 +340,14 @@ def pooled(cells: Sequence[tuple[Cell, Mapping[str, Any]]], keys: Collection[str
     Raises:
       ResultsError: cells of one arm have other prompts.
     """
-    values = {json.dumps([settings.get(key) for key in keys]) for _, settings in cells}
-    rank = {value: number for number, value in enumerate(sorted(values))}
+    values = [json.dumps([settings.get(key) for key in keys]) for _, settings in cells]
+    rank = {value: number for number, value in enumerate(sorted(set(values)))}
     most = 1 + max((one.seed for cell, _ in cells for one in cell.outcomes), default=0)
     groups: dict[tuple[str, ...], list[tuple[int, Cell]]] = {}
-    for cell, settings in cells:
+    for (cell, settings), value in zip(cells, values, strict=True):
         rest = {key: value for key, value in settings.items() if key not in keys}
         name = ", ".join(str(x) if key == "config" else f"{key}={x}" for key, x in rest.items())
-        number = rank[json.dumps([settings.get(key) for key in keys])]
-        groups.setdefault((cell.task, cell.arm, name), []).append((number, cell))
+        groups.setdefault((cell.task, cell.arm, name), []).append((rank[value], cell))
     return [_merged(name or "all", most, found) for (*_, name), found in groups.items()]
 
 

@@ -16,7 +16,7 @@ import datetime
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,24 +62,27 @@ COLUMNS = pa.schema(
 """Columns of the table of judged images; the last four hold JSON."""
 
 
-def text_of(cells: Sequence[Cell], allow: Sequence[str] = (), whole: bool = False) -> str:
-    """Every table of some cells, for a terminal; of many cells those that have a column for each are left
-    out, unless `whole`.
+def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
+    """Every table of some cells, for a terminal; of many cells not those that have a column for each.
 
     Raises:
       Incomparable: cells of a task that would mislead side by side.
     """
-    parts = []
+    return "\n\n".join(part for part, _ in _parts(cells, allow))
+
+
+def _parts(cells: Sequence[Cell], allow: Sequence[str], wide: bool = False) -> Iterator[tuple[str, bool]]:
+    """Titles and tables, and whether they are too wide for a terminal; those are left out unless `wide`."""
     for task, found in tables.by_task(cells).items():
         tables.check_comparable(found, allow)
         judge = found[0].judge
-        parts.append(f"{task}, judged by {judge['name']} ({judge['protocol']})")
-        few = len(found) <= tables.FEW
-        made = [] if few else [tables.ranking(found)]
-        made += [tables.group_table(found), tables.process_table(found)] if few or whole else []
-        made.append(tables.comparison_table(found))
-        parts += [table(rows, headers) for headers, rows in filter(None, made) if rows]
-    return "\n\n".join(parts)
+        yield f"{task}, judged by {judge['name']} ({judge['protocol']})", False
+        many = len(found) > tables.FEW
+        made = [(tables.ranking(found), False)] if many else []
+        if wide or not many:
+            made += [(tables.group_table(found), many), (tables.process_table(found), many)]
+        made.append((tables.comparison_table(found), False))
+        yield from ((table(one[1], one[0]), too_wide) for one, too_wide in made if one and one[1])
 
 
 def write_results(
@@ -213,9 +216,9 @@ def compare(
         check_name(key, known, "setting of the sweep", results.ResultsError)
     given = [(cell, settings) for path, settings in found for cell in results.load(path)]
     cells = results.pooled(given, pool) if pool else [cell for cell, _ in given]
-    text, folder = text_of(cells, allow), files.check_writable(folder)
+    parts, folder = list(_parts(cells, allow, wide=True)), files.check_writable(folder)
+    text, told = "\n\n".join(one for one, wide in parts if not wide), "\n\n".join(one for one, _ in parts)
     written = _plots(folder, cells, "comparison")
-    told = text_of(cells, allow, whole=True)
     return text, [*written, files.write_bytes(folder / "comparison.txt", f"{told}\n".encode())]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import collections
 import dataclasses
 import html
 import inspect
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from scipy import special
 
 from process_gen.distributed import offload
+from process_gen.evaluation.statistics import score_interval
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders
 from process_gen.experiment.builders import ConfigError
@@ -278,12 +278,12 @@ def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> fl
     sampler = Sampler(
         setting.model, params, setting.tokenizer, settings, rows, frozen=state.autoencoder, **places
     )
-    docs, judge, right = task.docs(), task.judge(), collections.defaultdict(list)
+    docs, judge = task.docs(), task.judge()
     drawn = sampler.sample([doc.input for doc in docs], seed=seed)
-    for doc, one in zip(docs, drawn, strict=True):
-        right[doc.group].append(judge(doc, one.image).score)
-    weights = next(iter(task.formulas(list(right)).values()))
-    return float(sum(weight * np.mean(right[group]) for group, weight in weights.items()))
+    scores = [judge(doc, one.image).score for doc, one in zip(docs, drawn, strict=True)]
+    groups = [doc.group for doc in docs]
+    weights = next(iter(task.formulas(list(dict.fromkeys(groups))).values()))
+    return score_interval(groups, [doc.doc_id for doc in docs], scores, weights).mean
 
 
 # ------------------------------------------------------------------------ notes

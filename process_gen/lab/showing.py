@@ -111,7 +111,7 @@ def batch(config: ConfigDict, row: int = 0, number: int = 0, state: TrainState |
     setting = Setting.of(config)
     whole = setting.batch(config.seed, number)
     found = jax.tree.map(lambda x: x[row : row + 1], whole)
-    losses, ids = builders.build_losses(config), setting.model.ids
+    losses, ids = setting.program.recipe.losses, setting.model.ids
     layout = setting.layouts[size_of(found.image)]
     counted = _counted(setting, whole, row, state)
     shown = []

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from process_gen.common import ranges
 from process_gen.losses.registry import Term, register, register_network
-from process_gen.losses.stock import of_stage
+from process_gen.losses.stock import of_stage, same_trajectory
 from process_gen.models.autoencoder import to_floats, to_patches
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
@@ -158,7 +158,7 @@ def last_images(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     right.
     """
     slots = jnp.arange(batch.present.shape[1])
-    same = (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
+    same = same_trajectory(batch)
     last = jnp.max(jnp.where(same & batch.has_image[:, None], slots, 0), axis=-1)
     end = jnp.max(jnp.where(same, slots, 0), axis=-1)
     right = (batch.target == 0) & batch.has_image

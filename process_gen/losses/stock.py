@@ -38,6 +38,11 @@ def of_stage(batch: Batch, stage: str) -> jax.Array:
     return everyone.get(Stage(stage), there & ~batch.refines)
 
 
+def same_trajectory(batch: Batch) -> jax.Array:
+    """[B, S, S] bool: whether a slot (last axis) holds a turn of the trajectory of another one."""
+    return (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
+
+
 @register("text_cross_entropy", pixels=False, stages=("plan", "inspect", "refine"))
 def text_cross_entropy(
     outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str, smoothing: float = 0.0
@@ -108,16 +113,15 @@ def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
     opened, closed = (jnp.cumsum(tokens == token, axis=-1) for token in (des, des_end))
     said = (opened > closed) & (tokens != des)
     slots = jnp.arange(tokens.shape[1])
-    same = (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
-    earlier = same & said.any(-1)[:, None] & (slots[None] < slots[:, None])[None]
+    earlier = same_trajectory(batch) & said.any(-1)[:, None] & (slots[None] < slots[:, None])[None]
     last = jnp.max(jnp.where(earlier, slots, -1), axis=-1)  # [B, S], -1 for none
 
     def of_last(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
 
     before = of_last(tokens)
-    same = tokens[..., :, None] == before[..., None, :]  # a token here, a token there
-    three = same[..., :-2, :-2] & same[..., 1:-1, 1:-1] & same[..., 2:, 2:]
+    equal = tokens[..., :, None] == before[..., None, :]  # a token here, a token there
+    three = equal[..., :-2, :-2] & equal[..., 1:-1, 1:-1] & equal[..., 2:, 2:]
     found = (three & of_last(said)[..., None, 2:]).any(-1) & said[..., 2:] & (last >= 0)[..., None]
     return jnp.pad(found, ((0, 0), (0, 0), (1, 1)))[..., : tokens.shape[-1]]
 

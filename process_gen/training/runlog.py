@@ -43,7 +43,7 @@ class RunLog:
         self.writer = metric_writers.MultiWriter(writers)
         self.curves: dict[str, list[tuple[int, float]]] = {}
         for line in earlier_losses(workdir / LOSSES, ledger.step) if hosts.is_lead() else ():
-            self._draw(**line)
+            self._keep(**line)
         peak, origin = metering.peak_flops(model.config.dtype)
         logging.info("peak %.0f GFLOP/s a device (%s)", peak / 1e9, origin)
         program = cost.Program(config.train.unroll, jax.default_backend(), encode=not config.data.latents)
@@ -60,7 +60,7 @@ class RunLog:
         values |= self.meter.read(step) | self.ledger.scalars()
         self.writer.write_scalars(step, values)
         losses = {n: value for n, value in values.items() if n == "loss" or n.startswith("loss/")}
-        self._draw(step, losses)
+        self._keep(step, losses)
         if hosts.is_lead():
             _append(self.workdir / LOSSES, {"step": step, "losses": losses})
         stages = "  ".join(f"{n.split('/')[1]} {v:.3f}" for n, v in values.items() if n.startswith("stage/"))
@@ -74,7 +74,7 @@ class RunLog:
         logging.info("%s", line)
         return values
 
-    def _draw(self, step: int, losses: Mapping[str, float]) -> None:
+    def _keep(self, step: int, losses: Mapping[str, float]) -> None:
         for name, value in losses.items():
             self.curves.setdefault(name, []).append((step, value))
 
@@ -99,14 +99,8 @@ def earlier_losses(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
                 found = files.from_json(line)
                 step, losses = int(found["step"]), found["losses"]
                 losses = {name: float(value) for name, value in losses.items()}
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                OverflowError,
-            ):  # never finished, or foreign
-                continue
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                continue  # never finished, or of another program
             if step <= last:
                 kept.append({"step": step, "losses": losses})
         files.write_json_lines(path, kept)
