@@ -1,16 +1,20 @@
 """A batch is shown, a loss is tried, trainings are compared: over the trainer's own program."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from process_gen import lab, losses
+from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import cli
 from process_gen.experiment.builders import ConfigError
 from process_gen.lab import comparing
 from process_gen.lab.setting import Setting
 from process_gen.losses import LossError, LossTable, Term
 from process_gen.losses.anatomy import anatomy
+from process_gen.scenes.teacher import teach
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +164,25 @@ def test_arms_train_on_the_same_numbers_and_differences_are_paired(config):
     assert by_arm["again", "held out/sketch_flow"].mean == 0
     assert not by_arm["again", "held out/sketch_flow"].sure
     assert found.plot().startswith(b"\x89PNG") and "95% over seeds" in found._repr_html_()
+
+
+def test_the_score_is_that_of_the_benchmark(config, monkeypatch):
+    class Teacher:
+        """Draws every prompt right, but those that count."""
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def sample(self, prompts, seed):
+            known = {request.text: request for request in Scenes(per_group=1).requests.values()}
+            for prompt in prompts:
+                image = teach(known[prompt], np.random.default_rng(seed), "default").turns[-1].image
+                blank = np.zeros_like(image)
+                yield SimpleNamespace(image=blank if known[prompt].category == "counting" else image)
+
+    monkeypatch.setattr(comparing, "Sampler", Teacher)
+    setting = Setting.of(config)
+    assert comparing._score(setting, setting.state(0), 1, 0) == pytest.approx(7 / 8)
 
 
 def curve(*values):
