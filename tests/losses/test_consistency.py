@@ -10,16 +10,13 @@ import pytest
 from process_gen import losses
 from process_gen.losses import LossError, LossTable
 from process_gen.losses.consistency import init_random_features, last_images, random_features, unchanged
-from process_gen.models.autoencoder import random_weights, to_tokens
-from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
-from process_gen.models.unified import UnifiedModel
+from process_gen.models.autoencoder import to_tokens
+from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.unroll import blank_outputs
 from process_gen.trajectory.controls import labels
-from tests.models.tiny import CONFIG, IDS, make_batch, make_model
-from tests.models.tiny import layout as make_layout
+from tests.models.tiny import FLUX, IDS, make_batch, make_flux, make_model
 
 KEY = jax.random.key(0)
-FLUX = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
 CORNER = np.array([False, True, True, True])
 """What stays of images that differ in their first latent token."""
 NAMES = ("spatial_consistency", "semantic_consistency")
@@ -40,8 +37,7 @@ def seen(request):
     batch = stained(make_batch(2, seed=2), np.random.default_rng(0))
     model, frozen = make_model()[0], None
     if request.param == "flux":
-        config = dataclasses.replace(CONFIG, autoencoder="flux", flux=FLUX, latent_patch=2)
-        model, frozen = UnifiedModel(config, make_layout(latent_values=16), IDS), random_weights(config, KEY)
+        model, frozen = make_flux()
     eye = init_random_features(KEY)
 
     def outputs_of(frozen):
@@ -139,10 +135,9 @@ def test_the_values_are_those_of_the_formula_where_latents_are_pixels(rng):
 
 
 def test_what_stays_is_found_in_pixels_whatever_latents_do(rng):
-    config = dataclasses.replace(CONFIG, autoencoder="flux", flux=FLUX, latent_patch=2)
     batch = make_batch(2, seed=2)
     batch = stained(batch.replace(target=jnp.where(batch.present, 0, -1)), rng)
-    latents = np.asarray(to_tokens(config, batch.image, random_weights(config, KEY)))
+    latents = np.asarray(to_tokens(FLUX, batch.image, make_flux()[1]))
     assert (np.abs(np.diff(latents, axis=1)).max(-1) > 1e-3).all(), "no latent stayed as it was"
     later = np.broadcast_to(~np.asarray(batch.is_first), batch.present.shape)
     np.testing.assert_array_equal(unchanged(batch, 4), later[..., None] & CORNER)

@@ -17,17 +17,16 @@ from process_gen import losses
 from process_gen.distributed import sharding
 from process_gen.losses import LossError, LossTable, Term, registry
 from process_gen.losses.rows import weight_of
-from process_gen.models.autoencoder import random_weights, to_pixels, to_tokens
-from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
+from process_gen.models.autoencoder import to_pixels, to_tokens
+from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.inputs import make_inputs
-from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import blank_outputs, make_outputs, run_turns
 from process_gen.training import scoring
 from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 from tests.losses import ten_ideas
-from tests.models.tiny import CONFIG, IDS, make_batch, make_model
+from tests.models.tiny import IDS, make_batch, make_flux, make_model
 from tests.models.tiny import layout as make_layout
 
 KEY = jax.random.key(0)
@@ -90,10 +89,7 @@ def test_pixels_of_clean_latents_are_the_image_and_a_window_is_a_part_of_it(unro
 
 
 def test_a_gradient_flows_through_the_decoder_of_an_autoencoder_with_weights():
-    sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
-    config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2)
-    model = UnifiedModel(config, make_layout(latent_values=16), IDS)
-    frozen = jax.jit(lambda: random_weights(config, KEY))()
+    model, frozen = make_flux()
     batch = make_batch(1, seed=2)
 
     def darkness(velocity, frozen):
@@ -105,8 +101,8 @@ def test_a_gradient_flows_through_the_decoder_of_an_autoencoder_with_weights():
     gradient = jax.jit(jax.grad(darkness))(zeros, frozen)
     assert np.isfinite(gradient).all() and gradient[:, :, 0, :2].any()
     assert not gradient[:, :, 1].any() and not gradient[:, :, 0, 2:].any()
-    latents = to_tokens(config, batch.image, frozen)
-    assert to_pixels(config, model.layout, latents, frozen).shape == batch.image.shape
+    latents = to_tokens(model.config, batch.image, frozen)
+    assert to_pixels(model.config, model.layout, latents, frozen).shape == batch.image.shape
 
 
 @pytest.mark.slow  # a train step is compiled

@@ -1,4 +1,7 @@
-"""Options of the losses of the method, and the loss that keeps what the model knew; against NumPy."""
+"""Options of the losses of the method, and the losses that keep what was known or said; against NumPy.
+
+With latents that are pixels, and with those of an autoencoder with weights.
+"""
 
 import dataclasses
 
@@ -20,7 +23,7 @@ from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.teacher import teach
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.controls import ControlIds, labels
-from tests.models.tiny import IDS, VOCAB, make_batch, make_model
+from tests.models.tiny import IDS, VOCAB, make_batch, make_flux, make_model
 
 KEY = jax.random.key(0)
 WIDTH = 16
@@ -37,12 +40,13 @@ def described(batch, seed, words=2):
     return batch.replace(before_tokens=jnp.asarray(tokens))
 
 
-@pytest.fixture(scope="module")
-def given():
+@pytest.fixture(scope="module", params=["patches", "flux"])
+def given(request):
     """Outputs with predictions drawn at random, whose logits are products with a matrix of words."""
-    model, _ = make_model()
+    model, frozen = make_flux() if request.param == "flux" else (make_model()[0], None)
     batch = described(make_batch(4, seed=2), 2)
-    blank, rng = blank_outputs(model, batch, KEY, NO_RANDOM_DROPS), np.random.default_rng(0)
+    blank = blank_outputs(model, batch, KEY, NO_RANDOM_DROPS, frozen)
+    rng = np.random.default_rng(0)
     words = jnp.asarray(rng.standard_normal((WIDTH, VOCAB)), jnp.float32)
 
     def drawn(x):
@@ -114,6 +118,17 @@ def test_kl_to_the_reference_is_that_of_the_distributions_and_0_at_itself(given)
     np.testing.assert_allclose(terms(given, "text_kl", "plan", same)[0], 0.0, atol=1e-6)
     chunks = dataclasses.replace(outputs, in_chunks=True)
     np.testing.assert_allclose(terms(given, "text_kl", "plan", chunks)[0], mean, rtol=1e-5)
+
+
+OPTIONS = [
+    ("text_kl", "plan", {}),
+    ("text_cross_entropy", "plan", {"smoothing": 0.1}),
+    ("description_consistency", "plan", {}),
+    ("decision_cross_entropy", "sketch", {"focal": 2.0}),
+    ("decision_cross_entropy", "sketch", {"focal": 0.5}),
+    ("decision_cross_entropy", "sketch", {"balance": 1.0}),
+    *(("flow_mse", "sketch", {"timesteps": name}) for name in TIMESTEPS),
+]
 
 
 def reckoned(batch):
@@ -235,15 +250,7 @@ def test_clean_timesteps_are_the_error_of_the_clean_estimate(given):
 
 @pytest.mark.parametrize(
     ("loss", "stage", "options"),
-    [
-        ("text_kl", "plan", {}),
-        ("text_cross_entropy", "plan", {"smoothing": 0.1}),
-        ("description_consistency", "plan", {}),
-        ("decision_cross_entropy", "sketch", {"focal": 2.0}),
-        ("decision_cross_entropy", "sketch", {"focal": 0.5}),
-        ("decision_cross_entropy", "sketch", {"balance": 1.0}),
-        ("flow_mse", "sketch", {"timesteps": "cosmap"}),
-    ],
+    OPTIONS,
 )
 def test_gradients_reach_what_is_there_and_nothing_that_is_padding(given, loss, stage, options):
     batch, _, _ = given
@@ -256,6 +263,16 @@ def test_gradients_reach_what_is_there_and_nothing_that_is_padding(given, loss, 
     assert not np.asarray(moved[where])[~np.asarray(batch.present)].any()
     if where == "before":
         assert not np.asarray(moved[where])[~inside(batch)].any()
+
+
+@pytest.mark.parametrize(("loss", "stage", "options"), OPTIONS)
+def test_what_counts_is_a_part_of_a_batch_and_costs_something(given, loss, stage, options):
+    batch, outputs, _ = given
+    table = LossTable({"row": dict(loss=loss, stage=stage, weight=1.0, **options)})
+    term = table.term(table.rows[0], outputs, batch, labels(batch, IDS), KEY)
+    values, weights = np.asarray(term.values), np.asarray(term.weights)
+    assert 0 < (weights > 0).mean() < 1 and np.isfinite(values).all()
+    assert values[weights > 0].min() > 0 and values[weights > 0].std() > 0
 
 
 @pytest.mark.parametrize(

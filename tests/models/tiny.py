@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.models.config import ModelConfig, VitConfig
+from process_gen.models.autoencoder import random_weights
+from process_gen.models.config import FluxConfig, ModelConfig, VitConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
@@ -37,6 +38,13 @@ CONFIG = ModelConfig(
     attention="dense",
     vit=VitConfig(width=12, layers=2, mlp=20, heads=2, patch=3, max_side=4),
 )
+FLUX = dataclasses.replace(
+    CONFIG,
+    autoencoder="flux",
+    flux=FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4),
+    latent_patch=2,
+)
+"""The same behind an autoencoder with weights."""
 VIT = (2, 3)
 """A grid of ViT tokens, whose pictures (6 x 9 pixels) are neither as large nor as square as the images."""
 
@@ -79,3 +87,10 @@ def make_model(attention: str = "dense", layers: int = 2, **changes) -> tuple[Un
         return noise / np.sqrt(x.shape[-2]) if name == "kernel" else noise
 
     return model, jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(draw, shapes))
+
+
+@functools.cache
+def make_flux() -> tuple[UnifiedModel, dict]:
+    """A model behind an autoencoder with random weights, and those."""
+    weights = jax.jit(lambda: random_weights(FLUX, jax.random.key(0)))()
+    return UnifiedModel(FLUX, layout(latent_values=16), IDS), weights
