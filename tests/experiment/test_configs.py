@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from process_gen.capacity import topology
 from process_gen.checkpoints import arrays
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
@@ -28,6 +29,7 @@ from process_gen.training.program import build_recipe
 from process_gen.training.step import Recipe, ema_decay, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout
+from tests.own_process import printed
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -352,3 +354,14 @@ def test_a_missing_key_is_named():
     del fields["train"]["keep"]
     with pytest.raises(builders.ConfigError, match="config.train.keep is missing"):
         builders.check(builders.from_json(fields))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not topology.is_installed("jax_plugins.xla_cuda13"), reason="needs JAX's GPU plugin: the cuda13 extra"
+)
+@pytest.mark.parametrize(("path", "variant"), CASES, ids=IDS)
+def test_a_train_step_lowers_for_gpus(path, variant):
+    spec = f"configs/{path.name}:{variant}"
+    script = pathlib.Path(__file__).parent / "lower_for_gpus.py"
+    assert printed(script, spec, XLA_FLAGS="") == [spec, "ok"]
