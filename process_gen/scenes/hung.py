@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, distance, keeps
-from process_gen.scenes.language import Anchor, Change, apply
+from process_gen.scenes.language import Anchor, Change, apply, describe, noun
 from process_gen.scenes.levels import Level
 from process_gen.scenes.placement import hang, nearest_free, plainly
 from process_gen.scenes.requests import Partners, related
@@ -134,6 +134,21 @@ def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | N
     return found
 
 
+def seen(
+    canvas: Mapping[int, Object], number: int, meant: Object | None, partners: Partners, level: Level
+) -> str:
+    """A thing as it stands, in the words of a description: what an inspection says before it judges.
+
+    Args:
+      canvas: what is drawn, by number.
+      meant: the thing as it should be, for one that is missing; of several that look alike nothing is said.
+    """
+    if number not in canvas:
+        return "" if any(alike(meant, other) for other in canvas.values()) else f"no {noun(meant, level)}"
+    anchor = dict(zip(canvas, anchors(canvas, partners), strict=True))[number]
+    return describe([canvas[number]], level, 0, [anchor])
+
+
 def described(things: Mapping[int, Object], partners: Partners) -> Scene:
     """A scene as its description would be read: with `Scene.anchors`."""
     listed = list(things.values())
@@ -151,7 +166,8 @@ def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
     if change.before and sum(alike(thing, change.before) for thing in canvas.values()) != 1:
         return False
     if change.kind not in ("add", "move"):
-        return True
+        stands = canvas.get(number)
+        return change.kind == "remove" or (stands is not None and stands.cell == change.after.cell)
     if change.anchor is None:
         return reaches(change.after, others, None, level)
     relation, meant = change.anchor

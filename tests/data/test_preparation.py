@@ -24,7 +24,7 @@ from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
 from process_gen.data.preparation import NotPrepared, prepare_scenes
 from process_gen.data.qwen2 import Qwen2Tokenizer
-from process_gen.data.scenes_builder import ScenesConfig, default_mixture, make_example, scenes_config
+from process_gen.data.scenes_builder import Scenes, ScenesConfig, default_mixture, make_example, scenes_config
 from process_gen.data.sources import (
     RecordSource,
     check_every_trajectory,
@@ -41,6 +41,7 @@ from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Mode
 
 LAYOUT = Layout(turns=12, trajectories=4)
+VERSION = str(Scenes.VERSION)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def data(data_dir):
 def copy_of(data_dir, config, tmp_path) -> pathlib.Path:
     """Copies the prepared data set; returns the folder of its files."""
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "scenes" / config.name / "2.0.0"
+    return tmp_path / "scenes" / config.name / VERSION
 
 
 def test_the_files_hold_what_the_teacher_made(data_dir, config, assert_same_trajectory):
@@ -107,7 +108,7 @@ def test_the_files_hold_what_the_teacher_made(data_dir, config, assert_same_traj
 
 
 def test_tfds_itself_reads_the_data_set(data_dir, config):
-    builder = tfds.builder_from_directory(data_dir / "scenes" / config.name / "2.0.0")
+    builder = tfds.builder_from_directory(data_dir / "scenes" / config.name / VERSION)
     assert builder.info.metadata["mode"] == "process" and builder.info.metadata["examples"] == 40
     example = builder.as_data_source(split="validation")[3]
     assert example["prompt"].decode() == make_example(config, "validation", 3).prompt
@@ -163,7 +164,7 @@ def test_a_damaged_data_set_is_built_again(data_dir, config, tmp_path, damage):
         shard.write_bytes(whole[: len(whole) // 2])
     else:
         victim.unlink()
-    left = path.parent / "2.0.0.incompleteABC"
+    left = path.parent / f"{VERSION}.incompleteABC"
     left.mkdir()
     builder, _ = prepare_scenes(config, tmp_path)
     assert not left.exists() and victim.exists()
@@ -197,7 +198,7 @@ def test_an_interrupted_run_leaves_nothing_that_counts(config, tmp_path, monkeyp
     monkeypatch.setattr("process_gen.data.scenes_builder.make_example", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_scenes(config, tmp_path)
-    assert not list(tmp_path.glob("scenes/*/2.0.0/dataset_info.json"))
+    assert not list(tmp_path.glob(f"scenes/*/{VERSION}/dataset_info.json"))
 
 
 def test_a_config_opens_its_source(data, assert_same_trajectory, config):
@@ -265,7 +266,7 @@ def test_what_cannot_be_opened_says_why(data, changes, error, message):
 
 
 def test_records_of_any_folder_with_the_schema_open(data, data_dir, config):
-    path = str(data_dir / "scenes" / config.name / "2.0.0")
+    path = str(data_dir / "scenes" / config.name / VERSION)
     data.update({"source": "records", "path": path})
     assert len(open_source(data, (32, 32), "validation")) == 8
     with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):

@@ -24,12 +24,12 @@ from process_gen.scenes import (
     scene_from_json,
     texts,
 )
-from process_gen.scenes.graph import Object, Scene, make_object
+from process_gen.scenes.graph import Object, Scene, distance, make_object
 from process_gen.scenes.hung import seat
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.oracle import look, plan_next
-from process_gen.scenes.placement import hang, nearest_free
+from process_gen.scenes.placement import hang, nearest_free, place_sorted, plainly
 from process_gen.scenes.splits import SPLITS, is_held_out
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
@@ -184,6 +184,21 @@ def test_trees_hold_no_held_out_composition_in_training_and_one_otherwise():
             assert is_held_out(sample_request(rng, "hung", category, "heldout").clauses)
 
 
+@pytest.mark.parametrize("category", [name for name in categories(LEVEL) if name.endswith("_objects")])
+def test_every_thing_of_a_tree_stands_beside_what_it_hangs_on(rng, category):
+    for split in SPLITS:
+        for _ in range(20):
+            request = sample_request(rng, LEVEL, category, split)
+            things = place_sorted(rng, LEVEL, request)
+            hanging = [
+                (things[n], things[clause.position[1]])
+                for n, clause in enumerate(request.clauses)
+                if clause.position
+            ]
+            assert len(hanging) == len(things) - 1
+            assert all(distance(thing, anchor) == LEVEL.cell_size for thing, anchor in hanging)
+
+
 def test_a_step_adds_one_thing():
     for request, trajectory in lessons(60, 6, wrong=0, misplan=0, slip=0, detour=0):
         total = sum(clause.count for clause in request.clauses)
@@ -205,6 +220,34 @@ def test_the_oracle_draws_every_prompt_and_finds_every_fault():
             meant = read_description(step.plan.description, "hung")
             correction = look(request, parse(step.sketch, "hung"), meant)[1]
             assert (correction is not None) == (fault is not None)
+
+
+def test_an_inspection_says_how_the_last_thing_stands_and_then_judges():
+    """And so does the oracle, which knows the draft, the plan and the canvas before alone."""
+    kinds = collections.Counter()
+    for request, trajectory in lessons(100, 9, wrong=0.4, misplan=0.3, slip=0, detour=0):
+        before = Scene()
+        for index, step in enumerate(trajectory.steps):
+            seen, _, judgement = step.inspect.partition("; ")
+            if not judgement:
+                assert "missing" in seen or "there is no" in seen  # one of several that look alike
+                continue
+            missing, colour, shape, *place = re.fullmatch(
+                rf"(no )?(\w+) (\w+){PLACE.replace('the ', '')}", seen
+            ).groups()
+            drawn = parse(step.sketch, "hung")
+            shown = [thing for thing in drawn.objects if (thing.shape, thing.colour) == (shape, colour)]
+            assert bool(missing) == (not shown)
+            if place[0]:
+                anchor = next(one for one in drawn.objects if (one.shape, one.colour) == (place[2], place[1]))
+                assert any(plainly(place[0], thing, anchor) for thing in shown)
+            meant = read_description(step.plan.description, "hung")
+            by_oracle = look(request, drawn, meant, before, index)[0].partition("; ")[0]
+            kinds["missing" if missing else "related" if place[0] else "bare"] += 1
+            kinds["same" if by_oracle == seen else "otherwise"] += 1
+            before = parse(step.refined if step.refines else step.sketch, "hung")
+    assert min(kinds[name] for name in ("missing", "related", "bare")) > 5
+    assert kinds["same"] > 20 * kinds["otherwise"]
 
 
 def test_the_oracle_corrects_a_wrong_colour_or_shape_and_draws_nothing_beside_it():
