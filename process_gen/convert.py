@@ -203,7 +203,7 @@ def shards(
         return {}
     sizes = tuple(mesh.get(axis, 1) for axis in AXES)
     abstract = jax.sharding.AbstractMesh(sizes, AXES)
-    found = arrays.named(sharding.state_shardings({"params": model_spec(model)}, abstract)["params"])
+    found = arrays.flatten(sharding.state_shardings({"params": model_spec(model)}, abstract)["params"])
     return {name: found[name].shard_shape(shape) for name, shape in spec.items()}
 
 

@@ -164,7 +164,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         run = RunLog(config, model, folder, ledger)
         evaluation = Evaluation(config, folder, model, tokenizer, mesh, run, stop)
         profiler = Profiler(workdir, c.profile, c.log_every)
-        watch = nonfinite.Watch(folder, c.max_nonfinite)
+        guard = nonfinite.NonFiniteGuard(folder, c.max_nonfinite)
         validation = held_out and Validation(held_out, programs, mesh, config.eval.loss_batches, c.batch_size)
         own = OwnStates(config, programs, mesh, rows) if c.own.share else None
         hosts.barrier("the first step")
@@ -175,7 +175,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 
         def settle() -> None:
             """Logs the last step, whose metrics are read one step late; too many bad ones end the run."""
-            if pending and watch.too_many(pending[0], values := run.log(*pending), last_batch):
+            if pending and guard.should_stop(pending[0], values := run.log(*pending), last_batch):
                 _stop(values, store, state, iterator)
 
         ledger.enter("compile")
@@ -237,7 +237,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 with ledger.spending("save"):
                     store.wait()
                 if pending:  # else the validation losses had it logged
-                    watch.too_many(step, run.log(*pending), last_batch)
+                    guard.should_stop(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
         settle()
         profiler.stop()
@@ -340,7 +340,7 @@ class Evaluation:
         with hosts.lead_alone("pictures"), stopping.until_told():
             if sampler is not None:
                 score = self._pictures(step, sampler)
-        return hosts.number_of_lead(score)
+        return hosts.broadcast_from_lead(score)
 
     def _pictures(self, step: int, sampler: Sampler) -> float | None:
         folder = self.workdir / "evaluation" / f"step_{step:07d}"
@@ -422,7 +422,7 @@ class Evaluation:
             done = 1.0
         self.run.writer.flush()
         self.run.writer.close()
-        if not hosts.number_of_lead(done):
+        if not hosts.broadcast_from_lead(done):
             raise stopping.Stopped("every step is saved; the same command does the evaluation again")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def gather(text: str) -> list[str]:
+def allgather_text(text: str) -> list[str]:
     """The text of every host, on every host."""
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size]))
@@ -16,6 +16,6 @@ def gather(text: str) -> list[str]:
     return [bytes(row[: int(size)]).decode() for row, size in zip(rows, sizes.ravel(), strict=True)]
 
 
-def first(text: str) -> str:
+def first_message(text: str) -> str:
     """The first text that is not empty among those of all hosts, or "". Every host has to call it."""
-    return next(filter(None, gather(text)), "")
+    return next(filter(None, allgather_text(text)), "")

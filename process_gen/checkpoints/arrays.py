@@ -18,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 
 from process_gen.checkpoints.errors import CheckpointMismatch
 
-Named = dict[str, Any]
+FlatArrays = dict[str, Any]
 
 
 def fields(state: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def fields(state: Any) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def named(tree: Any) -> Named:
+def flatten(tree: Any) -> FlatArrays:
     """`{'a/b': array}` of a tree; an array alone is called `value`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in leaves]
@@ -37,17 +37,17 @@ def named(tree: Any) -> Named:
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 
-def unnamed(tree: Any, arrays: Named) -> Any:
+def unflatten_like(tree: Any, arrays: FlatArrays) -> Any:
     """The arrays in the structure of `tree`."""
-    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in named(tree)])
+    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in flatten(tree)])
 
 
-def nested(arrays: Named) -> dict[str, Any]:
+def unflatten(arrays: FlatArrays) -> dict[str, Any]:
     """`{'a/b': x}` as `{'a': {'b': x}}`."""
     return unflatten_dict(arrays, sep="/")
 
 
-def raw(leaf: Any) -> Any:
+def key_to_data(leaf: Any) -> Any:
     """What is stored for an array: itself, or the numbers behind a random key."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
@@ -59,13 +59,13 @@ def is_key(leaf: Any) -> bool:
 
 def not_finite(tree: Any) -> list[str]:
     """Names of the arrays that hold a NaN or an infinity; they are looked at where they are."""
-    numbers = {n: x for n, x in named(tree).items() if jnp.issubdtype(jnp.result_type(x), jnp.inexact)}
+    numbers = {n: x for n, x in flatten(tree).items() if jnp.issubdtype(jnp.result_type(x), jnp.inexact)}
     flags = jax.device_get(_all_finite(numbers))
     return sorted(name for name, finite in flags.items() if not finite)
 
 
 @jax.jit
-def _all_finite(numbers: Named) -> Named:
+def _all_finite(numbers: FlatArrays) -> FlatArrays:
     return {name: jnp.isfinite(x).all() for name, x in numbers.items()}
 
 
@@ -76,8 +76,8 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(stored), jnp.result_type(stored), sharding=sharding)
 
 
-def unraw(leaf: Any, like: Any) -> Any:
-    """The inverse of `raw`."""
+def data_to_key(leaf: Any, like: Any) -> Any:
+    """The inverse of `key_to_data`."""
     if not is_key(like):
         return leaf
     kinds = []

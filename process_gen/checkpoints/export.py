@@ -35,7 +35,7 @@ def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | 
     place = epath.Path(path)
     if place.suffix != tensors.SUFFIX:
         raise ValueError(f"packaged weights are .safetensors files, got {place.name!r}")
-    store = {name: _cast(np.asarray(x), dtype) for name, x in sorted(arrays.named(params).items())}
+    store = {name: _cast(np.asarray(x), dtype) for name, x in sorted(arrays.flatten(params).items())}
     if odd := [name for name, x in store.items() if x.dtype not in tensors.DTYPES.values()]:
         raise ValueError(f"packaged weights hold no {store[odd[0]].dtype} arrays, but {odd[0]} is one")
     header = {"format": _FORMAT, "sha256": _digest(store, metadata), "metadata": metadata}
@@ -67,7 +67,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     store = {name: found.read(name) for name in found}
     if _digest(store, header["metadata"]) != header["sha256"]:
         raise CheckpointCorrupt(f"{path} has changed since it was written (other SHA-256); get a fresh copy")
-    return arrays.nested({name: _cast(x, "float32") for name, x in store.items()}), header["metadata"]
+    return arrays.unflatten({name: _cast(x, "float32") for name, x in store.items()}), header["metadata"]
 
 
 def is_ours(path: str) -> bool:

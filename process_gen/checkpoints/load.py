@@ -127,7 +127,7 @@ def read_json(step_dir: epath.Path, item: str) -> Any:
         raise manifest.corrupt(step_dir, f"{item} cannot be read ({error})") from error
 
 
-def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.Named) -> arrays.Named:
+def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.FlatArrays) -> arrays.FlatArrays:
     """The arrays of one item, checked by the caller, by name; `wanted` has shapes, dtypes and shardings.
 
     Raises:
@@ -139,17 +139,17 @@ def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.Named) -> arrays
     except (ValueError, KeyError, OSError) as error:
         raise manifest.corrupt(step_dir, f"the description of {item} cannot be read ({error})") from error
     arrays.check(
-        _shown(arrays.named(found)),
+        _shown(arrays.flatten(found)),
         _shown(wanted),
         f"checkpoint {step_dir} ({item}) does not match the model of this run",
         end=". Use the config that the checkpoint was trained with (its metadata has it), or another workdir",
     )
-    target = arrays.nested(wanted)
+    target = arrays.unflatten(wanted)
     args = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
     )
-    return arrays.named(handler.restore(step_dir / item, args=args))
+    return arrays.flatten(handler.restore(step_dir / item, args=args))
 
 
-def _shown(named: arrays.Named) -> dict[str, str]:
+def _shown(named: arrays.FlatArrays) -> dict[str, str]:
     return {name: f"{np.dtype(x.dtype)}{tuple(x.shape)}" for name, x in named.items()}

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from process_gen.checkpoints import arrays, manifest
-from process_gen.checkpoints.agreement import first, gather
+from process_gen.checkpoints.agreement import allgather_text, first_message
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
 
@@ -39,10 +39,10 @@ class LocalStore(CheckpointStore):
     def __init__(self, folder: str, metadata: dict[str, Any] | None = None, *, like: Any, save_every: int):
         self._placement = placement(like)
         logging.get_absl_logger().addFilter(_is_news)
-        if wrong := first(_not_saved(like)):
+        if wrong := first_message(_not_saved(like)):
             raise CheckpointError(wrong)
         # Starts that went on from one step write others of the same numbers: hosts must not mix them.
-        start = first(uuid.uuid4().hex if jax.process_index() == 0 else "")
+        start = first_message(uuid.uuid4().hex if jax.process_index() == 0 else "")
         facts = {**(metadata or {}), PLACEMENT: self._placement, START: start}
         # Two: a host may be killed before it has a step that the others have.
         super().__init__(folder, facts, save_every=save_every, keep=2)
@@ -102,7 +102,9 @@ class LocalStore(CheckpointStore):
                 mine[step] = facts.get(START, "")
             else:
                 self._remove(step, "its pieces lay on the devices in another way")
-        everyones = [set(map(tuple, json.loads(text))) for text in gather(json.dumps(sorted(mine.items())))]
+        everyones = [
+            set(map(tuple, json.loads(text))) for text in allgather_text(json.dumps(sorted(mine.items())))
+        ]
         common = {step for step, _ in set.intersection(*everyones)}
         newest = max(common, default=None)
         for step in mine.keys() - common:
@@ -128,7 +130,7 @@ def _is_news(record: Any) -> bool:
 
 def _not_saved(state: Any) -> str:
     """What is wrong where Orbax would leave pieces out: it writes those of the first one's replica alone."""
-    for name, x in arrays.named(state).items():
+    for name, x in arrays.flatten(state).items():
         pieces = x.addressable_shards if isinstance(x, jax.Array) else ()
         written = {repr(piece.index) for piece in pieces if piece.replica_id == pieces[0].replica_id}
         if written != {repr(piece.index) for piece in pieces}:
@@ -143,7 +145,7 @@ def _not_saved(state: Any) -> str:
 def placement(state: Any) -> str:
     """A digest of which pieces of each array this process holds, out of how many processes."""
     digest = hashlib.sha256(str(jax.process_count()).encode())
-    for name, leaf in arrays.named(state).items():
+    for name, leaf in arrays.flatten(state).items():
         x = arrays.abstract(leaf)
         pieces = x.sharding.addressable_devices_indices_map(x.shape).values()
         digest.update(repr((name, x.shape, str(x.dtype), sorted({repr(piece) for piece in pieces}))).encode())

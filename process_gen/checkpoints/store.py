@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 import process_gen
 from process_gen.checkpoints import arrays, load, manifest
-from process_gen.checkpoints.agreement import first, gather
+from process_gen.checkpoints.agreement import allgather_text, first_message
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -58,7 +58,7 @@ class _BestSteps(managers.PreservationPolicy):
         return [info.step in scored[-self.count :] for info in checkpoints]
 
 
-class Closing(contextlib.AbstractContextManager):
+class ClosesOnExit(contextlib.AbstractContextManager):
     """A context that is closed at its end."""
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -69,7 +69,7 @@ class Closing(contextlib.AbstractContextManager):
                 self.close()
 
 
-class CheckpointStore(Closing):
+class CheckpointStore(ClosesOnExit):
     """Saves and restores the states of one run.
 
     Args:
@@ -147,7 +147,7 @@ class CheckpointStore(Closing):
                 manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
             except CheckpointCorrupt as error:
                 mine = str(error)
-            if not (wrong := first(mine)):
+            if not (wrong := first_message(mine)):
                 self._whole.add(step)
                 return step
             self._set_aside(step, wrong)
@@ -201,12 +201,12 @@ class CheckpointStore(Closing):
         for field, tree in arrays.fields(state).items():
             if field in _RESERVED:
                 raise ValueError(f"a field of the state may not be called {field!r}")
-            if leaves := arrays.named(tree):
-                stored = {name: arrays.raw(x) for name, x in leaves.items()}
-                items[field] = ocp.args.PyTreeSave(arrays.nested(stored))
+            if leaves := arrays.flatten(tree):
+                stored = {name: arrays.key_to_data(x) for name, x in leaves.items()}
+                items[field] = ocp.args.PyTreeSave(arrays.unflatten(stored))
         if iterator is not None:
             items[ITERATOR] = ocp.args.JsonSave(
-                {"hosts": gather(json.dumps({"state": iterator.get_state()}))}
+                {"hosts": allgather_text(json.dumps({"state": iterator.get_state()}))}
             )
         facts = {**self._metadata, "step": step, "versions": versions()}
         if score is not None:
@@ -222,9 +222,9 @@ class CheckpointStore(Closing):
 
     def _check_room(self, step: int, state: Any) -> None:
         """Raises CheckpointNotSaved, on all hosts alike, where there is no room for another step."""
-        if first(self._missing_room(step, state)):
+        if first_message(self._missing_room(step, state)):
             self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
-            if wrong := first(self._missing_room(step, state)):
+            if wrong := first_message(self._missing_room(step, state)):
                 raise CheckpointNotSaved(wrong)
 
     def announce(self, state: Any) -> None:
@@ -294,7 +294,7 @@ class CheckpointStore(Closing):
         step_dir = self._step_dir(step)
         if int(step_dir.name) not in self._whole:
             manifest.verify(step_dir)
-        fields = {name: tree for name, tree in arrays.fields(like).items() if arrays.named(tree)}
+        fields = {name: tree for name, tree in arrays.fields(like).items() if arrays.flatten(tree)}
         stored = set(manifest.items(step_dir)) - _RESERVED
         if stored != set(fields):
             raise CheckpointMismatch(
@@ -303,9 +303,11 @@ class CheckpointStore(Closing):
             )
         restored = {}
         for name, tree in fields.items():
-            leaves = arrays.named(tree)
+            leaves = arrays.flatten(tree)
             found = load.read_arrays(step_dir, name, {n: arrays.abstract(x) for n, x in leaves.items()})
-            restored[name] = arrays.unnamed(tree, {n: arrays.unraw(found[n], x) for n, x in leaves.items()})
+            restored[name] = arrays.unflatten_like(
+                tree, {n: arrays.data_to_key(found[n], x) for n, x in leaves.items()}
+            )
         if iterator is not None:
             self._restore_iterator(step_dir, iterator)
         return {**like, **restored} if isinstance(like, dict) else like.replace(**restored)

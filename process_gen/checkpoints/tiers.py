@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from absl import logging
 
-from process_gen.checkpoints.agreement import first
+from process_gen.checkpoints.agreement import first_message
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.local import LocalStore
-from process_gen.checkpoints.store import CheckpointStore, Closing
+from process_gen.checkpoints.store import CheckpointStore, ClosesOnExit
 from process_gen.common import files
 
 NAME = "local_tier.txt"
@@ -26,7 +26,7 @@ NAME = "local_tier.txt"
 copy of one, never meets the steps of another."""
 
 
-class TieredStore(Closing):
+class TieredStore(ClosesOnExit):
     """A shared store, which lasts, with a quick local one in front of it, if there is any.
 
     `source` is where the step lies that `newest_whole_step` has found.
@@ -119,16 +119,16 @@ def local_folder(disk: str, workdir: str) -> str:
             name = _name_of(pathlib.Path(workdir).expanduser().resolve())
     except OSError as error:
         wrong = f"the workdir {workdir} cannot be written to ({error})"
-    if wrong := first(wrong):
+    if wrong := first_message(wrong):
         raise CheckpointError(wrong)
-    folder = pathlib.Path(disk).expanduser() / first(name) / f"process_{jax.process_index()}"
+    folder = pathlib.Path(disk).expanduser() / first_message(name) / f"process_{jax.process_index()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         who = f"process {jax.process_index()}"
         wrong = f"{who} cannot write to config.train.local_dir={disk} ({error}); give a folder that it can"
-    if wrong := first(wrong):
+    if wrong := first_message(wrong):
         raise CheckpointError(wrong)
     return str(folder)
 

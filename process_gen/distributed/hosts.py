@@ -211,7 +211,7 @@ def lead_alone(name: str) -> Iterator[None]:
     barrier(name, PREPARE_SECONDS)
 
 
-def number_of_lead(number: float | None) -> float | None:
+def broadcast_from_lead(number: float | None) -> float | None:
     """The number that process 0 has, on every process; all have to call it."""
     if jax.process_count() == 1:
         return number

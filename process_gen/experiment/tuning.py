@@ -66,7 +66,7 @@ def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
         raise ValueError(f"config.optimizer.groups must be a ConfigDict, got {groups!r}")
     if not freeze and not groups and not model.lora.rank:
         return  # the shapes of a large model take a second
-    names = sorted(arrays.named(nn.meta.unbox(model_spec(model, with_vit))))
+    names = sorted(arrays.flatten(nn.meta.unbox(model_spec(model, with_vit))))
     if model.lora.rank:
         kernels = [name for name in names if name.endswith("/kernel") and name != "head/kernel"]
         patterns.check(model.lora.patterns, kernels, "config.model.lora.patterns")

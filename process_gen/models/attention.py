@@ -148,7 +148,7 @@ def _whole(q: jax.Array, k: jax.Array, v: jax.Array) -> QKV:
 
 
 def by_stream(chunk: Chunk, x: jax.Array, axis: int = 1) -> Streams:
-    """Tokens [B, L, ...] of a chunk, as in memory, by stream."""
+    """Tokens [B, L, ...] of a chunk, in packed order, by stream."""
     sizes = {"und": chunk.und_tokens, "gen": chunk.latent_tokens}
     parts = jnp.split(x, [chunk.und_tokens], axis)
     return {name: part for (name, size), part in zip(sizes.items(), parts, strict=True) if size}

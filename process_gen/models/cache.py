@@ -155,7 +155,7 @@ def over_tokens(layout: Layout, parts: dict[str, jax.Array]) -> jax.Array:
 def visible_pieces(layout: Layout, chunk) -> tuple[slice, ...]:
     """Where the tokens of a turn that later ones may see stand in a chunk, part by part."""
     parts = [part for part in layout.visible_parts.values() if part]
-    return tuple(piece for part in parts for piece in chunk.memory(*(s.name for s in part)))
+    return tuple(piece for part in parts for piece in chunk.packed(*(s.name for s in part)))
 
 
 def part_slices(parts: Mapping[str, Sequence[Segment]]) -> dict[str, slice]:

@@ -24,7 +24,7 @@ Named = Mapping[str, jax.Array | None]
 
 
 @flax.struct.dataclass
-class Content:
+class ChunkInputs:
     """What stands in the segments of a chunk, by the segment's name.
 
     Attributes:
@@ -62,14 +62,14 @@ def prompt_content(
     instruction: jax.Array | None = None,
     has_image: jax.Array | None = None,
     keep: Named | None = None,
-) -> Content:
+) -> ChunkInputs:
     """A prompt: its text [B, T], and what else a layout may have room for.
 
     That is an image (`latents` [B, I, C] and ViT `patches` [B, P, U]) in the rows that
     `has_image` [B] names, all of them by default, and an `instruction` [B, T] after it.
     """
     names = ("prompt_image", "prompt_image_vit")
-    return Content(
+    return ChunkInputs(
         jnp.ones(text.shape[:-1], bool),
         texts={"prompt": text, "instruction": instruction},
         latents={"prompt_image": latents},
@@ -88,14 +88,14 @@ def turn_content(
     t: jax.Array,
     patches: jax.Array | None = None,
     **masks: Named,
-) -> Content:
+) -> ChunkInputs:
     """A turn as teacher forcing feeds it; `masks` are `exists` and `keep`.
 
     Texts are [B, T], the `image` that later tokens see is [B, I, C], and ViT
     `patches` [B, P, U]; the flow's inputs x_t are `noised` [B, J, I, C] at `t` [B, J].
     """
     copies = range(t.shape[-1])
-    return Content(
+    return ChunkInputs(
         present,
         texts={"before": before, "after": after},
         latents={"image": image} | {f"noised_{j}": noised[..., j, :, :] for j in copies},
@@ -110,19 +110,19 @@ def token_count(tokens: jax.Array) -> jax.Array:
     return (tokens != PAD_ID).sum(-1, dtype=jnp.int32)
 
 
-def token_mask(chunk: Chunk, content: Content) -> jax.Array:
-    """[B, L] bool as in memory: tokens that are there."""
+def token_mask(chunk: Chunk, content: ChunkInputs) -> jax.Array:
+    """[B, L] bool in packed order: tokens that are there."""
     mask = []
     for s in chunk.segments:
         if s.kind == "text":
             mask.append((content.texts[s.name] != PAD_ID) & content.present[:, None])
         else:
             mask.append(jnp.broadcast_to(content.holds(s)[:, None], (content.present.shape[0], s.tokens)))
-    return in_memory(chunk, mask)
+    return in_packed_order(chunk, mask)
 
 
-def positions(chunk: Chunk, content: Content, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rotary positions [B, L] as in memory from `start` [B] on, and the position [B] that follows.
+def positions(chunk: Chunk, content: ChunkInputs, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rotary positions [B, L] in packed order from `start` [B] on, and the position [B] that follows.
 
     Text counts up; an image has one position, which its noised copies share, and
     its ViT tokens have the next one.
@@ -136,11 +136,11 @@ def positions(chunk: Chunk, content: Content, start: jax.Array) -> tuple[jax.Arr
             found.append(jnp.broadcast_to(start[:, None], (start.shape[0], s.tokens)))
             if s.kind == "clean":
                 start = start + content.advances(s).astype(jnp.int32)
-    return in_memory(chunk, found), start
+    return in_packed_order(chunk, found), start
 
 
-def in_memory(chunk: Chunk, parts: Sequence[jax.Array]) -> jax.Array:
-    """Arrays [B, tokens], one per segment (constant over an image), to [B, L] as in memory."""
+def in_packed_order(chunk: Chunk, parts: Sequence[jax.Array]) -> jax.Array:
+    """Arrays [B, tokens], one per segment (constant over an image), to [B, L] in packed order."""
     pairs = list(zip(chunk.segments, parts, strict=True))
     blocks = [x[:, : s.text] for s, x in pairs]
     blocks += [x[:, : s.vit] for s, x in pairs if s.vit]

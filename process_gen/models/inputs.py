@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from process_gen.models import autoencoder, flow, vit
 from process_gen.models.config import ModelConfig, UnrollOptions
-from process_gen.models.content import Content, Named, prompt_content, token_count, turn_content
+from process_gen.models.content import ChunkInputs, Named, prompt_content, token_count, turn_content
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -30,8 +30,8 @@ class Inputs(NamedTuple):
       flows: the fields of `Outputs` that do not depend on parameters.
     """
 
-    prompts: Content
-    turns: Content
+    prompts: ChunkInputs
+    turns: ChunkInputs
     flows: dict[str, Any]
 
 
@@ -148,7 +148,7 @@ def _prompts(
     frozen: Any,
     bare: jax.Array,
     hidden: jax.Array,
-) -> tuple[Content, jax.Array]:
+) -> tuple[ChunkInputs, jax.Array]:
     """The prompts of a batch, [B, R, ...], without the newest text of those that `bare` [B, S] turns draw.
 
     The images of those that are `hidden` [B, R] are left out with those of their turns.

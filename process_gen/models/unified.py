@@ -1,6 +1,6 @@
-"""The unified model: `begin` reads a prompt, `step` goes through one turn: text, image, text.
+"""The unified model: `prefill` reads a prompt, `step` goes through one turn: text, image, text.
 
-    context          = begin(params, prompt)
+    context          = prefill(params, prompt)
     context, outputs = step(params, context, turn, refines)
 
 is the definition. Training computes the same for all turns of a row at once, layer by
@@ -35,7 +35,7 @@ from process_gen.models.backbone import Backbone
 from process_gen.models.cache import Context, KVCache, visible_pieces
 from process_gen.models.config import ModelConfig
 from process_gen.models.content import (
-    Content,
+    ChunkInputs,
     at_token,
     positions,
     prompt_content,
@@ -60,7 +60,7 @@ class ChunkOutput(NamedTuple):
     Attributes:
       hidden: {"und": [B, tokens, D], "gen": [B, tokens, D]} after the final norms.
       k, v: of the chunk, [layers, B, L, K, H].
-      mask: [B, L] bool as in memory, tokens that are there.
+      mask: [B, L] bool in packed order, tokens that are there.
       position: [B] int32, the rotary position that follows.
     """
 
@@ -157,7 +157,12 @@ class UnifiedModel(nn.Module):
         return self.backbone(streams, positions, places, context, attention, keep_kv)
 
     def forward_chunk(
-        self, chunk: Chunk, content: Content, history: KVCache, context: Sequence[KVCache], start: jax.Array
+        self,
+        chunk: Chunk,
+        content: ChunkInputs,
+        history: KVCache,
+        context: Sequence[KVCache],
+        start: jax.Array,
     ) -> ChunkOutput:
         """A chunk with its content from the position `start` [B] on, after a history and what came since."""
         mask = token_mask(chunk, content)
@@ -170,14 +175,14 @@ class UnifiedModel(nn.Module):
         hidden, (k, v) = self.run(embedded, by_stream(chunk, found), pairs, attention)
         return ChunkOutput(hidden, k, v, mask, end)
 
-    def _words(self, chunk: Chunk, content: Content) -> jax.Array:
+    def _words(self, chunk: Chunk, content: ChunkInputs) -> jax.Array:
         """The ids [B, tokens] of a chunk; images stand between two vision tokens."""
         edges = jnp.asarray([self.ids.vision_start, self.ids.vision_end])
         edges = jnp.broadcast_to(edges, (content.present.shape[0], 2))
         texts = [content.texts[s.name] if s.kind == "text" else edges for s in chunk.segments]
         return jnp.concatenate(texts, axis=1)
 
-    def _embedded(self, chunk: Chunk, content: Content, words: jax.Array) -> dict[str, jax.Array]:
+    def _embedded(self, chunk: Chunk, content: ChunkInputs, words: jax.Array) -> dict[str, jax.Array]:
         """The tokens of a chunk by stream; `words` [B, tokens, D] are its ids, embedded."""
         rows, streams = content.present.shape[0], {"und": words}
         if patches := [content.vit[s.name] for s in chunk.segments if s.vit]:
@@ -189,20 +194,20 @@ class UnifiedModel(nn.Module):
             streams["gen"] = self.embed_latents(latents, times)
         return streams
 
-    # ---------------------------------------------------------- begin and step
+    # ---------------------------------------------------------- prefill and step
 
-    def begin(self, prompt: Content) -> tuple[Context, jax.Array]:
+    def prefill(self, prompt: ChunkInputs) -> tuple[Context, jax.Array]:
         """Reads prompts; returns the context and the hidden state [B, D] of the last token."""
         rows, chunk = len(prompt.present), chunk_of(self.layout.prompt_segments)
         context, nothing = Context.empty(self.config, self.layout, rows), KVCache.empty(self.config, rows, 0)
         done = self.forward_chunk(chunk, prompt, nothing, (), context.position)
-        parts = [chunk.memory(*(s.name for s in part)) for part in self.layout.prompt_parts.values()]
+        parts = [chunk.packed(*(s.name for s in part)) for part in self.layout.prompt_parts.values()]
         cache = taken([piece for part in parts for piece in part], done.k, done.v, done.mask)
         context = context.replace(prompt=cache, position=done.position)
         return context, self._prompt_end(chunk, prompt, done.hidden["und"])
 
     def step(
-        self, context: Context, turn: Content, refines: jax.Array
+        self, context: Context, turn: ChunkInputs, refines: jax.Array
     ) -> tuple[Context, dict[str, jax.Array]]:
         """One turn, teacher-forced, in one chunk; `refines` [B] bool says which are refine turns.
 
@@ -221,13 +226,13 @@ class UnifiedModel(nn.Module):
 
     def forward_rows(
         self,
-        prompts: Content,
-        turns: Content,
+        prompts: ChunkInputs,
+        turns: ChunkInputs,
         prompt_index: jax.Array,
         is_first: jax.Array,
         refines: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What `begin` and `step` give for rows of turns, all turns at once in every layer.
+        """What `prefill` and `step` give for rows of turns, all turns at once in every layer.
 
         Projections and MLPs go over all tokens of a row, attention turn by turn over
         the keys of its prompt and of the turns before it.
@@ -282,7 +287,7 @@ class UnifiedModel(nn.Module):
         outputs = {name: x.reshape(rows, layout.turns, *x.shape[1:]) for name, x in outputs.items()}
         return end.reshape(rows, -1, end.shape[-1]), outputs
 
-    def _prompt_end(self, chunk: Chunk, content: Content, hidden: jax.Array) -> jax.Array:
+    def _prompt_end(self, chunk: Chunk, content: ChunkInputs, hidden: jax.Array) -> jax.Array:
         """The hidden state [B, D] of the last token of each prompt."""
         end = None
         for s in chunk.segments:
@@ -295,7 +300,7 @@ class UnifiedModel(nn.Module):
         return end
 
     def _turn_outputs(
-        self, chunk: Chunk, turn: Content, hidden: dict[str, jax.Array]
+        self, chunk: Chunk, turn: ChunkInputs, hidden: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
         und, layout = hidden["und"], self.layout
 
@@ -328,7 +333,7 @@ class UnifiedModel(nn.Module):
         if layout.vit_tokens:
             patches = jnp.zeros((rows, layout.vit_tokens, 3 * self.config.vit.patch**2))
         instruction = batch.instruction_tokens[:, 0] if layout.instruction else None
-        context, end = self.begin(prompt_content(batch.prompt_tokens[:, 0], image, patches, instruction))
+        context, end = self.prefill(prompt_content(batch.prompt_tokens[:, 0], image, patches, instruction))
         noised = jnp.repeat(image[:, None], layout.copies, 1)
         texts = (x[:, 0] for x in (batch.present, batch.before_tokens, batch.after_tokens))
         turn = turn_content(*texts, image, noised, noised[:, :, 0, 0], patches)

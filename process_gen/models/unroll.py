@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from process_gen.models import autoencoder
 from process_gen.models.cache import Context, KVCache
 from process_gen.models.config import NO_RANDOM_DROPS, UnrollOptions
-from process_gen.models.content import Content
+from process_gen.models.content import ChunkInputs
 from process_gen.models.inputs import make_inputs
 from process_gen.models.outputs import REFERENCE, Outputs
 from process_gen.models.unified import UnifiedModel
@@ -33,9 +33,9 @@ from process_gen.trajectory.batch import Batch
 
 
 def scan_turns(
-    model: UnifiedModel, params: Any, batch: Batch, prompts: Content, turns: Content
+    model: UnifiedModel, params: Any, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`begin` for every prompt, then `step` scanned over the turn slots: the definition.
+    """`prefill` for every prompt, then `step` scanned over the turn slots: the definition.
 
     The backward pass keeps the context between turns and computes each turn again
     (`jax.checkpoint`), unless `model.remat` is `none`.
@@ -45,7 +45,7 @@ def scan_turns(
     """
     rows, trajectories = batch.prompt_tokens.shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
-    opened, prompt_end = model.apply({"params": params}, flat, method="begin")
+    opened, prompt_end = model.apply({"params": params}, flat, method="prefill")
 
     def of_prompt(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
         at = index.reshape((1,) * axis + (rows, 1) + (1,) * (x.ndim - axis - 1))
@@ -69,7 +69,7 @@ def scan_turns(
 
 
 def run_turns(
-    model: UnifiedModel, params: Any, batch: Batch, prompts: Content, turns: Content, order: str
+    model: UnifiedModel, params: Any, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs, order: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Turns in either order of the loops; see `scan_turns` for what comes out."""
     if order == "scan":

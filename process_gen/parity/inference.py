@@ -93,7 +93,7 @@ def _contexts(
     def begin(params, frozen, has_image):
         latents = autoencoder.to_tokens(model.config, image("inf_image"), frozen)
         content = prompt_content(prompt, latents, patches, instruction, has_image)
-        return model.apply({"params": params}, content, method="begin")[0]
+        return model.apply({"params": params}, content, method="prefill")[0]
 
     full = begin(params, frozen, jnp.ones(1, bool))
     newest = part_slices(model.layout.prompt_parts)["instruction"]

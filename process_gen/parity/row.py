@@ -21,7 +21,7 @@ from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.models import flow, vit
 from process_gen.models.autoencoder import latent_shape, to_patches
 from process_gen.models.config import ModelConfig
-from process_gen.models.content import Content, turn_content
+from process_gen.models.content import ChunkInputs, turn_content
 from process_gen.parity.golden import Golden
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
     layout: Layout
     batch: Batch
-    turns: Content
+    turns: ChunkInputs
     flows: dict[str, Any]
     labels: dict[str, np.ndarray]
     targets: tuple[tuple[str, tuple[int, ...]], ...]

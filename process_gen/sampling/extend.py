@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models.cache import KVCache
-from process_gen.models.content import Content, taken
+from process_gen.models.content import ChunkInputs, taken
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import chunk_of
@@ -27,9 +27,9 @@ def text(
     `tokens` [B, T] is padded with `PAD_ID`; its first position is `start` [B].
     """
     chunk = chunk_of((Segment("text", "text", tokens.shape[1]),))
-    content = Content(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
+    content = ChunkInputs(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
     done = model.forward_chunk(chunk, content, history, context, start)
-    return done.hidden["und"], taken(chunk.memory("text"), done.k, done.v, done.mask)
+    return done.hidden["und"], taken(chunk.packed("text"), done.k, done.v, done.mask)
 
 
 def image(
@@ -47,9 +47,9 @@ def image(
     """
     chunk = chunk_of(model.layout.state_slots("image"))
     present = jnp.ones(latents.shape[0], bool)
-    content = Content(present, latents={"image": latents}, vit={"image_vit": patches})
+    content = ChunkInputs(present, latents={"image": latents}, vit={"image_vit": patches})
     done = model.forward_chunk(chunk, content, history, context, start)
-    pieces = chunk.memory(*(s.name for s in chunk.segments))
+    pieces = chunk.packed(*(s.name for s in chunk.segments))
     return done.hidden["und"][:, chunk.text_tokens - 1], taken(pieces, done.k, done.v, done.mask)
 
 
@@ -63,6 +63,6 @@ def velocity(
 ) -> jax.Array:
     """The velocity [B, I, C] of a noised image at `t` [B] after a context."""
     chunk = chunk_of((model.layout.image_slot("image", "noised"),))
-    content = Content(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
+    content = ChunkInputs(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
     done = model.forward_chunk(chunk, content, history, context, position)
     return model.to_velocity(done.hidden["gen"], x_t[:, None], t[:, None])[:, 0]

@@ -1,8 +1,9 @@
 """The compiled pieces of the sampler, lowered for devices that need not be there.
 
 What `Sampler` calls in a turn, with shapes instead of arrays, each program where it
-is first called: `begin` and `enter` for prompts, `write` for each text, `draw` and
-`look` for the image, `decide`, `commit`, and for images of all kinds `show` and `see`.
+is first called: `prefill` and `enter` for prompts, `decode_text` for each text, `sample_image` and
+`append_image` for the image, `decide`, `commit`, and for images of all kinds
+`decode_image` and `encode_image`.
 """
 
 from __future__ import annotations
@@ -70,15 +71,15 @@ def pieces(
         return Piece(name, lambda: function.lower(*args), held), placed(function.eval_shape(*args))
 
     images = placed(array((rows, *layout.image_size, 3), jnp.uint8))
-    see, (latents, patches) = piece("see", None, turn.see, model, images, frozen)
+    encode, (latents, patches) = piece("encode_image", None, turn.encode_image, model, images, frozen)
     prompts = {"text": placed(array((rows, layout.prompt), jnp.int32))}
     if layout.prompt_image:
         has_image = placed(array((rows,), jnp.bool_))
         prompts |= {"latents": latents, "patches": patches, "has_image": has_image}
     if layout.instruction:
         prompts["instruction"] = placed(array((rows, layout.instruction), jnp.int32))
-    begin, (prompt, position, end) = piece("begin", None, turn.begin, model, params, prompts)
-    yield begin
+    prefill, (prompt, position, end) = piece("prefill", None, turn.prefill, model, params, prompts)
+    yield prefill
     keys = placed(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
     present = placed(array((rows,), jnp.bool_))
 
@@ -91,21 +92,23 @@ def pieces(
         state = state.replace(texts=fresh())  # both have trajectories under way, which new prompts join
     yield piece("enter", state, turn.enter, state.context, present, prompt, position)[0]
 
-    def write(part):
+    def text(part):
         given = placed(array((rows, texts[part].size), jnp.int32))
-        return piece(f"write {part}", state, turn.write, model, texts[part], part, params, state, given)[0]
+        return piece(
+            f"decode_text {part}", state, turn.decode_text, model, texts[part], part, params, state, given
+        )[0]
 
     if layout.before:
-        yield write("before")
-    draw, drawn = piece("draw", state, turn.draw, model, config.flow, params, state)
-    yield draw
-    yield piece("show", state, turn.show, model, drawn, frozen)[0]
-    yield dataclasses.replace(see, held=(weights, state))
-    yield piece("look", state, turn.look, model, params, latents, patches, state)[0]
+        yield text("before")
+    image, drawn = piece("sample_image", state, turn.sample_image, model, config.flow, params, state)
+    yield image
+    yield piece("decode_image", state, turn.decode_image, model, drawn, frozen)[0]
+    yield dataclasses.replace(encode, held=(weights, state))
+    yield piece("append_image", state, turn.append_image, model, params, latents, patches, state)[0]
     settings = (config.decides_at, config.refine_threshold, "after_image")
     allowed = placed(array((rows, len(Opens)), jnp.bool_))
     yield piece("decide", state, turn.decide, model, *settings, params, end, allowed, keys)[0]
     if layout.after:
-        yield write("after")
+        yield text("after")
     given = (state.context, state.turn, present, present)
     yield piece("commit", state, turn.commit, model, *given)[0]

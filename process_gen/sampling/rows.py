@@ -61,7 +61,7 @@ class Row:
         return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
 
     def choices(self, draw: str, config: SamplerConfig, layout: Layout) -> frozenset[Opens]:
-        """What may be decided at one of `turn.DRAWS`; a given turn leaves no choice."""
+        """What may be decided at one of `turn.RNG_STREAMS`; a given turn leaves no choice."""
         told = self.given[len(self.turns) :]
         if draw == "after_prompt" and told:
             return _opening(told[0])

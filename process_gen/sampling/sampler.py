@@ -197,7 +197,9 @@ class Sampler:
             now, waiting = waiting[: self.rows], waiting[self.rows :]
             rows = [*now, *[None] * (self.rows - len(now))]
             with self.ambient():
-                prompt, position, _ = turn.begin(self.model, self.params, self._prompts(rows, occupied(rows)))
+                prompt, position, _ = turn.prefill(
+                    self.model, self.params, self._prompts(rows, occupied(rows))
+                )
                 given = (prompt, position, self._put(occupied(rows)), self._turn_keys(rows))
                 tokens = turn.answer(self.model, self._texts["answer"], self.params, *given)
             answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(now)]]
@@ -319,7 +321,9 @@ class Sampler:
         blank = np.full(self._texts[part].size, PAD_ID, np.int32)
         told = [one[part] if one and one.get(part) is not None else blank for one in given]
         state = state.told(rows=self._put(rows))
-        new = turn.write(self.model, self._texts[part], part, self.params, state, self._put(np.stack(told)))
+        new = turn.decode_text(
+            self.model, self._texts[part], part, self.params, state, self._put(np.stack(told))
+        )
         return state.holding(new), new.tokens, new.end
 
     def _image(
@@ -329,8 +333,8 @@ class Sampler:
         images_told = [one.get("image") if one else None for one in given]
         state, told = state.told(rows=self._put(rows)), np.array([one is not None for one in images_told])
         if (rows & ~told).any():
-            latents = turn.draw(self.model, self.config.flow, self.params, state)
-            shown = turn.show(self.model, latents, self.frozen)
+            latents = turn.sample_image(self.model, self.config.flow, self.params, state)
+            shown = turn.decode_image(self.model, latents, self.frozen)
             images = jax.device_get(shown)
         else:
             images = np.zeros((len(rows), *self.model.layout.image_size, 3), np.uint8)
@@ -338,8 +342,8 @@ class Sampler:
             images = images.copy()
             images[told] = [one for one in images_told if one is not None]
             shown = self._put(images)
-        seen = turn.see(self.model, shown, self.frozen)
-        new = turn.look(self.model, self.params, *seen, state)
+        seen = turn.encode_image(self.model, shown, self.frozen)
+        new = turn.append_image(self.model, self.params, *seen, state)
         return state.holding(new), images, new.end
 
     def _decide(
@@ -383,13 +387,13 @@ class Sampler:
     ) -> SamplingState:
         """The state with the prompts of the rows `fresh` in it; puts their first decisions into `rows`."""
         prompts, put = self._prompts(rows, fresh), self._put(fresh)
-        prompt, position, end = turn.begin(self.model, self.params, prompts)
+        prompt, position, end = turn.prefill(self.model, self.params, prompts)
         keys = self._turn_keys(rows)
         found = self._entered(state, put, keys, prompt, position)
         if "noimg" in self.config.flow.branches:
             if "has_image" in prompts:
                 bare = prompts | {"has_image": self._put(np.zeros_like(fresh))}
-                prompt, position, _ = turn.begin(self.model, self.params, bare)
+                prompt, position, _ = turn.prefill(self.model, self.params, bare)
             texts = self._entered(state and state.texts, put, keys, prompt, position)
             found = found.replace(texts=texts)
         for place, opens in enumerate(self._decide("after_prompt", end, found, rows, fresh)):
@@ -408,7 +412,7 @@ class Sampler:
         return state.replace(context=context, position=context.position, keys=keys)
 
     def _prompts(self, rows: Sequence[Row | None], fresh: np.ndarray) -> dict[str, jax.Array]:
-        """The prompts of the rows `fresh`, as `turn.begin` takes them."""
+        """The prompts of the rows `fresh`, as `turn.prefill` takes them."""
         idle = idle_slots(self.model)
         slots = [
             encode_prompt(self.model, self.tokenizer, row.prompt) if new else idle
@@ -416,7 +420,9 @@ class Sampler:
         ]
         given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
         if "images" in given:
-            given["latents"], given["patches"] = turn.see(self.model, given.pop("images"), self.frozen)
+            given["latents"], given["patches"] = turn.encode_image(
+                self.model, given.pop("images"), self.frozen
+            )
         return given
 
     def _turn_keys(self, rows: Sequence[Row | None]) -> jax.Array:

@@ -57,7 +57,7 @@ Pick = Callable[[jax.Array, jax.Array], jax.Array]
 """(hidden [B, D] of a token, place [] of the next one) -> the next token [B] int32."""
 
 
-def choose(logits: jax.Array, allowed: jax.Array, temperature: float, keys: jax.Array) -> jax.Array:
+def sample_token(logits: jax.Array, allowed: jax.Array, temperature: float, keys: jax.Array) -> jax.Array:
     """One column per row of logits [B, C], [B] int32, among those `allowed` [B, C] or [1, C] bool.
 
     `keys` [B] are used above temperature 0 only.

@@ -1,13 +1,13 @@
 """The pieces of a turn, for all rows at once: what is compiled.
 
-    begin, enter                   a prompt takes the place of an ended trajectory
-    write before, draw, look       a text and an image, in the rows that ask for them
-    decide, write after, decide    what follows
-    commit                         the turn becomes history
+    prefill, enter                                  a prompt takes the place of an ended trajectory
+    decode_text before, sample_image, append_image  a text and an image, in the rows that ask for them
+    decide, decode_text after, decide               what follows
+    commit                                          the turn becomes history
 
 Each function is jitted once, with the model and a spec as static arguments, and
-made of the model's own pieces. The autoencoder has programs of its own, `show`
-and `see`: its convolutions take a TPU's compiler longer than the whole backbone,
+made of the model's own pieces. The autoencoder has programs of its own, `decode_image`
+and `encode_image`: its convolutions take a TPU's compiler longer than the whole backbone,
 and so they are compiled once for all images.
 
 B rows, M keys, C = len(Opens) choices, N latent tokens, V values of a latent token, D width,
@@ -33,11 +33,11 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import extend, flow
 from process_gen.sampling.decisions import Opens, choice_ids
 from process_gen.sampling.state import Extended, SamplingState, branch, stacked
-from process_gen.sampling.text import TextSpec, choose, decode
+from process_gen.sampling.text import TextSpec, decode, sample_token
 from process_gen.trajectory.batch import PAD_ID
 
-DRAWS = ("after_prompt", "before", "image", "after_image", "after", "after_text", "answer")
-"""What draws random numbers in a turn; each folds its place here into the turn's key."""
+RNG_STREAMS = ("after_prompt", "before", "image", "after_image", "after", "after_text", "answer")
+"""What is random in a turn; each stream folds its place here into the turn's key."""
 
 
 def scanned(model: UnifiedModel) -> UnifiedModel:
@@ -48,9 +48,9 @@ def scanned(model: UnifiedModel) -> UnifiedModel:
     return model.clone(config=dataclasses.replace(model.config, scan_unroll=1))
 
 
-def _keys(keys: jax.Array, draw: str, *more: jax.Array) -> jax.Array:
-    """The random keys [B] of one draw of a turn, folded with the numbers `more` [] besides."""
-    for number in (DRAWS.index(draw), *more):
+def _keys(keys: jax.Array, stream: str, *more: jax.Array) -> jax.Array:
+    """The random keys [B] of one stream of a turn, folded with the numbers `more` [] besides."""
+    for number in (RNG_STREAMS.index(stream), *more):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     return keys
 
@@ -66,14 +66,16 @@ def turn_keys(seeds: jax.Array, hashes: jax.Array, turns: jax.Array) -> jax.Arra
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def see(model: UnifiedModel, images: jax.Array, frozen: Any = None) -> tuple[jax.Array, jax.Array | None]:
+def encode_image(
+    model: UnifiedModel, images: jax.Array, frozen: Any = None
+) -> tuple[jax.Array, jax.Array | None]:
     """What the model takes of images [B, H, W, 3] uint8: latents [B, N, V], for a ViT patches [B, P, U]."""
     latents = autoencoder.to_tokens(model.config, images, frozen)
     return latents, vit.views(model.config, model.layout, images, latents)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def show(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Array:
+def decode_image(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Array:
     """Latents [B, N, V] as images [B, H, W, 3] uint8."""
     return autoencoder.to_images(model.config, model.layout, latents, frozen)
 
@@ -82,14 +84,14 @@ def show(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Arr
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def begin(
+def prefill(
     model: UnifiedModel, params: Any, prompts: Mapping[str, Any]
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token.
 
     `prompts` are the arguments of `prompt_content`, all padding in rows that stay idle.
     """
-    context, end = model.apply({"params": params}, prompt_content(**prompts), method="begin")
+    context, end = model.apply({"params": params}, prompt_content(**prompts), method="prefill")
     return context.prompt, context.position, end
 
 
@@ -119,7 +121,7 @@ def enter(context: Context, fresh: jax.Array, prompt: KVCache, position: jax.Arr
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec", "part"))
-def write(
+def decode_text(
     model: UnifiedModel, spec: TextSpec, part: str, params: Any, state: SamplingState, given: jax.Array
 ) -> Extended:
     """The text `before` or `after` an image.
@@ -146,11 +148,11 @@ def write(
     tokens, hidden, cache = decode(model, params, *around, prefix, written_or_given)
     count = token_count(tokens)
     end = at_token(hidden, count - 1)
-    texts = None if state.texts is None else read(model, part, params, state.texts, tokens)
+    texts = None if state.texts is None else append_text(model, part, params, state.texts, tokens)
     return Extended(state.turn.write(cache, 0), state.position + count, end, tokens, texts)
 
 
-def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: jax.Array):
+def _picker(model: UnifiedModel, spec: TextSpec, stream: str, params: Any, keys: jax.Array):
     """Picks the next token among those that the spec allows."""
     allowed = np.arange(model.config.vocab_size) < spec.vocabulary
     allowed[list(spec.banned)] = False
@@ -158,12 +160,14 @@ def _picker(model: UnifiedModel, spec: TextSpec, draw: str, params: Any, keys: j
 
     def pick(hidden, at):
         logits = model.apply({"params": params}, hidden, method="logits")
-        return choose(logits, jnp.asarray(allowed)[None], spec.temperature, _keys(keys, draw, at))
+        return sample_token(logits, jnp.asarray(allowed)[None], spec.temperature, _keys(keys, stream, at))
 
     return pick
 
 
-def read(model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array) -> Extended:
+def append_text(
+    model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array
+) -> Extended:
     """A given text [B, T] `before` or `after` an image, all of it at once."""
     place = part_slices(model.layout.visible_parts)[part]
     pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
@@ -187,7 +191,7 @@ def answer(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec"))
-def draw(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: SamplingState) -> jax.Array:
+def sample_image(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: SamplingState) -> jax.Array:
     """The latents [B, N, V] of the turn's image out of noise.
 
     What later tokens see of it is read from its pixels, so that a trajectory
@@ -220,10 +224,10 @@ def velocity_of(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def look(
+def append_image(
     model: UnifiedModel, params: Any, latents: jax.Array, patches: jax.Array | None, state: SamplingState
 ) -> Extended:
-    """Reads the turn's image, given as what `see` makes of it."""
+    """Reads the turn's image, given as `encode_image` gives it."""
     place = part_slices(model.layout.visible_parts)["image"]
     pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
@@ -235,12 +239,12 @@ def look(
 # ----------------------------------------------------------- decisions, the end
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "threshold", "draw"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "threshold", "stream"))
 def decide(
     model: UnifiedModel,
     temperature: float,
     threshold: float | None,
-    draw: str,
+    stream: str,
     params: Any,
     hidden: jax.Array,
     allowed: jax.Array,
@@ -252,7 +256,7 @@ def decide(
       temperature: 0 is greedy.
       threshold: `<refine>` is opened where its probability among what is allowed
         is at least this, and nowhere else; None decides it as all else.
-      draw: one of `DRAWS`.
+      stream: one of `RNG_STREAMS`.
       allowed: [B, C] bool, in the order of `Opens`.
       keys: [B] random keys of the turn.
 
@@ -261,13 +265,13 @@ def decide(
       [B, C] float32, probabilities at temperature 1 among what is allowed; NaN where nothing is.
     """
     logits = model.apply({"params": params}, hidden, method="logits")[:, jnp.asarray(choice_ids(model.ids))]
-    keys, refine = _keys(keys, draw), int(Opens.REFINE)
+    keys, refine = _keys(keys, stream), int(Opens.REFINE)
     shares = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     if threshold is None:
-        return choose(logits, allowed, temperature, keys), shares
+        return sample_token(logits, allowed, temperature, keys), shares
     refines = allowed[:, refine] & (shares[:, refine] >= threshold)
     others = allowed & (jnp.arange(len(Opens)) != refine)[None]
-    found = jnp.where(refines, refine, choose(logits, others, temperature, keys)).astype(jnp.int32)
+    found = jnp.where(refines, refine, sample_token(logits, others, temperature, keys)).astype(jnp.int32)
     return found, shares
 
 

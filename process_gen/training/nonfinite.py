@@ -23,7 +23,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 @dataclasses.dataclass
-class Watch:
+class NonFiniteGuard:
     """Counts the steps in a row that left the parameters as they were.
 
     Attributes:
@@ -35,7 +35,7 @@ class Watch:
     limit: int
     count: int = 0
 
-    def too_many(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
+    def should_stop(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
         """Takes note of a step, whose metrics every host has and whose batch each has its rows of.
 
         Returns:

@@ -108,7 +108,7 @@ class Call:
     """Queries that all see the same keys, but for a causal order among themselves: no mask is needed.
 
     Attributes:
-      queries, keys: slices into the tokens of the chunk, in memory order; the queries' own keys come last.
+      queries, keys: slices into the tokens of the chunk, in packed order; the queries' own keys come last.
       causal: whether a query sees of its own only the keys up to itself; else all of them.
     """
 
@@ -120,15 +120,15 @@ class Call:
 class Chunk:
     """Segments that go through the backbone together.
 
-    In memory all tokens with a vocabulary id and then all ViT tokens (the
+    In packed order all tokens with a vocabulary id and then all ViT tokens (the
     understanding block) stand before all latent tokens (the generation block),
     so that which weights a token uses is known when the program is traced.
     Rotary ids and the mask carry the logical order.
 
     Attributes:
       segments: in logical order.
-      order: [L] logical position of each token in memory.
-      start, end: [L] who may see each token in memory, as key.
+      order: [L] logical position of each token in packed order.
+      start, end: [L] who may see each token in packed order, as key.
     """
 
     def __init__(self, segments: Sequence[Segment]):
@@ -166,25 +166,25 @@ class Chunk:
         return self.und_tokens + self.latent_tokens
 
     def text(self, name: str) -> slice:
-        """Where the vocabulary tokens of a segment stand in memory."""
+        """Where the vocabulary tokens of a segment stand in packed order."""
         return self._text[name]
 
     def vit(self, name: str) -> slice:
-        """Where the ViT tokens of a segment stand in memory."""
+        """Where the ViT tokens of a segment stand in packed order."""
         return self._vit[name]
 
     def latents(self, name: str) -> slice:
-        """Where the latent tokens of a segment stand in memory."""
+        """Where the latent tokens of a segment stand in packed order."""
         return self._latents[name]
 
-    def memory(self, *names: str) -> tuple[slice, ...]:
+    def packed(self, *names: str) -> tuple[slice, ...]:
         """All tokens of some segments: vocabulary tokens, then ViT tokens, then latent tokens."""
         blocks = (block[name] for block in (self._text, self._vit, self._latents) for name in names)
         return tuple(s for s in blocks if s.stop > s.start)
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
-        """[L, L] bool in memory order: may query (row) see key (column)?"""
+        """[L, L] bool in packed order: may query (row) see key (column)?"""
         q = self.order[:, None]
         return (self.start[None] <= q) & (q < self.end[None])
 
@@ -209,13 +209,13 @@ class Chunk:
 
     def _call(self, run: Sequence[str]) -> Call | None:
         """The call of some segments, None where it needs a mask."""
-        queries = tuple(piece for name in run for piece in self.memory(name))
+        queries = tuple(piece for name in run for piece in self.packed(name))
         rows = np.concatenate([self.mask[piece] for piece in queries])
         own = np.concatenate([rows[:, piece] for piece in queries], axis=1)
         causal = not own.all()
         if causal and not np.array_equal(own, np.tril(np.ones_like(own))):
             return None
-        others = [p for s in self.segments if s.name not in run for p in self.memory(s.name)]
+        others = [p for s in self.segments if s.name not in run for p in self.packed(s.name)]
         seen = tuple(piece for piece in others if rows[:, piece].any())
         if not all(rows[:, piece].all() for piece in seen):
             return None

@@ -123,7 +123,7 @@ def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> N
 def fingerprint(params: Any) -> str:
     """Tells one autoencoder's parameters from another's: latents mean something only together with them."""
     digest = hashlib.sha256()
-    for name, x in sorted(arrays.named(params).items()):
+    for name, x in sorted(arrays.flatten(params).items()):
         digest.update(f"{name} {x.shape}\n".encode())
         digest.update(np.ascontiguousarray(x, np.float32))
     return digest.hexdigest()[:16]

@@ -52,12 +52,12 @@ def start_from(
     """
     weights = read_weights(path, vit=bool(model.layout.vit_tokens))
     params, autoencoder = _filled(weights, model.config, tokenizer, state.params, state.autoencoder)
-    whole = arrays.named(params)
+    whole = arrays.flatten(params)
     copies = {
         name: jax.device_put(jnp.copy(whole[name]), old.sharding)
-        for name, old in arrays.named(state.ema).items()
+        for name, old in arrays.flatten(state.ema).items()
     }
-    ema = arrays.unnamed(state.ema, copies)
+    ema = arrays.unflatten_like(state.ema, copies)
     return state.replace(params=params, ema=ema, autoencoder=autoencoder)
 
 
@@ -172,7 +172,7 @@ def _means(
 
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:
     """Arrays of a source in the structure of `tree`, whose arrays are given up as they are replaced."""
-    wanted = arrays.named(tree)
+    wanted = arrays.flatten(tree)
     made = {
         key: x
         for key, x in wanted.items()
@@ -189,4 +189,4 @@ def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) ->
         made[key] = jax.make_array_from_callback(
             shape, place, lambda box, key=key, dtype=dtype: source.read(key, box).astype(dtype)
         )
-    return arrays.unnamed(tree, made)
+    return arrays.unflatten_like(tree, made)

@@ -353,7 +353,7 @@ class Rows:
 
 def test_rows_of_several_hosts_are_restored_together(tmp_path, monkeypatch):
     texts = [json.dumps({"state": rows.state}) for rows in (Rows(0, 3), Rows(1, 2))]
-    monkeypatch.setattr(store, "gather", lambda _: texts)
+    monkeypatch.setattr(store, "allgather_text", lambda _: texts)
     with CheckpointStore(str(tmp_path)) as checkpoints:
         checkpoints.save(1, make_state(), Rows(0, 3))
         checkpoints.wait()

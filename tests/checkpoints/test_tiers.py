@@ -127,10 +127,10 @@ def test_only_steps_that_every_host_has_from_the_same_start_are_used(tmp_path, m
         assert [step for step, _ in mine] == [6, 7] and mine[0][1] == mine[1][1] != ""
         return [text, json.dumps([[5, mine[0][1]], mine[0]])]
 
-    monkeypatch.setattr(local_lib, "gather", gather)
+    monkeypatch.setattr(local_lib, "allgather_text", gather)
     assert resumed(tmp_path) == (6, True)
     assert local_steps(tmp_path)[1] == [6] and "not every host has this step" in caplog.text
-    monkeypatch.setattr(local_lib, "gather", lambda text: [text, json.dumps([[6, "another start"]])])
+    monkeypatch.setattr(local_lib, "allgather_text", lambda text: [text, json.dumps([[6, "another start"]])])
     assert resumed(tmp_path) == (4, False)
     assert local_steps(tmp_path)[1] == []
 

@@ -69,11 +69,11 @@ def test_a_run_with_adapters_goes_on_bit_for_bit_and_with_the_same_patterns_only
 @pytest.mark.slow  # as above
 def test_what_such_a_run_leaves_is_loaded_merged(finished):
     _, one = finished
-    average, params = (arrays.named(open_saved(one).params(item)) for item in ("ema", "params"))
+    average, params = (arrays.flatten(open_saved(one).params(item)) for item in ("ema", "params"))
     assert all(is_adapter(name) or name.startswith("latent_out/") for name in average)
-    before = arrays.named(open_saved(one / "checkpoints" / str(STEPS // 2)).params("params"))
+    before = arrays.flatten(open_saved(one / "checkpoints" / str(STEPS // 2)).params("params"))
     assert {name for name in params if np.any(params[name] != before[name])} == average.keys()
-    restored = arrays.named(load_model(str(one)).params)
+    restored = arrays.flatten(load_model(str(one)).params)
     assert restored.keys() == {name for name in params if not is_adapter(name)}
     np.testing.assert_array_equal(restored["embedding"], params["embedding"])
     np.testing.assert_array_equal(restored["latent_out/kernel"], average["latent_out/kernel"])

@@ -180,7 +180,7 @@ def test_what_the_choices_of_the_7b_config_cost():
     """The figures of its docstring, counted again."""
     config = load(BAGEL, "paper")
     sizes, layout = builders.build_model_config(config), builders.build_layout(config)
-    params = arrays.named(nn.unbox(model_spec(sizes)))
+    params = arrays.flatten(nn.unbox(model_spec(sizes)))
     gib = 4 / 2**30
     whole = sum(x.size for x in params.values()) * gib
     hidden = {n: x for n, x in params.items() if "layers" in n.split("/") and n.endswith("kernel")}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from process_gen.models.content import Content
+from process_gen.models.content import ChunkInputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -76,12 +76,12 @@ class Part:
     positions: np.ndarray
 
 
-def row_parts(layout: Layout, batch: Batch, prompts: Content, turns: Content) -> list[list[Part]]:
+def row_parts(layout: Layout, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs) -> list[list[Part]]:
     """The parts of one row in logical order by trajectory; arguments of that row, without axis B."""
     return [_trajectory(layout, batch, prompts, turns, r) for r in range(layout.trajectories)]
 
 
-def _trajectory(layout: Layout, batch: Batch, prompts: Content, turns: Content, r: int) -> list[Part]:
+def _trajectory(layout: Layout, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs, r: int) -> list[Part]:
     places, position, step = Places(layout), 0, -1
     segments = [("prompt", r, -1, s, prompts) for s in layout.prompt_segments]
     for slot in np.flatnonzero(batch.present & (batch.prompt_index == r)):
@@ -134,7 +134,7 @@ def row_mask(layout: Layout, row: list[list[Part]]) -> np.ndarray:
     return mask
 
 
-def describe(model: UnifiedModel, batch: Batch, prompts: Content, turns: Content) -> dict[str, Any]:
+def describe(model: UnifiedModel, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs) -> dict[str, Any]:
     """What the dense pass reads besides contents: mask, positions, tokens, and which ones close what."""
     layout, places = model.layout, Places(model.layout)
     batch, prompts, turns = jax.tree.map(np.asarray, (batch, prompts, turns))
@@ -174,7 +174,7 @@ def _end(parts: list[Part]) -> int:
 
 
 def dense_turns(
-    model: UnifiedModel, params: Any, prompts: Content, turns: Content, row: dict[str, jax.Array]
+    model: UnifiedModel, params: Any, prompts: ChunkInputs, turns: ChunkInputs, row: dict[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What `run_turns` gives, in one pass over all tokens of a row; `row` is from `describe`."""
     layout, places = model.layout, Places(model.layout)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from process_gen.models import flow
-from process_gen.models.content import Content, positions
+from process_gen.models.content import ChunkInputs, positions
 from process_gen.models.layers import rope_angles, rotate
 from process_gen.models.positions import grid_places, sincos_table, timestep_features
 from process_gen.models.unified import _turn_starts
@@ -66,7 +66,7 @@ def test_an_image_that_is_left_out_takes_its_positions_and_one_that_never_was_ta
     before = jnp.full((rows, slots.before), PAD_ID).at[:3, :4].set(9)
     after = jnp.full((rows, slots.after), PAD_ID).at[:, :2].set(9)
     names = ("image", "image_vit")
-    content = Content(
+    content = ChunkInputs(
         jnp.ones(rows, bool),
         texts={"before": before, "after": after},
         keep=dict.fromkeys(names, jnp.asarray([True, False, True, True])),
@@ -76,7 +76,7 @@ def test_an_image_that_is_left_out_takes_its_positions_and_one_that_never_was_ta
     np.testing.assert_array_equal(end, [10 + 4 + 2 + 2, 10 + 4 + 2 + 2, 10 + 4 + 1 + 2, 10 + 2 + 2])
 
     def at(name):
-        return np.concatenate([np.asarray(found[:, piece]) for piece in chunk.memory(name)], axis=1)
+        return np.concatenate([np.asarray(found[:, piece]) for piece in chunk.packed(name)], axis=1)
 
     for name in ("noised_0", "noised_1", "image"):  # at the same place
         np.testing.assert_array_equal(at(name), np.broadcast_to([[14], [14], [14], [10]], at(name).shape))

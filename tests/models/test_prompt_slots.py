@@ -11,7 +11,7 @@ import pytest
 
 from process_gen.models.cache import KVCache, joined, part_slices
 from process_gen.models.config import UnrollOptions
-from process_gen.models.content import Content, at_token, prompt_content, token_count
+from process_gen.models.content import ChunkInputs, at_token, prompt_content, token_count
 from process_gen.models.inputs import make_inputs
 from process_gen.sampling import extend
 from process_gen.trajectory.batch import PAD_ID
@@ -22,7 +22,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
-def prompts() -> Content:
+def prompts() -> ChunkInputs:
     """Four rows: all parts; no image; an image and the instruction alone; an image without its ViT tokens."""
     rng = np.random.default_rng(0)
     first = [3, 9, 0, 4, PAD_ID, PAD_ID]
@@ -41,7 +41,7 @@ def prompts() -> Content:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def at_once(model, params, inputs):
-    context, end = model.apply({"params": params}, inputs, method="begin")
+    context, end = model.apply({"params": params}, inputs, method="prefill")
     return context.prompt, context.position, end
 
 

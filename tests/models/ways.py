@@ -12,7 +12,7 @@ import pytest
 
 from process_gen.models import kernels
 from process_gen.models.attention import RowMasks, of_rows
-from process_gen.models.content import Content
+from process_gen.models.content import ChunkInputs
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk
 from tests.models.dense import Places, row_mask, row_parts
@@ -60,9 +60,9 @@ def rows_of_turns(slots: Layout, rows: int, rng: np.random.Generator):
     batch = batch.replace(present=batch.present & ~(last & (np.arange(rows) % 2 == 0)[:, None]))
     names = [s.name for s in slots.state_slots("image")]
     keep = {name: rng.random(batch.present.shape) < 0.8 for name in names}
-    prompts = Content(np.ones(batch.prompt_tokens.shape[:2], bool), texts={"prompt": batch.prompt_tokens})
+    prompts = ChunkInputs(np.ones(batch.prompt_tokens.shape[:2], bool), texts={"prompt": batch.prompt_tokens})
     texts = {"before": batch.before_tokens, "after": batch.after_tokens}
-    turns = Content(batch.present, texts=texts, keep=keep)
+    turns = ChunkInputs(batch.present, texts=texts, keep=keep)
     places, there, explicit = Places(slots), [], []
     for b in range(rows):
         row = row_parts(slots, *jax.tree.map(lambda x, b=b: x[b], (batch, prompts, turns)))
@@ -73,7 +73,7 @@ def rows_of_turns(slots: Layout, rows: int, rng: np.random.Generator):
     there = np.stack(there)
 
     def of(owner, count, segments):
-        """[B, slots, tokens as in memory]."""
+        """[B, slots, tokens in packed order]."""
         names = [s.name for s in segments]
         at = [
             [w[owner, i, n] for w in (places.text, places.vit, places.latents) for n in names]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from process_gen.models.config import UnrollOptions, model_config
-from process_gen.models.content import Content
+from process_gen.models.content import ChunkInputs
 from process_gen.models.inputs import Inputs, make_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import run_turns
@@ -215,12 +215,12 @@ def by_place(traced, what: str, count: int) -> dict[tuple[str, int, str], np.nda
         for slot in range(whole.shape[1]):
             for s in chunk.segments:
                 found[name, slot, s.name] = np.concatenate(
-                    [whole[:, slot, piece] for piece in chunk.memory(s.name)], axis=1
+                    [whole[:, slot, piece] for piece in chunk.packed(s.name)], axis=1
                 )
     return found
 
 
-def with_changes(inputs: Inputs, places) -> tuple[Content, Content]:
+def with_changes(inputs: Inputs, places) -> tuple[ChunkInputs, ChunkInputs]:
     """One row for each place, in which its content is another; the first row is as it was."""
     chunks = {"prompt": inputs.prompts, "turn": inputs.turns}
     chunks = {

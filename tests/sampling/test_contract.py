@@ -45,7 +45,7 @@ def unrolled(model, order, params, batch, inputs, dropped):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def replayed(model, params, state, prompts, is_first, refines, one):
     """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
-    cache, position, end = turn.begin(model, params, {"text": prompts})
+    cache, position, end = turn.prefill(model, params, {"text": prompts})
     context = state.context.started(is_first, cache, position)
     state = state.told(refines=refines).replace(context=context, position=context.position)
     out = {"prompt_end": end}
@@ -54,7 +54,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
         spec = TextSpec(tokens.shape[1], (), model.config.vocab_size)
         tokens = jnp.where(one.present[:, None], tokens, PAD_ID)
         state = state.told(rows=token_count(tokens) > 0)
-        written = turn.write(model, spec, part, params, state, tokens)
+        written = turn.decode_text(model, spec, part, params, state, tokens)
         out[f"{part}_tokens"], out[f"{part}_end"] = written.tokens, written.end
         place, pieces = part_slices(model.layout.visible_parts)[part], [state.context.prompt]
         given = (state.history(model.layout), pieces, state.turn, place, state.position, tokens[:, :1])
@@ -67,7 +67,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
     velocity = turn.velocity_of(model, params, state, {BRANCHES})
     out["velocity"] = velocity(BRANCHES, one.latents["noised_0"], one.times["noised_0"])
     state = state.told(rows=one.present)
-    seen = turn.look(model, params, one.latents["image"], one.vit["image_vit"], state)
+    seen = turn.append_image(model, params, one.latents["image"], one.vit["image_vit"], state)
     out["image_end"] = seen.end
     state = text(state.holding(seen), "after", one.texts["after"])
     given = (state.turn, one.present, refines, state.position)
@@ -78,7 +78,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
 
 @functools.partial(jax.jit, static_argnums=0)
 def idle(model, params, prompts):
-    cache, position, _ = turn.begin(model, params, {"text": prompts})
+    cache, position, _ = turn.prefill(model, params, {"text": prompts})
     context, empty = turn.blank(model, cache, position)
     none = jnp.zeros(len(prompts), bool)
     return SamplingState(

@@ -13,7 +13,8 @@ from process_gen.sampling.text import text_specs
 from tests.sampling.sampling_models import make_model, random_params
 
 NAMES = [
-    "begin", "enter", "write before", "draw", "show", "see", "look", "decide", "write after", "commit",
+    "prefill", "enter", "decode_text before", "sample_image", "decode_image", "encode_image", "append_image",
+    "decide", "decode_text after", "commit",
 ]  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def test_every_piece_of_a_turn_is_there():
     assert list(found) == NAMES
     held = {name: sum(x.size for x in jax.tree.leaves(one.held)) for name, one in found.items()}
     weights = sum(x.size for x in jax.tree.leaves(params))
-    assert weights == held["begin"] < held["enter"] == held["draw"] == held["commit"]
+    assert weights == held["prefill"] < held["enter"] == held["sample_image"] == held["commit"]
     lowered = found["decide"].lower()
     assert isinstance(lowered, jax.stages.Lowered) and "stablehlo" in lowered.as_text()
 
@@ -41,7 +42,7 @@ def test_a_sampler_decodes_with_the_same_specs():
     model, tokenizer, config = make_model(), scenes_tokenizer(), SamplerConfig(temperature=0.5)
     sampler = Sampler(model, random_params(), tokenizer, config, rows=2)
     assert sampler._texts == text_specs(model, tokenizer, config)
-    assert set(sampler._texts) == {name.split()[-1] for name in NAMES if name.startswith("write")} | {
+    assert set(sampler._texts) == {name.split()[-1] for name in NAMES if name.startswith("decode_text")} | {
         "answer"
     }
-    assert set(sampler._texts) <= set(turn.DRAWS)
+    assert set(sampler._texts) <= set(turn.RNG_STREAMS)

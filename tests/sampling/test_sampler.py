@@ -98,7 +98,17 @@ def test_lanes_draw_what_one_lane_draws(monkeypatch):
 
 
 def compiled() -> dict[str, int]:
-    names = ("write", "draw", "look", "decide", "begin", "blank", "enter", "commit", "turn_keys")
+    names = (
+        "decode_text",
+        "sample_image",
+        "append_image",
+        "decide",
+        "prefill",
+        "blank",
+        "enter",
+        "commit",
+        "turn_keys",
+    )
     return {name: getattr(turn, name)._cache_size() for name in names}
 
 
@@ -213,7 +223,7 @@ def test_a_threshold_decides_what_is_corrected(rng):
 
 def test_what_no_row_asks_for_is_not_run(monkeypatch):
     """Images straight from the prompt: nothing is written, nothing is decided."""
-    for name in ("write", "decide"):
+    for name in ("decode_text", "decide"):
         monkeypatch.setattr(turn, name, None)
     (one,) = sampler(mode=Mode.SINGLE_PASS).sample(PROMPTS[:1])
     assert len(one.turns) == 1 and one.stopped == "model"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from process_gen.data.packing import packing_stats
-from process_gen.models.content import Content, prompt_content
+from process_gen.models.content import ChunkInputs, prompt_content
 from process_gen.training.amounts import amounts
 from process_gen.trajectory.batch import Batch
 from tests.data.fake import fake_batch
@@ -43,7 +43,7 @@ def by_hand(batch: Batch, **changes) -> dict[str, float]:
         prompts = prompt_content(
             row.prompt_tokens, instruction=row.instruction_tokens, has_image=row.has_prompt_image
         )
-        turns = Content(row.present, texts={"before": row.before_tokens, "after": row.after_tokens})
+        turns = ChunkInputs(row.present, texts={"before": row.before_tokens, "after": row.after_tokens})
         trajectories = row_parts(there, row, prompts, turns)
         mask = row_mask(there, trajectories)
         for parts in trajectories:

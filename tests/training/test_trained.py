@@ -52,7 +52,7 @@ def stepped(config, steps: int = 2):
 
 
 def moved(first, state) -> dict[str, bool]:
-    before, after = arrays.named(first.params), arrays.named(state.params)
+    before, after = arrays.flatten(first.params), arrays.flatten(state.params)
     return {name: bool(np.any(before[name] != after[name])) for name in before}
 
 
@@ -69,10 +69,10 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_neither_moments_nor_an_average
     for name, did in moved(first, state).items():
         if chooses(freeze, name):
             assert not did, name
-    part = arrays.named(trained(state.params, freeze))
+    part = arrays.flatten(trained(state.params, freeze))
     assert sum(moved(first, state).values()) >= len(part) - 2  # a bias of keys need not
-    assert arrays.named(state.ema).keys() == part.keys()
-    moments = [name for name in arrays.named(state.opt_state) if {"mu", "nu"} & set(name.split("/"))]
+    assert arrays.flatten(state.ema).keys() == part.keys()
+    moments = [name for name in arrays.flatten(state.opt_state) if {"mu", "nu"} & set(name.split("/"))]
     assert moments and all(any(name.endswith(own) for own in part) for name in moments)
     found = {name.partition("/")[2] for name in metrics if name.startswith("grad_norm/")}
     assert found == ({"gen"} if freeze == GEN else {"gen", "embedding", "head", "latent"})
@@ -83,8 +83,8 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_neither_moments_nor_an_average
 def test_parts_of_a_tree_come_apart_and_together_again():
     tree = {"vit": {"a": np.zeros(3), "b": np.ones(2)}, "head": np.ones((2, 2))}
     part = trained(tree, ("vit/a",))
-    assert arrays.named(part).keys() == {"vit/b", "head"} and trained(tree, ()) is tree
-    assert arrays.named(frozen(tree, ("vit/a",))).keys() == {"vit/a"} and frozen(tree, ()) == {}
+    assert arrays.flatten(part).keys() == {"vit/b", "head"} and trained(tree, ()) is tree
+    assert arrays.flatten(frozen(tree, ("vit/a",))).keys() == {"vit/a"} and frozen(tree, ()) == {}
     whole = merged(tree, jax.tree.map(lambda x: x + 1, part))
     assert jax.tree.map(lambda x: float(x.mean()), whole) == {"vit": {"a": 0, "b": 2}, "head": 2}
     assert describe(tree, ("vit/a",)) == "6 of 9 parameters are trained (66.667%), 3 are frozen"

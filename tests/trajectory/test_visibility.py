@@ -100,7 +100,7 @@ def test_texts_in_a_row_are_one_call_and_what_sees_only_a_part_is_refused():
         _ = partly.calls
 
 
-def test_vocabulary_tokens_stand_before_latents_in_memory():
+def test_vocabulary_tokens_stand_before_latents_in_packed_order():
     chunk = Chunk(Layout().turn_segments)
     ends = [chunk.text(s.name).stop for s in chunk.segments]
     starts = [chunk.latents(s.name).start for s in chunk.segments if s.latents]
@@ -114,7 +114,7 @@ def _state_tokens(layout: Layout) -> int:
     return sum(s.tokens for s in layout.state_slots("image"))
 
 
-def test_vit_tokens_stand_between_vocabulary_tokens_and_latents_in_memory():
+def test_vit_tokens_stand_between_vocabulary_tokens_and_latents_in_packed_order():
     layout = Layout(vit_grid=(2, 3))
     chunk = Chunk(layout.turn_segments)
     vit = [chunk.vit(s.name) for s in chunk.segments if s.vit]
@@ -122,7 +122,7 @@ def test_vit_tokens_stand_between_vocabulary_tokens_and_latents_in_memory():
     assert (vit[0].start, vit[0].stop) == (chunk.text_tokens, chunk.und_tokens)
     assert min(chunk.latents(s.name).start for s in chunk.segments if s.latents) == chunk.und_tokens
     assert sorted(chunk.order) == list(range(chunk.tokens))
-    pieces = chunk.memory("image", "image_vit")
+    pieces = chunk.packed("image", "image_vit")
     state = np.concatenate([chunk.order[piece] for piece in pieces])
     assert sorted(state) == list(range(state.min(), state.min() + _state_tokens(layout)))
     first, last = chunk.order[chunk.text("image_vit")]

@@ -43,9 +43,9 @@ def tuned():
         return jax.numpy.asarray(0.1 * rng.standard_normal(x.shape), x.dtype)
 
     params = {
-        name: move(x) if adapters.is_adapter(name) else x for name, x in arrays.named(state.params).items()
+        name: move(x) if adapters.is_adapter(name) else x for name, x in arrays.flatten(state.params).items()
     }
-    params, ema = arrays.unnamed(state.params, params), jax.tree.map(move, state.ema)
+    params, ema = arrays.unflatten_like(state.params, params), jax.tree.map(move, state.ema)
     return recipe, state, state.replace(params=params, ema=ema, step=jax.numpy.ones((), int))
 
 
@@ -77,13 +77,13 @@ def outputs(recipe):
 
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(tuned):
     recipe, state, _ = tuned
-    named = arrays.named(state.params)
+    named = arrays.flatten(state.params)
     mine = {name for name in named if adapters.is_adapter(name)}
-    assert len(mine) == 2 * (2 * 7 + 1 + 1) and arrays.named(state.ema).keys() == mine
+    assert len(mine) == 2 * (2 * 7 + 1 + 1) and arrays.flatten(state.ema).keys() == mine
     assert all(not np.any(x) for name, x in named.items() if name.endswith("lora_b"))
     assert named["backbone/layers/und/q_proj/lora_a"].shape == (3, 64, 4)
     plain = make_recipe()
-    for name, x in arrays.named(start_from(blank_state(plain), plain.model, FOLDER).params).items():
+    for name, x in arrays.flatten(start_from(blank_state(plain), plain.model, FOLDER).params).items():
         np.testing.assert_array_equal(named[name], x)
 
 
@@ -120,7 +120,7 @@ def test_a_run_comes_out_merged(tuned, workdir, tmp_path):
     name = "backbone/layers/gen/up_proj/kernel"
     box = (slice(1, 3), slice(5, 20), slice(0, 7))
     np.testing.assert_array_equal(source.read(name, box), source.read(name)[box])
-    assert "lora" not in " ".join(source.spec) and source.spec.keys() == arrays.named(merged).keys()
+    assert "lora" not in " ".join(source.spec) and source.spec.keys() == arrays.flatten(merged).keys()
 
 
 def test_adapters_leave_alone_as_peft_names_them_and_come_back(tuned, workdir, tmp_path):

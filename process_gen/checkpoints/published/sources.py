@@ -54,12 +54,12 @@ class Source:
 
 def shapes_of(params: Any) -> dict[str, Shape]:
     """Names and shapes of a tree, boxed or not."""
-    return {name: tuple(x.shape) for name, x in arrays.named(nn.meta.unbox(params)).items()}
+    return {name: tuple(x.shape) for name, x in arrays.flatten(nn.meta.unbox(params)).items()}
 
 
 def tree(source: Source) -> dict[str, Any]:
     """All arrays of a source, as a nested dict of NumPy arrays."""
-    return arrays.nested({name: source.read(name) for name in source.spec})
+    return arrays.unflatten({name: source.read(name) for name in source.spec})
 
 
 def source_of(params: Any) -> Source:
@@ -76,7 +76,7 @@ class TreeArrays(Source):
     """Arrays of a tree in memory, on the host or on devices."""
 
     def __init__(self, params: Any):
-        self._arrays = arrays.named(params)
+        self._arrays = arrays.flatten(params)
         self.spec = shapes_of(params)
         self.dtypes = {name: np.dtype(x.dtype) for name, x in self._arrays.items()}
 

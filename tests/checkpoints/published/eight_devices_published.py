@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 def check(tree, wanted, shardings) -> None:
     """The same numbers, placed as they should be."""
-    tree, wanted = arrays.named(tree), arrays.named(wanted)
+    tree, wanted = arrays.flatten(tree), arrays.flatten(wanted)
     assert tree.keys() == wanted.keys()
     for name, x in tree.items():
         assert x.sharding == shardings[name], name
@@ -45,7 +45,7 @@ def main() -> None:
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     mesh = make_mesh(MeshConfig(**sizes))
     spec = {"params": model_spec(published.model)}
-    shardings = arrays.named(sharding.state_shardings(spec, mesh)["params"])
+    shardings = arrays.flatten(sharding.state_shardings(spec, mesh)["params"])
     config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
     model = builders.build_model(config, scenes_tokenizer())
     direct, _ = placed(read_weights(GOLDEN), model, mesh=mesh)
@@ -55,12 +55,12 @@ def main() -> None:
     source = published.pieces()
     shards = convert.shards(published.model, source.spec, sizes)
     assert shards["backbone/layers/und/up_proj/kernel"] == (3, 32, 56)
-    assert shards == {name: x.addressable_shards[0].data.shape for name, x in arrays.named(direct).items()}
+    assert shards == {name: x.addressable_shards[0].data.shape for name, x in arrays.flatten(direct).items()}
     with tempfile.TemporaryDirectory() as folder:
         stream.write_step(folder, {"ema": (source, shards)}, {})
         like = {n: jax.ShapeDtypeStruct(s, np.float32, sharding=shardings[n]) for n, s in source.spec.items()}
         with CheckpointStore(folder) as store:
-            check(store.restore({"ema": arrays.nested(like)})["ema"], params, shardings)
+            check(store.restore({"ema": arrays.unflatten(like)})["ema"], params, shardings)
     print("streamed")
 
 

@@ -27,7 +27,7 @@ LAYERS = "language_model.model.layers."
 
 def same(a, b) -> None:
     """Trees of the same bits."""
-    a, b = arrays.named(a), arrays.named(b)
+    a, b = arrays.flatten(a), arrays.flatten(b)
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name

@@ -152,10 +152,10 @@ def test_a_model_started_from_parts(qwen2, siglip2, tmp_path):
 def test_a_trained_norm_does_not_fit_into_a_qwen2(qwen2, tmp_path):
     language = parts.read_qwen2(qwen2)
     model, name = parts.model_of(language, None, None), "backbone/layers/und/q_norm/scale"
-    params = arrays.named(tree(parts.start(model, language, None)))
+    params = arrays.flatten(tree(parts.start(model, language, None)))
     params[name] = params[name] + 0.5
     with pytest.raises(CheckpointMismatch, match="q_norm/scale is trained"):
-        parts.export_qwen2(arrays.nested(params), model, tmp_path / "out")
+        parts.export_qwen2(arrays.unflatten(params), model, tmp_path / "out")
 
 
 # ----------------------------------------------------------------- autoencoder

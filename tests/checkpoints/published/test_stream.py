@@ -94,7 +94,7 @@ def test_stored_arrays_read_what_training_saved(step, tmp_path):
         store.save(3, {"params": params})
     for folder, item in ((tmp_path / "other" / "checkpoints" / "3", "params"), (step, "ema")):
         source = sources.StoredArrays(load.epath.Path(folder), item)
-        named = arrays.named(params)
+        named = arrays.flatten(params)
         assert dict(source.spec) == {name: x.shape for name, x in named.items()}
         name = "backbone/layers/gen/up_proj/kernel"
         np.testing.assert_array_equal(source.read(name), named[name])
