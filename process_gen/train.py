@@ -175,7 +175,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 
         def settle() -> None:
             """Logs the last step, whose metrics are read one step late; too many bad ones end the run."""
-            if pending and guard.should_stop(pending[0], values := run.log(*pending), last_batch):
+            if pending and guard.record(pending[0], values := run.log(*pending), last_batch):
                 _stop(values, store, state, iterator)
 
         ledger.enter("compile")
@@ -237,7 +237,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 with ledger.spending("save"):
                     store.wait()
                 if pending:  # else the validation losses had it logged
-                    guard.should_stop(step, run.log(*pending), last_batch)
+                    guard.record(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
         settle()
         profiler.stop()

@@ -23,8 +23,8 @@ from process_gen.training.program import TrainProgram
 from process_gen.trajectory.layout import Layout
 
 RECEIVED = (
-    "by `draw` for a whole image; by `write`, which ends with the last row's text, for the start of a text "
-    "and one token more"
+    "by `sample_image` for a whole image; by `decode_text`, which ends with the last row's text, for the "
+    "start of a text and one token more"
 )
 """What the exchanges of the sampler's programs are counted for."""
 

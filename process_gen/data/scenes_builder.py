@@ -152,7 +152,7 @@ def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
 class Scenes(tfds.core.ShardBasedBuilder):
     """Trajectories of the scenes world, taught by an exact teacher."""
 
-    VERSION = tfds.core.Version("2.1.0")
+    VERSION = tfds.core.Version("2.0.0")
     builder_config: ScenesConfig
 
     def __init__(self, *, on_example: Callable[[Trajectory], None] | None = None, **kwargs: Any):

@@ -90,7 +90,7 @@ def _by_scores(
 def _in_calls(
     calls: Sequence[Call], own: QKV, own_mask: jax.Array, run: Callable[[Call, jax.Array, Keys], jax.Array]
 ) -> jax.Array:
-    """`run(call, queries, keys)` of a chunk's own tokens for each call, in order of memory."""
+    """`run(call, queries, keys)` of a chunk's own tokens for each call, in packed order."""
     q, k, v = own
     pieces = {}
     for call in calls:

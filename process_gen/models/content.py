@@ -1,7 +1,7 @@
 """What stands in a chunk: its content, which of its tokens are there, and their rotary positions.
 
 B rows (training has slots beside each other: [B, S, ...]), L tokens of a chunk as they
-stand in memory, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
+stand in packed order, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
 of an image, C channels of a latent token, U values of a ViT patch. Y layers, K key/value heads, H
 head, D width.
 """
@@ -55,7 +55,7 @@ class ChunkInputs:
         return self.advances(segment) & self.keep.get(segment.name, True)
 
 
-def prompt_content(
+def prompt_inputs(
     text: jax.Array,
     latents: jax.Array | None = None,
     patches: jax.Array | None = None,
@@ -79,7 +79,7 @@ def prompt_content(
     )
 
 
-def turn_content(
+def turn_inputs(
     present: jax.Array,
     before: jax.Array,
     after: jax.Array,

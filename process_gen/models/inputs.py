@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from process_gen.models import autoencoder, flow, vit
 from process_gen.models.config import ModelConfig, UnrollOptions
-from process_gen.models.content import ChunkInputs, Named, prompt_content, token_count, turn_content
+from process_gen.models.content import ChunkInputs, Named, prompt_inputs, token_count, turn_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -102,7 +102,7 @@ def make_inputs(
     hidden |= batch.present & ~batch.has_image
     keep = _kept(layout, jax.random.fold_in(keys["images"], 1), "image", hidden, options)
     no_text = jax.random.bernoulli(keys["text"], options.drop_text, shape)
-    turns = turn_content(
+    turns = turn_inputs(
         batch.present,
         jnp.where(no_text[..., None], PAD_ID, batch.before_tokens),
         batch.after_tokens,
@@ -165,9 +165,9 @@ def _prompts(
         instruction = jnp.where(bare[..., None], PAD_ID, instruction)
     text = jnp.where((bare & ~instructed)[..., None], PAD_ID, text)
     if not layout.prompt_image:
-        return prompt_content(text, instruction=instruction), bare
+        return prompt_inputs(text, instruction=instruction), bare
     images = batch.prompt_image
     latents = _latents(config, images, batch.prompt_latents, frozen, keys["prompt latents"])
     keep = _kept(layout, jax.random.fold_in(keys["images"], 2), "prompt_image", hidden, options)
     patches = vit.views(config, layout, images, latents)
-    return prompt_content(text, latents, patches, instruction, batch.has_prompt_image, keep), bare
+    return prompt_inputs(text, latents, patches, instruction, batch.has_prompt_image, keep), bare

@@ -38,11 +38,11 @@ from process_gen.models.content import (
     ChunkInputs,
     at_token,
     positions,
-    prompt_content,
+    prompt_inputs,
     taken,
     token_count,
     token_mask,
-    turn_content,
+    turn_inputs,
 )
 from process_gen.models.layers import annotated, linear
 from process_gen.models.partition import constrain
@@ -333,10 +333,10 @@ class UnifiedModel(nn.Module):
         if layout.vit_tokens:
             patches = jnp.zeros((rows, layout.vit_tokens, 3 * self.config.vit.patch**2))
         instruction = batch.instruction_tokens[:, 0] if layout.instruction else None
-        context, end = self.prefill(prompt_content(batch.prompt_tokens[:, 0], image, patches, instruction))
+        context, end = self.prefill(prompt_inputs(batch.prompt_tokens[:, 0], image, patches, instruction))
         noised = jnp.repeat(image[:, None], layout.copies, 1)
         texts = (x[:, 0] for x in (batch.present, batch.before_tokens, batch.after_tokens))
-        turn = turn_content(*texts, image, noised, noised[:, :, 0, 0], patches)
+        turn = turn_inputs(*texts, image, noised, noised[:, :, 0, 0], patches)
         self.step(context, turn, batch.refines[:, 0])
         return self.logits(end)
 

@@ -15,7 +15,7 @@ from process_gen.losses import LossTable
 from process_gen.models import autoencoder, vit
 from process_gen.models.autoencoder import latent_shape
 from process_gen.models.config import ModelConfig
-from process_gen.models.content import prompt_content
+from process_gen.models.content import prompt_inputs
 from process_gen.models.flux import FluxAutoencoder
 from process_gen.models.positions import table_rows
 from process_gen.models.unified import UnifiedModel
@@ -222,7 +222,7 @@ def _run(
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     """The row through the model, and a trace of the tokens of its `prompt` and `turn` chunks."""
     batch = row.batch
-    prompts = prompt_content(batch.prompt_tokens)
+    prompts = prompt_inputs(batch.prompt_tokens)
     if order != "layers":
         return *run_turns(model, params, batch, prompts, row.turns, order), {}
     rows = (prompts, row.turns, batch.prompt_index, batch.is_first, batch.refines)

@@ -14,7 +14,7 @@ import numpy as np
 from process_gen.models import autoencoder, vit
 from process_gen.models.cache import Context, KVCache, joined, part_slices
 from process_gen.models.config import ModelConfig
-from process_gen.models.content import prompt_content, token_count
+from process_gen.models.content import prompt_inputs, token_count
 from process_gen.models.unified import UnifiedModel
 from process_gen.parity.golden import Golden, once
 from process_gen.parity.row import layout_of
@@ -90,16 +90,16 @@ def _contexts(
         patches = vit.patches_of(model.config, model.layout, image("inf_vit_image"))
 
     @once
-    def begin(params, frozen, has_image):
+    def prefill(params, frozen, has_image):
         latents = autoencoder.to_tokens(model.config, image("inf_image"), frozen)
-        content = prompt_content(prompt, latents, patches, instruction, has_image)
+        content = prompt_inputs(prompt, latents, patches, instruction, has_image)
         return model.apply({"params": params}, content, method="prefill")[0]
 
-    full = begin(params, frozen, jnp.ones(1, bool))
+    full = prefill(params, frozen, jnp.ones(1, bool))
     newest = part_slices(model.layout.prompt_parts)["instruction"]
     older = jnp.ones_like(full.prompt.mask).at[:, newest].set(False)
     notext = full.replace(prompt=full.prompt.only(older), position=full.position - token_count(instruction))
-    return {"full": full, "notext": notext, "noimg": begin(params, frozen, jnp.zeros(1, bool))}
+    return {"full": full, "notext": notext, "noimg": prefill(params, frozen, jnp.zeros(1, bool))}
 
 
 def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> np.ndarray:

@@ -21,7 +21,7 @@ from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.models import flow, vit
 from process_gen.models.autoencoder import latent_shape, to_patches
 from process_gen.models.config import ModelConfig
-from process_gen.models.content import ChunkInputs, turn_content
+from process_gen.models.content import ChunkInputs, turn_inputs
 from process_gen.parity.golden import Golden
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -65,7 +65,7 @@ class Row(NamedTuple):
       flows: the flow targets, as `models.inputs.make_inputs` gives them.
       labels: as `controls.labels` gives them.
       targets: its targets of cross-entropy in order, each by the name of a label and its place there.
-      places: chunk (`prompt` or `turn`), its number, and place in its memory of each of its tokens.
+      places: chunk (`prompt` or `turn`), its number, and place in packed order of each of its tokens.
     """
 
     layout: Layout
@@ -168,7 +168,7 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
     before = _texts([turn.get("text") for turn in turns], texts, layout.before)
     batch = _batch(layout, prompts, before, samples)
     images, flows = _images(golden, config, layout, turns, timestep_shift)
-    content = turn_content(
+    content = turn_inputs(
         batch.present,
         batch.before_tokens,
         batch.after_tokens,
@@ -265,11 +265,11 @@ def _places(
     chunk = Chunk(layout.turn_segments)
     in_order = np.argsort(chunk.order).tolist()
     ends = np.cumsum([s.tokens for s in chunk.segments])
-    memory = {s.name: in_order[end - s.tokens : end] for s, end in zip(chunk.segments, ends, strict=True)}
+    packed = {s.name: in_order[end - s.tokens : end] for s, end in zip(chunk.segments, ends, strict=True)}
     names = {"text": "before", "noised": "noised_0", "clean": "image", "vit": "image_vit"}
     for s, turn in enumerate(turns):
         for kind, piece in turn.items():
-            places = memory[names[kind]]
+            places = packed[names[kind]]
             if kind != "text" and len(places) != len(piece.tokens):
                 raise CheckpointMismatch(
                     f"tokens {piece.start} to {piece.stop} are no image of {len(places) - 2} tokens"

@@ -39,16 +39,16 @@ def choice_ids(ids: ControlIds) -> tuple[int, ...]:
 
 
 def choices(
-    draw: str, mode: Mode, layout: Layout, corrections: int = 0, inspections: bool = True
+    stream: str, mode: Mode, layout: Layout, corrections: int = 0, inspections: bool = True
 ) -> frozenset[Opens]:
     """What may follow a prompt, an image, or the text after an image.
 
     Args:
-      draw: `after_prompt`, `after_image` or `after_text`.
+      stream: `after_prompt`, `after_image` or `after_text`.
       corrections: that the step under way has had.
       inspections: whether images are inspected, and corrected.
     """
-    if draw == "after_prompt":
+    if stream == "after_prompt":
         if mode == Mode.PLAN_ONLY:
             return frozenset({Opens.PLAN})
         plans = mode == Mode.PROCESS and layout.before
@@ -60,6 +60,6 @@ def choices(
         found.add(Opens.PLAN)
         if inspections and corrections < layout.corrections:
             found.add(Opens.REFINE)
-    if draw == "after_image" and layout.after and inspections:
+    if stream == "after_image" and layout.after and inspections:
         found.add(Opens.INSPECT)
     return frozenset(found)

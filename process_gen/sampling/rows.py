@@ -60,19 +60,19 @@ class Row:
         """The turn under way, if it is given."""
         return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
 
-    def choices(self, draw: str, config: SamplerConfig, layout: Layout) -> frozenset[Opens]:
+    def choices(self, stream: str, config: SamplerConfig, layout: Layout) -> frozenset[Opens]:
         """What may be decided at one of `turn.RNG_STREAMS`; a given turn leaves no choice."""
         told = self.given[len(self.turns) :]
-        if draw == "after_prompt" and told:
+        if stream == "after_prompt" and told:
             return _opening(told[0])
-        if draw == "after_image" and told and told[0].after is not None:
+        if stream == "after_image" and told and told[0].after is not None:
             return frozenset({Opens.INSPECT})
-        if draw != "after_prompt" and len(told) > 1:
+        if stream != "after_prompt" and len(told) > 1:
             return _opening(told[1])
-        found = decisions.choices(draw, config.mode, layout, self._corrections, config.inspections)
+        found = decisions.choices(stream, config.mode, layout, self._corrections, config.inspections)
         if self.inspection is None:
             return found
-        if draw == "after_image" and Opens.INSPECT in found and self.inspection.text is not None:
+        if stream == "after_image" and Opens.INSPECT in found and self.inspection.text is not None:
             return frozenset({Opens.INSPECT})
         if self.inspection.correction is not None and Opens.REFINE in found:
             return frozenset({Opens.REFINE})
@@ -81,8 +81,8 @@ class Row:
     def awaits_plan(self, config: SamplerConfig, layout: Layout) -> bool:
         """Whether a plan may follow, and nothing is given or corrected."""
         free = self.now is None and self.opens != Opens.REFINE and not self.lost
-        draw = "after_text" if self.turns else "after_prompt"
-        return free and Opens.PLAN in decisions.choices(draw, config.mode, layout)
+        stream = "after_text" if self.turns else "after_prompt"
+        return free and Opens.PLAN in decisions.choices(stream, config.mode, layout)
 
     def situation(
         self, config: SamplerConfig, turns: Sequence[Turn], check: Callable[[Any], None]

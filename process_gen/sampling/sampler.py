@@ -347,11 +347,11 @@ class Sampler:
         return state.holding(new), images, new.end
 
     def _decide(
-        self, draw: str, end: jax.Array, state: SamplingState, rows: Sequence[Row | None], asked: np.ndarray
+        self, stream: str, end: jax.Array, state: SamplingState, rows: Sequence[Row | None], asked: np.ndarray
     ) -> np.ndarray:
         """What follows in the rows that are `asked` [B]: an `Opens` each, `NOTHING` elsewhere."""
         choices = [
-            row.choices(draw, self.config, self.model.layout) if one else frozenset()
+            row.choices(stream, self.config, self.model.layout) if one else frozenset()
             for row, one in zip(rows, asked, strict=True)
         ]
         open_ = np.array([len(some) > 1 for some in choices])
@@ -359,16 +359,16 @@ class Sampler:
         if not open_.any():
             return found
         allowed = np.array([[one in some for one in Opens] for some in choices])
-        own, shares = self._ask(draw, end, state.keys, allowed)
+        own, shares = self._ask(stream, end, state.keys, allowed)
         for place in np.flatnonzero(open_ & allowed[:, Opens.REFINE]):
             rows[place].doubt = round(float(shares[place, Opens.REFINE]), 6)
         return np.where(open_, own, found)
 
     def _ask(
-        self, draw: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray
+        self, stream: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The model's own decisions among the choices that are `allowed` [B, C], and their probabilities."""
-        settings = (self.config.decides_at, self.config.refine_threshold, draw)
+        settings = (self.config.decides_at, self.config.refine_threshold, stream)
         found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), keys)
         return jax.device_get(found)
 

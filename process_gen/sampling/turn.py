@@ -27,7 +27,7 @@ import numpy as np
 
 from process_gen.models import autoencoder, vit
 from process_gen.models.cache import Context, KVCache, part_slices
-from process_gen.models.content import at_token, prompt_content, token_count
+from process_gen.models.content import at_token, prompt_inputs, token_count
 from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import extend, flow
@@ -89,9 +89,9 @@ def prefill(
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token.
 
-    `prompts` are the arguments of `prompt_content`, all padding in rows that stay idle.
+    `prompts` are the arguments of `prompt_inputs`, all padding in rows that stay idle.
     """
-    context, end = model.apply({"params": params}, prompt_content(**prompts), method="prefill")
+    context, end = model.apply({"params": params}, prompt_inputs(**prompts), method="prefill")
     return context.prompt, context.position, end
 
 

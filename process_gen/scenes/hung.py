@@ -137,11 +137,16 @@ def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | N
 def seen(
     canvas: Mapping[int, Object], number: int, meant: Object | None, partners: Partners, level: Level
 ) -> str:
-    """A thing as it stands, in the words of a description: what an inspection says before it judges.
+    """What an inspection says before it judges: how a thing stands, in the words of a description.
 
     Args:
       canvas: what is drawn, by number.
-      meant: the thing as it should be, for one that is missing; of several that look alike nothing is said.
+      number: of the thing.
+      meant: the thing as it should be; None for one that stands.
+
+    Returns:
+      `blue square below red star`; its looks alone where it stands plainly to nothing that it hangs on;
+      `no blue square` for one that is missing, and nothing where another one like it stands.
     """
     if number not in canvas:
         return "" if any(alike(meant, other) for other in canvas.values()) else f"no {noun(meant, level)}"

@@ -330,7 +330,7 @@ def approve(
       touched: numbers of what this step has drawn or changed.
       state: everything on the canvas, by number.
       later: what the steps after this one do.
-      seen: what it says first; see `looked`.
+      seen: what it says first; see `join_inspection`.
     """
     pending = [change.after.shape for change in later if change.kind == "add"]
     changing = [state[n] for change in later if change.kind != "add" for n in change.numbers if n in state]
@@ -344,11 +344,11 @@ def approve(
         more = pick(rng, TO_CHANGE).format(thing=pointed(other, level, colour=False))
     elif pending and rng.random() < 0.4:
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
-    text = looked(seen, text)
+    text = join_inspection(seen, text)
     fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
     return f"{text}; {more}" if fits else text
 
 
-def looked(seen: str, judgement: str) -> str:
-    """An inspection of two parts: what is seen, where that is said, and what there is to say of it."""
+def join_inspection(seen: str, judgement: str) -> str:
+    """`seen; judgement`, or the judgement alone where nothing is seen."""
     return f"{seen}; {judgement}" if seen else judgement

@@ -18,7 +18,7 @@ from numpy.random import Generator
 from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, keeps
 from process_gen.scenes.hung import alone, anchored
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, looked, tables
+from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, join_inspection, tables
 from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place, find_place, fits, hang
 from process_gen.scenes.requests import Partners, Request, related
@@ -242,7 +242,7 @@ def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level, see
     elif wrong and right:
         attribute = "cell" if kind == "place" else kind
         fields |= {"wrong": getattr(wrong, attribute), "right": getattr(right, attribute)}
-    return looked(seen, pick(rng, tables(level)[1][kind]).format(**fields))
+    return join_inspection(seen, pick(rng, tables(level)[1][kind]).format(**fields))
 
 
 def say_repair(mistake: Mistake, level: Level, rng: Generator) -> str:

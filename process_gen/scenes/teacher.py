@@ -12,8 +12,8 @@ corrects, or one that goes unnoticed (a slip) and is repaired by the next step. 
 are wrong themselves, mostly because something stands already where they put a thing: the
 draft carries them out, the inspection finds what contradicts the prompt, and the refinement
 corrects it. Nobody learns to write such plans (`Turn.before_weight`). On levels without cells an
-inspection first says how the thing that was drawn last stands, and then judges: "blue square
-below the red star; wrong place: the blue square should be left of the red star".
+inspection first says how the thing that was touched last stands, and then judges: "blue square
+below red star; wrong place: the blue square should be left of the red star".
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class _Lesson:
         self.metadata["mistakes"].append(mistake)
 
     def _seen(self, touched: list[int], canvas: Mapping[int, Object]) -> str:
-        """What an inspection says first: on levels without cells, how what was drawn last stands."""
+        """What an inspection says first: on levels without cells, how what was touched last stands."""
         if not self.level.hung or not touched:
             return ""
         number = touched[-1]

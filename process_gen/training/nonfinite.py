@@ -35,7 +35,7 @@ class NonFiniteGuard:
     limit: int
     count: int = 0
 
-    def should_stop(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
+    def record(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
         """Takes note of a step, whose metrics every host has and whose batch each has its rows of.
 
         Returns:

@@ -17,8 +17,8 @@ and one follows the chain from thing to thing, as the teacher places them:
 
     composed    by the rule of `placement.hang`: what one pass would have to work out
 
-The last line is the likeliest drawing's mean over the groups of three and more things: the better
-of the two that compose nothing. A low one says that a model which draws everything from one plan
+The last line is a mean over the groups of three and more things: the best of the three that compose
+nothing. A low one says that a model which draws everything from one plan
 has to work out where each thing is, and that a model which draws step by step can look instead.
 """
 

@@ -358,7 +358,8 @@ def test_a_missing_key_is_named():
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not topology.is_installed("jax_plugins.xla_cuda13"), reason="needs JAX's GPU plugin: the cuda13 extra"
+    not topology.is_installed("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
+    reason="needs JAX's GPU plugin: the cuda13 or the cuda12 extra",
 )
 @pytest.mark.parametrize(("path", "variant"), CASES, ids=IDS)
 def test_a_train_step_lowers_for_gpus(path, variant):

@@ -1,4 +1,4 @@
-"""Options of the losses of the method, and the losses that keep what was known or said; against NumPy.
+"""Options of the losses of the method, and `text_kl`, `description_consistency`; against NumPy.
 
 With latents that are pixels, and with those of an autoencoder with weights.
 """
@@ -248,10 +248,7 @@ def test_clean_timesteps_are_the_error_of_the_clean_estimate(given):
     np.testing.assert_allclose(error, values, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("loss", "stage", "options"),
-    OPTIONS,
-)
+@pytest.mark.parametrize(("loss", "stage", "options"), OPTIONS)
 def test_gradients_reach_what_is_there_and_nothing_that_is_padding(given, loss, stage, options):
     batch, _, _ = given
     velocity, hidden = gradient(given, loss, stage, **options)
@@ -273,6 +270,10 @@ def test_what_counts_is_a_part_of_a_batch_and_costs_something(given, loss, stage
     values, weights = np.asarray(term.values), np.asarray(term.weights)
     assert 0 < (weights > 0).mean() < 1 and np.isfinite(values).all()
     assert values[weights > 0].min() > 0 and values[weights > 0].std() > 0
+    if options and options != {"timesteps": "uniform"}:
+        plain = LossTable({"row": dict(loss=loss, stage=stage, weight=1.0)})
+        term = plain.term(plain.rows[0], outputs, batch, labels(batch, IDS), KEY)
+        assert not (np.allclose(term.values, values) and np.allclose(term.weights, weights))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from process_gen.models.cache import KVCache, joined, part_slices
 from process_gen.models.config import UnrollOptions
-from process_gen.models.content import ChunkInputs, at_token, prompt_content, token_count
+from process_gen.models.content import ChunkInputs, at_token, prompt_inputs, token_count
 from process_gen.models.inputs import make_inputs
 from process_gen.sampling import extend
 from process_gen.trajectory.batch import PAD_ID
@@ -29,7 +29,7 @@ def prompts() -> ChunkInputs:
     text = np.array([first, [3, 8, 4, *[PAD_ID] * 3], [PAD_ID] * 6, first], np.int32)
     after = [3, 12, 4, PAD_ID, PAD_ID]
     instruction = np.array([after, [PAD_ID] * 5, [3, 0, 13, 4, PAD_ID], [PAD_ID] * 5], np.int32)
-    return prompt_content(
+    return prompt_inputs(
         jnp.asarray(text),
         jnp.asarray(rng.standard_normal((4, 4, 48)), jnp.float32),
         jnp.asarray(rng.standard_normal((4, VIT[0] * VIT[1], 27)), jnp.float32),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from process_gen.models.config import ORDERS
-from process_gen.models.content import prompt_content, turn_content
+from process_gen.models.content import prompt_inputs, turn_inputs
 from process_gen.models.unroll import run_turns
 from process_gen.trajectory.batch import PAD_ID
 from tests.models.tiny import IDS, VIT, make_batch, make_model
@@ -74,7 +74,7 @@ def row():
     def normal(*shape):
         return jnp.asarray(rng.standard_normal((1, TURNS, *shape)), jnp.float32)
 
-    turns = turn_content(
+    turns = turn_inputs(
         jnp.ones((1, TURNS), bool),
         texts(WORDS["before"], TURNS, 7),
         texts(WORDS["after"], TURNS, 5),
@@ -87,7 +87,7 @@ def row():
     first = jnp.asarray([FIRST], bool)
     refines = jnp.asarray([REFINES], bool)
     batch = batch.replace(is_first=first, refines=refines, prompt_index=jnp.cumsum(first, axis=1) - 1)
-    return changes, batch, prompt_content(texts(WORDS["prompt"], PROMPTS, 6)), turns
+    return changes, batch, prompt_inputs(texts(WORDS["prompt"], PROMPTS, 6)), turns
 
 
 @functools.cache

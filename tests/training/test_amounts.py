@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from process_gen.data.packing import packing_stats
-from process_gen.models.content import ChunkInputs, prompt_content
+from process_gen.models.content import ChunkInputs, prompt_inputs
 from process_gen.training.amounts import amounts
 from process_gen.trajectory.batch import Batch
 from tests.data.fake import fake_batch
@@ -40,7 +40,7 @@ def by_hand(batch: Batch, **changes) -> dict[str, float]:
     segments = {s.name: s for s in (*there.prompt_segments, *there.turn_segments)}
     for b in range(batch.present.shape[0]):
         row = jax.tree.map(lambda x, b=b: x[b], batch)
-        prompts = prompt_content(
+        prompts = prompt_inputs(
             row.prompt_tokens, instruction=row.instruction_tokens, has_image=row.has_prompt_image
         )
         turns = ChunkInputs(row.present, texts={"before": row.before_tokens, "after": row.after_tokens})

@@ -15,7 +15,7 @@ BAD = {"finite": 0.0, "loss": float("nan"), "grad_norm": float("inf")}
 
 def test_a_finite_step_starts_the_count_anew(tmp_path):
     guard, batch = NonFiniteGuard(tmp_path, limit=2), {"present": np.ones((1, 2), bool)}
-    ends = [guard.should_stop(i, metrics, batch) for i, metrics in enumerate((GOOD, BAD, GOOD, BAD, BAD))]
+    ends = [guard.record(i, metrics, batch) for i, metrics in enumerate((GOOD, BAD, GOOD, BAD, BAD))]
     assert ends == [False, False, False, False, True]
     kept = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
     assert kept == ["step_0000001.npz", "step_0000003.npz", "step_0000004.npz"]
@@ -24,7 +24,7 @@ def test_a_finite_step_starts_the_count_anew(tmp_path):
 def test_one_is_enough_by_default_and_the_batch_can_be_fed_again(tmp_path, caplog):
     batch = fake_batch(layout(), 2, 0, VOCAB)
     with caplog.at_level("WARNING"):
-        assert NonFiniteGuard(tmp_path, limit=1).should_stop(7, BAD, batch)
+        assert NonFiniteGuard(tmp_path, limit=1).record(7, BAD, batch)
     assert "no finite grad_norm, loss" in caplog.text and "step_0000007.npz" in caplog.text
     found = np.load(tmp_path / FOLDER / "step_0000007.npz")
     again = Batch(**{name: found[f"batch/{name}"] for name in batch})

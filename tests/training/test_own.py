@@ -14,12 +14,12 @@ from process_gen.distributed.mesh import make_mesh
 from process_gen.experiment import cli
 from process_gen.lab.setting import Setting
 from process_gen.models import autoencoder
-from process_gen.models.config import NO_RANDOM_DROPS, FluxConfig
+from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.training.own import OwnStates, _drawing
 from process_gen.trajectory.batch import Batch
-from tests.models.tiny import CONFIG, IDS, make_batch
+from tests.models.tiny import FLUX, IDS, make_batch
 from tests.models.tiny import layout as tiny_layout
 
 STAGES = ("plan", "sketch", "inspect")
@@ -163,8 +163,7 @@ def test_images_that_are_shown_as_they_are_change_no_number(built):
 
 
 def test_latents_are_those_of_the_pixels_that_were_drawn():
-    sizes = FluxConfig(ch=32, ch_mult=(1, 1), res_blocks=1, z_channels=4)
-    config = dataclasses.replace(CONFIG, autoencoder="flux", flux=sizes, latent_patch=2, layers=1)
+    config = dataclasses.replace(FLUX, layers=1)
     layout = tiny_layout(latent_values=16, copies=1)
     model, key = UnifiedModel(config, layout, IDS), jax.random.key(0)
     recipe = types.SimpleNamespace(model=model, options=NO_RANDOM_DROPS, accumulate=1)
