@@ -24,12 +24,12 @@ from process_gen.scenes import (
     scene_from_json,
     texts,
 )
-from process_gen.scenes.graph import UNCLEAR, Object, Scene, distance, make_object
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, make_object
 from process_gen.scenes.hung import seat, seen
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.oracle import look, plan_next
-from process_gen.scenes.placement import hang, nearest_free, place_sorted, plainly
+from process_gen.scenes.placement import hang, nearest_free, plainly
 from process_gen.scenes.splits import SPLITS, is_held_out
 from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.sampled import SampledTrajectory
@@ -183,21 +183,6 @@ def test_trees_hold_no_held_out_composition_in_training_and_one_otherwise():
                 index == 0 for index in range(len(request.clauses))
             ]
             assert is_held_out(sample_request(rng, "hung", category, "heldout").clauses)
-
-
-@pytest.mark.parametrize("category", [name for name in categories(LEVEL) if name.endswith("_objects")])
-def test_every_thing_of_a_tree_stands_beside_what_it_hangs_on(rng, category):
-    for split in SPLITS:
-        for _ in range(20):
-            request = sample_request(rng, LEVEL, category, split)
-            things = place_sorted(rng, LEVEL, request)
-            hanging = [
-                (things[n], things[clause.position[1]])
-                for n, clause in enumerate(request.clauses)
-                if clause.position
-            ]
-            assert len(hanging) == len(things) - 1
-            assert all(distance(thing, anchor) == LEVEL.cell_size for thing, anchor in hanging)
 
 
 def test_a_step_adds_one_thing():

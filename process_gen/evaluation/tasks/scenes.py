@@ -59,17 +59,13 @@ class Scenes(Task):
     """
 
     name = "scenes"
+    version = "1"
     traced = True
     level: str = "default"
     split: str = "heldout"
     per_group: int = 40
     prompt_seed: int = 0
     groups: str = ""
-
-    @property
-    def version(self) -> str:
-        """Prompts of levels without cells have changed once."""
-        return "2" if get_level(self.level).hung else "1"
 
     def __post_init__(self):
         if self.per_group < 1:
