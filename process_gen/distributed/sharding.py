@@ -175,7 +175,8 @@ def rows_divide(rows: int, mesh: Mesh) -> None:
     if rows % split:
         raise MeshError(
             f"a batch of {rows} rows does not divide over {split} shards "
-            f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}); use a multiple of {split}"
+            f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}); use a multiple of {split} "
+            "(config.train.batch_size), or fewer shards (config.mesh.data, config.mesh.fsdp)"
         )
 
 

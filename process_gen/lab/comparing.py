@@ -9,6 +9,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -44,6 +45,7 @@ class Difference:
       base, value: means over seeds of the first arm and of this one.
       mean: of the difference; below 0 is less.
       low, high: its 95% interval by Student's t over seeds; infinite with one seed.
+      alike: whether both were measured on the same trajectories.
     """
 
     arm: str
@@ -53,6 +55,7 @@ class Difference:
     mean: float
     low: float
     high: float
+    alike: bool = True
 
     @property
     def sure(self) -> bool:
@@ -61,9 +64,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """In a word or two; nothing with one seed."""
-        if math.isinf(self.low):
-            return ""
+        """In a word or two; nothing with one seed, or where the two cannot be compared."""
+        if math.isinf(self.low) or not self.alike:
+            return "" if self.alike else "other trajectories"
         return ("less" if self.high < 0 else "more") if self.sure else "no difference seen"
 
 
@@ -76,17 +79,22 @@ class Comparison:
         trajectories that are not trained on, `score` that of the scenes benchmark.
       notes: what a reader should know.
       finished: whether every arm came to its last step with every seed.
+      apart: arms whose held-out losses are of other trajectories than those of the first.
     """
 
     curves: dict[str, dict[str, dict[int, Points]]]
     notes: list[str]
     finished: bool = False
+    apart: frozenset[str] = frozenset()
 
     def differences(self) -> list[Difference]:
         """Of every arm but the first, for what is measured of both with the same seeds at the last step."""
         first, *others = self.curves
         return [
-            _difference(arm, metric, self.curves[first][metric], self.curves[arm][metric])
+            dataclasses.replace(
+                _difference(arm, metric, self.curves[first][metric], self.curves[arm][metric]),
+                alike=arm not in self.apart or metric == "score",
+            )
             for arm in others
             for metric in self.curves[first]
             if not metric.startswith("train/")
@@ -132,7 +140,7 @@ def compare(
 
     A seed gives all arms the same first parameters, batches, noise and timesteps, as far as their configs
     agree. The losses of the first arm are the yardstick: the others measure them too, as rows of weight 0.
-    An interrupt ends it, and returns what there is.
+    An interrupt ends it, and returns what there is; of an error that is `error.comparison`.
 
     Args:
       arms: name -> config; the first is what the others are compared with. Their `train.steps` and `seed`
@@ -145,7 +153,7 @@ def compare(
       progress: whether to show bars.
 
     Raises:
-      ConfigError: an arm cannot work, or there are fewer than two.
+      ConfigError: an arm cannot work, there are fewer than two, or nothing could be compared at the end.
     """
     if len(arms) < 2:
         raise ConfigError("compare needs two arms or more, as in {'base': config, 'mine': other}")
@@ -157,7 +165,15 @@ def compare(
     for arm, config in arms.items():
         own, names[arm] = _measuring(config, arms[first], first, steps)
         settings[arm] = Setting.of(own)
-    found = Comparison({arm: {} for arm in arms}, [*_changed(arms), *_unlike(arms)])
+        if score and own.data.source != "scenes":
+            raise ConfigError(f"{arm}: a score is for config.data.source='scenes': set score=0")
+        if not score and settings[arm].held_out() is None:
+            raise ConfigError(
+                f"{arm} holds nothing out, so nothing could be compared: set config.data.validation to a "
+                "share of the data, or score= to a number of prompts where the data are scenes"
+            )
+    notes, apart = _unlike(arms)
+    found = Comparison({arm: {} for arm in arms}, [*_changed(arms), *notes], apart=apart)
     bar = tqdm.tqdm(total=len(arms) * len(seeds) * steps, unit=" steps", disable=not progress)
     try:
         with bar:
@@ -176,6 +192,11 @@ def compare(
         found.finished = True
     except KeyboardInterrupt:
         found.notes.append("interrupted: what had been measured until then")
+    except Exception as error:
+        found.notes.append(f"ended by an error ({error}): what had been measured until then")
+        error.comparison = found
+        error.add_note("What had been measured is kept: import sys; sys.last_value.comparison")
+        raise
     return found
 
 
@@ -243,7 +264,7 @@ def _measuring(
             continue
         wanted = {key: value for key, value in fields.items() if key not in ("weight", "pool")}
         own = {key: value for key, value in rows.get(name, {}).items() if key not in ("weight", "pool")}
-        place = name if own in ({}, wanted) else f"{name}_of_{first}"
+        place = name if own in ({}, wanted) else re.sub(r"\W+", "_", f"{name}_of_{first}")
         rows.setdefault(place, {**wanted, "weight": 0.0})
         names[place] = name
     config = config.copy_and_resolve_references()
@@ -270,8 +291,6 @@ def _difference(arm: str, metric: str, base: Mapping[int, Points], mine: Mapping
 def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> float:
     """The score of the scenes benchmark, of the averaged parameters: a mean over groups of prompts."""
     config = setting.config
-    if config.data.source != "scenes":
-        raise ConfigError("a score is for config.data.source='scenes': set score=0")
     task, rows = Scenes(level=config.data.level, per_group=per_group), config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
     params, places = offload.on_devices(state.average), on_mesh(setting.mesh, rows)
@@ -322,17 +341,33 @@ def _source(loss: str) -> str:
         return repr(getattr(getattr(function, "__code__", None), "co_code", function))
 
 
-def _unlike(arms: Mapping[str, ConfigDict]) -> list[str]:
-    """Arms that draw other batches or noise than the first one."""
-    groups = ("data", "layout", "flow", "model")
+def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
+    """Notes on arms that draw other batches or noise than the first one, or do all as it does.
+
+    Also the arms whose held-out losses are of other trajectories.
+    """
     first, *others = arms
-    notes = []
+    base, notes, apart = builders.to_json(arms[first]), [], set()
+    sources = [_source(row["loss"]) for row in base["losses"].values() if row]
     for arm in others:
-        mine, base = builders.to_json(arms[arm]), builders.to_json(arms[first])
-        differ = [group for group in groups if mine[group] != base[group]]
-        if mine["train"]["batch_size"] != base["train"]["batch_size"]:
-            differ.append("train.batch_size")
-        if differ:
-            what = ", ".join(f"config.{group}" for group in differ)
+        mine = builders.to_json(arms[arm])
+        if mine == base and sources == [_source(row["loss"]) for row in mine["losses"].values() if row]:
+            notes.append(f"{arm} is {first} once more: the same config, and the same losses as they are now")
+        held = [name for name in ("data", "layout") if mine[name] != base[name]]
+        held += [f"{a}.{b}" for a, b in _HELD if mine[a][b] != base[a][b]]
+        differ = [name for name in ("flow", "model") if mine[name] != base[name]]
+        differ += [f"train.{name}" for name in ("accumulate", "init", "own") if _differ(mine, base, name)]
+        if held or differ:
+            what = ", ".join(f"config.{name}" for name in [*held, *differ])
             notes.append(f"{arm}: {what} differs from {first}: batches and noise are not the same")
-    return notes
+        if held:
+            apart.add(arm)
+    return notes, frozenset(apart)
+
+
+_HELD = (("train", "batch_size"), ("eval", "loss_batches"))
+"""Keys that say which trajectories are held out, besides those of the data."""
+
+
+def _differ(mine: Mapping, base: Mapping, name: str) -> bool:
+    return mine["train"][name] != base["train"][name]

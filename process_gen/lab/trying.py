@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from process_gen.distributed import offload, sharding
 from process_gen.lab.setting import Setting
 from process_gen.losses import registry
+from process_gen.losses.table import mean_of
 from process_gen.models import partition
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.reports import table as tables
@@ -94,7 +94,7 @@ def try_loss(
 
     Args:
       loss: a loss function, the name of a registered one, or a row as `config.losses` has them. A function
-        that is not registered is, under its own name.
+        that is not registered is for the while of the call, under its own name.
       config: of a training, whose other losses are left aside.
       stage: of the loss, where it is no row; the first that has one of `sketch`, `plan`, ... by default.
       state: whose parameters are used, as `train` returns it; random ones if None.
@@ -104,6 +104,9 @@ def try_loss(
       LossError: its weights depend on what the model predicts, or it cannot be computed.
       ConfigError: the config or the row cannot work.
     """
+    if callable(loss):
+        with registry.known(loss) as name:
+            return try_loss(name, config, stage, state, number)
     row = row_of(loss, stage)
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -120,7 +123,7 @@ def try_loss(
         sums, counts = table.terms(outputs, batch, taught, own)
         taught = outputs.labels(taught)
         term = table.term(table.rows[0], outputs.with_nll(taught), batch, taught, own)
-        mean = sums[ROW] / jnp.maximum(counts[ROW], 1.0)
+        mean = mean_of(sums[ROW], counts[ROW])
         return mean, (term.values, term.weights, table.metrics(sums, counts, given.step))
 
     def weights(given, batch):
@@ -148,12 +151,10 @@ def try_loss(
     )
 
 
-def row_of(loss: str | Callable[..., Any] | Mapping[str, Any], stage: str | None) -> dict[str, Any]:
+def row_of(loss: str | Mapping[str, Any], stage: str | None) -> dict[str, Any]:
     """The row of the table that a loss stands for; see `try_loss`."""
     if isinstance(loss, Mapping):
         return dict(loss)
-    if callable(loss):
-        loss = registry.name_of(loss)
     stages = registry.get_loss(loss).stages
     first = "sketch" if "sketch" in stages else stages[0]
     return dict(loss=loss, stage=stage or first, weight=1.0)
@@ -180,6 +181,11 @@ def _imagined(outputs: Outputs, key: jax.Array) -> Outputs:
 
 
 def _check_weights(blank: jax.Array, *others: jax.Array) -> None:
+    if not np.isfinite(blank).all():
+        raise LossError(
+            "weights are not finite: the loss is divided by their sum anyway, so they need not add up to 1; "
+            "guard a division by what may be 0"
+        )
     if any(np.any(np.asarray(blank) != np.asarray(other)) for other in others):
         raise LossError(
             "the weights of the loss depend on what the model predicts, and are counted before that: make "

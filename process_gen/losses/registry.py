@@ -15,9 +15,10 @@ name of a frozen network that the loss reads besides those that it is registered
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,17 +96,35 @@ def register(
 
     Raises:
       ValueError: an unknown stage.
+      LossError: no name is given, or, of a function from elsewhere, that of a loss of the package.
     """
+    if not isinstance(name, str):
+        raise LossError(f'a loss is registered by a name: @losses.register("{_called(name)}")')
+    stages, networks = ((x,) if isinstance(x, str) else tuple(x) for x in (stages, networks))
     for stage in stages:
         check_name(stage, STAGES, "stage")
 
     def add(function: LossFunction) -> LossFunction:
-        parameters = inspect.signature(function).parameters.values()
-        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage"}
-        _LOSSES[name] = Loss(function, pixels, tuple(stages), tuple(networks), options)
+        if _is_ours(name) and not function.__module__.startswith(OURS):
+            raise LossError(f"{name!r} is a loss of the package: choose another name")
+        _LOSSES[name] = Loss(function, pixels, stages, networks, _options(function))
         return function
 
     return add
+
+
+def _options(function: LossFunction) -> dict[str, Any]:
+    """Its keyword-only parameters but `stage`, with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage"}
+
+
+def _is_ours(name: str) -> bool:
+    return name in _LOSSES and _LOSSES[name].function.__module__.startswith(OURS)
+
+
+def _called(function: Any) -> str:
+    return getattr(function, "__name__", "my_loss")
 
 
 def get_loss(name: str) -> Loss:
@@ -113,20 +132,38 @@ def get_loss(name: str) -> Loss:
     return _LOSSES[check_name(name, _LOSSES, "loss", KeyError)]
 
 
-def name_of(function: LossFunction) -> str:
-    """What a loss function is registered as; one that is not is registered under its own name.
+@contextlib.contextmanager
+def known(function: LossFunction) -> Iterator[str]:
+    """The name that a loss function is registered under.
+
+    One that is not registered is for the while of the context, under its own name: in place of an older
+    version of it, with the stages and networks of that, if there is one.
 
     Raises:
-      LossError: that is the name of a loss of the package.
+      LossError: it has no name, or that of a loss of the package.
     """
-    for name, loss in _LOSSES.items():
-        if loss.function is function:
-            return name
-    name = function.__name__
-    if name in _LOSSES and _LOSSES[name].function.__module__.startswith(OURS):
+    name = next((name for name, loss in _LOSSES.items() if loss.function is function), "")
+    if name:
+        yield name
+        return
+    if not (name := getattr(function, "__name__", "")):
+        raise LossError(
+            f"a {type(function).__name__} has no name: losses.register('my_loss')(function) first"
+        )
+    if _is_ours(name):
         raise LossError(f"{name!r} is a loss of the package: give the function another name")
-    register(name)(function)
-    return name
+    older = _LOSSES.get(name)
+    try:
+        if older is None:
+            register(name)(function)
+        else:
+            _LOSSES[name] = older._replace(function=function, options=_options(function))
+        yield name
+    finally:
+        if older is None:
+            _LOSSES.pop(name, None)
+        else:
+            _LOSSES[name] = older
 
 
 def fold_in_name(key: jax.Array, name: str) -> jax.Array:

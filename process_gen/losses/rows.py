@@ -12,6 +12,7 @@ Steps are batches seen before the one that is weighed: the first batch has step 
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def weight_of(where: str, weight: Any) -> Weight:
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(
             f"{where} is {value!r}: a weight is a number or a schedule of kind {' or '.join(KINDS)}"
         )
@@ -149,9 +150,19 @@ def row_of(name: str, fields: Mapping[str, Any]) -> Row:
         raise ValueError(f"{where} lacks {', '.join(missing)}; a row has {', '.join(_FIELDS)}")
     loss = get_loss(fields["loss"])
     options = {key: value for key, value in fields.items() if key not in (*_FIELDS, "pool")}
-    for option in options:
+    for option, value in options.items():
+        if option in inspect.signature(loss.function).parameters and option not in loss.options:
+            raise ValueError(
+                f"{where}.{option}: the loss {fields['loss']!r} takes it by its place; options stand behind "
+                f"the star, as in def f(outputs, batch, labels, key, *, stage, {option}=...)"
+            )
         known = (*_FIELDS, "pool", *loss.options)
         check_name(option, known, f"field of {where}, loss {fields['loss']!r},")
+        if not isinstance(value, (str, bool, int, float, tuple, list, Mapping, type(None))):
+            raise ValueError(
+                f"{where}.{option} is {value!r}: what stands in a config is kept with its checkpoints, so it "
+                "is a number, a string or a list of those; a function belongs into the loss"
+            )
     needs = [name for name, default in loss.options.items() if default is inspect.Parameter.empty]
     if needed := [name for name in needs if name not in options]:
         raise ValueError(f"{where} lacks {', '.join(needed)}, which the loss {fields['loss']!r} needs")

@@ -11,6 +11,8 @@ B rows, S turn slots.
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,11 @@ from process_gen.losses.registry import STAGES, Term, fold_in_name, get_loss
 from process_gen.losses.rows import Row, checked, row_of
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
+
+
+def mean_of(total: jax.Array, count: jax.Array) -> jax.Array:
+    """A weighted sum over the sum of its weights; 0 where nothing is counted."""
+    return total / jnp.where(count > 0, count, 1.0)
 
 
 class LossTable:
@@ -73,11 +80,22 @@ class LossTable:
         key, where = fold_in_name(key, row.name), f"config.losses.{row.name}, loss {row.loss!r}"
         try:
             term = get_loss(row.loss).function(outputs, batch, labels, key, stage=row.stage, **row.options)
-        except (LossError, LookupError) as error:
-            what = str(error)
-            if isinstance(error, KeyError):  # of the hidden states or labels, most likely
-                what = f"there is no {error}; {hint(' '.join(map(str, error.args)), labels)}"
+        except LossError as error:
+            raise LossError(f"{where}: {error}") from error
+        except LookupError as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            what = (
+                f"{type(error).__name__} {error} in line {frame.lineno} of {os.path.basename(frame.filename)}"
+            )
+            if isinstance(error, KeyError):
+                what += f"; of labels and hidden states {hint(' '.join(map(str, error.args)), labels)}"
             raise LossError(f"{where}: {what}") from error
+        except jax.errors.UnexpectedTracerError as error:
+            error.add_note(
+                f"This happened in {where}. A loss keeps nothing from one call to the next: it can go by "
+                "outputs.step, by a schedule of its weight, or by the network `reference`."
+            )
+            raise
         except Exception as error:
             error.add_note(f"This happened in {where}.")
             raise
@@ -107,7 +125,7 @@ class LossTable:
         pooled = [row.name]
         if row.pool:  # a row of weight 0 is a metric, and no part of the mean
             pooled = [other.name for other in self.rows if other.pool == row.pool and other.weight.on]
-        return row.weight.at(step) * sums[row.name] / jnp.maximum(sum(counts[name] for name in pooled), 1.0)
+        return row.weight.at(step) * mean_of(sums[row.name], sum(counts[name] for name in pooled))
 
     def metrics(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> dict[str, jax.Array]:
         """Means, and what the stages add to the total.
@@ -119,7 +137,7 @@ class LossTable:
         """
 
         def mean(name: str, row: str) -> jax.Array:
-            return sums[name] / jnp.maximum(counts[row], 1.0)
+            return mean_of(sums[name], counts[row])
 
         metrics = {f"loss/{row.name}": mean(row.name, row.name) for row in self.rows}
         metrics |= {name: mean(name, name.split("/")[1]) for name in sums if name.startswith("metric/")}

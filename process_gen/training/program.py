@@ -93,7 +93,8 @@ class TrainProgram:
         if not own:
             return state
         made = scoring.init_networks(self.recipe.losses.networks, {}, key)
-        placed = {name: jax.device_put(made[name], shardings.networks[name]) for name in own}
+        # A copy: `init` may return arrays that somebody else holds, and a train step gives its state up.
+        placed = {n: jax.device_put(made[n], shardings.networks[n], may_alias=False) for n in own}
         return state.replace(networks={**(state.networks or {}), **placed})
 
     @property

@@ -37,7 +37,10 @@ class Validation:
         self._batches, self._rows = batches, rows
 
     def scalars(self, state: TrainState) -> dict[str, float]:
-        """`validation/loss`, and `validation/<name>` of what the loss table has; all hosts call this."""
+        """`validation/loss`, and `validation/<name>` of what the loss table has; all hosts call this.
+
+        Of rows that count nothing in the held-out trajectories there is none.
+        """
         average, iterator = offload.on_devices(state.average), iter(self._loader)
         found, table = None, next(iter(self._programs.values())).recipe.losses
         try:
@@ -52,6 +55,7 @@ class Validation:
             raise ValueError("the held-out trajectories do not fill a batch")
         scored = jax.device_get((*found, state.step))
         values = {"loss": table.total(*scored), **table.metrics(*scored)}
-        values = {f"validation/{name}": float(value) for name, value in values.items()}
+        none = {f"loss/{name}" for name, count in scored[1].items() if not count}
+        values = {f"validation/{name}": float(x) for name, x in values.items() if name not in none}
         logging.info("validation loss %.4f", values["validation/loss"])
         return values

@@ -154,7 +154,9 @@ def test_arms_train_on_the_same_numbers_and_differences_are_paired(config):
         mine.losses.sketch_flow = dict(loss="velocity_l1", stage="sketch", weight=10.0)
     arms = {"base": config, "again": config.copy_and_resolve_references(), "mine": mine}
     found = lab.compare(arms, steps=3, seeds=2, evaluations=1, progress=False)
-    assert found.finished and not found.notes
+    assert found.finished and found.notes == [
+        "again is base once more: the same config, and the same losses as they are now"
+    ]
     assert found.curves["base"] == found.curves["again"]
     assert found.curves["mine"].keys() == found.curves["base"].keys()
     ours, theirs = (found.curves[arm]["train/sketch_flow"][1] for arm in ("mine", "base"))
@@ -212,6 +214,60 @@ def test_an_interrupt_leaves_what_there_is(config, monkeypatch):
     assert "interrupted" in str(found) and found.plot()
 
 
+def test_of_an_error_what_was_measured_is_kept(config, monkeypatch):
+    def trained(setting, seed, steps, evaluations, score):
+        yield 1, {"train/loss": 1.0, "train/loss/plan_text": 2.0}
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(comparing, "_trained", trained)
+    with pytest.raises(MemoryError) as found:
+        lab.compare({"base": config, "mine": config}, steps=3, seeds=1, progress=False)
+    kept = found.value.comparison
+    assert kept.curves["base"]["train/plan_text"] == {0: [(1, 2.0)]} and "no room" in str(kept)
+
+
+def test_what_could_not_be_compared_at_the_end_is_refused_before_anything_is_trained(config, monkeypatch):
+    monkeypatch.setattr(comparing, "_trained", lambda *_: pytest.fail("trained"))
+    stored = config.copy_and_resolve_references()
+    stored.data.source = "folder"
+    monkeypatch.setattr(comparing.Setting, "of", lambda config: SimpleNamespace(held_out=lambda: None))
+    with pytest.raises(ConfigError, match="mine: a score is for config.data.source='scenes'"):
+        lab.compare({"base": config, "mine": stored}, steps=3, seeds=1, score=2)
+    with pytest.raises(ConfigError, match="base holds nothing out.*config.data.validation"):
+        lab.compare({"base": config, "mine": stored}, steps=3, seeds=1)
+
+
+def test_a_frozen_network_may_begin_with_arrays_that_somebody_holds(config):
+    held = {"w": jnp.ones((3,))}
+    losses.register_network("test_held", lambda key: held, lambda weights, x: x * weights["w"].sum())
+
+    def reading(outputs, batch, labels, key, *, stage):
+        return velocity_l1(outputs, batch, labels, key, stage=stage)
+
+    losses.register("test_reading", networks="test_held")(reading)
+    mine = config.copy_and_resolve_references()
+    with mine.unlocked():
+        mine.losses = dict(mine=dict(loss="test_reading", stage="sketch", weight=1.0))
+    (weights,) = Setting.of(mine).state(0).networks["test_held"].values()
+    assert weights.unsafe_buffer_pointer() != held["w"].unsafe_buffer_pointer()
+
+
+def test_weights_that_are_no_numbers_are_named(config):
+    def divided(outputs, batch, labels, key, *, stage):
+        term = velocity_l1(outputs, batch, labels, key, stage=stage)
+        return Term(term.values, 0 * term.weights / (0 * term.weights.sum()))
+
+    with pytest.raises(LossError, match="weights are not finite"):
+        lab.try_loss(divided, config)
+
+
+def test_arms_of_other_data_get_no_verdict():
+    metric = "held out/a"
+    curves = {"base": {metric: curve(1.0, 2.0, 3.0)}, "mine": {metric: curve(0.8, 1.79, 2.81)}}
+    found = comparing.Comparison(curves, [], apart=frozenset({"mine"}))
+    assert found.differences()[0].verdict == "other trajectories"
+
+
 def test_a_changed_loss_is_said(config, monkeypatch):
     monkeypatch.setattr(comparing, "_LAST", {})
     mine = config.copy_and_resolve_references()
@@ -230,5 +286,8 @@ def test_arms_that_cannot_be_compared_say_so(config):
         lab.compare({"base": config}, steps=1)
     other = config.copy_and_resolve_references()
     other.flow.drop_text = 0.3
-    (note,) = comparing._unlike({"base": config, "mine": other})
-    assert note == "mine: config.flow differs from base: batches and noise are not the same"
+    (note,), apart = comparing._unlike({"base": config, "mine": other})
+    assert note == "mine: config.flow differs from base: batches and noise are not the same" and not apart
+    other.eval.loss_batches = 2
+    (note,), apart = comparing._unlike({"base": config, "mine": other})
+    assert "config.eval.loss_batches, config.flow differs" in note and apart == {"mine"}

@@ -1,11 +1,14 @@
 """What a loss is given besides the outputs of the model, what it may return, and what is refused."""
 
 import dataclasses
+import functools
 import inspect
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -247,11 +250,11 @@ BAD = {
     ),
     "a state that is not there": (
         lambda outputs, batch: Term(outputs.hidden["sketch"], outputs.t),
-        "there is no 'sketch'; known are after, before, image_end",
+        "of test_given.py; of labels and hidden states known are after, before, image_end",
     ),
     "a state of nearly that name": (
         lambda outputs, batch: Term(outputs.hidden["befor"], outputs.t),
-        "there is no 'befor'; did you mean before",
+        "of labels and hidden states did you mean before",
     ),
     "a stage that is none": (
         lambda outputs, batch: Term(ones(batch), losses.of_stage(batch, "sketsh")),
@@ -287,8 +290,77 @@ def test_a_function_does_not_take_the_name_of_a_loss_of_the_package():
 
     stock = losses.get_loss("flow_mse")
     with pytest.raises(LossError, match="'flow_mse' is a loss of the package"):
-        registry.name_of(flow_mse)
+        with registry.known(flow_mse):
+            pass
+    with pytest.raises(LossError, match="'flow_mse' is a loss of the package: choose another name"):
+        losses.register("flow_mse")(flow_mse)
     assert losses.get_loss("flow_mse") is stock
+
+
+def simple(outputs, batch, labels, key, *, stage):
+    return Term(outputs.t, outputs.t)
+
+
+def test_a_function_is_known_by_its_own_name_for_a_while_alone():
+    with registry.known(simple) as name:
+        assert name == "simple" and losses.get_loss("simple").function is simple
+    with pytest.raises(KeyError, match="unknown loss 'simple'"):
+        losses.get_loss("simple")
+
+
+def test_an_edited_function_stands_in_for_its_older_version_with_its_stages(monkeypatch):
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+    older = losses.register("simple", stages="refine", networks="reference")(lambda *_, stage: None)
+    with registry.known(simple) as name:
+        found = losses.get_loss(name)
+        assert found.function is simple and found.stages == ("refine",) and found.networks == ("reference",)
+    assert losses.get_loss("simple").function is older
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (functools.partial(simple), "a partial has no name: losses.register"),
+        (types.SimpleNamespace(__call__=simple), "a SimpleNamespace has no name"),
+    ],
+)
+def test_what_has_no_name_is_refused(given, message):
+    with pytest.raises(LossError, match=message), registry.known(given):
+        pass
+
+
+def test_a_decorator_without_a_name_says_how():
+    with pytest.raises(LossError, match=r'by a name: @losses.register\("simple"\)'):
+        losses.register(simple)
+
+
+def test_options_stand_behind_the_star_and_are_plain_values(monkeypatch):
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+    losses.register("placed")(lambda outputs, batch, labels, key, stage, power=1.0: None)
+    losses.register("starred")(lambda outputs, batch, labels, key, *, stage, power=1.0: None)
+    for loss, power, message in (
+        ("placed", 2.0, "stand behind the star"),
+        ("starred", jnp.abs, "a number, a string"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            LossTable({"row": dict(loss=loss, stage="sketch", weight=np.float32(0.5), power=power)})
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1, 0.001])
+def test_the_mean_does_not_depend_on_how_large_weights_are(monkeypatch, weight):
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+
+    @losses.register("light")
+    def light(outputs, batch, labels, key, *, stage):
+        there = jnp.zeros(batch.present.shape).at[0, 0].set(weight)
+        return Term(jnp.full(there.shape, 2.0), there)
+
+    table = LossTable({"row": dict(loss="light", stage="sketch", weight=1.0)})
+    batch = make_batch(1, seed=2)
+    outputs = blank_outputs(make_model()[0], batch, KEY, NO_RANDOM_DROPS)
+    sums, counts = table.terms(outputs, batch, labels(batch, IDS), KEY)
+    assert table.total(sums, counts) == pytest.approx(2.0)
+    assert table.metrics(sums, counts)["loss/row"] == pytest.approx(2.0)
 
 
 def test_a_network_begins_as_its_name_says_whatever_others_there_are():
