@@ -12,6 +12,7 @@ from process_gen.experiment import cli  # first: it quietens the libraries below
 # isort: split
 import tempfile
 
+import jax
 import jax.numpy as jnp
 from process_gen import lab, losses
 
@@ -21,7 +22,7 @@ STEPS, SEEDS = (3, 2) if SMALL else (60, 3)
 base = cli.load_config("configs/scenes.py:debug")
 base.data.data_dir = tempfile.mkdtemp()
 base.eval.loss_batches = 1 if SMALL else 8
-base.train.batch_size = 2 if SMALL else 4
+base.train.batch_size = max(2 if SMALL else 4, jax.device_count())  # a row or more for every device
 
 # %% [markdown]
 # ## What a loss sees

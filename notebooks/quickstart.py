@@ -73,6 +73,7 @@ folder = pathlib.Path(tempfile.mkdtemp())
 def debug_config(steps=10):
     config = cli.load_config("configs/scenes.py:debug")
     config.train.steps = config.train.checkpoint_every = steps
+    config.train.batch_size = max(2, jax.device_count())  # a row or more for every device
     config.eval.final_per_group = 0  # no benchmark at the end
     config.data.data_dir = str(folder / "data")
     return config

@@ -15,6 +15,7 @@ import json
 import pathlib
 import tempfile
 
+import jax
 from IPython.display import Image, display
 from PIL import Image as Picture
 from PIL import ImageDraw
@@ -93,6 +94,7 @@ print(said.stdout or said.stderr)
 config = cli.load_config("configs/scenes.py:quick")
 with config.unlocked():
     config.data.update(dict(source="folder", path=str(mine), validation=0.0))
+    config.train.batch_size = max(4, jax.device_count())  # a row or more for every device
     config.train.update(
         dict(init=shipped_weights(), steps=STEPS, checkpoint_every=STEPS, log_every=max(STEPS // 10, 1))
     )
