@@ -90,7 +90,9 @@ def evaluate(
     check = functools.partial(show, "waiting for another evaluation") if show else lambda: None
     with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
         _wait("the folder is held", host)
-        return _stages(cells, root, stage, states, config, pictures, allow, show, warm, host, forced_steps)
+        found = _stages(cells, root, stage, states, config, pictures, allow, show, warm, host, forced_steps)
+        _wait("the report is written", host)  # JAX aborts who is still at work when the others have ended
+        return found
 
 
 def _stages(

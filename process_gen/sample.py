@@ -376,13 +376,19 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
         for number, trajectory in sample_prompts(mine, level, stop):
             listing.add(trajectory, number)
     hosts.barrier("all hosts have drawn their prompts", hosts.PREPARE_SECONDS)
+    with hosts.lead_alone(
+        "the page is written"
+    ):  # JAX aborts who is still at work when the others have ended
+        if not hosts.is_lead():
+            shown = []
+        else:
+            listing.gather()
+            shown = listing.first(values.page_rows)
+            page = report(listing, shown, settings) if len(listing) else None
     if not hosts.is_lead():
         return ""
-    listing.gather()
-    if not len(listing):
+    if page is None:
         raise stopping.Stopped("no prompt was finished")
-    shown = listing.first(values.page_rows)
-    page = report(listing, shown, settings)
     if left := missing():
         raise stopping.Stopped(f"{len(asked) - len(left)} of {len(asked)} prompts are finished: {page}")
     more = [f"and {len(listing) - len(shown)} more"] if len(listing) > len(shown) else []

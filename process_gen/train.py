@@ -124,6 +124,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     ahead.check_autoencoder(config, {layouts[size]: bucket for size, bucket in buckets.items()})
     logging.info("%s", loader.report())
     iterator = iter(loader)
+    loading.check_alike(iterator, held_out is not None)
 
     # ------------------------------------------------------------------ state
     state = program.create_state(jax.random.key(config.seed))
@@ -339,7 +340,10 @@ class Evaluation:
         sampler, score = self.make_sampler(state), None
         with hosts.lead_alone("pictures"), stopping.until_told():
             if sampler is not None:
-                score = self._pictures(step, sampler)
+                try:
+                    score = self._pictures(step, sampler)
+                except (TaskError, PromptError, OSError) as error:  # the run goes on
+                    logging.error("step %d was not evaluated: %s", step, error)
         return hosts.broadcast_from_lead(score)
 
     def _pictures(self, step: int, sampler: Sampler) -> float | None:
@@ -408,7 +412,7 @@ class Evaluation:
         """The tables, the plots, the page and the loss curves at the end of a run."""
         judged = self.tasks and self.config.eval.final_per_group
         sampler, done = self.make_sampler(state) if judged else None, 0.0
-        with hosts.lead_alone("the evaluation"), stopping.until_told():
+        with hosts.lead_alone("the evaluation", timeout=7 * 24 * 3600), stopping.until_told():
             if self.run.curves and hosts.is_lead():
                 plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": {"trajectory", "scenes", "distributed"},
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},
-    "checkpoints": {"models"},
+    "checkpoints": {"distributed", "models"},
     "evaluation": {"trajectory", "scenes", "sampling", "reports", "services"},
     "sweeps": {"distributed"},
     "services": set(),

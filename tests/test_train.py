@@ -7,6 +7,7 @@ import functools
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from process_gen import losses
 from process_gen import train as training
 from process_gen.checkpoints import load
 from process_gen.distributed import sharding
+from process_gen.evaluation.tasks.base import TaskError
 from process_gen.experiment import builders, cli
 from process_gen.experiment.builders import ConfigError
 from process_gen.losses import LossTable
@@ -303,3 +305,12 @@ def test_sources_of_a_mixture_that_cannot_be_are_refused_by_name(tmp_path):
             config.data.sources = {"a": entry}
         with pytest.raises(ConfigError, match=message):
             builders.check(config)
+
+
+def test_an_evaluation_on_the_way_that_fails_ends_no_run(caplog):
+    def pictures(step, sampler):
+        raise TaskError("the judge does not answer")
+
+    evaluation = SimpleNamespace(make_sampler=lambda state: object(), _pictures=pictures)
+    assert training.Evaluation.pictures(evaluation, 3, None) is None
+    assert "step 3 was not evaluated: the judge does not answer" in caplog.text

@@ -17,9 +17,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from process_gen.checkpoints import arrays, manifest
-from process_gen.checkpoints.agreement import allgather_text, first_message
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.store import CheckpointStore
+from process_gen.distributed.agreement import allgather_text, first_message
 
 PLACEMENT, START = "placement", "start"
 """In a step's metadata: which pieces this process holds, and which start of the run has saved it."""

@@ -28,7 +28,6 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 import process_gen
 from process_gen.checkpoints import arrays, load, manifest
-from process_gen.checkpoints.agreement import allgather_text, first_message
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -36,6 +35,7 @@ from process_gen.checkpoints.errors import (
     CheckpointNotFound,
     CheckpointNotSaved,
 )
+from process_gen.distributed.agreement import allgather_text, first_message
 
 ITERATOR = "iterator"
 QUARANTINE = "quarantine"
@@ -94,6 +94,7 @@ class CheckpointStore(ClosesOnExit):
         self._metadata = json.loads(json.dumps(metadata or {}))
         self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
+        self._under_way = False  # a save whose end nobody has seen yet
         self.root = _folder(workdir)
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
@@ -108,7 +109,10 @@ class CheckpointStore(ClosesOnExit):
         )
 
     def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**options))
+        # Until every host has written its share and the first one has read and hashed all of them.
+        patient = ocp.options.AsyncOptions(timeout_secs=7200)
+        options = ocp.CheckpointManagerOptions(async_options=patient, **options)
+        return ocp.CheckpointManager(self.root, options=options)
 
     @property
     def _tends(self) -> bool:
@@ -141,8 +145,9 @@ class CheckpointStore(ClosesOnExit):
           CheckpointCorrupt: there are steps, and none of them is whole.
         """
         wrong = ""
-        while (step := self.latest_step()) is not None:
-            mine = ""
+        # What the first host sees counts: folders are listed late on some file systems.
+        while told := first_message(str(self.latest_step() or "") if jax.process_index() == 0 else ""):
+            step, mine = int(told), ""
             try:
                 manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
             except CheckpointCorrupt as error:
@@ -174,9 +179,10 @@ class CheckpointStore(ClosesOnExit):
         logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
-        """Raises CheckpointNotSaved where a save that goes on in the background has failed."""
-        with self._failures("a step"):
-            self._manager.check_for_errors()
+        """Raises CheckpointNotSaved where a save that went on in the background has failed."""
+        if self._under_way and not self._manager.is_saving_in_progress():
+            self._under_way = False
+            self.wait()  # which returns at once, and has the error
 
     def save(self, step: int, state: Any, iterator: Any = None, score: float | None = None) -> None:
         """Starts to save; the state may be used, and donated, as soon as this returns.
@@ -188,14 +194,18 @@ class CheckpointStore(ClosesOnExit):
           score: how good the state is, for `keep_best`.
 
         Raises:
-          CheckpointNotSaved: this step or a later one exists, an earlier save has failed since, there is no
-            room, or the state holds a number that is not finite.
+          CheckpointNotSaved: this step or a later one exists, there is no room, or the state holds a number
+            that is not finite. That an earlier save has failed is logged: this one may go well.
         """
         if bad := arrays.not_finite(state):
             raise CheckpointNotSaved(
                 f"step {step} was not saved: {len(bad)} arrays are not finite ({arrays.shorten(bad)}); "
                 f"the last good step in {self.root} is {self.latest_step()}"
             )
+        try:
+            self.wait()  # as Orbax would
+        except CheckpointNotSaved as error:
+            logging.error("%s", error)
         self._check_room(step, state)
         items = {}
         for field, tree in arrays.fields(state).items():
@@ -214,6 +224,7 @@ class CheckpointStore(ClosesOnExit):
         items[load.METADATA] = ocp.args.JsonSave(facts)
         with self._failures(f"step {step}"):
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
+        self._under_way = True
         if not saved:
             raise CheckpointNotSaved(
                 f"step {step} was not saved: {self.root} already holds step {self.latest_step()}. "

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from absl import logging
 
-from process_gen.checkpoints.agreement import first_message
-from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotSaved
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, ClosesOnExit
 from process_gen.common import files
+from process_gen.distributed.agreement import allgather_text, first_message
 
 NAME = "local_tier.txt"
 """File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
@@ -76,20 +77,34 @@ class TieredStore(ClosesOnExit):
         if lasting or self._local is None or self._shared.due(step):
             self._shared.save(step, state, iterator, score)
         else:
-            self._local.save(step, state, iterator)
+            with _as_warning():
+                self._local.save(step, state, iterator)
 
     def poll(self) -> None:
-        for store in self._tiers:
-            store.poll()
+        self._each(lambda store: store.poll())
 
     def wait(self) -> None:
+        self._each(lambda store: store.wait())
+
+    def _each(self, call: Callable[[CheckpointStore], None]) -> None:
+        """Calls something of every tier; what goes wrong with the local one ends no run."""
         for store in self._tiers:
-            store.wait()
+            with _as_warning() if store is self._local else contextlib.nullcontext():
+                call(store)
 
     def close(self) -> None:
         with contextlib.ExitStack() as both:
             for store in self._tiers:
                 both.callback(store.close)
+
+
+@contextlib.contextmanager
+def _as_warning() -> Iterator[None]:
+    """A step that the local disks do not take is lost to no restart but a fast one."""
+    try:
+        yield
+    except CheckpointNotSaved as error:
+        logging.error("local checkpoints: %s", error)
 
 
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
@@ -130,7 +145,22 @@ def local_folder(disk: str, workdir: str) -> str:
         wrong = f"{who} cannot write to config.train.local_dir={disk} ({error}); give a folder that it can"
     if wrong := first_message(wrong):
         raise CheckpointError(wrong)
+    _remove_others(folder)
     return str(folder)
+
+
+def _remove_others(folder: pathlib.Path) -> None:
+    """Removes what processes have left on this disk that run on other machines now."""
+    try:
+        machine = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        machine = ""
+    machines = allgather_text(machine)
+    here = {f"process_{i}" for i, one in enumerate(machines) if one == machine}
+    for other in folder.parent.glob("process_*") if all(machines) else ():
+        if other.name not in here:
+            logging.info("%s: removed, its process runs on another machine now", other)
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _name_of(workdir: pathlib.Path) -> str:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
+
+PASSING = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED),
+    *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
+)
+"""Numbers of errors of file systems and networks that are gone for a while."""
 
 
 def from_json(text: str | bytes) -> Any:

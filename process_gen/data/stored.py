@@ -15,6 +15,7 @@ import errno
 import hashlib
 import io
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
@@ -45,6 +46,10 @@ SHAPES = "shapes.json"
 
 _FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
+
+
+_WAITS = (1, 2, 5, 15, 60)
+"""Seconds until an image is read once more, where the file system is gone for a while."""
 
 
 class StoredSource:
@@ -265,12 +270,23 @@ class StoredSource:
         raise self._bad(unit, f"{field} is no {kind}: {value!r}")
 
     def _image(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> np.ndarray:
-        with self._opened(unit, field, image, sha256) as file:
-            return images.read_image(file, self.image_size)
+        for wait in (*_WAITS, None):
+            try:
+                with self._opened(unit, field, image, sha256) as file:
+                    return images.read_image(file, self.image_size)
+            except OSError as error:
+                if wait is None:
+                    raise
+                logging.warning("%s: %s; once more in %d s", _named(image), error, wait)
+                time.sleep(wait)
+        raise AssertionError("unreachable")
 
     @contextlib.contextmanager
     def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
-        """An image file; what goes wrong with it is named."""
+        """An image file; what is wrong with it is named, what is wrong with the file system is raised.
+
+        A host that left out what it cannot read for a while would train on other data than the rest.
+        """
         try:
             with self._file(unit, field, image, sha256) as file:
                 yield file
@@ -279,6 +295,8 @@ class StoredSource:
         except FileNotFoundError:
             raise self._bad(unit, f"{field} does not exist: {_named(image)}") from None
         except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno in files.PASSING:
+                raise
             what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
             raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
 

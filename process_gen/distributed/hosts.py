@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -190,6 +192,21 @@ def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
         raise rollcall.missing(came, jax.process_count(), name, timeout, _names) from error
 
 
+def leave(code: int) -> NoReturn:
+    """Ends this process with an exit code, whatever the others of its job do.
+
+    At its end JAX waits for all of them, and aborts one that fails alone with a code of its own (134).
+    """
+    client = jax_distributed.global_state.client
+    if client is not None and jax.process_count() > 1:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.wait_at_barrier("process_gen/failed", 5_000)
+            sys.exit(code)  # all fail alike
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 @contextlib.contextmanager
 def lead_first(name: str) -> Iterator[None]:
     """Process 0 does the inside alone; then the others do it, and find what is shared already there.
@@ -205,10 +222,10 @@ def lead_first(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lead_alone(name: str) -> Iterator[None]:
+def lead_alone(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
     """All wait until process 0 is through the inside, which must ask no other host for anything."""
     yield
-    barrier(name, PREPARE_SECONDS)
+    barrier(name, timeout)
 
 
 def broadcast_from_lead(number: float | None) -> float | None:

@@ -22,6 +22,8 @@ _LINE = 4096
 class HostMissing(RuntimeError):
     """A process of the job did not come, or not in time; the message names it."""
 
+    exit_code = 1  # it may come next time
+
 
 def missing(
     came: Iterable[int], count: int, where: str, seconds: float, hosts: Mapping[int, str]

@@ -35,6 +35,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from process_gen.common import files
 from process_gen.distributed import stopping
 
 QUIET = {
@@ -341,8 +342,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def fail(problem: object) -> NoReturn:
-    """Ends the command: one line on stderr, exit code 2."""
+    """Ends the command: one line on stderr, and exit code 2, or 1 where the same command may go well later.
+
+    Of a job, launchers see that code whatever the other processes do (`hosts.leave`).
+    """
+    passes = isinstance(problem, OSError) and problem.errno in files.PASSING
+    code = getattr(problem, "exit_code", 1 if passes else REFUSED)
     if isinstance(problem, KeyError) and problem.args:
         problem = problem.args[0]  # str() would put quotes around it
-    print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
-    sys.exit(2)
+    print(f"error: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
+    if code == REFUSED and (
+        note := os.environ.get("PROCESS_GEN_REFUSED")
+    ):  # launch/slurm.sbatch looks for it
+        with contextlib.suppress(OSError):
+            pathlib.Path(note).touch()
+    if (hosts := sys.modules.get("process_gen.distributed.hosts")) is not None:
+        hosts.leave(code)
+    sys.exit(code)
+
+
+REFUSED = 2
+"""Exit code of what only a person can mend."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -14,7 +16,8 @@ from process_gen.data.packing import Policy, budget_of_part
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import data_of_sources, validation_of, with_latents
 from process_gen.data.tokenizers import Tokenizer
-from process_gen.experiment.builders import build_losses
+from process_gen.distributed import agreement
+from process_gen.experiment.builders import ConfigError, build_losses
 from process_gen.trajectory.layout import Layout
 
 
@@ -68,6 +71,26 @@ def load(
             f"config.data.validation={config.data.validation} of {trajectories} trajectories is none"
         )
     return in_turn(loaders, buckets)
+
+
+def check_alike(iterator: Any, validates: bool) -> None:
+    """Has every host compare what it trains on with the others; a copy of the data may be older.
+
+    Raises:
+      ConfigError: it is not the same, or held-out trajectories are there on some hosts alone.
+    """
+    mine = json.dumps(
+        {**iterator.get_state()["identity"], "held-out trajectories": validates}, sort_keys=True
+    )
+    everyones = agreement.allgather_text(mine)
+    if len(set(everyones)) > 1:
+        other = next(one for one in everyones if one != everyones[0])
+        a, b = json.loads(everyones[0]), json.loads(other)
+        key = next(key for key in sorted({*a, *b}) if a.get(key) != b.get(key))
+        raise ConfigError(
+            f"hosts do not read the same data: process 0 has {key} {a.get(key)!r}, process "
+            f"{everyones.index(other)} has {b.get(key)!r}; give all of them the same copy"
+        )
 
 
 def held_out(

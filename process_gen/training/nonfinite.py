@@ -18,6 +18,10 @@ from absl import logging
 FOLDER = "nonfinite"
 
 
+MOST_FILES = 50
+"""Batches that are kept; a run that goes on without finite gradients must not fill the disk."""
+
+
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient is not a number; the last good state is on disk."""
 
@@ -56,10 +60,15 @@ class NonFiniteGuard:
         """Writes `batch/<field>` and `metrics/<name>`; `Batch(**fields)` is the batch without its `extra`."""
         host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
         path = self.workdir / FOLDER / f"step_{step:07d}{host}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
         flat = flax.traverse_util.flatten_dict(dict(batch), sep="/")
         arrays = {f"batch/{name}": value for name, value in flat.items()}
-        np.savez_compressed(path, **arrays, **{f"metrics/{name}": value for name, value in metrics.items()})
+        arrays |= {f"metrics/{name}": value for name, value in metrics.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if len(list(path.parent.iterdir())) < MOST_FILES:
+                np.savez_compressed(path, **arrays)
+        except OSError as error:  # a look at the batch is worth no checkpoint
+            logging.warning("%s could not be written: %s", path, error)
         return path
 
 

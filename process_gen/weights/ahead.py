@@ -24,8 +24,10 @@ from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import latents_folders
+from process_gen.distributed import lock
 from process_gen.experiment import builders
 from process_gen.models import autoencoder
+from process_gen.models.config import ModelConfig
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 from process_gen.weights.origin import read_weights
@@ -50,8 +52,16 @@ def encode_latents(
     """
     model = builders.build_model_config(config)
     info = LatentsInfo.of(source, layout, fingerprint(params))
-    if _there(folder, info):
-        return info
+    with lock.hold(folder, "encoding latents", wait=True):
+        if not _there(folder, info):
+            _encode(config, folder, info, source, model, params)
+    return info
+
+
+def _encode(
+    config: ConfigDict, folder: str, info: LatentsInfo, source: Source, model: ModelConfig, params: Any
+) -> None:
+    """Writes what `encode_latents` says."""
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad, skip = 0, config.data.on_error != "fail"
@@ -70,7 +80,6 @@ def encode_latents(
                 logging.warning("left out bad trajectory (%d so far): %s", bad, one)
                 writer.write_bad(one)
             bar.update(len(group))
-    return info
 
 
 def autoencoder_params(config: ConfigDict) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from typing import Any
 
 import flax.struct
@@ -266,11 +267,31 @@ def test_a_failed_save_is_heard_of(tmp_path, monkeypatch):
     checkpoints.save(2, {"params": {"w": jnp.zeros(2)}})
     with pytest.raises(CheckpointNotSaved, match=r"No space left.*last good one is step 1"):
         checkpoints.wait()
+    checkpoints.save(2, {"params": {"w": jnp.zeros(2)}})
+    with pytest.raises(CheckpointNotSaved, match="No space left"):
+        for _ in range(200):
+            time.sleep(0.05)
+            checkpoints.poll()
+    checkpoints.poll()
     monkeypatch.undo()
     assert checkpoints.latest_step() == 1
     checkpoints.save(2, {"params": {"w": jnp.zeros(2)}})
     checkpoints.close()
     assert CheckpointStore(str(tmp_path)).steps() == [1, 2]
+
+
+def test_a_step_is_saved_though_the_one_before_has_failed(tmp_path, monkeypatch, caplog):
+    def full(step_dir):
+        raise OSError(28, "No space left on device")
+
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        monkeypatch.setattr(manifest, "write", full)
+        checkpoints.save(1, {"params": {"w": jnp.zeros(2)}})
+        time.sleep(1.0)
+        monkeypatch.undo()
+        checkpoints.save(2, {"params": {"w": jnp.ones(2)}})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2] and "No space left" in caplog.text
 
 
 def test_unfinished_saves_are_no_checkpoints(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import types
 import unittest.mock
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from process_gen.checkpoints import local as local_lib
+from process_gen.checkpoints import tiers
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotSaved
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore
@@ -177,7 +179,21 @@ def test_a_copy_of_a_workdir_does_not_meet_the_steps_of_the_first(tmp_path):
     assert again.parent.parent == tmp_path / "disk" and len(again.parent.name) == 32
 
 
-def test_a_disk_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+def test_what_processes_of_other_machines_have_left_on_a_disk_goes(tmp_path, monkeypatch):
+    folder = pathlib.Path(local_folder(str(tmp_path / "disk"), str(tmp_path / "run")))
+    for index in (1, 2, 3):
+        (folder.parent / f"process_{index}" / "7").mkdir(parents=True)
+
+    def machines(mine):
+        return [mine, mine, "another", mine]
+
+    monkeypatch.setattr(tiers, "allgather_text", machines)
+    monkeypatch.setattr(tiers, "first_message", lambda text: text)
+    assert local_folder(str(tmp_path / "disk"), str(tmp_path / "run")) == str(folder)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["process_0", "process_1", "process_3"]
+
+
+def test_a_disk_that_cannot_be_used_is_named_and_a_full_one_ends_no_run(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"process 0 cannot write to config.train.local_dir=.*file"):
         local_folder(str(tmp_path / "file"), str(tmp_path / "run"))
@@ -186,8 +202,10 @@ def test_a_disk_that_cannot_be_used_is_named(tmp_path, monkeypatch):
         store.wait()
         full = type(shutil.disk_usage("/"))(10**9, 10**9, 10)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-        with pytest.raises(CheckpointNotSaved, match=r"step 2 needs .*disk.* last good one is step 1"):
-            store.save(2, make_state(2), Counting(2), lasting=False)
+        store.save(2, make_state(2), Counting(2), lasting=False)
+        assert re.search("step 2 needs .*disk.* last good one is step 1", caplog.text)
+        with pytest.raises(CheckpointNotSaved):
+            store.save(2, make_state(2), Counting(2), lasting=True)
 
 
 def test_without_a_local_tier_it_is_the_shared_store(tmp_path):

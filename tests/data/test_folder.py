@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import PIL.Image
 import pytest
 import skimage
 
+from process_gen.data import stored
 from process_gen.data.encode import encode_trajectory
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.jsonl import LISTING
@@ -394,3 +396,24 @@ def test_what_a_model_garbled_is_read_and_named_by_the_loader(tmp_path, toy_toke
 def test_a_few_bad_files_do_not_stop_the_training_of_a_small_data_set():
     assert allowance(5) == 0.5 and allowance(100) == 0.1
     assert allowance(10_000) == allowance(10**7) == 0.001
+
+
+def test_a_file_system_that_is_gone_for_a_while_leaves_nothing_out(tmp_path, monkeypatch):
+    write(
+        tmp_path, {"prompt": "a", "turns": [{"instruction": "draw", "description": "it", "image": "a.png"}]}
+    )
+    source = open_stored(tmp_path, SIZE, bad="skip")
+    left, opened, waited = [2], type(source.rows).open, []
+
+    def shaky(rows, index, path):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(rows, index, path)
+
+    monkeypatch.setattr(type(source.rows), "open", shaky)
+    monkeypatch.setattr(stored.time, "sleep", waited.append)
+    assert source[0].turns[0].image.shape == (*SIZE, 3) and waited == [1, 2]
+    left[0] = 99
+    with pytest.raises(OSError, match="Stale file handle"):
+        source[0]

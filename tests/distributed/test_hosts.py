@@ -11,6 +11,7 @@ from absl import logging
 from jax._src import clusters
 
 from process_gen.distributed import hosts, rollcall
+from process_gen.experiment import cli
 from tests.own_process import free_port, start_job
 
 
@@ -145,6 +146,47 @@ def test_a_process_that_hangs_is_named_with_its_host():
         for process in running:
             process.kill()
             process.communicate()
+
+
+FAILS = """
+import os
+import jax
+jax.config.update("jax_platforms", "cpu")
+from process_gen.distributed import hosts
+from process_gen.experiment import cli
+def main(argv):
+    hosts.initialize()
+    if os.environ["WHO"] in ("all", str(jax.process_index())):
+        raise OSError(int(os.environ["NUMBER"]), "no good")
+    hosts.barrier("the first step", timeout=60)
+cli.run(main, (OSError, hosts.HostMissing))
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "number", "code"), [("0", 28, 2), ("1", 28, 2), ("all", 28, 2), ("1", 116, 1)]
+)
+def test_a_process_that_fails_alone_ends_with_its_own_code(tmp_path, monkeypatch, who, number, code):
+    monkeypatch.setenv("PROCESS_GEN_REFUSED", str(tmp_path / "refused"))
+    monkeypatch.setenv("WHO", who)
+    monkeypatch.setenv("NUMBER", str(number))
+    running = start_job([sys.executable, "-c", FAILS], 3)
+    try:
+        for index in range(3) if who == "all" else [int(who)]:
+            _, error = running[index].communicate(timeout=60)
+            assert running[index].returncode == code, error[-2000:]
+            assert error.count("error: ") == 1 and "no good" in error
+        assert (tmp_path / "refused").exists() == (code == 2)
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def test_a_host_that_is_missing_is_no_final_refusal(capfd):
+    with pytest.raises(SystemExit) as end:
+        cli.fail(rollcall.missing({0}, 2, "start", 1, {}))
+    assert end.value.code == 1 and "did not come" in capfd.readouterr().err
 
 
 def test_the_lead_that_cannot_be_reached_is_named():

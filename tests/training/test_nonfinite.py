@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from process_gen.training import nonfinite
 from process_gen.training.nonfinite import FOLDER, NonFiniteGuard
 from process_gen.trajectory.batch import Batch
 from tests.data.fake import fake_batch
@@ -31,3 +32,14 @@ def test_one_is_enough_by_default_and_the_batch_can_be_fed_again(tmp_path, caplo
     for name, value in batch.items():
         np.testing.assert_array_equal(getattr(again, name), value)
     assert np.isnan(found["metrics/loss"])
+
+
+def test_a_batch_that_cannot_be_kept_ends_nothing_and_few_are_kept(tmp_path, caplog, monkeypatch):
+    batch = {"present": np.ones((1, 2), bool)}
+    (tmp_path / "a file").write_text("")
+    assert NonFiniteGuard(tmp_path / "a file", limit=1).record(1, BAD, batch)
+    assert "could not be written" in caplog.text
+    monkeypatch.setattr(nonfinite, "MOST_FILES", 3)
+    guard = NonFiniteGuard(tmp_path, limit=100)
+    assert not any(guard.record(step, BAD, batch) for step in range(6))
+    assert len(list((tmp_path / FOLDER).iterdir())) == 3

@@ -20,6 +20,7 @@ from process_gen.data.loader import make_loader
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import open_source, with_latents
 from process_gen.data.tokenizers import scenes_tokenizer
+from process_gen.distributed import lock
 from process_gen.experiment import builders, cli
 from process_gen.models.autoencoder import to_tokens
 from process_gen.prepare import prepare
@@ -237,3 +238,15 @@ def test_latents_of_another_autoencoder_are_refused(config, tmp_path):
 def _opened(config):
     layout = builders.build_layout(config)
     return open_source(config.data, layout.image_size), layout
+
+
+def test_one_process_writes_a_folder_of_latents_at_a_time(config, monkeypatch):
+    (source, layout), params = _opened(config), ahead.autoencoder_params(config)
+    held = []
+
+    def encode(config, folder, info, *_):
+        held.append((pathlib.Path(folder) / lock.NAME).exists())
+
+    monkeypatch.setattr(ahead, "_encode", encode)
+    ahead.encode_latents(config, config.data.latents, source, layout, params)
+    assert held == [True]
