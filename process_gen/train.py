@@ -258,7 +258,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 def _save_last(store: TieredStore, state: TrainState, iterator: Any) -> None:
     """Has a state on disk, if it is not there, after what is under way."""
     store.wait()
-    if store.latest_step() != int(state.step):
+    if hosts.broadcast_from_lead(store.latest_step() or 0) != int(state.step):
         store.save(int(state.step), state, iterator)
         store.wait()
 

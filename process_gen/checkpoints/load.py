@@ -7,13 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from process_gen.checkpoints import arrays, export, manifest
-from process_gen.checkpoints.errors import CheckpointNotFound
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
 from process_gen.checkpoints.published import sources
+from process_gen.distributed.agreement import first_message
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
@@ -34,6 +36,8 @@ class Saved:
     def source(self, item: str) -> sources.Source:
         """The arrays of an item, once its files are known to be as they were written.
 
+        Every host of a job has to call it: each checks a share of the files.
+
         Raises:
           CheckpointNotFound: there is no such item.
           CheckpointCorrupt: a file is missing, cut off or changed.
@@ -42,7 +46,13 @@ class Saved:
             raise CheckpointNotFound(f"{self.place} holds no {item!r} weights, only {', '.join(self.items)}")
         if self.packaged is not None:
             return self.packaged
-        manifest.verify(self.place, (item,))
+        mine = ""
+        try:
+            manifest.verify(self.place, (item,), share=(jax.process_index(), jax.process_count()))
+        except CheckpointCorrupt as error:
+            mine = str(error)
+        if wrong := first_message(mine):
+            raise CheckpointCorrupt(wrong)
         return sources.StoredArrays(self.place, item)
 
     def params(self, which: str = "ema") -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 
 def allgather_text(text: str) -> list[str]:
     """The text of every host, on every host."""
+    if jax.process_count() == 1:
+        return [text]
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size]))
     padded = np.zeros(int(sizes.max()), np.uint8)
