@@ -90,9 +90,7 @@ def evaluate(
     check = functools.partial(show, "waiting for another evaluation") if show else lambda: None
     with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
         _wait("the folder is held", host)
-        found = _stages(cells, root, stage, states, config, pictures, allow, show, warm, host, forced_steps)
-        _wait("the report is written", host)  # JAX aborts who is still at work when the others have ended
-        return found
+        return _stages(cells, root, stage, states, config, pictures, allow, show, warm, host, forced_steps)
 
 
 def _stages(
@@ -109,8 +107,7 @@ def _stages(
     forced_steps: bool,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
     """`evaluate` in a folder that is held."""
-    lead = host[0] == 0
-    text, written = "", []
+    lead, written = host[0] == 0, []
     asked = [one for one, _ in cells]
     judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
     if stage in ("all", "images"):
@@ -122,9 +119,27 @@ def _stages(
         for one, judge in judged:
             pipeline.judge_cell(root, one, judge, states, host, show)
         _wait("the images are judged", host)
-    if not lead or stage not in ("all", "report"):
-        return text, written, []
-    scored, tell = [], show or (lambda text: None)
+    try:
+        if not lead or stage not in ("all", "report"):
+            return "", written, []
+        return _report(root, asked, judged, written, stage, config or {}, pictures, allow, show)
+    finally:
+        _wait("the report is written", host)  # JAX aborts who is still at work when the others have ended
+
+
+def _report(
+    root: pathlib.Path,
+    asked: Sequence[Asked],
+    judged: Sequence[tuple[Asked, Judge]],
+    written: list[pathlib.Path],
+    stage: str,
+    config: Mapping[str, Any],
+    pictures: int,
+    allow: Sequence[str],
+    show: Show | None,
+) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
+    """Adds up what is judged, and writes tables and pages; `written` is so far."""
+    text, scored, tell = "", [], show or (lambda text: None)
     for one, judge in judged:
         tell(f"{pathlib.Path(one.place).name}: adding up")
         cell, official = pipeline.score_cell(root, one, judge)
@@ -133,7 +148,7 @@ def _stages(
             written += official
     if scored:
         tell("writing the results")
-        written += writing.write_results(root, scored, config or {})
+        written += writing.write_results(root, scored, config)
     cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
     tell("writing the page")
     written += writing.write_page(

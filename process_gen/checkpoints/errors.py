@@ -21,3 +21,7 @@ class CheckpointMismatch(CheckpointError):
 
 class CheckpointNotSaved(CheckpointError):
     """A state was not written; the ones before it are still there."""
+
+
+class NoRoom(CheckpointNotSaved):
+    """A disk of some host has no room for another step; all hosts know, and none has begun to write."""

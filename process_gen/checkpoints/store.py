@@ -34,7 +34,9 @@ from process_gen.checkpoints.errors import (
     CheckpointMismatch,
     CheckpointNotFound,
     CheckpointNotSaved,
+    NoRoom,
 )
+from process_gen.common import files
 from process_gen.distributed.agreement import allgather_text, first_message
 
 ITERATOR = "iterator"
@@ -109,10 +111,7 @@ class CheckpointStore(ClosesOnExit):
         )
 
     def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
-        # Until every host has written its share and the first one has read and hashed all of them.
-        patient = ocp.options.AsyncOptions(timeout_secs=7200)
-        options = ocp.CheckpointManagerOptions(async_options=patient, **options)
-        return ocp.CheckpointManager(self.root, options=options)
+        return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**options))
 
     @property
     def _tends(self) -> bool:
@@ -232,11 +231,11 @@ class CheckpointStore(ClosesOnExit):
             )
 
     def _check_room(self, step: int, state: Any) -> None:
-        """Raises CheckpointNotSaved, on all hosts alike, where there is no room for another step."""
+        """Raises NoRoom, on all hosts alike, where there is no room for another step."""
         if first_message(self._missing_room(step, state)):
             self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
             if wrong := first_message(self._missing_room(step, state)):
-                raise CheckpointNotSaved(wrong)
+                raise NoRoom(wrong)
 
     def announce(self, state: Any) -> None:
         """Says in the log what the steps of a run take on disk; warns where there is less."""
@@ -332,7 +331,7 @@ class CheckpointStore(ClosesOnExit):
     def _step_dir(self, step: int | None) -> epath.Path:
         if step is None:
             return load.latest_step_dir(self.root.parent)
-        if step not in self.steps():
+        if step not in self._whole and step not in self.steps():
             raise CheckpointNotFound(f"no step {step} in {self.root}; there are {self.steps() or 'none'}")
         return self.root / str(step)
 
@@ -355,9 +354,11 @@ class CheckpointStore(ClosesOnExit):
             self._manager.reload()  # forget the step that is not there
             with contextlib.suppress(OSError):
                 self._remove_unfinished()  # a full disk gets its space back
-            raise CheckpointNotSaved(
-                f"{what} could not be saved in {self.root} ({error}); {self._kept()}"
-            ) from error
+            found = CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {self._kept()}")
+            passes = isinstance(error, OSError) and error.errno in files.PASSING
+            if passes or isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
+                found.exit_code = 1  # another host is gone, or a file system for a while
+            raise found from error
 
     def _remove_unfinished(self) -> None:
         """Gives back the space of saves that a killed process left behind; no other run writes here."""

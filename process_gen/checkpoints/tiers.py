@@ -10,13 +10,13 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from absl import logging
 
-from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, CheckpointNotSaved
+from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, NoRoom
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, ClosesOnExit
 from process_gen.common import files
@@ -77,34 +77,23 @@ class TieredStore(ClosesOnExit):
         if lasting or self._local is None or self._shared.due(step):
             self._shared.save(step, state, iterator, score)
         else:
-            with _as_warning():
+            try:
                 self._local.save(step, state, iterator)
+            except NoRoom as error:  # which costs a fast restart, and no run
+                logging.error("%s", error)
 
     def poll(self) -> None:
-        self._each(lambda store: store.poll())
+        for store in self._tiers:
+            store.poll()
 
     def wait(self) -> None:
-        self._each(lambda store: store.wait())
-
-    def _each(self, call: Callable[[CheckpointStore], None]) -> None:
-        """Calls something of every tier; what goes wrong with the local one ends no run."""
         for store in self._tiers:
-            with _as_warning() if store is self._local else contextlib.nullcontext():
-                call(store)
+            store.wait()
 
     def close(self) -> None:
         with contextlib.ExitStack() as both:
             for store in self._tiers:
                 both.callback(store.close)
-
-
-@contextlib.contextmanager
-def _as_warning() -> Iterator[None]:
-    """A step that the local disks do not take is lost to no restart but a fast one."""
-    try:
-        yield
-    except CheckpointNotSaved as error:
-        logging.error("local checkpoints: %s", error)
 
 
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
@@ -150,17 +139,27 @@ def local_folder(disk: str, workdir: str) -> str:
 
 
 def _remove_others(folder: pathlib.Path) -> None:
-    """Removes what processes have left on this disk that run on other machines now."""
+    """Removes what processes have left on this machine that run on another one now.
+
+    Each says in its folder which machine that was: a disk may be one for several machines.
+    """
     try:
         machine = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         machine = ""
     machines = allgather_text(machine)
     here = {f"process_{i}" for i, one in enumerate(machines) if one == machine}
-    for other in folder.parent.glob("process_*") if all(machines) else ():
-        if other.name not in here:
+    if not machine:
+        return
+    for other in folder.parent.glob("process_*"):
+        note = other / _MACHINE
+        if other.name not in here and note.exists() and note.read_text() == machine:
             logging.info("%s: removed, its process runs on another machine now", other)
             shutil.rmtree(other, ignore_errors=True)
+    (folder / _MACHINE).write_text(machine)
+
+
+_MACHINE = "machine"
 
 
 def _name_of(workdir: pathlib.Path) -> str:

@@ -112,8 +112,7 @@ class StoredSource:
 
         def look(*named: Any) -> np.ndarray:
             nonlocal total
-            with self._opened(*named) as file:
-                total = zlib.crc32(file.read(), total)
+            total = zlib.crc32(self._read(_whole, *named), total)
             return blank
 
         return self._trajectory(unit, self._record(unit), look), total
@@ -270,23 +269,33 @@ class StoredSource:
         raise self._bad(unit, f"{field} is no {kind}: {value!r}")
 
     def _image(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> np.ndarray:
-        for wait in (*_WAITS, None):
-            try:
-                with self._opened(unit, field, image, sha256) as file:
-                    return images.read_image(file, self.image_size)
-            except OSError as error:
-                if wait is None:
-                    raise
-                logging.warning("%s: %s; once more in %d s", _named(image), error, wait)
-                time.sleep(wait)
-        raise AssertionError("unreachable")
+        return self._read(lambda file: images.read_image(file, self.image_size), unit, field, image, sha256)
 
-    @contextlib.contextmanager
-    def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
-        """An image file; what is wrong with it is named, what is wrong with the file system is raised.
+    def _read(
+        self, read: Callable[[BinaryIO], Any], unit: Unit, field: str, image: ImageFile, sha256: str = ""
+    ) -> Any:
+        """What `read` makes of an image file; tried again where the file system is gone for a while.
 
         A host that left out what it cannot read for a while would train on other data than the rest.
         """
+        for wait in _WAITS:
+            try:
+                with self._opened(unit, field, image, sha256) as file:
+                    return read(file)
+            except OSError as error:
+                logging.warning("%s: %s; once more in %d s", _named(image), error, wait)
+                time.sleep(wait)
+        try:
+            with self._opened(unit, field, image, sha256) as file:
+                return read(file)
+        except OSError as error:
+            if error.errno == errno.EIO:  # a broken disk has it for good
+                raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({error})") from None
+            raise OSError(error.errno, f"{_named(image)} cannot be read: {error}") from error
+
+    @contextlib.contextmanager
+    def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
+        """An image file; what is wrong with it is named, what is wrong with the file system is raised."""
         try:
             with self._file(unit, field, image, sha256) as file:
                 yield file
@@ -347,8 +356,8 @@ class StoredSource:
         path = parts.get("path") if parts else image if isinstance(image, str) else None
         content = parts.get("bytes") if parts else image if isinstance(image, bytes) else None
         self._check_path(unit, field, path if content is None else None)
-        with self._opened(unit, field, path if content is None else content, sha256) as file:
-            return {"bytes": file.read(), "path": path}
+        found = self._read(_whole, unit, field, path if content is None else content, sha256)
+        return {"bytes": found, "path": path}
 
 
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:
@@ -356,6 +365,10 @@ def _turn_object(turn: TurnRecord) -> dict[str, Any]:
     blank = None if turn.image is None else np.zeros((1, 1, 3), np.uint8)
     found = turn_to_json(Turn(blank, **turn.fields), None if turn.image is None else "")
     return found | dict(turn.unknown) | ({} if turn.image is None else {"image": turn.image})
+
+
+def _whole(file: BinaryIO) -> bytes:
+    return file.read()
 
 
 def _named(image: ImageFile) -> str:

@@ -12,7 +12,6 @@ Steps are batches seen before the one that is weighed: the first batch has step 
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -87,9 +86,9 @@ def weight_of(where: str, weight: Any) -> Weight:
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(
-            f"{where} is {value!r}: a weight is a number or a schedule of kind {' or '.join(KINDS)}"
+            f"{where} is {value!r}: a weight is a Python number or a schedule of kind {' or '.join(KINDS)}"
         )
     return float(value)
 

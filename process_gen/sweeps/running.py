@@ -38,7 +38,14 @@ GRACE_SECONDS = 300.0
 ASK_AGAIN_SECONDS = 15.0
 """How often a cell of somebody else is looked at again."""
 _TAIL_LINES = 20
-_OF_A_LAUNCHER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_", "OMPI_", "PMI")
+_OF_A_LAUNCHER = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+    "SLURM_",
+    "OMPI_",
+    "PMI",
+) + ("PROCESS_GEN_REFUSED",)
 
 
 class Sweep:

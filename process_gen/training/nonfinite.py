@@ -19,7 +19,7 @@ FOLDER = "nonfinite"
 
 
 MOST_FILES = 50
-"""Batches that are kept; a run that goes on without finite gradients must not fill the disk."""
+"""Batches that a host keeps, the newest ones: a run that goes on must not fill the disk."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -65,8 +65,9 @@ class NonFiniteGuard:
         arrays |= {f"metrics/{name}": value for name, value in metrics.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if len(list(path.parent.iterdir())) < MOST_FILES:
-                np.savez_compressed(path, **arrays)
+            for old in sorted(path.parent.glob(f"step_*{host}.npz"))[: 1 - MOST_FILES]:
+                old.unlink()
+            np.savez_compressed(path, **arrays)
         except OSError as error:  # a look at the batch is worth no checkpoint
             logging.warning("%s could not be written: %s", path, error)
         return path

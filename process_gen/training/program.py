@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -93,8 +94,9 @@ class TrainProgram:
         if not own:
             return state
         made = scoring.init_networks(self.recipe.losses.networks, {}, key)
-        # A copy: `init` may return arrays that somebody else holds, and a train step gives its state up.
-        placed = {n: jax.device_put(made[n], shardings.networks[n], may_alias=False) for n in own}
+        # Copies: `init` may return arrays that somebody else holds, and a train step gives its state up.
+        made = {name: jax.tree.map(_copied, made[name]) for name in own}
+        placed = {name: jax.device_put(made[name], shardings.networks[name]) for name in own}
         return state.replace(networks={**(state.networks or {}), **placed})
 
     @property
@@ -156,6 +158,11 @@ class TrainProgram:
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
+
+
+def _copied(x: jax.Array) -> Any:
+    """An array of this host; random keys as they are."""
+    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.array(x)
 
 
 def _without(networks: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any] | None:

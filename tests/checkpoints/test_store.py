@@ -286,6 +286,17 @@ def test_a_failed_save_is_heard_of(tmp_path, monkeypatch):
     assert CheckpointStore(str(tmp_path)).steps() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(116, "Stale"), 1), (TimeoutError("a peer"), 1), (OSError(28, "No space"), None)],
+)
+def test_what_may_go_well_next_time_is_no_refusal(tmp_path, error, code):
+    with CheckpointStore(str(tmp_path)) as checkpoints:
+        with pytest.raises(CheckpointNotSaved) as found, checkpoints._failures("step 1"):
+            raise error
+    assert getattr(found.value, "exit_code", None) == code
+
+
 def test_a_step_is_saved_though_the_one_before_has_failed(tmp_path, monkeypatch, caplog):
     def full(step_dir):
         raise OSError(28, "No space left on device")

@@ -181,16 +181,23 @@ def test_a_copy_of_a_workdir_does_not_meet_the_steps_of_the_first(tmp_path):
 
 def test_what_processes_of_other_machines_have_left_on_a_disk_goes(tmp_path, monkeypatch):
     folder = pathlib.Path(local_folder(str(tmp_path / "disk"), str(tmp_path / "run")))
-    for index in (1, 2, 3):
+    mine = (folder / "machine").read_text()
+    for index, machine in enumerate((mine, mine, mine, mine, "another")):
         (folder.parent / f"process_{index}" / "7").mkdir(parents=True)
+        (folder.parent / f"process_{index}" / "machine").write_text(machine)
 
     def machines(mine):
-        return [mine, mine, "another", mine]
+        return [mine, mine, "another", mine, "another"]
 
     monkeypatch.setattr(tiers, "allgather_text", machines)
     monkeypatch.setattr(tiers, "first_message", lambda text: text)
     assert local_folder(str(tmp_path / "disk"), str(tmp_path / "run")) == str(folder)
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["process_0", "process_1", "process_3"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        "process_0",
+        "process_1",
+        "process_3",
+        "process_4",
+    ]
 
 
 def test_a_disk_that_cannot_be_used_is_named_and_a_full_one_ends_no_run(tmp_path, monkeypatch, caplog):

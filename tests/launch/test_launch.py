@@ -283,11 +283,13 @@ def test_slurm_requeues_what_can_go_on(box, code, restarts, requeued):
     assert (box.folder / "record.scontrol").exists() == requeued
 
 
-def test_slurm_takes_the_refusal_of_one_process_for_that_of_the_job(box):
-    box.stand_in("srun", '#!/usr/bin/env bash\ntouch "$PROCESS_GEN_REFUSED"\nexit 137\n')
+@pytest.mark.parametrize(("code", "ends"), [(137, 2), (75, 0), (0, 0)])
+def test_slurm_takes_the_refusal_of_one_process_for_that_of_the_job(box, code, ends):
+    box.stand_in("srun", f'#!/usr/bin/env bash\ntouch "$PROCESS_GEN_REFUSED"\nexit {code}\n')
     box.stand_in("scontrol", SCONTROL)
-    box.call(LAUNCH / "slurm.sbatch", *FLAGS, code=2, SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7")
-    assert not (box.folder / "record.scontrol").exists() and not (ROOT / ".refused-7").exists()
+    box.call(LAUNCH / "slurm.sbatch", *FLAGS, code=ends, SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7")
+    assert (box.folder / "record.scontrol").exists() == (code == 75)
+    assert not (ROOT / ".refused-7").exists()
 
 
 def test_slurm_leaves_a_cancelled_job_alone(box):

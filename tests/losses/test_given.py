@@ -343,7 +343,7 @@ def test_options_stand_behind_the_star_and_are_plain_values(monkeypatch):
         ("starred", jnp.abs, "a number, a string"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            LossTable({"row": dict(loss=loss, stage="sketch", weight=np.float32(0.5), power=power)})
+            LossTable({"row": dict(loss=loss, stage="sketch", weight=0.5, power=power)})
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.1, 0.001])
