@@ -153,14 +153,12 @@ def _phrases() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str
 def named_kind(inspection: str | None, correction: str | None) -> str:
     """The kind of error that an objection names: by its inspection, else by its correction; else `other`.
 
-    One thing too many is `extra`, one too few `missing`, however it is said. Each part of an
-    inspection between its semicolons is read for itself: it may say first what it sees.
+    One thing too many is `extra`, one too few `missing`, however it is said.
     """
     for text, phrases in zip((inspection, correction), _phrases(), strict=True):
-        for part in (text or "").split(";"):
-            said = " ".join(_words(part))
-            if kind := next((kind for one, kind in phrases if one.fullmatch(said)), None):
-                return kind
+        said = " ".join(_words(text or ""))
+        if kind := next((kind for one, kind in phrases if one.fullmatch(said)), None):
+            return kind
     return "other"
 
 

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, distance, keeps
-from process_gen.scenes.language import Anchor, Change, apply, describe, noun
+from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level
 from process_gen.scenes.placement import hang, nearest_free, plainly
 from process_gen.scenes.requests import Partners, related
@@ -132,26 +132,6 @@ def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | N
         )
         found.append(next(plain, None))
     return found
-
-
-def seen(
-    canvas: Mapping[int, Object], number: int, meant: Object | None, partners: Partners, level: Level
-) -> str:
-    """What an inspection says before it judges: how a thing stands, in the words of a description.
-
-    Args:
-      canvas: what is drawn, by number.
-      number: of the thing.
-      meant: the thing as it should be; None for one that stands.
-
-    Returns:
-      `blue square below red star`; its looks alone where it stands plainly to nothing that it hangs on;
-      `no blue square` for one that is missing, and nothing where another one like it stands.
-    """
-    if number not in canvas:
-        return "" if any(alike(meant, other) for other in canvas.values()) else f"no {noun(meant, level)}"
-    anchor = dict(zip(canvas, anchors(canvas, partners), strict=True))[number]
-    return describe([canvas[number]], level, 0, [anchor])
 
 
 def described(things: Mapping[int, Object], partners: Partners) -> Scene:

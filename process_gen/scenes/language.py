@@ -317,12 +317,7 @@ def plan_texts(
 
 
 def approve(
-    touched: Sequence[int],
-    state: Mapping[int, Object],
-    later: Sequence[Change],
-    level: Level,
-    rng: Generator,
-    seen: str = "",
+    touched: Sequence[int], state: Mapping[int, Object], later: Sequence[Change], level: Level, rng: Generator
 ) -> str:
     """An inspection that finds nothing wrong.
 
@@ -330,7 +325,6 @@ def approve(
       touched: numbers of what this step has drawn or changed.
       state: everything on the canvas, by number.
       later: what the steps after this one do.
-      seen: what it says first; see `join_inspection`.
     """
     pending = [change.after.shape for change in later if change.kind == "add"]
     changing = [state[n] for change in later if change.kind != "add" for n in change.numbers if n in state]
@@ -344,11 +338,5 @@ def approve(
         more = pick(rng, TO_CHANGE).format(thing=pointed(other, level, colour=False))
     elif pending and rng.random() < 0.4:
         more = pick(rng, TO_COME).format(thing=f"a {pick(rng, pending)}")
-    text = join_inspection(seen, text)
     fits = more and count_tokens(text) + count_tokens(more) + 3 <= level.budget.inspect
     return f"{text}; {more}" if fits else text
-
-
-def join_inspection(seen: str, judgement: str) -> str:
-    """`seen; judgement`, or the judgement alone where nothing is seen."""
-    return f"{seen}; {judgement}" if seen else judgement

@@ -156,7 +156,7 @@ LEVELS = {
             hung=True,
             margin=0.2,
             max_objects=6,
-            budget=Budget(prompt=52, plan=64, inspect=30, refine=14),
+            budget=Budget(prompt=52, plan=64, inspect=20, refine=14),
         ),
     )
 }

@@ -18,7 +18,7 @@ from numpy.random import Generator
 from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, keeps
 from process_gen.scenes.hung import alone, anchored
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, join_inspection, tables
+from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
 from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place, find_place, fits, hang
 from process_gen.scenes.requests import Partners, Request, related
@@ -229,8 +229,8 @@ def _stray(rng: Generator, thing: Object, things: list[Object], level: Level, ki
     return thing
 
 
-def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level, seen: str = "") -> str:
-    """The inspection that finds a mistake; `state` is how the canvas should be, `seen` what it says first."""
+def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level) -> str:
+    """The inspection that finds a mistake; `state` is how the canvas should be."""
     kind, wrong, right = mistake.kind, mistake.wrong, mistake.right
     thing = right or wrong
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
@@ -242,7 +242,7 @@ def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level, see
     elif wrong and right:
         attribute = "cell" if kind == "place" else kind
         fields |= {"wrong": getattr(wrong, attribute), "right": getattr(right, attribute)}
-    return join_inspection(seen, pick(rng, tables(level)[1][kind]).format(**fields))
+    return pick(rng, tables(level)[1][kind]).format(**fields)
 
 
 def say_repair(mistake: Mistake, level: Level, rng: Generator) -> str:

@@ -83,35 +83,12 @@ def look(
         draft = hung.seat(draft, meant, level)
     state = dict(enumerate(meant.objects))
     found = find_mistakes(draft, meant)
-    there = set(map(_key, hung.seat(before, meant, level).objects if before else ()))
-    touched = [n for n, thing in state.items() if _key(thing) not in there]
-    seen = _seen(request, draft, meant, touched, found)
     if not found:
-        return language.approve(touched, state, (), level, rng, seen), None
+        there = set(map(_key, hung.seat(before, meant, level).objects if before else ()))
+        touched = [n for n, thing in state.items() if _key(thing) not in there]
+        return language.approve(touched, state, (), level, rng), None
     first = _worded(found[0], meant, level)
-    return name_fault(first, state, rng, level, seen), say_repair(first, level, rng)
-
-
-def _seen(
-    request: Request, draft: Scene, meant: Scene, touched: Sequence[int], found: Sequence[Mistake]
-) -> str:
-    """What `hung.seen` says of what was touched last, or of a first mistake that is a thing too many."""
-    level = get_level(request.level)
-    surplus = bool(found) and found[0].right is None
-    if not level.hung or not (touched or surplus):
-        return ""
-    by_key = {_key(thing): thing for thing in draft.objects}
-    canvas = {n: by_key[_key(one)] for n, one in enumerate(meant.objects) if _key(one) in by_key}
-    strays = [mistake.wrong for mistake in found if mistake.right is None]
-    canvas |= {m.number: m.wrong for m in found if m.right is not None and m.wrong is not None}
-    canvas = dict(sorted(canvas.items())) | dict(enumerate(strays, len(meant)))
-    number = len(meant) if surplus else touched[-1]
-    if number in canvas and not canvas[number].clear:
-        return ""
-    canvas = {n: thing for n, thing in canvas.items() if thing.clear}
-    said = enumerate(map(meant.anchor, range(len(meant)))) if request.partners() else ()
-    partners = {n: [anchor] if anchor else [] for n, anchor in said}
-    return hung.seen(canvas, number, None if surplus else meant.objects[number], partners, level)
+    return name_fault(first, state, rng, level), say_repair(first, level, rng)
 
 
 def sound(request: Request, meant: Scene) -> bool:

@@ -11,9 +11,7 @@ Drafts are right, or hold one planted mistake that the inspection names and the 
 corrects, or one that goes unnoticed (a slip) and is repaired by the next step. Some plans
 are wrong themselves, mostly because something stands already where they put a thing: the
 draft carries them out, the inspection finds what contradicts the prompt, and the refinement
-corrects it. Nobody learns to write such plans (`Turn.before_weight`). On levels without cells an
-inspection first says how the thing that was touched last stands, and then judges: "blue square
-below red star; wrong place: the blue square should be left of the red star".
+corrects it. Nobody learns to write such plans (`Turn.before_weight`).
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from process_gen.scenes.graph import Object, Scene, alike, distance
 from process_gen.scenes.judge import find_numbers, may_become
 from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import STRAY, Mistake, misplan, name_fault, plant, say_repair, settled
+from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair, settled
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Partners, Request, related
@@ -160,13 +158,11 @@ class _Lesson:
         inspect, corrections = None, []
         if mistake is None:
             later = [change for changes in self.plans[index + 1 :] for change in changes]
-            seen = self._seen(touched, self.state)
-            inspect = language.approve(touched, self.state, later, self.level, rng, seen)
+            inspect = language.approve(touched, self.state, later, self.level, rng)
         elif not slips:
-            shown = mistake.as_seen(self.state)
-            seen = self._seen([STRAY] if mistake.right is None else touched, mistake.apply(self.state))
-            inspect = name_fault(shown, self.state, rng, self.level, seen)
-            corrections = [refinement(render(scene, self.level), say_repair(shown, self.level, rng))]
+            seen = mistake.as_seen(self.state)
+            inspect = name_fault(seen, self.state, rng, self.level)
+            corrections = [refinement(render(scene, self.level), say_repair(seen, self.level, rng))]
         self.unnoticed = mistake if slips else None
         good = {"image_ok": mistake is misplanned, "before_weight": float(misplanned is None)}
         self.turns += [draft(render(drawn, self.level), plan, inspect, **good), *corrections]
@@ -178,13 +174,6 @@ class _Lesson:
         self.metadata["scenes"].append(scene.to_json())
         self.metadata["drafts"].append(None if drawn is None else drawn.to_json())
         self.metadata["mistakes"].append(mistake)
-
-    def _seen(self, touched: list[int], canvas: Mapping[int, Object]) -> str:
-        """What an inspection says first: on levels without cells, how what was touched last stands."""
-        if not self.level.hung or not touched:
-            return ""
-        number = touched[-1]
-        return hung.seen(canvas, number, self.state.get(number), self.partners, self.level)
 
     def _misplan(self, changes: list[Change]) -> Mistake | None:
         """A mistake of the plan that adds something to a canvas that is right otherwise."""

@@ -24,14 +24,13 @@ from process_gen.scenes import (
     scene_from_json,
     texts,
 )
-from process_gen.scenes.graph import UNCLEAR, Object, Scene, make_object
-from process_gen.scenes.hung import seat, seen
+from process_gen.scenes.graph import Object, Scene, make_object
+from process_gen.scenes.hung import seat
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.oracle import look, plan_next
-from process_gen.scenes.placement import hang, nearest_free, plainly
+from process_gen.scenes.placement import hang, nearest_free
 from process_gen.scenes.splits import SPLITS, is_held_out
-from process_gen.scenes.words import count_tokens
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
 from tests.scenes import making
@@ -128,10 +127,11 @@ def test_final_images_are_right_and_scenes_are_read_back():
                 assert cells(parse(render(meant, "hung"), "hung").objects) == cells(meant.objects)
 
 
-def test_the_words_and_the_canvas_tell_where_everything_goes():
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_the_words_and_the_canvas_tell_where_everything_goes(seed):
     """Each step anew: what an instruction says, carried out on the image before it, is the draft."""
     done = 0
-    for _, trajectory in lessons(120, 2, wrong=0.2, misplan=0.3, slip=0.3, detour=0.5):
+    for _, trajectory in lessons(120, seed, wrong=0.2, misplan=0.3, slip=0.3, detour=0.5):
         before: list[Object] = []
         for step, fault in zip(trajectory.steps, trajectory.metadata["mistakes"], strict=True):
             draft = parse(step.sketch, "hung").objects
@@ -206,96 +206,6 @@ def test_the_oracle_draws_every_prompt_and_finds_every_fault():
             meant = read_description(step.plan.description, "hung")
             correction = look(request, parse(step.sketch, "hung"), meant)[1]
             assert (correction is not None) == (fault is not None)
-
-
-def check_seen(seen: str, drawn: Scene) -> str:
-    """Holds what an inspection sees against what is drawn; the kind of what it says."""
-    found = re.fullmatch(rf"(no )?(\w+) (\w+){PLACE.replace('the ', '')}", seen)
-    assert found, seen
-    missing, colour, shape, relation, *anchor = found.groups()
-    shown = [thing for thing in drawn.objects if (thing.colour, thing.shape) == (colour, shape)]
-    assert bool(missing) == (not shown), (seen, drawn)
-    if relation is None:
-        return "missing" if missing else "bare"
-    (target,) = (thing for thing in drawn.objects if [thing.colour, thing.shape] == anchor)
-    assert any(plainly(relation, thing, target) for thing in shown), (seen, drawn)
-    return "related"
-
-
-@pytest.mark.parametrize("errors", [1, 2])
-def test_what_the_oracle_sees_is_there_however_much_is_wrong(rng, errors):
-    kinds = collections.Counter()
-    for request, trajectory in lessons(60, 10, wrong=0, misplan=0, slip=0, detour=0.5):
-        before = Scene()
-        for index, step in enumerate(trajectory.steps):
-            meant, right = read_description(step.plan.description, "hung"), parse(step.sketch, "hung")
-            things = list(right.objects)
-            for _ in range(errors):
-                number, cell = int(rng.integers(len(things) + 1)), str(rng.choice(LEVEL.cells))
-                if all(thing.cell != cell for thing in things):
-                    colour, shape = str(rng.choice(LEVEL.colours)), str(rng.choice(LEVEL.shapes))
-                    things[number : number + 1] = [make_object(LEVEL, shape, colour, cell)]
-            text, correction = look(request, Scene(tuple(things)), meant, before, index)
-            said, _, judgement = text.partition("; ")
-            if judgement and named_kind(said, None) == "other" and not said.endswith(("right", "planned")):
-                kinds[check_seen(said, Scene(tuple(things)))] += 1
-            assert count_tokens(text) + 2 <= LEVEL.budget.inspect
-            before = right
-    assert min(kinds.values()) > 5 and len(kinds) == 3
-
-
-def test_what_is_seen_of_odd_canvases():
-    level, ring = LEVEL, make_object(LEVEL, "ring", "red", "c3")
-    star, twin = make_object(LEVEL, "star", "blue", "b3"), make_object(LEVEL, "star", "blue", "d3")
-    partners = {1: [("left of", 0)], 0: [("right of", 1)]}
-    assert seen({0: ring, 1: star}, 1, star, partners, level) == "blue star left of red ring"
-    assert seen({0: ring, 1: twin}, 1, star, partners, level) == "blue star right of red ring"
-    assert seen({0: ring}, 1, star, partners, level) == "no blue star"
-    assert seen({0: ring, 2: twin}, 1, star, partners, level) == ""
-    assert seen({}, 0, ring, partners, level) == "no red ring"
-    assert seen({0: ring, 1: star, -1: twin}, -1, None, partners, level) == "blue star right of red ring"
-    blob = dataclasses.replace(make_object(LEVEL, "star", "blue", "b3"), shape=UNCLEAR)
-    request = read_request("a red ring, a blue star left of the ring", "hung")
-    meant = read_description("red ring, blue star left of red ring", "hung")
-    before = Scene((ring,))
-    text, correction = look(request, Scene((ring, blob)), meant, before)
-    assert text.startswith("no blue star; ") and correction.startswith("draw the missing blue star")
-    text, correction = look(request, Scene((ring, star, blob)), meant, before)
-    assert ";" not in text and correction is not None, "of what is no clear thing nothing is seen"
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("blue square below red star; wrong place: the blue square should be left of the red star", "place"),
-        ("no green square; the star is yellow, not blue", "colour"),
-        ("the star is yellow, not blue; a ring is still to come", "colour"),
-        ("no red square; missing: red square", "missing"),
-        ("red square; all as planned", "other"),
-    ],
-)
-def test_the_kind_of_an_objection_is_read_from_any_part_of_an_inspection(text, kind):
-    assert named_kind(text, None) == kind
-
-
-def test_an_inspection_says_how_the_last_thing_stands_and_then_judges():
-    """And so does the oracle, which knows the draft, the plan and the canvas before alone."""
-    kinds = collections.Counter()
-    for request, trajectory in lessons(100, 9, wrong=0.4, misplan=0.3, slip=0, detour=0):
-        before = Scene()
-        for index, step in enumerate(trajectory.steps):
-            said, _, judgement = step.inspect.partition("; ")
-            if not judgement:
-                assert "missing" in said or "there is no" in said  # one of several that look alike
-                continue
-            drawn = parse(step.sketch, "hung")
-            kinds[check_seen(said, drawn)] += 1
-            meant = read_description(step.plan.description, "hung")
-            by_oracle = look(request, drawn, meant, before, index)[0].partition("; ")[0]
-            kinds["same" if by_oracle == said else "otherwise"] += 1
-            before = parse(step.refined if step.refines else step.sketch, "hung")
-    assert min(kinds[name] for name in ("missing", "related", "bare")) > 5
-    assert kinds["same"] > 20 * kinds["otherwise"]
 
 
 def test_the_oracle_corrects_a_wrong_colour_or_shape_and_draws_nothing_beside_it():
