@@ -376,9 +376,8 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
         for number, trajectory in sample_prompts(mine, level, stop):
             listing.add(trajectory, number)
     hosts.barrier("all hosts have drawn their prompts", hosts.PREPARE_SECONDS)
-    with hosts.lead_alone(
-        "the page is written"
-    ):  # JAX aborts who is still at work when the others have ended
+    # JAX aborts who is still at work when the others have ended.
+    with hosts.lead_alone("the page is written"):
         if not hosts.is_lead():
             shown = []
         else:
