@@ -378,9 +378,7 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
     hosts.barrier("all hosts have drawn their prompts", hosts.PREPARE_SECONDS)
     # JAX aborts who is still at work when the others have ended.
     with hosts.lead_alone("the page is written"):
-        if not hosts.is_lead():
-            shown = []
-        else:
+        if hosts.is_lead():
             listing.gather()
             shown = listing.first(values.page_rows)
             page = report(listing, shown, settings) if len(listing) else None
