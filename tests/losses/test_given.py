@@ -214,7 +214,7 @@ def test_weights_over_steps(weight, at):
         (dict(stage="sketsh"), "unknown stage in config.losses.a.stage, 'sketsh'; did you mean sketch"),
         (dict(stage="plan"), "config.losses.a.stage is 'plan', the loss 'flow_mse' is for sketch, refine"),
         (dict(timestep="clean"), "config.losses.a, loss 'flow_mse', 'timestep'; did you mean timesteps"),
-        (dict(weight="much"), "config.losses.a.weight is 'much': a weight is a number or a schedule"),
+        (dict(weight="much"), "config.losses.a.weight is 'much': a weight is a Python number or a schedule"),
         (dict(weight=dict(kind="liner")), "schedule in config.losses.a.weight: 'liner'; did you mean linear"),
         (dict(weight=dict(kind="linear", start=1.0)), "of kind 'linear' has start, end, begin, until"),
         (dict(weight=dict(kind="steps", at=((5, 0.0), (2, 1.0)))), "come one after the other"),

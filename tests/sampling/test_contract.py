@@ -59,7 +59,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
         place, pieces = part_slices(model.layout.visible_parts)[part], [state.context.prompt]
         given = (state.history(model.layout), pieces, state.turn, place, state.position, tokens[:, :1])
         out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at])[1]
-        at_once = turn.read(model, part, params, state, tokens)
+        at_once = turn.append_text(model, part, params, state, tokens)
         out[f"{part}_read"] = at_once.end
         return state.holding(written)
 
