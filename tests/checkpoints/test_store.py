@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from typing import Any
 
@@ -298,13 +299,16 @@ def test_what_may_go_well_next_time_is_no_refusal(tmp_path, error, code):
 
 
 def test_a_step_is_saved_though_the_one_before_has_failed(tmp_path, monkeypatch, caplog):
+    failed = threading.Event()
+
     def full(step_dir):
+        failed.set()
         raise OSError(28, "No space left on device")
 
     with CheckpointStore(str(tmp_path)) as checkpoints:
         monkeypatch.setattr(manifest, "write", full)
         checkpoints.save(1, {"params": {"w": jnp.zeros(2)}})
-        time.sleep(1.0)
+        assert failed.wait(30)
         monkeypatch.undo()
         checkpoints.save(2, {"params": {"w": jnp.ones(2)}})
         checkpoints.wait()
