@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -15,7 +14,6 @@ from etils import epath
 from process_gen.checkpoints import arrays, export, manifest
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
 from process_gen.checkpoints.published import sources
-from process_gen.distributed.agreement import first_message
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
@@ -46,12 +44,7 @@ class Saved:
             raise CheckpointNotFound(f"{self.place} holds no {item!r} weights, only {', '.join(self.items)}")
         if self.packaged is not None:
             return self.packaged
-        mine = ""
-        try:
-            manifest.verify(self.place, (item,), share=(jax.process_index(), jax.process_count()))
-        except CheckpointCorrupt as error:
-            mine = str(error)
-        if wrong := first_message(mine):
+        if wrong := manifest.wrong_on_a_host(self.place, (item,)):
             raise CheckpointCorrupt(wrong)
         return sources.StoredArrays(self.place, item)
 

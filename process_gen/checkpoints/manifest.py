@@ -13,11 +13,13 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 
+import jax
 from etils import epath
 from orbax.checkpoint import path as ocp_path
 
 from process_gen.checkpoints.errors import CheckpointCorrupt
 from process_gen.common.files import read_json
+from process_gen.distributed.agreement import first_message
 
 NAME = "manifest.sha256.json"
 _FORMAT = 1
@@ -55,6 +57,19 @@ def verify(
             raise corrupt(step_dir, f"{name} has {size} bytes instead of {entry['bytes']}")
         if digest != entry["sha256"]:
             raise corrupt(step_dir, f"{name} has changed since it was written (its SHA-256 differs)")
+
+
+def wrong_on_a_host(step_dir: epath.Path, items: tuple[str, ...] | None = None) -> str:
+    """What is wrong with a step, in words; "" where nothing is.
+
+    Every host of a job has to call it: each checks a share of the files.
+    """
+    mine = ""
+    try:
+        verify(step_dir, items, (jax.process_index(), jax.process_count()))
+    except CheckpointCorrupt as error:
+        mine = str(error)
+    return first_message(mine)
 
 
 def fingerprint(place: epath.Path) -> str:

@@ -146,12 +146,8 @@ class CheckpointStore(ClosesOnExit):
         wrong = ""
         # What the first host sees counts: folders are listed late on some file systems.
         while told := first_message(str(self.latest_step() or "") if jax.process_index() == 0 else ""):
-            step, mine = int(told), ""
-            try:
-                manifest.verify(self.root / str(step), share=(jax.process_index(), jax.process_count()))
-            except CheckpointCorrupt as error:
-                mine = str(error)
-            if not (wrong := first_message(mine)):
+            step = int(told)
+            if not (wrong := manifest.wrong_on_a_host(self.root / str(step))):
                 self._whole.add(step)
                 return step
             self._set_aside(step, wrong)
@@ -202,7 +198,7 @@ class CheckpointStore(ClosesOnExit):
                 f"the last good step in {self.root} is {self.latest_step()}"
             )
         try:
-            self.wait()  # as Orbax would
+            self.wait()  # as Orbax would; the step before takes its room, and what it replaces goes
         except CheckpointNotSaved as error:
             logging.error("%s", error)
         self._check_room(step, state)
@@ -232,10 +228,8 @@ class CheckpointStore(ClosesOnExit):
 
     def _check_room(self, step: int, state: Any) -> None:
         """Raises NoRoom, on all hosts alike, where there is no room for another step."""
-        if first_message(self._missing_room(step, state)):
-            self.wait()  # the step before may be on its way still: it counts, and what it replaces goes
-            if wrong := first_message(self._missing_room(step, state)):
-                raise NoRoom(wrong)
+        if wrong := first_message(self._missing_room(step, state)):
+            raise NoRoom(wrong)
 
     def announce(self, state: Any) -> None:
         """Says in the log what the steps of a run take on disk; warns where there is less."""
@@ -355,8 +349,7 @@ class CheckpointStore(ClosesOnExit):
             with contextlib.suppress(OSError):
                 self._remove_unfinished()  # a full disk gets its space back
             found = CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {self._kept()}")
-            passes = isinstance(error, OSError) and error.errno in files.PASSING
-            if passes or isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
+            if files.passes(error) or isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
                 found.exit_code = 1  # another host is gone, or a file system for a while
             raise found from error
 

@@ -20,11 +20,15 @@ from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, N
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, ClosesOnExit
 from process_gen.common import files
+from process_gen.distributed import lock
 from process_gen.distributed.agreement import allgather_text, first_message
 
 NAME = "local_tier.txt"
 """File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
 copy of one, never meets the steps of another."""
+
+_MACHINE = "machine"
+"""File of the local folder of a process: on which machine it lies."""
 
 
 class TieredStore(ClosesOnExit):
@@ -143,10 +147,7 @@ def _remove_others(folder: pathlib.Path) -> None:
 
     Each says in its folder which machine that was: a disk may be one for several machines.
     """
-    try:
-        machine = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        machine = ""
+    machine = lock.boot()
     machines = allgather_text(machine)
     here = {f"process_{i}" for i, one in enumerate(machines) if one == machine}
     if not machine:
@@ -157,9 +158,6 @@ def _remove_others(folder: pathlib.Path) -> None:
             logging.info("%s: removed, its process runs on another machine now", other)
             shutil.rmtree(other, ignore_errors=True)
     (folder / _MACHINE).write_text(machine)
-
-
-_MACHINE = "machine"
 
 
 def _name_of(workdir: pathlib.Path) -> str:

@@ -11,11 +11,15 @@ from typing import Any
 
 from etils import epath
 
-PASSING = (
+_PASSING = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED),
     *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
 )
-"""Numbers of errors of file systems and networks that are gone for a while."""
+
+
+def passes(error: object) -> bool:
+    """Whether it is the error of a file system or a network that is gone for a while."""
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def from_json(text: str | bytes) -> Any:

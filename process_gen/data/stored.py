@@ -278,20 +278,18 @@ class StoredSource:
 
         A host that left out what it cannot read for a while would train on other data than the rest.
         """
-        for wait in _WAITS:
+        for wait in (*_WAITS, 0):
             try:
                 with self._opened(unit, field, image, sha256) as file:
                     return read(file)
             except OSError as error:
-                logging.warning("%s: %s; once more in %d s", _named(image), error, wait)
+                last = error
+            if wait:
+                logging.warning("%s: %s; once more in %d s", _named(image), last, wait)
                 time.sleep(wait)
-        try:
-            with self._opened(unit, field, image, sha256) as file:
-                return read(file)
-        except OSError as error:
-            if error.errno == errno.EIO:  # a broken disk has it for good
-                raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({error})") from None
-            raise OSError(error.errno, f"{_named(image)} cannot be read: {error}") from error
+        if last.errno == errno.EIO:  # a broken disk has it for good
+            raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({last})") from None
+        raise OSError(last.errno, f"{_named(image)} cannot be read: {last}") from last
 
     @contextlib.contextmanager
     def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
@@ -304,7 +302,7 @@ class StoredSource:
         except FileNotFoundError:
             raise self._bad(unit, f"{field} does not exist: {_named(image)}") from None
         except UNREADABLE as error:
-            if isinstance(error, OSError) and error.errno in files.PASSING:
+            if files.passes(error):
                 raise
             what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
             raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None

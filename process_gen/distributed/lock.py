@@ -57,13 +57,11 @@ class Owner:
     @classmethod
     def me(cls, what: str) -> Owner:
         pid = os.getpid()
-        return cls(
-            socket.gethostname(), _boot(), pid, _started(pid), uuid.uuid4().hex, what, _pid_namespace()
-        )
+        return cls(socket.gethostname(), boot(), pid, _started(pid), uuid.uuid4().hex, what, _pid_namespace())
 
     def is_dead_here(self) -> bool | None:
         """Whether it has ended; None where that cannot be known, because its host may be another one."""
-        here = socket.gethostname(), _boot(), _pid_namespace()
+        here = socket.gethostname(), boot(), _pid_namespace()
         if (self.host, self.boot, self.pid_namespace) != here:
             return None
         return not _exists(self.pid) or self.started != _started(self.pid)
@@ -191,7 +189,8 @@ def _touched(path: pathlib.Path) -> float | None:
     return None
 
 
-def _boot() -> str:
+def boot() -> str:
+    """Names this machine, since it was booted; "" where nobody says."""
     with contextlib.suppress(OSError):
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

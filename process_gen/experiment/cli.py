@@ -346,14 +346,12 @@ def fail(problem: object) -> NoReturn:
 
     Of a job, launchers see that code whatever the other processes do (`hosts.leave`).
     """
-    passes = isinstance(problem, OSError) and problem.errno in files.PASSING
-    code = getattr(problem, "exit_code", 1 if passes else REFUSED)
+    code = getattr(problem, "exit_code", 1 if files.passes(problem) else REFUSED)
     if isinstance(problem, KeyError) and problem.args:
         problem = problem.args[0]  # str() would put quotes around it
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
-    if code == REFUSED and (
-        note := os.environ.get("PROCESS_GEN_REFUSED")
-    ):  # launch/slurm.sbatch looks for it
+    note = os.environ.get("PROCESS_GEN_REFUSED")  # launch/slurm.sbatch looks for it
+    if code == REFUSED and note:
         with contextlib.suppress(OSError):
             pathlib.Path(note).touch()
     if (hosts := sys.modules.get("process_gen.distributed.hosts")) is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import html
 import inspect
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,8 +68,10 @@ class Difference:
     @property
     def verdict(self) -> str:
         """In a word or two; nothing with one seed, or where the two cannot be compared."""
-        if math.isinf(self.low) or not self.alike:
-            return "" if self.alike else "other trajectories"
+        if not self.alike:
+            return "other trajectories"
+        if math.isinf(self.low):
+            return ""
         return ("less" if self.high < 0 else "more") if self.sure else "no difference seen"
 
 
@@ -353,10 +358,7 @@ def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
         mine = builders.to_json(arms[arm])
         if mine == base and sources == [_source(row["loss"]) for row in mine["losses"].values() if row]:
             notes.append(f"{arm} is {first} once more: the same config, and the same losses as they are now")
-        held = [name for name in ("data", "layout") if mine[name] != base[name]]
-        held += [f"{a}.{b}" for a, b in _HELD if mine[a][b] != base[a][b]]
-        differ = [name for name in ("flow", "model") if mine[name] != base[name]]
-        differ += [f"train.{name}" for name in ("accumulate", "init", "own") if _differ(mine, base, name)]
+        held, differ = ([x for x in some if _at(mine, x) != _at(base, x)] for some in (_HELD, _TRAINED))
         if held or differ:
             what = ", ".join(f"config.{name}" for name in [*held, *differ])
             notes.append(f"{arm}: {what} differs from {first}: batches and noise are not the same")
@@ -365,9 +367,11 @@ def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
     return notes, frozenset(apart)
 
 
-_HELD = (("train", "batch_size"), ("eval", "loss_batches"))
-"""Keys that say which trajectories are held out, besides those of the data."""
+_HELD = ("data", "layout", "train.batch_size", "eval.loss_batches")
+"""Keys that say which trajectories are held out."""
+_TRAINED = ("flow", "model", "train.accumulate", "train.init", "train.own")
+"""Further ones that batches, noise or the first parameters depend on."""
 
 
-def _differ(mine: Mapping, base: Mapping, name: str) -> bool:
-    return mine["train"][name] != base["train"][name]
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(operator.getitem, key.split("."), config)

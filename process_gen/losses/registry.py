@@ -99,7 +99,9 @@ def register(
       LossError: no name is given, or, of a function from elsewhere, that of a loss of the package.
     """
     if not isinstance(name, str):
-        raise LossError(f'a loss is registered by a name: @losses.register("{_called(name)}")')
+        raise LossError(
+            f'a loss is registered by a name: @losses.register("{getattr(name, "__name__", "my_loss")}")'
+        )
     stages, networks = ((x,) if isinstance(x, str) else tuple(x) for x in (stages, networks))
     for stage in stages:
         check_name(stage, STAGES, "stage")
@@ -121,10 +123,6 @@ def _options(function: LossFunction) -> dict[str, Any]:
 
 def _is_ours(name: str) -> bool:
     return name in _LOSSES and _LOSSES[name].function.__module__.startswith(OURS)
-
-
-def _called(function: Any) -> str:
-    return getattr(function, "__name__", "my_loss")
 
 
 def get_loss(name: str) -> Loss:

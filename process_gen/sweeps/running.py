@@ -45,7 +45,8 @@ _OF_A_LAUNCHER = (
     "SLURM_",
     "OMPI_",
     "PMI",
-) + ("PROCESS_GEN_REFUSED",)
+    "PROCESS_GEN_REFUSED",
+)
 
 
 class Sweep:

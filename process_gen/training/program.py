@@ -162,7 +162,8 @@ class TrainProgram:
 
 def _copied(x: jax.Array) -> Any:
     """An array of this host; random keys as they are."""
-    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.array(x)
+    is_key = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return x if is_key else np.array(x)
 
 
 def _without(networks: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any] | None:

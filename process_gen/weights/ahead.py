@@ -52,6 +52,8 @@ def encode_latents(
     """
     model = builders.build_model_config(config)
     info = LatentsInfo.of(source, layout, fingerprint(params))
+    if _there(folder, info):  # which needs no lock, nor a folder that can be written
+        return info
     with lock.hold(folder, "encoding latents", wait=True):
         if not _there(folder, info):
             _encode(config, folder, info, source, model, params)

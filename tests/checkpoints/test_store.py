@@ -14,7 +14,7 @@ import optax
 import pytest
 from absl import logging
 
-from process_gen.checkpoints import load, manifest, store
+from process_gen.checkpoints import manifest, store
 from process_gen.checkpoints.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -245,7 +245,7 @@ def test_hosts_check_shares_that_cover_every_file(saved):
 
 
 def test_weights_that_another_host_finds_broken_are_read_by_none(saved, monkeypatch):
-    monkeypatch.setattr(load, "first_message", lambda mine: mine or "process 3: params/x has changed")
+    monkeypatch.setattr(manifest, "first_message", lambda mine: mine or "process 3: params/x has changed")
     with pytest.raises(CheckpointCorrupt, match="process 3: params/x has changed"):
         open_saved(saved[0]).source("params")
 
