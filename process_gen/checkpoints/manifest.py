@@ -1,7 +1,8 @@
 """SHA-256 of every file of a step, written before the step is committed and checked before it is read.
 
 Orbax notices a missing or shortened file in most cases, and a flipped bit in almost none: it would give
-back wrong numbers without a word.
+back wrong numbers without a word. Every host hashes what it has written itself (`BarrierWithHashes`); the
+first one hashes the rest, which is little, and puts all of it into the manifest.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 
 import jax
 from etils import epath
+from orbax.checkpoint import multihost
 from orbax.checkpoint import path as ocp_path
 
 from process_gen.checkpoints.errors import CheckpointCorrupt
@@ -22,6 +24,8 @@ from process_gen.common.files import read_json
 from process_gen.distributed.agreement import first_message
 
 NAME = "manifest.sha256.json"
+_SHARE = "manifest.{}.json"  # of a host, until the manifest is written
+_WRITTEN_BY = "ocdbt.process_{}"  # Orbax's folder, in an item, of what a host has written of it
 _FORMAT = 1
 # Written by Orbax when it commits, so after the manifest; nothing that is read depends on them.
 _COMMIT_FILES = frozenset({"commit_success.txt", "_CHECKPOINT_METADATA"})
@@ -30,12 +34,47 @@ _THREADS = min(16, 2 * (os.cpu_count() or 1))  # hashing and reading let go of P
 
 
 def write(step_dir: epath.Path) -> None:
-    """Writes the manifest of everything in the folder."""
-    found = dict(_files(step_dir))
-    digests = zip(found, _digests(found.values()), strict=True)
-    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}
+    """Writes the manifest of everything in the folder; hashes what no host has hashed yet."""
+    files = {}
+    for host in range(jax.process_count()):  # by name: shared folders are listed late
+        share = step_dir / _SHARE.format(host)
+        if share.exists():
+            files |= read_json(share)
+            share.unlink()
+    files |= _entries({name: path for name, path in _files(step_dir) if name not in files})
     text = json.dumps({"format": _FORMAT, "files": files}, indent=1, sort_keys=True)
     (step_dir / NAME).write_text(text)
+
+
+class BarrierWithHashes:
+    """A barrier for Orbax's `AsyncOptions`: a host hashes what it has written before it says that it is done.
+
+    Args:
+      step_dir: where the step that is being saved is written.
+    """
+
+    def __init__(self, step_dir: Callable[[], epath.Path]):
+        self._step_dir, self._wait = step_dir, multihost.get_barrier_sync_fn()
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        """Waits for all hosts; what `key` says is Orbax's."""
+        if "write_complete" in key:
+            write_share(self._step_dir(), jax.process_index())
+        self._wait(key=key, timeout_ms=timeout_ms)
+
+
+def write_share(step_dir: epath.Path, host: int) -> None:
+    """Writes the hashes of what a host has written of a step; that stays as it is from then on."""
+    mine = {}
+    for folder in step_dir.glob("*/" + _WRITTEN_BY.format(host)):
+        item = folder.parent.name.removesuffix(ocp_path.atomicity.TMP_DIR_SUFFIX)
+        mine |= dict(_files(folder, f"{item}/{folder.name}/"))
+    (step_dir / _SHARE.format(host)).write_text(json.dumps(_entries(mine)))
+
+
+def unfinished(root: epath.Path, step: int) -> epath.Path:
+    """Where a step is written until it is committed."""
+    return root / (str(step) if commits_by_marker(root) else f"{step}{ocp_path.atomicity.TMP_DIR_SUFFIX}")
 
 
 def verify(
@@ -116,6 +155,11 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
             yield from _files(path, f"{prefix}{path.name}/")
         elif path.name not in _COMMIT_FILES and prefix + path.name != NAME:
             yield prefix + path.name, path
+
+
+def _entries(files: Mapping[str, epath.Path]) -> dict[str, dict]:
+    digests = zip(files, _digests(files.values()), strict=True)
+    return {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}
 
 
 def _digests(paths: Iterable[epath.Path]) -> Iterator[tuple[int, str]]:

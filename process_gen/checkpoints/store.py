@@ -97,6 +97,7 @@ class CheckpointStore(ClosesOnExit):
         self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
         self._under_way = False  # a save whose end nobody has seen yet
+        self._newest = -1  # the step that was saved last
         self.root = _folder(workdir)
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
@@ -111,6 +112,8 @@ class CheckpointStore(ClosesOnExit):
         )
 
     def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
+        barrier = manifest.BarrierWithHashes(lambda: manifest.unfinished(self.root, self._newest))
+        options["async_options"] = ocp.AsyncOptions(barrier_sync_fn=barrier)
         return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**options))
 
     @property
@@ -217,6 +220,7 @@ class CheckpointStore(ClosesOnExit):
         if score is not None:
             self._scores[step] = facts["score"] = float(score)
         items[load.METADATA] = ocp.args.JsonSave(facts)
+        self._newest = step
         with self._failures(f"step {step}"):
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
         self._under_way = True

@@ -1,7 +1,8 @@
 """Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
 
-    latents.array_record  a JSON line, then [images, N, V] float16: of the turns, then of the input image
-    latents.json          what they were made of; written last, so a folder without it is unfinished
+    latents-NNNNN.array_record  of `PART` trajectories, each a JSON line, then [images, N, V] float16: of the
+                                turns, then of the input image
+    latents.json                what they were made of, and whether all of them are there
 
 The folder belongs to one source and one autoencoder. Every record carries a
 checksum of the pixels that it was made of, and one of the image files where the
@@ -11,6 +12,7 @@ rounds by at most 2^-11 of a value.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -30,9 +32,11 @@ from process_gen.data.preparation import NotPrepared
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
-RECORDS, INFO = "latents.array_record", "latents.json"
+INFO = "latents.json"
+PART = 512
+"""Trajectories of a file, which is what a stop costs at most."""
 DTYPE = np.dtype("<f2")
-FORMAT = 2
+FORMAT = 3
 
 
 class LatentsMismatch(ValueError):
@@ -71,20 +75,33 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     Raises:
       NotPrepared: nothing, or something unfinished or garbled; the message says how to make it.
     """
+    try:
+        info, complete = _read(folder)
+        reason = f"{INFO} says that they are not complete"
+    except NotPrepared as error:
+        complete, reason = False, str(error)
+    if complete:
+        return info
+    raise NotPrepared(
+        f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "
+        "and the same config"
+    )
+
+
+def _read(folder: str | pathlib.Path) -> tuple[LatentsInfo, bool]:
+    """What a folder is for, and whether all of it is there; NotPrepared says why nobody knows."""
     path = pathlib.Path(folder) / INFO
     try:
         fields = files.read_json(path)
         if (version := fields.pop("format")) != FORMAT:
             raise ValueError(f"it has format {version}, this version reads {FORMAT}")
-        return LatentsInfo(**fields | {"image_size": tuple(fields["image_size"])})
+        complete = bool(fields.pop("complete"))
+        return LatentsInfo(**fields | {"image_size": tuple(fields["image_size"])}), complete
     except FileNotFoundError:
         reason = "it does not exist" if not path.parent.exists() else f"it has no {INFO}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{INFO} cannot be used: {error}"
-    raise NotPrepared(
-        f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "
-        "and the same config"
-    )
+    raise NotPrepared(reason)
 
 
 def images_of(trajectory: Trajectory) -> list[np.ndarray]:
@@ -94,25 +111,45 @@ def images_of(trajectory: Trajectory) -> list[np.ndarray]:
 
 
 class LatentsWriter:
-    """Writes a folder of latents, which counts only once the context has closed without an error."""
+    """Writes a folder of latents, which counts only once the context has closed without an error.
+
+    Attributes:
+      written: how many trajectories the folder holds, in the order of the source. Whole parts that an earlier
+        writer of the same latents has left stay there: go on with the trajectory of this number.
+    """
 
     def __init__(self, folder: str | pathlib.Path, info: LatentsInfo):
-        self.folder, self.info, self._written = pathlib.Path(folder), info, 0
+        """Raises LatentsMismatch where the folder holds, whole or in part, latents of something else."""
+        self.folder, self.info = pathlib.Path(folder), info
+        self._part, self._records = contextlib.ExitStack(), None
+        try:
+            found, _ = _read(folder)
+        except NotPrepared:  # of an earlier version, or nothing at all
+            found, stale = info, "latents*"
+        else:
+            stale = "latents*.unfinished"
+        if differences := found.differences(info):
+            raise LatentsMismatch(f"{folder} holds other latents ({differences}); name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / INFO).unlink(missing_ok=True)
-        self._writer = array_record_module.ArrayRecordWriter(str(self.folder / RECORDS), "group_size:1")
+        for path in self.folder.glob(stale):
+            path.unlink()
+        self._say(complete=False)
+        self.written = min(PART * len(_parts(self.folder)), info.trajectories)
+
+    def _say(self, complete: bool) -> None:
+        fields = {"format": FORMAT, "complete": complete, **dataclasses.asdict(self.info)}
+        files.write_json(self.folder / INFO, fields, indent=1)
 
     def __enter__(self) -> LatentsWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._part.__exit__(kind, *error)
         if kind is not None:
             return
-        if self._written != self.info.trajectories:
-            raise ValueError(f"{self._written} records for {self.info.trajectories} trajectories")
-        fields = {"format": FORMAT, **dataclasses.asdict(self.info)}
-        files.write_json(self.folder / INFO, fields, indent=1)
+        if self.written != self.info.trajectories:
+            raise ValueError(f"{self.written} records for {self.info.trajectories} trajectories")
+        self._say(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
         """Adds the latents [images, N, V] of `images_of` a trajectory; `files_sum` is that of its files.
@@ -136,8 +173,16 @@ class LatentsWriter:
         self._add({"bad": str(error)}, b"")
 
     def _add(self, header: dict[str, Any], data: bytes) -> None:
-        self._writer.write(json.dumps(header).encode() + b"\n" + data)
-        self._written += 1
+        if self._records is None:
+            path = self.folder / f"latents-{self.written // PART:05}.array_record"
+            scratch = self._part.enter_context(files.whole(path))
+            self._records = array_record_module.ArrayRecordWriter(str(scratch), "group_size:1")
+            self._part.callback(self._records.close)
+        self._records.write(json.dumps(header).encode() + b"\n" + data)
+        self.written += 1
+        if self.written % PART == 0:
+            self._part.close()
+            self._records = None
 
 
 class LatentsSource:
@@ -160,10 +205,11 @@ class LatentsSource:
             )
         self.own_splits = getattr(source, "own_splits", False)
         self.name = f"{wanted.source} with latents of {self.info.autoencoder}"
-        self._records = grain.sources.ArrayRecordDataSource([str(self.folder / RECORDS)])
+        parts = _parts(self.folder)
+        self._records = grain.sources.ArrayRecordDataSource(parts) if parts else ()
         if len(self._records) != len(source):
             raise NotPrepared(
-                f"{self.folder / RECORDS} has {len(self._records)} of {len(source)} records; remove it and "
+                f"{self.folder} has {len(self._records)} of {len(source)} records; remove it and "
                 "make it anew with `python -m process_gen.prepare --config=...`"
             )
 
@@ -203,6 +249,10 @@ class LatentsSource:
 
     def _damaged(self, index: int, error: Exception) -> BadTrajectory:
         return BadTrajectory(f"latents {index} in {self.folder} are damaged: {error}")
+
+
+def _parts(folder: pathlib.Path) -> list[str]:
+    return sorted(map(str, folder.glob("latents-*.array_record")))
 
 
 def _checksum(images: Sequence[np.ndarray]) -> int:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.published import sources
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.latents import LatentsInfo, LatentsWriter, images_of, read_info
+from process_gen.data.latents import LatentsInfo, LatentsMismatch, LatentsWriter, images_of, read_info
 from process_gen.data.loader import Source
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import latents_folders
@@ -41,7 +41,7 @@ GROUP = 16
 def encode_latents(
     config: ConfigDict, folder: str, source: Source, layout: Layout, params: Any
 ) -> LatentsInfo:
-    """Writes the latents of every trajectory of a source, unless they are there.
+    """Writes the latents of every trajectory of a source, unless they are there; goes on after a stop.
 
     `folder` is one of `sources.latents_folders`, `params` are the autoencoder's, from `autoencoder_params`.
     Returns what the folder holds then.
@@ -67,9 +67,12 @@ def _encode(
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad, skip = 0, config.data.on_error != "fail"
-    bar = tqdm.tqdm(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
-    with bar, LatentsWriter(folder, info) as writer:
-        for start in range(0, len(source), GROUP):
+    try:
+        opened = LatentsWriter(folder, info)
+    except LatentsMismatch as error:
+        raise builders.ConfigError(f"config.data.latents: {error}") from error
+    with opened as writer, _progress(len(source), writer.written) as bar:
+        for start in range(writer.written, len(source), GROUP):
             indices = range(start, min(start + GROUP, len(source)))
             group = [_read(source, index, skip) for index in indices]
             found = iter(_encoded(encode, params, [one for one in group if isinstance(one, Trajectory)]))
@@ -82,6 +85,12 @@ def _encode(
                 logging.warning("left out bad trajectory (%d so far): %s", bad, one)
                 writer.write_bad(one)
             bar.update(len(group))
+
+
+def _progress(total: int, there: int) -> tqdm.tqdm:
+    if there:
+        logging.info("%d of %d trajectories are encoded already", there, total)
+    return tqdm.tqdm(total=total, initial=there, unit=" trajectories", desc="encoding", mininterval=1.0)
 
 
 def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
@@ -142,15 +151,12 @@ def fingerprint(params: Any) -> str:
 
 def _there(folder: str, info: LatentsInfo) -> bool:
     try:
-        found = read_info(folder)
+        there = not read_info(folder).differences(info)
     except NotPrepared:
         return False
-    if differences := found.differences(info):
-        raise builders.ConfigError(
-            f"config.data.latents: {folder} holds other latents ({differences}); name another folder"
-        )
-    logging.info("already encoded: %s", folder)
-    return True
+    if there:
+        logging.info("already encoded: %s", folder)
+    return there
 
 
 def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:

@@ -11,7 +11,6 @@ import pytest
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.latents import (
     INFO,
-    RECORDS,
     LatentsInfo,
     LatentsMismatch,
     LatentsSource,
@@ -34,7 +33,7 @@ def encoded(image):
 
 def write(folder, source, layout=LAYOUT, autoencoder="flux-1"):
     with LatentsWriter(folder, LatentsInfo.of(source, layout, autoencoder)) as writer:
-        for trajectory in source:
+        for trajectory in source[writer.written :]:
             writer.write(trajectory, np.stack([encoded(image) for image in images_of(trajectory)]))
     return folder
 
@@ -120,24 +119,61 @@ def test_what_is_missing_unfinished_or_damaged_is_named(source, tmp_path):
     with pytest.raises(RuntimeError, match="interrupted"), LatentsWriter(tmp_path, info) as writer:
         writer.write(source[0], np.zeros((len(images_of(source[0])), 4, 3)))
         raise RuntimeError("interrupted")
+    with pytest.raises(NotPrepared, match="says that they are not complete"):
+        LatentsSource(source, tmp_path, LAYOUT)
+    (tmp_path / INFO).unlink()
     with pytest.raises(NotPrepared, match=f"it has no {INFO}"):
         LatentsSource(source, tmp_path, LAYOUT)
     write(tmp_path, source)
     fields = json.loads((tmp_path / INFO).read_text())
     (tmp_path / INFO).write_text(json.dumps(fields | {"format": 1}))
-    with pytest.raises(NotPrepared, match="it has format 1, this version reads 2.*process_gen.prepare"):
+    with pytest.raises(NotPrepared, match="it has format 1, this version reads 3.*process_gen.prepare"):
         LatentsSource(source, tmp_path, LAYOUT)
+    (tmp_path / INFO).unlink()
     write(tmp_path, source[:5])
     (tmp_path / INFO).write_text(json.dumps(fields))
     with pytest.raises(NotPrepared, match="has 5 of 20 records"):
         LatentsSource(source, tmp_path, LAYOUT)
 
 
+def test_a_stopped_writer_goes_on_after_its_last_whole_part(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("process_gen.data.latents.PART", 8)
+    info = LatentsInfo.of(source, LAYOUT, "flux-1")
+
+    def stopped(folder, info):
+        with pytest.raises(KeyboardInterrupt), LatentsWriter(folder, info) as writer:
+            for one in source[writer.written : writer.written + 11]:
+                writer.write(one, np.stack([encoded(image) for image in images_of(one)]))
+            raise KeyboardInterrupt
+
+    stopped(tmp_path, info)
+    first = tmp_path / "latents-00000.array_record"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, INFO]
+    written = first.stat().st_mtime_ns
+    (tmp_path / "latents-00001.array_record.0f.unfinished").touch()  # what a kill leaves
+    assert LatentsWriter(tmp_path, info).written == 8
+    write(tmp_path, source)
+    assert first.stat().st_mtime_ns == written and len(list(tmp_path.iterdir())) == 4
+    whole = write(tmp_path.with_name(f"{tmp_path.name}-whole"), source)
+    taken_up, in_one_go = (LatentsSource(source, folder, LAYOUT) for folder in (tmp_path, whole))
+    for index in range(len(source)):
+        latents = taken_up[index].latents["image"]
+        np.testing.assert_array_equal(latents, in_one_go[index].latents["image"])
+
+
+def test_unfinished_latents_of_something_else_are_kept(source, tmp_path):
+    with pytest.raises(KeyboardInterrupt), LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-1")):
+        raise KeyboardInterrupt
+    with pytest.raises(LatentsMismatch, match="autoencoder was flux-1, is flux-2.*another folder"):
+        LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-2"))
+
+
 def test_a_damaged_record_is_a_bad_trajectory(source, tmp_path):
     write(tmp_path, source)
-    data = bytearray((tmp_path / RECORDS).read_bytes())
+    (part,) = tmp_path.glob("*.array_record")
+    data = bytearray(part.read_bytes())
     data[2000] ^= 0xFF  # inside the first records
-    (tmp_path / RECORDS).write_bytes(data)
+    part.write_bytes(data)
     found, bad = LatentsSource(source, tmp_path, LAYOUT), 0
     for index in range(len(source)):
         try:

@@ -84,7 +84,7 @@ def test_latents_ahead_of_time_are_those_on_the_fly(config, capsys):
             assert not latents[~there].any() and (np.abs(wanted).max((1, 2)) > 0.01).all()
             seen += there.sum()
     assert seen == 3 * 3 + 1
-    file = pathlib.Path(config.data.latents) / "latents.array_record"
+    file = pathlib.Path(config.data.latents) / "latents-00000.array_record"
     written = file.stat().st_mtime_ns
     prepare(config)
     ahead.check_autoencoder(config, {builders.build_layout(config): _opened(config)[0]})
@@ -217,7 +217,7 @@ def test_latents_of_an_earlier_version_are_made_anew(config):
     path = pathlib.Path(config.data.latents) / INFO
     written = path.read_text()
     path.write_text(json.dumps(json.loads(written) | {"format": 1}))
-    with pytest.raises(NotPrepared, match="it has format 1, this version reads 2.*process_gen.prepare"):
+    with pytest.raises(NotPrepared, match="it has format 1, this version reads 3.*process_gen.prepare"):
         with_latents(*_opened(config)[:1], config.data, builders.build_layout(config))
     prepare(config)
     assert path.read_text() == written
