@@ -208,8 +208,7 @@ def _multi_turn(
     make = functools.partial(
         making.multi_turn, rewrites=own.rewrites, attempts=own.attempts, most_turns=config.most_turns
     )
-
-    found = _of_prompts({"multi_turn": ("multi_turn", {})}, config, world, make)
+    found = _of_prompts({"multi_turn": ("multi_turn", make)}, config, world)
     return fill(growing, wanted, found, world.workers, stop, PATIENCE)
 
 
@@ -217,15 +216,13 @@ def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing
     own = config.conflict
     wanted = {making.CONSISTENT: own.consistent, making.CONFLICTING: own.conflicting}
     told = {"imageless": own.imageless, "most_turns": config.most_turns}
-    if own.critique == SELF_SAMPLED:
-        _announce(world, config, "conflict", sum(wanted.values()) - growing.counts.total(), say)
+    sampled = own.critique == SELF_SAMPLED
+    missing = sum(wanted.values()) - growing.counts.total()
+    _announce(world, config, "conflict" if sampled else SYMBOLIC, missing, say)
+    if sampled:
         found = _of_samples("conflict", config, world, functools.partial(making.conflict, **told), workdir)
         return fill(growing, wanted, found, world.workers, stop)
-    _announce(world, config, SYMBOLIC, sum(wanted.values()) - growing.counts.total(), say)
-    make = functools.partial(making.symbolic, **told)
-    kinds = {making.CONSISTENT: {"conflicting": False}, making.CONFLICTING: {"conflicting": True}}
-    streams = {kind: (f"conflict {kind}", flag) for kind, flag in kinds.items()}
-    return fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop, PATIENCE)
+    return _fill_planted("conflict", world, config, growing, wanted, told, stop)
 
 
 def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
@@ -242,28 +239,39 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
         make = functools.partial(making.alignment, **told)
         found = _of_samples("alignment", config, world, make, workdir)
         first = fill(growing, some, found, world.workers, stop)
-    make = functools.partial(making.pair, **told)
-    kinds = {making.ALIGNED: {"aligned": True}, making.MISALIGNED: {"aligned": False}}
-    streams = {kind: (f"alignment {kind}", flag) for kind, flag in kinds.items()}
-    last = fill(growing, wanted, _of_prompts(streams, config, world, make), world.workers, stop, PATIENCE)
+    last = _fill_planted("alignment", world, config, growing, wanted, told, stop)
     if first is None:
         return last
     return Filled(last.counts, last.wanted, first.made + last.made, first.seconds + last.seconds)
 
 
-def _of_prompts(
-    streams: Mapping[str, tuple[str, Mapping[str, bool]]], config: Any, world: World, make: Callable
-) -> Iterator[Candidate]:
-    """Candidates of each kind in turn: by kind, the stream of its prompts and what `make` is told besides."""
+def _fill_planted(
+    subset: str,
+    world: World,
+    config: Any,
+    growing: Growing,
+    wanted: Mapping[str, int],
+    told: Mapping[str, Any],
+    stop: Stop,
+) -> Filled:
+    """Fills what is missing of each kind with planted errors."""
+    makes = {
+        kind: (f"{subset} {kind}", functools.partial(making.planted, kind=kind, **told)) for kind in wanted
+    }
+    return fill(growing, wanted, _of_prompts(makes, config, world), world.workers, stop, PATIENCE)
+
+
+def _of_prompts(makes: Mapping[str, tuple[str, Callable]], config: Any, world: World) -> Iterator[Candidate]:
+    """Candidates of each kind in turn: by kind, the stream of its prompts and what makes it."""
     prompts = prompts_of(config)
 
     def make_one(kind: str, number: int) -> making.Made:
-        stream, told = streams[kind]
+        stream, make = makes[kind]
         rng = generator(config.seed, f"{stream} path", number)
-        return make(world, prompts.prompt(stream, number), rng, **told)
+        return make(world, prompts.prompt(stream, number), rng)
 
     for number in prompts.numbers():
-        for kind in streams:
+        for kind in makes:
             yield Candidate(f"{kind}-{number:07d}", functools.partial(make_one, kind, number), kind)
 
 

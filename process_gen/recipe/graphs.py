@@ -56,10 +56,6 @@ class Relation:
     relation: str
     target: str
 
-    def reversed(self) -> Relation:
-        """The same relation with both things in each other's place."""
-        return Relation(self.target, self.relation, self.subject)
-
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -69,13 +65,11 @@ class Graph:
       things: in the order of the prompt.
       relations: between them.
       extras: names of things that would fit the scene and are not in the prompt.
-      source: what an exact world knows besides; None for a free prompt.
     """
 
     things: tuple[Thing, ...]
     relations: tuple[Relation, ...] = ()
     extras: tuple[str, ...] = ()
-    source: Any = None
 
     def part(self, names: Iterable[str]) -> Graph:
         """The subgraph of some things: with the relations between them."""
@@ -83,17 +77,13 @@ class Graph:
         relations = (r for r in self.relations if {r.subject, r.target} <= kept)
         return Graph(tuple(t for t in self.things if t.name in kept), tuple(relations))
 
-    def replaced(self, thing: Thing) -> Graph:
-        """The graph with another thing of the same name."""
-        things = (thing if other.name == thing.name else other for other in self.things)
-        return dataclasses.replace(self, things=tuple(things))
-
     def thing(self, name: str) -> Thing:
         """The thing of a name."""
         return next(thing for thing in self.things if thing.name == name)
 
 
-def _object(**properties: Any) -> dict[str, Any]:
+def object_of(**properties: Any) -> dict[str, Any]:
+    """JSON schema of an object with these properties and no others."""
     return {
         "type": "object",
         "properties": properties,
@@ -104,9 +94,9 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
 
-SCHEMA = _object(
-    objects={"type": "array", "items": _object(name=_TEXT, attributes=_TEXTS, alternative=_TEXT)},
-    relations={"type": "array", "items": _object(subject=_TEXT, relation=_TEXT, target=_TEXT)},
+SCHEMA = object_of(
+    objects={"type": "array", "items": object_of(name=_TEXT, attributes=_TEXTS, alternative=_TEXT)},
+    relations={"type": "array", "items": object_of(subject=_TEXT, relation=_TEXT, target=_TEXT)},
     extras=_TEXTS,
 )
 """JSON schema of a graph, strict as OpenAI's `response_format` wants it."""

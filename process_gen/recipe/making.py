@@ -10,22 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.random import Generator
 
-from process_gen.recipe.parts import (
-    Checker,
-    Critic,
-    Drawn,
-    Grapher,
-    Later,
-    Opinion,
-    Painter,
-    Planter,
-    Skip,
-    Writer,
-)
+from process_gen.recipe.parts import Later, Opinion, Skip, World
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Turn, draft, refinement
@@ -51,19 +40,11 @@ class Made:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Drawer(Grapher, Writer, Painter, Checker, Protocol):
-    """Who makes subset 1."""
-
-
-class Judge(Critic, Painter, Protocol):
-    """Who makes samples of a model's own trajectories."""
-
-
 # -------------------------------------------------------------------- subset 1
 
 
 def multi_turn(
-    world: Drawer, prompt: str, rng: Generator, *, rewrites: float, attempts: int, most_turns: int
+    world: World, prompt: str, rng: Generator, *, rewrites: float, attempts: int, most_turns: int
 ) -> Made:
     """Subset 1: a prompt drawn step by step, with words of agreement after every step.
 
@@ -78,7 +59,7 @@ def multi_turn(
     Raises:
       Skip: the prompt becomes no sample.
     """
-    strokes = world.strokes(prompt, world.graph(prompt), rng, rewrites)
+    strokes = world.strokes(prompt, rng, rewrites)
     _check_turns(len(strokes), most_turns)
     turns: list[Turn] = []
     filtered = 0
@@ -100,26 +81,24 @@ def multi_turn(
 # ------------------------------------------------------------- planted errors
 
 
-def symbolic(
-    world: Planter, prompt: str, rng: Generator, *, conflicting: bool, imageless: float, most_turns: int
+def planted(
+    world: World, prompt: str, rng: Generator, *, kind: str, imageless: float, most_turns: int
 ) -> Made:
-    """Subset 2 from the scene graph alone: a plan that was made to contradict the prompt. Raises Skip."""
-    turns = world.conflict(prompt, rng, conflicting)
-    kind = CONFLICTING if conflicting else CONSISTENT
-    return _planted(kind, prompt, turns, rng, imageless, most_turns)
+    """Subsets 2 and 3 from errors that are planted: in a plan, or in a draft that does not show its plan.
 
+    Args:
+      world: who draws, and plants.
+      prompt: what to draw.
+      rng: draws the path and the error.
+      kind: of the sample, which says whether there is an error and where.
+      imageless: share of the corrections of which only the words are known.
+      most_turns: turns, at most.
 
-def pair(
-    world: Planter, prompt: str, rng: Generator, *, aligned: bool, imageless: float, most_turns: int
-) -> Made:
-    """Subset 3 from planted errors: drafts that show their plans, or one that does not. Raises Skip."""
-    turns = world.pair(prompt, rng, aligned)
-    return _planted(ALIGNED if aligned else MISALIGNED, prompt, turns, rng, imageless, most_turns)
-
-
-def _planted(
-    kind: str, prompt: str, turns: Sequence[Turn], rng: Generator, imageless: float, most_turns: int
-) -> Made:
+    Raises:
+      Skip: the prompt becomes no sample.
+    """
+    wrong, in_plan = kind in (CONFLICTING, MISALIGNED), kind in (CONSISTENT, CONFLICTING)
+    turns = world.planted(prompt, rng, wrong, in_plan)
     first = next((i for i, turn in enumerate(turns) if turn.refines), None)
     if first is not None and rng.random() < imageless:
         said = turns[first].instruction
@@ -132,7 +111,7 @@ def _planted(
 
 
 def conflict(
-    world: Judge, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
+    world: World, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
 ) -> Made:
     """Subset 2 from a trajectory that a model drew: its texts against the full prompt.
 
@@ -154,7 +133,7 @@ def conflict(
 
 
 def alignment(
-    world: Judge, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
+    world: World, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
 ) -> Made:
     """Subset 3 from a trajectory that a model drew: its drafts against their plans.
 
@@ -173,19 +152,17 @@ def alignment(
     return _made(ALIGNED, prompt, _judged(steps, opinions), most_turns)
 
 
-def _drawn(sampled: SampledTrajectory) -> list[Drawn]:
-    """The steps of a trajectory; Skip where one has no plan that can be read, or was corrected already."""
-    steps = []
+def _drawn(sampled: SampledTrajectory) -> list[Turn]:
+    """The drafts of a trajectory; Skip where one has no plan that can be read, or was corrected already."""
     for step in sampled.steps:
         if not isinstance(step.plan, Plan):
             raise Skip("a step without a readable plan")
         if step.refines:
             raise Skip("a step that the model corrected itself")
-        steps.append(Drawn(step.plan, step.sketch))
-    return steps
+    return [step.draft for step in sampled.steps]
 
 
-def _judged(steps: Sequence[Drawn], opinions: Sequence[Opinion]) -> list[Turn]:
+def _judged(steps: Sequence[Turn], opinions: Sequence[Opinion]) -> list[Turn]:
     """The steps that there are opinions of, with their words."""
     return [
         draft(step.image, step.plan, opinion.words, image_ok=opinion.ok)
@@ -194,9 +171,9 @@ def _judged(steps: Sequence[Drawn], opinions: Sequence[Opinion]) -> list[Turn]:
 
 
 def _corrected(
-    world: Judge,
+    world: World,
     prompt: str,
-    steps: Sequence[Drawn],
+    steps: Sequence[Turn],
     opinions: Sequence[Opinion],
     rng: Generator,
     imageless: float,

@@ -118,6 +118,8 @@ class Growing:
             raise ReportError(f"{self.path} was not written by such a run ({SETTINGS} is missing)")
         try:
             there = files.read_json(path)
+            if not isinstance(there, dict):
+                raise ValueError("not a JSON object")
         except ValueError as error:
             raise ReportError(f"{path} is broken ({error}): choose another folder") from None
         for name in sorted({*there, *settings}):
@@ -130,23 +132,19 @@ class Growing:
 
 def write_record(folder: pathlib.Path, uid: str, made: Made, provenance: Mapping[str, str]) -> dict[str, Any]:
     """Writes the images of a sample; returns its line in the record form."""
-    places: list[str | None] = []
-    digests: list[str] = []
-    for number, turn in enumerate(made.turns, 1):
-        if turn.image is None:
-            places.append(None)
-            continue
-        place = f"images/{uid[-2:]}/{uid}_{number}.png"
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(turn.image).save(buffer, "PNG")
-        (folder / place).write_bytes(buffer.getvalue())  # no line names it before it is whole
-        places.append(place)
-        digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
+    places = [
+        None if turn.image is None else f"images/{uid[-2:]}/{uid}_{number}.png"
+        for number, turn in enumerate(made.turns, 1)
+    ]
     trajectory = Trajectory(made.prompt, made.turns, uid, {"kind": made.kind, **made.facts})
     line = trajectory_to_json(trajectory, places) | dict(provenance)
-    for turn, digest in zip((turn for turn in line["turns"] if "image" in turn), digests, strict=True):
-        turn["sha256"] = digest
+    for turn, told in zip(made.turns, line["turns"], strict=True):
+        if turn.image is not None:
+            path, buffer = folder / told["image"], io.BytesIO()
+            Image.fromarray(turn.image).save(buffer, "PNG")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())  # no line names it before it is whole
+            told["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
     return line
 
 
@@ -176,7 +174,8 @@ def without_inspections(folder: pathlib.Path, target: pathlib.Path) -> None:
     link = target / "images"
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(folder / "images", target))
-    with files.whole(target / NAME) as scratch, open(scratch, "wb") as file:
-        for line in read_lines(folder / NAME):
-            turns = [{k: v for k, v in turn.items() if k != "inspect"} for turn in line["turns"]]
-            file.write(json.dumps({**line, "turns": turns}).encode() + b"\n")
+    lines = (
+        {**line, "turns": [{k: v for k, v in turn.items() if k != "inspect"} for turn in line["turns"]]}
+        for line in read_lines(folder / NAME)
+    )
+    files.write_json_lines(target / NAME, lines)

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.random import Generator
 
-from process_gen.recipe.graphs import Graph
 from process_gen.recipe.strokes import Stroke
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn
@@ -56,96 +55,8 @@ class Opinion:
     state: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """A step as somebody drew it.
-
-    Attributes:
-      plan: what it set out to do.
-      image: what came of it, [H, W, 3] uint8.
-    """
-
-    plan: Plan
-    image: np.ndarray
-
-
-class Grapher(Protocol):
-    """From a prompt to its scene graph."""
-
-    def graph(self, prompt: str) -> Graph:
-        """The graph, without contradictions. Raises Skip where there is none."""
-        ...
-
-
-class Writer(Protocol):
-    """From a scene graph to the steps that draw it, additions and rewrites."""
-
-    def strokes(self, prompt: str, graph: Graph, rng: Generator, rewrites: float) -> list[Stroke]:
-        """The steps; `rewrites` is the share of trajectories with modify, swap or remove. Raises Skip."""
-        ...
-
-
-class Painter(Protocol):
-    """Carries out instructions."""
-
-    def paint(self, prompt: str, stroke: Stroke, before: np.ndarray | None, attempt: int) -> np.ndarray:
-        """The image after a step, [H, W, 3] uint8; `before` is None at the first one. Raises Skip."""
-        ...
-
-    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
-        """The image with a correction carried out. Raises Skip where that cannot be done."""
-        ...
-
-    def finish(
-        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
-    ) -> list[Turn]:
-        """What draws the rest of a prompt after a correction; nothing where all is there. Raises Skip."""
-        ...
-
-
-class Checker(Protocol):
-    """Filters what was painted."""
-
-    def check(
-        self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
-    ) -> Opinion:
-        """Whether an image shows its step, and at the last one the prompt. Raises Skip."""
-        ...
-
-
-class Critic(Protocol):
-    """Judges steps that a model drew, in words that the inspection learns."""
-
-    def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
-        """Each step's texts against the full prompt, up to the first conflict. Raises Skip.
-
-        What is not drawn yet is no conflict.
-        """
-        ...
-
-    def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
-        """A draft against the plan that it carries out. Raises Skip."""
-        ...
-
-    def complete(self, prompt: str, image: np.ndarray) -> bool:
-        """Whether an image is what the prompt asks for. Raises Skip."""
-        ...
-
-
-class Planter(Protocol):
-    """Makes samples of its own truth: what is wrong in them was put there."""
-
-    def conflict(self, prompt: str, rng: Generator, conflicting: bool) -> list[Turn]:
-        """With a plan that contradicts the prompt and is corrected, or with none. Raises Skip."""
-        ...
-
-    def pair(self, prompt: str, rng: Generator, aligned: bool) -> list[Turn]:
-        """With a draft that does not show its plan and is corrected, or with none. Raises Skip."""
-        ...
-
-
-class World(Grapher, Writer, Painter, Checker, Critic, Planter, Protocol):
-    """All parts.
+class World(Protocol):
+    """All parts: whoever makes the samples.
 
     Attributes:
       name: of the source in records.
@@ -157,6 +68,42 @@ class World(Grapher, Writer, Painter, Checker, Critic, Planter, Protocol):
     author: str
     workers: int
 
+    def strokes(self, prompt: str, rng: Generator, rewrites: float) -> list[Stroke]:
+        """The steps; `rewrites` is the share of trajectories with modify, swap or remove. Raises Skip."""
+
+    def paint(self, prompt: str, stroke: Stroke, before: np.ndarray | None, attempt: int) -> np.ndarray:
+        """The image after a step, [H, W, 3] uint8; `before` is None at the first one. Raises Skip."""
+
+    def check(
+        self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
+    ) -> Opinion:
+        """Whether an image shows its step, and at the last one the prompt. Raises Skip."""
+
+    def plans(self, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
+        """Each step's texts against the full prompt, up to the first conflict. Raises Skip.
+
+        The steps are drafts with plans. What is not drawn yet is no conflict.
+        """
+
+    def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
+        """A draft against the plan that it carries out. Raises Skip."""
+
+    def complete(self, prompt: str, image: np.ndarray) -> bool:
+        """Whether an image is what the prompt asks for. Raises Skip."""
+
+    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+        """The image with a correction carried out. Raises Skip where that cannot be done."""
+
+    def finish(
+        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
+    ) -> list[Turn]:
+        """What draws the rest of a prompt after a correction; nothing where all is there. Raises Skip."""
+
+    def planted(self, prompt: str, rng: Generator, wrong: bool, in_plan: bool) -> list[Turn]:
+        """A trajectory with a draft that was made `wrong` and is corrected, or with none. Raises Skip.
+
+        Its plan contradicts the prompt then (`in_plan`), or its image does not show its plan.
+        """
+
     def close(self) -> None:
         """Ends what is under way as soon as it can, which is then nobody's loss: it is made again."""
-        ...

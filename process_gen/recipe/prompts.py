@@ -7,25 +7,13 @@ import itertools
 import pathlib
 import statistics
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from process_gen.data.scenes_builder import default_mixture
 from process_gen.recipe.errors import RecipeError
 from process_gen.scenes.prompts import sample_request
-
-
-class Prompts(Protocol):
-    """Prompts by number, the same ones in every run."""
-
-    def numbers(self) -> Iterator[int]:
-        """The numbers that there are, in order."""
-        ...
-
-    def prompt(self, stream: str, number: int) -> str:
-        """A prompt of a stream."""
-        ...
 
 
 class ScenePrompts:
@@ -80,8 +68,8 @@ class FilePrompts:
         return self.lines[number]
 
 
-def prompts_of(config: Any) -> Prompts:
-    """The prompts of a recipe. Raises RecipeError."""
+def prompts_of(config: Any) -> ScenePrompts | FilePrompts:
+    """The prompts of a recipe by number, the same ones in every run. Raises RecipeError."""
     if config.world == "scenes":
         return ScenePrompts(config.scenes.level, config.seed)
     return FilePrompts(config.prompts)

@@ -10,19 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common import files
-from process_gen.recipe import graphs
+from process_gen.recipe.graphs import SCHEMA, object_of
 from process_gen.trajectory.markup import check_plain
 
 TEXT, FLAG = {"type": "string"}, {"type": "boolean"}
-
-
-def _schema(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,100 +82,84 @@ GRAPH = Question(
     "scene_graph",
     _ARTIST,
     "Read this prompt of a picture: {prompt}\n"
-    "List its objects as nodes, each with a unique short name (number them if several are "
-    "alike, as 'first "
-    "dog') and its attributes (colour, material, size, pose). Give for each object an "
-    "alternative: another "
-    "value for its first attribute that would suit the picture as well, or an empty text. "
-    "List the relations "
-    "between objects (left of, right of, above, below, in front of, behind, on, under, "
-    "inside, around, or "
-    "another short phrase); none may contradict another. List up to two extras: objects that "
-    "the prompt does "
-    "not ask for and that could stand in the picture for a while.",
-    graphs.SCHEMA,
+    "List its objects as nodes, each with a unique short name (number them if several are alike, as 'first "
+    "dog') and its attributes (colour, material, size, pose). Give for each object an alternative: another "
+    "value for its first attribute that would suit the picture as well, or an empty text. List the "
+    "relations between objects (left of, right of, above, below, in front of, behind, on, under, inside, "
+    "around, or another short phrase); none may contradict another. List up to two extras: objects that the "
+    "prompt does not ask for and that could stand in the picture for a while.",
+    SCHEMA,
     900,
 )
 
-STEP = Question("step", "", "", _schema(instruction=TEXT, description=TEXT))
+STEP = Question("step", "", "", object_of(instruction=TEXT, description=TEXT))
 """One of the steps in an answer to `STEPS`."""
 
 STEPS = Question(
     "steps",
     _ARTIST,
     "A picture of this prompt is drawn in steps: {prompt}\n"
-    "Each step has an instruction (what it changes) and a description (the whole picture "
-    "afterwards). Rewrite "
-    "both of every step in natural English, keep every object, attribute and relation as it "
-    "stands there, "
-    "add nothing, and keep the number of steps. The steps, as JSON: {steps}",
-    _schema(
-        steps={"type": "array", "items": STEP.schema},
-    ),
+    "Each step has an instruction (what it changes) and a description (the whole picture afterwards). "
+    "Rewrite both of every step in natural English, keep every object, attribute and relation as it stands "
+    "there, add nothing, and keep the number of steps. The steps, as JSON: {steps}",
+    object_of(steps={"type": "array", "items": STEP.schema}),
     1200,
 )
 
 CHECK = Question(
     "step_check",
     "You check steps of a picture that is drawn in steps. Answer with JSON only.",
-    "The last image is the picture after this step; the image before it, if there is one, is "
-    "the picture "
-    "before. Prompt of the whole picture: {prompt}\nInstruction of the step: "
-    "{instruction}\nThe picture should "
-    "show afterwards: {description}\n{last}Say whether the last image carries out the "
-    "instruction, shows "
-    "the description, and changes nothing else; and in one sentence why.",
-    _schema(ok=FLAG, reason=TEXT),
+    "The last image is the picture after this step; the image before it, if there is one, is the picture "
+    "before. Prompt of the whole picture: {prompt}\n"
+    "Instruction of the step: {instruction}\n"
+    "The picture should show afterwards: {description}\n"
+    "{last}Say whether the last image carries out the instruction, shows the description, and changes "
+    "nothing else; and in one sentence why.",
+    object_of(ok=FLAG, reason=TEXT),
     images=2,
 )
 
 PLANS = Question(
     "plan_check",
     "You compare the texts of a picture that is drawn in steps with its prompt. Answer with JSON only.",
-    "Prompt: {prompt}\nSteps so far, as JSON: {steps}\nJudge the last step only. What is not "
-    "drawn yet is no "
-    "error; what contradicts the prompt is (a wrong object, attribute, number or relation). "
-    "If it is consistent, "
-    "say in one sentence why and leave the correction empty. Else analyse in one sentence "
-    "what contradicts the "
-    "prompt, and give as correction one instruction that edits the picture so that it no "
-    "longer does.",
-    _schema(consistent=FLAG, analysis=TEXT, correction=TEXT),
+    "Prompt: {prompt}\n"
+    "Steps so far, as JSON: {steps}\n"
+    "Judge the last step only. What is not drawn yet is no error; what contradicts the prompt is (a wrong "
+    "object, attribute, number or relation). If it is consistent, say in one sentence why and leave the "
+    "correction empty. Else analyse in one sentence what contradicts the prompt, and give as correction one "
+    "instruction that edits the picture so that it no longer does.",
+    object_of(consistent=FLAG, analysis=TEXT, correction=TEXT),
 )
 
 DRAFT = Question(
     "draft_check",
     "You compare a draft of a picture with the instruction that it carries out. Answer with JSON only.",
-    "Prompt of the whole picture: {prompt}\nInstruction: {instruction}\nThe picture should "
-    "show: {description}\n"
-    "Look at the image. If it shows that, say in one sentence what confirms it and leave the "
-    "correction empty. "
-    "Else analyse in one sentence what is wrong, and give as correction one instruction that "
-    "edits the image "
-    "so that it is right.",
-    _schema(aligned=FLAG, analysis=TEXT, correction=TEXT),
+    "Prompt of the whole picture: {prompt}\n"
+    "Instruction: {instruction}\n"
+    "The picture should show: {description}\n"
+    "Look at the image. If it shows that, say in one sentence what confirms it and leave the correction "
+    "empty. Else analyse in one sentence what is wrong, and give as correction one instruction that edits "
+    "the image so that it is right.",
+    object_of(aligned=FLAG, analysis=TEXT, correction=TEXT),
     images=1,
 )
 
 COMPLETE = Question(
     "prompt_check",
     "You compare a picture with its prompt. Answer with JSON only.",
-    "Prompt: {prompt}\nSay whether the image shows all of it and nothing that contradicts "
-    "it; in one sentence why.",
-    _schema(ok=FLAG, reason=TEXT),
+    "Prompt: {prompt}\n"
+    "Say whether the image shows all of it and nothing that contradicts it; in one sentence why.",
+    object_of(ok=FLAG, reason=TEXT),
     images=1,
 )
 
 REST = Question(
     "last_step",
     _ARTIST,
-    "Prompt: {prompt}\nThe image shows what is drawn so far. If it shows all of the prompt, "
-    "say that nothing is "
-    "missing and leave the texts empty. Else give the instruction of one last step that adds "
-    "everything "
-    "that is missing, and the description of the whole picture afterwards.",
-    _schema(missing=FLAG, instruction=TEXT, description=TEXT),
+    "Prompt: {prompt}\n"
+    "The image shows what is drawn so far. If it shows all of the prompt, say that nothing is missing and "
+    "leave the texts empty. Else give the instruction of one last step that adds everything that is "
+    "missing, and the description of the whole picture afterwards.",
+    object_of(missing=FLAG, instruction=TEXT, description=TEXT),
     images=1,
 )
-
-QUESTIONS = (GRAPH, STEPS, CHECK, PLANS, DRAFT, COMPLETE, REST)

@@ -10,8 +10,7 @@ from numpy.random import Generator
 
 from process_gen.evaluation.reading import read_description
 from process_gen.recipe import faults
-from process_gen.recipe.graphs import Graph, Relation, Thing
-from process_gen.recipe.parts import Drawn, Opinion, Skip
+from process_gen.recipe.parts import Opinion, Skip
 from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
@@ -50,7 +49,7 @@ class Scenes:
     name, author, workers = "scenes", "teacher", 1
 
     def __init__(self, level: str, planted: float):
-        self.level, self.planted = get_level(level), planted
+        self.level, self._share = get_level(level), planted
 
     def request(self, prompt: str) -> Request:
         """What a prompt asks for. Raises Skip where the grammar cannot read it."""
@@ -64,22 +63,8 @@ class Scenes:
 
     # ---------------------------------------------------------------- subset 1
 
-    def graph(self, prompt: str) -> Graph:
-        request = self.request(prompt)
-        names = [f"{request.clauses[owner].shape} {n + 1}" for n, owner in enumerate(request.numbering())]
-        colours = [request.clauses[owner].colour for owner in request.numbering()]
-        things = (Thing(name, (c,) if c else ()) for name, c in zip(names, colours, strict=True))
-        partners = request.partners()
-        relations = (
-            Relation(names[n], relation, names[other])
-            for n, found in sorted(partners.items())
-            for relation, other in found
-            if other < n  # each edge once
-        )
-        return Graph(tuple(things), tuple(relations), source=request)
-
-    def strokes(self, prompt: str, graph: Graph, rng: Generator, rewrites: float) -> list[Stroke]:
-        taught = self._taught(graph.source, rng, detour=rewrites)
+    def strokes(self, prompt: str, rng: Generator, rewrites: float) -> list[Stroke]:
+        taught = self._taught(self.request(prompt), rng, detour=rewrites)
         scenes = [scene_from_json(one, self.level) for one in taught.metadata["scenes"]]
         before = [Scene(), *scenes[:-1]]
         return [
@@ -101,7 +86,7 @@ class Scenes:
 
     # ------------------------------------------------------- subsets 2 and 3
 
-    def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
+    def plans(self, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
         request = self.request(prompt)
         planned = [self._described(step.plan) for step in steps]
         against = [not sound(request, scene) for scene in planned]
@@ -142,18 +127,12 @@ class Scenes:
 
     # ------------------------------------------------------------- planted
 
-    def conflict(self, prompt: str, rng: Generator, conflicting: bool) -> list[Turn]:
-        return self._planted(prompt, rng, conflicting, "misplan")
-
-    def pair(self, prompt: str, rng: Generator, aligned: bool) -> list[Turn]:
-        return self._planted(prompt, rng, not aligned, "wrong")
-
-    def _planted(self, prompt: str, rng: Generator, wanted: bool, kind: str) -> list[Turn]:
-        """The teacher's trajectory with a planted mistake of a kind, or with none."""
+    def planted(self, prompt: str, rng: Generator, wrong: bool, in_plan: bool) -> list[Turn]:
         request = self.request(prompt)
+        odds = {"misplan" if in_plan else "wrong": self._share if wrong else 0.0}
         for _ in range(_TRIES):
-            turns = self._taught(request, rng, **{kind: self.planted if wanted else 0.0}).turns
-            if any(turn.refines for turn in turns) == wanted:
+            turns = self._taught(request, rng, **odds).turns
+            if any(turn.refines for turn in turns) == wrong:
                 return list(turns)
         raise Skip("no way to plant an error")
 

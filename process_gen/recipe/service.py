@@ -12,7 +12,7 @@ from numpy.random import Generator
 from process_gen.evaluation.tasks.chat_task import fill
 from process_gen.recipe import questions, strokes
 from process_gen.recipe.graphs import Graph, GraphError, read_graph
-from process_gen.recipe.parts import Drawn, Later, Opinion, Skip
+from process_gen.recipe.parts import Later, Opinion, Skip
 from process_gen.recipe.questions import Question
 from process_gen.recipe.strokes import Stroke
 from process_gen.services import estimate
@@ -81,8 +81,8 @@ class Services:
 
         return self._ask(questions.GRAPH, prompt, {}, read=read, problems=said)
 
-    def strokes(self, prompt: str, graph: Graph, rng: Generator, rewrites: float) -> list[Stroke]:
-        found = strokes.schedule(rng, graph, self._steps, rewrites, self._pair)
+    def strokes(self, prompt: str, rng: Generator, rewrites: float) -> list[Stroke]:
+        found = strokes.schedule(rng, self.graph(prompt), self._steps, rewrites, self._pair)
         return self._phrased(prompt, found) if self._phrase else found
 
     def paint(self, prompt: str, stroke: Stroke, before: np.ndarray | None, attempt: int) -> np.ndarray:
@@ -100,7 +100,7 @@ class Services:
 
     # ------------------------------------------------------- subsets 2 and 3
 
-    def plans(self, prompt: str, steps: Sequence[Drawn], rng: Generator) -> list[Opinion]:
+    def plans(self, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
         opinions: list[Opinion] = []
         for end in range(1, len(steps) + 1):
             told = [
@@ -137,27 +137,20 @@ class Services:
 
     # ----------------------------------------------------------------- planted
 
-    def conflict(self, prompt: str, rng: Generator, conflicting: bool) -> list[Turn]:
-        return self._planted(prompt, rng, conflicting, in_plan=True)
-
-    def pair(self, prompt: str, rng: Generator, aligned: bool) -> list[Turn]:
-        return self._planted(prompt, rng, not aligned, in_plan=False)
-
-    def _planted(self, prompt: str, rng: Generator, wanted: bool, in_plan: bool) -> list[Turn]:
-        """A trajectory with an error that was put there: in a plan and so in its image, or in the image."""
+    def planted(self, prompt: str, rng: Generator, wrong: bool, in_plan: bool) -> list[Turn]:
         graph = self.graph(prompt)
-        if not wanted:
+        if not wrong:
             return self._turns(prompt, strokes.schedule(rng, graph, self._steps, 0.0, self._pair), None)
         planted = strokes.plant(rng, graph, self._steps, self._pair)
         if planted is None:
             raise Skip("no way to plant an error")
         turns = self._turns(prompt, planted.before, None)
-        wrong = self._turn(prompt, planted.wrong, turns[-1].image if turns else None, False)
-        plan, words = planted.wrong.plan, planted.analysis
+        image = self._turn(prompt, planted.wrong, turns[-1].image if turns else None, False).image
+        plan, words = planted.wrong.plan, planted.analysis  # and so the image is wrong, too
         if not in_plan:
             plan, words = planted.right.plan, planted.shown
-        turns.append(draft(wrong.image, plan, words, image_ok=False))
-        corrected = self.correct(Opinion(False, words, planted.correction), wrong.image)
+        turns.append(draft(image, plan, words, image_ok=False))
+        corrected = self.correct(Opinion(False, words, planted.correction), image)
         turns.append(refinement(corrected, planted.correction))
         return turns + self._turns(prompt, planted.rest, corrected)
 

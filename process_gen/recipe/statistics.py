@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import tqdm
@@ -29,60 +28,6 @@ PAPER = {
 """Figures of arXiv 2604.04746; where it gives none there is none."""
 
 
-@dataclasses.dataclass
-class Subset:
-    """Sums over the samples of a subset."""
-
-    samples: int = 0
-    turns: int = 0
-    most: int = 0
-    tokens: int = 0
-    rewritten: int = 0
-    corrections: int = 0
-    imageless: int = 0
-    kinds: Counter = dataclasses.field(default_factory=Counter)
-    steps: Counter = dataclasses.field(default_factory=Counter)
-    origins: Counter = dataclasses.field(default_factory=Counter)
-    rejected: Counter = dataclasses.field(default_factory=Counter)
-
-    def add(self, line: dict[str, Any], tokenizer: Tokenizer) -> None:
-        """Counts a line of a listing."""
-        facts, turns = line["metadata"], line["turns"]
-        images = sum("image" in turn and "refine" not in turn for turn in turns)
-        self.samples += 1
-        self.turns += images
-        self.most = max(self.most, images)
-        self.tokens += len(tokenizer.encode(line["prompt"]))
-        self.kinds[facts["kind"]] += 1
-        steps = [set(kinds) - {"add"} for kinds in facts.get("kinds", ())]
-        self.rewritten += any(steps)
-        for step in steps:
-            self.steps.update(step or {"add"})
-        if "origin" in facts:
-            self.origins[facts["origin"]] += 1
-        refines = [turn for turn in turns if "refine" in turn]
-        self.corrections += bool(refines)
-        self.imageless += any("image" not in turn for turn in refines)
-
-    def figures(self) -> Iterator[tuple[str, float]]:
-        """Names and values."""
-        for kind, count in sorted(self.kinds.items()):
-            yield f"samples: {kind}", count
-        yield "intermediate images, mean", self.turns / self.samples
-        yield "intermediate images, most", self.most
-        yield "prompt tokens, mean", self.tokens / self.samples
-        if total := self.steps.total():
-            yield "share of trajectories with a rewrite", self.rewritten / self.samples
-            for kind, count in self.steps.most_common():
-                yield f"share of steps: {kind}", count / total
-        for origin, count in self.origins.most_common():
-            yield f"share that is {origin}", count / self.samples
-        if self.corrections:
-            yield "share of corrections without an image", self.imageless / self.corrections
-        for reason, count in self.rejected.most_common():
-            yield f"rejected: {reason}", count
-
-
 def count(workdir: pathlib.Path, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
     """The figures of every subset that is there, by name.
 
@@ -91,14 +36,48 @@ def count(workdir: pathlib.Path, tokenizer: Tokenizer) -> dict[str, dict[str, fl
     """
     found = {}
     for name in SUBSETS:
-        subset = Subset()
-        for line in tqdm.tqdm(read_lines(workdir / name / NAME), desc=name, unit=" samples", mininterval=1.0):
-            subset.add(line, tokenizer)
-        for line in read_lines(workdir / name / REJECTED):
-            subset.rejected[line["reason"]] += 1
-        if subset.samples:
-            found[name] = dict(subset.figures())
+        lines, rejected = (read_lines(workdir / name / listing) for listing in (NAME, REJECTED))
+        lines = tqdm.tqdm(lines, desc=name, unit=" samples", mininterval=1.0)
+        if figures := _figures(lines, rejected, tokenizer):
+            found[name] = figures
     return found
+
+
+def _figures(
+    lines: Iterable[dict[str, Any]], rejected: Iterable[dict[str, Any]], tokenizer: Tokenizer
+) -> dict[str, float]:
+    """Names and values of a subset, from the lines of its listings; none where it has no sample."""
+    kinds, steps, origins = Counter(), Counter(), Counter()
+    images, tokens = [], 0
+    rewritten = corrections = imageless = 0
+    for line in lines:
+        facts, turns = line["metadata"], line["turns"]
+        images.append(sum("image" in turn and "refine" not in turn for turn in turns))
+        tokens += len(tokenizer.encode(line["prompt"]))
+        kinds[facts["kind"]] += 1
+        changes = [set(step) - {"add"} for step in facts.get("kinds", ())]
+        rewritten += any(changes)
+        for change in changes:
+            steps.update(change or {"add"})
+        if "origin" in facts:
+            origins[facts["origin"]] += 1
+        refines = [turn for turn in turns if "refine" in turn]
+        corrections += bool(refines)
+        imageless += any("image" not in turn for turn in refines)
+    reasons = Counter(line["reason"] for line in rejected)
+    if not (samples := len(images)):
+        return {}
+    found: dict[str, float] = {f"samples: {kind}": count for kind, count in sorted(kinds.items())}
+    found["intermediate images, mean"] = sum(images) / samples
+    found["intermediate images, most"] = max(images)
+    found["prompt tokens, mean"] = tokens / samples
+    if total := steps.total():
+        found["share of trajectories with a rewrite"] = rewritten / samples
+        found |= {f"share of steps: {kind}": count / total for kind, count in steps.most_common()}
+    found |= {f"share that is {origin}": count / samples for origin, count in origins.most_common()}
+    if corrections:
+        found["share of corrections without an image"] = imageless / corrections
+    return found | {f"rejected: {reason}": count for reason, count in reasons.most_common()}
 
 
 def describe(found: dict[str, dict[str, float]]) -> str:

@@ -44,15 +44,6 @@ class Stroke:
     state: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Edit:
-    """One change of a scene: its kind, its words, and the scene afterwards."""
-
-    kind: Kind
-    words: str
-    graph: Graph
-
-
 def with_article(noun: str) -> str:
     """Such as "a dog" and "an old dog"; numbers and names that bring their own word stay."""
     first = noun.split()[0].lower()
@@ -93,14 +84,14 @@ def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: flo
     """
     kinds = _possible(graph) if rng.random() < rewrites else ()
     kind = kinds[int(rng.random() * len(kinds))] if kinds else "add"
-    first, change = _rewritten(rng, graph, kind)
-    room = most - (change is not None)
+    first, words = _rewritten(rng, graph, kind)
+    room = most - bool(words)
     names = [thing.name for thing in first.things]
-    if change and kind == "remove":  # so that what is removed never stands alone
+    if kind == "remove":  # so that what is removed never stands alone
         names.insert(1 + int(rng.random() * (len(names) - 1)), names.pop())
     strokes = list(_additions(first, _groups(rng, names, room, pair)))
-    if change is not None:
-        strokes.append(Stroke(Plan(change.words, describe(change.graph)), (change.kind,), change.graph))
+    if words:
+        strokes.append(Stroke(Plan(words, describe(graph)), (kind,), graph))
     return strokes
 
 
@@ -141,8 +132,7 @@ def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | Non
     if not (kinds := _possible(graph)):
         return None
     kind = kinds[int(rng.random() * len(kinds))]
-    other, change = _rewritten(rng, graph, kind)
-    assert change is not None, "a rewrite has a step of its own"
+    other, correction = _rewritten(rng, graph, kind)
     groups = _groups(rng, [thing.name for thing in graph.things], most, pair)
     right = _additions(graph, groups)
     if kind == "remove":
@@ -151,7 +141,7 @@ def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | Non
     wrong = _additions(other, groups)
     at = next(i for i, (a, b) in enumerate(zip(wrong, right, strict=True)) if a.plan != b.plan)
     told = _told(kind, graph, other)
-    return Planted(right[:at], wrong[at], right[at], *told, change.words, right[at + 1 :])
+    return Planted(right[:at], wrong[at], right[at], *told, correction, right[at + 1 :])
 
 
 def _told(kind: Kind, graph: Graph, other: Graph) -> tuple[str, str]:
@@ -194,37 +184,31 @@ def _possible(graph: Graph) -> tuple[Kind, ...]:
     return tuple(kind for kind in REWRITES if allowed[kind])
 
 
-def _rewritten(rng: Generator, graph: Graph, kind: Kind) -> tuple[Graph, Edit | None]:
-    """What stands before the last step, and that step, which leads to `graph`."""
+def _rewritten(rng: Generator, graph: Graph, kind: Kind) -> tuple[Graph, str]:
+    """What stands before the last step, and the words of that step, which leads to `graph`; "" for none."""
 
     def one_of(options: Sequence[Any]) -> Any:
         return options[int(rng.random() * len(options))]
 
     if kind == "modify":
         thing = one_of([thing for thing in graph.things if thing.attributes and thing.alternative])
-        other = spoiled(thing)
+        other = dataclasses.replace(thing, attributes=(thing.alternative, *thing.attributes[1:]))
+        things = tuple(other if one is thing else one for one in graph.things)
         words = f"change the {other.noun} into {with_article(thing.noun)}"
-        return graph.replaced(other), Edit(kind, words, graph)
+        return dataclasses.replace(graph, things=things), words
     if kind == "swap":
         edge = one_of(_turnable(graph))
-        return turned(graph, edge), Edit(kind, f"swap the {edge.subject} and the {edge.target}", graph)
+        return turned(graph, edge), f"swap the {edge.subject} and the {edge.target}"
     if kind == "remove":
         extra = Thing(one_of(graph.extras))
-        return dataclasses.replace(graph, things=(*graph.things, extra)), Edit(
-            kind, f"remove the {extra.name}", graph
-        )
-    return graph, None
-
-
-def spoiled(thing: Thing) -> Thing:
-    """The thing with its alternative in the place of its first attribute."""
-    return dataclasses.replace(thing, attributes=(thing.alternative, *thing.attributes[1:]))
+        return dataclasses.replace(graph, things=(*graph.things, extra)), f"remove the {extra.name}"
+    return graph, ""
 
 
 def turned(graph: Graph, edge: Relation) -> Graph:
     """The graph with the things of one relation in each other's place."""
-    relations = (r.reversed() if r == edge else r for r in graph.relations)
-    return dataclasses.replace(graph, relations=tuple(relations))
+    other = Relation(edge.target, edge.relation, edge.subject)
+    return dataclasses.replace(graph, relations=tuple(other if r == edge else r for r in graph.relations))
 
 
 def _turnable(graph: Graph) -> list[Relation]:

@@ -133,9 +133,10 @@ def test_a_folder_that_was_made_otherwise_is_refused(tmp_path):
         fill(folder, {"a": 1}, candidates(), 1)
     with pytest.raises(ReportError, match="were made with seed 0, not 1: choose another folder"):
         growing(tmp_path, seed=1)
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(ReportError, match="settings.json is broken"):
-        growing(tmp_path, seed=0)
+    for broken in ("{", "[]"):
+        (tmp_path / "settings.json").write_text(broken)
+        with pytest.raises(ReportError, match="settings.json is broken .*: choose another folder"):
+            growing(tmp_path, seed=0)
 
 
 def test_the_first_problem_ends_the_work_after_what_is_under_way(tmp_path):
