@@ -8,13 +8,15 @@ first one hashes the rest, which is little, and puts all of it into the manifest
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent import futures
 
 import jax
+from absl import logging
 from etils import epath
 from orbax.checkpoint import multihost
 from orbax.checkpoint import path as ocp_path
@@ -38,7 +40,7 @@ def write(step_dir: epath.Path) -> None:
     files = {}
     for host in range(jax.process_count()):  # by name: shared folders are listed late
         share = step_dir / _SHARE.format(host)
-        if share.exists():
+        with contextlib.suppress(FileNotFoundError, ValueError):  # what is not in it is hashed here
             files |= read_json(share)
             share.unlink()
     files |= _entries({name: path for name, path in _files(step_dir) if name not in files})
@@ -47,19 +49,20 @@ def write(step_dir: epath.Path) -> None:
 
 
 class BarrierWithHashes:
-    """A barrier for Orbax's `AsyncOptions`: a host hashes what it has written before it says that it is done.
+    """A barrier for Orbax's `AsyncOptions`: a host hashes what it has written before it says that it has."""
 
-    Args:
-      step_dir: where the step that is being saved is written.
-    """
-
-    def __init__(self, step_dir: Callable[[], epath.Path]):
-        self._step_dir, self._wait = step_dir, multihost.get_barrier_sync_fn()
+    def __init__(self, root: epath.Path):
+        self._root, self._wait = root, multihost.get_barrier_sync_fn()
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
-        """Waits for all hosts; what `key` says is Orbax's."""
-        if "write_complete" in key:
-            write_share(self._step_dir(), jax.process_index())
+        """Waits for all hosts. Orbax's key is what they wait for, and the step."""
+        what, _, step = key.rpartition(".")
+        if "write_complete" in what:
+            try:
+                unfinished = self._root / f"{step}{ocp_path.atomicity.TMP_DIR_SUFFIX}"
+                write_share(unfinished, jax.process_index())
+            except OSError as error:
+                logging.warning("left to the first host to hash: %s", error)
         self._wait(key=key, timeout_ms=timeout_ms)
 
 
@@ -70,11 +73,6 @@ def write_share(step_dir: epath.Path, host: int) -> None:
         item = folder.parent.name.removesuffix(ocp_path.atomicity.TMP_DIR_SUFFIX)
         mine |= dict(_files(folder, f"{item}/{folder.name}/"))
     (step_dir / _SHARE.format(host)).write_text(json.dumps(_entries(mine)))
-
-
-def unfinished(root: epath.Path, step: int) -> epath.Path:
-    """Where a step is written until it is committed."""
-    return root / (str(step) if commits_by_marker(root) else f"{step}{ocp_path.atomicity.TMP_DIR_SUFFIX}")
 
 
 def verify(
@@ -153,7 +151,7 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from _files(path, f"{prefix}{path.name}/")
-        elif path.name not in _COMMIT_FILES and prefix + path.name != NAME:
+        elif path.name not in _COMMIT_FILES and (prefix or not path.match("manifest.*.json")):
             yield prefix + path.name, path
 
 
@@ -177,26 +175,13 @@ def _digest(path: epath.Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-class _BeforeCommit:
-    """Writes the manifest of a step when everything in it is written and nothing is committed yet."""
+class TemporaryPath(ocp_path.atomicity.AtomicRenameTemporaryPath):
+    """Orbax's unfinished folder; its manifest is written when all else is, and nothing is committed yet."""
 
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():  # an item inside the step is committed the same way
             await asyncio.to_thread(write, self.get())
         await super().finalize()
-
-
-class _RenamedPath(_BeforeCommit, ocp_path.atomicity.AtomicRenameTemporaryPath):
-    """Commits by renaming the folder."""
-
-
-class _MarkedPath(_BeforeCommit, ocp_path.atomicity.CommitFileTemporaryPath):
-    """Commits by a marker file, where a store has no atomic rename."""
-
-
-def temporary_path_class(root: epath.Path) -> type[ocp_path.atomicity_types.TemporaryPath]:
-    """The kind of unfinished folder that Orbax is to write steps into."""
-    return _MarkedPath if commits_by_marker(root) else _RenamedPath
 
 
 def commits_by_marker(root: epath.Path) -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import platform
 import shutil
 import subprocess
@@ -97,7 +96,6 @@ class CheckpointStore(ClosesOnExit):
         self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
         self._under_way = False  # a save whose end nobody has seen yet
-        self._newest = -1  # the step that was saved last
         self.root = _folder(workdir)
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
@@ -108,11 +106,11 @@ class CheckpointStore(ClosesOnExit):
         self._manager = self._make_manager(
             preservation_policy=managers.AnyPreservationPolicy(stay),
             lightweight_initialize=True,
-            temporary_path_class=manifest.temporary_path_class(self.root),
+            temporary_path_class=manifest.TemporaryPath,
         )
 
     def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
-        barrier = manifest.BarrierWithHashes(lambda: manifest.unfinished(self.root, self._newest))
+        barrier = manifest.BarrierWithHashes(self.root)
         options["async_options"] = ocp.AsyncOptions(barrier_sync_fn=barrier)
         return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**options))
 
@@ -220,7 +218,6 @@ class CheckpointStore(ClosesOnExit):
         if score is not None:
             self._scores[step] = facts["score"] = float(score)
         items[load.METADATA] = ocp.args.JsonSave(facts)
-        self._newest = step
         with self._failures(f"step {step}"):
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
         self._under_way = True
@@ -255,9 +252,9 @@ class CheckpointStore(ClosesOnExit):
     def _size(self, state: Any) -> int:
         return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
 
-    def _free(self) -> float:
-        """Bytes that are left in the folder; an object store does not say."""
-        return math.inf if "://" in str(self.root) else shutil.disk_usage(self.root).free
+    def _free(self) -> int:
+        """Bytes that are left in the folder."""
+        return shutil.disk_usage(self.root).free
 
     def _missing_room(self, step: int, state: Any) -> str:
         if not self._tends:

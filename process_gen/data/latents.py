@@ -1,7 +1,7 @@
 """Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
 
-    latents-NNNNN.array_record  of `PART` trajectories, each a JSON line, then [images, N, V] float16: of the
-                                turns, then of the input image
+    latents-NNNNN.array_record  of each trajectory a JSON line, then [images, N, V] float16: of the turns, and
+                                of the input image
     latents.json                what they were made of, and whether all of them are there
 
 The folder belongs to one source and one autoencoder. Every record carries a
@@ -28,13 +28,13 @@ from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source
 from process_gen.data.packing import differences
-from process_gen.data.preparation import NotPrepared
+from process_gen.data.preparation import NotPrepared, records_of
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
 INFO = "latents.json"
-PART = 512
-"""Trajectories of a file, which is what a stop costs at most."""
+PART, PARTS = 512, 500
+"""Trajectories of a file, which is what a stop costs at most; more where there would be too many files."""
 DTYPE = np.dtype("<f2")
 FORMAT = 3
 
@@ -50,6 +50,7 @@ class LatentsInfo:
     Attributes:
       tokens, values: of the latents of an image.
       autoencoder: fingerprint of its weights.
+      part: trajectories of a file, but for the last one.
     """
 
     source: str
@@ -58,11 +59,13 @@ class LatentsInfo:
     tokens: int
     values: int
     autoencoder: str
+    part: int
 
     @classmethod
     def of(cls, source: Source, layout: Layout, autoencoder: str) -> LatentsInfo:
         name, size = getattr(source, "name", type(source).__name__), tuple(layout.image_size)
-        return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder)
+        part = max(PART, -(-len(source) // PARTS))
+        return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder, part)
 
     def differences(self, other: LatentsInfo) -> str:
         """How another one differs, in words; empty where it does not."""
@@ -104,6 +107,23 @@ def _read(folder: str | pathlib.Path) -> tuple[LatentsInfo, bool]:
     raise NotPrepared(reason)
 
 
+def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
+    """Whether a folder holds all latents that `info` tells of; no where it holds none, or a part.
+
+    Raises:
+      LatentsMismatch: it holds others, or some that nobody knows what they are of.
+    """
+    try:
+        found, complete = _read(folder)
+    except NotPrepared as error:
+        if _parts(pathlib.Path(folder)):
+            raise LatentsMismatch(f"{folder} holds latents, but {error}; name another folder") from error
+        return False
+    if differences := found.differences(info):
+        raise LatentsMismatch(f"{folder} holds other latents ({differences}); name another folder")
+    return complete
+
+
 def images_of(trajectory: Trajectory) -> list[np.ndarray]:
     """The images of a trajectory in the order of a record: those of the turns, the input image."""
     found = [*(turn.image for turn in trajectory.turns), trajectory.prompt_image]
@@ -122,19 +142,28 @@ class LatentsWriter:
         """Raises LatentsMismatch where the folder holds, whole or in part, latents of something else."""
         self.folder, self.info = pathlib.Path(folder), info
         self._part, self._records = contextlib.ExitStack(), None
-        try:
-            found, _ = _read(folder)
-        except NotPrepared:  # of an earlier version, or nothing at all
-            found, stale = info, "latents*"
-        else:
-            stale = "latents*.unfinished"
-        if differences := found.differences(info):
-            raise LatentsMismatch(f"{folder} holds other latents ({differences}); name another folder")
+        is_complete(folder, info)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(stale):
-            path.unlink()
         self._say(complete=False)
-        self.written = min(PART * len(_parts(self.folder)), info.trajectories)
+        self.written = self._whole()
+
+    def _whole(self) -> int:
+        """How many trajectories the first parts hold, as far as they are whole; what else there is goes."""
+        written, keep = 0, {INFO}
+        while written < self.info.trajectories:
+            path = self._path(written)
+            wanted = min(self.info.part, self.info.trajectories - written)
+            if records_of(path) != wanted:
+                break
+            written += wanted
+            keep.add(path.name)
+        for path in self.folder.glob("latents*"):
+            if path.name not in keep:
+                path.unlink()
+        return written
+
+    def _path(self, index: int) -> pathlib.Path:
+        return self.folder / f"latents-{index // self.info.part:05}.array_record"
 
     def _say(self, complete: bool) -> None:
         fields = {"format": FORMAT, "complete": complete, **dataclasses.asdict(self.info)}
@@ -155,7 +184,8 @@ class LatentsWriter:
         """Adds the latents [images, N, V] of `images_of` a trajectory; `files_sum` is that of its files.
 
         Raises:
-          ValueError: they are of another shape, or not finite in half precision.
+          ValueError: they are of another shape.
+          BadTrajectory: they are not finite in half precision.
         """
         images = images_of(trajectory)
         wanted = (len(images), self.info.tokens, self.info.values)
@@ -164,7 +194,7 @@ class LatentsWriter:
         if stored.shape != wanted:
             raise ValueError(f"latents of trajectory {trajectory.uid!r} are {stored.shape}, not {wanted}")
         if not np.isfinite(stored).all():
-            raise ValueError(f"latents of trajectory {trajectory.uid!r} are not finite in half precision")
+            raise BadTrajectory(f"latents of trajectory {trajectory.uid!r} are not finite in half precision")
         of_files = {} if files_sum is None else {"files": files_sum}
         self._add({"uid": trajectory.uid, "pixels": _checksum(images), **of_files}, stored.tobytes())
 
@@ -174,13 +204,12 @@ class LatentsWriter:
 
     def _add(self, header: dict[str, Any], data: bytes) -> None:
         if self._records is None:
-            path = self.folder / f"latents-{self.written // PART:05}.array_record"
-            scratch = self._part.enter_context(files.whole(path))
+            scratch = self._part.enter_context(files.whole(self._path(self.written)))
             self._records = array_record_module.ArrayRecordWriter(str(scratch), "group_size:1")
             self._part.callback(self._records.close)
         self._records.write(json.dumps(header).encode() + b"\n" + data)
         self.written += 1
-        if self.written % PART == 0:
+        if self.written % self.info.part == 0:
             self._part.close()
             self._records = None
 

@@ -150,9 +150,14 @@ def _prepared(
     if not (path / SUMMARY).is_file() or incomplete(builder):
         return None
     logging.info("already prepared: %s", path)
-    fields = files.read_json(path / SUMMARY)
-    counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
-    return builder, Summary(**fields | counts | {"path": str(path)})
+    try:
+        fields = files.read_json(path / SUMMARY)
+        counts = {key: {int(n): count for n, count in fields[key].items()} for key in ("turns", "steps")}
+        return builder, Summary(**fields | counts | {"path": str(path)})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path / SUMMARY} cannot be used ({error}); remove {path} to make it anew"
+        ) from error
 
 
 def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
@@ -165,18 +170,18 @@ def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
             return f"split {split!r} is missing"
         info = builder.info.splits[split]
         for file, length in zip(info.filepaths, info.shard_lengths, strict=True):
-            found = _records(str(file))
+            found = records_of(pathlib.Path(file))
             if found != length:
                 return f"{pathlib.Path(file).name} has {found} of {length} records"
     return None
 
 
-def _records(file: str) -> int:
-    """Returns the number of records of an ArrayRecord file, 0 if it cannot be read."""
-    if not pathlib.Path(file).is_file():
+def records_of(file: pathlib.Path) -> int:
+    """The number of records of an ArrayRecord file, 0 if it cannot be read."""
+    if not file.is_file():
         return 0
     try:
-        reader = array_record_module.ArrayRecordReader(file)
+        reader = array_record_module.ArrayRecordReader(str(file))
         count = reader.num_records()
         reader.close()
     except (RuntimeError, ValueError):

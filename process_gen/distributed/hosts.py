@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -10,13 +11,12 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
-import numpy as np
 from absl import logging
 from jax._src import clusters  # how JAX finds out where it runs; there is no public way to ask
 from jax._src import distributed as jax_distributed  # the only way to a barrier that has a time-out
-from jax.experimental import multihost_utils
 
 from process_gen.distributed import rollcall
+from process_gen.distributed.agreement import allgather_text
 from process_gen.distributed.rollcall import HostMissing
 
 
@@ -230,8 +230,4 @@ def lead_alone(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
 
 def broadcast_from_lead(number: float | None) -> float | None:
     """The number that process 0 has, on every process; all have to call it."""
-    if jax.process_count() == 1:
-        return number
-    mine = np.asarray([number is not None, number or 0.0], np.float32)
-    there, value = multihost_utils.broadcast_one_to_all(mine)
-    return float(value) if there else None
+    return json.loads(allgather_text(json.dumps(number))[0])

@@ -171,6 +171,8 @@ def _remove(path: pathlib.Path, owner: Owner) -> None:
     """Takes the file of an owner away, and no other one."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
+        if _read(path) not in (owner, None):
+            return
         os.rename(path, aside)
         if _read(aside) not in (owner, None):  # somebody was quicker
             _link(aside, path)

@@ -20,9 +20,15 @@ from ml_collections import ConfigDict
 from process_gen.checkpoints import arrays
 from process_gen.checkpoints.published import sources
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.latents import LatentsInfo, LatentsMismatch, LatentsWriter, images_of, read_info
+from process_gen.data.latents import (
+    LatentsInfo,
+    LatentsMismatch,
+    LatentsWriter,
+    images_of,
+    is_complete,
+    read_info,
+)
 from process_gen.data.loader import Source
-from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import latents_folders
 from process_gen.distributed import lock
 from process_gen.experiment import builders
@@ -48,15 +54,19 @@ def encode_latents(
 
     Raises:
       ConfigError: the folder holds other latents.
-      BadTrajectory: a broken trajectory, where `config.data.on_error` says fail.
+      BadTrajectory: of those that are encoded now, one is broken and `config.data.on_error` says fail, or its
+        latents are too large for half precision.
     """
     model = builders.build_model_config(config)
     info = LatentsInfo.of(source, layout, fingerprint(params))
-    if _there(folder, info):  # which needs no lock, nor a folder that can be written
-        return info
-    with lock.hold(folder, "encoding latents", wait=True):
-        if not _there(folder, info):
-            _encode(config, folder, info, source, model, params)
+    try:
+        if _there(folder, info):  # which needs no lock, nor a folder that can be written
+            return info
+        with lock.hold(folder, "encoding latents", wait=True):
+            if not _there(folder, info):
+                _encode(config, folder, info, source, model, params)
+    except LatentsMismatch as error:
+        raise builders.ConfigError(f"config.data.latents: {error}") from error
     return info
 
 
@@ -67,11 +77,7 @@ def _encode(
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad, skip = 0, config.data.on_error != "fail"
-    try:
-        opened = LatentsWriter(folder, info)
-    except LatentsMismatch as error:
-        raise builders.ConfigError(f"config.data.latents: {error}") from error
-    with opened as writer, _progress(len(source), writer.written) as bar:
+    with LatentsWriter(folder, info) as writer, _progress(len(source), writer.written) as bar:
         for start in range(writer.written, len(source), GROUP):
             indices = range(start, min(start + GROUP, len(source)))
             group = [_read(source, index, skip) for index in indices]
@@ -150,11 +156,7 @@ def fingerprint(params: Any) -> str:
 
 
 def _there(folder: str, info: LatentsInfo) -> bool:
-    try:
-        there = not read_info(folder).differences(info)
-    except NotPrepared:
-        return False
-    if there:
+    if there := is_complete(folder, info):
         logging.info("already encoded: %s", folder)
     return there
 

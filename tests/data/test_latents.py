@@ -129,11 +129,10 @@ def test_what_is_missing_unfinished_or_damaged_is_named(source, tmp_path):
     (tmp_path / INFO).write_text(json.dumps(fields | {"format": 1}))
     with pytest.raises(NotPrepared, match="it has format 1, this version reads 3.*process_gen.prepare"):
         LatentsSource(source, tmp_path, LAYOUT)
-    (tmp_path / INFO).unlink()
-    write(tmp_path, source[:5])
-    (tmp_path / INFO).write_text(json.dumps(fields))
+    few = write(tmp_path / "few", source[:5])
+    (few / INFO).write_text(json.dumps(fields))
     with pytest.raises(NotPrepared, match="has 5 of 20 records"):
-        LatentsSource(source, tmp_path, LAYOUT)
+        LatentsSource(source, few, LAYOUT)
 
 
 def test_a_stopped_writer_goes_on_after_its_last_whole_part(source, tmp_path, monkeypatch):
@@ -152,6 +151,12 @@ def test_a_stopped_writer_goes_on_after_its_last_whole_part(source, tmp_path, mo
     written = first.stat().st_mtime_ns
     (tmp_path / "latents-00001.array_record.0f.unfinished").touch()  # what a kill leaves
     assert LatentsWriter(tmp_path, info).written == 8
+    first.rename(tmp_path / "latents-00001.array_record")  # without the part before it, it is of no use
+    assert LatentsWriter(tmp_path, info).written == 0
+    stopped(tmp_path, info)
+    (tmp_path / "latents-00001.array_record").write_bytes(first.read_bytes()[:-40])  # cut off
+    written = first.stat().st_mtime_ns
+    assert LatentsWriter(tmp_path, info).written == 8
     write(tmp_path, source)
     assert first.stat().st_mtime_ns == written and len(list(tmp_path.iterdir())) == 4
     whole = write(tmp_path.with_name(f"{tmp_path.name}-whole"), source)
@@ -166,6 +171,10 @@ def test_unfinished_latents_of_something_else_are_kept(source, tmp_path):
         raise KeyboardInterrupt
     with pytest.raises(LatentsMismatch, match="autoencoder was flux-1, is flux-2.*another folder"):
         LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-2"))
+    write(tmp_path, source)
+    (tmp_path / INFO).unlink()
+    with pytest.raises(LatentsMismatch, match=f"holds latents, but it has no {INFO}; name another folder"):
+        LatentsWriter(tmp_path, LatentsInfo.of(source, LAYOUT, "flux-1"))
 
 
 def test_a_damaged_record_is_a_bad_trajectory(source, tmp_path):
