@@ -116,6 +116,7 @@ def make_inputs(
     prompts, bare = _prompts(model, batch, keys, options, frozen, without_text, unseen_images)
     unseen = ~functools.reduce(jnp.logical_or, keep.values())
     unjudged = unseen if batch.unjudged is None else unseen | batch.unjudged
+    unplanned = no_text & (token_count(batch.before_tokens) > 0)
     previous = jnp.pad(latents, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
     start = _input_latents(batch, prompts.latents["prompt_image"])
     flows = dict(
@@ -125,9 +126,14 @@ def make_inputs(
         has_target=batch.present & (batch.target >= 0),
         previous=jnp.where(batch.is_first[:, :, None, None], start, previous),
         clean=clean,
-        # What is not there predicts nothing, and nobody is to judge an image that was not shown, or to say of
-        # another one what the teacher says of its own.
-        masked={"before": no_text, "image_end": unjudged, "after": unjudged, "prompt_end": bare},
+        # What is not there predicts nothing. Nobody is to judge an image that was not shown, or whose plan
+        # was not, or to say of another one what the teacher says of its own.
+        masked={
+            "before": no_text,
+            "image_end": unjudged | unplanned,
+            "after": unjudged | unplanned,
+            "prompt_end": bare,
+        },
     )
     return Inputs(prompts, turns, flows)
 

@@ -20,11 +20,17 @@ from process_gen.scenes.hung import alone, anchored
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
 from process_gen.scenes.levels import NUMBERS, Level
-from process_gen.scenes.placement import at_place, find_place, fits, hang
+from process_gen.scenes.placement import at_place, find_place, fits, hang, nearest_free
 from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.words import noun_phrase, pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
+
+HUNG_MISTAKES = ("place",) * 6 + ("missing", "missing", "extra", "colour", "shape", "count")
+"""The same on a level without cells, as often as they are listed: a model that draws there errs in places."""
+
+BESIDE = 0.8
+"""How often a thing that goes astray on a level without cells stands beside another one: as a model's do."""
 
 MISPLANS = ("taken", "taken", "taken", "place", "place", "count", "count", "colour", "shape")
 """What is wrong with a plan, as often as it is listed: mostly that something stands there already."""
@@ -103,7 +109,7 @@ def plant(
       kind: one of `MISTAKES`; drawn if None.
       partners: what the prompt relates to what, on levels without cells.
     """
-    kind = kind or pick(rng, MISTAKES)
+    kind = kind or pick(rng, HUNG_MISTAKES if level.hung else MISTAKES)
     if level.hung:
         return _plant_hung(rng, state, number, level, kind, partners or {})
     thing, others = state[number], [other for n, other in state.items() if n != number]
@@ -159,16 +165,25 @@ def _plant_hung(
         return settled(Mistake(kind, number, None, thing), state, partners, level)
     if kind in ("colour", "shape"):
         return _repainted(rng, state, number, level, kind, partners)
-    free = [cell for cell in level.cells if all(cell != other.cell for other in state.values())]
-    place = dict(zip(("x", "y"), level.centres[level.cell_index[cell := pick(rng, free)]], strict=True))
-    if kind == "place":
-        wrong, right, hit = dataclasses.replace(thing, cell=cell, **place), thing, number
-        if keeps(wrong, related(number, state, partners), level.margin):
-            return None
-    else:
+    wrong, right, hit = thing, thing, number
+    if kind != "place":
         wrong, right, hit = _stray(rng, thing, list(state.values()), level, kind), None, STRAY
-        wrong = dataclasses.replace(wrong, cell=cell, **place)
-    return settled(Mistake(kind, hit, wrong, right), state, partners, level)
+    for x, y, cell in _astray(rng, list(state.values()), level):
+        wrong = dataclasses.replace(wrong, x=x, y=y, cell=cell)
+        if kind != "place" or not keeps(wrong, related(number, state, partners), level.margin):
+            if found := settled(Mistake(kind, hit, wrong, right), state, partners, level):
+                return found
+    return None
+
+
+def _astray(rng: Generator, things: list[Object], level: Level) -> list[tuple[int, int, str]]:
+    """Free cells in the order in which they are tried: mostly those beside a thing first."""
+    pitch = level.centres[1][0] - level.centres[0][0]
+    free = nearest_free(level, things, None)
+    free = [free[n] for n in rng.permutation(len(free))]
+    if rng.random() >= BESIDE:
+        return free
+    return sorted(free, key=lambda at: all(max(abs(at[0] - t.x), abs(at[1] - t.y)) > pitch for t in things))
 
 
 def divert(
