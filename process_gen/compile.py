@@ -56,6 +56,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
 # isort: split
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -172,7 +173,7 @@ def compile_sample(
             "autoencoder": bytes_per_device(state.autoencoder)[0],
         },
         "pieces": [_piece(one) for one in found],
-        "fits": None if None in verdicts else all(verdicts),
+        "fits": False if False in verdicts else None if None in verdicts else True,
     }
 
 
@@ -181,17 +182,21 @@ _TOGETHER = min(os.cpu_count() or 1, 4)
 
 
 def _piece(one: Measured) -> dict[str, Any]:
-    found = dataclasses.asdict(one) | {"resident": max(one.resident, one.arguments), "peak": one.peak}
+    found = dataclasses.asdict(one) | {"resident": max(one.resident, one.arguments)}
+    found["peak"] = one.peak if math.isfinite(one.peak) else None  # refused, and nobody says by how much
     return found | {"received": sum(exchange.bytes for exchange in one.traffic)}
 
 
 def describe_sample(report: dict[str, Any]) -> str:
     """The pieces of the sampler for a terminal."""
-    peak = max(piece["peak"] for piece in report["pieces"])
-    name, unit = fit.unit_of(peak)
+    peaks = [piece["peak"] for piece in report["pieces"]]
+    name, unit = fit.unit_of(max(filter(None, peaks), default=0))
     headers = ("piece", "resident", "temporaries", "all at once", "received", "compiled in, s")
     kept = ("resident", "temporaries", "peak", "received")
-    rows = [(p["name"], *(p[key] / unit for key in kept), p["seconds"][1]) for p in report["pieces"]]
+    rows = [
+        (p["name"], *("" if p[key] is None else p[key] / unit for key in kept), p["seconds"][1])
+        for p in report["pieces"]
+    ]
     lines = [
         f"{report['config']}, sampler on {report['topology']}: {report['devices']} devices, "
         f"{report['rows']} rows at once; {name} of one device",
@@ -201,7 +206,7 @@ def describe_sample(report: dict[str, Any]) -> str:
         "`resident`: weights and contexts, whether the piece reads them or not.",
         f"`received`: {fit.RECEIVED}.",
     ]
-    lines.append(fit.fit_line(peak, report))
+    lines.append(fit.fit_line(None if None in peaks else max(peaks), report))
     if report["fits"] is False:
         lines.append(
             f"Take fewer rows (--config.eval.batch_size={max(report['rows'] // 2, 1)}), or split the "

@@ -90,41 +90,22 @@ def evaluate(
     check = functools.partial(show, "waiting for another evaluation") if show else lambda: None
     with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
         _wait("the folder is held", host)
-        return _stages(cells, root, stage, states, config, pictures, allow, show, warm, host, forced_steps)
-
-
-def _stages(
-    cells: Sequence[tuple[Asked, Sampler | None]],
-    root: pathlib.Path,
-    stage: str,
-    states: str,
-    config: Mapping[str, Any] | None,
-    pictures: int,
-    allow: Sequence[str],
-    show: Show | None,
-    warm: bool,
-    host: tuple[int, int],
-    forced_steps: bool,
-) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
-    """`evaluate` in a folder that is held."""
-    lead, written = host[0] == 0, []
-    asked = [one for one, _ in cells]
-    judges = _judges(asked) if stage != "images" else []  # before anything is drawn: one may be impossible
-    if stage in ("all", "images"):
-        _draw(cells, root, show, warm, host, forced_steps)
-    if lead and stage in ("all", "images"):
-        written = [path for one in asked for path in pipeline.lay_out(root, one)]
-    judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
-    if stage in ("all", "judge"):
-        for one, judge in judged:
-            pipeline.judge_cell(root, one, judge, states, host, show)
-        _wait("the images are judged", host)
-    try:
-        if not lead or stage not in ("all", "report"):
-            return "", written, []
-        return _report(root, asked, judged, written, stage, config or {}, pictures, allow, show)
-    finally:
-        _wait("the report is written", host)  # JAX aborts who is still at work when the others have ended
+        written, asked = [], [one for one, _ in cells]
+        judges = _judges(asked) if stage != "images" else []  # before all else: one may be impossible
+        if stage in ("all", "images"):
+            _draw(cells, root, show, warm, host, forced_steps)
+            written = [path for one in asked for path in pipeline.lay_out(root, one)] if lead else []
+        judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
+        if stage in ("all", "judge"):
+            for one, judge in judged:
+                pipeline.judge_cell(root, one, judge, states, host, show)
+            _wait("the images are judged", host)
+        try:
+            if not lead or stage not in ("all", "report"):
+                return "", written, []
+            return _report(root, asked, judged, written, stage, config or {}, pictures, allow, show)
+        finally:
+            _wait("the report is written", host)  # JAX aborts who is still at work when the others have ended
 
 
 def _report(

@@ -354,7 +354,8 @@ def _run(prompts: Sequence[str], values: Any) -> str:
             text = f"{listed} not in the vocabulary, so {one.text!r} may come out as anything"
             print(f"warning: {text}", file=sys.stderr)
     if values.answer:
-        return answer_prompts(asked)
+        with hosts.lead_alone("the answers are given"):
+            return answer_prompts(asked) if hosts.is_lead() else ""
     return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
 
 

@@ -7,6 +7,7 @@ adding a function to `SOURCES`.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -237,7 +238,7 @@ def latents_folders(source: Source, data: Any, layout: Layout) -> dict[str, Sour
 def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[str, int]:
     """Tokens of the longest text of each slot; counted once for a tokenizer and kept beside the data."""
     kept = pathlib.Path(builder.data_dir) / f"longest_{tokenizer.fingerprint}.json"
-    if kept.is_file():
+    with contextlib.suppress(OSError, ValueError):  # it is counted again
         return files.read_json(kept)
     longest = dict.fromkeys(TEXT_SLOTS, 0)
     for split in builder.info.splits:

@@ -73,15 +73,17 @@ def make_arm(text: str) -> Arm:
     Raises:
       TaskError: there is no such arm (names the nearest), or its number or file cannot be read.
     """
-    arm = Arm(text)
+    arm, given = Arm(text), set()
     for part in text.split("+"):
         name, equals, value = part.partition("=")
         check_name(name, ARMS, "arm", TaskError)
         changed = ARMS[name](value if equals else None, part)
-        if twice := arm.settings.keys() & changed.get("settings", {}):
+        merged = {key: {**getattr(arm, key), **changed.get(key, {})} for key in ("settings", "outside")}
+        now = {name for key, value in changed.items() for name in (value if key in merged else [key])}
+        if twice := now & given:
             raise TaskError(f"arm {text!r} sets {', '.join(sorted(twice))} twice")
-        merged = {key: {**getattr(arm, key), **changed.pop(key, {})} for key in ("settings", "outside")}
-        arm = dataclasses.replace(arm, **merged, **changed)
+        given |= now
+        arm = dataclasses.replace(arm, **{**changed, **merged})
     return arm
 
 

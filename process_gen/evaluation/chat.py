@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from process_gen.evaluation.options import read_text
-from process_gen.evaluation.tasks.base import Doc, Judgement, TaskError, Unjudged
+from process_gen.evaluation.tasks.base import Doc, Judgement, TaskError
 from process_gen.evaluation.tasks.chat_task import ChatOptions, Question
 from process_gen.services import estimate
 from process_gen.services.endpoint import Endpoint
 from process_gen.services.estimate import Estimate
-from process_gen.services.options import Connection, GaveUp, Service, ServiceError, read_extra, without_none
+from process_gen.services.options import Connection, Service, ServiceError, read_extra, without_none
 
 Answer = TypeVar("Answer")
 
@@ -75,11 +75,8 @@ class ChatModel:
           TaskError: the endpoint cannot be reached, refuses the key or the model, or gives up on all.
         """
         images = [] if image is None else [image]
-        try:
-            with _as_task_error():
-                return self._endpoint.ask(what, self._system, text, images, self._sampling, read)
-        except GaveUp as error:
-            raise Unjudged(str(error), error.raw) from None
+        with _as_task_error():
+            return self._endpoint.ask(what, self._system, text, images, self._sampling, read)
 
     def announce(
         self, letters: int, requests: int, answer: int, size: tuple[int, int], limit: str = ""

@@ -113,7 +113,7 @@ def ask(
     Raises:
       TaskError, SamplerError: the task, the arm or the settings cannot be.
     """
-    options = {key: _absolute(value) for key, value in options.items()}
+    options = _absolute(options)
     way, benchmark = make_arm(arm), make_task(task, options)
     if way.needs_judge and benchmark.judge() is None:
         raise TaskError(f"arm {arm}: nobody judges {task} here, so nobody can choose")
@@ -138,9 +138,18 @@ def check_roles(arm: str, way: Arm, sampler: Sampler) -> None:
         raise TaskError(f"arm {arm}: nothing is inspected in mode {config.mode.value} with these settings")
 
 
-def _absolute(value: str) -> str:
-    """An option as it means the same from any folder."""
-    return os.path.abspath(value) if os.path.exists(value) else value
+PATHS = frozenset({"cache", "clip", "data", "detector", "metadata", "rubric", "system"})
+"""Options of tasks that may name a file or a folder, or several with colons between them."""
+
+
+def _absolute(options: Mapping[str, str]) -> dict[str, str]:
+    """Options as they mean the same from any folder."""
+
+    def absolute(value: str) -> str:
+        parts = value.split(os.pathsep)
+        return os.pathsep.join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)
+
+    return {key: absolute(value) if key in PATHS else value for key, value in options.items()}
 
 
 def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, per_group: int) -> Asked:
@@ -149,7 +158,7 @@ def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, 
     place = f"foreign/{re.sub(r'[^A-Za-z0-9.-]+', '_', pathlib.Path(folder).name)}"
     place += f"-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
     source = {"source": folder, "which": "", "digest": ""}
-    options = {key: _absolute(value) for key, value in options.items()}
+    options = _absolute(options)
     if not os.path.isdir(folder):
         raise TaskError(f"--images: there is no folder {folder}")
     if make_task(task, options).judge() is None:

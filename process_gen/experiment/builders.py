@@ -254,7 +254,7 @@ def as_config_error() -> Iterator[None]:
     except ConfigError:
         raise
     except (ValueError, KeyError) as error:
-        raise ConfigError(error.args[0] if error.args else str(error)) from error
+        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

@@ -70,6 +70,8 @@ class Difference:
         """In a word or two; nothing with one seed, or where the two cannot be compared."""
         if not self.alike:
             return "other trajectories"
+        if math.isnan(self.low + self.high):
+            return "not a number"
         if math.isinf(self.low):
             return ""
         return ("less" if self.high < 0 else "more") if self.sure else "no difference seen"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
 import itertools
 import json
 import os
@@ -178,8 +179,8 @@ class Listing:
 
     def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
         """The first samples by name, with images of at most `side` pixels a side."""
-        found = itertools.islice(self.records(), count)
-        return [self.sampled(record, side) for record in sorted(found, key=lambda record: record.uid)]
+        found = heapq.nsmallest(count, self.records(), key=lambda record: record.uid)
+        return [self.sampled(record, side) for record in found]
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("trajectories.*.jsonl"))

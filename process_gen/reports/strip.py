@@ -75,7 +75,8 @@ def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
         rows[-1].append(panel)
     body = [_joined(row, GAP, axis=0) for row in rows]
     width = max(2 * SIDE, *(row.width for row in body))
-    head = _text([_Line(trajectory.prompt, bold=True)], width, size=22)
+    asked = " ".join(filter(None, (trajectory.prompt, trajectory.instruction)))
+    head = _text([_Line(asked, bold=True)], width, size=22)
     foot = [] if verdict is None else [_text([_Line(f"Verdict: {verdict}", bold=True)], width, size=17)]
     return ImageOps.expand(_joined([head, *body, *foot], 20, axis=1), MARGIN, PAPER)
 

@@ -125,6 +125,20 @@ def test_images_are_told_apart_by_everything_that_matters(tmp_path):
     assert {draw.uid for draw in same.wanted} > set(folders[0][1]), "arms share what is drawn"
 
 
+def test_only_options_that_are_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "one.json", "two.json"):
+        (tmp_path / name).mkdir()
+    asked, _ = ask(options={"split": "train"}, per_group=1)
+    assert asked.options["split"] == "train"
+    found = pipeline._absolute({"data": "one.json:two.json", "split": "train", "detector": "facebook/x"})
+    assert found == {
+        "data": f"{tmp_path}/one.json:{tmp_path}/two.json",
+        "split": "train",
+        "detector": "facebook/x",
+    }
+
+
 def test_best_of_takes_what_its_inspections_or_the_judge_like_best(tmp_path):
     def spoil(index, trajectory):
         """Of four candidates the last is right and not corrected, the first is wrong."""
@@ -154,6 +168,8 @@ def test_best_of_takes_what_its_inspections_or_the_judge_like_best(tmp_path):
         ("best_of=0", "arm 'best_of=0' needs a number"),
         ("process=3", "arm 'process=3' takes no value"),
         ("process+plan_only", "sets mode twice"),
+        ("best_of=2+best_of_judge=4", "sets candidates, choose twice"),
+        ("planner=scenes+planner=chat", "sets planner twice"),
         ("rewritten=gone.jsonl", "arm 'rewritten=gone.jsonl': there is no file gone.jsonl"),
     ],
 )

@@ -1,5 +1,6 @@
 """A batch is shown, a loss is tried, trainings are compared: over the trainer's own program."""
 
+import math
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -259,6 +260,11 @@ def test_weights_that_are_no_numbers_are_named(config):
 
     with pytest.raises(LossError, match="weights are not finite"):
         lab.try_loss(divided, config)
+
+
+def test_a_loss_that_is_no_number_is_not_called_equal():
+    curves = {"base": {"loss/a": curve(1.0, 2.0, 3.0)}, "mine": {"loss/a": curve(0.8, math.nan, 2.8)}}
+    assert comparing.Comparison(curves, []).differences()[0].verdict == "not a number"
 
 
 def test_arms_of_other_data_get_no_verdict():

@@ -154,6 +154,13 @@ def test_a_listing_gives_back_what_was_added(tmp_path):
         assert [getattr(one, key) for key in SAMPLED_KEYS] == [getattr(other, key) for key in SAMPLED_KEYS]
 
 
+def test_the_first_by_name_are_not_those_that_came_first(tmp_path):
+    listing = Listing(tmp_path, {})
+    for number in (2, 0, 1):
+        listing.add(samples.single_pass(), number)
+    assert [one.uid for one in listing.first(2)] == ["0000", "0001"]
+
+
 def test_the_input_image_of_a_prompt_is_shown(tmp_path):
     image = np.full((24, 40, 3), (200, 30, 30), np.uint8)
     line = make(tmp_path / "given", samples.process(prompt_image=image))

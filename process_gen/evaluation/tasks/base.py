@@ -21,21 +21,11 @@ import numpy as np
 from process_gen.common import files
 from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.options import TaskError
+from process_gen.services.options import GaveUp
 from process_gen.trajectory.sampled import SampledTrajectory
 
-
-class Unjudged(Exception):
-    """A judge had no verdict on an image (an answer that does not parse, an endpoint that gave up).
-
-    The image is asked about again by the next run.
-
-    Attributes:
-      raw: what the judge said, JSON-like.
-    """
-
-    def __init__(self, message: str, raw: Any = None):
-        super().__init__(message)
-        self.raw = raw
+Unjudged = GaveUp
+"""A judge had no verdict on an image; the next run asks about it again."""
 
 
 @dataclasses.dataclass(frozen=True)

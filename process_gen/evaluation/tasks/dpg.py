@@ -33,6 +33,12 @@ class Dpg(Task):
     images: int = 4
     data: str = ""
 
+    def __post_init__(self) -> None:
+        if self.images not in (1, 4):
+            raise TaskError(
+                f"{self.name}.images must be 4, which are tiled two by two, or 1; got {self.images}"
+            )
+
     def docs(self) -> Sequence[Doc]:
         folder = data_path(self.name, "data", self.data)
         paths = sorted(folder.glob("*.txt"))
@@ -50,12 +56,8 @@ class Dpg(Task):
         """One file per prompt.
 
         Raises:
-          TaskError: `images` is neither 1 nor 4, a prompt has not all of its images, or they differ in size.
+          TaskError: a prompt has not all of its images, or they differ in size.
         """
-        if self.images not in (1, 4):
-            raise TaskError(
-                f"{self.name}.images must be 4, which are tiled two by two, or 1; got {self.images}"
-            )
         found: dict[str, dict[int, pathlib.Path]] = {}
         for doc, index, path in images:
             found.setdefault(doc.doc_id, {})[index] = path
