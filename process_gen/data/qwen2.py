@@ -137,7 +137,7 @@ class Qwen2Tokenizer:
                 shutil.copyfile(self.folder / name, folder / name)
         new = {number: _entry(token) for token, number in self.added.items()}
         config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        known = config.get("added_tokens_decoder", {})
+        known = config.get("added_tokens_decoder") or {}
         config["added_tokens_decoder"] = known | {str(number): entry for number, entry in new.items()}
         files.write_json(folder / CONFIG, config, indent=2, ensure_ascii=False)
         if (folder / WHOLE).is_file():
@@ -178,7 +178,7 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[st
         kind = model.get("type") if isinstance(model, dict) else model
         raise TokenizerError(f"{path} is no byte-level BPE, as Qwen2 has it: its model is {kind!r}")
     vocabulary = model["vocab"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
     for entry in whole.get("added_tokens") or []:
         _add(path, added, entry, entry.get("id") if isinstance(entry, dict) else None)
     # Added tokens are split off here, and nothing is put around a text.
@@ -190,7 +190,10 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[st
     if not vocabulary:
         raise TokenizerError(f"the tokenizer in {folder} has an empty vocabulary")
     if (folder / CONFIG).is_file():
-        for number, entry in _json(folder / CONFIG).get("added_tokens_decoder", {}).items():
+        known = _json(folder / CONFIG).get("added_tokens_decoder") or {}
+        if not isinstance(known, dict):
+            raise TokenizerError(f"{folder / CONFIG}: added_tokens_decoder is not a JSON object")
+        for number, entry in known.items():
             _add(folder / CONFIG, added, entry, number)
     _check_ids(folder, vocabulary, added)
     return bpe, vocabulary, merges, added

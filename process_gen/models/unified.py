@@ -293,9 +293,9 @@ class UnifiedModel(nn.Module):
         for s in chunk.segments:
             if s.kind == "text":
                 count = token_count(content.texts[s.name])
-                there, last = count > 0, at_token(hidden[:, chunk.text(s.name)], count - 1)
+                there, last = count > 0, at_token(hidden[:, chunk.text[s.name]], count - 1)
             else:
-                there, last = content.holds(s), hidden[:, chunk.text(s.name).stop - 1]
+                there, last = content.holds(s), hidden[:, chunk.text[s.name].stop - 1]
             end = last if end is None else jnp.where(there[:, None], last, end)
         return end
 
@@ -305,13 +305,13 @@ class UnifiedModel(nn.Module):
         und, layout = hidden["und"], self.layout
 
         def text(name: str) -> jax.Array:
-            return und[:, chunk.text(name)] if layout.visible_parts[name] else und[:, :0]
+            return und[:, chunk.text[name]] if layout.visible_parts[name] else und[:, :0]
 
         def closing(name: str) -> jax.Array:
-            return und[:, chunk.text(name).stop - 1]
+            return und[:, chunk.text[name].stop - 1]
 
         noised = [f"noised_{j}" for j in range(layout.copies)]
-        latents = [chunk.latents(name) for name in noised]
+        latents = [chunk.latents[name] for name in noised]
         gen = [hidden["gen"][:, s.start - chunk.und_tokens : s.stop - chunk.und_tokens] for s in latents]
         x_t, t = (jnp.stack([x[name] for name in noised], axis=1) for x in (turn.latents, turn.times))
         end = closing("image")

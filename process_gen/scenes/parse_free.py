@@ -8,6 +8,7 @@ be; pixels that another object covers are left out of the comparison.
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from process_gen.scenes import shapes
 from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Object
@@ -36,7 +37,7 @@ def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
             continue
         thing, covered = _fit(deviation, labels, region, level)
         found.append(thing)
-        explained |= _grown(region, 2)
+        explained |= ndimage.binary_dilation(region, iterations=2)
         explained |= covered & (labels == labels[region][0])
     found += _strays(smooth, explained, level)
     return sorted(found, key=lambda thing: (thing.y, thing.x))
@@ -50,19 +51,12 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 def _regions(labels: np.ndarray) -> np.ndarray:
     """Numbers the 4-connected regions of equal labels by their first pixel."""
-    down, right = labels[1:] == labels[:-1], labels[:, 1:] == labels[:, :-1]
-    number = np.arange(labels.size).reshape(labels.shape)
-    while True:
-        before = number
-        number = number.copy()
-        for same, a, b in ((down, number[:-1], number[1:]), (right, number[:, :-1], number[:, 1:])):
-            least = np.minimum(a, b)
-            a[same] = least[same]
-            b[same] = np.minimum(b[same], least[same])
-        for _ in range(3):
-            number = number.ravel()[number]  # jump to the root
-        if (number == before).all():
-            return number
+    number = np.zeros(labels.shape, int)
+    for label in np.unique(labels):
+        found, _ = ndimage.label(labels == label)
+        number = np.where(found, found + number.max(), number)
+    _, first, place = np.unique(number, return_index=True, return_inverse=True)
+    return first[place].reshape(labels.shape)
 
 
 def _in_blocks(labels: np.ndarray) -> np.ndarray:
@@ -76,17 +70,6 @@ def _in_blocks(labels: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _grown(region: np.ndarray, steps: int) -> np.ndarray:
-    for _ in range(steps):
-        wider = region.copy()
-        wider[1:] |= region[:-1]
-        wider[:-1] |= region[1:]
-        wider[:, 1:] |= region[:, :-1]
-        wider[:, :-1] |= region[:, 1:]
-        region = wider
-    return region
-
-
 def _fit(
     deviation: np.ndarray, labels: np.ndarray, region: np.ndarray, level: Level
 ) -> tuple[Object, np.ndarray]:
@@ -96,7 +79,7 @@ def _fit(
     axis = level.palette[colour]
     share = (deviation @ axis / (axis @ axis)).clip(0, 1)
     box = _box(region)
-    hidden = (_grown(region, 2) & ~counts).sum() > 2
+    hidden = (ndimage.binary_dilation(region, iterations=2) & ~counts).sum() > 2
     longest = max(box[2] - box[0], box[3] - box[1])
     matches = [
         _best_place(share, counts, box, size, level)
@@ -160,7 +143,7 @@ def _strays(smooth: np.ndarray, explained: np.ndarray, level: Level) -> list[Obj
     """What differs from the background and belongs to no region: one unclear thing in all."""
     smoother = _blurred(smooth)
     differs = (smoother * smoother).sum(-1) > _STRAY_CONTRAST**2
-    left = differs & ~_grown(explained, 1)
+    left = differs & ~ndimage.binary_dilation(explained)
     left &= _in_blocks(left)
     if left.sum() < _MIN_REGION:
         return []

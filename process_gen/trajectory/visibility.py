@@ -129,6 +129,7 @@ class Chunk:
       segments: in logical order.
       order: [L] logical position of each token in packed order.
       start, end: [L] who may see each token in packed order, as key.
+      text, vit, latents: where the vocabulary, ViT and latent tokens of each segment stand in packed order.
     """
 
     def __init__(self, segments: Sequence[Segment]):
@@ -136,21 +137,21 @@ class Chunk:
         self.text_tokens = sum(s.text for s in self.segments)
         self.vit_tokens = sum(s.vit for s in self.segments)
         self.latent_tokens = sum(s.latents for s in self.segments)
-        self._text: dict[str, slice] = {}
-        self._vit: dict[str, slice] = {}
-        self._latents: dict[str, slice] = {}
+        self.text: dict[str, slice] = {}
+        self.vit: dict[str, slice] = {}
+        self.latents: dict[str, slice] = {}
         text, vit, latents = 0, self.text_tokens, self.und_tokens
         offset, order = 0, np.zeros(self.tokens, np.int32)
         for s in self.segments:
-            self._text[s.name] = slice(text, text + s.text)
-            self._vit[s.name] = slice(vit, vit + s.vit)
-            self._latents[s.name] = slice(latents, latents + s.latents)
+            self.text[s.name] = slice(text, text + s.text)
+            self.vit[s.name] = slice(vit, vit + s.vit)
+            self.latents[s.name] = slice(latents, latents + s.latents)
             positions = np.arange(offset, offset + s.tokens)
             # An image opens with a vision token and closes with the other one.
-            order[self._text[s.name]] = positions if s.kind == "text" else positions[[0, -1]]
+            order[self.text[s.name]] = positions if s.kind == "text" else positions[[0, -1]]
             inside = positions[:0] if s.kind == "text" else positions[1:-1]
-            order[self._vit[s.name]] = inside[: s.vit]
-            order[self._latents[s.name]] = inside[s.vit :]
+            order[self.vit[s.name]] = inside[: s.vit]
+            order[self.latents[s.name]] = inside[s.vit :]
             text, vit, latents = text + s.text, vit + s.vit, latents + s.latents
             offset += s.tokens
         start, end = intervals(self.segments)
@@ -165,21 +166,9 @@ class Chunk:
     def tokens(self) -> int:
         return self.und_tokens + self.latent_tokens
 
-    def text(self, name: str) -> slice:
-        """Where the vocabulary tokens of a segment stand in packed order."""
-        return self._text[name]
-
-    def vit(self, name: str) -> slice:
-        """Where the ViT tokens of a segment stand in packed order."""
-        return self._vit[name]
-
-    def latents(self, name: str) -> slice:
-        """Where the latent tokens of a segment stand in packed order."""
-        return self._latents[name]
-
     def packed(self, *names: str) -> tuple[slice, ...]:
         """All tokens of some segments: vocabulary tokens, then ViT tokens, then latent tokens."""
-        blocks = (block[name] for block in (self._text, self._vit, self._latents) for name in names)
+        blocks = (block[name] for block in (self.text, self.vit, self.latents) for name in names)
         return tuple(s for s in blocks if s.stop > s.start)
 
     @functools.cached_property

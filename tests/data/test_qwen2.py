@@ -157,6 +157,12 @@ def test_other_vocabularies_have_other_fingerprints(tokenizer, tmp_path):
         ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": []}}', "is no byte-level BPE.* 'Unigram'"),
         ("tokenizer.json", '{"version": "1.0"}', "no byte-level BPE"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": ["a b"]}}', "json cannot be used"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": null}}', "json cannot be used"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": [1]}',
+            "added_tokens_decoder is not a JSON object",
+        ),
         ("tokenizer_config.json", "[]", "tokenizer_config.json is not a JSON object"),
         (
             "tokenizer_config.json",

@@ -185,7 +185,7 @@ def test_hidden_keys_and_values_change_no_bit(kernel):
     with using(kernel) as (config, _):
         run = jax.jit(lambda *tensors: jnp.moveaxis(case.run(config, TURN, tensors), 1, 2))
         old, sees = np.asarray(run(case.own, case.history, case.prompt)), mask.any(-1)
-    noised = 6 + TURN.latents("noised_0").start
+    noised = 6 + TURN.latents["noised_0"].start
     slot = next(i for i in range(4) if mask[..., i].any() and (sees & ~mask[..., i]).any())
     for key in (slot, noised):
         own, history = case.own, case.history

@@ -95,18 +95,18 @@ def test_texts_in_a_row_are_one_call_and_what_sees_only_a_part_is_refused():
     texts = Chunk([Segment("a", "text", 2), Segment("b", "text", 3), Segment("image", "clean", 2, 1)])
     assert [call.causal for call in texts.calls] == [True, False]
     partly = Chunk(SEGMENTS)
-    partly.mask[partly.text("image").start, 0] = False
+    partly.mask[partly.text["image"].start, 0] = False
     with pytest.raises(ValueError, match="the tokens of image do not all see the same: use a masked"):
         _ = partly.calls
 
 
 def test_vocabulary_tokens_stand_before_latents_in_packed_order():
     chunk = Chunk(Layout().turn_segments)
-    ends = [chunk.text(s.name).stop for s in chunk.segments]
-    starts = [chunk.latents(s.name).start for s in chunk.segments if s.latents]
+    ends = [chunk.text[s.name].stop for s in chunk.segments]
+    starts = [chunk.latents[s.name].start for s in chunk.segments if s.latents]
     assert max(ends) == chunk.text_tokens == min(starts)
     assert sorted(chunk.order) == list(range(chunk.tokens))
-    image = chunk.order[chunk.text("image")]
+    image = chunk.order[chunk.text["image"]]
     assert image[1] - image[0] == Layout().latents + 1  # the vision tokens bracket the image
 
 
@@ -117,15 +117,15 @@ def _state_tokens(layout: Layout) -> int:
 def test_vit_tokens_stand_between_vocabulary_tokens_and_latents_in_packed_order():
     layout = Layout(vit_grid=(2, 3))
     chunk = Chunk(layout.turn_segments)
-    vit = [chunk.vit(s.name) for s in chunk.segments if s.vit]
+    vit = [chunk.vit[s.name] for s in chunk.segments if s.vit]
     assert [v.stop - v.start for v in vit] == [6]
     assert (vit[0].start, vit[0].stop) == (chunk.text_tokens, chunk.und_tokens)
-    assert min(chunk.latents(s.name).start for s in chunk.segments if s.latents) == chunk.und_tokens
+    assert min(chunk.latents[s.name].start for s in chunk.segments if s.latents) == chunk.und_tokens
     assert sorted(chunk.order) == list(range(chunk.tokens))
     pieces = chunk.packed("image", "image_vit")
     state = np.concatenate([chunk.order[piece] for piece in pieces])
     assert sorted(state) == list(range(state.min(), state.min() + _state_tokens(layout)))
-    first, last = chunk.order[chunk.text("image_vit")]
+    first, last = chunk.order[chunk.text["image_vit"]]
     np.testing.assert_array_equal(chunk.order[vit[0]], np.arange(first + 1, last))
 
 

@@ -93,12 +93,14 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The object of a row of `schema`, or of one that somebody else wrote with some of its columns.
 
     Raises:
-      RecordError: a column that holds JSON does not.
+      RecordError: a column that holds JSON does not, or a turn is null.
     """
     value = _from_json(dict(row), "")
     if isinstance(value.get("turns"), list):
-        turns = [turn for turn in value["turns"] if isinstance(turn, dict)]
-        value["turns"] = [_from_json(turn, f"turns[{place}].") for place, turn in enumerate(turns)]
+        turns = [*enumerate(value["turns"])]
+        if empty := [place for place, turn in turns if not isinstance(turn, dict)]:
+            raise RecordError(f"turns[{empty[0]}] is not an object with columns")
+        value["turns"] = [_from_json(turn, f"turns[{place}].") for place, turn in turns]
     return value
 
 
@@ -111,7 +113,10 @@ def _from_json(value: dict[str, Any], field: str) -> dict[str, Any]:
             except ValueError as error:
                 raise RecordError(f"{field}{key} is not JSON: {error}") from None
     extra = value.pop(EXTRA, {})
-    held = {image.pop("name"): image for image in value.pop(EXTRA_IMAGES, ())}
+    held = value.pop(EXTRA_IMAGES, None) or ()
+    if not all(isinstance(image, dict) and "name" in image for image in held):  # somebody else's column
+        return value | {EXTRA_IMAGES: held} | (extra if isinstance(extra, dict) else {EXTRA: extra})
+    held = {image.pop("name"): image for image in held}
     return value | held | (extra if isinstance(extra, dict) else {EXTRA: extra})
 
 

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import itertools
 import os
+import posixpath
 import re
 import threading
 from collections.abc import Sequence
@@ -142,15 +143,6 @@ class ParquetRows(Rows):
                 f"{self.place.path(self._names[part])} cannot be read as Parquet: {error}"
             ) from None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Another process opens the files anew."""
-        empty = {"_files": collections.OrderedDict(), "_cache": collections.OrderedDict(), "_cached": 0}
-        return vars(self) | empty | {"_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.RLock()
-
 
 def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
     """The folder of a set and the names of its files: those that fit `pattern`, or `path` itself.
@@ -164,10 +156,11 @@ def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
         names = place.glob(pattern)
         kinds = {kind for name in names if (kind := _split_of(name))}
         if len(kinds) > 1:
-            root = os.fspath(path).rstrip("/")
+            root, first = os.fspath(path).rstrip("/"), min(kinds)
+            inside = any(first in posixpath.dirname(name).lower().split("/") for name in names)
             raise ValueError(
                 f"{path} holds several splits ({', '.join(sorted(kinds))}): name the folder of one, or a "
-                f"pattern such as --config.data.path='{root}/**/{min(kinds)}{pattern}'"
+                f"pattern such as --config.data.path='{root}/**/{first}{'/' if inside else ''}{pattern}'"
             )
     else:
         root, _, inner = os.fspath(path).partition("/**/")

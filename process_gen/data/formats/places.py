@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fnmatch
 import hashlib
 import json
 import os
@@ -66,7 +65,7 @@ class Place:
         return self.path(name).is_file()
 
     def glob(self, pattern: str) -> list[str]:
-        """The files whose last part fits a pattern, in all folders below, sorted."""
+        """The files whose last parts fit those of a pattern, in all folders below, sorted."""
         found = (path for path in self._root.rglob(pattern) if path.is_file())
         return sorted(path.relative_to(self._root).as_posix() for path in found)
 
@@ -121,7 +120,7 @@ class RemotePlace(Place):
         except FileNotFoundError:
             return []
         inside = (posixpath.relpath(path, self._root) for path in found)
-        return sorted(path for path in inside if fnmatch.fnmatch(posixpath.basename(path), pattern))
+        return sorted(path for path in inside if pathlib.PurePosixPath(path).match(pattern))
 
     def stamp(self, name: str) -> tuple[int, str]:
         found = self._fs.info(self._inside(name))

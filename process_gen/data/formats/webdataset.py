@@ -10,6 +10,7 @@ import io
 import os
 import posixpath
 import tarfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -87,7 +88,7 @@ class TarRows(Rows):
             with self.place.open(INDEX) as file, np.load(file) as found:
                 index = {name: found[name] for name in found.files}
             return index if index["digest"].tobytes().decode() == digest else None
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, UnicodeDecodeError):
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
             return None
 
     def _made(self, digest: str) -> dict[str, np.ndarray]:
