@@ -25,10 +25,9 @@ from concurrent import futures
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from process_gen.common.files import from_json
-from process_gen.common.images import UNREADABLE
+from process_gen.common.images import UNREADABLE, rgb
 from process_gen.evaluation.draws import Draw, Show, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
@@ -230,8 +229,7 @@ def _line(judge: Judge, state: State) -> dict[str, Any]:
 
 def _read(path: pathlib.Path) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        return rgb(path)
     except UNREADABLE as error:
         raise TaskError(f"cannot read the image {str(path)!r}: {error}") from None
 

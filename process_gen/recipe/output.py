@@ -12,7 +12,6 @@ them is not asked again.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -21,9 +20,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from PIL import Image
-
 from process_gen.common import files
+from process_gen.common.images import png
 from process_gen.recipe.making import Made
 from process_gen.reports.files import ReportError, check_writable
 from process_gen.reports.listing import NAME, SETTINGS, cut_unfinished
@@ -140,11 +138,10 @@ def write_record(folder: pathlib.Path, uid: str, made: Made, provenance: Mapping
     line = trajectory_to_json(trajectory, places) | dict(provenance)
     for turn, told in zip(made.turns, line["turns"], strict=True):
         if turn.image is not None:
-            path, buffer = folder / told["image"], io.BytesIO()
-            Image.fromarray(turn.image).save(buffer, "PNG")
+            path, content = folder / told["image"], png(turn.image)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(buffer.getvalue())  # no line names it before it is whole
-            told["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+            path.write_bytes(content)  # no line names it before it is whole
+            told["sha256"] = hashlib.sha256(content).hexdigest()
     return line
 
 

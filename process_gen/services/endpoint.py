@@ -23,10 +23,9 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import openai
-from PIL import Image
 
 from process_gen.common import files
-from process_gen.common.images import UNREADABLE
+from process_gen.common.images import UNREADABLE, png, rgb
 from process_gen.services.options import (
     KEY,
     URL,
@@ -163,7 +162,7 @@ class Endpoint:
         asked = {"model": self.service.model, "prompt": prompt, "extra_body": dict(fields)}
         with self._request(what, "images", self._like("images", fields, bool(given))):
             if given:
-                reply = self._client.images.edit(image=("image.png", _png(given[0]), "image/png"), **asked)
+                reply = self._client.images.edit(image=("image.png", png(given[0]), "image/png"), **asked)
             else:
                 reply = self._client.images.generate(**asked)
             found = _decoded(reply.data[0].b64_json)
@@ -304,33 +303,23 @@ def _understood(read: Callable[[str], T | None], text: str) -> tuple[T | None, s
         return None, f"This cannot be used: {error}. Answer again."
 
 
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
 def _data_url(image: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(image)).decode()
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def _decoded(text: str) -> np.ndarray:
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
-        return np.asarray(picture.convert("RGB"))
+    return rgb(io.BytesIO(base64.b64decode(text, validate=True)))
 
 
 def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
     with files.whole(path) as scratch:
-        scratch.write_bytes(_png(image))
+        scratch.write_bytes(png(image))
 
 
 def _read_image(path: pathlib.Path | None) -> np.ndarray | None:
     """A kept image; None where there is none, or none that can be read."""
     try:
-        if path is None:
-            return None
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        return None if path is None else rgb(path)
     except UNREADABLE:
         return None
 

@@ -21,11 +21,11 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
+from process_gen.common.images import png
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import columns
 from process_gen.data.formats.jsonl import LISTING
@@ -82,17 +82,11 @@ def object_of(trajectory: Trajectory) -> Object:
     given = trajectory.prompt_image
     found = trajectory_to_json(trajectory, names, None if given is None else "given")
     if given is not None:
-        found["image"] = {"bytes": _png(given), "path": None}
+        found["image"] = {"bytes": png(given), "path": None}
     for one, turn in zip(found["turns"], trajectory.turns, strict=True):
         if turn.image is not None:
-            one["image"] = {"bytes": _png(turn.image), "path": None}
+            one["image"] = {"bytes": png(turn.image), "path": None}
     return found
-
-
-def _png(image) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(image).save(file, format="PNG")
-    return file.getvalue()
 
 
 # --------------------------------------------------------------------- stored
