@@ -3,8 +3,9 @@
     launch/recipe.py cpu --config=configs/recipe/paper.py:scenes --workdir=runs/recipe
     launch/recipe.py tpu --config=configs/recipe/paper.py:bagel_7b --workdir=/shared/recipe
 
-`:debug` seconds, for tests; `:scenes` a tenth of the paper's samples; `:paper` as many as the paper, in the
-world of scenes; `:bagel_7b` free prompts, by services. Behind each of them, an ablation of the paper:
+`:debug` seconds, for tests; `:scenes` a tenth of the paper's samples; `:hung` the same on a level whose
+texts name no cell; `:paper` as many as the paper, in the world of scenes; `:bagel_7b` free prompts, by
+services. Behind each of them, an ablation of the paper:
 
     _additions      steps that only add, and no critique
     _rewrites       modify, swap and remove as well, and no critique (as _inspect_none)
@@ -24,7 +25,7 @@ PAPER = dict(multi_turn=32_012, consistent=6_905, conflicting=8_296, aligned=5_0
 
 def get_config(variant: str = "scenes") -> ConfigDict:
     """Returns the locked config of a size, with an ablation behind it or none."""
-    sizes = {"debug": _debug, "scenes": _scenes, "paper": _paper, "bagel_7b": _bagel}
+    sizes = {"debug": _debug, "scenes": _scenes, "hung": _hung, "paper": _paper, "bagel_7b": _bagel}
     ablations = {
         "": lambda config: None,
         "_additions": _additions,
@@ -158,6 +159,15 @@ def _scenes(config: ConfigDict) -> None:
         for name in names:
             config[group][name] = -(-config[group][name] // 10)
     config.samples.prompts = 4_000
+
+
+def _hung(config: ConfigDict) -> None:
+    """A tenth of the paper's samples on the level whose texts name no cell; four Euler steps do there."""
+    _scenes(config)
+    config.base = "configs/scenes.py:hung"
+    config.scenes.level = "hung"
+    config.samples.flags = ("--batch_size=128", "--temperature=1.0", "--flow_steps=4")
+    config.evaluate.flags = ("--tasks=scenes", "--task_args=scenes.level=hung", "--per_group=40")
 
 
 def _paper(config: ConfigDict) -> None:

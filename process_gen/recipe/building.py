@@ -49,7 +49,7 @@ RANGES: dict[str, ranges.Range] = {
     "seed": ranges.SEED,
     "world": ranges.one_of("scenes", "services"),
     "most_turns": ranges.COUNT,
-    "scenes.level": ranges.one_of(*(name for name, level in LEVELS.items() if not level.hung)),
+    "scenes.level": ranges.one_of(*LEVELS),
     "scenes.planted": ranges.Range(
         "above 0 and at most 1", lambda value: ranges.SHARE.holds(value) and value > 0
     ),

@@ -14,11 +14,12 @@ from process_gen.recipe.parts import Opinion, Skip
 from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
-from process_gen.scenes.graph import Scene, scene_from_json
+from process_gen.scenes.graph import Scene, alike, scene_from_json
+from process_gen.scenes.hung import seat
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.mistakes import name_fault, say_repair
-from process_gen.scenes.oracle import sound
+from process_gen.scenes.oracle import find_mistakes, mended, sound, worded
 from process_gen.scenes.parse import parse
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request
@@ -96,7 +97,13 @@ class Scenes:
         for scene, step in zip(planned[:ends], steps, strict=False):
             opinions.append(Opinion(True, self._agreement(before, scene, step.image, rng)))
             before = scene
-        if ends < len(steps):
+        if ends < len(steps) and self.level.hung:
+            meant = mended(request, self.level, planned[ends])
+            shapes = [request.clauses[owner].shape for owner in request.numbering()]
+            if any(m.right is None and m.wrong.shape in shapes for m in find_mistakes(planned[ends], meant)):
+                raise Skip("a plan with what is asked for, only not so")
+            opinions.append(self._told(planned[ends], meant, rng))
+        elif ends < len(steps):
             shown = parse(steps[ends].image, self.level)
             if faults.lacking(shown, planned[ends]) or faults.lacking(planned[ends], shown):
                 shown = planned[ends]
@@ -107,7 +114,11 @@ class Scenes:
         planned, shown = self._described(plan), parse(image, self.level)
         if not faults.is_possible(planned):
             raise Skip("a description that contradicts itself", plan.description)
-        if (fault := faults.of_draft(planned, shown)) is not None:
+        if self.level.hung:
+            shown = seat(shown, planned, self.level)
+            if find_mistakes(shown, planned):
+                return self._told(shown, planned, rng)
+        elif (fault := faults.of_draft(planned, shown)) is not None:
             return self._conflict(fault, rng)
         return Opinion(True, self._agreement(Scene(), planned, image, rng))
 
@@ -115,6 +126,8 @@ class Scenes:
         return judge(self.request(prompt), image).correct
 
     def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+        if opinion.state is None:
+            raise Skip("where a correction leads is not known without cells")
         return render(opinion.state, self.level)
 
     def finish(
@@ -151,7 +164,7 @@ class Scenes:
 
     def _agreement(self, before: Scene, scene: Scene, image: np.ndarray, rng: Generator) -> str:
         """What the teacher says of a right draft. Raises Skip where it is not right."""
-        shown = parse(image, self.level)
+        shown = seat(parse(image, self.level), scene, self.level)
         if faults.lacking(shown, scene) or faults.lacking(scene, shown):
             raise Skip("a draft that does not show its plan")
         new = faults.lacking(scene, before)
@@ -160,6 +173,17 @@ class Scenes:
         if len(state) >= len(language.NUMBERS):
             raise Skip("more things than there are words for")
         return language.approve(touched, state, (), self.level, rng)
+
+    def _told(self, shown: Scene, meant: Scene, rng: Generator) -> Opinion:
+        """What is wrong on a level without cells, in words alone. Raises Skip where it is several things."""
+        mistakes = find_mistakes(shown, meant)
+        if len(mistakes) != 1:
+            raise Skip(faults.SEVERAL)
+        mistake = worded(mistakes[0], meant, self.level)
+        if mistake.right is None and any(alike(mistake.wrong, thing) for thing in meant.objects):
+            mistake = dataclasses.replace(mistake, kind="count")
+        words = name_fault(mistake, dict(enumerate(meant.objects)), rng, self.level)
+        return Opinion(False, words, say_repair(mistake, self.level, rng))
 
     def _conflict(self, fault: faults.Fault, rng: Generator) -> Opinion:
         state = dict(enumerate(fault.repaired.objects))

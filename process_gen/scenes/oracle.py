@@ -74,11 +74,11 @@ def look(
     """
     level, rng = get_level(request.level), _chance(request, done)
     if meant is None:
-        meant = _mended(request, level, draft)
+        meant = mended(request, level, draft)
     elif not sound(request, meant):
-        mended = _mended(request, level, meant)
-        right = sound(request, draft) and _looks(draft) == _looks(mended)
-        meant = draft if right else mended
+        possible = mended(request, level, meant)
+        right = sound(request, draft) and _looks(draft) == _looks(possible)
+        meant = draft if right else possible
     if meant is not draft:
         draft = hung.seat(draft, meant, level)
     state = dict(enumerate(meant.objects))
@@ -87,7 +87,7 @@ def look(
         there = set(map(_key, hung.seat(before, meant, level).objects if before else ()))
         touched = [n for n, thing in state.items() if _key(thing) not in there]
         return language.approve(touched, state, (), level, rng), None
-    first = _worded(found[0], meant, level)
+    first = worded(found[0], meant, level)
     return name_fault(first, state, rng, level), say_repair(first, level, rng)
 
 
@@ -145,7 +145,8 @@ def _chance(request: Request, done: int) -> Generator:
     return np.random.default_rng([zlib.crc32(request.text.encode()), done])
 
 
-def _worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
+def worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
+    """A mistake that can be said: with the anchor of its repair, as `meant` describes it."""
     wrong, anchor = mistake.wrong, None
     if mistake.right is not None and (said := meant.anchor(mistake.number)):
         anchor = said[0], meant.objects[said[1]]
@@ -188,7 +189,7 @@ def _way(
     return [*removals, *repairs, *additions], state
 
 
-def _mended(request: Request, level: Level, scene: Scene) -> Scene:
+def mended(request: Request, level: Level, scene: Scene) -> Scene:
     """A scene without what contradicts the prompt; what has no cell of its own gets one."""
     cells, first, crowded = set(), [], []
     for thing in scene.objects:

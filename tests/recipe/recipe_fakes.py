@@ -20,7 +20,7 @@ from PIL import Image
 from process_gen.scenes import get_level, parse, read_request, render, teach
 from process_gen.scenes.graph import Scene
 from process_gen.trajectory.sampled import SampledTrajectory
-from process_gen.trajectory.stages import Turn
+from process_gen.trajectory.stages import Trajectory, Turn
 from tests.evaluation.chat_fakes import Reply, completion, serving
 
 LEVEL = get_level("default")
@@ -116,12 +116,15 @@ def services(say: Callable[[int, Asked], Any] = lambda number, asked: answer(ask
 # ------------------------------------------------------------------- of a model
 
 
-def drawn(prompt: str, seed: int, **odds: float) -> SampledTrajectory:
-    """What a model might draw that has seen no inspection: the teacher's drafts, mistakes and all."""
+def taught(prompt: str, seed: int, level: str = "default", **odds: float) -> Trajectory:
     none = dict.fromkeys(("wrong", "misplan", "slip", "detour"), 0.0)
-    taught = teach(read_request(prompt), np.random.default_rng(seed), LEVEL, **{**none, **odds})
+    return teach(read_request(prompt, level), np.random.default_rng(seed), level, **{**none, **odds})
+
+
+def drawn(prompt: str, seed: int, level: str = "default", **odds: float) -> SampledTrajectory:
+    """What a model might draw that has seen no inspection: the teacher's drafts, mistakes and all."""
     kept: list[Turn] = []
-    for turn in taught.turns:
+    for turn in taught(prompt, seed, level, **odds).turns:
         if turn.refines:
             break  # what follows would be drawn on the corrected image
         kept.append(Turn(turn.image, turn.before))

@@ -116,9 +116,9 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
     with pytest.raises(RecipeError, match="holds no samples of phase 1: draw them first"):
         run("conflict", recipe("debug"), str(tmp_path))
     with pytest.raises(
-        RecipeError, match="config.scenes.level must be one of default, jitter, .*, got .hung"
+        RecipeError, match="config.scenes.level must be one of default, jitter, .*, got .hang"
     ):
-        run("multi_turn", recipe("debug", **{"scenes.level": "hung"}), str(tmp_path))
+        run("multi_turn", recipe("debug", **{"scenes.level": "hang"}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.conflict.critique must be one of self_sampled, symbolic"):
         run("conflict", recipe("debug", **{"conflict.critique": "x"}), str(tmp_path))
     with pytest.raises(RecipeError, match="config.scenes.planted must be above 0 and at most 1, got 0.0"):

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from recipe_fakes import LEVEL, drawn, shows, without
+from recipe_fakes import LEVEL, drawn, shows, taught, without
 
 from process_gen.data.encode import encode_trajectory
 from process_gen.data.formats.opening import open_stored
@@ -214,3 +214,27 @@ def test_the_smallest_change_that_lets_a_prompt_come_true(prompt, shown, kind):
 def test_prompts_that_are_none_of_the_scenes_world_are_passed_over():
     with pytest.raises(Skip, match="none of the scenes world"):
         making.multi_turn(WORLD, "a photo of a dog", rng(), rewrites=0.0, attempts=1, **TOLD)
+
+
+@pytest.mark.parametrize(
+    "make, fault, kind, alike",
+    [
+        (making.alignment, "wrong", making.MISALIGNED, 1),
+        (making.conflict, "misplan", making.CONFLICTING, 0.7),
+    ],
+)
+def test_without_cells_a_model_is_told_in_words_what_is_wrong(make, fault, kind, alike):
+    world, said, kinds = Scenes("hung", 0.5), [], []
+    for number in range(24):
+        prompt, odds = ScenePrompts("hung", 0).prompt("test", number), {fault: 0.7}
+        with contextlib.suppress(Skip):
+            sampled = drawn(prompt, number, "hung", **odds)
+            made = make(world, sampled, rng(), imageless=0.0, **TOLD)
+            kinds.append(made.kind)
+            check_given(made)
+            if made.kind == kind:
+                assert made.turns[-1].image is None
+                turns = taught(prompt, number, "hung", **odds).turns
+                said.append((made.turns[-2].after, turns[len(made.turns) - 2].after))
+    assert 5 < len(said) < len(kinds)
+    assert np.mean([one.split()[:2] == teacher.split()[:2] for one, teacher in said]) >= alike, said
