@@ -14,13 +14,14 @@ from process_gen.recipe.parts import Opinion, Skip
 from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
-from process_gen.scenes.graph import Scene, alike, scene_from_json
+from process_gen.scenes.graph import Object, Scene, alike, scene_from_json
 from process_gen.scenes.hung import seat
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
-from process_gen.scenes.mistakes import name_fault, say_repair
+from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
 from process_gen.scenes.oracle import find_mistakes, mended, sound, worded
 from process_gen.scenes.parse import parse
+from process_gen.scenes.placement import hang
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Request
 from process_gen.scenes.teacher import finish, teach
@@ -111,14 +112,14 @@ class Scenes:
         return opinions
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
-        planned, shown = self._described(plan), parse(image, self.level)
+        planned, drawn = self._described(plan), parse(image, self.level)
         if not faults.is_possible(planned):
             raise Skip("a description that contradicts itself", plan.description)
         if self.level.hung:
-            shown = seat(shown, planned, self.level)
+            shown = seat(drawn, planned, self.level)
             if find_mistakes(shown, planned):
-                return self._told(shown, planned, rng)
-        elif (fault := faults.of_draft(planned, shown)) is not None:
+                return self._told(shown, planned, rng, drawn)
+        elif (fault := faults.of_draft(planned, drawn)) is not None:
             return self._conflict(fault, rng)
         return Opinion(True, self._agreement(Scene(), planned, image, rng))
 
@@ -127,7 +128,7 @@ class Scenes:
 
     def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
         if opinion.state is None:
-            raise Skip("where a correction leads is not known without cells")
+            raise Skip("a correction of which only the words are known")
         return render(opinion.state, self.level)
 
     def finish(
@@ -174,8 +175,14 @@ class Scenes:
             raise Skip("more things than there are words for")
         return language.approve(touched, state, (), self.level, rng)
 
-    def _told(self, shown: Scene, meant: Scene, rng: Generator) -> Opinion:
-        """What is wrong on a level without cells, in words alone. Raises Skip where it is several things."""
+    def _told(self, shown: Scene, meant: Scene, rng: Generator, drawn: Scene | None = None) -> Opinion:
+        """What is wrong on a level without cells. Raises Skip where it is several things.
+
+        Args:
+          shown: what stands, in the cells of what it stands for (`hung.seat`).
+          meant: what should stand.
+          drawn: what stands, where it does; without it the correction is known in words alone.
+        """
         mistakes = find_mistakes(shown, meant)
         if len(mistakes) != 1:
             raise Skip(faults.SEVERAL)
@@ -183,7 +190,24 @@ class Scenes:
         if mistake.right is None and any(alike(mistake.wrong, thing) for thing in meant.objects):
             mistake = dataclasses.replace(mistake, kind="count")
         words = name_fault(mistake, dict(enumerate(meant.objects)), rng, self.level)
-        return Opinion(False, words, say_repair(mistake, self.level, rng))
+        at = next((n for n, thing in enumerate(shown.objects) if thing is mistakes[0].wrong), None)
+        repaired = None if drawn is None else self._repaired(drawn.objects, at, mistake)
+        return Opinion(False, words, say_repair(mistake, self.level, rng), repaired)
+
+    def _repaired(self, drawn: Sequence[Object], at: int | None, mistake: Mistake) -> Scene | None:
+        """The canvas after the words of a correction of its thing `at`; None where they leave that open."""
+        others = [thing for number, thing in enumerate(drawn) if number != at]
+        right, (relation, target) = mistake.right, mistake.anchor or (None, None)
+        targets = [thing for thing in others if target and alike(thing, target)]
+        if not all(thing.clear for thing in others) or (target and len(targets) != 1):
+            return None
+        if right is None:
+            return None if mistake.kind == "count" else Scene(tuple(others))
+        if mistake.kind in ("colour", "shape"):
+            there = dataclasses.replace(drawn[at], colour=right.colour, shape=right.shape)
+        else:
+            there = hang(right, others, self.level, relation, targets)
+        return there and Scene((*others, there))
 
     def _conflict(self, fault: faults.Fault, rng: Generator) -> Opinion:
         state = dict(enumerate(fault.repaired.objects))

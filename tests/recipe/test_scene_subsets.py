@@ -223,8 +223,8 @@ def test_prompts_that_are_none_of_the_scenes_world_are_passed_over():
         (making.conflict, "misplan", making.CONFLICTING, 0.7),
     ],
 )
-def test_without_cells_a_model_is_told_in_words_what_is_wrong(make, fault, kind, alike):
-    world, said, kinds = Scenes("hung", 0.5), [], []
+def test_without_cells_a_model_is_told_what_is_wrong(make, fault, kind, alike):
+    world, said, kinds, corrected = Scenes("hung", 0.5), [], [], 0
     for number in range(24):
         prompt, odds = ScenePrompts("hung", 0).prompt("test", number), {fault: 0.7}
         with contextlib.suppress(Skip):
@@ -233,8 +233,13 @@ def test_without_cells_a_model_is_told_in_words_what_is_wrong(make, fault, kind,
             kinds.append(made.kind)
             check_given(made)
             if made.kind == kind:
-                assert made.turns[-1].image is None
-                turns = taught(prompt, number, "hung", **odds).turns
-                said.append((made.turns[-2].after, turns[len(made.turns) - 2].after))
+                place = next(n for n, turn in enumerate(made.turns) if turn.refines)
+                teachers = taught(prompt, number, "hung", **odds).turns
+                said.append((made.turns[place - 1].after, teachers[place - 1].after))
+                if made.turns[place].image is not None:
+                    corrected += 1
+                    np.testing.assert_array_equal(made.turns[place].image, teachers[place].image)
+                    assert judge(read_request(prompt, "hung"), made.turns[-1].image).correct
     assert 5 < len(said) < len(kinds)
+    assert bool(corrected) == (make is making.alignment)
     assert np.mean([one.split()[:2] == teacher.split()[:2] for one, teacher in said]) >= alike, said
