@@ -6,7 +6,9 @@
 checkpoint. `:quick_plan_only`, `:quick_single_pass`, `:full_plan_only` and
 `:full_single_pass` are the two baselines with as much training compute as the
 one they are named after. `:hung` is for the level whose texts name no cell, with
-`:hung_plan_only` and `:hung_single_pass`. Every leaf can be overridden: `--config.train.steps=100`.
+`:hung_plan_only` and `:hung_single_pass`; `:hung_critiques` goes on from such a
+run, with exact critiques of what it drew. Every leaf can be overridden:
+`--config.train.steps=100`.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +24,8 @@ GFLOP = {  # of a train step: process, plan_only, single_pass (tests/benchmarks/
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    """Returns the locked config of a variant: debug, quick, full or hung, or a baseline of the last three."""
-    lengths = {"debug": _debug, "quick": _quick, "full": _full, "hung": _hung}
+    """Returns the locked config of a variant, of those that the docstring of this file names."""
+    lengths = {"debug": _debug, "quick": _quick, "full": _full, "hung": _hung, "hung_critiques": _critiques}
     modes = ("plan_only", "single_pass")
     variants = {name: (name, None) for name in lengths} | {
         f"{name}_{mode}": (name, mode) for name in GFLOP for mode in modes
@@ -246,13 +248,24 @@ def _hung(config: ConfigDict) -> None:
     """
     config.train.init = shipped_weights()
     config.layout.update(dict(image_size=(48, 48), prompt=52, before=64, after=20, copies=3))
-    config.data.update(dict(level="hung", examples=10_000, wrong=0.15, misplan=0.15, slip=0.03, detour=0.1))
+    config.data.update(dict(level="hung", examples=10_000, wrong=0.25, misplan=0.1, slip=0.03, detour=0.1))
     config.sampling.max_turns = 12  # six things, a correction of each
     config.losses.sketch_flow.weight = 25.0
     config.losses.refine_flow.weight = 8.0
     config.optimizer.update(dict(ema=0.995, final_share=0.1))
     config.train.update(dict(steps=800, checkpoint_every=400, sheet_every=0))
     config.eval.update(dict(losses_every=0, final_per_group=20))
+
+
+def _critiques(config: ConfigDict) -> None:
+    """On from a run of `hung`, with critiques of its own drafts: process_gen/recipe/README.md makes them."""
+    _hung(config)
+    config.data.sources = dict(
+        teacher=dict(weight=0.6),
+        critiques=dict(source="folder", path="runs/critiques/alignment", weight=0.4),
+    )
+    config.train.update(dict(init="runs/hung", steps=350))
+    config.optimizer.update(dict(muon_learning_rate=1.5e-2, learning_rate=1.5e-3))
 
 
 def _one_image(config: ConfigDict, mode: str, longer: float) -> None:

@@ -131,9 +131,10 @@ def test_what_is_left_out_predicts_nothing():
     inputs = make_inputs(model, batch, jax.random.key(2), options)
     masked, keep = inputs.flows["masked"], inputs.turns.keep
     unseen = ~(keep["image"] | keep["image_vit"])
-    np.testing.assert_array_equal(masked["image_end"], unseen)
-    np.testing.assert_array_equal(masked["after"], unseen)
     had, has = ((x != PAD_ID).any(-1) for x in (batch.before_tokens, inputs.turns.texts["before"]))
+    # Nobody judges an image that was not shown, or whose plan was not.
+    np.testing.assert_array_equal(masked["image_end"], unseen | (had & ~has))
+    np.testing.assert_array_equal(masked["after"], unseen | (had & ~has))
     assert (masked["before"] & had).any() and (~masked["before"] & had).any()
     np.testing.assert_array_equal(has, had & ~masked["before"])
     # A first turn without a plan has the prompt's last text as its newest one.
