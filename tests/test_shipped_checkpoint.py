@@ -9,9 +9,12 @@ import sys
 
 import pytest
 
-from process_gen.checkpoints.shipped import shipped_weights
+from process_gen.checkpoints.errors import CheckpointError
+from process_gen.checkpoints.shipped import SHIPPED, shipped_weights
 from process_gen.evaluation import results
 from process_gen.evaluation.results import Cell
+from process_gen.scenes import judge, read_request
+from process_gen.weights.restore import load_model, load_sampler
 
 ROOT = pathlib.Path(__file__).parents[1]
 PER_GROUP = 24
@@ -45,7 +48,23 @@ def cell(tmp_path_factory) -> Cell:
 
 
 def test_the_shipped_weights_are_small():
-    assert pathlib.Path(shipped_weights()).stat().st_size <= 8 * 2**20
+    assert sum(pathlib.Path(shipped_weights(name)).stat().st_size for name in SHIPPED) <= 8 * 2**20
+
+
+def test_weights_that_ship_are_asked_for_by_name_unless_there_is_such_a_folder(tmp_path, monkeypatch):
+    model = load_model("hung")
+    assert model.level_name == "hung" and model.source == shipped_weights("hung")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hung").mkdir()
+    with pytest.raises(CheckpointError, match="hung"):
+        load_model("hung")
+
+
+def test_the_shipped_weights_of_hung_draw_what_is_asked_for():
+    sampler, _ = load_sampler("hung", rows=1)
+    prompt = "a red star and a blue square on the left of the star"
+    (one,) = sampler.sample([prompt], seed=0)
+    assert one.stopped == "model" and judge(read_request(prompt, "hung"), one.image).correct
 
 
 @pytest.mark.slow

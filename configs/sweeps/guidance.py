@@ -6,7 +6,7 @@ r"""Guidance x Euler steps x arm on the shipped weights, three seeds each: 36 ce
         --compare=sweeps/guidance/results.jsonl
 
 Every arm of one setting and seed is drawn from the same prompts and noise, so differences are paired. What
-came out of it: process_gen/evaluation/README.md.
+came out of it: notebooks/results.md.
 """
 
 COMMAND = ("process_gen.evaluate", "--tasks=scenes", "--per_group=12", "--seeds=0,1,2", "--pictures=0")

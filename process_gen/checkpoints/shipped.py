@@ -6,16 +6,17 @@ import importlib.resources
 
 from process_gen.checkpoints.errors import CheckpointNotFound
 
-SHIPPED = "scenes_s.safetensors"
+SHIPPED = {"scenes": "scenes_s.safetensors", "hung": "hung_s.safetensors"}
+"""Files in `assets` by the name that stands for them where a path is asked for."""
 
 
-def shipped_weights() -> str:
-    """The file of the weights that come with the package.
+def shipped_weights(name: str = "scenes") -> str:
+    """The file of weights that come with the package.
 
     Raises:
       CheckpointNotFound: this installation has none.
     """
-    asset = importlib.resources.files("process_gen") / "assets" / SHIPPED
+    asset = importlib.resources.files("process_gen") / "assets" / SHIPPED[name]
     if not asset.is_file():
         raise CheckpointNotFound(
             f"this installation ships no weights ({asset}): train a model with python -m process_gen.train "

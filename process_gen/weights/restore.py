@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from process_gen.checkpoints import manifest
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
-from process_gen.checkpoints.shipped import shipped_weights
+from process_gen.checkpoints.shipped import SHIPPED, shipped_weights
 from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
@@ -79,7 +80,7 @@ def load_model(
     """Loads a model from a workdir, a step's folder, a `.safetensors` file, or a folder of published weights.
 
     Args:
-      path: where to look; the shipped weights by default.
+      path: where to look, or a name of weights that ship (`shipped.SHIPPED`); `scenes` by default.
       which: `ema` or `params`.
       tokenizer: the folder of its tokenizer, where neither a copy beside it nor the folder it names is there.
       config: how to use weights that carry no config of their own: published ones, and what `convert` makes
@@ -96,7 +97,9 @@ def load_model(
     if dtype not in (None, *DTYPES):
         raise builders.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
     if config is None:
-        weights = _run(shipped_weights() if path is None else str(path), which)
+        if path is None or (path in SHIPPED and not os.path.exists(path)):
+            path = shipped_weights(path or "scenes")
+        weights = _run(str(path), which)
         config = builders.from_json(weights.metadata["config"])
         words = tokenizer_of(weights.metadata, weights.source, tokenizer)
     else:
@@ -161,7 +164,7 @@ def load_sampler(
 def define_flags() -> None:
     """The flags of `sampler_of_flags`."""
     flags.DEFINE_string(
-        "workdir", None, "Run folder, file or folder of weights; the shipped ones by default."
+        "workdir", None, "Run folder, file or folder of weights; or shipped ones: scenes (default) or hung."
     )
     flags.DEFINE_string("which", "ema", "Weights of a run: ema or params.")
     flags.DEFINE_string("config", None, "Config, as FILE.py:VARIANT, for weights that carry none.")
