@@ -22,6 +22,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 from array_record.python import array_record_module
 
 from process_gen.common import files
@@ -157,8 +158,9 @@ class LatentsWriter:
                 break
             written += wanted
             keep.add(path.name)
-        for path in self.folder.glob("latents*"):
+        for path in self.folder.glob("latents*.array_record*"):
             if path.name not in keep:
+                logging.info("removing %s, which is not whole, or of an earlier version", path)
                 path.unlink()
         return written
 

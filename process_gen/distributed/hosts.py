@@ -230,4 +230,4 @@ def lead_alone(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
 
 def broadcast_from_lead(number: float | None) -> float | None:
     """The number that process 0 has, on every process; all have to call it."""
-    return json.loads(allgather_text(json.dumps(number))[0])
+    return json.loads(allgather_text(json.dumps(None if number is None else float(number)))[0])

@@ -138,7 +138,9 @@ def check_roles(arm: str, way: Arm, sampler: Sampler) -> None:
         raise TaskError(f"arm {arm}: nothing is inspected in mode {config.mode.value} with these settings")
 
 
-PATHS = frozenset({"cache", "clip", "data", "detector", "metadata", "rubric", "system"})
+PATHS = frozenset(
+    {"cache", "clip", "data", "detector", "extra", "guide", "metadata", "question", "rubric", "system"}
+)
 """Options of tasks that may name a file or a folder, or several with colons between them."""
 
 

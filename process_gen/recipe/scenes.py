@@ -99,7 +99,7 @@ class Scenes:
             opinions.append(Opinion(True, self._agreement(before, scene, step.image, rng)))
             before = scene
         if ends < len(steps) and self.level.hung:
-            meant = mended(request, self.level, planned[ends])
+            meant = self._mended(request, planned[ends])
             shapes = [request.clauses[owner].shape for owner in request.numbering()]
             if any(m.right is None and m.wrong.shape in shapes for m in find_mistakes(planned[ends], meant)):
                 raise Skip("a plan with what is asked for, only not so")
@@ -186,23 +186,33 @@ class Scenes:
         mistakes = find_mistakes(shown, meant)
         if len(mistakes) != 1:
             raise Skip(faults.SEVERAL)
+        if (wrong := mistakes[0].wrong) is not None and not wrong.clear:
+            raise Skip("something unclear where nothing should be")
         mistake = worded(mistakes[0], meant, self.level)
         if mistake.right is None and any(alike(mistake.wrong, thing) for thing in meant.objects):
             mistake = dataclasses.replace(mistake, kind="count")
         words = name_fault(mistake, dict(enumerate(meant.objects)), rng, self.level)
-        at = next((n for n, thing in enumerate(shown.objects) if thing is mistakes[0].wrong), None)
+        at = next((n for n, thing in enumerate(shown.objects) if thing is wrong), None)
         repaired = None if drawn is None else self._repaired(drawn.objects, at, mistake)
         return Opinion(False, words, say_repair(mistake, self.level, rng), repaired)
+
+    def _mended(self, request: Request, scene: Scene) -> Scene:
+        """A scene without what contradicts the prompt."""
+        try:
+            return mended(request, self.level, scene)
+        except ValueError as error:
+            raise Skip("no room for the things of a prompt", str(error)) from None
 
     def _repaired(self, drawn: Sequence[Object], at: int | None, mistake: Mistake) -> Scene | None:
         """The canvas after the words of a correction of its thing `at`; None where they leave that open."""
         others = [thing for number, thing in enumerate(drawn) if number != at]
         right, (relation, target) = mistake.right, mistake.anchor or (None, None)
         targets = [thing for thing in others if target and alike(thing, target)]
-        if not all(thing.clear for thing in others) or (target and len(targets) != 1):
+        twins = at is not None and any(alike(drawn[at], thing) for thing in others)
+        if twins or not all(thing.clear for thing in others) or (target and len(targets) != 1):
             return None
         if right is None:
-            return None if mistake.kind == "count" else Scene(tuple(others))
+            return Scene(tuple(others))
         if mistake.kind in ("colour", "shape"):
             there = dataclasses.replace(drawn[at], colour=right.colour, shape=right.shape)
         else:

@@ -148,7 +148,6 @@ def test_a_stopped_writer_goes_on_after_its_last_whole_part(source, tmp_path, mo
     stopped(tmp_path, info)
     first = tmp_path / "latents-00000.array_record"
     assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, INFO]
-    written = first.stat().st_mtime_ns
     (tmp_path / "latents-00001.array_record.0f.unfinished").touch()  # what a kill leaves
     assert LatentsWriter(tmp_path, info).written == 8
     first.rename(tmp_path / "latents-00001.array_record")  # without the part before it, it is of no use
