@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 
 import numpy as np
 import PIL.Image
@@ -180,6 +181,8 @@ def test_small_row_groups_parts_and_shards(odd, tmp_path, monkeypatch):
             "parquet": ["part-00000.parquet, row 0", "part-00003.parquet, row 0"],
             "webdataset": ["shard-00000.tar, key 000000000", "shard-00003.tar, key 000000003"],
         }[form]
+        copy = pickle.loads(pickle.dumps(found))
+        assert copy[2].uid == found[2].uid, "another process can have it"
 
 
 def test_the_texts_of_a_parquet_file_are_read_without_its_images(sets, monkeypatch):

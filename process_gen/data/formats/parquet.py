@@ -143,6 +143,15 @@ class ParquetRows(Rows):
                 f"{self.place.path(self._names[part])} cannot be read as Parquet: {error}"
             ) from None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the files anew."""
+        empty = {"_files": collections.OrderedDict(), "_cache": collections.OrderedDict(), "_cached": 0}
+        return vars(self) | empty | {"_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
+
 
 def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
     """The folder of a set and the names of its files: those that fit `pattern`, or `path` itself.

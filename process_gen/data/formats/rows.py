@@ -15,7 +15,7 @@ Unit = tuple[tuple[int, ...], int]
 
 
 class Rows:
-    """Random access to the rows of a set, from several threads.
+    """Random access to the rows of a set, from several threads, or in another process after pickling.
 
     Attributes:
       name: says what the content is, wherever it lies.
