@@ -40,9 +40,8 @@ def write(step_dir: epath.Path) -> None:
     files = {}
     for host in range(jax.process_count()):  # by name: shared folders are listed late
         share = step_dir / _SHARE.format(host)
-        with contextlib.suppress(
-            FileNotFoundError, ValueError, TypeError
-        ):  # what is not in it is hashed here
+        # What it lacks, or says in no way that can be read, is hashed here.
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             files |= read_json(share)
             share.unlink()
     files |= _entries({name: path for name, path in _files(step_dir) if name not in files})

@@ -73,6 +73,5 @@ def write_json(path: epath.PathLike, value: Any, **options: Any) -> None:
 
 def write_json_lines(path: epath.PathLike, values: Iterable[Any], **options: Any) -> None:
     """Writes values as JSON, a line each; see `write_json`."""
-    with whole(path) as scratch:
-        text = "".join(json.dumps(value, **options) + "\n" for value in values)
-        scratch.write_text(text, encoding="utf-8")
+    with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(value, **options) + "\n" for value in values)

@@ -81,11 +81,11 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     """
     try:
         info, complete = _read(folder)
+        if complete:
+            return info
         reason = f"{INFO} says that they are not complete"
     except NotPrepared as error:
-        complete, reason = False, str(error)
-    if complete:
-        return info
+        reason = error
     raise NotPrepared(
         f"{folder} holds no latents ({reason}); make them with `python -m process_gen.prepare --config=...` "
         "and the same config"

@@ -83,7 +83,7 @@ def make_arm(text: str) -> Arm:
         if twice := now & given:
             raise TaskError(f"arm {text!r} sets {', '.join(sorted(twice))} twice")
         given |= now
-        arm = dataclasses.replace(arm, **{**changed, **merged})
+        arm = dataclasses.replace(arm, **(changed | merged))
     return arm
 
 

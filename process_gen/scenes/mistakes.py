@@ -30,7 +30,7 @@ HUNG_MISTAKES = ("place",) * 6 + ("missing", "missing", "extra", "colour", "shap
 """The same on a level without cells, as often as they are listed: a model that draws there errs in places."""
 
 BESIDE = 0.8
-"""How often a thing that goes astray on a level without cells stands beside another one: as a model's do."""
+"""How often a thing that goes astray on a level without cells stands beside another one, as with a model."""
 
 MISPLANS = ("taken", "taken", "taken", "place", "place", "count", "count", "colour", "shape")
 """What is wrong with a plan, as often as it is listed: mostly that something stands there already."""

@@ -114,9 +114,8 @@ def _from_json(value: dict[str, Any], field: str) -> dict[str, Any]:
                 raise RecordError(f"{field}{key} is not JSON: {error}") from None
     extra = value.pop(EXTRA, {})
     held = value.pop(EXTRA_IMAGES, None) or ()
-    if not isinstance(held, (list, tuple)) or not all(
-        isinstance(image, dict) and "name" in image for image in held
-    ):  # somebody else's column
+    ours = isinstance(held, (list, tuple)) and all(isinstance(one, dict) and "name" in one for one in held)
+    if not ours:  # somebody else's column
         return value | {EXTRA_IMAGES: held} | (extra if isinstance(extra, dict) else {EXTRA: extra})
     held = {image.pop("name"): image for image in held}
     return value | held | (extra if isinstance(extra, dict) else {EXTRA: extra})
