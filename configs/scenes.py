@@ -3,11 +3,11 @@
     python -m process_gen.train --config=configs/scenes.py:quick --workdir=runs/quick
 
 `:debug` seconds, for tests; `:quick` the README's main job; `:full` the shipped
-checkpoint. `:quick_plan_only`, `:quick_single_pass`, `:full_plan_only` and
-`:full_single_pass` are the two baselines with as much training compute as the
-one they are named after. `:hung` is for the level whose texts name no cell, with
-`:hung_plan_only` and `:hung_single_pass`; `:hung_critiques` goes on from such a
-run, with exact critiques of what it drew. Every leaf can be overridden:
+checkpoint; `:hung` for the level whose texts name no cell. Arms with as much
+training compute as the one they are named after: `:hung_plan_only` draws one image
+with a plan, `:hung_single_pass` without, `:hung_no_inspection` draws in steps that
+nobody inspects; likewise `quick_` and `full_`. `:hung_critiques` goes on from a run
+of `:hung`, with exact critiques of what it drew. Every leaf can be overridden:
 `--config.train.steps=100`.
 """
 
@@ -16,28 +16,29 @@ from ml_collections.config_dict import placeholder
 
 from process_gen.checkpoints.shipped import shipped_weights
 
-GFLOP = {  # of a train step: process, plan_only, single_pass (tests/benchmarks/step_flops.py)
-    "quick": (18.5, 19.0, 13.7),
-    "full": (21.7, 22.1, 16.8),
-    "hung": (33.4, 39.3, 30.9),
+ARMS = ("plan_only", "single_pass", "no_inspection")
+GFLOP = {  # of a train step: the process, then each of the arms (tests/benchmarks/step_flops.py)
+    "quick": (18.5, 19.0, 13.7, 16.4),
+    "full": (21.7, 22.1, 16.8, 19.4),
+    "hung": (33.4, 39.3, 30.9, 33.0),
 }
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
     """Returns the locked config of a variant, of those that the docstring of this file names."""
     lengths = {"debug": _debug, "quick": _quick, "full": _full, "hung": _hung, "hung_critiques": _critiques}
-    modes = ("plan_only", "single_pass")
     variants = {name: (name, None) for name in lengths} | {
-        f"{name}_{mode}": (name, mode) for name in GFLOP for mode in modes
+        f"{name}_{arm}": (name, arm) for name in GFLOP for arm in ARMS
     }
     if variant not in variants:
         raise ValueError(f"configs/scenes.py has no variant {variant!r}; it has {', '.join(variants)}")
-    length, mode = variants[variant]
+    length, arm = variants[variant]
     config = _base()
     lengths[length](config)
-    if mode:
-        process, *baselines = GFLOP[length]
-        _one_image(config, mode, process / baselines[modes.index(mode)])
+    if arm:
+        (_no_inspection if arm == "no_inspection" else _one_image)(config, arm)
+        process, *others = GFLOP[length]
+        config.train.steps = round(config.train.steps * process / others[ARMS.index(arm)])
     return config.lock()
 
 
@@ -268,10 +269,17 @@ def _critiques(config: ConfigDict) -> None:
     config.optimizer.update(dict(muon_learning_rate=1.5e-2, learning_rate=1.5e-3))
 
 
-def _one_image(config: ConfigDict, mode: str, longer: float) -> None:
+def _no_inspection(config: ConfigDict, arm: str) -> None:
+    """Steps without texts after their images, and without what such texts would find fault with."""
+    del arm
+    config.layout.update(dict(after=0, corrections=0))
+    config.data.update(dict(wrong=0.0, misplan=0.0))
+    config.sampling.inspections = False
+
+
+def _one_image(config: ConfigDict, mode: str) -> None:
     """A trajectory is one turn, a plan and an image or the image alone: nothing is inspected or refined."""
     config.data.mode = mode
     config.layout.update(dict(trajectories=config.layout.turns, after=0, corrections=0))
     if mode == "single_pass":
         config.layout.before = 0
-    config.train.steps = round(config.train.steps * longer)

@@ -289,7 +289,8 @@ def slots_table(found: Findings, layout: Layout) -> list[tuple]:
         if counts := found.counts[name]:
             lengths, room = np.repeat([*counts], [*counts.values()]), getattr(layout, name)
             shares = np.quantile(lengths, (0.5, 0.95, 0.99, 1.0), method="inverted_cdf").tolist()
-            rows.append((name, lengths.size, lengths.mean(), *shares, room, int((lengths > room).sum())))
+            long = 0 if layout.leaves_out(name) else int((lengths > room).sum())
+            rows.append((name, lengths.size, lengths.mean(), *shares, room, long))
     return rows
 
 

@@ -129,6 +129,8 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
     for field in turn_fields("text"):
         size, name = getattr(layout, field.name), field.name
         texts = slot_texts(trajectory, name)
+        if layout.leaves_out(name):
+            texts = [None] * len(turns)
         fields[f"{name}_tokens"] = np.stack([_encode_text(tokenizer, text, size, name) for text in texts])
     for field in turn_fields("weight"):
         fields[field.name] = np.array([getattr(turn, field.name) for turn in turns], np.float32)

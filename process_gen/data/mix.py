@@ -126,7 +126,7 @@ def arrays(layout: Layout, lengths: Lengths) -> Arrays:
 
 def _text(layout: Layout, slot: str, length: int) -> np.ndarray:
     size = getattr(layout, slot)
-    if length > size:
+    if length > size and not layout.leaves_out(slot):
         raise SlotOverflow(slot, length - 2, size - 2)
     tokens = np.full(size, PAD_ID, np.int32)
     tokens[:length] = 0

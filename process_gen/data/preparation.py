@@ -96,7 +96,8 @@ class Summary:
 
     def check(self, layout: Layout, split: bool = False) -> None:
         """Raises ValueError if a text is longer than its slot of `layout`, or no trajectory fits a row."""
-        small = {slot: need for slot, need in self.longest.items() if need > getattr(layout, slot)}
+        read = {slot: need for slot, need in self.longest.items() if not layout.leaves_out(slot)}
+        small = {slot: need for slot, need in read.items() if need > getattr(layout, slot)}
         if small:
             raise ValueError(
                 "the texts of the data set do not fit the layout: "

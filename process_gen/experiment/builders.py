@@ -344,6 +344,12 @@ def _check_level(config: ml_collections.ConfigDict, data: Mapping[str, Any], lay
             f"level {level.name!r} has images of {size}, config.layout.image_size is {layout.image_size}: "
             f"set --config.layout.image_size='({size[0]}, {size[1]})' or another --config.data.level"
         )
+    found = {key: data[key] for key in ("wrong", "misplan") if data[key]}
+    if mode == Mode.PROCESS and found and not layout.corrections:
+        raise ConfigError(
+            f"config.layout.corrections is 0, and scenes with {' or '.join(found)} above 0 have corrections: "
+            f"set {' '.join(f'--config.data.{key}=0.0' for key in found)}, or --config.layout.corrections=1"
+        )
     if config.data.tokenizer != SCENES:
         return  # the budgets count tokens of the scenes tokenizer; `prepare` counts those of others
     budget = level.budget
@@ -351,7 +357,9 @@ def _check_level(config: ml_collections.ConfigDict, data: Mapping[str, Any], lay
     if mode == Mode.PLAN_ONLY:
         slots["before"] = budget.plan
     elif mode == Mode.PROCESS:
-        slots |= {"before": max(budget.plan, budget.refine), "after": budget.inspect}
+        slots["before"] = max(budget.plan, budget.refine)
+        if layout.after:  # 0: nothing is inspected
+            slots["after"] = budget.inspect
     for slot, needed in slots.items():
         if getattr(layout, slot) < needed:
             raise ConfigError(

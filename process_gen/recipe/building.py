@@ -1,7 +1,6 @@
 """The subsets of a recipe, each a folder below the workdir that is filled up to its quotas.
 
 WORKDIR/multi_turn/            subset 1, with words of agreement
-WORKDIR/multi_turn/plain/      the same without them, for phase 1
 WORKDIR/conflict/              subset 2
 WORKDIR/alignment/             subset 3
 WORKDIR/samples/               what phase 1 drew (`process_gen.sample`)
@@ -21,7 +20,7 @@ from process_gen.distributed import lock
 from process_gen.recipe import making, questions
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, Filled, fill
-from process_gen.recipe.output import Growing, without_inspections
+from process_gen.recipe.output import Growing
 from process_gen.recipe.parts import World
 from process_gen.recipe.prompts import FilePrompts, generator, prompts_of
 from process_gen.recipe.scenes import Scenes
@@ -30,7 +29,7 @@ from process_gen.scenes.levels import LEVELS
 from process_gen.services.options import Service
 
 SUBSETS = ("multi_turn", "conflict", "alignment")
-PLAIN, SAMPLES, PROMPTS = "plain", "samples", "prompts.txt"
+SAMPLES, PROMPTS = "samples", "prompts.txt"
 SAMPLED = "sampled"
 """Begins the names of candidates that phase 1 drew."""
 SELF_SAMPLED, SYMBOLIC = "self_sampled", "symbolic"
@@ -144,8 +143,6 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
                 check_prompts(growing, FilePrompts(config.prompts))
             fills = {"multi_turn": _multi_turn, "conflict": _conflict, "alignment": _alignment}
             filled = fills[subset](world, config, workdir, growing, stop_all, say)
-        if subset == "multi_turn":
-            without_inspections(folder, folder / PLAIN)
     say(f"{subset}: {filled}")
     for reason, count in growing.rejected.most_common():
         say(f"  {count:,} candidates became no sample: {reason}")

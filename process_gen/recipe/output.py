@@ -163,16 +163,3 @@ def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             except (ValueError, KeyError, TypeError) as error:
                 raise ReportError(f"{path}:{number} is no line of such a listing ({error})") from None
             yield found
-
-
-def without_inspections(folder: pathlib.Path, target: pathlib.Path) -> None:
-    """Lists the same samples in another folder without their words after images; the images are linked."""
-    target.mkdir(parents=True, exist_ok=True)
-    link = target / "images"
-    if not link.is_symlink():
-        link.symlink_to(os.path.relpath(folder / "images", target))
-    lines = (
-        {**line, "turns": [{k: v for k, v in turn.items() if k != "inspect"} for turn in line["turns"]]}
-        for line in read_lines(folder / NAME)
-    )
-    files.write_json_lines(target / NAME, lines)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from process_gen.common import files
 from process_gen.experiment import builders, cli
-from process_gen.recipe.building import PLAIN, PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS, settings_of
+from process_gen.recipe.building import PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS, settings_of
 from process_gen.recipe.errors import RecipeError
 from process_gen.trajectory.record import to_json
 
@@ -155,10 +155,9 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
             f"config.most_turns is {config.most_turns}, a row of {config.base} has {training.layout.turns} "
             f"turns: set --config.most_turns={training.layout.turns}"
         )
-    plain, whole = workdir / "multi_turn" / PLAIN, workdir / "multi_turn"
     places = {name: workdir / name for name in SUBSETS}
-    inspects = phase == "phase_2" and len(needed_subsets(config)) + len(_others(config)) > 1
-    places["multi_turn"] = whole if inspects else plain
+    if phase == "phase_1" or len(needed_subsets(config)) + len(_others(config)) == 1:
+        training.layout.after = 0  # the texts of agreement in subset 1 are for phase 2
     training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
     if phase == "phase_2":
         training.train.init = str(workdir / "phase_1")

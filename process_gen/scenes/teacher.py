@@ -67,10 +67,10 @@ def teach(
         draw = rng.random()
         if draw < slip and index + 1 < len(plans) and lesson.unnoticed is None:
             lesson.step(index, "slip")
-        elif draw < slip + wrong:
+        elif wrong and draw < slip + wrong:  # a slip that cannot be, as of a last draft, is noticed
             lesson.step(index, "draft")
         else:
-            lesson.step(index, "plan" if draw < slip + wrong + misplan else None)
+            lesson.step(index, "plan" if misplan and draw < slip + wrong + misplan else None)
     return Trajectory(request.text, tuple(lesson.turns), metadata=lesson.metadata)
 
 

@@ -69,7 +69,8 @@ class Layout:
         leaves them out.
       prompt, before, after: tokens of each text slot, with `<|im_start|>` and
         `<|im_end|>`; `before` holds plans and refine instructions, `after`
-        inspections. 0 leaves `before` or `after` out.
+        inspections. 0 leaves `before` or `after` out; inspections of the data are
+        not read then, texts before images are an error.
       prompt_image: whether a prompt may hold an input image, after its text.
       instruction: tokens of a text slot of the prompt after its image; 0 leaves it out.
       turns: turn slots of a row.
@@ -137,6 +138,10 @@ class Layout:
     def state_ids(self) -> int:
         """Rotary ids that a visual state takes: one for its latents, one for its ViT tokens."""
         return len(self.state_slots("image"))
+
+    def leaves_out(self, slot: str) -> bool:
+        """Whether texts of a slot that the data have are not read: inspections, without a slot for them."""
+        return slot == "after" and not self.after
 
     def text_slot(self, name: str) -> Segment:
         return Segment(name, "text", getattr(self, name))

@@ -119,12 +119,13 @@ def test_an_overflow_names_the_trajectory_and_the_slot(toy_tokenizer, slot, traj
     assert (info.value.uid, info.value.slot, info.value.fits) == ("toy-7", slot, getattr(LAYOUT, slot) - 2)
 
 
-def test_a_layout_without_a_slot_takes_no_text_for_it(toy_tokenizer):
+def test_a_layout_without_a_slot_leaves_inspections_out_and_refuses_plans(toy_tokenizer):
     bare = dataclasses.replace(LAYOUT, after=0)
-    arrays = encode_trajectory(toy_tokenizer, bare, _one_turn())
-    assert arrays["after_tokens"].shape == (1, 0)
-    with pytest.raises(SlotOverflow, match=r"the inspection has 1 tokens"):
-        encode_trajectory(toy_tokenizer, bare, _one_turn(inspect="circle"))
+    for trajectory in (_one_turn(), _one_turn(inspect="circle " * 50)):
+        assert encode_trajectory(toy_tokenizer, bare, trajectory)["after_tokens"].shape == (1, 0)
+    bare = dataclasses.replace(LAYOUT, before=0)
+    with pytest.raises(SlotOverflow, match=r"the text before an image .* tokens"):
+        encode_trajectory(toy_tokenizer, bare, _one_turn(plan=Plan("a", "circle")))
 
 
 def test_what_does_not_fit_the_layout_is_named(toy_tokenizer, make_trajectory):

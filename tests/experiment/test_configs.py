@@ -236,6 +236,12 @@ BAD = [
     ("layout.after", 12, "set --config.layout.after=18"),
     ("layout.corrections", -1, r"corrections must be a whole number of at least 0 \(0 is off\), got -1"),
     ("layout.corrections", 2, None),
+    (
+        "layout.corrections",
+        0,
+        "scenes with wrong or misplan above 0 .* --config.data.wrong=0.0 --config.data.mi",
+    ),
+    ("layout.after", 0, None),
     ("layout.image_size", (33, 32), "must be multiples of 8"),
     ("layout.vit_grid", (4, 0), r"layout.vit_grid must be two whole numbers above 0, or '\(0, 0\)' for none"),
     ("layout.vit_grid", (4, 4), None),

@@ -19,7 +19,7 @@ from process_gen.recipe.building import check_prompts
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, fill
 from process_gen.recipe.making import Made
-from process_gen.recipe.output import Growing, read_lines, without_inspections
+from process_gen.recipe.output import Growing, read_lines
 from process_gen.recipe.parts import Later, Skip
 from process_gen.recipe.prompts import FilePrompts
 from process_gen.reports.files import ReportError
@@ -71,10 +71,6 @@ def test_samples_are_read_back_as_they_were_made(tmp_path):
     assert turns[0].before_weight == turns[0].image_weight == 0 and not turns[0].image_ok
     assert turns[1].image is None and turns[1].instruction == "make it so"
     assert source[1].metadata["author"] == "teacher" and source[1].metadata["licence"] == "CC0"
-    without_inspections(tmp_path, tmp_path / "plain")
-    plain = open_stored(tmp_path / "plain", (32, 32))
-    assert plain[1].turns[0].after is None
-    np.testing.assert_array_equal(plain[1].turns[0].image, turns[0].image)
 
 
 def test_a_run_goes_on_where_it_was_and_grows_with_its_quotas(tmp_path):

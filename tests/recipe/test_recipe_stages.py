@@ -46,12 +46,13 @@ def test_every_variant_makes_two_trainings_that_can_be(size, ablation, tmp_path)
     first, second = (cli.load_config(f"{stages.STORED}:{tmp_path / phase}.json") for phase in stages.PHASES)
     for training in (first, second):
         builders.check(training)
-    assert first.data.path == str(tmp_path / "multi_turn" / "plain") and not first.sampling.inspections
+    assert first.data.path == str(tmp_path / "multi_turn") and not first.sampling.inspections
+    assert first.layout.after == 0
     sources = data_of_sources(second.data)
     assert {*sources} == {*stages.needed_subsets(config)}
     whole = len(sources) > 1
     assert second.sampling.inspections == whole
-    assert sources["multi_turn"]["path"].endswith("multi_turn" if whole else "plain")
+    assert (second.layout.after > 0) == whole
     assert second.train.init == str(tmp_path / "phase_1")
     assert ("samples" in names) == (
         whole and config.conflict.critique == "self_sampled" or "alignment" in sources

@@ -153,6 +153,8 @@ def test_odds_of_zero_and_one():
     for _, trajectory in lessons("default", 90, wrong=0, misplan=0, slip=0):
         assert all(turn.image_ok and turn.before_weight == 1 for turn in trajectory.turns)
         assert len(trajectory.turns) == len(trajectory.steps)
+    for _, trajectory in lessons("default", 90, wrong=0, misplan=0, slip=0.3):
+        assert not any(turn.refines for turn in trajectory.turns)  # what nobody notices is not corrected
     for _, trajectory in lessons("default", 90, wrong=1, slip=0):
         assert all(len(step.refines) == 1 for step in trajectory.steps)
 

@@ -176,7 +176,7 @@ def test_the_training_sweep_is_read_by_train(tmp_path):
 
 def test_the_sweep_of_the_evidence_trains_every_arm_with_the_same_seeds():
     cells = command.load_sweep(str(SWEEPS / "evidence.py"))
-    arms = [f"configs/scenes.py:hung{arm}" for arm in ("", "_plan_only", "_single_pass")]
+    arms = [f"configs/scenes.py:hung{arm}" for arm in ("", "_plan_only", "_single_pass", "_no_inspection")]
     found = [(cell.settings["config"], cell.settings["config.seed"]) for cell in cells]
     assert found == [(arm, seed) for arm in arms for seed in (0, 1, 2)]
     assert all(f"--config={cell.settings['config']}" in cell.command for cell in cells)
