@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "process_gen" / "__init__.py").read_text())[1]
 README = ROOT / "README.md"
 
-# The CPU build of TensorFlow is a third of the size and all that reading records and writing summaries needs.
+# The CPU build of TensorFlow is a third of the size, and enough to read records and write summaries.
 # It has wheels for Linux and Windows on x86; elsewhere the full package is the CPU build.
 _X86 = "platform_system != 'Darwin' and (platform_machine == 'x86_64' or platform_machine == 'AMD64')"
 _OTHER = "platform_system == 'Darwin' or (platform_machine != 'x86_64' and platform_machine != 'AMD64')"
@@ -23,8 +23,8 @@ INSTALL = [
     "etils[enp,epath,epy,etree]>=1.12",
     "flax>=0.12",
     "grain>=0.2.14",
-    "importlib_resources>=6.0",  # TensorFlow Datasets imports it without asking for it
-    "jax>=0.10,<0.13",  # tried with 0.10.2 and 0.12.0.1; hosts and stopping ask its private modules
+    "importlib_resources>=6.0",  # TensorFlow Datasets imports it, but does not require it
+    "jax>=0.10,<0.13",  # tried with 0.10.2 and 0.12.0.1; hosts and stopping use private modules
     "jaxtyping>=0.3",
     "matplotlib>=3.9",
     "ml-collections>=1.1",
@@ -85,7 +85,7 @@ EXTRAS = {
 
 
 class WithConfigs(build_py):
-    """A wheel holds `configs/` as well, inside the package, where `--config=configs/...` looks last."""
+    """Copies `configs/` into the package of a wheel, where `--config=configs/...` looks last."""
 
     def run(self):
         super().run()

@@ -9,22 +9,22 @@ to give. `:paper_1024` has images of 1,024 x 1,024 pixels, `:edit` prompts with 
 `:debug` is a model of toy sizes on the scenes world, for tests and to rehearse the way there and back:
 `--config.train.init=FOLDER` starts it from published weights of those sizes.
 
-Average and ViT size are our choices; Muon is an option. What they cost with eight rows in which every slot is
-full (forward and backward, nothing recomputed; a test counts it again), and flags for the base model's own
-values and for Muon:
+The moving average and the ViT size differ from the base model's; Muon is an option. Below are their costs
+with eight full rows (forward and backward, nothing recomputed; a test recounts them), and the flags for the
+base model's own values and for Muon:
 
     average    A copy in float32, 54.3 GiB over all devices. Its decay is 0.9999, or (1 + step) / (10 + step)
                where that is less: it spans the last tenth of a run. The base model's is constant: after
                10,000 steps 37% of it is still what the run began with.
                    --config.optimizer.ema=0.9999 --config.optimizer.ema_warmup=False
-    optimizer  AdamW, as the base model has it: two moments, 108.6 GiB. `optimizer.name=muon` keeps one of the
-               matrices between layers, the ViT's too: 50.1 GiB less, for 4.1 GFLOP a token more (a token of a
-               row takes 43.4). Its rate of 2.4e-4 moves a matrix about as far as AdamW does at 2e-5 (by 0.2
-               of that, root mean square; arXiv 2502.16982).
+    optimizer  AdamW, as the base model has it: two moments, 108.6 GiB. `optimizer.name=muon` keeps one for
+               kernels of stacked layers, the ViT's too: 50.1 GiB less, for 4.1 GFLOP a token more (a token of
+               a row takes 43.4). At its rate of 2.4e-4 updates are about as large as AdamW's at 2e-5 (a root
+               mean square of 0.2 times that rate; arXiv 2502.16982).
                    --config.optimizer.name=muon
     ViT        308 pixels a side: 484 tokens an image, 129 TFLOP a turn (106 without a ViT). The base model
-               rounds 512 pixels to 518: 1,369 tokens, 173 TFLOP. A row of about as many tokens, on which
-               memory depends, has 8 turns then.
+               rounds 512 pixels to 518: 1,369 tokens, 173 TFLOP. Memory depends on the tokens of a row: with
+               8 turns they are about as many as here.
                    --config.layout.vit_grid='(37, 37)' --config.layout.turns=8 --config.sampling.max_turns=8
                Its largest side is 980, for images as large (`:paper_1024`): 4,900 tokens, 711 TFLOP a turn
                (440 with 308). A row of three turns has 40,766 tokens.
@@ -53,62 +53,62 @@ def _base() -> ConfigDict:
         dict(
             size="bagel_7b",
             dtype="bfloat16",
-            attention="flash",  # no scores in memory; or dense: process_gen/models/README.md
-            remat="full",  # what the backward pass keeps: process_gen/models/remat.py
+            attention="flash",  # keeps no attention scores in memory; or dense: process_gen/models/README.md
+            remat="full",  # activations kept for the backward pass: process_gen/models/remat.py
             scan_unroll=1,  # layers per iteration of the scan over layers
             autoencoder="flux",  # or patches: latents are pixels
-            prediction="velocity",  # what the latent head regresses; or clean
-            logit_chunk=8448,  # 18 parts of the vocabulary, each a multiple of 128 words
-            # Adapters of a rank above 0; all else is frozen then: configs/README.md.
+            prediction="velocity",  # what the latent head predicts; or clean: the image without noise
+            logit_chunk=8448,  # losses compute logits in chunks: 18 here, each a multiple of 128 entries
+            # LoRA adapters: a rank above 0 freezes all other parameters (configs/README.md).
             lora=dict(rank=0, alpha=16.0, patterns=("backbone/layers/*/[qkvo]_proj/kernel",)),
         )
     )
-    # A row has 32,718 tokens: 11 turns of 2,858 (of which 2,052 are a noised and a clean image, 486 what the
-    # ViT sees, 320 texts), and five prompts of 256.
+    # A row has 32,718 tokens: 11 turns of 2,858 (of which 2,052 are a noised and a clean image, 486 its
+    # ViT tokens, 320 texts), and five prompts of 256.
     config.layout = ConfigDict(
         dict(
             image_size=(512, 512),
-            vit_grid=(22, 22),  # of 14 pixels each
-            prompt=256,
+            vit_grid=(22, 22),  # ViT tokens of an image in context, each a patch of 14 pixels
+            prompt=256,  # tokens of its text
             prompt_image=False,  # True: a prompt may show an input image, and an `instruction` after it
-            instruction=0,
-            before=192,
-            after=128,
-            turns=11,
-            trajectories=5,
+            instruction=0,  # tokens of that instruction; 0: none
+            before=192,  # tokens of a plan or a refine instruction
+            after=128,  # tokens of an inspection
+            turns=11,  # turn slots of a row
+            trajectories=5,  # of a row, at most
             copies=1,  # noised copies of an image, each a flow target
-            context="full",
-            corrections=1,
+            context="full",  # which earlier turns are seen; or step, last (trajectory/visibility.py)
+            corrections=1,  # refine turns of a step, at most
         )
     )
     config.data = ConfigDict(
         dict(
             source="folder",
             path="data/trajectories",
-            sources=dict(),  # a mixture: name -> keys of its own beside these, with path, weight and stages
+            sources=dict(),  # a mixture: name -> keys that differ from these, and path, weight and stages
             validation=0.01,  # share that is held out of sources without a validation split of their own
-            fields=dict(),  # of a turn, for losses of your own: dict(mask="mask", quality="number")
+            fields=dict(),  # custom fields of a turn for your losses: dict(mask="mask", quality="number")
             tokenizer="runs/bagel/tokenizer",  # where `convert` puts the published one
             mode="process",
-            buckets=(),  # more shapes than layout.image_size, as ((448, 576), (576, 448))
+            buckets=(),  # image sizes besides layout.image_size, as ((448, 576), (576, 448))
             latents="",  # a folder: `prepare` encodes every image once and puts the latents there
-            threads=16,  # that read and decode ahead on each host; 0 for the one that packs
-            on_error="skip",
-            on_long="split",  # what is longer than a row, at a step; or "drop", as context="full" always does
+            threads=16,  # threads per host that read and decode ahead; 0: the packing thread does it
+            on_error="skip",  # bad records; or "fail"
+            on_long="split",  # longer than a row: split at a step; or "drop", as context="full" always does
         )
     )
     config.flow = ConfigDict(
         dict(
-            time_mean=0.0,
+            time_mean=0.0,  # timesteps are logit-normal; a mean above 0 gives more noise
             time_std=1.0,
             time_shift=1.0,
-            drop_text=0.1,
-            drop_images=0.1,
-            context_noise=0.0,
-            context_noise_share=0.0,
-            drop_latents=0.1,
-            drop_vit=0.3,
-            sample_latents=True,
+            drop_text=0.1,  # probability of dropping the newest text before an image
+            drop_images=0.1,  # of dropping all images of a trajectory
+            context_noise=0.0,  # largest standard deviation of the noise on images in context
+            context_noise_share=0.0,  # share of those images that get any
+            drop_latents=0.1,  # probability of dropping the latents of an image in context
+            drop_vit=0.3,  # of dropping its ViT tokens
+            sample_latents=True,  # draws latents from the autoencoder's distribution; False: its means
         )
     )
     text, image = dict(weight=0.25, pool="text"), dict(weight=1.0, pool="image")
@@ -140,8 +140,8 @@ def _base() -> ConfigDict:
             moment_dtype="float32",  # or bfloat16: of the first moment
             ema=0.9999,  # decay of the moving average of the weights
             ema_warmup=True,  # False: constant from the first step on
-            freeze=(),  # names that stay as they are, as ("vit/*", "connector/*"): configs/README.md
-            groups=dict(),  # rates of parts: dict(gen=dict(pattern="backbone/*gen*", rate=0.1))
+            freeze=(),  # patterns of frozen parameters, as ("vit/*", "connector/*"): configs/README.md
+            groups=dict(),  # factors on the rate: dict(gen=dict(pattern="backbone/*gen*", rate=0.1))
         )
     )
     config.train = ConfigDict(
@@ -150,20 +150,20 @@ def _base() -> ConfigDict:
             batch_size=8,
             steps=10_000,
             accumulate=1,  # gradient accumulation steps
-            unroll="layers",  # or scan: the loop over turns outside, that over layers inside
-            max_nonfinite=1,  # steps in a row without a finite gradient, each left out, that end the run
-            # A share of the images in context that the model has drawn itself: configs/README.md.
+            unroll="layers",  # the outer loop; or scan: an outer loop over turns, an inner one over layers
+            max_nonfinite=1,  # steps in a row without a finite gradient that end the run; each is skipped
+            # Replaces a share of the images in context by images of the model's own: configs/README.md.
             own=dict(share=0.0, every=8, keep=512),
-            offload="none",  # or optimizer, optimizer+ema: what waits in host memory between steps
+            offload="none",  # or optimizer, optimizer+ema: what is kept in host memory between steps
             log_every=10,
             checkpoint_every=500,
-            local_every=0,  # steps between saves to local_dir, a disk of each host's own; 0 for none
+            local_every=0,  # steps between saves to local_dir, a local disk of each host; 0 for none
             local_dir="",
-            keep=2,  # checkpoints that stay, the newest ones (max_to_keep)
-            keep_every=0,  # steps that are a multiple of it stay for good
-            keep_best=0,  # how many of the steps with the best scores stay besides
-            sheet_every=0,
-            profile=False,
+            keep=2,  # how many of the newest checkpoints are kept (max_to_keep)
+            keep_every=0,  # checkpoints at multiples of it are never deleted; 0 for none
+            keep_best=0,  # how many checkpoints with the best scores are kept besides
+            sheet_every=0,  # the same as eval.every; either of them starts an evaluation
+            profile=False,  # True: traces a few early steps (process_gen/training/profiling.py)
         )
     )
     config.mesh = ConfigDict(
@@ -178,26 +178,26 @@ def _base() -> ConfigDict:
             interval=(0.4, 1.0),  # cfg_interval: timesteps with guidance
             renorm="global",  # cfg_renorm_type
             renorm_min=0.0,  # cfg_renorm_min
-            temperature=0.3,
-            decision_temperature=placeholder(float),  # of what follows what; None is that of the texts
-            refine_threshold=placeholder(float),  # probability from which on one corrects; None draws it
-            answer_tokens=512,
-            max_turns=10,
-            max_steps=0,  # of a trajectory, corrections not counted; 0 is no limit
-            inspections=True,  # False: neither texts after images nor corrections
-            max_flow_steps=0,  # of a trajectory, all images together; 0 is no limit
+            temperature=0.3,  # of texts; 0 is greedy
+            decision_temperature=placeholder(float),  # of tokens that decide what follows; None: temperature
+            refine_threshold=placeholder(float),  # correct if its probability is at least this; None: sample
+            answer_tokens=512,  # most tokens of an answer to a question
+            max_turns=10,  # a trajectory is cut after so many
+            max_steps=0,  # most steps of a trajectory, corrections not counted; 0 is no limit
+            inspections=True,  # False: neither inspections nor corrections
+            max_flow_steps=0,  # most Euler steps of a trajectory, all images together; 0 is no limit
             seed=0,
         )
     )
     config.eval = ConfigDict(
         dict(
-            every=0,  # steps between evaluations on the way; 0 for none
-            losses_every=500,  # steps between validation losses, on trajectories that are not trained on
+            every=0,  # steps between evaluations during training; 0 for none
+            losses_every=500,  # steps between measurements of the validation losses; 0 for none
             loss_batches=8,
             tasks=(),  # benchmarks of process_gen.evaluate
             task_args=(),  # their options, as "scenes.split=train"
-            prompts=(),  # drawn at the same steps, a strip of pictures for each
-            per_group=8,  # prompts of each group of a task, on the way
+            prompts=(),  # further prompts to draw at each of those evaluations, a strip of images each
+            per_group=8,  # prompts of each group of a task, during training
             final_per_group=0,  # and at the end; 0 for no evaluation there
             batch_size=8,
         )

@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Several processes of one job on this machine.
+"""Runs several processes of one job on this machine.
 
     launch/host.py cpu 2 --config=configs/scenes.py:debug --workdir=runs/two
     launch/host.py gpu 8 --config=configs/bagel_7b.py:paper --workdir=runs/7b
 
-On cpu every process has JAX_NUM_CPU_DEVICES devices. On gpu each has one GPU of its own, of those that
-CUDA_VISIBLE_DEVICES names where it is set, which JAX recommends over one process for all of them. Output of
-process 0 goes to the terminal, that of process i to LOGS/i.log (LOGS is a new folder in the system's
-temporary one by default).
+On cpu every process has JAX_NUM_CPU_DEVICES devices. On gpu each has one GPU, of those that
+CUDA_VISIBLE_DEVICES names if it is set; JAX recommends this over one process for all GPUs. Process 0 writes
+to the terminal, process i to LOGS/i.log (LOGS is a new temporary folder by default).
 
-SIGTERM and SIGINT are passed on to all, which save and end. If one ends with an error, the others cannot go
-on without it: they get SIGTERM, and SIGKILL after GRACE seconds (10). The exit code is that of the first that
-failed (128 and the signal's number where a signal ended it), else 75 if any was stopped, else 0.
+On SIGTERM or SIGINT all processes get SIGTERM, upon which they save and end. If a process fails, the others
+cannot continue: they get SIGTERM, and SIGKILL after GRACE seconds (10). The exit code is that of the first
+failure (128 plus the signal's number if a signal ended it), else 75 if a process was stopped, else 0.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ RUN = pathlib.Path(__file__).parent.resolve() / "run.sh"
 
 
 def say(text: str) -> None:
-    """A line between those of the processes."""
+    """Prints a line to stderr, among those of the processes."""
     print(f"launch/host.py: {text}", file=sys.stderr, flush=True)
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port of this machine that is free now."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
 
 
 def gpus(count: int) -> list[str]:
-    """The GPUs that the caller leaves to this job, or the first `count`; ends with REFUSED for too few."""
+    """The GPUs of CUDA_VISIBLE_DEVICES, else the first `count`; exits with REFUSED if they are too few."""
     named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     if named and len(named) < count:
         say(f"{count} processes take a GPU each, and CUDA_VISIBLE_DEVICES names {len(named)}")
@@ -51,7 +50,7 @@ def gpus(count: int) -> list[str]:
 
 
 def environment(platform: str, index: int, count: int, port: int) -> dict[str, str]:
-    """The variables by which the processes of a job find each other (`process_gen.distributed.hosts`)."""
+    """The environment of process `index`: its GPU, and how to join the others (see `distributed.hosts`)."""
     address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
     place = {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
     devices = {"CUDA_VISIBLE_DEVICES": gpus(count)[index]} if platform == "gpu" else {}
@@ -59,14 +58,14 @@ def environment(platform: str, index: int, count: int, port: int) -> dict[str, s
 
 
 def wait(processes: list[subprocess.Popen], told: list[int], grace: float) -> int:
-    """Waits for all; `told` fills up with the signals that this process gets."""
+    """Waits for all processes; returns the exit code. The signal handlers append to `told` meanwhile."""
     deadline, passed_on, failed = None, 0, 0
     while True:
         codes = [process.poll() for process in processes]
         running = [process for process, code in zip(processes, codes, strict=True) if code is None]
         errors = [code for code in codes if code not in (None, 0, STOPPED)]
         failed = failed or (errors[0] if errors else 0)
-        if len(told) > passed_on:  # a second signal is passed on as well
+        if len(told) > passed_on:  # every further signal is passed on, too
             passed_on = len(told)
             for process in running:
                 process.terminate()
@@ -106,7 +105,7 @@ def main(platform: str, count: int, arguments: list[str]) -> int:
                 env=environment(platform, index, count, port),
                 stdout=output,
                 stderr=subprocess.STDOUT if index else None,
-                start_new_session=True,  # Ctrl-C reaches them once, from here
+                start_new_session=True,  # so Ctrl-C reaches them only through this process
             )
         )
     return wait(processes, told, float(os.environ.get("GRACE") or 10))

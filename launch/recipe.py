@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""The recipe of the paper, stage by stage, each of which goes on where it was cut off.
+"""Runs the recipe of the paper stage by stage; a stage that was interrupted resumes.
 
     launch/recipe.py cpu --config=configs/recipe/paper.py:scenes --workdir=runs/recipe
     PROCESSES=8 launch/recipe.py gpu --config=configs/recipe/paper.py:bagel_7b --workdir=/shared/a
 
 Subset 1, phase 1, self-sampling, subsets 2 and 3, phase 2, scores: `process_gen.recipe --part=stages`
-says what is run. A stage that is done is marked in WORKDIR/stages and not run again, unless something that it
-depends on has changed.
+lists the commands. A finished stage is marked by a file in WORKDIR/stages, and runs again only if something
+that it depends on has changed.
 
-Several hosts start the same line, on a workdir that all of them see. Training and sampling is done by all of
-them together; the rest is done by the first one (JAX_PROCESS_ID, SLURM_PROCID), and the others wait for its
-mark, or for its note that it has ended otherwise. With PROCESSES=N a stage of several processes is started N
-times on this host (launch/host.py).
+On several hosts start the same line, with a shared workdir. All hosts train and sample together; the other
+stages run on the first host (JAX_PROCESS_ID or SLURM_PROCID is 0), while the others wait for its mark, or for
+its note of a failure. With PROCESSES=N a stage of several processes is started N times on this host
+(launch/host.py).
 
-The exit code is that of the first stage that did not end well: 75 where it was stopped (start the same line
-again, as launch/restart.sh does), 2 where something is wrong with what was asked.
+The exit code is that of the first stage that failed: 75 if it was stopped (start the same line again, as
+launch/restart.sh does), 2 if a flag or the config is wrong.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ import time
 STOPPED, REFUSED = 75, 2  # as in env.sh
 HERE = pathlib.Path(__file__).parent.resolve()
 WAIT_SECONDS = 1.0
-"""Between two looks for the mark of another host."""
+"""Seconds between checks for the mark of the first host."""
 PATIENCE_SECONDS = 600.0
-"""How long a note that was there at the start may be one of an earlier run."""
+"""Seconds for which a failure note that was there at the start is taken for one of an earlier run."""
 
 
 def say(text: str) -> None:
-    """A line between those of the stages."""
+    """Prints a line to stderr, among those of the stages."""
     print(f"launch/recipe.py: {text}", file=sys.stderr, flush=True)
 
 
@@ -47,7 +47,7 @@ def is_first() -> bool:
 
 
 def workdir_of(arguments: list[str]) -> pathlib.Path | None:
-    """The folder that `--workdir` names."""
+    """The absolute folder that `--workdir` names; None without the flag."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and name == "workdir":
@@ -56,7 +56,7 @@ def workdir_of(arguments: list[str]) -> pathlib.Path | None:
 
 
 def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
-    """What starts a stage on this host."""
+    """The command that starts a stage on this host; `everyone`: whether all hosts run the stage."""
     processes = os.environ.get("PROCESSES", "1")
     if everyone and processes != "1":
         return [sys.executable, str(HERE / "host.py"), platform, processes, *flags]
@@ -64,7 +64,7 @@ def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
 
 
 class Told:
-    """What signals to stop have come; while one is entered they also go on to the processes of `running`."""
+    """Collects SIGTERM and SIGINT inside its `with` block and sends them on to the processes in `running`."""
 
     def __init__(self):
         self.signals: list[int] = []
@@ -88,18 +88,22 @@ class Told:
 
 
 def run(words: list[str], module: str, alone: bool, told: Told) -> int:
-    """Runs a stage and hands signals on; returns its exit code, 75 for one that a signal ended."""
+    """Runs a stage and passes signals on to it.
+
+    Returns:
+      Its exit code; 75 if this script was told to stop and a signal ended it, 128 plus the signal otherwise.
+    """
     if told:
         return STOPPED
     env = {**os.environ, "COMMAND": module}
-    if alone:  # a command of one process, whoever else is there
+    if alone:  # must not join the other processes of the job
         env = {
             name: value for name, value in env.items() if not name.startswith(("JAX_COORD", "JAX_NUM_PROC"))
         }
         env.pop("JAX_PROCESS_ID", None)
     process = subprocess.Popen(words, env=env, start_new_session=True)
     told.running.append(process)
-    for number in told.signals:  # before it was there
+    for number in told.signals:  # those that came before it was in `running`
         process.send_signal(number)
     code = process.wait()
     told.running.remove(process)
@@ -107,12 +111,12 @@ def run(words: list[str], module: str, alone: bool, told: Told) -> int:
 
 
 def mark_of(folder: pathlib.Path, stage: dict) -> pathlib.Path:
-    """The file that says that a stage is done."""
+    """The path of the file that marks a stage as done."""
     return folder / "stages" / f"{stage['name']}.json"
 
 
 def is_done(folder: pathlib.Path, stage: dict) -> bool:
-    """Whether a stage is done, as it is to be done now."""
+    """Whether a stage is marked as done with its present key, so that what it depends on is the same."""
     try:
         return json.loads(mark_of(folder, stage).read_text()).get("key") == stage["key"]
     except (OSError, ValueError, AttributeError):
@@ -120,7 +124,7 @@ def is_done(folder: pathlib.Path, stage: dict) -> bool:
 
 
 def mark(folder: pathlib.Path, stage: dict, seconds: float) -> None:
-    """Notes that a stage is done."""
+    """Marks a stage as done, atomically."""
     path = mark_of(folder, stage)
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
@@ -129,7 +133,7 @@ def mark(folder: pathlib.Path, stage: dict, seconds: float) -> None:
 
 
 def failures(folder: pathlib.Path) -> dict[pathlib.Path, int]:
-    """The notes of stages that did not end well on the first host, and when they were written."""
+    """The failure notes of the first host, with their modification times in ns."""
     found = {}
     for path in (folder / "stages").glob("*.ended"):
         with contextlib.suppress(OSError):
@@ -138,7 +142,7 @@ def failures(folder: pathlib.Path) -> dict[pathlib.Path, int]:
 
 
 def note_failure(folder: pathlib.Path, stage: dict, code: int) -> None:
-    """Tells the hosts that wait for a stage with which exit code it has ended."""
+    """Writes the exit code of a failed stage for the hosts that wait for it."""
     path = mark_of(folder, stage).with_suffix(".ended")
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
@@ -147,10 +151,13 @@ def note_failure(folder: pathlib.Path, stage: dict, code: int) -> None:
 
 
 def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int], told: Told) -> int:
-    """Waits for the mark of the first host; returns 0, or the exit code with which it has ended instead.
+    """Waits until the first host has done a stage.
 
-    `known` are the notes that this host found when it began: of earlier runs, which the first host takes away
-    as it begins, or of this one, where the first host has failed before this one was there.
+    `known` are the failure notes that this host found at its start. They may be of an earlier run, since the
+    first host deletes those only at its own start, or of this run; after `PATIENCE_SECONDS` they count.
+
+    Returns:
+      0 when the stage is done, the exit code of the first host if it failed, 75 if this host was stopped.
     """
     end = time.monotonic() + PATIENCE_SECONDS
     while not is_done(folder, stage):
@@ -164,13 +171,13 @@ def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int], 
 
 
 def main(platform: str, arguments: list[str]) -> int:
-    """Runs the stages that are not done; a signal to stop is heard from here to the end."""
+    """Runs the stages that are not done; handles signals to stop. Returns the exit code."""
     with Told() as told:
         return run_stages(platform, arguments, told)
 
 
 def run_stages(platform: str, arguments: list[str], told: Told) -> int:
-    """The same, until `told` to stop."""
+    """Runs the stages that are not done, until one fails or `told` is set. Returns the exit code."""
     folder = workdir_of(arguments)
     if folder is None:
         say("--workdir=FOLDER is required")

@@ -1,4 +1,4 @@
-"""Compiles a config for hardware that is not there: does it fit, what does it send, how long may it take?
+"""Compiles a config for absent hardware and reports memory, traffic between devices and estimated time.
 
     python -m process_gen.compile --topology=v5p:4x4x4 --config.train.batch_size=64 \\
         --config.mesh.data=2 --config.mesh.fsdp=32
@@ -8,15 +8,15 @@
     python -m process_gen.compile --config=configs/bagel_7b.py:paper --topology=h100:8
     python -m process_gen.compile --config=configs/bagel_7b.py --topology=v5p:2x2x2 --step=sample
 
-What is compiled is the train step that `process_gen.train` runs, or with
-`--step=sample` each compiled piece of the sampler, by the compiler of the
-hardware: for TPUs that takes `pip install libtpu` and no TPU, for GPUs
-`pip install -e ".[cuda13]"` and no GPU (`--slices` counts nodes there). `cpu:8`
-counts eight devices of a CPU: shardings and exchanges are real, memory only
-roughly so (it computes bfloat16 in float32).
+Compiles the train step that `process_gen.train` runs, or with `--step=sample`
+every program of the sampler, with the compiler of the hardware. For TPUs that
+takes `pip install libtpu` and no TPU, for GPUs `pip install -e ".[cuda13]"` and
+no GPU (`--slices` counts nodes there). `cpu:8` stands for eight devices of a CPU:
+their shardings and collectives are exact, their memory is approximate (a CPU
+computes bfloat16 in float32).
 
-Ends with 0 if it fits (or nobody knows), 3 if it does not, with what to change,
-2 if the command line or the config cannot work.
+Exit code: 0 if the program fits or the memory of a device is unknown; 3 if it does
+not fit, with hints on what to change; 2 if the command line or the config is invalid.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def compile_train(
 ) -> dict[str, Any]:
     """Compiles the train step of a config for some devices; see `capacity.fit.train_report`.
 
-    `options` are those of `capacity.measured.measure`; raises what `train_program` raises.
+    `options` are those of `capacity.measured.measure`; raises as `train_program` and `capacity.fit.where`.
     """
     program, slices = train_program(config, where)
-    fit.where(program.mesh, where, ask)  # which refuses a share of memory that is none
+    fit.where(program.mesh, where, ask)  # raises for an invalid share before the slow part
     progress(f"train step on {where.name}: {len(where.devices)} devices, lowering")
     started = time.perf_counter()
     lowered = program.step.lower(*program.abstract)
@@ -113,9 +113,9 @@ def compile_train(
 
 
 def train_program(config: ConfigDict, where: Topology) -> tuple[TrainProgram, dict[str, int]]:
-    """The train step of a config, and how many slices each mesh axis runs over.
+    """The train step of a config, and how many slices each mesh axis spans.
 
-    Of several image shapes it is that of the one that takes the most room.
+    With several image shapes, it is the step of the shape with the most tokens per row.
 
     Raises:
       ConfigError, MeshError: the config cannot work there.
@@ -130,7 +130,7 @@ def train_program(config: ConfigDict, where: Topology) -> tuple[TrainProgram, di
 def compile_sample(
     config: ConfigDict, where: Topology, ask: fit.Ask, progress: Progress = print
 ) -> dict[str, Any]:
-    """Compiles every piece of the sampler of a config for some devices.
+    """Compiles every program of a config's sampler for some devices.
 
     Raises:
       ConfigError, MeshError, SamplerError: the config cannot work there.
@@ -141,7 +141,7 @@ def compile_sample(
     tokenizer = tokenizer_of(config)
     model = builders.build_model(config, tokenizer)
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
-    with config.unlocked():  # the batch of the training is of no matter here
+    with config.unlocked():  # sampling ignores it, but it must divide over the mesh
         config.train.batch_size = sharding.row_shards(mesh) * config.train.accumulate
     state = TrainProgram.of(config, model, mesh).abstract[0]
     rows = config.eval.batch_size
@@ -178,17 +178,17 @@ def compile_sample(
 
 
 _TOGETHER = min(os.cpu_count() or 1, 4)
-"""Programs that are compiled at once: one takes a thread most of the time, and up to some 6 GiB."""
+"""Programs that are compiled at once. Each uses one thread most of the time, and up to about 6 GiB."""
 
 
 def _piece(one: Measured) -> dict[str, Any]:
     found = dataclasses.asdict(one) | {"resident": max(one.resident, one.arguments)}
-    found["peak"] = one.peak if math.isfinite(one.peak) else None  # refused, and nobody says by how much
+    found["peak"] = one.peak if math.isfinite(one.peak) else None  # refused, without a figure
     return found | {"received": sum(exchange.bytes for exchange in one.traffic)}
 
 
 def describe_sample(report: dict[str, Any]) -> str:
-    """The pieces of the sampler for a terminal."""
+    """The report of the sampler's programs for a terminal."""
     peaks = [piece["peak"] for piece in report["pieces"]]
     name, unit = fit.unit_of(max(filter(None, peaks), default=0))
     headers = ("piece", "resident", "temporaries", "all at once", "received", "compiled in, s")
@@ -219,24 +219,24 @@ def describe_sample(report: dict[str, Any]) -> str:
 
 
 def mesh_of(config: ConfigDict, where: Topology) -> tuple[Mesh, dict[str, int]]:
-    """The mesh of a config over some devices, and how many slices each axis runs over.
+    """The mesh of a config over some devices, and the slices that axes span, where more than one.
 
     Raises:
       MeshError: it does not fit the devices, or the slices.
     """
     asked = MeshConfig(**config.mesh.to_dict())
-    if where.platform == "cpu" and where.slices > 1:  # also where the config joins no slices
+    if where.platform == "cpu" and where.slices > 1:  # even if the config has no axis between slices
         asked = dataclasses.replace(asked, dcn=dict(asked.dcn) | {"data": where.slices})
     _, between = asked.split(len(where.devices), where.slices)
-    # Neither a CPU's devices nor GPUs that are not there say which slice they are of: the mesh is told.
+    # Devices of a CPU and absent GPUs have no slice index, so the mesh gets the sizes between slices.
     mesh = make_mesh(dataclasses.replace(asked, dcn=between), where.devices)
     return mesh, {axis: n for axis, n in between.items() if n > 1}
 
 
 def tokenizer_of(config: ConfigDict) -> Tokenizer:
-    """The config's tokenizer; where its folder is not here, that of the scenes stands in for it.
+    """The config's tokenizer, or the scenes tokenizer if the config's folder is missing.
 
-    Only ids of control tokens come from it, which are constants of the program: no size depends on them.
+    A program has its ids as constants only: no array size depends on them.
     """
     try:
         return vocabulary.build_tokenizer(config)
@@ -249,7 +249,7 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compiles, prints, writes; 3 where it does not fit."""
+    """Compiles, prints and writes the report; returns 3 if the program does not fit, else 0."""
     del argv
     values = flags.FLAGS
     if not values.topology:
@@ -283,7 +283,7 @@ def main(argv: Sequence[str]) -> int:
         pathlib.Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
         print(f"wrote {values.json}")
     code = DOES_NOT_FIT if report["fits"] is False else 0
-    if values.quick:  # the compiler is still at work, in a thread that nothing can stop
+    if values.quick:  # the compiler still runs, in a thread that cannot be stopped
         sys.stdout.flush()
         os._exit(code)
     return code

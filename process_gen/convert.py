@@ -1,4 +1,4 @@
-"""Published weights in, and published weights out.
+"""Converts published weights to a run of this project, and runs to published formats.
 
     python -m process_gen.convert --source=BAGEL-7B-MoT --target=runs/bagel --mesh=fsdp=8
     python -m process_gen.convert --source=runs/bagel --target=out
@@ -7,16 +7,16 @@
     python -m process_gen.convert --source=runs/lora --to=adapters --target=adapters
     python -m process_gen.convert --source=runs/quick --to=package --target=mine.safetensors
 
-What the source is shows by its files: a run of this project, a BAGEL, a Qwen2
-language model, a SigLIP 2 tower, a FLUX autoencoder under either naming, or
-adapters. Out of a published model comes a run's folder (`--to=ours`), out of a
-run a BAGEL (`--to=bagel`); `qwen2`, `siglip2`, `flux` and `diffusers` write one
-part. `package` is one file of ours with its config, as the weights that ship;
-it holds no autoencoder. Adapters come merged, into all of these, but for
-`--to=adapters`, which writes them alone, as PEFT does.
+The kind of the source is detected from its files: a run of this project, a BAGEL,
+a Qwen2 language model, a SigLIP 2 tower, a FLUX autoencoder (with its own tensor
+names or those of diffusers), or adapters. By default a published model becomes the
+folder of a run (`--to=ours`), and a run becomes a BAGEL (`--to=bagel`). `qwen2`,
+`siglip2`, `flux` and `diffusers` write one part. `package` writes one file with its
+config, like the weights that ship; it holds no autoencoder. Adapters are merged into
+the weights, except by `--to=adapters`, which writes them alone in PEFT's format.
 
-Only safetensors are read and written, a few megabytes at a time. `--mesh` cuts
-the arrays on disk as that mesh will ask for them; its devices need not be here.
+Published weights are safetensors, read and written a few megabytes at a time. `--mesh`
+chunks the arrays of a run as that mesh shards them; its devices need not be present.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "generation_config.json",
 )  # fmt: skip
-"""What stands beside the weights and is copied as it is."""
+"""Files beside the weights that are copied unchanged."""
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -71,21 +71,21 @@ def convert(
     progress: Callable[[int], None] | None = None,
     which: str = "ema",
 ) -> None:
-    """Writes weights as what `to` says.
+    """Converts weights to the format `to` and writes them.
 
     Args:
       weights: from `read_weights`.
       target: a folder, or a file for `package`; nothing is overwritten.
-      to: of `TARGETS`.
-      dtype: of the arrays written; by default float32 for `ours`, and what the source has elsewhere.
-      mesh: sizes of the axes that the arrays are cut for (`ours`).
-      largest: bytes per file, with an index (not `ours`).
-      progress: is told of bytes written.
-      which: of a run, the weights that these are (`package`).
+      to: one of `TARGETS`.
+      dtype: of the arrays written; by default float32 for `ours`, the source's for all others.
+      mesh: axis sizes; arrays are chunked as such a mesh shards them (`ours`).
+      largest: bytes per file, with an index; None writes one file (`bagel`, `qwen2`, `siglip2`).
+      progress: called with the bytes written since the last call.
+      which: `ema` or `params`, noted in the metadata (`package`).
 
     Raises:
-      ConvertError: the source has no such part.
-      CheckpointError: it is broken, does not fit, or the target is taken.
+      ConvertError: the source lacks what `to` holds, or cannot become that.
+      CheckpointError: it is broken, does not fit, or the target exists.
       Occupied: another process writes to the target.
     """
     check_name(to, TARGETS, "--to", ConvertError)
@@ -99,7 +99,7 @@ def convert(
             f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
         )
     _check(weights, to)
-    # An object store has no file that only one can make, and a package is one file, whole or not there.
+    # No lock in an object store, which cannot create exclusively, nor for a package, one file written whole.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
         _write(weights, target, to, dtype, mesh, largest, progress, which)
@@ -134,7 +134,7 @@ def _write(
     progress: Callable[[int], None] | None,
     which: str,
 ) -> None:
-    """`convert`, of weights that have what is asked for, into a target that is free."""
+    """Does the writing of `convert`, after its checks and with the target locked."""
     params, coder, model = weights.params, weights.autoencoder, weights.model
     options = dict(dtype=dtype, progress=progress)
     if to in ("flux", "diffusers"):
@@ -169,7 +169,7 @@ def _write(
 
 
 def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str | None) -> None:
-    """One file with a run's config, and beside it `tokenizer/` where it has one of files."""
+    """Writes one file with a run's weights and config, and beside it `tokenizer/` if the run has one."""
     if weights.kind != "ours":
         raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
     if weights.autoencoder is not None:
@@ -198,7 +198,7 @@ def _needs(part: Any, weights: Weights, name: str) -> None:
 def shards(
     model: ModelConfig, spec: Mapping[str, tuple[int, ...]], mesh: Mapping[str, int] | None
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of one shard of every parameter on a mesh of these sizes, which needs no devices."""
+    """The shape of one shard of every parameter on a mesh of these axis sizes; needs no devices."""
     if not mesh:
         return {}
     sizes = tuple(mesh.get(axis, 1) for axis in AXES)
@@ -212,7 +212,7 @@ def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
     params, coder = weights.params, weights.autoencoder
     chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
     if to == "adapters":
-        return 0  # little
+        return 0  # too few to show
     if to == "ours":
         dtype = dtype or DTYPE
     return sum(make(dtype).nbytes for make in chosen.get(to, [params]) if make is not None)
@@ -222,10 +222,10 @@ def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """`fsdp=8,tensor=2` as sizes; an axis that is not named has size 1.
+    """Parses axis sizes such as `fsdp=8,tensor=2`; unnamed axes have size 1, an empty text gives {}.
 
     Raises:
-      ConvertError, MeshError: another word, no such axis, or a size that is left open.
+      ConvertError, MeshError: bad syntax, an unknown axis, or a size of -1.
     """
     mesh = parse_mesh(text, data=1)
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
@@ -268,11 +268,11 @@ _USED = {
     "mesh": ("", "target", ("ours",)),
     "largest": (None, "target", ("bagel", "qwen2", "siglip2")),
 }
-"""Flags with their defaults, and the kinds of sources or targets that they say something of."""
+"""Flag -> its default, and the kinds of source or target that it applies to."""
 
 
 def _check_used(values: Any, source: str, target: str) -> None:
-    """Raises ConvertError for a flag that this source or this target does not ask for."""
+    """Raises ConvertError for a flag that is set and does not apply to this source or target."""
     for name, (default, what, kinds) in _USED.items():
         kind = source if what == "source" else target
         if getattr(values, name) != default and kind not in kinds:
@@ -301,7 +301,7 @@ def run(values: Any) -> str:
     total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
         convert(weights, values.target, to, progress=bar.update, **options)
-        bar.total = bar.n  # without the tables that only published files hold
+        bar.total = bar.n  # published files also hold fixed tables
     return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
 
 

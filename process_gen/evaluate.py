@@ -8,9 +8,9 @@
     python -m process_gen.evaluate --compare=runs/a/evaluation/results.json,runs/b/evaluation/results.json
     python -m process_gen.evaluate --compare=sweeps/losses/results.jsonl --pool=config.seed  # over seeds
 
-Three stages, each of which goes on where it was cut off: `--stage=images` draws, `--stage=judge` judges what
-is drawn, `--stage=report` adds up; `--stage=all` does all three. What is drawn is never drawn again, what is
-judged never judged again. `process_gen/evaluation/README.md` has tasks, arms, measures and files.
+Three stages, each of which resumes where it was interrupted: `--stage=images` draws, `--stage=judge` judges
+the images, `--stage=report` computes the scores; `--stage=all` runs all three. No image is drawn or judged
+twice. `process_gen/evaluation/README.md` has tasks, arms, measures and files.
 """
 
 from __future__ import annotations
@@ -63,24 +63,24 @@ def evaluate(
     forced_steps: bool = False,
     wait: bool = False,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
-    """Goes through the stages for some cells.
+    """Runs the stages for some cells; a cell is one task drawn in one way.
 
     Args:
       cells: each with the sampler that draws it (`pipeline.ask`); None where nothing is to be drawn.
       folder: of the evaluation.
-      stage: of `STAGES`.
-      states: of `judging.STATES`: which images of a trajectory are judged.
+      stage: one of `STAGES`.
+      states: one of `judging.STATES`: which images of a trajectory are judged.
       config: of the training run, as JSON.
       pictures: trajectories of each cell on the page.
-      allow: what may differ between cells of one table.
-      show: is told how far it is.
-      warm: keeps compilation out of the seconds per image.
-      forced_steps: draws steps after the teacher's own as well, of the scenes (`evaluation.forced`).
-      host: which of how many hosts this is. All have to call it alike; the first one reports.
-      wait: for the end of another evaluation in the folder.
+      allow: those of `tables.MUST_AGREE` that may differ between cells of one table.
+      show: called with lines of progress.
+      warm: draws one prompt before, so that the seconds per image do not count compilation.
+      forced_steps: also draws steps that follow the teacher's own, of the scenes (`evaluation.forced`).
+      host: (index, number of hosts). All hosts must call this alike; host 0 reports.
+      wait: waits for the end of another evaluation in the folder.
 
     Returns:
-      What to print, the files to look at, and the scores; nothing but on the first host.
+      The text to print, the files written, and the scored cells; all empty on hosts other than the first.
 
     Raises:
       TaskError, ResultsError, ReportError: bad input; the message is fit for a user.
@@ -91,7 +91,7 @@ def evaluate(
     with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
         _wait("the folder is held", host)
         written, asked = [], [one for one, _ in cells]
-        judges = _judges(asked) if stage != "images" else []  # before all else: one may be impossible
+        judges = _judges(asked) if stage != "images" else []  # first: raises where a judge cannot be made
         if stage in ("all", "images"):
             _draw(cells, root, show, warm, host, forced_steps)
             written = [path for one in asked for path in pipeline.lay_out(root, one)] if lead else []
@@ -105,7 +105,7 @@ def evaluate(
                 return "", written, []
             return _report(root, asked, judged, written, stage, config or {}, pictures, allow, show)
         finally:
-            _wait("the report is written", host)  # JAX aborts who is still at work when the others have ended
+            _wait("the report is written", host)  # JAX aborts a process that works on after others exit
 
 
 def _report(
@@ -119,7 +119,7 @@ def _report(
     allow: Sequence[str],
     show: Show | None,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
-    """Adds up what is judged, and writes tables and pages; `written` is so far."""
+    """Computes the scores, and writes tables and pages; `written` are the files of the earlier stages."""
     text, scored, tell = "", [], show or (lambda text: None)
     for one, judge in judged:
         tell(f"{pathlib.Path(one.place).name}: adding up")
@@ -142,7 +142,7 @@ def _report(
     for one, _ in judged:
         if not any(one is there for there, *_ in scored):
             text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
-    if scored:  # what cannot be compared is refused when everything is written
+    if scored:  # last, as it raises where cells cannot be compared
         text += writing.text_of([cell for *_, cell in scored], allow)
     return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
 
@@ -163,7 +163,7 @@ def _draw(
     host: tuple[int, int],
     forced_steps: bool,
 ) -> None:
-    """Draws what is missing, host by host, and lists it in one place."""
+    """Draws the missing images, a share on each host, and gathers them in one listing per cell."""
     if host[0] == 0:
         pipeline.remember(root, [one for one, _ in cells])
     for one, sampler in cells:
@@ -178,7 +178,7 @@ def _draw(
 
 @contextlib.contextmanager
 def _listed(root: pathlib.Path, one: Asked, host: tuple[int, int], below: str = "") -> Iterator[Listing]:
-    """A listing that all hosts draw into, and that is in one place afterwards."""
+    """Opens the listing of a cell for all hosts; at the end host 0 gathers what each has added."""
     with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
         listing = pipeline.listing_of(root, one, host, below)
     yield listing
@@ -233,9 +233,9 @@ def _asked(
     values: Any, options: Mapping[str, dict[str, str]], roles: Mapping[str, dict[str, str]]
 ) -> tuple[list[tuple[Asked, Sampler]], Mapping[str, Any]]:
     """The cells of a checkpoint, and the config that it was trained with."""
-    for task in values.tasks:  # which complains before the weights are loaded
+    for task in values.tasks:  # raises for bad options before the weights are loaded
         told = dict(options[task])
-        if task == "scenes" and "level" not in told:  # that of the weights, which says what groups there are
+        if task == "scenes" and "level" not in told:  # known with the weights, and the groups with it
             told.pop("groups", None)
         make_task(task, told)
     settings = dict(map(_setting, values.sampling))
@@ -276,9 +276,9 @@ def _asked(
 
 
 def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[Asked]:
-    """Cells of an evaluation whose images are there, those of the tasks and arms that are named.
+    """The cells of an earlier `images` stage that `--tasks` and `--arms` name.
 
-    Options of the command line, those of another judge above all, take the place of what was noted.
+    Options of the command line, such as those of another judge, replace the stored ones.
     """
     found = pipeline.remembered(pathlib.Path(_folder(values)))
     wanted = [
@@ -295,7 +295,7 @@ def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str
     """Task -> option -> value, from `task.option=value`.
 
     Raises:
-      TaskError: a task that nobody knows, or an option of a task that is not among them.
+      TaskError: an unknown task, or an option of a task that is not among `tasks`.
     """
     for task in tasks:
         check_name(task, TASKS, "task", TaskError)
@@ -316,7 +316,7 @@ def _options(words: Sequence[str], names: Sequence[str], flag: str, kind: str) -
 
 
 def _folder(values: Any) -> pathlib.Path:
-    """Where the files go: `evaluation` in the run's folder, or here."""
+    """Where the files go: `--output_dir`, else `evaluation` in the run's folder or in the current one."""
     if values.output_dir:
         return pathlib.Path(values.output_dir)
     of_run = values.workdir and not values.compare and os.path.isdir(values.workdir)

@@ -5,8 +5,8 @@
 A data set that is there already is checked and kept. For trajectories of your
 own (`--config.data.source=folder --config.data.path=...`) every line and every
 image is checked instead, and what training would refuse is refused. With
-`--config.data.latents=FOLDER` the images are also encoded, once and for all, by the
-autoencoder of the weights `config.train.init`.
+`--config.data.latents=FOLDER` the images are also encoded to latents ahead of
+training, by the autoencoder of the weights `config.train.init`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from process_gen.trajectory.layout import Layout
 from process_gen.weights import ahead
 
 PACKED_ROWS = 32
-"""Rows that the report of the packing looks at."""
+"""Rows that the packing report is measured on."""
 
 
 def prepare(config: ConfigDict) -> None:
@@ -77,7 +77,7 @@ def _check(
     layouts: Mapping[Size, Layout],
     tokenizer: Tokenizer,
 ) -> None:
-    """Reads every trajectory of a user's own data as training would, and prints how many are of use."""
+    """Reads every trajectory of a user's own data as training would, and prints how many are usable."""
     found = collections.Counter(bad=len(getattr(source, "skipped", ())))
     for size, part in parts.items():
         encode = functools.partial(encode_parts, tokenizer, layouts[size], config.data.on_long == "split")

@@ -1,4 +1,4 @@
-"""Draws prompts, step by step.
+"""Draws images for prompts, step by step.
 
     python -m process_gen.sample --prompts="a red circle left of a blue square"      # the shipped weights
     python -m process_gen.sample --workdir=runs/quick --prompts_file=prompts.txt --output_dir=out
@@ -9,25 +9,25 @@
 
 Input images take a model whose layout has room for them (`configs/bagel_7b.py:edit`). One is cropped to the
 shape of that layout; `--keep_shape` draws at the image's own shape instead, sized as the base model sizes it.
-Every shape is compiled for itself.
+Each shape is compiled separately.
 
 A model that is too large for one device, or a long list of prompts, is spread over several:
 
     python -m process_gen.sample --workdir=runs/7b --mesh=tensor=4 --prompts_file=prompts.txt
 
-Started on several hosts, as training is, each draws its part of the prompts with a model of its own on the
-devices that it has (`--mesh` is that of one host), and the first one puts the parts together in the end.
+Started on several hosts, as training is, each host draws its share of the prompts with its own copy of the
+model on its own devices (`--mesh` is that of one host), and host 0 merges the results at the end.
 
-Published weights, and what `convert` makes of them, bring no settings: `--config=configs/bagel_7b.py:paper`
-gives them.
+Published weights, also after `convert`, carry no config: give one, such as
+`--config=configs/bagel_7b.py:paper`.
 
-Prints what each prompt became and leaves in the output folder:
+Prints a table of the trajectories and writes to the output folder:
 
     trajectories.jsonl   every trajectory, each as soon as it is finished
     images/, strips/     every intermediate image, and one picture per prompt
     index.html           the first of them (--page_rows), step by step
 
-The same command goes on where it was cut off: prompts and seeds that are listed are not drawn again.
+The same command resumes where it was interrupted: prompts and seeds that are listed are not drawn again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked:
-    """A prompt, its number among them, and its input image, if any, of the shape that `sampler` draws."""
+    """A prompt to draw; its `image` is None, or [H, W, 3] uint8 in the shape that `sampler` draws."""
 
     number: int
     text: str
@@ -84,12 +84,12 @@ class Asked:
 
     @property
     def prompt(self) -> Prompt:
-        """Text and image, each in its place."""
+        """Text and image, in the prompt slots that the layout has for them."""
         return make_prompt(self.sampler.model, self.text, self.image)
 
     @property
     def key(self) -> Key:
-        """What tells it from others in a listing."""
+        """Identifies its sample in a listing."""
         return self.prompt.text, self.prompt.instruction, self.seed
 
 
@@ -140,10 +140,10 @@ def collect_prompts(given: Sequence[str], path: str | None, stdin: BinaryIO | No
 
 
 def collect_images(paths: Sequence[str], prompts: int) -> list[np.ndarray] | None:
-    """The input images of so many prompts, as they are; None where there are none.
+    """Reads the input image of each prompt, at its own size; one file is for all. None without `paths`.
 
     Raises:
-      InputError: a file that cannot be read, or another number of them than one or one per prompt.
+      InputError: a file cannot be read, or their number is neither 1 nor `prompts`.
     """
     if not paths:
         return None
@@ -160,7 +160,7 @@ def collect_images(paths: Sequence[str], prompts: int) -> list[np.ndarray] | Non
 
 
 def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
-    """A seed for every prompt: `first`, and one more each time that a prompt stands there again."""
+    """A seed in [0, 2^32) for every prompt: `first`, and one more for each repetition of the same prompt."""
     times, seeds = dict.fromkeys(prompts, -1), []
     for prompt in prompts:
         times[prompt] += 1
@@ -204,10 +204,10 @@ def _in_their_shapes(
 
 
 def shaped(sampler: Sampler, size: Sequence[str], keep_shape: bool) -> Sampler:
-    """The sampler for images of another size, [height, width] in words.
+    """The sampler for images of another size; `size` is [height, width] as text.
 
     Raises:
-      InputError: it is no size, or one that the model cannot hold, or input images have a say as well.
+      InputError: it is no size, the model cannot hold it, or `keep_shape` is set as well.
     """
     text = f"--image_size={','.join(size)}"
     if keep_shape:
@@ -221,7 +221,7 @@ def shaped(sampler: Sampler, size: Sequence[str], keep_shape: bool) -> Sampler:
 
 
 def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajectory:
-    """The trajectory with the verdict on its final image, where the scenes judge can read both."""
+    """Adds the scenes judge's verdict on the final image, if the level can read prompt and image."""
     image = trajectory.image
     if level is None or image.shape[:2] != (get_level(level).image_size,) * 2:
         return trajectory
@@ -240,9 +240,9 @@ def by_sampler(asked: Sequence[Asked]) -> Iterator[tuple[Sampler, list[Asked]]]:
 def sample_prompts(
     asked: Sequence[Asked], level: str | None, stop: stopping.Stop
 ) -> Iterator[tuple[int, SampledTrajectory]]:
-    """The numbers of prompts and their trajectories, judged by a level of the scenes, as they are finished.
+    """Yields (number of the prompt, trajectory) as trajectories end, judged by a level of the scenes.
 
-    `stop` is asked after every round of turns.
+    Returns early if `stop` is asked for; it is checked after every round of turns.
     """
     for sampler, some in by_sampler(asked):
         texts, seeds, images = zip(*((one.text, one.seed, one.image) for one in some), strict=True)
@@ -255,7 +255,7 @@ def sample_prompts(
 
 
 def answer_prompts(asked: Sequence[Asked]) -> str:
-    """Each prompt, and what the model says to it."""
+    """Each prompt with the model's answer, as text to print."""
     answers: dict[int, str] = {}
     for sampler, some in by_sampler(asked):
         texts = sampler.answer([one.text for one in some], images=[one.image for one in some])
@@ -264,7 +264,7 @@ def answer_prompts(asked: Sequence[Asked]) -> str:
 
 
 def settings_of(sampler: Sampler, restored: Restored, values: Any) -> dict[str, Any]:
-    """How the samples of a run are drawn: what has to be the same where it is taken up again."""
+    """How the samples of a run are drawn: the settings that must be the same when it is resumed."""
     shape = {"keep_shape": values.keep_shape, "image_size": list(sampler.model.layout.image_size)}
     weights = {"weights": restored.source, "which": values.which, "dtype": sampler.model.config.dtype}
     how = dataclasses.asdict(sampler.config)
@@ -325,7 +325,7 @@ def run(values: Any) -> str:
 
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
-      Stopped: a signal said so; what was finished by then is written.
+      Stopped: a signal arrived; trajectories that ended before it are written.
     """
     hosts.name_processes(values.coordinator, values.num_processes, values.process_id)
     hosts.initialize()
@@ -348,7 +348,7 @@ def _run(prompts: Sequence[str], values: Any) -> str:
     images = collect_images(values.images, len(prompts))
     asked = ask(sampler, prompts, images, values.keep_shape)
     for one in asked:
-        encode_prompt(one.sampler.model, sampler.tokenizer, one.prompt)  # which complains before any work
+        encode_prompt(one.sampler.model, sampler.tokenizer, one.prompt)  # raises before any work
         if words := sampler.tokenizer.unknown(one.text):
             listed = ", ".join(map(repr, words))
             text = f"{listed} not in the vocabulary, so {one.text!r} may come out as anything"
@@ -377,7 +377,7 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
         for number, trajectory in sample_prompts(mine, level, stop):
             listing.add(trajectory, number)
     hosts.barrier("all hosts have drawn their prompts", hosts.PREPARE_SECONDS)
-    # JAX aborts who is still at work when the others have ended.
+    # JAX aborts a process that works on after others exit, so all wait for the page.
     with hosts.lead_alone("the page is written"):
         if hosts.is_lead():
             listing.gather()

@@ -3,10 +3,10 @@
     python -m process_gen.sweep --config=configs/sweeps/guidance.py --workdir=sweeps/guidance
 
 `--jobs=local` runs the cells here, `--parallel` at a time, and ends with 1 where one failed.
-`--jobs=claim` is for many processes, on any hosts that share the workdir: each takes cells as
-long as there are any, and ends with 0, since launchers start again what does not.
+`--jobs=claim` is for many processes, on any hosts that share the workdir: each takes cells until
+none is left, and ends with 0 even if some failed, since launchers restart on other exit codes.
 `--jobs=print` prints the command of every cell that is not done, for a scheduler of yours.
-Started again, it repeats no cell that is done, and the failed ones with `--retry` only.
+Started again, it skips cells that are done, and repeats failed ones with `--retry` only.
 
 A sweep file has
 
@@ -44,7 +44,7 @@ def load_sweep(path: str) -> list[Cell]:
 
     Raises:
       CommandError: there is no such file, it is broken, or a key is not in the config that it trains.
-      SweepError: it makes no sweep.
+      SweepError: it does not define a valid sweep.
     """
     found, module = cli.load_module(path, "get_hyper")
     if not hasattr(module, "COMMAND"):

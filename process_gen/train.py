@@ -82,9 +82,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     state.
 
     Raises:
-      One of `ERRORS`: the config, the data, the workdir or the machines cannot work; or the loss is not a
-        number, after the last good state was saved.
-      Stopped: a signal said so; the state is saved.
+      One of `ERRORS`: the config, the data, the workdir or the machines cannot work; or too many steps in a
+        row were not finite, after the last good state was saved.
+      Stopped: a signal arrived; the state is saved.
     """
     builders.check(config)
     if "://" in workdir:
@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
-    """`train` in a workdir that no other run is in."""
+    """Does `train`, with `workdir` locked against other runs."""
     # ------------------------------------------------------- devices and mesh
     mesh = make_mesh(MeshConfig(**config.mesh.to_dict()))
     logging.info("mesh %s over %d %s", dict(mesh.shape), jax.device_count(), jax.devices()[0].device_kind)
@@ -145,7 +145,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             stored, place = store.source.metadata(first), str(store.source.root / str(first))
             vocabulary.check_same(tokenizer, stored, place)
             check_same_run(stored, metadata["config"], versions(), place)
-            # The iterator refuses the state of other data.
+            # The iterator raises for a state that belongs to other data.
             with ledger.spending("restore"), builders.as_config_error():
                 state = store.source.restore(state, iterator, first)
             logging.info("resumed from step %d of %s", first, store.source.root)
@@ -175,13 +175,13 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         last_batch = None
 
         def settle() -> None:
-            """Logs the last step, whose metrics are read one step late; too many bad ones end the run."""
+            """Logs the pending step (metrics are read one step late); too many bad ones end the run."""
             if pending and guard.record(pending[0], values := run.log(*pending), last_batch):
                 _stop(values, store, state, iterator)
 
         ledger.enter("compile")
         steps = {size: programs[size].step for size in buckets}
-        if len(steps) > 1:  # all of them now: none is to be found too large in the middle of the run
+        if len(steps) > 1:  # all now: one that does not fit must not end the run later
             for size in steps:
                 logging.info("compiling the train step for images of %d x %d", *size)
                 steps[size] = programs[size].compiled()
@@ -189,7 +189,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             logging.info("compiling the train step")
         if own and first < c.steps:
             own.compile()
-        if validation and first < c.steps:  # now as well: where the curve begins, and whether it fits
+        if validation and first < c.steps:  # a first point of the curve, and whether it fits
             run.writer.write_scalars(first, validation.scalars(state))
         for step in range(first + 1, c.steps + 1):
             profiler.before(step - first)
@@ -197,11 +197,11 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             host_batch = next(iterator)
             waited = time.perf_counter() - started
             if pending and pending[1]["loss"].is_ready():
-                ledger.idle(waited)  # else the devices were busy meanwhile
+                ledger.idle(waited)  # devices were done and waited too
             gap: dict[str, float] = {}
             if own:
                 if own.due(host_batch):
-                    jax.block_until_ready(state)  # the step before is no drawing
+                    jax.block_until_ready(state)  # or the step before would count as drawing
                     with ledger.spending("drawing"), run.meter.left_out():
                         own.draw(step, state, host_batch)
                         gap = own.measure(step, state, host_batch)
@@ -219,7 +219,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 ledger.enter("steps")
             store.poll()
             if validation and (step % config.eval.losses_every == 0 or step == c.steps):
-                settle()  # the log keeps its order
+                settle()  # log this step before its validation losses
                 pending = None
                 with ledger.spending("evaluation"):
                     run.writer.write_scalars(step, validation.scalars(state))
@@ -237,7 +237,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             if stopped and step < c.steps:
                 with ledger.spending("save"):
                     store.wait()
-                if pending:  # else the validation losses had it logged
+                if pending:  # else it was logged with the validation losses
                     guard.record(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
         settle()
@@ -256,7 +256,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 
 
 def _save_last(store: TieredStore, state: TrainState, iterator: Any) -> None:
-    """Has a state on disk, if it is not there, after what is under way."""
+    """Waits for the save in progress, then saves the state unless its step is the newest one saved."""
     store.wait()
     if hosts.broadcast_from_lead(store.latest_step() or 0) != int(state.step):
         store.save(int(state.step), state, iterator)
@@ -264,9 +264,9 @@ def _save_last(store: TieredStore, state: TrainState, iterator: Any) -> None:
 
 
 def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iterator: Any) -> None:
-    """Ends a run whose last steps were not finite; such a step never changed the parameters.
+    """Saves the state and raises NonFiniteLoss; non-finite steps have not changed the parameters.
 
-    What is saved stands behind the batch, so that the same command does not meet it again.
+    The saved data iterator is past the bad batch, so the same command does not meet it again.
     """
     _save_last(store, state, iterator)
     raise NonFiniteLoss(
@@ -277,10 +277,10 @@ def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iter
 
 
 class Evaluation:
-    """The tasks and the prompts of `config.eval`, on the way of a run and at its end.
+    """Evaluates the tasks and the prompts of `config.eval`, during a run and at its end.
 
     Raises:
-      TaskError: a task that cannot be; before anything is trained.
+      TaskError, PromptError: an invalid task or prompt; before anything is trained.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Evaluation:
         check_prompts(model, tokenizer, (*config.eval.prompts, *asked))
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
-        """A sampler of the averaged parameters of now, on the lead host.
+        """A sampler of the current averaged parameters, on the lead host.
 
         With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
         have to call this; the others get None.
@@ -332,7 +332,7 @@ class Evaluation:
         return bool(wanted) and any(n and step % n == 0 for n in every) and step < self.config.train.steps
 
     def pictures(self, step: int, state: TrainState) -> float | None:
-        """The first prompts of every group of the tasks, and those of the config: scores and pictures.
+        """Draws the config's prompts and the first ones of every task's groups; logs pictures and scores.
 
         Returns:
           The score of the first task, the same on every host; None where there is none or it was stopped.
@@ -352,7 +352,7 @@ class Evaluation:
         self._strips(step, sampler)
         if not self.tasks:
             return None
-        source = load.absolute(self.workdir) / load.FOLDER / str(step)  # which need not be saved
+        source = load.absolute(self.workdir) / load.FOLDER / str(step)  # which may not be saved
         checkpoint = self._checkpoint(source, "")
         per_group = self.config.eval.per_group
         _, _, cells = self.judge(sampler, folder, checkpoint, per_group, pictures=0, warm=False)
@@ -397,7 +397,7 @@ class Evaluation:
         per_group: int,
         **settings: Any,
     ) -> tuple[str, list[pathlib.Path], list[Cell]]:
-        """All stages for the tasks of the config; see `evaluate.evaluate`."""
+        """Runs all stages for the tasks of the config; see `evaluate.evaluate`."""
         arm = sampler.config.mode.value
         cells = [
             pipeline.ask(sampler, task, options, arm, checkpoint=checkpoint, per_group=per_group)
@@ -409,7 +409,7 @@ class Evaluation:
         )
 
     def finish(self, state: TrainState) -> None:
-        """The tables, the plots, the page and the loss curves at the end of a run."""
+        """Plots the losses and runs the final evaluation; raises Stopped if that is interrupted."""
         judged = self.tasks and self.config.eval.final_per_group
         sampler, done = self.make_sampler(state) if judged else None, 0.0
         with hosts.lead_alone("the evaluation", timeout=7 * 24 * 3600), stopping.until_told():
@@ -434,7 +434,7 @@ ERRORS = (
     *(builders.ConfigError, MeshError, hosts.HostMissing, hosts.HostSettingsError, BadTrajectory),
     *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, TaskError, PromptError, OSError),
 )
-"""What a user can get wrong, or a machine; each says so in one line."""
+"""Errors of the user's input or of a machine; each message is one line."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,16 +1,16 @@
-"""Checks weights, and the numbers that come out of them.
+"""Checks the tensors of a checkpoint, and what the model computes from them.
 
     python -m process_gen.verify_checkpoint --checkpoint=BAGEL-7B-MoT
     python -m process_gen.verify_checkpoint --checkpoint=DIR --golden=DIR --tolerance=1e-4
 
-Every tensor must be there, have the shape that the sizes say, and hold finite
-numbers; the parameters are counted per part. `--golden` names a folder with
-`golden.npz` and `golden.json`, known answers of the published program for these
-weights: each is computed again, in float32 unless `--dtype` says otherwise, and
-its relative error stands in a table.
+Every tensor must exist, have the shape that the model's sizes ask for, and hold
+finite numbers; the parameters are counted per part. `--golden` names a folder with
+`golden.npz` and `golden.json`, the published program's outputs for these weights:
+each is computed again, in float32 unless `--dtype` says otherwise, and its relative
+error is printed.
 
-Ends with 0 if all is well, 1 if a tensor holds something else than numbers or an
-error exceeds the tolerance, 2 if the weights do not fit together.
+Exit code: 0 if all is well, 1 if a number is not finite or an error exceeds the
+tolerance, 2 if the weights do not fit together.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PARTS = {
     "autoencoder, encoder": ("encoder",),
     "autoencoder, decoder": ("decoder",),
 }
-"""Parts of a model, and how the names of their parameters begin."""
+"""Part of a model -> prefixes of the names of its parameters."""
 
 
 def part_of(name: str) -> str:
@@ -58,7 +58,7 @@ def part_of(name: str) -> str:
 
 
 def is_finite(source: Source, name: str) -> bool:
-    """Whether an array holds numbers only; one that is stacked is read layer by layer."""
+    """Whether an array holds finite numbers only; stacked layers are read one at a time."""
     layers = range(source.spec[name][0]) if "layers" in name.split("/") else ()
     boxes = [(slice(layer, layer + 1),) for layer in layers] or [()]
     return all(np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes)
@@ -96,7 +96,7 @@ def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list
 
 
 def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
-    """The model with another dtype of the computation, and without a ViT that it has no weights for."""
+    """The config with another compute dtype, without remat, and without a ViT that `source` lacks."""
     has_vit = any(name.startswith("vit/") for name in source.spec)
     return dataclasses.replace(config, dtype=dtype, vit=config.vit if has_vit else None, remat="none")
 
@@ -165,7 +165,7 @@ def run(values: Any) -> tuple[str, bool]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what was found; 1 where something is wrong with it."""
+    """Prints the report; returns 1 if a check failed, else 0."""
     del argv
     text, good = run(flags.FLAGS)
     print(text)

@@ -3,18 +3,18 @@
     launch/recipe.py cpu --config=configs/recipe/paper.py:scenes --workdir=runs/recipe
     launch/recipe.py tpu --config=configs/recipe/paper.py:bagel_7b --workdir=/shared/recipe
 
-`:debug` seconds, for tests; `:scenes` a tenth of the paper's samples; `:hung` the same on a level whose
-texts name no cell; `:paper` as many as the paper, in the world of scenes; `:bagel_7b` free prompts, by
-services. Behind each of them, an ablation of the paper:
+`:debug` takes seconds, for tests; `:scenes` has a tenth of the paper's samples; `:hung` the same on a level
+whose texts name no cell; `:paper` as many as the paper, in the world of scenes; `:bagel_7b` has free prompts
+and samples made by services. An ablation of the paper may be appended to each:
 
     _additions      steps that only add, and no critique
-    _rewrites       modify, swap and remove as well, and no critique (as _inspect_none)
-    _self_critique  all of it (as _inspect_both, and as no ablation)
+    _rewrites       modify, swap and remove as well, and no critique (same as _inspect_none)
+    _self_critique  everything (same as _inspect_both, and as no ablation)
     _symbolic       subset 2 from the scene graph instead of self-sampled
     _inspect_none, _inspect_text, _inspect_image, _inspect_both
-                    which of subsets 2 (text) and 3 (image) are in phase 2
+                    which of subsets 2 (text) and 3 (image) phase 2 trains on
 
-Every leaf can be overridden: `--config.multi_turn.samples=1000`, `--config.phase_2.train.steps=400`.
+Every key can be overridden: `--config.multi_turn.samples=1000`, `--config.phase_2.train.steps=400`.
 """
 
 from ml_collections import ConfigDict
@@ -50,26 +50,24 @@ def get_config(variant: str = "scenes") -> ConfigDict:
 def _base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.base = "configs/scenes.py:quick"  # what both phases are trained with, but for what they override
+    config.base = "configs/scenes.py:quick"  # training config of both phases, which may override it
     config.world = "scenes"  # or "services"
-    config.prompts = ""  # a file with a prompt in each line, for services; scenes draw their own
-    config.licence = ""  # of every record
-    config.most_turns = 8  # of a trajectory; layout.turns of the base
-    config.scenes = ConfigDict(
-        dict(level="default", planted=0.4)
-    )  # share of drafts that a planted error hits
+    config.prompts = ""  # a file with a prompt in each line, for services; scenes make their own
+    config.licence = ""  # written into every record
+    config.most_turns = 8  # of a trajectory; at most layout.turns of the base
+    config.scenes = ConfigDict(dict(level="default", planted=0.4))  # planted: share of drafts with an error
     service = dict(
-        model="",  # as the endpoint calls it
-        base_url="",  # OPENAI_BASE_URL, or OpenAI's own; the key is OPENAI_API_KEY's
+        model="",  # its name at the endpoint
+        base_url="",  # "": OPENAI_BASE_URL, else OpenAI; the key is in OPENAI_API_KEY
         revision="",
-        extra="",  # further fields of a request, as JSON; null leaves one out
+        extra="",  # further fields of a request, as JSON; null removes a default field
         workers=8,
-        per_minute=0.0,  # most requests; 0 is no limit
+        per_minute=0.0,  # most requests in a minute; 0 is no limit
         timeout=180.0,
         retries=5,
-        tries=3,  # until an answer can be read
-        cache="",  # a folder of answers; `answers` in the workdir where empty
-        price_in=0.0,  # of a million tokens, for the estimate
+        tries=3,  # how often to ask until an answer can be parsed
+        cache="",  # a folder that keeps answers; "": WORKDIR/answers
+        price_in=0.0,  # of a million tokens, for the cost estimate
         price_out=0.0,
         price_image=0.0,
     )
@@ -79,21 +77,21 @@ def _base() -> ConfigDict:
             images=dict(service),
             size="1024x1024",
             steps=5,  # of a trajectory, at most (the paper's most)
-            pair=0.3,  # how often a step adds two things, where it need not
+            pair=0.3,  # how often a step adds two things where one would do
             answer_tokens=2000,
-            phrase=True,  # the chat model puts the steps into words of its own
+            phrase=True,  # the chat model writes the texts of the steps in its own words
         )
     )
     config.multi_turn = ConfigDict(
         dict(
             samples=PAPER["multi_turn"],
             rewrites=0.5,  # share of trajectories with modify, swap or remove; the paper does not say
-            attempts=2,  # images of a step, until one is accepted
+            attempts=2,  # how many images of a step to make until the filter accepts one
         )
     )
     config.samples = ConfigDict(
         dict(
-            prompts=40_000,  # that phase 1 draws
+            prompts=40_000,  # drawn by the model after phase 1
             flags=("--batch_size=64", "--temperature=1.0"),  # of process_gen.sample
         )
     )
@@ -102,27 +100,27 @@ def _base() -> ConfigDict:
             consistent=PAPER["consistent"],
             conflicting=PAPER["conflicting"],
             critique="self_sampled",  # or "symbolic"
-            imageless=0.5,  # share of the corrections without a corrected image
+            imageless=0.5,  # share of corrections in words only, without a corrected image
         )
     )
     config.alignment = ConfigDict(
         dict(
             aligned=PAPER["aligned"],
             misaligned=PAPER["misaligned"],
-            sampled=0.5,  # share of self-sampled drafts, as far as there are enough; the others are planted
+            sampled=0.5,  # share of self-sampled drafts, if there are enough; the rest have planted errors
             imageless=0.5,
         )
     )
-    # What the phases override of the base: any of its keys.
-    no_table = dict(final_per_group=0)  # the recipe evaluates both phases itself
+    # Keys of the base config that the phases override.
+    no_table = dict(final_per_group=0)  # a stage of the recipe evaluates both phases
     config.phase_1 = ConfigDict(
         dict(eval=dict(no_table), sampling=dict(inspections=False), train=dict(steps=600))
     )
     config.phase_2 = ConfigDict(
         dict(eval=dict(no_table), sampling=dict(inspections=True), train=dict(steps=600))
     )
-    # Folders of your own go in beside the subsets: name=dict(path=FOLDER, weight=..., stages=STAGES).
-    # Losses of each subset in phase 2; what is given has weight 0 in its records, whatever stands here.
+    # Sampling weight of each subset in phase 2, and the stages with losses. Turns that are given have loss
+    # weight 0 in their records anyway. Add your folders: name=dict(path=FOLDER, weight=..., stages=STAGES).
     config.mixture = ConfigDict(
         dict(
             multi_turn=dict(weight=float(PAPER["multi_turn"]), stages=STAGES),
@@ -162,7 +160,7 @@ def _scenes(config: ConfigDict) -> None:
 
 
 def _hung(config: ConfigDict) -> None:
-    """A tenth of the paper's samples on the level whose texts name no cell; four Euler steps do there."""
+    """A tenth of the paper's samples, on the level whose texts name no cell; four Euler steps suffice."""
     _scenes(config)
     config.base = "configs/scenes.py:hung"
     config.scenes.level = "hung"
@@ -177,7 +175,7 @@ def _paper(config: ConfigDict) -> None:
 
 
 def _bagel(config: ConfigDict) -> None:
-    """Free prompts; two services have to be named, and a file of prompts."""
+    """Free prompts: needs a chat and an image service, and a file of prompts."""
     config.base = "configs/bagel_7b.py:paper"
     config.world = "services"
     config.most_turns = 10
@@ -204,7 +202,7 @@ def _symbolic(config: ConfigDict) -> None:
 
 
 def _inspect_none(config: ConfigDict) -> None:
-    """Phase 2 goes on with subset 1 alone, as long as the others train."""
+    """Phase 2 trains on subset 1 alone, for as many steps as with the others."""
     _without(config, "conflict")
     _without(config, "alignment")
     config.phase_2.sampling.inspections = False

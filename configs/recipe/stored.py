@@ -1,4 +1,4 @@
-"""A training config that a program wrote as JSON: a phase of the recipe, or `config.json` of a run.
+"""Loads a training config stored as JSON: that of a phase of the recipe, or `config.json` of a run.
 
 python -m process_gen.train --config=configs/recipe/stored.py:runs/a/phase_1.json --workdir=runs/a/phase_1
 """

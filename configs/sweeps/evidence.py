@@ -1,4 +1,4 @@
-r"""The process on the level whose texts name no cell, and what it is compared with, three seeds each.
+r"""The process against its baselines on the level whose texts name no cell, three seeds each.
 
 12 trainings, a quarter of an hour each on two cores.
 
@@ -7,8 +7,8 @@ r"""The process on the level whose texts name no cell, and what it is compared w
     python -m process_gen.evaluate --output_dir=sweeps/evidence/report --pool=config.seed \
         --compare=sweeps/evidence/results.jsonl
 
-All arms start from the shipped weights and have as many training FLOP. Two draw one image, with a plan or
-without one; one draws in steps that nobody inspects.
+All arms start from the shipped weights and train with the same FLOP. Two baselines draw one image, with or
+without a plan; one draws in steps without inspections.
 """
 
 COMMAND = ("process_gen.train", "--config.eval.final_per_group=40")

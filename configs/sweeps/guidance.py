@@ -5,8 +5,8 @@ r"""Guidance x Euler steps x arm on the shipped weights, three seeds each: 36 ce
     python -m process_gen.evaluate --output_dir=sweeps/guidance/report --allow=flow_steps \
         --compare=sweeps/guidance/results.jsonl
 
-Every arm of one setting and seed is drawn from the same prompts and noise, so differences are paired. What
-came out of it: notebooks/results.md.
+All arms of one setting and seed have the same prompts and noise, so differences are paired. The results are
+in notebooks/results.md.
 """
 
 COMMAND = ("process_gen.evaluate", "--tasks=scenes", "--per_group=12", "--seeds=0,1,2", "--pictures=0")

@@ -2,7 +2,7 @@
 
     python -m process_gen.sweep --config=configs/sweeps/learning_rate.py --workdir=sweeps/learning_rate
 
-Each cell takes as long as the README's first command, and resumes from its checkpoint where it was cut off.
+Each cell but the longer run takes as long as the README's first command; an interrupted one resumes.
 """
 
 COMMAND = ("process_gen.train", "--config=configs/scenes.py:quick")

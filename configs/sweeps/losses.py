@@ -1,4 +1,4 @@
-r"""Which losses help on scenes: one more loss, or one changed, against the table of `scenes.py:quick`.
+r"""Which losses help on scenes: one loss added or changed, against the losses of `scenes.py:quick`.
 
 Half its steps, three seeds each: 21 trainings, an hour and a half on two cores, one for each process.
 
@@ -8,7 +8,7 @@ Half its steps, three seeds each: 21 trainings, an hour and a half on two cores,
     python -m process_gen.evaluate --output_dir=sweeps/losses/report --pool=config.seed \
         --compare=sweeps/losses/results.jsonl
 
-What came out of it: process_gen/losses/README.md.
+The results are in process_gen/losses/README.md.
 """
 
 from process_gen.experiment import cli
@@ -47,7 +47,7 @@ def _semantic(config):
 
 
 def _clean(config):
-    for row in FLOWS:  # t^2 is 0.62 on average, as t is drawn
+    for row in FLOWS:  # keeps the mean weight: t^2 is 0.62 on average
         config.losses[row].update(dict(timesteps="clean", weight=config.losses[row].weight / 0.62))
 
 
@@ -57,7 +57,8 @@ def _balance(config):
 
 
 def _own(config):
-    # Trajectories come once in so short a run: a quarter of the images are the model's own.
+    # So short a run sees each trajectory once, so only batches with drawn images, every second one, have a
+    # share of 0.5: a quarter of all images are the model's own.
     config.train.own.update(dict(share=0.5, every=2))
 
 

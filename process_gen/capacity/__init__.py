@@ -1,1 +1,1 @@
-"""What a program takes on hardware that is not there: topologies, compiled text, exchanges, estimates."""
+"""Predicts memory, communication and step time of a program on hardware that need not be present."""

@@ -1,8 +1,8 @@
-"""What devices send each other in a compiled program: bytes by kind and by mesh axis.
+"""Counts the collectives of a compiled program: bytes by kind and by mesh axis.
 
-Bytes are those that one device receives, on the average over the devices, when
-n devices exchange along a ring: an all-gather brings (n - 1) / n of its result,
-a reduce-scatter as much of its operand, an all-reduce both.
+Bytes are what one device receives, averaged over devices, with ring algorithms
+over n devices: (n - 1) / n of the result of an all-gather, (n - 1) / n of the
+operand of a reduce-scatter, and both for an all-reduce.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Exchanges of one kind (of `KINDS`) along the same mesh axes, among `size` devices each.
+    """All collectives of a program of one kind over the same mesh axes, in groups of `size` devices.
 
-    `bytes` are received by one device in one run of the program, in which there are so many `runs` of them;
-    `network` says that they go over the data-centre network, between slices.
+    A device runs them `runs` times in one run of the program and receives `bytes` in total. `kind` is one of
+    `KINDS`, or the runtime's name of one between slices. `network`: whether they cross slices.
     """
 
     kind: str
@@ -40,13 +40,14 @@ class Traffic:
 
 
 def traffic(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, int]) -> list[Traffic]:
-    """The exchanges of a program by kind and axes, the largest first.
+    """Sums the collectives of a program by kind, axes and group size; most bytes first.
 
-    `mesh` has the size of each axis, in order, `slices` how many slices each axis runs over, if several.
+    `mesh`: size of each mesh axis, in order. `slices`: number of slices that an axis spans, for those axes
+    that span several.
     """
     inside = {axis: size // slices.get(axis, 1) for axis, size in mesh.items()}
     across = {axis for axis, count in slices.items() if count > 1}
-    # Of several slices, a program for TPUs knows the devices of its own slice only.
+    # With several slices, a program compiled for TPUs has the devices of one slice only.
     alone = math.prod(slices.values()) > 1 and program.partitions < math.prod(mesh.values())
     shape = inside if alone else mesh
     total: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
@@ -55,7 +56,7 @@ def traffic(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, 
         for one in program.computations[name].values():
             kind = one.op.removesuffix("-start")
             if kind in KINDS:
-                # A fused exchange goes on through a chain of fusions: one exchange, seen several times.
+                # A fused collective is split over a chain of fusions: it is counted at the first of them.
                 if chain := re.search(r'chain_id="(\w+)"', one.rest):
                     link = (program.callers[name], chain[1], one.attribute("channel_id"))
                     if link in chained:
@@ -79,7 +80,7 @@ def traffic(program: hlo.Program, mesh: Mapping[str, int], slices: Mapping[str, 
 def _local(
     kind: str, one: hlo.Instruction, computation: str, shape: Mapping[str, int]
 ) -> tuple[str, tuple[str, ...], int, float]:
-    """Kind, axes, size and bytes of an exchange that the compiler lays out itself."""
+    """Kind, axes, group size and bytes of a collective that is an instruction of the program."""
     result = one.type
     if one.op.endswith("-start") and kind in ("all-gather", "collective-permute", "reduce-scatter"):
         result = hlo.members(one.type)[1]  # operands, then results, then semaphores
@@ -91,7 +92,7 @@ def _local(
     groups = device_groups(one.attribute("replica_groups"), devices)
     n = groups.shape[1]
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-        kind, moved = "reduce-scatter", size * (n - 1) / n  # the form it has in programs for TPUs
+        kind, moved = "reduce-scatter", size * (n - 1) / n  # how programs for TPUs write a reduce-scatter
     elif kind == "reduce-scatter":
         moved = size * (n - 1)
     elif kind == "all-reduce":
@@ -102,7 +103,7 @@ def _local(
 
 
 def _between_slices(one: hlo.Instruction, count: int) -> tuple[str, float]:
-    """Kind and bytes of an exchange that TPU programs hand to the runtime, which has the network for it."""
+    """Kind and bytes of a collective between `count` slices, carried out by the TPU runtime (megascale)."""
     match = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
     kind = match[1].lower().replace("_", "-") if match else "send"
     share = (count - 1) / count
@@ -122,13 +123,13 @@ def _varying(groups: np.ndarray, shape: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def device_groups(text: str, total: int) -> np.ndarray:
-    """[groups, devices of a group] ids from `replica_groups`, in any of the forms that XLA writes.
+    """Parses `replica_groups`, in any of the forms that XLA writes, to device ids [groups, group size].
 
-    `{{0,1},{2,3}}` names them, `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)` cut a count of all into rows, and
-    `mesh['a'=2,'b'=2] {'b'}` names the axes of a mesh; `{}` is one group of all `total` devices.
+    `{{0,1},{2,3}}` lists ids; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)` reshape an iota (transposed) to rows;
+    `mesh['a'=2,'b'=2] {'b'}` names axes of a mesh; `{}` is one group of all `total` devices.
 
     Raises:
-      ValueError: another form.
+      ValueError: any other form.
     """
     if match := re.fullmatch(rf"\[([\d,]+)\]<=({_COUNT})", text):
         return _counted(match[2]).reshape(_numbers(match[1]))
@@ -150,7 +151,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _counted(text: str) -> np.ndarray:
-    """`[2,4]T(1,0)`: a count from 0 in an array of that shape, its axes in another order."""
+    """The iota of `[2,4]T(1,0)`: 0, 1, ... in an array of shape [2, 4], its axes transposed to (1, 0)."""
     shape, _, order = text.partition("T")
     sides = _numbers(shape[1:-1])
     grid = np.arange(math.prod(sides)).reshape(sides)
@@ -158,7 +159,7 @@ def _counted(text: str) -> np.ndarray:
 
 
 def _of_mesh(sizes: str, devices: str, axes: str) -> np.ndarray:
-    """The groups along some axes of a mesh; an axis may be cut, as in `'b':(2)2`, and devices be listed."""
+    """Device groups over axes of a mesh. An axis may be split, as `'b':(2)2`, and device ids be listed."""
     chosen = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     shape, moved = [], []
     for name, size in re.findall(r"'([^']+)'=(\d+)", sizes):

@@ -26,21 +26,21 @@ RECEIVED = (
     "by `sample_image` for a whole image; by `decode_text`, which ends with the last row's text, for the "
     "start of a text and one token more"
 )
-"""What the exchanges of the sampler's programs are counted for."""
+"""What the bytes received by each of the sampler's programs cover; for the report."""
 
 GPU_SHARE, _OLDER = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
-"""The variable that says what share of a GPU's memory JAX takes, and its older name."""
+"""The environment variable for the share of GPU memory that JAX may take, and its older name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """What is asked besides the program.
+    """Options of a report.
 
     Attributes:
-      counts: what a row holds on average, such as `training.amounts.of_a_row`.
-      efficiency: share of the peak that matrix products reach.
-      trajectories: how many are to be trained on; 0 leaves the bill out.
-      hbm: bytes of memory of a device, instead of the chip's. Of a GPU only a share counts (`GPU_SHARE`).
+      counts: from a layout to what a row holds on average, as `training.amounts.of_a_row`.
+      efficiency: share of the peak FLOP/s that matrix products reach, in (0, 1].
+      trajectories: how many are to be trained on, for an estimate of device hours; 0 for none.
+      hbm: bytes of memory of a device, instead of the chip's. On GPUs only `GPU_SHARE` of it counts.
     """
 
     counts: Callable[[Layout], Mapping[str, float]]
@@ -52,7 +52,7 @@ class Ask:
 def train_report(
     config: ConfigDict, program: TrainProgram, topology: Topology, found: Measured, ask: Ask
 ) -> dict[str, Any]:
-    """Everything that is known of a compiled train step, as plain JSON values."""
+    """Collects all figures of a compiled train step in a dict of plain JSON values; see `describe`."""
     model, layout = program.recipe.model.config, program.recipe.model.layout
     rows, share = config.train.batch_size, config.train.batch_size / len(topology.devices)
     counts = ask.counts(layout)
@@ -97,7 +97,7 @@ _TILE_ROWS = 16
 
 
 def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> list[str]:
-    """What is odd about a program that nevertheless works."""
+    """Warnings about a program that works: costly collectives, loops that could not be counted."""
     found, fsdp = [], report["mesh"]["fsdp"]
     sent = collections.Counter()
     for one in report["traffic"]:
@@ -105,20 +105,23 @@ def notes(model: ModelConfig, topology: Topology, report: dict[str, Any]) -> lis
             sent[one["kind"]] += one["bytes"]
     in_tiles = model.width % (fsdp * _TILE_ROWS) == 0
     if topology.platform == "tpu" and sent["all-reduce"] > sent["all-gather"] and not in_tiles:
-        better = max(n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS))
+        fitting = [n for n in range(1, fsdp) if not fsdp % n and not model.width % (n * _TILE_ROWS)]
         found.append(
             f"A device has {model.width} / {fsdp} = {model.width / fsdp:g} rows of a matrix, no multiple of "
-            f"the {_TILE_ROWS} that a tile has: the compiler gathers weights by all-reduce, at twice the "
-            f"bytes. With --config.mesh.data={report['mesh']['data'] * fsdp // better} "
-            f"--config.mesh.fsdp={better} it gathers them, and each device holds more of the state."
+            f"the {_TILE_ROWS} of a tile: the compiler gathers weights by all-reduce, at twice the bytes."
         )
+        if fitting:
+            found[-1] += (
+                f" With --config.mesh.data={report['mesh']['data'] * fsdp // fitting[-1]} "
+                f"--config.mesh.fsdp={fitting[-1]} it gathers them, and each device holds more of the state."
+            )
     if report["unknown_loops"]:
         found.append(f"{report['unknown_loops']} loops of unknown length count once in the exchanges.")
     return found
 
 
 def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
-    """The devices of a report; raises ValueError where `GPU_SHARE` is no share."""
+    """The fields of a report about its devices; raises ValueError unless `GPU_SHARE` is in (0, 1]."""
     chip = topology.chip
     hbm = ask.hbm if ask.hbm is not None else chip and chip.hbm
     on_gpu = topology.platform == "gpu" or (chip is not None and chip.name in GPU_TARGETS)
@@ -135,7 +138,7 @@ def where(mesh: Mesh, topology: Topology, ask: Ask) -> dict[str, Any]:
 
 
 def _share_of_gpu() -> float:
-    """What the environment says, or else what `launch/env.sh` sets."""
+    """The share that the environment sets, else 0.9, as `launch/env.sh`; raises ValueError for no share."""
     name = GPU_SHARE if os.environ.get(GPU_SHARE) else _OLDER
     text = os.environ.get(name) or "0.9"
     try:
@@ -148,14 +151,14 @@ def _share_of_gpu() -> float:
 
 
 def fits(found: Measured, hbm: float | None) -> bool | None:
-    """Whether a program fits a device's memory; None where nobody knows how much there is."""
+    """Whether a program fits into `hbm` bytes; False if the compiler refused it, None if `hbm` is unknown."""
     if found.needed is not None:
         return False
     return None if hbm is None else found.peak <= hbm
 
 
 def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
-    """Bytes of one device by what they hold."""
+    """Bytes by what they hold, on one device; `host` is in host memory, `peak` None where it is unknown."""
     state, batch = program.abstract
     parts = {
         "parameters": state.params,
@@ -178,7 +181,7 @@ def memory(program: TrainProgram, found: Measured) -> dict[str, float]:
 def _time(
     report: dict[str, Any], topology: Topology, layout: Layout, found: Measured, ask: Ask
 ) -> dict[str, Any]:
-    """The estimate of the time, and what follows from it."""
+    """The fields of a report that follow from its estimated step time: throughput, MFU, device hours."""
     chip, held, row = topology.chip, report["memory"], report["holds"]
     gathered = sum(one.bytes for one in found.traffic if one.kind == "all-gather")
     arguments = sum(held[name] for name in ("parameters", "average", "optimizer", "batch"))
@@ -215,7 +218,7 @@ def _assumed_memory(report: dict[str, Any]) -> list[str]:
 
 
 def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What to change so that it fits, and about how many bytes each saves; the most helpful first."""
+    """Changes that could make it fit, with roughly the bytes that each saves on a device; largest first."""
     model, held = program.recipe.model.config, report["memory"]
     state = sum(held[name] for name in ("parameters", "average", "optimizer"))
     frozen = held["autoencoder"] + held["frozen networks"]
@@ -225,7 +228,7 @@ def hints(config: ConfigDict, program: TrainProgram, report: dict[str, Any]) -> 
     dense, copies = model.attention == "dense", mesh["data"] / report["slices"]
     inputs = 2.0 * model.layers * model.width * rows * report["tokens_per_row"]
     fewer = config.train.batch_size // math.ceil(rows)
-    ways = [  # where it is possible, bytes saved, why, and the keys to set
+    ways = [  # (whether it applies, bytes saved, reason, keys to set)
         (dense, 0.8 * temporaries, "no scores in memory", {"model.attention": "flash"}),
         (not dense, temporaries / 2, "the tokens of a row are split over devices",
          {"mesh.context": 2 * mesh["context"]}),
@@ -263,7 +266,7 @@ def _flag(config: ConfigDict, key: str, value: Any) -> str:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The report of a train step for a terminal."""
+    """Formats the report of a train step for a terminal."""
     slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
     mesh = " x ".join(f"{size} {axis}" for axis, size in report["mesh"].items() if size > 1) or "1 device"
     head = (
@@ -280,7 +283,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def unit_of(value: float | None) -> tuple[str, float]:
-    """GiB, or MiB for what is small."""
+    """Name and bytes of the unit to show a value in: MiB below a quarter of a GiB, else GiB."""
     return ("MiB", 2.0**20) if value is not None and value < GIB / 4 else ("GiB", float(GIB))
 
 
@@ -291,7 +294,7 @@ _HELD = {
     "code": "program",
     "peak": "all at once",
 }
-"""Parts of the memory that a table calls otherwise."""
+"""Names in the table for keys of the memory report, where they differ."""
 
 
 def _memory_table(report: dict[str, Any]) -> str:
@@ -370,7 +373,7 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def fit_line(peak: float | None, report: dict[str, Any]) -> str:
-    """Whether `peak` bytes, None where nobody knows how many, fit the devices of a report."""
+    """Says whether `peak` bytes, None if unknown, fit the devices of a report, by its field `fits`."""
     if report["fits"] is None:
         return "Whether it fits is not known: a CPU has no memory of its own; --chip=h100 lends it one."
     hbm, share = f"{(report['hbm'] or 0) / GIB:.2f} GiB", report["hbm_share"]

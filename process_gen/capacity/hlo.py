@@ -1,9 +1,9 @@
-"""Reads the text of a compiled program: its computations, and how often each of them runs.
+"""Parses the text of a compiled program (HLO): its computations, and how often each of them runs.
 
-XLA's cost analysis counts the body of a loop once. Here the trips of every loop
-are found (the compiler's own note, which programs for TPUs lack, or the comparison in
-the loop's condition) and multiplied through, so that scanned layers and turns count
-in full.
+XLA's cost analysis counts the body of a loop once. Here every loop's trip count is
+read from the compiler's annotation, which programs for TPUs lack, or from the
+comparison in the loop's condition. Nested counts multiply, so that scans over layers
+and turns count in full.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import re
 from collections.abc import Iterator, Mapping
 
 _VALUE = r"mesh\[.*?\}|\{(?:[^{}]|\{[^{}]*\})*\}|(?:\[[^\]]*\]|\([^)]*\)|[^,\s])+"
-"""The value of an attribute: a mesh with axes of it, braces with braces in them, or all up to a comma."""
+"""Regular expression of an attribute's value: a mesh with axes, nested braces, or text up to a comma."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """One line of a computation: `name = type op(operands), attributes`, names without `%`.
 
-    `rest` is everything after the opening bracket of the operands.
+    `rest` is the text after the opening parenthesis of the operands; `computation` is what it belongs to.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of the operands, before those of what it calls; without types where it has no `%`."""
+        """Names of the operands, followed, in text with `%`, by those of computations in the attributes."""
         return re.findall(r"%([\w.\-]+)", self.rest) or re.findall(r"[\w.\-]+", self.rest.partition(")")[0])
 
     def attribute(self, name: str) -> str:
@@ -45,9 +45,10 @@ class Instruction:
 
 @dataclasses.dataclass
 class Program:
-    """A compiled module, which so many devices (`partitions`) run together.
+    """A compiled module, partitioned over `partitions` devices.
 
-    Each computation has its instructions by name, and stands before those that call it; `entry` runs first.
+    `computations`: name -> instructions by name; each computation comes before those that call it. `entry`
+    names the one that runs first.
     """
 
     computations: Mapping[str, Mapping[str, Instruction]]
@@ -56,9 +57,9 @@ class Program:
 
     @functools.cached_property
     def runs(self) -> Mapping[str, float]:
-        """How often each computation runs in one run of the program; those that never do are left out.
+        """How often each computation runs in one run of the program; those that never run are left out.
 
-        Every branch of a conditional counts as taken: an upper bound.
+        Every branch of a conditional is counted, so this is an upper bound.
         """
         counts: dict[str, float] = collections.defaultdict(float)
         counts[self.entry] = 1.0
@@ -71,13 +72,13 @@ class Program:
 
     @functools.cached_property
     def callers(self) -> Mapping[str, str]:
-        """By name of a computation, one that calls it."""
+        """Name of a computation -> name of a computation that calls it (the last one, if several do)."""
         instructions = (one for body in self.computations.values() for one in body.values())
         return {callee: one.computation for one in instructions for callee, _ in self._calls(one)}
 
     @property
     def unknown_loops(self) -> list[str]:
-        """Names of the loops whose trips could not be found; their bodies count once."""
+        """Names of the loops whose trip count could not be found; their bodies count once."""
         running = (one for name in self.runs for one in self.computations[name].values())
         return [one.name for one in running if one.op == "while" and self.trips(one) is None]
 
@@ -95,7 +96,7 @@ class Program:
                 yield from ((branch, 1) for branch in re.findall(r"[\w.\-]+", one.attribute(name)))
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often the body of a loop runs, if it counts up by one; None where the text does not tell."""
+        """The trip count of a loop, assumed to count up by one; None where the text does not tell."""
         noted = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
         if noted:
             return int(noted[1])
@@ -112,7 +113,7 @@ class Program:
         return max(last - self._start(loop, int(counter.attribute("index"))), 0)
 
     def _with_fused(self, name: str) -> dict[str, Instruction]:
-        """A computation and what is fused in it, whose parameters are the instructions that feed them."""
+        """Instructions of a computation and its fusions; a parameter of a fusion maps to its operand."""
         found = dict(self.computations[name])
         for fusion in [one for one in found.values() if one.op == "fusion"]:
             for one in self.computations[fusion.attribute("calls")].values():
@@ -124,7 +125,7 @@ class Program:
         return found
 
     def _start(self, loop: Instruction, index: int) -> int:
-        """What a loop's counter begins with, where that is a constant; else 0."""
+        """The initial value of a loop's counter if it is a constant, else 0."""
         outside = self.computations[loop.computation]
         first = outside[loop.operands[0]]
         if first.op == "tuple":
@@ -135,7 +136,7 @@ class Program:
 
 
 _COUNTING = {"parameter", "get-tuple-element", "constant", "compare", "fusion", "copy", "bitcast"}
-"""What the condition of a loop that merely counts is made of."""
+"""Operations that the condition of a counted loop may have."""
 
 
 def _constant(one: Instruction) -> int | None:
@@ -149,7 +150,7 @@ _OP = re.compile(r" ?([\w\-]+)\(")
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a module, as `compiled.as_text()` gives it.
+    """Parses the text of a module, as `compiled.as_text()` gives it.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -174,7 +175,7 @@ def parse(text: str) -> Program:
 
 
 def _closing(text: str) -> int:
-    """Where what the first letter, a bracket, opens has been closed."""
+    """Index just after the parenthesis that closes the first character of `text`."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -184,7 +185,7 @@ def _closing(text: str) -> int:
 
 
 def type_bytes(text: str) -> int:
-    """Bytes of a type, a tuple's members together; a kind's first number are its bits, tokens have none."""
+    """Bytes of an HLO type, of a tuple's members in all. A dtype's first number is its width in bits."""
     total = 0
     for bits, sides in re.findall(r"\b(?:pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]", text):
         total += math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8)
@@ -192,7 +193,7 @@ def type_bytes(text: str) -> int:
 
 
 def members(text: str) -> list[str]:
-    """The members of a tuple type, as text; a type that is no tuple is its own only member."""
+    """The members of a tuple type, as text; [text] for any other type."""
     if not text.startswith("("):
         return [text]
     found, depth = [""], 0

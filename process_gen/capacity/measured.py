@@ -1,6 +1,6 @@
-"""Compiles programs for a topology and measures them: memory, exchanges, time of compilation.
+"""Compiles programs for a topology and measures them: memory, collectives, compile time.
 
-All figures are those of one device, in bytes, as the compiler assigns them.
+Sizes are bytes of one device, as the compiler assigns them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from process_gen.capacity import collectives, hlo
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A compiled program.
+    """The figures of a compiled program, or of one that ran out of memory in compilation.
 
     Attributes:
-      name: for a table.
+      name: shown in tables.
       seconds: of lowering and of compiling.
-      arguments, outputs, aliased, temporaries, code: bytes; outputs that take the place of arguments
-        (donated ones) are `aliased`. Of a program that the compiler refused, only `needed` is known.
-      traffic: what a device receives in one run.
-      unknown_loops: loops that count once, since their trips were not found.
-      resident: bytes that are in memory meanwhile, arguments or not; 0 if nothing but those is known.
-      needed: bytes that the compiler asked for in vain; None if it compiled.
-      refused: what it said then.
+      arguments, outputs, aliased, temporaries, code: bytes; `aliased` are outputs in buffers of donated
+        arguments. All 0 if compilation failed.
+      traffic: collectives, with the bytes that a device receives in one run.
+      unknown_loops: number of loops that count once, because their trip count was not found.
+      resident: bytes in memory while it runs, whether it reads them or not; 0 if only arguments are known.
+      needed: bytes that the compiler could not allocate, infinite if unknown; None if it compiled.
+      refused: first line of the compiler's error; "" if it compiled.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Measured:
 
     @property
     def peak(self) -> float:
-        """Bytes that are taken at once, at most."""
+        """Most bytes in use at once; `needed` if compilation failed."""
         if self.needed is not None:
             return self.needed
         return max(self.arguments, self.resident) + self.outputs - self.aliased + self.temporaries + self.code
@@ -70,22 +70,25 @@ def measure(
     hlo_file: str | None = None,
     quick: bool = False,
 ) -> Measured:
-    """Compiles a program; several threads may do so at once.
+    """Compiles a program and measures it; several threads may do so at once.
 
     Args:
-      name, lowered: of the program.
-      mesh: the devices.
-      slices: how many slices each mesh axis runs over.
-      report: takes lines of progress.
-      lowering: seconds that it took to lower it.
-      dump: folder for what the compiler writes down on its way, if that is to be kept; not where `quick`.
-      hlo_file: for the text of the compiled program, likewise.
-      quick: whether to go on as soon as the TPU compiler has assigned memory, while it still generates
-        code. That takes most of the time and changes nothing that is measured here but the size of the code.
+      name, lowered: the program and its name.
+      mesh: its devices.
+      slices: number of slices that each mesh axis spans.
+      report: called with lines of progress.
+      lowering: seconds that lowering took.
+      dump: folder that keeps the compiler's dump files; ignored if `quick`. None keeps none.
+      hlo_file: file for the text of the compiled program; None writes none.
+      quick: whether to return once the TPU compiler has assigned memory, while it still generates code.
+        That takes most of the time, and of what is measured here changes only the size of the code.
+
+    Raises:
+      JaxRuntimeError: compilation failed for another reason than lack of memory.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        written = pathlib.Path(folder if quick else dump or folder)  # nothing older is read when it is quick
+        written = pathlib.Path(folder if quick else dump or folder)  # `quick` waits for new files
         dumps = dump is not None or mesh.devices.flat[0].platform == "tpu"
         options = {"xla_dump_to": str(written)} if dumps else None
         try:
@@ -111,7 +114,7 @@ def measure(
 def _unless_assigned(
     lowered: jax.stages.Lowered, options: Mapping[str, str], written: pathlib.Path
 ) -> jax.stages.Compiled | None:
-    """The compiled program; None once memory is assigned, and a thread goes on that nothing can stop."""
+    """Compiles in a thread; returns None as soon as memory is assigned. The thread cannot be stopped then."""
     compiling = futures.ThreadPoolExecutor(1).submit(lowered.compile, options)
     while not compiling.done():
         if _is_assigned(written):
@@ -121,7 +124,7 @@ def _unless_assigned(
 
 
 def _analysed(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """What the compiler says of a program's memory, as fields of `Measured`."""
+    """The compiler's memory analysis of a program, as fields of `Measured`."""
     memory = compiled.memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -139,15 +142,15 @@ _PROGRAM = "*after_optimizations_after_buffer_assignment.txt"
 
 
 def _is_assigned(folder: pathlib.Path) -> bool:
-    """Whether the compiler is through with both files: the later one has not grown for a while."""
+    """Whether the compiler has finished both files: neither has changed for two seconds."""
     found = [*folder.glob(_ASSIGNED), *folder.glob(_PROGRAM)]
     return len(found) == 2 and time.time() - max(file.stat().st_mtime for file in found) > 2.0
 
 
 def _text_of(compiled: jax.stages.Compiled | None, folder: pathlib.Path) -> str:
-    """The text of a program; without one, that which the compiler has written.
+    """The HLO text of a program, or else from the compiler's dump in `folder`.
 
-    jaxlib cannot read back every program of a TPU compiler that is newer than it is.
+    jaxlib cannot read back every program of a TPU compiler that is newer than itself.
     """
     try:
         if compiled is not None:
@@ -163,11 +166,11 @@ def _largest(folder: pathlib.Path, pattern: str) -> str:
 
 
 def _assigned(text: str) -> dict[str, int]:
-    """Bytes in a device's main memory that a buffer assignment gives away, as fields of `Measured`."""
+    """Bytes of device memory in a buffer-assignment dump, by use, as fields of `Measured`."""
     sizes = {"arguments": 0, "outputs": 0, "temporaries": 0}
     for size, rest in re.findall(r"^allocation \d+: size (\d+), (.*)$", text, re.MULTILINE):
         if rest.startswith("color"):
-            continue  # another memory than the main one
+            continue  # not in the main memory
         if "parameter " in rest:
             sizes["arguments"] += int(size)
         elif "maybe-live-out" in rest or rest.startswith("output"):
@@ -181,7 +184,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def needed_bytes(message: str) -> float:
-    """The bytes that a compiler asked for in vain, from what it said; infinite if it did not say."""
+    """The bytes that the compiler could not allocate, from its error message; infinite if it names none."""
     patterns = (
         r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)",
         r"Used ([\d.]+)([KMGT]?)i?B? of",
@@ -194,7 +197,7 @@ def needed_bytes(message: str) -> float:
 
 
 def bytes_per_device(tree: Any) -> tuple[int, int]:
-    """Bytes of one device's share of some arrays with shardings: in its memory, and in its host's."""
+    """Bytes of one device's shards of a tree of arrays: (in device memory, in pinned host memory)."""
     device = host = 0
     for leaf in jax.tree.leaves(tree):
         size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

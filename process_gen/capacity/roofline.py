@@ -1,8 +1,8 @@
-"""How long a step would take if nothing but arithmetic, memory and wires counted.
+"""Estimates the time of a step from its FLOP, memory traffic and collectives alone (a roofline model).
 
-Each of the four is one division: what a device works through by what it can do
-in a second. They run side by side at best, one after the other at worst; both
-ends are given. Nothing of this is a measurement.
+Each of compute, memory, links and network takes its amount divided by the chip's
+rate. The best case overlaps all of them; the worst case overlaps only compute with
+memory. Nothing here is measured.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from process_gen.capacity.collectives import Traffic
 from process_gen.distributed.chips import Chip
 
 EFFICIENCY = 0.6
-"""Share of the peak that matrix products reach while they run. Published runs of dense models of this size
-reach 45% of the peak in useful FLOP with full recomputation (MaxText, Llama 3.1 8B on v6e-256), which is 60%
-of what is worked through."""
+"""Share of the peak FLOP/s that matrix products reach. Published runs of dense models of this size reach 45%
+MFU with full recomputation (MaxText, Llama 3.1 8B on v6e-256): 60% with the recomputed FLOP."""
 LINKS = 0.8
-"""Share of the bandwidth of the data sheet that exchanges reach."""
+"""Share of the data sheet's bandwidth that collectives reach."""
 HOP_SECONDS = 1e-6
-"""What an exchange takes from one device to the next, whatever it carries."""
+"""Latency of a collective from one device to the next, whatever its size."""
 
 
 def assumptions(chip: Chip, efficiency: float = EFFICIENCY) -> list[str]:
-    """What an estimate takes for granted, one line each, for the report."""
+    """The assumptions of an estimate, one line each, for the report."""
     return [
         f"matrix products at {efficiency:.0%} of {chip.flops / 1e12:.0f} TFLOP/s (bf16, data sheet)",
         f"memory at {chip.hbm_bandwidth / 1e9:.0f} GB/s; arguments and temporaries go through it twice, "
@@ -46,13 +45,19 @@ def estimate(
     efficiency: float = EFFICIENCY,
     sides: int = 2,
 ) -> dict[str, float | str]:
-    """The time of a step on one device of many that do the same and form a torus of so many `sides`.
+    """Estimates the time of a step on one device of many that all do the same.
 
-    `memory_bytes` go between chip and memory; `efficiency` is the share of the peak that products reach.
+    Args:
+      chip: the device.
+      flops, memory_bytes: what one device computes, and moves between chip and memory.
+      traffic: the collectives of one step.
+      efficiency: share of the peak FLOP/s that matrix products reach.
+      sides: dimensions of the torus that the devices form.
 
     Returns:
-      Seconds of `compute`, `memory`, `links`, `network` and `hops`, each alone; of the step if all of them
-      overlap (`best`) and if none does (`worst`); and which is the longest (`bound`).
+      Seconds of `compute`, `memory`, `links`, `network` and `hops` (latency), each alone; of the step if all
+      overlap (`best`), and if only compute and memory do (`worst`); and the longest of `compute`, `memory`
+      and `exchange` (`bound`).
     """
     received = {True: 0.0, False: 0.0}
     hops = 0.0

@@ -1,8 +1,8 @@
-"""Devices that need not be there: named TPU slices and GPU nodes, and CPU devices that are only counted.
+"""Devices to compile for, present or not: TPU slices and GPU nodes by name, simulated CPU devices.
 
 v5p:4x4x4    a TPU slice; compiled for by libtpu, without a TPU
 h100:8       the GPUs of a node; compiled for by XLA's GPU compiler, without a GPU or a driver
-cpu:8        devices that the CPU pretends to have
+cpu:8        simulated devices on the CPU
 gpu          the GPUs of this machine, where JAX has a plugin for them
 """
 
@@ -26,27 +26,27 @@ TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 EXAMPLES = "v5p:4x4x4, v5e:16x16, v6e:8x8, tpu7x:2x2x2, h100:8, cpu:8 and gpu"
 
 _WITHOUT_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",  # nobody asks a metadata server which TPU this is
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several compilers may run at once, none owns a chip
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask the metadata server which TPU this is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile at once: none owns a chip
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
 }
-"""What libtpu is told where there is no TPU; it would look for one for minutes otherwise."""
+"""Environment variables without which libtpu would search for a TPU for minutes."""
 
 _WITHOUT_GPU = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
-"""XLA flags where there is no GPU: autotuning, and Triton's matrix products, try kernels out on one."""
+"""XLA flags to compile without a GPU: autotuning and Triton matrix products would run kernels on one."""
 
 
 class TopologyError(ValueError):
-    """A topology that is not known, or that this machine cannot compile for; says what would work."""
+    """A topology that is unknown, or that this machine cannot compile for; the message says what works."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for, slice after slice, of a `platform` (`tpu`, `cpu` or `gpu`).
+    """Devices to compile for, ordered by slice, of a `platform` (`tpu`, `cpu` or `gpu`).
 
-    `slices` counts the slices, or nodes of GPUs, that the data-centre network joins; `chip` says what one
-    device has, None where nobody knows (a CPU).
+    `slices`: number of slices, or GPU nodes, joined by the data-centre network. `chip`: figures of one
+    device; None where unknown (a CPU).
     """
 
     name: str
@@ -58,7 +58,7 @@ class Topology:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A topology's name taken apart: `generation` (or `cpu`, `gpu`), sides of a slice, number of slices."""
+    """A parsed topology name: `generation` (or `cpu`, `gpu`), shape of a slice, number of slices."""
 
     generation: str
     sides: tuple[int, ...]
@@ -69,10 +69,10 @@ class Name:
 
 
 def parse(text: str, slices: int = 1) -> Name:
-    """Takes `v5p:4x4x4`, `cpu:8` or `gpu` apart; `slices` are those of the data-centre network.
+    """Parses `v5p:4x4x4`, `cpu:8` or `gpu`; `slices` is how many the data-centre network joins.
 
     Raises:
-      TopologyError: it is none of the known forms.
+      TopologyError: an unknown generation, a wrong shape, or several slices of `gpu`.
     """
     match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*))?", text.strip().lower())
     generation = match[1] if match else ""
@@ -91,7 +91,7 @@ def parse(text: str, slices: int = 1) -> Name:
 
 
 def prepare(name: Name) -> None:
-    """Settings that JAX reads when it starts; call it before any device is asked for."""
+    """Sets what JAX reads when its backend starts; call it before the first use of a device."""
     if name.generation == "gpu":
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -105,10 +105,10 @@ def prepare(name: Name) -> None:
 
 
 def get(name: Name, chip: str | None = None) -> Topology:
-    """The devices of a topology, for which `prepare` was called; `chip` stands in for what they are.
+    """Returns the devices of a topology; call `prepare` first. `chip`: name in `CHIPS` to assume for them.
 
     Raises:
-      TopologyError: libtpu or JAX's GPU plugin is missing, the compiler knows no such slice, or no such chip.
+      TopologyError: no such chip, too few CPU devices, no libtpu or GPU plugin, or no such slice for it.
     """
     if chip is not None and chip not in CHIPS:
         raise TopologyError(f"unknown chip {chip!r}; known are {', '.join(CHIPS)}")
@@ -136,8 +136,8 @@ def _gpus(name: Name) -> Sequence[jax.Device]:
 
 
 def is_installed(*modules: str) -> bool:
-    """Whether one of these modules can be imported; it is not."""
-    with contextlib.suppress(ModuleNotFoundError):  # the package that it would be in
+    """Whether one of these modules is installed; does not import it."""
+    with contextlib.suppress(ModuleNotFoundError):  # raised where the parent package is missing
         return any(importlib.util.find_spec(module) for module in modules)
     return False
 
@@ -148,7 +148,7 @@ def _absent_gpus(name: Name) -> Sequence[jax.Device]:
             f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
             "`pip install -e '.[cuda13]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
         )
-    sides = f"{name.slices}x1x{name.sides[0]}"  # slices, nodes of a slice, GPUs of a node
+    sides = f"{name.slices}x1x{name.sides[0]}"  # slices x nodes of a slice x GPUs of a node
     with _as_topology_error(f"the GPU compiler knows no {name}"):
         target = GPU_TARGETS[name.generation]
         return topologies.get_topology_desc("", "cuda", target_config=target, topology=sides).devices
@@ -167,7 +167,7 @@ def _tpus(name: Name) -> Sequence[jax.Device]:
 
 @contextlib.contextmanager
 def _as_topology_error(text: str) -> Iterator[None]:
-    """Turns what the inside raises into a `TopologyError` that begins with `text`."""
+    """Turns a RuntimeError or ValueError inside the block into a `TopologyError` that begins with `text`."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

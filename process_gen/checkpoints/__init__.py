@@ -1,1 +1,1 @@
-"""Saved states: what a run needs to go on, and weights that travel."""
+"""Checkpoints: states to resume a run from, exported weights, and published files."""

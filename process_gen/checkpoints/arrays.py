@@ -1,4 +1,4 @@
-"""States as named arrays: the one layout on disk, and the comparison that names what differs.
+"""Flattens states to named arrays, the one layout on disk, and compares names and shapes.
 
 A state is a dataclass or a dict whose top-level fields become items that can be read on their own. Inside an
 item every array has a name such as `backbone/layers/und/q_proj/kernel`, whatever Python classes held it.
@@ -48,7 +48,7 @@ def unflatten(arrays: FlatArrays) -> dict[str, Any]:
 
 
 def key_to_data(leaf: Any) -> Any:
-    """What is stored for an array: itself, or the numbers behind a random key."""
+    """What is stored for an array: itself, or the key data of a typed random key."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
@@ -58,7 +58,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """Names of the arrays that hold a NaN or an infinity; they are looked at where they are."""
+    """Names of the arrays that hold a NaN or an infinity; they are checked on the devices where they are."""
     numbers = {n: x for n, x in flatten(tree).items() if jnp.issubdtype(jnp.result_type(x), jnp.inexact)}
     flags = jax.device_get(_all_finite(numbers))
     return sorted(name for name, finite in flags.items() if not finite)
@@ -93,7 +93,7 @@ def check(
     Args:
       found, wanted: shapes by name, or whatever else is to be equal and can be shown.
       what, end: how the message begins and ends.
-      ignored: regular expressions of whole names that may be there without being wanted.
+      ignored: regular expressions of whole names that `found` may have besides.
 
     Raises:
       CheckpointMismatch: names what is missing, what is unknown, and what has another shape.

@@ -24,4 +24,4 @@ class CheckpointNotSaved(CheckpointError):
 
 
 class NoRoom(CheckpointNotSaved):
-    """A disk of some host has no room for another step; all hosts know, and none has begun to write."""
+    """A disk has no room for another step; all hosts raise this together, before any of them writes."""

@@ -24,13 +24,16 @@ _FORMAT = 1
 
 
 def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | None = None) -> None:
-    """Writes the weights, whole or not at all.
+    """Writes weights to one file, which appears whole or not at all.
 
     Args:
       path: ends in `.safetensors`; its folder is made if need be.
       params: tree of arrays.
       metadata: JSON-able; `which` in it says which weights these are (`ema` if it says nothing).
       dtype: `float32`, `bfloat16` or `float16` to store floating-point arrays in, None to leave them.
+
+    Raises:
+      ValueError: the path ends in something else, or a dtype cannot be stored in such files.
     """
     place = epath.Path(path)
     if place.suffix != tensors.SUFFIX:
@@ -48,7 +51,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads weights that `save_weights` wrote.
 
     Returns:
-      Nested dict of NumPy arrays, float32 where they hold fractions, and the metadata.
+      Nested dict of NumPy arrays, floating-point ones as float32, and the metadata.
 
     Raises:
       CheckpointNotFound: no such file, or a file of another kind.
@@ -71,7 +74,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_ours(path: str) -> bool:
-    """Whether `save_weights` wrote a file; nothing but its header is read.
+    """Whether `save_weights` wrote a file; reads only the header.
 
     Raises:
       CheckpointNotFound: no such file, or no `.safetensors`.

@@ -1,4 +1,4 @@
-"""Reading: finding a checkpoint, and taking one item of it without the rest."""
+"""Finds checkpoints, and reads one item of them without the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METADATA = "metadata"
 class Saved:
     """A step of a run, or a `.safetensors` file of ours: its weights and states by name, and the metadata.
 
-    `packaged` are the weights of a file.
+    `packaged` are the weights of a file; None for a step.
     """
 
     place: epath.Path
@@ -32,9 +32,9 @@ class Saved:
     packaged: sources.Source | None = None
 
     def source(self, item: str) -> sources.Source:
-        """The arrays of an item, once its files are known to be as they were written.
+        """The arrays of an item, after a check of its files against the manifest.
 
-        Every host of a job has to call it: each checks a share of the files.
+        Collective: every host of a job has to call it, and checks a share of the files.
 
         Raises:
           CheckpointNotFound: there is no such item.
@@ -54,7 +54,7 @@ class Saved:
 
 
 def open_saved(path: epath.PathLike) -> Saved:
-    """What lies in a workdir (its newest step), in the folder of one step, or in a `.safetensors` file.
+    """Opens a workdir (its newest step), the folder of one step, or a `.safetensors` file of ours.
 
     Raises:
       CheckpointNotFound: nothing to load there.
@@ -115,7 +115,7 @@ def _lacks_marker(path: epath.Path) -> bool:
 
 
 def is_step(path: epath.Path) -> bool:
-    """Whether a folder is a committed step, whole or not."""
+    """Whether a folder is a committed step, which may be damaged."""
     if not path.name.isdigit() or not path.is_dir() or _lacks_marker(path):
         return False
     # Any of these makes it one of ours, so that a step that lost one of them is corrupt and not invisible.
@@ -123,7 +123,7 @@ def is_step(path: epath.Path) -> bool:
 
 
 def read_json(step_dir: epath.Path, item: str) -> Any:
-    """A JSON item of a step, checked by the caller."""
+    """A JSON item of a step, whose files the caller has checked; CheckpointCorrupt if it cannot be read."""
     try:
         return ocp.JsonCheckpointHandler().restore(step_dir / item)
     except (ValueError, OSError) as error:
@@ -131,9 +131,12 @@ def read_json(step_dir: epath.Path, item: str) -> Any:
 
 
 def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.FlatArrays) -> arrays.FlatArrays:
-    """The arrays of one item, checked by the caller, by name; `wanted` has shapes, dtypes and shardings.
+    """Reads the arrays of one item, whose files the caller has checked.
+
+    `wanted` gives name -> shape, dtype and sharding.
 
     Raises:
+      CheckpointCorrupt: the description of the item cannot be read.
       CheckpointMismatch: names, shapes or dtypes differ.
     """
     handler = ocp.PyTreeCheckpointHandler()

@@ -1,8 +1,8 @@
-"""The fast tier: steps on a disk of every host's own, for a restart that finds the same hosts again.
+"""The local tier: saves steps to a disk of each host's own, for a restart on the same hosts.
 
-Each host writes what its own devices hold and nobody waits for a shared file system, so that such saves can
-follow one another closely. They are lost with the disk, and mean nothing to another mesh: what has to last
-goes into the shared `CheckpointStore`. This is how Orbax saves to local storage (`primary_host=None`).
+Each process writes the shards of its own devices and does not wait for a shared file system, so saves can be
+frequent. They are lost with the disk, and cannot be read on another mesh: what has to last goes into the
+shared `CheckpointStore`. This is how Orbax saves to local storage (`primary_host=None`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from process_gen.checkpoints.store import CheckpointStore
 from process_gen.distributed.agreement import allgather_text, first_message
 
 PLACEMENT, START = "placement", "start"
-"""In a step's metadata: which pieces this process holds, and which start of the run has saved it."""
+"""Keys of a step's metadata: which shards this process held (`placement`), and which start saved it."""
 
 _ALL_ARE_PRIMARY = ocp.options.MultiprocessingOptions(primary_host=None, barrier_sync_key_prefix="local")
 
@@ -30,10 +30,10 @@ _ALL_ARE_PRIMARY = ocp.options.MultiprocessingOptions(primary_host=None, barrier
 class LocalStore(CheckpointStore):
     """Saves and restores the states of one run on the disk of this host, in a folder of this process alone.
 
-    Steps whose pieces lay on the devices in another way than those of the state `like` are not used.
+    Steps whose shards were placed otherwise than those of the state `like` are not used.
 
     Raises:
-      CheckpointError: on this mesh a host cannot save all that it needs.
+      CheckpointError: a process holds shards of two replicas of an array, and Orbax would save those of one.
     """
 
     def __init__(self, folder: str, metadata: dict[str, Any] | None = None, *, like: Any, save_every: int):
@@ -41,7 +41,7 @@ class LocalStore(CheckpointStore):
         logging.get_absl_logger().addFilter(_is_news)
         if wrong := first_message(_not_saved(like)):
             raise CheckpointError(wrong)
-        # Starts that went on from one step write others of the same numbers: hosts must not mix them.
+        # Two starts from one step both write later steps of the same numbers: hosts must not mix them.
         start = first_message(uuid.uuid4().hex if jax.process_index() == 0 else "")
         facts = {**(metadata or {}), PLACEMENT: self._placement, START: start}
         # Two: a host may be killed before it has a step that the others have.
@@ -68,7 +68,7 @@ class LocalStore(CheckpointStore):
             options=ocp.CheckpointManagerOptions(
                 **options,
                 multiprocessing_options=_ALL_ARE_PRIMARY,
-                # Folders that are made in the background are announced under one name for all hosts.
+                # Orbax announces folders made in the background once for all hosts; here each makes its own.
                 async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             ),
             handler_registry=registry,
@@ -86,8 +86,8 @@ class LocalStore(CheckpointStore):
     def newest_whole_step(self) -> int | None:
         """The newest step that every host has whole, from the same start, and can use; None if there is none.
 
-        Steps that are broken on this host are set aside; those that not every host can use are removed, and
-        what a kill has left of an old step that was being deleted.
+        Collective. Removes steps that not every host can use, and damaged ones older than the result, which
+        a kill leaves where it interrupts a deletion. Other damaged steps are moved to the quarantine.
         """
         mine: dict[int, str] = {}
         broken: dict[int, str] = {}
@@ -124,12 +124,12 @@ class LocalStore(CheckpointStore):
 
 
 def _is_news(record: Any) -> bool:
-    """False for what Orbax warns of at every array that is written this way, and nobody can change."""
+    """Log filter: False for a warning of Orbax about every array saved with `primary_host=None`."""
     return "Global object size logging disabled" not in record.getMessage()
 
 
 def _not_saved(state: Any) -> str:
-    """What is wrong where Orbax would leave pieces out: it writes those of the first one's replica alone."""
+    """Says where Orbax would leave shards out, else "": it writes those of the first one's replica only."""
     for name, x in arrays.flatten(state).items():
         pieces = x.addressable_shards if isinstance(x, jax.Array) else ()
         written = {repr(piece.index) for piece in pieces if piece.replica_id == pieces[0].replica_id}
@@ -143,7 +143,7 @@ def _not_saved(state: Any) -> str:
 
 
 def placement(state: Any) -> str:
-    """A digest of which pieces of each array this process holds, out of how many processes."""
+    """A digest of the number of processes, and of which shards of each array this process holds."""
     digest = hashlib.sha256(str(jax.process_count()).encode())
     for name, leaf in arrays.flatten(state).items():
         x = arrays.abstract(leaf)

@@ -1,8 +1,8 @@
 """SHA-256 of every file of a step, written before the step is committed and checked before it is read.
 
-Orbax notices a missing or shortened file in most cases, and a flipped bit in almost none: it would give
-back wrong numbers without a word. Every host hashes what it has written itself (`BarrierWithHashes`); the
-first one hashes the rest, which is little, and puts all of it into the manifest.
+Orbax notices a missing or shortened file in most cases, and a flipped bit in almost none: it would return
+wrong numbers without an error. Every host hashes what it has written itself (`BarrierWithHashes`); process 0
+hashes the rest, which is little, and writes the manifest.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from process_gen.common.files import read_json
 from process_gen.distributed.agreement import first_message
 
 NAME = "manifest.sha256.json"
-_SHARE = "manifest.{}.json"  # of a host, until the manifest is written
-_WRITTEN_BY = "ocdbt.process_{}"  # Orbax's folder, in an item, of what a host has written of it
+_SHARE = "manifest.{}.json"  # hashes of one host, until they are in the manifest
+_WRITTEN_BY = "ocdbt.process_{}"  # Orbax's folder, in an item, for what one host writes
 _FORMAT = 1
 # Written by Orbax when it commits, so after the manifest; nothing that is read depends on them.
 _COMMIT_FILES = frozenset({"commit_success.txt", "_CHECKPOINT_METADATA"})
 _CHUNK = 1 << 22
-_THREADS = min(16, 2 * (os.cpu_count() or 1))  # hashing and reading let go of Python's lock
+_THREADS = min(16, 2 * (os.cpu_count() or 1))  # hashing and reading release the GIL
 
 
 def write(step_dir: epath.Path) -> None:
     """Writes the manifest of everything in the folder; hashes what no host has hashed yet."""
     files = {}
-    for host in range(jax.process_count()):  # by name: shared folders are listed late
+    for host in range(jax.process_count()):  # by name: a shared folder may list it late
         share = step_dir / _SHARE.format(host)
-        # What it lacks, or says in no way that can be read, is hashed here.
+        # Files that it lacks are hashed below; all of them if it cannot be read.
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             files |= read_json(share)
             share.unlink()
@@ -50,13 +50,13 @@ def write(step_dir: epath.Path) -> None:
 
 
 class BarrierWithHashes:
-    """A barrier for Orbax's `AsyncOptions`: a host hashes what it has written before it says that it has."""
+    """A barrier for Orbax's `AsyncOptions`: each host hashes its files before it reports them as written."""
 
     def __init__(self, root: epath.Path):
         self._root, self._wait = root, multihost.get_barrier_sync_fn()
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
-        """Waits for all hosts. Orbax's key is what they wait for, and the step."""
+        """Waits for all hosts. Orbax's `key` names what they wait for and, after a dot, the step."""
         what, _, step = key.rpartition(".")
         if "write_complete" in what:
             try:
@@ -68,7 +68,7 @@ class BarrierWithHashes:
 
 
 def write_share(step_dir: epath.Path, host: int) -> None:
-    """Writes the hashes of what a host has written of a step; that stays as it is from then on."""
+    """Writes the hashes of the files that a host has written of a step; these change no more."""
     mine = {}
     for folder in step_dir.glob("*/" + _WRITTEN_BY.format(host)):
         item = folder.parent.name.removesuffix(ocp_path.atomicity.TMP_DIR_SUFFIX)
@@ -79,7 +79,12 @@ def write_share(step_dir: epath.Path, host: int) -> None:
 def verify(
     step_dir: epath.Path, items: tuple[str, ...] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Checks the files of some items of a step, or of all; of n hosts, host i those of the `share` (i, n).
+    """Checks sizes and hashes of the files of a step.
+
+    Args:
+      step_dir: folder of the step.
+      items: whose files to check; None for all.
+      share: (i, n) checks every n-th file from file i on, the share of host i of n.
 
     Raises:
       CheckpointCorrupt: names the step and the first file that is missing, cut off or changed.
@@ -100,7 +105,7 @@ def verify(
 def wrong_on_a_host(step_dir: epath.Path, items: tuple[str, ...] | None = None) -> str:
     """What is wrong with a step, in words; "" where nothing is.
 
-    Every host of a job has to call it: each checks a share of the files.
+    Collective: every host of a job has to call it, and checks a share of the files.
     """
     mine = ""
     try:
@@ -111,7 +116,7 @@ def wrong_on_a_host(step_dir: epath.Path, items: tuple[str, ...] | None = None) 
 
 
 def fingerprint(place: epath.Path) -> str:
-    """Tells weights from others: a step, a file, or a folder of `.safetensors`, by what is in it."""
+    """A hash, 16 hex digits, of a file, of a step (its manifest), or of the `.safetensors` in a folder."""
     if place.is_file():
         return _digest(place)[1][:16]
     if (place / NAME).exists():
@@ -177,10 +182,10 @@ def _digest(path: epath.Path) -> tuple[int, str]:
 
 
 class TemporaryPath(ocp_path.atomicity.AtomicRenameTemporaryPath):
-    """Orbax's unfinished folder; its manifest is written when all else is, and nothing is committed yet."""
+    """Orbax's unfinished folder of a step; the manifest is the last file written before it is committed."""
 
     async def finalize(self) -> None:
-        if self.get_final().name.isdigit():  # an item inside the step is committed the same way
+        if self.get_final().name.isdigit():  # a step; its items are committed the same way
             await asyncio.to_thread(write, self.get())
         await super().finalize()
 

@@ -1,4 +1,4 @@
-"""The weights that come with the package; this file imports nothing heavy, as configs name them."""
+"""Finds the weights that come with the package; imports nothing heavy, because configs import it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import importlib.resources
 from process_gen.checkpoints.errors import CheckpointNotFound
 
 SHIPPED = {"scenes": "scenes_s.safetensors", "hung": "hung_s.safetensors"}
-"""Files in `assets` by the name that stands for them where a path is asked for."""
+"""Name that may be given instead of a path -> file in `assets`."""
 
 
 def shipped_weights(name: str = "scenes") -> str:
-    """The file of weights that come with the package.
+    """The path of the shipped weights of this name, a key of `SHIPPED`.
 
     Raises:
       CheckpointNotFound: this installation has none.

@@ -1,7 +1,7 @@
 """The checkpoints of a run: `workdir/checkpoints/<step>`, written while training goes on.
 
 One step holds one item per field of the state (so that weights can be read without the optimizer), the state
-of the data iterator of every host, the metadata of the run, and a manifest that is checked on the way back.
+of the data iterator of every host, the metadata of the run, and a manifest that is checked before reading.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ITERATOR = "iterator"
 QUARANTINE = "quarantine"
 """Folder of a workdir for broken steps: out of the way of a resumed run, and never deleted."""
 _RESERVED = frozenset({ITERATOR, load.METADATA})
-_SPARE = 1.05  # of the arrays' bytes: the manifest, the metadata, and what a file system takes for itself
+_SPARE = 1.05  # times the arrays' bytes: room for manifest, metadata and what a file system needs itself
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -60,7 +60,7 @@ class _BestSteps(managers.PreservationPolicy):
 
 
 class ClosesOnExit(contextlib.AbstractContextManager):
-    """A context that is closed at its end."""
+    """A context manager that calls its `close` at the end of the block."""
 
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None:
@@ -95,7 +95,7 @@ class CheckpointStore(ClosesOnExit):
         self._metadata = json.loads(json.dumps(metadata or {}))
         self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
-        self._under_way = False  # a save whose end nobody has seen yet
+        self._under_way = False  # a save whose end `poll` has not seen yet
         self.root = _folder(workdir)
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
@@ -116,11 +116,11 @@ class CheckpointStore(ClosesOnExit):
 
     @property
     def _tends(self) -> bool:
-        """Whether this host tidies the folder up and looks how much room it has."""
+        """Whether this process cleans up the folder and checks its free space (one does, in a shared one)."""
         return jax.process_index() == 0
 
     def _bytes(self, x: Any) -> int:
-        """What an array takes in the folder."""
+        """Bytes of an array that are saved in the folder."""
         return x.nbytes
 
     def due(self, step: int) -> bool:
@@ -138,14 +138,14 @@ class CheckpointStore(ClosesOnExit):
     def newest_whole_step(self) -> int | None:
         """The newest step of which every file is as it was written; None where nothing was ever saved.
 
-        Steps that are not are moved to `workdir/quarantine`, with an error in the log. Every host checks a
-        share of the files, and all come to the same answer.
+        Steps that are not are moved to `workdir/quarantine`, with an error in the log. Collective: every host
+        checks a share of the files, and all come to the same answer.
 
         Raises:
           CheckpointCorrupt: there are steps, and none of them is whole.
         """
         wrong = ""
-        # What the first host sees counts: folders are listed late on some file systems.
+        # What process 0 sees counts: on some file systems, others list new folders late.
         while told := first_message(str(self.latest_step() or "") if jax.process_index() == 0 else ""):
             step = int(told)
             if not (wrong := manifest.wrong_on_a_host(self.root / str(step))):
@@ -175,13 +175,13 @@ class CheckpointStore(ClosesOnExit):
         logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
-        """Raises CheckpointNotSaved where a save that went on in the background has failed."""
+        """Raises CheckpointNotSaved if a save in the background has failed; does not wait for one."""
         if self._under_way and not self._manager.is_saving_in_progress():
             self._under_way = False
-            self.wait()  # which returns at once, and has the error
+            self.wait()  # returns at once, or raises the error of the save
 
     def save(self, step: int, state: Any, iterator: Any = None, score: float | None = None) -> None:
-        """Starts to save; the state may be used, and donated, as soon as this returns.
+        """Starts to save (all hosts call it); the state may be used, and donated, as soon as this returns.
 
         Args:
           step: number of batches that the state has seen; larger than any step saved before.
@@ -199,7 +199,7 @@ class CheckpointStore(ClosesOnExit):
                 f"the last good step in {self.root} is {self.latest_step()}"
             )
         try:
-            self.wait()  # as Orbax would; the step before takes its room, and what it replaces goes
+            self.wait()  # as Orbax would; then old steps are deleted, and the free space is known
         except CheckpointNotSaved as error:
             logging.error("%s", error)
         self._check_room(step, state)
@@ -233,7 +233,7 @@ class CheckpointStore(ClosesOnExit):
             raise NoRoom(wrong)
 
     def announce(self, state: Any) -> None:
-        """Says in the log what the steps of a run take on disk; warns where there is less."""
+        """Logs the disk space that the steps of a run take; a warning where there is less."""
         if not self._tends:
             return
         one, free, there = self._size(state), self._free(), min(len(self.steps()), self._keep)
@@ -294,7 +294,7 @@ class CheckpointStore(ClosesOnExit):
         Raises:
           CheckpointNotFound: there is none.
           CheckpointCorrupt: a file is missing, cut off or changed.
-          CheckpointMismatch: it belongs to another model.
+          CheckpointMismatch: it belongs to another model, or lacks the state of a data iterator.
         """
         step_dir = self._step_dir(step)
         if int(step_dir.name) not in self._whole:
@@ -318,7 +318,7 @@ class CheckpointStore(ClosesOnExit):
         return {**like, **restored} if isinstance(like, dict) else like.replace(**restored)
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """What was stored beside a step: the metadata of the run, `step` and `versions`."""
+        """What was stored with a step: the metadata of the run, `step`, `versions` and, if given, `score`."""
         step_dir = self._step_dir(step)
         manifest.verify(step_dir, (load.METADATA,))
         return load.read_json(step_dir, load.METADATA)
@@ -335,14 +335,14 @@ class CheckpointStore(ClosesOnExit):
             raise CheckpointMismatch(f"checkpoint {step_dir} was saved without the state of a data iterator")
         states = [json.loads(text)["state"] for text in load.read_json(step_dir, ITERATOR)["hosts"]]
         merged = dict(states[0])
-        if isinstance(merged["rows"], dict):  # what else there once was, the iterator refuses
-            # Rows of the global batch, each with a state of its own: any number of hosts can go on with them.
+        if isinstance(merged["rows"], dict):  # `set_state` refuses the older format
+            # Each row of the global batch has a state of its own, so any number of hosts can go on with them.
             merged["rows"] = {row: found for state in states for row, found in state["rows"].items()}
         iterator.set_state(merged)
 
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong while writing is told as one kind of error that names the last good step."""
+        """Turns every error while writing into a CheckpointNotSaved that names the last good step."""
         try:
             yield
         except Exception as error:
@@ -351,11 +351,11 @@ class CheckpointStore(ClosesOnExit):
                 self._remove_unfinished()  # a full disk gets its space back
             found = CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {self._kept()}")
             if files.passes(error) or isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
-                found.exit_code = 1  # another host is gone, or a file system for a while
+                found.exit_code = 1  # not 2, which is final: another host or a file system is gone
             raise found from error
 
     def _remove_unfinished(self) -> None:
-        """Gives back the space of saves that a killed process left behind; no other run writes here."""
+        """Deletes saves that a killed process left unfinished; no other run writes here."""
         for path in load.unfinished(self.root) if self._tends else ():
             logging.warning("removing %s, a save that was never finished", path)
             path.rmtree()

@@ -1,6 +1,6 @@
-"""Two tiers of checkpoints as one: often on the hosts' own disks, now and then where they last.
+"""Combines two tiers of checkpoints: frequent saves to the hosts' own disks, rarer ones to shared storage.
 
-A restart takes the newest step that either tier has whole.
+A restart takes the newest step that either tier has undamaged.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from process_gen.distributed import lock
 from process_gen.distributed.agreement import allgather_text, first_message
 
 NAME = "local_tier.txt"
-"""File of a workdir: the name of its folder on local disks, and the workdir that got it. A new workdir, or a
-copy of one, never meets the steps of another."""
+"""File of a workdir: the name of its folder on local disks, and the workdir's path. A new workdir, or a copy,
+gets a new name, so that it never finds the steps of another one."""
 
 _MACHINE = "machine"
-"""File of the local folder of a process: on which machine it lies."""
+"""File of the local folder of a process: the boot id of the machine that wrote there last."""
 
 
 class TieredStore(ClosesOnExit):
-    """A shared store, which lasts, with a quick local one in front of it, if there is any.
+    """A shared store, with a faster local one in front of it if there is one.
 
-    `source` is where the step lies that `newest_whole_step` has found.
+    `source` is the store with the step that `newest_whole_step` has found; the shared one before.
     """
 
     def __init__(self, shared: CheckpointStore, local: LocalStore | None = None):
@@ -68,22 +68,23 @@ class TieredStore(ClosesOnExit):
         return near
 
     def latest_step(self) -> int | None:
-        """The newest step that lasts."""
+        """The newest committed step of the shared store."""
         return self._shared.latest_step()
 
     def save(
         self, step: int, state: Any, iterator: Any = None, score: float | None = None, lasting: bool = True
     ) -> None:
-        """Starts to save where the schedule says; see `CheckpointStore.save`.
+        """Starts to save to the store whose schedule it is; see `CheckpointStore.save`.
 
-        A `lasting` step has to outlive these hosts, whatever the schedule says.
+        A `lasting` step goes to the shared store, whatever the schedule says. A local disk without room is
+        logged, not raised.
         """
         if lasting or self._local is None or self._shared.due(step):
             self._shared.save(step, state, iterator, score)
         else:
             try:
                 self._local.save(step, state, iterator)
-            except NoRoom as error:  # which costs a fast restart, and no run
+            except NoRoom as error:  # costs a fast restart at most, so the run goes on
                 logging.error("%s", error)
 
     def poll(self) -> None:
@@ -101,10 +102,10 @@ class TieredStore(ClosesOnExit):
 
 
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
-    """The checkpoints of a run, by its `config.train`, for states like this one, real or abstract.
+    """Opens the stores that `config` (`config.train`) asks for, for states like this one, real or abstract.
 
     Raises:
-      CheckpointError: a folder cannot be written to.
+      CheckpointError: a folder cannot be written to, or see `LocalStore`.
     """
     keep = {key: config[key] for key in ("keep", "keep_every", "keep_best")}
     shared = CheckpointStore(workdir, metadata, save_every=config["checkpoint_every"], **keep)
@@ -116,7 +117,7 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
 
 
 def local_folder(disk: str, workdir: str) -> str:
-    """The folder of this process on a local disk, for the run of a workdir that all hosts share.
+    """Collective: makes the folder of this process on a local disk, for the run of a shared workdir.
 
     Raises:
       CheckpointError: the disk or the workdir cannot be written to.
@@ -143,9 +144,9 @@ def local_folder(disk: str, workdir: str) -> str:
 
 
 def _remove_others(folder: pathlib.Path) -> None:
-    """Removes what processes have left on this machine that run on another one now.
+    """Removes the folders of processes that ran on this machine and run on another one now.
 
-    Each says in its folder which machine that was: a disk may be one for several machines.
+    A note in each folder names its machine, because several machines may share the disk.
     """
     machine = lock.boot()
     machines = allgather_text(machine)

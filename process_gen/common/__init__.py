@@ -1,1 +1,1 @@
-"""What every room may use: names and values that a user types, and files on disks that fail."""
+"""Helpers that every room may import: checks of names and values that users type, files, images."""

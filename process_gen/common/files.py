@@ -1,4 +1,4 @@
-"""Files: JSON that is refused in one way, and writes of a whole file or none."""
+"""Reads JSON with one type of error for bad content, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PASSING = (
 
 
 def passes(error: object) -> bool:
-    """Whether it is the error of a file system or a network that is gone for a while."""
+    """Whether it is a transient I/O error, as of a file system or network that is away for a while."""
     return isinstance(error, OSError) and error.errno in _PASSING
 
 
@@ -48,13 +48,13 @@ def read_json(path: epath.PathLike) -> Any:
 
 @contextlib.contextmanager
 def whole(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields where to write a file, which takes the name `path` when the block ends.
+    """Yields a temporary path to write to, and renames it to `path` when the block ends.
 
-    Readers see the old file until the new one is complete, and keep it where the
-    block raises. Any number of processes may write the same file.
+    Readers see the old file until then; if the block raises, the old file stays. Any
+    number of processes may write the same file.
     """
     path = epath.Path(path)
-    # Of a name that a folder has just room for, a part.
+    # Only a part of the name: with the suffix, a long one would exceed the limit on file names.
     scratch = path.parent / f"{path.name[:40]}.{secrets.token_hex(4)}.unfinished"
     try:
         yield scratch
@@ -66,12 +66,12 @@ def whole(path: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def write_json(path: epath.PathLike, value: Any, **options: Any) -> None:
-    """Writes a value as JSON, as a whole file or none; `options` are those of `json.dumps`."""
+    """Writes a value as JSON, atomically; `options` are those of `json.dumps`."""
     with whole(path) as scratch:
         scratch.write_text(json.dumps(value, **options) + "\n", encoding="utf-8")
 
 
 def write_json_lines(path: epath.PathLike, values: Iterable[Any], **options: Any) -> None:
-    """Writes values as JSON, a line each; see `write_json`."""
+    """Writes values as JSON lines, atomically; see `write_json`."""
     with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(value, **options) + "\n" for value in values)

@@ -1,4 +1,4 @@
-"""Image files: what is wrong with one, and both ways between a file and an array."""
+"""Image files: conversion from and to arrays, and the errors of broken files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from etils import epath
 
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, PIL.Image.DecompressionBombError),
-    *(TypeError, AttributeError, LookupError, ArithmeticError),  # of a header's fields that are of odd types
+    *(TypeError, AttributeError, LookupError, ArithmeticError),  # from header fields of unexpected types
 )
-"""What reading a file that is broken, cut off or no image raises."""
+"""What Pillow raises for files that are damaged, cut off or no images."""
 
 
 def png(image: np.ndarray) -> bytes:
-    """The PNG file of an image, [H, W, 3] uint8."""
+    """Encodes an image, [H, W, 3] uint8, as PNG."""
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
 def rgb(file: epath.PathLike | BinaryIO) -> np.ndarray:
-    """An image file of any mode as [H, W, 3] uint8; raises one of `UNREADABLE`."""
+    """Reads an image file of any colour mode as [H, W, 3] uint8; raises one of `UNREADABLE`."""
     with PIL.Image.open(file) as picture:
         return np.asarray(picture.convert("RGB"))

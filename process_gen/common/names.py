@@ -1,4 +1,4 @@
-"""Names that a user types: known, or an error that says which are near."""
+"""Checks names that a user types; errors suggest the nearest known ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 
 def hint(name: object, known: Iterable[str]) -> str:
-    """What an error about an unknown `name` ends in: the nearest of the known ones, or all of them.
+    """The end of an error message about an unknown `name`: the nearest known ones, or else all of them.
 
-    It may be of any type, since a config file may hold any.
+    `name` may be of any type, as values in config files are.
     """
     known = list(known)
     if near := difflib.get_close_matches(str(name), known):

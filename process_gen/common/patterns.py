@@ -1,9 +1,8 @@
-"""Patterns that choose names, as `.gitignore` chooses files.
+"""Selects names by patterns, as `.gitignore` selects files.
 
-A pattern is for a whole name such as `backbone/layers/gen/q_proj/kernel`: `*` stands for any text, slashes
-too, `?` for one character, `[qk]` for one of some. Of the patterns that match a name the last one decides,
-and one that begins with `!` takes the name out again: `("*", "!backbone/*gen*")` is all but the generation
-expert.
+A pattern matches a whole name such as `backbone/layers/gen/q_proj/kernel`: `*` is any text, slashes too,
+`?` one character, `[qk]` one of those listed. The last pattern that matches a name decides; if it begins
+with `!`, the name is not selected: `("*", "!backbone/*gen*")` is all but the generation expert.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ OUT = "!"
 
 
 def chooses(patterns: Sequence[str], name: str) -> bool:
-    """Whether the last of the patterns that match a name puts it in."""
+    """Whether the patterns select a name."""
     for pattern in reversed(patterns):
         if fnmatch.fnmatchcase(name, pattern.removeprefix(OUT)):
             return not pattern.startswith(OUT)

@@ -1,4 +1,4 @@
-"""What a value that a user types or a file holds may be, and how to say it."""
+"""Conditions on values that users type or files hold, with the words for error messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A condition on a value, and how to say it."""
+    """A condition on a value (`holds`), and its words in an error message (`text`)."""
 
     text: str
     holds: Callable[[Any], bool]
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, finite as a float: the ints of JSON may be too large."""
+    """Whether it is an int or float (no bool) that is finite as a float; ints of JSON may be too large."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:

@@ -8,7 +8,7 @@
 `check` reads every text and image on all cores: what is in the set, what is wrong with it, whether it
 holds prompts of GenEval, what layout it needs, and how its first trajectory will be trained.
 
-Exit code 0 if all went well, 2 for bad input, 141 where nobody reads the output any more.
+Exit code 0 if all went well, 2 for bad input, 141 where the reader of the output is gone, as after `| head`.
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None
 def _print_trajectory(
     source: Source, index: int, tokenizer: Tokenizer, layout: Layout, losses: LossTable, split: bool
 ) -> None:
-    """How a trajectory is trained, token by token, or why it is not."""
+    """Prints how a trajectory is trained, token by token, or why it is not."""
     if index >= len(source):
         raise ValueError(f"--show={index}: the last one of {len(source)} trajectories is {len(source) - 1}")
-    layout = dataclasses.replace(layout, fields=())  # losses of one's own are not shown
+    layout = dataclasses.replace(layout, fields=())  # losses on user-defined fields are not shown
     try:
         trajectory = source[index]
         part = encode_parts(tokenizer, layout, split, trajectory)[0]
@@ -180,7 +180,7 @@ def _print_trajectory(
 
 
 class _Left:
-    """What a conversion leaves out, as far as it may."""
+    """Handles the bad trajectories of a conversion: raises the first, or collects them up to the budget."""
 
     def __init__(self, source: Source, policy: str, budget: float | None):
         self.errors = list(getattr(source, "skipped", ()))

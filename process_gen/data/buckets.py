@@ -1,9 +1,9 @@
-"""Training at several image shapes: every batch has one of them, and batches of all shapes take turns.
+"""Buckets by aspect ratio: every batch has images of one size, and the buckets take turns.
 
-A trajectory goes to the bucket whose shape is nearest to the shape of the image that it ends with, so little
-of an image is cut off. Each bucket has a stream of batches of its own. Which of them gives the next batch
-follows from how many each has given, in proportion to the turns that it holds, so that the buckets go through
-their epochs side by side: the same on every host and after every restart.
+A trajectory goes to the bucket whose aspect ratio is nearest to that of its last image, so that cropping cuts
+off little. Each bucket has a stream of batches of its own. The bucket that has given the fewest batches for
+the turns that it holds gives the next one, so all buckets go through their epochs at about the same speed.
+The order depends on those counts alone: it is the same on every host and after every restart.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ def size_of(images: np.ndarray) -> Size:
 
 
 def nearest(shape: Size, sizes: Sequence[Size]) -> int:
-    """Which of some image sizes has the shape nearest to another one, by the ratio of height to width."""
+    """Returns the index of the size in `sizes` whose height : width is nearest to that of `shape`, in log."""
     ratio = math.log(shape[0] / shape[1])
     return min(range(len(sizes)), key=lambda index: abs(math.log(sizes[index][0] / sizes[index][1]) - ratio))
 
 
 def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
-    """The trajectories of a source by the image size that suits them; sizes that suit none are left out.
+    """Splits a source into buckets: image size -> its trajectories; sizes without any are left out.
 
-    Images that cannot be read go to the largest bucket, for the loader's policy to find them.
+    Trajectories whose image cannot be read go to the bucket with most trajectories, where the loader's policy
+    handles them.
 
     Raises:
-      ValueError: the source has images of one size only, or no trajectories.
+      ValueError: no trajectories, or there are several sizes and the source has images of one size only.
     """
     if not len(source):
         raise ValueError("the source has no trajectories")
@@ -64,11 +65,11 @@ def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
 
 
 def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetch: int = 2) -> Loader:
-    """One loader of the batches of several, made with `prefetch=0`; the fields of a batch tell its size.
+    """Merges the loaders of several buckets, made with `prefetch=0`; shapes tell which bucket a batch is of.
 
     Args:
-      loaders: by image size.
-      buckets: what `deal` gave for them; its `turns()` are the shares, where there are several.
+      loaders: image size -> loader.
+      buckets: the result of `deal`; with several loaders, batches are in proportion to `turns()` of each.
       prefetch: batches that one background thread keeps ready, 0 for none.
 
     Raises:
@@ -88,7 +89,7 @@ def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetc
 
 
 class _InTurn(grain.IterDataset):
-    """Batches of several datasets, by name; `turns` are their shares."""
+    """Interleaves the batches of several datasets by name, in proportion to `turns`."""
 
     def __init__(self, parts: Mapping[str, grain.IterDataset], turns: Mapping[str, int]):
         super().__init__()
@@ -128,7 +129,7 @@ class _InTurnIterator(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As `PackedBatchesIterator.set_state`; other buckets are other data."""
+        """Restores as `PackedBatchesIterator.set_state`; raises ValueError for a state of other buckets."""
         states = {name: iterator.get_state() for name, iterator in self._iterators.items()}
         check_identity(state["identity"], _named(states))
         for name, iterator in self._iterators.items():
@@ -139,6 +140,6 @@ class _InTurnIterator(grain.DatasetIterator):
 
 
 def _named(states: dict[str, Any]) -> dict[str, str]:
-    """What all buckets depend on, each with its name before it."""
+    """Merges the identities of all buckets; keys get the bucket's name as a prefix."""
     parts = {name: state["identity"] for name, state in states.items()}
     return {f"{name}: {key}": text for name, part in parts.items() for key, text in part.items()}

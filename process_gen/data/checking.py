@@ -1,4 +1,4 @@
-"""A look at a set of trajectories before a run: what is in it, what is wrong with it, what it needs."""
+"""Examines a set of trajectories before a run: its contents, its errors, and the layout that it needs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from process_gen.trajectory.stages import Trajectory
 NAMED = 20
 """How many bad trajectories, and how many leaked prompts, are kept by name."""
 SAMPLED = 20_000
-"""How many trajectories the packing is reckoned from."""
+"""How many trajectories the packing is computed from."""
 BLOCK = 64
-"""Trajectories that a process looks at for each message."""
+"""Trajectories of one task that is sent to a worker process."""
 SLOTS = ("prompt", "instruction", "before", "after")
 SLOTS_HEADERS = ("slot", "texts", "mean", "median", "95%", "99%", "longest", "room", "too long")
 COUNTED = (
@@ -52,22 +52,22 @@ BARS = 12
 
 @dataclasses.dataclass
 class Findings:
-    """What some trajectories hold; `+=` adds what others hold.
+    """What some trajectories hold; `+=` adds the findings of others.
 
     Attributes:
-      good, bad: trajectories that can be read, and that cannot.
-      named, last_bad: the first bad ones and the last one, with file and line.
+      good, bad: how many trajectories can be read, and how many cannot.
+      named, last_bad: messages of the first `NAMED` bad ones and of the last one, with file and line.
       lengths: of the first `SAMPLED` trajectories.
-      counts: how often something comes, by what it is:
-        `problems` where they lie left out,
-        `turns`, `steps`, `corrections` of a trajectory,
-        `stages` texts and images of each; `words alone` are corrections without an image,
-        one of `SLOTS` tokens of a text, its two brackets included,
+      counts: name -> value -> how often it occurs; the values are, by name:
+        `problems` messages without the place,
+        `turns`, `steps`, `corrections` how many a trajectory has,
+        `stages` kinds of texts and images; `words alone` is a correction without an image,
+        each of `SLOTS` tokens of a text, its two brackets included,
         `sizes`, `modes`, `formats` of image files; empty where the set keeps pixels,
-        one of `PROVENANCE_KEYS` what a trajectory says,
-        `unknown` fields that nobody knows,
-        `prompts`, `digests` of prompts, and of prompts with the last image,
-        `leaked` prompts of a benchmark.
+        each of `PROVENANCE_KEYS` what a trajectory states,
+        `unknown` names of unknown fields,
+        `prompts`, `digests` hashes of prompts, and of prompts with the last image,
+        `leaked` prompts that are in a benchmark.
     """
 
     good: int = 0
@@ -99,13 +99,13 @@ class Findings:
 def examine(
     source: Source, tokenizer: Tokenizer, indices: Sequence[int], leaks: Callable[[str], Any] | None = None
 ) -> Findings:
-    """Reads some trajectories, every image decoded.
+    """Reads some trajectories, decodes every image, and returns what they hold.
 
     Args:
-      source: any; of a `StoredSource` the image files are looked at too.
+      source: any; of a `StoredSource` the image files are examined too.
       tokenizer: counts tokens.
       indices: which trajectories.
-      leaks: says of a prompt which benchmark it is of, None for none.
+      leaks: returns a label for a prompt of a benchmark, None for any other.
     """
     found = Findings()
     for index in indices:
@@ -162,7 +162,7 @@ def _digest(*parts: bytes) -> bytes:
 def _count_files(
     counts: dict[str, collections.Counter], stored: Mapping[str, Any], own: Collection[str]
 ) -> None:
-    """The image files of a trajectory, and the fields that nobody knows; one's `own` are known."""
+    """Counts image files and unknown fields; `own` are user-defined fields of turns, which are known."""
     counts["unknown"].update(key for key in stored if key not in TRAJECTORY_KEYS)
     counts["unknown"].update(
         {f"turns.{key}" for turn in stored["turns"] for key in turn if key not in (*TURN_KEYS, *own)}
@@ -175,7 +175,7 @@ def _count_files(
                 counts["sizes"][f"{opened.height} x {opened.width}"] += 1
                 counts["modes"][opened.mode] += 1
                 counts["formats"][opened.format] += 1
-        except UNREADABLE:  # named where it was read
+        except UNREADABLE:  # counted as bad where the trajectory is read
             continue
 
 
@@ -189,12 +189,12 @@ def examine_all(
     processes: int,
     limit: int,
 ) -> Findings:
-    """`examine` of a whole set, or its first `limit` trajectories, on several processes, with a progress bar.
+    """Runs `examine` on a whole set or its first `limit` trajectories, in several processes.
 
     Args:
-      open_source, tokenizer, leaks: can be pickled where there are several processes, each of which opens
-        the set.
-      processes: how many; with one, nothing is started.
+      open_source, tokenizer, leaks: with several processes they must be picklable, and each process opens the
+        set itself.
+      processes: how many; with 1 all runs in this process.
       limit: 0 for all.
 
     Raises:
@@ -231,17 +231,17 @@ def _examined(processes: int, start: Callable[[], None], blocks: Sequence[range]
 
 
 _HERE: dict[str, Any] = {}
-"""What a process works with."""
+"""Arguments of `examine` in a worker process, set by `_start`."""
 
 
 def _start(open_source: Callable[[], Source], tokenizer: Tokenizer, leaks: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.set_verbosity(logging.ERROR)  # what is left out and what is unknown is counted
+    logging.set_verbosity(logging.ERROR)  # no warnings: `Findings` counts what they report
     _HERE.update(source=open_source(), tokenizer=tokenizer, leaks=leaks)
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: else it would wait for work for ever."""
+    """Ends this worker process when its parent is gone; it would wait for work for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -254,9 +254,9 @@ def _examine_here(indices: range) -> Findings:
 
 
 def suggest(found: Findings, layout: Layout) -> Layout:
-    """The layout with slots for every text, and rows for every trajectory, of those that were read.
+    """Returns `layout` with text slots and turn slots large enough for every trajectory that was read.
 
-    A slot is as long as its longest text, rounded up. Images and context stay as they are.
+    A slot is as long as its longest text, rounded up to a multiple of `STEP`. Image sizes and context stay.
     """
     counts = found.counts
     slots = {name: -(-max(counts[name], default=0) // STEP) * STEP for name in SLOTS}
@@ -273,7 +273,7 @@ def suggest(found: Findings, layout: Layout) -> Layout:
 
 
 def flags(layout: Layout, other: Layout) -> str:
-    """What makes a layout of another one, as flags of a config."""
+    """Returns the config flags that turn `layout` into `other`, as far as `suggest` changes it."""
     fields = (*SLOTS, "prompt_image", "turns", "trajectories", "corrections")
     return " ".join(
         f"--config.layout.{name}={getattr(other, name)}"
@@ -283,7 +283,7 @@ def flags(layout: Layout, other: Layout) -> str:
 
 
 def slots_table(found: Findings, layout: Layout) -> list[tuple]:
-    """Rows of `SLOTS_HEADERS`: lengths of texts, the room of the layout, and how many do not fit."""
+    """Returns rows for `SLOTS_HEADERS`: lengths of texts, room in the layout, and how many do not fit."""
     rows = []
     for name in SLOTS:
         if counts := found.counts[name]:

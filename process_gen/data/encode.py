@@ -1,4 +1,4 @@
-"""Trajectories to arrays: texts into their token slots, turns stacked; what is longer than a row in parts.
+"""Encodes trajectories as arrays: texts in token slots, turns stacked; splits those longer than a row.
 
 A text slot holds `<|im_start|> ...ids... <|im_end|>` and then padding; a slot
 of padding only is an absent text.
@@ -22,23 +22,23 @@ from process_gen.trajectory.layout import FIELD_KINDS, Layout
 from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, turn_fields
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
-"""Of every layout; one with room for input images may have `instruction` as well."""
+"""Text slots of every layout; `instruction`, after a prompt's image, is optional."""
 
 
 def encode_parts(
     tokenizer: Tokenizer, layout: Layout, split: bool, trajectory: Trajectory
 ) -> list[dict[str, np.ndarray]]:
-    """The arrays of a trajectory, or its parts where it is to be `split`; raises as `encode_trajectory`."""
+    """Returns the arrays of a trajectory, or with `split` of its parts; raises as `encode_trajectory`."""
     parts = split_trajectory(trajectory, layout) if split else [trajectory]
     return [encode_trajectory(tokenizer, layout, part) for part in parts]
 
 
 def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]:
-    """A trajectory in parts that fit a row; alone where it fits already, or cannot be split.
+    """Splits a trajectory into parts that fit a row; returns it alone where it fits or cannot be split.
 
-    It can where the layout's context is `step` or `last`: a step sees nothing of those before the last one
-    then. A part begins with the step before it, which is given and has no losses. What follows the last
-    turn of a part but the last one stands in no row, so nothing learns to stop there (`Trajectory.ends`).
+    Splitting needs the `layout.context` `step` or `last`, where a step sees no step before the previous one.
+    Every part but the first repeats the step before it as context without losses (`context_turns`). Only the
+    last part has `ends` set, so the model does not learn to stop at a cut.
     """
     places = spans([len(step.turns) for step in trajectory.steps], layout)
     if len(places) == 1:
@@ -61,14 +61,14 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
 
 
 def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
-    """Where the parts of a trajectory begin and end in its turns, and how many at its start are given.
+    """Returns where `split_trajectory` cuts a trajectory, as spans of its turns.
 
     Args:
-      steps: how many turns each step has; at least one.
+      steps: how many turns each step has; at least one step.
       layout: of a row.
 
     Returns:
-      (first turn, turns that are given, turn after the last one) of each part; see `split_trajectory`.
+      (first turn, how many turns from there are context only, one past the last turn) of each part.
     """
     ends = list(itertools.accumulate(steps))
     whole = [(0, 0, ends[-1])]
@@ -145,7 +145,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
 
 
 def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """Returns the fields of the prompt: its text and, where the layout has room, what it holds besides."""
+    """Returns the fields of the prompt: text, and as the layout has them input image and instruction."""
     prompt, image, instruction = trajectory.prompt, trajectory.prompt_image, trajectory.instruction
     if image is not None and not layout.prompt_image:
         raise BadTrajectory("its prompt holds an image, set layout.prompt_image=True")
@@ -165,9 +165,10 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
 
 
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
-    """The texts of one slot, marked up, None where absent: one of every turn, or the prompt.
+    """Returns the texts of one slot with their markup: one for each turn, None where absent, or the prompt.
 
-    Raises BadText where one has special tokens that do not belong there, or half of a character.
+    Raises BadText where one has special tokens that do not belong there, or a lone surrogate. The prompt is
+    returned unchecked.
     """
     if slot == "prompt":
         return [trajectory.prompt]
@@ -185,7 +186,7 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
 
 
 def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
-    """Raises `longest`, tokens of the longest text of each slot with its two brackets, to a trajectory's."""
+    """Updates `longest` in place: slot -> tokens of the longest text seen, its two brackets included."""
     for slot in TEXT_SLOTS:
         for text in slot_texts(trajectory, slot):
             if text is not None:

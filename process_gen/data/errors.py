@@ -11,13 +11,13 @@ _SLOT_TEXTS = {
 
 
 class BadTrajectory(ValueError):
-    """A trajectory that cannot be used; `uid` is its name where `encode_trajectory` refused it."""
+    """A trajectory that cannot be used; `encode_trajectory` sets `uid` to its name."""
 
     uid: str = ""
 
 
 class SlotOverflow(BadTrajectory):
-    """A text of `needed` tokens, longer than the `fits` that its `slot` of the layout has room for."""
+    """A text has `needed` tokens, but its `slot` of the layout has room for `fits`, brackets not counted."""
 
     def __init__(self, slot: str, needed: int, fits: int):
         self.slot, self.needed, self.fits = slot, needed, fits
@@ -28,7 +28,7 @@ class SlotOverflow(BadTrajectory):
 
 
 class TooLong(BadTrajectory):
-    """A trajectory of more `turns` than the `slots` of a row."""
+    """A trajectory has more `turns` than a row has turn `slots`."""
 
     def __init__(self, turns: int, slots: int):
         self.turns, self.slots = turns, slots

@@ -1,4 +1,4 @@
-"""What a turn of the scenes world leaves as it was, from the scene graphs that the teacher notes down."""
+"""Masks of what a turn of the scenes world leaves unchanged, from the scene graphs in the metadata."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KEPT = "kept"
 
 
 def with_kept(trajectory: Trajectory) -> Trajectory:
-    """A trajectory of the teacher whose turns have the field `kept`, [height, width] uint8.
+    """Returns a trajectory of the teacher with a mask `kept`, [height, width] uint8, in each turn.
 
-    It is 0 in the squares of things that come, go or change between the canvas that a turn starts from and
-    the image that its flow target shows, and 255 elsewhere.
+    The mask is 0 in the square around each object that is added, removed or changed between the canvas before
+    the turn and the image that its flow target shows. It is 255 elsewhere.
 
     Raises:
-      KeyError: its metadata are not the teacher's.
+      KeyError: the metadata lack what the teacher records.
     """
     told = trajectory.metadata
     level = get_level(told["level"])
@@ -32,7 +32,7 @@ def with_kept(trajectory: Trajectory) -> Trajectory:
     for step, right, drawn, mistake in notes:
         right = scene_from_json(right, level)
         drawn = right if drawn is None else scene_from_json(drawn, level)
-        planned = mistake is not None and mistake["planned"]  # the draft shows what its plan says
+        planned = mistake is not None and mistake["planned"]  # the draft shows what its wrong plan says
         changes = [(canvas, drawn if planned else right), *[(drawn, right)] * len(step.refines)]
         for turn, (before, after) in zip(step.turns, changes, strict=True):
             extra = {**turn.extra, KEPT: _same(before, after, level)}

@@ -1,10 +1,10 @@
-"""Real images: any size and mode in, RGB of the size that a model reads out.
+"""Reads image files of any size and mode as RGB arrays of the size that a model takes.
 
-A layout has one image size, so training crops an image around its middle to the
-layout's shape (`fit`), or to the nearest one where there are several (`buckets`).
-The base model takes each image at its own shape, resized by its own rule
-(`Resize`); `model_sizes` says which layout that is, and `rules_for` has the same
-rule for models of other sizes.
+A layout has one image size. Training crops an image around its middle to that
+aspect ratio (`fit`), or to the nearest of several (`buckets`). The base model
+(BAGEL) keeps each image's own aspect ratio and resizes it by a rule (`Resize`):
+`rules_for` scales that rule to a model's position tables, and `model_sizes`
+gives the layout's sizes for one image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TURNED = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by the orientation in its EXIF."""
+"""EXIF orientation -> the transpose that makes the image upright."""
 
 
 def read_rgb(path: ImagePath) -> np.ndarray:
@@ -51,13 +51,13 @@ def read_rgb(path: ImagePath) -> np.ndarray:
     with PIL.Image.open(path, formats=FORMATS) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
-        opened.load()  # whatever is wrong with the pixels is heard of here
+        opened.load()  # decodes the pixels, so broken ones raise here
         turn = _TURNED.get(_orientation(opened))
         return np.asarray(_to_rgb(opened if turn is None else opened.transpose(turn)), np.uint8)
 
 
 def _orientation(opened: PIL.Image.Image) -> int:
-    """The orientation that the EXIF states, 1 where there is none; whatever else stands there is not read."""
+    """Returns the EXIF orientation; 1 (upright) where it is missing or unreadable."""
     try:
         found = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1)
     except UNREADABLE:
@@ -92,13 +92,13 @@ def fit(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """How the base model (BAGEL) sizes an image: its shape kept, its sides multiples of a stride.
+    """How the base model (BAGEL) resizes an image: aspect ratio kept, sides rounded to multiples of a stride.
 
     Attributes:
-      stride: of which both sides become multiples.
-      shortest: a shorter side below it is brought up to it.
-      longest: a longer side above it is brought down to it; this comes first
-        where an image is too narrow for both.
+      stride: both sides become multiples of it, in pixels.
+      shortest: an image whose shorter side is below it is scaled up to it.
+      longest: an image whose longer side is above it is scaled down to it; wins
+        over `shortest` where an image is too narrow for both.
     """
 
     stride: int
@@ -114,7 +114,7 @@ class Resize:
         return sides
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Resizes [H, W, 3] uint8: bicubic, widened where it shrinks so that nothing aliases."""
+        """Resizes [H, W, 3] uint8 to `size`: bicubic, antialiased where it shrinks."""
         height, width = self.size(*image.shape[:2])
         if image.shape[:2] == (height, width):
             return image
@@ -131,7 +131,10 @@ class Resize:
 def model_sizes(
     height: int, width: int, vae: Resize, vit: Resize | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A layout's `image_size` and `vit_grid` for an image at its own shape, by the rules of `rules_for`."""
+    """Returns a layout's `image_size` (pixels) and `vit_grid` (patches) for an image at its own aspect ratio.
+
+    `vae` and `vit` are the rules of `rules_for`; without `vit` the grid is (0, 0).
+    """
     image_size = vae.size(height, width)
     if vit is None:
         return image_size, (0, 0)
@@ -140,14 +143,17 @@ def model_sizes(
 
 
 def rules_for(latent: tuple[int, int], view: tuple[int, int] | None) -> tuple[Resize, Resize | None]:
-    """The base model's rules in proportion to the tables of a model.
+    """Returns the base model's resize rules, scaled to the position tables of a model.
 
-    Its own autoencoder gets sides of 512 to 1,024 in steps of 16, and its ViT gets what the autoencoder
-    gets, in sides of 224 to 980 in steps of 14.
+    BAGEL's own rules: the autoencoder gets sides of 512 to 1,024 pixels in steps of 16. The ViT gets the
+    resized image of the autoencoder, resized again to sides of 224 to 980 in steps of 14.
 
     Args:
-      latent: side of a latent token in pixels, and how many the position table has along a side.
-      view: the same of the ViT's patches; None without a ViT.
+      latent: side of a latent token in pixels, and the position table's entries along a side.
+      view: the same for the ViT's patches; None without a ViT.
+
+    Returns:
+      The rule of the autoencoder, and that of the ViT, None without one.
     """
     (side, most), vit = latent, None
     if view is not None:

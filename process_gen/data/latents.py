@@ -1,7 +1,7 @@
-"""Latents encoded ahead of time: a folder beside a data set, one record per trajectory and in its order.
+"""Reads and writes latents encoded ahead of time: a folder with one record per trajectory, in source order.
 
-    latents-NNNNN.array_record  of each trajectory a JSON line, then [images, N, V] float16: of the turns, and
-                                of the input image
+    latents-NNNNN.array_record  of each trajectory a JSON line, then [images, N, V] float16: the images of the
+                                turns in order, then the input image; absent images have no entry
     latents.json                what they were made of, and whether all of them are there
 
 The folder belongs to one source and one autoencoder. Every record carries a
@@ -35,7 +35,7 @@ from process_gen.trajectory.stages import Trajectory
 
 INFO = "latents.json"
 PART, PARTS = 512, 500
-"""Trajectories of a file, which is what a stop costs at most; more where there would be too many files."""
+"""Trajectories of a file, and how many files at most; a larger source has larger files."""
 DTYPE = np.dtype("<f2")
 FORMAT = 3
 
@@ -46,12 +46,14 @@ class LatentsMismatch(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class LatentsInfo:
-    """What a folder of latents was made of: a source by name, images of one size, latents of a layout.
+    """What a folder of latents was made of.
 
     Attributes:
-      tokens, values: of the latents of an image.
+      source, trajectories: name and length of the source.
+      image_size: height and width in pixels.
+      tokens, values: latent tokens of an image (N), values of a token (V).
       autoencoder: fingerprint of its weights.
-      part: trajectories of a file, but for the last one.
+      part: trajectories of a file; the last file may have fewer.
     """
 
     source: str
@@ -69,15 +71,15 @@ class LatentsInfo:
         return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder, part)
 
     def differences(self, other: LatentsInfo) -> str:
-        """How another one differs, in words; empty where it does not."""
+        """Returns how `other` differs, in words; empty where it does not."""
         return differences(dataclasses.asdict(self), dataclasses.asdict(other))
 
 
 def read_info(folder: str | pathlib.Path) -> LatentsInfo:
-    """What a folder holds.
+    """Returns what a complete folder of latents was made of.
 
     Raises:
-      NotPrepared: nothing, or something unfinished or garbled; the message says how to make it.
+      NotPrepared: it is missing, incomplete or unreadable; the message says how to make it.
     """
     try:
         info, complete = _read(folder)
@@ -93,7 +95,7 @@ def read_info(folder: str | pathlib.Path) -> LatentsInfo:
 
 
 def _read(folder: str | pathlib.Path) -> tuple[LatentsInfo, bool]:
-    """What a folder is for, and whether all of it is there; NotPrepared says why nobody knows."""
+    """Returns the content of `latents.json`: info, and `complete`; NotPrepared where it cannot be used."""
     path = pathlib.Path(folder) / INFO
     try:
         fields = files.read_json(path)
@@ -109,10 +111,10 @@ def _read(folder: str | pathlib.Path) -> tuple[LatentsInfo, bool]:
 
 
 def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
-    """Whether a folder holds all latents that `info` tells of; no where it holds none, or a part.
+    """Returns whether a folder holds all latents that `info` describes, rather than none or a part of them.
 
     Raises:
-      LatentsMismatch: it holds others, or some that nobody knows what they are of.
+      LatentsMismatch: it holds other latents, or latents without a usable `latents.json`.
     """
     try:
         found, complete = _read(folder)
@@ -126,21 +128,23 @@ def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
 
 
 def images_of(trajectory: Trajectory) -> list[np.ndarray]:
-    """The images of a trajectory in the order of a record: those of the turns, the input image."""
+    """Returns the images of a trajectory, [H, W, 3] uint8 each, in record order: turns, then input image."""
     found = [*(turn.image for turn in trajectory.turns), trajectory.prompt_image]
     return [image for image in found if image is not None]
 
 
 class LatentsWriter:
-    """Writes a folder of latents, which counts only once the context has closed without an error.
+    """Writes a folder of latents; it is marked complete when the `with` block ends without an error.
+
+    The block raises ValueError where some trajectories have not been written.
 
     Attributes:
-      written: how many trajectories the folder holds, in the order of the source. Whole parts that an earlier
-        writer of the same latents has left stay there: go on with the trajectory of this number.
+      written: how many trajectories the folder holds, in the order of the source. Complete files of an
+        interrupted earlier writer are kept, so the caller goes on at this index.
     """
 
     def __init__(self, folder: str | pathlib.Path, info: LatentsInfo):
-        """Raises LatentsMismatch where the folder holds, whole or in part, latents of something else."""
+        """Raises LatentsMismatch where the folder holds latents of something else."""
         self.folder, self.info = pathlib.Path(folder), info
         self._part, self._records = contextlib.ExitStack(), None
         is_complete(folder, info)
@@ -149,7 +153,7 @@ class LatentsWriter:
         self.written = self._whole()
 
     def _whole(self) -> int:
-        """How many trajectories the first parts hold, as far as they are whole; what else there is goes."""
+        """Counts the trajectories of the leading complete files, and deletes all other files of latents."""
         written, keep = 0, {INFO}
         while written < self.info.trajectories:
             path = self._path(written)
@@ -183,15 +187,20 @@ class LatentsWriter:
         self._say(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
-        """Adds the latents [images, N, V] of `images_of` a trajectory; `files_sum` is that of its files.
+        """Appends the record of the next trajectory.
+
+        Args:
+          trajectory: whose pixels the checksum is of.
+          latents: [images, N, V], of `images_of(trajectory)`.
+          files_sum: CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
 
         Raises:
-          ValueError: they are of another shape.
+          ValueError: the latents have another shape.
           BadTrajectory: they are not finite in half precision.
         """
         images = images_of(trajectory)
         wanted = (len(images), self.info.tokens, self.info.values)
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # reported below
             stored = np.asarray(latents).astype(DTYPE)
         if stored.shape != wanted:
             raise ValueError(f"latents of trajectory {trajectory.uid!r} are {stored.shape}, not {wanted}")
@@ -201,7 +210,7 @@ class LatentsWriter:
         self._add({"uid": trajectory.uid, "pixels": _checksum(images), **of_files}, stored.tobytes())
 
     def write_bad(self, error: BadTrajectory) -> None:
-        """Keeps the place of a trajectory that could not be read."""
+        """Appends a record without latents, in the place of a trajectory that could not be read."""
         self._add({"bad": str(error)}, b"")
 
     def _add(self, header: dict[str, Any], data: bytes) -> None:
@@ -220,11 +229,11 @@ class LatentsSource:
     """A source whose trajectories carry their latents."""
 
     def __init__(self, source: Source, folder: str | pathlib.Path, layout: Layout, pixels: bool = True):
-        """Without `pixels` images come back blank, and are not decoded where the source has them as files.
+        """Opens a folder of latents. Without `pixels`, a source of image files gives blank images, undecoded.
 
         Raises:
-          NotPrepared: there is none.
-          LatentsMismatch: it was made of another source or for another layout.
+          NotPrepared: the folder holds no latents, or not all of them.
+          LatentsMismatch: they were made of another source or for another layout.
         """
         self.source, self.folder, self.info = source, pathlib.Path(folder), read_info(folder)
         self._blank = not pixels and hasattr(source, "without_pixels")
@@ -248,7 +257,11 @@ class LatentsSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Trajectory:
-        """A trajectory with its latents; BadTrajectory where it or its record is broken, or of another."""
+        """Returns a trajectory with its float16 latents: `image` [turns, N, V], `prompt` [N, V], 0 if absent.
+
+        Raises:
+          BadTrajectory: the trajectory or its record is broken, or its images have changed since.
+        """
         fields, data = self._stored(index)
         if self._blank and "files" in fields:
             trajectory, found = self.source.without_pixels(index)
@@ -271,7 +284,7 @@ class LatentsSource:
         return dataclasses.replace(trajectory, latents={"image": np.stack(turns), "prompt": given})
 
     def _stored(self, index: int) -> tuple[dict[str, Any], bytes]:
-        """What was written of a trajectory, and its latents."""
+        """Returns the JSON header of a record, and the bytes of its latents."""
         try:
             header, _, data = self._records[index].partition(b"\n")
             return dict(files.from_json(header)), data

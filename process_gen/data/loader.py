@@ -1,4 +1,4 @@
-"""From a source of trajectories to batches of packed rows.
+"""Turns a source of trajectories into batches of packed rows.
 
     source -> shuffle anew each epoch -> deal to the rows of the batch -> encode -> pack -> batch -> prefetch
 
@@ -41,7 +41,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Batches of packed rows, as often as one iterates.
+    """Batches of packed rows; every iteration starts from the beginning.
 
     Attributes:
       rows: of the global batch, those that this host loads, ascending.
@@ -56,7 +56,7 @@ class Loader:
     def __iter__(self) -> grain.DatasetIterator:
         """Returns a fresh iterator over dicts of arrays, the fields of a `Batch`.
 
-        Its `close()` ends the prefetching; what is still open at exit is closed then.
+        Its `close()` ends the prefetching; iterators still open when the interpreter exits are closed then.
         """
         iterator = iter(self.dataset)
         atexit.register(_close_at_exit, weakref.ref(iterator))
@@ -72,7 +72,10 @@ class Loader:
 
 
 def stream_of(source: Source, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
-    """The trajectories of a source in the order of training, with random access; every epoch has its own."""
+    """Returns the trajectories in the order of training, with random access; each epoch is shuffled anew.
+
+    `epochs` None never ends. A source with a `stream` method makes its own order.
+    """
     if hasattr(source, "stream"):
         return source.stream(seed, shuffle, epochs)
     found = grain.MapDataset.source(source).seed(seed)
@@ -146,7 +149,7 @@ def make_loader(
 
 
 def prefetched(batches: grain.IterDataset, count: int) -> grain.IterDataset:
-    """The batches, so many of them kept ready by one background thread; 0 for no thread."""
+    """Returns the batches with `count` of them kept ready by one background thread; 0 for no thread."""
     if not count:
         return batches
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=count)

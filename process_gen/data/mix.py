@@ -1,6 +1,6 @@
-"""Trajectories as lengths alone, how well rows of a layout hold them, and the paper's mix of data as such.
+"""Packing of a layout measured from text lengths alone, for any trajectories and for the paper's data mix.
 
-Three subsets (paper, section 4; arXiv 2604.04746), of which it gives the sizes:
+Three subsets (paper, section 4; arXiv 2604.04746), of these sizes:
 
     32,012  multi-turn trajectories without inspections
     15,201  multi-turn trajectories, every step inspected; in 8,296 the last step is refined
@@ -9,7 +9,7 @@ Three subsets (paper, section 4; arXiv 2604.04746), of which it gives the sizes:
 
 The paper gives 3.51 images of a trajectory on average and 5 at most: two to five are
 drawn here, so that their mean is 3.5. It does not give lengths of texts: 40 to 100
-tokens are assumed (of a smaller slot 40% to all of it), their brackets included. No
+tokens are assumed (in a slot below 100, 40% to all of it), their brackets included. No
 prompt has an input image.
 """
 
@@ -31,7 +31,7 @@ from process_gen.trajectory.stages import Stage, Trajectory, stage_bits, targets
 
 SUBSETS = {"multi_turn": 32_012, "conflict": 15_201, "aligned": 5_000, "misaligned": 10_000}
 REFINED = 8_296
-"""Of the trajectories of `conflict`."""
+"""Trajectories of `conflict` whose last step is refined."""
 SHORTEST, LONGEST = 40, 100
 """Tokens of a text."""
 TRAJECTORIES = 6_000
@@ -39,15 +39,15 @@ TRAJECTORIES = 6_000
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """How long the texts of a trajectory are, in tokens with their two brackets, 0 where absent.
+    """What packing needs to know of a trajectory. Lengths are tokens with their two brackets, 0 where absent.
 
     Attributes:
-      prompt, instruction: of its prompt.
-      before, after: of each turn.
-      refines: whether each turn corrects.
-      targets: which turn's image its flow target shows, counted from it; -1 for none.
+      prompt, instruction: lengths of the prompt's texts.
+      before, after: lengths of the texts of each turn.
+      refines: whether each turn is a refine turn.
+      targets: of each turn, how many turns later its flow target's image stands; -1 for no target.
       images: whether each turn has an image.
-      prompt_image: whether its prompt has one.
+      prompt_image: whether the prompt has one.
     """
 
     prompt: int
@@ -61,7 +61,7 @@ class Lengths:
 
     @classmethod
     def of(cls, trajectory: Trajectory, tokenizer: Tokenizer) -> Lengths:
-        """Of a trajectory whose texts the tokenizer encodes."""
+        """Returns the lengths of a trajectory, its texts encoded by `tokenizer`."""
 
         def length(text: str | None) -> int:
             return 0 if text is None else len(tokenizer.encode(text)) + 2
@@ -79,7 +79,7 @@ class Lengths:
         )
 
     def parts(self, layout: Layout) -> list[Lengths]:
-        """Those of its parts where it is longer than a row, as `encode.split_trajectory` makes them."""
+        """Returns the lengths of its parts as `encode.split_trajectory` makes them; one where it fits."""
         turns = ("before", "after", "refines", "targets", "images")
         starts = [turn for turn, refines in enumerate(self.refines) if not refines]
         steps = [end - start for start, end in zip(starts, [*starts[1:], len(self.refines)], strict=True)]
@@ -90,9 +90,9 @@ class Lengths:
 
 
 def arrays(layout: Layout, lengths: Lengths) -> Arrays:
-    """The fields of a `Batch` as `encode_trajectory` gives them; images have no pixels, texts no words.
+    """Returns the fields of `encode_trajectory` for given lengths: texts are zeros, images have no pixels.
 
-    `supervised` and `is_last` are those of a whole trajectory.
+    `supervised` and `is_last` are set as for a whole trajectory, also of a part.
 
     Raises:
       TooLong, SlotOverflow: it does not fit the layout.
@@ -134,9 +134,9 @@ def _text(layout: Layout, slot: str, length: int) -> np.ndarray:
 
 
 def packed(layout: Layout, found: Sequence[Lengths], split: bool = False) -> Iterator[Arrays]:
-    """Batches of one packed row until all trajectories have been read; what does not fit is left out.
+    """Yields batches of one packed row until all trajectories have been read; what does not fit is left out.
 
-    `split` has trajectories that are longer than a row in parts, as `config.data.on_long=split`.
+    `split` splits trajectories that are longer than a row, as `config.data.on_long=split` does.
     """
     stream, policy = grain.MapDataset.source(found), Policy("skip", 1.0)
     identity = {"trajectories": "lengths alone"}
@@ -148,7 +148,7 @@ def packed(layout: Layout, found: Sequence[Lengths], split: bool = False) -> Ite
 
 
 def report_of(layout: Layout, found: Sequence[Lengths], split: bool = False) -> PackingReport:
-    """What share of the tokens of a row is useful; ValueError where none of the trajectories fits."""
+    """Measures how much of packed rows is useful; raises ValueError where no trajectory fits."""
     return packing_stats(packed(layout, found, split), layout)
 
 
@@ -156,7 +156,7 @@ def report_of(layout: Layout, found: Sequence[Lengths], split: bool = False) -> 
 
 
 def draw(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> list[Lengths]:
-    """Trajectories of the mix."""
+    """Draws the lengths of trajectories of the paper's mix."""
     rng = np.random.default_rng(seed)
     names, sizes = zip(*SUBSETS.items(), strict=True)
     subsets = rng.choice(len(names), trajectories, p=np.array(sizes) / sum(sizes))
@@ -194,10 +194,10 @@ def _length(slot: int, rng: np.random.Generator, there: bool = True) -> int:
 
 
 def rows(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> Iterator[Arrays]:
-    """Batches of one packed row of the mix, until all trajectories have been read."""
+    """Yields batches of one packed row of the mix, until all trajectories have been read."""
     return packed(layout, draw(layout, trajectories, seed))
 
 
 def report(layout: Layout, trajectories: int = TRAJECTORIES) -> PackingReport:
-    """What share of the tokens of a row is useful at the mix, and what the others are."""
+    """Measures how much of packed rows of the mix is useful, and what the rest is."""
     return report_of(layout, draw(layout, trajectories))

@@ -1,8 +1,8 @@
-"""Several sources in one run, and the part of a source that is held out for validation.
+"""Mixtures of several sources in one run, and the part of a source that is held out for validation.
 
-A mixture draws from each of its sources with a weight of its own: of every `WINDOW` trajectories in a row,
-each has its share as exactly as whole trajectories allow, and goes through epochs of its own. The order
-depends on the seed alone, so it is resumed like that of one source.
+A mixture draws from each of its sources by weight: every `WINDOW` consecutive trajectories hold each source's
+share as exactly as whole trajectories allow, and each source has epochs of its own. The order depends on the
+seed alone, so it is resumed like that of one source.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ from process_gen.data.loader import Source, stream_of
 from process_gen.trajectory.stages import Stage, Trajectory
 
 WINDOW = 64
-"""Trajectories of a stream of which each source has its share, in an order that is drawn."""
+"""Length in trajectories of the windows in which the order of the mixed stream is shuffled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A source of a mixture: how often it is drawn beside the others, stages with losses, and its number."""
+    """A source of a mixture.
+
+    Attributes:
+      source: of trajectories.
+      weight: how often it is drawn, relative to the other weights.
+      stages: those that have losses.
+      place: its number in the mixture, which becomes `Trajectory.source`.
+    """
 
     source: Source
     weight: float = 1.0
@@ -40,9 +47,9 @@ class Part:
 
 
 class Mixture:
-    """A source of the trajectories of several, one source after the other.
+    """A source that indexes the trajectories of several sources, one source after the other.
 
-    `stream` gives them in the order of training, by weight.
+    `stream` has them in the order of training instead, interleaved by weight.
     """
 
     def __init__(self, parts: Mapping[str, Part]):
@@ -75,10 +82,11 @@ class Mixture:
         return part, index - (self._ends[at] - len(part))
 
     def stream(self, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
-        """The trajectories in the order of training; of finite epochs, until the first source has ended.
+        """Returns the trajectories in the order of training; with finite `epochs`, until one source ends.
 
-        Sources that take turns in a fixed rhythm would meet that of the rows that the stream is dealt to: of
-        two equal shares every second row would have the one alone. So their turns are drawn.
+        Endless streams are shuffled inside windows of `WINDOW`. Grain's `mix` interleaves the sources in a
+        fixed period, and each of B rows reads every B-th trajectory. Without the shuffle, two sources of
+        equal weight and an even B would leave each row with one source alone.
         """
         parts = [part for part in self.parts.values() if len(part)]
         streams = [stream_of(part, seed + part.place, shuffle, epochs) for part in parts]
@@ -88,7 +96,7 @@ class Mixture:
         return grain.experimental.WindowShuffleMapDataset(mixed, window_size=WINDOW, seed=seed % 2**31)
 
     def map(self, change: Callable[[str, Source], Source]) -> Mixture:
-        """The same with other sources in the places of its own; `change` gets each with its name."""
+        """Returns the mixture with each source replaced by `change(name, source)`."""
         parts = self.parts.items()
         return Mixture(
             {name: dataclasses.replace(part, source=change(name, part.source)) for name, part in parts}
@@ -111,7 +119,7 @@ class Mixture:
         return [shape for part in self.parts.values() for shape in part.source.shapes()]
 
     def of_shape(self, image_size: Size, indices: Sequence[int]) -> Mixture:
-        """Some of the trajectories, their images of another size, each source with its share of them."""
+        """Returns the trajectories `indices` with images of another size; weights shrink to what is left."""
         chosen: dict[int, list[int]] = {part.place: [] for part in self.parts.values()}
         for index in indices:
             part, own = self._find(index)
@@ -129,7 +137,7 @@ class Mixture:
         )
 
     def turns(self) -> float:
-        """What the share of a bucket is reckoned by: turns of a trajectory as it is drawn, times weights."""
+        """Sum over sources of weight * mean turns per trajectory: the bucket's share of the batches."""
         return sum(part.weight * part.source.turns() / len(part) for part in self.parts.values())
 
 
@@ -147,14 +155,14 @@ class Subset:
 
 
 def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> Source:
-    """One side of a source that is split in two for training and validation.
+    """Returns one side of a source that is split in two, for training and validation.
 
-    Which trajectories are held out depends on their number alone. A source that has splits of its own (its
-    `own_splits` is true) stays as it is, and of a mixture every source is split.
+    Which trajectories are held out depends on how many there are, and on `share`. A source that has splits of
+    its own (its `own_splits` is true) is returned as it is. Of a mixture every source is split.
 
     Args:
       source: all trajectories.
-      share: of them, for `validation`; less than half a trajectory is none. Of a mixture, by source, or one
+      share: of them that `validation` gets, rounded to whole trajectories. Of a mixture, by source, or one
         for all.
       split: `train` or `validation`.
     """

@@ -1,10 +1,10 @@
-"""Trajectories into rows of turn slots, in an order that a checkpoint restores exactly.
+"""Packs trajectories into rows of turn slots, in an order that a checkpoint restores exactly.
 
-Every row of the global batch is a stream of its own, with its own share of each epoch. A row holds several
-trajectories one after the other. A few rows stay open at a time; a trajectory goes where it wastes the least,
-and a row is emitted when it is full, or when it is the fullest and nothing fits any more. The state of a
-stream is its position and the positions that its open rows hold: small, JSON, and enough to fill the same
-rows again, on whichever host holds that row then.
+Every row index of the global batch has a stream of its own, with its own share of each epoch. A packed row
+holds several trajectories one after the other. Packing is best fit over a few open rows: a trajectory goes
+into the open row that it fills best, and a row is emitted when it is full. A trajectory that fits no open row
+has the fullest one emitted, and takes its place. The state of a stream is its position and the positions of
+the trajectories in its open rows, as JSON. A restore reads those again, on whichever host then has the row.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from process_gen.trajectory.stages import Trajectory
 
 Arrays = dict[str, np.ndarray]
 OpenRow = dict[int, Arrays]
-"""A row that is being filled: position in the stream, with `_PARTS` times the part -> what is from there."""
+"""A row that is being filled: position in the stream + `_PARTS` * part number -> arrays of that part."""
 SPLIT = "longer than a row"
-"""What the identity of a loader calls trajectories that it splits; those of earlier versions dropped them."""
+"""Key in the identity of a loader that splits such trajectories; loaders without the key drop them."""
 _PARTS = 2**48
 _LONG_WHILE = 1000
-"""After so many overlong trajectories in a row, and three epochs, none is expected to fit."""
+"""So many overlong trajectories in succession, on top of three epochs of them, end the run with an error."""
 LOGGED_NAMES = 20
 """How many left-out trajectories are named one by one in the log."""
 
 
 class TooManyBadTrajectories(RuntimeError):
-    """More trajectories were bad than the policy allows."""
+    """More trajectories are bad than the budget allows, or none fits a row."""
 
 
 def allowance(trajectories: int) -> float:
-    """The share of a data set that may be bad: a thousandth; of small ones ten, but no more than half."""
+    """Returns the default budget as a share: 0.1%; of a small data set ten trajectories, at most half."""
     return max(0.001, min(10 / max(trajectories, 1), 0.5))
 
 
@@ -62,7 +62,7 @@ def check_budget(
 
 
 def budget_of_part(part: int, trajectories: int) -> float:
-    """The share of a bucket that may be bad: as many as of the whole data set, at most nine tenths of it."""
+    """Returns the budget of a bucket as a share: as many as the whole data set may lose, at most 90%."""
     return min(allowance(trajectories) * trajectories / max(part, 1), 0.9)
 
 
@@ -73,8 +73,8 @@ class Policy:
     Attributes:
       bad: `fail` at the first one (unreadable, or a text longer than its slot),
         or `skip` it, count it and name it in the log.
-      budget: the share of trajectories that `skip` may leave out. Those that are longer than
-        a row are no error of the data: they do not count.
+      budget: the share of trajectories that `skip` may leave out. Those with more turns than a
+        row are no error of the data: they do not count.
       long: `split` those into parts where the context allows it (`encode.split_trajectory`),
         or `drop` them. What is dropped is counted and named in the log.
     """
@@ -104,13 +104,19 @@ class PackedBatches(grain.IterDataset):
         epoch: int,
         threads: int = 0,
     ):
-        """Args:
-        streams: row of the global batch -> the trajectories that it reads, with random access. A batch
-          has these rows, in ascending order; those whose stream has ended are empty.
-        encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
-        identity: of source, order, batch and layout; the state of a loader with another one is refused.
-        epoch: trajectories of a stream in one pass, the measure of the policy's budget.
-        layout, open_rows, policy, threads: as `loader.make_loader` has them.
+        """Takes the streams of the rows that this host loads.
+
+        Args:
+          streams: row of the global batch -> the trajectories that it reads, with random access. A batch
+            has these rows, in ascending order; those whose stream has ended are empty.
+          encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
+          identity: what the batches depend on (source, order, batch, rows), by name, in words. `set_state`
+            refuses a state with another identity.
+          epoch: trajectories of a stream in one pass; the policy's budget is a share of at least so many.
+          layout, open_rows, policy, threads: as `loader.make_loader` has them.
+
+        Raises:
+          ValueError: `open_rows` is below 1.
         """
         super().__init__()
         if open_rows < 1:
@@ -133,7 +139,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
         self._rows = {}
         for row, stream in dataset.streams.items():
             read = functools.partial(_read_parts, dataset.encode, stream)
-            if self._pool is not None:  # every thread has something to do, and the next thing
+            if self._pool is not None:  # two reads for each thread, shared by the rows
                 window = 1 + -(-2 * dataset.threads // len(dataset.streams))
                 read = Ahead(read, self._pool, window, len(stream))
             self._rows[row] = _RowStream(dataset, stream, read)
@@ -157,7 +163,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def get_state(self) -> dict[str, Any]:
-        """`rows` (row of the global batch -> its state) and `identity`; all hosts together have every row."""
+        """`rows` (row of the global batch -> its state; those of this host) and `identity`, as JSON."""
         rows = {str(index): row.get_state() for index, row in self._rows.items()}
         return {"rows": rows, "identity": dict(self._dataset.identity)}
 
@@ -183,21 +189,21 @@ def _read_parts(encode: Callable[[Any], list[Arrays]], stream: grain.MapDataset,
 
 
 class _RowStream:
-    """One row of the batch: packs its own stream of trajectories.
+    """Packs the stream of trajectories of one row of the batch.
 
-    `siblings` are the streams of this host, which share the budget for bad trajectories.
+    `siblings` are all row streams of this host, itself included; they share the budget for bad trajectories.
     """
 
     def __init__(self, dataset: PackedBatches, stream: grain.MapDataset, read: Callable[[int], list[Arrays]]):
         self._dataset, self._stream, self._parts_at = dataset, stream, read
         self._position = self._skipped = self._overlong = self._in_vain = self._longest = 0
         self._parts: list[Arrays] = []
-        self._part = 0  # of the trajectory at the position, which is next
+        self._part = 0  # the next part, of the trajectory at the position
         self._rows: list[OpenRow] = [{} for _ in range(dataset.open_rows)]
         self.siblings: tuple[_RowStream, ...] = (self,)
 
     def next(self) -> Arrays | None:
-        """The next full row, None where the stream has ended."""
+        """Returns the next full row; then the rows still open, fullest first; then None."""
         while self._position < len(self._stream):
             if not self._part:
                 self._parts = self._read(self._position)
@@ -233,7 +239,7 @@ class _RowStream:
                 row[key] = self._read_again(position)[part]
 
     def _read_again(self, position: int) -> list[Arrays]:
-        """The parts of a trajectory that a row held when it was saved, whatever the policy says."""
+        """Returns the parts of a trajectory of the saved state; a bad one raises even with `bad=skip`."""
         try:
             return _read_parts(self._dataset.encode, self._stream, position)
         except BadTrajectory as error:
@@ -283,7 +289,7 @@ class _RowStream:
             return done
 
         def merit(row: OpenRow) -> tuple[bool, bool, int]:
-            """Best is to fill a row up, worst to close one with empty slots; else the fuller the better."""
+            """Best: fills the row; worst: its last allowed trajectory, slots left empty; else by fullness."""
             return _turns(row) + turns == layout.turns, len(row) + 1 < layout.trajectories, _turns(row)
 
         best = max(fitting, key=merit)
@@ -302,7 +308,7 @@ def _turns(row: OpenRow) -> int:
 
 
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
-    """One row that holds `parts` one after the other."""
+    """Returns a row that holds `parts` one after the other: prompt fields [R, ...], all others [S, ...]."""
     row: Arrays = {}
     for name, first in parts[0].items():
         if name in PROMPT_FIELDS:
@@ -320,9 +326,13 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class PackingReport:
-    """What share of the `tokens` of a row is useful, and what the others are, over some rows.
+    """How much of some packed rows is useful, and what the rest is.
 
-    `unused` are tokens that hold nothing by cause, as shares of all tokens of the rows.
+    Attributes:
+      rows: how many were measured.
+      tokens: of one row, used or not.
+      turns_per_trajectory: mean.
+      unused: cause -> tokens that hold nothing for that cause, as a share of all tokens of the rows.
     """
 
     rows: int
@@ -351,7 +361,7 @@ class PackingReport:
 
 
 def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
-    """Measures what the tokens of some batches hold, as the loader yields them.
+    """Measures how many tokens of some batches, as the loader yields them, are unused, and why.
 
     Raises:
       ValueError: there are none.
@@ -394,7 +404,7 @@ def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
 
 
 def check_identity(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    """Raises ValueError where a saved state depends on other things than there are now."""
+    """Raises ValueError where the identity of a saved loader state differs from the current one."""
     if found := differences(saved, current):
         known = {key.rpartition(": ")[2] for key in saved}
         hint = (

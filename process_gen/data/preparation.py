@@ -34,7 +34,7 @@ SUMMARY = "summary.json"
 
 
 class NotPrepared(FileNotFoundError):
-    """A data set is not there, or not whole."""
+    """A data set, or a folder of latents, is missing or incomplete."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Summary:
 
     Attributes:
       examples: trajectories of each split.
-      turns, steps: how many trajectories have how many of them.
-      longest: tokens of the longest text of each slot, with its two brackets.
-      refined, slips: share of drafts that are corrected, and that are wrong and stay so.
-      seconds: that building it took.
+      turns, steps: number of turns, or of steps -> how many trajectories have so many.
+      longest: slot -> tokens of its longest text, with the two brackets.
+      refined, slips: shares of drafts that are corrected, and that are wrong and stay uncorrected.
+      seconds: how long the build took.
     """
 
     path: str
@@ -115,7 +115,7 @@ class Summary:
 def prepare_scenes(
     config: ScenesConfig, data_dir: str | pathlib.Path
 ) -> tuple[tfds.core.DatasetBuilder, Summary]:
-    """Builds a scenes data set under `data_dir`, unless it is there already.
+    """Builds a scenes data set under `data_dir`, unless it is already there and complete.
 
     Args:
       config: from `scenes_config`, whose name tells the content apart.
@@ -123,9 +123,12 @@ def prepare_scenes(
 
     Returns:
       The builder, ready for `RecordSource`, and what the data set holds.
+
+    Raises:
+      ValueError: the data set is complete, but its summary file cannot be used.
     """
     data_dir = pathlib.Path(data_dir).expanduser().resolve()
-    if found := _prepared(config, data_dir):  # what is whole may lie where nothing can be written
+    if found := _prepared(config, data_dir):  # without the lock: the folder may be read-only
         return found
     builder = scenes_builder(config, str(data_dir))
     path = pathlib.Path(builder.data_dir)
@@ -145,7 +148,7 @@ def prepare_scenes(
 def _prepared(
     config: ScenesConfig, data_dir: pathlib.Path
 ) -> tuple[tfds.core.DatasetBuilder, Summary] | None:
-    """The data set, if it is there and whole."""
+    """Returns builder and summary of a data set that is complete on disk, else None."""
     builder = scenes_builder(config, str(data_dir))
     path = pathlib.Path(builder.data_dir)
     if not (path / SUMMARY).is_file() or incomplete(builder):
@@ -162,7 +165,7 @@ def _prepared(
 
 
 def incomplete(builder: tfds.core.DatasetBuilder) -> str | None:
-    """Says what is missing of a data set on disk, None if it is whole."""
+    """Returns what is missing of a data set on disk, in words; None if it is complete."""
     path = pathlib.Path(builder.data_dir)
     if not (path / "dataset_info.json").is_file():
         return "it does not exist" if not path.exists() else "it has no dataset_info.json"
@@ -208,7 +211,7 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
         count_tokens(scenes_tokenizer(), trajectory, longest)
 
     builder = scenes_builder(config, str(data_dir), on_example=count)
-    # Nothing is downloaded, and what TFDS prints of downloads is left out.
+    # Nothing is downloaded; the redirect hides what TFDS prints about downloads.
     with bar, tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=unused)
     path = pathlib.Path(builder.data_dir)

@@ -1,14 +1,14 @@
-"""The Qwen2 tokenizer, from the files of a published checkpoint and nothing else.
+"""The Qwen2 tokenizer, read from the files of a published checkpoint alone.
 
-Byte-level BPE: any text has ids, and decoding gives it back (composed, NFC). Read are
-`tokenizer.json`, or `vocab.json` with `merges.txt`, and the added tokens of
-`tokenizer_config.json`.
+Byte-level BPE: any text has ids, and decoding returns it, normalized to NFC. The files
+are `tokenizer.json`, or `vocab.json` with `merges.txt`, and `tokenizer_config.json`
+for its added tokens.
 
-Published ids stay as they are. Tokens of ours that the files lack get the ids
-after the last published one, in this order: first the control tokens that BAGEL
-adds too, then the markup. The published models have rows for them: Qwen2.5
-names 151,665 ids and its embedding has 152,064 rows, so nothing is extended.
-Nobody has trained those rows; `process_gen.weights.start` fills them.
+Published ids stay as they are. Tokens of this project that the files lack get the
+ids after the last published one, in this order: first the control tokens that BAGEL
+adds too, then the markup. The published embedding table already has rows for them:
+Qwen2.5 names 151,665 ids and has 152,064 rows, so nothing is extended. Those rows
+are untrained; `process_gen.weights.start` fills them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 cuts a text before it merges bytes."""
+"""Qwen2's pre-tokenization pattern: the pieces inside which BPE merges bytes."""
 AROUND = {
     "normalizer": {"type": "NFC"},
     "pre_tokenizer": {
@@ -53,9 +53,9 @@ AROUND = {
     },
     "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
 }
-"""What Qwen2 does around the merges; `tokenizer.json` says so itself, `vocab.json` does not."""
+"""Normalizer, pre-tokenizer and decoder for `vocab.json` with `merges.txt`; `tokenizer.json` has its own."""
 _PROBE = "It's 2024: na\u00efve cafe\u0301s,\n\n\u56fe  of THREE\u2019s <ins>.</ins>\t"
-"""A text whose ids depend on the normalization and the cutting, for the fingerprint."""
+"""A text whose ids depend on normalization and pre-tokenization, for the fingerprint."""
 
 
 class Qwen2Tokenizer:
@@ -82,7 +82,7 @@ class Qwen2Tokenizer:
         self.im_start, self.im_end = ids[IM_START], ids[IM_END]
         self.vision_start, self.vision_end = ids[VISION_START], ids[VISION_END]
         self.end_of_text = ids[END_OF_TEXT]
-        # Special tokens exist as ids only: what is typed like them is plain text. Others are read in texts.
+        # Special tokens in a text are encoded as plain characters, markup and other added tokens as ids.
         special = {token for token, (_, is_special) in added.items() if is_special}
         special = (special | set(CONTROL_TOKENS)) - set(MARKUP_TOKENS)
         plain = [*MARKUP_TOKENS, *(token for token in added if token not in special)]
@@ -107,8 +107,8 @@ class Qwen2Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; see `Tokenizer.decode`.
 
-        Ids that no token has (a model's vocabulary is padded) read as unknown,
-        bytes that are no UTF-8 as the replacement character.
+        Ids without a token (a model's vocabulary is padded) decode as `UNKNOWN`,
+        bytes that are not UTF-8 as the replacement character.
         """
         text: list[str] = []
         run: list[int] = []
@@ -123,13 +123,13 @@ class Qwen2Tokenizer:
         return "".join(text) + self._bpe.decode(run, skip_special_tokens=False)
 
     def unknown(self, text: str) -> list[str]:
-        """Returns the words that the bytes of the vocabulary cannot spell: none, in a published one."""
+        """Returns the words that do not survive encoding and decoding: none, in a published vocabulary."""
         normalize = self._bpe.normalizer.normalize_str if self._bpe.normalizer else str
         words = dict.fromkeys(words_of(text))
         return [word for word in words if self.decode(self.encode(word)) != normalize(word)]
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the tokenizer with its added tokens, as files that it and published tools read."""
+        """Writes the tokenizer's files with this project's added tokens; published tools read them too."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (WHOLE, VOCABULARY, MERGES, CONFIG):
@@ -181,7 +181,7 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[st
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
     for entry in whole.get("added_tokens") or []:
         _add(path, added, entry, entry.get("id") if isinstance(entry, dict) else None)
-    # Added tokens are split off here, and nothing is put around a text.
+    # `encode` splits off added tokens itself, and the library must add none around a text.
     whole |= dict(added_tokens=[], post_processor=None, truncation=None, padding=None)
     try:
         bpe = tokenizers.Tokenizer.from_str(json.dumps(whole))
@@ -213,7 +213,7 @@ def _add(path: pathlib.Path, added: dict[str, tuple[int, bool]], entry: Any, num
 
 
 def _check_ids(folder: pathlib.Path, vocabulary: Mapping[str, int], added: Mapping[str, tuple]) -> None:
-    """Every id belongs to one token."""
+    """Raises TokenizerError where an id belongs to several tokens, or a token has two ids."""
     owners = {number: token for token, number in vocabulary.items()}
     if len(owners) < len(vocabulary):
         raise TokenizerError(f"the vocabulary in {folder} gives one id to several tokens")
@@ -252,6 +252,6 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _entry(token: str) -> dict[str, Any]:
-    """An added token as published files describe it."""
+    """Returns the entry of an added token in the published files' format."""
     plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     return {"content": token, **plain, "special": token in CONTROL_TOKENS}

@@ -1,4 +1,4 @@
-"""Reading ahead on threads."""
+"""Reads ahead on threads."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 
 class Ahead:
-    """Reads what comes next on threads; it gives what `read` gives, and raises what it raises.
+    """Calls `read` on a thread pool for the next positions, before they are asked for.
 
-    It is made to be asked in order, and right in any.
+    A call returns what `read` returns for a position, and raises what it raises. Positions may come in any
+    order; only ascending ones gain from reading ahead.
     """
 
     def __init__(
         self, read: Callable[[int], Any], pool: concurrent.futures.Executor, window: int, length: int
     ):
-        """`read` is safe to call from several threads; `window` counts the position that is asked for."""
+        """`read` must be thread-safe; it is called for `window` positions from the asked one on."""
         self._read, self._pool, self._window, self._length = read, pool, window, length
         self._ahead: dict[int, concurrent.futures.Future] = {}
 

@@ -1,8 +1,8 @@
 """The scenes data set as a TFDS builder: ArrayRecord files with random access.
 
 Example `i` of a split is a function of the config, the split and `i` alone. Its
-prompt and its scene are drawn from a generator of their own, so that the three
-modes hold the same prompts in the same order and arms compare fairly.
+prompt and its final scene are drawn before all that depends on the mode, so the
+three modes hold the same prompts in the same order and their arms compare fairly.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ MIXTURE = {
     "position": 0.2,
     "color_attr": 0.14,
 }
-"""How often each category is drawn; the longer ones share what is left, the shorter of them more often."""
+"""Probability of each of these categories; those with more objects share the rest, see `default_mixture`."""
 
 HUNG_SHORT = 0.3
-"""The share of `MIXTURE` on levels without cells."""
+"""Probability of all categories of `MIXTURE` together on hung levels."""
 
 ODDS = ("wrong", "misplan", "slip", "detour")
-"""What the teacher does how often."""
+"""Probabilities of the teacher's mistakes and detours: fields of `ScenesConfig`, arguments of `teach`."""
 
 SHARD_BYTES = 64 << 20
-"""Raw pixels of one shard, about: a shard is held in memory while it is written."""
+"""Bytes of raw pixels of one shard, about: a shard is held in memory while it is written."""
 PROBED = 6
-"""Examples whose content goes into the digest that names a data set."""
+"""How many examples go into the digest in the name of a data set."""
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -56,10 +56,10 @@ class ScenesConfig(tfds.core.BuilderConfig):
       level: of the scenes world.
       mode: `process`, or one of the baselines `plan_only` and `single_pass`.
       examples: trajectories for training.
-      validation: trajectories for validation, of other seeds.
-      seed: draws everything.
+      validation: trajectories for validation, drawn from other random streams.
+      seed: of all random draws.
       wrong: share of drafts with a planted error that is inspected and refined.
-      misplan: share of plans with one, likewise.
+      misplan: share of plans with a planted error that the draft shows; inspected and refined too.
       slip: share of drafts with an error that goes unnoticed until the next step.
       detour: share of trajectories with changes, swaps and removals.
       mixture: weight of each category; `default_mixture(level)` where empty.
@@ -100,9 +100,9 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 
 def default_mixture(level: str) -> dict[str, float]:
-    """Returns the weights of `MIXTURE`, the rest spread over the level's longer categories.
+    """Returns category -> weight: those of `MIXTURE`, the rest falling linearly over the longer categories.
 
-    On levels without cells, where only these tell seeing from guessing, they are most of it, all alike.
+    On hung levels the longer ones share 1 - `HUNG_SHORT` equally: only they tell looking from guessing.
     """
     longer = [name for name in categories(level) if name not in MIXTURE]
     if get_level(level).hung:
@@ -115,10 +115,10 @@ def default_mixture(level: str) -> dict[str, float]:
 
 
 def scenes_config(**settings: Any) -> ScenesConfig:
-    """Returns a config whose name tells its content apart from any other.
+    """Returns a config whose name holds a digest of its content.
 
-    The digest in the name covers the settings and some examples, so that data made
-    by an older version of the teacher is never taken for today's.
+    The digest covers the settings and the first examples, so that data of an older
+    version of the teacher has another name. Keyword arguments are fields of `ScenesConfig`.
     """
     config = ScenesConfig(name="unnamed", **settings)
     digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode())
@@ -134,7 +134,7 @@ def scenes_config(**settings: Any) -> ScenesConfig:
 
 def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
     """Returns one trajectory, the same one for the same arguments."""
-    # Validation draws the compositions of training: what is held out stays for the benchmark.
+    # Both splits draw prompts without held-out compositions: those are for the benchmark.
     seed = (config.seed, SPLITS.index(split), index)
     ours, theirs = (np.random.default_rng((*seed, stream)) for stream in range(2))
     names = list(config.weights)
@@ -187,7 +187,7 @@ class Scenes(tfds.core.ShardBasedBuilder):
 def scenes_builder(
     config: ScenesConfig, data_dir: str, on_example: Callable[[Trajectory], None] | None = None
 ) -> Scenes:
-    """Returns the builder of a config; TFDS would warn that it knows none of its name."""
+    """Returns the builder of a config; silences TFDS's warning about a config that it does not list."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""How a trajectory lies on disk: the one schema of every stored data set.
+"""The TFDS schema of trajectories with raw pixels (`records`), and both ways between it and `Trajectory`.
 
 A record holds the texts and the raw pixels of a trajectory. TFDS writes it
 from `features(...)`; `read_record` parses the same bytes without TFDS, some
@@ -21,8 +21,7 @@ from process_gen.trajectory.stages import TURN_FIELDS, Trajectory, Turn, turn_fi
 def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds.features.FeaturesDict:
     """Returns the TFDS features of trajectories with images of one size.
 
-    Input images of prompts, and the texts after them, have a place only where
-    `prompt_image` asks for it.
+    `prompt_image` adds the input image of a prompt and the text after it.
 
     A text that is absent is stored as the empty string with its `has_` flag off, an image as zeros.
     Pixels are stored raw: ArrayRecord compresses each record, and nothing has to
@@ -110,7 +109,7 @@ def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
         columns = {}
         for field in TURN_FIELDS:
             values = read(f"turns/{field.name}", field.type)
-            if f"turns/has_{field.name}" in fields:  # not of an image, in data sets of earlier versions
+            if f"turns/has_{field.name}" in fields:  # not of flags, weights, and images of old sets
                 there = read(f"turns/has_{field.name}", "flag")
                 values = [x if has else None for x, has in zip(values, there, strict=True)]
             columns[field.name] = values

@@ -43,11 +43,11 @@ class RecordSource:
     """Random access to one split of a TFDS data set with the schema of `schema.features`.
 
     Attributes:
-      own_splits: whether the set has a validation split; where it has none, a share is held out.
+      own_splits: whether the set has a validation split; without one, a share of it is held out.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
-        """Raises ValueError if the split or the schema is another one."""
+        """Raises ValueError where the set lacks the split, or its schema is not that of trajectories."""
         info = builder.info
         if split not in info.splits:
             raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
@@ -71,7 +71,7 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Trajectory:
-        """Returns one trajectory; a damaged record (ArrayRecord keeps checksums) is a `BadTrajectory`."""
+        """Returns one trajectory; raises BadTrajectory for a damaged record (ArrayRecord has checksums)."""
         try:
             record = self._records[index]
         except RuntimeError as error:
@@ -80,7 +80,7 @@ class RecordSource:
 
 
 def config_of_scenes(data: Any) -> ScenesConfig:
-    """Returns the data set that `config.data` describes; `data.mixture` is optional."""
+    """Returns the scenes data set that `config.data` describes; `data.mixture` is optional."""
     settings = {key: data[key] for key in ("level", "mode", "examples", "seed", *ODDS)}
     if data.get("mixture"):
         settings["mixture"] = dict(data["mixture"])
@@ -96,8 +96,8 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
       split: `train` or `validation`.
 
     Returns:
-      The source; one without splits of its own whole, for `mixture.hold_out` to split. Where `data.sources`
-      has entries, a `Mixture` of them.
+      The source, or a `Mixture` where `data.sources` has entries. A source without splits of its own comes
+      whole, whatever `split` says: `mixture.hold_out` splits it.
 
     Raises:
       NotPrepared: the data set is not on disk; the message holds the command that builds it.
@@ -123,9 +123,10 @@ def open_source(data: Any, image_size: tuple[int, int], split: str = "train") ->
 
 
 def validation_of(source: Source, data: Any, image_size: tuple[int, int]) -> Source:
-    """Where validation takes its trajectories from, given the training split; raises as `open_source`.
+    """Returns the source of validation, given that of training; raises as `open_source`.
 
-    A source without a split of its own is not opened again: a part of it is held out (`mixture.hold_out`).
+    A source with splits of its own is opened again for its validation split. Any other is returned as it is:
+    the caller takes the held-out part of it (`mixture.hold_out`).
     """
     if isinstance(source, Mixture):
         parts = data_of_sources(data)
@@ -134,16 +135,18 @@ def validation_of(source: Source, data: Any, image_size: tuple[int, int]) -> Sou
 
 
 SOURCE_KEYS = ("path", "weight", "stages")
-"""What an entry of `data.sources` may have besides the keys of `data`."""
+"""Keys that an entry of `data.sources` may have besides those of `data`."""
 ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode", "threads", "on_error", "on_long")
-"""Keys of `data` that are the same for all of them."""
+"""Keys of `data` that all sources share, so that an entry of `data.sources` may not set them."""
 
 
 def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
-    """What `open_source` takes for every source of `config.data`, by name; without a mixture one, named "".
+    """Returns the settings of each source by name: `data`, updated with its entry of `data.sources`.
+
+    Without `data.sources` there is one source, named "".
 
     Raises:
-      ValueError: an entry of `data.sources` has a key that is none, a stage that is none, or no path.
+      ValueError: an entry has an unknown key or stage or a key of `ALIKE`, or a source lacks its path.
     """
     shared = {key: value for key, value in data.items() if key != "sources"}
     found = {}
@@ -172,7 +175,10 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
 def open_path(
     path: str, form: str, image_size: tuple[int, int], bad: str, budget: float | None = None
 ) -> Source:
-    """The trajectories of a path, of a form or an importer that is named or found; as `open_stored`."""
+    """Opens the trajectories at a path; `form` names a format or an importer, "" finds it by `detect`.
+
+    `bad` and `budget` are those of `StoredSource`; raises as `open_stored` and `RecordSource`.
+    """
     form = form or detect(path)
     if form == RECORDS:
         return RecordSource(tfds.builder_from_directory(path))
@@ -182,12 +188,12 @@ def open_path(
 def prepare_source(
     data: Any, layout: Layout, tokenizer: Tokenizer, report: Callable[[str], None] = print
 ) -> Source:
-    """Makes sure that the training data of a config is there and fits the layout, and opens it.
+    """Builds scenes data that are missing, checks that they fit the layout, and opens the training data.
 
     Args:
       data: as in `open_source`.
-      layout, tokenizer: every text, in tokens, has to fit its slot.
-      report: called with a summary for people.
+      layout, tokenizer: every text of a scenes data set, in tokens, has to fit its slot.
+      report: called with a summary of each scenes data set, as text for people.
 
     Raises:
       ValueError, OSError: the data cannot be built, read or used; the message says why.
@@ -204,7 +210,7 @@ def prepare_source(
 
 
 def latents_folder(data: Any, layout: Layout) -> str:
-    """The folder of latents that `data.latents` names, of one image size if there are several, or ""."""
+    """Returns the folder `data.latents` or ""; with `data.buckets` its subfolder of the image size."""
     folder = data.get("latents", "")
     if not folder or not data.get("buckets", ()):
         return folder
@@ -212,13 +218,13 @@ def latents_folder(data: Any, layout: Layout) -> str:
 
 
 def with_latents(source: Source, data: Any, layout: Layout, pixels: bool = True) -> Source:
-    """The source, with the latents of its images where `data.latents` names a folder of them.
+    """Returns the source; where `data.latents` names a folder, its trajectories carry their latents.
 
     Without `pixels` the images themselves need not be decoded (`LatentsSource`).
 
     Raises:
       NotPrepared: the folder holds none; the message holds the command that makes them.
-      LatentsMismatch: they belong to something else.
+      LatentsMismatch: they were made of another source or for another layout.
     """
     if isinstance(source, Mixture):
         parts = data_of_sources(data)
@@ -228,7 +234,7 @@ def with_latents(source: Source, data: Any, layout: Layout, pixels: bool = True)
 
 
 def latents_folders(source: Source, data: Any, layout: Layout) -> dict[str, Source]:
-    """Whose latents each folder holds: one folder, or one for every source of a mixture."""
+    """Returns folder of latents -> the source that they are of; one folder for each source of a mixture."""
     if not isinstance(source, Mixture):
         return {latents_folder(data, layout): source}
     parts = data_of_sources(data)
@@ -236,9 +242,9 @@ def latents_folders(source: Source, data: Any, layout: Layout) -> dict[str, Sour
 
 
 def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[str, int]:
-    """Tokens of the longest text of each slot; counted once for a tokenizer and kept beside the data."""
+    """Returns slot -> tokens of its longest text; counted once per tokenizer, then cached beside the data."""
     kept = pathlib.Path(builder.data_dir) / f"longest_{tokenizer.fingerprint}.json"
-    with contextlib.suppress(OSError, ValueError):  # it is counted again
+    with contextlib.suppress(OSError, ValueError):  # no cache that can be read: count again
         return files.read_json(kept)
     longest = dict.fromkeys(TEXT_SLOTS, 0)
     for split in builder.info.splits:
@@ -252,21 +258,21 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
 def check_every_trajectory(
     source: Source, bad: str, encode: Callable[[Trajectory], list[Any]], budget: float | None
 ) -> collections.Counter[str]:
-    """Reads a whole source.
+    """Reads and encodes every trajectory of a source, and counts those that training cannot use.
 
     Args:
       source: what is read.
       bad: `fail` at the first bad trajectory, or `skip` it and count it.
-      encode: makes the parts of each, so that a text longer than its slot is found too.
+      encode: makes the arrays of a trajectory's parts, so that a text longer than its slot is found too.
       budget: the share that may be bad where `bad` is `skip`; None for `allowance`.
 
     Returns:
-      How many are `good`, `split` (those of the good ones that make more than one part), `bad` (broken, or
-      they do not fit the layout) and `overlong` (of more turns than a row has, and not to be split).
+      The counts `good`, `split` (good ones that make more than one part), `bad` (broken, or they do not
+      fit the layout) and `overlong` (more turns than a row has, and cannot be split).
 
     Raises:
-      BadTrajectory: a bad one, where none is to be skipped.
-      TooManyBadTrajectories: training would find too many bad ones, or none that fits a row.
+      BadTrajectory: the first bad one, where `bad` is `fail`.
+      TooManyBadTrajectories: more than `budget` are bad, or all others are overlong.
     """
     count: collections.Counter[str] = collections.Counter()
     longest, last = None, None
@@ -326,7 +332,7 @@ def _open_records(data: Any, image_size: tuple[int, int], split: str) -> Source:
         raise NotPrepared(f"{data['path']} is no TFDS data set: it has no dataset_info.json")
     builder = tfds.builder_from_directory(data["path"])
     if split == "validation" and split not in builder.info.splits:
-        split = "train"  # whose share for validation `hold_out` takes
+        split = "train"  # `hold_out` takes the validation share from it
     source = RecordSource(builder, split)
     names = [pathlib.Path(path).name for path in builder.info.splits[split].filepaths]
     source.name = f"{source.name} of SHA-256 {digest_of(place, names)[:16]}"

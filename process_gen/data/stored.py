@@ -1,10 +1,10 @@
-"""Trajectories of a stored set: a listing with image files, Parquet, tar shards, the set of another project.
+"""Reads the trajectories of a stored set: a listing with image files, Parquet, tar shards, an imported set.
 
-`formats` gives the rows of a set and says where each of them lies; a `Form` says how rows are
-trajectories. Images are PNG, JPEG or WebP of any size and mode (see `images`), cropped around
-their middle to the layout's shape, or to the nearest one of several (`buckets`), and
-resized. Paths are relative to the set and do not leave it by `..`; what is in a folder
-may be a link to elsewhere, as in the cache of a hub.
+`formats` reads the rows of a set and names the place of each; a `Form` makes trajectories of rows.
+Images are PNG, JPEG or WebP of any size and mode (see `images`), cropped around their middle to
+the layout's aspect ratio, or to the nearest of several (`buckets`), and resized. Paths are
+relative to the set and may not leave it by `..`; a file in it may be a link to elsewhere, as
+in the cache of a hub.
 """
 
 from __future__ import annotations
@@ -44,12 +44,8 @@ from process_gen.trajectory.stages import Trajectory, Turn
 
 SHAPES = "shapes.json"
 
-_FOR_GOOD = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
-"""What is wrong with a file that is broken (Pillow gives no number) or is not there; the rest may pass."""
-
-
 _WAITS = (1, 2, 5, 15, 60)
-"""Seconds until an image is read once more, where the file system is gone for a while."""
+"""Seconds to wait before each retry of an image, where the file system is gone for a while."""
 
 
 class StoredSource:
@@ -64,20 +60,20 @@ class StoredSource:
         budget: float | None = None,
         fields: Mapping[str, str] | None = None,
     ):
-        """Finds the trajectories, and checks all of them but for their images where that is cheap.
+        """Finds the trajectories; where `form.cheap` is set, reads and checks them except their images.
 
         Args:
           rows: of the set.
-          form: how they are trajectories.
-          image_size: height and width that images are brought to.
-          bad: `fail` at the first bad trajectory, or `skip` it and name it in the log. What is
-            checked only when it is read is for the loader's policy.
+          form: makes trajectories of them.
+          image_size: height and width in pixels that images are cropped and resized to.
+          bad: whether that check is to `fail` at the first bad trajectory, or to `skip` it and name it in the
+            log. The loader's policy decides on those found bad only later, when they are read.
           budget: the share of trajectories that `skip` may leave out; `allowance` by default.
-          fields: a turn's fields of one's own that are read, name -> kind (`Layout.fields`).
+          fields: user-defined fields of turns to read, name -> kind (`Layout.fields`).
 
         Raises:
-          BadTrajectory: a bad one, named by file, line and field.
-          TooManyBadTrajectories: more bad ones than that.
+          BadTrajectory: the first bad one, named by file, line and field.
+          TooManyBadTrajectories: more than `budget` are bad.
         """
         self.rows, self.form, self.image_size = rows, form, tuple(image_size)
         self.fields = dict(fields or {})
@@ -97,15 +93,16 @@ class StoredSource:
 
         Raises:
           BadTrajectory: it is broken, or an image is missing or unreadable; file, line and field are named.
+          OSError: the file system still fails after all retries.
         """
         unit = self._unit(self._order[index])
         return self._trajectory(unit, self._record(unit), self._image)
 
     def without_pixels(self, index: int) -> tuple[Trajectory, int]:
-        """A trajectory whose images are blank, and the CRC-32 of its image files one after the other.
+        """Returns a trajectory with blank images, and the CRC-32 of its image files one after the other.
 
-        The input image comes first, then those of the turns. Raises as `[index]` does, but images are not
-        decoded.
+        The input image comes first, then those of the turns. None of these is decoded, so a broken one is not
+        found; else it raises as `[index]` does. User-defined image fields are read as there.
         """
         unit, total = self._unit(self._order[index]), 0
         blank = np.zeros((*self.image_size, 3), np.uint8)
@@ -118,7 +115,7 @@ class StoredSource:
         return self._trajectory(unit, self._record(unit), look), total
 
     def _trajectory(self, unit: Unit, record: Record, pixels: Callable[..., np.ndarray]) -> Trajectory:
-        """A trajectory of a record; `pixels` makes an image of what `_image` takes."""
+        """Returns the trajectory of a record; `pixels` makes an image of the arguments of `_image`."""
         given, turns = record.prompt_image, []
         prompt_image = None if given is None else pixels(unit, "image", given)
         for turn in record.turns:
@@ -136,10 +133,12 @@ class StoredSource:
         )
 
     def object(self, index: int) -> dict[str, Any]:
-        """One trajectory as an object of `trajectory.record` in turns, its image files `{"bytes", "path"}`.
+        """Returns one trajectory as an object of `trajectory.record`, each image file as `{"bytes", "path"}`.
+
+        It always has `turns`, also where the set has `steps`. Images are not decoded.
 
         Raises:
-          BadTrajectory: as `[index]` does, but images are not decoded.
+          BadTrajectory, OSError: as `[index]`, except for what only decoding finds.
         """
         unit = self._unit(self._order[index])
         found = self._object(unit, text=False)
@@ -154,19 +153,19 @@ class StoredSource:
         return self._with_files(unit, "", found)
 
     def turns(self) -> int:
-        """Turns of all trajectories together."""
+        """Returns how many turns all trajectories have together."""
         if self._turns is None:
             self.shapes()
         return int(self._turns.sum())
 
     def shapes(self) -> list[tuple[int, int] | None]:
-        """Height and width of the image that each trajectory ends with; None where it cannot be read.
+        """Returns height and width of the last image of each trajectory; None where it cannot be read.
 
-        They are looked up once and kept beside the set, in `shapes.json`, so that every host and every
-        start of a run goes by the same ones, and a million files are opened one time only.
+        They are read once and cached beside the set, in `shapes.json`: every host and every start of a run
+        then uses the same ones, and a million files are opened only once.
 
         Raises:
-          OSError: an image is there and cannot be had now.
+          OSError: an image exists, but the file system cannot give it now.
         """
         place = self.rows.place
         try:
@@ -176,7 +175,7 @@ class StoredSource:
                 self._turns = np.asarray(known["turns"])
                 return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # looked up anew
+            pass  # no cache, or of other data: read the images
         numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)
         found = [self._shape(self._unit(number)) for number in numbers]
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
@@ -186,7 +185,7 @@ class StoredSource:
         return shapes
 
     def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> StoredSource:
-        """Some of the trajectories, their images brought to another size."""
+        """Returns the trajectories `indices`, with images cropped and resized to `image_size`."""
         part, chosen = copy.copy(self), np.asarray(indices, np.int64)
         part.image_size, part._order = tuple(image_size), self._order[chosen]
         part._turns = None if self._turns is None else self._turns[chosen]
@@ -198,7 +197,7 @@ class StoredSource:
     # ------------------------------------------------------------------ records
 
     def _check(self, bad: str, budget: float | None) -> None:
-        """Reads all trajectories without their images, and leaves out the bad ones where that is allowed."""
+        """Reads all trajectories without their images; raises for bad ones or leaves them out, by `bad`."""
         kept, turns = [], []
         for number in self._order:
             unit = self._unit(number)
@@ -223,7 +222,7 @@ class StoredSource:
         return self.rows.uid(first) + (f"/{part}" if part else "")
 
     def _object(self, unit: Unit, text: bool) -> dict[str, Any]:
-        """The object that the rows of a trajectory make; `text` leaves out binary values."""
+        """Returns the object of a trajectory; with `text` its binary values may be `PRESENT` instead."""
         (indices, part), read = unit, self.rows.text if text else self.rows.__getitem__
         try:
             rows = [read(index) for index in indices]
@@ -253,7 +252,7 @@ class StoredSource:
     # ------------------------------------------------------------------- images
 
     def _own(self, unit: Unit, turn: TurnRecord, name: str, value: Any) -> Any:
-        """A field of one's own: an image or a mask at the size of the images, a number, a flag."""
+        """Returns a user-defined field: image [H, W, 3] or mask [H, W], resized, or number, flag, None."""
         kind, field = self.fields[name], f"{turn.image_field.rpartition('.')[0]}.{name}"
         if value is None:
             return None
@@ -274,9 +273,9 @@ class StoredSource:
     def _read(
         self, read: Callable[[BinaryIO], Any], unit: Unit, field: str, image: ImageFile, sha256: str = ""
     ) -> Any:
-        """What `read` makes of an image file; tried again where the file system is gone for a while.
+        """Returns `read(file)` of an image file; retries while the file system is gone for a while.
 
-        A host that left out what it cannot read for a while would train on other data than the rest.
+        A host that skipped such an image at once would train on other data than the other hosts.
         """
         for wait in (*_WAITS, 0):
             try:
@@ -287,13 +286,13 @@ class StoredSource:
             if wait:
                 logging.warning("%s: %s; once more in %d s", _named(image), last, wait)
                 time.sleep(wait)
-        if last.errno == errno.EIO:  # a broken disk has it for good
+        if last.errno == errno.EIO:  # after all retries: a broken disk
             raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({last})") from None
         raise OSError(last.errno, f"{_named(image)} cannot be read: {last}") from last
 
     @contextlib.contextmanager
     def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
-        """An image file; what is wrong with it is named, what is wrong with the file system is raised."""
+        """Opens an image file; a broken or missing one raises BadTrajectory, a temporary error OSError."""
         try:
             with self._file(unit, field, image, sha256) as file:
                 yield file
@@ -308,7 +307,7 @@ class StoredSource:
             raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
 
     def _file(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> BinaryIO:
-        """Opens an image, after a look at its checksum where there is one."""
+        """Opens an image file; with `sha256`, raises BadTrajectory where its content has another one."""
         file = io.BytesIO(image) if isinstance(image, bytes) else self.rows.open(unit[0][0], image)
         if not sha256:
             return file
@@ -319,7 +318,7 @@ class StoredSource:
         return io.BytesIO(content)
 
     def _shape(self, unit: Unit) -> tuple[tuple[int, int] | None, int]:
-        """Height and width of the last image, None where no start will ever read it, and how many turns."""
+        """Returns height and width of the last image, None where it is broken or missing; number of turns."""
         try:
             record = self._record(unit)
         except BadTrajectory:
@@ -328,17 +327,14 @@ class StoredSource:
         if turn is None:
             return None, len(record.turns)
         try:
-            with self._file(unit, turn.image_field, turn.image) as file:
-                return images.shape_of(file), len(record.turns)
-        except UNREADABLE as error:
-            if isinstance(error, OSError) and error.errno not in _FOR_GOOD:
-                raise
+            return self._read(images.shape_of, unit, turn.image_field, turn.image), len(record.turns)
+        except BadTrajectory:
             return None, len(record.turns)
 
     def _with_files(
         self, unit: Unit, where: str, value: Mapping[str, Any], sha256: str = ""
     ) -> dict[str, Any]:
-        """An object of a trajectory or a turn, with the content of the image files that it names."""
+        """Returns an object of a trajectory or a turn with its image files read into `{"bytes", "path"}`."""
         found = dict(value)
         for key, one in value.items():
             own = isinstance(one, str) and self.fields.get(key) in ("image", "mask")
@@ -349,7 +345,7 @@ class StoredSource:
         return found
 
     def _inline(self, unit: Unit, field: str, image: Any, sha256: str = "") -> dict[str, Any]:
-        """An image as `{"bytes", "path"}`."""
+        """Returns an image as `{"bytes", "path"}`, its file read and its checksum checked."""
         parts = image if isinstance(image, Mapping) else {}
         path = parts.get("path") if parts else image if isinstance(image, str) else None
         content = parts.get("bytes") if parts else image if isinstance(image, bytes) else None
@@ -359,7 +355,7 @@ class StoredSource:
 
 
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:
-    """The object of a turn that was read of a step."""
+    """Returns the object of a turn that was stored in a step (`steps` in the place of `turns`)."""
     blank = None if turn.image is None else np.zeros((1, 1, 3), np.uint8)
     found = turn_to_json(Turn(blank, **turn.fields), None if turn.image is None else "")
     return found | dict(turn.unknown) | ({} if turn.image is None else {"image": turn.image})

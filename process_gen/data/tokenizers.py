@@ -42,8 +42,8 @@ class Tokenizer(Protocol):
     Attributes:
       vocab_size: ids are in [0, vocab_size).
       im_start, im_end, vision_start, vision_end, end_of_text: control ids.
-      reserved: ids below vocab_size that no text holds: control ids, and what else is no piece of text.
-      fingerprint: tells one tokenizer from another: ids mean something only together with it.
+      reserved: ids below vocab_size that stand for no text: control and padding tokens, unused ids.
+      fingerprint: hash of all that the ids depend on; ids of another fingerprint have other meanings.
     """
 
     vocab_size: int
@@ -108,7 +108,7 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; see `Tokenizer.decode`.
 
-        Ids that no piece has (a model's vocabulary may be padded) read as unknown.
+        Ids without a piece (a model's vocabulary may be padded) decode as `UNKNOWN`.
         """
         text: list[str] = []
         run: list[str] = []
@@ -125,7 +125,7 @@ class SentencePieceTokenizer:
         return "".join(text) + _join(run)
 
     def unknown(self, text: str) -> list[str]:
-        """Returns the words that are spelt out in letters, in order, each once."""
+        """Returns the words that are not one known piece of the vocabulary, in order, each once."""
         ids = {word: self._processor.encode(word) for word in words_of(text)}
         return [word for word, found in ids.items() if len(found) != 1 or found[0] == self._unknown_id]
 

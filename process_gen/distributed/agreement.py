@@ -1,4 +1,4 @@
-"""What the hosts of a run tell one another, so that all of them come to the same answer."""
+"""Collectives on texts: what the hosts of a run tell one another to come to the same answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 
 
 def allgather_text(text: str) -> list[str]:
-    """The text of every host, on every host."""
+    """Collective: the texts of all processes, by their index. Every process has to call it."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -20,5 +20,5 @@ def allgather_text(text: str) -> list[str]:
 
 
 def first_message(text: str) -> str:
-    """The first text that is not empty among those of all hosts, or "". Every host has to call it."""
+    """Collective: the first text of all processes that is not empty, or "". Every process has to call it."""
     return next(filter(None, allgather_text(text)), "")

@@ -1,9 +1,9 @@
-"""What a chip has: memory, arithmetic, and wires.
+"""Figures of hardware, by chip: memory, FLOP/s and bandwidths.
 
 Figures of the vendors' data sheets (Google Cloud's pages on v4, v5e, v5p, v6e and
 TPU7x; NVIDIA's on A100, H100, H200 and B200), per device as JAX counts them.
-For TPUs the memory is what the compiler lets a program have (it names it when
-it runs out), which is a little less than what is soldered on.
+For TPUs the memory is what the compiler lets a program have (its out-of-memory
+message names it), a little less than the chip has.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Chip:
 
     Attributes:
       name: as a topology names it, and `--chip`.
-      kinds: how its `device_kind` may begin.
+      kinds: prefixes of its `device_kind`.
       hbm: bytes of memory that a program can have.
       flops: dense bfloat16 FLOP/s.
       hbm_bandwidth: bytes/s between memory and chip.
       link_bandwidth: bytes/s that a device receives from its neighbours, over all its links together (half
         of the figure that data sheets call bidirectional): ICI of TPUs, NVLink of GPUs.
       network_bandwidth: bytes/s of the data-centre network, a device's share of its host's cards.
-      domain: devices that the links can join; None where a topology says it.
+      domain: number of devices that the links join; None for TPUs, whose topology says it.
     """
 
     name: str
@@ -56,10 +56,10 @@ CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in _CHIPS}
 
 
 def _target(name: str, clock: float, *figures: int) -> str:
-    """A `stream_executor.GpuTargetConfigProto`, as text: what XLA's GPU compiler asks a driver otherwise.
+    """A `stream_executor.GpuTargetConfigProto`, as text; without it XLA's GPU compiler asks the driver.
 
-    `clock` in GHz. `figures`: compute capability, multiprocessors, float32 units of one, bytes of memory,
-    bytes/s, bytes of L2, and bytes that one multiprocessor shares; a block may have all of these but 1 KiB.
+    `clock` in GHz. `figures`: compute capability, multiprocessors, float32 units of each, bytes of memory,
+    bytes/s, bytes of L2, and bytes of shared memory of a multiprocessor, of which a block gets all but 1 KiB.
     """
     capability, cores, fpus, memory, bandwidth, l2, shared = figures
     return f"""

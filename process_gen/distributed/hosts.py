@@ -21,7 +21,7 @@ from process_gen.distributed.rollcall import HostMissing
 
 
 class HostSettingsError(ValueError):
-    """What says where this process belongs in its job is missing or makes no sense."""
+    """The settings that place this process in its job (coordinator, count, index) are missing or invalid."""
 
 
 # A variable that only exists where a launcher started several processes of one job -> who sets it.
@@ -74,7 +74,7 @@ def _metadata_answers() -> bool:
 
 
 def name_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Keeps explicit settings, as flags give them, where `initialize` looks for them; None leaves it be."""
+    """Puts settings from flags into the environment variables that `initialize` reads; None leaves one."""
     given = {
         "JAX_COORDINATOR_ADDRESS": coordinator,
         "JAX_NUM_PROCESSES": processes,
@@ -89,8 +89,8 @@ def initialize(timeout: float = JOIN_SECONDS) -> bool:
     To be called before JAX sees a device; waits `timeout` seconds for the others. Explicit settings are
     `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; on TPU pods (by
     environment or metadata), Slurm and Open MPI everything is found by JAX. It matters with a single process
-    too: the signal that announces a preemption is only heard by processes that have joined. Afterwards the
-    log of every process but the first holds warnings and errors only, and each line says whose it is.
+    too: JAX catches the signal that announces a preemption only in processes that have joined. Afterwards
+    log lines begin with the index of their process, and only process 0 logs more than warnings and errors.
 
     Raises:
       HostMissing: a process did not come; the message names it.
@@ -108,9 +108,9 @@ def initialize(timeout: float = JOIN_SECONDS) -> bool:
         count,
         index,
         local_device_ids=devices,
-        cluster_detection_method="deactivate",  # everything is known by now
+        cluster_detection_method="deactivate",  # all settings are known by now
         initialization_timeout=max(60, int(timeout)),
-        shutdown_timeout_seconds=30,  # who has failed does not wait long for those that hang
+        shutdown_timeout_seconds=30,  # a failed process does not wait long for hanging ones
     )
     if count > 1:
         _log_as(index)
@@ -154,7 +154,7 @@ def _number(variable: str) -> int:
 
 
 def _log_as(index: int) -> None:
-    """Lines of the log begin with the number of their process; only the first one says what is no warning."""
+    """Begins log lines with the process index; processes other than 0 log warnings and errors only."""
 
     class FromProcess(logging.PythonFormatter):
         def format(self, record) -> str:
@@ -166,7 +166,7 @@ def _log_as(index: int) -> None:
 
 
 def is_lead() -> bool:
-    """True on the one host that writes logs, pictures and reports."""
+    """True in process 0, the one that writes logs, pictures and reports."""
     return jax.process_index() == 0
 
 
@@ -174,7 +174,7 @@ def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
     """Waits until every process is here; all have to pass the same barriers in the same order.
 
     Raises:
-      HostMissing: a process did not come within `timeout` seconds; the message names it, and `name`.
+      HostMissing: a process did not come within `timeout` seconds (the message names it), or has ended.
     """
     global _passed
     client = jax_distributed.global_state.client
@@ -193,15 +193,15 @@ def barrier(name: str, timeout: float = JOIN_SECONDS) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process with an exit code, whatever the others of its job do.
+    """Ends this process with the exit code `code`, whatever the others of its job do.
 
-    At its end JAX waits for all of them, and aborts one that fails alone with a code of its own (134).
+    On a plain exit JAX waits for all of them, and aborts a process that fails alone, with code 134.
     """
     client = jax_distributed.global_state.client
     if client is not None and jax.process_count() > 1:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             client.wait_at_barrier("process_gen/failed", 5_000)
-            sys.exit(code)  # all fail alike
+            sys.exit(code)  # all processes are leaving: JAX need not abort
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
@@ -209,9 +209,9 @@ def leave(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def lead_first(name: str) -> Iterator[None]:
-    """Process 0 does the inside alone; then the others do it, and find what is shared already there.
+    """Runs the block in process 0 first, then in the others, which find the shared files already made.
 
-    All leave it together.
+    All processes leave it together.
     """
     if not is_lead():
         barrier(f"{name}, by process 0", PREPARE_SECONDS)
@@ -223,11 +223,11 @@ def lead_first(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lead_alone(name: str, timeout: float = PREPARE_SECONDS) -> Iterator[None]:
-    """All wait until process 0 is through the inside, which must ask no other host for anything."""
+    """All wait at the end of the block until process 0, which alone works in it (no collectives), is done."""
     yield
     barrier(name, timeout)
 
 
 def broadcast_from_lead(number: float | None) -> float | None:
-    """The number that process 0 has, on every process; all have to call it."""
+    """Collective: the number of process 0, in every process; all have to call it."""
     return json.loads(allgather_text(json.dumps(None if number is None else float(number)))[0])

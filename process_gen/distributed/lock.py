@@ -1,10 +1,10 @@
-"""One process at a time in a folder: a file names its owner, and tells whether that one is alive.
+"""Locks a folder for one process at a time: a file in it names its owner and shows whether it is alive.
 
 The file is made by exclusive creation, which works where `flock` does not. Its owner touches it every
-few seconds. One that a dead process left behind is taken over: on the same host at once, since the
-system knows its processes; from another host after the file has not been touched for a while, which
-needs no clock that both hosts share. A host with the same name can still be another one: a container with
-process numbers of its own, a second machine, or this one before it was booted again. It counts as another.
+few seconds. The lock of a dead process is taken over: on the same host at once, since the system knows
+its processes; from another host when the file has not been touched for a while, which needs no synchronized
+clocks. Hosts of one name count as different if boot id or PID namespace differ: a container, a second
+machine, or this machine before its last reboot.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOUCH_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """How long an owner on another host has to be silent until it is taken for dead."""
 _TRIES = 50
-"""Looks at a file, a tenth of a second apart, until it is taken for one that nobody will ever finish."""
+"""Failed reads of a lock file, 0.1 s apart, after which it counts as half-written by a dead process."""
 
 
 class Occupied(OSError):
@@ -39,11 +39,11 @@ class Occupied(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """A process, and `what` it does, for the message.
+    """The process that holds a lock, and `what` it does, for the message.
 
-    Numbers of processes come again, so `boot` names the run of the host's kernel, `pid_namespace` the
-    processes that are numbered together and `started` says when the process began ("" where the system does
-    not say); `token` tells apart two locks of one process.
+    Process ids are reused. So `boot` is the host's boot id, `pid_namespace` says in which namespace `pid`
+    counts, and `started` is the start time of the process ("" where the system does not say any of these);
+    `token` differs between two locks of one process.
     """
 
     host: str
@@ -74,9 +74,9 @@ def hold(
     wait: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Keeps a folder, which is made if need be, for this process; `what` it does there is told to others.
+    """Locks a folder (made if need be) during the block; other processes are told `what` is done there.
 
-    `check` is called while it waits, and may raise to end that.
+    `check` is called about once a second during a wait, and may raise to end it.
 
     Raises:
       Occupied: another process is there, and `wait` (for its end) is False.
@@ -87,7 +87,7 @@ def hold(
     said, unread = False, 0
     while not _created(path, owner):
         other = _read(path)
-        if other is None:  # just given up, or half-written, perhaps for good
+        if other is None:  # just released, or half-written, perhaps by a dead process
             time.sleep(0.1)
             if (unread := unread + 1) >= _TRIES:
                 logging.warning("%s says nothing: removed", path)
@@ -121,7 +121,7 @@ def hold(
 
 
 def _created(path: pathlib.Path, owner: Owner) -> bool:
-    """Makes the file, whole, if there is none; False if there is one."""
+    """Makes the lock file, with its content at once; False if there is one already."""
     draft = path.with_name(f"{path.name}.{owner.token}")
     try:
         draft.write_text(json.dumps(dataclasses.asdict(owner)))
@@ -131,7 +131,7 @@ def _created(path: pathlib.Path, owner: Owner) -> bool:
 
 
 def _link(file: pathlib.Path, path: pathlib.Path) -> bool:
-    """Gives a file another name, or copies it without hard links; False if the name is taken."""
+    """Hard-links `file` as `path`, or copies it where that is not supported; False if `path` exists."""
     try:
         os.link(file, path)
     except FileExistsError:
@@ -168,13 +168,13 @@ def _is_dead(path: pathlib.Path, other: Owner, check: Callable[[], None]) -> boo
 
 
 def _remove(path: pathlib.Path, owner: Owner) -> None:
-    """Takes the file of an owner away, and no other one."""
+    """Removes the lock file of an owner (or an unreadable one); the lock of another owner stays."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         if _read(path) not in (owner, None):
             return
         os.rename(path, aside)
-        if _read(aside) not in (owner, None):  # somebody was quicker
+        if _read(aside) not in (owner, None):  # replaced by another process meanwhile: put it back
             _link(aside, path)
         aside.unlink()
 
@@ -186,13 +186,13 @@ def _touch(path: pathlib.Path, ended: threading.Event) -> None:
 
 
 def _touched(path: pathlib.Path) -> float | None:
-    with contextlib.suppress(OSError), path.open() as file:  # opened: NFS answers a bare `stat` from memory
+    with contextlib.suppress(OSError), path.open() as file:  # opened: NFS answers a bare `stat` from a cache
         return os.fstat(file.fileno()).st_mtime
     return None
 
 
 def boot() -> str:
-    """Names this machine, since it was booted; "" where nobody says."""
+    """The id of this machine's current boot; "" where the system has none."""
     with contextlib.suppress(OSError):
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
@@ -217,5 +217,5 @@ def _exists(pid: int) -> bool:
 def _started(pid: int) -> str:
     with contextlib.suppress(OSError, IndexError):
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]  # of one that has ended, nobody asked for its code yet
+        return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended
     return ""

@@ -5,8 +5,8 @@ fsdp      parameters are split over it, and the batch too
 tensor    heads, MLP width and vocabulary are split over it
 context   the tokens of one row are split over it
 
-Inside a slice (ICI on TPUs) the sizes are those of `config.mesh`, between slices (DCN) those of
-`config.mesh.dcn`; the mesh has their products. Slices are slow to talk to: put `data` between them.
+`config.mesh` gives the sizes inside a slice (ICI on TPUs), `config.mesh.dcn` those between slices (DCN); an
+axis of the mesh has the product of both. Traffic between slices is slow: put `data` between them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def mesh_of_flag(text: str) -> jax.sharding.Mesh | None:
 def parse_mesh(text: str, data: int = -1) -> MeshConfig:
     """A mesh as flags give it, such as `data=2,tensor=4`.
 
-    `data` is the size of that axis where the text does not name it, and no other one takes what is left.
+    `data` is the size of that axis where the text does not name it; if another axis is -1, it is 1.
 
     Raises:
       MeshError: it cannot be read, an axis is unknown, or a size impossible.
@@ -136,7 +136,7 @@ def _inferred(group: str, asked: Mapping[str, int], there: int, what: str) -> di
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-    """Arranges the devices, all of them by default, in a mesh; those of a topology need not be there.
+    """Arranges devices (all of them by default) in a mesh; those of a compile-only topology will do.
 
     Raises:
       MeshError: the sizes do not fit the devices; the message names axes, sizes and counts.
@@ -158,9 +158,9 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
 def slices_of(devices: Sequence[Any], wanted: int | None = None) -> list[list[Any]]:
     """The devices of each slice, in order.
 
-    TPUs say which slice they belong to, and GPUs which node. Where nobody says so, or GPUs are wanted as
-    another number of slices, the devices form one slice, or as many blocks of devices that follow one
-    another, host by host, as are wanted.
+    `device.slice_index` names the slice of a TPU and the node of a GPU; devices without it form one slice.
+    Where another number of slices is wanted (not of TPUs), the devices are sorted by process and id, and cut
+    into that many blocks of one size.
 
     Raises:
       MeshError: TPU slices are not as many as wanted, or the devices do not divide.
@@ -189,7 +189,7 @@ def _one_slice(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
         return np.asarray(devices).reshape(shape)
     try:
         return mesh_utils.create_device_mesh(shape, devices)
-    except NotImplementedError:  # no axis of the mesh is a whole number of the torus's axes
+    except NotImplementedError:  # the sizes are no products of whole axes of the torus
         logging.warning(
             "config.mesh (%s): these sizes cut through the axes of the chips' network, so collectives share "
             "links; sizes that are products of whole axes are faster",

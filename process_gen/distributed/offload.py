@@ -1,8 +1,8 @@
-"""Parts of a state that wait in the memory of the hosts while the model computes.
+"""Keeps parts of the training state in host memory while the model computes.
 
 AdamW reads and writes its moments once a step: 8 bytes a parameter that the devices need not hold during
 the forward and backward pass. The shardings say where an array is between steps (`pinned_host`); the train
-step brings it over for the update and sends it back.
+step copies it to the devices for the update, and back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def rest_on_host(abstract: Any, offload: str) -> Any:
-    """An abstract state whose offloaded arrays (of `PARTS`) rest in host memory, but for single numbers."""
+    """The abstract state with the fields that `offload` names (`PARTS`) in host memory, scalars excepted."""
 
     def moved(x):
         return x.update(sharding=x.sharding.with_memory_kind(HOST)) if x.ndim else x
@@ -36,17 +36,17 @@ def rest_on_host(abstract: Any, offload: str) -> Any:
 
 
 def check_host_memory(offload: str, mesh: Mesh) -> None:
-    """Refuses to offload where the devices have no pinned host memory to offload to.
+    """Checks that the devices have pinned host memory, if `offload` needs it.
 
     Raises:
-      MeshError: the message names what they have.
+      MeshError: they have none; the message names the kinds of memory that they have.
     """
     if not PARTS[offload]:
         return
     device = mesh.devices.flat[0]
     try:
         kinds = {memory.kind for memory in device.addressable_memories()}
-    except jax.errors.JaxRuntimeError:  # a topology that is not there does not list its memories
+    except jax.errors.JaxRuntimeError:  # devices of a compile-only topology do not list theirs
         return
     if HOST not in kinds:
         raise MeshError(
@@ -56,7 +56,7 @@ def check_host_memory(offload: str, mesh: Mesh) -> None:
 
 
 def fetched(tree: Any, shardings: Any) -> Any:
-    """Inside a jitted function: the arrays that rest on hosts, brought to the devices."""
+    """Inside a jitted function: copies the arrays whose shardings say host memory to the devices."""
     return jax.tree.map(
         lambda x, s: jax.device_put(x, s.with_memory_kind(DEVICE)) if s.memory_kind == HOST else x,
         tree,
@@ -65,12 +65,12 @@ def fetched(tree: Any, shardings: Any) -> Any:
 
 
 def sent_back(tree: Any, shardings: Any) -> Any:
-    """The inverse of `fetched`."""
+    """Inside a jitted function: the inverse of `fetched`."""
     return jax.tree.map(lambda x, s: jax.device_put(x, s) if s.memory_kind == HOST else x, tree, shardings)
 
 
 def on_devices(tree: Any) -> Any:
-    """Arrays, wherever they rest, for a program that computes with them on the devices."""
+    """Copies the arrays of a tree that are in host memory to the devices; leaves all else as it is."""
 
     def moved(x):
         rests_on_host = isinstance(x, jax.Array) and x.sharding.memory_kind == HOST

@@ -1,8 +1,8 @@
-"""Who has come: the processes of a job meet at the coordinator's port before JAX does.
+"""Checks that all processes of a job have started, over the coordinator's port, before JAX uses it.
 
-`jax.distributed` ends a process without a word about the others when one of them never comes. So every
-process first tells process 0 its number and its host, and once all are there, or the time is over, process 0
-answers each with the hosts of those that came: of all, or each of them stops and says who is missing.
+When a process never comes, `jax.distributed` ends the others without saying which one. So every process first
+sends its index and host name to process 0. Once all are there, or the time is over, process 0 answers each
+with the hosts of those that came. If some are missing, each process raises an error that names them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping
 from process_gen.common.files import from_json
 
 _LINE = 4096
-"""Bytes of the longest message but for the answer."""
+"""Bytes of the longest message to process 0."""
 
 
 class HostMissing(RuntimeError):
     """A process of the job did not come, or not in time; the message names it."""
 
-    exit_code = 1  # it may come next time
+    exit_code = 1  # not 2, which is final for launchers: it may come next time
 
 
 def missing(
@@ -58,7 +58,7 @@ def call(address: str, count: int, index: int, timeout: float) -> dict[int, str]
 
 
 def _serve(port: int, count: int, timeout: float) -> dict[int, str]:
-    """The hosts of those that came in time, which are told so themselves."""
+    """Collects process number -> host name of those that come in time, sends it to them and returns it."""
     deadline = time.monotonic() + timeout
     hosts, lines = {0: socket.gethostname()}, {}
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -74,8 +74,9 @@ def _serve(port: int, count: int, timeout: float) -> dict[int, str]:
                     OSError, ValueError, KeyError, TypeError
                 ):  # not one of ours, or cut off
                     told = from_json(line.makefile().readline(_LINE))
-                    hosts[int(told["process"])] = str(told["host"])
-                    lines[int(told["process"])] = line
+                    process, host = int(told["process"]), str(told["host"])
+                    if 0 < process < count:
+                        hosts[process], lines[process] = host, line
     for line in lines.values():
         with contextlib.suppress(OSError), line:
             line.sendall((json.dumps(hosts) + "\n").encode())
@@ -83,7 +84,7 @@ def _serve(port: int, count: int, timeout: float) -> dict[int, str]:
 
 
 def _report(host: str, port: int, count: int, index: int, timeout: float) -> dict[int, str]:
-    """Tells process 0 that this one is here; returns the hosts of those that came."""
+    """Tells process 0 that this one is here; returns process number -> host name of those that came."""
     deadline = time.monotonic() + timeout
     while True:
         left = deadline - time.monotonic()

@@ -1,9 +1,9 @@
-"""From the logical axes that modules write on their parameters to shardings over the mesh.
+"""Turns the logical axes that modules annotate on their parameters into shardings over the mesh.
 
 Modules annotate (`nn.with_logical_partitioning`), `RULES` says which mesh axis a logical axis is split
 over, and `state_shardings` does the rest for a whole training state: parameters by their annotations,
 everything shaped like a parameter (EMA, moments, accumulated gradients) like that parameter, other large
-arrays over `fsdp`, and what is left on every device. No module asks how many devices there are.
+arrays over `fsdp`; small ones are replicated. No module asks how many devices there are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ACTIVATION_RULES: Mapping[str, str | tuple[str, ...]] = {
 """For `process_gen.models.partition.over`: which mesh axis an axis of an activation is split over."""
 
 _LARGE = 1 << 20
-"""Elements from which an array without logical axes is worth splitting."""
+"""Number of elements from which an array without logical axes is split over `fsdp`."""
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -48,7 +48,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def partition_spec(name: str, shape: tuple[int, ...], logical_axes: tuple[str | None, ...], mesh: Mesh) -> P:
-    """Which mesh axes an array is split over.
+    """The `PartitionSpec` that `RULES` give an array with these logical axes; `name` is for messages.
 
     Raises:
       MeshError: a logical axis has no rule, the axes do not match the shape, two dimensions of one array
@@ -83,7 +83,7 @@ def partition_spec(name: str, shape: tuple[int, ...], logical_axes: tuple[str | 
 
 
 def unbox(tree: Any) -> Any:
-    """The tree without the boxes that hold the logical axes."""
+    """Removes the boxes (`nn.LogicallyPartitioned`) that hold the logical axes from a tree."""
     return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if _is_box(x) else x, tree, is_leaf=_is_box)
 
 
@@ -99,7 +99,7 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
 
     An array without annotations follows the annotated one whose path ends its own path and which has the
     same shape: `opt_state/0/mu/block/kernel` follows `params/block/kernel`. A large one that follows none is
-    split over `fsdp` along its largest dimension that divides, which the log tells.
+    split over `fsdp` along its largest dimension that divides, which is logged. Raises as `partition_spec`.
     """
     annotated: dict[tuple[str, tuple[int, ...]], P] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract, is_leaf=_is_box):
@@ -146,7 +146,7 @@ def abstract_state(init: Callable[..., Any], *args: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
@@ -161,7 +161,7 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def sampling_axes(rows: int, mesh: Mesh) -> tuple[str, ...]:
-    """Mesh axes that rows under way in a sampler are split over; () where every device has them all."""
+    """Mesh axes that the rows of a sampler are split over; () (replicated) where they do not divide."""
     return () if rows % row_shards(mesh) else BATCH_AXES
 
 
@@ -181,7 +181,9 @@ def rows_divide(rows: int, mesh: Mesh) -> None:
 
 
 def heads_divide(heads: Mapping[str, int], mesh: Mesh) -> None:
-    """Checks that no attention head is cut: projections divide whenever their columns do, heads and all.
+    """Checks that `tensor` splits no attention head: `partition_spec` sees only columns, heads x head_dim.
+
+    `heads` maps a key of the config to a number of heads.
 
     Raises:
       MeshError: `tensor` does not divide a number of heads; the message names it and its config key.
@@ -206,9 +208,10 @@ def local_rows(rows: int, mesh: Mesh) -> tuple[int, ...]:
 
 
 def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
-    """Places NumPy rows of this host, those of `local_rows` in its order, as one global array per field.
+    """Makes one global array [rows, ...] per field from this host's NumPy rows (`local_rows`, in its order).
 
-    `rows` are those of the global batch; by default as many as these, which are all there are on one host.
+    `rows` is the size of the global batch; by default that of `batch`, which is right on a single host.
+    Raises MeshError for another number of rows than this host holds, and as `rows_divide`.
     """
     rows = rows or len(jax.tree.leaves(batch)[0])
     sharding, held = batch_sharding(mesh), local_rows(rows, mesh)
@@ -228,9 +231,9 @@ def held_rows(x: jax.Array) -> np.ndarray:
 
 
 def on_lead(tree: Any) -> Any:
-    """A whole copy of global arrays, as NumPy arrays, on the lead host; None on the others, who all call it.
+    """Copies global arrays to NumPy arrays on process 0; None on the others. Every process has to call it.
 
-    One array at a time is whole on every device.
+    One array at a time is replicated on the devices.
     """
     lead = jax.process_index() == 0
 

@@ -1,4 +1,4 @@
-"""Being told to stop: by a scheduler that takes the machine away, or by Ctrl-C.
+"""Handles requests to stop: from a scheduler that takes the machine away, or by Ctrl-C.
 
     with stopping.deferred() as stop:
         for step in ...:
@@ -9,8 +9,8 @@
 
 Inside `deferred` the first SIGTERM or Ctrl-C is kept until the loop asks for
 it, and a second one ends the process at once. Elsewhere in a command SIGTERM
-raises `Stopped` where it hits, so that locks and half-written files are given
-up in good order. Either way the command ends with `EXIT_CODE`: nothing is
+raises `Stopped` at once, so that `finally` blocks release locks and remove
+half-written files. Either way the command ends with `EXIT_CODE`: nothing is
 wrong, and the same command goes on from what is saved.
 """
 
@@ -31,10 +31,10 @@ EXIT_CODE = 75
 
 
 class Stopped(Exception):
-    """The command was told to stop, and has put everything in order; the message says what is kept.
+    """The command was told to stop; the message says what is saved.
 
     Attributes:
-      at_once: whether it was told a second time: threads that still wait for something are left behind.
+      at_once: True after a second signal: the process exits without waiting for its threads.
     """
 
     def __init__(self, message: str, at_once: bool = False):
@@ -43,7 +43,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Whether somebody has asked to stop."""
+    """Whether the command was asked to stop; `name` is that of the signal this process got, None without."""
 
     def __init__(self):
         self.name: str | None = None
@@ -51,8 +51,7 @@ class Stop:
     def at(self, step: int) -> bool:
         """Whether to stop after this step; all hosts have to ask after every step, and get the same answer.
 
-        Where processes have joined each other, JAX hears SIGTERM on any of them, and picks a step that none
-        has passed.
+        With `jax.distributed`, JAX catches SIGTERM in any process and picks a step that none has passed.
         """
         if _together():
             from jax.experimental import multihost_utils
@@ -64,7 +63,7 @@ class Stop:
     def asked(self) -> bool:
         """Whether this process was asked to stop: for loops in which hosts do not wait for each other.
 
-        Where processes have joined each other, a SIGTERM to any of them is meant for all.
+        With `jax.distributed`, a SIGTERM to any of its processes counts for all.
         """
         return self.name is not None or (_together() and _noticed())
 
@@ -81,15 +80,15 @@ class Stop:
             raise Stopped(f"{name} was received a second time: what was not saved by then is lost", True)
         self.name = name
         if _together():
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all processes
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells all processes of it
         logging.warning("%s: stopping after this step; once more to leave at once", name)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Stop]:
-    """Keeps signals for the loop inside to ask for.
+    """Holds signals back during the block, whose loop asks the yielded `Stop` for them.
 
-    Does nothing outside the main thread. SIGTERM is left to JAX where processes have joined each other.
+    Does nothing outside the main thread. With `jax.distributed`, SIGTERM is left to JAX.
     """
     stop, heard = Stop(), [signal.SIGINT] if _together() else [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
@@ -104,7 +103,7 @@ def deferred() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def until_told() -> Iterator[None]:
-    """Ends the block quietly on a first signal; a second one is raised."""
+    """Suppresses the `Stopped` of a first signal, which ends the block; that of a second one passes."""
     try:
         yield
     except Stopped as stop:
@@ -113,13 +112,13 @@ def until_told() -> Iterator[None]:
 
 
 def _together() -> bool:
-    """Whether processes have joined each other; one that has not imported JAX has not, and need not now."""
+    """Whether `jax.distributed` is initialized; does not import JAX to find out."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def _noticed() -> bool:
-    """Whether JAX has told all processes that one of them has heard SIGTERM."""
+    """Whether JAX has told all processes that one of them got SIGTERM."""
     import jax
     from jax._src import distributed  # there is no public way to ask without naming a step
 

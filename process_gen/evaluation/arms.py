@@ -1,4 +1,4 @@
-"""Arms: ways to draw the same prompts with the same seeds; settings of the sampler, never a copy of it.
+"""Arms: ways to draw with one checkpoint, compared on the same prompts and seeds.
 
     process              as the model was trained: plan, sketch, inspect, refine
     plan_only            one text plan, then one image
@@ -11,8 +11,8 @@
     inspector=scenes     somebody else inspects and says what to correct; or `inspector=chat`
     rewritten=FILE       other words for the prompts: JSONL of `doc_id` and `prompt`; judged by the original
 
-Joined with `+`: `no_inspection+steps=2`. Arms with the same settings share what is drawn: where a prompt has
-one image, the first of `best_of=4` is that of `process`.
+`+` joins arms: `no_inspection+steps=2`. Arms with the same settings share trajectories: where a prompt has
+one image, the first candidate of `best_of=4` is the trajectory of `process`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Arm:
       candidates: trajectories for every image; one is chosen.
       choose: by whom, `inspection` or `judge`.
       outside: role -> who takes it in the model's place (`outsiders`).
-      rewritten: `doc_id` -> the words that the model is asked with, in place of the prompt.
+      rewritten: `doc_id` -> the text that the model gets in place of the prompt; empty for the prompts.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Arm:
         return self.choose == "judge" and self.candidates > 1
 
     def prompt(self, doc: Doc) -> str:
-        """What the model is asked with.
+        """The text that the model gets for a prompt.
 
         Raises:
           TaskError: the file of rewritten prompts lacks this one.
@@ -135,14 +135,14 @@ ARMS: Mapping[str, Callable[[str | None, str], dict[str, Any]]] = {
     **dict.fromkeys(ROLES, _outside),
     "rewritten": _rewritten,
 }
-"""Name -> what its value, if any, changes of an `Arm`."""
+"""Name -> function of the value (None without one) and the whole text, which returns fields of `Arm`."""
 
 
 def objections(facts: Mapping[str, Any]) -> tuple[int, float, int]:
-    """How much a trajectory's own inspections objected to, less is better.
+    """Sort key of a trajectory by its own inspections; less is better.
 
-    Not ended by itself; how many corrections were to be expected, by the probabilities of its decisions;
-    how many were made, which also stands in where no probabilities are known.
+    Its parts: 1 unless the model ended it; the sum of the probabilities of a correction in its decisions,
+    or the number of corrections where these are unknown; the number of corrections.
 
     Args:
       facts: of a trajectory, as judged rows carry them: `stopped`, `doubt` and `corrections`.
@@ -152,7 +152,7 @@ def objections(facts: Mapping[str, Any]) -> tuple[int, float, int]:
 
 
 def chosen(arm: Arm, candidates: Sequence[tuple[float, Mapping[str, Any]]]) -> int:
-    """Which candidate for an image an arm takes, by scores and facts of trajectories; the first of equals."""
+    """Index of the candidate, each given as score and facts, that an arm takes; the first of equals."""
     if arm.choose == "judge":
         return max(range(len(candidates)), key=lambda i: candidates[i][0])
     return min(range(len(candidates)), key=lambda i: objections(candidates[i][1]))

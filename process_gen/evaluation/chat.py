@@ -1,7 +1,8 @@
-"""A chat model that an evaluation asks, behind an OpenAI-compatible endpoint, and the judge that it makes.
+"""A chat model behind an OpenAI-compatible endpoint, and a judge that asks it.
 
-What has an answer that does not parse is asked again; then, or where the endpoint gives up on a request, it
-is left without one. Where nothing comes back any more, or the key is refused, the run ends.
+A question is asked up to `tries` times until an answer parses. If none does, or the endpoint gives up on the
+request, it raises `Unjudged` and the run goes on. `TaskError` ends the run: the endpoint cannot be reached,
+refuses the key or the model, or gives up on one request after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from process_gen.services.options import Connection, Service, ServiceError, read
 
 Answer = TypeVar("Answer")
 
-_ANSWER_TOKENS = 40  # of a judge's short answer; thinking is not foreseen
+_ANSWER_TOKENS = 40  # of a judge's short answer, for the estimate; tokens of thinking are not counted
 
 
 class ChatModel:
@@ -35,7 +36,7 @@ class ChatModel:
     """
 
     def __init__(self, options: ChatOptions, system: str, max_tokens: int):
-        """Asks nothing yet.
+        """Sends no request yet.
 
         Args:
           options: of the user.
@@ -54,21 +55,21 @@ class ChatModel:
             self._endpoint = Endpoint(service)
 
     def revision(self, *texts: str) -> str:
-        """Of its weights, as the user gave it, and a hash of `texts` and all else that is always asked."""
+        """The revision that the user gave, and a hash of `texts` and what every request holds."""
         digest = self._endpoint.digest(self._system, self._sampling, *texts)
         return f"{self._options.revision or 'as served'}, asked {digest[:8]}"
 
     def ask(
         self, what: str, text: str, image: np.ndarray | None, read: Callable[[str], Answer | None]
     ) -> tuple[Answer, Mapping[str, Any]]:
-        """What it answers, and the reply that says so.
+        """Asks a question; returns what `read` makes of the answer, and the reply that holds it.
 
         Args:
           what: names the question in messages.
           text: the question.
           image: [H, W, 3] uint8, None where there is none.
-          read: what a text says; None where it says nothing. Where it raises ValueError, the model is
-            told why before it tries again.
+          read: parses an answer; None where it cannot. Where it raises ValueError, the model is told why
+            before it is asked again.
 
         Raises:
           Unjudged: no answer parsed, or the endpoint gave up on this question.
@@ -81,14 +82,14 @@ class ChatModel:
     def announce(
         self, letters: int, requests: int, answer: int, size: tuple[int, int], limit: str = ""
     ) -> Estimate:
-        """Prints as one line what requests with a picture each will take, and returns it.
+        """Prints the estimated tokens and cost of requests with one image each, and returns them.
 
         Args:
-          letters: of all texts but the system message.
+          letters: characters of all texts except system messages.
           requests: how many.
           answer: tokens of one answer.
-          size: height and width of a picture.
-          limit: stands before it.
+          size: height and width of an image in pixels.
+          limit: what the line begins with, as "at most ".
         """
         seen = requests * (self._options.image_tokens or estimate.image_tokens(*size))
         letters += requests * len(self._system)
@@ -105,7 +106,7 @@ class ChatJudge:
     """
 
     def __init__(self, options: ChatOptions, question: Question):
-        """Asks nothing yet; raises as `ChatModel` does."""
+        """Sends no request yet; raises as `ChatModel` does."""
         self._model, self._question = ChatModel(options, question.system, question.max_tokens), question
         self.name, self.workers, self.protocol = options.model, options.workers, question.protocol
         self.revision = self._model.revision(question.template)
@@ -117,13 +118,13 @@ class ChatJudge:
         return dataclasses.replace(found, raw=reply)
 
     def announce(self, docs: Sequence[Doc], size: tuple[int, int]) -> Estimate:
-        """Prints as one line what judging an image of each prompt, of height and width `size`, will take."""
+        """Prints an estimate for judging one image of each prompt, of height and width `size`."""
         letters = sum(len(self._question.ask(doc)) for doc in docs)
         return self._model.announce(letters, len(docs), _ANSWER_TOKENS, size)
 
 
 def _service(options: ChatOptions) -> Service:
-    """The endpoint that the options of a task name; what only evaluations have is checked here."""
+    """Makes the service of a task's options; checks those that `Service` does not have."""
     for name in ("max_tokens", "image_tokens"):
         if getattr(options, name) < 0:
             raise TaskError(f"{options.name}.{name} must be at least 0, got {getattr(options, name)}")
@@ -136,7 +137,7 @@ def _service(options: ChatOptions) -> Service:
 
 @contextlib.contextmanager
 def _as_task_error() -> Iterator[None]:
-    """Turns what ends the use of an endpoint into the error of an evaluation."""
+    """Turns a ServiceError, which ends the use of an endpoint, into a TaskError."""
     try:
         yield
     except ServiceError as error:

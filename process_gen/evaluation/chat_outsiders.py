@@ -28,12 +28,12 @@ drawn in this step is no error. Answer with one JSON object and nothing else: {"
 "correction": "what to change"}, with null as the correction where nothing is wrong."""
 
 _MAX_TOKENS, _ANSWER_TOKENS = 1_000, 60
-_STEP_LETTERS = 200  # of a plan, for the estimate
+_STEP_LETTERS = 200  # characters of one plan, for the estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannerOptions(ChatOptions):
-    """Of `planner=chat`: those of `ChatOptions`, and
+    """Options of `planner=chat`: those of `ChatOptions`, and
 
     Attributes:
       guide: what it should know of the drawing model's language: a text, or a `.txt` file that holds it.
@@ -45,13 +45,13 @@ class PlannerOptions(ChatOptions):
 
 @dataclasses.dataclass(frozen=True)
 class InspectorOptions(PlannerOptions):
-    """Of `inspector=chat`: the same."""
+    """Options of `inspector=chat`: the same."""
 
     name: ClassVar[str] = "inspector"
 
 
 def make(role: str, options: Mapping[str, str]) -> ChatPlanner | ChatInspector:
-    """The outsider of a role, `planner` or `inspector`.
+    """Makes the chat model of a role, `planner` or `inspector`.
 
     Raises:
       TaskError: no model or no key, or a bad option.
@@ -62,7 +62,7 @@ def make(role: str, options: Mapping[str, str]) -> ChatPlanner | ChatInspector:
 
 
 class _Chat:
-    """What both have in common; any number of threads may call it."""
+    """Base class of both roles; any number of threads may call it."""
 
     role: ClassVar[str]
     system: ClassVar[str]
@@ -75,7 +75,7 @@ class _Chat:
         self._pool = futures.ThreadPoolExecutor(options.workers, f"{self.role} {options.model}")
 
     def _ask(self, asked: Sequence[Situation], question: Callable, read: Callable) -> list[Any]:
-        """An answer to each, all of them asked side by side.
+        """An answer to each, asked in `workers` threads; `Unsaid` where the model gives none.
 
         Raises:
           TaskError: the endpoint cannot be reached, refuses the key or the model, or gives up on all.
@@ -92,14 +92,14 @@ class _Chat:
         return list(self._pool.map(one, asked))
 
     def announce(self, prompts: Sequence[str], each: int, size: tuple[int, int]) -> Estimate:
-        """Prints as one line what at most `each` questions on every prompt will take, and returns it."""
+        """Prints the estimated tokens and cost of at most `each` questions per prompt, and returns them."""
         requests = each * len(prompts)
         letters = each * sum(map(len, prompts)) + requests * each * _STEP_LETTERS // 2
         return self._model.announce(letters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
 
 
 class ChatPlanner(_Chat):
-    """Asks for every next step."""
+    """Asks a chat model for every next step."""
 
     role, system = "planner", PLANNER
 
@@ -110,7 +110,7 @@ class ChatPlanner(_Chat):
 
 
 class ChatInspector(_Chat):
-    """Asks about every draft."""
+    """Asks a chat model about every image that may be corrected."""
 
     role, system = "inspector", INSPECTOR
 
@@ -120,7 +120,7 @@ class ChatInspector(_Chat):
 
 
 _DONE = object()
-"""A planner's answer that no step is left; None is no answer."""
+"""Stands for a planner's answer that no step is left; None would mean an answer that cannot be read."""
 
 
 def _next_step(one: Situation) -> str:

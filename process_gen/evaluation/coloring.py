@@ -1,4 +1,4 @@
-"""The colour of what a detector found, by a model of images and texts, as GenEval asks for it."""
+"""Classifies the colours of detected objects with CLIP or SigLIP, with GenEval's crops and texts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PADDING = {"clip": True, **dict.fromkeys(("siglip", "siglip2"), "max_length")}
 
 
 def crop(image: np.ndarray, detection: Detection) -> Image.Image:
-    """What a classifier sees of a thing: its box, and inside it only its mask.
+    """Crops the box of a detection out of an image, [H, W, 3] uint8, and hides all but its mask, if any.
 
-    The box is rounded half to even and shows black outside the image, [H, W, 3] uint8.
+    The box is rounded half to even; what of it lies outside the image is black.
 
     Raises:
       ValueError: the mask is not of the size of the image.
@@ -43,7 +43,7 @@ class ColorClassifier:
     """CLIP or SigLIP from a folder; its weights are read when it is first used.
 
     Attributes:
-      name: of its kind.
+      name: `clip`, `siglip` or `siglip2`.
       revision: of its weights.
     """
 
@@ -67,7 +67,7 @@ class ColorClassifier:
         return processor, tokenizer, self._source.load_model("AutoModel")
 
     def __call__(self, image: np.ndarray, cls: str, found: Sequence[Detection]) -> list[str]:
-        """The colours of things of one class in an image, [H, W, 3] uint8: of `COLORS`, never unsure."""
+        """The nearest of `COLORS` for each detection of one class in an image, [H, W, 3] uint8."""
         import torch
 
         processor, _, model = self._model

@@ -1,4 +1,4 @@
-"""What happened on the way, as sums over trajectories; `process` says what each of them counts."""
+"""Counts of errors in the steps of trajectories, which can be added; `process` defines each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Counts:
 
     steps: int = 0
     plans: int = 0  # plan texts
-    malformed_plans: int = 0  # those that are not a plan
+    malformed_plans: int = 0  # those that do not parse as a plan
     unread: int = 0  # plans whose description is outside the grammar
     drafts: int = 0  # of steps with a readable description
     wrong_drafts: int = 0
@@ -35,7 +35,7 @@ class Counts:
     final_still_wrong: int = 0
     final_kept_right: int = 0
     final_spoiled: int = 0
-    to_keep: int = 0  # objects that a step had to keep
+    to_keep: int = 0  # objects of the state before that the next description still has
     kept: int = 0
     to_repair: int = 0  # steps after a wrong state
     repaired: int = 0
@@ -61,7 +61,7 @@ class Counts:
     # Objects that they should show, and those that they lack.
     planned_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     lacking_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    # Those that follow a right state, or none, and are wrong themselves.
+    # States that follow a right state or none, and the wrong ones among them.
     sound_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     broken_at: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
 
@@ -69,7 +69,7 @@ class Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def shares(self) -> dict[str, tuple[float, float]]:
-        """Every share that these counts define, as what counts for it and what of (`statistics.Shares`)."""
+        """Every share as (numerator, denominator), without those over 0 (`statistics.Shares`)."""
         right = self.drafts - self.wrong_drafts
         pairs = {
             "malformed_plans": (self.malformed_plans, self.plans),
@@ -111,7 +111,7 @@ class Counts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Counts:
-        """Reads what `to_json` wrote, whose step indices JSON made texts."""
+        """Reads what `to_json` wrote; step indices, which are strings in JSON, become numbers again."""
         counters = {
             name: collections.Counter({int(k) if name.endswith("_at") else k: n for k, n in value.items()})
             for name, value in data.items()

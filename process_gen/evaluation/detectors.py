@@ -1,6 +1,6 @@
 """Object detectors with published weights: an image in, detections out.
 
-What a model says is decoded here, not by the post-processing of `transformers`, so
+Outputs of a model are decoded here, not by the post-processing of `transformers`, so
 that scores mean what GenEval's thresholds were set for: of Mask2Former, the
 probability of the class times the mean probability of the mask inside it.
 """
@@ -20,10 +20,10 @@ from process_gen.evaluation.options import TaskError
 from process_gen.evaluation.pretrained import ModelFolder
 
 MOST = 100
-"""So many pairs of a query and a class come from an image."""
+"""Most pairs of a query and a class that are taken from an image."""
 
 LEAST = 0.05
-"""What scores no more is left out, far below any threshold."""
+"""Pairs with a probability of at most this are left out; it is far below any threshold."""
 
 _GENEVAL_NAMES = {
     "mouse": "computer mouse",
@@ -36,17 +36,17 @@ _GENEVAL_NAMES = {
 
 
 class Detector:
-    """Finds things; its weights are read when it is first used.
+    """Finds objects; its weights are read when it is first used.
 
     Attributes:
-      name: of its kind.
+      name: its `model_type` in `transformers`.
       classes: what it can find.
     """
 
     auto: ClassVar[str]
 
     def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        """`classes` are for those that can be told what to look for."""
+        """`classes` are what to look for; only detectors that take them as text use them."""
         self.source, self.name = source, source.model_type
         self.classes = tuple(class_names(source.config.get("id2label", {})))
 
@@ -60,7 +60,7 @@ class Detector:
         return self.source.load_preprocessor(), self.source.load_model(self.auto)
 
     def detect(self, image: np.ndarray) -> list[Detection]:
-        """What is in an image, [H, W, 3] uint8, the best first."""
+        """Detects objects in an image, [H, W, 3] uint8; the highest score first."""
         import torch
 
         processor, model = self._model
@@ -92,7 +92,7 @@ class MaskDetector(Detector):
 
 
 class BoxDetector(Detector):
-    """RT-DETR and its like: a box and a probability of each class on its own for each query."""
+    """RT-DETR and its like: for each query a box and a probability of each class by itself (sigmoid)."""
 
     auto = "AutoModelForObjectDetection"
 
@@ -115,7 +115,7 @@ class TextDetector(Detector):
 
     @functools.cached_property
     def _tokens(self) -> Any:
-        """Those of the classes."""
+        """Tokens of a text for each class."""
         _, model = self._model
         texts = [f"a photo of a {name}" for name in self.classes]
         length = model.config.text_config.max_position_embeddings
@@ -126,7 +126,7 @@ class TextDetector(Detector):
     def _detections(self, model: Any, inputs: Any, size: tuple[int, int]) -> list[Detection]:
         outputs = model(**self._tokens, **inputs)
         logits, places = outputs.logits[0].cpu().numpy(), outputs.pred_boxes[0].cpu().numpy()
-        if self.name == "owlv2":  # it sees the image in the corner of a square
+        if self.name == "owlv2":  # its boxes are shares of a square that has the image in its top left corner
             width_height = np.array(size[::-1], np.float32)
             places = places * np.tile(width_height.max() / width_height, 2)
         return boxes(logits, places, self.classes, size)
@@ -138,7 +138,7 @@ def load_detector(option: str, folder: str, classes: Sequence[str] = ()) -> Dete
     Args:
       option: what errors call the folder.
       folder: of Mask2Former, of a detector with a score per class (RT-DETR), or of OWL.
-      classes: what to look for, of detectors that can find anything.
+      classes: what to look for; only OWL uses them.
 
     Raises:
       TaskError: a package or the folder is missing, or the model is of no known kind.

@@ -28,7 +28,7 @@ from process_gen.sampling import Sampler
 from process_gen.trajectory.record import to_json
 
 Show = Callable[[str], None]
-"""Is told how far something is, in words; what it raises ends the work."""
+"""Gets progress as text; an exception that it raises ends the work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Draw:
 
     Attributes:
       doc: the prompt it is for.
-      seed: of the sweep over seeds.
+      seed: one of the evaluation's `--seeds`.
       index: which of the trajectories for this prompt and seed.
-      prompt: what the model is asked with.
+      prompt: the text that the model gets, which an arm may have rewritten.
     """
 
     doc: Doc
@@ -57,15 +57,15 @@ class Draw:
 
     @property
     def sampler_seed(self) -> int:
-        """The same for every arm and every checkpoint, so that they are paired."""
+        """Seed of its random key: the same for every arm and checkpoint, so that comparisons are paired."""
         more = f" {self.index}" if self.index else ""
         return zlib.crc32(f"{self.seed} {self.doc.doc_id}{more}".encode()) >> 1
 
 
 def take(docs: Sequence[Doc], limit: int = 0, per_group: int = 0) -> list[Doc]:
-    """Some of the prompts of a task, in its order: a smaller number takes a part of what a larger one does.
+    """Takes some prompts, in the task's order; those of smaller limits are among those of larger ones.
 
-    At most `limit` of them, from every group in turn, and `per_group` of every group; 0 takes all.
+    `limit` is the most in all, taken from the groups in turn, `per_group` the most of one; 0 is no limit.
     """
     groups: dict[str, list[Doc]] = {}
     for doc in docs:
@@ -77,7 +77,7 @@ def take(docs: Sequence[Doc], limit: int = 0, per_group: int = 0) -> list[Doc]:
 
 
 def plan(task: Task, docs: Sequence[Doc], arm: Arm, seeds: Sequence[int]) -> list[Draw]:
-    """What an arm has drawn of some prompts, seed by seed."""
+    """Lists the trajectories that an arm draws for some prompts, seed by seed."""
     return [
         Draw(doc, seed, index, arm.prompt(doc))
         for seed in seeds
@@ -93,9 +93,9 @@ def place(
     sampler: Sampler,
     outside: Mapping[str, str],
 ) -> tuple[str, dict[str, Any]]:
-    """The folder of an arm's images below that of an evaluation, and the settings that it stands for.
+    """The folder of an arm's images, relative to the evaluation's, and the settings that its name hashes.
 
-    `outside` says who takes the model's place (`outsiders.described`).
+    `outside` names who plans or inspects in the model's place (`outsiders.described`).
     """
     how = to_json(dataclasses.asdict(sampler.config))
     del how["seed"]  # every trajectory has its own
@@ -122,22 +122,22 @@ def draw(
     Args:
       sampler: with the settings of the arm.
       wanted, listing: what to draw, and what there is.
-      host: which of how many this is.
-      show: is told how far it is.
+      host: index of this host, and how many there are.
+      show: gets the progress.
       warm: draws the first prompt once before, so that seconds per image do not count compilation.
 
     Raises:
       ReportError: the folder cannot be written.
-      TaskError: somebody outside had nothing to say of some trajectories; all others are drawn.
+      TaskError: an outside planner or inspector had no answer for some trajectories; the others are drawn.
     """
     mine = [one for n, one in enumerate(wanted) if n % host[1] == host[0] and one.uid not in listing.uids]
     if not mine:
         return
     prompts, seeds = [one.prompt for one in mine], [one.sampler_seed for one in mine]
     for outsider in (getattr(sampler.outside, role) for role in ROLES):
-        if hasattr(outsider, "announce"):  # what it may cost
+        if hasattr(outsider, "announce"):  # prints what it may cost
             outsider.announce(prompts, sampler.config.max_turns + 1, sampler.model.layout.image_size)
-    if warm:  # somebody outside may cost something
+    if warm:  # without outsiders, whose answers may cost money
         collections.deque(sampler.with_outside().stream(prompts[:1], seeds[:1]), maxlen=0)
     lost: dict[int, str] = {}
     for progress in sampler.stream(prompts, seeds):
@@ -154,7 +154,7 @@ def draw(
 
 
 def listed(listing: Listing, wanted: Sequence[Draw]) -> Iterator[tuple[Draw, Any]]:
-    """The records of a listing that are wanted."""
+    """Yields the wanted trajectories that are listed, each as `Draw` and record."""
     by_uid = {one.uid: one for one in wanted}
     for record in listing.records():
         if record.uid in by_uid:

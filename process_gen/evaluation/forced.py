@@ -1,16 +1,16 @@
-"""Teacher-forced steps: what the model makes of a canvas that is right, against one that it drew itself.
+"""Teacher-forced steps: how the model continues a correct canvas, against one that it drew itself.
 
-For every prompt the teacher draws a trajectory without a mistake. From each of its steps but the first the
-model goes on by one step of its own (`Sampler.continue_from`). Step k is right as in `process`:
+For every prompt the teacher draws a trajectory without a mistake. For each k from 2 the model continues the
+teacher's first k - 1 steps by one of its own (`Sampler.continue_from`). Step k is right as in `process`:
 
     forced_right_at_step_k   of steps k after the teacher's first k - 1, the share that leave a right state
     forced_gap_at_step_k     that, less the share of the free trajectories (`right_at_step_k`)
 
-Both are over the same prompts, paired; step 1 has nothing before it, and no gap. Free trajectories count as
-far as they go, and what one of their steps draws need not be what the teacher's would. Arms of several
-candidates, or with a planner from outside, which would hear that one step is left, have no such measures.
+The gap is paired over prompts. A free trajectory counts for the steps that it has; its step k need not draw
+what the teacher's step k does. Arms with several candidates have no such measures, nor have those with an
+outside planner, which would be told that only one step is left.
 
-OUT/draws/.../forced/     the steps, with the teacher's before them, as any trajectories
+OUT/draws/.../forced/     trajectories of the teacher's steps and the model's one
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Forced:
 
     Attributes:
       draw: the free trajectory that it is compared with.
-      step: its index, from 1: so many steps are the teacher's.
+      step: its index (0 is the first step): so many steps before it are the teacher's.
       context: the teacher's trajectory.
     """
 
@@ -67,12 +67,12 @@ def context_of(request: Request) -> Trajectory:
 
 
 def plan(wanted: Sequence[Draw], requests: Mapping[str, Request], sampler: Sampler) -> Iterator[Forced]:
-    """The steps to draw beside some free trajectories, those of one number of steps after the other.
+    """Yields the steps to draw beside free trajectories, by number of the teacher's steps.
 
     Args:
-      wanted: the free trajectories; the first candidate for each image counts.
+      wanted: the free trajectories; those of index 0 are used.
       requests: `doc_id` -> what the prompt means.
-      sampler: of the arm, whose budgets hold.
+      sampler: of the arm; its limits on steps and turns hold. Only mode `process` has forced steps.
     """
     config = sampler.config
     if config.mode != Mode.PROCESS:
@@ -115,7 +115,7 @@ def draw_steps(
 
 
 def counts_of(listing: Listing, wanted: Sequence[Draw], requests: Mapping[str, Request]) -> dict[str, Counts]:
-    """`doc_id` -> counts of the steps that are drawn; each counts at its own place."""
+    """`doc_id` -> counts of the model's forced steps, each at its own step index."""
     by_uid, found = {draw.uid: draw for draw in wanted}, {}
     for record in listing.records():
         uid, _, step = record.uid.rpartition("_step")

@@ -38,10 +38,10 @@ from process_gen.trajectory.record import Record, to_json
 STATES = ("all", "final")
 """Which images of a trajectory are judged."""
 
-_EVERY, _WITHOUT_NEWS = 1.0, 10.0  # seconds between two lines of progress
+_EVERY, _WITHOUT_NEWS = 1.0, 10.0  # least seconds between two progress lines: with new verdicts, and without
 
 FINAL = "final"
-"""The role of an image that no trajectory of ours led to."""
+"""The role of an image of another program; of `STATES`, the final images alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,10 @@ class State:
       key: names it: uid, step (from 1) and role (`draft`, `refined`, `refined2`, or `final`).
       doc: the prompt it is for.
       image: the file.
-      shown: its path as the line has it.
-      fields: what else the line says of it.
-      exact: counts what happened on the way to it, once it is judged; None where nobody can.
+      shown: its path in the line.
+      fields: other fields of the line.
+      exact: counts its trajectory's steps (`Task.process`), called once it is judged; None unless the image
+        is final and the task `traced`.
     """
 
     key: tuple[str, int, str]
@@ -73,7 +74,7 @@ def verdicts_path(folder: pathlib.Path, judge: Judge) -> pathlib.Path:
 
 
 def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str = "all") -> Iterator[State]:
-    """The images of what was drawn, trajectory by trajectory; the last of each has the facts of it."""
+    """Yields the images to judge, `which` of `STATES`; the final one of a trajectory carries its facts."""
     for one, record in listed(listing, wanted):
         places = list(_places(record))
         for number, (step, role, path) in enumerate(places, 1):
@@ -106,7 +107,7 @@ def _places(record: Record) -> Iterator[tuple[int, str, str]]:
 def facts(record: Record) -> dict[str, Any]:
     """What a trajectory took: steps, images, corrected steps, Euler steps, seconds, and who ended it.
 
-    `doubt`, where it is known, is how many corrections the model's decisions made likely.
+    `doubt`, where it is known, is the sum of the probabilities that the model gave to a correction.
     """
     places, sampled = list(_places(record)), record.sampled
     doubts = {"doubt": sum(sampled["doubts"])} if "doubts" in sampled else {}
@@ -122,13 +123,13 @@ def facts(record: Record) -> dict[str, Any]:
 
 
 def foreign_states(task: Task, folder: pathlib.Path, docs: Sequence[Doc]) -> Iterator[State]:
-    """The images that another program left in the layout of a task."""
+    """Yields the images that another program left in the layout of a task."""
     wanted = {doc.doc_id for doc in docs}
     for doc, index, path in task.read_layout(folder):
         if doc.doc_id in wanted:
             fields = {"seed": 0, "index": index, "final": True}
             shown = path.relative_to(folder).as_posix()
-            content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # another image is another state
+            content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # a changed file is judged anew
             yield State((f"{shown} {content}", 0, FINAL), doc, path, shown, fields)
 
 
@@ -139,13 +140,14 @@ def judge_states(
     host: tuple[int, int] = (0, 1),
     show: Show | None = None,
 ) -> None:
-    """Judges what has no verdict yet; a line is written for each image as soon as there is one.
+    """Judges what has no verdict yet; a line is written for each image as soon as it is judged.
 
     Args:
-      judge, states: who looks, and at what; this host takes its share of it.
+      judge: judges, in `judge.workers` threads.
+      states: the images of all hosts; this host judges its share.
       path: the file of the judge; each host but the first one writes a part beside it.
-      host: which of how many this is.
-      show: is told how far it is.
+      host: index of this host, and how many there are.
+      show: gets the progress.
 
     Raises:
       TaskError: an image cannot be read (names the file), or the judge cannot go on.
@@ -170,17 +172,17 @@ def judge_states(
                     shown, told = time.monotonic(), number
                     show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
         except Exception as problem:
-            if not getattr(problem, "at_once", False):  # a second signal
-                pool.shutdown(cancel_futures=True)  # what is under way is written: it may have cost something
+            if not getattr(problem, "at_once", False):  # set by a second signal, which waits for nothing
+                pool.shutdown(cancel_futures=True)  # verdicts under way may cost money, so they are written
             raise
 
 
 def _few_at_a_time(
     pool: futures.Executor, work: Callable[[State], None], states: Iterable[State], most: int
 ) -> Iterator[int]:
-    """How many are done, now and again, so that a stop is heard while a judge is silent.
+    """Works on at most `most` states at a time, which bounds memory; raises what `work` does.
 
-    Memory does not grow with their number. Raises what `work` does.
+    Yields how many are done, at least every `LOOK_SECONDS`, so that the caller can stop meanwhile.
     """
     waiting: set[futures.Future] = set()
     states, done = iter(states), 0
@@ -197,7 +199,7 @@ def _few_at_a_time(
 
 @contextlib.contextmanager
 def _growing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write whole lines to, after those that it has; ReportError where that fails."""
+    """Opens a file to append lines to, after cutting off an unfinished one; ReportError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_unfinished(path)
@@ -235,10 +237,10 @@ def _read(path: pathlib.Path) -> np.ndarray:
 
 
 def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The lines of a judge's file and of its parts; a last line that was never finished is left out.
+    """Yields the lines of a judge's file and of its parts; a last line that was never finished is left out.
 
     Raises:
-      TaskError: a line is something else; names file and line.
+      TaskError: a line is no verdict; names file and line.
     """
     for part in sorted(path.parent.glob(f"{path.stem}*.jsonl")):
         with part.open("rb") as file:
@@ -254,7 +256,7 @@ def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _check(row: Mapping[str, Any]) -> None:
-    """Whether a line has what scores are made from; KeyError, TypeError or ValueError where it has not."""
+    """Raises KeyError, TypeError or ValueError where a line lacks a field that scores are made from."""
     _key(row)
     named = all(isinstance(row[name], str) for name in ("uid", "role", "doc_id", "doc_hash"))
     numbered = all(isinstance(row[name], int) for name in ("step", "seed", "index", "final"))
@@ -263,7 +265,7 @@ def _check(row: Mapping[str, Any]) -> None:
 
 
 def judged(path: pathlib.Path) -> set[tuple[str, int, str]]:
-    """What a judge has a verdict on: keys of states."""
+    """The keys of the states that a judge has a verdict on."""
     return {_key(row) for row in read_verdicts(path) if "error" not in row}
 
 

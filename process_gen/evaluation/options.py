@@ -1,4 +1,4 @@
-"""Options as text from a command line, and the files that they name; both are refused as a `TaskError`."""
+"""Parses options from a command line and reads the files that they name; raises `TaskError`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TaskError(ValueError):
 
 @contextlib.contextmanager
 def needing_client(who: str) -> Iterator[None]:
-    """What imports the client of chat models in the block says what to install where there is none."""
+    """Turns a missing `openai` package in the block into a TaskError that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -37,7 +37,7 @@ def needing_client(who: str) -> Iterator[None]:
 
 
 def from_text(kind: type[Options], name: str, options: Mapping[str, str]) -> Options:
-    """An instance of a dataclass whose fields are options, those of `name` in messages.
+    """An instance of a dataclass whose fields are options; messages call them options of `name`.
 
     Raises:
       TaskError: an unknown option, which names the nearest one, or a value of the wrong type.
@@ -103,7 +103,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """Where each line of a JSONL file stands, for messages, and its value; without empty lines.
+    """Yields the place (for messages) and the value of each line of a JSONL file; skips empty ones.
 
     Raises:
       TaskError: the file cannot be read or a line is no JSON; names file and line.

@@ -1,11 +1,11 @@
-"""Arms in which somebody else plans or inspects while the model draws: who that may be.
+"""Outsiders: who may plan or inspect in an arm in place of the model that draws.
 
     planner=scenes, inspector=scenes     the oracle of the scenes world, exact and offline
     planner=chat, inspector=chat         a chat model behind an endpoint (`chat_outsiders`)
 
-What an outsider says depends on the prompt and the canvas alone, so a trajectory that was cut off comes out
-the same (as far as a chat model answers the same). Name, revision and protocol of each are part of what the
-images are addressed by.
+What an outsider says depends on the prompt, the turns so far and the steps left, so an interrupted trajectory
+comes out the same when drawn again (if a chat model repeats its answers). Name, revision and protocol of each
+are among the settings that name the images' folder (`draws.place`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from process_gen.trajectory.stages import Step, Turn, steps_of
 ROLES = ("planner", "inspector")
 
 Requests = Mapping[str, Request]
-"""What the prompts mean that the model is asked with; empty outside the scenes world."""
+"""Text that the model is asked with -> what its prompt means; empty outside the scenes world."""
 
 
 def make_outside(
     asked: Mapping[str, str], requests: Requests, options: Mapping[str, Mapping[str, str]]
 ) -> Outside:
-    """Who takes the model's place.
+    """Makes the planner and the inspector that take the model's place.
 
     Args:
       asked: role -> `scenes` or `chat`.
@@ -42,7 +42,7 @@ def make_outside(
       options: role -> options of its chat model, as text.
 
     Raises:
-      TaskError: nobody of that name, prompts that the oracle cannot read, or bad options.
+      TaskError: an unknown name, the oracle outside the scenes world, or bad options.
     """
     return Outside(**{role: _make(role, who, requests, options.get(role, {})) for role, who in asked.items()})
 
@@ -61,11 +61,11 @@ def _make(role: str, who: str, requests: Requests, options: Mapping[str, str]) -
 
 
 WHO = ("scenes", "chat")
-"""Of every role."""
+"""Choices for every role."""
 
 
 def described(outside: Outside) -> dict[str, str]:
-    """Role -> name, revision and protocol of who takes it, of the roles that somebody takes."""
+    """Role -> name, revision and protocol of its outsider, for the roles that have one."""
     found = {role: getattr(outside, role) for role in ROLES}
     return {
         role: f"{one.name}, {one.revision}, {one.protocol}" for role, one in found.items() if one is not None
@@ -74,7 +74,7 @@ def described(outside: Outside) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Oracle:
-    """Knows the scenes world."""
+    """Base class of the oracles of the scenes world."""
 
     requests: Requests
     name = "scenes"
@@ -82,7 +82,7 @@ class _Oracle:
     protocol: ClassVar[str]
 
     def __call__(self, asked: Sequence[Situation]) -> list[Any]:
-        """What it says of each; `Unsaid` where the level has no room for it."""
+        """An answer to each; `Unsaid` where the oracle fails, as where the level lacks room for a prompt."""
         answers = []
         for one in asked:
             try:

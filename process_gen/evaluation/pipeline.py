@@ -1,4 +1,4 @@
-"""An evaluation from prompts to scores. Each stage finds on disk what the one before left.
+"""An evaluation from prompts to scores. Each stage reads from disk what the one before wrote.
 
 OUT/cells.json      what was asked for: tasks with their options, arms, seeds, where their images are
 OUT/draws/...       images and verdicts (`draws`, `judging`)
@@ -48,7 +48,7 @@ class Asked:
     Attributes:
       task, options: name and options of the benchmark.
       arm: the name of the way to draw; empty for images of another program.
-      seeds: of the sweep over seeds.
+      seeds: the evaluation's `--seeds`.
       limit, per_group: which of its prompts (`draws.take`); 0 for all.
       place: its folder below that of the evaluation; for images of another program, that of the verdicts.
       images: the folder of another program; empty for images of ours.
@@ -69,7 +69,7 @@ class Asked:
 
     @property
     def name(self) -> tuple[str, ...]:
-        """What tells it from the others: not who judges it, nor how many prompts it takes."""
+        """Identity of the cell, which does not depend on its judge or the number of its prompts."""
         return self.place, self.arm, *(str(self.options.get(key, "")) for key in WHICH_PROMPTS)
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class Asked:
 
     @functools.cached_property
     def wanted(self) -> list[Draw]:
-        """What is to be drawn."""
+        """The trajectories to draw; none for images of another program."""
         return draws.plan(self.benchmark, self.docs, self.way, self.seeds) if self.way else []
 
 
@@ -103,7 +103,7 @@ def ask(
     per_group: int = 0,
     arm_options: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[Asked, Sampler]:
-    """A cell, and the sampler that draws it.
+    """Makes a cell of an evaluation, and the sampler that draws it.
 
     Args:
       sampler: of the checkpoint.
@@ -111,7 +111,7 @@ def ask(
       arm_options: role -> options of who takes it in the model's place (`outsiders`).
 
     Raises:
-      TaskError, SamplerError: the task, the arm or the settings cannot be.
+      TaskError, SamplerError: the task, the arm or the settings are not possible.
     """
     options = _absolute(options)
     way, benchmark = make_arm(arm), make_task(task, options)
@@ -129,7 +129,7 @@ def ask(
 
 
 def check_roles(arm: str, way: Arm, sampler: Sampler) -> None:
-    """Whether there is anything for those outside to do; TaskError where there is not."""
+    """Raises TaskError if an outside planner or inspector of the arm would never be asked."""
     config, layout = sampler.config, sampler.model.layout
     if "planner" in way.outside and (config.mode == Mode.SINGLE_PASS or not layout.before):
         raise TaskError(f"arm {arm}: nothing is planned in mode {config.mode.value} with this model")
@@ -138,24 +138,34 @@ def check_roles(arm: str, way: Arm, sampler: Sampler) -> None:
         raise TaskError(f"arm {arm}: nothing is inspected in mode {config.mode.value} with these settings")
 
 
-PATHS = frozenset(
-    {"cache", "clip", "data", "detector", "extra", "guide", "metadata", "question", "rubric", "system"}
-)
-"""Options of tasks that may name a file or a folder, or several with colons between them."""
+PATHS = frozenset({"cache", "clip", "data", "detector", "extra", "metadata", "question", "rubric", "system"})
+"""Options of tasks that may name a file or a folder; `data` several with colons between them."""
 
 
 def _absolute(options: Mapping[str, str]) -> dict[str, str]:
-    """Options as they mean the same from any folder."""
+    """Makes paths absolute, so that options mean the same from any working directory.
 
-    def absolute(value: str) -> str:
-        parts = value.split(os.pathsep)
-        return os.pathsep.join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)
+    What does not exist stays as it is, since some options take a text as well; but a cache is made when it
+    is first used.
+    """
 
-    return {key: absolute(value) if key in PATHS else value for key, value in options.items()}
+    def absolute(key: str, value: str) -> str:
+        if key not in PATHS or not value:
+            return value
+        parts = value.split(os.pathsep) if key == "data" else [value]
+        return os.pathsep.join(
+            os.path.abspath(part) if key == "cache" or os.path.exists(part) else part for part in parts
+        )
+
+    return {key: absolute(key, value) for key, value in options.items()}
 
 
 def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, per_group: int) -> Asked:
-    """A cell of images that another program made, in the layout of the task."""
+    """Makes a cell of images that another program left in the layout of the task.
+
+    Raises:
+      TaskError: the task is not possible, has no judge here, or there is no such folder.
+    """
     folder = str(pathlib.Path(images).absolute())
     place = f"foreign/{re.sub(r'[^A-Za-z0-9.-]+', '_', pathlib.Path(folder).name)}"
     place += f"-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
@@ -202,9 +212,9 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
 def listing_of(
     folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None, below: str = ""
 ) -> Listing:
-    """The images of a cell as they are, or with room for those that `host` draws (the first host first).
+    """Opens the listing of a cell's trajectories: to read, or with `host` to write (the first host first).
 
-    Those of the steps after the teacher's own are `below`, in `forced.FOLDER`.
+    `below` is a folder inside the cell's: `forced.FOLDER` for teacher-forced steps.
 
     Raises:
       ReportError: the folder cannot be written, or holds something else.
@@ -237,7 +247,7 @@ def judge_cell(
 
 
 def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, list[pathlib.Path]]:
-    """What the verdicts on a cell add up to, and the result files of the official scorer, if it has any."""
+    """Scores a cell from its verdicts, writes result files of the official scorer, if any; returns both."""
     cell, rows = make_cell(
         one.benchmark,
         one.docs,
@@ -254,7 +264,7 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
 
 
 def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
-    """Counts of the steps after the teacher's own, where they are drawn."""
+    """`doc_id` -> counts of teacher-forced steps; empty where none are drawn."""
     if not has_teacher(one) or not (folder / one.place / forced.FOLDER / NAME).exists():
         return {}
     listing = listing_of(folder, one, below=forced.FOLDER)
@@ -262,7 +272,7 @@ def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
 
 
 def has_teacher(one: Asked) -> bool:
-    """Whether the model can go on from a teacher's steps as it does from its own (`forced`)."""
+    """Whether a cell can have teacher-forced steps (`forced`): task, candidates and planner allow them."""
     way, known = one.way, isinstance(one.benchmark, Scenes)
     return known and way is not None and way.candidates == 1 and "planner" not in way.outside
 
@@ -276,13 +286,13 @@ def _uids(one: Asked) -> set[str]:
 
 
 def _layout(folder: pathlib.Path, one: Asked) -> pathlib.Path:
-    """Where the images of a cell stand as its task wants them, and the files of its scorer."""
+    """The folder of a cell's images in the layout of its task, and of the official scorer's files."""
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, [pathlib.Path(one.place).name, one.arm])))[:120]
     return folder / "layout" / f"{name}-{hashlib.sha256(repr(one.name).encode()).hexdigest()[:6]}"
 
 
 def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
-    """The lines behind the outcomes of a cell: every state of the trajectories that count."""
+    """Yields the latest verdict on every image of the trajectories that a cell's outcomes are made from."""
     uids, latest = {outcome.uid for outcome in cell.outcomes}, {}
     for row in judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)):
         if row["uid"] in uids and "error" not in row:
@@ -293,8 +303,8 @@ def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> I
 def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[pathlib.Path]:
     """Writes the images of a cell in the layout of its task, a folder for each seed; returns the folders.
 
-    There are none where the task has no layout, or an arm lets the judge choose and `cell`, its scores, is
-    not there yet.
+    There are none where the task has no layout, another program made the images, or the judge chooses among
+    candidates and `cell`, which holds its scores, is None.
     """
     task, way = one.benchmark, one.way
     if way is None or not one.docs or task.place(one.docs[0], 0) is None:
@@ -318,7 +328,7 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
                 images.append(ranked[chosen(way, scores)][:3])
         if images:
             written.append(_layout(folder, one) / f"seed_{seed}")
-            shutil.rmtree(written[-1], ignore_errors=True)  # of another number of prompts, or another judge
+            shutil.rmtree(written[-1], ignore_errors=True)  # may hold other prompts or another judge's choice
             task.lay_out(written[-1], images)
     return written
 
@@ -328,7 +338,7 @@ def pictured(
 ) -> list[SampledTrajectory]:
     """At most `most` trajectories to look at, with verdicts: of every group in turn, a wrong and a right one.
 
-    Without a judge it is the first ones. `side` is the most pixels of the longer side.
+    Without a cell they are the first ones, without verdicts. `side` limits the longer side, in pixels.
     """
     if one.images or not most:
         return []

@@ -1,4 +1,4 @@
-"""Folders of published weights that judges look with, read by `transformers`; nothing is downloaded."""
+"""Loads published models of judges from local folders with `transformers`; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from process_gen.common.names import check_name
 from process_gen.evaluation.options import TaskError
 
 PACKAGES = ("torch", "transformers")
-"""Those of the extra `judges`, imported when a model is loaded."""
+"""Packages of the extra `judges`, imported when a model is loaded."""
 
 
 class ModelFolder:
@@ -59,7 +59,7 @@ class ModelFolder:
         return str(self.config.get("model_type"))
 
     def check_type(self, known: Iterable[str], what: str) -> str:
-        """Its `model_type`; TaskError where that is not among the known ones of its kind (`what`)."""
+        """Its `model_type`; raises TaskError if that is not in `known`. `what` names the kind in messages."""
 
         def refuse(message: str) -> TaskError:
             return TaskError(f"{self.option}: {self.path}: {message}")
@@ -68,7 +68,7 @@ class ModelFolder:
 
     @functools.cached_property
     def revision(self) -> str:
-        """Equal where configuration, preprocessing and weights are."""
+        """Hash of configuration, preprocessor and weights: 12 hexadecimal digits."""
         digest = hashlib.sha256()
         for file in (self.path / "config.json", self.path / "preprocessor_config.json", *self.weights):
             with open(file, "rb") as stream:
@@ -77,14 +77,14 @@ class ModelFolder:
 
     @contextlib.contextmanager
     def refusing(self, *more: type[Exception]) -> Iterator[None]:
-        """What cannot be read in the block becomes an error that names the folder."""
+        """Turns errors of reading in the block, and those of types `more`, into one that names the folder."""
         try:
             yield
         except (OSError, ValueError, KeyError, RuntimeError, *more) as error:
             raise TaskError(f"{self.option}: {self.path}: {' '.join(str(error).split())}") from error
 
     def load(self, auto: str, **options: Any) -> Any:
-        """What an auto class of `transformers` reads from the folder (`AutoTokenizer`)."""
+        """Loads from the folder with an auto class of `transformers`, such as `AutoTokenizer`."""
         import safetensors
         import transformers
 
@@ -94,14 +94,14 @@ class ModelFolder:
             )
 
     def load_preprocessor(self) -> Any:
-        """From images to what the model takes, by Pillow whether or not torchvision is there."""
+        """Loads the image preprocessor; it uses Pillow whether or not torchvision is installed."""
         return self.load("AutoImageProcessor", backend="pil")
 
     def load_model(self, auto: str) -> Any:
-        """The model in float32 on the first GPU or the CPU, without TF32.
+        """Loads the model in float32, without TF32, onto the first GPU or the CPU.
 
         Raises:
-          TaskError: the weights do not fill the model, whose other weights would be random.
+          TaskError: the folder lacks some weights of the model, which would be random.
         """
         import torch
 

@@ -1,48 +1,47 @@
-"""What happened on the way: is the inspection right, do corrections correct, does the canvas keep?
+"""Counts errors in the steps of a trajectory: in plans, drafts, inspections, corrections and later images.
 
-Everything here is counted, not estimated, from three facts about a step, each
-a multiset of (shape, colour, cell): what the plan's description says should
-stand, what the draft shows, what the last correction shows. The exact parser
-reads the images and the reader of `scenes` the descriptions; a step whose
-description cannot be read takes no part in what needs one.
+All counts are exact. They come from three facts about a step, each a multiset of (shape, colour, cell):
+what the plan's description says, what the draft shows, what the last correction shows. The exact parser
+reads the images, `reading` the descriptions; a step whose description cannot be read is left out of every
+count that needs one. The state of a step is its last image: the draft, or the last correction.
 
-    a draft is wrong            it does not show exactly what its description says, or it contradicts
-                                the prompt, and the step was flagged or is the last: what
-                                contradicts the prompt earlier may be meant to change
-    a correction is right       it shows what the description says and the draft did not; where the
-                                description contradicts the prompt or itself, also one that shows
-                                nothing that contradicts the prompt
+    a draft is wrong            it does not show exactly what its description says; or it contradicts the
+                                prompt, and the step is flagged or the last one (before that, a later
+                                step may still be meant to change it)
+    a correction is right       it shows exactly what the description says. Where the description
+                                contradicts the prompt or itself: it shows that and the draft did not,
+                                or it does not contradict the prompt
     the inspection flags        the step has a refine turn; several of them count as one correction,
-                                which leaves what the last one draws
+                                whose image is the last one's
     precision, recall, F1       of flagging, for wrong drafts
     kinds of errors             how the draft differs from the description: colour, shape, place, missing,
                                 extra, any number of them; or `plan`, where the description itself
                                 contradicts the prompt or puts two things into one cell
-    the objection names a kind  in the words of its inspection, else of its correction (`named_kind`); an
-                                objection to a draft whose error is `plan` names that. Precision, recall
-                                and F1 by kind are of naming
+    the objection names a kind  in the words of its inspection, else of its correction (`named_kind`). An
+                                objection to a draft whose error is `plan` counts as naming `plan`.
+                                Precision, recall and F1 by kind are of naming
     over-corrected              right drafts that are flagged; harmed: that are wrong after the correction
     fixed, still wrong          wrong drafts before a correction: right after it, or not
     kept right, spoiled         right drafts before a correction: still right after it, or not
     kept                        of the objects that one step shows and the next step's description
                                 still has, the share that the next step's image shows
     in final                    of the objects that a state before the last shows, the share that the
-                                final image shows as well: consistency; what a detour draws does not last
-    lacking at step k           of the objects that should stand after step k, the share that do not
+                                final image shows as well (objects of a detour lower it)
+    lacking at step k           of the objects that step k's description has, the share that its state lacks
     new errors at step k        of the steps k that follow a right state (or none), the share that end wrong
     repaired                    of the steps that follow a wrong state, the share that end right
     the next plan is wrong      its description differs from the canvas before it in a cell that its
-                                instruction does not change, so the two cannot both come true; where
-                                that canvas is wrong, a plan may go by what should stand there just
-                                as well. Told apart by whether the step before was corrected: does
-                                the model plan by what a correction left, or by what it corrected?
+                                instruction does not change. Where that canvas is wrong, the plan may
+                                agree with the description of the step before instead. Counted apart
+                                after a corrected step and after another: does the model plan from the
+                                corrected image, or from the draft?
 
-On levels without cells the places of a description are names: a drawn thing has the place of the described
-one that it looks like, if it stands to others as the description says (`scenes.hung.seat`).
+On levels without cells, cells are only names: a drawn object gets the cell of the described one that it looks
+like, if it has the relations that the description says (`scenes.hung.seat`).
 
-An image contradicts its prompt where nothing that could still be added would make
-it right (`scenes.judge.may_become`). `final_*` counts corrections by that verdict, at last steps only,
-where the final image is meant.
+An image contradicts its prompt if nothing that could still be added would make it right
+(`scenes.judge.may_become`). `final_*` counts corrections of last steps by the judge's verdict on the whole
+prompt (`scenes.judge.judge`).
 """
 
 from __future__ import annotations
@@ -67,12 +66,13 @@ from process_gen.trajectory.stages import Step
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """A step as the counts see it; None where there is nothing or nothing readable.
+    """What the counts need of one step.
 
     Attributes:
-      planned, draft, refined: what should stand, and what stands.
-      changed: cells, or looks where there are none, that the plan's instruction changes.
-      errors: kinds of what is wrong with the draft.
+      planned: objects of the plan's description; None without a readable one.
+      draft, refined: objects of the draft and of the last correction; None without a correction.
+      changed: cells that the plan's instruction changes; "colour shape" on levels without cells.
+      errors: kinds of errors of the draft.
       claim: the kind that the objection names.
       draft_right, refined_right: as the module says.
     """
@@ -119,7 +119,7 @@ def count(trajectory: SampledTrajectory, request: Request) -> Counts:
 
 
 def count_step(trajectory: SampledTrajectory, request: Request, index: int) -> Counts:
-    """The counts of one step alone, from 0: whether its draft, its inspection and its state are right."""
+    """The counts of step `index` (from 0) alone: of its draft, inspection and state; all 0 without it."""
     counts, steps = Counts(), trajectory.steps
     if index < len(steps):
         ended = trajectory.stopped == "model" and index == len(steps) - 1
@@ -163,7 +163,7 @@ def _facts(step: Step, request: Request, last: bool) -> _Facts:
 
 
 def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
-    """Detection, correction and the state that the step leaves."""
+    """Adds the counts of detection, correction and state of one step."""
     if fact.planned is None:
         return
     counts.drafts += 1
@@ -188,7 +188,7 @@ def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
 
 
 def _count_pair(counts: Counts, index: int, before: _Facts, after: _Facts) -> None:
-    """What one step keeps and repairs of the one before, and whether its plan goes by it."""
+    """Adds what a step keeps and repairs of the state before it, and whether its plan fits that state."""
     if after.planned is None:
         return
     expected = before.state & after.planned
@@ -207,7 +207,10 @@ def _count_pair(counts: Counts, index: int, before: _Facts, after: _Facts) -> No
 
 
 def _plan_follows(before: _Facts, after: _Facts) -> bool:
-    """Whether a plan differs from what stands, or should, only where its instruction changes something."""
+    """Whether a plan differs from the state before it only where its instruction changes something.
+
+    If that state is wrong, agreeing with its own description does as well.
+    """
     bases = [before.state]
     if before.planned is not None and not before.state_right:
         bases.append(before.planned)
@@ -219,7 +222,7 @@ def _plan_follows(before: _Facts, after: _Facts) -> bool:
 
 
 def _count_final(counts: Counts, step: Step, request: Request) -> None:
-    """The last plan and the last correction, by the judge's verdict on the prompt."""
+    """Adds the judge's verdicts, by the whole prompt, on the last plan (rendered) and the last correction."""
     meant = read_description(step.plan.description, request.level) if isinstance(step.plan, Plan) else None
     if meant is not None:
         counts.final_plans += 1

@@ -1,4 +1,4 @@
-"""What a plan's description says, what an objection names, and the judge's verdict on an image as JSON.
+"""Reads plan descriptions and objections of the scenes world; gives the judge's verdicts as JSON.
 
 description := "nothing yet" | item (("," | "and") item)*
 item        := ["a" | "an"] [size] colour shape ["at"] cell | cell [size] colour shape
@@ -43,7 +43,7 @@ FAILURES = ("unclear", "shape", "missing", "extra", "count", "colour", "relation
 
 
 def read_description(text: str, level: str | Level) -> Scene | None:
-    """Reads a plan's description, the inverse of `scenes.language.describe`; None where it is none."""
+    """Reads a plan's description, the inverse of `scenes.language.describe`; None outside the grammar."""
     level = get_level(level)
     words = _words(text)
     if words == ["nothing", "yet"]:
@@ -61,7 +61,7 @@ def read_description(text: str, level: str | Level) -> Scene | None:
 
 
 def _read_hung(items: list[list[str]], level: Level) -> Scene | None:
-    """Things with their anchors, each where the canvas of those before it has it; None where it has none."""
+    """Places each item by `placement.hang` among those before it; None where one cannot be read or placed."""
     things: list[Object] = []
     anchors: list[tuple[str, int] | None] = []
     for item in items:
@@ -111,9 +111,9 @@ def _read_item(words: list[str], level: Level) -> Object | None:
 def changed_cells(instruction: str, level: str | Level) -> frozenset[str]:
     """The cells in which a plan's instruction changes something: those that it names.
 
-    A cell that only says what another one lies next to is none of them: c2 in "add
-    a red star left of the ring at c2 at b2". On levels without cells these are looks,
-    "red star", of the colours and shapes that are spoken of in the same way.
+    A cell that only locates another object does not count: c2 in "add a red star left of
+    the ring at c2 at b2". On levels without cells: every "colour shape" of the colours and
+    the shapes that are named outside a relation.
     """
     level = get_level(level)
     if level.hung:
@@ -134,7 +134,7 @@ _REPAIRED = {"add": "missing", "move": "place", "swap": "place", "remove": "extr
 
 @functools.cache
 def _phrases() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str]]]:
-    """What inspections that find a fault look like, and what corrections do, each with its kind."""
+    """Patterns of inspections that find a fault, and of corrections, each with its kind of error."""
 
     def pattern(phrase: str) -> re.Pattern:
         words = _words(re.sub(r"\{(\w+)\}", r"SLOT\1", phrase))
@@ -153,7 +153,7 @@ def _phrases() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str
 def named_kind(inspection: str | None, correction: str | None) -> str:
     """The kind of error that an objection names: by its inspection, else by its correction; else `other`.
 
-    One thing too many is `extra`, one too few `missing`, however it is said.
+    A wrong number of objects is `extra` or `missing`.
     """
     for text, phrases in zip((inspection, correction), _phrases(), strict=True):
         said = " ".join(_words(text or ""))
@@ -163,7 +163,7 @@ def named_kind(inspection: str | None, correction: str | None) -> str:
 
 
 def objects_of(scene: Scene) -> Objects:
-    """The multiset of what a scene holds; unclear things count as they are."""
+    """The multiset of the objects of a scene, those that the parser calls unclear among them."""
     return Objects((thing.shape, thing.colour, thing.cell) for thing in scene.objects)
 
 

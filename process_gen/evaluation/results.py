@@ -28,11 +28,11 @@ KIND = "process_gen evaluation"
 SCHEMA = 3
 
 FACTS = ("steps", "images", "corrections", "sampling_steps", "seconds")
-"""What a trajectory took; unknown of images that another program made."""
+"""What a trajectory took (`judging.facts`); unknown of images that another program made."""
 
 
 _COUNTED = ("counts", "forced")
-"""Fields of a cell that hold counts."""
+"""Fields of a cell that map `doc_id` to `Counts`."""
 
 
 class ResultsError(ValueError):
@@ -41,15 +41,15 @@ class ResultsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one image.
+    """One scored image; of several candidates the one that the arm chose.
 
     Attributes:
       doc_id, doc_hash, group, input: the prompt.
-      seed, index: of the sweep over seeds, and which image of these.
+      seed, index: one of the evaluation's `--seeds`, and which image of this prompt and seed.
       uid: names the trajectory, or the file.
       score: of the final image, from 0 to 1.
       failures: kinds of the judge's list.
-      facts: `FACTS` and `stopped`, Euler steps and seconds of all candidates; empty where unknown.
+      facts: `FACTS` and `stopped`; Euler steps and seconds are sums over all candidates. Empty where unknown.
     """
 
     doc_id: str
@@ -78,17 +78,16 @@ class Cell:
       checkpoint: what was judged: `source`, `which`, `digest` and what else is known.
       settings: of the sampler, as JSON.
       judge: `name`, `revision` and `protocol`.
-      seeds: of the sweep over seeds.
+      seeds: the evaluation's `--seeds`.
       outcomes: in the order of the task, seed by seed.
-      prompts: equal for cells that were asked for the same prompts.
+      prompts: hash of the prompts that were asked for.
       formulas: name -> group -> weight; the first one is the score.
-      wanted: images that should have a verdict, candidates among them.
+      wanted: final images that should have a verdict, candidates among them.
       judged: those that have one.
-      unjudged: those that the judge had no verdict on.
-      counts: of what happened on the way to the images of each `doc_id`, counted exactly; empty where
-        nobody can.
-      seen: the same through the judge, as `statistics.Shares`.
-      forced: counts of steps after the teacher's own (`forced`); empty where there are none.
+      unjudged: those that the judge gave no verdict on when it was asked.
+      counts: `doc_id` -> exact counts over its trajectories (`process`); empty unless the task is `traced`.
+      seen: `doc_id` -> shares from the judge's scores of all images (`states`); empty unless all are judged.
+      forced: `doc_id` -> counts of teacher-forced steps (`forced`); empty where there are none.
       summary: figures of the official scorer, if any.
     """
 
@@ -112,19 +111,19 @@ class Cell:
 
     @property
     def counted(self) -> Counts:
-        """The sums over all prompts."""
+        """`counts` summed over all prompts."""
         return sum(self.counts.values(), Counts())
 
     @property
     def process(self) -> dict[str, Interval]:
-        """Shares of what happened on the way, with intervals; empty where nobody can count them."""
+        """The measures of `process` and `forced` with intervals; empty unless the task is `traced`."""
         found = shares_of(counts.shares() for counts in self.counts.values())
         ordered = {name: found[name] for name in self.counted.shares()}
         return ordered | forced.measures(self.forced, self.counts)
 
     @property
     def states(self) -> dict[str, Interval]:
-        """The same through the judge; empty where not every state is judged."""
+        """The measures of `states` with intervals; empty unless every image is judged."""
         return shares_of(self.seen.values())
 
     @property
@@ -163,7 +162,7 @@ class Cell:
         return dict(collections.Counter(kind for one in self.outcomes for kind in one.failures).most_common())
 
     def means(self) -> dict[str, float]:
-        """Costs and habits, per image; empty where they are unknown."""
+        """Means of `FACTS` per image, and shares corrected and stopped by the cap; empty where unknown."""
         known = [one.facts for one in self.outcomes if one.facts]
         if not known:
             return {}
@@ -182,7 +181,7 @@ class Cell:
             yield f"{prefix}/group/{group}", interval.mean
         for name, value in self.means().items():
             yield f"{prefix}/{name}", value
-        for name, interval in self.process.items():
+        for name, interval in {**self.process, **self.states}.items():
             yield f"{prefix}/process/{name}", interval.mean
         for kind, number in self.failures.items():
             yield f"{prefix}/failures/{kind}", number / len(self.outcomes)
@@ -219,14 +218,14 @@ def make_cell(
     uids: Collection[str],
     **known: Any,
 ) -> tuple[Cell, list[Row]]:
-    """Adds up the verdicts on the images of an arm; returns the cell, and what it was made from.
+    """Scores an arm on a task from verdicts; returns the cell, and the judged images it was made from.
 
     Args:
       task, docs: the benchmark, and those of its prompts that were asked for.
       arm: the way they were drawn; None for images of another program.
-      seeds: of the sweep over seeds.
-      verdicts: lines of a judge (`judging`), others among them.
-      uids: names of the trajectories that are meant, which tell their seeds and indices.
+      seeds: the evaluation's `--seeds`.
+      verdicts: lines of a judge's file (`judging`); those of other trajectories or prompts are ignored.
+      uids: names of the trajectories, or images, that belong to the cell.
       known: the other fields of `Cell`.
     """
     by_doc, candidates = {doc.doc_id: doc for doc in docs}, arm.candidates if arm else 1
@@ -248,7 +247,7 @@ def make_cell(
     right = {row["uid"] for found in finals.values() for row in found.values()}
     order = {doc.doc_id: number for number, doc in enumerate(docs)}
     outcomes, rows, counts, judged = [], [], {}, {}
-    whole = True  # every state of every trajectory has a verdict
+    whole = True  # every image of every chosen trajectory has a verdict
     for name, seed, index in sorted(finals, key=lambda key: (seeds.index(key[1]), order[key[0]], key[2])):
         found = finals[name, seed, index]
         ranked = [found[number] for number in sorted(found)]
@@ -290,7 +289,7 @@ def make_cell(
 
 
 _OF_ALL = ("sampling_steps", "seconds")
-"""What every candidate for an image costs, also those that are not taken."""
+"""Costs that are summed over all candidates for an image, those not chosen among them."""
 
 
 def _outcome(
@@ -331,14 +330,14 @@ def save(path: str | os.PathLike[str], cells: Sequence[Cell], known: Mapping[str
 
 
 def pooled(cells: Sequence[tuple[Cell, Mapping[str, Any]]], keys: Collection[str]) -> list[Cell]:
-    """Cells with their settings in a sweep; those that differ in `keys` alone become one.
+    """Merges cells, given with their settings in a sweep, that differ in `keys` (say `config.seed`) alone.
 
-    Its `checkpoint` is called by the settings that are left. A seed of the sampler becomes one for each
-    value of `keys`, the same in every cell, so that trainings of one seed are compared with each other. The
-    prompts stay the clusters.
+    The other settings name the checkpoint of a merged cell. Each value of `keys` gets a range of evaluation
+    seeds of its own, the same in every merged cell, so comparisons pair trainings of one value. Prompts stay
+    the clusters.
 
     Raises:
-      ResultsError: cells of one arm have other prompts.
+      ResultsError: cells to be merged were asked for different prompts.
     """
     values = [json.dumps([settings.get(key) for key in keys]) for _, settings in cells]
     rank = {value: number for number, value in enumerate(sorted(set(values)))}
@@ -370,7 +369,7 @@ def _merged(name: str, most: int, cells: Sequence[tuple[int, Cell]]) -> Cell:
             for one in cell.outcomes
         ),
         **{key: sum(getattr(cell, key) for _, cell in cells) for key in ("wanted", "judged", "unjudged")},
-        summary={},  # of an official scorer, which saw one cell
+        summary={},  # an official scorer's figures are those of one cell
         **sums,
     )
 
@@ -387,7 +386,7 @@ def load(path: str | os.PathLike[str]) -> list[Cell]:
     """The cells of a results file.
 
     Raises:
-      ResultsError: there is none, or it is something else; names the file.
+      ResultsError: it is missing, damaged, or no results file of this schema; names the file.
     """
     try:
         data = files.read_json(path)
@@ -400,7 +399,7 @@ def load(path: str | os.PathLike[str]) -> list[Cell]:
     try:
         cells = [Cell.from_json(one) for one in data["cells"]]
         for cell in cells:
-            cell.to_json()  # which needs every field to be what it should be
+            cell.to_json()  # fails if a field is of a wrong type
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: damaged results: {error!r}") from error
     return cells

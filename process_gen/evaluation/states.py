@@ -1,19 +1,19 @@
-"""What happened on the way, seen through the judge of images: any task whose states are judged has these.
+"""Measures of the steps of trajectories, from a judge's score of every image; they work for any judge.
 
-With v(k) the score of what step k leaves and n the number of steps, over trajectories:
+With v(k) the score of the last image of step k and n the number of steps:
 
-    score_at_step_k     mean of v(k), where there is a step k
-    refined_better      of corrections, the share whose image scores higher than the image that they correct
-    refined_worse       of corrections, the share whose image scores lower
-    never_worse         of steps after the first, the share with v(k) >= v(k - 1)
-    stopped_wrong       the model ended it, and v(n) < 1: unfinished, or with an error that nobody mended
-    stopped_too_late    v(k) = 1 for a k < n: it was right, and the model went on
+    score_at_step_k     mean of v(k) over the trajectories that have a step k
+    refined_better      share of corrections whose image scores higher than the image that they correct
+    refined_worse       share of corrections whose image scores lower
+    never_worse         share of steps after the first with v(k) >= v(k - 1)
+    stopped_wrong       of trajectories that the model ended, the share with v(n) < 1
+    stopped_too_late    share of trajectories with v(k) = 1 for a k < n: the model went on from a right image
     late_and_lost       of those, the share with v(n) < 1
-    stopped_by_cap      the budget of turns or Euler steps ended it
+    stopped_by_cap      share of trajectories that the limit on turns or Euler steps ended
 
-The judge reads the whole prompt, so an unfinished image is no error of the model: only comparisons of one
-image with the next, and the ends, say something of it. What a plan says no such judge can see; the exact
-counts of `process` are for worlds in which a parser reads everything.
+The judge scores each image by the whole prompt, so a low score of an unfinished image is no error. Only
+differences between images that follow each other, and the last scores, tell something of the model. Errors
+in plans do not show here: `process` counts them in worlds where a parser reads every image.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ RIGHT = 1.0
 
 
 def shares_of_states(states: Sequence[tuple[int, str, float]], stopped: str | None) -> Shares:
-    """What one trajectory adds to each measure, and what of.
+    """The numerator and denominator that one trajectory adds to each measure of the module.
 
     Args:
-      states: step, role and score of every image, in order; all of them.
+      states: step (from 1), role and score from 0 to 1 of every image of the trajectory, in order.
       stopped: who ended it, `model` or `cap`.
     """
     pairs = list(itertools.pairwise(states))

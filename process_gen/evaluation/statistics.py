@@ -1,24 +1,26 @@
-"""How sure a score is: 95% intervals of means, of weighted means over groups, of differences; p-values.
+"""95% confidence intervals of means, of weighted means over groups and of differences; p-values.
 
 Images of one prompt are alike, so a prompt is a cluster: all its images and seeds count as one draw.
 
-- A mean of n clusters: Wilson's score interval at the effective sample size, that is the number of
-  independent images that would vary as much as this mean does between clusters (Korn and Graubard, Survey
-  Methodology 24, 1998, for the idea and for the t quantile of n - 1 degrees of freedom). It stays inside
-  [0, 1] and keeps a width at 0 and at 1, where the effective size is the number of clusters. Where few of the
-  clusters differ they look more alike than they are; `_PSEUDO` of a cluster at 0 and at 1 makes up for that.
-- A share of what happens in clusters (of all wrong drafts, those that were caught): a ratio of two sums over
-  clusters, whose variance is that of what each cluster moves it by; in all else as a mean.
-- A weighted mean over groups: the groups are independent samples, so their limits combine by the square
-  root of summed squares (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
+- A mean of n clusters: Wilson's score interval at the effective sample size. That is the number of
+  independent images whose mean would have the variance that is estimated from the clusters (Korn and
+  Graubard, Survey Methodology 24, 1998, for the idea and for the t quantile of n - 1 degrees of freedom). The
+  interval stays inside [0, 1] and keeps a width at 0 and at 1, where the effective size is n. Where few
+  clusters differ the variance comes out too small; `_PSEUDO` of a cluster at 0 and at 1 makes up for that.
+- A share of events in clusters (of all wrong drafts, those that were caught): a ratio of two sums over
+  clusters. Its variance is linearised: that of the first-order effects of the clusters (`_moves`). All else
+  is as for a mean.
+- A weighted mean over groups: the groups are independent samples, so the distances of their limits from
+  their means combine by the square root of summed squares (MOVER: Zou and Donner, Statistics in Medicine 27,
+  2008).
 - The difference of two arms on the same prompts: Student's interval over clusters, and the p-value of a
-  permutation test that flips the signs of clusters: exact up to `_EXACT` of them that differ, else drawn
-  with a fixed seed. For many comparisons: Holm's correction.
+  permutation test that flips the signs of clusters: exact up to `_EXACT` clusters that differ, beyond that
+  with `_FLIPS` random flips of a fixed seed. For many comparisons: Holm's correction.
 
-`tests/benchmarks/coverage.py` simulates how often the intervals hold the truth. From 20 prompts on and with
-scores from .1 to .9 the 95% intervals of a score do so in 93% to 98% of the cases, 95.1% in the mean, also
-where four images of a prompt are alike by .7; with 10 prompts or a score of .05 they are rather too wide (up
-to 99%).
+`tests/benchmarks/coverage.py` simulates the coverage of the intervals. From 20 prompts on and with scores
+from .1 to .9 the 95% intervals of a score hold the true value in 93% to 98% of the cases, 95.1% in the mean,
+also where four images of a prompt are correlated by .7. With 10 prompts or a score of .05 they are rather too
+wide (up to 99%).
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from scipy import special  # `scipy.stats` has the same functions, and takes a s
 
 _TAIL = 0.975  # of a 95% interval
 _Z = float(special.ndtri(_TAIL))
-_PSEUDO = 0.05  # without it 92% instead of 95% where 2 in 20 prompts fail with all of their images
-_EXACT = 14  # clusters that differ: 2^14 ways to flip their signs
+_PSEUDO = 0.05  # without it coverage is 92%, not 95%, where 2 in 20 prompts fail with all of their images
+_EXACT = 14  # at most so many clusters that differ: all 2^14 sign flips are tried
 _FLIPS = 20_000
-_CHUNK = 1_000  # of the flips, in memory at a time
+_CHUNK = 1_000  # flips in memory at a time
 
 
 class Interval(NamedTuple):
@@ -54,7 +56,7 @@ class Interval(NamedTuple):
 
 
 def wilson(share: float, n: float) -> Interval:
-    """Wilson's score interval of a share of `n` independent draws, which is above 0."""
+    """Wilson's score interval of a share of `n` > 0 independent draws; `n` need not be whole."""
     z2 = _Z * _Z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z2 / (4 * n * n))
@@ -76,11 +78,11 @@ def _by_cluster(clusters: Sequence[str], values: Sequence[float]) -> tuple[np.nd
 
 
 def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
-    """The sum of `sums` over that of `totals`, both of clusters: a share of what happens in them.
+    """The sum of `sums` divided by the sum of `totals`, with its interval over clusters.
 
     Args:
-      sums: of each cluster, between 0 and its total.
-      totals: not all of them 0; a cluster whose total is 0 says nothing.
+      sums: numerator of each cluster, between 0 and its total.
+      totals: denominator of each; not all of them 0. Clusters whose total is 0 are ignored.
     """
     sums, totals = np.asarray(sums, float), np.asarray(totals, float)
     sums, totals = sums[totals > 0], totals[totals > 0]
@@ -99,16 +101,16 @@ def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
 
 
 def _moves(sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """What each cluster moves the ratio of the sums by, away from where it stands."""
+    """First-order effect of each cluster on the ratio sums.sum() / totals.sum(); these add up to 0."""
     return (sums - sums.sum() / totals.sum() * totals) / totals.sum()
 
 
 Shares = Mapping[str, tuple[float, float]]
-"""Name of a measure -> what counts for it, and what of."""
+"""Name of a measure -> (numerator, denominator)."""
 
 
 def shares_of(clusters: Iterable[Shares]) -> dict[str, Interval]:
-    """Every measure over clusters, with its interval; without those of nothing."""
+    """Every measure over clusters, with its interval; without those whose denominators are all 0."""
     found: dict[str, list[tuple[float, float]]] = {}
     for one in clusters:
         for name, pair in one.items():
@@ -118,10 +120,10 @@ def shares_of(clusters: Iterable[Shares]) -> dict[str, Interval]:
 
 
 def ratio_difference(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> Interval:
-    """How much one ratio is above another, of the same clusters: Student's interval of what each moves.
+    """The first ratio less the second over the same clusters, with Student's interval of `_moves`.
 
     Args:
-      first, second: sum and total of every cluster, in one order; neither ratio is one of nothing.
+      first, second: (sum, total) of every cluster, in the same order; on each side one total is above 0.
     """
     (a, of_a), (b, of_b) = np.array(first, float).T, np.array(second, float).T
     there = (of_a > 0) | (of_b > 0)
@@ -138,7 +140,7 @@ def _student(mean: float, variance: float, freedom: int) -> Interval:
 def score_interval(
     groups: Sequence[str], clusters: Sequence[str], values: Sequence[float], weights: Mapping[str, float]
 ) -> Interval:
-    """The weighted sum of the means of groups.
+    """The weighted sum of the means of groups, with its interval.
 
     Args:
       groups, clusters, values: of every image: its group, its prompt, its score.
@@ -169,7 +171,7 @@ def difference(
     gaps: Sequence[float],
     weights: Mapping[str, float],
 ) -> Interval:
-    """How much the score of one arm is above that of another, on the same prompts.
+    """The score of one arm less that of another on the same prompts, with its paired interval.
 
     Where no image differs the interval has no width: read it with the intervals of the two arms.
 
@@ -179,7 +181,7 @@ def difference(
       weights: of groups.
     """
     mean = variance = 0.0
-    freedom, alone = 0, []  # groups of one prompt, which say nothing of how prompts differ but together
+    freedom, alone = 0, []  # groups of one prompt: only together do they show how much prompts differ
     for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
         moves, of_this = _moves(*_by_cluster(of_group, values)), float(values.mean())
         n, mean = len(moves), mean + weight * of_this
@@ -206,7 +208,7 @@ def p_value(
 
 
 def _sign_flips(moved: np.ndarray) -> float:
-    """The share of ways to flip signs whose sum is as far from 0 as that of `moved`, which flips none."""
+    """The share of sign flips whose sum is at least as far from 0 as that of `moved` itself."""
     moved = moved[moved != 0]
     reached = abs(moved.sum()) - 1e-12
     if len(moved) <= _EXACT:

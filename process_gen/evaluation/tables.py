@@ -11,7 +11,7 @@ from process_gen.evaluation.results import Cell, ResultsError
 from process_gen.evaluation.statistics import Interval, difference, holm, p_value
 
 Table = tuple[list[str], list[list[Any]]]
-"""Headers and rows, an interval as it is."""
+"""Headers and rows; an entry may be an `Interval`, which is formatted when it is printed."""
 
 COSTS = {"steps": "steps", "sampling_steps": "Euler steps per image", "seconds": "seconds per image"}
 """Means that tables show, and what they are called there."""
@@ -21,7 +21,7 @@ MUST_AGREE = ("version", "prompts", "judge", "flow_steps")
 
 
 FEW = 6
-"""Cells that stand side by side in columns; more of them are rows."""
+"""Most cells that get a column each; more of them are rows (`ranking`)."""
 
 
 class Incomparable(ResultsError):
@@ -29,7 +29,7 @@ class Incomparable(ResultsError):
 
 
 def check_comparable(cells: Sequence[Cell], allow: Collection[str] = ()) -> None:
-    """Whether cells of one task may stand in one table; `allow` is what of `MUST_AGREE` may differ.
+    """Checks that cells of one task may stand in one table; `allow` is what of `MUST_AGREE` may differ.
 
     Raises:
       Incomparable: names the first two cells that differ, and in what.
@@ -54,7 +54,7 @@ def _told(cell: Cell, key: str) -> str:
 
 
 def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
-    """A name for each cell: the arm, and whatever else tells it from the others, but for what is left out."""
+    """A name for each cell: its arm and the facts in which the cells differ, except those in `without`."""
     facts = [
         {
             "checkpoint": run,
@@ -66,7 +66,7 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
         for run, step in [run_and_step(cell)]
     ]
     keys = dict.fromkeys(key for one in facts for key in one if key not in without)
-    for role in ROLES:  # which the name of an arm tells, unless it means several
+    for role in ROLES:  # left out where each arm has one outsider, whom its name tells
         if len({(cell.arm, one.get(role)) for cell, one in zip(cells, facts, strict=True)}) == len(
             {cell.arm for cell in cells}
         ):
@@ -80,14 +80,14 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
 
 
 def run_and_step(cell: Cell) -> tuple[str, int | None]:
-    """Where the weights lie; of a step of a run, where the run lies, and which step it is."""
+    """The source of the weights and None; for a checkpoint of a run, the run's folder and the step."""
     source = str(cell.checkpoint.get("source", ""))
     run, found, step = source.rpartition("/checkpoints/")
     return (run, int(step)) if found and step.isdigit() else (source, None)
 
 
 _OF_ARMS = ("mode", "max_steps", "inspections", "digest", "source", "task", "version", "which")
-"""Settings that the name of an arm tells already, or that a checkpoint does."""
+"""Settings that `labels` leaves out, since the arm's name or the checkpoint tells them."""
 
 
 def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -99,7 +99,7 @@ def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def group_table(cells: Sequence[Cell]) -> Table:
-    """One row per group: the mean score of each cell with its 95% interval; scores, gaps and costs last."""
+    """One row per group with each cell's mean score and 95% interval; then scores, costs, missing images."""
     groups = dict.fromkeys(group for cell in cells for group in cell.groups)
     rows: list[list[Any]] = []
     for group in groups:
@@ -138,7 +138,7 @@ def ranking(cells: Sequence[Cell]) -> Table:
 
 
 def process_table(cells: Sequence[Cell]) -> Table:
-    """What happened on the way, where there is something to tell; failures last."""
+    """One row per measure of the steps (`process`, then `states`), then one per kind of failure."""
     rows: list[list[Any]] = []
     for kind in ("process", "states"):
         found = [getattr(cell, kind) for cell in cells]
@@ -153,7 +153,7 @@ def process_table(cells: Sequence[Cell]) -> Table:
 
 
 def comparison_table(cells: Sequence[Cell]) -> Table | None:
-    """Every two cells with the same prompts, by the main score; None where there are no two.
+    """Compares the main score of every two cells on the images that both have; None if no two share any.
 
     Of more than `FEW` cells each is compared with the first. P-values are corrected for the number of rows
     (Holm).

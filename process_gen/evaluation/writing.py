@@ -1,7 +1,7 @@
-"""What an evaluation leaves for people and for other programs.
+"""Writes the files of an evaluation, for people and for other programs.
 
 results.json       every cell with its outcomes: what `--compare` reads
-results.jsonl      a line for each judged image, every state of the trajectories that count
+results.jsonl      a line for each judged image of the trajectories that the scores are made from
 results.parquet    the same as a table
 results.png        groups and scores with 95% intervals
 cost.png           score against Euler steps, where there are several cells
@@ -38,7 +38,7 @@ Judged = tuple[Asked, Judge, Cell]
 """A cell as it was asked for, its judge, and its scores."""
 
 Shown = tuple[Asked, Judge | None, Cell | None]
-"""The same, without what is unknown where nobody judges."""
+"""The same; judge and cell are None where no judge exists or nothing is judged yet."""
 
 THUMBNAIL = 320
 """Pixels of the longer side of an image on the page."""
@@ -63,16 +63,16 @@ COLUMNS = pa.schema(
 
 
 def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
-    """Every table of some cells, for a terminal; of many cells not those that have a column for each.
+    """The tables of some cells as text; of more than `tables.FEW` without those with a column per cell.
 
     Raises:
-      Incomparable: cells of a task that would mislead side by side.
+      Incomparable: cells of one task that may not stand in one table (`tables.check_comparable`).
     """
     return "\n\n".join(part for part, _ in _parts(cells, allow))
 
 
 def _parts(cells: Sequence[Cell], allow: Sequence[str], wide: bool = False) -> Iterator[tuple[str, bool]]:
-    """Titles and tables, and whether they are too wide for a terminal; those are left out unless `wide`."""
+    """Yields titles and tables, each with whether it is too wide for a terminal; wide ones only if `wide`."""
     for task, found in tables.by_task(cells).items():
         tables.check_comparable(found, allow)
         judge = found[0].judge
@@ -88,7 +88,7 @@ def _parts(cells: Sequence[Cell], allow: Sequence[str], wide: bool = False) -> I
 def write_results(
     folder: pathlib.Path, judged: Sequence[Judged], config: Mapping[str, Any]
 ) -> list[pathlib.Path]:
-    """Writes everything that the module names but the page; returns the files to look at.
+    """Writes every file that the module names except the page; returns those to look at.
 
     `config` is that of the training run, as JSON; empty where there is none.
     """
@@ -138,7 +138,7 @@ def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathlib.Path]:
-    """For each task groups and scores of few cells, and score against Euler steps of several."""
+    """Plots for each task the groups of few cells, and score against Euler steps and training step."""
     written, by_task = [], tables.by_task(cells)
     for task, found in by_task.items():
         end = ".png" if len(by_task) == 1 else f"_{task}.png"
@@ -162,7 +162,7 @@ def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathl
 def _series(
     cells: Sequence[Cell], setting: str, place: Callable[[Cell], float | None]
 ) -> dict[str, list[tuple[float, Interval]]]:
-    """For all cells that differ in one setting alone: where each of them stands, and its score."""
+    """Label -> (x, score) of cells that differ in `setting` alone; `place` gives x, or None to skip one."""
     found: dict[str, list[tuple[float, Interval]]] = {}
     for name, cell in zip(tables.labels(cells, without=(setting,)), cells, strict=True):
         if (x := place(cell)) is not None and cell.scores:
@@ -171,7 +171,10 @@ def _series(
 
 
 def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> list[pathlib.Path]:
-    """The page: tables, and some trajectories of each cell; none where there is no picture to show."""
+    """Writes the page: the first task's table and at most `pictures` trajectories of each cell.
+
+    Returns [] without a page if there is no trajectory to show.
+    """
     shown, links = [], {}
     for number, (asked, judge, cell) in enumerate(cells):
         for one in pipeline.pictured(folder, asked, judge, cell, pictures, THUMBNAIL):
@@ -195,18 +198,18 @@ def write_page(folder: pathlib.Path, cells: Sequence[Shown], pictures: int) -> l
 def compare(
     paths: Sequence[str], folder: str | os.PathLike[str], allow: Sequence[str] = (), pool: Sequence[str] = ()
 ) -> tuple[str, list[pathlib.Path]]:
-    """The tables and the plot of several results files side by side.
+    """Compares several results files; returns tables for a terminal, and the files written.
 
     Args:
       paths: of `results.json`, or of the `results.jsonl` of a sweep, which stands for those of its cells.
       folder: to write to.
-      allow: what may differ.
-      pool: settings of the sweep, as `config.seed`; cells that differ in these alone are one.
+      allow: keys of `tables.MUST_AGREE` that may differ.
+      pool: settings of the sweep, as `config.seed`; cells that differ in these alone are merged.
 
     Raises:
-      ResultsError: a file is missing or is something else, or stands there twice; or no sweep has such a
-        setting.
-      Incomparable: what they say would mislead side by side.
+      ResultsError: a file is missing, is no results file or is given twice; no sweep has such a setting; or
+        cells cannot be merged (`results.pooled`).
+      Incomparable: cells of one task that may not stand in one table.
     """
     found = [one for path in paths for one in _of_sweep(path)]
     if len({os.path.abspath(path) for path, _ in found}) < len(found):

@@ -1,1 +1,1 @@
-"""From a config and a command line to objects, with errors that name what is wrong."""
+"""Builds objects from a config and a command line, with errors that name the wrong key or flag."""

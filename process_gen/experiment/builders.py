@@ -1,8 +1,7 @@
-"""From a config to the objects that it names: layout, model, losses, optimizer.
+"""Builds the objects that a config describes: layout, model, losses, optimizer.
 
-Everything that reads a config goes through here, so that training, sampling
-and evaluation build the same things from the same keys. `check` refuses a
-config that cannot work before any of them is built.
+Training, sampling and evaluation all build them here, from the same keys. `check`
+refuses a config that cannot work, before data is built or a device is used.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class ConfigError(ValueError):
 
 
 def from_json(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A locked config from the plain values that a checkpoint carries."""
+    """A locked config from plain JSON values, as checkpoints hold them."""
     return ml_collections.ConfigDict(fields).lock()
 
 
@@ -54,16 +53,16 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def build_model_config(config: ml_collections.ConfigDict) -> ModelConfig:
-    """`config.model`: a size of the table and the fields that differ from it."""
+    """Builds `config.model`: a row of the size table, with the fields that the config replaces."""
     fields = config.model.to_dict()
     return model_config(fields.pop("size"), **fields)
 
 
 def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = None) -> Layout:
-    """`config.layout`, with the latent grid that the model makes of the image size.
+    """Builds `config.layout`, with the latent grid that the model's autoencoder gives for the image size.
 
     Raises:
-      ConfigError: unknown keys, or ViT tokens that the model cannot make.
+      ConfigError: unknown keys, bad values or names of fields, or ViT tokens that the model cannot make.
     """
     fields = config.layout.to_dict()
     fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, (list, tuple))}
@@ -92,10 +91,10 @@ def build_layout(config: ml_collections.ConfigDict, model: ModelConfig | None = 
 
 
 def build_layouts(config: ml_collections.ConfigDict) -> dict[tuple[int, int], Layout]:
-    """The layouts by image size: `config.layout`'s own first, then those of `config.data.buckets`.
+    """Builds the layouts by image size: that of `config.layout` first, then those of `config.data.buckets`.
 
     Raises:
-      ConfigError: as `build_layout`; or a shape that the model cannot hold.
+      ConfigError: as `build_layout`; a size that the model cannot take; or two of one aspect ratio.
     """
     model = build_model_config(config)
     first = build_layout(config, model)
@@ -115,10 +114,10 @@ def build_layouts(config: ml_collections.ConfigDict) -> dict[tuple[int, int], La
 
 
 def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> UnifiedModel:
-    """The modules of a config.
+    """Builds the model of a config: modules, layout and the ids of control tokens.
 
     Raises:
-      ConfigError: the vocabulary of the tokenizer does not fit the model's.
+      ConfigError: the tokenizer has more ids than the model's embedding has rows.
     """
     sizes = build_model_config(config)
     if tokenizer.vocab_size > sizes.vocab_size:
@@ -131,24 +130,24 @@ def build_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Unif
 
 
 def build_unroll_options(config: ml_collections.ConfigDict) -> UnrollOptions:
-    """`config.flow`, and the order of the loops, `config.train.unroll`."""
+    """Builds the options of `config.flow`, with the order of the loops, `config.train.unroll`."""
     return UnrollOptions(order=config.train.unroll, **config.flow.to_dict())
 
 
 def build_losses(config: ml_collections.ConfigDict) -> LossTable:
-    """`config.losses`, apart for each of `config.data.sources`."""
+    """Builds the table of `config.losses`, which also logs each of `config.data.sources` separately."""
     return LossTable(config.losses.to_dict(), tuple(config.data.get("sources", ())))
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW, or Muon for the matrices of the backbone, with warm-up, cosine decay and clipping.
+    """Builds AdamW or Muon, with linear warm-up, cosine decay and clipping by the global gradient norm.
+
+    Muon (Jordan et al., 2024) orthogonalizes the momentum of the kernels of stacked layers; its rate,
+    `muon_learning_rate`, follows the same schedule. All other parameters, embedding and heads included, take
+    AdamW, with Nesterov momentum and no weight decay then. `optimizer.groups` scale the updates last.
 
     Returns:
-      The optimizer, and the schedule of `learning_rate`. Muon (Jordan et al.,
-      2024) orthogonalizes the momentum of every matrix between hidden layers;
-      its rate, `muon_learning_rate`, follows the same schedule. All else, the
-      embedding and the heads too, stays with AdamW (with Nesterov momentum then).
-      Updates of `groups` are scaled last. It is for the parameters that are trained alone.
+      The optimizer, to be given the trained parameters only, and the schedule of `learning_rate`.
 
     Raises:
       ConfigError: more warm-up steps than steps, or an unknown optimizer.
@@ -192,11 +191,11 @@ def build_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.GradientTr
 
 
 _NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
-"""One triple per iteration: given so, they are scanned, which compiles several times faster."""
+"""Coefficients of each Newton-Schulz iteration: with one triple each, optax scans; that compiles faster."""
 
 
 def _hidden_matrices(params: Any) -> Any:
-    """Which axes of a parameter Muon reads as a matrix: kernels of the stacked layers, None elsewhere."""
+    """Matrix axes (1, 2) for the kernels [layers, in, out] that Muon updates; None for all else."""
 
     def axes(path, _):
         stacked = "layers" in path and path[-1] == "kernel"
@@ -206,7 +205,7 @@ def _hidden_matrices(params: Any) -> Any:
 
 
 def _decays(params: Any) -> Any:
-    """Weight decay is for matrices, not for norms and biases (stacked over layers or not)."""
+    """Which parameters weight decay applies to: kernels, embedding and adapters, not norms and biases."""
     return path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding", *LORA), params)
 
 
@@ -214,11 +213,11 @@ def _decays(params: Any) -> Any:
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-"""Of a source or a field of one's own: it stands in names of metrics and of folders."""
+"""What a source or a custom field may be called: the name becomes part of metric and folder names."""
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses a config that cannot work, before data is built or a device is asked for.
+    """Checks that a config can work, before data is built or a device is used.
 
     Raises:
       ConfigError: the message names the key, and what to set instead.
@@ -277,7 +276,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_sources(sources: Any) -> None:
-    """The entries of a mixture: their names, and the ranges of their own keys."""
+    """Checks the entries of `data.sources`: their names, and the values of their keys."""
     if not isinstance(sources, ml_collections.ConfigDict):
         raise ConfigError(f"config.data.sources must be a ConfigDict, got {sources!r}")
     for name, entry in sources.items():
@@ -302,7 +301,7 @@ def _leaf(config: ml_collections.ConfigDict, key: str) -> Any:
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
-    """Fields of the model that are one of a few words."""
+    """Checks the fields of the model that have a fixed set of values."""
     model = build_model_config(config)
     for field, hint in typing.get_type_hints(ModelConfig).items():
         choices = typing.get_args(hint)
@@ -313,7 +312,7 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_tiers(config: ml_collections.ConfigDict) -> None:
-    """Checkpoints on local disks need a disk, and come between those that last."""
+    """Checks that local checkpoints have a folder on a local disk, and are more frequent than shared ones."""
     every, folder = config.train.local_every, config.train.local_dir
     if every >= config.train.checkpoint_every:
         raise ConfigError(
@@ -331,7 +330,7 @@ def _check_tiers(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_level(config: ml_collections.ConfigDict, data: Mapping[str, Any], layout: Layout) -> None:
-    """Images and texts of the level must fit the layout."""
+    """Checks that the images, texts and corrections of a scenes level fit the layout."""
     if config.data.buckets:
         raise ConfigError(
             "config.data.buckets is for folders of pictures, scenes have one size: leave it empty, or set "

@@ -10,10 +10,10 @@
     if __name__ == "__main__":
         cli.run(main, (ConfigError, CheckpointError))
 
-What a user got wrong is one line on stderr and exit code 2; being told to stop is
-one line and exit code 75 (see `process_gen.distributed.stopping`); anything else is a
-bug and keeps its traceback. Importing this module quietens TensorFlow, gRPC and
-XLA, which read the environment when they are imported.
+An error of the user ends the command with one line on stderr and exit code 2, a signal
+to stop with one line and code 75 (`process_gen.distributed.stopping`); any other
+exception is a bug and keeps its traceback. Importing this module silences TensorFlow,
+gRPC and XLA, which read the environment when they are imported.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ QUIET = {
     "GRPC_VERBOSITY": "ERROR",
     "GLOG_minloglevel": "2",
 }
-"""Settings of native libraries, which greet with warnings otherwise; the environment may overrule them."""
+"""Environment variables that silence native libraries; those set already are kept."""
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 UNREAD = 141
-"""Exit code where nobody reads the output any more, as the shell says."""
+"""Exit code when the reader of stdout has gone: 128 + SIGPIPE, as shells report it."""
 
 NEAR = 0.6
-"""Similarity, of 1, from which a name is worth suggesting."""
+"""Least similarity, in [0, 1], of a name that an error suggests."""
 
 
 class CommandError(Exception):
@@ -64,10 +64,10 @@ class CommandError(Exception):
 
 
 def load_config(spec: str) -> ConfigDict:
-    """The config of `path/to/file.py` or `path/to/file.py:variant`, `configs/scenes.py` from any folder.
+    """Loads the config `path/to/file.py` or `path/to/file.py:variant`; see `load_module` for where it looks.
 
     Raises:
-      CommandError: no such file, no such variant, no `get_config` in it, or its code fails.
+      CommandError: no such file or variant, no `get_config` that returns a ConfigDict, or its code fails.
     """
     given, colon, variant = spec.partition(":")
     path, module = load_module(given, "get_config")
@@ -81,13 +81,18 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def load_module(given: str, function: str) -> tuple[str, types.ModuleType]:
-    """A Python file that has a function, `configs/scenes.py` from any folder; and where it was found.
+    """Imports a Python file that must have `function`, such as `configs/scenes.py`.
+
+    A relative path is looked for in the working folder, beside the package, and in the package.
+
+    Returns:
+      The path where it was found, and the module.
 
     Raises:
       CommandError: there is no such file, it lacks the function, or its code fails.
     """
     package = pathlib.Path(__file__).parents[1]
-    folders = (pathlib.Path(), package.parent, package)  # here, beside a clone's package, in a wheel
+    folders = (pathlib.Path(), package.parent, package)  # working folder, clone, wheel
     path = next((str(folder / given) for folder in folders if (folder / given).is_file()), None)
     if path is None:
         raise CommandError(
@@ -109,7 +114,7 @@ def load_module(given: str, function: str) -> tuple[str, types.ModuleType]:
 
 @contextlib.contextmanager
 def errors_of(path: str) -> Iterator[None]:
-    """Turns what a function of a config file raises into a `CommandError`."""
+    """Turns any exception of a config file's code inside the block into a `CommandError`."""
     try:
         yield
     except ValueError as error:
@@ -119,7 +124,7 @@ def errors_of(path: str) -> Iterator[None]:
 
 
 def _of_code(path: str, error: Exception) -> CommandError:
-    """What is wrong with the code of a config file, or of a module that it imports, and in which line."""
+    """The error of a config file's code, or of a module that it imports, with the line where it happened."""
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return CommandError(f"{error.filename or path}, line {error.lineno}: {error.msg}")
     own = os.path.abspath(path)
@@ -129,7 +134,7 @@ def _of_code(path: str, error: Exception) -> CommandError:
 
 
 def _at_home(config: ConfigDict) -> ConfigDict:
-    """The config with every `~` and `~user` at the start of a value replaced by that user's folder."""
+    """Replaces `~` and `~user` at the start of values by that user's home folder, in place."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             _at_home(value)
@@ -139,7 +144,7 @@ def _at_home(config: ConfigDict) -> ConfigDict:
 
 
 def words_at_home(argv: Sequence[str]) -> list[str]:
-    """The command line with `~` replaced in the values of flags, which shells leave alone behind a `=`."""
+    """Replaces `~` in the values of flags, which shells do not expand after `=`; not in prompts."""
     home = re.compile(r"(?:(?<==)|(?<=,))~[^/,]*(?=/|,|$)")
 
     def expanded(word: str) -> str:
@@ -210,11 +215,11 @@ _left_over: list[str] | None = None
 def read_flags(
     *, config: str | None = None, workdir: str | None = None, argv: Sequence[str] | None = None
 ) -> None:
-    """Defines the flags that a command needs and reads the command line; bad flags end it with code 2.
+    """Defines the flags of a command and parses the command line; bad flags end it with exit code 2.
 
     Args:
-      config: default of `--config`; None leaves the flag out.
-      workdir: help of `--workdir`, which is then required; None leaves the flag out.
+      config: default of `--config`; None defines no such flag.
+      workdir: help of `--workdir`, which is then required; None defines no such flag.
       argv: the command line, program name first; `sys.argv` by default.
     """
     global _left_over
@@ -235,7 +240,7 @@ def read_flags(
 
 
 def define_host_flags() -> None:
-    """Flags of commands that run as several processes; launchers that JAX knows need none of them."""
+    """Defines the flags of multi-process commands; launchers that JAX detects need none of them."""
     where = "where no launcher says so (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID do too)"
     flags.DEFINE_string("coordinator", None, f"HOST:PORT of process 0, {where}.")
     flags.DEFINE_integer("num_processes", None, "How many processes run this job.", lower_bound=1)
@@ -243,10 +248,10 @@ def define_host_flags() -> None:
 
 
 def _define_config(default: str, argv: Sequence[str]) -> list[str]:
-    """Defines `--config` and its leaves, after checking what the library would answer with a traceback.
+    """Defines `--config` and a flag for each key, after checks whose errors would otherwise be tracebacks.
 
     Returns:
-      The command line without `--config`, and with the words of flag files.
+      The command line without `--config`, with the contents of flag files in their place.
     """
     words, spec = _without_config(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default)
     config = load_config(spec)
@@ -257,7 +262,7 @@ def _define_config(default: str, argv: Sequence[str]) -> list[str]:
 
 
 def _without_config(words: Iterable[str], default: str) -> tuple[list[str], str]:
-    """A command line without `--config`, and what that says."""
+    """Splits a command line into the words without `--config`, and the last value of that or `default`."""
     left, spec, words = [], default, iter(words)
     for word in words:
         if match := re.fullmatch(r"--?config(?:=(.*))?", word):
@@ -274,20 +279,20 @@ flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
 
 
 def show_progress(text: str) -> None:
-    """A line on stderr that the next one replaces, on a terminal."""
+    """Prints a line to stderr; on a terminal the next one overwrites it."""
     print(text, file=sys.stderr, end="\r" if sys.stderr.isatty() else "\n", flush=True)
 
 
 def run(
     main: Callable[[Sequence[str]], int | None], expected_errors: tuple[type[Exception], ...] = ()
 ) -> None:
-    """Runs a command and exits: 0, what `main` returns, 2 for an expected error, 75 where it was stopped.
+    """Runs a command and exits with what `main` returns, 75 if it was stopped, or the code of `fail`.
 
-    Where nobody reads its output any more, as after `| head`, it ends without a word: `UNREAD`.
+    If the reader of stdout goes away, as with `| head`, it exits with `UNREAD` and no message.
 
     Args:
-      main: is called with the program's name, as `absl.app` does, once the flags are read.
-      expected_errors: what a user can get wrong. `--verbosity=1` shows the traceback of these too.
+      main: called with [program name], as `absl.app` does, once the flags are parsed.
+      expected_errors: errors of the user, which end in `fail`. `--verbosity=1` keeps their traceback.
     """
 
     def guarded(arguments: Sequence[str]) -> int | None:
@@ -302,9 +307,9 @@ def run(
         except stopping.Stopped as stop:
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
             if stop.at_once:
-                with contextlib.suppress(OSError):  # nobody may read it any more
+                with contextlib.suppress(OSError):  # the reader of stdout may have gone
                     sys.stdout.flush()
-                os._exit(stopping.EXIT_CODE)  # which waits for no thread
+                os._exit(stopping.EXIT_CODE)  # does not wait for threads
             return stopping.EXIT_CODE
         except (BrokenPipeError, *expected_errors) as error:
             if isinstance(error, BrokenPipeError) and nobody_reads():
@@ -317,12 +322,12 @@ def run(
 
 
 def _ours(record: Any) -> bool:
-    """Keeps the log readable: our own lines, and whatever is a warning or worse."""
+    """Log filter: keeps lines of this package, and warnings and errors of any."""
     return record.levelno > logging.converter.STANDARD_INFO or "process_gen" in record.pathname
 
 
 def nobody_reads() -> bool:
-    """Whether the reader of stdout has gone; what is printed from now on is dropped then."""
+    """Whether the reader of stdout has gone; if so, sends further output to the null device."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))
@@ -332,7 +337,7 @@ def nobody_reads() -> bool:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """What is left of the command line; it is read only once."""
+    """The words that are no flags; parses the command line unless `read_flags` has done so."""
     if _left_over is not None:
         return _left_over
     try:
@@ -342,9 +347,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def fail(problem: object) -> NoReturn:
-    """Ends the command: one line on stderr, and exit code 2, or 1 where the same command may go well later.
+    """Prints one line to stderr and ends the command.
 
-    Of a job, launchers see that code whatever the other processes do (`hosts.leave`).
+    The exit code is the problem's `exit_code` if it has one, else 1 for a transient I/O error
+    (`files.passes`), else 2. In a multi-process job launchers see this code (`hosts.leave`).
     """
     code = getattr(problem, "exit_code", 1 if files.passes(problem) else REFUSED)
     if isinstance(problem, KeyError) and problem.args:
@@ -360,4 +366,4 @@ def fail(problem: object) -> NoReturn:
 
 
 REFUSED = 2
-"""Exit code of what only a person can mend."""
+"""Exit code of an error that only a change by the user can fix."""

@@ -1,4 +1,4 @@
-"""What each number and choice of a config may be."""
+"""The values that each key of a config may have."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ RANGES: dict[str, ranges.Range] = {
     **dict.fromkeys(("eval.every", "eval.final_per_group", "eval.losses_every"), ranges.COUNT_OR_OFF),
     "eval.loss_batches": ranges.COUNT,
 }
-"""Dotted key -> what its value must be. What other objects check when they are built is not repeated here."""
+"""Dotted key -> its allowed values. Keys that an object checks when it is built are not repeated here."""
 
 SCENES_RANGES: dict[str, ranges.Range] = {
     "data.level": ranges.one_of(*LEVELS),
@@ -93,4 +93,4 @@ SCENES_RANGES: dict[str, ranges.Range] = {
 """The same, of the keys that only `data.source=scenes` reads; configs for other sources lack them."""
 
 SOURCE_RANGES: dict[str, ranges.Range] = {"weight": ranges.POSITIVE, "path": TEXT}
-"""What an entry of `data.sources` has besides the keys of `data`."""
+"""The same for keys that an entry of `data.sources` has besides those of `data`."""

@@ -1,10 +1,11 @@
-"""What of a model a config trains, and how fast: frozen parameters, rates by group, adapters.
+"""Which parameters a config trains, and at what rate: freezing, learning rates by group, adapters.
 
     optimizer.freeze   patterns of names (`process_gen.common.patterns`), such as ("vit/*", "connector/*")
     optimizer.groups   {"gen": {"pattern": "backbone/*gen*", "rate": 0.1}}: a tenth of the schedule
-    model.lora         adapters; all else is frozen then, unless `freeze` takes it out: ("!latent_out/*",)
+    model.lora         adapters; all else is frozen then, unless `freeze` excludes it, as ("!latent_out/*",)
 
-A parameter is in one group at most, so their order says nothing; one that is in none has the rate 1.
+A parameter is in one group at most, so their order does not matter. `rate` multiplies the learning-rate
+schedule; a parameter in no group has the rate 1.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ ADAPTERS_ALONE = ("*", *(f"!*/{name}" for name in LORA))
 
 
 def freeze_patterns(config: ConfigDict, model: ModelConfig) -> tuple[str, ...]:
-    """What a run leaves as it is: `optimizer.freeze`, with adapters after everything but those."""
+    """The patterns of frozen parameters: `optimizer.freeze`, after `ADAPTERS_ALONE` if there are adapters."""
     given = tuple(config.optimizer.freeze)
     return (*ADAPTERS_ALONE, *given) if model.lora.rank else given
 
 
 def scaled_by_group(config: ConfigDict) -> optax.GradientTransformation | None:
-    """Updates times the rate of their group; None where there are no groups."""
+    """The transformation that multiplies updates by the rate of their group; None without groups."""
     groups = config.optimizer.groups.to_dict()
     if not groups:
         return None
@@ -53,19 +54,19 @@ def scaled_by_group(config: ConfigDict) -> optax.GradientTransformation | None:
 
 
 def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
-    """Refuses patterns that match nothing, and groups that cannot be.
+    """Checks the patterns of frozen parameters, groups and adapters against the model's parameters.
 
     Args:
-      with_vit: whether the layout makes room for ViT tokens, and the model has weights for them.
+      with_vit: whether the layout has ViT tokens, so that the model has ViT weights.
 
     Raises:
-      ValueError: the message names the key, and the names that are near.
+      ValueError: a pattern that matches nothing, groups that overlap or are malformed, or nothing is trained.
     """
     freeze, groups = config.optimizer.freeze, config.optimizer.groups
     if not isinstance(groups, ConfigDict):
         raise ValueError(f"config.optimizer.groups must be a ConfigDict, got {groups!r}")
     if not freeze and not groups and not model.lora.rank:
-        return  # the shapes of a large model take a second
+        return  # skips `model_spec`, which takes a second for large models
     names = sorted(arrays.flatten(nn.meta.unbox(model_spec(model, with_vit))))
     if model.lora.rank:
         kernels = [name for name in names if name.endswith("/kernel") and name != "head/kernel"]
@@ -116,5 +117,5 @@ def _check_fields(key: str, fields: Any) -> None:
 
 
 def _texts(pattern: Any) -> tuple[str, ...]:
-    """One pattern or several."""
+    """A tuple of patterns, from one or several."""
     return (pattern,) if isinstance(pattern, str) else tuple(pattern)

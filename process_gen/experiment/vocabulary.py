@@ -1,8 +1,8 @@
-"""Which tokenizer a config or a checkpoint means, and whether a given one is it.
+"""Finds the tokenizer of a config or a checkpoint, and checks that a given one is the same.
 
-A checkpoint names its tokenizer and carries its fingerprint. A tokenizer that
-came from a folder is copied into the workdir beside the checkpoints, so that a
-run can be moved, sampled and resumed without the folder it was started with.
+A checkpoint has the name and the fingerprint of its tokenizer. A tokenizer from a
+folder is copied into the workdir beside the checkpoints, so that a run can be moved,
+sampled and resumed without the original folder.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from process_gen.experiment.builders import as_config_error
 from process_gen.trajectory.markup import MEANINGS
 
 FOLDER = "tokenizer"
-"""Where a workdir keeps the files of its tokenizer."""
+"""Subfolder of a workdir with the files of its tokenizer."""
 NAME, FINGERPRINT = "tokenizer", "tokenizer_fingerprint"
 NEW = "new_tokens"
-"""Tokens, with their ids, that the files beside published weights do not name: their rows are untrained."""
+"""Metadata key: token -> id of those that the tokenizer files beside published weights lack."""
 
 
 def build_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
-    """`config.data.tokenizer`: `scenes`, or the folder of a published one.
+    """Builds the tokenizer of `config.data.tokenizer`: `scenes`, or the folder of a published one.
 
-    Configs from before there was a choice mean `scenes`.
+    Old configs without the key mean `scenes`.
 
     Raises:
       ConfigError: the folder holds no tokenizer that can be read.
@@ -41,12 +41,12 @@ def build_tokenizer(config: ml_collections.ConfigDict) -> Tokenizer:
 
 
 def describe(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> dict[str, str]:
-    """What a checkpoint has to say about its tokenizer."""
+    """The checkpoint metadata about a tokenizer: its name and its fingerprint."""
     return {NAME: config.data.get("tokenizer", SCENES), FINGERPRINT: tokenizer.fingerprint}
 
 
 def describe_files(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What published weights say about the tokenizer beside them; nothing where none can be read."""
+    """The metadata of the tokenizer in a folder of published weights; {} if there is none to read."""
     place = pathlib.Path(folder)
     if not any((place / name).is_file() for name in (WHOLE, VOCABULARY)):
         return {}
@@ -59,14 +59,14 @@ def describe_files(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def untrained(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dict[str, tuple[int, list[int]]]:
-    """The tokens that some weights have no trained rows for.
+    """Finds the tokens whose embedding and head rows some weights have not trained.
 
-    There are none in a run of ours (it carries its config), nor in what was exported
-    from one: its tokenizer's files name them all. Weights without a tokenizer beside
-    them lack what the given one adds to its own files.
+    Runs of this project (with a config in the metadata) have none, and neither have exports
+    of them, whose tokenizer files name all tokens. For weights without tokenizer files these
+    are the tokens that `tokenizer` adds to its own files.
 
     Returns:
-      By token: its id, and the ids of the words that it stands for (`markup.MEANINGS`).
+      Token -> its id, and the ids of the words that it stands for (`markup.MEANINGS`).
     """
     if "config" in metadata or not isinstance(tokenizer, Qwen2Tokenizer):
         return {}
@@ -84,7 +84,7 @@ def check_same(tokenizer: Tokenizer, metadata: Mapping[str, Any], source: str) -
     """Refuses a tokenizer that is not the one a checkpoint was trained with.
 
     Raises:
-      CheckpointMismatch: its ids mean something else.
+      CheckpointMismatch: the fingerprints differ.
     """
     wanted = metadata.get(FINGERPRINT, tokenizer.fingerprint)
     if tokenizer.fingerprint != wanted:
@@ -96,15 +96,15 @@ def check_same(tokenizer: Tokenizer, metadata: Mapping[str, Any], source: str) -
 
 
 def tokenizer_of(metadata: Mapping[str, Any], source: str, folder: str | None = None) -> Tokenizer:
-    """The tokenizer that a checkpoint was trained with.
+    """Opens the tokenizer that a checkpoint was trained with.
 
     Args:
       metadata: of the checkpoint.
-      source: its file or its step's folder. A copy beside it comes before the folder it names.
-      folder: where to look instead.
+      source: its file or the folder of its step. A tokenizer folder there is preferred to the one it names.
+      folder: where to look instead of both.
 
     Raises:
-      CheckpointMismatch: it is not to be found, or what is found is another one.
+      CheckpointMismatch: no tokenizer is found, or one with another fingerprint.
     """
     name = metadata.get(NAME, SCENES)
     if folder is None and name != SCENES:

@@ -1,8 +1,8 @@
-"""For notebooks: see a batch, try a loss on it, compare trainings; over the trainer's own program and data.
+"""For notebooks: shows a batch, tries a loss on it, compares trainings; with `train`'s own step and data.
 
-lab.batch(config)                                    every token of a row, what it sees and is taught
+lab.batch(config)                                    every token of a row: what it attends to and predicts
 lab.try_loss(my_loss, config)                        values, counts and gradients of a loss on a batch
-lab.compare({"base": a, "mine": b}, 100, seeds=3)    trains both, and says what differs by more than chance
+lab.compare({"base": a, "mine": b}, 100, seeds=3)    trains both; tests which differences exceed seed noise
 """
 
 from process_gen.lab.comparing import Comparison, compare

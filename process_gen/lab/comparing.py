@@ -1,4 +1,4 @@
-"""Trainings side by side: the same batches, noise and seeds; what differs by more than the seeds do."""
+"""Trains several configs (arms) on the same batches and noise, and compares them over seeds."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Points = list[tuple[int, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far an arm is from the first one at the end, paired over seeds.
+    """The difference of a metric between an arm and the first arm at the last step, paired by seed.
 
     Attributes:
-      arm, metric: which.
-      base, value: means over seeds of the first arm and of this one.
-      mean: of the difference; below 0 is less.
-      low, high: its 95% interval by Student's t over seeds; infinite with one seed.
+      arm, metric: names of the two.
+      base, value: means over seeds, of the first arm and of this one.
+      mean: mean over seeds of value - base.
+      low, high: 95% interval of `mean` by Student's t over seeds; infinite with one seed.
       alike: whether both were measured on the same trajectories.
     """
 
@@ -62,15 +62,15 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether it is larger than the spread over seeds."""
+        """Whether the 95% interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     @property
     def verdict(self) -> str:
-        """In a word or two; nothing with one seed, or where the two cannot be compared."""
+        """The result in words: `less`, `more` or `no difference seen`; else why there is none."""
         if not self.alike:
             return "other trajectories"
-        if math.isnan(self.low + self.high):
+        if math.isnan(self.mean):
             return "not a number"
         if math.isinf(self.low):
             return ""
@@ -79,14 +79,14 @@ class Difference:
 
 @dataclasses.dataclass
 class Comparison:
-    """What came out; a notebook shows curves and table, `print` the table.
+    """The result of `compare`; a notebook shows curves and table, `print` the table.
 
     Attributes:
-      curves: arm -> metric -> seed -> points. `train/...` are losses of the batches, `held out/...` of
-        trajectories that are not trained on, `score` that of the scenes benchmark.
-      notes: what a reader should know.
-      finished: whether every arm came to its last step with every seed.
-      apart: arms whose held-out losses are of other trajectories than those of the first.
+      curves: arm -> metric -> seed -> points. `train/...` are losses of training batches, `held out/...`
+        validation losses, `score` that of the scenes benchmark.
+      notes: lines to show above the table.
+      finished: whether every arm reached its last step with every seed.
+      apart: arms whose validation losses are of other trajectories than those of the first arm.
     """
 
     curves: dict[str, dict[str, dict[int, Points]]]
@@ -95,7 +95,7 @@ class Comparison:
     apart: frozenset[str] = frozenset()
 
     def differences(self) -> list[Difference]:
-        """Of every arm but the first, for what is measured of both with the same seeds at the last step."""
+        """Every other arm against the first: validation losses and score, of seeds with equal last steps."""
         first, *others = self.curves
         return [
             dataclasses.replace(
@@ -122,7 +122,7 @@ class Comparison:
         return "\n".join([*self.notes, table(rows, headers, digits=4) if rows else "nothing to compare yet"])
 
     def plot(self) -> bytes:
-        """A PNG: a panel for every loss, a line for every arm, a band from its lowest to its highest seed."""
+        """A PNG: a panel for every metric, each arm's mean as a line and its range over seeds as a band."""
         panels: dict[str, dict[str, list[Points]]] = {}
         for arm, metrics in self.curves.items():
             for metric, seeds in metrics.items():
@@ -143,24 +143,24 @@ def compare(
     score: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Trains every arm from its start, in memory, with the train step and the data of a training.
+    """Trains every arm from step 0, without a workdir, with the train step and the data of `train`.
 
-    A seed gives all arms the same first parameters, batches, noise and timesteps, as far as their configs
-    agree. The losses of the first arm are the yardstick: the others measure them too, as rows of weight 0.
-    An interrupt ends it, and returns what there is; of an error that is `error.comparison`.
+    A seed gives all arms the same initial parameters, batches, noise and timesteps, as far as their configs
+    agree. Arms are compared on the losses of the first arm: the others measure them too, with weight 0. An
+    interrupt ends the call, which returns what was measured until then; an error has it as `comparison`.
 
     Args:
-      arms: name -> config; the first is what the others are compared with. Their `train.steps` and `seed`
-        are those given here.
+      arms: name -> config; the first is what the others are compared with. `steps` and `seeds` replace
+        their `train.steps` and `seed`.
       steps: of each training.
       seeds: how many, or which.
-      evaluations: how often the held-out losses are measured, on fixed noise; the last step is one of them.
-      score: held-out prompts of each group of the scenes to draw at the end, whose score is that of the
-        benchmark; 0 for none.
-      progress: whether to show bars.
+      evaluations: how often validation losses are measured, on fixed noise; the last time at the last step.
+      score: prompts of each group of the scenes benchmark to draw at the end, for its score; 0 for none.
+      progress: whether to show a progress bar.
 
     Raises:
-      ConfigError: an arm cannot work, there are fewer than two, or nothing could be compared at the end.
+      ConfigError: an arm's config cannot work, there are fewer than two arms, or an arm has neither
+        validation data nor a score.
     """
     if len(arms) < 2:
         raise ConfigError("compare needs two arms or more, as in {'base': config, 'mine': other}")
@@ -210,7 +210,7 @@ def compare(
 def _trained(
     setting: Setting, seed: int, steps: int, evaluations: int, score: int
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, values by name) of one training."""
+    """Trains one arm with one seed; yields (step, metric values by name) as they are measured."""
     state, config = setting.state(seed), setting.config
     held_out = setting.held_out()
     validation = held_out and Validation(
@@ -250,7 +250,7 @@ def _keep(
     seed: int,
     step: int,
 ) -> None:
-    """Files the values under the names of the yardstick; of each arm's own rows, those that it trains."""
+    """Appends the score, and the losses that `names` has, renamed by it; drops all other values."""
     for name, value in values.items():
         head, _, row = name.partition("/loss/")
         if row in names:
@@ -263,7 +263,11 @@ def _keep(
 def _measuring(
     config: ConfigDict, base: ConfigDict, first: str, steps: int
 ) -> tuple[ConfigDict, dict[str, str]]:
-    """A config of an arm that measures the rows of the first one too, and what its rows are called there."""
+    """Adds the loss rows of the first arm to an arm's config, with weight 0 where it does not train them.
+
+    Returns:
+      The config, and for each row that is compared: its name in this config -> its name in the first arm.
+    """
     rows = {name: fields for name, fields in config.losses.to_dict().items() if fields}
     names: dict[str, str] = {}
     for name, fields in base.losses.to_dict().items():
@@ -282,7 +286,7 @@ def _measuring(
 
 
 def _seeds(base: Mapping[int, Points], mine: Mapping[int, Points]) -> list[int]:
-    """Those with which both came as far."""
+    """The seeds with which both were measured up to the same step."""
     return [seed for seed in base if seed in mine and mine[seed][-1][0] == base[seed][-1][0]]
 
 
@@ -315,11 +319,11 @@ def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> fl
 # ------------------------------------------------------------------------ notes
 
 _LAST: dict[str, tuple[str, dict[str, str]]] = {}
-"""Of the last call: by arm, its config without losses, and its rows with the sources of their functions."""
+"""The arms of the last call, by name: config as JSON without losses; JSON and source code of each row."""
 
 
 def _changed(arms: Mapping[str, ConfigDict]) -> list[str]:
-    """What differs from the last call of this process; nothing is ever gone on with."""
+    """Notes on arms that changed since the last call in this process; every call trains from step 0."""
     notes = []
     for arm, config in arms.items():
         fields = builders.to_json(config)
@@ -340,7 +344,7 @@ def _changed(arms: Mapping[str, ConfigDict]) -> list[str]:
 
 
 def _source(loss: str) -> str:
-    """The text of a loss function, or its byte code where there is no text."""
+    """The source code of a loss function, or its byte code where the source is not available."""
     function = get_loss(loss).function
     try:
         return inspect.getsource(function)
@@ -349,9 +353,10 @@ def _source(loss: str) -> str:
 
 
 def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
-    """Notes on arms that draw other batches or noise than the first one, or do all as it does.
+    """Finds arms that have other batches or noise than the first one, or the same config and losses.
 
-    Also the arms whose held-out losses are of other trajectories.
+    Returns:
+      A note for each, and the arms whose validation losses are of other trajectories.
     """
     first, *others = arms
     base, notes, apart = builders.to_json(arms[first]), [], set()
@@ -370,9 +375,9 @@ def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
 
 
 _HELD = ("data", "layout", "train.batch_size", "eval.loss_batches")
-"""Keys that say which trajectories are held out."""
+"""Config keys that decide on which trajectories validation losses are measured."""
 _TRAINED = ("flow", "model", "train.accumulate", "train.init", "train.own")
-"""Further ones that batches, noise or the first parameters depend on."""
+"""Further keys that batches, noise or initial parameters depend on."""
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a config stands for, built as a training builds it, but without a workdir."""
+"""Builds the model, data and train programs of a config as `train` does, but without a workdir."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from process_gen.weights.start import start_from
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A config and what is built of it.
+    """A training config and the objects built from it.
 
     Attributes:
       config: of a training.
-      tokenizer, model, mesh: as it names them.
-      layouts, programs: by image size.
+      tokenizer, model, mesh: what the config names.
+      layouts, programs: layout and train program by image size.
     """
 
     config: ConfigDict
@@ -64,16 +64,16 @@ class Setting:
 
     @property
     def program(self) -> TrainProgram:
-        """That of the config's own image size."""
+        """The train program of `config.layout.image_size`."""
         return self.programs[self.model.layout.image_size]
 
     @functools.cached_property
     def source(self) -> Source:
-        """The trajectories that the config names, prepared if need be."""
+        """The trajectories that the config names; prepares the data set if needed."""
         return prepare_source(self.config.data, self.model.layout, self.tokenizer, report=logging.info)
 
     def batches(self, seed: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches as a training with this seed reads them, without end; the data are prepared if need be."""
+        """Yields a training's batches without end: fields of a `Batch`, the rows of this host."""
         with builders.as_config_error(), _quiet():
             buckets = deal(self.source, list(self.layouts))
             loader = loading.load(self._seeded(seed), buckets, self.layouts, self.tokenizer, self._rows)
@@ -81,17 +81,17 @@ class Setting:
             yield from iterator
 
     def batch(self, seed: int, number: int = 0) -> Batch:
-        """Batch `number` of them, on the host."""
+        """Batch `number` of `batches(seed)`, as host arrays."""
         with contextlib.closing(self.batches(seed)) as batches:
             return Batch(**next(itertools.islice(batches, number, None)))
 
     def held_out(self) -> Loader | None:
-        """Batches that are not trained on; None where there are none."""
+        """Validation batches; None where the config holds nothing out."""
         with builders.as_config_error(), _quiet():
             return loading.held_out(self.config, self.source, self.layouts, self.tokenizer, self._rows)
 
     def own_states(self, seed: int) -> OwnStates | None:
-        """What shows images of the model's own in its batches, where the config says so."""
+        """What puts the model's own images into training batches (`train.own`); None where its share is 0."""
         if not self.config.train.own.share:
             return None
         return OwnStates(self._seeded(seed), self.programs, self.mesh, self._rows, self._drawings)
@@ -102,7 +102,7 @@ class Setting:
 
     @property
     def _rows(self) -> tuple[int, ...]:
-        """Of a batch, those of this host."""
+        """Indices of the rows of a global batch that this host loads."""
         return sharding.local_rows(self.config.train.batch_size, self.mesh)
 
     def _seeded(self, seed: int) -> ConfigDict:
@@ -111,30 +111,30 @@ class Setting:
         return config
 
     def state(self, seed: int) -> TrainState:
-        """The state before the first step, of `config.train.init` where that names weights."""
+        """The train state before the first step; from the weights of `config.train.init`, if it names any."""
         state = self.program.create_state(jax.random.key(seed))
         if origin := self.config.train.init:
             state = self.program.with_reference(start_from(state, self.model, origin, self.tokenizer))
         return state
 
     def with_networks(self, state: TrainState) -> TrainState:
-        """The state with the frozen networks that the losses read, as a training begins with them.
+        """Adds the frozen networks that the losses read, as a new training initializes them.
 
-        One that has them already stays as it is: its reference is the model as that training began.
+        A state that has them is returned unchanged: its `reference` is the model its own training began with.
         """
         if set(state.networks or ()) == set(self.program.recipe.losses.networks):
             return state
         return state.replace(networks=self.state(self.config.seed).networks)
 
     def placed(self, batch: Mapping[str, Any]) -> tuple[TrainProgram, Batch]:
-        """A batch on the devices, and the program for its images."""
+        """The train program for the image size of a host batch, and the batch sharded over the mesh."""
         rows = sharding.shard_batch(Batch(**batch), self.mesh, self.config.train.batch_size)
         return self.programs[size_of(batch["image"])], rows
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings alone in the log: a notebook shows results."""
+    """Logs only warnings and errors inside the block, so that a notebook shows results alone."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
     try:

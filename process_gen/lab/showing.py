@@ -1,4 +1,4 @@
-"""A row as a table: every token by its stage, what it sees, is taught and by which loss, and its value."""
+"""Shows a packed row as a table: each token's stage, what it attends to, its target and its losses."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from process_gen.trajectory.stages import Stage
 COLOURS = {
     "": "#6b7280", "plan": "#2563a8", "sketch": "#4c9a6b", "inspect": "#d98324", "refine": "#b8434e"
 }  # fmt: skip
-"""Of stages; grey is the prompt."""
+"""Colour of each stage; the empty name is the prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A packed row, as it is trained; a notebook shows it in colours, `print` as text.
+    """A packed training row; a notebook shows it in colours, `print` as text.
 
     Attributes:
-      batch: of one row, B = 1.
-      trajectories: of it, one after the other.
-      rows: of the table, for each of them.
-      headers: of the table.
+      batch: the row as a batch, B = 1.
+      trajectories: those of the row, in order.
+      rows: for each trajectory, the rows of its table, one per token.
+      headers: column names of the tables.
     """
 
     batch: Batch
@@ -67,7 +67,7 @@ class Shown:
         return f"<div>{legend}</div>" + self._images() + "".join(map(self._table, range(len(self.rows))))
 
     def _images(self) -> str:
-        """The images of the turns, framed in the colour of their stage."""
+        """HTML of the image of every turn, framed in the colour of its stage."""
         shown = []
         for turn in np.flatnonzero(self.batch.present[0]):
             colour = COLOURS["refine" if self.batch.refines[0, turn] else "sketch"]
@@ -92,14 +92,14 @@ class Shown:
 
 
 def batch(config: ConfigDict, row: int = 0, number: int = 0, state: TrainState | None = None) -> Shown:
-    """A row of a batch that a training of `config` reads.
+    """Shows a row of a batch that a training with `config` would read.
 
     Args:
       config: of a training.
-      row: of the batch.
-      number: of the batch; 0 is the first.
-      state: as `train` returns it; then each token shows its losses under the averaged parameters, with
-        nothing dropped from the context. Of the tokens of an image that is their mean.
+      row: index of the row in the batch.
+      number: index of the batch; 0 is the first.
+      state: as `train` returns it. If given, each token shows its losses under the averaged parameters,
+        without conditioning dropout or context noise; an image shows the mean over its tokens.
 
     Raises:
       ConfigError: the config cannot work, or there is no such row.
@@ -133,11 +133,12 @@ def batch(config: ConfigDict, row: int = 0, number: int = 0, state: TrainState |
 
 
 Place = tuple[int, str, int]
-"""A turn slot, what of it (`before`, `after`, `noised`, or what closes something), and which of those."""
+"""Where a loss counts: turn slot, name, index among those of that name in the turn. The name is `before`,
+`after`, `noised`, or that of a closing token: `prompt_end`, `image_end`, `noised_end`; "" is nowhere."""
 
 
 def _places(one: Anatomy) -> Iterator[Place]:
-    """Where a loss counts, for each token."""
+    """Yields the place of each token at which losses may count it."""
     first, seen = min((t.turn for t in one.tokens if t.turn >= 0), default=0), collections.Counter()
     for token in one.tokens:
         name, _, copy = token.segment.partition("_")
@@ -156,7 +157,10 @@ def _places(one: Anatomy) -> Iterator[Place]:
 def _counted(
     setting: Setting, whole: Batch, row: int, state: TrainState | None
 ) -> dict[Place, dict[str, tuple[float, float]]]:
-    """Weight and value of each loss that counts at a place of a row; without a state, weights alone."""
+    """Finds the losses that count at each place of a row, with mean weight and mean value.
+
+    Without a state only weights are computed, and stand in for the values.
+    """
     program, batch = setting.placed({name: x for name, x in vars(whole).items() if x is not None})
     recipe, key = program.undisturbed, jax.random.key(setting.config.seed)
     losses = recipe.losses
@@ -167,7 +171,7 @@ def _counted(
         return {one.name: losses.term(one, outputs, batch, taught, key) for one in losses.rows}
 
     def weights_of(networks: Any, batch: Batch) -> dict[str, jax.Array]:
-        # Weights do not depend on the autoencoder or the model, so none of it is ever computed.
+        # Weights depend on neither model nor autoencoder, so XLA drops both as dead code.
         given = Given(jnp.zeros((), jnp.int32), random_weights(recipe.model.config, key), networks)
         terms = of(scoring.seen_blank(recipe, given, batch, key), batch)
         return {name: (term.weights, term.weights) for name, term in terms.items()}
@@ -196,7 +200,7 @@ def _counted(
 def _spread(
     one: Row, values: np.ndarray, weights: np.ndarray, layout: Layout
 ) -> Iterator[tuple[Place, np.ndarray, np.ndarray]]:
-    """Values [S, ...] of a row of the table by the places that they belong to, as their shape tells."""
+    """Splits values and weights [S, ...] of a row of the loss table by place, which their shape tells."""
     shape, text = values.shape[1:], "after" if one.stage == Stage.INSPECT else "before"
     sizes = dict(
         prompt_end=1, before=layout.before, after=layout.after, image_end=1, noised_end=layout.copies
@@ -205,11 +209,11 @@ def _spread(
     names = DECISIONS[Stage(one.stage)] if decides else (text,)
     for turn in range(len(values)):
         if decides or (one.stage != Stage.SKETCH and shape == (sizes[text],)):
-            # Without labels of `noised_end`, which come last, there are fewer.
+            # A batch without labels of `noised_end` has fewer values: those places come last.
             places = [(name, i) for name in names for i in range(sizes[name])][: shape[0]]
         elif shape and shape[0] <= layout.copies:
             places = [("noised", i) for i in range(shape[0])]
-        else:  # of a turn as a whole
+        else:  # one value per turn
             yield (turn, "noised", 0), values[turn], weights[turn]
             continue
         for index, (name, i) in enumerate(places):

@@ -1,4 +1,4 @@
-"""One loss on one batch: its values token by token, what it counts, and which parts of the model it moves."""
+"""Evaluates one loss on one batch: values and weights by token, and gradient norms by part of the model."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ ROW = "tried"
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """What a loss says of a batch; `print` shows a summary.
+    """The result of a loss on a batch; `print` shows a summary.
 
     Attributes:
-      row: of the table, as it would stand in `config.losses`.
-      values, weights: [B, S, ...] as the loss returned them.
+      row: its row of the loss table, as in `config.losses`.
+      values, weights: [B, S, ...] as the loss returned them, float32.
       mean: their weighted mean, which a training logs.
       count: the sum of the weights.
-      metrics: weighted means of what the loss shows besides.
-      gradients: norm of the gradient by part of the model; `grad_norm` is that of all.
-      problems: a line for each thing that is wrong.
+      metrics: weighted means of the loss's `Term.metrics`.
+      gradients: norm of the gradient by part of the model; `grad_norm` is the global norm.
+      problems: a message for each problem found.
     """
 
     row: Mapping[str, Any]
@@ -69,7 +69,7 @@ class Tried:
         return "\n".join([*self.problems, text, self._by_turn()])
 
     def _by_turn(self) -> str:
-        """Means by row of the batch and turn slot."""
+        """A table of weighted means by row of the batch and turn slot."""
         axes = tuple(range(2, self.values.ndim))
         total = np.where(self.weights > 0, self.values, 0) * self.weights
         sums, counts = total.sum(axes), self.weights.sum(axes)
@@ -90,18 +90,19 @@ def try_loss(
     state: TrainState | None = None,
     number: int = 0,
 ) -> Tried:
-    """Evaluates a loss on a batch, as a training of `config` would, with nothing dropped from the context.
+    """Evaluates a loss on a batch of a training with `config`, without conditioning dropout or context noise.
 
     Args:
-      loss: a loss function, the name of a registered one, or a row as `config.losses` has them. A function
-        that is not registered is for the while of the call, under its own name.
-      config: of a training, whose other losses are left aside.
-      stage: of the loss, where it is no row; the first that has one of `sketch`, `plan`, ... by default.
-      state: whose parameters are used, as `train` returns it; random ones if None.
-      number: of the batch.
+      loss: a loss function, the name of a registered one, or a row as in `config.losses`. A function that is
+        not registered is registered during the call, under its own name.
+      config: of a training; its own losses are ignored.
+      stage: of the loss, unless `loss` is a row; by default `sketch`, or the loss's first stage where it has
+        no `sketch`.
+      state: whose parameters are used, as `train` returns it; None takes those a training begins with.
+      number: index of the batch.
 
     Raises:
-      LossError: its weights depend on what the model predicts, or it cannot be computed.
+      LossError: its weights depend on the model's predictions or are not finite, or it cannot be computed.
       ConfigError: the config or the row cannot work.
     """
     if callable(loss):
@@ -152,7 +153,7 @@ def try_loss(
 
 
 def row_of(loss: str | Mapping[str, Any], stage: str | None) -> dict[str, Any]:
-    """The row of the table that a loss stands for; see `try_loss`."""
+    """The row of the loss table that `loss` is, or names, for `stage`; see `try_loss`."""
     if isinstance(loss, Mapping):
         return dict(loss)
     stages = registry.get_loss(loss).stages
@@ -161,7 +162,7 @@ def row_of(loss: str | Mapping[str, Any], stage: str | None) -> dict[str, Any]:
 
 
 def _imagined(outputs: Outputs, key: jax.Array) -> Outputs:
-    """Blank outputs with random numbers for predictions."""
+    """`outputs` with every prediction replaced by random numbers."""
 
     def like(x: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, x.size), x.shape)
@@ -194,7 +195,7 @@ def _check_weights(blank: jax.Array, *others: jax.Array) -> None:
 
 
 def _problems(values: np.ndarray, weights: np.ndarray, norm: jax.Array) -> list[str]:
-    """What is wrong with a loss, a line each."""
+    """Messages about values, weights or gradients that are not usable."""
     problems = []
     wrong = np.argwhere(~np.isfinite(values) & (weights > 0))
     if len(wrong):

@@ -1,7 +1,7 @@
-"""A packed row as it is trained: what every token is, where it stands, what it sees and what it is taught.
+"""Lists the tokens of a packed row as they are trained: positions, visible tokens, targets and losses.
 
-For people: `python -m process_gen.data check` prints the first trajectory of a data set this way. Nothing
-here is read by the training; conditioning dropout, which differs from step to step, is left out.
+For people: `python -m process_gen.data check` prints the first trajectory of a data set this way. Training
+does not use it. Conditioning dropout, which differs from step to step, is left out.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from process_gen.trajectory.visibility import seen_parts
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token, or the latent or ViT tokens of an image together, which are all alike.
+    """A token; or all latent or all ViT tokens of an image, as they are alike.
 
     Attributes:
       turn: its slot in the row; -1 in a prompt.
       segment: of the layout: `prompt`, `before`, `noised_0`, `image`, `image_vit`, `after`, ...
-      stage: that its segment belongs to; empty in a prompt.
+      stage: of its segment; empty in a prompt.
       what: `word`, `open`, `close`, `latents` or `vit`.
-      id: in the vocabulary; -1 for what is no word.
+      id: in the vocabulary; -1 for latents and ViT tokens.
       count: how many tokens it stands for.
-      position: rotary.
-      target: the id that it predicts; -1 for none.
-      losses: rows of the loss table that it counts in, with its weight there.
+      position: its rotary position.
+      target: the id that it is trained to predict; -1 for none.
+      losses: names of the rows of the loss table that count it, each with its weight there.
     """
 
     turn: int
@@ -53,8 +53,8 @@ class Token:
 class Anatomy:
     """The N tokens of one trajectory of a row, in logical order.
 
-    `sees` is [N, N] bool, whether the token of a row sees that of a column. What stands for the latent or
-    ViT tokens of an image sees itself.
+    `sees` is [N, N] bool, whether the token of a row sees that of a column. An entry for the latent or ViT
+    tokens of an image sees itself.
     """
 
     tokens: tuple[Token, ...]
@@ -62,14 +62,14 @@ class Anatomy:
 
 
 def anatomy(layout: Layout, batch: Batch, table: LossTable, ids: ControlIds, prompt: int = 0) -> Anatomy:
-    """What is trained of one trajectory.
+    """Lists the tokens of one trajectory.
 
     Args:
       layout: of the batch.
-      batch: of one row, B = 1.
-      table: losses. Those named `text_cross_entropy`, `decision_cross_entropy` and `flow_mse` are shown.
+      batch: one row, B = 1.
+      table: the losses; `text_cross_entropy`, `decision_cross_entropy` and `flow_mse` are shown.
       ids: of the tokenizer.
-      prompt: which of the trajectories of the row.
+      prompt: index of the trajectory in the row.
     """
     row = jax.tree.map(lambda x: np.asarray(x)[0], batch)
     taught = {name: np.asarray(x)[0] for name, x in labels(batch, ids).items()}
@@ -148,10 +148,10 @@ class _Writer:
     def _closing(
         self, segment: Segment, slot: int, turn: int, place: int | None = None
     ) -> tuple[int, dict[str, float]]:
-        """What the closing token of a segment predicts, and the rows of decisions that it counts in."""
+        """The target of a segment's closing token, and the decision losses that count it."""
         if segment.kind == "text":
             name = segment.name
-        else:  # the last image of a visual state predicts
+        else:  # only the last image of a visual state predicts
             name = (
                 "image_end" if segment.kind == "clean" and (segment.vit or not self.layout.vit_tokens) else ""
             )
@@ -175,13 +175,13 @@ class _Writer:
         return segment != "prompt" or shown is None or not shown[slot]
 
     def _rows(self, loss: str, turn: int, weight: float, *stages: str) -> dict[str, float]:
-        """Rows of a loss, of some stages, that a turn counts in, with its weight."""
+        """The table's rows of a loss and some stages that count a turn, with its weight."""
         rows = [row for row in self.table.rows if row.loss == loss and row.stage in stages]
         return {row.name: weight for row in rows if weight and self.there[row.stage][turn]}
 
 
 def _sees(layout: Layout, row: Batch, tokens: Sequence[Token]) -> np.ndarray:
-    """[N, N] bool."""
+    """[N, N] bool, which tokens (columns) each token (row) sees."""
     kinds = {s.name: s.kind for s in (*layout.prompt_segments, *layout.turn_segments)}
     step = np.cumsum(row.present & ~row.refines)
     sees = np.zeros((len(tokens), len(tokens)), bool)
@@ -222,7 +222,7 @@ def lines(found: Anatomy, tokenizer: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _ranges(seen: np.ndarray) -> str:
-    """Numbers as `0-4 7`."""
+    """The indices of what is True, as `0-4 7`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], seen.astype(np.int8), [0]])))
     pairs = zip(edges[::2], edges[1::2] - 1, strict=True)
     return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Losses on what the images of a trajectory have in common: with the image before, and with the last one.
+"""Consistency of the images of a trajectory: losses against the image before, and against the last one.
 
 The paper asks for spatial and semantic consistency of visual states and gives no formula; these are our
 choice. Both read the predicted clean image, decoded; both are off in the configs.
@@ -24,8 +24,8 @@ from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
 
 SAME = 4.0
-"""Mean difference, in levels of 255, up to which pixels count as the same: files and editors that decode an
-image anew do not give back its last bits."""
+"""Mean difference, in levels of 255, up to which pixels count as the same: decoding and encoding an image
+file changes its last bits."""
 
 
 @register("spatial_consistency", stages=("sketch", "refine"))
@@ -40,24 +40,24 @@ def spatial_consistency(
     threshold: float = SAME,
     copies: int = 1,
 ) -> Term:
-    """What a turn must leave as it was stays so: |decode(x_t - t v) - decode(before)|^2 there.
+    """|decode(x_t - t v) - decode(before)|^2 where a turn must leave the image as it was.
 
     The mean over the pixels, in [-1, 1], of a latent token. `before` is the visual state that the turn
-    starts from: the image of the turn before, or a trajectory's input image. What must stay is
+    starts from: the image of the turn before, or a trajectory's input image. The tokens that must stay are
 
-        by `field`     the tokens whose pixels are all above 0 in that mask of the record
-        without one    those whose pixels in the target are, on average, within `threshold` levels of 255
-                       of those before, which are not blank (`unchanged`)
+        with `field`     those whose pixels are all above 0 in that mask of the record
+        without `field`  those whose pixels in the target are, on average, within `threshold` levels of
+                         255 of those before, and that were not blank (`unchanged`)
 
-    Pixels are compared, since latents could not tell: an autoencoder's depend on the whole image.
+    Pixels are compared and not latents, as each latent of an autoencoder depends on the whole image.
 
     Args:
-      field: a field of one's own, of the kind `mask`.
-      threshold: where there is no field.
+      field: a name in `config.data.fields`, of the kind `mask`.
+      threshold: for the choice of tokens without `field`.
       copies: how many noised copies of an image are decoded.
 
     Raises:
-      LossError, LookupError: an option that cannot be, or no such field.
+      LossError, LookupError: an option out of range, or no such field.
     """
     del labels, key
     estimate = decoded(outputs, _first_copies(outputs, copies))
@@ -81,24 +81,24 @@ def semantic_consistency(
     network: str = "random_features",
     copies: int = 1,
 ) -> Term:
-    """An intermediate image agrees with the final one as far as the true intermediate does.
+    """How much less a predicted image resembles the final one than the true intermediate image does.
 
-    With f_p, what a frozen encoder sees at place p, x the predicted clean image, y the true one, z the last
-    image of the trajectory, and cos the cosine of two vectors (|a|^2 raised by |b|^2 / 100, so that the
-    gradient is bounded where an image is next to nothing):
+    With f_p the features of a frozen encoder at place p, x the predicted clean image, y the true one, z the
+    last image of the trajectory, and cos the cosine of two vectors (|a|^2 raised by |b|^2 / 100, so that the
+    gradient is bounded where a is almost 0):
 
         value    max(0, cos(f_p(y), f_p(z)) - cos(f_p(x), f_p(z)))
         weight   max(0, cos(f_p(y), f_p(z)))
 
-    So what later turns cover or change does not count, and nothing is gained by drawing ahead. Final
-    images themselves are left out, and trajectories whose last image is wrong or stands in another row.
+    So what later turns cover or change does not count, and drawing ahead gains nothing. Left out are final
+    images themselves, and trajectories whose last image is wrong or is in another row.
 
     Args:
       network: the encoder, a frozen network: images [N, H, W, 3] around [-1, 1] to [N, ..., D].
       copies: how many noised copies of an image are decoded.
 
     Raises:
-      LossError: an option that cannot be, or what the encoder gives has no such shape.
+      LossError: an option out of range, or features of another shape.
     """
     del labels, key
     see = outputs.network(network)
@@ -115,8 +115,8 @@ def semantic_consistency(
 def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn leaves as they were.
 
-    Compared are the image that the flow target shows and that before the turn; where there is none
-    before it nothing is kept, and what is blank there (of one grey) is not counted.
+    Compares the image that the flow target shows with the one before the turn. False where the context holds
+    no such image (none, or one of the model's own), and where it is blank (of one grey).
 
     Raises:
       LossError: a threshold that is no number of at least 0.
@@ -128,8 +128,8 @@ def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
 def changed(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn changes.
 
-    Where there is no image before it, those that are not blank (of one grey) in the target. The image before
-    is the teacher's, also where the model was shown one of its own.
+    Without an image before it, those that are not blank (of one grey) in the target. The image before is the
+    teacher's, also where the model was shown one of its own.
 
     Raises:
       LossError: a threshold that is no number of at least 0.
@@ -140,22 +140,22 @@ def changed(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
 
 
 def _same(batch: Batch, tokens: int, threshold: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[B, S, I] bool, where target and image before are alike; and the patches of both, before first."""
+    """[B, S, I] bool, where target and image before are alike; then the patches of both, before first."""
     if not ranges.NOT_NEGATIVE.holds(threshold):
         raise LossError(f"threshold must be {ranges.NOT_NEGATIVE.text}, in levels of 255, got {threshold!r}")
     side, slots = _side(batch, tokens), batch.present.shape[1]
     source = jnp.clip(jnp.arange(slots)[None] + jnp.maximum(batch.target, 0), 0, slots - 1)
     target = to_patches(_taken(batch.image, source), side)
     before = to_patches(_image_before(batch)[0], side)
-    difference = jnp.maximum(target, before) - jnp.minimum(target, before)  # of bytes: it stays in range
+    difference = jnp.maximum(target, before) - jnp.minimum(target, before)  # of uint8, without overflow
     return jnp.mean(difference, axis=-1, dtype=jnp.float32) <= threshold, before, target
 
 
 def last_images(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The last image of the trajectory of each turn, [B, S, H, W, 3] uint8.
 
-    Also [B, S] bool, whether the flow target of the turn shows that very image, and whether it is here and
-    right.
+    Also two [B, S] bool: whether the flow target of the turn shows that same image, and whether that image
+    is in this row and correct.
     """
     slots = jnp.arange(batch.present.shape[1])
     same = same_trajectory(batch)
@@ -168,7 +168,7 @@ def last_images(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def decoded(outputs: Outputs, latents: jax.Array) -> jax.Array:
-    """Latent tokens [B, S, ..., I, C] as pixels [B, S, ..., H, W, 3], one slot after the other.
+    """Decodes latent tokens [B, S, ..., I, C] to pixels [B, S, ..., H, W, 3], one slot after the other.
 
     All at once would need the activations of a decoder for every image of a row.
     """
@@ -176,7 +176,7 @@ def decoded(outputs: Outputs, latents: jax.Array) -> jax.Array:
 
 
 def _first_copies(outputs: Outputs, copies: int) -> jax.Array:
-    """[B, S, K, I, C] of the clean estimate."""
+    """The clean estimate of the first `copies` noised copies, [B, S, K, I, C]."""
     most = outputs.t.shape[2]
     if not ranges.COUNT.holds(copies) or copies > most:
         raise LossError(f"copies must be a whole number from 1 to the {most} of config.layout.copies")
@@ -191,7 +191,7 @@ def _of_targets(outputs: Outputs, batch: Batch, stage: str) -> jax.Array:
 def _image_before(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """The image that a turn starts from, [B, S, H, W, 3] uint8; [B, S] bool, whether it is in the context.
 
-    Not where there is none, or where one of the model's own stands in its place (`Batch.shown`).
+    It is not where there is none, or where the model's own is shown in its place (`Batch.shown`).
     """
     before, seen = _before(batch.image), _has_image_before(batch)
     if batch.shown is not None:
@@ -216,7 +216,7 @@ def _before(x: jax.Array) -> jax.Array:
 
 
 def _taken(images: jax.Array, index: jax.Array) -> jax.Array:
-    """Images [B, X, H, W, 3] at the places [B, S]."""
+    """Gathers images [B, X, H, W, 3] by `index` [B, S] to [B, S, H, W, 3]."""
     return jnp.take_along_axis(images, index[:, :, None, None, None], axis=1)
 
 
@@ -238,7 +238,7 @@ def _marked(batch: Batch, field: str, tokens: int) -> jax.Array:
 
 
 def _encoded(see: Callable[[jax.Array], jax.Array], name: str, pixels: jax.Array) -> jax.Array:
-    """What an encoder sees of images [B, S, ..., H, W, 3]: [B, S, ..., P, D]."""
+    """The features that an encoder makes of images [B, S, ..., H, W, 3]: [B, S, ..., P, D]."""
     if not callable(see):
         raise LossError(f"the network {name!r} is no encoder of images; register_network adds one")
     leading, flat = pixels.shape[:-3], pixels.reshape(-1, *pixels.shape[-3:])
@@ -252,7 +252,7 @@ def _encoded(see: Callable[[jax.Array], jax.Array], name: str, pixels: jax.Array
 
 
 def _agreement(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The cosine of vectors [..., D], its gradient bounded where `a` is next to nothing; 0 where `b` is 0."""
+    """The cosine of vectors [..., D], its gradient bounded where `a` is almost 0; 0 where `b` is 0."""
     size = jnp.sum(jnp.square(b), axis=-1)
     squares = (jnp.sum(jnp.square(a), axis=-1) + 0.01 * size) * 1.01 * size
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(squares + 1e-12)
@@ -278,8 +278,7 @@ def random_features(kernels: Mapping[str, jax.Array], images: jax.Array) -> jax.
     """Images [N, H, W, 3] around [-1, 1] to D = 32 features of each place, [N, H / 4, W / 4, D].
 
     Convolutions with random weights tell images apart much as trained ones do, texture and shape alike (He,
-    Wang and Hopcroft, arXiv 1606.04801). A place sees 15 x 15 pixels, so what changes elsewhere leaves it
-    as it is.
+    Wang and Hopcroft, arXiv 1606.04801). The features of a place depend on 15 x 15 pixels alone.
     """
     x = images.astype(jnp.float32)
     for number, stride in enumerate(_STRIDES):

@@ -1,4 +1,4 @@
-"""Where losses plug in, and the frozen networks that they read.
+"""The registries of losses, and of the frozen networks that they read.
 
 A loss is a pure module-level function
 
@@ -9,8 +9,8 @@ with values and weights of one shape [B, S, ...] (B rows, S turn slots), unreduc
 table sums both and divides once by the global weight. Weights come from the batch alone,
 never from predictions, so that they can be counted before the forward pass.
 
-Keyword parameters besides `stage` are options: a row of the table may set them. One called `network` is the
-name of a frozen network that the loss reads besides those that it is registered with.
+Keyword parameters besides `stage` are options: a row of the table may set them. An option called `network`
+names a frozen network that the loss reads, besides those that it is registered with.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Loss(NamedTuple):
     """A registered loss; see `register`.
 
     `options` are the fields that a row may set besides those that every row has, with their defaults;
-    `inspect.Parameter.empty` where a row has to.
+    `inspect.Parameter.empty` where a row must set them.
     """
 
     function: LossFunction
@@ -63,7 +63,7 @@ class Loss(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A frozen network: `init` makes its weights of a key, `apply(weights, ...)` computes."""
+    """A frozen network: `init(key)` makes its weights, `apply(weights, ...)` runs it."""
 
     init: Callable[[jax.Array], Any]
     apply: Callable[..., Any]
@@ -73,7 +73,7 @@ NETWORK = "network"
 """The option of a loss whose value is a frozen network that it reads."""
 
 OURS = "process_gen."
-"""What the modules of the losses that come with the package begin with."""
+"""Prefix of the modules whose losses come with the package."""
 
 STAGES = tuple(stage.value for stage in Stage)
 
@@ -96,7 +96,7 @@ def register(
 
     Raises:
       ValueError: an unknown stage.
-      LossError: no name is given, or, of a function from elsewhere, that of a loss of the package.
+      LossError: `name` is no string; or a function from elsewhere is given the name of a loss of the package.
     """
     if not isinstance(name, str):
         raise LossError(
@@ -116,7 +116,7 @@ def register(
 
 
 def _options(function: LossFunction) -> dict[str, Any]:
-    """Its keyword-only parameters but `stage`, with their defaults."""
+    """The keyword-only parameters of a loss but `stage`, with their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage"}
 
@@ -132,13 +132,13 @@ def get_loss(name: str) -> Loss:
 
 @contextlib.contextmanager
 def known(function: LossFunction) -> Iterator[str]:
-    """The name that a loss function is registered under.
+    """Yields the name that a loss function is registered under.
 
-    One that is not registered is for the while of the context, under its own name: in place of an older
-    version of it, with the stages and networks of that, if there is one.
+    Inside the context a function that is not registered is so under its `__name__`. If a loss of that name
+    is registered, as an older version of it, the function replaces it and keeps its stages and networks.
 
     Raises:
-      LossError: it has no name, or that of a loss of the package.
+      LossError: the function has no name, or that of a loss of the package.
     """
     name = next((name for name, loss in _LOSSES.items() if loss.function is function), "")
     if name:
@@ -165,7 +165,7 @@ def known(function: LossFunction) -> Iterator[str]:
 
 
 def fold_in_name(key: jax.Array, name: str) -> jax.Array:
-    """A key for what has a name, whatever else there is."""
+    """Derives a key from a name, whatever other names there are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
@@ -179,10 +179,10 @@ def register_network(name: str, init: Callable[[jax.Array], Any], apply: Callabl
       name: what losses call it.
       init: a key to its weights, a tree of arrays. It may read a file. It is called as a run begins, and
         traced before that for their shapes.
-      apply: weights and what the loss passes to what the loss gets.
+      apply: takes the weights and what the loss passes; returns what the loss gets.
 
     Raises:
-      ValueError: the name of the reference.
+      ValueError: `name` is that of the reference.
     """
     if name == REFERENCE:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""A row of the table of losses: read from a config, and held against what its loss returns.
+"""A row of the table of losses: reads it from a config, and checks what its loss returns.
 
 The weight of a row may change with the step:
 
-    weight=0.5                                                            all along
+    weight=0.5                                                            the same at every step
     weight=dict(kind="linear", start=0.0, end=1.0, begin=0, until=500)    in a straight line between two steps
     weight=dict(kind="steps", at=((0, 0.0), (500, 1.0)))                  from each of those steps on
 
@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, ...]] = {"linear": ("start", "end", "begin", "until"
 
 
 class Weight(NamedTuple):
-    """A weight over steps: `values[i]` at `steps[i]`; between them a line, or that of the step before."""
+    """A weight over steps: `values[i]` at `steps[i]`; in between linear, or the value before."""
 
     values: tuple[float, ...]
     steps: tuple[int, ...] = (0,)
@@ -41,11 +41,11 @@ class Weight(NamedTuple):
 
     @property
     def on(self) -> bool:
-        """Whether it is above or below 0 at some step."""
+        """Whether it is other than 0 at some step."""
         return any(self.values)
 
     def at(self, step: jax.Array | int | None) -> jax.Array | float:
-        """[] at a step.
+        """The weight at a step, [].
 
         Raises:
           ValueError: the weight is a schedule, and no step is given.
@@ -61,10 +61,10 @@ class Weight(NamedTuple):
 
 
 def weight_of(where: str, weight: Any) -> Weight:
-    """A weight from a row of the config, named `where` in errors.
+    """Reads a weight of the config; errors call it `where`.
 
     Raises:
-      ValueError: neither a number nor a schedule.
+      ValueError: it is neither a number nor a valid schedule.
     """
     if not isinstance(weight, Mapping):
         return Weight((_number(where, weight),))
@@ -81,7 +81,7 @@ def weight_of(where: str, weight: Any) -> Weight:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: steps and weights are numbers, got {dict(weight)}") from error
     if any(a >= b for a, b in zip(steps, steps[1:], strict=False)) or steps[0] < 0:
-        raise ValueError(f"{where}: the steps of a schedule come one after the other, got {list(steps)}")
+        raise ValueError(f"{where}: the steps of a schedule rise, from 0 on, got {list(steps)}")
     return Weight(values, steps, kind == "linear")
 
 
@@ -98,7 +98,7 @@ class Row(NamedTuple):
 
     Attributes:
       name, loss, stage, weight, pool: see `table`.
-      options: the fields that its loss alone has.
+      options: the other fields, which are options of its loss.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Row(NamedTuple):
 
 
 def checked(row: Row, term: Any, slots: tuple[int, ...]) -> Term:
-    """The term of a row; LossError unless it is one of arrays [B, S, ...]."""
+    """Returns the term of a row as arrays; LossError unless they are [B, S, ...], `slots` being (B, S)."""
     where = f"config.losses.{row.name}, loss {row.loss!r}"
     if not isinstance(term, tuple) or len(term) not in (2, 3):
         raise LossError(f"{where} returned {type(term).__name__}: return losses.Term(values, weights)")
@@ -135,11 +135,11 @@ def checked(row: Row, term: Any, slots: tuple[int, ...]) -> Term:
 
 
 def row_of(name: str, fields: Mapping[str, Any]) -> Row:
-    """A row of the config.
+    """Reads a row of the config.
 
     Raises:
       KeyError: a loss or a network that is not registered; names the nearest.
-      ValueError: fields that lack, are unknown or cannot be.
+      ValueError: fields that are missing, unknown or invalid.
     """
     where = f"config.losses.{name}"
     if "/" in name or "@" in name:

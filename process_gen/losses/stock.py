@@ -1,9 +1,9 @@
-"""The losses of the method, by stage, and two on texts that are off in the configs: one keeps what the model
-knew (`text_kl`), one what a plan's description said (`description_consistency`).
+"""The losses of the method, by stage, and two on texts that are off in the configs: `text_kl` holds the model
+near its start, `description_consistency` the description of a plan near the one before it.
 
-A turn's slots belong to stages: the text before an image is a plan or a refine
-instruction, the image a sketch or a refined one, by the kind of the turn; the text
-after it is an inspection. So every loss is on for the slots of its stage alone.
+Each slot of a turn belongs to a stage. In a draft turn the text before the image is a
+plan and the image a sketch, in a refine turn both belong to the refinement; the text
+after the image is an inspection. A loss counts the slots of its stage alone.
 
 B rows, S turn slots.
 """
@@ -27,7 +27,7 @@ from process_gen.trajectory.stages import Stage, stage_bits
 
 
 def of_stage(batch: Batch, stage: str) -> jax.Array:
-    """[B, S] bool: the turns that have a slot of a stage, where their source supervises it.
+    """[B, S] bool: the turns that have a slot of a stage, if their source supervises that stage.
 
     Raises:
       LossError: there is no such stage.
@@ -39,7 +39,7 @@ def of_stage(batch: Batch, stage: str) -> jax.Array:
 
 
 def same_trajectory(batch: Batch) -> jax.Array:
-    """[B, S, S] bool: whether a slot (last axis) holds a turn of the trajectory of another one."""
+    """[B, S, S] bool: whether the slot of the last axis holds a turn of the other slot's trajectory."""
     return (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
 
 
@@ -50,7 +50,7 @@ def text_cross_entropy(
     """Next-token cross-entropy inside the text of a stage (paper, section 3: L_CE).
 
     With `smoothing` e, the target is 1 - e of the label and e of a uniform guess (Szegedy et al.,
-    arXiv 1512.00567): (1 - e) -log p(label) + e mean_v -log p(v).
+    arXiv 1512.00567): (1 - e) (-log p(label)) + e mean_v (-log p(v)).
     """
     del key
     _in_range("smoothing", smoothing, ranges.SHARE)
@@ -63,7 +63,7 @@ def text_cross_entropy(
 
 
 def text_weights(batch: Batch, labels: dict, stage: str) -> tuple[str, jax.Array]:
-    """The text slot of a stage, and the weights [B, S, T] of the tokens inside of its texts."""
+    """The text slot of a stage, and its loss weights [B, S, T]: 0 where the token closes the text."""
     slot = "after" if stage == Stage.INSPECT else "before"
     inside = (labels[slot] != PAD_ID) & ~closing(getattr(batch, f"{slot}_tokens"))
     weights = getattr(batch, f"{slot}_weight") * of_stage(batch, stage)
@@ -76,7 +76,7 @@ def text_kl(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, sta
 
     sum_v p_ref(v) (log p_ref(v) - log p(v)), the knowledge distillation of Li and Hoiem ("Learning
     without forgetting", arXiv 1606.09282) at temperature 1 with the model's own start as the teacher.
-    Where it stands in the sequence is our choice: the tokens that `text_cross_entropy` counts.
+    Which tokens it counts is our choice: those of `text_cross_entropy`.
     """
     del key
     slot, weights = text_weights(batch, labels, stage)
@@ -92,10 +92,10 @@ def text_kl(outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, sta
 def description_consistency(
     outputs: Outputs, batch: Batch, labels: dict, key: jax.Array, *, stage: str
 ) -> Term:
-    """-log p of what a description (`<des>`) keeps of the one before it (our choice).
+    """-log p of the tokens that a description (`<des>`) repeats of the one before it (our choice).
 
-    A step leaves most of the scene as it was, and so most of what is said of it. This weighs those words
-    more than `text_cross_entropy`, which counts them too, or as a metric watches them. See `repeated`.
+    A step leaves most of the scene as it was, and so most of its description. This adds weight to those
+    tokens, which `text_cross_entropy` counts too; with weight 0 it is a metric of them. See `repeated`.
     """
     del key
     slot, weights = text_weights(batch, labels, stage)
@@ -104,10 +104,10 @@ def description_consistency(
 
 
 def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
-    """[B, S, T] bool: where the next token of a plan is one that its description keeps of the one before.
+    """[B, S, T] bool: where the next token of a plan repeats its trajectory's description before.
 
-    That is a token inside a description which follows the same two tokens as somewhere in the last
-    description of the trajectory. `des` and `des_end` are the ids around a description.
+    A token inside a description is a repetition if it and the two tokens before it also follow each other
+    in that earlier description. `des` and `des_end` are the ids around a description.
     """
     tokens = batch.before_tokens
     opened, closed = (jnp.cumsum(tokens == token, axis=-1) for token in (des, des_end))
@@ -120,7 +120,7 @@ def repeated(batch: Batch, des: int, des_end: int) -> jax.Array:
         return jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
 
     before = of_last(tokens)
-    equal = tokens[..., :, None] == before[..., None, :]  # a token here, a token there
+    equal = tokens[..., :, None] == before[..., None, :]  # [B, S, T, T], of this turn and of the last one
     three = equal[..., :-2, :-2] & equal[..., 1:-1, 1:-1] & equal[..., 2:, 2:]
     found = (three & of_last(said)[..., None, 2:]).any(-1) & said[..., 2:] & (last >= 0)[..., None]
     return jnp.pad(found, ((0, 0), (0, 0), (1, 1)))[..., : tokens.shape[-1]]
@@ -132,7 +132,7 @@ DECISIONS = {
     Stage.INSPECT: ("after",),
     Stage.REFINE: ("before", "image_end", "noised_end"),
 }
-"""By stage, where a token that closes something decides what opens next."""
+"""By stage, the hidden states of closing tokens, which predict what opens next."""
 
 
 @register("decision_cross_entropy", pixels=False)
@@ -146,16 +146,16 @@ def decision_cross_entropy(
     balance: float = 0.0,
     focal: float = 0.0,
 ) -> Term:
-    """Cross-entropy of what opens next, at the tokens that close something.
+    """Cross-entropy of the token that opens what comes next, at closing tokens.
 
     For `stage` plan: the prompt's end and the plan's; sketch: the draft's;
     inspect: the inspection's (refine, next step, or stop); refine: the
     instruction's and the corrected image's. Labels of flow targets' closing
     tokens (`noised_end`, as BAGEL's data has them) count where given.
 
-    With `focal` g, each is weighed by (1 - p)^g of what it gives its label (Lin et al., arXiv
-    1708.02002). With `balance` b, by n^-b for a label that comes n times among those that are
-    computed together, scaled so that the weights sum to what they did: at 1 each label counts as
+    With `focal` g, each value is multiplied by (1 - p)^g, p being that of its label (Lin et al., arXiv
+    1708.02002). With `balance` b, each weight is multiplied by n^-b, n being how often its label
+    occurs among those computed together, and rescaled to the same sum: at 1 each label counts as
     much as any other (our choice).
     """
     del key
@@ -177,7 +177,7 @@ def decision_cross_entropy(
         wanted.append(label.reshape(*there.shape, -1))
     values, weights = jnp.concatenate(values, axis=-1), jnp.concatenate(weights, axis=-1)
     if focal:
-        values = values * jnp.maximum(-jnp.expm1(-values), 1e-6) ** focal  # no root of 0 has a gradient
+        values = values * jnp.maximum(-jnp.expm1(-values), 1e-6) ** focal  # x^g has no gradient at 0 if g < 1
     if balance:
         weights = balanced(weights, jnp.concatenate(wanted, axis=-1), balance)
     return Term(values, weights)
@@ -189,7 +189,7 @@ def _in_range(option: str, value: Any, wanted: ranges.Range) -> None:
 
 
 def balanced(weights: jax.Array, labels: jax.Array, power: float) -> jax.Array:
-    """Weights of 0 and 1 times n^-power of the label, scaled to the sum that they had."""
+    """Weights of 0 and 1 times n^-power, n being how often their label counts, scaled to the same sum."""
     flat, there = labels.reshape(-1), weights.reshape(-1)
     often = jnp.sum((flat[:, None] == flat[None, :]) * there[None, :], axis=1).reshape(weights.shape)
     scaled = weights * jnp.maximum(often, 1.0) ** -power
@@ -197,12 +197,12 @@ def balanced(weights: jax.Array, labels: jax.Array, power: float) -> jax.Array:
 
 
 def _cosmap(t: jax.Array) -> jax.Array:
-    """2 / (pi - 2 pi t + 2 pi t^2), which prefers the middle (Esser et al., arXiv 2403.03206)."""
+    """2 / (pi - 2 pi t + 2 pi t^2), largest at t = 1/2 (Esser et al., arXiv 2403.03206)."""
     return 2 / (math.pi * (1 - 2 * t + 2 * jnp.square(t)))
 
 
 def _logit_normal(t: jax.Array) -> jax.Array:
-    """The density of a standard logit-normal at t, as drawing t so would weigh it (arXiv 2403.03206)."""
+    """The density of a standard logit-normal at t: weighs as drawing t from it would (arXiv 2403.03206)."""
     logit = jnp.log(t) - jnp.log1p(-t)
     return jnp.exp(-jnp.square(logit) / 2) / (math.sqrt(2 * math.pi) * t * (1 - t))
 
@@ -213,7 +213,7 @@ TIMESTEPS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "cosmap": _cosmap,
     "logit_normal": _logit_normal,
 }
-"""What `flow_mse` is weighed by, as functions of t; t = 1 is noise."""
+"""The weightings of `flow_mse` as functions of the timestep; t = 1 is noise."""
 
 
 @register("flow_mse", pixels=False, stages=("sketch", "refine"))

@@ -3,8 +3,8 @@
 A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan", "weight": 1.0}
 
 A weight is a number or a schedule over the steps (`rows`); a row of weight 0 is a metric. Rows that
-also name the same `pool` are divided by the targets of all of them together: one mean over the texts of
-all stages, say, as BAGEL has it. Further fields are options of the loss.
+name the same `pool` are divided by the targets of all of them together: so BAGEL takes one mean over
+all texts. Further fields are options of the loss.
 
 B rows, S turn slots.
 """
@@ -34,9 +34,8 @@ def mean_of(total: jax.Array, count: jax.Array) -> jax.Array:
 class LossTable:
     """Evaluates the losses of a config as sums and counts.
 
-    Of a mixture, which names its `sources` in the order of `Batch.source`, each source has sums and
-    counts of its own besides, as `<name>@<source>`. The metrics of a row are sums by the name of their log,
-    `metric/<row>/<name>`, and have its count.
+    In a mixture, whose `sources` are named in the order of `Batch.source`, each source also has its own sums
+    and counts, `<name>@<source>`. A metric of a row has a sum, `metric/<row>/<name>`, and the row's count.
 
     Raises (when built):
       KeyError: a loss or a network that is not registered.
@@ -50,7 +49,7 @@ class LossTable:
         self.sources = tuple(sources)
 
     def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
-        """Sums and counts of every loss, {name: []} each, float32; LossError where one cannot be."""
+        """Sums and counts of every loss, {name: []} each, float32; raises what `term` does."""
         sums, counts, labels = {}, {}, outputs.labels(labels)
         outputs = outputs.with_nll(labels)
         for row in self.rows:
@@ -72,10 +71,10 @@ class LossTable:
         return sums, counts
 
     def term(self, row: Row, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> Term:
-        """What the loss of a row returns. Its random numbers depend on the name of the row alone.
+        """Computes the loss of a row. Of `key`, its random numbers depend on the name of the row alone.
 
         Raises:
-          LossError: it is no `Term`, or its shapes are not [B, S, ...].
+          LossError: the loss raises one, looks up what is missing, or returns no `Term` of [B, S, ...].
         """
         key, where = fold_in_name(key, row.name), f"config.losses.{row.name}, loss {row.loss!r}"
         try:
@@ -103,7 +102,7 @@ class LossTable:
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether a loss reads the pixels of the batch, and not its latents alone."""
+        """Whether any loss reads the pixels of the batch; else latents are enough."""
         return any(get_loss(row.loss).pixels for row in self.rows)
 
     @property
@@ -115,7 +114,7 @@ class LossTable:
     def total(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0.
 
-        `step`, the batches seen before this one, is what schedules of weights go by.
+        `step`, the number of batches seen before this one, sets the weights that have a schedule.
         """
         shares = (self._share(row, sums, counts, step) for row in self.rows if row.weight.on)
         return sum(shares, start=jnp.zeros(()))

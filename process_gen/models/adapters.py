@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) as a branch of a dense layer, whose kernel needs no gradient."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685): a branch beside the kernel of a dense layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LORA = ("lora_a", "lora_b")
 
 
 class Dense(nn.Dense):
-    """A dense layer, with an adapter beside its kernel where the config has one for it.
+    """A dense layer that adds a low-rank adapter to its kernel where `lora` says so.
 
     Attributes:
       lora: which kernels have adapters, and of what rank; A [D, r] starts as PEFT draws it, B [r, F] at 0.

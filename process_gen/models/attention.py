@@ -1,13 +1,13 @@
-"""From who sees whom to attention calls, for one chunk after a context and for whole rows of turns.
+"""Attention under the visibility rules: of one chunk after a context, and of whole rows of turns.
 
 B rows, S turns of a row, R prompts of a row, L tokens of a chunk (Lp of a prompt, Lt of
 a turn), T tokens of one stream, M keys of a part of a context, W turns of the history,
 N query heads, K key/value heads, H head.
 
-An attention is a function of one layer's queries, keys and values by stream,
-`{"und": [B, T, N, H], "gen": ...}`, and of its context, pairs of keys and values
-[B, K, M, H], that gives what was attended, [B, T, N * H] by stream. Masks are made
-outside of the layers, once.
+`of_chunk` and `of_rows` make an `Attention`, a function that every layer calls. It takes the
+layer's queries [B, T, N, H], keys and values [B, T, K, H] by stream (`{"und": ..., "gen": ...}`),
+and its context, pairs of keys and values [B, K, M, H]. It returns [B, T, N * H] by stream.
+The masks are computed once, outside of the layers.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def attend_chunk(
     context: Sequence[Keys],
     block: int,
 ) -> jax.Array:
-    """One chunk after a context.
+    """Attends from the tokens of a chunk to themselves, to a history and to further keys.
 
     Args:
-      config: says how; all ways give the same numbers for tokens that are there.
-      chunk: its static mask.
+      config: its `attention` names the implementation; all give the same numbers at present tokens.
+      chunk: says which of its tokens see each other.
       own: queries [B, N, L, H], keys and values [B, K, L, H] of the chunk.
-      own_mask: [B, L] bool, tokens that are there.
+      own_mask: [B, L] bool, tokens that are present.
       history: keys of earlier turns, `block` of each, the newest last.
-      context: further keys.
+      context: further keys for all tokens of the chunk.
 
     Returns:
       [B, N, L, H].
@@ -75,7 +75,7 @@ def attend_chunk(
 def _by_scores(
     chunk: Chunk, own: QKV, own_mask: jax.Array, near: Sequence[Keys], history: masked.History | None
 ) -> jax.Array:
-    """Scores and a mask, for a large chunk call by call: then no image has scores for another one."""
+    """Attention with explicit masks; a large chunk goes call by call, without scores of unseen images."""
 
     def run(call: Call, q: jax.Array, own: Keys) -> jax.Array:
         inside = jnp.asarray(chunk.mask[np.r_[call.queries]][:, np.r_[call.keys]])
@@ -90,7 +90,7 @@ def _by_scores(
 def _in_calls(
     calls: Sequence[Call], own: QKV, own_mask: jax.Array, run: Callable[[Call, jax.Array, Keys], jax.Array]
 ) -> jax.Array:
-    """`run(call, queries, keys)` of a chunk's own tokens for each call, in packed order."""
+    """Runs `run(call, queries, keys)` on the own tokens of each call; joins results in packed order."""
     q, k, v = own
     pieces = {}
     for call in calls:
@@ -104,7 +104,7 @@ def _in_calls(
 
 
 def _turns(history: Keys, block: int) -> masked.History | None:
-    """A history of whole turns, the newest last; None where it has none."""
+    """Splits a history into turns of `block` keys, padded in front to whole slices; None if it is empty."""
     if not history.mask.shape[1]:
         return None
     window = history.mask.shape[1] // block
@@ -114,7 +114,7 @@ def _turns(history: Keys, block: int) -> masked.History | None:
 
 
 def _ahead(x: jax.Array, count: int, axis: int) -> jax.Array:
-    """Empty slots before the first one."""
+    """Pads an axis in front with `count` zeros."""
     return jnp.pad(x, [(count if i == axis else 0, 0) for i in range(x.ndim)])
 
 
@@ -124,9 +124,9 @@ def _ahead(x: jax.Array, count: int, axis: int) -> jax.Array:
 def of_chunk(
     config: ModelConfig, chunk: Chunk, own_mask: jax.Array, masks: Sequence[jax.Array], block: int
 ) -> Attention:
-    """Attention of one chunk; its context's pairs, of which the first is its history, have `masks` [B, M].
+    """Makes the attention of one chunk; see `attend_chunk`.
 
-    See `attend_chunk`.
+    The first pair of its context is the history. `masks` are those of the pairs, [B, M] bool each.
     """
 
     def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
@@ -140,7 +140,7 @@ def of_chunk(
 
 
 def _whole(q: jax.Array, k: jax.Array, v: jax.Array) -> QKV:
-    """Calls cut tokens where a mesh does not: each device gets all of them once, and keeps its part."""
+    """Gathers sharded tokens [B, heads, ...] on every device, since calls slice them across shards."""
     none = (None,) * (q.ndim - 2)
     q = constrain("queries", q, "rows", "heads", *none)
     k, v = (constrain("keys and values", x, "rows", "kv_heads", *none) for x in (k, v))
@@ -148,21 +148,21 @@ def _whole(q: jax.Array, k: jax.Array, v: jax.Array) -> QKV:
 
 
 def by_stream(chunk: Chunk, x: jax.Array, axis: int = 1) -> Streams:
-    """Tokens [B, L, ...] of a chunk, in packed order, by stream."""
+    """Splits tokens [B, L, ...] of a chunk, in packed order, by stream; an empty stream is left out."""
     sizes = {"und": chunk.und_tokens, "gen": chunk.latent_tokens}
     parts = jnp.split(x, [chunk.und_tokens], axis)
     return {name: part for (name, size), part in zip(sizes.items(), parts, strict=True) if size}
 
 
 def apart(layout: Layout, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    """[B, all tokens, ...] to [B, slots, tokens, ...] of prompts and of turns, `sizes` tokens each."""
+    """Splits [B, all tokens, ...] into prompts [B, R, tokens, ...] and turns [B, S, tokens, ...]."""
     cut = layout.trajectories * sizes[0]
     prompts = x[:, :cut].reshape(len(x), layout.trajectories, sizes[0], *x.shape[2:])
     return [prompts, x[:, cut:].reshape(len(x), layout.turns, sizes[1], *x.shape[2:])]
 
 
 def together(parts: Sequence[jax.Array]) -> jax.Array:
-    """[B, slots, tokens, ...] of prompts and of turns to [B, all tokens, ...]."""
+    """Joins prompts [B, R, tokens, ...] and turns [B, S, tokens, ...] into [B, all tokens, ...]."""
     return jnp.concatenate([x.reshape(len(x), -1, *x.shape[3:]) for x in parts], axis=1)
 
 
@@ -172,12 +172,12 @@ def stream_tokens(chunks: Sequence[Chunk], stream: str) -> list[int]:
 
 
 class RowMasks(NamedTuple):
-    """What is there in rows of turns, and who belongs to whom.
+    """Which tokens of packed rows are present, and which prompt each turn belongs to.
 
     Attributes:
-      prompts: [B, R, Lp] bool, tokens of the prompts that are there.
-      turns: [B, S, Lt] bool, of the turns.
-      prompt_index: [B, S] int32.
+      prompts: [B, R, Lp] bool, tokens of the prompts that are present.
+      turns: [B, S, Lt] bool, tokens of the turns that are present.
+      prompt_index: [B, S] int32, the prompt of each turn.
       present, refines: [B, S] bool.
     """
 
@@ -189,11 +189,11 @@ class RowMasks(NamedTuple):
 
 
 def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, rows: RowMasks) -> Attention:
-    """Attention of rows of prompts and turns, turn by turn, each with as much history as it may have.
+    """Makes the attention of packed rows: each prompt by itself, each turn after its prompt and history.
 
-    The streams hold all prompts of a row and then all its turns; there is no context.
-    Masked attention is one loop over the turns, which reads history as far back as any row
-    sees; kernels are unrolled, each with the keys of the turns before it and no more.
+    The streams hold all prompts of a row and then all its turns; the context is empty.
+    `dense` is one scan over the turns, which reads history as far back as any row sees it.
+    With kernels the loop over turns is unrolled; each gets the keys of at most W turns before it.
     """
     chunks, window, block = (prompt, turn), layout.history, layout.visible_tokens
     pieces = visible_pieces(layout, turn)
@@ -210,7 +210,7 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
         del context
         prompts, turns = (_whole(*part) for part in zip(*map(heads_first, (q, k, v)), strict=True))
         of_prompts = _of_prompts(config, prompt, prompts, rows.prompts)
-        weights = picked.astype(prompts[1].dtype)  # a gather that splits over devices as products do
+        weights = picked.astype(prompts[1].dtype)  # a gather, as a product that shards well
         chosen = [jnp.einsum("bkrmh,bsr->bksmh", x, weights, precision="highest") for x in prompts[1:]]
         earlier = [jnp.concatenate([x[:, :, :, s] for s in pieces], axis=3) for x in turns[1:]]
         if config.attention == "dense":
@@ -225,7 +225,7 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
                 past = masked.History(*padded, at(masks, axis=1), s + slots) if slots else None
                 return None, _by_scores(turn, own, at(rows.turns, axis=1), near, past)
 
-            # Small turns one after the other: a loop of XLA's CPU backend runs one operation at a time.
+            # Unrolled for small turns: in a loop, XLA's CPU backend runs one operation at a time.
             unroll = turn.tokens <= masked.KEYS
             _, of_turns = jax.lax.scan(body, None, jnp.arange(layout.turns), unroll=unroll)
         else:
@@ -252,7 +252,7 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
 
 
 def _of_prompts(config: ModelConfig, chunk: Chunk, own: QKV, mask: jax.Array) -> jax.Array:
-    """Prompts [B, heads, R, Lp, H], each by itself, which `mask` [B, R, Lp] are there: [B, N, R, Lp, H]."""
+    """Attention inside each prompt, [B, heads, R, Lp, H] to [B, N, R, Lp, H]; `mask` [B, R, Lp] of tokens."""
     q, k, v = (jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:]) for x in own)
     flat = mask.reshape(-1, mask.shape[-1])
     nothing = Keys(k[:, :, :0], v[:, :, :0], flat[:, :0])
@@ -261,7 +261,7 @@ def _of_prompts(config: ModelConfig, chunk: Chunk, own: QKV, mask: jax.Array) ->
 
 
 def _history_masks(layout: Layout, rows: RowMasks, visible: jax.Array) -> jax.Array:
-    """[B, S, W * block] bool, what turns see of the W before them; `visible` [B, S, block] is there."""
+    """[B, S, W * block] bool, the keys that each turn sees; `visible` [B, S, block], those present."""
     window, slots = layout.history, rows.present.shape[1]
     step = jnp.cumsum(~rows.refines & rows.present, axis=1)
 

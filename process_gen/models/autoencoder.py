@@ -18,7 +18,7 @@ from process_gen.trajectory.layout import Layout
 
 
 def _apply(config: ModelConfig, params: Any, method: str, *args: Any) -> jax.Array:
-    """`encode(images, key)` or `decode(latents)` of the autoencoder, with the weights of one that has any.
+    """Calls the autoencoder's `encode(images, key)` or `decode(latents)`; `params` if it has weights.
 
     Raises:
       ValueError: weights are missing.
@@ -31,7 +31,7 @@ def _apply(config: ModelConfig, params: Any, method: str, *args: Any) -> jax.Arr
 
 
 def random_weights(config: ModelConfig, key: jax.Array) -> Any:
-    """Random weights of an autoencoder that has any, for published ones to take their place; else None."""
+    """Random weights of an autoencoder that has any, until published ones replace them; else None."""
     return flux.random_weights(config.flux, key) if config.autoencoder == "flux" else None
 
 

@@ -30,13 +30,13 @@ class MoTLayer(nn.Module):
         self.gen = Expert(self.config)
 
     def __call__(self, streams, context, ropes, attention):
-        """As `Backbone`, with cos and sin per stream, and one layer's context, [B K C H] each.
+        """As `Backbone`, but takes cos and sin by stream, and one layer's context, [B K C H] each.
 
         Returns:
           streams, and the chunk's keys and values [B L K H], those of `und` first.
         """
         experts = {"und": self.und, "gen": self.gen}
-        # A dict that a scan carries comes back with sorted keys: the order of the chunk is this one.
+        # The chunk has `und` tokens first; a scan returns its carry with sorted keys, `gen` first.
         names = [name for name in experts if name in streams]
         parts = {name: experts[name].qkv(streams[name], ropes[name]) for name in names}
         q, k, v = ({name: part[i] for name, part in parts.items()} for i in range(3))
@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         attention: Attention,
         keep_kv: bool = True,
     ) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array] | None]:
-        """Runs a chunk over a context.
+        """Runs tokens through all layers, after a context.
 
         Args:
           streams: {"und": [B T D], "gen": [B G D]}; a chunk of one modality names only that one.

@@ -1,4 +1,4 @@
-"""Keys and values of what came before: the KV cache of a trajectory.
+"""The KV cache of a trajectory: its prompt and a window of earlier turns.
 
 Y layers, B rows, M keys, K key/value heads, H head, W turns of the history.
 """
@@ -23,7 +23,7 @@ class KVCache:
 
     Attributes:
       k, v: [Y, B, K, M, H], keys already rotated.
-      mask: [B, M] bool, which of them are there and may be seen.
+      mask: [B, M] bool, the keys that are present and may be seen.
     """
 
     k: Any
@@ -32,12 +32,13 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, keys: int) -> KVCache:
+        """Zeros for `keys` keys in each of `rows` rows, all masked out."""
         shape = (config.layers, rows, config.kv_heads, keys, config.head_dim)
         zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
         return cls(zeros, zeros, jnp.zeros((rows, keys), bool))
 
     def write(self, new: KVCache, at: jax.Array | int) -> KVCache:
-        """Replaces the keys from `at` on, for all rows alike."""
+        """Overwrites keys from index `at` on with `new`, at the same place in every row."""
 
         def update(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(old, new, at, axis)
@@ -45,21 +46,21 @@ class KVCache:
         return jax.tree.map(update, self, new, _AXES)
 
     def cut(self, keys: slice) -> KVCache:
-        """Some of the keys alone."""
+        """The part of the cache in the slice `keys`."""
         return KVCache(self.k[..., keys, :], self.v[..., keys, :], self.mask[:, keys])
 
     def only(self, mask: jax.Array) -> KVCache:
-        """Hides what `mask`, [B, M] or [B, 1] bool, does not hold."""
+        """Masks out the keys where `mask`, [B, M] or [B, 1] bool, is False."""
         return self.replace(mask=self.mask & mask)
 
 
 KEYS = 3
-"""The axis of `k` and `v` along which the keys stand."""
+"""The axis of `k` and `v` that counts keys."""
 _AXES = KVCache(k=KEYS, v=KEYS, mask=1)
 
 
 def joined(caches: Sequence[KVCache]) -> KVCache:
-    """Caches side by side."""
+    """Concatenates caches along their keys."""
     return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), _AXES, *caches)
 
 
@@ -75,16 +76,16 @@ def where(rows: jax.Array, yes: KVCache, no: KVCache) -> KVCache:
 
 @flax.struct.dataclass
 class Context:
-    """Everything that a turn sees of what came before it.
+    """What a turn can attend to: its prompt and the turns before it.
 
-    The history is a window that slides over the turns of a trajectory, the newest
-    one last, `layout.visible_tokens` keys each.
+    The history is a sliding window over the last W = `layout.history` turns, the
+    newest last, `layout.visible_tokens` keys each.
 
     Attributes:
-      prompt: the prompt's keys.
-      history: those of the last W turns.
+      prompt: keys and values of the prompt.
+      history: keys and values of the last W turns.
       step: [B, W] int32, the number of the step that each of those turns belongs to.
-      refines: [B, W] bool, whether it is a refine turn.
+      refines: [B, W] bool, whether each of them is a refine turn.
       position: [B] int32, the next rotary position.
     """
 
@@ -96,7 +97,7 @@ class Context:
 
     @classmethod
     def empty(cls, config: ModelConfig, layout: Layout, rows: int) -> Context:
-        """A context in which nothing has been said yet."""
+        """A context without prompts and turns, at position 0."""
         window = layout.history
         return cls(
             prompt=KVCache.empty(config, rows, layout.prompt_slots),
@@ -107,7 +108,7 @@ class Context:
         )
 
     def seen(self, layout: Layout, refines: jax.Array) -> KVCache:
-        """The history as a turn sees it; `refines` [B] bool: whether that is a refine turn."""
+        """The history, masked to what a turn sees; `refines` [B] bool: whether it is a refine turn."""
         if not layout.history:
             return self.history
         now = self.step[:, -1] + ~refines
@@ -115,7 +116,7 @@ class Context:
         return self.history.only(over_tokens(layout, parts))
 
     def started(self, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
-        """With new prompts in the rows `fresh` [B] bool, whose history is forgotten."""
+        """Starts new trajectories in the rows `fresh` [B] bool, with new prompts and empty histories."""
         return self.replace(
             prompt=where(fresh, prompt, self.prompt),
             history=self.history.only(~fresh[:, None]),
@@ -126,7 +127,7 @@ class Context:
     def pushed(
         self, layout: Layout, turn: KVCache, present: jax.Array, refines: jax.Array, position: jax.Array
     ) -> Context:
-        """After a turn, in the rows that are `present` [B] bool; `turn` has `layout.visible_tokens` keys."""
+        """Appends a turn of `layout.visible_tokens` keys in the rows `present` [B] bool."""
         position = jnp.where(present, position, self.position)
         if not layout.history:
             return self.replace(position=position)
@@ -145,7 +146,7 @@ class Context:
 
 
 def over_tokens(layout: Layout, parts: dict[str, jax.Array]) -> jax.Array:
-    """[..., W] bool by part of a turn to [..., W * layout.visible_tokens], as the keys of a history stand."""
+    """Repeats masks [..., W] of the parts of turns over their tokens, [..., W * layout.visible_tokens]."""
     sizes = {name: sum(s.tokens for s in part) for name, part in layout.visible_parts.items()}
     spread = [jnp.repeat(parts[name][..., None], size, axis=-1) for name, size in sizes.items()]
     mask = jnp.concatenate(spread, axis=-1)
@@ -153,13 +154,13 @@ def over_tokens(layout: Layout, parts: dict[str, jax.Array]) -> jax.Array:
 
 
 def visible_pieces(layout: Layout, chunk) -> tuple[slice, ...]:
-    """Where the tokens of a turn that later ones may see stand in a chunk, part by part."""
+    """Slices into a turn's chunk of the tokens that go into the history, part by part."""
     parts = [part for part in layout.visible_parts.values() if part]
     return tuple(piece for part in parts for piece in chunk.packed(*(s.name for s in part)))
 
 
 def part_slices(parts: Mapping[str, Sequence[Segment]]) -> dict[str, slice]:
-    """Where the parts of a turn (`layout.visible_parts`), or of a prompt, stand among its keys."""
+    """Slices of the parts of a turn (`layout.visible_parts`) or prompt (`prompt_parts`) in its cache."""
     found, at = {}, 0
     for name, segments in parts.items():
         size = sum(s.tokens for s in segments)

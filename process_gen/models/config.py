@@ -1,4 +1,4 @@
-"""Sizes: one frozen dataclass for the model, one row per named size; and how a training unrolls turns."""
+"""The model's config, the table of named sizes, and the options of training's unroll."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FluxConfig:
         first halves the sides.
       res_blocks: residual blocks per level of the encoder; the decoder has one more.
       z_channels: channels of a latent.
-      in_channels, out_channels: of the images that are read and drawn.
+      in_channels, out_channels: of the images that are encoded and decoded.
       scale, shift: a latent is scale * (z - shift).
     """
 
@@ -90,9 +90,9 @@ class LoraConfig:
 
     Attributes:
       rank: columns of A and rows of B; 0 is no adapters.
-      alpha: their strength, kept when the rank changes.
-      patterns: which matrices have them, by the names of their kernels (`process_gen.common.patterns`); the
-        vocabulary's head never has.
+      alpha: strength; as it is divided by the rank, other ranks need no other alpha.
+      patterns: which matrices have adapters, by the names of their kernels (`process_gen.common.patterns`);
+        the vocabulary's head never does.
     """
 
     rank: int = 0
@@ -127,19 +127,18 @@ class ModelConfig:
       width, layers, mlp: residual width, depth, hidden width of SwiGLU.
       heads, kv_heads, head_dim: attention.
       qkv_bias: biases on q, k and v, none elsewhere.
-      rope_theta: base of the 1-D rotary ids.
-      image_rope: pairs of each head that rotate with the row of a latent token,
-        and as many again with its column; the rest rotate with the 1-D id (text
-        and ViT tokens stand at row and column 0). 0 is
-        the published model. Our choice: it gives attention a handle on "the same
-        place in the last image".
-      image_rope_theta: base of those rotations, which go from half a turn a token
-        down to a `theta`-th of it. Fast ones tell neighbours apart from the start.
+      rope_theta: base of the rotary embedding of 1-D positions.
+      image_rope: channel pairs of each head that rotate with the row of a latent
+        token, and as many again with its column; the rest rotate with the 1-D
+        position. Text and ViT tokens have row and column 0. 0 is the published
+        model. Our choice: so attention can find the same place in the last image.
+      image_rope_theta: base of those rotations. The fastest turns half a circle a
+        token, the slowest almost `theta` times less. Fast ones tell neighbours apart from the start.
       norm_eps: of every RMSNorm.
       latent_patch: side of the patches that the autoencoder's latents are cut into.
       latent_positions: the 2-D position table of latent tokens: fixed sines and
-        cosines (`sincos`, the published model), or `learned`, whose rows start
-        orthogonal: on a grid of few cells text finds its cell much sooner.
+        cosines (`sincos`, the published model), or `learned`, whose rows start nearly
+        orthogonal: on a small grid the model learns sooner which cell a text means.
       max_latent_side: rows and columns of that table.
       prediction: what the latent head regresses: the `velocity`, or the `clean`
         image from which the velocity follows.
@@ -147,19 +146,19 @@ class ModelConfig:
       autoencoder: `patches` (latents are pixels), or `flux`, whose weights are
         frozen and kept apart from the model's.
       flux: sizes of the `flux` autoencoder.
-      vit: what makes ViT tokens of the images in context. It has weights only
-        where the layout's `vit_grid` makes room for its tokens.
+      vit: sizes of the ViT, which makes tokens of the images in context. It has weights
+        only where the layout's `vit_grid` makes room for its tokens.
       lora: adapters; with any, nothing else is trained unless `optimizer.freeze` says so.
       dtype: of the computation; parameters are float32.
-      attention: one call with an explicit mask for each turn (`dense`), or, without
-        scores or masks in memory, `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere,
-        and `flash` whichever of these is for the platform.
+      attention: explicit scores and masks (`dense`), or a kernel that never holds all
+        scores: `splash` on TPUs, `cudnn` on NVIDIA GPUs, `blocked` anywhere, or `flash`,
+        whichever of these is for the platform.
       remat: what the backward pass keeps and what it recomputes, a row of the
         table in `process_gen.models.remat`.
-      scan_unroll: layers per iteration of the scan over layers in training; sampling takes them one by one.
+      scan_unroll: layers per iteration of the scan over layers in training; sampling takes one.
       logit_chunk: words of the vocabulary whose logits are in memory at a time
-        in the losses, a divisor of `vocab_size`; 0, or as many as there are, is
-        all of them.
+        in the losses, a divisor of `vocab_size`; 0, or `vocab_size` and more,
+        is all of them.
     """
 
     vocab_size: int
@@ -212,7 +211,7 @@ class ModelConfig:
 
     @property
     def logits_in_chunks(self) -> bool:
-        """Whether the losses see the vocabulary a part at a time."""
+        """Whether the losses compute logits of a part of the vocabulary at a time."""
         return 0 < self.logit_chunk < self.vocab_size
 
 
@@ -320,16 +319,16 @@ class UnrollOptions:
     """How turns are unrolled, and what is drawn at random while training.
 
     What is dropped leaves the sequence, for later tokens too, as in BAGEL's data
-    (arXiv 2505.14683): guidance samples with contexts of the same kind.
+    (arXiv 2505.14683), so that guidance can sample with such contexts.
 
     Attributes:
-      order: of the loops, `layers` or `scan`.
+      order: of the loops over layers and turns; see `process_gen.models.unroll`.
       time_mean, time_std, time_shift: logit-normal timesteps of the flow targets.
       drop_text: probability, per turn, that the newest text before its image is
         left out: the plan or the refine instruction, else the text of the prompt.
       drop_images: probability, per trajectory, that all its images are left out.
       drop_latents, drop_vit: probabilities, per image, that its latents or its ViT
-        tokens are left out, independently. Positions go on as if they were there.
+        tokens are left out, independently. They still take their positions.
       context_noise: largest standard deviation of the Gaussian noise on the
         clean images that later tokens see, in latent units. A model trained on
         perfect context drifts when it sees its own images.

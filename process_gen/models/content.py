@@ -1,7 +1,7 @@
-"""What stands in a chunk: its content, which of its tokens are there, and their rotary positions.
+"""The content of a chunk, which of its tokens are present, and their rotary positions.
 
-B rows (training has slots beside each other: [B, S, ...]), L tokens of a chunk as they
-stand in packed order, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
+B rows (in training [B, S, ...], with S turn slots), L tokens of a chunk in
+packed order, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
 of an image, C channels of a latent token, U values of a ViT patch. Y layers, K key/value heads, H
 head, D width.
 """
@@ -25,17 +25,17 @@ Named = Mapping[str, jax.Array | None]
 
 @flax.struct.dataclass
 class ChunkInputs:
-    """What stands in the segments of a chunk, by the segment's name.
+    """The content of a chunk's segments, by segment name.
 
     Attributes:
-      present: [B] bool, rows in which anything stands at all.
+      present: [B] bool, rows that hold anything.
       texts: [B, T] int32 tokens, all padding where absent.
       latents: [B, I, C].
-      times: [B], timesteps of those latents that are not clean.
-      vit: [B, P, U], what the ViT sees.
-      exists: [B] bool, of those image segments that some of the `present` rows never had.
-      keep: [B] bool, of those that some rows leave out, for later tokens and for their own.
-        They take their positions all the same, as in BAGEL's data.
+      times: [B], timesteps of the noised latents; clean ones need none.
+      vit: [B, P, U], patches for the ViT.
+      exists: [B] bool by image segment, the rows that have it. Without an entry all `present` rows do.
+      keep: [B] bool by image segment, False where conditioning dropout hides it from all tokens, its
+        own included. It still takes its position, as in BAGEL's data. Without an entry all keep it.
     """
 
     present: jax.Array
@@ -51,7 +51,7 @@ class ChunkInputs:
         return self.exists.get(segment.name, True) & self.present
 
     def holds(self, segment: Segment) -> jax.Array:
-        """[B] bool: the rows in which its tokens are there."""
+        """[B] bool: the rows in which the tokens of an image segment are present."""
         return self.advances(segment) & self.keep.get(segment.name, True)
 
 
@@ -63,10 +63,10 @@ def prompt_inputs(
     has_image: jax.Array | None = None,
     keep: Named | None = None,
 ) -> ChunkInputs:
-    """A prompt: its text [B, T], and what else a layout may have room for.
+    """The content of a prompt: a text [B, T] and, if the layout has room, an image and a second text.
 
-    That is an image (`latents` [B, I, C] and ViT `patches` [B, P, U]) in the rows that
-    `has_image` [B] names, all of them by default, and an `instruction` [B, T] after it.
+    The image is `latents` [B, I, C] and ViT `patches` [B, P, U], in the rows `has_image` [B]
+    (default: all). The second text, `instruction` [B, T], follows it.
     """
     names = ("prompt_image", "prompt_image_vit")
     return ChunkInputs(
@@ -89,7 +89,7 @@ def turn_inputs(
     patches: jax.Array | None = None,
     **masks: Named,
 ) -> ChunkInputs:
-    """A turn as teacher forcing feeds it; `masks` are `exists` and `keep`.
+    """The content of a teacher-forced turn; `masks` are `exists` and `keep`.
 
     Texts are [B, T], the `image` that later tokens see is [B, I, C], and ViT
     `patches` [B, P, U]; the flow's inputs x_t are `noised` [B, J, I, C] at `t` [B, J].
@@ -111,7 +111,7 @@ def token_count(tokens: jax.Array) -> jax.Array:
 
 
 def token_mask(chunk: Chunk, content: ChunkInputs) -> jax.Array:
-    """[B, L] bool in packed order: tokens that are there."""
+    """[B, L] bool in packed order: the tokens that are present, neither padding nor dropped."""
     mask = []
     for s in chunk.segments:
         if s.kind == "text":
@@ -148,7 +148,7 @@ def in_packed_order(chunk: Chunk, parts: Sequence[jax.Array]) -> jax.Array:
 
 
 def taken(pieces: Sequence[slice], k: jax.Array, v: jax.Array, mask: jax.Array) -> KVCache:
-    """Some pieces of a chunk's keys and values [Y, B, L, K, H]; `mask` [B, L] says what is there."""
+    """A KV cache of the slices `pieces` of a chunk's keys and values [Y, B, L, K, H] and `mask` [B, L]."""
     k, v = (jnp.moveaxis(jnp.concatenate([x[:, :, s] for s in pieces], axis=2), 3, 2) for x in (k, v))
     return KVCache(k, v, jnp.concatenate([mask[:, s] for s in pieces], axis=1))
 

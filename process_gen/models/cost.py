@@ -1,12 +1,12 @@
-"""FLOP of a train step, by part of the model: of what a batch holds, and of what a device works through.
+"""FLOP of a train step, by part of the model: the useful ones, and those that a device executes.
 
 A multiply-add is two FLOP. Counted are matrix products and convolutions: norms,
 activations, softmax and the optimizer are not. Attention is two products per pair of a
-query and a key; a pair that a mask hides is no useful one.
+query and a key; a pair that a mask hides is not useful.
 
-Everything starts from counts, named as `process_gen.training.amounts` names them (without
-`batch/`): those of a batch, of many (their sums), or of a row in which every slot
-holds something (`every_slot`).
+The functions take counts, named as by `process_gen.training.amounts` without `batch/`: those of
+a batch, sums over batches, or those of a row whose slots are all full (`every_slot`). Useful FLOP
+are of what a batch holds. A device also executes padding, hidden pairs and recomputation.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Flops = dict[str, float]
 """FLOP by part."""
 
 Counts = Mapping[str, float]
-"""What rows hold; what is not named is not there."""
+"""What rows hold, by name; a name that is missing counts 0."""
 
 
 def every_slot(layout: Layout) -> dict[str, float]:
-    """Counts of one row in which every slot is full, as a device goes through it; no pairs."""
+    """Counts of one row in which every slot is full, as a device processes it, without attention pairs."""
     prompt, turn = Chunk(layout.prompt_segments), Chunk(layout.turn_segments)
     r, s = layout.trajectories, layout.turns
     segments = [*layout.prompt_segments * r, *layout.turn_segments * s]
@@ -111,7 +111,7 @@ class Program:
 
     Attributes:
       order: of the loops, `layers` or `scan`.
-      platform: `tpu`, `gpu` or `cpu`, which says what `flash` attention is.
+      platform: `tpu`, `gpu` or `cpu`; decides which kernel `flash` is.
       encode: whether the step encodes its images.
     """
 
@@ -120,15 +120,15 @@ class Program:
     encode: bool = True
 
     def attention(self, config: ModelConfig) -> str:
-        """The way attention is computed."""
+        """The kernel of attention, or `dense`."""
         flash = kernels.FLASH.get(self.platform, "blocked")
         return flash if config.attention == "flash" else config.attention
 
 
 def computed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
-    """FLOP of one forward pass of a device over rows: every slot, hidden pairs too, nothing recomputed.
+    """FLOP that a device executes in one forward pass over rows: full slots, hidden pairs included.
 
-    The counts of the rows say how many there are and how much of their history is passed over.
+    Of the counts it takes the number of rows, and how much empty history attention skips.
     """
     once = forward(config, layout, every_slot(layout))
     prompts, turns = _pairs(config, layout, counts, program)
@@ -137,10 +137,10 @@ def computed(config: ModelConfig, layout: Layout, counts: Counts, program: Progr
 
 
 def executed(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> Flops:
-    """FLOP that a device works through for rows: `computed`, backward, and what that recomputes.
+    """FLOP that a device executes in a train step over rows: forward, backward and recomputation.
 
-    With the loop over layers outside, a layer is recomputed once, as `model.remat`
-    says. With the scan over turns outside, each turn is computed once more besides.
+    The backward pass recomputes each layer once, as far as `model.remat` says. With the
+    order `scan` it computes each turn once more besides, unless `model.remat` is `none`.
     """
     once = computed(config, layout, counts, program)
     again = 1.0 if program.order == "scan" and config.remat != "none" else 0.0
@@ -149,7 +149,7 @@ def executed(config: ModelConfig, layout: Layout, counts: Counts, program: Progr
     found = {part: (3.0 + layers + again * in_turns[part]) * once[part] for part in ("und", "gen", "vit")}
     found["attention"] = _pair_flops(config) * _executed_pairs(config, layout, counts, program, again)
     found["head"] = 3.0 * once["head"]
-    if config.logits_in_chunks:  # logits once more, and the gradient of the words' table as a product
+    if config.logits_in_chunks:  # logits again; the embedding's gradient is a product
         chunks = ((layout.trajectories, layout.prompt_segments), (layout.turns, layout.turn_segments))
         words = sum(slots * Chunk(segments).text_tokens for slots, segments in chunks)
         found["head"] += once["head"] + counts["rows"] * 2.0 * words * config.vocab_size * config.width
@@ -158,9 +158,9 @@ def executed(config: ModelConfig, layout: Layout, counts: Counts, program: Progr
 
 
 def _linear_again(config: ModelConfig) -> float:
-    """The share of a layer's products with weights that the backward pass recomputes."""
+    """The share of FLOP of a layer's projections and MLP that the backward pass recomputes."""
     heads = config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim
-    last = 2.0 * config.width * config.mlp / expert_flops(config)  # whose result nothing else needs
+    last = 2.0 * config.width * config.mlp / expert_flops(config)  # the MLP's last, which no gradient needs
     named = 2.0 * config.width * heads / expert_flops(config)  # queries, keys and values
     policies = {"none": 0.0, "dots": 0.0, "full": 1.0 - last, "offload": 1.0 - last}
     return policies.get(config.remat, 1.0 - last - named)
@@ -181,29 +181,29 @@ def _share_of_turns(config: ModelConfig, layout: Layout) -> Flops:
 
 
 _BACKWARD = {"dense": 2.5, "blocked": 2.5, "splash": 3.5, "cudnn": 2.5}
-"""Backward pass of attention in forward passes: all compute scores again, splash twice over (one kernel for
-queries, one for keys and values)."""
+"""FLOP of attention's backward pass in forward passes: all compute scores again, splash twice (one kernel
+for queries, one for keys and values)."""
 
 
 def _executed_pairs(
     config: ModelConfig, layout: Layout, counts: Counts, program: Program, again: float
 ) -> float:
-    """Pairs of all passes; products with a batch dimension are never kept."""
+    """Query-key pairs of all passes; no policy but `none` keeps products with a batch dimension."""
     kind = program.attention(config)
     prompts, turns = _pairs(config, layout, counts, program)
     recomputed = 0.0 if config.remat == "none" else 1.0
-    if config.remat == "save_attended" and kind == "blocked":  # others need the sums of their softmax again
+    if config.remat == "save_attended" and kind == "blocked":  # others compute their softmax sums again
         recomputed = 0.0
     passes = 1.0 + recomputed + _BACKWARD[kind]
     return passes * (prompts + turns) + again * turns
 
 
 def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> tuple[float, float]:
-    """Pairs whose scores a forward pass computes, of prompts and of turns.
+    """Query-key pairs whose scores a forward pass computes, of prompts and of turns.
 
-    Of a history `dense` leaves out what is empty before its first turn, in all rows
-    alike, unless it is scored at once (`masked.KEYS`), and `splash` whole blocks of it,
-    in the one row of a device.
+    `dense` skips the history before the oldest turn that any row sees, unless the whole
+    history is one slice (`masked.KEYS`). `splash` skips whole blocks that no row of the
+    device sees; here a device has one row.
     """
     kind = program.attention(config)
     prompt, turn, rows = Chunk(layout.prompt_segments), Chunk(layout.turn_segments), counts["rows"]
@@ -220,7 +220,7 @@ def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program
 
 
 def _chunk_pairs(kind: str, chunk: Chunk, context: float, room: float) -> float:
-    """Pairs of a chunk after `context` keys that are not passed over, of as many as there is `room` for."""
+    """Query-key pairs of a chunk after `context` keys that are not skipped, out of `room` keys."""
     if kind == "cudnn" or (kind == "dense" and chunk.tokens <= masked.KEYS):  # one call with a mask
         return chunk.tokens * (context + chunk.tokens)
     pairs = 0.0

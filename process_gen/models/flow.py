@@ -17,7 +17,7 @@ Array = jax.Array | np.ndarray
 Times = Float[Array, "*T"]
 
 MIN_T = 0.05
-"""Below this t a clean-image prediction is divided by MIN_T, which bounds its loss weight."""
+"""Smallest divisor t of a clean-image prediction; bounds the weight 1 / t^2 of its error in the loss."""
 
 
 def shift_time(t: Times, shift: float) -> Times:
@@ -43,6 +43,6 @@ def add_noise(
 def velocity_from_clean(
     x_t: Float[jax.Array, "*X"], clean: Float[jax.Array, "*X"], t: Float[jax.Array, "*T"]
 ) -> Float[jax.Array, "*X"]:
-    """The velocity that a predicted clean image stands for."""
+    """The velocity that follows from a predicted clean image."""
     t = t.reshape(t.shape + (1,) * (x_t.ndim - t.ndim))
     return (x_t - clean) / jnp.maximum(t, MIN_T)

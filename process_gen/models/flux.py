@@ -2,10 +2,10 @@
 
 Residual blocks at falling resolution, one attention over all places in the
 middle, then mean and log-variance; the decoder runs the other way, with one
-more block per level. Weights are published and frozen: they are a tree of
-their own, `{"encoder": ..., "decoder": ...}`, and no part of the trained ones.
+more block per level. The weights are published and frozen: a tree of their own,
+`{"encoder": ..., "decoder": ...}`, apart from the trained parameters.
 
-It computes in float32 and asks for all of it (`Precision.HIGHEST`): by default TPUs round the
+It computes in full float32 (`Precision.HIGHEST`): by default TPUs round the
 factors of a product to bfloat16, and NVIDIA GPUs to TF32. A TPU then takes six passes
 instead of one, an H100 seven times as long. Encoding an image of 512 x 512 pixels is
 1% of the useful FLOP of its turn in the 7B, so that is some 5% of a train step; images
@@ -32,7 +32,7 @@ def _conv(name: str, channels: int) -> nn.Conv:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a shortcut, which is a matrix where the channels change."""
+    """Two convolutions beside a shortcut, which is a 1 x 1 projection where the channels change."""
 
     outputs: int
 
@@ -160,6 +160,6 @@ class FluxAutoencoder(nn.Module):
 
 
 def random_weights(config: FluxConfig, key: jax.Array) -> dict:
-    """Weights to start from: `{"encoder": ..., "decoder": ...}`."""
+    """Draws initial weights: `{"encoder": ..., "decoder": ...}`."""
     image = jnp.zeros((1, config.factor, config.factor, config.in_channels))
     return FluxAutoencoder(config).init(key, image)["params"]

@@ -1,4 +1,4 @@
-"""What an unroll is fed: turns, noised copies for the flow targets, and what conditioning dropout leaves out.
+"""Makes the inputs of an unroll from a batch: prompts, turns, flow targets, conditioning dropout.
 
 B rows, S turn slots, R trajectories of a row, J noised copies, I latent tokens of an
 image, C channels of a latent token, H W image height and width.
@@ -22,7 +22,7 @@ from process_gen.trajectory.layout import Layout
 
 
 class Inputs(NamedTuple):
-    """What an unroll is fed, and what the losses compare with.
+    """The inputs of an unroll, and the flow targets of the losses.
 
     Attributes:
       prompts: [B, R, ...].
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 
 
 def _flow_targets(key: jax.Array, clean: jax.Array, copies: int, options: UnrollOptions):
-    """x_t [B, S, J, I, C], t [B, S, J] and the true velocity of `clean` [B, S, I, C]."""
+    """Noises `clean` [B, S, I, C]: x_t [B, S, J, I, C], t [B, S, J] and the true velocity, like x_t."""
     time_key, noise_key = jax.random.split(key)
     b, s = clean.shape[:2]
     t = flow.sample_time(time_key, (b, s, copies), options.time_mean, options.time_std, options.time_shift)
@@ -46,7 +46,7 @@ def _flow_targets(key: jax.Array, clean: jax.Array, copies: int, options: Unroll
 
 
 def _add_context_noise(key: jax.Array, clean: jax.Array, options: UnrollOptions) -> jax.Array:
-    """Clean images [B, S, I, C] with noise on a share of them."""
+    """Adds noise to a share of the clean images [B, S, I, C]; see `UnrollOptions.context_noise`."""
     if not options.context_noise:
         return clean
     share_key, level_key, noise_key = jax.random.split(key, 3)
@@ -56,18 +56,18 @@ def _add_context_noise(key: jax.Array, clean: jax.Array, options: UnrollOptions)
 
 
 _PARTS = ("turns", "latents", "noise", "text", "images", "prompt latents")
-"""What draws random numbers, each with a key of its own."""
+"""Uses of random numbers, one key each; their order fixes the keys."""
 
 
 def _latents(config: ModelConfig, images: jax.Array, given: Any, frozen: Any, key: Any) -> jax.Array:
-    """Latents [B, S, I, C] of images [B, S, H, W, 3]: those `given`, else means, or with a `key` drawn."""
+    """Latents [B, S, I, C] of images: `given` ones, else the encoder's means, or samples with a `key`."""
     if given is None:
         given = autoencoder.slots_to_tokens(config, images, frozen, key)
     return given.astype(jnp.float32)
 
 
 def _kept(layout: Layout, key: jax.Array, image: str, hidden: jax.Array, options: UnrollOptions) -> Named:
-    """Bool [B, S] by segment of an image: what stays in the sequence; `hidden` [B, S] images do not."""
+    """Draws which segments of an image stay in context, [B, S] bool by name; none of `hidden` [B, S] do."""
     rates = {s.name: options.drop_vit if s.vit else options.drop_latents for s in layout.state_slots(image)}
     found = {}
     for (name, rate), one in zip(rates.items(), jax.random.split(key, len(rates)), strict=True):
@@ -78,10 +78,10 @@ def _kept(layout: Layout, key: jax.Array, image: str, hidden: jax.Array, options
 def make_inputs(
     model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
 ) -> Inputs:
-    """Everything that an unroll is fed; arguments as of `unroll`.
+    """Makes all inputs of an unroll; takes the arguments of `unroll`.
 
-    The flow target of a turn shows its own image, or the one that `batch.target`
-    points to; images that the batch holds as latents do not go through the autoencoder.
+    The flow target of a turn is its own image, or a later one that `batch.target` points
+    to. Images that the batch holds as latents are not encoded.
     """
     config, layout, shape = model.config, model.layout, batch.present.shape
     keys = dict(zip(_PARTS, jax.random.split(key, len(_PARTS)), strict=True))
@@ -126,8 +126,8 @@ def make_inputs(
         has_target=batch.present & (batch.target >= 0),
         previous=jnp.where(batch.is_first[:, :, None, None], start, previous),
         clean=clean,
-        # What is not there predicts nothing. Nobody is to judge an image that was not shown, or whose plan
-        # was not, or to say of another one what the teacher says of its own.
+        # Dropped texts have no labels. Neither has what comes after an image that was dropped, whose plan was
+        # dropped, or in whose place the model's own is shown: the inspection is about the teacher's image.
         masked={
             "before": no_text,
             "image_end": unjudged | unplanned,
@@ -139,7 +139,7 @@ def make_inputs(
 
 
 def _input_latents(batch: Batch, latents: jax.Array | None) -> jax.Array | float:
-    """Latents [B, S, I, C] of the input image of each turn, 0 for none, given those of prompts."""
+    """Latents [B, S, I, C] of the input image of each turn's prompt, 0 for none; `latents` [B, R, I, C]."""
     if latents is None:
         return 0.0
     there = jnp.where(batch.has_prompt_image[:, :, None, None], latents, 0.0)
@@ -155,12 +155,13 @@ def _prompts(
     bare: jax.Array,
     hidden: jax.Array,
 ) -> tuple[ChunkInputs, jax.Array]:
-    """The prompts of a batch, [B, R, ...], without the newest text of those that `bare` [B, S] turns draw.
+    """Makes the prompts of a batch, [B, R, ...], with conditioning dropout.
 
-    The images of those that are `hidden` [B, R] are left out with those of their turns.
+    A prompt of any `bare` [B, S] turn loses its newest text: its instruction, or else its first
+    text. A `hidden` [B, R] prompt loses its image.
 
     Returns:
-      The prompts, and [B, R] bool, which of them lost their text.
+      The prompts, and [B, R] bool, which of them lost a text.
     """
     config, layout = model.config, model.layout
     draws = batch.prompt_index[:, :, None] == jnp.arange(hidden.shape[1])[None, None]

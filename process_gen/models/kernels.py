@@ -1,12 +1,12 @@
-"""Attention without scores in memory, by stock kernels.
+"""Attention kernels that never hold all scores in memory.
 
     splash    Pallas kernels for TPUs (`jax.experimental.pallas.ops.tpu.splash_attention`)
     cudnn     fused attention on NVIDIA GPUs (`jax.nn.dot_product_attention`)
     blocked   plain XLA, some queries at a time, recomputed in the backward pass
 
-`splash` and `blocked` (`run`) take queries that see every visible key, or, in causal
-order, all keys of a context and their own up to themselves. Keys that hold nothing are
-told by a vector, never by a matrix. `cudnn` (`run_masked`) takes an explicit mask.
+`splash` and `blocked` (`run`) need no mask matrix, only a vector of visible keys. Either all
+queries see all visible keys, or they are causal after a context: each sees the context and
+the keys up to its own. `cudnn` (`run_masked`) takes an explicit mask.
 
 B rows, N query heads, K key/value heads, L queries, M keys, H head.
 """
@@ -39,19 +39,19 @@ def run(
 ) -> Float[jax.Array, "B N L H"]:
     """Grouped-query attention, softmax in float32.
 
-    On a mesh of several devices each has its own rows, heads, and queries of a
-    row, for which it holds all keys and values.
+    On a mesh rows, heads and queries are sharded; a device holds all keys and
+    values that its queries need.
 
     Args:
       kernel: `blocked` or `splash`.
-      visible: keys that hold something that may be seen.
+      visible: keys that are present and may be seen.
       before: None if every query sees every visible key; else query i sees the
         visible ones among the first `before + i + 1`.
 
     Returns:
-      What is attended; zeros where a query sees nothing.
+      The attended values; zeros where a query sees nothing.
     """
-    # Whatever a kernel makes of queries that see nothing is kept out of values and gradients.
+    # Queries that see nothing get 0 and no gradient, whatever the kernel computes for them.
     first = jnp.where(visible.any(1), jnp.argmax(visible, axis=1), visible.shape[1])[:, None]
     last, step = (visible.shape[1] - 1, 0) if before is None else (before, 1)
     sees = first <= (last + step * jnp.arange(q.shape[2]))[None]
@@ -61,7 +61,7 @@ def run(
 def _on_mesh(
     kernel: str, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, before: int | None
 ) -> jax.Array:
-    """Each device has its own rows, heads and queries."""
+    """Runs a kernel on the shards of each device: rows, heads and queries."""
     mesh, shards, length = partition.mesh(), partition.shards("tokens"), q.shape[2]
     multiple, call = (LANES, _splash) if kernel == "splash" else (1, _blocked)
     q = _padded(q * q.shape[-1] ** -0.5, multiple * shards, 2)
@@ -84,13 +84,13 @@ def _on_mesh(
 
 
 def _specs(q: jax.Array, k: jax.Array) -> tuple[P, P]:
-    """How queries are split, and keys."""
+    """Partition specs of queries and of keys."""
     keys = partition.spec("attention", k.shape, ("rows", "kv_heads", None, None))
     return P(*keys[:2], partition.split("attention", "tokens", q.shape[2]), None), keys
 
 
 def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Everything sees everything: q, k, v and the result [B, L, N, H]."""
+    """Attention without any mask: q, k, v and the result are [B, L, N, H]."""
     if config_attention == "dense":
         return jax.nn.dot_product_attention(q, k, v)
     kernel = choose(config_attention, q.shape[-1], str(q.dtype))
@@ -104,14 +104,14 @@ def full(config_attention: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax
 
 
 FLASH = {"tpu": "splash", "cuda": "cudnn", "gpu": "cudnn"}
-"""What `flash` is by platform; `blocked` on others."""
+"""The kernel that `flash` names, by platform; `blocked` on others."""
 
 AMPERE = 8.0
-"""The compute capability from which on cuDNN has fused attention: a T4, with 7.5, has none."""
+"""Least compute capability for cuDNN's fused attention: a T4, with 7.5, has none."""
 
 
 def choose(name: str, head_dim: int, dtype: str) -> str:
-    """The kernel of a name, or of the platform for `flash`; `blocked`, and a log line, if it cannot work."""
+    """Resolves a kernel name (`flash`: by platform); `blocked`, with a warning, where it cannot run."""
     platform = partition.platform()
     wanted = FLASH.get(platform, "blocked") if name == "flash" else name
     obstacle = None
@@ -133,7 +133,7 @@ def choose(name: str, head_dim: int, dtype: str) -> str:
 
 @functools.cache
 def _report(name: str, wanted: str, obstacle: str | None) -> None:
-    """One line per choice, however many times it is made."""
+    """Logs each choice once, however often it is made."""
     if obstacle:
         logging.warning("attention %s: blocked instead of %s, because %s", name, wanted, obstacle)
     else:
@@ -141,7 +141,7 @@ def _report(name: str, wanted: str, obstacle: str | None) -> None:
 
 
 def _padded(x: jax.Array, multiple: int, axis: int) -> jax.Array:
-    """Zeros after the end of an axis, up to a multiple."""
+    """Pads an axis with zeros at its end to a multiple."""
     missing = -x.shape[axis] % multiple
     if not missing:
         return x
@@ -153,7 +153,7 @@ def _padded(x: jax.Array, multiple: int, axis: int) -> jax.Array:
 # ---------------------------------------------------------------------- blocked
 
 _SCORES = 1 << 21
-"""Scores of one head that are in memory at a time."""
+"""Most scores of one head of a row that are in memory at a time."""
 
 
 def _blocked(
@@ -185,7 +185,7 @@ def _blocked(
 
 @functools.cache
 def _splash_module() -> Any:
-    """JAX's module, imported when asked for; None where this version has it no more: it is experimental."""
+    """JAX's splash attention, imported on first use; None in versions without it: it is experimental."""
     try:
         return importlib.import_module("jax.experimental.pallas.ops.tpu.splash_attention")
     except ImportError:
@@ -194,11 +194,11 @@ def _splash_module() -> Any:
 
 LANES = 128
 BLOCK_Q, BLOCK_KV = 512, 1024
-"""Queries and keys at most that a splash kernel holds at a time."""
+"""Largest blocks of queries and of keys in a splash kernel."""
 
 
 def key_block(keys: int) -> int:
-    """Keys that a splash kernel holds at a time, of so many in all: blocks are equal, of whole lanes."""
+    """The size of splash's key blocks for `keys` keys: equal blocks, multiples of `LANES`."""
     return _round_up(-(-keys // -(-keys // BLOCK_KV)), LANES)
 
 
@@ -208,7 +208,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 @functools.cache
 def splash_kernel(queries: int, keys: int, before: int | None, shards: int, interpret: bool = False) -> Any:
-    """The kernel object of one shape; masks are computed inside it, and nothing is stored of them."""
+    """Makes the splash kernel of one shape; it computes its masks on the fly instead of storing them."""
     splash_lib, own = _splash_module(), queries // shards
     block_q = next(b for b in range(BLOCK_Q, 0, -LANES) if own % b == 0)
     block_kv = key_block(keys)
@@ -217,7 +217,7 @@ def splash_kernel(queries: int, keys: int, before: int | None, shards: int, inte
         mask, shards = splash_lib.FullMask((own, keys)), 1
     else:
         mask = splash_lib.CausalMask((queries, keys), offset=before)
-    with jax.core.eval_context():  # its masks are constants of every program, not values of the one traced
+    with jax.core.eval_context():  # not traced: its tables are constants that every program can use
         kernel = splash_lib.make_splash_mqa(
             splash_lib.MultiHeadMask([mask]),
             block_sizes=splash_lib.BlockSizes(
@@ -241,7 +241,7 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
     q, k, v = (_padded(x, LANES, 3) for x in (q, k, v))
     k, v = (_padded(x, block_kv, 2) for x in (k, v))
     ids = _padded(visible.astype(jnp.int32), block_kv, 1)
-    asks = jnp.ones(length, jnp.int32)  # a key is seen where its id equals the query's
+    asks = jnp.ones(length, jnp.int32)  # a query sees the keys whose segment id equals its own
 
     kernel = _passing_over(kernel, length, ids.any(0))
 
@@ -254,29 +254,29 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
 
 
 def _passing_over(kernel: Any, queries: int, seen: jax.Array) -> Any:
-    """The kernel, which now neither fetches nor computes blocks of keys that nobody may see.
+    """Makes a kernel that neither fetches nor computes key blocks without any key in `seen` [M] bool.
 
-    Most of a history is still empty in the first steps of a row. Its blocks are
-    told by the tables that the kernels already follow for blocks above the
-    diagonal of a causal mask; the rows of a device share them.
+    In the first turns of a row most of the history is empty. Its blocks are marked in the tables
+    by which the kernels already skip blocks above the diagonal of a causal mask. All rows of a
+    device share these tables.
     """
     sizes = kernel.kwargs["block_sizes"]
     there = seen.reshape(-1, sizes.block_kv).any(1)
     shape = (queries // sizes.block_q, there.size)
 
     def info(known: Any, axis: int) -> Any:
-        """`axis`: along which a kernel goes from block to block, 0 over queries or 1 over keys."""
+        """New tables of one kernel; its inner loop goes over `axis`: 0 query blocks, 1 key blocks."""
         if known.block_mask is None:
             runs = jnp.broadcast_to(there[None], shape)
         elif known.block_mask.shape[1:] == shape:
             runs = (known.block_mask[0] > 0) & there[None]
-        else:  # a table without the blocks that no query ever sees
+        else:  # a shrunk table, which lacks the blocks that no query ever sees
             return known
-        runs = runs.at[:, 0].set(runs[:, 0] | ~runs.any(1))  # a softmax over no block at all is no number
+        runs = runs.at[:, 0].set(runs[:, 0] | ~runs.any(1))  # a softmax over no block at all is NaN
         place = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
         newest = jax.lax.cummax(jnp.where(runs, place, -1), axis=axis)
         first = jnp.argmax(runs, axis=axis, keepdims=True).astype(jnp.int32)
-        fetched = jnp.where(newest < 0, first, newest)  # the same as before is not fetched again
+        fetched = jnp.where(newest < 0, first, newest)  # a block that repeats is not fetched again
         return known._replace(block_mask=runs.astype(jnp.int32)[None], data_next=fetched[None])
 
     infos = (info(kernel.fwd_mask_info, 1), info(kernel.dq_mask_info, 1), info(kernel.dkv_mask_info, 0))
@@ -287,7 +287,7 @@ def _passing_over(kernel: Any, queries: int, seen: jax.Array) -> Any:
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """q [B N L H] already scaled, L even; keys are padded to an even number: its gradient takes no other."""
+    """Takes q [B N L H] scaled, L even; pads keys to an even number, which the gradient needs."""
     k, v, mask = (_padded(x, 2, 2) for x in (k, v, mask))
     attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
     q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
@@ -300,7 +300,7 @@ def run_masked(
     v: Float[jax.Array, "B K M H"],
     mask: Bool[jax.Array, "B L M"],
 ) -> Float[jax.Array, "B N L H"]:
-    """cuDNN's attention with an explicit mask, for any lengths; what a query that sees nothing gives is 0."""
+    """cuDNN's attention with an explicit mask, for any lengths; zeros where a query sees nothing."""
     sees, mesh, length = mask.any(2), partition.mesh(), q.shape[2]
     multiple = 2 * partition.shards("tokens")
     q, mask = _padded(q * q.shape[-1] ** -0.5, multiple, 2), _padded(mask, multiple, 1)

@@ -22,7 +22,7 @@ from process_gen.models.partition import constrain
 Rope = tuple[Float[jax.Array, "B L half"], Float[jax.Array, "B L half"]]
 """Cosine and sine of the rotary angles."""
 
-NEGATIVE = -1e30  # finite, so that a query that sees nothing stays finite
+NEGATIVE = -1e30  # finite: the softmax of a query that sees nothing is no NaN
 
 
 def annotated(init: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
@@ -38,7 +38,7 @@ def linear(
     scale: float = 1.0,
     adapters: bool = True,
 ) -> Dense:
-    """Dense layer in the compute dtype with logical axes (input, output), and with `adapters` if it may."""
+    """Dense layer in the compute dtype, logical axes (input, output); `adapters` allows LoRA."""
     init = (
         nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
         if scale
@@ -50,18 +50,18 @@ def linear(
         axes=axes,
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),
-        dot_general=None if config.remat == "dots" else _widening,  # that policy looks for plain products
+        dot_general=None if config.remat == "dots" else _widening,  # `dots` finds plain products only
         kernel_init=annotated(init, *axes),
         bias_init=annotated(nn.initializers.zeros, axes[1]),
     )
 
 
 def _widening(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    """`dot_general` of x [..., D] and a kernel [D, F].
+    """`dot_general` of x [..., D] and a kernel [D, F], with a faster gradient on CPUs.
 
-    Its derivative has the products that JAX would take, but where F is at least D the
-    kernel's is x^T g and not (g^T x)^T: XLA's CPU backend transposes what stands left,
-    with all that is fused into it, and x is the smaller one and shared between kernels.
+    Where F >= D the kernel's gradient is computed as x^T g, not as JAX's (g^T x)^T. XLA's CPU
+    backend transposes the left factor, with all that is fused into it. Here that is x, which is
+    smaller than g and shared by several kernels.
     """
     if kernel.shape[0] > kernel.shape[1]:
         return jax.lax.dot_general(x, kernel, dimensions, precision)
@@ -90,7 +90,7 @@ _product.defvjp(_product_forward, _product_backward)
 def stacked(body: Callable, config: ModelConfig, layers: int) -> Callable:
     """Runs `body(layer, carry, x) -> (carry, y)` once per layer: one scan over stacked parameters.
 
-    What the backward pass recomputes and how far the scan is unrolled is the config's choice.
+    `config.remat` says what the backward pass recomputes, `config.scan_unroll` how far to unroll.
 
     Returns:
       `run(layer, carry, xs) -> (carry, ys)`; every array of `xs` and `ys` has the layers first.
@@ -155,7 +155,7 @@ class Expert(nn.Module):
         v = self.v_proj(y).reshape(*y.shape[:-1], c.kv_heads, c.head_dim)
         q = constrain("queries", q, "rows", "tokens", "heads", None)
         k, v = (constrain("keys and values", x, "rows", "tokens", "kv_heads", None) for x in (k, v))
-        # Named before their norms, whose backward pass needs what the products gave.
+        # Named for remat before their norms: the backward pass of those needs the projections themselves.
         q, k, v = (remat.named(name, x) for name, x in zip(remat.QKV, (q, k, v), strict=True))
         return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
@@ -202,8 +202,8 @@ def rope_angles(
 def rope_of(angles: Float[jax.Array, "B L half"]) -> Rope:
     """Cosine and sine of `angles` [B L H/2], computed once for all layers.
 
-    XLA for CPU would compute them again wherever a layer reads them, a tenth of a small model's
-    train step; what a loop returns it keeps.
+    On CPUs a loop computes them: XLA fuses anything else into each layer and so computes it again
+    there, a tenth of a small model's train step.
     """
 
     def kept(x):

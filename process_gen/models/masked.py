@@ -1,8 +1,8 @@
-"""Attention with explicit masks: a chunk over itself, what is near, and a history from the newest turn back.
+"""Attention with explicit masks over near keys and a history, read from the newest turn back.
 
-Scores are in memory for some keys at a time. The backward pass computes them again from
-the log of the softmax's sum, as FlashAttention does (arXiv 2205.14135), so that nothing
-as large as a score is kept. History that nothing is seen of costs nothing.
+Only the scores of some keys are in memory at a time. The backward pass computes them again
+from the log-sum-exp of the softmax, as FlashAttention does (arXiv 2205.14135), so no array of
+the size of the scores is kept. History before the oldest turn that any row sees costs nothing.
 
 B rows, N query heads, K key/value heads, G = N / K, L queries, M keys, W turns of a
 history, V of them that may be seen, C keys of one turn, H head.
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from process_gen.models.layers import NEGATIVE
 
 Attended = tuple[jax.Array, jax.Array]
-"""What is attended [B, K, G, L, H], float32, and the log of the sum of the exponentials [B, K, G, L]."""
+"""The output of attention [B, K, G, L, H], float32, and the log-sum-exp of its scores [B, K, G, L]."""
 
 KEYS = 512
-"""Keys of a history that are scored together, in whole turns, at least one."""
+"""Keys of a history that are scored at a time (a slice): whole turns, at least one."""
 
 
 class Keys(NamedTuple):
@@ -39,10 +39,10 @@ class Keys(NamedTuple):
 
 
 class History(NamedTuple):
-    """Keys and values of turns, of which the last V before `end` may be seen, V as `slots` gives it.
+    """Keys and values of turns, of which the V turns before `end` may be seen (V: see `slots`).
 
     Attributes:
-      k, v: [B, K, W, C, H], of at least V turns before `end`.
+      k, v: [B, K, W, C, H], with at least V turns before `end`.
       mask: [B, V, C] bool, of the turns before `end`, the newest last.
       end: [] int32, the turn that follows the newest one.
     """
@@ -69,12 +69,12 @@ def attend(q: jax.Array, near: Sequence[Keys], history: History | None = None) -
 
 
 def turns_together(keys: int, window: int) -> int:
-    """Turns of `keys` keys each whose scores are in memory together, of a history of `window`."""
+    """How many turns of `keys` keys each make a slice, in a history of `window` turns."""
     return min(window, max(1, KEYS // max(1, keys)))
 
 
 def slots(keys: int, window: int) -> int:
-    """The turns of a history of `window`, rounded up to whole slices."""
+    """`window`, the turns of a history, rounded up to whole slices."""
     return window + -window % turns_together(keys, window) if window else 0
 
 
@@ -105,7 +105,7 @@ def _slice(history: History, index: Any) -> Keys:
 
 
 def joined(parts: Sequence[Keys]) -> Keys:
-    """Keys side by side, whose masks have the same axes."""
+    """Concatenates keys; their masks must have the same axes."""
     k, v = (jnp.concatenate([x[i] for x in parts], axis=2) for i in range(2))
     return Keys(k, v, jnp.concatenate([x.mask for x in parts], axis=-1))
 
@@ -119,7 +119,7 @@ def _scores(q: jax.Array, part: Keys) -> jax.Array:
 
 
 def _part(q: jax.Array, part: Keys) -> Attended:
-    """What is attended of some keys alone."""
+    """Attention over some keys alone."""
     scores = _scores(q, part)
     top = scores.max(-1)
     weights = jnp.exp(scores - top[..., None])
@@ -131,7 +131,7 @@ def _part(q: jax.Array, part: Keys) -> Attended:
 
 
 def _together(a: Attended, b: Attended) -> Attended:
-    """What is attended of both sets of keys."""
+    """Attention over two sets of keys, from that over each."""
     log = jnp.logaddexp(a[1], b[1])
     shares = (jnp.exp(x - log)[..., None] for x in (a[1], b[1]))
     return sum(share * out for share, (out, _) in zip(shares, (a, b), strict=True)), log
@@ -155,12 +155,12 @@ def _forward(q, near, history):
 
 
 def _is_whole(history: History | None) -> bool:
-    """Whether all of a history is scored with what is near."""
+    """Whether the history is a single slice, scored together with the near keys, or there is none."""
     return history is None or _size(history) == history.mask.shape[1]
 
 
 def _first(q: jax.Array, near: tuple[Keys, ...], history: History | None) -> Keys:
-    """What is scored first, and always."""
+    """The keys that are always scored: the near ones, and a history of a single slice."""
     if history is not None and _is_whole(history):
         near = (*near, _slice(history, 0))
     masks = [x.mask if x.mask.ndim == 3 else x.mask[:, None] for x in near]
@@ -174,7 +174,7 @@ def _backward(kept, given):
 
     def part(some: Keys):
         weights = jnp.exp(_scores(q, some) - log[..., None])
-        # Transposed results: else XLA would transpose what has a number for every score.
+        # Results come out transposed: otherwise XLA would transpose the arrays of scores.
         dv = jnp.einsum("bkglh,bkglm->bkhm", given, weights.astype(given.dtype))
         d_weights = jnp.einsum("bkglh,bkmh->bkglm", given, some.v, preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - delta[..., None])).astype(q.dtype)

@@ -1,4 +1,4 @@
-"""What the losses read of a batch and of what the model predicts for it.
+"""`Outputs`: what the losses read of the model's forward pass.
 
 B rows, S turn slots, R trajectories of a row, J noised copies, I latent tokens of an
 image, C channels of a latent token, T tokens of a text slot, D width.
@@ -39,14 +39,14 @@ class Outputs:
       previous: [B, S, I, C] latents of the visual state that a turn starts from: the image of the turn
         before, at the first the input image (zeros where there is none).
       clean: [B, S, I, C] latents of the image that the flow target shows.
-      masked: by name of a hidden state, bool: what has no label, because it was dropped or its image was.
-      logits: hidden states [..., D] to logits [..., vocabulary].
-      nll: hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...], without
-        all logits in memory where `model.logit_chunk` says so.
-      ids: of control tokens and markup.
-      in_chunks: whether it does.
+      masked: bool by name of a hidden state, True where its label does not count: something that it
+        depends on was dropped, or the model's own image is shown.
+      logits: maps hidden states [..., D] to logits [..., vocabulary].
+      nll: maps hidden states [B, ..., D] and labels [B, ...] to -log p [B, ...].
+      ids: vocabulary ids of control tokens and markup.
+      in_chunks: whether `nll` holds the logits of a part of the vocabulary at a time (`model.logit_chunk`).
       nlls: -log p by name of a hidden state, where `with_nll` has computed it.
-      decode: latent tokens to pixels; see `pixels`.
+      decode: maps latent tokens to pixels; see `pixels`.
       step: [] int32, batches seen before this one.
       networks: by name, the frozen networks; see `network`.
     """
@@ -77,8 +77,8 @@ class Outputs:
     def pixels(self, latents: jax.Array, window: tuple[int, int, int, int] | None = None) -> jax.Array:
         """Latent tokens [..., I, C] as pixels [..., H, W, 3] around [-1, 1], not clipped; gradients flow.
 
-        Of `patches` models a reshape; else the decoder, whose activations are computed again in the
-        backward pass. That is dear: choose turns and copies before, or a part of the image.
+        With `patches` this is a reshape; else the decoder runs, and once more in the backward pass.
+        That is expensive: select turns and copies first, or a window of the image.
 
         Args:
           latents: of images; `clean_estimate[:, :, 0]`, say.
@@ -90,10 +90,10 @@ class Outputs:
         return jax.checkpoint(lambda x: self.decode(x, window=window))(latents)
 
     def network(self, name: str) -> Any:
-        """A frozen network: of `reference` its `Outputs` on the same inputs, of others a function.
+        """Returns a frozen network: for `reference` its `Outputs` on the same inputs, else a function.
 
         Raises:
-          LossError: the loss did not say that it reads it.
+          LossError: no loss of the table has declared that it reads it.
         """
         if name not in self.networks:
             raise LossError(
@@ -109,9 +109,9 @@ class Outputs:
         return self.nll(self.hidden[name], labels[name])
 
     def over_words(self, function: Callable[..., jax.Array], name: str, *others: Outputs) -> jax.Array:
-        """[B, S, T] of a text slot: `function` of its logits [..., vocabulary], and of those of `others`.
+        """Applies `function` to logits [..., vocabulary] of a text slot, and of `others`; returns [B, S, T].
 
-        Where the model holds no logits whole (`model.logit_chunk`), those of one turn slot at a time.
+        With `model.logit_chunk`, only the logits of one turn slot are in memory at a time.
         """
         logits = [one.logits for one in (self, *others)]
         hidden = [one.hidden[name] for one in (self, *others)]
@@ -125,9 +125,9 @@ class Outputs:
         return jnp.moveaxis(jax.lax.map(jax.checkpoint(of), slots), 0, 1)
 
     def with_nll(self, labels: Mapping[str, jax.Array]) -> Outputs:
-        """With the labels of all hidden states scored in one loop over the vocabulary, if it is in chunks.
+        """Adds `nlls` of all labels, computed in one loop over the vocabulary; itself unless `in_chunks`.
 
-        Several losses read the same tokens, and XLA merges equal products but not equal loops.
+        Several losses read the same tokens: XLA merges equal matrix products, but not equal loops.
         """
         if not self.in_chunks:
             return self

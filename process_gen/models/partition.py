@@ -1,4 +1,4 @@
-"""Which mesh the program is traced for, and how activations are split over it.
+"""The mesh that a program is traced for, and how activations are sharded over it.
 
 Modules name the axes of an activation, as they name those of a parameter:
 
@@ -8,8 +8,8 @@ Modules name the axes of an activation, as they name those of a parameter:
     mlp       hidden width of an MLP
     vocab     columns of the head
 
-and `over` says what the names mean around the tracing of a program. Without
-it, or on a mesh of one device, nothing is added to the program.
+and `over` maps the names to mesh axes while a program is traced. Without it, or on
+a mesh of one device, no sharding constraints are added.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _AMBIENT: contextvars.ContextVar[_Ambient | None] = contextvars.ContextVar("ambi
 
 @contextlib.contextmanager
 def over(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """What is traced inside is for `mesh`; also a decorator of a function that will be traced.
+    """Sets the mesh and the rules for what is traced inside; also a decorator of a traced function.
 
     Args:
-      mesh: the devices; those of a topology that is not there will do.
+      mesh: its devices may be those of a topology description, for compiling ahead of time.
       rules: name of an activation's axis -> mesh axis or axes.
     """
     token = _AMBIENT.set(_Ambient(mesh, rules))
-    # JAX keeps traces by its own ambient mesh: one that was made for another mesh is not taken up again.
+    # JAX's trace cache depends on JAX's own ambient mesh: set it, lest a trace for another mesh is reused.
     abstract = (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else contextlib.nullcontext()
     )
@@ -58,7 +58,7 @@ def over(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 
 def platform() -> str:
-    """What the program is traced for: `cpu`, `tpu`, `cuda` or `rocm`."""
+    """The platform that the program is traced for: `cpu`, `tpu`, `cuda` or `rocm`."""
     device = _device()
     if device.platform not in ("gpu", "cuda", "rocm"):
         return device.platform
@@ -66,7 +66,7 @@ def platform() -> str:
 
 
 def compute_capability() -> float | None:
-    """Of the NVIDIA GPUs that the program is traced for, such as 8.0 (A100); None for other devices."""
+    """That of the NVIDIA GPUs that the program is traced for, such as 8.0 (A100); else None."""
     known = getattr(_device(), "compute_capability", None)
     return float(known) if known else None
 
@@ -83,9 +83,9 @@ def mesh() -> Mesh | None:
 
 
 def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
-    """How an activation is split; `axes` has a name, or None, for each dimension.
+    """The partition spec of an activation; `axes` has a name, or None, for each dimension.
 
-    A dimension that its mesh axes do not divide stays whole, with one line in the log, where `name` stands.
+    A dimension that its mesh axes do not divide stays whole; one log line says so, under `name`.
     """
     return P(*(split(name, axis, size) for axis, size in zip(axes, shape, strict=True)))
 
@@ -115,7 +115,7 @@ def _sizes(axis: str | None) -> dict[str, int]:
 
 
 def constrain(name: str, x: jax.Array, *axes: str | None) -> jax.Array:
-    """The activation, split as its axes say; itself where there is no mesh of several devices."""
+    """Adds the sharding constraint of `axes` to an activation; none without a mesh of several devices."""
     where = mesh()
     if where is None:
         return x

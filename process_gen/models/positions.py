@@ -22,7 +22,7 @@ def grid_places(grid: tuple[int, int]) -> Places:
 
 
 def table_rows(grid: tuple[int, int], side: int) -> Int[np.ndarray, " N"]:
-    """Rows of a learned table of `side` x `side` places that the tokens of a grid have."""
+    """Indices [N] of the tokens of a grid into a flattened position table of `side` x `side` places."""
     rows, columns = grid_places(grid)
     return rows * side + columns
 

@@ -1,4 +1,4 @@
-"""What the backward pass of a stack of layers keeps, and what it computes again.
+"""Rematerialization policies: what a stack of layers keeps for its backward pass.
 
     policy         keeps of a layer, per token of width D             computes again
     none           everything                                         nothing
@@ -42,9 +42,9 @@ POLICIES: dict[str, Callable[..., Any]] = {
         offload_dst="pinned_host",
     ),
 }
-"""By the name that `ModelConfig.remat` has; `none` is without."""
+"""Checkpoint policies by the value of `ModelConfig.remat`; `none` needs no policy."""
 
 
 def named(name: str, tree: Any) -> Any:
-    """Arrays that a policy may keep or offload by name; nothing is computed."""
+    """Gives arrays a name by which policies save or offload them; their values stay."""
     return jax.tree.map(lambda x: checkpoint_name(x, name), tree)

@@ -1,4 +1,4 @@
-"""The shapes of a model's parameters, without a layout, a batch or memory."""
+"""The shapes of a model's parameters, from its config alone; nothing is allocated."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _IDS = ControlIds(
 
 @functools.cache
 def model_spec(config: ModelConfig, with_vit: bool = True) -> Any:
-    """The parameters that `UnifiedModel.init` makes, as boxed `jax.ShapeDtypeStruct`; not to be changed.
+    """The parameters of `UnifiedModel.init`, as boxed `jax.ShapeDtypeStruct`; cached, so do not change them.
 
     Args:
       config: sizes.
-      with_vit: whether the layout would make room for ViT tokens; only then there are weights for them.
+      with_vit: whether the layout has room for ViT tokens; without, there are no weights for them.
     """
     return jax.eval_shape(_init(config, with_vit), jax.random.key(0))
 
 
 def initial(config: ModelConfig, names: frozenset[str], seed: int, dtype: str = "float32") -> dict[str, Any]:
-    """Some parameters (`a/b/c`) as `UnifiedModel.init` would draw them: a nested dict of NumPy arrays."""
+    """Draws the parameters `names` (`a/b/c`) as `UnifiedModel.init` does: a nested dict of NumPy arrays."""
 
     def some(key: jax.Array) -> dict[str, jax.Array]:
         params = flatten_dict(nn.meta.unbox(_init(config, True)(key)), sep="/")
         return {name: params[name].astype(dtype) for name in sorted(names)}
 
-    drawn = jax.device_get(jax.jit(some)(jax.random.key(seed)))  # the compiler drops what is not asked for
+    drawn = jax.device_get(jax.jit(some)(jax.random.key(seed)))  # XLA drops what is not asked for
     return unflatten_dict(drawn, sep="/")
 
 

@@ -1,11 +1,11 @@
-"""The unified model: `prefill` reads a prompt, `step` goes through one turn: text, image, text.
+"""The unified model: `prefill` reads a prompt, `step` processes one turn (text, image, text).
 
     context          = prefill(params, prompt)
     context, outputs = step(params, context, turn, refines)
 
-is the definition. Training computes the same for all turns of a row at once, layer by
-layer (`forward_rows`, `process_gen.models.unroll`). Sampling puts the same turn together
-from single texts and images (`forward_chunk`, `process_gen.sampling.extend`).
+are its definition. Training computes the same for all turns of a row at once, layer by layer
+(`forward_rows`, `process_gen.models.unroll`). Sampling runs a turn in pieces, one text or
+image at a time (`forward_chunk`, `process_gen.sampling.extend`).
 
 B rows, S turn slots, R prompts of a row, L tokens of a chunk, T tokens of a text slot, J
 noised copies, I latent tokens and P ViT tokens of an image, C channels of a latent token,
@@ -55,13 +55,13 @@ from process_gen.trajectory.visibility import Chunk, chunk_of
 
 
 class ChunkOutput(NamedTuple):
-    """A chunk gone through the backbone.
+    """What the backbone gives for a chunk.
 
     Attributes:
       hidden: {"und": [B, tokens, D], "gen": [B, tokens, D]} after the final norms.
-      k, v: of the chunk, [layers, B, L, K, H].
-      mask: [B, L] bool in packed order, tokens that are there.
-      position: [B] int32, the rotary position that follows.
+      k, v: keys and values of the chunk, [layers, B, L, K, H].
+      mask: [B, L] bool in packed order, tokens that are present.
+      position: [B] int32, the rotary position that follows the chunk.
     """
 
     hidden: dict[str, jax.Array]
@@ -114,13 +114,13 @@ class UnifiedModel(nn.Module):
         return x.reshape(x.shape[0], -1, c.width)
 
     def embed_vit(self, patches: jax.Array) -> jax.Array:
-        """What the ViT sees of clean images, patches [B, images, P, U], to tokens [B, images * P, D]."""
+        """ViT patches [B, images, P, U] of clean images to tokens [B, images * P, D]."""
         pictures = constrain("ViT patches", patches.reshape(-1, *patches.shape[2:]), "rows", None, None)
         x = self.connector(self.vit(pictures))
         return x.reshape(patches.shape[0], -1, self.config.width)
 
     def _latent_table(self) -> jax.Array:
-        """Positions of an image's latent tokens, [I, D]."""
+        """Position embeddings of an image's latent tokens, [I, D]."""
         c, grid = self.config, self.layout.latent_grid
         if c.latent_positions == "learned":
             return self.positions[table_rows(grid, c.max_latent_side)]
@@ -141,12 +141,12 @@ class UnifiedModel(nn.Module):
         return values.reshape(labels.shape)
 
     def to_velocity(self, hidden: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """Hidden latent tokens [B, J * I, D] to velocities shaped like x_t, float32."""
+        """Hidden states of latent tokens [B, J * I, D] to velocities shaped like x_t, float32."""
         out = self.latent_out(hidden).astype(jnp.float32).reshape(x_t.shape)
         return flow.velocity_from_clean(x_t, out, t) if self.config.prediction == "clean" else out
 
     def run(self, streams, positions, context, attention, keep_kv: bool = True):
-        """The backbone over tokens by stream, `positions` likewise, after a context."""
+        """Runs the backbone over embedded tokens and their `positions`, both by stream, after a context."""
         images = streams["gen"].shape[1] // self.layout.latents if "gen" in streams else 0
         places = tuple(
             jnp.tile(jnp.asarray(p, jnp.float32), images) for p in grid_places(self.layout.latent_grid)
@@ -164,7 +164,7 @@ class UnifiedModel(nn.Module):
         context: Sequence[KVCache],
         start: jax.Array,
     ) -> ChunkOutput:
-        """A chunk with its content from the position `start` [B] on, after a history and what came since."""
+        """Runs a chunk from rotary position `start` [B] on, after a history and the caches in `context`."""
         mask = token_mask(chunk, content)
         found, end = positions(chunk, content, start)
         caches = (history, *context)
@@ -176,14 +176,14 @@ class UnifiedModel(nn.Module):
         return ChunkOutput(hidden, k, v, mask, end)
 
     def _words(self, chunk: Chunk, content: ChunkInputs) -> jax.Array:
-        """The ids [B, tokens] of a chunk; images stand between two vision tokens."""
+        """The vocabulary ids [B, tokens] of a chunk; of an image its two vision tokens."""
         edges = jnp.asarray([self.ids.vision_start, self.ids.vision_end])
         edges = jnp.broadcast_to(edges, (content.present.shape[0], 2))
         texts = [content.texts[s.name] if s.kind == "text" else edges for s in chunk.segments]
         return jnp.concatenate(texts, axis=1)
 
     def _embedded(self, chunk: Chunk, content: ChunkInputs, words: jax.Array) -> dict[str, jax.Array]:
-        """The tokens of a chunk by stream; `words` [B, tokens, D] are its ids, embedded."""
+        """Embeds a chunk, by stream; `words` [B, tokens, D] are its vocabulary ids, embedded."""
         rows, streams = content.present.shape[0], {"und": words}
         if patches := [content.vit[s.name] for s in chunk.segments if s.vit]:
             streams["und"] = jnp.concatenate([streams["und"], self.embed_vit(jnp.stack(patches, 1))], axis=1)
@@ -197,7 +197,7 @@ class UnifiedModel(nn.Module):
     # ---------------------------------------------------------- prefill and step
 
     def prefill(self, prompt: ChunkInputs) -> tuple[Context, jax.Array]:
-        """Reads prompts; returns the context and the hidden state [B, D] of the last token."""
+        """Reads prompts; returns the context and the hidden state [B, D] at each prompt's last token."""
         rows, chunk = len(prompt.present), chunk_of(self.layout.prompt_segments)
         context, nothing = Context.empty(self.config, self.layout, rows), KVCache.empty(self.config, rows, 0)
         done = self.forward_chunk(chunk, prompt, nothing, (), context.position)
@@ -209,13 +209,13 @@ class UnifiedModel(nn.Module):
     def step(
         self, context: Context, turn: ChunkInputs, refines: jax.Array
     ) -> tuple[Context, dict[str, jax.Array]]:
-        """One turn, teacher-forced, in one chunk; `refines` [B] bool says which are refine turns.
+        """Runs one teacher-forced turn as one chunk; `refines` [B] bool says which are refine turns.
 
         Returns:
           The context after it, and what losses read: hidden states `before` and `after`
-          [B, T, D] of the texts, `image_end` [B, D] of the vision token that closes the
-          visual state (of its ViT tokens where they are there), `noised_end` [B, J, D] of
-          those that close the flow targets; and the `velocity` [B, J, I, C].
+          [B, T, D] of the texts, `image_end` [B, D] at the last vision token of the clean
+          image (after its ViT tokens, if present), `noised_end` [B, J, D] at that of each
+          noised copy; and the `velocity` [B, J, I, C].
         """
         chunk = chunk_of(self.layout.turn_segments)
         seen = context.seen(self.layout, refines)
@@ -232,10 +232,10 @@ class UnifiedModel(nn.Module):
         is_first: jax.Array,
         refines: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What `prefill` and `step` give for rows of turns, all turns at once in every layer.
+        """Computes `prefill` and `step` for packed rows, all turns at once in every layer.
 
-        Projections and MLPs go over all tokens of a row, attention turn by turn over
-        the keys of its prompt and of the turns before it.
+        Projections and MLPs run over all tokens of a row. Attention runs turn by turn, over
+        the keys of the turn, of its prompt and of the turns before it.
 
         Args:
           prompts: [B, R, ...].
@@ -244,7 +244,7 @@ class UnifiedModel(nn.Module):
           is_first, refines: [B, S] bool, where a trajectory begins, and refine turns.
 
         Returns:
-          The hidden state [B, R, D] of the last token of each prompt, and outputs [B, S, ...].
+          The hidden state [B, R, D] at each prompt's last token, and the outputs of `step`, [B, S, ...].
         """
         layout, rows = self.layout, len(is_first)
         chunks = chunk_of(layout.prompt_segments), chunk_of(layout.turn_segments)
@@ -267,7 +267,7 @@ class UnifiedModel(nn.Module):
                 if any(name in part for part in parts)
             }
 
-        # One look-up of all words, so that the gradient of their table is reduced once.
+        # One look-up for all tokens, so that the gradient of the embedding is reduced over devices once.
         ids = [self._words(*pair) for pair in pairs]
         words = self.embed_text(together([slots(x) for x in ids]))
         words = _flat(apart(layout, words, [x.shape[1] for x in ids]))
@@ -302,6 +302,7 @@ class UnifiedModel(nn.Module):
     def _turn_outputs(
         self, chunk: Chunk, turn: ChunkInputs, hidden: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
+        """The outputs of `step`, given the hidden states of a turn by stream."""
         und, layout = hidden["und"], self.layout
 
         def text(name: str) -> jax.Array:

@@ -1,12 +1,12 @@
-"""Training's unroll: teacher-forced turns of packed rows, in either order of the loops.
+"""Training's forward pass: teacher-forced turns of packed rows, in either order of the loops.
 
     layers   the backbone once over the whole row: each layer goes over all turns
              before the next one starts (`UnifiedModel.forward_rows`)
     scan     the definition: `step` scanned over the turn slots
 
-Both compute the same. With `layers` the weights of a layer are needed once in the
-forward pass and once in the backward pass; `scan` is what a history needs that
-memory does not hold, and what the other one is tested against.
+Both compute the same. With `layers` the weights of a layer are gathered once in the
+forward pass and once in the backward pass. `scan` is for histories too long for device
+memory, and the reference that tests compare `layers` with.
 
 B rows, S turn slots, R trajectories of a row, J noised copies, I latent tokens of an
 image, C channels of a latent token, T tokens of a text slot, D width.
@@ -35,7 +35,7 @@ from process_gen.trajectory.batch import Batch
 def scan_turns(
     model: UnifiedModel, params: Any, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`prefill` for every prompt, then `step` scanned over the turn slots: the definition.
+    """Runs `prefill` for every prompt, then scans `step` over the turn slots.
 
     The backward pass keeps the context between turns and computes each turn again
     (`jax.checkpoint`), unless `model.remat` is `none`.
@@ -71,7 +71,7 @@ def scan_turns(
 def run_turns(
     model: UnifiedModel, params: Any, batch: Batch, prompts: ChunkInputs, turns: ChunkInputs, order: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Turns in either order of the loops; see `scan_turns` for what comes out."""
+    """Runs prompts and turns in the given order of the loops; returns what `scan_turns` does."""
     if order == "scan":
         return scan_turns(model, params, batch, prompts, turns)
     given = (prompts, turns, batch.prompt_index, batch.is_first, batch.refines)
@@ -87,11 +87,11 @@ def unroll(
     frozen: Any = None,
     reference: Any = None,
 ) -> Outputs:
-    """Runs packed rows through the model, teacher-forced; gives what the losses read.
+    """Runs packed rows through the model, teacher-forced; returns what the losses read.
 
-    `key` draws timesteps, noise and conditioning dropout as `options` say, which also have the order of the
-    loops; `frozen` are the weights of an autoencoder that has any. With `reference`, parameters that are not
-    trained, what they predict of the same inputs is there as the network of that name.
+    `key` draws timesteps, noise and conditioning dropout as `options` say; `options.order` is that of the
+    loops. `frozen` are the weights of the autoencoder, if it has any. `reference` are parameters that get no
+    gradient; their outputs on the same inputs are in the result, as its network `reference`.
     """
     inputs = make_inputs(model, batch, key, options, frozen)
 
@@ -113,7 +113,7 @@ def make_outputs(
     frozen: Any = None,
     networks: Mapping[str, Any] | None = None,
 ) -> Outputs:
-    """The results of the turns and their flow targets, as losses read them."""
+    """Assembles `Outputs` from the results of `run_turns` and from `Inputs.flows`."""
     hidden = {name: x for name, x in outputs.items() if name != "velocity"}
     return Outputs(
         hidden={"prompt_end": prompt_end} | hidden,
@@ -131,7 +131,7 @@ def make_outputs(
 def blank_outputs(
     model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
 ) -> Outputs:
-    """`unroll` with zeros for everything that the model predicts: enough to count targets."""
+    """A cheap `unroll`, enough to count targets: hidden states and velocities are 0, p is uniform."""
     flows = make_inputs(model, batch, key, options, frozen).flows
     turns, layout = batch.present.shape, model.layout
     shapes = {"prompt_end": batch.prompt_tokens.shape[:2], "image_end": turns}

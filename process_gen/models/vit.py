@@ -1,11 +1,11 @@
-"""The vision transformer of the understanding side: pictures to tokens that text reads.
+"""The vision transformer of the understanding side: images to tokens of the `und` stream.
 
 SigLIP 2 (arXiv 2502.14786) as BAGEL keeps it (arXiv 2505.14683): a linear patch
 embedding, learned positions that are looked up on the grid, pre-norm blocks,
 a last norm; then a connector into the backbone's width, which adds a fixed 2-D
-table of its own. All patches of a picture see each other, and nothing else.
+position table of its own. All patches of an image see each other, and nothing else.
 
-B pictures or rows, S turn slots, N latent tokens, V values of a latent token, P patches, U values of
+B images or rows, S turn slots, N latent tokens, V values of a latent token, P patches, U values of
 a patch, D width of the ViT, W width of the backbone.
 """
 
@@ -26,7 +26,7 @@ from process_gen.trajectory.layout import Layout
 
 
 def check(config: ModelConfig, layout: Layout) -> None:
-    """Whether the model can make the ViT tokens that the layout asks for.
+    """Checks that the model can make the ViT tokens that the layout asks for.
 
     Raises:
       ValueError: the model has no ViT, or tables too small for the grid.
@@ -47,10 +47,10 @@ def check(config: ModelConfig, layout: Layout) -> None:
 def reshaped(
     config: ModelConfig, layout: Layout, image_size: tuple[int, int], grid: tuple[int, int] | None = None
 ) -> Layout:
-    """The same slots for images of another shape, `image_size` being height and width in pixels.
+    """The layout for images of another size, `image_size` being height and width in pixels.
 
-    `grid` is rows and columns of their ViT tokens; by default as many as before at most, in the
-    image's shape.
+    `grid` is rows and columns of their ViT tokens; by default in the aspect ratio of the image, at
+    most as many tokens as before.
 
     Raises:
       ValueError: the model cannot hold such images.
@@ -63,7 +63,7 @@ def reshaped(
 
 
 def grid_of(image_size: tuple[int, int], tokens: int) -> tuple[int, int]:
-    """Rows and columns in the shape of an image, at most so many tokens in all."""
+    """Rows and columns in the aspect ratio of an image, at most `tokens` in all; (0, 0) for none."""
     if not tokens:
         return 0, 0
     ratio = image_size[0] / image_size[1]
@@ -72,10 +72,10 @@ def grid_of(image_size: tuple[int, int], tokens: int) -> tuple[int, int]:
 
 
 def views(config: ModelConfig, layout: Layout, images: jax.Array, latents: jax.Array) -> jax.Array | None:
-    """What the ViT sees of images in context, [B, (S,) P, U]; None where the layout has no room for it.
+    """The ViT's patches of images in context, [B, (S,) P, U]; None without ViT tokens in the layout.
 
-    Where latents are pixels it sees the `latents` [B, (S,) N, V], with the noise
-    that they carry, else the images [B, (S,) height, width, 3].
+    Where latents are pixels they are cut from the `latents` [B, (S,) N, V], with any noise on
+    those, else from the images [B, (S,) height, width, 3].
     """
     if not layout.vit_tokens:
         return None
@@ -84,16 +84,16 @@ def views(config: ModelConfig, layout: Layout, images: jax.Array, latents: jax.A
         return patches_of(config, layout, jnp.clip(pixels, -1.0, 1.0))
     if images.ndim == 4:
         return patches_of(config, layout, images)
-    slots = jnp.moveaxis(images, 1, 0)  # one at a time: enlarged in float32 they take far more room
+    slots = jnp.moveaxis(images, 1, 0)  # slot by slot: resized images in float32 take far more memory
     return jnp.moveaxis(jax.lax.map(lambda x: patches_of(config, layout, x), slots), 0, 1)
 
 
 def patches_of(config: ModelConfig, layout: Layout, images: jax.Array) -> jax.Array:
-    """What the ViT sees of images [..., height, width, 3], uint8 or around [-1, 1]: patches [..., P, U].
+    """Cuts images [..., height, width, 3], uint8 or around [-1, 1], into patches [..., P, U] for the ViT.
 
     An image is resized to `layout.vit_grid` patches (bicubic, antialiased)
-    where it has another size, and what that carries beyond [-1, 1] is cut off;
-    a patch is flattened as (row, column, channel).
+    where it has another size, then clipped to [-1, 1]; a patch is flattened as
+    (row, column, channel).
     """
     (rows, columns), side = layout.vit_grid, config.vit.patch
     pixels = autoencoder.to_floats(images).reshape(-1, *images.shape[-3:])
@@ -169,7 +169,7 @@ class Vit(nn.Module):
 
 
 class Connector(nn.Module):
-    """Two layers into the backbone's width, and a fixed place on the grid."""
+    """An MLP of two layers into the backbone's width, plus a fixed 2-D position table."""
 
     config: ModelConfig
     grid: tuple[int, int]

@@ -1,16 +1,15 @@
-"""A large vocabulary: words out, as a cross-entropy whole or in chunks of words, and words in.
+"""Cross-entropy and embedding look-up of a large vocabulary, the logits whole or in chunks of words.
 
-Whole, the logits of 7B stand in memory: 152,064 floats a token. In chunks, a
-loop over parts of the vocabulary keeps a running maximum and sum (the online
-softmax of Milakov and Gimelshein, arXiv 1805.02867), and the backward pass
-computes each chunk's logits again. The loop goes over words and not over
-tokens because of weights that are split over devices: each part of the head is
-then gathered once a pass and its gradient reduced once, and no device holds
-the whole of either.
+Whole, the logits of the 7B take 152,064 floats a token. In chunks, a loop over
+parts of the vocabulary keeps a running maximum and sum (the online softmax of
+Milakov and Gimelshein, arXiv 1805.02867), and the backward pass computes each
+chunk's logits again. The loop goes over words and not over tokens because the
+head may be sharded: so each part of it is gathered once a pass and its gradient
+reduced once, and no device holds the whole of either.
 
-The gradient of a look-up adds rows into a table of the whole vocabulary, and where the
-table is split over devices XLA sums such tables whole, on every device. As products with
-one-hot vectors, some words at a time, it is reduced like that of any other matrix.
+The gradient of a look-up is a scatter-add into a table of the whole vocabulary. If the table
+is sharded, XLA sums whole tables on every device. Computed as products with one-hot vectors,
+some words at a time, the gradient is reduced like that of any other matrix.
 
 B rows, L tokens of a row, D width, V vocabulary, C words of a chunk.
 """
@@ -48,7 +47,7 @@ def chunked_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Arra
 def _chunks(kernel: jax.Array, chunk: int) -> jax.Array:
     """[V / C, D, C]: chunk i has every (V / C)-th word from the i-th on.
 
-    So a chunk has as many words of every part of a vocabulary that is split over devices.
+    So a chunk has equally many words of each shard of the vocabulary.
     """
     width, words = kernel.shape
     return jnp.moveaxis(kernel.reshape(width, chunk, words // chunk), 2, 0)
@@ -129,7 +128,7 @@ def _lookup_backward(chunk, dtype, kept, given):
 
     def body(_, i):
         one_hot = is_label(tokens, i, (chunks, chunk)).astype(given.dtype)
-        # The width first: rows are what devices split a matrix by.
+        # The width first, since matrices are sharded by rows.
         return None, jnp.einsum("bld,blc->dc", given, one_hot, preferred_element_type=jnp.float32)
 
     _, parts = jax.lax.scan(body, None, jnp.arange(chunks))  # [V / C, D, C]

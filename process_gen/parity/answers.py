@@ -1,4 +1,4 @@
-"""Every entry of a golden folder: computed, compared, and put into a table."""
+"""Computes the answers that a golden folder stores, and compares them with the stored ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GIVEN = (
     "train_vit_indexes", "train_sample_lens",
     "inf_prompt", "inf_instruction", "inf_image", "inf_vit_image", "flow_noise",
 )  # fmt: skip
-"""What the published program was given, by key; `train_splits_N` and `train_modes_N` besides."""
+"""Keys of the inputs of the published program; `train_splits_N` and `train_modes_N` are inputs too."""
 GRADIENT = "grad/"
 
 
@@ -83,7 +83,7 @@ def compare(
 def answers(
     golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Everything that is asked for, by key; what nothing is stored of is left out."""
+    """Computes the answers by key; groups of keys (by prefix) of which none is stored are left out."""
     parts: list[tuple[str, Callable[[], Mapping[str, np.ndarray]]]] = [
         ("ae_", lambda: autoencoder_answers(golden, config, frozen)),
         ("inf_", lambda: inference_answers(golden, config, params, frozen)),
@@ -103,7 +103,7 @@ def _training(
 ) -> dict[str, np.ndarray]:
     found, gradients = training_answers(golden, config, params, timestep_shift)
     found |= stored_gradients(golden, config, gradients)
-    if not golden.optional("train_vae_images", (0,)).size:  # a row of texts and of what the ViT sees
+    if not golden.optional("train_vae_images", (0,)).size:  # a row of texts and ViT images alone
         none = np.zeros_like(golden.optional("train_latents", (0,))[:0])
         return found | {"train_latents": none, "train_vae_position_ids": np.zeros(0, np.int64)}
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
@@ -115,14 +115,14 @@ def _training(
 
 
 def stored_gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
-    """The stored gradients, cut out of ours by the rules that move weights."""
+    """Our gradients under the keys of the stored ones, by the rules that convert weights."""
     moves = [move for move in bagel_moves(config) if GRADIENT + move.theirs in golden.arrays]
     items = sources.items(moves, sources.TreeArrays(gradients))
     return {GRADIENT + item.name: np.concatenate(list(item.blocks())) for item in items}
 
 
 def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.ndarray:
-    """Tokens [..., N, V] in the stored order [..., C, h, w]: whoever sorts twice compares both ways."""
+    """Latent tokens [..., N, V] back to stored latents [..., C, h, w]: inverts `latent_tokens`."""
     shape = golden["train_latents"].shape
     order = latent_tokens(config, np.arange(np.prod(shape)).reshape(shape))
     flat = np.empty(int(np.prod(shape)), np.float32)
@@ -131,6 +131,7 @@ def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.nd
 
 
 def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
+    """Moments [2 C, h, w], latent [C, h, w] and decoded image [3, H, W] of `ae_image`, by key."""
     module, image = FluxAutoencoder(config.flux), jnp.moveaxis(jnp.asarray(golden["ae_image"]), 0, -1)[None]
 
     @once
@@ -147,6 +148,7 @@ def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dic
 
 
 def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
+    """Patches [P, U], position ids [P], ViT features and backbone tokens of `vit_image`, by key."""
     layout = layout_of(golden, config, "ae_image", "vit_image")
     image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
 
@@ -185,9 +187,9 @@ def published_losses(ce_weight: float, mse_weight: float) -> LossTable:
 def training_answers(
     golden: Golden, config: ModelConfig, params: Any, timestep_shift: float = 1.0, order: str = "layers"
 ) -> tuple[dict[str, np.ndarray], Any]:
-    """What the published program stores of the row, under its keys, and the gradients of the loss.
+    """The answers for the packed row under the published keys, and the gradients of the loss.
 
-    Hidden states and positions of all tokens are there in the order `layers` alone: `scan` keeps
+    Only the order `layers` gives hidden states and positions of all tokens: `scan` keeps only
     those that losses read.
     """
     row = training_row(golden, config, timestep_shift)
@@ -220,7 +222,7 @@ def training_answers(
 def _run(
     model: UnifiedModel, params: Any, row: Row, order: str
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
-    """The row through the model, and a trace of the tokens of its `prompt` and `turn` chunks."""
+    """Runs the row through the model; returns also a trace of the tokens of `prompt` and `turn` chunks."""
     batch = row.batch
     prompts = prompt_inputs(batch.prompt_tokens)
     if order != "layers":
@@ -231,7 +233,7 @@ def _run(
 
 
 def _of_tokens(row: Row, traced: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
-    """What was traced by chunk and stream, [slots, tokens, ...], in the order of the published row."""
+    """Reorders what was traced by chunk and stream, [slots, tokens, ...], to the published row, [L, ...]."""
     whole = {
         chunk: np.concatenate([streams[name] for name in ("und", "gen") if name in streams], axis=1)
         for chunk, streams in traced.items()

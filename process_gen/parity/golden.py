@@ -25,7 +25,7 @@ ARRAYS, SETTINGS = "golden.npz", "golden.json"
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """Known answers: `golden.npz`, `golden.json`, and the folder for messages."""
+    """Known answers: contents of `golden.npz` and `golden.json`; `place` is their folder, for messages."""
 
     place: str
     arrays: Mapping[str, np.ndarray]
@@ -37,7 +37,7 @@ class Golden:
         return self.arrays[name]
 
     def optional(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """An array that need not be stored: zeros of a shape then, of which a row has none."""
+        """An array, or zeros of `shape` (with an axis of length 0) if it is not stored: the row has none."""
         return self.arrays.get(name, np.zeros(shape, np.int64))
 
     def size(self, image: str, setting: str) -> tuple[int, int]:
@@ -60,7 +60,7 @@ class Golden:
 
     @property
     def ids(self) -> ControlIds:
-        """The control tokens; the published program knows no markup, which takes the closing token's id."""
+        """The control tokens. Markup, which the published program lacks, gets the id of `im_end`."""
         start, end = self.setting("token_ids", "bos_token_id"), self.setting("token_ids", "eos_token_id")
         return ControlIds(
             end_of_text=end,
@@ -73,7 +73,7 @@ class Golden:
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled for a single call: on a CPU that must not take longer than the call."""
+    """Jits for a single call; on CPUs without XLA's optimizations, which would take longer than the call."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=quick)
 

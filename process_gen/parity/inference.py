@@ -1,4 +1,4 @@
-"""A context, text and images after it, through the pieces that the sampler is made of.
+"""Answers of inference: text and images after a context, computed with the functions of the sampler.
 
 The context is a prompt with an input image and an instruction after it.
 """
@@ -27,13 +27,13 @@ GUIDANCES = {
     "flow_bothchannel": dict(text_scale=4.0, image_scale=1.5, renorm="channel"),
     "flow_textchannel": dict(text_scale=4.0, image_scale=2.0, renorm="text_channel"),
 }
-"""The settings of the stored samples."""
+"""Guidance settings of the stored samples, by key."""
 DECODED = "flow_bothglobal"
 """The sample that `flow_image` decodes."""
 
 
 def flow_spec(golden: Golden, **guidance: Any) -> flow.FlowSpec:
-    """The settings of a stored sample; the published program counts points, not steps."""
+    """The settings of a stored sample; the published program counts points in time, one more than steps."""
     return flow.FlowSpec(
         flow_steps=golden.setting("flow", "num_timesteps") - 1,
         time_shift=golden.setting("flow", "timestep_shift"),
@@ -44,7 +44,7 @@ def flow_spec(golden: Golden, **guidance: Any) -> flow.FlowSpec:
 
 
 def inference_answers(golden: Golden, config: ModelConfig, params: Any, frozen: Any) -> dict[str, np.ndarray]:
-    """What the published program stores of its context, text and samples, under its keys."""
+    """The answers for the context, the text and the samples, under the published keys."""
     prompt, instruction = (_bracketed(golden, golden[f"inf_{name}"]) for name in ("prompt", "instruction"))
     layout = layout_of(
         golden,
@@ -73,14 +73,14 @@ def inference_answers(golden: Golden, config: ModelConfig, params: Any, frozen: 
 
 
 def _bracketed(golden: Golden, ids: np.ndarray) -> np.ndarray:
-    """A text slot [1, T] that fits."""
+    """A text slot [1, T] without padding: `ids` between the opening and the closing token."""
     return np.array([[golden.ids.im_start, *ids.tolist(), golden.ids.im_end]], np.int32)
 
 
 def _contexts(
     golden: Golden, model: UnifiedModel, params: Any, frozen: Any, prompt: np.ndarray, instruction: np.ndarray
 ) -> dict[str, Context]:
-    """What each branch of guidance sees: everything, all but the newest text, and texts alone."""
+    """The contexts of the branches of guidance: everything, all but the newest text, and texts alone."""
 
     def image(name: str):
         return jnp.moveaxis(jnp.asarray(golden[name]), 0, -1)[None]
@@ -103,7 +103,7 @@ def _contexts(
 
 
 def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> np.ndarray:
-    """Latent tokens [N, V] out of the stored noise."""
+    """Latent tokens [N, V] of a sample, integrated from the stored noise."""
     spec = flow_spec(golden, **guidance)
     nothing = KVCache.empty(model.config, 1, 0)
 
@@ -123,7 +123,7 @@ def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> 
 
 
 def _greedy(golden: Golden, model: UnifiedModel, params, context: Context) -> np.ndarray:
-    """The tokens that the model writes greedily, as many as are stored, whatever closes a text elsewhere."""
+    """Greedily decoded tokens, as many as are stored; closing tokens do not end the text."""
     count, keys = len(golden["inf_greedy_tokens"]), context.prompt.mask.shape[1]
     nothing = KVCache.empty(model.config, 1, 0)
 

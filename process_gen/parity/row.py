@@ -60,12 +60,12 @@ class Row(NamedTuple):
 
     Attributes:
       layout: slots that fit it exactly.
-      batch: one row; its images stand in the turns.
-      turns: what its turns hold, [1, S, ...].
+      batch: one row, with blank images: `turns` hold their latents.
+      turns: the content of its turns, [1, S, ...].
       flows: the flow targets, as `models.inputs.make_inputs` gives them.
       labels: as `controls.labels` gives them.
-      targets: its targets of cross-entropy in order, each by the name of a label and its place there.
-      places: chunk (`prompt` or `turn`), its number, and place in packed order of each of its tokens.
+      targets: cross-entropy targets in the published order, each as a name in `labels` and an index there.
+      places: for each published token its chunk (`prompt` or `turn`), slot, and index in packed order.
     """
 
     layout: Layout
@@ -78,13 +78,14 @@ class Row(NamedTuple):
 
 
 def layout_of(golden: Golden, config: ModelConfig, image: str, vit_image: str, **sizes: Any) -> Layout:
-    """Slots for images as large as the golden ones; `sizes` are those of the other slots.
+    """A layout for images as large as the golden ones; `sizes` are its other fields.
 
     `image` and `vit_image` are keys of images [..., 3, H, W] as the autoencoder and as the ViT see them;
     where one is not stored, `golden.json` says how large it would be.
 
     Raises:
-      ValueError: the model cannot hold them.
+      ValueError: the model cannot hold such images.
+      CheckpointMismatch: the ViT cannot cut its image into patches, or a size is missing.
     """
     size = golden.size(image, "image_hw")
     grid, values = latent_shape(config, size)
@@ -113,6 +114,7 @@ def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
 
 
 def samples_of(golden: Golden) -> list[Sample]:
+    """Splits the published row into samples; CheckpointMismatch where its lengths contradict each other."""
     lengths, start, samples = golden["train_sample_lens"], 0, []
     vit_tokens = set(golden.optional("train_vit_indexes", (0,)).tolist())
     targets = set(golden["train_ce_indexes"].tolist())
@@ -136,7 +138,7 @@ def _sample(pieces: Sequence[Piece], targets: set[int]) -> Sample:
     turns: list[Turn] = []
     newest = None
     for piece in pieces:
-        # Of a visual state only the last closing token has a label here.
+        # In a visual state only the last closing token can have a label: after a labelled one a turn begins.
         cut = newest is not None and newest.kind == "clean" and newest.stop - 1 in targets
         if newest is None or cut or ORDER.index(piece.kind) <= ORDER.index(newest.kind):
             turns.append({})
@@ -145,10 +147,10 @@ def _sample(pieces: Sequence[Piece], targets: set[int]) -> Sample:
 
 
 def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.0) -> Row:
-    """The published row as one of this project.
+    """Converts the published row to one of this project.
 
     Raises:
-      CheckpointMismatch: something in it has no place here.
+      CheckpointMismatch: something in it has no counterpart here.
     """
     samples = samples_of(golden)
     texts = dict(zip(golden["train_text_indexes"].tolist(), golden["train_text_ids"].tolist(), strict=True))
@@ -257,7 +259,7 @@ def _images(golden: Golden, config: ModelConfig, layout: Layout, turns: Sequence
 def _places(
     layout: Layout, samples: Sequence[Sample], turns: Sequence[Turn]
 ) -> tuple[tuple[str, int, int], ...]:
-    """Where every token of the published row stands."""
+    """The `Row.places` of every token of the published row."""
     found: dict[int, tuple[str, int, int]] = {}
     for r, sample in enumerate(samples):
         for i, token in enumerate(sample.prompt.tokens if sample.prompt else ()):
@@ -279,7 +281,7 @@ def _places(
 
 
 def _labels(golden: Golden, layout: Layout, turns: Sequence[Turn]):
-    """Labels by slot, and where each target of the published row stands among them."""
+    """`Row.labels` and `Row.targets`."""
     shapes = {
         "prompt_end": (layout.trajectories,),
         "before": (layout.turns, layout.before),

@@ -7,13 +7,13 @@
 
     multi_turn   subset 1: prompts drawn step by step
     prompts      the prompts that phase 1 is to draw, `WORKDIR/prompts.txt`
-    conflict     subset 2: texts against the prompt, of what phase 1 drew or symbolic
-    alignment    subset 3: drafts against their plans
+    conflict     subset 2: plans judged against the prompt, self-sampled by phase 1 or from the scene graph
+    alignment    subset 3: drafts judged against their plans
     subsets      the three of them, as far as phase 2 trains on them, and their statistics
     statistics   what they hold, beside the paper's figures
     stages       the configs of both phases and the commands of the recipe (`launch/recipe.py` runs them)
 
-Every part goes on where it was cut off. What a service answered is kept in `WORKDIR/answers`.
+Every part resumes where it was interrupted. Answers of services are cached in `WORKDIR/answers`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
 
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
-      Stopped: a signal said so; what was made by then is written.
+      Stopped: a signal asked to stop; all samples made until then are written.
     """
     check_name(part, PARTS, "part", RecipeError)
     building.check(config)

@@ -31,14 +31,14 @@ from process_gen.services.options import Service
 SUBSETS = ("multi_turn", "conflict", "alignment")
 SAMPLES, PROMPTS = "samples", "prompts.txt"
 SAMPLED = "sampled"
-"""Begins the names of candidates that phase 1 drew."""
+"""Prefix of the uids of candidates that phase 1 drew."""
 SELF_SAMPLED, SYMBOLIC = "self_sampled", "symbolic"
 
 ANY_SIDE = 1024
-"""Pixels of images whose size the endpoint chooses, for the estimate of costs."""
+"""Side in pixels that the estimate of costs assumes where the endpoint chooses the size of images."""
 
 PATIENCE = 200
-"""Prompts in a row of which none becomes a sample, after which something must be wrong with the recipe."""
+"""Prompts in a row without a sample after which building fails: something must be wrong with the recipe."""
 
 FLAGS = ranges.Range(
     "flags, e.g. ('--batch_size=16', '--dtype=bfloat16'), one alone ('--batch_size=16',), or ()",
@@ -89,10 +89,10 @@ def check(config: Any) -> None:
 
 
 def make_world(config: Any, workdir: pathlib.Path) -> World:
-    """Who makes the samples of a recipe.
+    """The world that makes the samples of a recipe: `Scenes` or `Services`.
 
     Raises:
-      RecipeError, ServiceError: it cannot be had as asked.
+      RecipeError, ServiceError: the client of services is not installed, or their options are wrong.
     """
     if config.world == "scenes":
         return Scenes(config.scenes.level, config.scenes.planted)
@@ -119,7 +119,7 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
       config: of the recipe.
       workdir: of the recipe.
       stop: is called between samples; what it raises ends the work.
-      say: is told what it will cost, before anything is asked, and how it went.
+      say: is called with a line: the estimated cost before any request, and the counts at the end.
 
     Raises:
       RecipeError, ServiceError, ReportError: see `fill`.
@@ -152,7 +152,7 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
 
 
 def settings_of(subset: str, config: Any) -> dict[str, Any]:
-    """What the samples of a subset depend on, but for how many there are to be."""
+    """The settings that the samples of a subset depend on; their number is none of them."""
     own = {k: v for k, v in config[subset].to_dict().items() if k in ("rewrites", "critique", "imageless")}
     own |= {"world": config.world, "seed": config.seed, "most_turns": config.most_turns}
     if config.world == "scenes":
@@ -163,10 +163,10 @@ def settings_of(subset: str, config: Any) -> dict[str, Any]:
 
 
 def check_prompts(growing: Growing, prompts: FilePrompts) -> None:
-    """Refuses a file of prompts in which lines that samples were made of are others now.
+    """Refuses a file of prompts in which lines have changed since samples were made of them.
 
-    Candidates are known by the number of their line: of another file some would be passed over, others
-    made twice. New lines at its end are welcome.
+    Candidates are identified by line number: with another file some prompts would be skipped, others used
+    twice. Lines may be added at the end.
 
     Raises:
       RecipeError: names the line.
@@ -184,7 +184,7 @@ def check_prompts(growing: Growing, prompts: FilePrompts) -> None:
 
 
 def prompts_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes the prompts that phase 1 is to draw; scenes draw them apart from those of the subsets."""
+    """Writes the prompts that phase 1 is to draw; in the scenes world they have a stream of their own."""
     path = workdir / PROMPTS
     prompts = prompts_of(config)
     numbers = itertools.islice(prompts.numbers(), config.samples.prompts)
@@ -229,8 +229,8 @@ def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growin
     _announce(world, config, "alignment", sum(wanted.values()) - growing.counts.total(), say)
     first = None
     if own.sampled > 0:
-        # Those that were planted before, for a smaller count, are not in the way of further sampled ones
-        # (`growing.prompts` are those of the start).
+        # Samples that an earlier run planted for a smaller quota must not take the place of sampled ones
+        # (`growing.prompts` are of the samples at the start).
         planted = {kind: sum(uid.startswith(f"{kind}-") for uid in growing.prompts) for kind in wanted}
         some = {kind: min(n, round(n * own.sampled) + planted[kind]) for kind, n in wanted.items()}
         make = functools.partial(making.alignment, **told)
@@ -259,7 +259,7 @@ def _fill_planted(
 
 
 def _of_prompts(makes: Mapping[str, tuple[str, Callable]], config: Any, world: World) -> Iterator[Candidate]:
-    """Candidates of each kind in turn: by kind, the stream of its prompts and what makes it."""
+    """Yields candidates of each kind in turn. `makes`: kind -> (stream of prompts, what makes a sample)."""
     prompts = prompts_of(config)
 
     def make_one(kind: str, number: int) -> making.Made:
@@ -293,7 +293,7 @@ def _of_samples(
 
 
 def _announce(world: World, config: Any, work: str, samples: int, say: Callable[[str], None]) -> None:
-    """Says what work will cost, where it costs something."""
+    """Says what the work will cost; scenes cost nothing."""
     if config.world == "scenes" or samples <= 0:
         return
     from process_gen.recipe.service import PAPER_STEPS as steps

@@ -2,4 +2,4 @@
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot work as it is written; the message names the key and the way out."""
+    """A recipe that cannot work as it is written; the message names the key and says what to do."""

@@ -1,7 +1,7 @@
-"""What is wrong with a scene, as one mistake that one instruction repairs.
+"""Finds what is wrong with a scene, as one mistake that one instruction repairs.
 
-The teacher knows its mistakes because it plants them. Those of a model have to be found: by comparing what a
-draft shows with what its plan says, or by looking for one change after which the prompt can still come true.
+The teacher knows its mistakes because it plants them. Those of a model have to be found: by comparing a draft
+with its plan, or by a search for one change after which the scene no longer contradicts the prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fault:
     """A mistake and the canvas without it.
 
     Attributes:
-      mistake: whose numbers are places in `repaired`.
+      mistake: its number is an index into `repaired.objects`, or -1 for a thing too many.
       repaired: how the canvas should be.
     """
 
@@ -43,7 +43,7 @@ def as_named(thing: Object) -> tuple[str, str, str]:
 
 
 def lacking(scene: Scene, other: Scene) -> list[Object]:
-    """The things of a scene that another one does not show."""
+    """The things of a scene that another one lacks, compared by shape, colour and cell."""
     left = Counter(map(as_named, other.objects))
     found = []
     for thing in scene.objects:
@@ -89,7 +89,7 @@ def of_draft(planned: Scene, shown: Scene) -> Fault | None:
     (mistake,) = mistakes
     wrong, right = mistake.wrong, mistake.right
     kept = [thing for thing in shown.objects if thing is not wrong]
-    if right is not None and wrong is None:  # what cannot be told in its cell is not there
+    if right is not None and wrong is None:  # an unclear thing in its cell is no further error
         kept = [thing for thing in kept if thing.clear or thing.cell != right.cell]
     if not all(thing.clear for thing in (*kept, *([wrong] if wrong else ()))):
         raise Skip("something unclear where nothing should be")
@@ -103,7 +103,7 @@ def is_possible(scene: Scene) -> bool:
 
 
 def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:
-    """The change after which a scene no longer contradicts its prompt or itself: the smallest there is.
+    """The first change of `_repairs` after which a scene no longer contradicts its prompt or itself.
 
     Raises:
       Skip: no single one does it.
@@ -112,7 +112,7 @@ def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fau
     found = Counter(thing.shape for thing in scene.objects)
     for number, kind, wrong, right in _repairs(scene, rng, level):
         if right is None and found[wrong.shape] <= wanted[wrong.shape]:
-            continue  # it is asked for, only not so
+            continue  # the prompt asks for a thing of this shape: removing it is no repair
         things = list(scene.objects)
         things[number : number + 1] = [right] if right else []
         repaired = Scene(tuple(things))
@@ -124,7 +124,7 @@ def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fau
 
 
 def _repairs(scene: Scene, rng: Generator, level: Level) -> Iterator[tuple[int, str, Object, Object | None]]:
-    """Single changes, those of looks first: number, kind, the thing as it is and as it should be."""
+    """Yields single changes, (number, kind, thing, thing after it or None): looks, places, then removals."""
     things = list(enumerate(scene.objects))
     for kind, words in (("colour", level.colours), ("shape", level.shapes)):
         for number, thing in things:

@@ -1,4 +1,4 @@
-"""Fills a folder up to its quotas, from candidates that are made side by side."""
+"""Fills a folder up to its quotas, from candidates that are made in parallel."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Candidate:
     """Something that may become a sample.
 
     Attributes:
-      uid: its name.
-      make: makes the sample; raises Skip where there is none.
-      kind: of the sample, where that is known before.
+      uid: of the candidate and its sample.
+      make: makes the sample, or raises Skip.
+      kind: of the sample; empty where it is not known in advance.
     """
 
     uid: str
@@ -50,7 +50,7 @@ class Filled:
 
     @property
     def missing(self) -> dict[str, int]:
-        """By kind, what no candidate was left for."""
+        """By kind, how many samples are missing because candidates ran out."""
         found = {kind: count - self.counts.get(kind, 0) for kind, count in self.wanted.items()}
         return {kind: count for kind, count in found.items() if count > 0}
 
@@ -70,20 +70,20 @@ def fill(
 ) -> Filled:
     """Makes candidates until every quota is full or none is left.
 
-    Never more are under way than are still wanted, so that nothing is made (and paid for) in vain but what
-    turns out to be of a kind that is full by then, which is noted as rejected.
+    No more candidates are in progress than samples are wanted, so that none is made (and paid for) in vain.
+    The exception is a candidate whose kind turns out to be full by then: it is recorded as rejected.
 
     Args:
       growing: the folder.
       wanted: kind -> how many.
-      candidates: in order; those that are through are passed over.
-      workers: candidates that are made side by side.
-      stop: is called between samples; what it raises ends the work after what is under way.
-      patience: candidates in a row that may become no sample, where there is no end of them; 0 for any.
+      candidates: in order; those in `growing.done` are skipped.
+      workers: candidates that are made in parallel.
+      stop: is called between samples; what it raises ends the work once candidates in progress are finished.
+      patience: candidates in a row without a sample after which the work ends, for endless ones; 0 for never.
 
     Raises:
-      RecipeError: patience is at its end.
-      ReportError, ServiceError: what is under way is written first.
+      RecipeError: `patience` candidates in a row became no sample.
+      ReportError, ServiceError: candidates in progress are finished first.
     """
     start, before = time.monotonic(), sum(growing.counts.values())
     bar = tqdm.tqdm(
@@ -98,7 +98,7 @@ def fill(
 
 
 class _Filling:
-    """The work of `fill`."""
+    """State and loop of `fill`."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class _Filling:
                 if not self.under_way:
                     return
                 self._settle()
-            except Exception as error:  # raised again when what is under way is written
+            except Exception as error:  # raised again when candidates in progress are written
                 if getattr(error, "at_once", False):  # a second signal
                     raise
                 problem = error
@@ -153,7 +153,7 @@ class _Filling:
         return None
 
     def _settle(self) -> None:
-        """Writes what is finished."""
+        """Waits at most `LOOK_SECONDS` for candidates, and writes or rejects those that are finished."""
         done, _ = futures.wait(self.under_way, LOOK_SECONDS, futures.FIRST_COMPLETED)
         for future in [one for one in self.under_way if one in done]:  # in the order of the candidates
             one = self.under_way.pop(future)

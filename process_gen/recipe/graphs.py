@@ -1,8 +1,7 @@
 """The scene graph of a free prompt: objects with attributes, relations between them (paper, section on data).
 
-A graph is asked for as JSON by `SCHEMA` and checked by `read_graph`. It holds no contradiction: relations
-between the same things never exclude each other, and none leads back to where it began. So any part of it,
-with the relations between its own things, holds none either.
+A chat model writes a graph as JSON by `SCHEMA`, and `read_graph` checks it. No two relations between the same
+things exclude each other, and none forms a cycle. So no subgraph holds a contradiction either.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ OPPOSITES = {
     **{"in front of": "behind", "behind": "in front of", "on": "under", "under": "on"},
     **{"inside": "around", "around": "inside"},
 }
-"""Relations that exclude each other, and of which a chain never leads back."""
+"""Relations and their inverses. The two exclude each other, and neither may form a cycle."""
 
 MOST_THINGS = 12
 
 
 class GraphError(ValueError):
-    """What is no scene graph, or one that contradicts itself; the message says why."""
+    """Raised for what is no scene graph, or one that contradicts itself; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Thing:
     """An object node with its attribute nodes.
 
     Attributes:
-      name: tells it from the others, as "dog" or "second dog".
+      name: unique in its graph, as "dog" or "second dog".
       attributes: of it, as "brown".
       alternative: an attribute that would do as well in the place of the first one; empty where none would.
     """
@@ -106,7 +105,7 @@ def read_graph(value: Any) -> Graph:
     """The graph of a JSON object of `SCHEMA`.
 
     Raises:
-      GraphError: it is none, or it contradicts itself; the message names the field.
+      GraphError: it is no graph, or one that contradicts itself; the message names the field.
     """
     if not isinstance(value, Mapping):
         raise GraphError("a graph is a JSON object")
@@ -143,7 +142,7 @@ def _read_thing(one: Any, field: str) -> Thing:
 
 
 def contradiction(graph: Graph) -> str | None:
-    """What in the relations of a graph contradicts what; None where nothing does."""
+    """Describes a contradiction between the relations of a graph; None where there is none."""
     relations = graph.relations
     for one, other in itertools.combinations(relations, 2):
         opposite = OPPOSITES.get(one.relation)
@@ -160,7 +159,7 @@ def contradiction(graph: Graph) -> str | None:
 
 
 def _has_circle(edges: Sequence[tuple[str, str]]) -> bool:
-    """Whether a chain of edges leads back: what has no edge out is taken away until nothing changes."""
+    """Whether edges form a cycle: some remain when edges into nodes without outgoing ones are removed."""
     left = list(edges)
     while left:
         starts = {start for start, _ in left}

@@ -1,9 +1,9 @@
-"""One sample of a subset from one candidate: a prompt, or a trajectory that a model drew.
+"""Makes one sample of a subset from one candidate: a prompt, or a trajectory that a model drew.
 
-Whatever a model is to judge is given and not to be learned: drafts and their plans have weight 0, and wrong
-ones are no flow targets. What it has to learn there is the inspection, the corrective instruction and the
-corrected image. A share of the corrections has no image and ends its trajectory (the paper has half of subset
-2 so): the instruction alone is learned then.
+In subsets 2 and 3 drafts and their plans are inputs to judge, so their loss weights are 0, and wrong drafts
+are no flow targets. The targets are the inspection, the corrective instruction and the corrected image. A
+share of the corrections has no image and ends its trajectory (half of the paper's subset 2): there only the
+instruction is a target.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Made:
     """A sample.
 
     Attributes:
-      kind: of its subset, what quotas are counted by.
+      kind: `multi_turn` or one of the constants above; quotas count by it.
       prompt: of the trajectory.
-      turns: of it.
-      facts: what statistics are made from, JSON-like.
+      turns: of the trajectory.
+      facts: metadata for statistics, JSON-like.
     """
 
     kind: str
@@ -53,7 +53,7 @@ def multi_turn(
       prompt: what to draw.
       rng: draws the path.
       rewrites: share of trajectories with modify, swap or remove.
-      attempts: images of a step, until one is accepted.
+      attempts: most images tried for a step.
       most_turns: steps, at most.
 
     Raises:
@@ -90,8 +90,8 @@ def planted(
       world: who draws, and plants.
       prompt: what to draw.
       rng: draws the path and the error.
-      kind: of the sample, which says whether there is an error and where.
-      imageless: share of the corrections of which only the words are known.
+      kind: conflicting (errors in plans), misaligned (errors in drafts), consistent or aligned (none).
+      imageless: probability that the first correction has no image and ends the trajectory.
       most_turns: turns, at most.
 
     Raises:
@@ -113,11 +113,11 @@ def planted(
 def conflict(
     world: World, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
 ) -> Made:
-    """Subset 2 from a trajectory that a model drew: its texts against the full prompt.
+    """Subset 2 from a trajectory that a model drew: its texts are judged against the full prompt.
 
-    Without a conflict, and where the image is what the prompt asks for, it is kept whole, with words of
-    agreement. Else it ends at the first conflict: with the analysis, the corrective instruction and, but for
-    a share of them, the corrected image and the steps that then lead to the end.
+    Without a conflict it is kept whole, with words of agreement, if its image is what the prompt asks for.
+    Else it is cut at the first conflict: there follow the analysis, the corrective instruction and, except in
+    a share `imageless`, the corrected image and the steps that complete it.
 
     Raises:
       Skip: it becomes no sample.
@@ -135,10 +135,10 @@ def conflict(
 def alignment(
     world: World, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
 ) -> Made:
-    """Subset 3 from a trajectory that a model drew: its drafts against their plans.
+    """Subset 3 from a trajectory that a model drew: its drafts are judged against their plans.
 
-    It ends at the first draft that does not show its plan; without one it is kept whole where the image is
-    what the prompt asks for. Raises Skip.
+    It is cut and corrected, as in `conflict`, at the first draft that does not show its plan; without one it
+    is kept whole if its image is what the prompt asks for. Raises Skip.
     """
     steps, prompt = _drawn(sampled), sampled.prompt
     opinions: list[Opinion] = []
@@ -153,7 +153,7 @@ def alignment(
 
 
 def _drawn(sampled: SampledTrajectory) -> list[Turn]:
-    """The drafts of a trajectory; Skip where one has no plan that can be read, or was corrected already."""
+    """The drafts of a trajectory. Raises Skip where one has no readable plan, or was corrected already."""
     for step in sampled.steps:
         if not isinstance(step.plan, Plan):
             raise Skip("a step without a readable plan")
@@ -163,7 +163,7 @@ def _drawn(sampled: SampledTrajectory) -> list[Turn]:
 
 
 def _judged(steps: Sequence[Turn], opinions: Sequence[Opinion]) -> list[Turn]:
-    """The steps that there are opinions of, with their words."""
+    """The first steps, one for each opinion, with its words as the inspection."""
     return [
         draft(step.image, step.plan, opinion.words, image_ok=opinion.ok)
         for step, opinion in zip(steps, opinions, strict=False)
@@ -179,17 +179,17 @@ def _corrected(
     imageless: float,
     most_turns: int,
 ) -> list[Turn]:
-    """The steps up to one that is wrong, and its correction: with an image and what follows, or without."""
+    """The steps up to the first wrong one, then its correction, with an image and what follows or without."""
     turns, opinion, step = _judged(steps, opinions), opinions[-1], steps[len(opinions) - 1]
     words = [*turns, refinement(None, opinion.correction)]
     if rng.random() < imageless:
         return words
     try:
-        image = world.correct(opinion, step.image)
-        rest = world.finish(prompt, opinion, step.plan, image, rng)
+        image = world.correct(prompt, opinion, step.image)
+        rest = world.finish(prompt, opinion, image, rng)
     except Later:
         raise
-    except Skip:  # the words stand for themselves
+    except Skip:  # it cannot be drawn: a correction without an image
         return words
     drawn = [*turns, refinement(image, opinion.correction), *rest]
     return drawn if len(drawn) <= most_turns else words
@@ -206,10 +206,10 @@ def _made(
 
 
 def given(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The same turns with drafts that are given: neither their plans nor their images are learned.
+    """Sets the loss weights of plans and images before the first correction to 0: they are inputs.
 
-    What follows a correction is learned: it was not drawn by the model that is judged, and nothing else
-    teaches how to go on from a corrected image.
+    The correction and what follows keep their weights: the judged model did not draw them, and no other
+    sample teaches how to continue from a corrected image.
     """
     found, corrected = [], False
     for turn in turns:

@@ -1,12 +1,11 @@
-"""A folder of samples that grows: images first, then the line that names them, each line once and for good.
+"""An append-only folder of samples: first the images of a sample are written, then the line that names them.
 
     OUT/trajectories.jsonl     what `data.source=folder` reads
     OUT/rejected.jsonl         candidates that became no sample, and why
     OUT/settings.json          how they are made
     OUT/images/<ab>/<uid>_<turn>.png
 
-A run that was cut off, by whatever, goes on where the two listings end: a candidate that stands in one of
-them is not asked again.
+An interrupted run resumes from the two listings: a candidate that is in one of them is not made again.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ from process_gen.trajectory.record import to_json, trajectory_to_json
 from process_gen.trajectory.stages import Trajectory
 
 REJECTED = "rejected.jsonl"
-_SYNC_SECONDS = 2.0  # what a crash of the machine, not of the process, can cost
+_SYNC_SECONDS = 2.0  # between two fsyncs: about what a crash of the machine, not of the process, loses
 
 
 class Growing:
-    """Samples on disk, and room for more.
+    """A folder of samples that is open for more.
 
     Args:
       folder: made if it does not exist.
-      settings: how samples are made, JSON-like; a folder that was begun otherwise is refused.
+      settings: how samples are made, JSON-like; a folder that was begun with others is refused.
       provenance: `source`, `licence`, `author` of every sample.
 
     Attributes:
-      done: names of the candidates that are through.
+      done: uids of the candidates that have become a sample or were rejected.
       counts: samples of each kind.
-      prompts: of the samples that were there at the start, by name.
-      rejected: reasons, and how many candidates each has cost.
+      prompts: of the samples that were there at the start, by uid.
+      rejected: candidates that became no sample, counted by reason.
 
     Raises:
-      ReportError: the folder cannot be written, or what is in it was made otherwise or is broken.
+      ReportError: the folder cannot be written, or what is in it was made with other settings or is broken.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Growing:
         self.counts[made.kind] += 1
 
     def reject(self, uid: str, reason: str, detail: str) -> None:
-        """Notes a candidate that becomes no sample. Raises ReportError."""
+        """Records a candidate that becomes no sample. Raises ReportError."""
         told = {"uid": uid, "reason": reason} | ({"detail": detail[:300]} if detail else {})
         try:
             self._append(self._reasons, told)
@@ -93,13 +92,13 @@ class Growing:
         self.rejected[reason] += 1
 
     def close(self) -> None:
-        """Has everything on disk."""
+        """Syncs both listings to disk and closes them."""
         for file in (self._lines, self._reasons):
             os.fsync(file.fileno())
             file.close()
 
     def _append(self, file: BinaryIO, line: Mapping[str, Any]) -> None:
-        """Hands a line to the system, which keeps it whatever becomes of this process."""
+        """Appends a line and flushes it to the system, so that it survives this process; syncs at times."""
         file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         file.flush()
         if time.monotonic() > self._synced + _SYNC_SECONDS:

@@ -1,4 +1,4 @@
-"""The parts of the recipe that the paper gives to outside models, each with two members.
+"""The parts of the recipe that the paper gives to outside models, each implemented twice.
 
 part      scenes (exact, offline)                 service (over HTTP)
 Grapher   reads the prompt by its grammar         chat model, JSON with a schema
@@ -23,10 +23,10 @@ from process_gen.trajectory.stages import Turn
 
 
 class Skip(Exception):
-    """A candidate that becomes no sample; the message is the reason that is counted, without details.
+    """Raised for a candidate that becomes no sample; rejections are counted by this message.
 
     Attributes:
-      detail: what else there is to say of it.
+      detail: what is particular to this candidate.
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -35,18 +35,18 @@ class Skip(Exception):
 
 
 class Later(Skip):
-    """A candidate that nobody could look at now; it is tried again by the next run."""
+    """Raised where a service has failed on a candidate; the next run tries it again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Opinion:
-    """What is said of a step.
+    """A judgement of a step.
 
     Attributes:
       ok: whether it is as it should be.
       words: agreement, or the analysis of what is wrong.
       correction: the corrective instruction; empty where nothing is wrong.
-      state: what a painter has to know to carry it out, and what follows it; None where that cannot be done.
+      state: in the scenes world the corrected scene, for `correct` and `finish`; None if it is not known.
     """
 
     ok: bool
@@ -56,12 +56,12 @@ class Opinion:
 
 
 class World(Protocol):
-    """All parts: whoever makes the samples.
+    """All parts together, by scenes or by services.
 
     Attributes:
       name: of the source in records.
-      author: `teacher` of an exact world, `model` of services.
-      workers: candidates that may be made side by side.
+      author: in records: `teacher` for scenes, `model` for services.
+      workers: candidates that may be made in parallel.
     """
 
     name: str
@@ -80,30 +80,28 @@ class World(Protocol):
         """Whether an image shows its step, and at the last one the prompt. Raises Skip."""
 
     def plans(self, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
-        """Each step's texts against the full prompt, up to the first conflict. Raises Skip.
+        """Judges each step's texts against the full prompt, up to the first conflict. Raises Skip.
 
         The steps are drafts with plans. What is not drawn yet is no conflict.
         """
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
-        """A draft against the plan that it carries out. Raises Skip."""
+        """Judges a draft against the plan that it carries out. Raises Skip."""
 
     def complete(self, prompt: str, image: np.ndarray) -> bool:
         """Whether an image is what the prompt asks for. Raises Skip."""
 
-    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+    def correct(self, prompt: str, opinion: Opinion, image: np.ndarray) -> np.ndarray:
         """The image with a correction carried out. Raises Skip where that cannot be done."""
 
-    def finish(
-        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
-    ) -> list[Turn]:
-        """What draws the rest of a prompt after a correction; nothing where all is there. Raises Skip."""
+    def finish(self, prompt: str, opinion: Opinion, image: np.ndarray, rng: Generator) -> list[Turn]:
+        """The turns that add what is missing after a correction; none where nothing is. Raises Skip."""
 
     def planted(self, prompt: str, rng: Generator, wrong: bool, in_plan: bool) -> list[Turn]:
-        """A trajectory with a draft that was made `wrong` and is corrected, or with none. Raises Skip.
+        """A trajectory with planted errors that are corrected if `wrong`, else without any. Raises Skip.
 
-        Its plan contradicts the prompt then (`in_plan`), or its image does not show its plan.
+        An error is a plan that contradicts the prompt (`in_plan`), or an image that does not show its plan.
         """
 
     def close(self) -> None:
-        """Ends what is under way as soon as it can, which is then nobody's loss: it is made again."""
+        """Ends candidates in progress as soon as possible; the next run makes them again."""

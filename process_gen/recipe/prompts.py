@@ -17,7 +17,7 @@ from process_gen.scenes.prompts import sample_request
 
 
 class ScenePrompts:
-    """Prompts of training, as many as are asked for; each stream has others.
+    """Endless prompts of the training split; each stream has its own.
 
     Args:
       level: of the scenes world.
@@ -58,7 +58,7 @@ class FilePrompts:
 
     @functools.cached_property
     def letters(self) -> float:
-        """Of a prompt, on average."""
+        """Characters of a prompt, on average."""
         return statistics.fmean(map(len, self.lines))
 
     def numbers(self) -> Iterator[int]:
@@ -76,5 +76,5 @@ def prompts_of(config: Any) -> ScenePrompts | FilePrompts:
 
 
 def generator(seed: int, stream: str, number: int) -> np.random.Generator:
-    """What draws one candidate, the same in every run."""
+    """The random generator of one candidate, the same in every run."""
     return np.random.default_rng([seed, *stream.encode(), number])

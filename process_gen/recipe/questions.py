@@ -25,8 +25,8 @@ class Question:
       system: the system message.
       template: of the text; `{name}` is filled in.
       schema: of the answer.
-      answer_letters: of an answer, about, for the estimate of costs.
-      images: that go with it, likewise.
+      answer_letters: characters of a typical answer, for the estimate of costs.
+      images: that are sent along, for the same estimate.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Question:
     images: int = 0
 
     def fields(self, max_tokens: int) -> dict[str, Any]:
-        """Fields of the request: the answer is bound to the schema by servers that know how."""
+        """Fields of the request; a server that supports it restricts its answer to the schema."""
         named = {"name": self.name, "schema": dict(self.schema), "strict": True}
         return {
             "response_format": {"type": "json_schema", "json_schema": named},
@@ -46,7 +46,7 @@ class Question:
         }
 
     def read(self, answer: str) -> dict[str, Any] | None:
-        """The object in an answer; None where it is none of the schema, or unfit for a record."""
+        """The object in an answer; None where it does not fit the schema, or its texts fit no record."""
         try:
             found = files.from_json(_bare(answer))
         except ValueError:

@@ -41,7 +41,7 @@ class Taught:
 
 
 class Scenes:
-    """Every part, for one level of the scenes world.
+    """All parts (`parts.World`) for one level of the scenes world.
 
     Args:
       level: its name.
@@ -61,7 +61,7 @@ class Scenes:
         return request
 
     def close(self) -> None:
-        """Nothing takes long."""
+        """Does nothing: no candidate takes long."""
 
     # ---------------------------------------------------------------- subset 1
 
@@ -92,7 +92,7 @@ class Scenes:
         request = self.request(prompt)
         planned = [self._described(step.plan) for step in steps]
         against = [not sound(request, scene) for scene in planned]
-        # What contradicts the prompt for a while may be meant to change: a detour. What stays does not.
+        # A contradiction that a later plan removes may be a detour; only one that stays is a conflict.
         ends = max((i + 1 for i, one in enumerate(against) if not one), default=0)
         opinions, before = [], Scene()
         for scene, step in zip(planned[:ends], steps, strict=False):
@@ -126,14 +126,12 @@ class Scenes:
     def complete(self, prompt: str, image: np.ndarray) -> bool:
         return judge(self.request(prompt), image).correct
 
-    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+    def correct(self, prompt: str, opinion: Opinion, image: np.ndarray) -> np.ndarray:
         if opinion.state is None:
             raise Skip("a correction of which only the words are known")
         return render(opinion.state, self.level)
 
-    def finish(
-        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
-    ) -> list[Turn]:
+    def finish(self, prompt: str, opinion: Opinion, image: np.ndarray, rng: Generator) -> list[Turn]:
         turns = finish(self.request(prompt), rng, self.level, opinion.state)
         if turns is None:
             raise Skip("no way to go on from a correction")
@@ -176,12 +174,12 @@ class Scenes:
         return language.approve(touched, state, (), self.level, rng)
 
     def _told(self, shown: Scene, meant: Scene, rng: Generator, drawn: Scene | None = None) -> Opinion:
-        """What is wrong on a level without cells. Raises Skip where it is several things.
+        """Names the one mistake of a scene on a hung level. Raises Skip where there are several.
 
         Args:
-          shown: what stands, in the cells of what it stands for (`hung.seat`).
-          meant: what should stand.
-          drawn: what stands, where it does; without it the correction is known in words alone.
+          shown: the scene, with the cells of the objects of `meant` that it matches (`hung.seat`).
+          meant: the scene as it should be.
+          drawn: the scene with its true cells; without it there is no corrected scene.
         """
         mistakes = find_mistakes(shown, meant)
         if len(mistakes) != 1:
@@ -204,7 +202,7 @@ class Scenes:
             raise Skip("no room for the things of a prompt", str(error)) from None
 
     def _repaired(self, drawn: Sequence[Object], at: int | None, mistake: Mistake) -> Scene | None:
-        """The canvas after the words of a correction of its thing `at`; None where they leave that open."""
+        """The canvas after a correction of its object `at` by words; None where the words are ambiguous."""
         others = [thing for number, thing in enumerate(drawn) if number != at]
         right, (relation, target) = mistake.right, mistake.anchor or (None, None)
         targets = [thing for thing in others if target and alike(thing, target)]

@@ -1,4 +1,4 @@
-"""The parts of the recipe by models behind endpoints: one that chats and looks, and one that draws."""
+"""The parts of the recipe by models behind endpoints: a chat model that sees images, and one that draws."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn, draft, refinement
 
 PAPER_STEPS = 3.51
-"""Intermediate images of a trajectory in the paper, on average: what estimates go by."""
+"""The paper's mean number of intermediate images of a trajectory, which estimates use."""
 
 
 class Services:
-    """Every part, by two services.
+    """All parts (`parts.World`), by two services.
 
     Args:
       chat: answers questions, about images too.
       images: draws and edits.
       size: of images, as its endpoint names it: `1024x1024`.
       steps: of a trajectory, at most.
-      pair: how often a step adds two things, where it need not.
-      answer_tokens: room for an answer.
+      pair: how often a step adds two things where one would do.
+      answer_tokens: most tokens of an answer.
       phrase: whether the chat model puts steps into words of its own.
 
     Raises:
@@ -63,7 +63,7 @@ class Services:
         self._drawn = without_none(drawn)
 
     def close(self) -> None:
-        """Ends what is under way at its next request; what was answered is kept."""
+        """Refuses new requests, which ends candidates in progress; answers are kept."""
         self.chat.close()
         self.images.close()
 
@@ -119,16 +119,14 @@ class Services:
     def complete(self, prompt: str, image: np.ndarray) -> bool:
         return self._ask(questions.COMPLETE, prompt, {}, [image])["ok"]
 
-    def correct(self, opinion: Opinion, image: np.ndarray) -> np.ndarray:
+    def correct(self, prompt: str, opinion: Opinion, image: np.ndarray) -> np.ndarray:
         corrected = self._paint("", opinion.correction, image, 0)
         plan = Plan(opinion.correction, "the same picture with that corrected")
-        if not self.check("as before", Stroke(plan, ("modify",)), image, corrected, False).ok:
+        if not self.check(prompt, Stroke(plan, ("modify",)), image, corrected, False).ok:
             raise Skip("a correction that was not carried out")
         return corrected
 
-    def finish(
-        self, prompt: str, opinion: Opinion, plan: Plan, image: np.ndarray, rng: Generator
-    ) -> list[Turn]:
+    def finish(self, prompt: str, opinion: Opinion, image: np.ndarray, rng: Generator) -> list[Turn]:
         said = self._ask(questions.REST, prompt, {}, [image])
         if not said["missing"]:
             return []
@@ -146,11 +144,11 @@ class Services:
             raise Skip("no way to plant an error")
         turns = self._turns(prompt, planted.before, None)
         image = self._turn(prompt, planted.wrong, turns[-1].image if turns else None, False).image
-        plan, words = planted.wrong.plan, planted.analysis  # and so the image is wrong, too
+        plan, words = planted.wrong.plan, planted.analysis  # the image carries out the wrong plan
         if not in_plan:
             plan, words = planted.right.plan, planted.shown
         turns.append(draft(image, plan, words, image_ok=False))
-        corrected = self.correct(Opinion(False, words, planted.correction), image)
+        corrected = self.correct(prompt, Opinion(False, words, planted.correction), image)
         turns.append(refinement(corrected, planted.correction))
         return turns + self._turns(prompt, planted.rest, corrected)
 
@@ -162,7 +160,7 @@ class Services:
         return turns
 
     def _turn(self, prompt: str, stroke: Stroke, before: np.ndarray | None, last: bool) -> Turn:
-        """One step, drawn and accepted."""
+        """Draws one step. Raises Skip where its image is not accepted."""
         image = self.paint(prompt, stroke, before, 0)
         opinion = self.check(prompt, stroke, before, image, last)
         if not opinion.ok:
@@ -182,7 +180,7 @@ class Services:
         problems: Sequence[str] = (),
         raw: dict[str, str] | None = None,
     ) -> Any:
-        """What the chat model answers; `told` stands in the question as JSON, `raw` as it is."""
+        """Asks the chat model; `told` goes into the question as JSON, `raw` as it is. Raises Skip, Later."""
         values = {name: json.dumps(value, ensure_ascii=False) for name, value in told.items()}
         values |= {"prompt": json.dumps(prompt, ensure_ascii=False)} | (raw or {})
         text, what = fill(question.template, values), f"{question.name} of {prompt[:60]!r}"
@@ -251,14 +249,14 @@ class Services:
 
 
 def _without(endpoint: Endpoint, error: GaveUp) -> Skip:
-    """What becomes of a candidate whose request came to nothing."""
+    """The exception for a candidate whose request failed: Skip if it was refused, else Later."""
     if isinstance(error, Refused):
         return Skip(f"{endpoint.place} refuses a request", str(error))
     return Later(f"{endpoint.place} gave up", str(error))
 
 
 def _opinion(said: dict[str, Any], flag: str) -> Opinion:
-    """An opinion from an answer; one that finds a fault has to say how to correct it."""
+    """An opinion from an answer. Raises Skip for a fault without a correction, or without an analysis."""
     ok, words, correction = said[flag], said["analysis"].strip(), said["correction"].strip()
     if not words or not ok and not correction:
         raise Skip("an answer without its words")

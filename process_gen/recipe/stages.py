@@ -26,11 +26,11 @@ class Stage:
     """One command.
 
     Attributes:
-      name: of its mark in `WORKDIR/stages`.
+      name: also of the file in `WORKDIR/stages` that marks it as done.
       command: the module below `process_gen`.
-      flags: of it.
+      flags: of the command.
       everyone: whether all hosts run it together; else the first one does, and the others wait.
-      key: equal where all that it depends on is, the stages before it too.
+      key: a hash of all that it depends on, earlier stages included; a stage whose key changed runs again.
     """
 
     name: str
@@ -63,7 +63,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
 
 
 def check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Refuses other samples than those that a phase has begun to train on.
+    """Refuses changed settings of samples that a phase has begun to train on.
 
     Raises:
       RecipeError: names the key and the phases.
@@ -112,7 +112,7 @@ def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> lis
 
 
 def _keyed(stages: list[Stage], config: ConfigDict, written: dict[str, ConfigDict]) -> list[Stage]:
-    """The stages with their keys: a changed number of samples has all that follows looked at again."""
+    """The stages with their keys: a change to one, as of a number of samples, changes all later keys."""
     found, before = [], ""
     for stage in stages:
         group = {"prompts": "samples"}.get(stage.name, stage.name)
@@ -132,7 +132,7 @@ def needed_subsets(config: Any) -> list[str]:
     """The subsets that phase 2 trains on.
 
     Raises:
-      RecipeError: not the first one, which phase 1 needs.
+      RecipeError: `multi_turn`, on which phase 1 trains, is not among them.
     """
     found = [name for name in SUBSETS if name in config.mixture and config.mixture[name].weight > 0]
     if "multi_turn" not in found:
@@ -169,7 +169,7 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
 
 
 def _others(config: Any) -> dict[str, pathlib.Path]:
-    """Folders that are no subset of ours and part of phase 2, as a converted public data set.
+    """Folders of other data that phase 2 trains on, as a converted public data set, by name.
 
     Raises:
       RecipeError: an entry of the mixture is neither a subset nor has a path.

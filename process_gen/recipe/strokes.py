@@ -1,4 +1,4 @@
-"""Growing subgraphs, and the rewrites that reach the same end by another path.
+"""Splits a graph into steps: growing subgraphs, and rewrites that reach the same end by another path.
 
 Each step adds one or two things. In a share of the trajectories one part of the path is rewritten (the paper
 rewrites part of the steps into attribute changes, swaps and removals):
@@ -7,8 +7,8 @@ rewrites part of the steps into attribute changes, swaps and removals):
     swap    two related things are drawn in each other's place first, and are swapped later
     remove  a thing that nobody asked for is drawn first, and is removed later
 
-The paper does not say how the rewrites are drawn: one of each trajectory, of a kind that its graph allows, is
-our choice.
+The paper does not say how the rewrites are drawn. Ours: at most one in a trajectory, uniform over the kinds
+that its graph allows.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Stroke:
     Attributes:
       plan: in words.
       kinds: of its changes, of `KINDS`.
-      graph: the scene as it should stand afterwards; None where nobody knows.
-      state: the same of an exact world.
+      graph: the scene as it should stand afterwards; None where it is not known as a graph.
+      state: the same in the scenes world (`scenes.Taught`).
     """
 
     plan: Plan
@@ -45,7 +45,7 @@ class Stroke:
 
 
 def with_article(noun: str) -> str:
-    """Such as "a dog" and "an old dog"; numbers and names that bring their own word stay."""
+    """Such as "a dog" and "an old dog"; a noun that begins with an article or a number stays as it is."""
     first = noun.split()[0].lower()
     if first in ("a", "an", "the", "some", "two", "three", "four", "five", "six", "several", "many"):
         return noun
@@ -62,7 +62,7 @@ def describe(graph: Graph) -> str:
 
 
 def added(thing: Thing, graph: Graph, earlier: Sequence[str]) -> str:
-    """The words that add a thing to a scene, which holds it already; `earlier` are the names before it."""
+    """The words that add `thing`, a part of `graph`; `earlier` are the names of what was drawn before."""
     facts = [f" {r.relation} the {r.target}" for r in graph.relations if r.subject == thing.name]
     facts += [
         f" {OPPOSITES[r.relation]} the {r.subject}"
@@ -77,10 +77,10 @@ def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: flo
 
     Args:
       rng: draws the path.
-      graph: what stands in the end.
+      graph: the final scene.
       most: steps, at most (at least 2).
       rewrites: the share of trajectories with a rewrite, where the graph allows one.
-      pair: how often a step adds two things, where it need not.
+      pair: how often a step adds two things where one would do.
     """
     kinds = _possible(graph) if rng.random() < rewrites else ()
     kind = kinds[int(rng.random() * len(kinds))] if kinds else "add"
@@ -118,13 +118,13 @@ class Planted:
 
 
 def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | None:
-    """A conflict made from the graph alone: another attribute, a relation turned round, or a thing too many.
+    """A conflict made from the graph alone: another attribute, a relation reversed, or a thing too many.
 
     Args:
       rng: draws the path and the conflict.
-      graph: what stands in the end.
-      most: steps, at most; the correction is none.
-      pair: how often a step adds two things, where it need not.
+      graph: the final scene.
+      most: steps, at most; the correction does not count.
+      pair: how often a step adds two things where one would do.
 
     Returns:
       None where the graph allows no conflict.
@@ -145,7 +145,7 @@ def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | Non
 
 
 def _told(kind: Kind, graph: Graph, other: Graph) -> tuple[str, str]:
-    """What the prompt asks for and another graph does not have, and what that shows instead."""
+    """`Planted.analysis` and `Planted.shown`: how `other` contradicts the prompt, and what it shows."""
     if kind == "modify":
         pairs = zip(graph.things, other.things, strict=True)
         wanted, found = next((with_article(a.noun), with_article(b.noun)) for a, b in pairs if a != b)
@@ -185,7 +185,7 @@ def _possible(graph: Graph) -> tuple[Kind, ...]:
 
 
 def _rewritten(rng: Generator, graph: Graph, kind: Kind) -> tuple[Graph, str]:
-    """What stands before the last step, and the words of that step, which leads to `graph`; "" for none."""
+    """The graph before the rewrite step, and the step's instruction, which leads to `graph`; "" if none."""
 
     def one_of(options: Sequence[Any]) -> Any:
         return options[int(rng.random() * len(options))]
@@ -206,18 +206,18 @@ def _rewritten(rng: Generator, graph: Graph, kind: Kind) -> tuple[Graph, str]:
 
 
 def turned(graph: Graph, edge: Relation) -> Graph:
-    """The graph with the things of one relation in each other's place."""
+    """The graph with subject and target of one relation exchanged."""
     other = Relation(edge.target, edge.relation, edge.subject)
     return dataclasses.replace(graph, relations=tuple(other if r == edge else r for r in graph.relations))
 
 
 def _turnable(graph: Graph) -> list[Relation]:
-    """The relations that may stand the other way round without a contradiction."""
+    """The relations whose subject and target can be exchanged without a contradiction."""
     return [edge for edge in graph.relations if contradiction(turned(graph, edge)) is None]
 
 
 def _groups(rng: Generator, names: Sequence[str], most: int, pair: float) -> list[list[str]]:
-    """Names in their order, one or two in each group where `most` groups allow it, else more."""
+    """Splits names, in order, into at most `most` groups of one or two, or of more where necessary."""
     groups, left = [], list(names)
     while left:
         slots = max(most - len(groups), 1)

@@ -1,1 +1,1 @@
-"""What people look at: listings of trajectories, strips, pages, tables and plots."""
+"""Reports for people: listings of trajectories, strips of images, HTML pages, tables and plots."""

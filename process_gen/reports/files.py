@@ -1,4 +1,4 @@
-"""Writing a report's files: whole ones or none, inside its folder, with clear errors."""
+"""Writes the files of a report: atomically, inside its folder, with errors for the user."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ReportError(OSError):
 
 
 def check_writable(outdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Makes the folder if need be and proves that files can be written there.
+    """Makes the folder if needed, and checks that files can be written there, before any work is done.
 
-    Call it before any work. Raises ReportError.
+    Raises ReportError.
     """
     folder = pathlib.Path(outdir)
     try:
@@ -43,7 +43,7 @@ def inside(folder: str | os.PathLike[str], relative: str) -> pathlib.Path:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
-    """Writes a whole file or none: readers see the old one until the new one is complete."""
+    """Writes a file atomically: readers see the old one until the new one is complete. Raises ReportError."""
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pixels to pictures: sizes fit for people, PNG bytes, data: URLs."""
+"""Turns image arrays into pictures for reports: resizing, PNG bytes, data: URLs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def picture(image: np.ndarray) -> Image.Image:
 
 
 def fitted(image: np.ndarray, side: int) -> Image.Image:
-    """The image near `side` pixels on its longer side.
+    """Resizes an image to at most `side` pixels on its longer side.
 
-    A small image grows by a whole factor with square pixels, so that what was
-    drawn is what is seen; a bigger one grows or shrinks smoothly.
+    An image of at most half of that is enlarged by a whole factor with square pixels, so
+    that its pixels stay visible; any other is resized with a smooth filter.
     """
     shown = picture(image)
     longer = max(shown.size)
@@ -42,9 +42,9 @@ def png(image: np.ndarray | Image.Image) -> bytes:
 
 
 def data_url(image: np.ndarray, largest: int) -> tuple[str, int, int]:
-    """(data: URL, width, height) of the image, shrunk to `largest` where it is bigger.
+    """(data: URL, width, height) of the image, shrunk if its longer side exceeds `largest` pixels.
 
-    A small image stands there to the pixel; a bigger one as JPEG, so that pages stay small.
+    Images below `SMALL` pixels a side are PNG, to keep every pixel; larger ones JPEG, to keep pages small.
     """
     shown = fitted(image, largest) if max(image.shape[:2]) > largest else picture(image)
     if max(image.shape[:2]) < SMALL:

@@ -1,13 +1,13 @@
-"""A folder of samples that grows while they are drawn: one trajectory after the other, kept for good.
+"""A folder of sampled trajectories that is appended to while they are drawn, and can be resumed.
 
-OUT/trajectories.jsonl       a line for each, once its images are written; what `data.source=folder` reads
-OUT/settings.json            how they were drawn
+OUT/trajectories.jsonl       a line for each, written after its images; `data.source=folder` reads it
+OUT/settings.json            the sampling settings
 OUT/images/<id>_<step>_<sketch|refined>.png, <id>_input.png
 OUT/strips/<id>.png          one picture per trajectory
 
-Text is kept exactly as the model wrote it. A run that was cut off goes on where the listing ends: what
-is in it is not drawn again. Several hosts write a part each (`trajectories.1.jsonl`), which the first
-one gathers.
+Text is kept exactly as the model wrote it. An interrupted run resumes where the listing ends: what it has
+is not drawn again. Of several hosts, each appends to a part of its own (`trajectories.1.jsonl`); host 0
+moves the parts into the listing (`Listing.gather`).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from process_gen.trajectory.stages import Mode, Turn
 NAME, SETTINGS = "trajectories.jsonl", "settings.json"
 
 Key = tuple[str, str, int]
-"""What tells one sample from another: both texts of its prompt, and the seed."""
+"""What identifies a sample: (prompt, instruction, seed)."""
 
 
 def save_trajectory(
     folder: str | os.PathLike[str], trajectory: SampledTrajectory, strips: bool = True
 ) -> bytes:
-    """Writes the images and the strip of a trajectory into `folder`, named by its uid; returns its line.
+    """Writes the images and the strip of a trajectory into `folder`, named by its uid; returns its JSON line.
 
-    Steps count from 1, and so do the corrections of a step after the first: `refined2`. The line holds the
-    SHA-256 of the image of each turn.
+    Steps are numbered from 1. The corrections of a step are `refined`, `refined2`, `refined3`, ... The line
+    has the SHA-256 of the image file of each turn.
 
     Raises:
       ReportError: a file cannot be written.
@@ -80,23 +80,25 @@ def save_trajectory(
 
 
 class Listing:
-    """Samples on disk, and room for more.
+    """Reads and extends the samples in a folder.
 
     Args:
-      folder: made if it does not exist.
-      settings: how the samples are drawn, JSON-like.
-      resume: False forgets what is listed there.
-      host: which of how many hosts this is. The first one has to be through before the others begin.
-      strips: whether a picture of each trajectory is drawn.
-      read_only: nothing on disk is changed; what other hosts have not handed over yet is not seen.
+      folder: made if it does not exist, unless `read_only`.
+      settings: sampling settings, JSON-like; those in the folder must be equal.
+      resume: False empties an existing listing.
+      host: (index of this host, number of hosts). Host 0 must build its `Listing` before the others do.
+      strips: whether to draw a strip of each trajectory.
+      read_only: reads an existing listing, without parts that are not gathered yet. With `resume`, nothing
+        on disk is changed.
 
     Attributes:
-      done: the samples that are listed.
-      uids: their names.
-      right, judged: how many of them have a verdict, and are right by it.
+      done: keys of the listed samples.
+      uids: their uids.
+      judged, right: how many have a verdict, and how many of those are right.
 
     Raises:
-      ReportError: the folder cannot be written, or what is in it was drawn otherwise or is broken.
+      ReportError: the folder cannot be written, has no samples (`read_only`), or holds a damaged listing or
+        one with other settings.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Listing:
         self.right = self.judged = 0
         if read_only and not self.path.exists():
             raise files.ReportError(f"{str(self.folder)!r} holds no samples")
-        if resume and self.path.exists():
+        if (resume or read_only) and self.path.exists():
             self._check_settings()
             if host[0] == 0 and not read_only:
                 cut_unfinished(self.path)
@@ -134,12 +136,14 @@ class Listing:
         return len(self.uids)
 
     def add(self, trajectory: SampledTrajectory, number: int | None = None) -> None:
-        """Writes a trajectory, images first, named by the number of its prompt, or as it is named already.
+        """Writes the images of a trajectory, then appends its line.
 
-        Of H hosts, number h has the prompts whose number leaves h when divided by H.
+        Args:
+          trajectory: keeps its uid if `number` is None.
+          number: index of its prompt, which makes its uid. With H hosts, host h must have number % H == h.
         """
         (host, hosts), uid = self._host, trajectory.uid if number is None else f"{number:04d}"
-        # Of the other numbers each host has its own, as of those of prompts.
+        # The uid is taken: search on in numbers that no other host uses, those with number % hosts == host.
         if number is not None and uid in self.uids:
             free = itertools.count(len(self) - len(self) % hosts + host, hosts)
             uid = next(name for n in free if (name := f"{n:04d}") not in self.uids)
@@ -149,11 +153,11 @@ class Listing:
         self._count(uid, (trajectory.prompt, trajectory.instruction, trajectory.seed), trajectory.verdict)
 
     def records(self) -> Iterator[Record]:
-        """What is listed, one after the other."""
+        """Yields the listed samples, without their images."""
         return (record for _, record in _read(self.path))
 
     def sampled(self, record: Record, side: int | None = None) -> SampledTrajectory:
-        """A listed sample with its images, as they are or of at most `side` pixels a side."""
+        """Reads a listed sample with its images, shrunk to at most `side` pixels a side if that is given."""
         given = record.prompt_image
         return SampledTrajectory(
             prompt=record.prompt,
@@ -166,7 +170,7 @@ class Listing:
         )
 
     def gather(self) -> None:
-        """Takes the parts of other hosts, or of a run that was cut off, into the listing."""
+        """Moves the parts of all hosts, and those left by an interrupted run, into the listing."""
         parts = self._parts()
         listed = {record.uid for _, record in _read(self.path)} if parts else set()
         for part in parts:
@@ -178,7 +182,7 @@ class Listing:
             part.unlink()
 
     def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
-        """The first samples by name, with images of at most `side` pixels a side."""
+        """The first `count` samples in order of their uids, with images of at most `side` pixels a side."""
         found = heapq.nsmallest(count, self.records(), key=lambda record: record.uid)
         return [self.sampled(record, side) for record in found]
 
@@ -226,11 +230,11 @@ class Listing:
 
 
 def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
-    """The lines of a listing, and what they say."""
+    """Yields the lines of a listing with their records; raises ReportError at a line that cannot be read."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
-                return  # it is being written, or never was finished
+                return  # still being written, or cut off
             try:
                 yield line, trajectory_from_json(from_json(line))
             except (RecordError, ValueError) as error:
@@ -238,7 +242,7 @@ def _read(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
 
 
 def _append(path: pathlib.Path, content: bytes) -> None:
-    """Writes whole lines at the end of a file, for good; raises ReportError where that fails."""
+    """Appends whole lines to a file and syncs it to disk; raises ReportError where that fails."""
     try:
         with path.open("ab") as file:
             file.write(content)
@@ -249,7 +253,7 @@ def _append(path: pathlib.Path, content: bytes) -> None:
 
 
 def cut_unfinished(path: pathlib.Path) -> None:
-    """Cuts off a last line that was never finished."""
+    """Truncates a last line without a line feed, which an interrupted run left."""
     if not path.exists():
         return
     with path.open("r+b") as file:

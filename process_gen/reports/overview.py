@@ -23,7 +23,7 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
 
 
 def describe(trajectories: Sequence[SampledTrajectory]) -> str:
-    """A short table: for every prompt its steps, who stopped it, and the verdict."""
+    """A table of trajectories for a terminal: steps with their plans, how each ended, and its verdict."""
     rows: list[tuple[Any, ...]] = []
     for one in trajectories:
         for i, step in enumerate(one.steps):

@@ -1,8 +1,8 @@
-"""One HTML file that shows trajectories step by step.
+"""Writes one HTML file that shows trajectories step by step.
 
-It holds its images, needs no script and reaches for nothing outside: a
-content policy forbids all but data: images and its own style. Every text in
-it came from a user or a model, so every text passes through `_text` or `_line`.
+Images are embedded, and there are no scripts or requests to other places: a content
+security policy allows data: images and inline style alone. Texts come from users and
+models, so each is escaped by `_text`, `_line` or `_cell`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def write_page(
       title: of the page.
       summary: names and values for its head: mode, checkpoint, steps, ...
       results: (headers, rows) of a table for its head.
-      links: uid of a trajectory -> the files of its images, in order, relative to the page.
+      links: uid of a trajectory -> the image file of each turn, in order, relative to the page.
+
+    Raises:
+      ReportError: the file cannot be written.
     """
     thumbnails = [_thumbnail(number, one) for number, one in enumerate(trajectories, 1)]
     gallery = ['<nav class="gallery" aria-label="Final images">', *thumbnails, "</nav>"] if thumbnails else []
@@ -117,7 +120,7 @@ def _article(number: int, trajectory: SampledTrajectory, links: Sequence[str]) -
 
 
 def _steps(trajectory: SampledTrajectory, links: Sequence[str]) -> str:
-    """Every turn of every step, steps side by side; what no step has takes no row."""
+    """Steps side by side, their turns one below the other; a grid row that is empty in all is left out."""
     steps, given = trajectory.steps, trajectory.given
     end = _chip("stopped", "blue") if trajectory.stopped == "model" else _chip("limit")
     columns, paths = [], iter(links)
@@ -136,7 +139,7 @@ def _steps(trajectory: SampledTrajectory, links: Sequence[str]) -> str:
 
 
 def _turn(turn: Turn, given: bool, link: str | None) -> list[str]:
-    """A cell for each slot of a turn, empty where nothing is in it."""
+    """HTML of the text before, the image and the text after of a turn; "" for a text that it lacks."""
     said = turn.instruction if turn.refines else turn.plan
     before = after = ""
     if isinstance(said, Malformed):
@@ -176,7 +179,7 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
 
 
 def _spelled(value: Any) -> str:
-    """A value of a verdict for people."""
+    """A value of a verdict as text; lists joined by commas."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -188,7 +191,7 @@ def _figure(image: np.ndarray, caption: str, link: str | None = None) -> str:
 
 
 def _image(image: np.ndarray, alt: str, largest: int) -> str:
-    """An <img>; both texts of it are ours."""
+    """An <img> of at most `largest` pixels a side; `alt` is not escaped, so never pass a user's text."""
     url, width, height = images.data_url(image, largest)
     kind = ' class="px"' if max(image.shape[:2]) < images.SMALL else ""
     return f'<img{kind} src="{url}" width="{width}" height="{height}" alt="{alt}">'
@@ -207,10 +210,10 @@ def _cell(value: Any) -> str:
 
 
 def _line(text: str) -> str:
-    """Any text, on one line, fit to stand in HTML and in a quoted attribute."""
+    """Escapes any text for HTML and quoted attributes, as one line."""
     return html.escape(one_line(text))
 
 
 def _text(text: str) -> str:
-    """Any text, fit to stand in HTML and in a quoted attribute."""
+    """Escapes any text for HTML and quoted attributes."""
     return html.escape(visible(text))

@@ -18,10 +18,10 @@ from process_gen.reports.text import one_line
 
 COLOURS = ("#2563a8", "#d98324", "#4c9a6b", "#8a5fb0", "#b8434e", "#6b7280", "#1f8a99", "#9a7b2d")
 LOOKS = cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS)
-"""Once the colours are used up they come back with the next stroke."""
+"""Styles of successive lines: all colours solid, then all dashed, then all dotted."""
 
 MARKS = "osD^vPX*"
-"""Of series of points, one after the other."""
+"""Marker shapes of successive series in `points`."""
 
 
 def bars(
@@ -30,11 +30,10 @@ def bars(
     title: str = "",
     ylabel: str = "share right, 95% interval",
 ) -> pathlib.Path:
-    """Grouped bars with whiskers.
+    """Writes a PNG of grouped bars with whiskers: a group of bars per prompt group, one bar per mode.
 
     Args:
-      results: mode -> group -> (mean, low, high), shares between 0 and 1. A
-        mode may lack groups of another.
+      results: mode -> group -> (mean, low, high), shares between 0 and 1. Modes may have different groups.
       path: the PNG to write.
     """
     groups = list(dict.fromkeys(group for row in results.values() for group in row))
@@ -65,7 +64,7 @@ def points(
     xlabel: str,
     ylabel: str,
 ) -> pathlib.Path:
-    """A line of points with whiskers for each series.
+    """Writes a PNG of points with whiskers, joined by a line, for each series.
 
     Args:
       results: name -> points, each x and (mean, low, high).
@@ -75,7 +74,7 @@ def points(
     for i, (name, found) in enumerate(results.items()):
         x, values = zip(*sorted(found), strict=True)
         mean, low, high = np.array(values).T
-        # Where series coincide, each is seen: hollow marks of unlike shapes, the later ones inside.
+        # Hollow marks of different shapes, each smaller than the last, stay visible where series coincide.
         size = max(13.0 - 2.5 * i, 4.0)
         mark = {"marker": MARKS[i % len(MARKS)], "markersize": size, "markerfacecolor": "none"}
         whisker = {"elinewidth": size / 5, "capsize": size / 3}
@@ -91,7 +90,7 @@ def curves(
     path: str | os.PathLike[str],
     title: str = "",
 ) -> pathlib.Path:
-    """One curve per loss, on a logarithmic scale where all values are positive.
+    """Writes a PNG with a curve per loss, on a logarithmic scale if all finite values are positive.
 
     Args:
       losses: name -> (step, value) pairs; values that are not finite leave a gap.
@@ -112,11 +111,11 @@ def curves(
 
 
 def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]]) -> bytes:
-    """A PNG with a panel for each quantity: by name a line of the mean, and a band from lowest to highest.
+    """Returns a PNG with a panel per metric: for each name the mean over seeds, and a band of their range.
 
     Args:
-      panels: title -> name -> curves of (step, value) pairs, one for each seed; where some are shorter,
-        mean and band are of those that have a step.
+      panels: title -> name -> curves of (step, value) pairs, one per seed. At each step, mean and band are
+        over the seeds that have it.
     """
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -154,7 +153,7 @@ def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib draws as it stands: no mathematics between dollar signs."""
+    """Escapes text so that matplotlib draws it literally, without reading $...$ as mathematics."""
     return one_line(text).replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""Trajectories as pictures. A strip has the prompt, then the draft and the corrections of every step:
+"""Draws trajectories as pictures. A strip has the prompt, then the draft and corrections of every step:
 
 a red circle left of a blue square
 +--------+     +--------+  ->  +--------+
@@ -29,13 +29,13 @@ from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Step, Trajectory, Turn
 
 SIDE, SMALL_SIDE = 224, 96
-"""Pixels of a shown image, about; the small one is that of contact sheets."""
+"""Longest side of an image in strips and sheets, and in contact sheets, in pixels (see `images.fitted`)."""
 MARGIN = 28
 GAP = 32
 ARROW = 36
 LONGEST_ROW = 1900
 MOST_TURNS = LONGEST_ROW // (SIDE + ARROW)
-"""Of one step in a row."""
+"""Turns of a step that fit side by side."""
 PAPER, INK, MUTED, FRAME = "#ffffff", "#18202a", "#667080", "#d5dae1"
 RIGHT, WRONG = "#1a7f4b", "#b42318"
 COLOURS = {
@@ -112,7 +112,7 @@ def contact_sheet(trajectories: Sequence[SampledTrajectory]) -> Image.Image:
 
 
 def _panels(step: Step, number: int, stopped: str | None) -> list[Image.Image]:
-    """Draws a step; one whose images a row would not hold takes several panels."""
+    """Draws a step as one panel, or as several of `MOST_TURNS` turns each."""
     badges = [_text([_Line(str(number), bold=True)], 24), *map(_badge, _marks(step, stopped))]
     head, panels = _joined(badges, 6, axis=0), []
     for first in range(0, len(step.turns), MOST_TURNS):
@@ -128,7 +128,7 @@ def _panels(step: Step, number: int, stopped: str | None) -> list[Image.Image]:
 
 
 def _marks(step: Step, stopped: str | None) -> tuple[str, ...]:
-    """How a step went, names of `COLOURS`."""
+    """The outcomes of a step, as names of `COLOURS`. `stopped` is given for the last step alone."""
     marks = ["refined" if step.refines else "accepted"]
     if not step.turns[-1].image_ok:
         marks = ["unnoticed error"]
@@ -140,7 +140,7 @@ def _marks(step: Step, stopped: str | None) -> tuple[str, ...]:
 
 
 def _lines(turn: Turn) -> list[_Line]:
-    """What is said before the image and after it."""
+    """The lines to write below the image of a turn: the text before it and its inspection."""
     said, lines = turn.instruction if turn.refines else turn.plan, []
     if isinstance(said, Malformed):
         text = f"Refine: {said.text}" if turn.refines else said.text or "(no text)"
@@ -188,7 +188,7 @@ def _badge(mark: str) -> Image.Image:
 
 
 def _text(lines: Sequence[_Line], width: int, size: int = 15) -> Image.Image:
-    """Draws lines of text, each broken to three rows of the width at most."""
+    """Draws lines of text, each wrapped to `width` pixels and at most three rows."""
     rows = [(row, one) for one in lines for row in _wrap(one.text, _font(size, one.bold), width)]
     pitch = size * 4 // 3
     canvas = Image.new("RGB", (width, pitch * len(rows)), PAPER)
@@ -206,7 +206,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3) -> list[str]:
-    """Breaks text into at most `most` lines no wider than `width`; what is left out ends in an ellipsis."""
+    """Wraps text into at most `most` lines of at most `width` pixels; text cut off ends in an ellipsis."""
     text = one_line(text[:2000])
     letters = int(1.3 * len(text) * width / max(1, font.getlength(text))) + 1
     while True:

@@ -11,12 +11,12 @@ from process_gen.reports.text import one_line
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], digits: int = 3) -> str:
-    """Lays out `rows` under `headers`; columns of numbers stand to the right.
+    """Formats `rows` under `headers` with aligned columns; columns of numbers are right-aligned.
 
     Args:
-      rows: cells of any kind; None is shown as `-`, floats with `digits` digits.
+      rows: cells of any type; None is shown as `-`.
       headers: one per column.
-      digits: after the point of every float.
+      digits: decimals of every float.
 
     Raises:
       ValueError: a row has more or fewer cells than there are headers.
@@ -42,7 +42,7 @@ def cell(value: Any, digits: int = 3) -> str:
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Whether a column holds numbers (and gaps) only."""
+    """Whether a column holds numbers only, None aside; False without any."""
     known = [value for value in values if value is not None]
     return bool(known) and all(isinstance(v, numbers.Number) and not isinstance(v, bool) for v in known)
 

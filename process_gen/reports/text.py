@@ -1,7 +1,7 @@
-"""Text that came from users and models, made fit to be shown.
+"""Makes text of users and models safe to show.
 
-What a reader sees must be what the text says: characters that are invisible,
-reorder their neighbours or drive a terminal are shown as escapes.
+Characters that are invisible, reorder their neighbours or control a terminal are
+shown as escapes, so that a reader sees what the text contains.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 
 JOINERS = "\u200c\u200d"
-"""Invisible too, but Persian, Indic scripts and emoji are spelled with them."""
+"""Invisible characters that are kept: Persian, Indic scripts and emoji need them."""
 
 
 def visible(text: str, keep: str = "\n\t") -> str:

@@ -1,4 +1,4 @@
-"""Asks those outside (`outside`) about the trajectories under way, and notes what they say in their rows."""
+"""Asks external planners and inspectors (`outside`) about trajectories; stores the answers in the rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn
 
 Slots = dict[str, np.ndarray | None]
-"""Of a turn, as `prompts.encode_turn` has them."""
+"""Slots of a turn, as `prompts.encode_turn` returns them."""
 
 
 class Asking:
@@ -28,7 +28,7 @@ class Asking:
         self.model, self.tokenizer, self.config = model, tokenizer, config
 
     def plan(self, planner: Planner | None, rows: Iterable[Row]) -> None:
-        """What follows in those of some rows in which the model does not correct."""
+        """Asks for the next plan of the rows that await one; sets their `opens` and `before`, or `lost`."""
         waiting = [row for row in rows if planner and row.awaits_plan(self.config, self.model.layout)]
         if not waiting:
             return
@@ -51,13 +51,16 @@ class Asking:
         images: np.ndarray,
         words: Mapping[int, Mapping[str, str]],
     ) -> dict[int, Slots]:
-        """What is said of new images, by place of the row; as slots where a text stands after them.
+        """Asks about new images; sets `inspection` and `lost` of their rows.
 
         Args:
           inspector: whom to ask.
           rows: all of them.
           images: the new image of each, [B, H, W, 3] uint8.
-          words: by place, the text `before` it.
+          words: by row, the text `before` it.
+
+        Returns:
+          By row, the slot `after` with the inspection, where there is one.
         """
         if inspector is None:
             return {}
@@ -89,7 +92,7 @@ class Asking:
     def words(
         self, texts: Mapping[str, np.ndarray], wrote: Mapping[str, np.ndarray]
     ) -> dict[int, dict[str, str]]:
-        """The texts of a turn in words, by place and name.
+        """Decodes the texts of a turn to strings, by row and name.
 
         Args:
           texts: tokens [B, T] by name.
@@ -102,7 +105,7 @@ class Asking:
         return found
 
     def slots(self, row: Row) -> Slots | None:
-        """The text before the next image, if somebody else wrote it."""
+        """The slot of the text before the next image, if a planner or an inspector wrote it; else None."""
         if row.before is None:
             return None
         told = encode_text(self.model, self.tokenizer, row.before, "before")

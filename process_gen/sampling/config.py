@@ -48,7 +48,7 @@ RANGES = {
     "inspections": ranges.Range("True or False", lambda value: isinstance(value, bool)),
     "seed": ranges.SEED,
 }
-"""What each setting may be, but `max_flow_steps`, which depends on another one."""
+"""Allowed values of each setting, but for `max_flow_steps`, whose range depends on `flow_steps`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +57,19 @@ class SamplerConfig(FlowSpec):
 
     Attributes:
       temperature: of texts; 0 is greedy.
-      decision_temperature: of what follows what; None is that of the texts.
-      refine_threshold: a probability from which on a correction is made where one may
-        be; None leaves it to the temperature, as all other decisions.
-      answer_tokens: room for an answer (`Sampler.answer`), two brackets included.
+      decision_temperature: of decisions on what follows; None takes `temperature`.
+      refine_threshold: where a correction is allowed, it is made if its probability is at
+        least this; None samples it as all other decisions.
+      answer_tokens: longest answer (`Sampler.answer`), opening and closing token included.
       max_turns: a trajectory that has not ended by then is cut.
       max_steps: the budget of steps, corrections not counted; 0 is no limit.
       inspections: False leaves out the texts after images, and corrections with them.
       max_flow_steps: Euler steps of a trajectory, all images together; 0 is no limit.
       mode: `process`, `plan_only` or `single_pass`.
-      seed: of prompts that bring none.
+      seed: of prompts for which none is given.
 
     Raises:
-      SamplerError: a value that cannot be.
+      SamplerError: a value is not allowed.
     """
 
     temperature: float = 0.0
@@ -97,7 +97,7 @@ class SamplerConfig(FlowSpec):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], **changes: Any) -> SamplerConfig:
-        """From `config.sampling` and what is to differ from it.
+        """Takes the fields of `config.sampling`, and `changes` to them.
 
         Raises:
           SamplerError: unknown key (the message names the nearest), or a bad value.
@@ -120,10 +120,10 @@ class SamplerConfig(FlowSpec):
 
 
 def check_fits(layout: Layout, config: SamplerConfig) -> None:
-    """Whether a model of such a layout can be sampled so.
+    """Checks that a model of this layout can be sampled with these settings.
 
     Raises:
-      SamplerError: the message names the key.
+      SamplerError: it cannot; the message names the key.
     """
     if config.mode == Mode.PROCESS and layout.context == "full" and config.max_turns > layout.turns:
         raise SamplerError(

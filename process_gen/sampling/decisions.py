@@ -1,4 +1,4 @@
-"""What may follow what: the learned decisions of a trajectory, and when nothing is left to decide.
+"""The decisions of a trajectory: what may follow a prompt, an image or an inspection.
 
     after a prompt         `<ins>` a plan | `<|vision_start|>` an image
     after an image         `<|im_start|>` an inspection | what follows a turn
@@ -6,8 +6,8 @@
 
     what follows a turn: `<refine>` | `<ins>` | `<|vision_start|>` | the end
 
-(see `trajectory.controls`). A mode, the slots of the layout, and the corrections that a
-step has had take choices away.
+(see `trajectory.controls`). The mode, the slots of the layout and the number of
+corrections so far remove choices; with one left there is nothing to decide.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NOTHING = -1
 
 
 def choice_ids(ids: ControlIds) -> tuple[int, ...]:
-    """The tokens that say so, in the order of `Opens`."""
+    """The tokens that stand for the choices, in the order of `Opens`."""
     return (ids.im_start, ids.refine, ids.ins, ids.vision_start, ids.end_of_text)
 
 
@@ -45,7 +45,7 @@ def choices(
 
     Args:
       stream: `after_prompt`, `after_image` or `after_text`.
-      corrections: that the step under way has had.
+      corrections: refine turns of the current step so far.
       inspections: whether images are inspected, and corrected.
     """
     if stream == "after_prompt":

@@ -1,8 +1,8 @@
-"""The pieces of a turn: a text, a clean image, or a noised one after a context.
+"""Forward passes over one part of a turn after a context: a text, a clean image, or a noised image.
 
-Functions of a bound `UnifiedModel`, for `model.apply(..., method=extend.text)`. Fed the
-same content they give the numbers of `UnifiedModel.step`. B rows, T tokens of a text, I
-latent tokens and P ViT tokens of an image, C channels, U values of a ViT patch, D width.
+Functions of a bound `UnifiedModel`, for `model.apply(..., method=extend.text)`. For the same
+content they give the numbers of `UnifiedModel.step`. B rows, T tokens of a text, I latent
+tokens and P ViT tokens of an image, C channels, U values of a ViT patch, D width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from process_gen.trajectory.visibility import chunk_of
 def text(
     model: UnifiedModel, history: KVCache, context: Sequence[KVCache], tokens: jax.Array, start: jax.Array
 ) -> tuple[jax.Array, KVCache]:
-    """Text after a context: hidden states [B, T, D], and what later tokens see of it.
+    """Runs a text after a context; returns its hidden states [B, T, D] and its KV cache.
 
     `tokens` [B, T] is padded with `PAD_ID`; its first position is `start` [B].
     """
@@ -40,10 +40,10 @@ def image(
     patches: jax.Array | None,
     start: jax.Array,
 ) -> tuple[jax.Array, KVCache]:
-    """A clean image [B, I, C] after a context: hidden state [B, D] of its closing token, and its keys.
+    """Runs a clean image after a context; returns the hidden state [B, D] of its last token and its KV cache.
 
-    Where the layout has ViT tokens, `patches` [B, P, U] are read as well; the
-    image takes `layout.state_ids` positions.
+    `latents` are [B, I, C]; where the layout has ViT tokens, `patches` [B, P, U] are
+    read as well. The image takes `layout.state_ids` positions from `start` [B] on.
     """
     chunk = chunk_of(model.layout.state_slots("image"))
     present = jnp.ones(latents.shape[0], bool)
@@ -61,7 +61,7 @@ def velocity(
     t: jax.Array,
     position: jax.Array,
 ) -> jax.Array:
-    """The velocity [B, I, C] of a noised image at `t` [B] after a context."""
+    """The velocity [B, I, C] of a noised image x_t [B, I, C] at `t` [B] after a context, float32."""
     chunk = chunk_of((model.layout.image_slot("image", "noised"),))
     content = ChunkInputs(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
     done = model.forward_chunk(chunk, content, history, context, position)

@@ -51,7 +51,7 @@ class FlowSpec:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """What guidance evaluates: a scale of 1 makes its branch unnecessary."""
+        """The branches that guidance evaluates; a scale of 1 needs no branch."""
         scales = {"notext": self.text_scale, "noimg": self.image_scale}
         return ("full", *(name for name, scale in scales.items() if scale != 1.0))
 
@@ -59,7 +59,7 @@ class FlowSpec:
     def runs(self) -> tuple[tuple[int, int, bool], ...]:
         """Consecutive Euler steps [start, stop) that are all guided, or all plain."""
         low, high = self.interval
-        times = np.round(self.times[:-1], 6)  # an edge that falls on a timestep is that timestep
+        times = np.round(self.times[:-1], 6)  # so that an edge equals the timestep it falls on
         guided = (times > low) & (times <= high) & (len(self.branches) > 1)
         runs, start = [], 0
         for on, group in itertools.groupby(guided.tolist()):
@@ -87,7 +87,7 @@ def guide(
 
     Args:
       spec: scales and renormalisation.
-      v: with everything in sight.
+      v: with the whole context.
       v_notext: without the newest text; None if the text scale is 1.
       v_noimg: with the texts only; None if the image scale is 1.
     """
@@ -124,8 +124,8 @@ def integrate(
 ) -> Float[jax.Array, "B N V"]:
     """Euler steps from noise [B, N, V] at t = 1 to images at t = 0.
 
-    Runs of guided and of plain steps are loops of their own, so that outside
-    the interval nothing is evaluated that guidance alone would need.
+    Each run of guided or of plain steps is a loop of its own, so plain steps do
+    not evaluate the branches of guidance.
     """
     times = jnp.asarray(spec.times, jnp.float32)
 

@@ -1,9 +1,9 @@
-"""Somebody else who plans or inspects while the model draws: another model, or an oracle.
+"""External planners and inspectors: another model or an oracle that writes texts in the model's place.
 
-A planner is asked wherever the model would begin another step or end, and says what the step does, or that
-nothing is left to do. An inspector is asked about every image after which a correction may follow, and
-says what it sees and what to correct, if anything. Their words stand in the trajectory as the model's own
-would: what is drawn follows from them.
+A planner is asked wherever the model would begin another step or end; it returns the next plan, or None if
+the drawing is done. An inspector is asked about every image after which a correction may follow; it returns
+an inspection and what to correct, if anything. Their texts enter the trajectory as the model's own would, so
+later images depend on them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from process_gen.trajectory.stages import Turn
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What somebody says of an image.
+    """An inspector's answer.
 
     Attributes:
-      text: stands after the image; None for nothing.
-      correction: the instruction of a correction; None where none is to follow.
+      text: the inspection, which comes after the image; None for no text.
+      correction: the instruction of the refine turn that follows; None for no correction.
     """
 
     text: str | None = None
@@ -30,20 +30,20 @@ class Inspection:
 
 @dataclasses.dataclass(frozen=True)
 class Unsaid:
-    """In place of an answer: there is none, and the trajectory is given up. `reason` is fit for a user."""
+    """Returned when there is no answer: the trajectory is given up. `reason` is a message for the user."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Situation:
-    """What somebody is asked about.
+    """A trajectory that a planner or an inspector is asked about.
 
     Attributes:
       prompt: the text that is drawn.
       turns: so far; for an inspector the last one is the one to inspect, and has no text after its image.
       room: steps that may still begin; 0 asks a planner only whether it is done.
-      check: complains of an answer (a `Plan`, an `Inspection`) that the model has no room for, PromptError.
+      check: raises PromptError for an answer (`Plan`, `Inspection`) that does not fit the model.
     """
 
     prompt: str
@@ -53,15 +53,15 @@ class Situation:
 
 
 Planner = Callable[[Sequence[Situation]], Sequence[Plan | Unsaid | None]]
-"""The next step of each trajectory, None where it is done (after a turn at least). Threads may call it."""
+"""The next plan of each trajectory, None where it is done (not before its first turn); called by threads."""
 
 Inspector = Callable[[Sequence[Situation]], Sequence[Inspection | Unsaid]]
-"""What there is to say of the last image of each trajectory. Threads may call it."""
+"""An inspection of the last image of each trajectory; called by threads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """Who takes the model's place; nobody by default."""
+    """The planner and the inspector that replace the model's own texts; none by default."""
 
     planner: Planner | None = None
     inspector: Inspector | None = None

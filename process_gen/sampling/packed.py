@@ -1,4 +1,4 @@
-"""Packed rows of training with every image drawn by the model, all of them side by side.
+"""Samples an image for every turn of packed training rows, all in parallel.
 
 B rows, S turn slots, I latent tokens of an image, C channels of a latent token.
 """
@@ -29,12 +29,12 @@ def draw_rows(
     order: str = "layers",
     frozen: Any = None,
 ) -> jax.Array:
-    """The latents [B, S, I, C] of an image of every turn, drawn out of noise.
+    """Samples latents [B, S, I, C] of an image for every turn, from noise and without guidance.
 
-    Each comes after the texts and the images that stand before it in its row, as the row shows them: no
-    text is written, and no image of a row sees another one that is drawn here. One pass over the rows is
-    an Euler step of all images. Nothing is guided. See `FlowSpec` for `flow_steps` and `time_shift`,
-    `UnrollOptions` for the `order` of the loops; `frozen` are the weights of an autoencoder that has any.
+    The context of each is that of training: the batch's own texts and images before it. No text is decoded,
+    and no image sees another one that is sampled here. One forward pass over the rows is one Euler step of
+    all images. See `FlowSpec` for `flow_steps` and `time_shift`, `UnrollOptions` for the `order` of the
+    loops; `frozen` are the weights of an autoencoder that has any.
     """
     model = model.clone(layout=dataclasses.replace(model.layout, copies=1))
     options = dataclasses.replace(NO_RANDOM_DROPS, order=order)

@@ -1,9 +1,8 @@
-"""The compiled pieces of the sampler, lowered for devices that need not be there.
+"""The sampler's programs with abstract arguments, to lower for devices that need not be present.
 
-What `Sampler` calls in a turn, with shapes instead of arrays, each program where it
-is first called: `prefill` and `enter` for prompts, `decode_text` for each text, `sample_image` and
-`append_image` for the image, `decide`, `commit`, and for images of all kinds
-`decode_image` and `encode_image`.
+They are those that `Sampler` calls in a turn: `prefill` and `enter` for prompts,
+`decode_text` for each text, `sample_image` and `append_image` for the image,
+`decide`, `commit`, and for images of all kinds `decode_image` and `encode_image`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Piece:
     """One program.
 
     Attributes:
-      held: what is in memory while it runs, whether it is given it or not: weights and contexts, as shapes.
+      held: shapes of what is in memory while it runs, argument or not: weights and contexts.
     """
 
     name: str
@@ -48,12 +47,12 @@ def pieces(
     mesh: Mesh,
     axes: tuple[str, ...],
 ) -> Iterator[Piece]:
-    """The pieces, one after the other.
+    """Yields the programs, in the order of a turn.
 
     Args:
       texts: how texts are decoded, see `text.text_specs`.
       params, frozen: of the model and its autoencoder, `jax.ShapeDtypeStruct` with shardings.
-      rows: trajectories under way at once.
+      rows: trajectories at once, the batch size.
       axes: mesh axes that the rows are split over; () where every device has them all.
     """
     model = turn.scanned(model)
@@ -89,7 +88,7 @@ def pieces(
 
     state = fresh()
     if "noimg" in config.flow.branches:
-        state = state.replace(texts=fresh())  # both have trajectories under way, which new prompts join
+        state = state.replace(texts=fresh())  # guidance by images keeps a second context
     yield piece("enter", state, turn.enter, state.context, present, prompt, position)[0]
 
     def text(part):

@@ -1,4 +1,4 @@
-"""What goes into a model at the start of a trajectory: prompts, and turns that are given."""
+"""Encodes prompts and given turns into the token slots and images that the model reads."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Prompt:
 
 
 def make_prompt(model: UnifiedModel, text: str, image: np.ndarray | None) -> Prompt:
-    """A prompt of one text, which stands after its image where the layout has a slot there."""
+    """A prompt of one text, which comes after the image if there is one and the layout has a slot there."""
     if image is not None and model.layout.instruction:
         return Prompt("", image, text)
     return Prompt(text, image)
 
 
 def idle_slots(model: UnifiedModel) -> dict[str, np.ndarray]:
-    """The slots of a prompt in a row that holds none: `text`, and what else the layout has room for."""
+    """Blank prompt slots, for a row without a prompt: `text`, and what else the layout has room for."""
     layout = model.layout
     slots = {"text": np.full(layout.prompt, PAD_ID, np.int32)}
     if layout.prompt_image:
@@ -49,10 +49,10 @@ def idle_slots(model: UnifiedModel) -> dict[str, np.ndarray]:
 
 
 def encode_prompt(model: UnifiedModel, tokenizer: Any, prompt: Prompt) -> dict[str, np.ndarray]:
-    """The slots of a prompt.
+    """The slots of a prompt, named as in `idle_slots`.
 
     Raises:
-      PromptError: a text is empty, holds what no text may hold, or is too long (the
+      PromptError: a text is empty, holds a forbidden token, or is too long (the
         message says how many tokens fit), or the image does not fit the layout.
     """
     layout, image, slots = model.layout, prompt.image, idle_slots(model)
@@ -72,7 +72,7 @@ def encode_prompt(model: UnifiedModel, tokenizer: Any, prompt: Prompt) -> dict[s
 
 
 def check_prompts(model: UnifiedModel, tokenizer: Any, prompts: Iterable[str]) -> None:
-    """Whether texts alone can be drawn, before anything is; raises PromptError as `encode_prompt` does."""
+    """Checks prompts without images before anything is drawn; raises PromptError as `encode_prompt` does."""
     for text in prompts:
         encode_prompt(model, tokenizer, make_prompt(model, text, None))
 
@@ -96,7 +96,7 @@ def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np
 
 
 def encode_text(model: UnifiedModel, tokenizer: Any, text: str, name: str) -> np.ndarray:
-    """A text between its brackets, padded to the room of `layout.<name>`; raises PromptError without room."""
+    """A text with its brackets, padded to [layout.<name>] int32; PromptError if it is invalid or too long."""
     size, asked = getattr(model.layout, name), name in ("prompt", "instruction")
     what = "the prompt" if asked else f"the text {name} an image"
     if asked and not text.strip():

@@ -1,4 +1,4 @@
-"""The trajectories under way, as the host keeps them: one for each row of the batch; and how far they are."""
+"""What the host knows of the trajectories being sampled, one per row of the batch; progress of a run."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from process_gen.trajectory.stages import Mode, Trajectory, Turn, steps_of
 
 @dataclasses.dataclass
 class Row:
-    """A trajectory under way.
+    """A trajectory that is being sampled.
 
     Attributes:
       index: number of the prompt.
       prompt, seed: what is drawn.
       given: turns to begin with, which are read and not drawn.
-      source: where they come from; None where there are none.
-      turns: those that are done.
+      source: the trajectory that is continued; None for a new one.
+      turns: those that are finished, given ones included.
       opens: what follows them.
       images: how many were drawn.
-      seconds: its share of the time.
-      before: the text before the next image, where somebody else wrote it.
-      inspection: what somebody else says of the image under way.
+      seconds: its share of the wall time.
+      before: the text before the next image, if it comes from a planner or an inspector.
+      inspection: an inspector's answer about the current image.
       lost: why the trajectory is given up; empty while it is not.
-      doubt: the probability of a correction in the last decision that could have opened one.
-      doubts: those of the turns that are done.
+      doubt: the probability of a correction in the current turn's last decision that allowed one.
+      doubts: those of the finished turns.
     """
 
     index: int
@@ -57,11 +57,11 @@ class Row:
 
     @property
     def now(self) -> Turn | None:
-        """The turn under way, if it is given."""
+        """The current turn if it is a given one, else None."""
         return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
 
     def choices(self, stream: str, config: SamplerConfig, layout: Layout) -> frozenset[Opens]:
-        """What may be decided at one of `turn.RNG_STREAMS`; a given turn leaves no choice."""
+        """The allowed decisions at one of `turn.RNG_STREAMS`; given turns and inspectors restrict them."""
         told = self.given[len(self.turns) :]
         if stream == "after_prompt" and told:
             return _opening(told[0])
@@ -79,7 +79,7 @@ class Row:
         return found - {Opens.INSPECT, Opens.REFINE}
 
     def awaits_plan(self, config: SamplerConfig, layout: Layout) -> bool:
-        """Whether a plan may follow, and nothing is given or corrected."""
+        """Whether to ask a planner: a plan may follow, and the next turn is not given, nor a correction."""
         free = self.now is None and self.opens != Opens.REFINE and not self.lost
         stream = "after_text" if self.turns else "after_prompt"
         return free and Opens.PLAN in decisions.choices(stream, config.mode, layout)
@@ -87,7 +87,7 @@ class Row:
     def situation(
         self, config: SamplerConfig, turns: Sequence[Turn], check: Callable[[Any], None]
     ) -> Situation:
-        """What somebody outside is told, after so many turns."""
+        """What a planner or an inspector is told; `turns` are those so far."""
         steps = sum(not turn.refines for turn in turns)
         left = [1 - steps if config.mode == Mode.PLAN_ONLY else config.max_turns - len(turns)]
         if config.max_steps:
@@ -99,14 +99,14 @@ class Row:
 
     @property
     def _corrections(self) -> int:
-        """Refine turns of the step under way, with the turn under way."""
+        """Refine turns of the current step, the current turn included."""
         if self.opens != Opens.REFINE:
             return 0
         run = next((n for n, turn in enumerate(reversed(self.turns)) if not turn.refines), len(self.turns))
         return 1 + run
 
     def add(self, texts: Mapping[str, str], image: np.ndarray, opens: Opens) -> None:
-        """The turn under way is done, with `before` and `after` as they were written; `opens` follows."""
+        """Finishes the current turn with its image and decoded `before` and `after`; `opens` comes next."""
         if (turn := self.now) is None:
             turn = Turn(image.copy(), texts.get("before"), texts.get("after"), self.opens == Opens.REFINE)
             self.images += 1
@@ -119,7 +119,7 @@ class Row:
         self.opens, self.inspection, self.doubt = opens, None, None
 
     def stopped(self, config: SamplerConfig) -> Stopped | None:
-        """Who ended the trajectory, None while it goes on."""
+        """Whether the model or a limit ends the trajectory after its last turn; None while it goes on."""
         if self.opens == Opens.END:
             return "model"
         if len(self.turns) < len(self.given):
@@ -130,7 +130,7 @@ class Row:
         return "cap" if enough or len(self.turns) >= config.max_turns or self.images >= most else None
 
     def trajectory(self, config: SamplerConfig, stopped: Stopped) -> SampledTrajectory:
-        """The trajectory as it stands; a drawn image that was corrected is not as it should be."""
+        """The trajectory so far; a drawn image that a refine turn corrects has `image_ok` False."""
         turns = list(self.turns)
         for i in range(len(self.given), len(turns) - 1):
             if turns[i + 1].refines:
@@ -161,13 +161,13 @@ Lost = tuple[tuple[int, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands after one round of turns.
+    """The progress of a run after one round of turns.
 
     Attributes:
       done, total: trajectories finished or given up, and asked for.
       turns: turns drawn so far, over all trajectories.
       finished: those that ended in this round.
-      lost: those that were given up in it, since somebody outside had nothing to say.
+      lost: those given up in it, because a planner or an inspector had no usable answer.
     """
 
     done: int
@@ -202,9 +202,9 @@ def taken_up(
     text: str | None,
     seed: int,
 ) -> Row:
-    """A trajectory of which so many turns are given.
+    """The row that continues `source` after its first `turns` turns, which are given.
 
-    `text` comes in the place of the prompt's last one, if it is to be another; see `Row` for the others.
+    `text`, if any, replaces the last text of the prompt: its instruction, or else its only text.
 
     Raises:
       PromptError: there are not so many turns, or they do not fit the model.
@@ -231,7 +231,7 @@ def taken_up(
 
 
 def _opening(turn: Turn) -> frozenset[Opens]:
-    """What opens a given turn, as the only choice."""
+    """The one decision that opens a given turn."""
     if turn.refines:
         return frozenset({Opens.REFINE})
     return frozenset({Opens.IMAGE if turn.before is None else Opens.PLAN})

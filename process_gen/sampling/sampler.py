@@ -1,13 +1,13 @@
-"""The interleaved sampler: many prompts at once, each in a turn of its own.
+"""The interleaved sampler, with continuous batching of trajectories.
 
-A fixed number of rows goes through turns together: a text, an image, a text. While
-one row drafts, its neighbour corrects, in the same compiled turn; what no row asks
-for is not run. Between turns a row whose trajectory has ended takes the next prompt
-that waits, so that short trajectories never wait for long ones and nothing is compiled
-twice. What a prompt becomes depends on the prompt and its seed, not on its neighbours.
+A fixed number of rows goes through turns together: a text, an image, a text. One row
+may draft while another corrects, in the same compiled functions; a part that no row
+needs is skipped. Between turns a row whose trajectory has ended takes the next waiting
+prompt, so that short trajectories never wait for long ones and shapes never change. A
+trajectory depends on its prompt and its seed, not on the other rows.
 
-On a CPU the rows are split into lanes, which go through their turns side by side, each
-in a thread: one program alone leaves most cores idle.
+On a CPU the rows are split into lanes, smaller batches that run in a thread each: one
+program alone leaves most cores idle.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ Images = Sequence[np.ndarray | None] | None
 """Input images of prompts, [H, W, 3] uint8 of the layout's size, None where a prompt has none."""
 
 LANE = 8
-"""Rows of a lane, at least."""
+"""Least number of rows in a lane."""
 
 
 class Sampler:
-    """Draws prompts with a model. Nothing is compiled again for another one with an equal model and config.
+    """Draws prompts with a model. Samplers with an equal model and config share their compiled programs.
 
     Args:
       tokenizer: see `process_gen.data.tokenizers.Tokenizer`.
       config: how to sample; the defaults of `SamplerConfig` if None.
-      rows: trajectories under way at once. Fewer prompts than a lane's rows cost as much as those.
-      sharding: of arrays whose first axis is the batch, if the rows are to be spread over a mesh.
+      rows: trajectories at once, the batch size. Fewer prompts than rows of a lane cost as much as a lane.
+      sharding: of arrays whose first axis is the batch, if the rows are to be split over a mesh.
       frozen: weights of an autoencoder that has any.
-      ambient: what its programs are traced and run inside: `partition.over` a mesh that the parameters are
-        spread over.
-      outside: who plans or inspects in the model's place.
+      ambient: makes the context in which programs are traced and run: `partition.over` a mesh, where the
+        parameters are sharded over one.
+      outside: external planner and inspector.
 
     Raises:
       SamplerError: settings that do not fit the model.
@@ -96,13 +96,13 @@ class Sampler:
         return self._like(config=dataclasses.replace(self.config, **changes))
 
     def with_outside(self, planner: Planner | None = None, inspector: Inspector | None = None) -> Sampler:
-        """The same with somebody else who plans, or who inspects and says what to correct."""
+        """The same sampler with an external planner or inspector (`sampling.outside`)."""
         return self._like(outside=Outside(planner, inspector))
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
-        """The same model for images of another shape, which is compiled for itself.
+        """The same model for images of another size, (height, width) in pixels; compiled separately.
 
-        Without a `vit_grid`, images have as many ViT tokens as before at most.
+        Without a `vit_grid`, images have at most as many ViT tokens as before.
 
         Raises:
           ValueError: the model cannot hold such images.
@@ -122,7 +122,7 @@ class Sampler:
         """One trajectory per prompt, in the order of the prompts.
 
         Args:
-          prompts: a prompt may stand there several times; give one seed for each then.
+          prompts: one may occur several times; then give a seed for each.
           seed: one for all prompts, or one per prompt; the config's by default.
           images: input images, one per prompt.
 
@@ -132,10 +132,10 @@ class Sampler:
         return in_order(self.stream(prompts, seed, images), len(prompts))
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Whether prompts can be drawn, before anything is.
+        """Checks prompts before anything is drawn.
 
         Raises:
-          PromptError: one is empty, too long, or holds what no text may hold.
+          PromptError: one is empty, too long, or holds a forbidden token.
         """
         check_prompts(self.model, self.tokenizer, prompts)
 
@@ -150,11 +150,11 @@ class Sampler:
         prompt: str | Sequence[str] | None = None,
         seed: Seeds = None,
     ) -> SampledTrajectory | list[SampledTrajectory]:
-        """Takes trajectories up again after some of their turns, and goes on.
+        """Continues trajectories after some of their first turns.
 
-        What is kept is read as it stands: replace any text or image of it first
-        (`dataclasses.replace`), and the rest follows from that. Where the last kept
-        turn has no text after its image, the model decides there what follows.
+        Kept turns are read unchanged: to edit a text or an image, replace it first
+        (`dataclasses.replace`). Where the last kept turn has no text after its image,
+        the model decides there what follows.
 
         Args:
           trajectory: one, or several that are drawn side by side; of the data or sampled.
@@ -164,7 +164,7 @@ class Sampler:
             seed and turns a sampled trajectory ends as it did.
 
         Returns:
-          One sampled trajectory for each, whose first `given` turns are the kept ones; one for one.
+          A sampled trajectory for each, a single one for one; its first `given` turns are the kept ones.
 
         Raises:
           PromptError: there are not so many turns, or what is kept does not fit the model.
@@ -187,7 +187,7 @@ class Sampler:
         return in_order(self._run(rows), len(rows))
 
     def answer(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> list[str]:
-        """What the model says to each prompt, in words; its input image is what it is asked about.
+        """Answers each prompt in words instead of drawing it; its input image is what it asks about.
 
         Raises:
           PromptError: see `sample`.
@@ -206,7 +206,7 @@ class Sampler:
         return answers
 
     def _rows_of(self, prompts: Sequence[str], seed: Seeds, images: Images) -> list[Row]:
-        """The trajectories that some prompts ask for; complains before any work."""
+        """A new row for every prompt; raises PromptError before any work."""
         seeds = self._seeds(len(prompts), seed)
         images = [None] * len(prompts) if images is None else images
         if len(images) != len(prompts):
@@ -237,9 +237,9 @@ class Sampler:
             yield Progress(done, total, turns, finished, lost)
 
     def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
-        """How many turns were drawn, what ended and what was given up, for every round of every lane.
+        """Yields (turns drawn, what finished, what was given up) for every round of every lane.
 
-        A lane works on while others are waited for.
+        Lanes run independently, each in a thread.
         """
         if self.lanes == 1:
             yield from self._lane(waiting)
@@ -255,7 +255,7 @@ class Sampler:
                         yield found
 
     def _lane(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
-        """Draws what waits, the last one first, in rows of its own until nothing is left."""
+        """Draws waiting rows, last first, in a batch of its own until none is left; lanes share `waiting`."""
         rows: list[Row | None] = [None] * -(-self.rows // self.lanes)
         state: SamplingState | None = None
         while True:
@@ -309,7 +309,7 @@ class Sampler:
         return state
 
     def _given(self, row: Row) -> dict[str, Any] | None:
-        """What of a row's next turn is given: all of it, or the text before its image."""
+        """The given slots of a row's next turn: all, or the text before its image; None if there are none."""
         return (
             self._asking.slots(row) if row.now is None else encode_turn(self.model, self.tokenizer, row.now)
         )
@@ -317,7 +317,7 @@ class Sampler:
     def _write(
         self, part: str, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, jax.Array, jax.Array]:
-        """The state with a text in some rows [B], its tokens [B, T], and the hidden state of the last one."""
+        """Decodes a text in some rows [B]: the new state, tokens [B, T], the last hidden state [B, D]."""
         blank = np.full(self._texts[part].size, PAD_ID, np.int32)
         told = [one[part] if one and one.get(part) is not None else blank for one in given]
         state = state.told(rows=self._put(rows))
@@ -329,7 +329,7 @@ class Sampler:
     def _image(
         self, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, np.ndarray, jax.Array]:
-        """The state with an image in some rows [B], its pixels, the hidden state of its closing token."""
+        """Adds an image in some rows [B]: the new state, pixels, hidden state [B, D] of the closing token."""
         images_told = [one.get("image") if one else None for one in given]
         state, told = state.told(rows=self._put(rows)), np.array([one is not None for one in images_told])
         if (rows & ~told).any():
@@ -349,7 +349,7 @@ class Sampler:
     def _decide(
         self, stream: str, end: jax.Array, state: SamplingState, rows: Sequence[Row | None], asked: np.ndarray
     ) -> np.ndarray:
-        """What follows in the rows that are `asked` [B]: an `Opens` each, `NOTHING` elsewhere."""
+        """Decides what follows in the rows `asked` [B] bool: [B] of `Opens`, `NOTHING` elsewhere."""
         choices = [
             row.choices(stream, self.config, self.model.layout) if one else frozenset()
             for row, one in zip(rows, asked, strict=True)
@@ -373,7 +373,7 @@ class Sampler:
         return jax.device_get(found)
 
     def _commit(self, state: SamplingState) -> SamplingState:
-        """The turn becomes history."""
+        """Appends the current turn to the history, and empties it."""
         context = state.context.replace(position=state.position)
         context, mask = turn.commit(self.model, context, state.turn, state.rows, state.refines)
         texts = None if state.texts is None else self._commit(state.texts)
@@ -385,7 +385,7 @@ class Sampler:
     def _enter(
         self, state: SamplingState | None, rows: Sequence[Row | None], fresh: np.ndarray
     ) -> SamplingState:
-        """The state with the prompts of the rows `fresh` in it; puts their first decisions into `rows`."""
+        """Prefills the prompts of the rows `fresh` into the state; sets their first decisions in `rows`."""
         prompts, put = self._prompts(rows, fresh), self._put(fresh)
         prompt, position, end = turn.prefill(self.model, self.params, prompts)
         keys = self._turn_keys(rows)

@@ -1,8 +1,8 @@
-"""A turn under way for all rows: what is known so far, and what the next piece of it sees.
+"""The current turn of all rows on the devices, and what each branch of guidance sees of it.
 
-Rows draft and correct side by side: both kinds of turn have the same slots, and
-which kind a row is in is data. The parts of the turn stand in one cache, at the
-places at which the history will hold them.
+Drafts and refine turns share a batch: both have the same slots, and `refines` says
+which kind a row's turn is. All parts of the turn are in one KV cache, at the offsets
+that they will have in the history.
 
 B rows, M keys, T tokens of a text slot, D width.
 """
@@ -22,17 +22,17 @@ from process_gen.trajectory.layout import Layout
 
 @flax.struct.dataclass
 class SamplingState:
-    """A turn under way.
+    """The current turn of all rows.
 
     Attributes:
       context: what came before the turn.
-      turn: the turn so far, `layout.visible_tokens` keys; its mask tells what is there.
+      turn: KV cache of the turn so far, `layout.visible_tokens` keys; its mask says which exist.
       position: [B] int32, the next rotary position.
       refines: [B] bool, rows in a refine turn.
-      rows: [B] bool, rows that take part in the next piece.
+      rows: [B] bool, rows that take part in the next call.
       keys: [B] random keys of this turn.
-      texts: the same turn in the context without images, for the image-free branch
-        of guidance, if there is one.
+      texts: the same turn in a context without images, for the branch of guidance
+        that sees texts only, if there is one.
     """
 
     context: Context
@@ -44,12 +44,12 @@ class SamplingState:
     texts: SamplingState | None = None
 
     def told(self, **fields: jax.Array) -> SamplingState:
-        """With other `refines`, `rows` or `keys`, in `texts` too."""
+        """The state with other `refines`, `rows` or `keys`, in `texts` too."""
         texts = None if self.texts is None else self.texts.told(**fields)
         return self.replace(texts=texts, **fields)
 
     def holding(self, new: Extended) -> SamplingState:
-        """With a text or an image more; an image is not added to `texts`."""
+        """The state after one more text or image; an image is not added to `texts`."""
         texts = self.texts if new.texts is None else self.texts.holding(new.texts)
         return self.replace(turn=new.turn, position=new.position, texts=texts)
 
@@ -60,7 +60,7 @@ class SamplingState:
 
 @flax.struct.dataclass
 class Extended:
-    """What a text or an image adds to a turn.
+    """A turn after one more text or image.
 
     Attributes:
       turn: the turn with it.
@@ -127,7 +127,7 @@ def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCac
 
 
 def stacked(caches: Sequence[KVCache]) -> KVCache:
-    """Caches of as many keys as one batch, row after row."""
+    """Concatenates caches of equal length along the batch axis."""
     if len(caches) == 1:
         return caches[0]
     rows = KVCache(k=KEYS - 2, v=KEYS - 2, mask=0)

@@ -1,4 +1,4 @@
-"""Text out of the model: tokens one by one, keys and values written as they come.
+"""Decodes texts token by token with a KV cache.
 
 B rows, T tokens of the slot, D width.
 """
@@ -22,12 +22,12 @@ from process_gen.trajectory.batch import PAD_ID
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """What the decoding of a text is compiled for.
+    """Static settings of the decoding of a text.
 
     Attributes:
       size: tokens of the slot.
       banned: ids that may not appear after the prefix; `<|im_end|>` always may.
-      vocabulary: ids from here on belong to no piece of the tokenizer.
+      vocabulary: ids from here on are not the tokenizer's, and never sampled.
       temperature: 0 is greedy.
     """
 
@@ -38,7 +38,7 @@ class TextSpec:
 
 
 def text_specs(model: UnifiedModel, tokenizer: Any, config: SamplerConfig) -> dict[str, TextSpec]:
-    """How the texts of a turn are decoded, by slot, and `answer`."""
+    """How texts are decoded: `before` and `after` an image, and `answer`."""
     layout = model.layout
     controls = tuple(sorted(tokenizer.reserved))
     marks = tuple(tokenizer.encode(token)[0] for token in markup.MARKUP_TOKENS)
@@ -58,9 +58,9 @@ Pick = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def sample_token(logits: jax.Array, allowed: jax.Array, temperature: float, keys: jax.Array) -> jax.Array:
-    """One column per row of logits [B, C], [B] int32, among those `allowed` [B, C] or [1, C] bool.
+    """Samples one column [B] int32 per row of logits [B, C], among those `allowed` [B, C] or [1, C] bool.
 
-    `keys` [B] are used above temperature 0 only.
+    Temperature 0 takes the largest; `keys` [B] are used above it only.
     """
     logits = jnp.where(allowed, logits, -jnp.inf)
     if temperature == 0:
@@ -79,21 +79,21 @@ def decode(
     prefix: jax.Array,
     pick: Pick,
 ) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Writes a text into the keys at `place` of a cache, until each row has closed it.
+    """Decodes a text until every row has closed it; its keys and values go to `place` of `cache`.
 
     `pick` is asked for every token after the prefix; at the slot's end the
     closing token is forced. The loop ends when the last row has closed its text.
 
     Args:
       history, context: what the text sees besides the cache.
-      cache: what stands there already is seen too.
-      place: the slot.
+      cache: its earlier contents are seen too.
+      place: the keys of the text's slot, T in all.
       position: [B] int32, the first rotary position.
       prefix: [B, P] int32, the tokens that the text starts with; padding in rows that write nothing.
       pick: see `Pick`.
 
     Returns:
-      [B, T] int32 tokens with their brackets, padded with `PAD_ID`; nothing else in rows that write nothing.
+      [B, T] int32 tokens with their brackets, padded with `PAD_ID`; all padding in rows that write nothing.
       [B, T, D] hidden state of every token.
       The cache with the text in it.
     """

@@ -1,14 +1,14 @@
-"""The pieces of a turn, for all rows at once: what is compiled.
+"""The compiled functions of the sampler: each runs one part of a turn for all rows of the batch.
 
-    prefill, enter                                  a prompt takes the place of an ended trajectory
-    decode_text before, sample_image, append_image  a text and an image, in the rows that ask for them
-    decide, decode_text after, decide               what follows
-    commit                                          the turn becomes history
+    prefill, enter                                  new prompts replace ended trajectories
+    decode_text before, sample_image, append_image  a text and an image, in the rows that have them
+    decide, decode_text after, decide               an inspection or none, and what comes next
+    commit                                          the turn is appended to the history
 
-Each function is jitted once, with the model and a spec as static arguments, and
-made of the model's own pieces. The autoencoder has programs of its own, `decode_image`
-and `encode_image`: its convolutions take a TPU's compiler longer than the whole backbone,
-and so they are compiled once for all images.
+Each function is jitted with the model and its settings as static arguments, and calls
+the forward passes of the model. The autoencoder has programs of its own, `decode_image`
+and `encode_image`: a TPU's compiler needs longer for its convolutions than for the whole
+backbone, so they are compiled once for all images.
 
 B rows, M keys, C = len(Opens) choices, N latent tokens, V values of a latent token, D width,
 P ViT tokens of an image, U values of one.
@@ -37,19 +37,19 @@ from process_gen.sampling.text import TextSpec, decode, sample_token
 from process_gen.trajectory.batch import PAD_ID
 
 RNG_STREAMS = ("after_prompt", "before", "image", "after_image", "after", "after_text", "answer")
-"""What is random in a turn; each stream folds its place here into the turn's key."""
+"""The random choices of a turn. A stream's index is folded into the turn's key: keep the order."""
 
 
 def scanned(model: UnifiedModel) -> UnifiedModel:
-    """The model as it is sampled: one layer at a time, also where training unrolls them.
+    """The model for sampling: its scan over layers takes one layer per iteration (`scan_unroll=1`).
 
-    On a CPU unrolled layers take longer to compile and draw no faster.
+    On a CPU unrolled layers take longer to compile and sample no faster.
     """
     return model.clone(config=dataclasses.replace(model.config, scan_unroll=1))
 
 
 def _keys(keys: jax.Array, stream: str, *more: jax.Array) -> jax.Array:
-    """The random keys [B] of one stream of a turn, folded with the numbers `more` [] besides."""
+    """Keys [B] of one stream of a turn, from its keys [B]; the numbers `more` [] are folded in as well."""
     for number in (RNG_STREAMS.index(stream), *more):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     return keys
@@ -69,14 +69,14 @@ def turn_keys(seeds: jax.Array, hashes: jax.Array, turns: jax.Array) -> jax.Arra
 def encode_image(
     model: UnifiedModel, images: jax.Array, frozen: Any = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """What the model takes of images [B, H, W, 3] uint8: latents [B, N, V], for a ViT patches [B, P, U]."""
+    """Encodes images [B, H, W, 3] uint8 to latents [B, N, V] and ViT patches [B, P, U] (None without ViT)."""
     latents = autoencoder.to_tokens(model.config, images, frozen)
     return latents, vit.views(model.config, model.layout, images, latents)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def decode_image(model: UnifiedModel, latents: jax.Array, frozen: Any = None) -> jax.Array:
-    """Latents [B, N, V] as images [B, H, W, 3] uint8."""
+    """Decodes latents [B, N, V] to images [B, H, W, 3] uint8."""
     return autoencoder.to_images(model.config, model.layout, latents, frozen)
 
 
@@ -87,9 +87,9 @@ def decode_image(model: UnifiedModel, latents: jax.Array, frozen: Any = None) ->
 def prefill(
     model: UnifiedModel, params: Any, prompts: Mapping[str, Any]
 ) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Reads prompts: their keys, the next rotary position [B], the hidden state [B, D] of the last token.
+    """Prefills prompts: their KV cache, the next rotary position [B], the last token's hidden state [B, D].
 
-    `prompts` are the arguments of `prompt_inputs`, all padding in rows that stay idle.
+    `prompts` are the arguments of `prompt_inputs`, all padding in rows without a new prompt.
     """
     context, end = model.apply({"params": params}, prompt_inputs(**prompts), method="prefill")
     return context.prompt, context.position, end
@@ -97,7 +97,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames="model")
 def blank(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Context, KVCache]:
-    """The context of fresh prompts, and a turn that has not begun."""
+    """The context of prefilled prompts, with an empty history, and the KV cache of an empty turn."""
     rows = position.shape[0]
     context = Context.empty(model.config, model.layout, rows)
     context = context.started(jnp.ones(rows, bool), prompt, position)
@@ -106,14 +106,14 @@ def blank(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Co
 
 
 def _split(cache: KVCache) -> KVCache:
-    """Keys and values over the devices that rows and heads are split over."""
+    """Shards keys and values over rows and KV heads."""
     k, v = (constrain("a context", x, None, "rows", "kv_heads", None, None) for x in (cache.k, cache.v))
     return cache.replace(k=k, v=v)
 
 
 @functools.partial(jax.jit, donate_argnames="context")
 def enter(context: Context, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
-    """The context, which is given up, with new prompts in the rows `fresh` [B]."""
+    """Puts prompts into the rows `fresh` [B] bool and clears their history; `context` is donated."""
     return context.started(fresh, prompt, position)
 
 
@@ -124,9 +124,9 @@ def enter(context: Context, fresh: jax.Array, prompt: KVCache, position: jax.Arr
 def decode_text(
     model: UnifiedModel, spec: TextSpec, part: str, params: Any, state: SamplingState, given: jax.Array
 ) -> Extended:
-    """The text `before` or `after` an image.
+    """Decodes the text `before` or `after` an image (`part`) in the rows `state.rows`.
 
-    `given` [B, T] int32 holds texts that are not for the model to write; padding elsewhere.
+    `given` [B, T] int32 holds texts to read instead; all padding in rows where the model writes.
     """
     place = part_slices(model.layout.visible_parts)[part]
     opening = [jnp.full_like(state.position, model.ids.im_start)]
@@ -153,7 +153,7 @@ def decode_text(
 
 
 def _picker(model: UnifiedModel, spec: TextSpec, stream: str, params: Any, keys: jax.Array):
-    """Picks the next token among those that the spec allows."""
+    """The `Pick` that samples the next token among those that the spec allows."""
     allowed = np.arange(model.config.vocab_size) < spec.vocabulary
     allowed[list(spec.banned)] = False
     allowed[model.ids.im_end] = True
@@ -168,7 +168,7 @@ def _picker(model: UnifiedModel, spec: TextSpec, stream: str, params: Any, keys:
 def append_text(
     model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array
 ) -> Extended:
-    """A given text [B, T] `before` or `after` an image, all of it at once."""
+    """Appends a given text [B, T] `before` or `after` an image in one forward pass."""
     place = part_slices(model.layout.visible_parts)[part]
     pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
     given = (state.history(model.layout), pieces, tokens, state.position)
@@ -182,7 +182,7 @@ def append_text(
 def answer(
     model: UnifiedModel, spec: TextSpec, params: Any, prompt: KVCache, position: jax.Array, rows, keys
 ) -> jax.Array:
-    """What the model says to prompts in words, [B, T] int32, in the `rows` [B]."""
+    """Decodes text answers [B, T] int32 to prefilled prompts; all padding outside `rows` [B] bool."""
     cache = KVCache.empty(model.config, rows.shape[0], spec.size)
     prefix = jnp.where(rows[:, None], model.ids.im_start, PAD_ID).astype(jnp.int32)
     nothing, place = KVCache.empty(model.config, rows.shape[0], 0), slice(0, spec.size)
@@ -192,10 +192,10 @@ def answer(
 
 @functools.partial(jax.jit, static_argnames=("model", "spec"))
 def sample_image(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: SamplingState) -> jax.Array:
-    """The latents [B, N, V] of the turn's image out of noise.
+    """Samples the latents [B, N, V] of the turn's image from noise.
 
-    What later tokens see of it is read from its pixels, so that a trajectory
-    can be taken up again from the pictures it left on disk.
+    Later tokens see the decoded image encoded again, not these latents, so that a
+    trajectory can be continued from its images on disk.
     """
     velocity = velocity_of(model, params, state, {("full",), spec.branches})
     shape = (model.layout.latents, model.layout.latent_values)
@@ -206,7 +206,7 @@ def sample_image(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: S
 def velocity_of(
     model: UnifiedModel, params: Any, state: SamplingState, sets: Collection[tuple[str, ...]]
 ) -> flow.Velocity:
-    """The velocity of an image after what a turn has so far, for some `sets` of branches of guidance."""
+    """The velocity function of the turn's image; it takes only the `sets` of guidance branches given here."""
     branches = {name: branch(model.layout, state, name) for names in sets for name in names}
     caches = {
         names: [stacked(parts) for parts in zip(*(branches[name][0] for name in names), strict=True)]
@@ -227,7 +227,7 @@ def velocity_of(
 def append_image(
     model: UnifiedModel, params: Any, latents: jax.Array, patches: jax.Array | None, state: SamplingState
 ) -> Extended:
-    """Reads the turn's image, given as `encode_image` gives it."""
+    """Appends the turn's image, encoded by `encode_image`, to its KV cache in the rows `state.rows`."""
     place = part_slices(model.layout.visible_parts)["image"]
     pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
@@ -250,12 +250,12 @@ def decide(
     allowed: jax.Array,
     keys: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """What a closing token with hidden state [B, D] opens, and how likely each choice was.
+    """Decides what follows a closing token with hidden state [B, D], and says how likely each choice was.
 
     Args:
       temperature: 0 is greedy.
-      threshold: `<refine>` is opened where its probability among what is allowed
-        is at least this, and nowhere else; None decides it as all else.
+      threshold: `<refine>` is chosen exactly where its probability among what is
+        allowed is at least this; None samples it as the other choices.
       stream: one of `RNG_STREAMS`.
       allowed: [B, C] bool, in the order of `Opens`.
       keys: [B] random keys of the turn.
@@ -283,10 +283,10 @@ def commit(
     rows: jax.Array,
     refines: jax.Array,
 ) -> tuple[Context, jax.Array]:
-    """The context, which is given up, after a turn, and the mask of a turn that has not begun.
+    """Appends a turn to the history; returns the context and the mask of an empty turn.
 
-    `context` has the position that the turn has come to, `rows` [B] are those that had a turn; `turn` and
-    `refines` are as of `SamplingState`.
+    `context`, which is donated, already has the position after the turn. Only the `rows` [B] bool that had a
+    turn change. `turn` and `refines` are those of `SamplingState`.
     """
     context = context.pushed(model.layout, turn, rows, refines, context.position)
     return context, jnp.zeros_like(turn.mask)

@@ -33,7 +33,7 @@ from process_gen.trajectory.markup import Malformed
 from process_gen.trajectory.stages import Mode
 
 ODDS = scenes.teach.__kwdefaults__
-"""What a shown trajectory may hold, and how often by default."""
+"""The probabilities of `teacher.teach` and their defaults; each is a flag of `show`."""
 
 
 def read_prompt(text: str, level: Level) -> scenes.Request:
@@ -45,7 +45,7 @@ def read_prompt(text: str, level: Level) -> scenes.Request:
 
 
 def read_image(path: str, level: Level) -> np.ndarray:
-    """Reads an image file of any size and mode as an image of the level, [H, W, 3] uint8."""
+    """Reads an image file and resizes it to the level's size, [H, W, 3] uint8. Raises ValueError."""
     try:
         with Image.open(path) as image:
             image = image.convert("RGBA")

@@ -19,7 +19,8 @@ MIN_OVERLAP = 0.6
 """A thing whose shape overlaps no mask by this much (soft IoU) is unclear."""
 
 MAX_COLOUR_RATIO = 0.65
-"""Distance to the nearest colour over that to the second nearest, background included."""
+"""Largest distance to the nearest colour over that to the second nearest, background included; a thing with
+a larger ratio is unclear."""
 
 Box = tuple[float, float, float, float]
 
@@ -59,7 +60,7 @@ class Object:
 
 
 def make_object(level: Level, shape: str, colour: str, cell: str, size: int | None = None) -> Object:
-    """An object in the middle of a named cell."""
+    """Makes an object in the middle of a cell, by default of the level's middle size. Raises ValueError."""
     if not isinstance(cell, str) or cell not in level.cell_index:
         raise ValueError(f"no cell {cell!r}: cells go from {level.cells[0]} to {level.cells[-1]}")
     x, y = level.centres[level.cell_index[cell]]
@@ -72,7 +73,7 @@ def alike(one: Object, other: Object) -> bool:
 
 
 def distance(one: Object, other: Object) -> int:
-    """Pixels from one thing to another, along the sides of the canvas."""
+    """Manhattan distance between the centres of two things, in pixels."""
     return abs(one.x - other.x) + abs(one.y - other.y)
 
 
@@ -81,8 +82,8 @@ class Scene:
     """The objects of a canvas; later ones lie on top of earlier ones.
 
     Attributes:
-      anchors: of each thing the relation that a description states, and the index of what it is to;
-        empty where a scene was not read from a description, or of a level whose texts name cells.
+      anchors: for each object None, or (relation, index of the object that it is relative to) as the
+        description states it. Empty unless the scene comes from a description on a hung level.
     """
 
     objects: tuple[Object, ...] = ()
@@ -92,7 +93,7 @@ class Scene:
         return len(self.objects)
 
     def anchor(self, number: int) -> tuple[str, int] | None:
-        """What is said of where a thing stands; None where nothing is."""
+        """The entry of `anchors` for an object; None where the description states no relation."""
         return self.anchors[number] if self.anchors else None
 
     def to_json(self) -> dict[str, Any]:
@@ -151,9 +152,9 @@ def _object_from_json(item: Any, level: Level) -> Object:
 def offsets(subject: Box, target: Box, margin: float = 0.1) -> tuple[float, float]:
     """Where the subject lies as seen from the target: (dx, dy), y down.
 
-    GenEval's measure: the distance of the centres on each axis, less a tenth
-    (`margin`) of both widths, over the full distance of the centres. All in float32, as
-    the official scorer has it.
+    GenEval's measure: the offset of the centres on each axis, shrunk towards zero by a tenth
+    (`margin`) of the sum of both extents, over the Euclidean distance of the centres. All in
+    float32, as in the official scorer.
     """
     a, b = np.asarray(subject, np.float32), np.asarray(target, np.float32)
     low, high = np.stack([a[:2], b[:2]]), np.stack([a[2:], b[2:]])
@@ -173,5 +174,5 @@ def relations_between(subject: Box, target: Box, margin: float = 0.1) -> tuple[s
 
 
 def keeps(thing: Object, related: Iterable[tuple[str, Object]], margin: float) -> bool:
-    """Whether a thing has all of some relations, each to a thing; `margin` as in `offsets`."""
+    """Whether a thing stands in each relation to the object given with it; `margin` as in `offsets`."""
     return all(relation in relations_between(thing.box, other.box, margin) for relation, other in related)

@@ -1,8 +1,8 @@
-"""What a text of a level without cells says of a place: the thing that another one hangs on.
+"""Anchors on hung levels: how texts say where an object stands without naming its cell.
 
-An `Anchor` is a relation and a thing that stands. `placement.hang` says where that puts
-a thing; here it is the other way round. Which words put a thing where it stands, and
-does a canvas show what a description says?
+An `Anchor` is a relation and an object on the canvas. `placement.hang` goes from an anchor to a
+place. This module goes back: it finds the anchor whose text leads to a given place, and tells
+whether a canvas shows what a description says.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from process_gen.scenes.requests import Partners, related
 
 
 def alone(thing: Object, things: Sequence[Object]) -> bool:
-    """Whether no other one of some things looks like it."""
+    """Whether at most one of `things`, which may include `thing` itself, looks like it."""
     return sum(alike(thing, other) for other in things) <= 1
 
 
 def anchored(
     change: Change, canvas: Mapping[int, Object], partners: Partners, level: Level, strict: bool = True
 ) -> Change | None:
-    """A change with the anchor that says it; None where no words do.
+    """Adds to a change the anchor that its text names; None where no text describes the change.
 
     Args:
-      change: of one thing.
-      canvas: what stands before it, by number.
-      partners: relations of the prompt, which are said first.
-      strict: the words have to lead to the very cell, and to one thing alone; else
-        a relation that holds will do, and there are always words.
+      change: of one object, so no `swap`.
+      canvas: the objects before it, by number.
+      partners: relations of the prompt, which are preferred.
+      strict: the text must lead to exactly this cell and identify one object. Otherwise
+        any relation that holds will do, and the result is never None.
     """
     (number,) = change.numbers
     others = [thing for n, thing in canvas.items() if n != number]
@@ -52,10 +52,10 @@ def anchored(
 def say_all(
     changes: Sequence[Change], things: Mapping[int, Object], partners: Partners, level: Level
 ) -> list[Change]:
-    """Changes with the anchors that say them one after the other, as exactly as words can.
+    """Adds an anchor to each change, for the canvas that those before it leave; strict where possible.
 
     Args:
-      things: the canvas after them, by number.
+      things: the canvas after all changes, by number.
     """
     canvas = dict(things)
     for change in reversed(changes):  # back to the canvas before them
@@ -73,16 +73,17 @@ def say_all(
 
 
 def reaches(thing: Object, others: Sequence[Object], anchor: Anchor | None, level: Level) -> bool:
-    """Whether an anchor puts a thing where it stands."""
+    """Whether `placement.hang` puts an object with this anchor into the cell where it stands."""
     relation, target = anchor or (None, None)
     there = hang(thing, others, level, relation, [target] if target else [])
     return there is not None and there.cell == thing.cell
 
 
 def _options(thing: Object, others: Sequence[Object], asked: Sequence[Anchor]) -> Iterator[Anchor | None]:
-    """What may be said of a thing's place: the prompt's words, nothing, other relations to the same things.
+    """Yields the anchors that hold for an object's place: the prompt's own, then others to the same objects.
 
-    Only of what the prompt relates to nothing that stands, any relation to any thing.
+    Where the prompt relates it to nothing on the canvas, it yields None (no anchor), then the relations
+    to all other objects, nearest objects first.
     """
     asked = [(relation, other) for relation, other in asked if alone(other, others)]
     yield from ((relation, other) for relation, other in asked if plainly(relation, thing, other))
@@ -97,7 +98,10 @@ def _options(thing: Object, others: Sequence[Object], asked: Sequence[Anchor]) -
 
 
 def _removal(change: Change, others: Sequence[Object], level: Level) -> Change | None:
-    """Of things that look alike, the one of its relation to another thing, or the last that found a place."""
+    """Makes a removal identify its object among those that look alike; None where that cannot be done.
+
+    The anchor is a relation that holds for it alone; none is needed if it is farthest from the middle.
+    """
     thing = change.before
     twins = [other for other in others if alike(other, thing)]
     if not twins:
@@ -113,10 +117,10 @@ def _removal(change: Change, others: Sequence[Object], level: Level) -> Change |
 
 
 def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | None]:
-    """What a description says of the place of each thing, in its order: only what is listed before is named.
+    """The anchor of each thing in a description, in its order, or None; it names things listed before alone.
 
-    What the prompt relates to something that stands is said to hang on that, by the
-    prompt's relation or the one that holds instead; what it does not ask for, on the nearest thing.
+    If the prompt relates the thing to one of these, it is that one, with the prompt's relation or
+    another that holds. Things that the prompt does not ask for are anchored to the nearest one.
     """
     asked = max([*partners, *(n for some in partners.values() for _, n in some)], default=-1)
     found: list[Anchor | None] = []
@@ -135,7 +139,7 @@ def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | N
 
 
 def described(things: Mapping[int, Object], partners: Partners) -> Scene:
-    """A scene as its description would be read: with `Scene.anchors`."""
+    """The scene of some things, with the `Scene.anchors` that its description states."""
     listed = list(things.values())
     said = [
         anchor and (anchor[0], next(i for i, one in enumerate(listed) if one is anchor[1]))
@@ -145,7 +149,7 @@ def described(things: Mapping[int, Object], partners: Partners) -> Scene:
 
 
 def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
-    """Whether the words of a change, chosen for another canvas, do on this one what they are meant to."""
+    """Whether the text of a change, written for another canvas, has the intended effect on this one."""
     (number,) = change.numbers
     others = [thing for n, thing in canvas.items() if n != number]
     if change.before and sum(alike(thing, change.before) for thing in canvas.values()) != 1:
@@ -161,23 +165,23 @@ def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
 
 
 def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
-    """A canvas with each thing in the cell of what it stands for, where it stands as a description says.
+    """Matches drawn to described things on a hung level, and gives each the cell name of its match.
 
     Args:
       drawn: what stands.
-      meant: what a description says, with its `anchors`. Its cells are only names then.
+      meant: what a description says, with its `anchors`. Its cells serve only as names.
 
     Returns:
-      The same canvas on levels with cells. Else a thing has the cell of what is described if it looks
-      like that, or differs in shape or colour alone, and has the relation that is said of it. All
-      others are at cells of their own, which `meant` does not use.
+      The same canvas on other levels. Else a thing has the cell of a described one if it looks like
+      it, or differs in shape or colour alone, and has the relation stated for it. All others have
+      cell names that `meant` does not use.
     """
     if not level.hung:
         return drawn
     seats: dict[int, Object] = {}
-    # Of things that look alike, those of which more is said choose first.
+    # Described things with an anchor choose first, before those that look the same and have none.
     numbers = sorted(range(len(meant.objects)), key=lambda n: not meant.anchor(n))
-    for nearly in (False, True, False):  # once more: some hang on what is nearly alike
+    for nearly in (False, True, False):  # exact matches again: their target may be a near match
         for number in (n for n in numbers if n not in seats):
             free = (one for one in drawn.objects if not any(one is taken for taken in seats.values()))
             stands = (one for one in free if _stands_for(one, number, nearly, drawn, meant, seats, level))
@@ -201,11 +205,11 @@ def _stands_for(
     seats: Mapping[int, Object],
     level: Level,
 ) -> bool:
-    """Whether a drawn thing looks like the described thing `number` and stands as is said of it.
+    """Whether a drawn thing matches the described thing `number`, in looks and in its stated relation.
 
     Args:
-      nearly: differing in shape or in colour, not both; then at the same cell where nothing is said.
-      seats: the drawn things that stand for some of those described.
+      nearly: shape or colour has to differ, but not both; without an anchor the cell has to be the same.
+      seats: the drawn things that are matched already, by the number of the described one.
     """
     wanted, anchor = meant.objects[number], meant.anchor(number)
     if nearly:

@@ -48,8 +48,8 @@ class Verdict:
     """What the judge says of one image.
 
     Attributes:
-      checks: one per constraint. A colour is not checked where the count is
-        wrong, nor a relation whose subject is (as GenEval has it).
+      checks: one per constraint. As in GenEval, a colour is not checked where the
+        count is wrong, nor a relation where the count of its subject is.
     """
 
     checks: tuple[Check, ...]
@@ -102,7 +102,7 @@ def may_become(request: Request, scene: Scene) -> bool:
 
 
 def find_numbers(request: Request, scene: Scene) -> dict[int, Object] | None:
-    """Which thing of the prompt each thing of a scene is, by `Request.numbering`; None where one is none."""
+    """Assigns the things of a scene to object numbers of the request; None where that contradicts it."""
     return next(matchings(request, scene.objects, lambda _, numbers: numbers[-1]), None)
 
 
@@ -112,11 +112,11 @@ def matchings(
     choose: Callable[[Object, Sequence[int]], int],
     some: bool = False,
 ) -> Iterator[dict[int, Object]]:
-    """Ways to let things be what the prompt asks for, by `Request.numbering`, none of which contradicts it.
+    """Yields assignments, number (`Request.numbering`) -> thing, that do not contradict the prompt.
 
     Args:
-      choose: which one a thing is of the free numbers of a clause, which are alike.
-      some: whether things may be left out.
+      choose: picks a thing's number among the free ones of a clause, which are interchangeable.
+      some: whether things may stay unassigned.
     """
     owners, partners = request.numbering(), request.partners()
     margin = get_level(request.level).margin
@@ -141,9 +141,9 @@ def matchings(
 
 
 def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tuple[tuple[Object, ...], ...]]:
-    """Ways to share out things of each shape among the clauses that name it.
+    """Yields ways to divide the things of each shape among the clauses that name it.
 
-    The last clause of a shape takes all that is left, so that too many of them show.
+    The last clause of a shape gets all that is left, so that its count shows a surplus.
     """
     if not clauses:
         yield ()

@@ -1,6 +1,6 @@
-"""What the teacher says: a closed language in varied words.
+"""The teacher's language: a closed vocabulary, with several phrases for each statement.
 
-Phrases are data. A placeholder in braces is filled with a thing, a cell or a
+Phrases are data. A placeholder in braces is filled with an object, a cell or a
 word of the level; everything else is a word of the vocabulary.
 """
 
@@ -18,21 +18,20 @@ from process_gen.scenes.placement import at_place
 from process_gen.scenes.words import count_tokens, listed, pick
 
 Anchor = tuple[str, Object]
-"""A relation and a thing on the canvas, which has another one to that side of it."""
+"""(relation, object on the canvas): says where another object stands, such as "left of" the ring."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that happens to the canvas.
+    """One edit of the canvas.
 
     Attributes:
-      numbers: of the things that it touches; two for `swap`.
-      before: the thing as it stands (None for `add`).
-      after: the thing as it will stand (None for `remove`).
-      other: for `swap`, the thing whose place it takes.
-      anchor: for `add`, a thing on the canvas and the relation that the prompt
-        asks for between the two: "left of", and what it is left of. On levels
-        without cells whatever says where a thing stands, for `move` and `remove` too.
+      numbers: of the objects that it touches; two for `swap`.
+      before: the object as it stands (None for `add`).
+      after: the object as it will stand (None for `remove`).
+      other: for `swap`, the object whose place it takes.
+      anchor: for `add`, an object on the canvas and the prompt's relation to it. On hung
+        levels any anchor that tells the place, of a `move` or a `remove` too.
     """
 
     kind: Literal["add", "colour", "shape", "move", "swap", "remove"]
@@ -83,7 +82,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
         "take away the {old} {shape} at {cell}",
     ),
 }
-"""The first of each is the shortest that says it all."""
+"""Phrases by kind of change; the first of each is the shortest complete one."""
 
 STARTS = ("start with {after}", "first draw {after}", "begin with {after}")
 MISSING = ("add the missing {bare}", "draw the missing {bare}")
@@ -156,7 +155,7 @@ HUNG_CHANGES: dict[str, tuple[str, ...]] = {
     "move": ("move the {it} {place}", "shift the {it} {place}"),
     "remove": ("remove the {it} {place}", "erase the {it} {place}", "take away the {it} {place}"),
 }
-"""The same on a level without cells: `{it}` is a thing by its looks, `{place}` what it stands by, if any."""
+"""The same on hung levels: `{it}` is the colour and shape of an object, `{place}` its anchor, if any."""
 
 HUNG_FINE = "no error"
 HUNG_FAULTS: dict[str, tuple[str, ...]] = {
@@ -168,7 +167,7 @@ HUNG_FAULTS: dict[str, tuple[str, ...]] = {
     "many": ("wrong count: {wanted}, not {found}, one is extra",),
     "few": ("wrong count: {wanted}, not {found}, one is missing",),
 }
-"""The verdict is the first word: looking is hard there, and only that word teaches it."""
+"""Each starts with its verdict: judging the image is the hard part there, and only that word trains it."""
 
 
 def noun(thing: Object, level: Level) -> str:
@@ -178,12 +177,12 @@ def noun(thing: Object, level: Level) -> str:
 
 
 def tables(level: Level) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """How changes and faults are said on a level."""
+    """The phrases of a level by kind: those of changes, and those of faults."""
     return (HUNG_CHANGES, HUNG_FAULTS) if level.hung else (CHANGES, FAULTS)
 
 
 def pointed(thing: Object, level: Level, colour: bool = True) -> str:
-    """A thing that stands, as texts point at it: by its cell, or by its looks alone."""
+    """How texts refer to an object on the canvas: by its cell, or on hung levels by colour and shape."""
     words = f"{thing.colour} {thing.shape}" if colour or level.hung else thing.shape
     return f"the {words}" if level.hung else f"the {words} at {thing.cell}"
 
@@ -194,7 +193,7 @@ def by_anchor(anchor: Anchor | None, level: Level) -> str:
 
 
 def _added(change: Change, level: Level) -> str:
-    """What is added and where: the anchor comes first, the cell follows from it."""
+    """Says what is added and where; the cell comes after the anchor, as it depends on it."""
     cell = "" if level.hung else f"at {change.after.cell}"
     return _joined(f"a {noun(change.after, level)}", by_anchor(change.anchor, level), cell)
 
@@ -209,7 +208,7 @@ def describe(
     """The whole scene as a list. Style 1 is the shortest, style 2 has articles.
 
     Args:
-      anchors: one for each thing, on levels without cells.
+      anchors: one for each object, on hung levels.
     """
     if not things:
         return "nothing yet"
@@ -228,7 +227,7 @@ def describe(
 def instruct(
     change: Change, level: Level, rng: Generator | None, phrases: Sequence[str] | None = None
 ) -> str:
-    """Says one change; without `rng` in the shortest words that say it all."""
+    """Puts one change into words; without `rng`, by the first phrase. `phrases` replace the level's."""
     phrases = phrases or tables(level)[0][change.kind]
     phrase = pick(rng, phrases) if rng else phrases[0]
     if change.kind == "add":
@@ -248,7 +247,7 @@ def instruct(
 
 
 def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None, first: bool) -> str:
-    """Says everything that a step does, additions in one breath; without `rng` in the fewest words."""
+    """Puts all changes of a step into words, additions as one list; without `rng`, in the fewest words."""
     added = [change for change in changes if change.kind == "add"]
     said = [instruct(change, level, rng) for change in changes if change.kind != "add"]
     if added and rng is None:
@@ -272,15 +271,15 @@ def plan_texts(
     repair: Change | None = None,
     anchors: Sequence[Anchor | None] = (),
 ) -> tuple[str, str]:
-    """Instruction and description of a step, within the level's budget.
+    """Instruction and description of a step, shortened as far as possible to the level's budget.
 
     Args:
       things: the whole scene as it should stand afterwards.
-      repair: an earlier mistake to put right as well, said where there is room.
-      anchors: of the things, on levels without cells.
+      repair: a repair of an earlier mistake to mention first; dropped where there is no room.
+      anchors: of the objects, on hung levels.
     """
     room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
-    # Styles as often as they are listed; articles only while the list is short.
+    # Style 0 is the most frequent; articles only while the list is short.
     style = pick(rng, (0, 0, 0, 1, 2 if len(things) < 4 else 0))
     said = [*([repair] if repair else []), *changes]
     texts = instruct_all(said, level, rng, first), describe(things, level, style, anchors)

@@ -1,11 +1,12 @@
-"""How hard the world is: one row of a table per level.
+"""Defines the difficulty levels of the scenes world, one row of `LEVELS` each.
 
 Every level shares one vocabulary and one interface, so that a model, a data
 set or a benchmark moves to a harder world by changing a name. On `default`
 each object sits in the middle of a cell and one cell is one 8 x 8 image token:
 a small model learns it in minutes on a laptop. The harder levels move objects
 freely, give them sizes, add more of them and let them overlap. On `hung` texts
-name no cell: a thing hangs on another one, and the canvas says where that is.
+name no cell: they place an object relative to another one, and its cell follows
+from the canvas (`placement.hang`). "Hung levels" are those with `Level.hung`.
 
 Cells are named by column letter and row number: `a1` is the top left.
 """
@@ -22,7 +23,7 @@ BACKGROUND = (128, 128, 128)
 """Mid-grey: zero on the model's [-1, 1] scale."""
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-"""Six shapes that stay apart at 7 pixels (`ring` is a circle with a hole)."""
+"""Six shapes that can be told apart at 7 pixels (`ring` is a circle with a hole)."""
 
 PLURALS = {shape: ("crosses" if shape == "cross" else f"{shape}s") for shape in SHAPES}
 
@@ -35,14 +36,14 @@ COLOURS = {
     "black": (0, 0, 0),
     "white": (255, 255, 255),
 }
-"""Seven of GenEval's ten colours, at least 150 apart in RGB, the background too."""
+"""Seven of GenEval's ten colours as RGB, at least 150 from each other and from the background (L2)."""
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How many tokens a text may take, `<|im_start|>` and `<|im_end|>` included."""
+    """The most tokens (`words.count_tokens`) of each text, `<|im_start|>` and `<|im_end|>` included."""
 
     prompt: int = 36
     plan: int = 40
@@ -57,14 +58,14 @@ class Level:
     Attributes:
       name: the key in `LEVELS`.
       image_size: height and width in pixels.
-      grid: naming cells per side.
+      grid: cells per side.
       sizes: (name, pixels) of the sizes that objects come in.
       placement: `grid` puts objects into the middle of a cell, up to `jitter`
         pixels off; `free` puts them anywhere.
-      hung: texts name things and relations, never cells; `placement.hang` says
-        where a thing goes.
-      margin: of `graph.relations_between`; GenEval's tenth, under which a neighbour
-        across a corner is both beside and above. From 0.17 on it is neither.
+      hung: whether texts name objects and relations but never cells;
+        `placement.hang` then determines the cell of an object.
+      margin: the `margin` of `graph.relations_between`. At GenEval's 0.1 a diagonal
+        neighbour is both beside and above; from 0.17 on it is neither.
       jitter: largest offset from the middle of the cell, in whole pixels.
       overlap: the largest share of a smaller object that another may cover;
         zero keeps objects apart (`free` placement only).
@@ -107,7 +108,7 @@ class Level:
 
     @functools.cached_property
     def palette(self) -> np.ndarray:
-        """Every colour, and the background last, [colours + 1, 3] float32; the background is zero."""
+        """RGB less the background, [colours + 1, 3] float32; the last row, zeros, is the background."""
         rows = np.asarray([*(COLOURS[name] for name in self.colours), BACKGROUND], np.float32)
         return rows - np.asarray(BACKGROUND, np.float32)
 
@@ -163,7 +164,7 @@ LEVELS = {
 
 
 def get_level(level: str | Level) -> Level:
-    """Looks a level up by name; a `Level` comes back as it is."""
+    """Looks a level up by name; returns a `Level` as it is. Raises ValueError for an unknown name."""
     if isinstance(level, Level):
         return level
     if level not in LEVELS:

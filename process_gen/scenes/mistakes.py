@@ -1,11 +1,11 @@
-"""Drafts that went wrong: one planted error, and the change that repairs it.
+"""Plants errors in drafts and plans, each with the change that repairs it.
 
 `plant` spoils a draft, which then contradicts its plan. `misplan` spoils the plan
-itself: the draft carries it out, and what contradicts it is the prompt.
+itself: the draft carries it out, and both contradict the prompt.
 
-On a level without cells a plan can only be wrong in words: a wrong relation to the right thing, another
-colour or shape, one too many, a thing that nobody asked for. The canvas then says where that goes
-(`divert`). Every mistake can be put right in words: `placement.hang` puts the thing where it belongs.
+On hung levels the text of a plan is wrong: it has a wrong relation to the right object, another colour or
+shape, one object too many, or one that nobody asked for. `divert` places the object as that text says. Only
+errors that words can repair are planted there (`settled`): `placement.hang` then finds the right place.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from process_gen.scenes.words import noun_phrase, pick
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
 
 HUNG_MISTAKES = ("place",) * 6 + ("missing", "missing", "extra", "colour", "shape", "count")
-"""The same on a level without cells, as often as they are listed: a model that draws there errs in places."""
+"""Kinds on hung levels, drawn uniformly from this list: most errors of a model there are wrong places."""
 
 BESIDE = 0.8
-"""How often a thing that goes astray on a level without cells stands beside another one, as with a model."""
+"""How often a misplaced object on a hung level is put beside another one, as a model does."""
 
 MISPLANS = ("taken", "taken", "taken", "place", "place", "count", "count", "colour", "shape")
-"""What is wrong with a plan, as often as it is listed: mostly that something stands there already."""
+"""Kinds of plan errors, drawn uniformly from this list; `taken` is a place in a cell that is occupied."""
 
 HUNG_MISPLANS = ("place", "place", "place", "place", "colour", "colour", "shape", "count", "extra", "extra")
-"""The same on a level without cells."""
+"""The same on hung levels."""
 
 State = Mapping[int, Object]
 """The canvas as the teacher knows it: things by number, in drawing order."""
@@ -55,7 +55,7 @@ class Mistake:
       wrong: the thing as drawn; None if it is missing.
       right: the thing as it should be; None if it is too many.
       covered: number of the thing that the wrong one is drawn over, if any.
-      anchor: what says where the repair takes place, on levels without cells.
+      anchor: of the repair, on hung levels.
     """
 
     kind: str
@@ -76,14 +76,14 @@ class Mistake:
         return spoiled
 
     def as_seen(self, state: State) -> Mistake:
-        """This mistake as it shows: what is drawn over one like it is merely missing."""
+        """This mistake as the image shows it: an object drawn over one of the same looks is missing."""
         if self.covered is None or not alike(self.wrong, state[self.covered]):
             return self
         return Mistake("missing", self.number, None, self.right)
 
     @property
     def repair(self) -> Change:
-        """What puts it right."""
+        """The change that repairs it."""
         if self.wrong is None:
             kind = "add"
         elif self.right is None:
@@ -107,7 +107,7 @@ def plant(
       state: how the canvas should be.
       number: of the thing that is hit.
       kind: one of `MISTAKES`; drawn if None.
-      partners: what the prompt relates to what, on levels without cells.
+      partners: `Request.partners`, for hung levels.
     """
     kind = kind or pick(rng, HUNG_MISTAKES if level.hung else MISTAKES)
     if level.hung:
@@ -159,7 +159,7 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
 def _plant_hung(
     rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
 ) -> Mistake | None:
-    """`plant` without cells: what goes wrong with a place has no reason."""
+    """`plant` for hung levels: misplaced and surplus objects go to a random free cell."""
     thing, others = state[number], [other for n, other in state.items() if n != number]
     if kind == "missing" or (kind == "count" and not alone(thing, [*others, thing]) and rng.random() < 0.5):
         return settled(Mistake(kind, number, None, thing), state, partners, level)
@@ -177,7 +177,7 @@ def _plant_hung(
 
 
 def _astray(rng: Generator, things: list[Object], level: Level) -> list[tuple[int, int, str]]:
-    """Free cells in the order in which they are tried: mostly those beside a thing first."""
+    """Free cells, (x, y, cell), in random order; mostly (`BESIDE`) with those beside an object first."""
     pitch = level.centres[1][0] - level.centres[0][0]
     free = nearest_free(level, things, None)
     free = [free[n] for n in rng.permutation(len(free))]
@@ -189,10 +189,13 @@ def _astray(rng: Generator, things: list[Object], level: Level) -> list[tuple[in
 def divert(
     rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
 ) -> Mistake | None:
-    """A mistake of a plan without cells: what it says in words stands where the canvas has it.
+    """Draws a mistake of a plan on a hung level; `placement.hang` places the object by the wrong text.
 
     Args:
       state: how the canvas should be after the step that adds the thing `number`.
+
+    Returns:
+      None where there is no way to make one of this kind.
     """
     thing, others = state[number], [other for n, other in state.items() if n != number]
     if kind in ("colour", "shape"):
@@ -218,7 +221,7 @@ def divert(
 
 
 def settled(mistake: Mistake, state: State, partners: Partners, level: Level) -> Mistake | None:
-    """A mistake with the anchor of its repair; None where no words would repair it."""
+    """Adds the anchor of its repair to a mistake; None where no text can describe the repair."""
     change = anchored(mistake.repair, mistake.apply(state), partners, level)
     return change and dataclasses.replace(mistake, anchor=change.anchor)
 
@@ -226,7 +229,7 @@ def settled(mistake: Mistake, state: State, partners: Partners, level: Level) ->
 def _repainted(
     rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
 ) -> Mistake | None:
-    """A thing of another colour or shape, unlike all others."""
+    """Draws a wrong colour or shape with which the object looks like no other; None where it fails."""
     thing = state[number]
     words = level.colours if kind == "colour" else level.shapes
     wrong = dataclasses.replace(thing, **{kind: pick(rng, [w for w in words if w != getattr(thing, kind)])})
@@ -236,7 +239,7 @@ def _repainted(
 
 
 def _stray(rng: Generator, thing: Object, things: list[Object], level: Level, kind: str) -> Object:
-    """One too many of a thing, or one unlike all others."""
+    """A surplus object: the same as `thing`, or for `extra` one that looks like none of `things`."""
     while kind == "extra":
         thing = dataclasses.replace(thing, shape=pick(rng, level.shapes), colour=pick(rng, level.colours))
         if not any(alike(thing, other) for other in things):

@@ -1,10 +1,9 @@
-"""Whoever knows the world: what comes next on a canvas, and what is wrong with a draft.
+"""Exact answers for single stages: the next plan for a canvas, and the inspection of a draft.
 
-Unlike the teacher, who draws a whole trajectory, an oracle looks at what stands, whoever
-drew it, and says one thing about it in the teacher's language. `plan_next` goes by the prompt:
-it keeps the most that can stay, puts right what cannot, and adds what is missing where the
-teacher would have it. `look` goes by the plan, without what of it contradicts the prompt. Equal
-input gets an equal answer.
+The teacher makes whole trajectories. The functions here answer for any canvas, whoever drew it, in
+the teacher's language. `plan_next` follows the prompt: it keeps as many objects as possible, repairs
+the others, and adds what is missing, in the teacher's places where they are free. `look` compares a
+draft with its plan, without what of the plan contradicts the prompt. Both are deterministic.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from process_gen.scenes.graph import UNCLEAR, Object, Scene
 from process_gen.scenes.judge import matchings, may_become
 from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
+from process_gen.scenes.mistakes import STRAY, Mistake, name_fault, say_repair
 from process_gen.scenes.placement import candidates, fits, nearest_free, place_sorted, plainly
 from process_gen.scenes.requests import Request, related
 from process_gen.scenes.schedule import MAX_STEPS
 from process_gen.scenes.teacher import in_few_words, say_plan
 from process_gen.trajectory.markup import Plan
 
-_MOST = 5_000  # assignments, and things put down on trial
-_SURPLUS = 100  # numbers from here on are of things that nobody asked for
+_MOST = 5_000  # limit on assignments, and on trial placements
+_SURPLUS = 100  # numbers from here on are of objects that nobody asked for
 
 
 def plan_next(
@@ -42,8 +41,8 @@ def plan_next(
     Args:
       canvas: what stands, as `parse` reads it.
       done: steps so far.
-      room: steps that are left; as the teacher has them by default.
-      meant: what the last plan wanted to stand, which names what is unclear.
+      room: steps that are left, at most `MAX_STEPS - done`, which is the default.
+      meant: the scene that the last plan describes; it gives unclear objects their names.
 
     Raises:
       ValueError: the level has no room for what the prompt asks for.
@@ -64,13 +63,16 @@ def plan_next(
 def look(
     request: Request, draft: Scene, meant: Scene | None, before: Scene | None = None, done: int = 0
 ) -> tuple[str, str | None]:
-    """What there is to say of a draft, and the correction that it needs; None where it needs none.
+    """Inspects a draft: (inspection, correction of the first mistake); without one the correction is None.
 
     Args:
       draft: what stands, as `parse` reads it.
-      meant: what its plan wanted to stand; None where that cannot be read.
+      meant: the scene that its plan describes; None where that cannot be read.
       before: the canvas before the step; empty by default.
       done: steps before this one.
+
+    Raises:
+      ValueError: the level has no room for what the prompt asks for.
     """
     level, rng = get_level(request.level), _chance(request, done)
     if meant is None:
@@ -92,16 +94,16 @@ def look(
 
 
 def sound(request: Request, meant: Scene) -> bool:
-    """Whether what a plan describes may become what the prompt asks for, one thing to a cell."""
+    """Whether a described scene can still become what the prompt asks for, and no two things share a cell."""
     cells = {thing.cell for thing in meant.objects}
     return len(cells) == len(meant) and may_become(request, meant)
 
 
 def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
-    """Everything that a drawing shows otherwise than it was meant to, one `Mistake` each.
+    """Finds the differences between a drawing and the scene that was meant, as one `Mistake` each.
 
-    A thing in its cell with one property wrong is a `colour` or a `shape`, one that stands elsewhere a
-    `place`; what is left is `missing` or `extra`. Numbers are those of the things of `meant`.
+    A thing in its cell with one wrong property is a `colour` or `shape` mistake, one that looks right in
+    another cell a `place`; all others are `missing` or `extra`. Numbers are indices into `meant.objects`.
     """
     numbers = collections.defaultdict(list)
     for number, thing in enumerate(meant.objects):
@@ -122,7 +124,7 @@ def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
         surplus = [thing for thing in surplus if thing is not wrong]
     filled = {mistake.right.cell for mistake in missing}
     extra = (thing for thing in surplus if thing.clear or thing.cell not in filled)
-    return [*changed, *missing, *(Mistake("extra", -1, thing, None) for thing in extra)]
+    return [*changed, *missing, *(Mistake("extra", STRAY, thing, None) for thing in extra)]
 
 
 def _looks(scene: Scene) -> collections.Counter[tuple[str, str]]:
@@ -141,12 +143,12 @@ def _difference(wrong: Object, right: Object) -> str | None:
 
 
 def _chance(request: Request, done: int) -> Generator:
-    """Of the words of a step."""
+    """The generator that draws the words of a step, the same for equal prompt and step."""
     return np.random.default_rng([zlib.crc32(request.text.encode()), done])
 
 
 def worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
-    """A mistake that can be said: with the anchor of its repair, as `meant` describes it."""
+    """Prepares a mistake for its texts: adds its repair's anchor in `meant`, and names an unclear object."""
     wrong, anchor = mistake.wrong, None
     if mistake.right is not None and (said := meant.anchor(mistake.number)):
         anchor = said[0], meant.objects[said[1]]
@@ -154,7 +156,7 @@ def worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
 
 
 def _named(thing: Object, meant: Scene | None, level: Level) -> Object:
-    """A thing that can be spoken of: what is unclear is called what its plan says, or anything."""
+    """Names an unclear object: as the one of `meant` in its cell, else by the first words of the level."""
     if thing.clear:
         return thing
     there = next((one for one in meant.objects if one.cell == thing.cell), None) if meant else None
@@ -169,7 +171,7 @@ def _named(thing: Object, meant: Scene | None, level: Level) -> Object:
 def _way(
     request: Request, level: Level, canvas: Scene, meant: Scene | None
 ) -> tuple[list[Change], dict[int, Object]]:
-    """The changes that lead to what the prompt asks for, repairs first; and the canvas by number."""
+    """The changes that lead to what the prompt asks for, additions last; and the canvas by number."""
     kept, dropped, final = _settle(request, level, canvas)
     missing = [number for number in final if number not in kept]
     state, repairs, removals = dict(kept), [], []
@@ -177,7 +179,7 @@ def _way(
         pairs = ((_difference(thing, final[number]), number) for number in missing)
         kind, number = next((pair for pair in pairs if pair[0]), (None, index))
         if kind is None and not thing.clear and any(final[n].cell == thing.cell for n in missing):
-            continue  # what is drawn over it takes its place
+            continue  # a missing object will be drawn over it
         state[number] = _named(thing, meant, level)
         if kind is None:
             removals.append(Change("remove", (number,), state[number], None))
@@ -190,7 +192,11 @@ def _way(
 
 
 def mended(request: Request, level: Level, scene: Scene) -> Scene:
-    """A scene without what contradicts the prompt; what has no cell of its own gets one."""
+    """Repairs or removes what in a scene contradicts the prompt; adds nothing that is missing.
+
+    Of objects that share a cell, the later ones get places of their own if the prompt asks for such
+    objects, and are dropped otherwise. Raises ValueError where there is no room.
+    """
     cells, first, crowded = set(), [], []
     for thing in scene.objects:
         (crowded if thing.cell in cells else first).append(thing)
@@ -209,7 +215,7 @@ def mended(request: Request, level: Level, scene: Scene) -> Scene:
 def _settle(
     request: Request, level: Level, canvas: Scene
 ) -> tuple[dict[int, Object], list[Object], dict[int, Object]]:
-    """The things that may stay, by number; those that may not; and where all stand in the end.
+    """Objects that may stay, by number; those that may not; and the final scene, by number.
 
     Raises:
       ValueError: not even an empty canvas has room.
@@ -219,7 +225,7 @@ def _settle(
     clear = [thing for thing in canvas.objects if thing.clear]
 
     def choose(thing: Object, numbers: Sequence[int]) -> int:
-        """Its own place, or the first."""
+        """The number at which the teacher has just this object, else the first."""
         return next((n for n in reversed(numbers) if _key(wanted[n]) == _key(thing)), numbers[0])
 
     options = itertools.islice(matchings(request, clear, choose, some=True), _MOST)
@@ -242,7 +248,10 @@ def _complete(
     wanted: Sequence[Object],
     rng: Generator,
 ) -> dict[int, Object] | None:
-    """Places for all that is missing: those of wrong things that it may take over, the teacher's, any."""
+    """The final scene: adds what is missing to `kept`, by backtracking; None where it finds no places.
+
+    It tries the places of dropped objects of the same shape or colour, the teacher's, then all others.
+    """
     partners, tries = request.partners(), itertools.count()
     missing = [number for number in range(len(wanted)) if number not in kept]
 

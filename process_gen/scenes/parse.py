@@ -2,8 +2,8 @@
 
 What a renderer drew is read back exactly, mild noise or not. What a model drew
 may be anything: a thing that is not clearly one object of the vocabulary comes
-back with the shape `unclear`, never silently dropped, so that no judge passes
-an image because its parser looked away.
+back with the shape `unclear`, never silently dropped, so that a judge cannot
+pass an image because of something that its parser skipped.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from process_gen.scenes.parse_free import parse_free
 
 STRAY_PIXELS = 4
 STRAY_CONTRAST, STRAY_NOISE = 45.0, 1.25
-"""So many smoothed pixels this far from the background make an unclear thing.
-
-In a noisy image: this many deviations of its noise, where that is more."""
+"""A cell that no mask fits holds an unclear thing if so many of its smoothed pixels are this far (L2) from
+the background; in a noisy image, `STRAY_NOISE` standard deviations of the noise if that is farther."""
 
 
 def parse(image: np.ndarray, level: str | Level) -> Scene:
-    """Reads one image of the level's size, [H, W, 3] uint8; objects come row by row."""
+    """Reads one image of the level's size, [H, W, 3] uint8, else ValueError; objects come row by row."""
     level, image = get_level(level), np.asarray(image)
     side = level.image_size
     if image.dtype != np.uint8 or image.shape != (side, side, 3):

@@ -15,9 +15,9 @@ from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Obj
 from process_gen.scenes.levels import Level
 
 _BLUR = np.array([1, 2, 1], np.float32) / 4
-_SLACK = 2  # pixels by which a region's box may miss the object's
-_MIN_REGION = 9  # pixels in full 2 x 2 blocks; less is the seam between two colours
-_MIN_VISIBLE = 0.5  # of a mask; with more of it covered, a shape is a guess
+_SLACK = 2  # pixels by which a region's box may differ from the object's
+_MIN_REGION = 9  # pixels in full 2 x 2 blocks; fewer are taken for the blended edge between two colours
+_MIN_VISIBLE = 0.5  # of a mask; with more of it covered, its shape is a guess
 _STRAY_CONTRAST = 60.0
 
 
@@ -50,7 +50,7 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 
 def _regions(labels: np.ndarray) -> np.ndarray:
-    """Numbers the 4-connected regions of equal labels by their first pixel."""
+    """Numbers the 4-connected regions of equal labels by the flat index of their first pixel."""
     number = np.zeros(labels.shape, int)
     for label in np.unique(labels):
         found, _ = ndimage.label(labels == label)
@@ -73,9 +73,9 @@ def _in_blocks(labels: np.ndarray) -> np.ndarray:
 def _fit(
     deviation: np.ndarray, labels: np.ndarray, region: np.ndarray, level: Level
 ) -> tuple[Object, np.ndarray]:
-    """The object that explains a region best, and the pixels that it covers."""
+    """The object that explains a region best, or an unclear one, and the pixels that it covers."""
     colour = labels[region][0]
-    counts = region | (labels == len(level.colours))  # everything else hides or disturbs
+    counts = region | (labels == len(level.colours))  # compared; other colours may cover the object
     axis = level.palette[colour]
     share = (deviation @ axis / (axis @ axis)).clip(0, 1)
     box = _box(region)
@@ -140,7 +140,7 @@ def _unclear(box: tuple[int, ...], level: Level, colour: str, score: float) -> O
 
 
 def _strays(smooth: np.ndarray, explained: np.ndarray, level: Level) -> list[Object]:
-    """What differs from the background and belongs to no region: one unclear thing in all."""
+    """One unclear thing around all pixels that are no background and explained by no object; or none."""
     smoother = _blurred(smooth)
     differs = (smoother * smoother).sum(-1) > _STRAY_CONTRAST**2
     left = differs & ~ndimage.binary_dilation(explained)

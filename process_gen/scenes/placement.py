@@ -1,4 +1,4 @@
-"""Where things go: places that fit the canvas and make every relation plain to see."""
+"""Places objects so that they fit the canvas and every required relation holds clearly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from process_gen.scenes.requests import Partners, Request, related
 from process_gen.scenes.words import pick
 
 PLAIN, FAINT = 0.6, 0.4
-"""A required relation measures at least `PLAIN`, the other three at most `FAINT`.
-
-Scorers draw the line at 0.5 (see `graph.offsets`), so that no scene that the
-teacher draws is a matter of a pixel."""
+"""Thresholds on `graph.offsets`: at least `PLAIN` along the axis of a required relation, at most `FAINT`
+across it. Scorers use 0.5, so no scene of the teacher is a borderline case."""
 
 _TRIES, _RESTARTS = 60, 400
 _GAP = 2  # pixels between two things that may not overlap
@@ -25,7 +23,7 @@ _AXIS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 
 
 
 def plainly(relation: str, subject: Object, target: Object) -> bool:
-    """Whether a relation holds beyond doubt, and no other does."""
+    """Whether a relation holds clearly, and no other does: see `PLAIN` and `FAINT`."""
     reach = 0.1 * (subject.size + target.size)
     offset = (subject.x - target.x, subject.y - target.y)
     distance = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
@@ -38,7 +36,7 @@ def plainly(relation: str, subject: Object, target: Object) -> bool:
 
 
 def fits(thing: Object, others: list[Object], level: Level) -> bool:
-    """Whether a thing can stand on the canvas beside the others."""
+    """Whether an object can be placed beside the others: in a cell of its own, with little enough overlap."""
     for other in others:
         if other.cell == thing.cell:
             return False
@@ -58,7 +56,7 @@ def fits(thing: Object, others: list[Object], level: Level) -> bool:
 
 
 def nearest_free(level: Level, taken: Sequence[Object], near: Object | None) -> list[tuple[int, int, str]]:
-    """(x, y, cell) of free cells, nearest to a thing first, or to a middle cell; ties row by row."""
+    """(x, y, cell) of free cells, those nearest to `near` (or to a middle cell) first; ties row by row."""
     used = {thing.cell for thing in taken}
     middle = level.centres[(level.grid - 1) // 2 * (level.grid + 1)]
     x0, y0 = (near.x, near.y) if near else middle
@@ -74,11 +72,11 @@ def hang(
     relation: str | None = None,
     targets: Sequence[Object] = (),
 ) -> Object | None:
-    """A thing where the canvas has it, on a level whose texts name no cell.
+    """Places an object on a hung level, where its cell follows from the canvas alone.
 
-    That is the nearest free cell to the first target in which the relation is plain to
-    all of them, or the nearest to the middle where there is none; of equally near ones
-    the upper one, then the left one. None where there is no such cell.
+    It takes the free cell nearest to the first target in which the relation to all targets holds
+    clearly; without targets, the free cell nearest to the middle. Of equally near cells it
+    takes the upper one, then the left one. Returns None where there is no such cell.
     """
     for x, y, cell in nearest_free(level, taken, targets[0] if targets else None):
         there = dataclasses.replace(thing, x=x, y=y, cell=cell)
@@ -119,16 +117,16 @@ def find_place(
     targets: Sequence[Object] = (),
     region: Box | None = None,
 ) -> Object | None:
-    """Puts one thing somewhere.
+    """Finds a place for one object: at random, or by `hang` on hung levels.
 
     Args:
       looks: its shape, colour and size.
-      taken: what it must not collide with.
-      relation, targets: what must hold to each of them.
+      taken: objects that it must not collide with.
+      relation, targets: the relation that must hold clearly to each target.
       region: where its centre has to be; anywhere if None.
 
     Returns:
-      The thing in its place, or None if no place was found.
+      The object in its place, or None if no place was found.
     """
     shape, colour, size = looks
     if level.hung:
@@ -143,10 +141,10 @@ def find_place(
 
 
 def _regions(rng: Generator, level: Level, request: Request) -> dict[int, Box]:
-    """Opposite sides of the canvas for related clauses, in one band across it.
+    """Draws regions by clause index: opposite sides of one band of the canvas for related clauses.
 
-    Four things strewn over the canvas leave no place that is plainly below all
-    of them; gathered on one side they do.
+    Four objects scattered over the whole canvas leave no place that is clearly below
+    all of them; restricted to one side they do.
     """
     regions: dict[int, Box] = {}
     side = level.image_size
@@ -164,7 +162,7 @@ def _regions(rng: Generator, level: Level, request: Request) -> dict[int, Box]:
 
 
 def place_request(rng: Generator, level: Level, request: Request) -> list[Object]:
-    """Draws what the request leaves open and places everything, listed as the prompt names it.
+    """Draws the colours and sizes that a request leaves open, and places its objects, in order of number.
 
     Raises:
       ValueError: if the request cannot be placed on this level.
@@ -181,7 +179,7 @@ def place_request(rng: Generator, level: Level, request: Request) -> list[Object
 def _place_clauses(
     rng: Generator, level: Level, request: Request, regions: dict[int, Box]
 ) -> list[list[Object]] | None:
-    """One attempt to place the things of every clause."""
+    """Tries once to place the objects of every clause; None where one finds no place."""
     placed: list[Object] = []
     groups: list[list[Object]] = []
     for index, clause in enumerate(request.clauses):
@@ -205,10 +203,10 @@ def _place_clauses(
 def place_rest(
     rng: Generator, level: Level, request: Request, there: Mapping[int, Object]
 ) -> dict[int, Object] | None:
-    """Places what a request asks for beside things that stand already, by their numbers in it.
+    """Places the objects of a request that a canvas still lacks; `there` has those on it by number.
 
     Returns:
-      The new things by number; None where no room was found.
+      The new objects by number (`Request.numbering`); None where no room was found.
     """
     owners, partners = request.numbering(), request.partners()
     missing = [number for number in range(len(owners)) if number not in there]
@@ -230,10 +228,10 @@ def place_rest(
 
 
 def sort_places(things: list[Object], partners: Partners, level: Level) -> list[Object]:
-    """Swaps places until things stand in reading order, as far as relations and room allow.
+    """Swaps places until objects stand row by row in their order, as far as relations and room allow.
 
-    Where each thing goes is then no matter of chance alone: what is named later
-    stands further on, so a plan that keeps to it never names a place twice.
+    Places are then less random: an object that is named later stands further on, so a
+    plan that follows the order never names a cell twice.
     """
     things = list(things)
 
@@ -258,7 +256,7 @@ def sort_places(things: list[Object], partners: Partners, level: Level) -> list[
 
 
 def place_sorted(rng: Generator, level: Level, request: Request) -> list[Object]:
-    """What the teacher draws for a request: placed, and in reading order where the canvas has no say.
+    """Places a request as the teacher does: `place_request`, then `sort_places` unless the level is hung.
 
     Raises:
       ValueError: if the request cannot be placed on this level.
@@ -268,5 +266,5 @@ def place_sorted(rng: Generator, level: Level, request: Request) -> list[Object]
 
 
 def at_place(thing: Object, place: Object) -> Object:
-    """A thing where another one stands."""
+    """Returns `thing` moved to where `place` stands."""
     return dataclasses.replace(thing, cell=place.cell, x=place.x, y=place.y)

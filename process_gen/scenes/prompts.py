@@ -21,7 +21,7 @@ RELATION_PHRASES = {
     "below": ("below", "under"),
 }
 LAST = (" and ", " and ", ", ")
-"""What stands before the last thing of a list, as often as it is listed."""
+"""Separators before the last item of a list; drawn uniformly, so a repeated one is more likely."""
 
 
 def sample_request(rng: Generator, level: str | Level, category: str, split: Split = "train") -> Request:
@@ -31,6 +31,9 @@ def sample_request(rng: Generator, level: str | Level, category: str, split: Spl
       category: one of `categories(level)`.
       split: `train` draws requests without any held-out composition, `heldout`
         such with at least one (see `splits`; single objects have none).
+
+    Raises:
+      ValueError: an unknown level, category or split.
     """
     level = get_level(level)
     known = categories(level)
@@ -47,7 +50,7 @@ def sample_request(rng: Generator, level: str | Level, category: str, split: Spl
 
 
 def _hangs(level: Level, request: Request) -> bool:
-    """Whether every thing finds a free cell on its anchor's side; colours have no say in it."""
+    """Whether a request can be placed on a hung level. Placement does not depend on colours or the seed."""
     try:
         return bool(place_request(np.random.default_rng(0), level, request))
     except ValueError:
@@ -90,10 +93,10 @@ def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[
     relations: list[Relation] = []
     if rng.random() < 0.65:
         pairs = 1 + (len(named) > 3 and rng.random() < 0.4)
-        first = 0  # a subject and its target stand side by side
+        first = 0  # a subject and its target are adjacent phrases
         for left in range(pairs, 0, -1):
             first += int(rng.random() * (len(named) - first - 2 * left + 1))
-            # More things than this in one relation leave hardly a place for them.
+            # With more pairs of objects than this, a relation can hardly be placed.
             if counts[first] * counts[first + 1] <= 4:
                 relations.append((first, pick(rng, tuple(RELATION_PHRASES)), first + 1))
             first += 2
@@ -101,10 +104,10 @@ def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[
 
 
 def _draw_tree(rng: Generator, level: Level, total: int, split: Split) -> tuple[list[Named], list[Relation]]:
-    """`total` things, no two of them alike, each but the first related to one before it.
+    """Draws `total` different objects, each but the first related to an earlier one.
 
-    In training, what would be a held-out composition is drawn again at once: hardly a
-    long prompt would be free of them by chance.
+    For training, an object that makes a held-out composition is drawn again at once:
+    hardly any long prompt would be free of them by chance.
     """
     shapes = _distinct_shapes(rng, level, min(total, len(level.shapes) if split == "heldout" else 4), split)
     named: list[Named] = []
@@ -115,10 +118,10 @@ def _draw_tree(rng: Generator, level: Level, total: int, split: Split) -> tuple[
         number = len(named)
         fresh = [shape for shape in shapes if not any(shape == one.shape for one in named)]
         shape = pick(rng, fresh if fresh and rng.random() < 0.7 else shapes)
-        # A shape without a colour comes once: "the circle" has to be one of them.
+        # At most two have no colour, and their shapes occur once: "the circle" has to be unambiguous.
         open_ones = sum(one.colour is None for one in named)
         colour = pick(rng, level.colours) if open_ones > 1 or rng.random() < 0.8 else None
-        # Most hang on the thing before, so that there are chains; the others on any.
+        # Most relate to the object just before (chains), the others to any earlier one.
         target = number - 1 if rng.random() < 0.7 else int(rng.random() * number)
         links = [*relations, (number, pick(rng, tuple(RELATION_PHRASES)), target)] if number else []
         things = [*named, Named(shape, None, colour)]
@@ -127,9 +130,9 @@ def _draw_tree(rng: Generator, level: Level, total: int, split: Split) -> tuple[
             continue
         if split == "heldout" or not is_held_out(order_clauses(things, links)):
             named, relations = things, links
-    else:  # nothing goes with what it has
+    else:  # no further object was accepted: start over
         return _draw_tree(rng, level, total, split)
-    if rng.random() < 0.3:  # the first two as one phrase: "a star above a circle, .."
+    if rng.random() < 0.3:  # swap the first two, to write them as one phrase: "a star above a circle, .."
         other = {0: 1, 1: 0}
         named[:2] = named[1::-1]
         relations = [(other.get(a, a), relation, other.get(b, b)) for a, relation, b in relations]
@@ -137,7 +140,7 @@ def _draw_tree(rng: Generator, level: Level, total: int, split: Split) -> tuple[
 
 
 def _distinct_shapes(rng: Generator, level: Level, number: int, split: Split) -> list[str]:
-    """Different shapes in random order; in training none that may not meet."""
+    """`number` different shapes in random order; for training, without a pair that is held out."""
     while True:
         chosen = sorted(level.shapes, key=lambda _: rng.random())[:number]
         pairs = itertools.combinations(chosen, 2)
@@ -166,14 +169,14 @@ def _write(rng: Generator, named: list[Named], relations: list[Relation], level:
 
 
 def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
-    """The list of things, a related pair as one thing: "a circle left of a square"."""
+    """The items of a prompt's list; a related pair is one item: "a circle left of a square"."""
     related = {a: f" {phrases[relation]} {named[b]}" for a, relation, b in relations}
     targets = {b for _, _, b in relations}
     return [f"{one}{related.get(i, '')}" for i, one in enumerate(named) if i not in targets]
 
 
 def _hanging(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
-    """The same where a target may be named before: "a circle, a square left of the circle"."""
+    """`_inline` for hung levels, where a target may come first: "a circle, a square left of the circle"."""
     shapes = [one.shape for one in named]
     links = {a: (phrases[relation], b) for a, relation, b in relations}
     later = {b for a, _, b in relations if b > a}

@@ -26,7 +26,7 @@ def render(scene: Scene, level: str | Level) -> np.ndarray:
             raise ValueError(f"cannot draw the unclear thing at {thing.cell}")
         x, y = round(thing.x), round(thing.y)
         mask, place = shapes.placed_mask(thing.shape, thing.size, x, y, level.image_size)
-        # In a grid a thing has its cell to itself: one that stands there already is wiped out.
+        # On a grid an object replaces whatever its cell showed; on free levels it is blended over it.
         under = image[place] if level.placement == "free" else background
         coverage, colour = mask[..., None], np.asarray(COLOURS[thing.colour], np.float32)
         image[place] = np.rint(under * (1 - coverage) + colour * coverage)

@@ -23,11 +23,13 @@ def categories(level: str | Level) -> tuple[str, ...]:
 
 
 Partners = dict[int, list[tuple[str, int]]]
-"""By number of a thing: the relations that a prompt asks for, and the number of the other thing."""
+"""Object number -> the (relation, number of the other object) pairs that a prompt asks for.
+
+Numbers are those of `Request.numbering`."""
 
 
 def related(number: int, things: Mapping[int, Object], partners: Partners) -> list[tuple[str, Object]]:
-    """What a prompt relates the thing `number` to of some `things`, with its relations."""
+    """The (relation, object) pairs that a prompt asks of object `number`, for objects in `things` alone."""
     return [(relation, things[n]) for relation, n in partners.get(number, ()) if n in things]
 
 
@@ -73,9 +75,9 @@ class Request:
     level: str = "default"
 
     def naming_order(self) -> list[int]:
-        """The clauses as the prompt names them; they themselves list a target before what is placed by it.
+        """Indices of the clauses in the order in which the prompt names them.
 
-        On a level where things hang on one another, as they themselves do.
+        `clauses` has each target before its subject; on hung levels that order is kept.
         """
         if get_level(self.level).hung:
             return list(range(len(self.clauses)))
@@ -88,11 +90,11 @@ class Request:
         return sorted(range(len(self.clauses)), key=named_at)
 
     def numbering(self) -> list[int]:
-        """The clause of each thing; things are numbered in the order in which the prompt names them."""
+        """The clause index of each object; objects are numbered clause by clause in `naming_order`."""
         return [index for index in self.naming_order() for _ in range(self.clauses[index].count)]
 
     def partners(self) -> Partners:
-        """What the prompt relates to what, both ways round: left of a square is what has it on its right."""
+        """The prompt's relations in both directions: "A left of B" also gives "B right of A"."""
         owners = self.numbering()
         partners: Partners = {}
         for i, clause in enumerate(self.clauses):
@@ -131,7 +133,7 @@ def order_clauses(named: Sequence[Named], relations: Sequence[Relation]) -> tupl
     """Clauses in the order of the text, but every target before its subject.
 
     Raises:
-      ValueError: if a subject has two relations, or relations form a circle.
+      ValueError: if a subject has two relations, or relations form a cycle.
     """
     target = {}
     for subject, relation, other in relations:

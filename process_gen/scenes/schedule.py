@@ -1,4 +1,4 @@
-"""Which step does what: a sampled order of growing subgraphs, and detours."""
+"""Splits a scene into steps: growing subgraphs in a sampled order, some with a detour."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from process_gen.scenes.words import pick
 
 MAX_STEPS = 6
 ORDERED = 0.9
-"""How often things are drawn in the order in which the prompt names them."""
+"""How often things are drawn in the order in which the prompt names them; always on hung levels."""
 
 
 def misled(changes: list[Change], mistake: Mistake) -> list[Change]:
-    """What a step sets out to do that adds a thing wrongly, or one too many."""
+    """The changes of a step that makes a mistake: one addition replaced by a wrong one, or one too many."""
     wrong = Change("add", (mistake.number,), None, mistake.wrong)
     if mistake.right is None:
         return [*changes, wrong]
@@ -31,14 +31,14 @@ def misled(changes: list[Change], mistake: Mistake) -> list[Change]:
 def schedule(
     rng: Generator, level: Level, request: Request, final: list[Object], detour: float, pair: float
 ) -> list[list[Change]]:
-    """The changes of each step, at most `MAX_STEPS` steps, ending in the final scene."""
+    """The changes of each step, at most `MAX_STEPS` steps, ending in the final scene; odds as in `teach`."""
     order = list(range(len(final)))
     if rng.random() >= ORDERED and not level.hung:
         order.sort(key=lambda _: rng.random())
     steps: list[list[Change]] = []
     while order:
         slots = MAX_STEPS - 1 - len(steps)
-        chance = 0.0 if level.hung else pair  # there a step is one look at the canvas
+        chance = 0.0 if level.hung else pair  # there two at once only where steps run short
         size = 2 if len(order) > 1 and (len(order) > slots or rng.random() < chance) else 1
         numbers, order = order[:size], order[size:]
         steps.append([Change("add", (n,), None, final[n]) for n in numbers])
@@ -51,7 +51,7 @@ def schedule(
 
 
 def _can_be_said(steps: list[list[Change]], request: Request, level: Level) -> bool:
-    """Whether every change can be put into words on its canvas."""
+    """Whether, on a hung level, a text can describe each change exactly on the canvas before it."""
     state: dict[int, Object] = {}
     for change in (change for changes in steps for change in changes):
         if hung.anchored(change, state, request.partners(), level) is None:
@@ -61,8 +61,8 @@ def _can_be_said(steps: list[list[Change]], request: Request, level: Level) -> b
 
 
 def _detour_kinds(request: Request, level: Level) -> tuple[str, ...]:
-    """Detours as often as they are listed: mostly of what the prompt has a say in."""
-    if level.hung:  # without cells nothing says which place a thing of a swap has
+    """Kinds of detours, drawn uniformly from this list: mostly of properties that the prompt asks for."""
+    if level.hung:  # no `swap`: without cells no text can say the places of the two
         return ("shape", "extra", "place", "colour")
     kinds = ("shape", "shape", "extra", "extra", "place", "swap")
     if any(clause.colour for clause in request.clauses):
@@ -75,7 +75,7 @@ def _detour_kinds(request: Request, level: Level) -> tuple[str, ...]:
 def _take_detour(
     rng: Generator, level: Level, steps: list[list[Change]], request: Request, things: list[Object]
 ) -> None:
-    """Rewrites the steps, in place, so that they reach the same end another way."""
+    """Rewrites the steps in place, so that they first do something wrong and change it later."""
     kind, final = pick(rng, _detour_kinds(request, level)), dict(enumerate(things))
     if kind == "swap":
         _swap(rng, level, steps, final)

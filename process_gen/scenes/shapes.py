@@ -14,7 +14,7 @@ def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Five points, one of them up; folded into one tenth of the turn."""
+    """Tests for a five-pointed star, one point up; by symmetry, in one tenth of the circle."""
     outer, inner, tenth = 1.1, 0.46, np.pi / 5
     v = v - 0.1
     radius, angle = np.hypot(u, v), np.arctan2(u, -v)
@@ -33,7 +33,7 @@ _INSIDE = {
     "cross": lambda u, v: _square(u, v) & ((abs(u) <= 1 / 3) | (abs(v) <= 1 / 3)),
     "ring": lambda u, v: (np.hypot(u, v) <= 1) & (np.hypot(u, v) >= 0.55),
 }
-"""Each takes coordinates in [-1, 1] across the object's box, y down."""
+"""Each maps coordinates, [-1, 1] across the object's box and y down, to whether they are inside."""
 
 
 @functools.cache
@@ -51,12 +51,12 @@ def mask(shape: str, size: int, canvas: int) -> np.ndarray:
 
 
 def canvas_of(size: int) -> int:
-    """The even canvas that holds an object of `size` pixels around a whole-pixel centre."""
+    """Side of the smallest canvas with a whole-pixel centre (an even side) that holds `size` pixels."""
     return size + size % 2
 
 
 def placed_mask(shape: str, size: int, x: int, y: int, side: int) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """A mask around (x, y), cut to a square image of `side` pixels, and where it lies there."""
+    """A mask centred on (x, y), cut to an image of `side` pixels, and the (y, x) slices that it covers."""
     canvas = canvas_of(size)
     left, top = x - canvas // 2, y - canvas // 2
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + canvas, side), min(top + canvas, side)

@@ -33,7 +33,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 HELD_OUT_COLOURED = frozenset(zip(("purple", "green", "red", "blue", "yellow", "white"), SHAPES, strict=True))
 HELD_OUT_TOGETHER = frozenset(map(frozenset, (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))))
-"""A path, so that four shapes can still meet in one training prompt."""
+"""The pairs form a path, so four shapes can still occur together in one training prompt."""
 
 HELD_OUT_COUNTS = frozenset(zip(SHAPES, (3, 4, 2, 3, 2, 4), strict=True))
 
@@ -49,7 +49,7 @@ HELD_OUT_RELATIONS = frozenset(
     if _hashed(f"{a} {relation} {b}")
     for fact in ((a, relation, b), (b, OPPOSITE[relation], a))
 )
-"""Each of them told both ways round."""
+"""(shape, relation, shape); each fact is listed in both directions."""
 
 HELD_OUT_PAIRS = frozenset(
     frozenset(pair)

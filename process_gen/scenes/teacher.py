@@ -1,17 +1,16 @@
 """Turns a request into a trajectory: the data that teaches the process.
 
-The final scene is drawn first, in reading order of the prompt as far as its relations
-allow. `schedule` takes it apart into steps of one or two objects, and part of the
-trajectories takes a detour to the same end. An instruction says to which thing on the
-canvas the prompt relates what it adds, before it says where ("add a red star left of the
-ring at c2 at b2"), and descriptions keep to the prompt's order: what a step has to say
-follows from the prompt and the canvas, one look-up at a time.
+The final scene is sampled first; its objects stand row by row in the prompt's order as far as
+relations allow. `schedule` splits it into steps of one or two objects, and a share of the
+trajectories takes a detour to the same end. An instruction names the related object on the
+canvas before the cell ("add a red star left of the ring at c2 at b2"), and descriptions keep
+the prompt's order: each word of a step follows from the prompt and the canvas by one look-up.
 
 Drafts are right, or hold one planted mistake that the inspection names and the refinement
 corrects, or one that goes unnoticed (a slip) and is repaired by the next step. Some plans
 are wrong themselves, mostly because something stands already where they put a thing: the
 draft carries them out, the inspection finds what contradicts the prompt, and the refinement
-corrects it. Nobody learns to write such plans (`Turn.before_weight`).
+corrects it. Such plans are not trained on (their `Turn.before_weight` is 0).
 """
 
 from __future__ import annotations
@@ -56,8 +55,11 @@ def teach(
       misplan: probability that a plan holds one, which its draft carries out.
       slip: probability that a draft (never the last) holds one that goes unnoticed.
       detour: probability of a detour.
-      pair: probability that a step adds two objects instead of one; not on levels without
-        cells, where a step is one look at the canvas.
+      pair: probability that a step adds two objects instead of one. On hung levels a step
+        adds two only where there would be too many steps.
+
+    Raises:
+      ValueError: the request cannot be placed on this level.
     """
     level = get_level(level)
     final = place_sorted(rng, level, request)
@@ -67,7 +69,7 @@ def teach(
         draw = rng.random()
         if draw < slip and index + 1 < len(plans) and lesson.unnoticed is None:
             lesson.step(index, "slip")
-        elif wrong and draw < slip + wrong:  # a slip that cannot be, as of a last draft, is noticed
+        elif wrong and draw < slip + wrong:  # where no slip is possible (last draft), it is noticed
             lesson.step(index, "draft")
         else:
             lesson.step(index, "plan" if misplan and draw < slip + wrong + misplan else None)
@@ -93,7 +95,7 @@ def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -
 def finish(
     request: Request, rng: Generator, level: str | Level, scene: Scene, pair: float = 0.5
 ) -> tuple[Turn, ...] | None:
-    """The steps that add what a scene still lacks, one or two things in each; none where it lacks nothing.
+    """Makes the steps that add what a scene lacks, one or two things in each; no step if it lacks nothing.
 
     Returns:
       The turns, without mistakes; None where the scene contradicts the request, or has no room for the rest.
@@ -108,7 +110,7 @@ def finish(
         size = 2 if len(order) > 1 and rng.random() < pair and not level.hung else 1
         plans.append([Change("add", (n,), None, added[n]) for n in order[:size]])
         order = order[size:]
-    lesson = _Lesson(rng, level, [[], *plans], request, Mode.PROCESS)  # the first one stands there already
+    lesson = _Lesson(rng, level, [[], *plans], request, Mode.PROCESS)  # step 0 made the given scene
     lesson.state = dict(there)
     for index in range(1, len(lesson.plans)):
         lesson.step(index, None)
@@ -116,7 +118,7 @@ def finish(
 
 
 class _Lesson:
-    """A trajectory in the making."""
+    """Builds the turns and the metadata of one trajectory, step by step."""
 
     def __init__(self, rng: Generator, level: Level, plans: list[list[Change]], request: Request, mode: Mode):
         self.rng, self.level, self.plans = rng, level, plans
@@ -139,8 +141,8 @@ class _Lesson:
         """Appends one step: a draft turn, and a refine turn where a mistake is noticed.
 
         Args:
-          fault: what is wrong, if there is a way to make it so: the draft, and nobody
-            notices (`slip`), or the draft or the plan, and the inspection says so.
+          fault: the mistake to plant where that is possible: in the draft and unnoticed
+            (`slip`), or in the draft or the plan, named by the inspection and corrected.
         """
         rng, changes, earlier = self.rng, self.plans[index], self.unnoticed
         for change in changes:
@@ -170,23 +172,23 @@ class _Lesson:
         self.record(scene, drawn if mistake else None, facts)
 
     def record(self, scene: Scene, drawn: Scene | None, mistake: dict[str, Any] | None) -> None:
-        """Notes how the canvas should stand after a step, what the sketch shows instead, what is wrong."""
+        """Adds a step to the metadata: the scene as it should be, the sketch if it differs, the mistake."""
         self.metadata["scenes"].append(scene.to_json())
         self.metadata["drafts"].append(None if drawn is None else drawn.to_json())
         self.metadata["mistakes"].append(mistake)
 
     def _misplan(self, changes: list[Change]) -> Mistake | None:
-        """A mistake of the plan that adds something to a canvas that is right otherwise."""
+        """Draws a mistake of a plan that adds an object; None if the right canvas contradicts the prompt."""
         added = [change.numbers[0] for change in changes if change.kind == "add"]
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
         if self.level.hung:
-            if self.unnoticed:  # where wrong words lead is reckoned on a canvas that is right
+            if self.unnoticed:  # `divert` places by the right canvas, which is not what stands
                 return None
-            added = added[-1:]  # nothing hangs on the last one yet
+            added = added[-1:]  # no other addition is placed relative to the last one
         for _ in range(4):
             mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
-            if mistake and (mistake.right or len(changes) < 2):  # what is too many has to be said as well
+            if mistake and (mistake.right or len(changes) < 2):  # a surplus object is a further change
                 return mistake
         return None
 
@@ -205,7 +207,7 @@ class _Lesson:
         return None
 
     def _goes_unnoticed(self, mistake: Mistake, changes: list[Change]) -> bool:
-        """Whether the next step can do on a wrong canvas what its words say; on a level with cells it can."""
+        """Whether the text of the next step has the same effect on the wrong canvas; True if not hung."""
         wrong, state = mistake.apply(self.state), dict(self.state)
         for change in changes if self.level.hung else ():
             said = hung.anchored(change, state, self.partners, self.level)
@@ -252,7 +254,7 @@ def say_plan(
       changes: what it does.
       things: the whole canvas as it should stand afterwards, by number.
       first: whether it is the first step.
-      repair: an earlier mistake to put right as well, said where there is room.
+      repair: a repair of an earlier mistake to mention first; dropped where there is no room.
     """
     told = [_anchored(change, changes, things, partners) for change in changes]
     anchors: list[Anchor | None] = []
@@ -264,7 +266,7 @@ def say_plan(
 def in_few_words(
     plan: Plan, things: Mapping[int, Object], partners: Partners, level: Level, rng: Generator
 ) -> Plan:
-    """The plan, or one that says less of the same where it is longer than the level has room for."""
+    """Returns the plan, or if it exceeds the level's budget a generic instruction and a short description."""
     if count_tokens(write_plan(plan)) + 2 <= level.budget.plan:
         return plan
     anchors = hung.anchors(things, partners) if level.hung else ()
@@ -274,7 +276,7 @@ def in_few_words(
 def _anchored(
     change: Change, changes: list[Change], things: Mapping[int, Object], partners: Partners
 ) -> Change:
-    """An addition with the nearest thing on the canvas to which the prompt relates it."""
+    """Adds its anchor to an addition: the nearest object on the canvas that the prompt relates it to."""
     if change.kind != "add":
         return change
     here = change.after

@@ -1,4 +1,4 @@
-"""What all texts share: a choice of words, numbers of things, and how texts are counted."""
+"""Helpers of all texts: random choice, plurals, lists, and the count of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"<[^<>\s]*>|\w+|[^\w\s]")
 
 
 def pick(rng: Generator, options: Sequence[Any]) -> Any:
-    """One of the options, each as likely."""
+    """Draws one of the options uniformly."""
     return options[int(rng.random() * len(options))]
 
 
@@ -29,7 +29,7 @@ def noun_phrase(count: int | None, colour: str | None, shape: str) -> str:
 
 
 def listed(items: Sequence[str], last: str) -> str:
-    """Items with commas between them, but `last` before the last one."""
+    """Joins items by commas, and the last one by `last`, such as " and "."""
     return last.join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 

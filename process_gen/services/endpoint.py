@@ -1,8 +1,9 @@
 """Asks a model behind an OpenAI-compatible endpoint, through the official client; any number of threads may.
 
-A request that fails on its way is tried again, as long as the endpoint says (`Retry-After`). An answer that
-cannot be read is asked for again. What was answered is kept on disk, so that asking again costs nothing.
-Where nothing comes back any more, or the key is refused, `ServiceError` ends the run.
+A request that fails in transit is sent again after the time that the endpoint names (`Retry-After`). A
+question whose answer does not parse is asked again. With `cache`, answers are kept on disk, so that asking
+again costs nothing. `ServiceError` ends the run: the endpoint cannot be reached, refuses the key or the
+model, or gives up on one request after the other.
 
 The key is never part of a message, a file or a `repr`.
 """
@@ -41,11 +42,11 @@ T = TypeVar("T")
 
 
 class Unread(GaveUp):
-    """None of the answers to a question can be read; `raw` are the replies, the last one last."""
+    """None of the answers to a question parses; `raw` are the replies in order."""
 
 
 class Endpoint:
-    """A model that is asked.
+    """Sends requests to one model, and keeps the answers where `service.cache` says.
 
     Attributes:
       service: its options.
@@ -53,10 +54,10 @@ class Endpoint:
     """
 
     def __init__(self, service: Service):
-        """Asks nothing yet.
+        """Sends no request yet.
 
         Raises:
-          ServiceError: no model or no key, or an option is out of range.
+          ServiceError: no model or no key, an option is out of range, or the URL or the key is not valid.
         """
         service.check()
         self.service = service
@@ -74,8 +75,8 @@ class Endpoint:
             max_retries=service.retries,
         )
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._in_a_row = 0  # requests that came to nothing since the last that did not
-        self._answered: set[str] = set()  # kinds of requests
+        self._in_a_row = 0  # requests given up since the last one that was answered
+        self._answered: set[str] = set()  # kinds of requests (`_like`) of which one was answered
         self._next = 0.0  # when the next request may begin, in seconds of `time.monotonic`
 
     # --------------------------------------------------------------------- ask
@@ -89,22 +90,23 @@ class Endpoint:
         fields: Mapping[str, Any],
         read: Callable[[str], T | None],
     ) -> tuple[T, dict[str, Any]]:
-        """What a chat model says to a text and images, [H, W, 3] uint8.
+        """Asks a chat model about a text and images, each [H, W, 3] uint8.
 
         Args:
           what: names the question in messages.
           system, text, images: of the request.
-          fields: the others, of those that the endpoint knows.
-          read: makes something of an answer; None where it cannot be read. Where it raises ValueError, the
-            model is told why before it tries again.
+          fields: other fields of the request, as `temperature`.
+          read: parses an answer; None where it cannot. Where it raises ValueError, the model is told why
+            before it is asked again.
 
         Returns:
-          What `read` made, and the reply: `answer`, `model`, `tokens_in`, `tokens_out`.
+          What `read` made, and the reply: `answer`, `model`, `system_fingerprint`, `tokens_in`, `tokens_out`.
 
         Raises:
-          Unread: no answer could be read.
-          GaveUp: the endpoint gave up on this one.
-          ServiceError: it cannot be reached, refuses the key or the model, or gives up on all.
+          Unread: none of `service.tries` answers parses.
+          GaveUp: the endpoint gave up on this request (`Refused` if it rejects its content), or is closed.
+          ServiceError: it cannot be reached, refuses the key or the model, or gives up on one request after
+            the other.
         """
         images = [np.ascontiguousarray(image) for image in images]
         kept = self._place_of(self.digest(system, fields, text, *self._names(images)))
@@ -138,18 +140,18 @@ class Endpoint:
         attempt: int = 0,
         salt: str = "",
     ) -> np.ndarray:
-        """The image that an image model makes of a prompt, or of an image that it edits by one.
+        """Asks an image model to draw an image, or to edit one.
 
         Args:
           what: names the request in messages.
           prompt: what to draw, or what to change.
-          image: what to change, [H, W, 3] uint8; None to begin anew.
-          fields: the others of the request.
-          attempt: asks for another image of the same request.
-          salt: tells apart requests that are alike and are to have images of their own.
+          image: the image to edit, [H, W, 3] uint8; None to draw a new one.
+          fields: other fields of the request.
+          attempt: part of the cache key: another number asks for another image of the same request.
+          salt: part of the cache key: equal requests with different salts get images of their own.
 
         Returns:
-          [H, W, 3] uint8, of the size that comes.
+          [H, W, 3] uint8, of the size that the model returns.
 
         Raises:
           GaveUp, ServiceError: see `ask`.
@@ -170,24 +172,24 @@ class Endpoint:
         return found
 
     def close(self) -> None:
-        """Begins no request any more; those under way go on, with their retries, and what comes is kept."""
+        """Starts no more requests; those under way go on, with their retries, and their answers are kept."""
         self._closed.set()
 
     def digest(self, system: str, fields: Mapping[str, Any], *texts: Any) -> str:
-        """Equal for equal requests, whichever endpoint serves the model."""
+        """Hash of the parts of a request; it does not depend on which endpoint serves the model."""
         return hashlib.sha256(json.dumps([system, dict(fields), texts], sort_keys=True).encode()).hexdigest()
 
     # ----------------------------------------------------------------- request
 
     def _chat(self, what: str, messages: list[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-        """One reply, whatever it says."""
+        """Sends one request and returns the reply, whether or not its answer parses."""
         like = self._like("chat", fields, len(messages[1]["content"]) > 1)
         with self._request(what, "chat completions", like):
             # All but the messages goes in as extra fields: servers know more of them than the client.
             reply = self._client.chat.completions.create(
                 model=self.service.model, messages=messages, extra_body=dict(fields)
             )
-            # The client hands on whatever came with status 200.
+            # The client does not validate what comes with status 200: these lines may raise.
             message = reply.choices[0].message
             answer = message.content or getattr(message, "refusal", None) or ""
             return {
@@ -200,10 +202,10 @@ class Endpoint:
 
     @contextlib.contextmanager
     def _request(self, what: str, kind: str, like: str) -> Iterator[None]:
-        """Waits for its turn, and says what went wrong with the request inside.
+        """Waits for the rate limit, and turns errors of the request in the block into errors of ours.
 
-        `like` is equal for requests that differ in what they ask alone. One that is refused though others
-        like it are answered is refused for what it asks; else the options may be what is refused.
+        `like` is equal for requests that differ in their texts and images alone. If one is refused though
+        others like it were answered, its content is the reason (`Refused`); else the options may be.
         """
         self._wait()
         if self._closed.is_set():
@@ -234,7 +236,7 @@ class Endpoint:
         self._note_answer(like)
 
     def _wait(self) -> None:
-        """Keeps to the rate: requests begin at equal distances where they would come faster."""
+        """Waits so that requests begin at least 60 / `per_minute` seconds apart; `close` ends the wait."""
         if not self.service.per_minute:
             return
         with self._lock:
@@ -244,6 +246,7 @@ class Endpoint:
         self._closed.wait(begin - now)
 
     def _like(self, kind: str, fields: Mapping[str, Any], images: bool) -> str:
+        """Hash that is equal for requests that differ in their texts and images alone."""
         return self.digest(kind, fields, *self._names([]), images)
 
     def _note_answer(self, like: str) -> None:
@@ -254,12 +257,12 @@ class Endpoint:
             self._keep(self._place_of(like, ".answered"), pathlib.Path.touch)
 
     def _answers(self, like: str) -> bool:
-        """Whether requests like it were answered, by an earlier run too."""
+        """Whether a request like it was answered; with `cache`, earlier runs count as well."""
         path = self._place_of(like, ".answered")
         return like in self._answered or (path is not None and path.exists())
 
     def _gave_up(self, what: str, why: str) -> NoReturn:
-        """Gives one request up, or ends the run where that happens to one after the other."""
+        """Raises GaveUp for one request, or ServiceError after max(3, workers) of them in a row."""
         with self._lock:
             self._in_a_row += 1
             enough = self._in_a_row >= max(3, self.service.workers)
@@ -277,7 +280,7 @@ class Endpoint:
     # -------------------------------------------------------------------- kept
 
     def _names(self, images: Sequence[np.ndarray]) -> list[str]:
-        """Model, revision and pixels, as the place of an answer depends on them."""
+        """Model, revision and hashes of the images: parts of every cache key."""
         pixels = (hashlib.sha256(repr(i.shape).encode() + i.tobytes()).hexdigest() for i in images)
         return [self.service.model, self.service.revision, *pixels]
 
@@ -296,7 +299,7 @@ class Endpoint:
 
 
 def _understood(read: Callable[[str], T | None], text: str) -> tuple[T | None, str]:
-    """What an answer says, or what is wrong with it."""
+    """What `read` makes of an answer, and what to tell the model if it raised ValueError."""
     try:
         return read(text), ""
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What asking will take, roughly, before anything is asked."""
+"""Estimates tokens and cost of requests before they are sent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LETTERS_PER_TOKEN = 4
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What some requests will take if every answer can be read and none is kept.
+    """Estimated tokens and cost of requests if each is sent once: all answers parse, none is cached.
 
     Attributes:
-      requests: to a model.
+      requests: how many.
       tokens_in, tokens_out: of all of them.
       cost: in the currency of the prices; None without prices.
-      images: that are drawn.
+      images: how many are drawn.
     """
 
     requests: int
@@ -37,15 +37,15 @@ class Estimate:
 def estimate(
     service: Service, requests: int, letters: int, seen_tokens: int, tokens_out: int, images: int = 0
 ) -> Estimate:
-    """What requests to a service will take.
+    """Estimates requests to a service.
 
     Args:
       service: with its prices.
       requests: how many.
-      letters: of the texts of all of them.
-      seen_tokens: of the images in all of them (`image_tokens`).
+      letters: characters of all texts in them.
+      seen_tokens: of all images in them (`image_tokens`).
       tokens_out: of all answers.
-      images: that are drawn.
+      images: how many are drawn.
     """
     tokens_in = math.ceil(letters / LETTERS_PER_TOKEN) + seen_tokens
     cost = None
@@ -56,6 +56,9 @@ def estimate(
 
 
 def image_tokens(height: int, width: int) -> int:
-    """As OpenAI counts: fits 2048, shorter side at most 768, 170 for each tile of 512 and 85 beside."""
+    """Tokens of an image as OpenAI counts: 85, and 170 for each tile of 512 x 512 pixels.
+
+    Before that the image is shrunk into 2048 x 2048 pixels, and its shorter side to at most 768.
+    """
     scale = min(1, 2048 / max(height, width), 768 / min(height, width))
     return 85 + 170 * math.ceil(height * scale / 512) * math.ceil(width * scale / 512)

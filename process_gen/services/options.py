@@ -1,4 +1,4 @@
-"""What there is to say about an endpoint, and what may be wrong with it."""
+"""Settings of an endpoint with their checks, and the errors of using one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "OPENAI_API_KEY"
 URL = "OPENAI_BASE_URL"
 
 _OURS = ("model", "messages", "prompt", "image", "stream", "n")
-"""Fields of a request that `extra` leaves alone."""
+"""Fields of a request that `extra` must not set."""
 
 
 class ServiceError(ValueError):
@@ -23,7 +23,7 @@ class ServiceError(ValueError):
 
 
 class GaveUp(Exception):
-    """One request came to nothing, others may not; the message is fit for a user.
+    """One request failed, others may succeed; the message is fit for a user.
 
     Attributes:
       raw: what the endpoint said, JSON-like.
@@ -35,12 +35,12 @@ class GaveUp(Exception):
 
 
 class Refused(GaveUp):
-    """The endpoint takes no such request, as where its content filter stops it: trying again is no use."""
+    """The endpoint rejects the content of a request, as a content filter does; a retry would fail too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-    """How a model is reached and asked. The key comes from the environment variable OPENAI_API_KEY alone.
+    """How to reach and ask a model. The key comes from the environment variable OPENAI_API_KEY alone.
 
     Attributes:
       model: as the endpoint calls it.
@@ -49,10 +49,10 @@ class Connection:
       extra: further fields of a request: a JSON object; null leaves a field out.
       workers: requests side by side.
       timeout: seconds that one request may take.
-      retries: of a request that failed on its way: time-outs, rate limits (`Retry-After` is kept to),
+      retries: of a request that failed in transit: time-outs, rate limits (`Retry-After` is kept to),
         errors of the server.
-      tries: how often the same is asked until the answer can be read.
-      cache: folder of answers; none where empty.
+      tries: how often a question is asked until an answer parses.
+      cache: folder that keeps answers; none where empty.
       price_in, price_out: of a million tokens, for the estimate of costs.
     """
 
@@ -101,7 +101,7 @@ def read_key() -> str:
     """The key, without the line end that comes along when it is read from a file.
 
     Raises:
-      ServiceError: no header can hold it, and errors would show it.
+      ServiceError: it has letters that no HTTP header can hold; the client's error would show it.
     """
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -110,10 +110,10 @@ def read_key() -> str:
 
 
 def endpoint_name(base_url: str) -> str:
-    """What messages call an endpoint.
+    """The name of an endpoint in messages: its URL.
 
     Raises:
-      ServiceError: it is no URL, or may hold a secret.
+      ServiceError: it is no URL, or has a user, a password or a query, which may be secret.
     """
     if set("@?#") & set(base_url):  # first, since the next error shows it
         raise ServiceError(f"base_url holds a user, a password or a query; a key goes into {KEY}")
@@ -147,5 +147,5 @@ def read_extra(text: str) -> Mapping[str, Any]:
 
 
 def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that have a value: null in `extra` takes one of ours away."""
+    """Drops fields whose value is None, so that null in `extra` removes a field."""
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Threads that ask: whoever leaves in a hurry does not wait for them."""
+"""A pool of threads for requests, which an exception leaves without waiting for them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from concurrent import futures
 
 LOOK_SECONDS = 0.2
-"""Between two looks whether to stop, while nothing comes back."""
+"""Seconds between two checks for a stop while no request ends."""
 
 
 @contextlib.contextmanager
 def workers_of(count: int) -> Iterator[futures.ThreadPoolExecutor]:
-    """A pool of threads; an exception, as by a second signal to stop, leaves behind those that wait."""
+    """Yields a pool of threads; on an exception it cancels what is queued and does not wait for the rest."""
     pool = futures.ThreadPoolExecutor(count)
     try:
         yield pool

@@ -17,7 +17,7 @@ from process_gen.sweeps.hyper import SweepError, Value
 MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
 FOLDER_FLAG = {"process_gen.train": "workdir"}
-"""The flag that takes a cell's folder, where it is not `output_dir`."""
+"""Module -> the flag for the output folder of a cell, where that is not `output_dir`."""
 REPEATED = ("sampling", "task_args")
 """Flags that are given once for each setting: `sampling.text_scale` is `--sampling=text_scale=...`."""
 
@@ -27,8 +27,8 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-      settings: what tells it from the others.
-      command: module and flags, all but the folder to write to.
+      settings: key -> value of what the sweep varies.
+      command: module and flags, without the flag for the output folder.
       version: of the package.
     """
 
@@ -38,21 +38,21 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Equal where command and version are."""
+        """Twelve hex digits, a hash of command and version."""
         return hashlib.sha256(json.dumps([self.command, self.version]).encode()).hexdigest()[:12]
 
     def folder(self, workdir: str | os.PathLike[str]) -> pathlib.Path:
-        """Where it writes: results, log and how it ended."""
+        """The folder of its results, its log and its exit status."""
         return pathlib.Path(workdir) / "cells" / self.id
 
     def words(self, workdir: str | os.PathLike[str]) -> list[str]:
-        """The arguments of Python."""
+        """The arguments for the Python interpreter: `-m`, the command, the flag for the folder."""
         flag = FOLDER_FLAG.get(self.command[0], "output_dir")
         return ["-m", *self.command, f"--{flag}={self.folder(workdir)}"]
 
 
 def expand(get_hyper: Callable[[Any], Any], command: Any, version: str) -> list[Cell]:
-    """The cells of a sweep file, each once.
+    """Makes the cells of a sweep file; equal cells become one.
 
     Args:
       get_hyper: takes the module `hyper`, returns a list of settings.
@@ -60,7 +60,7 @@ def expand(get_hyper: Callable[[Any], Any], command: Any, version: str) -> list[
       version: of the package.
 
     Raises:
-      SweepError: the file makes no sweep; says what is wrong.
+      SweepError: `command` or what `get_hyper` returns is malformed, or a flag is swept and in `command`.
     """
     words = (command,) if isinstance(command, str) else tuple(command or ())
     if not words or not all(isinstance(word, str) for word in words):
@@ -83,7 +83,7 @@ def expand(get_hyper: Callable[[Any], Any], command: Any, version: str) -> list[
 
 
 def flag(key: str, value: Value) -> str:
-    """The flag that sets a key: a leaf of a config, an entry of a repeated flag, or a flag."""
+    """The command-line flag for a key: `--config.a.b=v`, `--sampling=x=v` (see `REPEATED`) or `--name=v`."""
     group, dot, rest = key.partition(".")
     if dot and group in REPEATED:
         return f"--{group}={rest}={value}"
@@ -93,7 +93,7 @@ def flag(key: str, value: Value) -> str:
 
 
 def write_manifest(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes which cells there are, the same text for the same cells."""
+    """Writes the list of all cells to `MANIFEST`; the same cells give the same text."""
     path = pathlib.Path(workdir) / MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
     listed = [{"id": cell.id, "settings": cell.settings, "command": cell.command} for cell in cells]
@@ -102,7 +102,7 @@ def write_manifest(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> pa
 
 
 def gather(cells: Iterable[Cell], workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes one line for each cell that has results: id, settings, and where in the workdir they are."""
+    """Writes a line to `RESULTS` for each results file: id and settings of its cell, path in the workdir."""
     path, lines = pathlib.Path(workdir) / RESULTS, []
     for cell in cells:
         folder = cell.folder(workdir)

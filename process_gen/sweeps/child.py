@@ -1,9 +1,9 @@
-"""Becomes a cell's command, after leaving word which process it is.
+"""Writes this process's id to CLAIM, then replaces itself by the command of a sweep cell.
 
     python -m process_gen.sweeps.child CLAIM PARENT ARGUMENT_OF_PYTHON...
 
-A sweep that is killed cannot end its cells. Whoever takes them over finds here what still runs. The word is
-left before the command begins, and a process whose sweep has gone by then ends.
+A killed sweep cannot stop its cells; the sweep that takes them over reads the id to find those that still
+run. The id is written before the command begins. Exits if the process PARENT, its sweep, has ended by then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAME = "running.json"
 
 
 def main(claim: str, parent: str, *arguments: str) -> None:
-    """Does not return."""
+    """Does what the module's docstring says; never returns."""
     files.write_json(pathlib.Path(claim) / NAME, dataclasses.asdict(Owner.me("a cell of a sweep")))
     if os.getppid() != int(parent):
         sys.exit(f"process {parent}, which started this one, has ended")

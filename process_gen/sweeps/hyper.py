@@ -1,4 +1,4 @@
-"""What `get_hyper(hyper)` of a sweep file is given: lists of settings, and ways to combine them.
+"""Makes and combines lists of settings; a sweep file gets this module as `get_hyper(hyper)`.
 
     def get_hyper(hyper):
         return hyper.product([
@@ -44,7 +44,7 @@ def fixed(key: str, value: Value) -> list[Settings]:
 
 
 def product(sweeps: Sequence[list[Settings]]) -> list[Settings]:
-    """Every combination; the last sweep changes fastest."""
+    """Every combination; the last sweep changes fastest. SweepError where two of them set one key."""
     return [_joined(cells) for cells in itertools.product(*sweeps)]
 
 
@@ -52,7 +52,7 @@ def zipit(sweeps: Sequence[list[Settings]]) -> list[Settings]:
     """The first cells of all sweeps together, then the second ones, ...
 
     Raises:
-      SweepError: they have different numbers of cells.
+      SweepError: they have different numbers of cells, or set one key twice.
     """
     if len({len(one) for one in sweeps}) > 1:
         raise SweepError(f"zipit() of sweeps with {' and '.join(str(len(one)) for one in sweeps)} cells")

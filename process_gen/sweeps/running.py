@@ -7,8 +7,8 @@
     WORKDIR/claims/ID/               who runs it (`process_gen.distributed.lock`)
     WORKDIR/results.jsonl            the cells that have results
 
-A cell belongs to the process that holds its claim. That of a process that is gone is taken over, after what
-still runs of the cell has been ended.
+Only the process that holds a cell's claim runs the cell. When that process dies, another one takes the claim
+over, ends what still runs of the cell and runs it again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ from process_gen.sweeps.cells import Cell
 
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
 GRACE_SECONDS = 300.0
-"""How long a command may take to save and end, as long as launchers give it."""
+"""How long a command may take to save and end after SIGTERM, until it is killed; launchers give the same."""
 ASK_AGAIN_SECONDS = 15.0
-"""How often a cell of somebody else is looked at again."""
+"""Time between two attempts to take over a cell that another process has claimed."""
 _TAIL_LINES = 20
 _OF_A_LAUNCHER = (
     "JAX_COORDINATOR_ADDRESS",
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
+    "MEGASCALE_",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_WORKER_HOSTNAMES",
     "SLURM_",
     "OMPI_",
     "PMI",
@@ -55,13 +58,13 @@ class Sweep:
     Args:
       cells: all of them.
       workdir: shared by all processes that run the sweep.
-      retry: runs those once more that have failed until now.
+      retry: runs the cells that have failed until now once more.
     """
 
     def __init__(self, cells: Sequence[Cell], workdir: str | os.PathLike[str], *, retry: bool = False):
         self.cells, self.workdir = list(cells), pathlib.Path(workdir)
         self._guard, self._mine, self._asked = threading.Lock(), set(), {}
-        self._stopped_here: set[str] = set()  # not again in this process
+        self._stopped_here: set[str] = set()  # left open for others; this process runs them no more
         self._stop, self._kill = threading.Event(), threading.Event()
         self._retried = {cell.id: self._read(cell, FAILED) for cell in cells} if retry else {}
 
@@ -75,19 +78,19 @@ class Sweep:
         return "failed" if (folder / FAILED).exists() else "open"
 
     def outcome(self, cell: Cell) -> Mapping[str, Any]:
-        """How it ended: `code`, `seconds`, `command`, `ended`, of a failed one `tail`; {} if it has not."""
+        """How it ended: `code`, `seconds`, `command`, `ended`, `tail` (of a failed one); {} before."""
         return self._read(cell, DONE) or self._read(cell, FAILED) or {}
 
     def run(self, parallel: int = 1, *, wait: bool = True, show: Callable[[str], None] | None = None) -> None:
-        """Runs what nobody else has run or runs.
+        """Runs the cells that no process has run or is running.
 
         Args:
           parallel: cells at a time.
-          wait: also for cells that other processes run, to take over those of processes that end.
-          show: is told how far it is.
+          wait: True also waits for cells that other processes run, to take over those of processes that die.
+          show: is called with a line of progress whenever that changes.
 
         Raises:
-          Stopped: by a signal. The commands got it as well; what they did not finish is open again.
+          Stopped: a signal came. The commands got SIGTERM; cells that they did not finish are open again.
           OSError: the folder cannot be written.
         """
         said = ""
@@ -134,7 +137,7 @@ class Sweep:
                     self._mine.remove(cell.id)
 
     def _next(self) -> tuple[Cell | None, bool]:
-        """A cell to try, one that nobody has claimed if there is any; and whether others run some."""
+        """A cell to try, unclaimed ones first (None: none now), and whether any unfinished cell is left."""
         with self._guard:
             wanted = [cell for cell in self.cells if cell.id not in self._mine and self._is_wanted(cell)]
             claimed = {cell.id for cell in wanted if (self._claim(cell) / lock.NAME).exists()}
@@ -180,7 +183,10 @@ class Sweep:
             logging.warning("cell %s failed with exit code %d: see %s", cell.id, code, folder / LOG)
 
     def _wait(self, process: subprocess.Popen) -> int:
-        """Waits for the end of a command, which is told to stop when the sweep is; returns its exit code."""
+        """Waits for a command and returns its exit code.
+
+        When the sweep stops, the command gets SIGTERM, and SIGKILL after `GRACE_SECONDS`.
+        """
         deadline = None
         while True:
             try:
@@ -194,7 +200,7 @@ class Sweep:
                 _tell(process.pid, signal.SIGKILL)
 
     def _end_what_is_left(self, cell: Cell) -> None:
-        """Ends the command that a sweep which is gone has started on this host."""
+        """Ends the command of this cell that a dead sweep has left running on this host."""
         path = self._claim(cell) / child.NAME
         try:
             owner = lock.Owner(**files.read_json(path))
@@ -221,13 +227,13 @@ class Sweep:
 
 
 def _tell(pid: int, number: signal.Signals) -> None:
-    """Sends a signal to a command; one that no process can ignore to what it has started as well."""
+    """Sends a signal to a command; SIGKILL goes to its whole process group."""
     with contextlib.suppress(ProcessLookupError):
         (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
 
 
 def environment(slot: int, parallel: int) -> dict[str, str]:
-    """The environment of a cell, which is a job of one process, whoever launched the sweep.
+    """The environment variables of a cell: those of the sweep without what makes it part of a launcher's job.
 
     With several GPUs in CUDA_VISIBLE_DEVICES each of the cells that run side by side gets one: `parallel` of
     them in this process, and as many in each other process of a Slurm step on this host.

@@ -1,7 +1,7 @@
-"""How much a batch holds: what the speed of a run is counted in, and its FLOP.
+"""Counts what a batch holds (tokens, images, attention pairs), for rates and FLOP.
 
-Only what is really there counts: no padding, no absent turn, no flow target of
-nothing, no key that a query does not see. B rows, S turn slots, R trajectories.
+Only real content counts: no padding, no absent turn, no missing flow target, no
+key that a query does not see. B rows, S turn slots, R trajectories.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def of_a_row(layout: Layout, trajectories: int = 1_000) -> dict[str, float]:
     packed = list(mix.rows(layout, trajectories))
     whole = Batch(**{name: np.concatenate([row[name] for row in packed]) for name in packed[0]})
     held = _held(layout, whole)
-    # One row a device: then no other row keeps a branch from leaving out its empty history.
+    # As with one row per device: no other row makes attention go back further than a row needs.
     held |= {"branch_turns": held["history_turns"]}
     return {name: value if name == "useful" else value / len(packed) for name, value in held.items()}
 
@@ -51,7 +51,7 @@ def of_a_full_row(layout: Layout) -> dict[str, float]:
 
 
 def _held(layout: Layout, batch: Batch) -> dict[str, float]:
-    """`amounts` as numbers, without their prefix."""
+    """`amounts` as Python numbers, without the prefix `batch/`."""
     found = jax.device_get(jax.jit(functools.partial(amounts, layout))(batch))
     return {name.removeprefix("batch/"): float(value) for name, value in found.items()}
 
@@ -68,8 +68,8 @@ def amounts(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
       batch/images, batch/flow_targets: clean images and noised copies, as latents.
       batch/vit_images: images that the ViT looks at.
       batch/attention_pairs: query and key pairs of the backbone, conditioning dropout aside.
-      batch/history_turns: from the oldest turn that a turn sees to the turn itself, over all turn slots.
-      batch/branch_turns: the same if in each slot all rows went as far back as that which sees farthest.
+      batch/history_turns: how many turns back each turn sees, summed over all turn slots.
+      batch/branch_turns: the same if in each slot all rows went back as far as the one that sees farthest.
     """
     there = {"clean": batch.present & batch.has_image, "noised": batch.present & (batch.target >= 0)}
     turn = _lengths(layout.turn_segments, batch, there, batch.present)
@@ -77,7 +77,7 @@ def amounts(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
     segments = (*layout.turn_segments, *layout.prompt_segments)
 
     def many(chosen: Sequence[Segment]) -> jax.Array:
-        """Images that are there; every token of them is."""
+        """Number of images; their tokens are either all there or all absent."""
         return sum((_total((turn | prompt)[s.name]) / s.tokens for s in chosen), jnp.zeros(()))
 
     images = many([s for s in segments if s.latents and s.kind == "clean"])
@@ -99,7 +99,7 @@ def amounts(layout: Layout, batch: Batch) -> dict[str, jax.Array]:
         "trajectories": trajectories,
         "und_tokens": und,
         "gen_tokens": gen,
-        # Losses read every text of a turn, and what opens next after each prompt and image.
+        # Losses read all text tokens of turns, and the closing tokens of prompts and images.
         "head_tokens": scored + turns + trajectories,
         "images": images,
         "flow_targets": targets,
@@ -118,9 +118,9 @@ def _total(x: jax.Array) -> jax.Array:
 def _lengths(
     segments: Sequence[Segment], batch: Batch, images: Mapping[str, jax.Array], texts: jax.Array | int
 ) -> Lengths:
-    """Tokens of every segment that are there, [B, S] or [B, R] int32 by name.
+    """Number of tokens without padding of every segment, [B, S] or [B, R] int32 by name.
 
-    `images` says by kind of segment which images are there, `texts` which slots may have a text.
+    `images` says by kind of segment which images exist, `texts` which slots may have a text.
     """
     return {
         s.name: token_count(getattr(batch, f"{s.name}_tokens")) * texts

@@ -1,19 +1,19 @@
 """Goodput: the share of a run's wall time that went into steps which count, restarts included.
 
 Time is in exactly one category at any moment, so the categories add up to the
-wall time since the run began. They are kept in `workdir/goodput.json` and go on
-from there when the run is started again:
+wall time since the run began. They are stored in `workdir/goodput.json`, and a
+restarted run adds to them:
 
     init        building model, data and state
-    compile     the first step of each start, all steps where there are several image shapes
+    compile     compiling and the first step of each start, with first validation losses if any
     restore     reading a checkpoint
-    data        devices idle, because the batch was not there yet
-    save        training held up by a checkpoint
-    evaluation  pictures on the way, and the benchmark at the end
+    data        devices idle, because the batch was not ready yet
+    save        training blocked by a checkpoint
+    evaluation  validation losses and pictures during training, and the benchmark at the end
     drawing     images of the model's own for its context (`train.own`), and the losses under both contexts
     steps       the rest of the training loop
     lost        steps that a restart had to do again
-    down        from the last entry before an end that was not planned to the next start
+    down        from the last write of the file before an unplanned end to the next start
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from process_gen.reports.table import table
 FILE = "goodput.json"
 CATEGORIES = ("init", "compile", "restore", "data", "save", "evaluation", "drawing", "steps", "lost", "down")
 EVERY = 30.0
-"""Seconds between entries on disk: what a killed run forgets at most, and counts as `down`."""
+"""Seconds between writes of the file. A killed run loses at most the last ones, which count as `down`."""
 
 
 class Goodput(contextlib.AbstractContextManager):
-    """The ledger of a run's wall time; the lead host keeps the file, the others only count.
+    """Accounts for a run's wall time; the lead host writes the file, the others only count.
 
     Args:
-      workdir: of the run; what an earlier start has left there is read.
+      workdir: of the run; the file that earlier starts left there is read.
       clock: seconds since the epoch.
     """
 
@@ -76,7 +76,7 @@ class Goodput(contextlib.AbstractContextManager):
             self.enter(before)
 
     def idle(self, seconds: float) -> None:
-        """Of the time that counts as steps, devices had no data for this long."""
+        """Moves `seconds` from `steps` to `data`, if `steps` is the current category."""
         self._settle()
         if self.category != "steps":
             return
@@ -85,7 +85,7 @@ class Goodput(contextlib.AbstractContextManager):
         self.seconds["data"] += seconds
 
     def resumed(self, step: int) -> None:
-        """The run goes on from `step`: what was done beyond it before is lost."""
+        """The run resumes from `step`: the time of steps that it did after it before is `lost`."""
         if self.step > step:
             at_save = self._at_save.get(step, self.seconds["steps"] * step / self.step)
             lost = max(0.0, self.seconds["steps"] - at_save)
@@ -101,7 +101,7 @@ class Goodput(contextlib.AbstractContextManager):
             self.write()
 
     def saved(self, step: int) -> None:
-        """A checkpoint of `step` is on its way."""
+        """A checkpoint of `step` is being written."""
         self._settle()
         self._at_save = dict([*self._at_save.items(), (step, self.seconds["steps"])][-100:])
         self.write()
@@ -126,7 +126,7 @@ class Goodput(contextlib.AbstractContextManager):
         return table([*rows, (f"wall time, {starts}", f"{total:,.0f} s", "")], ("", "time", "share"))
 
     def write(self, done: bool = False) -> None:
-        """Brings the file up to date; `done` says that time until another start is no loss."""
+        """Writes the file; if `done`, the time until another start does not count as `down`."""
         self._settle()
         self._written = self._since
         if not hosts.is_lead():
@@ -142,7 +142,7 @@ class Goodput(contextlib.AbstractContextManager):
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(self._path, content, indent=1)
-        except OSError as error:  # the account is no reason to stop a run
+        except OSError as error:  # the run goes on without the file
             logging.warning("%s could not be written (%s)", self._path, error)
 
     def _settle(self) -> None:
@@ -151,13 +151,13 @@ class Goodput(contextlib.AbstractContextManager):
         self._since = now
 
     def _read(self) -> dict[str, Any] | None:
-        """What the last start has left; a file that cannot be read costs the account, not the run."""
+        """The contents of the file; None, and the account starts anew, where it is missing or broken."""
         try:
             found = files.read_json(self._path)
             kinds = {"seconds": dict, "steps_at_save": dict, "starts": int, "step": int, "done": bool}
             if all(isinstance(found[key], kind) for key, kind in kinds.items()) and found["written"] >= 0:
                 return found
-        except OSError:  # not there, most likely; where it cannot be read it cannot be written either
+        except OSError:  # most likely a new run; else `write` will warn
             return None
         except (ValueError, KeyError, TypeError):
             pass

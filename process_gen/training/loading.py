@@ -29,12 +29,12 @@ def load(
     rows: Sequence[int],
     split: str = "train",
 ) -> Loader:
-    """The batches of this host, of all image sizes in turn; those of the `validation` split as stored.
+    """The loader of this host's batches, of all image sizes in turn; only `train` is shuffled.
 
     Args:
       buckets: the trajectories by image size (`buckets.deal`).
       layouts: by image size.
-      rows: of the global batch, that this host loads.
+      rows: indices in the global batch of the rows that this host loads.
       split: `train` or `validation`.
 
     Raises:
@@ -47,7 +47,7 @@ def load(
         shares = {name: own["validation"] for name, own in data_of_sources(config.data).items()}
     for size, bucket in buckets.items():
         policy = Policy(config.data.on_error, budget_of_part(len(bucket), trajectories), config.data.on_long)
-        if split != "train":  # no run is to end for what it does not learn from
+        if split != "train":  # bad held-out trajectories must not end a run
             policy = Policy("skip", 1.0, config.data.on_long)
         source = with_latents(bucket, config.data, layouts[size], pixels or layouts[size].vit_tokens > 0)
         source = hold_out(source, shares, split)
@@ -74,10 +74,10 @@ def load(
 
 
 def check_alike(iterator: Any, validates: bool) -> None:
-    """Has every host compare what it trains on with the others; a copy of the data may be older.
+    """Checks that all hosts, which all call this, train on the same data: a host's copy may be older.
 
     Raises:
-      ConfigError: it is not the same, or held-out trajectories are there on some hosts alone.
+      ConfigError: the data differ, or only some hosts have held-out trajectories.
     """
     mine = json.dumps(
         {**iterator.get_state()["identity"], "held-out trajectories": validates}, sort_keys=True
@@ -100,9 +100,9 @@ def held_out(
     tokenizer: Tokenizer,
     rows: Sequence[int],
 ) -> Loader | None:
-    """Batches of trajectories that are not trained on; None, said in the log, where there are none.
+    """The loader of trajectories that are not trained on; None, with a warning, where there are none.
 
-    `source` is what is trained on, before anything is held out of it.
+    `source` is the training data before anything is held out of it.
     """
     sizes = list(layouts)
     try:

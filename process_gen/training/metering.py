@@ -1,4 +1,4 @@
-"""How fast a run is: tokens, FLOP by part, the share of the peak, memory, and when it will be done."""
+"""Measures a run: tokens per second, FLOP by part, share of the peak (MFU), memory, remaining time."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ class Meter:
     Args:
       config, layout: sizes of the model and of a row; rows of images of another shape count as if they had
         this one.
+      program: how the train step is computed, for its FLOP.
       peak: FLOP/s of one device.
       devices: of all hosts together.
+      last: the last step of the run.
     """
 
     def __init__(
@@ -63,15 +65,15 @@ class Meter:
         self._span.update({"steps": 1, "waited": waited} | held)
 
     def restart(self, untimed: int = 1) -> None:
-        """Forgets the time since the last reading (spent on compiling or evaluation).
+        """Discards the time since the last reading (spent on compiling or evaluation).
 
-        `untimed` steps were done in that time and are still to be counted.
+        The next `untimed` calls of `count` are of steps done in that time, and are discarded too.
         """
         self._since, self._span, self._untimed = time.perf_counter(), collections.Counter(), untimed
 
     @contextlib.contextmanager
     def left_out(self) -> Iterator[None]:
-        """Time inside counts in no rate."""
+        """Excludes the time inside from all rates."""
         started = time.perf_counter()
         try:
             yield
@@ -81,7 +83,7 @@ class Meter:
     def read(self, step: int) -> dict[str, float]:
         """Rates since the last reading, seconds until the last step at that pace, and memory.
 
-        Without the rates where no step was timed since then.
+        Memory alone if no step was timed since then.
         """
         span = self._span
         if not span["steps"]:
@@ -136,9 +138,9 @@ class Meter:
 
 
 def memory() -> dict[str, float]:
-    """GiB in use and at most in use, of the fullest device of this host and of the process itself.
+    """GiB in use, peak and limit of this host's devices (the largest of each), and the process's own peak.
 
-    Backends that keep no account of their memory, as the CPU's, leave out the devices.
+    Devices are left out if their backend has no memory statistics, as on a CPU.
     """
     found = {}
     stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]

@@ -1,7 +1,7 @@
-"""Steps without a finite gradient: counted, kept for a closer look, and at some point the end of the run.
+"""Counts steps with a non-finite loss or gradient, saves their batches, and ends the run after too many.
 
-The train step has left the parameters as they were by then, and counted the batch as seen: the run goes on
-behind it. What is kept is the batch, for a look at what is wrong with it.
+The train step has already left the parameters unchanged and counted the batch as seen, so the run goes on
+with the next one. Batches are saved so that somebody can find out what is wrong with them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ FOLDER = "nonfinite"
 
 
 MOST_FILES = 50
-"""Batches that a host keeps, the newest ones: a run that goes on must not fill the disk."""
+"""Newest saved batches that a host keeps, so that they do not fill the disk."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is not a number; the last good state is on disk."""
+    """The loss or its gradient is not finite; the last good state is on disk."""
 
 
 @dataclasses.dataclass
 class NonFiniteGuard:
-    """Counts the steps in a row that left the parameters as they were.
+    """Counts the non-finite steps in a row.
 
     Attributes:
       workdir: `workdir/nonfinite` gets the batches.
-      limit: how many in a row are too many.
+      limit: how many in a row end the run.
     """
 
     workdir: pathlib.Path
@@ -40,7 +40,7 @@ class NonFiniteGuard:
     count: int = 0
 
     def record(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> bool:
-        """Takes note of a step, whose metrics every host has and whose batch each has its rows of.
+        """Records a step. All hosts have the same metrics, and each its own rows of the batch.
 
         Returns:
           Whether the run must end.
@@ -57,7 +57,7 @@ class NonFiniteGuard:
         return self.count >= self.limit
 
     def _save(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> pathlib.Path:
-        """Writes `batch/<field>` and `metrics/<name>`; `Batch(**fields)` is the batch without its `extra`."""
+        """Saves `batch/<field>` and `metrics/<name>`; user-defined fields are `batch/extra/<name>`."""
         host = f"_host{jax.process_index():03d}" if jax.process_count() > 1 else ""
         path = self.workdir / FOLDER / f"step_{step:07d}{host}.npz"
         flat = flax.traverse_util.flatten_dict(dict(batch), sep="/")
@@ -65,10 +65,10 @@ class NonFiniteGuard:
         arrays |= {f"metrics/{name}": value for name, value in metrics.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for old in sorted(path.parent.glob(f"step_*{host}.npz"))[: 1 - MOST_FILES]:
+            for old in sorted(path.parent.glob(f"step_{'[0-9]' * 7}{host}.npz"))[: 1 - MOST_FILES]:
                 old.unlink()
             np.savez_compressed(path, **arrays)
-        except OSError as error:  # a look at the batch is worth no checkpoint
+        except OSError as error:  # the run goes on without the file
             logging.warning("%s could not be written: %s", path, error)
         return path
 

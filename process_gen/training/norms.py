@@ -30,9 +30,10 @@ def part_of(path: tuple[Any, ...]) -> str:
 
 
 def by_part(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """`name/part` -> Euclidean norm, [] float32, of what a tree like the parameters holds of each part.
+    """`name/part` -> Euclidean norm, [] float32, of each part of a tree shaped like the parameters.
 
-    `und` and `gen` are the experts of the backbone, `vit` has the connector, `latent` what is around latents.
+    `und` and `gen` are the experts of the backbone, `vit` includes the connector, `latent` is the input and
+    output of latents with their positions and timesteps.
     """
     squares: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

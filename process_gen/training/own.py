@@ -1,25 +1,25 @@
 """Training on self-generated context: the model sees images of its own in place of the teacher's.
 
 At the first batch of a start and every `train.own.every`-th one from there, counted for each image size, the
-model draws the images of the batch at hand, after the teacher's texts (`sampling.packed`). They are kept for
-the next `train.own.keep` trajectories, by what a trajectory holds. In every batch a share `train.own.share`
-of the images whose trajectories are kept is shown as the model drew it: later tokens see that one, the flow
-target stays the teacher's.
+model draws the images of the current batch, after the teacher's texts (`sampling.packed`). Each host caches
+those of the newest `train.own.keep` trajectories, by a hash of their content. In every batch, of the images
+whose trajectories are cached, a share `train.own.share` is replaced by the model's: later tokens see that
+one, the flow target stays the teacher's.
 
-What the teacher says of an image need not hold of another one. So the inspections of the chosen images, and
-the decisions after them, get no loss. Images with a planted error are chosen too, but never replaced: else
-the share of wrong images among those that are inspected would change. An image that shows what a wrong plan
-says has no error of its own, and is replaced.
+The teacher's inspection of an image may be wrong for another one. So the inspections of the chosen images,
+and the decisions after them, get no loss. Images with a planted error are chosen too, but never replaced:
+else the share of wrong images among those with inspection losses would change. An image that shows what a
+wrong plan says has no error of its own, and is replaced.
 
-The meter: whenever images are drawn, the losses of their batch with all right images of the teacher in
-context, and with all of them drawn by the model, on the same noise and the same labels; and which share of
-the images has been replaced since the last time.
+Whenever images are drawn, the losses of their batch are measured twice, with the same noise and labels: with
+the teacher's images as context, and with the model's in place of all right ones. The share of images that
+were replaced since the last time is measured too.
 
 Drawing waits for the step before, and the next step for the drawing: they need the same devices and the same
-parameters, so nothing would be won by doing both at once. On devices of their own, draw by
-`process_gen.sample` from checkpoints, and train on a mixture of sources.
+parameters, so doing both at once would gain nothing. To draw on other devices, run `process_gen.sample` on
+checkpoints, and train on a mixture of sources.
 
-What is kept is not saved: a run that goes on begins with nothing, and draws anew.
+The cache is not saved: a resumed run starts with an empty one, and draws anew.
 
 B rows of this host, S turn slots, R trajectories of a row.
 """
@@ -51,11 +51,11 @@ from process_gen.trajectory.batch import LATENTS, Batch
 
 Arrays = dict[str, Any]
 _DRAWN, _CHOSEN = 1, 2
-"""What draws random numbers, folded with the seed and the step."""
+"""Random streams, for drawing images and for choosing them; combined with the seed and the step."""
 
 
 class _Place(NamedTuple):
-    """Where a trajectory stands in a batch: its row, its turn slots, and what names it."""
+    """Where a trajectory is in a batch: its row and its turn slots; and the hash of its content."""
 
     row: int
     slots: np.ndarray
@@ -63,12 +63,12 @@ class _Place(NamedTuple):
 
 
 class OwnStates:
-    """The images that the model has drawn, and the batches that show them.
+    """Draws and caches images of the model's own, and puts them into batches.
 
     Args:
       programs: by image size.
-      rows: of the global batch, that this host loads.
-      drawings: of `drawings_of`; made here by default.
+      rows: indices in the global batch of the rows that this host loads.
+      drawings: from `drawings_of`; made here by default.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class OwnStates:
         self._replaced, self._seen = 0, 0  # images, since the last measurement
 
     def compile(self) -> None:
-        """Compiles what draws and what measures, for every image size; logs the memory of what is kept."""
+        """Compiles drawing and measuring for every image size; logs the most memory that the cache takes."""
         for size, program in self._programs.items():
             state, batch = program.abstract
             key = jax.eval_shape(lambda: jax.random.key(0))
@@ -99,11 +99,11 @@ class OwnStates:
         logging.info("train.own.keep=%d holds at most %.1f GB of host memory", self._own.keep, most / 1e9)
 
     def due(self, batch: Arrays) -> bool:
-        """Whether the images of a batch are to be drawn before it is fed."""
+        """Whether to draw the images of a batch before it is trained on."""
         return self._fed[size_of(batch["image"])] % self._own.every == 0
 
     def draw(self, step: int, state: TrainState, batch: Arrays) -> None:
-        """Draws the images of a batch, and keeps them; all hosts call this.
+        """Draws the images of a batch into the cache; all hosts call this.
 
         Args:
           step: that the batch is for, counted from 1.
@@ -116,7 +116,7 @@ class OwnStates:
         self._keep(places, {name: sharding.held_rows(x) for name, x in found.items()})
 
     def fed(self, step: int, batch: Arrays) -> Arrays:
-        """The batch of a step as it is to be trained on: with `shown` and `unjudged`."""
+        """The batch to train on at a step: with `shown` and `unjudged`, and cached images for a share."""
         self._fed[size_of(batch["image"])] += 1
         chosen = [
             np.random.default_rng((self._seed, _CHOSEN, step, row)).random(batch["present"].shape[1])
@@ -134,7 +134,7 @@ class OwnStates:
         return sharding.shard_batch(Batch(**batch), self._mesh, self._batch_size)
 
     def _keep(self, places: Sequence[_Place], drawn: Arrays) -> None:
-        """Keeps what was drawn, and forgets what was drawn longest ago."""
+        """Caches what was drawn, and removes what was drawn longest ago."""
         for row, slots, name in places:
             self._kept[name] = {field: x[row, slots] for field, x in drawn.items()}
             self._kept.move_to_end(name)
@@ -144,10 +144,10 @@ class OwnStates:
     def _shown(
         self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray | None = None
     ) -> tuple[Arrays, int]:
-        """The batch with the images that are kept in its context: those that are `chosen` [B, S], or all.
+        """Puts cached images into the context: those `chosen` [B, S] bool, or by default all right ones.
 
-        With all of them, what is said of images that stay the teacher's keeps its labels. Also how many
-        images were replaced.
+        By default, inspections of images that stay the teacher's keep their labels. Returns the batch with
+        `shown` and `unjudged`, and how many images were replaced.
         """
         replaced = 0
         right = batch["has_image"] & (batch["target"] == 0)
@@ -168,13 +168,12 @@ class OwnStates:
         return batch | shown, replaced
 
     def measure(self, step: int, state: TrainState, batch: Arrays) -> dict[str, float]:
-        """The losses of a batch whose images are drawn, under both contexts; all hosts call this.
+        """Losses of a batch with the teacher's and with cached images as context; all hosts call this.
 
         Returns:
-          `context_teacher/<name>` and `context_own/<name>`, with the names of the loss table, of the tokens
-          that have a label under both. What no token of the batch counts in is left out. `context_own/share`
-          of the images that this host has fed since the last measurement were the model's own; it is left
-          out at the first.
+          `context_teacher/<name>` and `context_own/<name>`, with the names of the loss table, over the tokens
+          that have a label in both contexts; losses without any are left out. `context_own/share`: of this
+          host's images since the last measurement, the share that was replaced; left out at the first.
         """
         own, _ = self._shown(batch, [*_places(batch)])
         given = {"shown": batch["image"]}
@@ -197,7 +196,7 @@ class OwnStates:
 
 
 def _tell(step: int, found: Mapping[str, float]) -> None:
-    """A line in the log, with every stage under both contexts."""
+    """Logs the loss of every stage under both contexts in one line."""
     pairs = {stage: [found.get(f"context_{c}/stage/{stage}") for c in ("teacher", "own")] for stage in STAGES}
     shown = (f"{stage} {a:.3f} -> {b:.3f}" for stage, (a, b) in pairs.items() if a is not None)
     share = found.get("context_own/share")
@@ -206,16 +205,16 @@ def _tell(step: int, found: Mapping[str, float]) -> None:
 
 
 def _turn_bytes(spec: Batch) -> int:
-    """Of what is kept of a turn."""
+    """Bytes that a turn takes in the cache."""
     kept = [x for x in (spec.shown, spec.shown_latents) if x is not None]
     return sum(math.prod(x.shape[2:]) * x.dtype.itemsize for x in kept)
 
 
 def drawings_of(config: ConfigDict, programs: Mapping[Size, TrainProgram], mesh: Mesh) -> dict[Size, Any]:
-    """What draws the images of a batch, by image size.
+    """Makes the functions that draw the images of a batch, by image size.
 
     Jitted: (parameters, autoencoder, batch, key) -> `shown` [B, S, H, W, 3] and, of a batch with latents,
-    `shown_latents`, of all turns as the model draws them. A micro-batch is drawn at a time.
+    `shown_latents`: the model's images of all turns. They draw one micro-batch at a time.
     """
     flow = (config.sampling.flow_steps, config.sampling.time_shift)
     return {size: _drawing(program, mesh, *flow) for size, program in programs.items()}
@@ -233,7 +232,7 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
 
         shown = jnp.moveaxis(jax.lax.map(images, jnp.moveaxis(latents, 1, 0)), 0, 1)
         found = {"shown": shown}
-        if encoded:  # of the pixels, as the sampler reads them
+        if encoded:  # of the decoded pixels, as in the sampler
             tokens = autoencoder.slots_to_tokens(model.config, shown, frozen)
             found["shown_latents"] = tokens.astype(LATENTS)
         return found
@@ -252,11 +251,11 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
 
 _OF_TURNS = ("before_tokens", "after_tokens", "image", "image_latents")
 _OF_PROMPTS = ("prompt_tokens", "instruction_tokens", "prompt_image", "prompt_latents")
-"""Fields of turns, and of prompts, that together name a trajectory, or a part of one."""
+"""Fields of turns and of prompts that are hashed to identify a trajectory, or a part of one."""
 
 
 def _places(batch: Arrays) -> Iterator[_Place]:
-    """The trajectories of a batch."""
+    """Finds the trajectories of a batch, and hashes the content of each."""
     for row, present in enumerate(batch["present"]):
         for prompt in range(batch["prompt_tokens"].shape[1]):
             slots = np.flatnonzero(present & (batch["prompt_index"][row] == prompt))

@@ -1,10 +1,10 @@
 """Profiler traces of a few steps: early ones if the config asks, and any time on request.
 
-    touch WORKDIR/PROFILE      # the next steps that are looked at
+    touch WORKDIR/PROFILE      # asks for a trace
 
-Where libtpu is installed and there is no TPU, JAX's profiler crashes unless JAX_PLATFORMS=cpu keeps it from
-looking for one. The lead host traces its own devices into `WORKDIR/profile`, for TensorBoard's
-profile plugin or https://ui.perfetto.dev, and takes the file away.
+The lead host looks for that file every few steps, removes it, and traces its own devices into
+`WORKDIR/profile`, for TensorBoard's profile plugin or https://ui.perfetto.dev. Where libtpu is installed and
+there is no TPU, JAX's profiler crashes unless JAX_PLATFORMS=cpu is set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from process_gen.distributed import hosts
 REQUEST = "PROFILE"
 STEPS = 3
 EARLY = 5
-"""The first step of the early trace: what follows compilation is over by then."""
+"""The first step of the early trace, late enough to leave out compilation and warm-up."""
 
 
 class Profiler:
@@ -26,7 +26,7 @@ class Profiler:
 
     Args:
       early: whether steps `EARLY` to `EARLY + STEPS - 1` are traced.
-      look_every: steps between looks for a request (in a bucket a look takes a while).
+      look_every: steps between looks for a request (slow in an object store).
     """
 
     def __init__(self, workdir: str, early: bool, look_every: int):
@@ -38,7 +38,7 @@ class Profiler:
         return self._last is not None
 
     def before(self, step: int) -> None:
-        """To be called before `step` (of this start, from 1) is dispatched."""
+        """Starts or stops a trace; call it before `step` (of this start, from 1) is dispatched."""
         if self.tracing:
             # Metrics are fetched one step late: only now are the devices through with the last step.
             if step > self._last + 1:
@@ -55,7 +55,7 @@ class Profiler:
             logging.info("profile written to %s", self._workdir / "profile")
 
     def _requested(self, step: int) -> bool:
-        """Whether someone has left a request; it is taken away."""
+        """Whether there is a request at a step that looks for one; removes it."""
         if step % self._look_every:
             return False
         request = self._workdir / REQUEST

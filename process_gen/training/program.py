@@ -1,4 +1,4 @@
-"""The train step as it runs on a mesh: built here once, for `train` to run and for `compile` to measure."""
+"""The train step jitted for a mesh, which `train` runs and `compile` measures."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class TrainProgram:
         return init_state(self.recipe, self.spec, key)
 
     def create_state(self, key: jax.Array) -> TrainState:
-        """The state before the first step, made in place: no device ever holds a full copy.
+        """The state before the first step, created in its shardings: no device ever holds a full copy.
 
-        Frozen networks but the reference are made on every host, as their `init` may read a file.
+        Frozen networks except the reference are made on every host, as their `init` may read a file.
         """
         shardings, own = self.shardings, self._own_networks
 
@@ -94,7 +94,7 @@ class TrainProgram:
         if not own:
             return state
         made = scoring.init_networks(self.recipe.losses.networks, {}, key)
-        # Copies: `init` may return arrays that somebody else holds, and a train step gives its state up.
+        # Copies: the train step donates its state, and `init` may return arrays that others hold.
         made = {name: jax.tree.map(_copied, made[name]) for name in own}
         placed = {name: jax.device_put(made[name], shardings.networks[name]) for name in own}
         return state.replace(networks={**(state.networks or {}), **placed})
@@ -129,7 +129,7 @@ class TrainProgram:
 
     @functools.cached_property
     def losses(self) -> Any:
-        """Jitted: (parameters, given, batch, key) -> sums and counts of the losses, nothing dropped."""
+        """Jitted: (parameters, given, batch, key) -> sums and counts of the losses, by `undisturbed`."""
 
         def losses(params: Any, given: Given, batch: Batch, key: jax.Array):
             return scoring.score_in_parts(self.undisturbed, params, given, batch, key)
@@ -149,7 +149,7 @@ class TrainProgram:
 
     @functools.cached_property
     def step(self) -> Any:
-        """The jitted step: (state, batch) -> (state, metrics), the state split in and out alike."""
+        """The jitted step: (state, batch) -> (state, metrics); the state is donated, its shardings stay."""
         plain = self.mesh.size == 1 and self.offload == "none"  # nothing to place
         step = make_train_step(self.recipe, None if plain else self.shardings)
         return jax.jit(

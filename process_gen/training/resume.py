@@ -1,4 +1,4 @@
-"""Whether a run that goes on is still the same run."""
+"""Checks that the config of a resumed run is compatible with its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FREE = (
     "data.data_dir", "data.latents", "data.on_error", "data.path", "data.threads", "data.tokenizer",
     "model.attention", "model.dtype", "model.logit_chunk", "model.remat", "model.scan_unroll",
 )  # fmt: skip
-"""What may change while a run goes on: how it is trained, computed and judged, and where its files are. The
-tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
+"""Keys that may change when a run is resumed: how it is trained, computed and judged, where its files are.
+The tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
 
 FIXED = ("train.batch_size", "optimizer.name", "optimizer.freeze")
-"""Parts of those groups that may not: the order of the data and the optimizer's memory hang on them."""
+"""Keys of those groups that may not: the order of the data and the optimizer's state depend on them."""
 
 
 def check_same_run(
     stored: Mapping[str, Any], config: dict[str, Any], versions: Mapping[str, str], source: str
 ) -> None:
-    """Compares a checkpoint with the run that is about to go on from it; what may differ goes to the log.
+    """Compares a checkpoint with the run that resumes from it, and logs differences that are allowed.
 
     Args:
       stored: metadata of the checkpoint: `config` and `versions`.
@@ -32,7 +32,7 @@ def check_same_run(
       source: names the checkpoint.
 
     Raises:
-      ConfigError: the model, its layout or its data would be others; the message names key and values.
+      ConfigError: the model, its layout or its data differ; the message names key and values.
     """
     changed = differences(stored.get("config", {}), config)
     for key, before, now in changed:

@@ -1,4 +1,4 @@
-"""What a run says of itself on its way: a line in the log, scalars for TensorBoard, its first batch."""
+"""Logs a training run: text lines, scalars for TensorBoard, loss curves, a picture of the first batch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RunLog:
         self.meter = metering.Meter(*sizes, peak, jax.device_count(), self.steps)
 
     def log(self, step: int, metrics: Any, waited: float) -> dict[str, float]:
-        """Fetches a step's metrics, and writes them every so often; `waited` seconds were spent on data."""
+        """Fetches a step's metrics, logs every `log_every`-th; `waited` seconds were spent on data."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.ledger.reached(step)
         self.meter.count(values, waited)
@@ -88,9 +88,9 @@ class RunLog:
 
 
 def earlier_losses(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
-    """The lines of earlier starts up to the step `last`, from which the run goes on; the others are removed.
+    """Reads the losses of earlier starts up to step `last`, where the run resumes; removes other lines.
 
-    What cannot be read costs the curves, not the run.
+    Broken lines are dropped; a file that fails is logged and raises nothing.
     """
     kept = []
     try:
@@ -100,7 +100,7 @@ def earlier_losses(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
                 step, losses = int(found["step"]), found["losses"]
                 losses = {name: float(value) for name, value in losses.items()}
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-                continue  # never finished, or of another program
+                continue  # cut off, or not written by this program
             if step <= last:
                 kept.append({"step": step, "losses": losses})
         files.write_json_lines(path, kept)
@@ -113,5 +113,5 @@ def _append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
     try:
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-    except OSError as error:  # the curves are no reason to stop a run
+    except OSError as error:  # the run goes on without the line
         logging.warning("%s could not be written (%s)", path, error)

@@ -1,4 +1,4 @@
-"""The losses of a batch, for training and validation: the unroll, what else losses are given, the table."""
+"""Computes the losses of a batch, for training and validation: unroll, frozen networks, loss table."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from process_gen.training.step import Recipe
 
 LOSSES = 16
-"""Folded into the key of a step for its losses; smaller numbers are those of what is drawn for the model."""
+"""Folded into a step's key for its losses. Smaller numbers are left to the draws of the model's inputs."""
 
 
 @flax.struct.dataclass
 class Given:
-    """What a batch is scored with, besides the parameters that are trained.
+    """What the losses of a batch need besides the model's parameters.
 
     Attributes:
       step: [] int32, batches seen before this one.
@@ -42,14 +42,14 @@ class Given:
 
 
 def init_networks(names: Sequence[str], params: Any, key: jax.Array) -> dict[str, Any] | None:
-    """Weights of frozen networks by name, as a run begins with them; None for none.
+    """Initial weights of the frozen networks by name; None without any.
 
-    `reference` is a copy of the model's `params`; `key` is what the run begins with. What a network gets
-    depends on its name alone, so that no other one changes it.
+    `reference` gets the model's `params`. `key` is the one that the whole state is initialized with; a
+    network's own key depends on its name alone, not on which others there are.
     """
     if not names:
         return None
-    key = jax.random.fold_in(jax.random.split(key)[0], 2)  # 1 is that of the autoencoder
+    key = jax.random.fold_in(jax.random.split(key)[0], 2)  # 1 makes the autoencoder's key
     return {
         name: params if name == REFERENCE else get_network(name).init(fold_in_name(key, name))
         for name in names
@@ -62,7 +62,7 @@ def score(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Arra
 
 
 def score_blank(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
-    """`score` without running the model: the counts are the same, the sums are those of zeros."""
+    """`score` without running the model: the same counts, and the sums for predictions of zero."""
     return _terms(recipe, seen_blank(recipe, given, batch, key), batch, key)
 
 
@@ -83,7 +83,7 @@ def score_in_parts(
 def micro_batches(recipe: Recipe, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
     """The micro-batches of a batch, stacked, and a key for each.
 
-    Each takes every `accumulate`-th row, so that a device has its rows of it already.
+    Each takes every `accumulate`-th row, so that no row moves to another device.
     """
     parts = recipe.accumulate
 
@@ -96,21 +96,21 @@ def micro_batches(recipe: Recipe, batch: Batch, key: jax.Array) -> tuple[Batch, 
 
 
 def zero_sums(recipe: Recipe, given: Given, micro: tuple[Batch, jax.Array]) -> tuple[dict, dict]:
-    """Zeros of the form that `score` of each of the stacked `micro` has."""
+    """Zeros with the structure of `score`'s result, to add that of each of the stacked `micro` to."""
     first = jax.tree.map(lambda x: x[0], micro)
     shapes = jax.eval_shape(functools.partial(score_blank, recipe), given, *first)
     return jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
 
 
 def seen(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array) -> Outputs:
-    """What the losses read of a batch."""
+    """Unrolls the model over a batch; returns what the losses read."""
     reference = (given.networks or {}).get(REFERENCE)
     outputs = unroll(recipe.model, params, batch, key, recipe.options, given.autoencoder, reference)
     return _with(outputs, given)
 
 
 def seen_blank(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> Outputs:
-    """The same with zeros for all that the model predicts."""
+    """`seen` without running the model: all predictions are zeros."""
     return _with(blank_outputs(recipe.model, batch, key, recipe.options, given.autoencoder), given)
 
 
@@ -132,7 +132,7 @@ def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tu
 
 
 def check(recipe: Recipe, spec: Batch) -> None:
-    """Traces every loss on shapes alone: what a loss would only say in the middle of a compilation.
+    """Traces every loss on shapes alone, to raise its errors before the long compilation.
 
     Raises:
       LossError: a loss that returns wrong shapes, or asks for a field or a network that is not there.

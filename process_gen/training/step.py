@@ -46,12 +46,12 @@ class TrainState:
 
     @property
     def given(self) -> Given:
-        """What the next batch is scored with."""
+        """What the losses of the next batch need besides trained parameters."""
         return Given(self.step, self.autoencoder, self.networks)
 
     @property
     def average(self) -> Any:
-        """All parameters, those that are trained averaged."""
+        """All parameters, the trained ones replaced by their moving averages."""
         return merged(self.params, self.ema)
 
 
@@ -105,12 +105,12 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure train step: (state, batch) -> (state, metrics).
 
-    Given the shardings of the state, gradients are split like the parameters as
-    soon as they are made, accumulated ones too, and what rests in host memory
-    comes over for the update alone.
+    Given the shardings of the state, gradients are sharded like the parameters as
+    soon as they are computed, accumulated ones too, and arrays offloaded to host
+    memory are on the devices for the update only.
 
-    A step whose loss, gradient or update is not finite leaves the state as it was, but
-    for the count of steps, and says so in `metrics["finite"]`: its batch is behind it.
+    A step whose loss, gradient or update is not finite changes only the count of steps,
+    so that its batch is not repeated, and has `metrics["finite"]` 0.
     """
 
     def like_params(tree: Any) -> Any:
@@ -158,7 +158,7 @@ def ema_decay(recipe: Recipe, step: jax.Array | int) -> jax.Array | float:
 
 
 def _updates(state: TrainState) -> jax.Array:
-    """How many updates the optimizer has made, by its own count: it leaves out what was not finite."""
+    """How many updates the optimizer has made; its own count excludes steps that were not finite."""
     counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")
     return counts[0][1] if counts else state.step
 

@@ -3,7 +3,7 @@
     part = trained(params, freeze)     # what is trained, as a smaller tree
     params = merged(params, part)      # and back
 
-Where nothing is frozen both give what they were given.
+If nothing is frozen, `trained` returns all of `params`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def trained(params: Any, freeze: Sequence[str]) -> Any:
     """The arrays that no pattern of `freeze` chooses, in a nested dict of those alone.
 
     Args:
-      params: nested dict of arrays, or of whatever stands for them.
+      params: nested dict of arrays, real or abstract.
       freeze: patterns (`process_gen.common.patterns`) of names such as `vit/layers/fc1/kernel`.
     """
     return _part(params, freeze, frozen=False) if freeze else params
@@ -48,7 +48,7 @@ def merged(params: Any, part: Any) -> Any:
 
 
 def log_overview(params: Any, freeze: Sequence[str]) -> None:
-    """Tables of the parameters with their shardings, in the log; frozen ones in one of their own."""
+    """Logs tables of the parameters with their shardings, frozen ones separately."""
     if not freeze:
         parameter_overview.log_parameter_overview(params, include_stats="sharding", msg="parameters")
         return

@@ -21,7 +21,7 @@ from process_gen.trajectory.batch import Batch
 
 
 class Validation:
-    """The first batches of a loader of held-out trajectories, scored as often as one asks.
+    """Computes the losses of the first batches of held-out trajectories, the same ones at each call.
 
     Args:
       loader: of the held-out trajectories, in their own order.
@@ -39,7 +39,7 @@ class Validation:
     def scalars(self, state: TrainState) -> dict[str, float]:
         """`validation/loss`, and `validation/<name>` of what the loss table has; all hosts call this.
 
-        Of rows that count nothing in the held-out trajectories there is none.
+        Losses without a target in the held-out trajectories are left out. Raises ValueError without a batch.
         """
         average, iterator = offload.on_devices(state.average), iter(self._loader)
         found, table = None, next(iter(self._programs.values())).recipe.losses

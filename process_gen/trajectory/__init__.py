@@ -1,1 +1,1 @@
-"""Stages, steps and trajectories; markup; static slots; the batch; who sees whom."""
+"""Stages, steps and trajectories; markup; static slots; the batch; attention masks."""

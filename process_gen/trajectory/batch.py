@@ -24,11 +24,11 @@ PAD_ID = -1
 
 
 EXTRA = "extra/"
-"""Before the names of fields of one's own, while rows are packed."""
+"""Prefix of user-defined fields while rows are packed."""
 
 
 def blank(field: str) -> int:
-    """What an empty place holds in a field of the batch: padding in token slots, 0 in all others."""
+    """The fill value of a field of the batch: padding in token slots, 0 in all others."""
     return PAD_ID if field.endswith("_tokens") else 0
 
 
@@ -50,7 +50,7 @@ class Batch:
       is_first, is_last: [B, S] bool, the trajectory begins or ends with this turn. One that goes on in
         another row (`Trajectory.ends`) has no last turn here.
       refines: [B, S] bool, a refine turn; else a draft.
-      has_image: [B, S] bool, off for a correction of which the words alone are known.
+      has_image: [B, S] bool, False for a correction that was not drawn.
       source: [B, S] int32, which source of a mixture the turn comes from.
       supervised: [B, S] int32, the stages that have losses: a bit each, in the order of `Stage`.
       before_tokens, after_tokens: [B, S, T] int32.
@@ -66,12 +66,12 @@ class Batch:
       image_latents: [B, S, N, V] float16, latent tokens of the images where they
         were encoded ahead of time; None elsewhere.
       prompt_latents: [B, R, N, V] float16, likewise.
-      shown: [B, S, H, W, 3] uint8, what later tokens see in the place of `image`, which stays the flow
-        target; None where that is `image`.
-      shown_latents: [B, S, N, V] float16, its latents, where the batch has `image_latents`.
-      unjudged: [B, S] bool, turns whose image is `shown`: what is said of it, and what follows from that, has
-        no label. There with `shown` alone.
-      extra: by name, the fields of `layout.fields`, [B, S] or [B, S, H, W] or [B, S, H, W, 3];
+      shown: [B, S, H, W, 3] uint8, images that later tokens see in the place of `image`, which stays the
+        flow target; None if they see `image`.
+      shown_latents: [B, S, N, V] float16, their latents, where the batch has `image_latents`.
+      unjudged: [B, S] bool, turns whose inspection and the decisions after their image get no label, as
+        they may be wrong for the image in `shown`; None without `shown`.
+      extra: by name, the user-defined `layout.fields`, [B, S] or [B, S, H, W] or [B, S, H, W, 3];
         zeros where a turn has none. None where the layout has none.
     """
 
@@ -102,7 +102,7 @@ class Batch:
     extra: Any = None
 
     def field(self, name: str) -> Any:
-        """A field of one's own, of `extra`; LookupError where the layout has none of that name."""
+        """A user-defined field, of `extra`; LookupError where the layout has none of that name."""
         if name not in (self.extra or {}):
             known = ", ".join(self.extra or ()) or "none"
             raise LookupError(
@@ -115,7 +115,7 @@ class Batch:
     def spec(cls, layout: Layout, batch_size: int, latents: bool = False, shown: bool = False) -> Batch:
         """Shapes and dtypes of a batch, as `jax.ShapeDtypeStruct` leaves.
 
-        `latents` says whether images were encoded ahead of time, `shown` whether others stand in the context.
+        `latents`: images were encoded ahead of time. `shown`: later tokens may see other images.
         """
 
         def turns(*shape, dtype=jnp.int32):

@@ -13,10 +13,10 @@ the end are all learned decisions:
     what follows a turn: `<refine>` a correction | `<ins>` the next plan |
     `<|vision_start|>` the next draft, without a plan | `<|endoftext|>` the end
 
-The paper says that the switch of modality is learned and that a trajectory
-stops after an image closes; which token says so is our choice: a closing token
-names the markup of the text that follows, so the decision does not depend on how
-much of the turn later tokens can see.
+The paper says that the switch of modality is learned and that a trajectory stops
+after an image closes. Which token decides is our choice: a closing token predicts
+the markup that opens what follows, so the decision does not depend on how much of
+the turn later tokens can see.
 
 B rows, S turn slots, R trajectories of a row, T tokens of a slot.
 """
@@ -72,9 +72,9 @@ def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
 
 
 def follows(batch: Batch, ids: ControlIds) -> jax.Array:
-    """[B, S] int32: the token that opens what follows each turn; `PAD_ID` where nothing here says.
+    """[B, S] int32: the token that opens what follows each turn; `PAD_ID` where the row does not tell.
 
-    That is where there is no turn, and at the end of a trajectory that goes on in another row.
+    That is in empty slots, and after the last turn of a trajectory that continues in another row.
     """
 
     def of_next(x):

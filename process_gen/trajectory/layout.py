@@ -29,12 +29,12 @@ from typing import Literal
 Kind = Literal["text", "noised", "clean"]
 
 FIELD_KINDS = {"image": "uint8", "mask": "uint8", "number": "float32", "flag": "bool"}
-"""What a field of one's own may be, and the type that it has in a batch."""
+"""Kind of a user-defined field -> its dtype in a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Tokens that follow one another and share one rule of attention, that of their `kind`.
+    """A contiguous run of tokens with one attention rule, that of its `kind`.
 
     Attributes:
       name: as in the table above.
@@ -80,7 +80,7 @@ class Layout:
       context: what a turn sees of earlier ones, see `visibility.seen_parts`.
       corrections: refine turns of a step, at most. With `step` and `last` it bounds
         how far back a turn can see.
-      fields: a turn's fields of one's own, (name, kind) each, for losses to read: `image`
+      fields: user-defined fields of a turn, (name, kind) each, for losses to read: `image`
         and `mask` of the images' size, `number` or `flag`.
     """
 
@@ -136,11 +136,11 @@ class Layout:
 
     @property
     def state_ids(self) -> int:
-        """Rotary ids that a visual state takes: one for its latents, one for its ViT tokens."""
+        """Rotary positions that a visual state takes: one for its latents, one for its ViT tokens."""
         return len(self.state_slots("image"))
 
     def leaves_out(self, slot: str) -> bool:
-        """Whether texts of a slot that the data have are not read: inspections, without a slot for them."""
+        """Whether the data's texts for a slot are ignored: only inspections, if the layout has no slot."""
         return slot == "after" and not self.after
 
     def text_slot(self, name: str) -> Segment:
@@ -199,7 +199,7 @@ class Layout:
 
     @property
     def history(self) -> int:
-        """Turns back that a turn may see at most."""
+        """How many turns back a turn may see, at most."""
         within = {"full": self.turns, "step": 2 * (1 + self.corrections), "last": 2 * (1 + self.corrections)}
         return min(self.turns, within[self.context]) - 1
 

@@ -1,4 +1,4 @@
-"""The text of a stage, written and parsed in one place.
+"""Writes and parses the marked-up texts of stages.
 
     plan    <ins>what this stroke does</ins><des>the scene afterwards</des>
     refine  <refine>what to correct</refine>
@@ -41,7 +41,7 @@ MEANINGS = {
     REFINE: "correction",
     REFINE_END: "end of correction",
 }
-"""What each token stands for, in words that a published vocabulary knows (`process_gen.weights.start`)."""
+"""Words whose mean embedding a token starts from in published weights (`process_gen.weights.start`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Malformed:
 
 
 class BadText(ValueError):
-    """A text that holds what no text may hold; the message says what and where."""
+    """A text with a forbidden token or character; the message says which and where."""
 
 
 def check_characters(text: str, what: str) -> str:
-    """Returns `text`, refusing half of a character, which JSON lets through, with `BadText`."""
+    """Returns `text`; raises `BadText` for an unpaired surrogate, which JSON allows but UTF-8 does not."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -85,7 +85,7 @@ def check_characters(text: str, what: str) -> str:
 
 
 def check_plain(text: str, what: str) -> str:
-    """Returns `text`, refusing special tokens and halves of characters inside it with `BadText`."""
+    """Returns `text`; raises `BadText` for a special token or an unpaired surrogate in it."""
     check_characters(text, what)
     if found := SPECIAL_PATTERN.search(text):
         raise BadText(f"{what} must not contain the token {found[0]}: {text!r}")

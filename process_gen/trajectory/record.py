@@ -1,4 +1,4 @@
-"""A trajectory as one JSON object, its images as paths: what the sampler writes is what training reads.
+"""Trajectories as JSON objects, images as paths: the format that the sampler writes and training reads.
 
     {"prompt": "a cat on a mat", "turns": [
       {"instruction": "draw the mat", "description": "a mat", "image": "1/a.png"},
@@ -11,24 +11,23 @@ A prompt may hold an input image, `image`, between two texts: `prompt` before it
 and `instruction` after it. Either text may be left out, not both. `uid` and
 `metadata` are optional.
 
-A turn is a draft, or with `refine` a correction of the image before it. Only its
-`image` must be there; a trajectory may end with a `refine` that lacks it, of which the
-words alone are learned then. `before` is the marked-up text before the image as a model
-wrote it, in the place of `instruction` with `description` or of `refine`; `refines`
-then says which of the two it is. The other fields of `TURN_FIELDS` may stand
-there too: `image_ok` (whether the image is as it should be; by default it is, unless
-the next turn corrects it) and the weights of the losses. `sha256` of a turn is that of
-its image file, which is then checked.
+A turn is a draft, or with `refine` a correction of the image before it. Only `image` is
+required; a last turn with `refine` may lack it, and training then uses its text alone.
+`before` is the marked-up text before the image as a model wrote it, in the place of
+`instruction` with `description` or of `refine`; `refines` then says which of the two it
+is. The other fields of `TURN_FIELDS` are optional: `image_ok` (whether the image is as
+it should be; by default it is, unless the next turn corrects it) and the weights of the
+losses. `sha256` of a turn is that of its image file, which is then checked.
 
-An image is a path, or `{"bytes": .., "path": ..}` where the object is no text.
+An image is a path, or `{"bytes": .., "path": ..}` in formats that can hold bytes.
 
 `source`, `licence` and `author` (`human`, `model` or `teacher`) say where a trajectory
-comes from. They end up in its metadata, and so does a field that nobody knows, of the
-trajectory or (as `turn_fields`, one object a turn) of its turns; the log names it once.
+comes from. They are stored in its metadata, and so are unknown fields, of the trajectory
+or (under `turn_fields`, one object a turn) of its turns; each is logged once.
 
-Lines of steps, `{"sketch", "refine", "refined", "sketch_ok", "plan_ok", ..}` in the
-place of turns, are read as well. A sampled trajectory has the fields of
-`SampledTrajectory` besides.
+Objects with `steps`, `{"sketch", "refine", "refined", "sketch_ok", "plan_ok", ..}`, in
+the place of `turns` are read as well. A sampled trajectory also has the fields of
+`SampledTrajectory`.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ SAMPLED_KEYS = tuple(
     for field in dataclasses.fields(SampledTrajectory)
     if field.name not in {own.name for own in dataclasses.fields(Trajectory)}
 )
-"""What a sampled trajectory has besides: mode, seed, and how it came to be."""
+"""Fields of a sampled trajectory alone: mode, seed, and how it was sampled."""
 PROVENANCE_KEYS = ("source", "licence", "author")
 AUTHORS = ("human", "model", "teacher")
 TRAJECTORY_KEYS = (
@@ -72,7 +71,7 @@ TURN_KEYS = (
     *(field.name for field in TURN_FIELDS if field.name != "after"),
 )
 STEP_KEYS = (*PLAN_KEYS, "sketch", "inspect", "refine", "refined", "sketch_ok", "plan_ok")
-"""Of a step, in lines of steps."""
+"""Keys of a step, in objects with `steps`."""
 
 _LARGEST_WEIGHT = 1e30
 
@@ -86,15 +85,15 @@ class RecordError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A turn whose image is somewhere else.
+    """A turn whose image is not decoded yet.
 
     Attributes:
       image: its path, or the bytes of its file; None where it was not drawn.
       image_field: names the image in messages, `turns[0].image`.
       fields: the other arguments of `Turn`, defaults left out.
-      sha256: of the file, in hexadecimal digits; empty where nobody says.
-      unknown: fields that are not of a turn.
-      extra: those of them that were asked for.
+      sha256: of the file, in hexadecimal digits; empty where the record has none.
+      unknown: fields that no turn has, and that were not asked for.
+      extra: user-defined fields that were asked for.
     """
 
     image: ImageFile | None
@@ -114,7 +113,7 @@ class Record:
       metadata: likewise, with the provenance and unknown fields.
       turns: at least one.
       prompt_image: the input image, None where there is none.
-      sampled: those of `SAMPLED_KEYS` that are there.
+      sampled: those of `SAMPLED_KEYS` that the object has.
     """
 
     prompt: str
@@ -132,12 +131,12 @@ class Record:
 def trajectory_to_json(
     trajectory: Trajectory, image_paths: Sequence[str | None], prompt_image_path: str | None = None
 ) -> dict[str, Any]:
-    """Returns the object of a trajectory, sampled or not.
+    """Returns the JSON object of a trajectory, sampled or not.
 
     Args:
       trajectory: whose images the caller saves.
-      image_paths: where the image of each turn lies; None where it has none.
-      prompt_image_path: where its input image lies.
+      image_paths: the path of each turn's image; None where it has none.
+      prompt_image_path: the path of its input image.
 
     Raises:
       ValueError: not a path for every image, or metadata that JSON cannot hold.
@@ -162,7 +161,7 @@ def trajectory_to_json(
 
 
 def turn_to_json(turn: Turn, image_path: str | None) -> dict[str, Any]:
-    """Returns the object of a turn; a text before its image that is malformed stands there as it is."""
+    """Returns the JSON object of a turn; a malformed text before its image is stored raw, as `before`."""
     found = _before_to_json(turn) | ({} if image_path is None else {"image": image_path})
     if turn.after is not None:
         found["inspect"] = turn.after
@@ -174,7 +173,7 @@ def turn_to_json(turn: Turn, image_path: str | None) -> dict[str, Any]:
 
 def _before_to_json(turn: Turn) -> dict[str, Any]:
     parsed = turn.instruction if turn.refines else turn.plan
-    with contextlib.suppress(ValueError):  # what cannot be written so stands there as it is
+    with contextlib.suppress(ValueError):  # a text that cannot be rewritten is stored raw
         if isinstance(parsed, Plan) and markup.write_plan(parsed) == turn.before:
             return dataclasses.asdict(parsed)
         if isinstance(parsed, str) and markup.write_refine(parsed) == turn.before:
@@ -184,7 +183,7 @@ def _before_to_json(turn: Turn) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> Any:
-    """The same as plain JSON values: NumPy scalars and arrays, mappings, sets and enums.
+    """Converts to plain JSON values: NumPy scalars and arrays, mappings, sets and enums.
 
     Raises:
       ValueError: JSON has no place for it, or it holds a number that is not finite.
@@ -209,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 
 def trajectory_from_json(value: Any, fields: Collection[str] = ()) -> Record:
-    """Returns the checked record of one object; `fields` are names of a turn's fields of one's own.
+    """Returns the checked record of one object; `fields` names the user-defined fields of turns to read.
 
     Raises:
       RecordError: the message names the field, and the nearest name of an unknown one.
@@ -319,7 +318,7 @@ def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str
 
 
 def _read_turn(turn: dict[str, Any], names: Mapping[str, str], own: Collection[str]) -> TurnRecord:
-    """Checks a turn; `names` are those of its keys in messages, `own` the fields that were asked for."""
+    """Checks a turn; `names` are those of its keys in messages, `own` the user-defined fields to read."""
     lacks = "image" not in turn and "refine" in turn and "inspect" not in turn
     image = None if lacks else _image_file(turn, "image", names["image"])
     found: dict[str, Any] = {}

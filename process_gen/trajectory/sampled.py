@@ -1,4 +1,4 @@
-"""Trajectories as a model sampled them: a trajectory, and how it came to be."""
+"""Sampled trajectories: a trajectory, and how it was sampled."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Stopped = Literal["model", "cap"]
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SampledTrajectory(Trajectory):
-    """What a model made of a prompt. Its texts may be anything: what does not parse is `Malformed`.
+    """A trajectory that a model sampled. Its texts may be anything: what does not parse is `Malformed`.
 
     Attributes:
       mode: how much of the process was asked for.
       seed: what the random key was made from.
-      stopped: who ended it: the `model` itself or who plans in its place, or the `cap` on turns or Euler
+      stopped: what ended it: the `model` or an external planner, or the `cap` on turns, steps or Euler
         steps.
       given: turns at its start that were given and not sampled (`Sampler.continue_from`).
-      sampling_steps: evaluations of the flow network over all its images.
-      seconds: wall time of the batch divided by its rows.
+      sampling_steps: Euler steps over all its sampled images.
+      seconds: its share of the wall time of its batch.
       verdict: the judgement of the final image, if there is one:
         `{"ok": bool, "constraints": [{"text": str, "ok": bool, "reason": str}]}`
         and whatever else a judge has to say, JSON-like.

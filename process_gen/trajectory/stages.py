@@ -1,21 +1,21 @@
-"""Stage -> Turn -> Step -> Trajectory: the one vocabulary of the project.
+"""The data model: a trajectory has steps, a step has turns, and each part of a turn is a stage.
 
 A trajectory draws a prompt the way people do: each step plans a stroke in text,
 sketches it as an image, inspects the draft, and refines it only where the
-inspection found a conflict (arXiv 2604.04746, section 3). The machine works in
-turns, of which every one is a text, an image, and a text:
+inspection found a conflict (arXiv 2604.04746, section 3). The model works in
+turns, each of which is a text, an image, and a text:
 
     kind      before   image     after
     draft     plan     sketch    inspect
     refine    refine   refined   inspect
 
 A step is a draft turn and the refine turns that follow it. Either text may be
-absent; the image only where a trajectory ends in a correction that nobody has drawn.
+absent; the image only in a refine turn that ends a trajectory and was not drawn.
 So a step without an inspection, a draft that is corrected twice, or an inspection
-of a correction need no field of their own.
+of a correction need no extra field.
 
 `TURN_FIELDS` is the one table of what a turn holds: the record on disk, the
-batch, fake batches and the reader of folders follow from it.
+batch, fake batches and the reader of folders are derived from it.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Turn:
     """A text, an image, and a text.
 
     Attributes:
-      image: [height, width, 3] uint8; None in the last refine turn of a trajectory, where
-        nobody has drawn the correction: only its words are learned.
+      image: [height, width, 3] uint8; None only in a refine turn that ends a trajectory
+        and whose correction was not drawn: training then uses its text alone.
       before: the text before it with its markup, `<ins>..</ins><des>..</des>` of a
         plan or `<refine>..</refine>`; None where there is none. A model may have
         written anything there.
@@ -104,9 +104,12 @@ class Turn:
       image_ok: whether the image is as it should be. A wrong image stands in the
         context and is never a flow target: the target is then the last image of
         its step, or nothing where that one is wrong too.
-      before_weight, image_weight, after_weight: of the losses on the words and on
-        the flow target. 0 is for what was given and is not to be learned.
-      extra: fields of one's own by name (`layout.fields`), as arrays and numbers; what is missing is blank.
+      before_weight, image_weight, after_weight: of the losses on the texts and on
+        the flow target. 0 makes a part context only.
+      extra: user-defined fields by name (`layout.fields`), arrays and numbers; missing ones become zeros.
+
+    Raises:
+      ValueError: an image of another shape or dtype, or none in a draft or before an inspection.
     """
 
     image: np.ndarray | None
@@ -228,8 +231,12 @@ class Trajectory:
         `image` [turns, N, V] and `prompt` [N, V], zeros where absent.
       source: which source of a mixture it comes from, counted from 0.
       supervised: the stages that have losses.
-      context_turns: those at its start without losses: what a later part of a long trajectory goes on from.
-      ends: whether it ends with its last turn; a part that another one goes on from does not.
+      context_turns: turns at its start without losses: a later part of a split trajectory begins with
+        turns of the part before it.
+      ends: whether it ends with its last turn; False for a part of a split trajectory that another continues.
+
+    Raises:
+      ValueError: no turns, a refine turn as the first one, or a turn before the last without an image.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""Who sees whom.
+"""Attention masks: which keys a query sees.
 
 In logical order a key is visible to exactly one interval of queries:
 
@@ -23,18 +23,18 @@ between two vision tokens; rows are queries, columns keys):
 Latents and ViT tokens of one clean image are two segments of kind `clean`: the
 ViT tokens come later, so they see the latents and the latents do not see them.
 
-The prompt is visible to every query of its trajectory. What is visible of
-earlier turns is the context policy of the layout (`seen_parts`):
+The prompt is visible to every query of its trajectory. What is visible of earlier
+turns is set by the context policy of the layout, `layout.context` (`seen_parts`):
 
     full    everything
-    step    of the step under way everything; of the step before it the texts
+    step    of the current step everything; of the step before it the texts
             before its images, and its last image
-    last    of the step under way everything; of the step before it its last image
+    last    of the current step everything; of the step before it its last image
 
-So with `step` a corrected step leaves its plan, what was corrected, and the
-corrected image: words and image agree. Rows are turns that ask, columns the
-turns of a trajectory, with `step`; b, i, a are the texts before and after, and
-the image. The second draft is corrected once:
+So with `step`, the next step sees of a corrected step its plan, its refine
+instructions and its corrected image, which agree. An example with `step`: rows
+are the querying turns, columns the turns they see; b, i, a are the text before,
+the image, and the text after. The second draft is corrected once:
 
                  draft 1  draft 2  refine 2  draft 3
     draft 1
@@ -59,13 +59,13 @@ from process_gen.trajectory.layout import Segment
 
 
 def seen_parts(context: str, step: Any, refines: Any, now: Any, correcting: Any) -> dict[str, Any]:
-    """What a turn sees of earlier turns of its trajectory; training and sampling both ask here.
+    """Which parts of earlier turns of its trajectory a turn sees, in training and in sampling.
 
     Args:
       context: the layout's policy.
       step: [..., W] numbers of the steps that the earlier turns belong to, oldest turn first.
       refines: [..., W] bool, whether they are refine turns.
-      now: [...] number of the step of the turn that asks.
+      now: [...] number of the step of the querying turn.
       correcting: [...] bool, whether it is a refine turn.
 
     Returns:
@@ -105,7 +105,7 @@ def intervals(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Queries that all see the same keys, but for a causal order among themselves: no mask is needed.
+    """Attention without a mask: the queries see the same other keys, and all of their own or causally.
 
     Attributes:
       queries, keys: slices into the tokens of the chunk, in packed order; the queries' own keys come last.
@@ -123,12 +123,12 @@ class Chunk:
     In packed order all tokens with a vocabulary id and then all ViT tokens (the
     understanding block) stand before all latent tokens (the generation block),
     so that which weights a token uses is known when the program is traced.
-    Rotary ids and the mask carry the logical order.
+    Rotary positions and the mask carry the logical order.
 
     Attributes:
       segments: in logical order.
       order: [L] logical position of each token in packed order.
-      start, end: [L] who may see each token in packed order, as key.
+      start, end: [L] in packed order, for each token as key: the logical positions of queries that see it.
       text, vit, latents: where the vocabulary, ViT and latent tokens of each segment stand in packed order.
     """
 
@@ -179,10 +179,10 @@ class Chunk:
 
     @functools.cached_property
     def calls(self) -> tuple[Call, ...]:
-        """Calls that need no mask: one for every image, and one for texts in a row.
+        """Calls without a mask for all queries: consecutive segments of a kind share one where they can.
 
         Raises:
-          ValueError: a segment sees only a part of another one.
+          ValueError: the tokens of a segment do not see alike, so a mask is needed.
         """
         found = []
         for _, run in itertools.groupby(self.segments, lambda segment: segment.kind):

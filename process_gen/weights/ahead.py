@@ -39,9 +39,9 @@ from process_gen.trajectory.stages import Trajectory
 from process_gen.weights.origin import read_weights
 
 IMAGES = 8
-"""Images that are encoded at a time."""
+"""Batch size of the encoder, in images."""
 GROUP = 16
-"""Trajectories whose images are put together for that."""
+"""Trajectories whose images are batched together."""
 
 
 def encode_latents(
@@ -73,7 +73,7 @@ def encode_latents(
 def _encode(
     config: ConfigDict, folder: str, info: LatentsInfo, source: Source, model: ModelConfig, params: Any
 ) -> None:
-    """Writes what `encode_latents` says."""
+    """Encodes and writes the trajectories that the folder lacks."""
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad, skip = 0, config.data.on_error != "fail"
@@ -129,10 +129,10 @@ def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> None:
-    """Refuses latents that another autoencoder made than the one that a run starts with.
+    """Checks that stored latents were made by the autoencoder that the run starts with.
 
     Raises:
-      ConfigError: the message names both.
+      ConfigError: another one made them; the message names both.
     """
     if not config.data.latents:
         return
@@ -147,7 +147,7 @@ def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> N
 
 
 def fingerprint(params: Any) -> str:
-    """Tells one autoencoder's parameters from another's: latents mean something only together with them."""
+    """A hash of an autoencoder's parameters, 16 hex digits: latents are of use only with these parameters."""
     digest = hashlib.sha256()
     for name, x in sorted(arrays.flatten(params).items()):
         digest.update(f"{name} {x.shape}\n".encode())
@@ -162,7 +162,7 @@ def _there(folder: str, info: LatentsInfo) -> bool:
 
 
 def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:
-    """A trajectory; where broken ones are to be skipped, what is wrong with it."""
+    """A trajectory of the source; of a broken one the error, which is raised unless `skip` is set."""
     try:
         return source[index]
     except BadTrajectory as error:
@@ -172,7 +172,7 @@ def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:
 
 
 def _encoded(encode: Any, params: Any, trajectories: list[Trajectory]) -> Iterator[np.ndarray]:
-    """The latents [images, N, V] of each trajectory."""
+    """The latents of each trajectory, [images, N tokens, V values]."""
     counts = [len(images_of(one)) for one in trajectories]
     if not counts:
         return

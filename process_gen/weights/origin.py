@@ -3,8 +3,10 @@
     weights = read_weights("BAGEL-7B-MoT")
     weights.model, weights.params("float32")
 
-Nothing is read but descriptions; `params` and `autoencoder` make sources that are
-read box by box (`process_gen.checkpoints.published.sources`).
+Of published weights only JSON files, headers and fixed tables are read; `params` and
+`autoencoder` make sources whose arrays are read box by box, when they are needed
+(`process_gen.checkpoints.published.sources`). Files of a run are hashed first, and a
+`.safetensors` file of ours is read whole.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from process_gen.models.config import FluxConfig, LoraConfig, ModelConfig, model
 AUTOENCODER = "autoencoder"
 """The item of a step that holds the frozen autoencoder."""
 AVERAGE = "ema"
-"""The item that holds the moving average, of those parameters that are trained."""
+"""The item that holds the exponential moving average (EMA) of the trained parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Adapted:
 
     Attributes:
       lora: rank and alpha of the adapters.
-      params: makes the arrays, adapters and all else.
-      base: where the weights are that the adapters were trained on; "" where nobody says.
-      besides: names of what was trained besides, which adapters alone would lose.
+      params: makes a source of all arrays, the adapters among them.
+      base: path of the weights that the adapters were trained on; "" where it is unknown.
+      besides: names of other trained parameters, which an export of the adapters alone would lose.
     """
 
     lora: LoraConfig
@@ -52,14 +54,14 @@ class Weights:
 
     Attributes:
       kind: `ours`, `bagel`, `adapters`, `qwen2`, `siglip2` or `autoencoder`.
-      source: where it lies, for messages.
+      source: its path, for messages.
       tokenizer: the folder in which its tokenizer's files are, if there are any.
-      metadata: what a run keeps with its weights.
+      metadata: what a run keeps with its weights (config, tokenizer), or what their files say.
       model: its sizes, without adapters; None for an autoencoder alone.
-      params: makes the model's arrays, with adapters merged; None without.
+      params: makes a source of the model's arrays, with adapters merged; None without a model.
       flux: sizes of the autoencoder.
-      autoencoder: makes its arrays; None without.
-      adapted: the model with its adapters; None without.
+      autoencoder: makes a source of its arrays; None without one.
+      adapted: the same model with its adapters apart; None without adapters.
     """
 
     kind: str
@@ -74,7 +76,7 @@ class Weights:
 
     @property
     def files(self) -> Mapping[str, configs.Json] | None:
-        """Published JSON files that belong to it."""
+        """The JSON files that were published with it, by name; None for other weights."""
         return self.metadata.get("published", {}).get("files")
 
 
@@ -88,7 +90,7 @@ def read_weights(
     seed: int = 0,
     base: epath.PathLike | None = None,
 ) -> Weights:
-    """Finds out what `source` is, and reads its descriptions.
+    """Detects what `source` is, and reads what describes it; of a run every host has to call this.
 
     Args:
       source: a folder or a file.
@@ -96,12 +98,12 @@ def read_weights(
       vision: a SigLIP 2, where the source is a language model alone.
       autoencoder: a FLUX autoencoder, where the source has none or is to get another one.
       which: weights of a run, `ema` or `params`.
-      seed: of what nobody has published, where the source is a language model alone.
+      seed: of the parameters that start random, where the source is a language model alone.
       base: the weights that adapters belong to, where they do not say or have moved.
 
     Raises:
       CheckpointNotFound: nothing that can be read.
-      CheckpointCorrupt, CheckpointMismatch: it is broken, or contradicts itself.
+      CheckpointCorrupt, CheckpointMismatch: a file is broken, or files contradict one another.
     """
     place = load.absolute(source)
     kind = kind_of(place)
@@ -132,7 +134,7 @@ def read_weights(
 
 
 def kind_of(place: epath.Path) -> str:
-    """What a folder or file holds, by the names in it; CheckpointNotFound for nothing known, or pickles."""
+    """The kind of weights (see `Weights`) in a folder or file; CheckpointNotFound for none, or pickles."""
     if not place.exists():
         raise CheckpointNotFound(f"no such weights: {place}")
     if place.is_file():
@@ -149,7 +151,7 @@ def kind_of(place: epath.Path) -> str:
         if family.startswith(prefix):
             return kind
     if tensors.find(place, flux.STEMS.values()) is not None:
-        # Beside a model it is that of a BAGEL whose configs are missing, which is then said.
+        # Beside a model's file it is that of a BAGEL whose configs are missing: reading it says so.
         held = [stem + end for stem in bagel.MODEL_STEMS for end in (tensors.SUFFIX, tensors.INDEX)]
         return "bagel" if any((place / name).exists() for name in held) else "autoencoder"
     raise CheckpointNotFound(
@@ -180,9 +182,9 @@ def read_ours(
     params, besides = saved.source(which) if which in saved.items else None, []
     coder = saved.source(AUTOENCODER) if AUTOENCODER in saved.items and autoencoder is None else None
     if params is None and coder is None:
-        saved.source(which)  # which says that there is none
+        saved.source(which)  # raises CheckpointNotFound
     model = _sizes(metadata)
-    both = {AVERAGE, "params"} <= set(saved.items)  # one file has all of either
+    both = {AVERAGE, "params"} <= set(saved.items)  # a file of ours holds one item, and all of it
     if both and which == AVERAGE and _averages_some(metadata, model):
         whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
         params = Joined([params, Joined([whole], whole.spec.keys() - params.spec.keys())])
@@ -210,7 +212,7 @@ def read_ours(
 
 
 def _averages_some(metadata: Mapping[str, Any], model: ModelConfig | None) -> bool:
-    """Whether a run's average is of some parameters alone, those that are trained."""
+    """Whether the EMA of a run covers only some parameters: those that are trained."""
     frozen = (metadata.get("config") or {}).get("optimizer", {}).get("freeze")
     return bool(frozen) or model is not None and model.lora.rank > 0
 
@@ -218,7 +220,7 @@ def _averages_some(metadata: Mapping[str, Any], model: ModelConfig | None) -> bo
 def _merging(
     weights: Weights, lora: LoraConfig, params: Make, base: str, besides: Sequence[str] = ()
 ) -> Weights:
-    """Weights of which `params` makes the arrays with adapters that are not merged."""
+    """Gives weights both forms of `params`, a maker of unmerged arrays: merged, and apart (`adapted`)."""
     return dataclasses.replace(
         weights,
         params=lambda dtype: adapters.Merged(params(dtype), lora.scale),
@@ -227,7 +229,7 @@ def _merging(
 
 
 def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: Any) -> Weights:
-    """Adapters alone, with the weights that they belong to."""
+    """Reads a folder of adapters, and the weights that they belong to."""
     found = adapters.read_adapters(place)
     where = str(base or found.base)
     if not where or not load.absolute(where).exists():
@@ -238,7 +240,7 @@ def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: An
     below = read_weights(where, **options)
     if below.model is None or below.params is None:
         raise CheckpointMismatch(f"{where} holds no model that the adapters in {place} could belong to")
-    found.pieces(below.model)  # which says what does not fit
+    found.pieces(below.model)  # raises where they do not fit
     weights = dataclasses.replace(below, kind="adapters", source=str(place))
 
     def params(dtype: str | None) -> Joined:
@@ -248,10 +250,10 @@ def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: An
 
 
 def _sizes(metadata: Mapping[str, Any]) -> ModelConfig | None:
-    """The sizes of a model that weights of ours say they are of."""
+    """The sizes of the model as the metadata of our weights gives them; None where it does not."""
     with builders.as_config_error():
         if (model := metadata.get("model")) is not None:
-            return model_config("bagel_7b", **model)  # of whose fields it gives every one
+            return model_config("bagel_7b", **model)  # any size: `model` gives every field
         if (config := metadata.get("config")) is not None:
             return builders.build_model_config(builders.from_json(config))
     return None

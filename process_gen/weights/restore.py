@@ -1,4 +1,4 @@
-"""From a checkpoint back to a model that samples: for notebooks, tests and the entry points."""
+"""Loads a model or a sampler from a checkpoint, for notebooks, tests and the entry points."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A model as it came out of a checkpoint.
+    """A model that was loaded from a checkpoint.
 
     Attributes:
       model, params: the modules and their weights, on the default device or over a mesh.
@@ -59,7 +59,7 @@ class Restored:
 
     @property
     def digest(self) -> str:
-        """Equal for equal files: what results are told apart by."""
+        """A hash of the weights' files, 16 hex digits: tells results of different weights apart."""
         return manifest.fingerprint(epath.Path(self.source))
 
     @property
@@ -82,12 +82,12 @@ def load_model(
     Args:
       path: where to look, or a name of weights that ship (`shipped.SHIPPED`); `scenes` by default.
       which: `ema` or `params`.
-      tokenizer: the folder of its tokenizer, where neither a copy beside it nor the folder it names is there.
+      tokenizer: the folder of its tokenizer, instead of the copy beside it or the folder that it names.
       config: how to use weights that carry no config of their own: published ones, and what `convert` makes
         of them.
-      mesh: devices that the weights are spread over, as in training; the first one by default.
-      dtype: `float32` or `bfloat16`: in which the model computes and its weights are held (norms in
-        float32); that of its config by default.
+      mesh: devices to shard the weights over, as in training; the first one by default.
+      dtype: `float32` or `bfloat16`, of computations and weights (norms stay in float32); that of its config
+        by default.
 
     Raises:
       ConfigError, MeshError: unknown kind of weights or dtype, or a config or mesh that cannot work.
@@ -120,7 +120,7 @@ def load_model(
 
 
 def _run(path: str, which: str) -> Weights:
-    """Weights that carry the config that they are used with."""
+    """Reads weights of ours with the config that they carry; CheckpointMismatch where they carry none."""
     published = (epath.Path(path) / "llm_config.json").is_file()
     weights = None if published else read_ours(path, which)
     if weights is None or "config" not in weights.metadata:
@@ -145,7 +145,7 @@ def load_sampler(
 
     Args:
       path, which, tokenizer, config, mesh, dtype: see `load_model`.
-      rows: trajectories drawn side by side; on a mesh a few more, if `data` and `fsdp` do not split them.
+      rows: batch size, trajectories side by side; on a mesh rounded up to a multiple of `data` x `fsdp`.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
 
     Raises:
@@ -162,7 +162,7 @@ def load_sampler(
 
 
 def define_flags() -> None:
-    """The flags of `sampler_of_flags`."""
+    """Defines the flags that `sampler_of_flags` reads."""
     flags.DEFINE_string(
         "workdir", None, "Run folder, file or folder of weights; or shipped ones: scenes (default) or hung."
     )
@@ -177,7 +177,7 @@ flags.disclaim_key_flags()  # so `--help` of a command lists them as its own
 
 
 def sampler_of_flags(values: Any, rows: int, **settings: Any) -> tuple[Sampler, Restored]:
-    """`load_sampler` with what the flags say."""
+    """Calls `load_sampler` with the values of the flags."""
     from process_gen.experiment import cli  # which quietens libraries, as only a command may
 
     config = None if values.config is None else cli.load_config(values.config)
@@ -186,7 +186,7 @@ def sampler_of_flags(values: Any, rows: int, **settings: Any) -> tuple[Sampler, 
 
 
 def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
-    """Arguments of a `Sampler` whose weights are spread over a mesh."""
+    """Keyword arguments for a `Sampler` whose weights are sharded over a mesh; {} for one device."""
     if mesh is None or mesh.size == 1:
         return {}
     if not (axes := sharding.sampling_axes(rows, mesh)):

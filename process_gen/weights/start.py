@@ -1,9 +1,9 @@
-"""Models that start from weights of any origin: published ones, or those of another run.
+"""Starts models from weights of any origin: published ones, or those of another run.
 
-Published weights have rows for tokens that their tokenizer does not name, and nobody has trained those rows:
-they are all alike. Tokens of ours that get such ids (`<ins>` and its like, which carry every decision about
-what follows what) start as the mean of the rows of the words that they stand for, in the embedding and in the
-head, as they are read; the files stay as they are.
+In published weights, embedding and head have rows for ids that their tokenizer does not use. These rows are
+untrained and all alike. Our control tokens (`<ins>` and others, with which the model decides what comes next)
+get such ids. While the weights are read, the row of such a token is replaced by the mean of the rows of the
+words that it stands for; the files stay as they are.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ from process_gen.training.step import TrainState
 from process_gen.weights.origin import Weights, read_weights
 
 FREE = ("dtype", "attention", "remat", "scan_unroll", "logit_chunk", "vit", "lora")
-"""How a model is computed; the ViT, which may be left out (shapes tell its sizes); adapters."""
+"""Fields in which a model may differ from the weights: how it is computed, adapters, and the ViT.
+
+The ViT may be left out; where it is not, its sizes are checked by the shapes of its arrays.
+"""
 ROWS = {"embedding": 0, "head/kernel": 1}
-"""What has a line per token, and along which axis."""
+"""Parameters with a row per token -> the axis of the tokens."""
 
 
 def start_from(
     state: TrainState, model: UnifiedModel, path: str, tokenizer: Tokenizer | None = None
 ) -> TrainState:
-    """The state of a run that has not begun, with weights from `path` on the devices that it names.
+    """Replaces the weights of a state before its first step by those in `path`; its shardings stay.
 
-    Every device reads its own part, array by array, once the state's random weights are gone. Adapters that
-    the weights do not have, or have of another rank or alpha, start as they are, and those are merged.
+    Array by array the random weights are deleted, and every device reads its own part of the new ones. The
+    EMA starts as a copy. Where the weights have no adapters, or some of another rank or alpha (which are
+    merged), those of the state keep their initial values.
 
     Raises:
       CheckpointError: nothing there, broken, or see `placed`.
@@ -68,15 +72,14 @@ def placed(
     mesh: Mesh | None = None,
     dtype: str = "float32",
 ) -> tuple[Any, Any]:
-    """Weights of any origin for a model: its parameters, and those of its autoencoder (None without).
+    """Loads weights of any origin: a model's parameters, and those of its autoencoder (None without one).
 
     Args:
       weights: from `read_weights`.
       model: the modules.
       tokenizer: the one that the model is used with.
-      mesh: devices that they are spread over, as in training, of which each reads its own part; the default
-        device without one.
-      dtype: of the parameters, but for norms, which stay in float32, and the autoencoder's.
+      mesh: devices to shard them over, as in training; each reads its own part. None for the default device.
+      dtype: of the parameters; norms and the autoencoder stay in float32.
 
     Raises:
       MeshError: an array, or the heads, do not divide over the mesh.
@@ -96,7 +99,7 @@ def placed(
 
 
 def _in_dtype(params: Any, dtype: Any) -> Any:
-    """Shapes of parameters in another dtype; what a norm multiplies with and adds stays as it is."""
+    """Abstract parameters in another dtype; scales and biases of norms keep theirs."""
     if not isinstance(params, dict):
         return params.update(dtype=dtype)
     return {name: part if "scale" in params else _in_dtype(part, dtype) for name, part in params.items()}
@@ -105,10 +108,10 @@ def _in_dtype(params: Any, dtype: Any) -> Any:
 def _filled(
     weights: Weights, config: ModelConfig, tokenizer: Tokenizer | None, params: Any, autoencoder: Any
 ) -> tuple[Any, Any]:
-    """Weights in the structures of `params` and `autoencoder`, which hold arrays to be replaced or shapes.
+    """Weights in the structures of `params` and `autoencoder`, whose leaves are arrays to replace, or shapes.
 
-    Parts of the weights that the model does without (the ViT, where the layout has no room for its tokens)
-    stay where they are; so do adapters of `params` for which the weights have none.
+    A ViT of the weights is not read where the model has none. Adapters of `params` that the weights lack
+    keep their arrays.
     """
     if weights.model is None or weights.params is None:
         raise CheckpointMismatch(f"{weights.source} holds no model to start from")
@@ -136,7 +139,7 @@ def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
 
 
 def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source:
-    """The parameters, with adapters where the weights have those of the model, else merged."""
+    """The parameters of the weights: with their adapters if the model has the same ones, else merged."""
     if config.lora.rank and (adapted := weights.adapted):
         source = adapted.params("float32")
         found, wanted = (
@@ -150,7 +153,7 @@ def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source
 
 
 def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> Source:
-    """The parameters; rows of tokens that nobody has trained are those of their words."""
+    """The parameters, with the rows of untrained tokens replaced by the means of those of their words."""
     new = {} if tokenizer is None else vocabulary.untrained(tokenizer, weights.metadata)
     if not new:
         return source
@@ -161,7 +164,7 @@ def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> S
 def _means(
     source: Source, name: str, axis: int, new: Mapping[str, tuple[int, list[int]]]
 ) -> dict[int, np.ndarray]:
-    """By id of a token, the mean of the lines of its words, float32."""
+    """Id of a token -> mean of the rows of its words in the array `name`, float32."""
 
     def line(number: int) -> np.ndarray:
         one = slice(number, number + 1)
@@ -171,7 +174,7 @@ def _means(
 
 
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:
-    """Arrays of a source in the structure of `tree`, whose arrays are given up as they are replaced."""
+    """Reads a source into the structure of `tree`; each array of `tree` is deleted before it is replaced."""
     wanted = arrays.flatten(tree)
     made = {
         key: x

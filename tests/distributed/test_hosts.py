@@ -195,7 +195,15 @@ def test_the_lead_that_cannot_be_reached_is_named():
 
 
 @pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.1\n", b"[" * 4000 + b"\n", b"[1]\n", b'{"process": 9}\n', b"\xff\n"]
+    "said",
+    [
+        b"GET / HTTP/1.1\n",
+        b"[" * 4000 + b"\n",
+        b"[1]\n",
+        b'{"process": 9}\n',
+        b'{"process": 2, "host": "x"}\n',
+        b"\xff\n",
+    ],
 )
 def test_a_stranger_at_the_port_ends_nothing(said):
     port = free_port()

@@ -131,12 +131,10 @@ def test_only_options_that_are_paths_are_made_absolute(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     asked, _ = ask(options={"split": "train"}, per_group=1)
     assert asked.options["split"] == "train"
-    found = pipeline._absolute({"data": "one.json:two.json", "split": "train", "detector": "facebook/x"})
-    assert found == {
-        "data": f"{tmp_path}/one.json:{tmp_path}/two.json",
-        "split": "train",
-        "detector": "facebook/x",
-    }
+    given = {"data": "one.json:two.json", "split": "train", "detector": "facebook/x", "cache": "answers"}
+    given |= {"question": "Is it train:{prompt}?"}
+    changed = {"data": f"{tmp_path}/one.json:{tmp_path}/two.json", "cache": f"{tmp_path}/answers"}
+    assert pipeline._absolute(given) == given | changed
 
 
 def test_best_of_takes_what_its_inspections_or_the_judge_like_best(tmp_path):

@@ -217,7 +217,7 @@ def test_weights_over_steps(weight, at):
         (dict(weight="much"), "config.losses.a.weight is 'much': a weight is a Python number or a schedule"),
         (dict(weight=dict(kind="liner")), "schedule in config.losses.a.weight: 'liner'; did you mean linear"),
         (dict(weight=dict(kind="linear", start=1.0)), "of kind 'linear' has start, end, begin, until"),
-        (dict(weight=dict(kind="steps", at=((5, 0.0), (2, 1.0)))), "come one after the other"),
+        (dict(weight=dict(kind="steps", at=((5, 0.0), (2, 1.0)))), "steps of a schedule rise, from 0 on"),
     ],
 )
 def test_rows_that_cannot_be_name_the_way_out(changes, message):

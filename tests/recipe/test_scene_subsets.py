@@ -181,7 +181,7 @@ def test_of_two_errors_in_one_draft_none_is_told():
         WORLD.draft(sampled.prompt, plan, image, rng())
     opinion = WORLD.draft(sampled.prompt, plan, without(sampled.turns[-1].image, 1), rng())
     assert not opinion.ok and "missing" in opinion.words or "no " in opinion.words
-    assert shows(WORLD.correct(opinion, image)) == shows(sampled.turns[-1].image)
+    assert shows(WORLD.correct(sampled.prompt, opinion, image)) == shows(sampled.turns[-1].image)
 
 
 def test_something_unclear_in_a_cell_is_drawn_anew():

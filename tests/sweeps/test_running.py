@@ -191,13 +191,15 @@ def test_a_claim_of_a_host_that_went_silent_is_taken_over_and_that_of_a_living_o
 
 
 def test_a_cell_is_a_job_of_one_process_with_a_gpu_of_its_own(monkeypatch):
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NODELIST"):
+    of_a_launcher = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NODELIST")
+    of_a_launcher += ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS")
+    for name in of_a_launcher:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.delenv("SLURM_LOCALID", raising=False)
     found = [running.environment(slot, 4) for slot in range(4)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in found] == ["4", "5", "6", "7"]
-    assert not any(name.startswith(("SLURM_", "JAX_PROCESS", "JAX_COORD")) for name in found[0])
+    assert not set(of_a_launcher) & set(found[0])
     assert running.environment(0, 1)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
     monkeypatch.setenv("SLURM_LOCALID", "2")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "4(x2)")

@@ -1,4 +1,4 @@
-"""Adapters, merged into their matrices or alone, as PEFT keeps them.
+"""Reads LoRA adapters as PEFT stores them, merges them into their matrices, and writes them alone.
 
     adapter_model.safetensors    `base_model.model.<module>.lora_A.weight` [rank, in], `lora_B` [out, rank]
     adapter_config.json          rank, alpha, modules, and where the base model is
@@ -32,11 +32,11 @@ _PLAIN = dict(
     alpha_pattern={},
     modules_to_save=None,
 )
-"""What an adapter's config may say besides, as adapters of this project are."""
+"""Values that other fields of an adapter's config must have, where they are there: plain LoRA."""
 
 
 class Merged(sources.Joined):
-    """A model with adapters as one without: a kernel is W + scale * A B, added in float32."""
+    """A source with its adapters merged: a kernel is read as W + scale * A B, computed in float32."""
 
     def __init__(self, source: sources.Source, scale: float):
         super().__init__([source], {name for name in source.spec if not is_adapter(name)})
@@ -59,7 +59,7 @@ def is_adapter(name: str) -> bool:
 
 
 def adapter_rules() -> list[rules.Rule]:
-    """PEFT's names of the adapters of every matrix that BAGEL names."""
+    """Rules for the adapters of every matrix in `tables.BAGEL`, under PEFT's names."""
     made = []
     for rule in tables.BAGEL:
         if not rule.ours.endswith("/kernel"):
@@ -75,7 +75,7 @@ def adapter_rules() -> list[rules.Rule]:
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Adapters alone, the kernels that have them, and the weights that they were trained on (`base`)."""
+    """Adapters alone: rank, alpha and kernels (`lora`), and the path of the weights below them (`base`)."""
 
     folder: epath.Path
     lora: LoraConfig
@@ -90,7 +90,7 @@ class Adapters:
 
 
 def read_adapters(folder: epath.PathLike) -> Adapters:
-    """Reads the descriptions of adapters.
+    """Reads the config and the tensor headers of adapters.
 
     Raises:
       CheckpointNotFound: no such files.
@@ -117,7 +117,7 @@ def read_adapters(folder: epath.PathLike) -> Adapters:
 
 
 def _kernels(found: tensors.Tensors) -> list[str]:
-    """Our names of the kernels whose adapters are there, in the first layer where there are several."""
+    """Our names of the kernels that have adapters, judged by the first layer; CheckpointMismatch for none."""
     kernels = [
         rule.ours.removesuffix(LORA[0]) + "kernel"
         for rule in adapter_rules()
@@ -143,9 +143,9 @@ def export_adapters(
     dtype: str | None = None,
     progress: tensors.Progress | None = None,
 ) -> None:
-    """Writes the adapters of some parameters, which are not merged, and nothing else of them.
+    """Writes the adapters among `params`, which are not merged there, and no other parameter.
 
-    `base` says where the weights are that they belong to; the other arguments are those of `export_bagel`.
+    `base` is the path of the weights that they belong to; the other arguments are those of `export_bagel`.
 
     Raises:
       CheckpointMismatch: there are no adapters.

@@ -1,4 +1,4 @@
-"""A published BAGEL: read as far as its descriptions, as parameters of this project, and written again.
+"""Reads a published BAGEL, first its configs and headers, then its parameters, and writes one.
 
 published = read_published("BAGEL-7B-MoT")
 published.model          # ModelConfig
@@ -30,7 +30,7 @@ MODEL_STEMS = ("ema", "model")
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published model: its sizes, without a ViT where it is to be left out, and its tensors.
+    """A published model: its sizes (`model.vit` is None where the ViT is left out) and its tensors.
 
     `timestep_shift` is that of its training; `files` are its JSON files as they are, by name.
     """
@@ -65,7 +65,7 @@ def bagel_moves(config: ModelConfig) -> list[rules.Move]:
 def read_published(
     folder: epath.PathLike, vit: bool = True, autoencoder: epath.PathLike | None = None
 ) -> Published:
-    """Reads the descriptions of a BAGEL.
+    """Reads the JSON files and tensor headers of a BAGEL, and checks its fixed tables.
 
     Args:
       folder: with `ema.safetensors` (or shards and an index), `ae.safetensors` and the JSON configs.
@@ -113,7 +113,7 @@ def read_published(
 def _must_have_vit(folder: epath.Path, shapes: configs.Shapes) -> None:
     missing = [part for part in tables.BAGEL_VIT if not any(arrays.matches(name, (part,)) for name in shapes)]
     tower, *_ = tables.BAGEL_VIT
-    if tower in missing:  # the others are of no use without it
+    if tower in missing:  # without the tower, the connector and its table are of no use
         named = ", ".join(part.replace("\\", "") for part in missing).replace("..*", ".*")
         raise CheckpointMismatch(
             f"{folder} holds no ViT: {named} are missing, so "
@@ -154,7 +154,7 @@ def _vit(read: configs.Reader, folder: epath.Path, fields: configs.Json, shapes:
 
 
 def _check_tables(model: ModelConfig, found: tensors.Tensors) -> None:
-    """The fixed tables must be the sines and cosines that this project computes."""
+    """Checks that the fixed tables hold the sines and cosines that this project computes."""
     for name, wanted in fixed_tables(model).items():
         stored = found.read(name)
         if stored.shape != wanted.shape:
@@ -168,7 +168,7 @@ def _check_tables(model: ModelConfig, found: tensors.Tensors) -> None:
 
 
 def fixed_tables(model: ModelConfig) -> dict[str, np.ndarray]:
-    """The fixed 2-D tables of places, which published files hold, [side * side, width] float32."""
+    """Published name -> fixed 2-D sine-cosine table of positions, [side * side, width] float32."""
     sides = {"latent": model.max_latent_side} | ({"vit": model.vit.max_side} if model.vit else {})
     return {
         name: sincos_table(model.width, sides[part], grid_places((sides[part], sides[part])))
@@ -185,8 +185,8 @@ def import_bagel(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
-    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.placed` places them on
-    devices instead, of which each reads its own part.
+    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.placed` loads them onto
+    devices instead, each of which reads its own part.
 
     Raises:
       CheckpointMismatch: names or shapes differ.
@@ -214,11 +214,11 @@ def export_bagel(
       params, autoencoder_params: trees, or a `sources.Source` each.
       model: their sizes.
       folder: made if need be.
-      files: JSON files to write instead of made-up ones: those that came with the weights.
+      files: JSON files to write, such as those that came with the weights; by default those of `json_files`.
       dtype: of the tensors; None leaves them as they are.
       largest: bytes per file of the model, with an index beside them where it takes several. The published
         program reads one file, the default.
-      progress: is told of bytes written.
+      progress: is called with numbers of bytes written.
 
     Raises:
       CheckpointMismatch: the parameters are not those of a BAGEL of these sizes.

@@ -1,4 +1,4 @@
-"""The JSON files beside published weights, as sizes of this project, and back.
+"""Translates the JSON files beside published weights to sizes of this project, and back.
 
 What a file does not say is taken from the shapes of the tensors, or is what the published program assumes;
 what this project does not implement is refused by name.
@@ -36,7 +36,7 @@ SHORT = "last_layer_left_out"
 
 @contextlib.contextmanager
 def sizes_of(name: str) -> Iterator[None]:
-    """What no model can have becomes a CheckpointMismatch that names the file."""
+    """Turns a ValueError in the block (impossible sizes) into a CheckpointMismatch that names the file."""
     try:
         yield
     except ValueError as error:
@@ -65,27 +65,27 @@ def read_json(path: epath.PathLike, required: bool = True) -> Json:
 
 
 class Reader:
-    """Fields of one JSON file; a CheckpointMismatch that names file and field where they are not as asked."""
+    """Checks fields of one JSON file; raises a CheckpointMismatch that names the file and the field."""
 
     def __init__(self, name: str, fields: Json):
         self.name, self.fields = name, fields
 
     def number(self, key: str, default: float | None = None, kind: type = int) -> Any:
-        """A positive number; of a default where it is missing."""
+        """A positive number, converted to `kind`; `default` where the field is missing."""
         value = self.fields.get(key, default)
         if not is_number(value) or value <= 0 or kind(value) != value:
             raise CheckpointMismatch(f"{self.name}: {key} must be a positive {kind.__name__}, got {value!r}")
         return kind(value)
 
     def only(self, key: str, *allowed: Any) -> None:
-        """A field that, if it is there, must be one of these."""
+        """Checks that a field, if it is there, has one of the allowed values."""
         if key in self.fields and self.fields[key] not in allowed:
             raise CheckpointMismatch(
                 f"{self.name}: {key} is {self.fields[key]!r}; implemented: {', '.join(map(repr, allowed))}"
             )
 
     def agrees(self, key: str, seen: int, what: str) -> int:
-        """A number that the tensors show as well; the tensors decide where the file is silent."""
+        """A positive integer that must equal `seen`, as the tensors show it; `seen` where it is missing."""
         value = self.number(key, seen)
         if value != seen:
             raise CheckpointMismatch(
@@ -95,7 +95,7 @@ class Reader:
 
 
 def language_model(fields: Json, biases: bool, name: str = "llm_config.json") -> dict[str, Any]:
-    """The fields of `ModelConfig` that a Qwen2 config gives."""
+    """The fields of `ModelConfig` that a Qwen2 config gives; `biases`: whether q, k and v have biases."""
     read = Reader(name, fields)
     read.only("hidden_act", "silu")
     read.only("layer_module", "Qwen2MoTDecoderLayer", "Qwen2DecoderLayer")
@@ -118,7 +118,7 @@ def language_model(fields: Json, biases: bool, name: str = "llm_config.json") ->
 def vision_tower(
     fields: Json, shapes: Shapes, prefix: str, left_out: int, name: str = "vit_config.json"
 ) -> VitConfig:
-    """The tower that the tensors hold; of a whole one without the last layer, as the published model has it.
+    """The sizes of a vision tower, without its last layer, which BAGEL does not use.
 
     Args:
       fields: its config, which counts all layers.
@@ -165,7 +165,7 @@ def vision_tower(
 
 
 def side(shape: tuple[int, ...], what: str) -> int:
-    """Places along one side of a table [side * side, width]; CheckpointMismatch where it is no square."""
+    """The side of a position table [side * side, width]; CheckpointMismatch where it is no square."""
     found = math.isqrt(shape[0]) if shape else 0
     if not found or found**2 != shape[0]:
         raise CheckpointMismatch(f"{what} has shape {list(shape)}: not the places of a square grid")
@@ -173,7 +173,7 @@ def side(shape: tuple[int, ...], what: str) -> int:
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number that the group of the pattern takes; 0 for none."""
+    """Number of layers or levels: the largest number in the group of the pattern, plus one; 0 for none."""
     found = (re.fullmatch(pattern, name) for name in shapes)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 

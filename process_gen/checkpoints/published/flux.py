@@ -15,7 +15,7 @@ from process_gen.models.config import FluxConfig
 from process_gen.models.spec import autoencoder_spec
 
 STEMS = {"flux": "ae", "diffusers": "diffusion_pytorch_model"}
-"""By who has named the tensors, the name of the file without its suffix."""
+"""Naming scheme of the tensors -> name of the file, without its suffix."""
 SIZES = {
     "flux": {
         "ch": "ch",
@@ -43,7 +43,7 @@ FIXED = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": Tru
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderFiles:
-    """An autoencoder: its sizes, its tensors, and after whom they are named (a key of `STEMS`)."""
+    """An autoencoder: its sizes, its tensors, and their naming scheme (a key of `STEMS`)."""
 
     config: FluxConfig
     tensors: tensors.Tensors
@@ -66,11 +66,12 @@ def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
 
 
 def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) -> AutoencoderFiles:
-    """Reads the descriptions of an autoencoder.
+    """Reads the config and the tensor headers of an autoencoder.
 
     Args:
       place: its file, or a folder with `ae.safetensors` or diffusers' `diffusion_pytorch_model.safetensors`.
-      fields: what a BAGEL's `config.json` says of it. Beside diffusers' file its own `config.json` counts.
+      fields: what a BAGEL's `config.json` says of it. For diffusers' names the `config.json` beside the file
+        counts instead.
 
     Raises:
       CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.

@@ -1,7 +1,7 @@
 """Parts that are published alone: a Qwen2 language model, a SigLIP 2 tower, and a model started from them.
 
 BAGEL begins so: both experts take the weights of the language model, the tower comes without its last layer,
-and what nobody has published (latents, timesteps, connector, norms of queries and keys) starts fresh.
+and what nobody has published (latents, timesteps, connector, norms of queries and keys) is initialized.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _QK_NORM = r"backbone/layers/(und|gen)/[qk]_norm/scale"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Weights of one part, what they say of the fields of `ModelConfig`, and what they fill.
+    """Tensors of one part, the fields of `ModelConfig` that they determine (`sizes`), and their rules.
 
-    `ignored` are names that may be there besides.
+    `ignored` are regular expressions of the names of tensors that may be there besides.
     """
 
     sizes: Mapping[str, Any]
@@ -78,7 +78,7 @@ def _read(folder: epath.PathLike) -> tuple[configs.Json, tensors.Tensors]:
 
 
 def model_of(language_model: Part, vision: Part | None, flux: FluxConfig | None) -> ModelConfig:
-    """The sizes of a model whose parts are published; FLUX.1's where it has no autoencoder yet."""
+    """The sizes of a model of these parts, with those of FLUX.1's autoencoder where `flux` is None."""
     towers = vision.sizes if vision else {}
     with configs.sizes_of("the parts"):
         return ModelConfig(**language_model.sizes, **towers, autoencoder="flux", flux=flux or FluxConfig())
@@ -91,7 +91,7 @@ def start(
     seed: int = 0,
     dtype: str | None = sources.DTYPE,
 ) -> sources.Source:
-    """The parameters of such a model before any training of the whole; `seed` is of what starts fresh."""
+    """The initial parameters of such a model: those of its parts; the others are drawn with `seed`."""
     dtype = dtype or sources.DTYPE
     made: list[sources.Source] = [part.pieces(model, dtype) for part in (language_model, vision) if part]
     fresh = model_shapes(model).keys() - {name for pieces in made for name in pieces.spec}
@@ -100,7 +100,7 @@ def start(
 
 
 def tower_of(part: Part) -> ModelConfig:
-    """The sizes of a tower alone, in the smallest backbone that there is."""
+    """The sizes for a vision tower alone: those of a model with the smallest possible backbone."""
     smallest = dict(vocab_size=1, width=4, layers=1, mlp=1, heads=1, kv_heads=1, head_dim=4)
     return ModelConfig(**smallest, **part.sizes)
 

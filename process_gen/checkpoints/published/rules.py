@@ -1,8 +1,9 @@
 """Rules that move weights between a published layout and ours, both ways.
 
-A rule pairs a published name with one of ours and says how the array is turned. `{layer}` in it stands for
-every layer: ours are stacked, so that a published tensor is one row of an array of ours. Expanded over the
-shapes of a model, a table gives one `Move` per published tensor, and says what is left over on either side.
+A rule pairs a published name with one of ours and says how the array is transformed. `{layer}` in a published
+name stands for every layer: our layers are stacked, so such a tensor is one index of the first axis of ours.
+`expand` makes one `Move` per published tensor from a table and the shapes of a model, and raises where no
+rule fills an array of ours; `check` finds tensors that are missing or left over.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Spec = Mapping[str, Shape]
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """How a published tensor becomes an array of ours.
+    """A transform between a published tensor and an array of ours.
 
     Attributes:
-      ours, theirs: of an array, the way there and the way back, for any number of rows of a published tensor;
-        `theirs` is also told the published shape.
-      shape: the published shape that belongs to a shape of ours.
-      rows: the axis of ours along which the rows of the published tensor lie.
+      ours: published -> ours, of any block of rows (axis 0) of the published tensor.
+      theirs: ours -> published, of such a block; takes the shape of the whole published tensor too.
+      shape: shape of ours -> published shape.
+      rows: the axis of ours that axis 0 of the published tensor becomes.
     """
 
     ours: Callable[[np.ndarray], np.ndarray]
@@ -65,15 +66,15 @@ def _as_matrix(shape: Callable[[Shape], Shape]) -> Turn:
 
 
 POINTWISE = _as_matrix(lambda s: (s[1], s[0], 1, 1))
-"""A convolution of 1 x 1."""
+"""A 1 x 1 convolution, to a matrix [in, out]."""
 
 PATCHES = _as_matrix(lambda s: (s[1], 3, math.isqrt(s[0] // 3), math.isqrt(s[0] // 3)))
-"""A convolution over patches of an image of 3 channels."""
+"""A convolution over patches of an image of 3 channels, to a matrix [row * column * 3, out]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A published name, ours (`a/b/c`), and the turn between them."""
+    """A published name, ours (`a/b/c`), and the transform between them."""
 
     theirs: str
     ours: str
@@ -82,7 +83,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One published tensor and its shape, and its row in an array of ours, None where that is not stacked."""
+    """One published tensor, its shape, our array and its layer there (None where that is not stacked)."""
 
     theirs: str
     shape: Shape
@@ -94,7 +95,7 @@ class Move:
 def expand(rules: Iterable[Rule], ours: Spec) -> list[Move]:
     """The moves that fill arrays of these names and shapes.
 
-    A rule whose array is not among `ours` belongs to a part that the model does not have.
+    A rule whose array is not among `ours` belongs to a part that the model does not have, and is skipped.
 
     Raises:
       CheckpointMismatch: an array that no rule fills.

@@ -1,7 +1,7 @@
-"""Arrays of ours that are read box by box, wherever they are: in memory, in a checkpoint, in published files.
+"""Reads named arrays box by box, from memory, a checkpoint or published files; a box is a tuple of slices.
 
-And the way back, the published tensors that they make. A box takes the rows of the tensors that it needs, so
-that nothing is ever held twice.
+`items` goes the other way, from our arrays to published tensors. Reading a box reads only those rows of the
+tensors that it needs, so that no array is held twice in memory.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from process_gen.checkpoints.published.tensors import Item, Tensors
 from process_gen.common import files
 
 Make = Callable[[str | None], "Source"]
-"""Arrays in a dtype; None leaves them as they are stored."""
+"""Makes a source of arrays in a dtype; None leaves them as they are stored."""
 DTYPE = "float32"
-"""Of parameters."""
+"""The default dtype of parameters."""
 Box = tuple[slice, ...]
 BLOCK = 64 << 20
 """Bytes that are read at a time."""
 
 
 class Source:
-    """Named arrays that are read box by box."""
+    """Named arrays that are read box by box; `spec` has their shapes, `dtypes` their dtypes."""
 
     spec: Spec
     dtypes: Mapping[str, np.dtype]
@@ -44,7 +44,7 @@ class Source:
         return sum(math.prod(shape) * self.dtypes[name].itemsize for name, shape in self.spec.items())
 
     def read(self, name: str, box: Box = ()) -> np.ndarray:
-        """A box of an array; axes that it leaves out are whole."""
+        """Reads a box of an array; trailing axes that it leaves out are whole."""
         raise NotImplementedError
 
     def axis(self, name: str) -> int:
@@ -53,7 +53,7 @@ class Source:
 
 
 def shapes_of(params: Any) -> dict[str, Shape]:
-    """Names and shapes of a tree, boxed or not."""
+    """Name -> shape of the arrays of a tree, in Flax's boxes of logical axes or not."""
     return {name: tuple(x.shape) for name, x in arrays.flatten(nn.meta.unbox(params)).items()}
 
 
@@ -110,13 +110,13 @@ class StoredArrays(Source):
 
 
 class Pieces(Source):
-    """The arrays of `spec`, which moves make of the tensors of a checkpoint, a few megabytes at a time.
+    """The arrays of `spec`, which moves make of published tensors, about `BLOCK` bytes at a time.
 
     A `dtype` of None leaves them as they are stored; `ignored` are regular expressions of the names of
     tensors that may be there besides.
 
     Raises:
-      CheckpointMismatch: names or shapes of the tensors differ, or they hold other things than weights.
+      CheckpointMismatch: names or shapes of the tensors differ, or a tensor is not floating-point.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Pieces(Source):
 
 
 class Joined(Source):
-    """Several sources as one, or some names of them; none is in two."""
+    """Several sources as one, or only `names` of them; no name may be in two sources."""
 
     def __init__(self, parts: Sequence[Source], names: Collection[str] | None = None):
         self._of = {name: part for part in parts for name in part.spec if names is None or name in names}
@@ -190,7 +190,7 @@ class Joined(Source):
 
 
 class Replaced(Joined):
-    """A source with other numbers in some lines of matrices: by name, their axis, and the lines by number."""
+    """A source with some rows or columns of matrices replaced: name -> (axis, index along it -> values)."""
 
     def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
         super().__init__([source])
@@ -212,13 +212,13 @@ class Replaced(Joined):
 
 
 def kvstore(folder: epath.Path) -> str:
-    """How TensorStore calls a folder."""
+    """The URL by which TensorStore opens a folder."""
     text = str(folder)
     return f"{text}/" if "://" in text else f"file://{os.path.abspath(text)}/"
 
 
 def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> list[Item]:
-    """The published tensors that arrays of ours make, in a dtype or as they are; of two alike the first."""
+    """The published tensors made of our arrays, in `dtype` or as they are; of moves to one name the first."""
     made: dict[str, Item] = {}
     for move in moves:
         if move.theirs not in made:
@@ -228,7 +228,7 @@ def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> li
 
 
 def _rows(move: Move, source: Source) -> Iterator[np.ndarray]:
-    """The rows of a published tensor, some at a time."""
+    """Yields a published tensor in blocks of rows."""
     shape = source.spec[move.ours]
     layer: Box = () if move.layer is None else (slice(move.layer, move.layer + 1),)
     inside = shape[len(layer) :]

@@ -1,8 +1,8 @@
-"""From published tensors to a checkpoint's step on disk, a few megabytes at a time.
+"""Converts published tensors to a step of a checkpoint on disk, block by block.
 
-The step is one that Orbax reads, with one array per parameter, cut into the shards of a given mesh, so that
-a device later reads its own part and nothing else. Memory takes one block of one array, whatever the size of
-the model and whatever devices there are: the mesh may be that of another machine.
+Orbax can read the step. Each parameter is one array, chunked by the shards of a given mesh, so that a device
+later reads its own part and nothing else. Memory holds one block of one array, whatever the size of the model
+and whatever devices there are: the mesh may be that of another machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from process_gen.checkpoints.store import versions
 STEP = 0
 _WHOLE = 8 << 20
 """Bytes up to which an array is one chunk."""
-_DICT_KEY = 2  # how Orbax calls a part of a path that is the key of a dict
+_DICT_KEY = 2  # Orbax's code for a part of a path that is a key of a dict
 _COMPRESSOR = {"id": "zstd", "level": 1}
 
 
@@ -37,12 +37,12 @@ def write_step(
     metadata: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> None:
-    """Writes step 0 of a workdir, whole or not at all.
+    """Writes step 0 of a workdir, which is committed whole or not at all.
 
     Args:
       workdir: made if need be.
-      items: by name (`ema`, `autoencoder`), the arrays and the shape of one shard of each; an array that is
-        not named there is one shard.
+      items: name (`ema`, `autoencoder`) -> its arrays, and the shape of one shard by name of an array; an
+        array without one is one shard.
       metadata: JSON-able facts to keep with the weights.
 
     Raises:
@@ -116,9 +116,9 @@ def _stacked(name: str) -> bool:
 
 
 def chunk_shape(shape: Shape, shard: Shape, axis: int, stacked: bool, itemsize: int) -> Shape:
-    """How an array is cut on disk: into shards, layers, and along `axis` into parts of a block at most.
+    """The shape of a chunk on disk: a shard, one layer of it, and of that at most `BLOCK` bytes along `axis`.
 
-    A shard is a whole number of chunks, unless its size has no fitting divisor.
+    A shard is a whole number of chunks, unless its size has no fitting divisor. Small arrays are one chunk.
     """
     if math.prod(shape) * itemsize <= _WHOLE:
         return shape
@@ -134,7 +134,7 @@ def chunk_shape(shape: Shape, shard: Shape, axis: int, stacked: bool, itemsize: 
 
 
 def boxes(shape: Shape, chunk: Shape, axis: int, stacked: bool, itemsize: int) -> Iterator[Box]:
-    """Parts of an array of about a block, each a whole number of chunks."""
+    """Boxes that cover an array, each of about `BLOCK` bytes and a whole number of chunks along `axis`."""
     if chunk == shape:
         yield ()
         return

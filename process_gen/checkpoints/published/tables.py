@@ -1,10 +1,10 @@
-"""The tables: which published name is which of ours.
+"""The tables of rules between published names and ours.
 
 BAGEL    `ema.safetensors`: Qwen2 with two sets of weights, SigLIP 2, connector, latents and timesteps
 QWEN2    a language model alone; its weights go to both experts, as BAGEL starts
 SIGLIP2  a vision tower alone
 
-`autoencoder` makes that of `ae.safetensors`, or of diffusers' `AutoencoderKL`.
+`autoencoder` makes the table of `ae.safetensors`, or of diffusers' `AutoencoderKL`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _expert(layers: str, expert: str, suffix: str) -> list[Rule]:
 
 
 def _language_model(prefix: str, suffixes: dict[str, str]) -> list[Rule]:
-    """A Qwen2 decoder with its embedding and head; `suffixes` of the names of each expert."""
+    """A Qwen2 decoder with its embedding and head; `suffixes`: expert -> suffix of its published names."""
     rules = [
         Rule(f"{prefix}model.embed_tokens.weight", "embedding"),
         Rule(f"{prefix}lm_head.weight", "head/kernel", LINEAR),
@@ -81,14 +81,14 @@ BAGEL = (
 BAGEL_TABLES = {"latent_pos_embed.pos_embed": "latent", "vit_pos_embed.pos_embed": "vit"}
 """Fixed tables, which a published checkpoint stores and this project computes."""
 BAGEL_VIT = (r"vit_model\..*", r"connector\..*", r"vit_pos_embed\..*")
-"""What a BAGEL without a ViT does not have."""
+"""Names of the tensors of the ViT (first) and what belongs to it, as regular expressions."""
 
 QWEN2 = tuple(_language_model("", {"und": "", "gen": ""}))
 """Every published tensor of a layer fills both experts."""
 
 SIGLIP2 = tuple(_vision_tower("vision_model."))
 SIGLIP2_CONV = tuple(_vision_tower("vision_model.", PATCHES))
-"""The patch embedding as a matrix, and as a convolution."""
+"""The same with the patch embedding as a convolution; in `SIGLIP2` it is a matrix."""
 SIGLIP2_IGNORED = (r"text_model\..*", r"vision_model\.head\..*", r"logit_(scale|bias)", r".*\.position_ids")
 """The text side and the pooling of a contrastive model, which nothing here uses."""
 
@@ -130,7 +130,7 @@ def autoencoder(config: FluxConfig, diffusers: bool) -> list[Rule]:
             rules += _linear(f"{side}.{attention}.{theirs}", f"{side}/mid/attn_1/{ours}", turn=turn)
         for level in range(levels):
             theirs, block, last = f"{side}.{group}.{level}", "block", f"{resample}.conv"
-            if diffusers:  # which counts the decoder's levels from the lowest
+            if diffusers:  # diffusers counts the decoder's levels from the lowest resolution
                 number = level if group == "down" else levels - 1 - level
                 theirs, block, last = f"{side}.{group}_blocks.{number}", "resnets", f"{resample}rs.0.conv"
             ours = f"{side}/{group}_{level}"

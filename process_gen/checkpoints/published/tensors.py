@@ -2,7 +2,7 @@
 
 A file is eight bytes that give the length of a JSON header, the header, and the data. Nothing that it says is
 trusted, and nothing is mapped into memory: a read takes what it was asked for (all of a tensor, or some of
-its rows) and no more. A header is known before its data, so tensors go to disk as they come and none is kept.
+its rows) and no more. In writing, the header is known before the data, so tensors are streamed to disk.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100 << 20
 Progress = Callable[[int], None]
-"""Is told how many bytes have been written since it was last told."""
+"""Is called with the number of bytes written since its last call."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: where it lies, and as what."""
+    """One tensor of a file; its data begin `offset` bytes from the start of the file."""
 
     path: epath.Path
     dtype: np.dtype
@@ -56,7 +56,7 @@ class Entry:
 class Tensors(dict[str, Entry]):
     """The tensors of one file, or of many with an index, by name; data are read on demand.
 
-    `place` is what messages call the whole, `texts` what the header of a single file says besides.
+    `place` is the path for messages, `texts` the `__metadata__` in the header of a single file.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ def _check_name(index: epath.Path, shard: str) -> None:
 
 
 def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
-    """The first of these weights that a folder holds, in one file or sharded; None where it holds none.
+    """Opens the first `<stem>.safetensors` in a folder, one file or sharded; None where there is none.
 
     Raises:
       CheckpointNotFound: only pickles are there.
@@ -199,7 +199,7 @@ def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
 
 
 def find_in(folder: epath.PathLike, stems: Collection[str], hint: str = "") -> Tensors:
-    """The first of these weights that a folder holds; `hint` ends the message where it holds none.
+    """As `find`, but raises where there is none; `hint` ends that message.
 
     Raises:
       CheckpointNotFound: no such folder, none of them in it, or only pickles.
@@ -230,7 +230,7 @@ def _corrupt(path: epath.Path, what: str) -> CheckpointCorrupt:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A tensor to write; `blocks` makes its rows, in order, as many at a time as it likes."""
+    """A tensor to write; `blocks()` yields its rows in order, in blocks of any number of rows."""
 
     name: str
     dtype: np.dtype
@@ -243,7 +243,7 @@ class Item:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> Item:
-        """A tensor that is there already."""
+        """The item of an array in memory."""
         return cls(name, array.dtype, array.shape, lambda: [array])
 
 
@@ -256,7 +256,7 @@ def write(
 ) -> None:
     """Writes `<stem>.safetensors`, or `<stem>-00001-of-0000N.safetensors` and their index.
 
-    `largest` are the bytes of data per file from which the next one is begun; None for one file.
+    A file holds at most `largest` bytes of data, or one tensor that has more; None writes a single file.
 
     Raises:
       CheckpointError: the folder already holds weights of this name.
@@ -287,7 +287,7 @@ def write_file(
     progress: Progress | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one file, whole or not at all; `texts` stand in its header."""
+    """Writes one file, which appears whole or not at all; `texts` become `__metadata__` in its header."""
     header: dict[str, object] = {"__metadata__": texts or {"format": "pt"}}
     at = 0
     for item in items:

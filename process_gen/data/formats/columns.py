@@ -1,4 +1,4 @@
-"""Trajectory objects as the columns of a table, and rows of any table as plain objects."""
+"""Converts trajectory objects to rows of an Arrow table, and rows of any table to plain objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from process_gen.trajectory.stages import TURN_FIELDS
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 EXTRA, EXTRA_IMAGES = "extra", "extra_images"
-"""Columns of the fields that nobody knows: JSON, and images by name."""
+"""Columns for unknown fields: `extra` holds them as one JSON object, `extra_images` those that are images."""
 
 _OF_SAMPLED = {"mode": pa.string(), "stopped": pa.string(), "seconds": pa.float64(), "verdict": pa.string()}
 _JSON_KEYS = ("metadata", "verdict")
@@ -25,7 +25,7 @@ _EXTRAS = {EXTRA: pa.string(), EXTRA_IMAGES: pa.list_(pa.struct([("name", pa.str
 
 
 def schema() -> pa.Schema:
-    """The columns of trajectories: one of each field of a record, and the turns as a list of structs."""
+    """Returns the columns of trajectories: one for each field of a record, the turns as a list of structs."""
     kinds = {field.name: _KINDS[field.type] for field in TURN_FIELDS}
     turn = {key: kinds.get(key, pa.string()) for key in TURN_KEYS} | _EXTRAS
     known = {"image": IMAGE, "turns": pa.list_(pa.struct(list(turn.items())))}
@@ -35,7 +35,7 @@ def schema() -> pa.Schema:
 
 
 def to_row(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object in turns with images `{"bytes", "path"}` as a row of `schema`."""
+    """Returns an object with `turns` and images `{"bytes", "path"}` as a row of `schema`."""
     row = _known(value, TRAJECTORY_KEYS)
     row["turns"] = [_known(turn, TURN_KEYS) for turn in value["turns"]]
     return row | {key: json.dumps(row[key]) for key in _JSON_KEYS if key in row}
@@ -53,9 +53,10 @@ def _known(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def row_of(table: pa.Table, index: int, whole: pa.DataType | None = None) -> dict[str, Any]:
-    """One row as an object, without what is null; dates and decimal numbers are texts, as in JSON.
+    """Returns one row as an object without nulls; dates and decimal numbers become texts, as in JSON.
 
-    `PRESENT` stands for the binary values of the type `whole` that the table was read without.
+    `whole` is the type of complete rows where the table was read without binary columns (`text_leaves`):
+    `PRESENT` then stands for the missing values.
     """
     (row,) = table.slice(index, 1).to_pylist()
     return _plain(row if whole is None else _with_present(row, whole))
@@ -71,7 +72,7 @@ def _with_present(value: Any, kind: pa.DataType) -> Any:
 
 
 def _present(kind: pa.DataType) -> Any:
-    """What stands for a value that was not read: a binary one, or a structure of such."""
+    """Returns the placeholder of a value that was not read: `PRESENT` for bytes, structs of it, else None."""
     if pa.types.is_struct(kind):
         return {field.name: _present(field.type) for field in kind}
     return PRESENT if _holds_bytes(kind) else None
@@ -90,7 +91,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The object of a row of `schema`, or of one that somebody else wrote with some of its columns.
+    """Returns the object of a row of `schema`, or of another writer's row with some of its columns.
 
     Raises:
       RecordError: a column that holds JSON does not, or a turn is null.
@@ -105,7 +106,7 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(value: dict[str, Any], field: str) -> dict[str, Any]:
-    """Reads the columns that hold JSON, and puts the fields that nobody knows where they were."""
+    """Parses the JSON columns, and moves unknown fields from the `extra` columns back into the object."""
     for key in (*_JSON_KEYS, EXTRA):
         if isinstance(value.get(key), str):
             try:
@@ -122,9 +123,9 @@ def _from_json(value: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def text_leaves(found: pq.ParquetSchema) -> list[str]:
-    """The paths of all columns but those of binary values, for reading texts alone.
+    """Returns the paths of all columns but those of binary values, to read a table without its images.
 
-    A nested column of binary values alone is left in: without it nobody knows how long its lists are.
+    A nested column that has binary values alone is kept: the lengths of its lists would be lost with it.
     """
     leaves = [found.column(index) for index in range(len(found))]
     texts = [leaf.path for leaf in leaves if not _is_binary(leaf)]

@@ -24,7 +24,7 @@ class JsonRows(Rows):
 
         Raises:
           FileNotFoundError: there is none.
-          BadTrajectory: a `.json` file that is no list of objects.
+          BadTrajectory: a `.json` file that begins as a list is not JSON.
         """
         alone = os.fspath(path).endswith((".json", ".jsonl"))
         self.place, self._listing = split_path(path) if alone else (place_of(path), LISTING)

@@ -1,4 +1,4 @@
-"""From a path to a source: which form a set has, and how it is opened."""
+"""Opens a stored set as a source: finds its format, then pairs its rows with a `Form`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMATS: dict[str, tuple[Callable[[str | os.PathLike[str]], Rows], Form]] = {
     "parquet": (ParquetRows, COLUMNS),
     "webdataset": (TarRows, SHARDED),
 }
-"""By name: how the rows of a set are read, and how they are trajectories where it is of the project's own."""
+"""Format -> reader of its rows, and the `Form` of rows that this project wrote."""
 RECORDS = "records"
 """The name of the TFDS form (`sources.RecordSource`)."""
 
@@ -31,7 +31,7 @@ _INSIDE = {"dataset_info.json": RECORDS, LISTING: "folder"}
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """Which of `FORMATS`, or `records`, a path holds.
+    """Returns which of `FORMATS`, or `records`, a path holds, by its ending or the files in it.
 
     Raises:
       FileNotFoundError: it holds none of them.
@@ -54,7 +54,7 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def open_rows(path: str | os.PathLike[str], form: str = "") -> Rows:
-    """The rows of a set, of the form that is named or found; raises as `open_stored`."""
+    """Opens the rows of a set in the format `form`, by default that of `detect`; raises as `open_stored`."""
     return FORMATS[check_name(form or detect(path), FORMATS, "form of a data set")][0](path)
 
 
@@ -66,10 +66,10 @@ def open_stored(
     budget: float | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> StoredSource:
-    """The trajectories of a set.
+    """Opens the trajectories of a set.
 
     Args:
-      path: a folder, a file, or a pattern of names, here or behind a URL.
+      path: a folder, a file, or a pattern of names, local or a URL.
       image_size, bad, budget, fields: as `StoredSource` has them.
       form: one of `FORMATS` or `IMPORTERS`; found by `detect` where it is empty.
 

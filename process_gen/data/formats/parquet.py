@@ -1,8 +1,8 @@
 """Rows of Parquet files: a file, a folder of parts, or a pattern of names.
 
 A column of images is a struct of `bytes` and `path`, as Hugging Face writes it, or bytes. Reading
-one row reads its row group, so a file that is read in a random order should have small ones (the
-writer makes them of about a megabyte); the last ones read are kept, in bounded memory.
+one row reads its whole row group, so a file that is read in a random order should have small ones
+(`writers` makes them of about 1 MiB). A cache of bounded size keeps the groups read last.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from process_gen.data.formats.places import Place, digest_of, is_folder, place_o
 from process_gen.data.formats.rows import Row, Rows
 
 CACHE_BYTES = 256 << 20
-"""Of decoded row groups that a source keeps."""
+"""Size of the cache of decoded row groups, for each source."""
 OPEN_FILES = 64
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test")
-"""What the names of parts begin with where a folder holds several splits."""
+"""First words of file names, or names of folders, that tell which split a part belongs to."""
 Group = tuple[pa.Table, pa.DataType | None]
 
 
@@ -76,7 +76,7 @@ class ParquetRows(Rows):
         return self._row(index, text=True)
 
     def column(self, name: str) -> list[Any]:
-        """All values of one column, nothing else being read; BadTrajectory where a part has none."""
+        """Reads all values of one column, and only it; raises BadTrajectory where a part lacks it."""
         found: list[Any] = []
         for part in range(len(self._names)):
             if name not in self._file(part).schema_arrow.names:
@@ -104,7 +104,7 @@ class ParquetRows(Rows):
             raise BadTrajectory(f"{self.where(index)}: a text is not UTF-8: {error.reason}") from None
 
     def _group(self, part: int, group: int, text: bool) -> Group:
-        """One row group, without binary values where `text` asks for it, and then the type with them."""
+        """Returns (row group, None); with `text` (row group without bytes, type of complete rows)."""
         key = (part, group, text)
         with self._lock:
             if key in self._cache:
@@ -133,18 +133,18 @@ class ParquetRows(Rows):
 
     @contextlib.contextmanager
     def _reading(self, part: int):
-        """Names the file in what a broken one raises."""
+        """Raises BadTrajectory, which names the file, for errors of a broken one; keeps I/O errors."""
         try:
             yield
         except (pa.ArrowException, EOFError, UnicodeDecodeError, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # the file system's, and not of the content
+            if getattr(error, "errno", None) is not None:  # an I/O error
                 raise
             raise BadTrajectory(
                 f"{self.place.path(self._names[part])} cannot be read as Parquet: {error}"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process opens the files anew."""
+        """Leaves out open files and the cache: another process opens the files again."""
         empty = {"_files": collections.OrderedDict(), "_cache": collections.OrderedDict(), "_cached": 0}
         return vars(self) | empty | {"_lock": None}
 
@@ -154,11 +154,13 @@ class ParquetRows(Rows):
 
 
 def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
-    """The folder of a set and the names of its files: those that fit `pattern`, or `path` itself.
+    """Returns the folder of a set and the names of its files.
+
+    `path` is a folder, in which they match `pattern`, or a file, or a pattern of its own.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: they are of several splits.
+      ValueError: a folder's files are of several splits.
     """
     if is_folder(path):
         place = place_of(path)
@@ -185,7 +187,7 @@ def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:
 
 
 def _split_of(name: str) -> str | None:
-    """The split that a part is of: `train-00000-of-00003.parquet`, `train/0000.parquet`."""
+    """Returns the split of a part, as of `train-00000-of-00003.parquet` or `train/0000.parquet`, or None."""
     *folders, last = name.lower().split("/")
     named = (*folders, re.split(r"[-_.]", last)[0])
     return next((one for one in named if one in SPLIT_NAMES), None)

@@ -1,10 +1,10 @@
-"""Folders that hold a set: on this machine, or on any file system that fsspec knows (`gs://`, `s3://`, ..).
+"""Folders that hold a set: local, or on any file system that fsspec knows (`gs://`, `s3://`, ..).
 
 Paths inside a place are relative and have forward slashes. Local paths need no fsspec.
 
-What a set holds has one digest, so that a data file that changed is noticed, whatever its length. Reading
-hundreds of gigabytes takes minutes: the digest of each file is kept beside it, with its length and time, and
-only a file that is new or was written again is read.
+One digest covers the contents of a set, so that a changed data file is noticed, whatever its length. Reading
+hundreds of gigabytes takes minutes: the digests of the files are cached in the folder, with length and time,
+and only a file that is new or was written again is read.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ THREADS = 8
 
 
 def escapes(name: str) -> bool:
-    """Whether a path that a set names leaves the set, by `..` or from the root."""
+    """Returns whether a path that a set names leaves the set: it is absolute, or leads out by `..`."""
     return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
 
 
 class Place:
-    """A folder of this machine. Links in it are followed, wherever they point.
+    """A local folder. Links in it are followed, wherever they point.
 
     Attributes:
-      root: as the user wrote it, for messages.
-      name: its last part.
+      root: its absolute path, or the URL as the user wrote it, for messages.
+      name: the last part of it.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
@@ -47,15 +47,15 @@ class Place:
         self.root, self.name = str(self._root), self._root.name
 
     def path(self, name: str) -> Any:
-        """What opens a file by name: a local path, or a URL."""
+        """Returns the full path of a file in it: a local path, or a URL."""
         return self._root / name
 
     def open(self, name: str) -> BinaryIO:
-        """A file for reading, with random access; raises OSError."""
+        """Opens a file for reading, with random access; raises OSError."""
         return self.path(name).open("rb")
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        """So many bytes of a file from `start` on; raises OSError."""
+        """Reads `size` bytes of a file from `start` on; raises OSError."""
         with self.open(name) as file:
             file.seek(start)
             return file.read(size)
@@ -65,25 +65,25 @@ class Place:
         return self.path(name).is_file()
 
     def glob(self, pattern: str) -> list[str]:
-        """The files whose last parts fit those of a pattern, in all folders below, sorted."""
+        """Returns the files, in all folders below, whose last path parts match `pattern`, sorted."""
         found = (path for path in self._root.rglob(pattern) if path.is_file())
         return sorted(path.relative_to(self._root).as_posix() for path in found)
 
     def stamp(self, name: str) -> tuple[int, str]:
-        """Bytes of a file, and what changes when it is written again; "" where nothing says."""
+        """Returns a file's size in bytes, and its time or ETag, which a rewrite changes; "" if unknown."""
         found = self.path(name).stat()
         return found.st_size, str(found.st_mtime_ns)
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """A file for writing, which is there as a whole when the block ends, or not at all."""
+        """Opens a file for writing; it appears, complete, only when the block ends without an error."""
         self.path(name).parent.mkdir(parents=True, exist_ok=True)
         with files.whole(self.path(name)) as scratch, open(scratch, "wb") as file:
             yield file
             file.flush()
 
     def keep(self, name: str, content: bytes, otherwise: str) -> None:
-        """Writes what the next start goes by; the log says what it does `otherwise`, where that fails."""
+        """Writes a cache file; where that fails, warns that every start does `otherwise` (a verb phrase)."""
         try:
             with self.create(name) as file:
                 file.write(content)
@@ -146,7 +146,7 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     """The folder that a path or a URL names.
 
     Raises:
-      ValueError: nothing installed knows the scheme of the URL.
+      ValueError: fsspec is not installed, or cannot open URLs of that scheme.
     """
     return RemotePlace(os.fspath(path)) if is_remote(path) else Place(path)
 
@@ -182,7 +182,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def digest_of(place: Place, names: Sequence[str]) -> str:
-    """SHA-256 of the contents of some files in their order, in hexadecimal digits.
+    """Returns the SHA-256, in hexadecimal digits, of the SHA-256 digests of some files in their order.
 
     Raises:
       OSError: one cannot be read.
@@ -206,7 +206,7 @@ def _sha256(place: Place, name: str) -> str:
 
 
 def _holds(entry: object, stamp: list) -> bool:
-    """Whether what is kept is of the file that is there now."""
+    """Returns whether a cached entry is of the file as it is now; never where the stamp says nothing."""
     return isinstance(entry, list) and len(entry) == 3 and bool(stamp[1]) and entry[:2] == stamp
 
 

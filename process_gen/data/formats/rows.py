@@ -1,4 +1,4 @@
-"""The one view of a stored set: rows of fields, each with a place to name in messages."""
+"""The interface of all stored sets: `Rows` of fields, and a `Form` that makes trajectories of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from process_gen.trajectory.record import RecordError
 
 Row = Mapping[str, Any]
 Unit = tuple[tuple[int, ...], int]
-"""The rows that a trajectory is made of, and which of their trajectories it is."""
+"""Indices of the rows that make a trajectory, and its number among the trajectories of those rows."""
 
 
 class Rows:
     """Random access to the rows of a set, from several threads, or in another process after pickling.
 
     Attributes:
-      name: says what the content is, wherever it lies.
-      title: what messages call the set.
+      name: identifies the content (by a digest), wherever the set lies.
+      title: names the set in messages.
       what: what a row is called, in the plural: `lines`, `rows`, `samples`.
       place: the folder that it lies in.
     """
@@ -33,15 +33,15 @@ class Rows:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Row:
-        """The fields of a row; raises `BadTrajectory` where they are broken, OSError where a file is."""
+        """Returns the fields of a row; raises BadTrajectory for broken content, OSError for I/O errors."""
         raise NotImplementedError
 
     def text(self, index: int) -> Row:
-        """The same, where it is cheaper with `PRESENT` in the place of binary values."""
+        """Returns the same row; where that is cheaper, `PRESENT` stands for its binary values."""
         return self[index]
 
     def where(self, index: int) -> str:
-        """`file, line 3`."""
+        """Returns where a row lies, for messages, as `file, line 3`."""
         raise NotImplementedError
 
     def uid(self, index: int) -> str:
@@ -49,9 +49,9 @@ class Rows:
         return f"{self.place.name}:{index}"
 
     def open(self, index: int, path: str) -> BinaryIO:
-        """A file that a row names, relative to the set; raises OSError.
+        """Opens a file that a row names, relative to the set; raises OSError.
 
-        Paths that leave the set (`places.escapes`) are the caller's to refuse.
+        The caller refuses paths that leave the set (`places.escapes`).
         """
         del index
         return self.place.open(path)
@@ -63,14 +63,14 @@ PRESENT = b"\0present"
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How rows are trajectories: what an importer is.
+    """Maps rows to trajectories; an importer is a reader of rows and a form.
 
     Attributes:
       name: for messages and data identity; raise a number in it when the mapping changes.
-      read: makes the object of a trajectory, as `trajectory.record` has it, of its row, or with `units` of
-        its rows and which of theirs it is. Raises `RecordError`, whose message begins with a field.
+      read: returns the object of a trajectory (`trajectory.record`), from its row, or with `units` from the
+        list of its rows and its number among theirs. Raises `RecordError`, whose message begins with a field.
       units: finds the trajectories of a set; None where each row is one.
-      cheap: whether all rows may be looked at each time a set is opened.
+      cheap: whether all rows are to be read and checked each time a set is opened.
     """
 
     name: str

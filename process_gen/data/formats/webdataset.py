@@ -1,7 +1,7 @@
-"""Samples in tar shards, as WebDataset has them: members in a row whose names agree up to the first dot.
+"""Samples of WebDataset tar shards: consecutive members whose names agree up to the first dot.
 
 `000123.json`, `000123.0.png`, `000123.1.png` are one sample with the fields `json`, `0.png`, `1.png`.
-Shards are not unpacked: an index says where each member begins. It is made once and kept beside them.
+Shards are not unpacked: an index holds the offset of each member. It is built once and cached beside them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class TarRows(Rows):
             return None
 
     def _made(self, digest: str) -> dict[str, np.ndarray]:
-        """Looks through all shards; the index is kept where that can be."""
+        """Builds the index from all shards, and caches it beside them where the folder can be written."""
         logging.info("looking through %d shards of %s once", len(self._names), self.title)
         numbers: dict[str, list[int]] = {name: [] for name in ("shard", "start", "size", "kind", "first")}
         kinds: dict[str, int] = {}
@@ -118,7 +118,7 @@ class TarRows(Rows):
         return index
 
     def _walk(self, name: str) -> Iterator[tuple[str, int, int]]:
-        """Name, first byte and length of each file in a shard."""
+        """Yields name, offset and length in bytes of each file in a shard; hidden ones are left out."""
         length, _ = self.place.stamp(name)
         try:
             with self.place.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -162,7 +162,7 @@ class _Sample(Mapping):
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The key and the extension of a member: its name up to the first dot behind folders, and the rest."""
+    """Splits a member's name at the first dot after its folders, into key and extension."""
     folder, last = posixpath.split(name)
     key, _, kind = last.partition(".")
     return posixpath.join(folder, key), kind

@@ -1,8 +1,8 @@
-"""Writing trajectories as a listing with image files, Parquet, tar shards, or a TFDS data set.
+"""Writes trajectories as a listing with image files, Parquet, tar shards, or a TFDS data set.
 
-Image files stay the bytes that they are; only TFDS, which holds pixels, gets them decoded at the
-layout's size. The SHA-256 of a turn's image is written beside it. A set on this machine is there as
-a whole or not at all; behind a URL each file of it is.
+Image files are copied byte for byte; only TFDS holds pixels, decoded at one size. The SHA-256 of a
+turn's image file is written beside it, except in TFDS. A local set appears complete or not at all;
+of a set behind a URL that holds for each file.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from process_gen.trajectory.record import trajectory_to_json
 from process_gen.trajectory.stages import Trajectory
 
 GROUP_BYTES = 1 << 20
-"""Of images in a row group: what reading one row in a random order reads."""
+"""Texts and images of a row group, about: random access to one row reads so much."""
 PART_BYTES = SHARD_BYTES = 256 << 20
-"""Of images in a Parquet file or a tar shard."""
+"""Texts and images of a Parquet file or a tar shard, about."""
 
 _ENDINGS = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"RIFF", ".webp"))
 
 Object = dict[str, Any]
-"""A trajectory as `trajectory.record` has it, in turns, its images `{"bytes", "path"}`."""
+"""A trajectory as an object of `trajectory.record` with `turns`, its images `{"bytes", "path"}`."""
 
 
 def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = None) -> Iterator[Object]:
-    """The trajectories of a source as objects, with the image files as they are where it has files.
+    """Yields the trajectories of a source as objects, with its image files unchanged, or pixels as PNG.
 
     Args:
       source: of any kind.
-      on_bad: called with what cannot be used, which is then left out; raised by default.
+      on_bad: called with the error of each trajectory that is left out; by default it is raised.
     """
     for index in range(len(source)):
         try:
@@ -65,7 +65,7 @@ def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = Non
 
 
 def _check_json(value: Object) -> None:
-    """Raises BadTrajectory where something besides image files has no place in JSON, as an infinity."""
+    """Raises BadTrajectory where a value, image files apart, cannot be written as JSON, as infinity."""
     for holder in (value, *value["turns"]):
         for key, one in holder.items():
             if key == "turns" or isinstance(one, Mapping) and isinstance(one.get("bytes"), bytes):
@@ -187,9 +187,10 @@ def write_records(
 
 
 def split_images(value: Object, prefix: str) -> tuple[Object, dict[str, bytes]]:
-    """An object with names in the place of images, and the images; turns get the SHA-256 of theirs.
+    """Replaces the images of an object by file names; returns it, and file name -> content.
 
-    The names have nothing in them that a set could say, so that none leads elsewhere.
+    Turns get the `sha256` of their image. Names are made of `prefix`, numbers and a checked ending, not of a
+    path in the data, so none can point outside the set.
     """
     members: dict[str, bytes] = {}
 
@@ -219,7 +220,7 @@ def with_sums(value: Object) -> Object:
 
 
 def ending(image: Mapping[str, Any]) -> str:
-    """The ending of an image's name, by its content; else the one that it had."""
+    """Returns the ending of an image's file name: by content, else of its path, else `.bin`."""
     for magic, found in _ENDINGS:
         if image["bytes"].startswith(magic):
             return found
@@ -232,7 +233,7 @@ def _line(value: Object) -> bytes:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Adds a member that is the same whenever and by whomever it is written."""
+    """Adds a member without time and owner, so that the same content gives the same bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
@@ -240,12 +241,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
-    """Where to write the files of a set, which is at `path` when the block ends.
+    """Yields where to write the files of a set; a local one is moved to `path` when the block ends.
 
-    Raises FileExistsError where there is something already.
+    Raises FileExistsError where something is there already.
     """
     if not is_remote(path):
-        path = os.path.realpath(path)  # a link is kept, and what it names is filled
+        path = os.path.realpath(path)  # a link stays a link, and its target is filled
         if os.path.isfile(path):
             raise FileExistsError(f"{path} is a file: choose another folder")
     there = place_of(path)
@@ -269,7 +270,7 @@ class _Groups:
     """Objects in groups of about `GROUP_BYTES`.
 
     Attributes:
-      count: objects that were given away.
+      count: objects that were yielded so far.
     """
 
     def __init__(self, found: Iterable[Object]):
@@ -281,7 +282,7 @@ class _Groups:
         return self._next is not None
 
     def until(self, most: int) -> Iterator[list[Object]]:
-        """Groups until they have so many bytes, or there are no more."""
+        """Yields groups until they have `most` bytes together, or there are no more objects."""
         total = 0
         while self.more and total < most:
             group, size = [], 0

@@ -1,7 +1,7 @@
-"""Sets of other projects as trajectories: one small module each, and this table.
+"""Importers of other projects' data sets: one small module each, and this table.
 
-An importer is `data.source` of a config, and what `python -m process_gen.data convert --from` reads.
-What cannot be mapped is refused by name (`BadTrajectory`) and counted, never guessed.
+A name in it is a value of `config.data.source` and of `python -m process_gen.data convert --from`. A row that
+cannot be mapped raises `RecordError`, which the source turns into a `BadTrajectory`; nothing is guessed.
 """
 
 IMPORTERS = {
@@ -18,4 +18,4 @@ IMPORTERS = {
     "bagel_t2i": "bagel:T2I",
     "bagel_edit": "bagel:EDIT",
 }
-"""By name, a module and what it says of a set: how its rows are read, and their `Form`."""
+"""Name -> `module:attribute`; the attribute is a pair of the reader of rows and their `Form`."""

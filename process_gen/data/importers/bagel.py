@@ -1,12 +1,12 @@
-"""What the base model is trained on: Parquet of captioned images and of chains of edits.
+"""BAGEL's training data: Parquet of captioned images and of chains of edits.
 
 Text to image: `image` (bytes) and `captions`, a JSON object; every caption is a trajectory of its own.
-Edits: `image_list` (bytes) and `instruction_list`, for each edit a list of ways to say it. A chain is one
-trajectory: the first image and instruction are the prompt, later instructions are given; of k ways
-to say it there are k trajectories. There a chain is cut at random, here it is whole.
+Edits: `image_list` (bytes) and `instruction_list`, for each edit a list of alternative wordings. A chain is
+one trajectory: the first image and instruction are the prompt, later instructions are plans without loss.
+With at most k wordings of an edit there are k trajectories. BAGEL cuts a chain at random; here it is whole.
 
 The path is a folder, a file, a pattern, or the JSON file that a dataset info names (`parquet_info_path`):
-`{"part.parquet": {"num_row_groups": 1, "num_rows": 100}}`, whose parts have to be what it says.
+`{"part.parquet": {"num_row_groups": 1, "num_rows": 100}}`, with which the parts must agree.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from process_gen.trajectory.record import RecordError
 
 
 def open_parts(path: str | os.PathLike[str]) -> ParquetRows:
-    """The rows of the parts that a path names.
+    """Opens the rows of the parts that a path names.
 
     Raises:
-      ValueError: an info file that is none, or that says otherwise than the parts.
+      ValueError: the info file is malformed, or its counts are not those of the parts.
       FileNotFoundError, BadTrajectory: as `ParquetRows`.
     """
     if not os.fspath(path).endswith(".json"):
@@ -39,10 +39,12 @@ def open_parts(path: str | os.PathLike[str]) -> ParquetRows:
         info = files.from_json(file.read())
     if not isinstance(info, dict) or not info or not all(isinstance(one, dict) for one in info.values()):
         raise ValueError(f"{path} says nothing of parts: it must hold {{name: {{num_row_groups, num_rows}}}}")
-    folder = place.root
-    if any(os.path.isabs(name) for name in info):
-        folder = os.path.commonpath([os.path.dirname(name) for name in info])
-    names = [posixpath.relpath(name, folder) if os.path.isabs(name) else name for name in info]
+    folder, names = place.root, list(info)
+    if absolute := [name for name in names if os.path.isabs(name)]:
+        if len(absolute) < len(names):
+            raise ValueError(f"{path} names some parts by absolute paths and others not: make them all alike")
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+        names = [posixpath.relpath(name, folder) for name in names]
     rows = ParquetRows(folder, names)
     for (part, said), sizes in zip(info.items(), rows.sizes(), strict=True):
         stated = (said.get("num_row_groups"), said.get("num_rows"))
@@ -55,7 +57,7 @@ def open_parts(path: str | os.PathLike[str]) -> ParquetRows:
 
 
 def _units(column: str, count: Callable[[Any], int], rows: Rows) -> list[Unit]:
-    """As many trajectories of each row as `count` says of a column."""
+    """Returns `count(value)` trajectories for each row, of its value in a column; at least one."""
     values = enumerate(rows.column(column))
     return [((index,), part) for index, value in values for part in range(max(1, count(value)))]
 

@@ -1,4 +1,4 @@
-"""What all importers share: fields of a row, each with its own message."""
+"""Reads and checks fields of a row, for all importers; each raises RecordError that names the field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from process_gen.trajectory.record import RecordError
 
 
 def get(row: Mapping[str, Any], name: str) -> Any:
-    """A field; raises RecordError where it is missing or null."""
+    """Returns a field; raises RecordError where it is missing or null."""
     if row.get(name) is None:
         raise RecordError(f"{name} is missing; {hint(name, row)}" if row else f"{name} is missing")
     return row[name]
@@ -29,7 +29,7 @@ def check_text(value: Any, name: str) -> str:
 
 
 def items(row: Mapping[str, Any], name: str, count: int | None = None) -> list[Any]:
-    """A field that is a list, of so many values."""
+    """Returns a field that is a list, of `count` values where that is given."""
     found = get(row, name)
     if not isinstance(found, list):
         raise RecordError(f"{name} is not a list")
@@ -39,7 +39,7 @@ def items(row: Mapping[str, Any], name: str, count: int | None = None) -> list[A
 
 
 def parsed(row: Mapping[str, Any], name: str) -> Any:
-    """A field that is JSON, or what JSON holds."""
+    """Returns a field, parsed where it is a JSON text."""
     found = get(row, name)
     try:
         return files.from_json(found) if isinstance(found, str) else found
@@ -58,7 +58,7 @@ def images(row: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def check_image(value: Any, name: str) -> Any:
-    """An image as a record may have it: a path, bytes, or `{"bytes", "path"}`; lists of one are read."""
+    """Returns an image as a path or as `{"bytes", "path"}`; takes bytes and lists of one image too."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, bytes):
@@ -69,11 +69,11 @@ def check_image(value: Any, name: str) -> Any:
 
 
 def plan(instruction: str) -> dict[str, str]:
-    """The plan of a step that describes no more than the step itself."""
+    """Returns the fields of a plan with an instruction and an empty description."""
     return {"instruction": instruction, "description": ""}
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two images are the same: by their bytes where both have some, else by what names them."""
+    """Returns whether two images are the same: by bytes where both have them, else by path."""
     found = [image.get("bytes") if isinstance(image, Mapping) else None for image in (one, other)]
     return found[0] == found[1] if None not in found else one == other

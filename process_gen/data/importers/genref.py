@@ -1,8 +1,8 @@
 """Gen-Ref: a bad image, what is wrong with it, and a good one, in tar shards.
 
 Members of a sample: `bad_image.jpg`, `good_image.jpg`, `reflection.txt`, `prompt.txt`, `subset.txt`.
-The draft is the bad image, its inspection the reflection, and the correction, which nobody
-put into words, the good image.
+The draft is the bad image, its inspection the reflection, and the good image its correction,
+which has no text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _read(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _member(row: Mapping[str, Any], name: str) -> Any:
-    """An image of any ending."""
+    """Returns the image member of that name, with any extension."""
     kinds = [kind for kind in row if kind.partition(".")[0] == name]
     if len(kinds) != 1:
         raise fields.RecordError(f"{name} is missing, there are {', '.join(sorted(row))}")

@@ -8,16 +8,16 @@ UniReason: JSON listings of three kinds, which the fields of a row tell apart.
     edit           `instruction, input_image, output_image`
     think, refine  `prompt, explanation, "Text Reasoning Trace", img_path`, and the images of the trace
 
-Of the third kind only the trace and its images are learned: draft and explanation are given. The text
-before an image is its correction, the one behind the last image an inspection.
+Of the third kind only the trace and its images have losses: draft and explanation have weight 0. The text
+before an image is its correction, the one after the last image an inspection.
 
 Zebra-CoT: Parquet with one folder a domain, columns `Question, "Text Reasoning Trace", "Final Answer",
 problem_image_N, reasoning_image_N`. The question is the prompt, with one image at most; the text before each
-picture of the trace is its plan; the text behind the last one, and the answer, stand behind it.
+image of the trace is its plan; the text after the last one, with the answer, is its inspection.
 
 ThinkMorph: Parquet with columns `image_list, instruction_list, output_text_list`. The first image and the
-first instruction are the prompt; the text before each further image is its plan, and the last text, with the
-answer, stands behind the last image. Marks at the edges of texts are left out.
+only instruction are the prompt; the text before each further image is its plan, and the last text, with the
+answer, is the inspection of the last image. Image markers at the ends of texts are removed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _THOUGHT = re.compile(r"THOUGHT\s*\d+:\s*")
 
 
 def _marked(value: str) -> tuple[list[str], list[str]]:
-    """The texts before, between and behind the images that a text shows, and the names of those."""
+    """Returns the texts before, between and after the images that a text shows, and their names."""
     parts = _IMAGE.split(value)
     return [part.strip() for part in parts[::2]], parts[1::2]
 
 
 def _trace(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The texts of a trace and the names of its images; `THOUGHT 1:` is left out."""
+    """Returns the texts of a trace, without `THOUGHT 1:`, and the names of its images."""
     return _marked(_THOUGHT.sub("", fields.text(row, TRACE)))
 
 

@@ -2,8 +2,8 @@
 
 Content is parts of `{type, content, need_loss, need_vae, need_vit}`; an image is base64. The user's
 text is the prompt. The text before the first image is a plan, the one before each further image a
-correction, the one behind the last image an inspection. What has no loss there has weight 0
-here, and an image without loss counts as one to be corrected.
+correction, the one after the last image an inspection. Parts with `need_loss` false get weight 0;
+such an image also gets `image_ok` false.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from process_gen.trajectory.record import RecordError
 
 CONTEXT = ("need_vae", "need_vit")
 Part = tuple[str, Any, bool, dict[str, Any]]
-"""`text` or `image`, its content, whether it has loss, and the flags that have no place here."""
+"""`text` or `image`, its content, `need_loss`, and the flags of `CONTEXT`, kept as unknown fields."""
 
 
 def _read(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _weight(losses: set[bool]) -> float:
 
 
 def _parts(turn: Mapping[str, Any], field: str) -> Iterator[Part]:
-    """The parts of a turn; raises RecordError where one is of an unknown kind."""
+    """Yields the parts of a turn; raises RecordError where one is malformed."""
     content = fields.get(turn, "content")
     parts = [{"type": "text", "content": content}] if isinstance(content, str) else content
     if turn.get("role") not in ("system", "user", "assistant") or not isinstance(parts, list):

@@ -1,8 +1,8 @@
 """MagicBrush: chains of real edits, Parquet of one edit a row, each with a mask.
 
 Columns `img_id, turn_index, source_img, mask_img, instruction, target_img`. The rows of an `img_id` are one
-trajectory in the order of `turn_index`: the first source is the prompt's image, each instruction
-is given and not learned. The masks are the field `mask` of each turn, for `data.fields`.
+trajectory in the order of `turn_index`: the first source and instruction are the prompt, later
+instructions are plans without loss. Masks are the field `mask` of each turn, for `data.fields`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from process_gen.trajectory.record import RecordError
 
 
 def _units(rows: Rows) -> list[Unit]:
-    """The rows of each image, in the order of the first one's place."""
+    """Groups the rows by image, each group in the order of `turn_index`; one trajectory for each."""
     groups: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
     numbers = zip(rows.column("img_id"), rows.column("turn_index"), strict=True)
     for index, (name, turn) in enumerate(numbers):

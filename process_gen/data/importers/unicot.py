@@ -1,8 +1,8 @@
-"""UniCoT: chains of corrections that end where nothing is to be corrected, and plans of up to three parts.
+"""UniCoT: chains of corrections until none is needed, and plans of up to three parts.
 
-Self-reflection: `data_id, prompt, input_image[], output_image[], edit[], eval[], eval_summary[]`. State i
-is `input_image[i]`, its inspection `eval_summary[i]` or, where that is empty, `eval[i]`, and the correction
-`edit[i]` makes `output_image[i]`, which is state i + 1. The last edit says that none is needed.
+Self-reflection: `data_id, prompt, input_image[], output_image[], edit[], eval[], eval_summary[]`. Turn i
+shows `input_image[i]`; its inspection is `eval_summary[i]` or, where that is empty, `eval[i]`. The correction
+`edit[i]` makes `output_image[i]`, the image of turn i + 1. The last edit says that none is needed.
 
 Breakdown: `data_id, prompt, subtasks[3], subtask_images[3]`, unused places null.
 """

@@ -1,13 +1,13 @@
-"""verl-omni's visual-reflection trajectories, read and written.
+"""Reads and writes verl-omni's visual-reflection trajectories.
 
     {"trajectory_id", "manifest_id", "source_dataset", "source_record_id", "pipeline_variant", "prompt",
      "images": [{"uri", "sha256"}], "steps": [{"reflection", "action": "continue" or "stop", "edit"}]}
 
 N images have N steps, of which the last stops. `verl_omni` reads one sequence: image 0 is the draft,
 each reflection the inspection of its image, each edit the correction that makes the next one.
-`verl_omni_atoms` reads what that project trains on: the last image for the prompt, N reflections
-(the image is given) and N - 1 edits (of the image before). A record is what its fields say and no more:
-others are refused, as there.
+`verl_omni_atoms` reads what that project trains on, each as a trajectory of its own: the last image
+for the prompt, N reflections (the image has weight 0) and N - 1 edits (the image before is the prompt's).
+A record with other fields than these is refused, as in verl-omni.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ORIGIN = ("manifest_id", "source_dataset", "source_record_id", "pipeline_variant
 KEYS = frozenset(("trajectory_id", *ORIGIN, "prompt", "images", "steps"))
 VARIANTS = ("direct_parse", "pair_0_1_turn", "prompt_k_turn")
 NAMESPACES = ("visual_reflection_v1", "bagel_visual_reflection_v1")
-"""Of the ids of trajectories, the newest first."""
+"""Namespaces that trajectory ids are hashed with, the newest first."""
 MANIFEST = "process_gen"
 
 
 def _check(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The images and steps of a record; raises RecordError where it breaks a rule of that form."""
+    """Returns the images and steps of a record; raises RecordError where it breaks a rule of the format."""
     _exact(row, KEYS, "line")
     for name in ("trajectory_id", *ORIGIN, "prompt"):
         fields.text(row, name)
@@ -109,7 +109,7 @@ def _atom(rows: Sequence[Row], part: int) -> dict[str, Any]:
 
 
 def _atoms(rows: Rows) -> list[Unit]:
-    """One for the last image, one of each reflection, one of each edit; a broken row stands for itself."""
+    """Returns 2 N trajectories for a row of N images, in the order of `_atom`; one for a broken row."""
     units: list[Unit] = []
     for index in range(len(rows)):
         try:
@@ -128,14 +128,14 @@ ATOMS = JsonRows, Form("verl-omni atoms 1", _atom, _atoms, cheap=True)
 
 
 def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object]) -> int:
-    """Writes `trajectories.jsonl` in that form, and the images; returns how many.
+    """Writes `trajectories.jsonl` in verl-omni's format, and the images; returns how many trajectories.
 
-    What was read of that form is written as it was. Of others the `manifest_id` is `process_gen`,
-    and provenance that the form has no place for is left out.
+    Trajectories that were read from that format keep their origin fields, and their ids where these match the
+    content. Others get the `manifest_id` `process_gen`, and lose provenance that the format has no field for.
 
     Raises:
-      FileExistsError: there is something already.
-      BadTrajectory: a trajectory has no place in that form; the message says why.
+      FileExistsError: something is there already.
+      BadTrajectory: the format cannot hold a trajectory; the message says why.
     """
     count = 0
     with writers.new_set(path) as place, place.create(LISTING) as listing:
@@ -150,7 +150,7 @@ def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object
 
 
 def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A trajectory object as a record of that form, and its images by `uri`; raises BadTrajectory."""
+    """Returns a trajectory object as a record of verl-omni, and `uri` -> image; raises BadTrajectory."""
     turns = value["turns"]
     if problem := _no_place(value):
         raise BadTrajectory(f"trajectory {value.get('uid')!r} has no place in verl-omni's form: {problem}")
@@ -182,7 +182,7 @@ def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[
 
 
 def _no_place(value: writers.Object) -> str | None:
-    """Why a trajectory cannot be written so."""
+    """Returns why verl-omni's format cannot hold a trajectory; None where it can."""
     turns = value["turns"]
     if "image" in value or "instruction" in value:
         return "its prompt holds an image"
@@ -204,6 +204,6 @@ def _no_place(value: writers.Object) -> str | None:
 
 
 def identify(record: Mapping[str, Any], namespace: str) -> str:
-    """The id of a record without one, as that project computes it (`derive_trajectory_id`)."""
+    """Returns the id of a record without one, as verl-omni computes it (`derive_trajectory_id`)."""
     content = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"traj_{hashlib.sha256(f'{namespace}{chr(0)}{content}'.encode()).hexdigest()}"

@@ -1,6 +1,6 @@
-"""From detections to GenEval's verdict, to the letter of the official scorer.
+"""Computes GenEval's verdict from detections, exactly as the official scorer does.
 
-Pure: no image, no model, no vocabulary. Scores and boxes are compared in float32,
+Pure functions: they need no image and no model. Scores and boxes are compared in float32,
 since a score of float32(0.3) passes a threshold of 0.3 in float64 and fails it in float32.
 """
 
@@ -33,7 +33,7 @@ class Detection:
       score: from 0 to 1.
       box: (x0, y0, x1, y1) in pixels, y down, the last two exclusive.
       mask: its pixels, [H, W] bool, of detectors that have masks.
-      color: of sources that know it.
+      color: its colour, from sources that know it.
     """
 
     cls: str
@@ -49,13 +49,13 @@ class Detection:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Those of the official scorer that change a verdict.
+    """Options of the official scorer that change a verdict.
 
     Attributes:
       threshold: a detection counts with a score above this one.
       counting_threshold: the same for prompts of tag `counting`.
-      max_objects: the most that count of one class.
-      max_overlap: of two of one class that overlap by this IoU, the better one counts; 1 is off.
+      max_objects: the most detections of one class that count.
+      max_overlap: of two of one class with an IoU of at least this only the better one counts; 1 is off.
       position_threshold: the share of both sizes by which centres have to be apart.
       colors: what colours there are, in the order of the reasons.
     """
@@ -72,7 +72,7 @@ OFFICIAL = Options()
 """The official defaults."""
 
 Selected = dict[str, list[Detection]]
-"""Class -> what counts of it, best first; no class is empty."""
+"""Class -> its detections that count, best first; no class is empty."""
 
 ColorsOf = Callable[[str, Sequence[Detection]], Sequence[str]]
 """The colours of some detections of a class; asked only about those that a clause is judged by."""
@@ -95,7 +95,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is said of one image: its failures, in the order in which they were found."""
+    """The verdict on one image: its failures, in the order in which they were found."""
 
     failures: tuple[Failure, ...]
 
@@ -110,7 +110,7 @@ class Verdict:
 
 
 def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIAL) -> Selected:
-    """What counts of each class, best first.
+    """Selects the detections of each class that count, best first.
 
     Of equal scores the last one listed comes first, as the official order is for up to 16 of a class.
     """
@@ -131,7 +131,7 @@ def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIA
 
 
 def _overlap(one: Detection, other: Detection) -> np.float32:
-    """Intersection over union, where a box holds the pixels of both its ends."""
+    """Intersection over union, where both corners of a box belong to it: sides are one pixel longer."""
     a, b = np.asarray(one.box, np.float32), np.asarray(other.box, np.float32)
     both = _area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
     union = _area(a) + _area(b) - both
@@ -148,8 +148,8 @@ def judge(
 ) -> Verdict:
     """Judges what was found in an image by a line of GenEval's metadata.
 
-    A clause takes the first `count` of its class, and looks at their colours only
-    where they are enough, and at their positions only where the colours are right.
+    A clause takes the first `count` detections of its class. Their colours are checked only
+    if they are enough, their positions only if the colours are right.
     """
     failures: list[Failure] = []
     targets: list[Sequence[Detection] | None] = []

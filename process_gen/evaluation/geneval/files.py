@@ -29,9 +29,9 @@ def check_metadata(metadata: Any, where: str) -> Metadata:
     """Returns the metadata of a prompt.
 
     Raises:
-      TaskError: they ask for what no image could be judged by, where the official scorer would
-        fail late or say wrong of every image: an unknown key, colour or relation, a target that
-        is not an earlier clause, a count below 1 or above `max_objects`. Starts with `where`.
+      TaskError: no image can be judged by them; the official scorer would fail late, or count every
+        image as wrong. That is an unknown key, colour or relation, a target that is not an earlier
+        clause, a count below 1 or above `max_objects`. The message starts with `where`.
     """
     if not isinstance(metadata, Mapping):
         raise TaskError(f"{where}: not a JSON object")
@@ -100,7 +100,7 @@ def read_images(root: Path) -> Iterator[tuple[str, Metadata, pathlib.Path]]:
 
     A folder counts where its name is all digits, an image where its name starts with
     digits and `.png`: `0000.png.bak` does, `grid.png` and `0000.jpg` do not. The digits
-    of a folder mean nothing, its `metadata.jsonl` says what was asked for.
+    of a folder mean nothing: its `metadata.jsonl` tells the prompt.
 
     Raises:
       TaskError: `metadata.jsonl` or `samples` is missing, or the metadata are not one JSON
@@ -110,7 +110,7 @@ def read_images(root: Path) -> Iterator[tuple[str, Metadata, pathlib.Path]]:
     if not root.is_dir():
         raise TaskError(f"{root}: no such folder")
     for folder in sorted(root.iterdir()):
-        if not (folder.is_dir() and folder.name.isdigit()):
+        if not (folder.is_dir() and folder.name.isdecimal()):
             continue
         about = folder / "metadata.jsonl"
         metadata = check_metadata(parse_json(read_text(about), str(about)), str(about))

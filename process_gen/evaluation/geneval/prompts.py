@@ -34,7 +34,7 @@ OBJECTS = tuple(
 """What the official prompts name: the 80 classes of COCO, some of them under another name."""
 
 UNCOLORED = ("person",)
-"""What no prompt gives a colour to."""
+"""Objects that no prompt gives a colour."""
 
 
 def sample_prompts(
@@ -76,7 +76,7 @@ def sample_prompts(
 def _draw(
     rng: np.random.Generator, tag: str, names: Sequence[str], colors: Sequence[str]
 ) -> Iterator[Metadata]:
-    """Prompts of a tag without end, but for single objects."""
+    """Yields prompts of a tag without end; of `single_object`, one for each name."""
     if tag == "single_object":
         yield from (_prompt(tag, _with_article(name), [_clause(name)]) for name in names)
         return
@@ -123,10 +123,10 @@ def _prompt(tag: str, text: str, include: list[dict[str, Any]], **more: Any) -> 
 
 
 def tag_of(prompt: str) -> str | None:
-    """Which kind of GenEval's prompts a text is, of the official objects; None where it is none.
+    """The tag of a text in the form of GenEval's prompts with the official objects; None for other texts.
 
-    For a look at training data: what is found has the form and the words of the benchmark, and may be
-    none of its own 553 prompts.
+    Made to check training data. What it finds has the form and the words of the benchmark, but need not be
+    one of its 553 prompts.
     """
     found = _FORM.fullmatch(" ".join(prompt.lower().removesuffix(".").split()))
     if found is None:

@@ -17,14 +17,14 @@ from process_gen.evaluation.tasks.wise import Wise
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Scenes, Geneval, GenevalHF, Wise, Dpg, T2ICompBench, Prompts)
 }
-"""Add a task of your own before `make_task` is asked for it."""
+"""Name -> task. Add one of your own here before `make_task` is called with its name."""
 
 
 def make_task(name: str, options: Mapping[str, str] | None = None) -> Task:
     """The task of this name; options are its fields, as text from a command line.
 
     Raises:
-      TaskError: an unknown name or option, which names the nearest one, or a value of the wrong type.
+      TaskError: an unknown name or option (the message has the nearest), or a value of a wrong type or range.
     """
     kind = TASKS[check_name(name, TASKS, "task", TaskError)]
     task = from_text(kind, name, options or {})

@@ -33,9 +33,9 @@ class Doc:
     """One prompt of a task. Field names are those of lmms-eval.
 
     Attributes:
-      doc_id: what tells it from the others of its task.
+      doc_id: unique in its task.
       input: the prompt.
-      group: what its score counts towards.
+      group: of prompts whose mean score counts as one, as a category.
       target: what a judge has to know of it, JSON-like.
     """
 
@@ -46,7 +46,7 @@ class Doc:
 
     @property
     def doc_hash(self) -> str:
-        """Equal where prompt, group and target are."""
+        """Hash of prompt, group and target: 16 hexadecimal digits."""
         text = json.dumps([self.input, self.group, self.target], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -79,8 +79,8 @@ class Judge(Protocol):
       protocol: what is asked and how it is read: `geneval-hf`, `wise-legacy`.
       workers: how many images it may look at side by side.
 
-    One that costs something may have `announce(docs, size)`, which says what judging an image of each
-    prompt, of height and width `size`, will take; it is called before the work begins.
+    A judge whose use costs money may have a method `announce(docs, size)`. It is called before judging
+    begins, and prints an estimate for one image of each prompt, of height and width `size`.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Row:
 
     Attributes:
       doc: the prompt.
-      seed: of the sweep over seeds.
+      seed: one of the evaluation's `--seeds`.
       index: which of the images of this prompt and seed.
       judgement: of the final image.
     """
@@ -122,7 +122,7 @@ class Task(abc.ABC):
       name: in commands and tables.
       version: goes up when prompts, layout or the way scores add up change.
       traced: whether plans and drafts can be read exactly, so that `process` counts what happened.
-      whole: whether its scores bear their names over all of its prompts only.
+      whole: whether a score over a part of its prompts has their number in its name.
       images: of each prompt.
     """
 
@@ -165,7 +165,7 @@ class Task(abc.ABC):
     def lay_out(
         self, folder: str | os.PathLike[str], images: Iterable[tuple[Doc, int, pathlib.Path]]
     ) -> Sequence[pathlib.Path]:
-        """Puts images and what `write_layout` adds where the task's own tools look; returns the files.
+        """Copies images to where the task's own tools look, and calls `write_layout`; returns the files.
 
         Args:
           folder: of the layout; made where there is none.
@@ -185,7 +185,7 @@ class Task(abc.ABC):
         return [*written, *self.write_layout(folder)]
 
     def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
-        """Writes what its tools want beside the images into the folder of its layout; returns the files."""
+        """Writes the other files that its tools need into the folder of its layout; returns them."""
         return ()
 
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
@@ -205,7 +205,7 @@ class Task(abc.ABC):
             raise TaskError(f"{root} holds no image where {self.name} looks for one")
 
     def process(self, doc: Doc, trajectory: SampledTrajectory) -> Counts:
-        """What happened on the way, counted exactly; of tasks that are `traced`."""
+        """Counts the errors in a trajectory's steps exactly (`evaluation.process`); for `traced` tasks."""
         raise NotImplementedError(f"{self.name} is not traced")
 
     def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:

@@ -1,4 +1,4 @@
-"""What a user says of a chat model, and what tasks with a judge behind a chat endpoint have in common."""
+"""Options of a chat model, and the base class of tasks whose judge is one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ChatOptions(Connection):
 
     Attributes:
       temperature: of its answers.
-      max_tokens: of an answer; 0 is what the question has.
+      max_tokens: of an answer; 0 takes the limit of the question.
       extra: may also be a `.json` file. Thinking is turned off in vLLM by
         `{"chat_template_kwargs": {"enable_thinking": false}}`, and models that know no `max_tokens` want
         `{"max_tokens": null, "max_completion_tokens": 2000}`.
-      image_tokens: of one image, for the estimate; 0 reckons as OpenAI does.
+      image_tokens: of one image, for the estimate of costs; 0 counts as OpenAI does.
     """
 
     name: ClassVar[str]
@@ -36,11 +36,11 @@ class Question:
     """What a chat judge is asked about an image, and how its answer is read.
 
     Attributes:
-      protocol: the name of all this in tables.
+      protocol: names question and reading in tables.
       system: the system message.
-      template: of the text beside the image.
-      values: what a prompt puts into the template's braces.
-      read: the verdict in an answer; None where there is none.
+      template: of the text beside the image, with names in braces.
+      values: name -> text for the template's braces, made from a prompt.
+      read: parses an answer into a verdict; None where it cannot.
       max_tokens: of an answer, unless the user says otherwise.
     """
 

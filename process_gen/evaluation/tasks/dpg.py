@@ -53,7 +53,7 @@ class Dpg(Task):
     def lay_out(
         self, folder: str | os.PathLike[str], images: Iterable[tuple[Doc, int, pathlib.Path]]
     ) -> Sequence[pathlib.Path]:
-        """One file per prompt.
+        """Writes one file per prompt, which holds its images two by two; returns the files.
 
         Raises:
           TaskError: a prompt has not all of its images, or they differ in size.
@@ -74,7 +74,7 @@ class Dpg(Task):
         return written
 
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
-        """Where one image is a file of its own; tiled ones are for its own tool.
+        """Reads a layout of one image per file; only the benchmark's own tool reads tiled ones.
 
         Raises:
           TaskError: images are tiled, or there are none.
@@ -96,7 +96,7 @@ def _doc(path: pathlib.Path) -> Doc:
 
 
 def _tile(paths: Sequence[pathlib.Path]) -> Image.Image:
-    """One image as it is, or four, row by row."""
+    """Tiles four images two by two, row by row; returns a single one as it is."""
     tiles = []
     for path in paths:
         try:

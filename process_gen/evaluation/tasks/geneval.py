@@ -28,7 +28,7 @@ from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Row, Task, 
 
 @dataclasses.dataclass(frozen=True)
 class Geneval(Task):
-    """The task.
+    """GenEval's prompts, laid out for the official scorer.
 
     Attributes:
       images: of each prompt.
@@ -53,7 +53,7 @@ class Geneval(Task):
         return f"{doc.doc_id}/samples/{index:04d}.png"
 
     def write_layout(self, folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
-        """`metadata.jsonl` beside the images of each prompt that has some, and all prompts in one file."""
+        """Writes `metadata.jsonl` for each prompt that has images, and all prompts into one file."""
         root = pathlib.Path(folder)
         for doc in self.docs():
             if (root / self.place(doc, 0)).parent.is_dir():
@@ -61,7 +61,7 @@ class Geneval(Task):
         return [files.write_metadata(root / "evaluation_metadata.jsonl", self._prompts)]
 
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
-        """By the official rules, so a folder belongs to the prompt that its `metadata.jsonl` names.
+        """Reads images by the official rules: a folder's `metadata.jsonl`, not its name, tells its prompt.
 
         Raises:
           TaskError: see `files.read_images`; or a prompt is not in `metadata`, or has more than `images`.
@@ -94,7 +94,7 @@ def _text(metadata: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class GenevalHF(Geneval):
-    """The task, judged here.
+    """GenEval's prompts, judged here by a detector and a classifier of colours.
 
     Attributes:
       detector: a folder of weights: Mask2Former, as the official detector is, RT-DETR or OWL.
@@ -110,7 +110,7 @@ class GenevalHF(Geneval):
     counting_threshold: float = decision.OFFICIAL.counting_threshold
 
     def judge(self) -> Judge:
-        """The models, which are loaded with the first image.
+        """Makes the judge; its models are loaded when the first image is judged.
 
         Raises:
           TaskError: see `detectors.load_detector`; or the detector cannot find a class of the prompts.

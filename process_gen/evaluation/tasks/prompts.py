@@ -1,7 +1,7 @@
 """Prompts of your own: a text file with one per line, or JSON lines.
 
-A JSON line has `prompt`, and may have `id`, `group` and whatever the question
-wants to know. With `question`, a chat model answers it with yes or no for each
+A JSON line has `prompt`, and may have `id`, `group` and other keys that the
+question uses. With `question`, a chat model answers it with yes or no for each
 image:
 
     --task_args=prompts.data=mine.txt --task_args=prompts.model=NAME
@@ -86,6 +86,6 @@ def _values(doc: Doc) -> Mapping[str, str]:
 
 
 def _read(answer: str) -> Judgement | None:
-    """Whether the first word is yes or no."""
+    """Scores 1 for an answer that begins with yes, 0 for no; None for any other."""
     word = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
     return Judgement(float(word[1].lower() == "yes")) if word else None

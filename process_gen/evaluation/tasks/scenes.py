@@ -3,8 +3,8 @@
 The score is the unweighted mean over eight groups: GenEval's six and prompts
 for three and four objects. Five objects, more than most training prompts have,
 are reported beside it, and six on a level without cells. On split `heldout` every prompt
-holds a composition that training never shows (`scenes.splits`); `train` tells what of a gap
-is due to that.
+holds a composition that training never shows (`scenes.splits`); the score on split `train`
+tells how much of a lower score is due to that.
 
 The prompts are fixed by level, split and seed. A smaller `per_group` gives a
 prefix of a larger one, group by group.
@@ -38,7 +38,10 @@ EXTRA_GROUPS = ("five_objects",)
 GROUPS = SCORED_GROUPS + EXTRA_GROUPS
 
 TREE_GROUPS = ("three_objects", "four_objects", "five_objects", "six_objects")
-"""Where texts name no cell, their unweighted mean comes first: only there has one pass to work out places."""
+"""Groups whose unweighted mean, `trees`, is the main score on levels without cells.
+
+There the relations of their prompts form a tree, from which a single pass must derive all places itself.
+"""
 
 _TRIES = 200  # draws for a prompt that the group does not have yet
 
@@ -48,11 +51,11 @@ class Scenes(Task):
     """The benchmark.
 
     Attributes:
-      level: of the scenes world.
+      level: name of a level of the scenes world (`scenes.levels`).
       split: `heldout`, or `train` for in-distribution prompts.
       per_group: prompts of each group. A group with fewer different prompts repeats some.
-      prompt_seed: of the prompts.
-      groups: their names with commas between them; all that the level has by default.
+      prompt_seed: what the prompts are drawn with.
+      groups: names with commas between them; by default those of `GROUPS`, without cells all of the level.
 
     Raises:
       TaskError: unknown split, group or level, or fewer than one per group.
@@ -82,7 +85,7 @@ class Scenes(Task):
     def _groups(self) -> tuple[str, ...]:
         chosen = tuple(name.strip() for name in self.groups.split(",") if name.strip())
         known = categories(self.level)
-        if get_level(self.level).hung:  # each of them tells what one more thing costs
+        if get_level(self.level).hung:  # all: each shows how the score falls with one more object
             return chosen or known
         return chosen or tuple(group for group in GROUPS if group in known)
 
@@ -92,7 +95,7 @@ class Scenes(Task):
         return dict(pair for group in self._groups for pair in self._draw(group))
 
     def _draw(self, group: str) -> Iterator[tuple[str, Request]]:
-        """The prompts of a group, whatever else the benchmark holds."""
+        """Draws the prompts of a group; they do not depend on the other groups."""
         rng = np.random.default_rng([self.prompt_seed, zlib.crc32(f"{self.split} {group}".encode())])
         seen: set[str] = set()
         for index in range(self.per_group):

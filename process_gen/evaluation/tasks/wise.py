@@ -9,11 +9,11 @@ Edition `legacy` is the benchmark of the paper: three marks of 0 to 2 per image.
 has other prompts under the same ids, other bounds between categories, and one
 mark of 0 or 1. Score files do not say which they are, so never mix them.
 
-A WISE number says four things: edition, judge, rubric, aggregation. All three
-aggregations stand side by side, that of the edition first. They bear their names
-only where all six categories have images. A category with gaps still has a mean:
-`missing_ids` of the summary counts the gaps, and `official_overall`, which the
-official code refuses to give with one id missing, is there only without any.
+A WISE number depends on four things: edition, judge, rubric, aggregation. All
+three aggregations are reported, that of the edition first; they have these names
+only where all six categories have images. A category with missing ids still has a
+mean: `missing_ids` of the summary counts them. `official_overall` is there only
+if none is missing, since the official code gives no overall score otherwise.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ AGGREGATIONS: Mapping[str, Mapping[str, float]] = {
     "verified weights": dict(zip(CATEGORIES, (0.4, 0.12, 0.12, 0.12, 0.12, 0.12), strict=True)),
     "mean of six (BAGEL)": dict.fromkeys(CATEGORIES, 1 / 6),
 }
-"""Three ways from the means of the categories to one number; they may lie far apart."""
+"""Three ways to weight the means of the categories; the overall scores may lie far apart."""
 
 STEMS = {
     "cultural_common_sense": CATEGORIES[:1],
@@ -53,13 +53,13 @@ STEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Edition:
-    """One of the two benchmarks.
+    """One of the two editions of the benchmark.
 
     Attributes:
       last: the last id of each category.
-      weights: its own one of `AGGREGATIONS`.
+      weights: its official key of `AGGREGATIONS`.
       suffix: of its data files.
-      whole: its files that hold all prompts in one.
+      whole: the name of the file that holds all of its prompts.
     """
 
     last: tuple[int, ...]
@@ -75,7 +75,7 @@ EDITIONS: Mapping[str, Edition] = {
 
 
 class Marks(NamedTuple):
-    """Those of the legacy edition, from 0 to 2."""
+    """The three marks of the legacy edition, each from 0 to 2."""
 
     consistency: int
     realism: int
@@ -127,7 +127,7 @@ Answer in one line and nothing else, as in
 Score: 0
 """,
 }
-"""What the judge is asked; our own words, so the protocol is called after them."""
+"""What the judge is asked. The words are not the official ones, so the protocol says `own rubric`."""
 
 _MAX_TOKENS = {"legacy": 2000, "verified": 500}
 _OFFICIAL = {"{prompt_data['Prompt']}": "{prompt}", "{prompt_data['Explanation']}": "{explanation}"}
@@ -188,7 +188,7 @@ class Wise(ChatTask):
         )
 
     def formulas(self, groups: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        """The edition's aggregation, then the others; with categories missing a mean of another name."""
+        """The edition's aggregation, then the others; if a category is missing, a mean of another name."""
         if set(groups) != set(CATEGORIES):
             return {"mean of the categories seen (no WISE score)": {name: 1 / len(groups) for name in groups}}
         own = EDITIONS[self.edition].weights
@@ -199,7 +199,7 @@ class Wise(ChatTask):
         return f"{doc.doc_id}.png" if index == 0 else None
 
     def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
-        """The official files; of several seeds or images in a folder each, since an id must come once."""
+        """Writes the official files, for several seeds or images in a folder each: an id must come once."""
         sets = _sets(rows)
         written: list[pathlib.Path] = []
         for (seed, index), found in sets.items():
@@ -209,7 +209,7 @@ class Wise(ChatTask):
         return written
 
     def summary(self, rows: Sequence[Row]) -> Mapping[str, float]:
-        """`missing_ids` of the 1,000, over all seeds; `official_overall` where there are none."""
+        """`missing_ids` of the 1,000, over all seeds and images; if 0, `official_overall` too."""
         missing = sum(IDS - len(found) for found in _sets(rows).values()) if rows else IDS
         if missing:
             return {"missing_ids": missing}
@@ -228,7 +228,7 @@ def category(prompt_id: int, edition: str) -> str:
 
 
 def data_files(path: str | os.PathLike[str], edition: str) -> list[pathlib.Path]:
-    """The files of an edition in a folder: its three parts, or the one that holds all; a file is itself.
+    """The files of an edition in a folder: its three parts, or the one that holds all; of a file, itself.
 
     Raises:
       TaskError: the folder holds neither.
@@ -284,7 +284,7 @@ def parse_legacy(answer: str) -> Marks | None:
     """The marks in an answer, as the official code finds them; None where one is missing.
 
     A label that comes twice counts as it comes last. Three bare lines are
-    taken in order. A mark may be any digit: whether 5 is one is the caller's to say.
+    taken in order. A mark may be any digit: the caller checks `in_range`.
     """
     if bare := re.fullmatch(r"\s*([0-9])\s*\n\s*([0-9])\s*\n\s*([0-9])\s*", answer):
         return Marks(*map(int, bare.groups()))
@@ -299,7 +299,7 @@ def parse_verified(answer: str) -> int | None:
 
 
 def _read_legacy(answer: str) -> Judgement | None:
-    """The official code counts a mark of 5 as 5; here such an answer is none."""
+    """The verdict of an answer; None if a mark is above 2, which the official code would count as it is."""
     marks = parse_legacy(answer)
     if marks is None or not marks.in_range:
         return None
