@@ -32,7 +32,9 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     )
     flags.DEFINE_enum("step", "train", ("train", "sample"), "What to compile.")
     flags.DEFINE_string("json", None, "File for everything that is printed, as JSON.")
-    flags.DEFINE_integer("trajectories", 0, "Trajectories to bill device hours for.", lower_bound=0)
+    flags.DEFINE_integer(
+        "trajectories", 0, "Number of trajectories to estimate device hours for.", lower_bound=0
+    )
     flags.DEFINE_string("chip", None, "Chip whose memory and speed count, if not the topology's own.")
     flags.DEFINE_float(
         "hbm",
@@ -48,9 +50,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     )
     flags.DEFINE_string("hlo", None, "File for the text of the compiled train step.")
     flags.DEFINE_bool("quick", False, "Whether to stop once memory is assigned (TPUs, train step only).")
-    flags.DEFINE_string(
-        "dump_to", None, "Folder for what the compiler writes down on its way (without --quick)."
-    )
+    flags.DEFINE_string("dump_to", None, "Folder for the dumps of the compiler (without --quick).")
     cli.read_flags(config="configs/bagel_7b.py:paper")
 
 # isort: split
@@ -151,7 +151,7 @@ def compile_sample(
     texts = text_specs(model, tokenizer, settings)
     pool, compiling = futures.ThreadPoolExecutor(_TOGETHER), []
     try:
-        with partition.over(mesh, sharding.ACTIVATION_RULES):
+        with partition.on_mesh(mesh, sharding.ACTIVATION_RULES):
             for piece in pieces(model, texts, settings, state.average, state.autoencoder, rows, mesh, axes):
                 started = time.perf_counter()
                 lowered = piece.lower()

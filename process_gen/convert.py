@@ -255,7 +255,9 @@ def define_flags() -> None:
     flags.DEFINE_string("mesh", "", "Sizes of a mesh to cut the arrays for, such as fsdp=8,tensor=2.")
     flags.DEFINE_string("largest", None, "Bytes per published file, such as 5GB; one file by default.")
     flags.DEFINE_string("base", None, "Weights that adapters belong to, where they have moved.")
-    flags.DEFINE_integer("seed", 0, "Of what a model started from a Qwen2 has to draw.")
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of the randomly initialized weights of a model that starts from a Qwen2."
+    )
 
 
 _USED = {

@@ -34,9 +34,9 @@ from process_gen.common.names import check_name
 from process_gen.distributed import hosts, lock, stopping
 from process_gen.evaluation import forced, judging, pipeline, results, tables, writing
 from process_gen.evaluation.arms import ARMS
-from process_gen.evaluation.draws import Show, draw
+from process_gen.evaluation.draws import ProgressFn, draw
 from process_gen.evaluation.outsiders import ROLES
-from process_gen.evaluation.pipeline import Asked
+from process_gen.evaluation.pipeline import CellSpec
 from process_gen.evaluation.tasks import TASKS, make_task
 from process_gen.evaluation.tasks.base import Judge, TaskError
 from process_gen.evaluation.tasks.scenes import Scenes
@@ -49,7 +49,7 @@ STAGES = ("all", "images", "judge", "report")
 
 
 def evaluate(
-    cells: Sequence[tuple[Asked, Sampler | None]],
+    cells: Sequence[tuple[CellSpec, Sampler | None]],
     folder: str | os.PathLike[str],
     *,
     stage: str = "all",
@@ -57,7 +57,7 @@ def evaluate(
     config: Mapping[str, Any] | None = None,
     pictures: int = 24,
     allow: Sequence[str] = (),
-    show: Show | None = None,
+    show: ProgressFn | None = None,
     warm: bool = True,
     host: tuple[int, int] = (0, 1),
     forced_steps: bool = False,
@@ -110,14 +110,14 @@ def evaluate(
 
 def _report(
     root: pathlib.Path,
-    asked: Sequence[Asked],
-    judged: Sequence[tuple[Asked, Judge]],
+    asked: Sequence[CellSpec],
+    judged: Sequence[tuple[CellSpec, Judge]],
     written: list[pathlib.Path],
     stage: str,
     config: Mapping[str, Any],
     pictures: int,
     allow: Sequence[str],
-    show: Show | None,
+    show: ProgressFn | None,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
     """Computes the scores, and writes tables and pages; `written` are the files of the earlier stages."""
     text, scored, tell = "", [], show or (lambda text: None)
@@ -147,7 +147,7 @@ def _report(
     return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
 
 
-def _judges(asked: Sequence[Asked]) -> list[Judge | None]:
+def _judges(asked: Sequence[CellSpec]) -> list[Judge | None]:
     """The judge of each cell, one for all cells with the same task and options."""
     keys = [(one.task, *sorted(one.options.items())) for one in asked]
     first = {key: one for key, one in zip(reversed(keys), reversed(asked), strict=True)}
@@ -156,9 +156,9 @@ def _judges(asked: Sequence[Asked]) -> list[Judge | None]:
 
 
 def _draw(
-    cells: Sequence[tuple[Asked, Sampler | None]],
+    cells: Sequence[tuple[CellSpec, Sampler | None]],
     root: pathlib.Path,
-    show: Show | None,
+    show: ProgressFn | None,
     warm: bool,
     host: tuple[int, int],
     forced_steps: bool,
@@ -177,7 +177,7 @@ def _draw(
 
 
 @contextlib.contextmanager
-def _listed(root: pathlib.Path, one: Asked, host: tuple[int, int], below: str = "") -> Iterator[Listing]:
+def _listed(root: pathlib.Path, one: CellSpec, host: tuple[int, int], below: str = "") -> Iterator[Listing]:
     """Opens the listing of a cell for all hosts; at the end host 0 gathers what each has added."""
     with hosts.lead_first("the images are listed") if host[1] > 1 else contextlib.nullcontext():
         listing = pipeline.listing_of(root, one, host, below)
@@ -193,7 +193,7 @@ def _wait(name: str, host: tuple[int, int]) -> None:
         hosts.barrier(name, hosts.PREPARE_SECONDS)
 
 
-def run(values: Any, show: Show | None = None) -> str:
+def run(values: Any, show: ProgressFn | None = None) -> str:
     """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
     Raises:
@@ -204,7 +204,7 @@ def run(values: Any, show: Show | None = None) -> str:
     for name in values.allow:
         check_name(name, tables.MUST_AGREE, "thing to allow", TaskError)
     if values.forced and "scenes" not in values.tasks:
-        raise TaskError("--forced has a teacher for --tasks=scenes alone")
+        raise TaskError("--forced needs --tasks=scenes: other tasks have no teacher")
     if values.compare:
         text, written = writing.compare(values.compare, _folder(values), values.allow, values.pool)
         return "\n".join([text, "", *map(str, written)])
@@ -231,7 +231,7 @@ def run(values: Any, show: Show | None = None) -> str:
 
 def _asked(
     values: Any, options: Mapping[str, dict[str, str]], roles: Mapping[str, dict[str, str]]
-) -> tuple[list[tuple[Asked, Sampler]], Mapping[str, Any]]:
+) -> tuple[list[tuple[CellSpec, Sampler]], Mapping[str, Any]]:
     """The cells of a checkpoint, and the config that it was trained with."""
     for task in values.tasks:  # raises for bad options before the weights are loaded
         told = dict(options[task])
@@ -275,7 +275,7 @@ def _asked(
     return cells, restored.config
 
 
-def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[Asked]:
+def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[CellSpec]:
     """The cells of an earlier `images` stage that `--tasks` and `--arms` name.
 
     Options of the command line, such as those of another judge, replace the stored ones.

@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from process_gen.checkpoints.errors import CheckpointError
-from process_gen.data.buckets import Size, deal
+from process_gen.data.buckets import Size, split_into_buckets
 from process_gen.data.encode import encode_parts
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source, make_loader
@@ -54,7 +54,7 @@ def prepare(config: ConfigDict) -> None:
     layouts = builders.build_layouts(config)
     with builders.as_config_error():
         source = prepare_source(config.data, next(iter(layouts.values())), tokenizer)
-        parts = deal(source, list(layouts))
+        parts = split_into_buckets(source, list(layouts))
     if any(own["source"] != "scenes" for own in data_of_sources(config.data).values()):
         _check(config, source, parts, layouts, tokenizer)
     for size, part in parts.items():

@@ -73,7 +73,7 @@ class InputError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Asked:
+class SampleRequest:
     """A prompt to draw; its `image` is None, or [H, W, 3] uint8 in the shape that `sampler` draws."""
 
     number: int
@@ -170,7 +170,7 @@ def seeds_of(prompts: Sequence[str], first: int) -> list[int]:
 
 def ask(
     sampler: Sampler, prompts: Sequence[str], images: Sequence[np.ndarray] | None, keep_shape: bool
-) -> list[Asked]:
+) -> list[SampleRequest]:
     """The prompts, with their images resized to the shape at which they are drawn.
 
     Raises:
@@ -182,7 +182,7 @@ def ask(
     elif images is not None:
         fitted = [fit(image, sampler.model.layout.image_size) for image in images]
     numbers, seeds = range(len(prompts)), seeds_of(prompts, sampler.config.seed)
-    return [Asked(*one) for one in zip(numbers, prompts, seeds, fitted, samplers, strict=True)]
+    return [SampleRequest(*one) for one in zip(numbers, prompts, seeds, fitted, samplers, strict=True)]
 
 
 def _in_their_shapes(
@@ -231,14 +231,14 @@ def judged(trajectory: SampledTrajectory, level: str | None) -> SampledTrajector
     return dataclasses.replace(trajectory, verdict=verdict_of(request, image))
 
 
-def by_sampler(asked: Sequence[Asked]) -> Iterator[tuple[Sampler, list[Asked]]]:
+def by_sampler(asked: Sequence[SampleRequest]) -> Iterator[tuple[Sampler, list[SampleRequest]]]:
     """Each sampler, and what it is to draw."""
     for sampler in dict.fromkeys(one.sampler for one in asked):
         yield sampler, [one for one in asked if one.sampler is sampler]
 
 
 def sample_prompts(
-    asked: Sequence[Asked], level: str | None, stop: stopping.Stop
+    asked: Sequence[SampleRequest], level: str | None, stop: stopping.Stop
 ) -> Iterator[tuple[int, SampledTrajectory]]:
     """Yields (number of the prompt, trajectory) as trajectories end, judged by a level of the scenes.
 
@@ -254,7 +254,7 @@ def sample_prompts(
                 return
 
 
-def answer_prompts(asked: Sequence[Asked]) -> str:
+def answer_prompts(asked: Sequence[SampleRequest]) -> str:
     """Each prompt with the model's answer, as text to print."""
     answers: dict[int, str] = {}
     for sampler, some in by_sampler(asked):
@@ -359,7 +359,7 @@ def _run(prompts: Sequence[str], values: Any) -> str:
     return _drawn(asked, settings_of(sampler, restored, values), restored.level_name, values)
 
 
-def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, values: Any) -> str:
+def _drawn(asked: Sequence[SampleRequest], settings: dict[str, Any], level: str | None, values: Any) -> str:
     """Draws this host's share of what is not listed yet; returns the table and the paths."""
     host, count = jax.process_index(), jax.process_count()
     with hosts.lead_first("the output folder is read"):
@@ -367,7 +367,7 @@ def _drawn(asked: Sequence[Asked], settings: dict[str, Any], level: str | None, 
             values.output_dir, settings, values.resume or host > 0, (host, count), strips=values.strips
         )
 
-    def missing() -> list[Asked]:
+    def missing() -> list[SampleRequest]:
         return [one for one in asked if one.key not in listing.done]
 
     if there := len(asked) - len(missing()):

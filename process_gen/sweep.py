@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     if values.jobs == "print":
         for cell in cells:
             if sweep.state(cell) != "done":
-                print(shlex.join(["python", *cell.words(values.workdir)]))
+                print(shlex.join(["python", *cell.python_args(values.workdir)]))
         return 0
     try:
         sweep.run(values.parallel, wait=values.jobs == "local", show=cli.show_progress)

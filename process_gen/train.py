@@ -39,7 +39,7 @@ from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
 from process_gen.common import files
-from process_gen.data.buckets import deal, size_of
+from process_gen.data.buckets import size_of, split_into_buckets
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.packing import TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
@@ -116,7 +116,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
     rows = sharding.local_rows(c.batch_size, mesh)
     with hosts.lead_first("the data is prepared"), builders.as_config_error():
         source = prepare_source(config.data, model.layout, tokenizer, report=logging.info)
-        buckets = deal(source, list(layouts))
+        buckets = split_into_buckets(source, list(layouts))
         loader = loading.load(config, buckets, layouts, tokenizer, rows)
         held_out = None
         if config.eval.losses_every:

@@ -157,7 +157,10 @@ def test_steps_of_a_run_make_a_learning_curve(restored, tmp_path, monkeypatch):
         ({"stage": "images,judge"}, "unknown stage"),
         ({"seeds": ["one"]}, "--seeds takes whole numbers"),
         ({"allow": ["prompt"]}, "did you mean prompts"),
-        ({"forced": True, "tasks": ["prompts"]}, "--forced has a teacher for --tasks=scenes alone"),
+        (
+            {"forced": True, "tasks": ["prompts"]},
+            "--forced needs --tasks=scenes: other tasks have no teacher",
+        ),
         ({"arm_args": ["x=1"]}, "--arm_args takes role.option=value, got 'x=1'"),
         ({"arm_args": ["plan.model=1"]}, "unknown role 'plan'; did you mean planner"),
         ({"sampling": ["3"]}, "--sampling takes key=value, got '3'"),

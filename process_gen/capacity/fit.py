@@ -351,7 +351,7 @@ def _time_table(report: dict[str, Any]) -> str:
         rows.append(
             (f"{report['trajectories']:,} trajectories", f"{report['device_hours']:,.0f} device hours")
         )
-    return table(rows, ("estimated time", "nothing overlaps, unless said"))
+    return table(rows, ("estimated time", "each by itself"))
 
 
 def _seconds(value: float) -> str:

@@ -33,7 +33,7 @@ def assumptions(chip: Chip, efficiency: float = EFFICIENCY) -> list[str]:
         f"{chip.network_bandwidth / 1e9:.3g} GB/s",
         f"{HOP_SECONDS * 1e6:.0f} us for each hop of an exchange, which goes along the sides of a "
         "square or a cube of devices",
-        "at best all of them overlap and the longest counts, at worst none does",
+        "at best all of them overlap and the longest counts, at worst only compute and memory do",
     ]
 
 

@@ -75,7 +75,7 @@ class LocalStore(CheckpointStore):
         )
 
     @property
-    def _tends(self) -> bool:
+    def _manages_folder(self) -> bool:
         return True
 
     def _bytes(self, x: Any) -> int:

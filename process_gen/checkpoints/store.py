@@ -115,7 +115,7 @@ class CheckpointStore(ClosesOnExit):
         return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**options))
 
     @property
-    def _tends(self) -> bool:
+    def _manages_folder(self) -> bool:
         """Whether this process cleans up the folder and checks its free space (one does, in a shared one)."""
         return jax.process_index() == 0
 
@@ -164,7 +164,7 @@ class CheckpointStore(ClosesOnExit):
     def _set_aside(self, step: int, wrong: str) -> None:
         """Moves a step to the quarantine, with a note that says why."""
         logging.error("%s", wrong)
-        if not self._tends:
+        if not self._manages_folder:
             return
         folder = self.root.parent / QUARANTINE
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ class CheckpointStore(ClosesOnExit):
 
     def announce(self, state: Any) -> None:
         """Logs the disk space that the steps of a run take; a warning where there is less."""
-        if not self._tends:
+        if not self._manages_folder:
             return
         one, free, there = self._size(state), self._free(), min(len(self.steps()), self._keep)
         logging.log(
@@ -257,7 +257,7 @@ class CheckpointStore(ClosesOnExit):
         return shutil.disk_usage(self.root).free
 
     def _missing_room(self, step: int, state: Any) -> str:
-        if not self._tends:
+        if not self._manages_folder:
             return ""
         needed, free = _SPARE * self._size(state), self._free()
         if free >= needed:
@@ -356,7 +356,7 @@ class CheckpointStore(ClosesOnExit):
 
     def _remove_unfinished(self) -> None:
         """Deletes saves that a killed process left unfinished; no other run writes here."""
-        for path in load.unfinished(self.root) if self._tends else ():
+        for path in load.unfinished(self.root) if self._manages_folder else ():
             logging.warning("removing %s, a save that was never finished", path)
             path.rmtree()
 

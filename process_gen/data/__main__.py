@@ -70,7 +70,7 @@ def convert_command(args: argparse.Namespace) -> None:
     source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
     if pixels and source.image_size != args.image_size:
         raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
-    bad = _Left(source, args.on_error, args.budget)
+    bad = BadTrajectoryPolicy(source, args.on_error, args.budget)
     if pixels:
         tfds.disable_progress_bar()  # there is one already
         count = writers.write_records(args.target, _read(source, bad), args.image_size, args.prompt_image)
@@ -123,7 +123,7 @@ def _print_contents(found: checking.Findings) -> None:
     for key in PROVENANCE_KEYS:
         if counts[key]:
             print(f"{key}: {_common(counts[key])}")
-    titles = {"unknown": "fields that nobody knows", "problems": "problems", "leaked": "prompts of GenEval"}
+    titles = {"unknown": "unknown fields", "problems": "problems", "leaked": "prompts of GenEval"}
     for key, title in titles.items():
         if counts[key]:
             print(f"\n{title}:")
@@ -171,7 +171,7 @@ def _print_trajectory(
         trajectory = source[index]
         part = encode_parts(tokenizer, layout, split, trajectory)[0]
     except BadTrajectory as error:
-        print(f"\nnumber {index} is not trained as it is (another one: --show=NUMBER): {error}")
+        print(f"\ntrajectory {index} cannot be trained (choose another with --show=NUMBER): {error}")
         return
     row = Batch(**{name: value[None] for name, value in join_row([part], layout).items()})
     found = anatomy(layout, row, losses, ControlIds.of(tokenizer))
@@ -179,7 +179,7 @@ def _print_trajectory(
     print(table(list(lines(found, tokenizer)), HEADERS))
 
 
-class _Left:
+class BadTrajectoryPolicy:
     """Handles the bad trajectories of a conversion: raises the first, or collects them up to the budget."""
 
     def __init__(self, source: Source, policy: str, budget: float | None):
@@ -194,7 +194,7 @@ class _Left:
         check_budget(len(self.errors), self._count, self._budget, error, flag=" (--budget)")
 
 
-def _read(source: Source, bad: _Left) -> Iterator[Trajectory]:
+def _read(source: Source, bad: BadTrajectoryPolicy) -> Iterator[Trajectory]:
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
             yield source[index]

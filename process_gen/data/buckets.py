@@ -33,7 +33,7 @@ def nearest(shape: Size, sizes: Sequence[Size]) -> int:
     return min(range(len(sizes)), key=lambda index: abs(math.log(sizes[index][0] / sizes[index][1]) - ratio))
 
 
-def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
+def split_into_buckets(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
     """Splits a source into buckets: image size -> its trajectories; sizes without any are left out.
 
     Trajectories whose image cannot be read go to the bucket with most trajectories, where the loader's policy
@@ -64,12 +64,12 @@ def deal(source: Source, sizes: Sequence[Size]) -> dict[Size, Source]:
     return {size: source.of_shape(size, found) for size, found in indices.items() if found}
 
 
-def in_turn(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetch: int = 2) -> Loader:
+def merge_buckets(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetch: int = 2) -> Loader:
     """Merges the loaders of several buckets, made with `prefetch=0`; shapes tell which bucket a batch is of.
 
     Args:
       loaders: image size -> loader.
-      buckets: the result of `deal`; with several loaders, batches are in proportion to `turns()` of each.
+      buckets: of `split_into_buckets`; with several loaders, batches are in proportion to `turns()` of each.
       prefetch: batches that one background thread keeps ready, 0 for none.
 
     Raises:

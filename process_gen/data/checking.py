@@ -230,14 +230,14 @@ def _examined(processes: int, start: Callable[[], None], blocks: Sequence[range]
         ) from None
 
 
-_HERE: dict[str, Any] = {}
+_WORKER_ARGS: dict[str, Any] = {}
 """Arguments of `examine` in a worker process, set by `_start`."""
 
 
 def _start(open_source: Callable[[], Source], tokenizer: Tokenizer, leaks: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.set_verbosity(logging.ERROR)  # no warnings: `Findings` counts what they report
-    _HERE.update(source=open_source(), tokenizer=tokenizer, leaks=leaks)
+    _WORKER_ARGS.update(source=open_source(), tokenizer=tokenizer, leaks=leaks)
 
 
 def _end_with_parent() -> None:
@@ -247,7 +247,7 @@ def _end_with_parent() -> None:
 
 
 def _examine_here(indices: range) -> Findings:
-    return examine(_HERE["source"], _HERE["tokenizer"], indices, _HERE["leaks"])
+    return examine(_WORKER_ARGS["source"], _WORKER_ARGS["tokenizer"], indices, _WORKER_ARGS["leaks"])
 
 
 # ------------------------------------------------------------- what it needs

@@ -149,7 +149,7 @@ class LatentsWriter:
         self._part, self._records = contextlib.ExitStack(), None
         is_complete(folder, info)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._say(complete=False)
+        self._write_info(complete=False)
         self.written = self._whole()
 
     def _whole(self) -> int:
@@ -171,7 +171,7 @@ class LatentsWriter:
     def _path(self, index: int) -> pathlib.Path:
         return self.folder / f"latents-{index // self.info.part:05}.array_record"
 
-    def _say(self, complete: bool) -> None:
+    def _write_info(self, complete: bool) -> None:
         fields = {"format": FORMAT, "complete": complete, **dataclasses.asdict(self.info)}
         files.write_json(self.folder / INFO, fields, indent=1)
 
@@ -184,7 +184,7 @@ class LatentsWriter:
             return
         if self.written != self.info.trajectories:
             raise ValueError(f"{self.written} records for {self.info.trajectories} trajectories")
-        self._say(complete=True)
+        self._write_info(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
         """Appends the record of the next trajectory.

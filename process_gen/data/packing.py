@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from process_gen.data.errors import BadTrajectory, TooLong
-from process_gen.data.reading import Ahead
+from process_gen.data.reading import ReadAhead
 from process_gen.trajectory.batch import EXTRA, PAD_ID, PROMPT_FIELDS, blank
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -141,7 +141,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
             read = functools.partial(_read_parts, dataset.encode, stream)
             if self._pool is not None:  # two reads for each thread, shared by the rows
                 window = 1 + -(-2 * dataset.threads // len(dataset.streams))
-                read = Ahead(read, self._pool, window, len(stream))
+                read = ReadAhead(read, self._pool, window, len(stream))
             self._rows[row] = _RowStream(dataset, stream, read)
         for row in self._rows.values():
             row.siblings = tuple(self._rows.values())
@@ -196,7 +196,7 @@ class _RowStream:
 
     def __init__(self, dataset: PackedBatches, stream: grain.MapDataset, read: Callable[[int], list[Arrays]]):
         self._dataset, self._stream, self._parts_at = dataset, stream, read
-        self._position = self._skipped = self._overlong = self._in_vain = self._longest = 0
+        self._position = self._skipped = self._overlong = self._in_a_row = self._longest = 0
         self._parts: list[Arrays] = []
         self._part = 0  # the next part, of the trajectory at the position
         self._rows: list[OpenRow] = [{} for _ in range(dataset.open_rows)]
@@ -253,15 +253,15 @@ class _RowStream:
         policy = self._dataset.policy
         try:
             parts = self._parts_at(position)
-            self._in_vain = 0
+            self._in_a_row = 0
             return parts
         except TooLong as error:
             self._overlong += 1
             _log_left_out("overlong", self._overlong, error)
-            self._in_vain, self._longest = self._in_vain + 1, max(self._longest, error.turns)
-            if self._in_vain >= _LONG_WHILE + 3 * self._dataset.epoch:
+            self._in_a_row, self._longest = self._in_a_row + 1, max(self._longest, error.turns)
+            if self._in_a_row >= _LONG_WHILE + 3 * self._dataset.epoch:
                 raise TooManyBadTrajectories(
-                    f"the last {self._in_vain} trajectories all have more than the {error.slots} turns of a "
+                    f"the last {self._in_a_row} trajectories all have more than the {error.slots} turns of a "
                     f"row, the longest one {self._longest}: set config.layout.turns={self._longest} or more"
                 ) from error
         except BadTrajectory as error:

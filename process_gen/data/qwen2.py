@@ -35,19 +35,24 @@ from process_gen.trajectory.markup import (
 )
 
 WHOLE, VOCABULARY, MERGES, CONFIG = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
-OURS = (IM_START, IM_END, VISION_START, VISION_END, END_OF_TEXT, *MARKUP_TOKENS)
+PROJECT_TOKENS = (IM_START, IM_END, VISION_START, VISION_END, END_OF_TEXT, *MARKUP_TOKENS)
 """Tokens that the project needs, in the order in which missing ones are added."""
-PIECES = (
+PRETOKENIZE_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Qwen2's pre-tokenization pattern: the pieces inside which BPE merges bytes."""
-AROUND = {
+PIPELINE = {
     "normalizer": {"type": "NFC"},
     "pre_tokenizer": {
         "type": "Sequence",
         "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False},
+            {
+                "type": "Split",
+                "pattern": {"Regex": PRETOKENIZE_PATTERN},
+                "behavior": "Isolated",
+                "invert": False,
+            },
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
         ],
     },
@@ -76,7 +81,7 @@ class Qwen2Tokenizer:
         self._bpe, vocabulary, merges, added = _read(self.folder)
         ids = {**vocabulary, **{token: number for token, (number, _) in added.items()}}
         first = max(ids.values()) + 1
-        self.added = {token: first + i for i, token in enumerate(t for t in OURS if t not in ids)}
+        self.added = {token: first + i for i, token in enumerate(t for t in PROJECT_TOKENS if t not in ids)}
         ids |= self.added
         self.vocab_size = max(ids.values()) + 1
         self.im_start, self.im_end = ids[IM_START], ids[IM_END]
@@ -167,7 +172,7 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[st
     elif (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
         path = folder / VOCABULARY
         model = {"type": "BPE", "vocab": _json(path), "merges": _merges(folder / MERGES)}
-        whole = {"version": "1.0", "model": model, **AROUND}
+        whole = {"version": "1.0", "model": model, **PIPELINE}
     else:
         raise TokenizerError(
             f"{folder} holds no Qwen2 tokenizer: it needs {WHOLE}, or {VOCABULARY} and {MERGES}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Ahead:
+class ReadAhead:
     """Calls `read` on a thread pool for the next positions, before they are asked for.
 
     A call returns what `read` returns for a position, and raises what it raises. Positions may come in any

@@ -136,7 +136,7 @@ def validation_of(source: Source, data: Any, image_size: tuple[int, int]) -> Sou
 
 SOURCE_KEYS = ("path", "weight", "stages")
 """Keys that an entry of `data.sources` may have besides those of `data`."""
-ALIKE = ("fields", "tokenizer", "buckets", "latents", "mode", "threads", "on_error", "on_long")
+SHARED_KEYS = ("fields", "tokenizer", "buckets", "latents", "mode", "threads", "on_error", "on_long")
 """Keys of `data` that all sources share, so that an entry of `data.sources` may not set them."""
 
 
@@ -146,13 +146,13 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
     Without `data.sources` there is one source, named "".
 
     Raises:
-      ValueError: an entry has an unknown key or stage or a key of `ALIKE`, or a source lacks its path.
+      ValueError: an entry has an unknown key or stage or a key of `SHARED_KEYS`, or a source lacks its path.
     """
     shared = {key: value for key, value in data.items() if key != "sources"}
     found = {}
     for name, entry in (data.get("sources") or {"": {}}).items():
         for key in entry:
-            if key in ALIKE:
+            if key in SHARED_KEYS:
                 raise ValueError(
                     f"data.sources.{name} has no key {key!r} of its own, all sources have the same: set "
                     f"--config.data.{key}"

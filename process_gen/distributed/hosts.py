@@ -132,7 +132,9 @@ def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None
     try:
         address, count, index, devices = detect(None, None, None, None, None, timeout)
     except (ValueError, KeyError) as error:
-        raise HostSettingsError(f"this looks like {found}, its variables make no sense: {error!r}") from error
+        raise HostSettingsError(
+            f"{found} was detected, but its environment variables are invalid: {error!r}"
+        ) from error
     if address is None or count is None or index is None:
         raise HostSettingsError(
             f"this looks like {found}, but JAX finds no coordinator there; set JAX_COORDINATOR_ADDRESS, "

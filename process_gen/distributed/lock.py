@@ -90,7 +90,7 @@ def hold(
         if other is None:  # just released, or half-written, perhaps by a dead process
             time.sleep(0.1)
             if (unread := unread + 1) >= _TRIES:
-                logging.warning("%s says nothing: removed", path)
+                logging.warning("%s cannot be read: removed", path)
                 path.unlink(missing_ok=True)
                 unread = 0
             continue

@@ -53,7 +53,7 @@ class Stop:
 
         With `jax.distributed`, JAX catches SIGTERM in any process and picks a step that none has passed.
         """
-        if _together():
+        if _is_distributed():
             from jax.experimental import multihost_utils
 
             return multihost_utils.reached_preemption_sync_point(step)
@@ -65,7 +65,7 @@ class Stop:
 
         With `jax.distributed`, a SIGTERM to any of its processes counts for all.
         """
-        return self.name is not None or (_together() and _noticed())
+        return self.name is not None or (_is_distributed() and _noticed())
 
     def check(self) -> None:
         """Raises `Stopped` if this process was asked to stop: for loops that have nothing to save."""
@@ -73,13 +73,13 @@ class Stop:
             by_whom = "" if self.name else " by one of the hosts"
             raise Stopped(f"{self.name or 'SIGTERM'} was received{by_whom}")
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         name = signal.Signals(number).name
         if self.name is not None:
             raise Stopped(f"{name} was received a second time: what was not saved by then is lost", True)
         self.name = name
-        if _together():
+        if _is_distributed():
             os.kill(os.getpid(), signal.SIGTERM)  # JAX tells all processes of it
         logging.warning("%s: stopping after this step; once more to leave at once", name)
 
@@ -90,10 +90,10 @@ def deferred() -> Iterator[Stop]:
 
     Does nothing outside the main thread. With `jax.distributed`, SIGTERM is left to JAX.
     """
-    stop, heard = Stop(), [signal.SIGINT] if _together() else [signal.SIGINT, signal.SIGTERM]
+    stop, heard = Stop(), [signal.SIGINT] if _is_distributed() else [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
         heard = []
-    before = {number: signal.signal(number, stop._hear) for number in heard}
+    before = {number: signal.signal(number, stop._on_signal) for number in heard}
     try:
         yield stop
     finally:
@@ -111,7 +111,7 @@ def until_told() -> Iterator[None]:
             raise
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     """Whether `jax.distributed` is initialized; does not import JAX to find out."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()

@@ -2,7 +2,7 @@
 
 A question is asked up to `tries` times until an answer parses. If none does, or the endpoint gives up on the
 request, it raises `Unjudged` and the run goes on. `TaskError` ends the run: the endpoint cannot be reached,
-refuses the key or the model, or gives up on one request after the other.
+refuses the key or the model, or fails one request after the other.
 """
 
 from __future__ import annotations
@@ -80,20 +80,20 @@ class ChatModel:
             return self._endpoint.ask(what, self._system, text, images, self._sampling, read)
 
     def announce(
-        self, letters: int, requests: int, answer: int, size: tuple[int, int], limit: str = ""
+        self, characters: int, requests: int, answer: int, size: tuple[int, int], limit: str = ""
     ) -> Estimate:
         """Prints the estimated tokens and cost of requests with one image each, and returns them.
 
         Args:
-          letters: characters of all texts except system messages.
+          characters: characters of all texts except system messages.
           requests: how many.
           answer: tokens of one answer.
           size: height and width of an image in pixels.
           limit: what the line begins with, as "at most ".
         """
         seen = requests * (self._options.image_tokens or estimate.image_tokens(*size))
-        letters += requests * len(self._system)
-        found = estimate.estimate(self._endpoint.service, requests, letters, seen, requests * answer)
+        characters += requests * len(self._system)
+        found = estimate.estimate(self._endpoint.service, requests, characters, seen, requests * answer)
         print(f"{self.name} at {self._endpoint.place}: {limit}{found}", flush=True)
         return found
 
@@ -119,8 +119,8 @@ class ChatJudge:
 
     def announce(self, docs: Sequence[Doc], size: tuple[int, int]) -> Estimate:
         """Prints an estimate for judging one image of each prompt, of height and width `size`."""
-        letters = sum(len(self._question.ask(doc)) for doc in docs)
-        return self._model.announce(letters, len(docs), _ANSWER_TOKENS, size)
+        characters = sum(len(self._question.ask(doc)) for doc in docs)
+        return self._model.announce(characters, len(docs), _ANSWER_TOKENS, size)
 
 
 def _service(options: ChatOptions) -> Service:

@@ -94,8 +94,8 @@ class _Chat:
     def announce(self, prompts: Sequence[str], each: int, size: tuple[int, int]) -> Estimate:
         """Prints the estimated tokens and cost of at most `each` questions per prompt, and returns them."""
         requests = each * len(prompts)
-        letters = each * sum(map(len, prompts)) + requests * each * _STEP_LETTERS // 2
-        return self._model.announce(letters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
+        characters = each * sum(map(len, prompts)) + requests * each * _STEP_LETTERS // 2
+        return self._model.announce(characters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
 
 
 class ChatPlanner(_Chat):

@@ -27,7 +27,7 @@ from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.trajectory.record import to_json
 
-Show = Callable[[str], None]
+ProgressFn = Callable[[str], None]
 """Gets progress as text; an exception that it raises ends the work."""
 
 
@@ -114,7 +114,7 @@ def draw(
     wanted: Sequence[Draw],
     listing: Listing,
     host: tuple[int, int] = (0, 1),
-    show: Show | None = None,
+    show: ProgressFn | None = None,
     warm: bool = True,
 ) -> None:
     """Draws this host's share of what is not listed yet; each trajectory is written when it is finished.
@@ -148,8 +148,8 @@ def draw(
             show(f"{listing.folder.name}: {progress.done} of {progress.total} trajectories")
     if lost:
         raise TaskError(
-            f"{len(lost)} of {len(mine)} trajectories were given up, the first since "
-            f"{next(iter(lost.values()))}: the same command asks again, and --stage=judge judges the others"
+            f"{len(lost)} of {len(mine)} trajectories got no answer from the outside planner or inspector "
+            f"({next(iter(lost.values()))}): the same command asks again, and --stage=judge judges the others"
         )
 
 

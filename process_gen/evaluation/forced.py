@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.draws import Draw, Show
+from process_gen.evaluation.draws import Draw, ProgressFn
 from process_gen.evaluation.process import count_step
 from process_gen.evaluation.statistics import Interval, ratio_difference, ratio_interval
 from process_gen.reports.listing import Listing
@@ -92,7 +92,7 @@ def draw_steps(
     requests: Mapping[str, Request],
     listing: Listing,
     host: tuple[int, int] = (0, 1),
-    show: Show | None = None,
+    show: ProgressFn | None = None,
 ) -> None:
     """Draws this host's share of the steps that are not listed yet; see `draws.draw`."""
     steps = (one for n, one in enumerate(plan(wanted, requests, sampler)) if n % host[1] == host[0])

@@ -28,7 +28,7 @@ import numpy as np
 
 from process_gen.common.files import from_json
 from process_gen.common.images import UNREADABLE, rgb
-from process_gen.evaluation.draws import Draw, Show, listed
+from process_gen.evaluation.draws import Draw, ProgressFn, listed
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
 from process_gen.reports.listing import Listing, cut_unfinished
@@ -138,7 +138,7 @@ def judge_states(
     states: Iterable[State],
     path: pathlib.Path,
     host: tuple[int, int] = (0, 1),
-    show: Show | None = None,
+    show: ProgressFn | None = None,
 ) -> None:
     """Judges what has no verdict yet; a line is written for each image as soon as it is judged.
 

@@ -23,7 +23,7 @@ from process_gen.common import files
 from process_gen.evaluation import draws, forced, judging
 from process_gen.evaluation.arms import Arm, chosen, make_arm
 from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.draws import Draw, Show
+from process_gen.evaluation.draws import Draw, ProgressFn
 from process_gen.evaluation.outsiders import described, make_outside
 from process_gen.evaluation.results import Cell, make_cell
 from process_gen.evaluation.tasks import make_task
@@ -42,7 +42,7 @@ WHICH_PROMPTS = ("data", "metadata", "edition", "categories", "level", "split", 
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class CellSpec:
     """One cell of an evaluation, as it stands in `cells.json`.
 
     Attributes:
@@ -102,12 +102,12 @@ def ask(
     limit: int = 0,
     per_group: int = 0,
     arm_options: Mapping[str, Mapping[str, str]] | None = None,
-) -> tuple[Asked, Sampler]:
+) -> tuple[CellSpec, Sampler]:
     """Makes a cell of an evaluation, and the sampler that draws it.
 
     Args:
       sampler: of the checkpoint.
-      task, options, arm, seeds, checkpoint, limit, per_group: see `Asked`.
+      task, options, arm, seeds, checkpoint, limit, per_group: see `CellSpec`.
       arm_options: role -> options of who takes it in the model's place (`outsiders`).
 
     Raises:
@@ -116,7 +116,9 @@ def ask(
     options = _absolute(options)
     way, benchmark = make_arm(arm), make_task(task, options)
     if way.needs_judge and benchmark.judge() is None:
-        raise TaskError(f"arm {arm}: nobody judges {task} here, so nobody can choose")
+        raise TaskError(
+            f"arm {arm}: {task} has no judge here, which this arm needs to choose among candidates"
+        )
     of_arm = sampler.with_config(**way.settings)
     if way.outside:
         check_roles(arm, way, of_arm)
@@ -125,7 +127,7 @@ def ask(
         of_arm = of_arm.with_outside(**vars(make_outside(way.outside, asked, arm_options or {})))
     place, settings = draws.place(benchmark, way, checkpoint, of_arm, described(of_arm.outside))
     told = (task, dict(options), arm, list(seeds), limit, per_group, place, "", dict(checkpoint), settings)
-    return Asked(*told), of_arm
+    return CellSpec(*told), of_arm
 
 
 def check_roles(arm: str, way: Arm, sampler: Sampler) -> None:
@@ -160,7 +162,7 @@ def _absolute(options: Mapping[str, str]) -> dict[str, str]:
     return {key: absolute(key, value) for key, value in options.items()}
 
 
-def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, per_group: int) -> Asked:
+def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, per_group: int) -> CellSpec:
     """Makes a cell of images that another program left in the layout of the task.
 
     Raises:
@@ -174,17 +176,17 @@ def ask_foreign(task: str, options: Mapping[str, str], images: str, limit: int, 
     if not os.path.isdir(folder):
         raise TaskError(f"--images: there is no folder {folder}")
     if make_task(task, options).judge() is None:
-        raise TaskError(f"nobody judges {task} here: its own tools read {folder}")
-    return Asked(task, dict(options), "", [0], limit, per_group, place, folder, source, {})
+        raise TaskError(f"{task} has no judge here: its own tools read {folder}")
+    return CellSpec(task, dict(options), "", [0], limit, per_group, place, folder, source, {})
 
 
-def remember(folder: pathlib.Path, cells: Iterable[Asked]) -> None:
+def remember(folder: pathlib.Path, cells: Iterable[CellSpec]) -> None:
     """Notes cells in `cells.json`, so that later stages need neither the model nor the flags."""
     known = {one.name: one for one in remembered(folder)} | {one.name: one for one in cells}
     files.write_json(folder / CELLS, [dataclasses.asdict(one) for one in known.values()], indent=1)
 
 
-def remembered(folder: pathlib.Path) -> list[Asked]:
+def remembered(folder: pathlib.Path) -> list[CellSpec]:
     """The cells of an evaluation.
 
     Raises:
@@ -194,8 +196,8 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
     if not path.exists():
         return []
     try:
-        found = [Asked(**one) for one in files.read_json(path)]
-        kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Asked).items()}
+        found = [CellSpec(**one) for one in files.read_json(path)]
+        kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(CellSpec).items()}
         for one in found:
             for name, kind in kinds.items():
                 if not isinstance(getattr(one, name), kind):
@@ -210,7 +212,7 @@ def remembered(folder: pathlib.Path) -> list[Asked]:
 
 
 def listing_of(
-    folder: pathlib.Path, one: Asked, host: tuple[int, int] | None = None, below: str = ""
+    folder: pathlib.Path, one: CellSpec, host: tuple[int, int] | None = None, below: str = ""
 ) -> Listing:
     """Opens the listing of a cell's trajectories: to read, or with `host` to write (the first host first).
 
@@ -225,11 +227,11 @@ def listing_of(
 
 def judge_cell(
     folder: pathlib.Path,
-    one: Asked,
+    one: CellSpec,
     judge: Judge,
     which: str = "all",
     host: tuple[int, int] = (0, 1),
-    show: Show | None = None,
+    show: ProgressFn | None = None,
 ) -> None:
     """Judges the images of a cell that have no verdict yet; see `judging.judge_states`."""
     path = judging.verdicts_path(folder / one.place, judge)
@@ -246,7 +248,7 @@ def judge_cell(
     judging.judge_states(judge, states(), path, host, show)
 
 
-def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, list[pathlib.Path]]:
+def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell, list[pathlib.Path]]:
     """Scores a cell from its verdicts, writes result files of the official scorer, if any; returns both."""
     cell, rows = make_cell(
         one.benchmark,
@@ -263,7 +265,7 @@ def score_cell(folder: pathlib.Path, one: Asked, judge: Judge) -> tuple[Cell, li
     return cell, list(one.benchmark.write_results(rows, _layout(folder, one))) if rows else []
 
 
-def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
+def _forced(folder: pathlib.Path, one: CellSpec) -> dict[str, Counts]:
     """`doc_id` -> counts of teacher-forced steps; empty where none are drawn."""
     if not has_teacher(one) or not (folder / one.place / forced.FOLDER / NAME).exists():
         return {}
@@ -271,13 +273,13 @@ def _forced(folder: pathlib.Path, one: Asked) -> dict[str, Counts]:
     return forced.counts_of(listing, one.wanted, one.benchmark.requests)
 
 
-def has_teacher(one: Asked) -> bool:
+def has_teacher(one: CellSpec) -> bool:
     """Whether a cell can have teacher-forced steps (`forced`): task, candidates and planner allow them."""
     way, known = one.way, isinstance(one.benchmark, Scenes)
     return known and way is not None and way.candidates == 1 and "planner" not in way.outside
 
 
-def _uids(one: Asked) -> set[str]:
+def _uids(one: CellSpec) -> set[str]:
     """Names of the trajectories of a cell, or of the images that are there now."""
     if one.way:
         return {draw.uid for draw in one.wanted}
@@ -285,13 +287,13 @@ def _uids(one: Asked) -> set[str]:
     return {state.key[0] for state in images}
 
 
-def _layout(folder: pathlib.Path, one: Asked) -> pathlib.Path:
+def _layout(folder: pathlib.Path, one: CellSpec) -> pathlib.Path:
     """The folder of a cell's images in the layout of its task, and of the official scorer's files."""
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, [pathlib.Path(one.place).name, one.arm])))[:120]
     return folder / "layout" / f"{name}-{hashlib.sha256(repr(one.name).encode()).hexdigest()[:6]}"
 
 
-def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
+def verdicts_of(folder: pathlib.Path, one: CellSpec, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
     """Yields the latest verdict on every image of the trajectories that a cell's outcomes are made from."""
     uids, latest = {outcome.uid for outcome in cell.outcomes}, {}
     for row in judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)):
@@ -300,7 +302,7 @@ def verdicts_of(folder: pathlib.Path, one: Asked, judge: Judge, cell: Cell) -> I
     yield from latest.values()
 
 
-def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[pathlib.Path]:
+def lay_out(folder: pathlib.Path, one: CellSpec, cell: Cell | None = None) -> list[pathlib.Path]:
     """Writes the images of a cell in the layout of its task, a folder for each seed; returns the folders.
 
     There are none where the task has no layout, another program made the images, or the judge chooses among
@@ -334,7 +336,7 @@ def lay_out(folder: pathlib.Path, one: Asked, cell: Cell | None = None) -> list[
 
 
 def pictured(
-    folder: pathlib.Path, one: Asked, judge: Judge | None, cell: Cell | None, most: int, side: int | None
+    folder: pathlib.Path, one: CellSpec, judge: Judge | None, cell: Cell | None, most: int, side: int | None
 ) -> list[SampledTrajectory]:
     """At most `most` trajectories to look at, with verdicts: of every group in turn, a wrong and a right one.
 

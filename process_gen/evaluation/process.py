@@ -52,7 +52,7 @@ import itertools
 from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.reading import Objects, changed_cells, named_kind, objects_of, read_description
 from process_gen.scenes.graph import Scene
-from process_gen.scenes.hung import seat
+from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import judge, may_become
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.oracle import find_mistakes
@@ -134,7 +134,7 @@ def _facts(step: Step, request: Request, last: bool) -> _Facts:
         meant, changed = read_description(plan.description, level), changed_cells(plan.instruction, level)
     draft, refined = (None if x is None else parse(x, level) for x in (step.sketch, step.refined))
     if meant is not None:
-        draft, refined = (scene and seat(scene, meant, level) for scene in (draft, refined))
+        draft, refined = (scene and match_cells(scene, meant, level) for scene in (draft, refined))
     planned, drawn, corrected = (None if x is None else objects_of(x) for x in (meant, draft, refined))
 
     def contradicts(scene: Scene | None) -> bool:

@@ -8,8 +8,8 @@ Images of one prompt are alike, so a prompt is a cluster: all its images and see
   interval stays inside [0, 1] and keeps a width at 0 and at 1, where the effective size is n. Where few
   clusters differ the variance comes out too small; `_PSEUDO` of a cluster at 0 and at 1 makes up for that.
 - A share of events in clusters (of all wrong drafts, those that were caught): a ratio of two sums over
-  clusters. Its variance is linearised: that of the first-order effects of the clusters (`_moves`). All else
-  is as for a mean.
+  clusters. Its variance is linearised: that of the first-order effects of the clusters (`_linearised`). All
+  else is as for a mean.
 - A weighted mean over groups: the groups are independent samples, so the distances of their limits from
   their means combine by the square root of summed squares (MOVER: Zou and Donner, Statistics in Medicine 27,
   2008).
@@ -87,7 +87,7 @@ def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
     sums, totals = np.asarray(sums, float), np.asarray(totals, float)
     sums, totals = sums[totals > 0], totals[totals > 0]
     mean = float(sums.sum() / totals.sum())
-    parts = _moves(sums, totals)
+    parts = _linearised(sums, totals)
     n, size = len(parts), float(len(parts))
     if n > 1 and 0 < mean < 1:
         share = (n * mean + _PSEUDO) / (n + 2 * _PSEUDO)
@@ -100,7 +100,7 @@ def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
     return wilson(mean, size)
 
 
-def _moves(sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
+def _linearised(sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
     """First-order effect of each cluster on the ratio sums.sum() / totals.sum(); these add up to 0."""
     return (sums - sums.sum() / totals.sum() * totals) / totals.sum()
 
@@ -120,14 +120,14 @@ def shares_of(clusters: Iterable[Shares]) -> dict[str, Interval]:
 
 
 def ratio_difference(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> Interval:
-    """The first ratio less the second over the same clusters, with Student's interval of `_moves`.
+    """The first ratio less the second over the same clusters, with Student's interval of `_linearised`.
 
     Args:
       first, second: (sum, total) of every cluster, in the same order; on each side one total is above 0.
     """
     (a, of_a), (b, of_b) = np.array(first, float).T, np.array(second, float).T
     there = (of_a > 0) | (of_b > 0)
-    moves, n = (_moves(a, of_a) - _moves(b, of_b))[there], int(there.sum())
+    moves, n = (_linearised(a, of_a) - _linearised(b, of_b))[there], int(there.sum())
     mean = float(a.sum() / of_a.sum() - b.sum() / of_b.sum())
     return _student(mean, float(np.square(moves).sum()) * n / max(n - 1, 1), n - 1)
 
@@ -183,7 +183,7 @@ def difference(
     mean = variance = 0.0
     freedom, alone = 0, []  # groups of one prompt: only together do they show how much prompts differ
     for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
-        moves, of_this = _moves(*_by_cluster(of_group, values)), float(values.mean())
+        moves, of_this = _linearised(*_by_cluster(of_group, values)), float(values.mean())
         n, mean = len(moves), mean + weight * of_this
         if n == 1:
             alone.append((weight, of_this))

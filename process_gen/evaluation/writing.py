@@ -27,17 +27,17 @@ import process_gen
 from process_gen.common.files import whole
 from process_gen.common.names import check_name
 from process_gen.evaluation import pipeline, results, tables
-from process_gen.evaluation.pipeline import Asked
+from process_gen.evaluation.pipeline import CellSpec
 from process_gen.evaluation.results import Cell
 from process_gen.evaluation.statistics import Interval
 from process_gen.evaluation.tasks.base import Judge
 from process_gen.reports import files, page, plots
 from process_gen.reports.table import table
 
-Judged = tuple[Asked, Judge, Cell]
+Judged = tuple[CellSpec, Judge, Cell]
 """A cell as it was asked for, its judge, and its scores."""
 
-Shown = tuple[Asked, Judge | None, Cell | None]
+Shown = tuple[CellSpec, Judge | None, Cell | None]
 """The same; judge and cell are None where no judge exists or nothing is judged yet."""
 
 THUMBNAIL = 320

@@ -364,7 +364,7 @@ def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
     for arm in others:
         mine = builders.to_json(arms[arm])
         if mine == base and sources == [_source(row["loss"]) for row in mine["losses"].values() if row]:
-            notes.append(f"{arm} is {first} once more: the same config, and the same losses as they are now")
+            notes.append(f"{arm} has the same config and losses as {first}")
         held, differ = ([x for x in some if _at(mine, x) != _at(base, x)] for some in (_HELD, _TRAINED))
         if held or differ:
             what = ", ".join(f"config.{name}" for name in [*held, *differ])

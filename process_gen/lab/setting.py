@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from process_gen.data.buckets import Size, deal, size_of
+from process_gen.data.buckets import Size, size_of, split_into_buckets
 from process_gen.data.loader import Loader, Source
 from process_gen.data.sources import prepare_source
 from process_gen.data.tokenizers import Tokenizer
@@ -75,7 +75,7 @@ class Setting:
     def batches(self, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields a training's batches without end: fields of a `Batch`, the rows of this host."""
         with builders.as_config_error(), _quiet():
-            buckets = deal(self.source, list(self.layouts))
+            buckets = split_into_buckets(self.source, list(self.layouts))
             loader = loading.load(self._seeded(seed), buckets, self.layouts, self.tokenizer, self._rows)
         with contextlib.closing(iter(loader)) as iterator:
             yield from iterator

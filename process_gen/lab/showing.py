@@ -180,7 +180,7 @@ def _counted(
         terms = of(scoring.seen(recipe, params, given, batch, key), batch)
         return {name: (term.values, term.weights) for name, term in terms.items()}
 
-    over = partition.over(setting.mesh, sharding.ACTIVATION_RULES)
+    over = partition.on_mesh(setting.mesh, sharding.ACTIVATION_RULES)
     if state is None:
         networks = scoring.init_networks(losses.networks, {}, key)
         found = jax.jit(over(weights_of))(networks, batch)

@@ -56,7 +56,7 @@ class Tried:
         shape = " x ".join(map(str, self.values.shape))
         rows = [
             ("mean", self.mean),
-            ("weight of all tokens", self.count),
+            ("sum of weights", self.count),
             (f"tokens of weight above 0, of {shape}", int((self.weights > 0).sum())),
             *zip(("least", "median", "most"), map(float, spread), strict=True),
             *((f"metric {name}", value) for name, value in self.metrics.items()),
@@ -133,7 +133,7 @@ def try_loss(
         kinds = (blank, *(_imagined(blank, jax.random.key(seed)) for seed in (1, 2)))
         return [table.term(table.rows[0], outputs, batch, taught, own).weights for outputs in kinds]
 
-    over = partition.over(setting.mesh, sharding.ACTIVATION_RULES)
+    over = partition.on_mesh(setting.mesh, sharding.ACTIVATION_RULES)
     _check_weights(*jax.jit(over(weights))(state.given, batch))
     graded = jax.jit(over(jax.value_and_grad(found, has_aux=True)))
     params = offload.on_devices(state.params)

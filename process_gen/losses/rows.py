@@ -152,8 +152,8 @@ def row_of(name: str, fields: Mapping[str, Any]) -> Row:
     for option, value in options.items():
         if option in inspect.signature(loss.function).parameters and option not in loss.options:
             raise ValueError(
-                f"{where}.{option}: the loss {fields['loss']!r} takes it by its place; options stand behind "
-                f"the star, as in def f(outputs, batch, labels, key, *, stage, {option}=...)"
+                f"{where}.{option}: the loss {fields['loss']!r} takes it as a positional argument; options are "
+                f"keyword-only, as in def f(outputs, batch, labels, key, *, stage, {option}=...)"
             )
         known = (*_FIELDS, "pool", *loss.options)
         check_name(option, known, f"field of {where}, loss {fields['loss']!r},")

@@ -109,11 +109,11 @@ def _turns(history: Keys, block: int) -> masked.History | None:
         return None
     window = history.mask.shape[1] // block
     ahead = masked.slots(block, window) - window
-    k, v = (_ahead(x.reshape(*x.shape[:2], window, block, x.shape[-1]), ahead, 2) for x in history[:2])
-    return masked.History(k, v, _ahead(history.mask.reshape(-1, window, block), ahead, 1), window + ahead)
+    k, v = (_pad_front(x.reshape(*x.shape[:2], window, block, x.shape[-1]), ahead, 2) for x in history[:2])
+    return masked.History(k, v, _pad_front(history.mask.reshape(-1, window, block), ahead, 1), window + ahead)
 
 
-def _ahead(x: jax.Array, count: int, axis: int) -> jax.Array:
+def _pad_front(x: jax.Array, count: int, axis: int) -> jax.Array:
     """Pads an axis in front with `count` zeros."""
     return jnp.pad(x, [(count if i == axis else 0, 0) for i in range(x.ndim)])
 
@@ -132,14 +132,14 @@ def of_chunk(
     def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
         own = (jnp.moveaxis(jnp.concatenate(list(x.values()), axis=1), -2, 1) for x in (q, k, v))
         history, *others = (Keys(*pair, mask) for pair, mask in zip(context, masks, strict=True))
-        out = attend_chunk(config, chunk, _whole(*own), own_mask, history, others, block)
+        out = attend_chunk(config, chunk, _gather_tokens(*own), own_mask, history, others, block)
         out = jnp.moveaxis(out, 1, 2)
         return by_stream(chunk, out.reshape(*out.shape[:2], -1))
 
     return attention
 
 
-def _whole(q: jax.Array, k: jax.Array, v: jax.Array) -> QKV:
+def _gather_tokens(q: jax.Array, k: jax.Array, v: jax.Array) -> QKV:
     """Gathers sharded tokens [B, heads, ...] on every device, since calls slice them across shards."""
     none = (None,) * (q.ndim - 2)
     q = constrain("queries", q, "rows", "heads", *none)
@@ -154,14 +154,14 @@ def by_stream(chunk: Chunk, x: jax.Array, axis: int = 1) -> Streams:
     return {name: part for (name, size), part in zip(sizes.items(), parts, strict=True) if size}
 
 
-def apart(layout: Layout, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+def split_slots(layout: Layout, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     """Splits [B, all tokens, ...] into prompts [B, R, tokens, ...] and turns [B, S, tokens, ...]."""
     cut = layout.trajectories * sizes[0]
     prompts = x[:, :cut].reshape(len(x), layout.trajectories, sizes[0], *x.shape[2:])
     return [prompts, x[:, cut:].reshape(len(x), layout.turns, sizes[1], *x.shape[2:])]
 
 
-def together(parts: Sequence[jax.Array]) -> jax.Array:
+def join_slots(parts: Sequence[jax.Array]) -> jax.Array:
     """Joins prompts [B, R, tokens, ...] and turns [B, S, tokens, ...] into [B, all tokens, ...]."""
     return jnp.concatenate([x.reshape(len(x), -1, *x.shape[3:]) for x in parts], axis=1)
 
@@ -203,20 +203,20 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
 
     def heads_first(x: Streams) -> list[jax.Array]:
         """Streams [B, T, heads, H] to prompts [B, heads, R, Lp, H] and turns [B, heads, S, Lt, H]."""
-        parts = (apart(layout, part, stream_tokens(chunks, name)) for name, part in x.items())
+        parts = (split_slots(layout, part, stream_tokens(chunks, name)) for name, part in x.items())
         return [jnp.moveaxis(jnp.concatenate(part, axis=2), 3, 1) for part in zip(*parts, strict=True)]
 
     def attention(q: Streams, k: Streams, v: Streams, context: Pairs) -> Streams:
         del context
-        prompts, turns = (_whole(*part) for part in zip(*map(heads_first, (q, k, v)), strict=True))
+        prompts, turns = (_gather_tokens(*part) for part in zip(*map(heads_first, (q, k, v)), strict=True))
         of_prompts = _of_prompts(config, prompt, prompts, rows.prompts)
         weights = picked.astype(prompts[1].dtype)  # a gather, as a product that shards well
         chosen = [jnp.einsum("bkrmh,bsr->bksmh", x, weights, precision="highest") for x in prompts[1:]]
         earlier = [jnp.concatenate([x[:, :, :, s] for s in pieces], axis=3) for x in turns[1:]]
         if config.attention == "dense":
             slots = masked.slots(block, window)
-            padded = [_ahead(x, slots, 2) for x in earlier]
-            masks = _ahead(seen.reshape(*seen.shape[:2], window, block), slots - window, 2)
+            padded = [_pad_front(x, slots, 2) for x in earlier]
+            masks = _pad_front(seen.reshape(*seen.shape[:2], window, block), slots - window, 2)
 
             def body(_, s):
                 at = functools.partial(jax.lax.dynamic_index_in_dim, index=s, keepdims=False)
@@ -246,7 +246,7 @@ def of_rows(config: ModelConfig, layout: Layout, prompt: Chunk, turn: Chunk, row
             x = x.reshape(*x.shape[:3], -1)
             for name, part in by_stream(chunk, x, axis=2).items():
                 found[name].append(part)
-        return {name: together(parts) for name, parts in found.items()}
+        return {name: join_slots(parts) for name, parts in found.items()}
 
     return attention
 

@@ -45,11 +45,11 @@ class KVCache:
 
         return jax.tree.map(update, self, new, _AXES)
 
-    def cut(self, keys: slice) -> KVCache:
+    def slice_keys(self, keys: slice) -> KVCache:
         """The part of the cache in the slice `keys`."""
         return KVCache(self.k[..., keys, :], self.v[..., keys, :], self.mask[:, keys])
 
-    def only(self, mask: jax.Array) -> KVCache:
+    def with_mask(self, mask: jax.Array) -> KVCache:
         """Masks out the keys where `mask`, [B, M] or [B, 1] bool, is False."""
         return self.replace(mask=self.mask & mask)
 
@@ -113,18 +113,18 @@ class Context:
             return self.history
         now = self.step[:, -1] + ~refines
         parts = seen_parts(layout.context, self.step, self.refines, now, refines)
-        return self.history.only(over_tokens(layout, parts))
+        return self.history.with_mask(over_tokens(layout, parts))
 
-    def started(self, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
+    def start(self, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
         """Starts new trajectories in the rows `fresh` [B] bool, with new prompts and empty histories."""
         return self.replace(
             prompt=where(fresh, prompt, self.prompt),
-            history=self.history.only(~fresh[:, None]),
+            history=self.history.with_mask(~fresh[:, None]),
             step=jnp.where(fresh[:, None], -1, self.step),
             position=jnp.where(fresh, position, self.position),
         )
 
-    def pushed(
+    def append(
         self, layout: Layout, turn: KVCache, present: jax.Array, refines: jax.Array, position: jax.Array
     ) -> Context:
         """Appends a turn of `layout.visible_tokens` keys in the rows `present` [B] bool."""
@@ -135,7 +135,7 @@ class Context:
         def shifted(old, new):
             return jnp.concatenate([old[:, 1:], new[:, None]], axis=1)
 
-        history = joined([self.history.cut(slice(layout.visible_tokens, None)), turn])
+        history = joined([self.history.slice_keys(slice(layout.visible_tokens, None)), turn])
         step = shifted(self.step, self.step[:, -1] + ~refines)
         return self.replace(
             history=where(present, history, self.history),

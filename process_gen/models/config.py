@@ -196,7 +196,7 @@ class ModelConfig:
         if 4 * self.image_rope >= self.head_dim:
             raise ValueError(
                 f"model.image_rope ({self.image_rope}) leaves no pair of model.head_dim ({self.head_dim}) "
-                "to the 1-D id"
+                "for the 1-D position"
             )
         if self.logit_chunk < 0:
             raise ValueError(f"model.logit_chunk must be at least 0 (0 is off), got {self.logit_chunk}")

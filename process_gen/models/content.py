@@ -46,13 +46,13 @@ class ChunkInputs:
     exists: Named = flax.struct.field(default_factory=dict)
     keep: Named = flax.struct.field(default_factory=dict)
 
-    def advances(self, segment: Segment) -> jax.Array:
+    def takes_position(self, segment: Segment) -> jax.Array:
         """[B] bool: the rows in which an image segment takes a position."""
         return self.exists.get(segment.name, True) & self.present
 
-    def holds(self, segment: Segment) -> jax.Array:
+    def tokens_present(self, segment: Segment) -> jax.Array:
         """[B] bool: the rows in which the tokens of an image segment are present."""
-        return self.advances(segment) & self.keep.get(segment.name, True)
+        return self.takes_position(segment) & self.keep.get(segment.name, True)
 
 
 def prompt_inputs(
@@ -117,7 +117,9 @@ def token_mask(chunk: Chunk, content: ChunkInputs) -> jax.Array:
         if s.kind == "text":
             mask.append((content.texts[s.name] != PAD_ID) & content.present[:, None])
         else:
-            mask.append(jnp.broadcast_to(content.holds(s)[:, None], (content.present.shape[0], s.tokens)))
+            mask.append(
+                jnp.broadcast_to(content.tokens_present(s)[:, None], (content.present.shape[0], s.tokens))
+            )
     return in_packed_order(chunk, mask)
 
 
@@ -135,7 +137,7 @@ def positions(chunk: Chunk, content: ChunkInputs, start: jax.Array) -> tuple[jax
         else:
             found.append(jnp.broadcast_to(start[:, None], (start.shape[0], s.tokens)))
             if s.kind == "clean":
-                start = start + content.advances(s).astype(jnp.int32)
+                start = start + content.takes_position(s).astype(jnp.int32)
     return in_packed_order(chunk, found), start
 
 
@@ -147,7 +149,7 @@ def in_packed_order(chunk: Chunk, parts: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(blocks + [x[:, : s.latents] for s, x in pairs if s.latents], axis=1)
 
 
-def taken(pieces: Sequence[slice], k: jax.Array, v: jax.Array, mask: jax.Array) -> KVCache:
+def cache_of_slices(pieces: Sequence[slice], k: jax.Array, v: jax.Array, mask: jax.Array) -> KVCache:
     """A KV cache of the slices `pieces` of a chunk's keys and values [Y, B, L, K, H] and `mask` [B, L]."""
     k, v = (jnp.moveaxis(jnp.concatenate([x[:, :, s] for s in pieces], axis=2), 3, 2) for x in (k, v))
     return KVCache(k, v, jnp.concatenate([mask[:, s] for s in pieces], axis=1))

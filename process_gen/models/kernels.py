@@ -118,7 +118,7 @@ def choose(name: str, head_dim: int, dtype: str) -> str:
     if wanted == "splash" and platform != "tpu":
         obstacle = f"its kernels run on TPUs, this is for {platform}"
     elif wanted == "splash" and _splash_module() is None:
-        obstacle = f"JAX {jax.__version__} does not have it where others had it"
+        obstacle = f"JAX {jax.__version__} has no such module"
     elif wanted == "cudnn" and platform != "cuda":
         obstacle = f"it runs on NVIDIA GPUs, this is for {platform}"
     elif wanted == "cudnn" and (capability := partition.compute_capability() or AMPERE) < AMPERE:
@@ -243,7 +243,7 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
     ids = _padded(visible.astype(jnp.int32), block_kv, 1)
     asks = jnp.ones(length, jnp.int32)  # a query sees the keys whose segment id equals its own
 
-    kernel = _passing_over(kernel, length, ids.any(0))
+    kernel = _skip_unseen_blocks(kernel, length, ids.any(0))
 
     def row(q, k, v, ids):
         segments = _splash_module().SegmentIds(asks, ids)
@@ -253,7 +253,7 @@ def _splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.
     return out.reshape(b, n, length, -1)[..., :h]
 
 
-def _passing_over(kernel: Any, queries: int, seen: jax.Array) -> Any:
+def _skip_unseen_blocks(kernel: Any, queries: int, seen: jax.Array) -> Any:
     """Makes a kernel that neither fetches nor computes key blocks without any key in `seen` [M] bool.
 
     In the first turns of a row most of the history is empty. Its blocks are marked in the tables

@@ -130,7 +130,7 @@ def _part(q: jax.Array, part: Keys) -> Attended:
     return out / total[..., None], top + jnp.log(total)
 
 
-def _together(a: Attended, b: Attended) -> Attended:
+def _merge(a: Attended, b: Attended) -> Attended:
     """Attention over two sets of keys, from that over each."""
     log = jnp.logaddexp(a[1], b[1])
     shares = (jnp.exp(x - log)[..., None] for x in (a[1], b[1]))
@@ -146,7 +146,7 @@ def _forward(q, near, history):
     found = _part(q, _first(q, near, history))
     if not _is_whole(history):
         found = jax.lax.fori_loop(
-            0, _count(history), lambda i, found: _together(found, _part(q, _slice(history, i))), found
+            0, _count(history), lambda i, found: _merge(found, _part(q, _slice(history, i))), found
         )
     out, log = found
     seen = log > NEGATIVE / 2

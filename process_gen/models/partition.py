@@ -38,7 +38,7 @@ _AMBIENT: contextvars.ContextVar[_Ambient | None] = contextvars.ContextVar("ambi
 
 
 @contextlib.contextmanager
-def over(mesh: Mesh, rules: Rules) -> Iterator[None]:
+def on_mesh(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Sets the mesh and the rules for what is traced inside; also a decorator of a traced function.
 
     Args:

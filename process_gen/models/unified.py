@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from process_gen.models import flow, vit
 from process_gen.models.attention import (
     RowMasks,
-    apart,
     by_stream,
+    join_slots,
     of_chunk,
     of_rows,
+    split_slots,
     stream_tokens,
-    together,
 )
 from process_gen.models.backbone import Backbone
 from process_gen.models.cache import Context, KVCache, visible_pieces
@@ -37,9 +37,9 @@ from process_gen.models.config import ModelConfig
 from process_gen.models.content import (
     ChunkInputs,
     at_token,
+    cache_of_slices,
     positions,
     prompt_inputs,
-    taken,
     token_count,
     token_mask,
     turn_inputs,
@@ -202,7 +202,7 @@ class UnifiedModel(nn.Module):
         context, nothing = Context.empty(self.config, self.layout, rows), KVCache.empty(self.config, rows, 0)
         done = self.forward_chunk(chunk, prompt, nothing, (), context.position)
         parts = [chunk.packed(*(s.name for s in part)) for part in self.layout.prompt_parts.values()]
-        cache = taken([piece for part in parts for piece in part], done.k, done.v, done.mask)
+        cache = cache_of_slices([piece for part in parts for piece in part], done.k, done.v, done.mask)
         context = context.replace(prompt=cache, position=done.position)
         return context, self._prompt_end(chunk, prompt, done.hidden["und"])
 
@@ -220,8 +220,8 @@ class UnifiedModel(nn.Module):
         chunk = chunk_of(self.layout.turn_segments)
         seen = context.seen(self.layout, refines)
         done = self.forward_chunk(chunk, turn, seen, [context.prompt], context.position)
-        new = taken(visible_pieces(self.layout, chunk), done.k, done.v, done.mask)
-        context = context.pushed(self.layout, new, turn.present, refines, done.position)
+        new = cache_of_slices(visible_pieces(self.layout, chunk), done.k, done.v, done.mask)
+        context = context.append(self.layout, new, turn.present, refines, done.position)
         return context, self._turn_outputs(chunk, turn, done.hidden)
 
     def forward_rows(
@@ -262,15 +262,15 @@ class UnifiedModel(nn.Module):
         def whole(parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
             """Arrays [B * slots, tokens, ...] of prompts and of turns by stream, to [B, all tokens, ...]."""
             return {
-                name: together([slots(part[name]) for part in parts if name in part])
+                name: join_slots([slots(part[name]) for part in parts if name in part])
                 for name in ("und", "gen")
                 if any(name in part for part in parts)
             }
 
         # One look-up for all tokens, so that the gradient of the embedding is reduced over devices once.
         ids = [self._words(*pair) for pair in pairs]
-        words = self.embed_text(together([slots(x) for x in ids]))
-        words = _flat(apart(layout, words, [x.shape[1] for x in ids]))
+        words = self.embed_text(join_slots([slots(x) for x in ids]))
+        words = _flat(split_slots(layout, words, [x.shape[1] for x in ids]))
         streams = whole([self._embedded(*pair, x) for pair, x in zip(pairs, words, strict=True)])
         places = [by_stream(*pair) for pair in zip(chunks, places, strict=True)]
         seen = RowMasks(*masks, prompt_index, turns.present, refines)
@@ -278,7 +278,7 @@ class UnifiedModel(nn.Module):
         hidden, _ = self.run(streams, whole(places), (), attention, keep_kv=False)
         of_prompts, of_turns = {}, {}
         for name, x in hidden.items():
-            parts = apart(layout, x, stream_tokens(chunks, name))
+            parts = split_slots(layout, x, stream_tokens(chunks, name))
             of_prompts[name], of_turns[name] = _flat(parts)
         self.sow("trace", "prompt", {"hidden": of_prompts, "positions": places[0]})
         self.sow("trace", "turn", {"hidden": of_turns, "positions": places[1]})
@@ -295,7 +295,7 @@ class UnifiedModel(nn.Module):
                 count = token_count(content.texts[s.name])
                 there, last = count > 0, at_token(hidden[:, chunk.text[s.name]], count - 1)
             else:
-                there, last = content.holds(s), hidden[:, chunk.text[s.name].stop - 1]
+                there, last = content.tokens_present(s), hidden[:, chunk.text[s.name].stop - 1]
             end = last if end is None else jnp.where(there[:, None], last, end)
         return end
 
@@ -318,7 +318,7 @@ class UnifiedModel(nn.Module):
         end = closing("image")
         if layout.vit_tokens:
             _, seen = layout.state_slots("image")
-            end = jnp.where(turn.holds(seen)[:, None], closing(seen.name), end)
+            end = jnp.where(turn.tokens_present(seen)[:, None], closing(seen.name), end)
         return {
             "before": text("before"),
             "after": text("after"),

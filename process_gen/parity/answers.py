@@ -20,7 +20,7 @@ from process_gen.models.flux import FluxAutoencoder
 from process_gen.models.positions import table_rows
 from process_gen.models.unified import UnifiedModel
 from process_gen.models.unroll import make_outputs, run_turns
-from process_gen.parity.golden import Golden, once
+from process_gen.parity.golden import Golden, jit_once
 from process_gen.parity.inference import inference_answers
 from process_gen.parity.row import Row, latent_tokens, layout_of, training_row
 
@@ -107,7 +107,7 @@ def _training(
         none = np.zeros_like(golden.optional("train_latents", (0,))[:0])
         return found | {"train_latents": none, "train_vae_position_ids": np.zeros(0, np.int64)}
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
-    tokens = once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
+    tokens = jit_once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
     found["train_latents"] = _as_latents(golden, config, tokens)
     grid, _ = latent_shape(config, golden.size("train_vae_images", "image_hw"))
     found["train_vae_position_ids"] = np.tile(table_rows(grid, config.max_latent_side), len(images))
@@ -134,7 +134,7 @@ def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dic
     """Moments [2 C, h, w], latent [C, h, w] and decoded image [3, H, W] of `ae_image`, by key."""
     module, image = FluxAutoencoder(config.flux), jnp.moveaxis(jnp.asarray(golden["ae_image"]), 0, -1)[None]
 
-    @once
+    @jit_once
     def compute(frozen):
         variables = {"params": frozen}
         latent = module.apply(variables, image, method="encode")
@@ -152,7 +152,7 @@ def vit_answers(golden: Golden, config: ModelConfig, params: Any) -> dict[str, n
     layout = layout_of(golden, config, "ae_image", "vit_image")
     image = jnp.moveaxis(jnp.asarray(golden["vit_image"]), 0, -1)[None]
 
-    @once
+    @jit_once
     def compute(tower, connector):
         patches = vit.patches_of(config, layout, image)
         features = vit.Vit(config, layout.vit_grid).apply({"params": tower}, patches)
@@ -205,7 +205,7 @@ def training_answers(
         error = jnp.square(outputs.velocity - outputs.target)
         return table.total(sums, counts), (values, error, traced)
 
-    compute = once(jax.value_and_grad(loss, has_aux=True))
+    compute = jit_once(jax.value_and_grad(loss, has_aux=True))
     (total, aux), gradients = jax.device_get(compute(params))
     values, error, traced = aux
     answers = {

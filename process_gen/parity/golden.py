@@ -72,7 +72,7 @@ class Golden:
         )
 
 
-def once(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """Jits for a single call; on CPUs without XLA's optimizations, which would take longer than the call."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=quick)

@@ -16,7 +16,7 @@ from process_gen.models.cache import Context, KVCache, joined, part_slices
 from process_gen.models.config import ModelConfig
 from process_gen.models.content import prompt_inputs, token_count
 from process_gen.models.unified import UnifiedModel
-from process_gen.parity.golden import Golden, once
+from process_gen.parity.golden import Golden, jit_once
 from process_gen.parity.row import layout_of
 from process_gen.sampling import extend, flow
 
@@ -89,7 +89,7 @@ def _contexts(
     if model.layout.vit_tokens:
         patches = vit.patches_of(model.config, model.layout, image("inf_vit_image"))
 
-    @once
+    @jit_once
     def prefill(params, frozen, has_image):
         latents = autoencoder.to_tokens(model.config, image("inf_image"), frozen)
         content = prompt_inputs(prompt, latents, patches, instruction, has_image)
@@ -98,7 +98,9 @@ def _contexts(
     full = prefill(params, frozen, jnp.ones(1, bool))
     newest = part_slices(model.layout.prompt_parts)["instruction"]
     older = jnp.ones_like(full.prompt.mask).at[:, newest].set(False)
-    notext = full.replace(prompt=full.prompt.only(older), position=full.position - token_count(instruction))
+    notext = full.replace(
+        prompt=full.prompt.with_mask(older), position=full.position - token_count(instruction)
+    )
     return {"full": full, "notext": notext, "noimg": prefill(params, frozen, jnp.zeros(1, bool))}
 
 
@@ -107,7 +109,7 @@ def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> 
     spec = flow_spec(golden, **guidance)
     nothing = KVCache.empty(model.config, 1, 0)
 
-    @once
+    @jit_once
     def integrate(params, contexts, noise):
         def velocity(branches, x_t, t):
             def after(context: Context):
@@ -127,7 +129,7 @@ def _greedy(golden: Golden, model: UnifiedModel, params, context: Context) -> np
     count, keys = len(golden["inf_greedy_tokens"]), context.prompt.mask.shape[1]
     nothing = KVCache.empty(model.config, 1, 0)
 
-    @once
+    @jit_once
     def write(params, context):
         def one(state, i):
             cache, token = state

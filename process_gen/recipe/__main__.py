@@ -23,7 +23,7 @@ from process_gen.experiment import cli
 if __name__ == "__main__":  # bad flags are found before the slow imports
     from absl import flags as _flags
 
-    _flags.DEFINE_string("part", "subsets", "What is made.")
+    _flags.DEFINE_string("part", "subsets", "Part of the recipe to make, see above.")
     cli.read_flags(config="configs/recipe/paper.py:scenes", workdir="Folder of the recipe.")
 
 # isort: split

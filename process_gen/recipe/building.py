@@ -20,7 +20,7 @@ from process_gen.distributed import lock
 from process_gen.recipe import making, questions
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, Filled, fill
-from process_gen.recipe.output import Growing
+from process_gen.recipe.output import SampleFolder
 from process_gen.recipe.parts import World
 from process_gen.recipe.prompts import FilePrompts, generator, prompts_of
 from process_gen.recipe.scenes import Scenes
@@ -137,7 +137,7 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
         provenance = {"source": f"{subset} by {world.name}", "author": world.author}
         if config.licence:
             provenance["licence"] = config.licence
-        growing = Growing(folder, settings_of(subset, config), provenance)
+        growing = SampleFolder(folder, settings_of(subset, config), provenance)
         with contextlib.closing(growing):
             if config.world == "services":
                 check_prompts(growing, FilePrompts(config.prompts))
@@ -162,7 +162,7 @@ def settings_of(subset: str, config: Any) -> dict[str, Any]:
     return own | models | {"size": services.size, "steps": services.steps, "prompts": config.prompts}
 
 
-def check_prompts(growing: Growing, prompts: FilePrompts) -> None:
+def check_prompts(growing: SampleFolder, prompts: FilePrompts) -> None:
     """Refuses a file of prompts in which lines have changed since samples were made of them.
 
     Candidates are identified by line number: with another file some prompts would be skipped, others used
@@ -198,7 +198,7 @@ def prompts_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _multi_turn(
-    world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say
+    world: World, config: Any, workdir: pathlib.Path, growing: SampleFolder, stop: Stop, say
 ) -> Filled:
     own, wanted = config.multi_turn, {"multi_turn": config.multi_turn.samples}
     _announce(world, config, "multi_turn", wanted["multi_turn"] - growing.counts.total(), say)
@@ -209,7 +209,9 @@ def _multi_turn(
     return fill(growing, wanted, found, world.workers, stop, PATIENCE)
 
 
-def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
+def _conflict(
+    world: World, config: Any, workdir: pathlib.Path, growing: SampleFolder, stop: Stop, say
+) -> Filled:
     own = config.conflict
     wanted = {making.CONSISTENT: own.consistent, making.CONFLICTING: own.conflicting}
     told = {"imageless": own.imageless, "most_turns": config.most_turns}
@@ -222,7 +224,9 @@ def _conflict(world: World, config: Any, workdir: pathlib.Path, growing: Growing
     return _fill_planted("conflict", world, config, growing, wanted, told, stop)
 
 
-def _alignment(world: World, config: Any, workdir: pathlib.Path, growing: Growing, stop: Stop, say) -> Filled:
+def _alignment(
+    world: World, config: Any, workdir: pathlib.Path, growing: SampleFolder, stop: Stop, say
+) -> Filled:
     own = config.alignment
     wanted = {making.ALIGNED: own.aligned, making.MISALIGNED: own.misaligned}
     told = {"imageless": own.imageless, "most_turns": config.most_turns}
@@ -246,7 +250,7 @@ def _fill_planted(
     subset: str,
     world: World,
     config: Any,
-    growing: Growing,
+    growing: SampleFolder,
     wanted: Mapping[str, int],
     told: Mapping[str, Any],
     stop: Stop,

@@ -12,7 +12,7 @@ import tqdm
 from process_gen.distributed import stopping
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.making import Made
-from process_gen.recipe.output import Growing
+from process_gen.recipe.output import SampleFolder
 from process_gen.recipe.parts import Later, Skip
 from process_gen.services.pool import LOOK_SECONDS, workers_of
 
@@ -61,7 +61,7 @@ class Filled:
 
 
 def fill(
-    growing: Growing,
+    growing: SampleFolder,
     wanted: Mapping[str, int],
     candidates: Iterator[Candidate],
     workers: int,
@@ -102,7 +102,7 @@ class _Filling:
 
     def __init__(
         self,
-        growing: Growing,
+        growing: SampleFolder,
         wanted: Mapping[str, int],
         pool: futures.Executor,
         bar: tqdm.tqdm,
@@ -162,7 +162,7 @@ class _Filling:
             try:
                 made = future.result()
             except Later as later:
-                self.growing.rejected[f"{later} (again next time)"] += 1
+                self.growing.rejected[f"{later} (retried by the next run)"] += 1
                 continue
             except Skip as skip:
                 self.growing.reject(one.uid, str(skip), skip.detail)
@@ -176,7 +176,7 @@ class _Filling:
                 continue
             self.in_vain = 0
             if self.growing.counts[made.kind] >= self.wanted.get(made.kind, 0):
-                self.growing.reject(one.uid, f"enough that are {made.kind}", "")
+                self.growing.reject(one.uid, f"quota is full: {made.kind}", "")
                 continue
             self.growing.add(one.uid, made)
             self.bar.update()

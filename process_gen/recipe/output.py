@@ -31,7 +31,7 @@ REJECTED = "rejected.jsonl"
 _SYNC_SECONDS = 2.0  # between two fsyncs: about what a crash of the machine, not of the process, loses
 
 
-class Growing:
+class SampleFolder:
     """A folder of samples that is open for more.
 
     Args:
@@ -160,5 +160,5 @@ def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
                 found = files.from_json(line)
                 found["uid"]
             except (ValueError, KeyError, TypeError) as error:
-                raise ReportError(f"{path}:{number} is no line of such a listing ({error})") from None
+                raise ReportError(f"{path}:{number} is not a JSON record with a uid ({error})") from None
             yield found

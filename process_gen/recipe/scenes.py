@@ -15,11 +15,11 @@ from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
 from process_gen.scenes.graph import Object, Scene, alike, scene_from_json
-from process_gen.scenes.hung import seat
+from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.mistakes import Mistake, name_fault, say_repair
-from process_gen.scenes.oracle import find_mistakes, mended, sound, worded
+from process_gen.scenes.oracle import find_mistakes, mended, sound, with_anchor
 from process_gen.scenes.parse import parse
 from process_gen.scenes.placement import hang
 from process_gen.scenes.render import render
@@ -102,7 +102,7 @@ class Scenes:
             meant = self._mended(request, planned[ends])
             shapes = [request.clauses[owner].shape for owner in request.numbering()]
             if any(m.right is None and m.wrong.shape in shapes for m in find_mistakes(planned[ends], meant)):
-                raise Skip("a plan with what is asked for, only not so")
+                raise Skip("a plan that needs more than a removal")
             opinions.append(self._told(planned[ends], meant, rng))
         elif ends < len(steps):
             shown = parse(steps[ends].image, self.level)
@@ -116,7 +116,7 @@ class Scenes:
         if not faults.is_possible(planned):
             raise Skip("a description that contradicts itself", plan.description)
         if self.level.hung:
-            shown = seat(drawn, planned, self.level)
+            shown = match_cells(drawn, planned, self.level)
             if find_mistakes(shown, planned):
                 return self._told(shown, planned, rng, drawn)
         elif (fault := faults.of_draft(planned, drawn)) is not None:
@@ -134,7 +134,7 @@ class Scenes:
     def finish(self, prompt: str, opinion: Opinion, image: np.ndarray, rng: Generator) -> list[Turn]:
         turns = finish(self.request(prompt), rng, self.level, opinion.state)
         if turns is None:
-            raise Skip("no way to go on from a correction")
+            raise Skip("the rest cannot be placed after a correction")
         return list(turns)
 
     # ------------------------------------------------------------- planted
@@ -163,7 +163,7 @@ class Scenes:
 
     def _agreement(self, before: Scene, scene: Scene, image: np.ndarray, rng: Generator) -> str:
         """What the teacher says of a right draft. Raises Skip where it is not right."""
-        shown = seat(parse(image, self.level), scene, self.level)
+        shown = match_cells(parse(image, self.level), scene, self.level)
         if faults.lacking(shown, scene) or faults.lacking(scene, shown):
             raise Skip("a draft that does not show its plan")
         new = faults.lacking(scene, before)
@@ -186,7 +186,7 @@ class Scenes:
             raise Skip(faults.SEVERAL)
         if (wrong := mistakes[0].wrong) is not None and not wrong.clear:
             raise Skip("something unclear where nothing should be")
-        mistake = worded(mistakes[0], meant, self.level)
+        mistake = with_anchor(mistakes[0], meant, self.level)
         if mistake.right is None and any(alike(mistake.wrong, thing) for thing in meant.objects):
             mistake = dataclasses.replace(mistake, kind="count")
         words = name_fault(mistake, dict(enumerate(meant.objects)), rng, self.level)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models.cache import KVCache
-from process_gen.models.content import ChunkInputs, taken
+from process_gen.models.content import ChunkInputs, cache_of_slices
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import chunk_of
@@ -29,7 +29,7 @@ def text(
     chunk = chunk_of((Segment("text", "text", tokens.shape[1]),))
     content = ChunkInputs(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
     done = model.forward_chunk(chunk, content, history, context, start)
-    return done.hidden["und"], taken(chunk.packed("text"), done.k, done.v, done.mask)
+    return done.hidden["und"], cache_of_slices(chunk.packed("text"), done.k, done.v, done.mask)
 
 
 def image(
@@ -50,7 +50,7 @@ def image(
     content = ChunkInputs(present, latents={"image": latents}, vit={"image_vit": patches})
     done = model.forward_chunk(chunk, content, history, context, start)
     pieces = chunk.packed(*(s.name for s in chunk.segments))
-    return done.hidden["und"][:, chunk.text_tokens - 1], taken(pieces, done.k, done.v, done.mask)
+    return done.hidden["und"][:, chunk.text_tokens - 1], cache_of_slices(pieces, done.k, done.v, done.mask)
 
 
 def velocity(

@@ -123,7 +123,7 @@ def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCac
     if name == "notext":
         prompt, turn, position = without_newest_text(layout, state)
     before = slice(part_slices(layout.visible_parts)["image"].start)
-    return (history, prompt, turn.cut(before)), position
+    return (history, prompt, turn.slice_keys(before)), position
 
 
 def stacked(caches: Sequence[KVCache]) -> KVCache:

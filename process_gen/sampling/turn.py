@@ -100,7 +100,7 @@ def blank(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Co
     """The context of prefilled prompts, with an empty history, and the KV cache of an empty turn."""
     rows = position.shape[0]
     context = Context.empty(model.config, model.layout, rows)
-    context = context.started(jnp.ones(rows, bool), prompt, position)
+    context = context.start(jnp.ones(rows, bool), prompt, position)
     turn = KVCache.empty(model.config, rows, model.layout.visible_tokens)
     return context.replace(history=_split(context.history)), _split(turn)
 
@@ -114,7 +114,7 @@ def _split(cache: KVCache) -> KVCache:
 @functools.partial(jax.jit, donate_argnames="context")
 def enter(context: Context, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
     """Puts prompts into the rows `fresh` [B] bool and clears their history; `context` is donated."""
-    return context.started(fresh, prompt, position)
+    return context.start(fresh, prompt, position)
 
 
 # ----------------------------------------------------------------- text, image
@@ -143,7 +143,7 @@ def decode_text(
         return jnp.where(is_given, told, pick(hidden, at))
 
     history, context = state.history(model.layout), [state.context.prompt]
-    so_far = state.turn.cut(slice(place.stop))
+    so_far = state.turn.slice_keys(slice(place.stop))
     around = (history, context, so_far, place, state.position)
     tokens, hidden, cache = decode(model, params, *around, prefix, written_or_given)
     count = token_count(tokens)
@@ -170,7 +170,7 @@ def append_text(
 ) -> Extended:
     """Appends a given text [B, T] `before` or `after` an image in one forward pass."""
     place = part_slices(model.layout.visible_parts)[part]
-    pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
+    pieces = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
     given = (state.history(model.layout), pieces, tokens, state.position)
     hidden, new = model.apply({"params": params}, *given, method=extend.text)
     count = token_count(tokens)
@@ -229,7 +229,7 @@ def append_image(
 ) -> Extended:
     """Appends the turn's image, encoded by `encode_image`, to its KV cache in the rows `state.rows`."""
     place = part_slices(model.layout.visible_parts)["image"]
-    pieces = [state.context.prompt, state.turn.cut(slice(place.start))]
+    pieces = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
     end, new = model.apply({"params": params}, *given, method=extend.image)
     turn = state.turn.write(new.only(state.rows[:, None]), place.start)
@@ -288,5 +288,5 @@ def commit(
     `context`, which is donated, already has the position after the turn. Only the `rows` [B] bool that had a
     turn change. `turn` and `refines` are those of `SamplingState`.
     """
-    context = context.pushed(model.layout, turn, rows, refines, context.position)
+    context = context.append(model.layout, turn, rows, refines, context.position)
     return context, jnp.zeros_like(turn.mask)

@@ -173,6 +173,6 @@ def relations_between(subject: Box, target: Box, margin: float = 0.1) -> tuple[s
     return tuple(itertools.compress(OPPOSITE, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)))
 
 
-def keeps(thing: Object, related: Iterable[tuple[str, Object]], margin: float) -> bool:
+def has_relations(thing: Object, related: Iterable[tuple[str, Object]], margin: float) -> bool:
     """Whether a thing stands in each relation to the object given with it; `margin` as in `offsets`."""
     return all(relation in relations_between(thing.box, other.box, margin) for relation, other in related)

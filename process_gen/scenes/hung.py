@@ -11,14 +11,14 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, distance, keeps
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, distance, has_relations
 from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level
 from process_gen.scenes.placement import hang, nearest_free, plainly
 from process_gen.scenes.requests import Partners, related
 
 
-def alone(thing: Object, things: Sequence[Object]) -> bool:
+def is_unique(thing: Object, things: Sequence[Object]) -> bool:
     """Whether at most one of `things`, which may include `thing` itself, looks like it."""
     return sum(alike(thing, other) for other in things) <= 1
 
@@ -39,7 +39,7 @@ def anchored(
     others = [thing for n, thing in canvas.items() if n != number]
     if change.kind == "remove":
         return _removal(change, others, level) or (None if strict else change)
-    if strict and change.before is not None and not alone(change.before, [*others, change.before]):
+    if strict and change.before is not None and not is_unique(change.before, [*others, change.before]):
         return None
     if change.kind in ("colour", "shape"):
         return change
@@ -85,12 +85,12 @@ def _options(thing: Object, others: Sequence[Object], asked: Sequence[Anchor]) -
     Where the prompt relates it to nothing on the canvas, it yields None (no anchor), then the relations
     to all other objects, nearest objects first.
     """
-    asked = [(relation, other) for relation, other in asked if alone(other, others)]
+    asked = [(relation, other) for relation, other in asked if is_unique(other, others)]
     yield from ((relation, other) for relation, other in asked if plainly(relation, thing, other))
     if not asked:
         yield None
     targets = [other for _, other in asked] or sorted(
-        (other for other in others if alone(other, others)), key=lambda other: distance(other, thing)
+        (other for other in others if is_unique(other, others)), key=lambda other: distance(other, thing)
     )
     for other, relation in itertools.product(targets, OPPOSITE):
         if plainly(relation, thing, other):
@@ -106,9 +106,9 @@ def _removal(change: Change, others: Sequence[Object], level: Level) -> Change |
     twins = [other for other in others if alike(other, thing)]
     if not twins:
         return change
-    targets = [other for other in others if alone(other, others) and not alike(other, thing)]
+    targets = [other for other in others if is_unique(other, others) and not alike(other, thing)]
     for other, relation in itertools.product(targets, OPPOSITE):
-        shared = any(keeps(twin, [(relation, other)], level.margin) for twin in twins)
+        shared = any(has_relations(twin, [(relation, other)], level.margin) for twin in twins)
         if plainly(relation, thing, other) and not shared:
             return dataclasses.replace(change, anchor=(relation, other))
     order = [cell for _, _, cell in nearest_free(level, (), None)]
@@ -132,7 +132,9 @@ def anchors(things: Mapping[int, Object], partners: Partners) -> list[Anchor | N
             others = sorted(before.values(), key=lambda other: distance(other, thing))
         options = [*said, *((relation, other) for other in others for relation in OPPOSITE)]
         plain = (
-            one for one in options if plainly(one[0], thing, one[1]) and alone(one[1], list(things.values()))
+            one
+            for one in options
+            if plainly(one[0], thing, one[1]) and is_unique(one[1], list(things.values()))
         )
         found.append(next(plain, None))
     return found
@@ -164,7 +166,7 @@ def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
     return len(found) == 1 and reaches(change.after, others, (relation, found[0]), level)
 
 
-def seat(drawn: Scene, meant: Scene, level: Level) -> Scene:
+def match_cells(drawn: Scene, meant: Scene, level: Level) -> Scene:
     """Matches drawn to described things on a hung level, and gives each the cell name of its match.
 
     Args:
@@ -221,4 +223,4 @@ def _stands_for(
     relation, target = anchor
     twins = (one for one in drawn.objects if alike(one, meant.objects[target]))
     base = seats.get(target) or next(twins, None)
-    return base is not None and keeps(thing, [(relation, base)], level.margin)
+    return base is not None and has_relations(thing, [(relation, base)], level.margin)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from process_gen.scenes.graph import Object, Scene, keeps, relations_between
+from process_gen.scenes.graph import Object, Scene, has_relations, relations_between
 from process_gen.scenes.levels import get_level
 from process_gen.scenes.parse import parse
 from process_gen.scenes.requests import Clause, Request, related
@@ -132,7 +132,7 @@ def matchings(
         for owner, numbers in free.items():
             clause, number = request.clauses[owner], choose(thing, numbers)
             fits = thing.shape == clause.shape and clause.colour in (None, thing.colour)
-            if fits and keeps(thing, related(number, placed, partners), margin):
+            if fits and has_relations(thing, related(number, placed, partners), margin):
                 yield from go(index + 1, {**placed, number: thing})
         if some:
             yield from go(index + 1, placed)

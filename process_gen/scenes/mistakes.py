@@ -4,8 +4,8 @@
 itself: the draft carries it out, and both contradict the prompt.
 
 On hung levels the text of a plan is wrong: it has a wrong relation to the right object, another colour or
-shape, one object too many, or one that nobody asked for. `divert` places the object as that text says. Only
-errors that words can repair are planted there (`settled`): `placement.hang` then finds the right place.
+shape, one object too many, or one that nobody asked for. `misplan_hung` places the object as that text says.
+Only errors that words can repair are planted (`with_repair_anchor`): `placement.hang` finds the right place.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Mapping
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, keeps
-from process_gen.scenes.hung import alone, anchored
+from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, has_relations
+from process_gen.scenes.hung import anchored, is_unique
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
 from process_gen.scenes.levels import NUMBERS, Level
@@ -148,7 +148,7 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
         covered = pick(rng, others)
         return Mistake("place", number, at_place(state[number], state[covered]), state[number], covered)
     if level.hung:
-        mistake = divert(rng, state, number, level, kind, request.partners())
+        mistake = misplan_hung(rng, state, number, level, kind, request.partners())
     else:
         mistake = plant(rng, state, number, level, kind)
     if mistake is None or mistake.wrong is None:
@@ -161,8 +161,10 @@ def _plant_hung(
 ) -> Mistake | None:
     """`plant` for hung levels: misplaced and surplus objects go to a random free cell."""
     thing, others = state[number], [other for n, other in state.items() if n != number]
-    if kind == "missing" or (kind == "count" and not alone(thing, [*others, thing]) and rng.random() < 0.5):
-        return settled(Mistake(kind, number, None, thing), state, partners, level)
+    if kind == "missing" or (
+        kind == "count" and not is_unique(thing, [*others, thing]) and rng.random() < 0.5
+    ):
+        return with_repair_anchor(Mistake(kind, number, None, thing), state, partners, level)
     if kind in ("colour", "shape"):
         return _repainted(rng, state, number, level, kind, partners)
     wrong, right, hit = thing, thing, number
@@ -170,8 +172,8 @@ def _plant_hung(
         wrong, right, hit = _stray(rng, thing, list(state.values()), level, kind), None, STRAY
     for x, y, cell in _astray(rng, list(state.values()), level):
         wrong = dataclasses.replace(wrong, x=x, y=y, cell=cell)
-        if kind != "place" or not keeps(wrong, related(number, state, partners), level.margin):
-            if found := settled(Mistake(kind, hit, wrong, right), state, partners, level):
+        if kind != "place" or not has_relations(wrong, related(number, state, partners), level.margin):
+            if found := with_repair_anchor(Mistake(kind, hit, wrong, right), state, partners, level):
                 return found
     return None
 
@@ -186,7 +188,7 @@ def _astray(rng: Generator, things: list[Object], level: Level) -> list[tuple[in
     return sorted(free, key=lambda at: all(max(abs(at[0] - t.x), abs(at[1] - t.y)) > pitch for t in things))
 
 
-def divert(
+def misplan_hung(
     rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
 ) -> Mistake | None:
     """Draws a mistake of a plan on a hung level; `placement.hang` places the object by the wrong text.
@@ -207,20 +209,20 @@ def divert(
         said, target = asked[0]
         relation = pick(rng, [relation for relation in OPPOSITE if relation != said])
         wrong = hang(thing, others, level, relation, [target])
-        if wrong is None or keeps(wrong, asked, level.margin):
+        if wrong is None or has_relations(wrong, asked, level.margin):
             return None
-        return settled(Mistake(kind, number, wrong, thing), state, partners, level)
+        return with_repair_anchor(Mistake(kind, number, wrong, thing), state, partners, level)
     everything = list(state.values())
     stray = _stray(rng, thing, everything, level, kind)
-    targets = [one for one in everything if alone(one, everything) and not alike(one, stray)]
+    targets = [one for one in everything if is_unique(one, everything) and not alike(one, stray)]
     relation, some = None, []
     if partners and targets:
         relation, some = pick(rng, tuple(OPPOSITE)), [pick(rng, targets)]
     wrong = hang(stray, everything, level, relation, some)
-    return wrong and settled(Mistake(kind, STRAY, wrong, None), state, partners, level)
+    return wrong and with_repair_anchor(Mistake(kind, STRAY, wrong, None), state, partners, level)
 
 
-def settled(mistake: Mistake, state: State, partners: Partners, level: Level) -> Mistake | None:
+def with_repair_anchor(mistake: Mistake, state: State, partners: Partners, level: Level) -> Mistake | None:
     """Adds the anchor of its repair to a mistake; None where no text can describe the repair."""
     change = anchored(mistake.repair, mistake.apply(state), partners, level)
     return change and dataclasses.replace(mistake, anchor=change.anchor)
@@ -235,7 +237,7 @@ def _repainted(
     wrong = dataclasses.replace(thing, **{kind: pick(rng, [w for w in words if w != getattr(thing, kind)])})
     if any(alike(wrong, other) for other in state.values()):
         return None
-    return settled(Mistake(kind, number, wrong, thing), state, partners, level)
+    return with_repair_anchor(Mistake(kind, number, wrong, thing), state, partners, level)
 
 
 def _stray(rng: Generator, thing: Object, things: list[Object], level: Level, kind: str) -> Object:

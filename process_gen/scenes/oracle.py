@@ -47,8 +47,8 @@ def plan_next(
     Raises:
       ValueError: the level has no room for what the prompt asks for.
     """
-    level, rng = get_level(request.level), _chance(request, done)
-    changes, state = _way(request, level, canvas, meant)
+    level, rng = get_level(request.level), _step_rng(request, done)
+    changes, state = _changes_to_goal(request, level, canvas, meant)
     if not changes:
         return None
     left = max(MAX_STEPS - done if room is None else min(room, MAX_STEPS - done), 1)
@@ -74,7 +74,7 @@ def look(
     Raises:
       ValueError: the level has no room for what the prompt asks for.
     """
-    level, rng = get_level(request.level), _chance(request, done)
+    level, rng = get_level(request.level), _step_rng(request, done)
     if meant is None:
         meant = mended(request, level, draft)
     elif not sound(request, meant):
@@ -82,14 +82,14 @@ def look(
         right = sound(request, draft) and _looks(draft) == _looks(possible)
         meant = draft if right else possible
     if meant is not draft:
-        draft = hung.seat(draft, meant, level)
+        draft = hung.match_cells(draft, meant, level)
     state = dict(enumerate(meant.objects))
     found = find_mistakes(draft, meant)
     if not found:
-        there = set(map(_key, hung.seat(before, meant, level).objects if before else ()))
+        there = set(map(_key, hung.match_cells(before, meant, level).objects if before else ()))
         touched = [n for n, thing in state.items() if _key(thing) not in there]
         return language.approve(touched, state, (), level, rng), None
-    first = worded(found[0], meant, level)
+    first = with_anchor(found[0], meant, level)
     return name_fault(first, state, rng, level), say_repair(first, level, rng)
 
 
@@ -142,12 +142,12 @@ def _difference(wrong: Object, right: Object) -> str | None:
     return differ[0] if len(differ) == 1 and wrong.clear else None
 
 
-def _chance(request: Request, done: int) -> Generator:
+def _step_rng(request: Request, done: int) -> Generator:
     """The generator that draws the words of a step, the same for equal prompt and step."""
     return np.random.default_rng([zlib.crc32(request.text.encode()), done])
 
 
-def worded(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
+def with_anchor(mistake: Mistake, meant: Scene, level: Level) -> Mistake:
     """Prepares a mistake for its texts: adds its repair's anchor in `meant`, and names an unclear object."""
     wrong, anchor = mistake.wrong, None
     if mistake.right is not None and (said := meant.anchor(mistake.number)):
@@ -168,7 +168,7 @@ def _named(thing: Object, meant: Scene | None, level: Level) -> Object:
 # ------------------------------------------------------- from a canvas to the prompt
 
 
-def _way(
+def _changes_to_goal(
     request: Request, level: Level, canvas: Scene, meant: Scene | None
 ) -> tuple[list[Change], dict[int, Object]]:
     """The changes that lead to what the prompt asks for, additions last; and the canvas by number."""
@@ -201,7 +201,7 @@ def mended(request: Request, level: Level, scene: Scene) -> Scene:
     for thing in scene.objects:
         (crowded if thing.cell in cells else first).append(thing)
         cells.add(thing.cell)
-    changes, state = _way(request, level, Scene(tuple(first)), None)
+    changes, state = _changes_to_goal(request, level, Scene(tuple(first)), None)
     for change in changes:
         looks = change.after and (change.after.shape, change.after.colour)
         again = next((thing for thing in crowded if (thing.shape, thing.colour) == looks), None)

@@ -172,7 +172,7 @@ def place_request(rng: Generator, level: Level, request: Request) -> list[Object
         groups = _place_clauses(rng, level, request, regions)
         if groups is not None:
             return [thing for index in request.naming_order() for thing in groups[index]]
-    why = "finds no place, beginning in the middle," if level.hung else "has no room"
+    why = "cannot place the objects, starting from the middle," if level.hung else "has no room"
     raise ValueError(f"level {level.name!r} {why} for {request.text!r}")
 
 

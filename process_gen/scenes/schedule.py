@@ -10,7 +10,7 @@ from process_gen.scenes import hung
 from process_gen.scenes.graph import Object, alike
 from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level
-from process_gen.scenes.mistakes import Mistake, divert, plant
+from process_gen.scenes.mistakes import Mistake, misplan_hung, plant
 from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
 from process_gen.scenes.words import pick
@@ -87,7 +87,7 @@ def _take_detour(
     number = pick(rng, numbers)
     if level.hung:
         drawn = {n: thing for n, thing in final.items() if n <= number}
-        mistake = divert(rng, drawn, number, level, kind, request.partners())
+        mistake = misplan_hung(rng, drawn, number, level, kind, request.partners())
     else:
         mistake = plant(rng, final, number, level, kind)
     if mistake is None:

@@ -26,7 +26,7 @@ from process_gen.scenes.graph import Object, Scene, alike, distance
 from process_gen.scenes.judge import find_numbers, may_become
 from process_gen.scenes.language import Anchor, Change, apply
 from process_gen.scenes.levels import Level, get_level
-from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair, settled
+from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair, with_repair_anchor
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
 from process_gen.scenes.render import render
 from process_gen.scenes.requests import Partners, Request, related
@@ -183,7 +183,7 @@ class _Lesson:
         if not added or not may_become(self.request, Scene(tuple(self.state.values()))):
             return None
         if self.level.hung:
-            if self.unnoticed:  # `divert` places by the right canvas, which is not what stands
+            if self.unnoticed:  # `misplan_hung` places by the right canvas, which is not what stands
                 return None
             added = added[-1:]  # no other addition is placed relative to the last one
         for _ in range(4):
@@ -197,7 +197,7 @@ class _Lesson:
         if earlier and self._survives(earlier, changes) and self.rng.random() < 0.5:
             if not self.level.hung:
                 return earlier
-            return settled(earlier, self.state, self.partners, self.level)
+            return with_repair_anchor(earlier, self.state, self.partners, self.level)
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)

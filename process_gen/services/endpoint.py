@@ -3,7 +3,7 @@
 A request that fails in transit is sent again after the time that the endpoint names (`Retry-After`). A
 question whose answer does not parse is asked again. With `cache`, answers are kept on disk, so that asking
 again costs nothing. `ServiceError` ends the run: the endpoint cannot be reached, refuses the key or the
-model, or gives up on one request after the other.
+model, or fails one request after the other.
 
 The key is never part of a message, a file or a `repr`.
 """
@@ -162,7 +162,7 @@ class Endpoint:
         if (found := _read_image(kept)) is not None:
             return found
         asked = {"model": self.service.model, "prompt": prompt, "extra_body": dict(fields)}
-        with self._request(what, "images", self._like("images", fields, bool(given))):
+        with self._request(what, "images", self._request_kind("images", fields, bool(given))):
             if given:
                 reply = self._client.images.edit(image=("image.png", png(given[0]), "image/png"), **asked)
             else:
@@ -183,7 +183,7 @@ class Endpoint:
 
     def _chat(self, what: str, messages: list[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """Sends one request and returns the reply, whether or not its answer parses."""
-        like = self._like("chat", fields, len(messages[1]["content"]) > 1)
+        like = self._request_kind("chat", fields, len(messages[1]["content"]) > 1)
         with self._request(what, "chat completions", like):
             # All but the messages goes in as extra fields: servers know more of them than the client.
             reply = self._client.chat.completions.create(
@@ -209,7 +209,7 @@ class Endpoint:
         """
         self._wait()
         if self._closed.is_set():
-            raise GaveUp(f"{what}: not asked any more")
+            raise GaveUp(f"{what}: not sent, the run is stopping")
         try:
             yield
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -245,7 +245,7 @@ class Endpoint:
             self._next = begin + 60 / self.service.per_minute
         self._closed.wait(begin - now)
 
-    def _like(self, kind: str, fields: Mapping[str, Any], images: bool) -> str:
+    def _request_kind(self, kind: str, fields: Mapping[str, Any], images: bool) -> str:
         """Hash that is equal for requests that differ in their texts and images alone."""
         return self.digest(kind, fields, *self._names([]), images)
 
@@ -267,7 +267,7 @@ class Endpoint:
             self._in_a_row += 1
             enough = self._in_a_row >= max(3, self.service.workers)
         if enough:
-            raise ServiceError(f"{self.place} gives up on one request after the other: {why}")
+            raise ServiceError(f"{self.place} fails one request after the other: {why}")
         raise GaveUp(f"{what}: {self.place} gave up: {why}", {"error": why})
 
     def _said(self, error: BaseException) -> str:

@@ -35,19 +35,19 @@ class Estimate:
 
 
 def estimate(
-    service: Service, requests: int, letters: int, seen_tokens: int, tokens_out: int, images: int = 0
+    service: Service, requests: int, characters: int, seen_tokens: int, tokens_out: int, images: int = 0
 ) -> Estimate:
     """Estimates requests to a service.
 
     Args:
       service: with its prices.
       requests: how many.
-      letters: characters of all texts in them.
+      characters: characters of all texts in them.
       seen_tokens: of all images in them (`image_tokens`).
       tokens_out: of all answers.
       images: how many are drawn.
     """
-    tokens_in = math.ceil(letters / LETTERS_PER_TOKEN) + seen_tokens
+    tokens_in = math.ceil(characters / LETTERS_PER_TOKEN) + seen_tokens
     cost = None
     if service.price_in or service.price_out or service.price_image:
         tokens = tokens_in * service.price_in + tokens_out * service.price_out

@@ -86,7 +86,7 @@ class Service(Connection):
     def check(self) -> None:
         """Raises ServiceError where an option is out of range."""
         if not self.model:
-            raise ServiceError(f"{self.name} needs model=NAME: as its endpoint calls it")
+            raise ServiceError(f"{self.name} needs model=NAME, the name of the model at the endpoint")
         for name, least in (("workers", 1), ("tries", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ServiceError(f"{self.name}.{name} must be at least {least}, got {getattr(self, name)}")
@@ -105,7 +105,7 @@ def read_key() -> str:
     """
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ServiceError(f"{KEY} holds a letter that no key has: a line break, or none of ASCII")
+        raise ServiceError(f"{KEY} holds a character that is not printable ASCII, such as a line break")
     return key
 
 

@@ -45,7 +45,7 @@ class Cell:
         """The folder of its results, its log and its exit status."""
         return pathlib.Path(workdir) / "cells" / self.id
 
-    def words(self, workdir: str | os.PathLike[str]) -> list[str]:
+    def python_args(self, workdir: str | os.PathLike[str]) -> list[str]:
         """The arguments for the Python interpreter: `-m`, the command, the flag for the folder."""
         flag = FOLDER_FLAG.get(self.command[0], "output_dir")
         return ["-m", *self.command, f"--{flag}={self.folder(workdir)}"]

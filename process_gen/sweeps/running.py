@@ -35,7 +35,7 @@ from process_gen.sweeps.cells import Cell
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
 GRACE_SECONDS = 300.0
 """How long a command may take to save and end after SIGTERM, until it is killed; launchers give the same."""
-ASK_AGAIN_SECONDS = 15.0
+RETRY_CLAIM_SECONDS = 15.0
 """Time between two attempts to take over a cell that another process has claimed."""
 _TAIL_LINES = 20
 _OF_A_LAUNCHER = (
@@ -143,7 +143,7 @@ class Sweep:
             claimed = {cell.id for cell in wanted if (self._claim(cell) / lock.NAME).exists()}
             now = time.monotonic()
             for cell in sorted(wanted, key=lambda cell: cell.id in claimed):
-                if cell.id not in claimed or now - self._asked.get(cell.id, -1e9) > ASK_AGAIN_SECONDS:
+                if cell.id not in claimed or now - self._asked.get(cell.id, -1e9) > RETRY_CLAIM_SECONDS:
                     self._mine.add(cell.id)
                     return cell, True
             return None, bool(wanted)
@@ -156,7 +156,7 @@ class Sweep:
 
     def _run(self, cell: Cell, env: Mapping[str, str]) -> None:
         """Runs a claimed cell and writes how it ended."""
-        folder, words = cell.folder(self.workdir), cell.words(self.workdir)
+        folder, words = cell.folder(self.workdir), cell.python_args(self.workdir)
         folder.mkdir(parents=True, exist_ok=True)
         me = [sys.executable, "-m", child.__name__, str(self._claim(cell)), str(os.getpid())]
         began = time.time()

@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from process_gen.data.buckets import Size, deal, in_turn
+from process_gen.data.buckets import Size, merge_buckets, split_into_buckets
 from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.mixture import hold_out
 from process_gen.data.packing import Policy, budget_of_part
@@ -68,9 +68,9 @@ def load(
         )
     if not loaders:
         raise ValueError(
-            f"config.data.validation={config.data.validation} of {trajectories} trajectories is none"
+            f"config.data.validation={config.data.validation} holds out none of {trajectories} trajectories"
         )
-    return in_turn(loaders, buckets)
+    return merge_buckets(loaders, buckets)
 
 
 def check_alike(iterator: Any, validates: bool) -> None:
@@ -107,7 +107,7 @@ def held_out(
     sizes = list(layouts)
     try:
         source = validation_of(source, config.data, sizes[0])
-        return load(config, deal(source, sizes), layouts, tokenizer, rows, "validation")
+        return load(config, split_into_buckets(source, sizes), layouts, tokenizer, rows, "validation")
     except (ValueError, NotPrepared) as error:
         logging.warning("no validation losses: %s", error)
         return None

@@ -245,7 +245,7 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
         # [parts, B / parts, ...] to [B, ...], rows in their order: the inverse of `micro_batches`.
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
-    placed = partition.over(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
+    placed = partition.on_mesh(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
     return jax.jit(placed, out_shardings=sharding.batch_sharding(mesh))
 
 

@@ -134,7 +134,7 @@ class TrainProgram:
         def losses(params: Any, given: Given, batch: Batch, key: jax.Array):
             return scoring.score_in_parts(self.undisturbed, params, given, batch, key)
 
-        placed = partition.over(self.mesh, sharding.ACTIVATION_RULES)(losses)
+        placed = partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(losses)
         return jax.jit(placed, out_shardings=sharding.replicated(self.mesh))
 
     @property
@@ -153,7 +153,7 @@ class TrainProgram:
         plain = self.mesh.size == 1 and self.offload == "none"  # nothing to place
         step = make_train_step(self.recipe, None if plain else self.shardings)
         return jax.jit(
-            partition.over(self.mesh, sharding.ACTIVATION_RULES)(step),
+            partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(step),
             in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,

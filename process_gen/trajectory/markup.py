@@ -80,7 +80,7 @@ def check_characters(text: str, what: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half, place = text[error.start], text[max(error.start - 20, 0) : error.start]
-        raise BadText(f"{what} holds half of a character, {half!r}, behind {place!r}") from None
+        raise BadText(f"{what} holds an unpaired surrogate, {half!r}, behind {place!r}") from None
     return text
 
 

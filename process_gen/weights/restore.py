@@ -29,7 +29,7 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError, SamplerError
 from process_gen.weights.origin import Weights, read_ours, read_weights
-from process_gen.weights.start import placed
+from process_gen.weights.start import load_onto_devices
 
 ERRORS = (builders.ConfigError, MeshError, CheckpointError, SamplerError, PromptError)
 """What a user can get wrong between a checkpoint and its first image."""
@@ -115,7 +115,7 @@ def load_model(
     # Adapters come merged.
     sizes = dataclasses.replace(model.config, dtype=dtype or model.config.dtype, lora=LoraConfig())
     model = model.clone(config=sizes)
-    params, autoencoder = placed(weights, model, words, mesh, model.config.dtype)
+    params, autoencoder = load_onto_devices(weights, model, words, mesh, model.config.dtype)
     return Restored(model, params, words, builders.to_json(config), weights.source, autoencoder)
 
 

@@ -52,7 +52,7 @@ def start_from(
     merged), those of the state keep their initial values.
 
     Raises:
-      CheckpointError: nothing there, broken, or see `placed`.
+      CheckpointError: nothing there, broken, or see `load_onto_devices`.
     """
     weights = read_weights(path, vit=bool(model.layout.vit_tokens))
     params, autoencoder = _filled(weights, model.config, tokenizer, state.params, state.autoencoder)
@@ -65,7 +65,7 @@ def start_from(
     return state.replace(params=params, ema=ema, autoencoder=autoencoder)
 
 
-def placed(
+def load_onto_devices(
     weights: Weights,
     model: UnifiedModel,
     tokenizer: Tokenizer | None = None,

@@ -121,7 +121,7 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     import flax.linen as nn
     import jax
 
-    from process_gen.data.buckets import deal
+    from process_gen.data.buckets import split_into_buckets
     from process_gen.data.sources import prepare_source
     from process_gen.trajectory.batch import Batch
 
@@ -132,7 +132,7 @@ def training(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     model = builders.build_model(config, tokenizer)
     layouts = builders.build_layouts(config)
     source = prepare_source(config.data, model.layout, tokenizer, report=lambda _: None)
-    buckets, rows = deal(source, list(layouts)), range(config.train.batch_size)
+    buckets, rows = split_into_buckets(source, list(layouts)), range(config.train.batch_size)
     try:
         loader = of_tree("training.loading").load(config, buckets, layouts, tokenizer, rows)
     except ModuleNotFoundError:  # it stood in the training loop

@@ -28,7 +28,7 @@ def loss(q, k, v, mask):
 
 
 shapes = (array(8, 8, QUERIES, 128), *[array(8, 2, KEYS, 128)] * 2, array(8, QUERIES, KEYS, dtype=jnp.bool_))
-with partition.over(mesh, sharding.ACTIVATION_RULES):
+with partition.on_mesh(mesh, sharding.ACTIVATION_RULES):
     assert kernels.choose("flash", 128, "bfloat16") == "cudnn"
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
 text, scores = compiled.as_text(), 8 * QUERIES * KEYS * 4

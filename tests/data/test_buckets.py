@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
-from process_gen.data.buckets import deal, in_turn, nearest
+from process_gen.data.buckets import merge_buckets, nearest, split_into_buckets
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, prefetch=2):
     source = open_stored(folder, sizes[0])
-    buckets = deal(source, sizes)
+    buckets = split_into_buckets(source, sizes)
     made = {}
     for size, bucket in buckets.items():
         share = allowance(len(source)) * len(source) / len(bucket)
@@ -53,7 +53,7 @@ def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, p
         made[size] = make_loader(
             bucket, tokenizer, LAYOUTS[size], batch_size, rows=rows, seed=seed, prefetch=0, policy=policy
         )
-    return in_turn(made, buckets, prefetch)
+    return merge_buckets(made, buckets, prefetch)
 
 
 def taken(iterator, count):
@@ -70,7 +70,7 @@ def test_the_nearest_shape_is_that_of_the_nearest_ratio(shape, index):
 
 
 def test_trajectories_go_where_their_last_image_fits(folder):
-    buckets = deal(open_stored(folder, SIZES[0]), SIZES)
+    buckets = split_into_buckets(open_stored(folder, SIZES[0]), SIZES)
     counts = {size: (len(one), one.turns()) for size, one in buckets.items()}
     assert counts == {(16, 16): (12, 12), (8, 32): (4, 4), (32, 8): (2, 2)}
     for size, one in buckets.items():
@@ -79,7 +79,7 @@ def test_trajectories_go_where_their_last_image_fits(folder):
 
 
 def test_what_cannot_be_read_goes_to_the_largest_bucket(folder):
-    buckets = deal(open_stored(folder, SIZES[0]), ((32, 8), (8, 32), (16, 17)))
+    buckets = split_into_buckets(open_stored(folder, SIZES[0]), ((32, 8), (8, 32), (16, 17)))
     assert [len(one) for one in buckets.values()] == [2, 4, 12]
 
 
@@ -113,13 +113,13 @@ def test_a_file_system_that_stumbles_decides_nothing(folder, monkeypatch):
 
 def test_what_cannot_be_dealt_says_so():
     with pytest.raises(ValueError, match="config.data.buckets is for sources that know the shapes"):
-        deal([1, 2], SIZES)
+        split_into_buckets([1, 2], SIZES)
     with pytest.raises(ValueError, match="no trajectories"):
-        deal([], SIZES)
+        split_into_buckets([], SIZES)
 
 
 def test_sizes_that_suit_nothing_are_left_out(folder):
-    assert list(deal(open_stored(folder, SIZES[0]), (*SIZES, (2, 800)))) == list(SIZES)
+    assert list(split_into_buckets(open_stored(folder, SIZES[0]), (*SIZES, (2, 800)))) == list(SIZES)
 
 
 def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokenizer):
@@ -134,7 +134,7 @@ def test_longer_trajectories_take_more_turns(toy_tokenizer):
     made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1, prefetch=0) for size in SIZES[:2]}
     short, long = (types.SimpleNamespace(turns=lambda n=n: n) for n in (10, 40))
     buckets = dict(zip(SIZES[:2], (short, long), strict=True))
-    iterator = iter(in_turn(made, buckets, prefetch=0).dataset)
+    iterator = iter(merge_buckets(made, buckets, prefetch=0).dataset)
 
     def always(name):
         while True:
@@ -195,7 +195,7 @@ def test_a_state_of_other_data_is_refused(folder, toy_tokenizer, other):
     one, two = iter(loader_of(folder, toy_tokenizer)), iter(loader_of(folder, toy_tokenizer, **other))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         two.set_state(one.get_state())
-    wide = deal(open_stored(folder, SIZES[0]), SIZES)[SIZES[1]]
+    wide = split_into_buckets(open_stored(folder, SIZES[0]), SIZES)[SIZES[1]]
     plain = iter(make_loader(wide, toy_tokenizer, LAYOUTS[SIZES[1]], 2))
     with pytest.raises(ValueError, match="the saved loader state belongs to other data"):
         plain.set_state(one.get_state())
@@ -216,5 +216,5 @@ def test_images_of_another_shape_have_as_many_vit_tokens_at_most():
 
 
 def test_the_folder_of_a_part_is_the_one_it_came_from(folder):
-    part = deal(open_stored(folder, SIZES[0]), SIZES)[SIZES[2]]
+    part = split_into_buckets(open_stored(folder, SIZES[0]), SIZES)[SIZES[2]]
     assert pathlib.Path(part.rows.place.root) == folder

@@ -180,7 +180,7 @@ def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):
 def test_a_trajectory_that_cannot_be_shown_says_why(tmp_path, capsys):
     flags = ["check", str(odd_set(tmp_path / "odd")), "--processes=1", "--budget=0.2"]
     assert main([*flags, "--show=9"]) == 0
-    assert "number 9 is not trained as it is" in capsys.readouterr().out
+    assert "trajectory 9 cannot be trained" in capsys.readouterr().out
     assert "--show=10: the last one of 10 trajectories is 9" in refused(capsys, *flags, "--show=10")
 
 

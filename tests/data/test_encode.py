@@ -36,7 +36,7 @@ def test_an_empty_prompt_is_refused(toy_tokenizer, text):
     [
         ("a <refine> circle", "the prompt must not contain the token <refine>"),
         ("a <|im_end|>", r"the prompt must not contain the token <\|im_end\|>"),
-        ("a circle \ud83d", r"the prompt holds half of a character, '\\ud83d', behind 'a circle '"),
+        ("a circle \ud83d", r"the prompt holds an unpaired surrogate, '\\ud83d', behind 'a circle '"),
     ],
 )
 def test_a_prompt_is_text_and_nothing_else(toy_tokenizer, text, message):
@@ -141,7 +141,7 @@ def test_what_does_not_fit_the_layout_is_named(toy_tokenizer, make_trajectory):
         (Turn(IMAGE, "<ins>a <des> b</ins><des>c</des>"), "the text of a plan is malformed: <des> inside"),
         (Turn(IMAGE, "a", refines=True), "the text of a refine instruction is malformed: expected <refine>"),
         (Turn(IMAGE, None, "<refine>x"), "an inspection must not contain the token <refine>"),
-        (Turn(IMAGE, None, "\ud83d"), "an inspection holds half of a character"),
+        (Turn(IMAGE, None, "\ud83d"), "an inspection holds an unpaired surrogate"),
         (Turn(IMAGE, "<refine>\ud83d</refine>", refines=True), "a text before an image holds half of a"),
     ):
         with pytest.raises(BadTrajectory, match=f"'toy-7': {message}"):

@@ -169,14 +169,14 @@ HALF = "half \ud83d"
         (turn(image="a.png", before_weight=True), r"line 2: turns\[1\].before_weight is not a number"),
         (turn(image="a.png", image_weight=float("nan")), r"line 2: turns\[1\].image_weight is not a number"),
         ({"prompt": "a", "turns": [{"image": "a.png", "refine": "b"}]}, r"line 2: turns\[0\] corrects an im"),
-        ({**GOOD, "prompt": HALF}, r"line 2: prompt holds half of a character, '\\ud83d', behind 'half '"),
-        ({**GOOD, "uid": HALF}, "line 2: uid holds half of a character"),
-        ({**GOOD, "metadata": {"a": [HALF]}}, "line 2: metadata holds half of a character"),
-        (turn(image=HALF), r"line 2: turns\[1\].image holds half of a character"),
-        (turn(image="a.png", inspect=HALF), r"line 2: turns\[1\].inspect holds half of a character"),
-        (turn(image="a.png", before=HALF), r"line 2: turns\[1\].before holds half of a character"),
-        (step(sketch="a.png", inspect=HALF), r"line 2: steps\[1\].inspect holds half of a character"),
-        (step(sketch=HALF), r"line 2: steps\[1\].sketch holds half of a character"),
+        ({**GOOD, "prompt": HALF}, r"line 2: prompt holds an unpaired surrogate, '\\ud83d', behind 'half '"),
+        ({**GOOD, "uid": HALF}, "line 2: uid holds an unpaired surrogate"),
+        ({**GOOD, "metadata": {"a": [HALF]}}, "line 2: metadata holds an unpaired surrogate"),
+        (turn(image=HALF), r"line 2: turns\[1\].image holds an unpaired surrogate"),
+        (turn(image="a.png", inspect=HALF), r"line 2: turns\[1\].inspect holds an unpaired surrogate"),
+        (turn(image="a.png", before=HALF), r"line 2: turns\[1\].before holds an unpaired surrogate"),
+        (step(sketch="a.png", inspect=HALF), r"line 2: steps\[1\].inspect holds an unpaired surrogate"),
+        (step(sketch=HALF), r"line 2: steps\[1\].sketch holds an unpaired surrogate"),
         ({**GOOD, "mode": "proces"}, "line 2: mode must be one of process, plan_only, single_pass, got"),
         ({**GOOD, "stopped": "tired"}, "line 2: stopped must be one of model, cap"),
         ({**GOOD, "seed": 1.5}, "line 2: seed is not a whole number"),
@@ -296,8 +296,8 @@ def test_a_prompt_may_hold_an_image_between_two_texts(tmp_path):
         ({"image": "in.png", "instruction": " "}, "instruction is empty"),
         ({"image": "in.png", "prompt": " ", "instruction": "b"}, "prompt is empty"),
         ({"image": "in.png", "instruction": "<ins>b"}, "instruction must not contain the token <ins>"),
-        ({"image": "in.png", "instruction": HALF}, "instruction holds half of a character"),
-        ({"image": HALF, "instruction": "b"}, "image holds half of a character"),
+        ({"image": "in.png", "instruction": HALF}, "instruction holds an unpaired surrogate"),
+        ({"image": HALF, "instruction": "b"}, "image holds an unpaired surrogate"),
         ({"prompt": "a", "instruction": "b"}, "instruction stands after an image, and there is no image"),
         ({"prompt": "a", "image": 3}, "image is not text"),
         ({"prompt": "a", "image": "../in.png"}, "image leaves the folder"),
@@ -352,7 +352,7 @@ def test_a_byte_order_mark_is_read_and_half_a_character_is_named(tmp_path):
     source = open_stored(tmp_path, SIZE)
     assert [source[i].prompt for i in range(len(source))] == ["0", "1", "2", "3"]
     lines[2] = json.dumps({**GOOD, "prompt": "a red circle \ud83d"})
-    with pytest.raises(BadTrajectory, match="line 3: prompt holds half of a character") as error:
+    with pytest.raises(BadTrajectory, match="line 3: prompt holds an unpaired surrogate") as error:
         open_stored(write(tmp_path, *lines), SIZE)
     assert str(error.value).encode("utf-8"), "the message itself is text"
 

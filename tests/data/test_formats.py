@@ -100,7 +100,7 @@ def test_the_form_is_found_by_what_is_there(sets, tmp_path):
 
 @pytest.fixture
 def odd(tmp_path):
-    """A folder with what a form may lose: JPEG, fields that nobody knows, provenance, weights, an edit."""
+    """A folder with what a form may lose: JPEG, unknown fields, provenance, weights, an edit."""
     folder = tmp_path / "odd"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)

@@ -215,7 +215,7 @@ ROWS = {
 VERL_OMNI = (
     ({"extra": 1}, "line must have .* and no more: look at extra"),
     ({"pipeline_variant": "other"}, "pipeline_variant is none of direct_parse"),
-    ({"images": []}, "steps has 3 values, and 0 are due"),
+    ({"images": []}, "steps has 3 values, expected 0"),
     ({"prompt": " "}, "prompt is empty"),
     (three_steps("a", "stop", ""), r"steps\[0\].action must be 'continue'"),
     (three_steps("a", "continue", ""), r"steps\[0\].edit must be a text"),
@@ -235,7 +235,7 @@ REFUSED = {
         ({"output_image": ["3.png", None]}, r"output_image\[0\] is not input_image\[1\]"),
         ({"edit": ["make it red", "more"]}, r"edit\[1\] does not say that no editing .*'more'"),
         ({"edit": [DONE, DONE]}, r"edit\[0\] says that no editing is needed, and an image follows"),
-        ({"edit": ["a"]}, "edit has 1 values, and 2 are due"),
+        ({"edit": ["a"]}, "edit has 1 values, expected 2"),
         ({"eval": ["x", " "]}, r"eval\[1\] is empty"),
         ({"prompt": None}, "prompt is missing"),
         ({"input_image": []}, "input_image is empty"),
@@ -283,8 +283,8 @@ REFUSED = {
     ),
     "thinkmorph": (
         ({"image_list": [picture(10)], "output_text_list": ["a"]}, ".*nothing to draw"),
-        ({"output_text_list": ["a"]}, "output_text_list has 1 values, and 2 are due"),
-        ({"instruction_list": ["a", "b"]}, "instruction_list has 2 values, and 1 are due"),
+        ({"output_text_list": ["a"]}, "output_text_list has 1 values, expected 2"),
+        ({"instruction_list": ["a", "b"]}, "instruction_list has 2 values, expected 1"),
         ({"output_text_list": ["a", "<image_end>"]}, r"output_text_list\[1\] is empty"),
     ),
     "bagel_t2i": (
@@ -293,7 +293,7 @@ REFUSED = {
     ),
     "bagel_edit": (
         ({"image_list": [picture(1)]}, ".*there is no edit"),
-        ({"instruction_list": [["a"]]}, "instruction_list has 1 values, and 2 are due"),
+        ({"instruction_list": [["a"]]}, "instruction_list has 1 values, expected 2"),
         ({"instruction_list": [["a"], []]}, r"instruction_list\[1\] is not a list of texts"),
     ),
 }

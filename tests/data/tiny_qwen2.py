@@ -7,7 +7,7 @@ import pathlib
 
 import tokenizers
 
-from process_gen.data.qwen2 import PIECES
+from process_gen.data.qwen2 import PRETOKENIZE_PATTERN
 from process_gen.trajectory import markup
 
 SENTENCES = (
@@ -37,7 +37,7 @@ def write_tiny_qwen2(
     bpe.normalizer = tokenizers.normalizers.NFC()
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated"),
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(PRETOKENIZE_PATTERN), "isolated"),
             tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

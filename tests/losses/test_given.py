@@ -339,7 +339,7 @@ def test_options_stand_behind_the_star_and_are_plain_values(monkeypatch):
     losses.register("placed")(lambda outputs, batch, labels, key, stage, power=1.0: None)
     losses.register("starred")(lambda outputs, batch, labels, key, *, stage, power=1.0: None)
     for loss, power, message in (
-        ("placed", 2.0, "stand behind the star"),
+        ("placed", 2.0, "options are keyword-only"),
         ("starred", jnp.abs, "a number, a string"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -25,7 +25,7 @@ def same_on_every_mesh(jitted) -> None:
     """Arrays of a new jitted function, alone and on every mesh."""
     alone = jax.tree.leaves(jitted())
     for sizes in MESHES:
-        with partition.over(make_mesh(MeshConfig(**{"data": 1} | sizes)), ACTIVATION_RULES):
+        with partition.on_mesh(make_mesh(MeshConfig(**{"data": 1} | sizes)), ACTIVATION_RULES):
             found = jax.tree.leaves(jitted())
         for a, b in zip(alone, found, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -33,7 +33,7 @@ def test_without_a_mesh_of_several_devices_nothing_is_added():
     x = jnp.ones((4, 6, 8))
     one = jax.sharding.Mesh(jax.devices()[:1], ("data",))
     assert partition.constrain("x", x, "rows", "tokens", None) is x
-    with partition.over(one, {"rows": "data", "tokens": None}):
+    with partition.on_mesh(one, {"rows": "data", "tokens": None}):
         assert partition.constrain("x", x, "rows", "tokens", None) is x
         assert partition.mesh() is None and partition.platform() == "cpu"
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from process_gen.parity.golden import once
+from process_gen.parity.golden import jit_once
 from tests.checkpoints.published.conftest import write_fake
 from tests.parity.reference import Reference, Segment, grid_ids
 
@@ -178,7 +178,7 @@ def _answers(reference, out, samples, targets, noises, hw, vit_hw) -> dict:
             total = total + MSE_WEIGHT * mse.mean()
         return total, (hidden, ce, mse)
 
-    (total, (hidden, ce, mse)), grads = once(jax.value_and_grad(loss, has_aux=True))(reference.w)
+    (total, (hidden, ce, mse)), grads = jit_once(jax.value_and_grad(loss, has_aux=True))(reference.w)
     latents = [reference.latent(image) for image in out["train_vae_images"]]
     channels = reference.config["vae"]["z_channels"]
     factor = 2 ** (len(reference.config["vae"]["ch_mult"]) - 1)
@@ -235,7 +235,7 @@ def _after(reference: Reference, rng, hw, vit_hw) -> dict:
 
 
 def _greedy(reference: Reference, context, count: int) -> list[int]:
-    @once
+    @jit_once
     def following(written):
         hidden = reference.hidden(reference.w, [[*context, Segment("text", written)]])
         return reference.logits(reference.w, hidden[-count:]).argmax(-1)
@@ -249,7 +249,7 @@ def _greedy(reference: Reference, context, count: int) -> list[int]:
 def _velocity(reference: Reference, contexts):
     """Velocities of a new image after each context."""
 
-    @once
+    @jit_once
     def velocity(x, t):
         def of(context):
             hidden = reference.hidden(reference.w, [[*context, Segment("noised", x, t)]])

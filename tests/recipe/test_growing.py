@@ -19,7 +19,7 @@ from process_gen.recipe.building import check_prompts
 from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, fill
 from process_gen.recipe.making import Made
-from process_gen.recipe.output import Growing, read_lines
+from process_gen.recipe.output import SampleFolder, read_lines
 from process_gen.recipe.parts import Later, Skip
 from process_gen.recipe.prompts import FilePrompts
 from process_gen.reports.files import ReportError
@@ -42,7 +42,7 @@ def candidates(make=made, **told):
 
 
 def growing(folder, **settings):
-    return Growing(folder, settings, ABOUT)
+    return SampleFolder(folder, settings, ABOUT)
 
 
 def listed(folder):
@@ -105,7 +105,7 @@ def test_quotas_are_kept_by_kind(tmp_path):
     with contextlib.closing(growing(tmp_path)) as folder:
         filled = fill(folder, {"a": 3, "b": 12}, kinds(), 3)
     assert filled.counts == {"a": 3, "b": 10} and filled.missing == {"b": 2}
-    assert folder.rejected["enough that are a"] > 0
+    assert folder.rejected["quota is full: a"] > 0
 
 
 def test_an_unfinished_line_is_made_again(tmp_path):

@@ -12,7 +12,7 @@ from process_gen.data.formats.opening import open_stored
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.recipe import building, faults, making
-from process_gen.recipe.output import Growing, read_lines
+from process_gen.recipe.output import SampleFolder, read_lines
 from process_gen.recipe.parts import Skip
 from process_gen.recipe.prompts import ScenePrompts
 from process_gen.recipe.scenes import Scenes
@@ -104,7 +104,7 @@ def test_the_batch_has_the_weights_of_what_is_given(tmp_path):
     sampled = drawn("a red circle and a blue square", 4, wrong=1.0)
     for imageless in (0.0, 1.0):
         made = making.alignment(WORLD, sampled, rng(), imageless=imageless, **TOLD)
-        with contextlib.closing(Growing(tmp_path / str(imageless), {}, {})) as growing:
+        with contextlib.closing(SampleFolder(tmp_path / str(imageless), {}, {})) as growing:
             growing.add("only", made)
         (one,) = open_stored(tmp_path / str(imageless), layout.image_size)
         fields = encode_trajectory(scenes_tokenizer(), layout, one)

@@ -154,7 +154,7 @@ def test_what_the_server_could_not_do_is_tried_again_by_the_next_run(config, tmp
         at(served, config, workers=3, retries=0)
         filled, lines, said = built("multi_turn", config, tmp_path)
         assert filled.missing == {"multi_turn": 1} and len(lines) == 5
-        assert any("gave up (again next time)" in line for line in said)
+        assert any("gave up (retried by the next run)" in line for line in said)
         fails.set()
         filled, lines, _ = built("multi_turn", config, tmp_path)
     assert not filled.missing and filled.made == 1
@@ -166,7 +166,7 @@ def test_a_server_that_does_nothing_but_fail_ends_the_run_and_keeps_what_is_ther
     with services(lambda number, asked: answer(asked) if "sofa 0" in asked.prompt else broken) as served:
         at(served, config, workers=1)
         config.multi_turn.samples = 6
-        with pytest.raises(ServiceError, match="gives up on one request after the other: HTTP 500"):
+        with pytest.raises(ServiceError, match="fails one request after the other: HTTP 500"):
             built("multi_turn", config, tmp_path)
     with services() as served:
         filled, lines, _ = built("multi_turn", at(served, config), tmp_path)

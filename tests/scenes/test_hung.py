@@ -25,7 +25,7 @@ from process_gen.scenes import (
     texts,
 )
 from process_gen.scenes.graph import Object, Scene, make_object
-from process_gen.scenes.hung import seat
+from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import may_become
 from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.oracle import look, plan_next
@@ -234,16 +234,18 @@ def test_measures_of_the_process_count_the_teachers_inspections_as_exact():
 def test_of_things_that_look_alike_the_one_hangs_of_which_it_is_said():
     meant = read_description("red circle, red star, red circle left of red star", "hung")
     drawn = scene("red circle b3", "red star c3", "red circle f6")
-    found = dict(zip((one.cell for one in drawn.objects), seat(drawn, meant, LEVEL).objects, strict=True))
+    found = dict(
+        zip((one.cell for one in drawn.objects), match_cells(drawn, meant, LEVEL).objects, strict=True)
+    )
     assert found["b3"].cell == meant.objects[2].cell and found["f6"].cell == meant.objects[0].cell
 
 
 def test_a_canvas_shows_a_description_wherever_its_things_stand():
     meant = read_description("red ring, blue star above red ring, red star left of blue star", "hung")
     elsewhere = scene("red ring e5", "blue star e3", "red star b3")
-    assert objects_of(seat(elsewhere, meant, LEVEL)) == objects_of(meant)
+    assert objects_of(match_cells(elsewhere, meant, LEVEL)) == objects_of(meant)
     wrong = scene("red ring c3", "blue star b3", "red star a3")
-    assert (objects_of(meant) - objects_of(seat(wrong, meant, LEVEL))).total() == 1
+    assert (objects_of(meant) - objects_of(match_cells(wrong, meant, LEVEL))).total() == 1
 
 
 @pytest.mark.parametrize(

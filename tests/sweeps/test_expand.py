@@ -98,7 +98,7 @@ def test_printed_lines_are_the_commands_for_a_shell(tmp_path):
     done = run("-m", "process_gen.sweep", f"--config={file}", f"--workdir={workdir}", "--jobs=print")
     assert done.returncode == 0, done.stderr
     cells = command.load_sweep(str(file))
-    words = [["python", *cell.words(workdir)] for cell in cells]
+    words = [["python", *cell.python_args(workdir)] for cell in cells]
     assert [shlex.split(line) for line in done.stdout.splitlines()] == words
     assert words[0][1:4] == ["-m", "tiny_command", "--title=two words"]
     said = subprocess.run(
@@ -153,7 +153,7 @@ print(flags.FLAGS.sampling, flags.FLAGS.output_dir)
 def test_the_guidance_sweep_is_read_by_evaluate(tmp_path):
     cells = command.load_sweep(str(SWEEPS / "guidance.py"))
     assert len(cells) == 3 * 4 * 3
-    done = run("-c", PARSE, input=json.dumps([cell.words(tmp_path)[2:] for cell in cells[-1:]]))
+    done = run("-c", PARSE, input=json.dumps([cell.python_args(tmp_path)[2:] for cell in cells[-1:]]))
     expected = f"['text_scale=4.0', 'flow_steps=32'] {cells[-1].folder(tmp_path)}"
     assert done.stdout.strip() == expected, done.stderr
 
@@ -170,7 +170,7 @@ print(flags.FLAGS.workdir, flags.FLAGS.config.optimizer.name, flags.FLAGS.config
 def test_the_training_sweep_is_read_by_train(tmp_path):
     cells = command.load_sweep(str(SWEEPS / "learning_rate.py"))
     assert len(cells) == 7
-    done = run("-c", TRAIN, *cells[5].words(tmp_path)[2:])
+    done = run("-c", TRAIN, *cells[5].python_args(tmp_path)[2:])
     assert done.stdout.split() == [str(cells[5].folder(tmp_path)), "adamw", "0.008"], done.stderr
 
 

@@ -84,7 +84,7 @@ def test_a_failed_cell_is_reported_and_the_rest_is_run_once(box):
     assert [sweep.state(cell) for cell in cells] == ["done", "failed"] * 2
     failed, done = sweep.outcome(cells[1]), sweep.outcome(cells[0])
     assert failed["code"] == 3 and failed["tail"] == ["seed 0"] and failed["seconds"] > 0
-    assert done["command"] == ["python", *cells[0].words(box.workdir)] and done["code"] == 0
+    assert done["command"] == ["python", *cells[0].python_args(box.workdir)] and done["code"] == 0
     assert f"failed: {cells[1].folder(box.workdir)}/log.txt: seed 0" in said and "4 of 4" not in said
     results = [json.loads(line) for line in (box.workdir / "results.jsonl").read_text().splitlines()]
     assert [one["settings"] for one in results] == [{"seed": 0, "code": 0}, {"seed": 1, "code": 0}]

@@ -134,7 +134,7 @@ def check_dtype() -> None:
 
     params = sharding.abstract_state(init, jax.random.key(0), mesh=mesh)
 
-    @partition.over(mesh, sharding.ACTIVATION_RULES)
+    @partition.on_mesh(mesh, sharding.ACTIVATION_RULES)
     def small_train_step(params, x):
         def loss(params):
             return jnp.square(model.apply({"params": params}, x.astype(jnp.bfloat16))).sum()

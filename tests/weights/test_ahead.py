@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from process_gen.checkpoints.errors import CheckpointNotFound
-from process_gen.data.buckets import deal
+from process_gen.data.buckets import split_into_buckets
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.latents import INFO, LatentsSource, read_info
 from process_gen.data.loader import make_loader
@@ -29,7 +29,7 @@ from process_gen.training.step import TrainState, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import ahead
 from process_gen.weights.origin import read_weights
-from process_gen.weights.start import placed
+from process_gen.weights.start import load_onto_devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = ROOT / "tests" / "golden" / "bagel_tiny"
@@ -133,7 +133,7 @@ def test_every_image_shape_has_latents_of_its_own(config, capsys):
     assert rows == table[start : start + 3]
     assert out.count("useful ") == 2 and "packing, images of 16 x 48" in out
     layouts = builders.build_layouts(config)
-    buckets = deal(open_source(config.data, (32, 32)), list(layouts))
+    buckets = split_into_buckets(open_source(config.data, (32, 32)), list(layouts))
     assert list(buckets) == [(32, 32), (16, 48)]
     for size, count in (((32, 32), 1), ((16, 48), 2)):
         source = with_latents(buckets[size], config.data, layouts[size])
@@ -156,7 +156,7 @@ def test_training_on_latents_ahead_of_time_has_the_losses_of_training_on_the_fly
     model = builders.build_model(tiny, scenes_tokenizer())
     recipe = build_recipe(tiny, model)
     step = jax.jit(make_train_step(recipe), compiler_options={"xla_backend_optimization_level": 0})
-    params, autoencoder = placed(read_weights(tiny.train.init), model)
+    params, autoencoder = load_onto_devices(read_weights(tiny.train.init), model)
     moments = recipe.optimizer.init(params)
     first = TrainState(np.int32(0), params, params, moments, jax.random.key(0), autoencoder)
     curves = []

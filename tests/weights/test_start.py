@@ -25,7 +25,7 @@ from process_gen.training.step import Recipe, TrainState, init_state, make_train
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.markup import MARKUP_TOKENS, MEANINGS, SPECIAL_TOKENS
 from process_gen.weights.origin import read_weights
-from process_gen.weights.start import placed, start_from
+from process_gen.weights.start import load_onto_devices, start_from
 from tests.checkpoints.published.test_bagel import same
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
@@ -50,7 +50,7 @@ def blank_state(recipe: Recipe) -> TrainState:
 
 
 def read_for(model, path, tokenizer=None):
-    return placed(read_weights(path, vit=bool(model.layout.vit_tokens)), model, tokenizer)
+    return load_onto_devices(read_weights(path, vit=bool(model.layout.vit_tokens)), model, tokenizer)
 
 
 def test_a_run_starts_from_published_weights():

@@ -114,7 +114,7 @@ class TarRows(Rows):
         index |= {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
         file = io.BytesIO()
         np.savez(file, **index)
-        self.place.keep(INDEX, file.getvalue(), "looks anew")
+        self.place.keep(INDEX, file.getvalue(), "indexes all shards again")
         return index
 
     def _walk(self, name: str) -> Iterator[tuple[str, int, int]]:

@@ -34,7 +34,7 @@ def items(row: Mapping[str, Any], name: str, count: int | None = None) -> list[A
     if not isinstance(found, list):
         raise RecordError(f"{name} is not a list")
     if count is not None and len(found) != count:
-        raise RecordError(f"{name} has {len(found)} values, and {count} are due")
+        raise RecordError(f"{name} has {len(found)} values, expected {count}")
     return found
 
 
