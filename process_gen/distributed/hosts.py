@@ -137,7 +137,7 @@ def _settings(found: str, timeout: int) -> tuple[str, int, int, list[int] | None
         ) from error
     if address is None or count is None or index is None:
         raise HostSettingsError(
-            f"this looks like {found}, but JAX finds no coordinator there; set JAX_COORDINATOR_ADDRESS, "
+            f"{found} was detected, but JAX finds no coordinator there; set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset "
             + ", ".join(name for name, who in CLUSTER_VARIABLES.items() if who == found)
         )

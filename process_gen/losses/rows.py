@@ -152,7 +152,7 @@ def row_of(name: str, fields: Mapping[str, Any]) -> Row:
     for option, value in options.items():
         if option in inspect.signature(loss.function).parameters and option not in loss.options:
             raise ValueError(
-                f"{where}.{option}: the loss {fields['loss']!r} takes it as a positional argument; options are "
+                f"{where}.{option}: the loss {fields['loss']!r} takes it positionally; options are "
                 f"keyword-only, as in def f(outputs, batch, labels, key, *, stage, {option}=...)"
             )
         known = (*_FIELDS, "pool", *loss.options)
