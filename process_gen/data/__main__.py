@@ -87,9 +87,7 @@ def convert_command(args: argparse.Namespace) -> None:
 
 def check_command(args: argparse.Namespace) -> None:
     """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
-    config = cli.load_config(args.config)
-    if args.tokenizer:
-        config.data.tokenizer = args.tokenizer
+    config = cli.config_with(args.config, args.overrides)
     layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
     opened = functools.partial(open_path, args.source, args.form, layout.image_size, "skip", 1.0)
     leaks = None if args.leaks == "none" else tag_of
@@ -227,9 +225,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", default="configs/scenes.py:quick", help="its layout, tokenizer and losses"
+        "--config",
+        default="configs/scenes.py:quick",
+        help="its layout, tokenizer and losses; --config.layout.turns=9 and the like change it",
     )
-    parser.add_argument("--tokenizer", default="", help="in the place of config.data.tokenizer")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="all cores by default")
     parser.add_argument("--limit", type=int, default=0, help="how many trajectories are read; 0 for all")
     parser.add_argument(
@@ -256,7 +255,10 @@ def main(argv: list[str] | None = None) -> int:
             "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
         )
         add(sub)
-    args = parser.parse_args(cli.words_at_home(sys.argv[1:] if argv is None else argv))
+    args, rest = parser.parse_known_args(cli.words_at_home(sys.argv[1:] if argv is None else argv))
+    args.overrides = [word for word in rest if args.command == "check" and word.startswith("--config.")]
+    if len(args.overrides) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     for name in ("source", "target"):
         if "~" in getattr(args, name, ""):
             setattr(args, name, os.path.expanduser(getattr(args, name)))

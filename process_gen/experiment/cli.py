@@ -239,6 +239,22 @@ def read_flags(
         fail(error)
 
 
+def config_with(spec: str, overrides: Sequence[str]) -> ConfigDict:
+    """Loads a config and applies flags `--config.a.b=value`, for commands whose other flags are argparse's.
+
+    Raises:
+      CommandError: see `load_config` and `check_overrides`; or a value of the wrong type.
+    """
+    config, values = load_config(spec), flags.FlagValues()
+    check_overrides(config, overrides)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(overrides))
+    try:
+        values([sys.argv[0], *overrides])
+    except flags.Error as error:
+        raise CommandError(error) from None
+    return _at_home(values.config)
+
+
 def define_host_flags() -> None:
     """Defines the flags of multi-process commands; launchers that JAX detects need none of them."""
     where = "where no launcher says so (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID do too)"

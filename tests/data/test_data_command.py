@@ -161,6 +161,8 @@ def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processe
     assert any(line.startswith(f"this layout: {share:.1%} of") for line in lines)
     assert any(line.endswith("<refine> inspect_decision") for line in lines)
     assert any("refine_text" in line for line in lines) and "refine_flow" not in out
+    assert main(["check", str(tmp_path / "odd"), *flags, *suggested.split()[1:]]) == 0
+    assert "suggested: the layout as it is" in capsys.readouterr().out
 
 
 def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):
@@ -170,7 +172,9 @@ def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):
     assert "line 10" in error
     for flags, message in (
         (["--config=configs/none.py"], "configs/none.py"),
-        (["--tokenizer=nowhere"], "nowhere"),
+        (["--config.data.tokenizer=nowhere"], "nowhere"),
+        (["--config.layout.turn=9"], "did you mean config.layout.turns?"),
+        (["--config.layout.turns=many"], "config.layout.turns"),
         (["--from=parquet"], "holds no *.parquet"),
     ):
         said = refused(capsys, "check", tmp_path / "odd", "--processes=1", *flags)
@@ -227,7 +231,7 @@ def test_fields_that_json_has_no_place_for_are_kept_as_text_or_named(mine, tmp_p
 
 def test_a_tilde_is_the_home_folder(mine, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for flag in ("--config=~/none.py", "--tokenizer=~/none"):
+    for flag in ("--config=~/none.py", "--config.data.tokenizer=~/none"):
         assert f"{tmp_path}/none" in refused(capsys, "check", mine, flag)
 
 
