@@ -8,10 +8,10 @@ Subset 1, phase 1, self-sampling, subsets 2 and 3, phase 2, scores: `process_gen
 lists the commands. A finished stage is marked by a file in WORKDIR/stages, and runs again only if something
 that it depends on has changed.
 
-On several hosts start the same line, with a shared workdir. All hosts train and sample together; the other
-stages run on the first host (JAX_PROCESS_ID or SLURM_PROCID is 0), while the others wait for its mark, or for
-its note of a failure. With PROCESSES=N a stage of several processes is started N times on this host
-(launch/host.py).
+On several hosts start the same line, with a shared workdir. All hosts train, sample and evaluate together;
+the other stages run on the first host (JAX_PROCESS_ID or SLURM_PROCID is 0), while the others wait for its
+mark, or for its note of a failure. With PROCESSES=N a stage of several processes is started N times on this
+host (launch/host.py).
 
 The exit code is that of the first stage that failed: 75 if it was stopped (start the same line again, as
 launch/restart.sh does), 2 if a flag or the config is wrong.
@@ -97,10 +97,8 @@ def run(words: list[str], module: str, alone: bool, told: Told) -> int:
         return STOPPED
     env = {**os.environ, "COMMAND": module}
     if alone:  # must not join the other processes of the job
-        env = {
-            name: value for name, value in env.items() if not name.startswith(("JAX_COORD", "JAX_NUM_PROC"))
-        }
-        env.pop("JAX_PROCESS_ID", None)
+        of_a_launcher = ("JAX_COORD", "JAX_NUM_PROC", "JAX_PROCESS_ID", "SLURM_", "OMPI_", "PMI")
+        env = {name: value for name, value in env.items() if not name.startswith(of_a_launcher)}
     process = subprocess.Popen(words, env=env, start_new_session=True)
     told.running.append(process)
     for number in told.signals:  # those that came before it was in `running`

@@ -71,7 +71,7 @@ from process_gen.training.trained import log_overview
 from process_gen.training.validation import Validation
 from process_gen.trajectory.batch import Batch
 from process_gen.weights import ahead
-from process_gen.weights.restore import on_mesh
+from process_gen.weights.restore import sampler_placement
 from process_gen.weights.start import start_from
 
 
@@ -322,7 +322,8 @@ class Evaluation:
         if not hosts.is_lead():
             return None
         c, rows = self.config, self.config.eval.batch_size
-        settings, places = SamplerConfig.of(c.sampling.to_dict(), mode=c.data.mode), on_mesh(self.mesh, rows)
+        settings = SamplerConfig.of(c.sampling.to_dict(), mode=c.data.mode)
+        places = sampler_placement(self.mesh, rows)
         return Sampler(self.model, params, self.tokenizer, settings, rows, frozen=frozen, **places)
 
     def due(self, step: int) -> bool:

@@ -114,7 +114,12 @@ def _base() -> ConfigDict:
     # Keys of the base config that the phases override.
     no_table = dict(final_per_group=0)  # a stage of the recipe evaluates both phases
     config.phase_1 = ConfigDict(
-        dict(eval=dict(no_table), sampling=dict(inspections=False), train=dict(steps=600))
+        dict(
+            eval=dict(no_table),
+            layout=dict(after=0),  # leaves out the texts of agreement in subset 1
+            sampling=dict(inspections=False),
+            train=dict(steps=600),
+        )
     )
     config.phase_2 = ConfigDict(
         dict(eval=dict(no_table), sampling=dict(inspections=True), train=dict(steps=600))

@@ -70,7 +70,7 @@ def convert_command(args: argparse.Namespace) -> None:
     source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
     if pixels and source.image_size != args.image_size:
         raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
-    bad = BadTrajectoryPolicy(source, args.on_error, args.budget)
+    bad = BadTrajectories(source, args.on_error, args.budget)
     if pixels:
         tfds.disable_progress_bar()  # there is one already
         count = writers.write_records(args.target, _read(source, bad), args.image_size, args.prompt_image)
@@ -177,7 +177,7 @@ def _print_trajectory(
     print(table(list(lines(found, tokenizer)), HEADERS))
 
 
-class BadTrajectoryPolicy:
+class BadTrajectories:
     """Handles the bad trajectories of a conversion: raises the first, or collects them up to the budget."""
 
     def __init__(self, source: Source, policy: str, budget: float | None):
@@ -192,7 +192,7 @@ class BadTrajectoryPolicy:
         check_budget(len(self.errors), self._count, self._budget, error, flag=" (--budget)")
 
 
-def _read(source: Source, bad: BadTrajectoryPolicy) -> Iterator[Trajectory]:
+def _read(source: Source, bad: BadTrajectories) -> Iterator[Trajectory]:
     for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
         try:
             yield source[index]

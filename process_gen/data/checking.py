@@ -259,7 +259,8 @@ def suggest(found: Findings, layout: Layout) -> Layout:
     A slot is as long as its longest text, rounded up to a multiple of `STEP`. Image sizes and context stay.
     """
     counts = found.counts
-    slots = {name: -(-max(counts[name], default=0) // STEP) * STEP for name in SLOTS}
+    read = {name: {} if layout.leaves_out(name) else counts[name] for name in SLOTS}
+    slots = {name: -(-max(read[name], default=0) // STEP) * STEP for name in SLOTS}
     turns = max(max(counts["turns"], default=1), ROW)
     mean = sum(n * count for n, count in counts["turns"].items()) / max(found.good, 1)
     return dataclasses.replace(

@@ -196,7 +196,7 @@ class _RowStream:
 
     def __init__(self, dataset: PackedBatches, stream: grain.MapDataset, read: Callable[[int], list[Arrays]]):
         self._dataset, self._stream, self._parts_at = dataset, stream, read
-        self._position = self._skipped = self._overlong = self._in_a_row = self._longest = 0
+        self._position = self._skipped = self._overlong = self._streak = self._longest = 0
         self._parts: list[Arrays] = []
         self._part = 0  # the next part, of the trajectory at the position
         self._rows: list[OpenRow] = [{} for _ in range(dataset.open_rows)]
@@ -253,15 +253,15 @@ class _RowStream:
         policy = self._dataset.policy
         try:
             parts = self._parts_at(position)
-            self._in_a_row = 0
+            self._streak = 0
             return parts
         except TooLong as error:
             self._overlong += 1
             _log_left_out("overlong", self._overlong, error)
-            self._in_a_row, self._longest = self._in_a_row + 1, max(self._longest, error.turns)
-            if self._in_a_row >= _LONG_WHILE + 3 * self._dataset.epoch:
+            self._streak, self._longest = self._streak + 1, max(self._longest, error.turns)
+            if self._streak >= _LONG_WHILE + 3 * self._dataset.epoch:
                 raise TooManyBadTrajectories(
-                    f"the last {self._in_a_row} trajectories all have more than the {error.slots} turns of a "
+                    f"the last {self._streak} trajectories all have more than the {error.slots} turns of a "
                     f"row, the longest one {self._longest}: set config.layout.turns={self._longest} or more"
                 ) from error
         except BadTrajectory as error:

@@ -76,8 +76,8 @@ class Summary:
             return f"{mean:.2f} per trajectory ({found})"
 
         examples = ", ".join(f"{count:,} for {split}" for split, count in self.examples.items())
-        longest = self.longest.items()
-        lengths = ", ".join(f"{slot} {need} of {getattr(layout, slot)}" for slot, need in longest)
+        read = {slot: need for slot, need in self.longest.items() if not layout.leaves_out(slot)}
+        lengths = ", ".join(f"{slot} {need} of {getattr(layout, slot)}" for slot, need in read.items())
         long = self.overlong(layout)
         fate = "split" if split else "lost"
         left_out = f"; {long:,} longer than a row of {layout.turns} are {fate}" if long else ""

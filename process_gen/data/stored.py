@@ -44,6 +44,8 @@ from process_gen.trajectory.stages import Trajectory, Turn
 
 SHAPES = "shapes.json"
 
+_LASTING = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+"""`errno` of errors that lie in the data: a broken image (Pillow sets none), or no such file."""
 _WAITS = (1, 2, 5, 15, 60)
 """Seconds to wait before each retry of an image, where the file system is gone for a while."""
 
@@ -283,11 +285,13 @@ class StoredSource:
                     return read(file)
             except OSError as error:
                 last = error
+            if not files.passes(last):
+                break
             if wait:
                 logging.warning("%s: %s; once more in %d s", _named(image), last, wait)
                 time.sleep(wait)
         if last.errno == errno.EIO:  # after all retries: a broken disk
-            raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({last})") from None
+            raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({last})") from last
         raise OSError(last.errno, f"{_named(image)} cannot be read: {last}") from last
 
     @contextlib.contextmanager
@@ -301,7 +305,7 @@ class StoredSource:
         except FileNotFoundError:
             raise self._bad(unit, f"{field} does not exist: {_named(image)}") from None
         except UNREADABLE as error:
-            if files.passes(error):
+            if isinstance(error, OSError) and error.errno not in _LASTING:
                 raise
             what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
             raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
@@ -328,7 +332,9 @@ class StoredSource:
             return None, len(record.turns)
         try:
             return self._read(images.shape_of, unit, turn.image_field, turn.image), len(record.turns)
-        except BadTrajectory:
+        except BadTrajectory as error:
+            if error.__cause__ is not None:  # of the disk, not of the data: nothing to cache
+                raise error.__cause__ from None
             return None, len(record.turns)
 
     def _with_files(

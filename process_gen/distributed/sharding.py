@@ -36,7 +36,7 @@ ACTIVATION_RULES: Mapping[str, str | tuple[str, ...]] = {
     "rows": BATCH_AXES,
     "tokens": "context",
 }
-"""For `process_gen.models.partition.over`: which mesh axis an axis of an activation is split over."""
+"""For `process_gen.models.partition.on_mesh`: which mesh axis an axis of an activation is split over."""
 
 _LARGE = 1 << 20
 """Number of elements from which an array without logical axes is split over `fsdp`."""

@@ -28,7 +28,7 @@ drawn in this step is no error. Answer with one JSON object and nothing else: {"
 "correction": "what to change"}, with null as the correction where nothing is wrong."""
 
 _MAX_TOKENS, _ANSWER_TOKENS = 1_000, 60
-_STEP_LETTERS = 200  # characters of one plan, for the estimate
+_STEP_CHARACTERS = 200  # characters of one plan, for the estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Chat:
     def announce(self, prompts: Sequence[str], each: int, size: tuple[int, int]) -> Estimate:
         """Prints the estimated tokens and cost of at most `each` questions per prompt, and returns them."""
         requests = each * len(prompts)
-        characters = each * sum(map(len, prompts)) + requests * each * _STEP_LETTERS // 2
+        characters = each * sum(map(len, prompts)) + requests * each * _STEP_CHARACTERS // 2
         return self._model.announce(characters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
 
 

@@ -148,7 +148,7 @@ def draw(
             show(f"{listing.folder.name}: {progress.done} of {progress.total} trajectories")
     if lost:
         raise TaskError(
-            f"{len(lost)} of {len(mine)} trajectories got no answer from the outside planner or inspector "
+            f"{len(lost)} of {len(mine)} trajectories got no usable answer from outside models "
             f"({next(iter(lost.values()))}): the same command asks again, and --stage=judge judges the others"
         )
 

@@ -156,7 +156,8 @@ def _absolute(options: Mapping[str, str]) -> dict[str, str]:
             return value
         parts = value.split(os.pathsep) if key == "data" else [value]
         return os.pathsep.join(
-            os.path.abspath(part) if key == "cache" or os.path.exists(part) else part for part in parts
+            os.path.abspath(part) if key == "cache" or os.path.exists(part) else part
+            for part in map(os.path.expanduser, parts)
         )
 
     return {key: absolute(key, value) for key, value in options.items()}

@@ -37,7 +37,7 @@ count that needs one. The state of a step is its last image: the draft, or the l
                                 corrected image, or from the draft?
 
 On levels without cells, cells are only names: a drawn object gets the cell of the described one that it looks
-like, if it has the relations that the description says (`scenes.hung.seat`).
+like, if it has the relations that the description says (`scenes.hung.match_cells`).
 
 An image contradicts its prompt if nothing that could still be added would make it right
 (`scenes.judge.may_become`). `final_*` counts corrections of last steps by the judge's verdict on the whole

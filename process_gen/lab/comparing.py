@@ -33,7 +33,7 @@ from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.training.step import TrainState
 from process_gen.training.validation import Validation
-from process_gen.weights.restore import on_mesh
+from process_gen.weights.restore import sampler_placement
 
 Points = list[tuple[int, float]]
 """(step, value) pairs."""
@@ -70,7 +70,7 @@ class Difference:
         """The result in words: `less`, `more` or `no difference seen`; else why there is none."""
         if not self.alike:
             return "other trajectories"
-        if math.isnan(self.mean):
+        if not math.isfinite(self.mean):
             return "not a number"
         if math.isinf(self.low):
             return ""
@@ -304,7 +304,7 @@ def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> fl
     config = setting.config
     task, rows = Scenes(level=config.data.level, per_group=per_group), config.eval.batch_size
     settings = SamplerConfig.of(config.sampling.to_dict(), mode=config.data.mode)
-    params, places = offload.on_devices(state.average), on_mesh(setting.mesh, rows)
+    params, places = offload.on_devices(state.average), sampler_placement(setting.mesh, rows)
     sampler = Sampler(
         setting.model, params, setting.tokenizer, settings, rows, frozen=state.autoencoder, **places
     )

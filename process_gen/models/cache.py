@@ -49,7 +49,7 @@ class KVCache:
         """The part of the cache in the slice `keys`."""
         return KVCache(self.k[..., keys, :], self.v[..., keys, :], self.mask[:, keys])
 
-    def with_mask(self, mask: jax.Array) -> KVCache:
+    def keep_only(self, mask: jax.Array) -> KVCache:
         """Masks out the keys where `mask`, [B, M] or [B, 1] bool, is False."""
         return self.replace(mask=self.mask & mask)
 
@@ -113,18 +113,18 @@ class Context:
             return self.history
         now = self.step[:, -1] + ~refines
         parts = seen_parts(layout.context, self.step, self.refines, now, refines)
-        return self.history.with_mask(over_tokens(layout, parts))
+        return self.history.keep_only(over_tokens(layout, parts))
 
-    def start(self, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
+    def with_prompts(self, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
         """Starts new trajectories in the rows `fresh` [B] bool, with new prompts and empty histories."""
         return self.replace(
             prompt=where(fresh, prompt, self.prompt),
-            history=self.history.with_mask(~fresh[:, None]),
+            history=self.history.keep_only(~fresh[:, None]),
             step=jnp.where(fresh[:, None], -1, self.step),
             position=jnp.where(fresh, position, self.position),
         )
 
-    def append(
+    def with_turn(
         self, layout: Layout, turn: KVCache, present: jax.Array, refines: jax.Array, position: jax.Array
     ) -> Context:
         """Appends a turn of `layout.visible_tokens` keys in the rows `present` [B] bool."""

@@ -8,7 +8,7 @@ Modules name the axes of an activation, as they name those of a parameter:
     mlp       hidden width of an MLP
     vocab     columns of the head
 
-and `over` maps the names to mesh axes while a program is traced. Without it, or on
+and `on_mesh` maps the names to mesh axes while a program is traced. Without it, or on
 a mesh of one device, no sharding constraints are added.
 """
 

@@ -221,7 +221,7 @@ class UnifiedModel(nn.Module):
         seen = context.seen(self.layout, refines)
         done = self.forward_chunk(chunk, turn, seen, [context.prompt], context.position)
         new = cache_of_slices(visible_pieces(self.layout, chunk), done.k, done.v, done.mask)
-        context = context.append(self.layout, new, turn.present, refines, done.position)
+        context = context.with_turn(self.layout, new, turn.present, refines, done.position)
         return context, self._turn_outputs(chunk, turn, done.hidden)
 
     def forward_rows(

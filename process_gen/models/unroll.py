@@ -56,7 +56,7 @@ def scan_turns(
         is_first, index, turn, refines = xs
         k, v = (of_prompt(x, index, 1) for x in (opened.prompt.k, opened.prompt.v))
         mask, position = (of_prompt(x, index, 0) for x in (opened.prompt.mask, opened.position))
-        context = context.start(is_first, KVCache(k, v, mask), position)
+        context = context.with_prompts(is_first, KVCache(k, v, mask), position)
         return model.apply({"params": params}, context, turn, refines, method="step")
 
     context = Context.empty(model.config, model.layout, rows)

@@ -99,7 +99,7 @@ def _contexts(
     newest = part_slices(model.layout.prompt_parts)["instruction"]
     older = jnp.ones_like(full.prompt.mask).at[:, newest].set(False)
     notext = full.replace(
-        prompt=full.prompt.with_mask(older), position=full.position - token_count(instruction)
+        prompt=full.prompt.keep_only(older), position=full.position - token_count(instruction)
     )
     return {"full": full, "notext": notext, "noimg": prefill(params, frozen, jnp.zeros(1, bool))}
 

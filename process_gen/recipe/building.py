@@ -312,6 +312,6 @@ def _announce(world: World, config: Any, work: str, samples: int, say: Callable[
     }[work]
     sides = [int(part) for part in config.services.size.split("x") if part.isdecimal()]
     side = max(sides, default=ANY_SIDE)
-    told = world.estimates(*asked, samples, FilePrompts(config.prompts).letters, side)
+    told = world.estimates(*asked, samples, FilePrompts(config.prompts).characters, side)
     for model, one in told.items():
         say(f"{work}: {samples:,} samples, {model}: {one}")

@@ -57,7 +57,7 @@ class FilePrompts:
             raise RecipeError(f"config.prompts: {path} holds no prompt: it needs one in each line")
 
     @functools.cached_property
-    def letters(self) -> float:
+    def characters(self) -> float:
         """Characters of a prompt, on average."""
         return statistics.fmean(map(len, self.lines))
 

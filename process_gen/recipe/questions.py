@@ -25,7 +25,7 @@ class Question:
       system: the system message.
       template: of the text; `{name}` is filled in.
       schema: of the answer.
-      answer_letters: characters of a typical answer, for the estimate of costs.
+      answer_characters: characters of a typical answer, for the estimate of costs.
       images: that are sent along, for the same estimate.
     """
 
@@ -33,7 +33,7 @@ class Question:
     system: str
     template: str
     schema: Mapping[str, Any]
-    answer_letters: int = 300
+    answer_characters: int = 300
     images: int = 0
 
     def fields(self, max_tokens: int) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class Scenes:
         """Names the one mistake of a scene on a hung level. Raises Skip where there are several.
 
         Args:
-          shown: the scene, with the cells of the objects of `meant` that it matches (`hung.seat`).
+          shown: the scene, with the cells of the objects of `meant` that it matches (`hung.match_cells`).
           meant: the scene as it should be.
           drawn: the scene with its true cells; without it there is no corrected scene.
         """

@@ -218,7 +218,7 @@ class Services:
     # ---------------------------------------------------------------- estimate
 
     def estimates(
-        self, per_sample: dict[Question, float], images: float, samples: int, letters: float, size: int
+        self, per_sample: dict[Question, float], images: float, samples: int, characters: float, size: int
     ) -> dict[str, Estimate]:
         """What some samples will take, by service.
 
@@ -226,24 +226,24 @@ class Services:
           per_sample: how often each question is asked.
           images: that are drawn for a sample.
           samples: how many.
-          letters: of a prompt, on average.
+          characters: of a prompt, on average.
           size: of an image, pixels a side.
         """
         asked = {question: round(samples * n) for question, n in per_sample.items()}
         requests = sum(asked.values())
         text = sum(
-            n * (len(q.system) + len(q.template) + len(json.dumps(q.schema)) + letters)
+            n * (len(q.system) + len(q.template) + len(json.dumps(q.schema)) + characters)
             for q, n in asked.items()
         )
         looks = sum(n * q.images for q, n in asked.items()) * estimate.image_tokens(size, size)
-        answers = sum(n * q.answer_letters for q, n in asked.items()) // estimate.LETTERS_PER_TOKEN
+        answers = sum(n * q.answer_characters for q, n in asked.items()) // estimate.CHARACTERS_PER_TOKEN
         drawn = round(samples * images)
         return {
             self.chat.service.model: estimate.estimate(
                 self.chat.service, requests, round(text), round(looks), answers
             ),
             self.images.service.model: estimate.estimate(
-                self.images.service, drawn, round(drawn * letters), 0, 0, drawn
+                self.images.service, drawn, round(drawn * characters), 0, 0, drawn
             ),
         }
 

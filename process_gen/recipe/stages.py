@@ -107,7 +107,7 @@ def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> lis
     stages += [own("statistics"), train("phase_2")]
     for phase in PHASES if config.evaluate.flags else ():
         flags = (f"--workdir={workdir / phase}", *config.evaluate.flags)
-        stages.append(Stage(f"evaluate_{phase}", "evaluate", flags))
+        stages.append(Stage(f"evaluate_{phase}", "evaluate", flags, everyone=True))
     return stages
 
 
@@ -149,6 +149,8 @@ def _wants_samples(config: Any, needed: list[str]) -> bool:
 def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
     """The config of a phase: the base with what the phase overrides, on the subsets of the workdir."""
     training = ConfigDict(cli.load_config(config.base))
+    if len(needed_subsets(config)) + len(_others(config)) == 1:
+        training.layout.after = 0  # without critiques, the texts of agreement in subset 1 teach nothing
     _override(training, config[phase], f"config.{phase}")
     if config.most_turns > training.layout.turns:
         raise RecipeError(
@@ -156,8 +158,6 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
             f"turns: set --config.most_turns={training.layout.turns}"
         )
     places = {name: workdir / name for name in SUBSETS}
-    if phase == "phase_1" or len(needed_subsets(config)) + len(_others(config)) == 1:
-        training.layout.after = 0  # the texts of agreement in subset 1 are for phase 2
     training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
     if phase == "phase_2":
         training.train.init = str(workdir / "phase_1")

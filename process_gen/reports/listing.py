@@ -85,11 +85,10 @@ class Listing:
     Args:
       folder: made if it does not exist, unless `read_only`.
       settings: sampling settings, JSON-like; those in the folder must be equal.
-      resume: False empties an existing listing.
+      resume: False empties an existing listing, unless `read_only`.
       host: (index of this host, number of hosts). Host 0 must build its `Listing` before the others do.
       strips: whether to draw a strip of each trajectory.
-      read_only: reads an existing listing, without parts that are not gathered yet. With `resume`, nothing
-        on disk is changed.
+      read_only: reads an existing listing, without parts that are not gathered yet; writes nothing.
 
     Attributes:
       done: keys of the listed samples.

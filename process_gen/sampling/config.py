@@ -32,7 +32,10 @@ def _is_interval(value: Any) -> bool:
 
 RANGES = {
     "mode": ranges.one_of(*(mode.value for mode in Mode)),
-    **dict.fromkeys(("flow_steps", "max_turns", "answer_tokens"), ranges.COUNT),
+    **dict.fromkeys(("flow_steps", "max_turns"), ranges.COUNT),
+    "answer_tokens": ranges.Range(
+        "a whole number of at least 3", lambda value: ranges.COUNT.holds(value) and value >= 3
+    ),
     "time_shift": ranges.POSITIVE,
     **dict.fromkeys(("text_scale", "image_scale", "temperature"), ranges.NOT_NEGATIVE),
     "interval": ranges.Range("two numbers low < high", _is_interval),

@@ -78,7 +78,7 @@ def check_prompts(model: UnifiedModel, tokenizer: Any, prompts: Iterable[str]) -
 
 
 def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np.ndarray | None]:
-    """The slots of a given turn: `before` and `after`, None where absent, and `image`.
+    """The slots of a given turn: `before` and `after`, None where absent or left out, and `image`.
 
     Raises:
       PromptError: a text or the image does not fit the layout, or is not what such a turn holds.
@@ -91,7 +91,8 @@ def encode_turn(model: UnifiedModel, tokenizer: Any, turn: Turn) -> dict[str, np
         raise PromptError(f"a refine turn has a text before its image, {markup.REFINE}..{markup.REFINE_END}")
     slots: dict[str, np.ndarray | None] = {"image": _fitting(model, turn.image, "the image of a given turn")}
     for name, text in (("before", turn.before), ("after", turn.after)):
-        slots[name] = None if text is None else encode_text(model, tokenizer, text, name)
+        absent = text is None or model.layout.leaves_out(name)
+        slots[name] = None if absent else encode_text(model, tokenizer, text, name)
     return slots
 
 

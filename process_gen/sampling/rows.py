@@ -65,7 +65,7 @@ class Row:
         told = self.given[len(self.turns) :]
         if stream == "after_prompt" and told:
             return _opening(told[0])
-        if stream == "after_image" and told and told[0].after is not None:
+        if stream == "after_image" and layout.after and told and told[0].after is not None:
             return frozenset({Opens.INSPECT})
         if stream != "after_prompt" and len(told) > 1:
             return _opening(told[1])

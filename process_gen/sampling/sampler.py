@@ -58,7 +58,7 @@ class Sampler:
       rows: trajectories at once, the batch size. Fewer prompts than rows of a lane cost as much as a lane.
       sharding: of arrays whose first axis is the batch, if the rows are to be split over a mesh.
       frozen: weights of an autoencoder that has any.
-      ambient: makes the context in which programs are traced and run: `partition.over` a mesh, where the
+      ambient: makes the context in which programs are traced and run: `partition.on_mesh` a mesh, where the
         parameters are sharded over one.
       outside: external planner and inspector.
 

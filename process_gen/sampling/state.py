@@ -88,7 +88,7 @@ def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, 
     bare = jnp.ones_like(state.refines)
     if layout.visible_parts["before"]:
         before = turn.mask & _within(turn, part_slices(layout.visible_parts)["before"])
-        turn, bare, moved = turn.only(~before), ~before.any(1), _count(before)
+        turn, bare, moved = turn.keep_only(~before), ~before.any(1), _count(before)
     first = state.context.step[:, -1] < 0 if layout.history else jnp.ones_like(bare)
     places = part_slices(layout.prompt_parts)
     parts = {name: prompt.mask & _within(prompt, place) for name, place in places.items()}
@@ -96,7 +96,7 @@ def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, 
     for name, there in reversed(parts.items()):
         newest = there & bare[:, None]
         bare = bare & ~there.any(1)
-        prompt = prompt.only(~newest)
+        prompt = prompt.keep_only(~newest)
         moved = moved + _count(newest) * (first & ~image if name == "prompt" else first)
     return prompt, turn, state.position - moved
 

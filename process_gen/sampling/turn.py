@@ -100,7 +100,7 @@ def blank(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Co
     """The context of prefilled prompts, with an empty history, and the KV cache of an empty turn."""
     rows = position.shape[0]
     context = Context.empty(model.config, model.layout, rows)
-    context = context.start(jnp.ones(rows, bool), prompt, position)
+    context = context.with_prompts(jnp.ones(rows, bool), prompt, position)
     turn = KVCache.empty(model.config, rows, model.layout.visible_tokens)
     return context.replace(history=_split(context.history)), _split(turn)
 
@@ -114,7 +114,7 @@ def _split(cache: KVCache) -> KVCache:
 @functools.partial(jax.jit, donate_argnames="context")
 def enter(context: Context, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
     """Puts prompts into the rows `fresh` [B] bool and clears their history; `context` is donated."""
-    return context.start(fresh, prompt, position)
+    return context.with_prompts(fresh, prompt, position)
 
 
 # ----------------------------------------------------------------- text, image
@@ -232,7 +232,7 @@ def append_image(
     pieces = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
     given = (state.history(model.layout), pieces, latents, patches, state.position)
     end, new = model.apply({"params": params}, *given, method=extend.image)
-    turn = state.turn.write(new.only(state.rows[:, None]), place.start)
+    turn = state.turn.write(new.keep_only(state.rows[:, None]), place.start)
     return Extended(turn, state.position + model.layout.state_ids * state.rows.astype(jnp.int32), end)
 
 
@@ -288,5 +288,5 @@ def commit(
     `context`, which is donated, already has the position after the turn. Only the `rows` [B] bool that had a
     turn change. `turn` and `refines` are those of `SamplingState`.
     """
-    context = context.append(model.layout, turn, rows, refines, context.position)
+    context = context.with_turn(model.layout, turn, rows, refines, context.position)
     return context, jnp.zeros_like(turn.mask)

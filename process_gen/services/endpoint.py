@@ -76,7 +76,7 @@ class Endpoint:
         )
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._in_a_row = 0  # requests given up since the last one that was answered
-        self._answered: set[str] = set()  # kinds of requests (`_like`) of which one was answered
+        self._answered: set[str] = set()  # kinds of requests (`_request_kind`) of which one was answered
         self._next = 0.0  # when the next request may begin, in seconds of `time.monotonic`
 
     # --------------------------------------------------------------------- ask

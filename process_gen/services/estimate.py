@@ -7,7 +7,7 @@ import math
 
 from process_gen.services.options import Service
 
-LETTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def estimate(
       tokens_out: of all answers.
       images: how many are drawn.
     """
-    tokens_in = math.ceil(characters / LETTERS_PER_TOKEN) + seen_tokens
+    tokens_in = math.ceil(characters / CHARACTERS_PER_TOKEN) + seen_tokens
     cost = None
     if service.price_in or service.price_out or service.price_image:
         tokens = tokens_in * service.price_in + tokens_out * service.price_out

@@ -101,7 +101,7 @@ def read_key() -> str:
     """The key, without the line end that comes along when it is read from a file.
 
     Raises:
-      ServiceError: it has letters that no HTTP header can hold; the client's error would show it.
+      ServiceError: it has characters that no HTTP header can hold; the client's error would show it.
     """
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):

@@ -32,7 +32,7 @@ def load(
     """The loader of this host's batches, of all image sizes in turn; only `train` is shuffled.
 
     Args:
-      buckets: the trajectories by image size (`buckets.deal`).
+      buckets: the trajectories by image size (`buckets.split_into_buckets`).
       layouts: by image size.
       rows: indices in the global batch of the rows that this host loads.
       split: `train` or `validation`.

@@ -65,7 +65,8 @@ class NonFiniteGuard:
         arrays |= {f"metrics/{name}": value for name, value in metrics.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for old in sorted(path.parent.glob(f"step_{'[0-9]' * 7}{host}.npz"))[: 1 - MOST_FILES]:
+            mine = (old for old in path.parent.glob(f"step_*{host}.npz") if host or "_host" not in old.name)
+            for old in sorted(mine)[: 1 - MOST_FILES]:
                 old.unlink()
             np.savez_compressed(path, **arrays)
         except OSError as error:  # the run goes on without the file

@@ -158,7 +158,9 @@ def load_sampler(
         split = sharding.row_shards(mesh)
         rows = -(-rows // split) * split
     parts = (restored.model, restored.params, restored.tokenizer)
-    return Sampler(*parts, chosen, rows, frozen=restored.autoencoder, **on_mesh(mesh, rows)), restored
+    return Sampler(
+        *parts, chosen, rows, frozen=restored.autoencoder, **sampler_placement(mesh, rows)
+    ), restored
 
 
 def define_flags() -> None:
@@ -185,7 +187,7 @@ def sampler_of_flags(values: Any, rows: int, **settings: Any) -> tuple[Sampler, 
     return load_sampler(values.workdir, values.which, rows, words, config, mesh, values.dtype, **settings)
 
 
-def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
+def sampler_placement(mesh: Mesh | None, rows: int) -> dict[str, Any]:
     """Keyword arguments for a `Sampler` whose weights are sharded over a mesh; {} for one device."""
     if mesh is None or mesh.size == 1:
         return {}
@@ -195,5 +197,5 @@ def on_mesh(mesh: Mesh | None, rows: int) -> dict[str, Any]:
         )
     return dict(
         sharding=NamedSharding(mesh, P(axes)),
-        ambient=functools.partial(partition.over, mesh, sharding.ACTIVATION_RULES),
+        ambient=functools.partial(partition.on_mesh, mesh, sharding.ACTIVATION_RULES),
     )

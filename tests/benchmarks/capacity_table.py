@@ -222,7 +222,8 @@ def page(reports: Sequence[Report], samplers: Sequence[Report], scaling: pathlib
         "",
         "## Time, estimated",
         "",
-        f"Device hours are for {bill}. The rates are those of the worst case, in which nothing overlaps.",
+        f"Device hours are for {bill}. The rates are those of the worst case, in which only compute and "
+        "memory overlap.",
         "",
         markdown(time, time_rows(reports)),
         "",

@@ -33,7 +33,7 @@ from process_gen.training.program import build_recipe
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
 from process_gen.weights.origin import read_weights
-from process_gen.weights.start import placed
+from process_gen.weights.start import load_onto_devices
 
 
 def stage_losses(config, weights: Sequence[str], rows: int) -> dict[str, list[float]]:
@@ -55,7 +55,7 @@ def stage_losses(config, weights: Sequence[str], rows: int) -> dict[str, list[fl
     found: dict[str, list[float]] = {}
     for path in weights:
         origin = read_weights(path, vit=bool(layout.vit_tokens))
-        values = measured(*placed(origin, model))
+        values = measured(*load_onto_devices(origin, model))
         for name, value in values.items():
             if name.startswith("stage/"):
                 found.setdefault(name.removeprefix("stage/"), []).append(float(np.asarray(value)))

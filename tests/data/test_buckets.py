@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import os
 import pathlib
 import types
 
@@ -99,15 +100,19 @@ def test_shapes_are_looked_up_once(folder, monkeypatch):
         source.shapes()
 
 
-def test_a_file_system_that_stumbles_decides_nothing(folder, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_file_system_that_stumbles_decides_nothing(folder, monkeypatch, code):
     (folder / SHAPES).unlink(missing_ok=True)
+    waited = []
 
-    def stale(path):
-        raise OSError(errno.ESTALE, "Stale file handle")
+    def broken(path):
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("process_gen.data.images.shape_of", stale)
-    with pytest.raises(OSError, match="Stale"):
+    monkeypatch.setattr("process_gen.data.images.shape_of", broken)
+    monkeypatch.setattr("process_gen.data.stored.time.sleep", waited.append)
+    with pytest.raises(OSError, match=os.strerror(code)):
         open_stored(folder, SIZES[0]).shapes()
+    assert bool(waited) == (code in (errno.ESTALE, errno.EIO))  # others are not tried again
     assert not (folder / SHAPES).exists()
 
 

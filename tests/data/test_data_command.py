@@ -163,6 +163,8 @@ def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processe
     assert any("refine_text" in line for line in lines) and "refine_flow" not in out
     assert main(["check", str(tmp_path / "odd"), *flags, *suggested.split()[1:]]) == 0
     assert "suggested: the layout as it is" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "odd"), *flags, "--config.layout.after=0"]) == 0
+    assert "layout.after" not in capsys.readouterr().out  # no inspections are wanted
 
 
 def test_a_set_that_training_would_refuse_is_refused(tmp_path, capsys):

@@ -142,7 +142,7 @@ def test_what_does_not_fit_the_layout_is_named(toy_tokenizer, make_trajectory):
         (Turn(IMAGE, "a", refines=True), "the text of a refine instruction is malformed: expected <refine>"),
         (Turn(IMAGE, None, "<refine>x"), "an inspection must not contain the token <refine>"),
         (Turn(IMAGE, None, "\ud83d"), "an inspection holds an unpaired surrogate"),
-        (Turn(IMAGE, "<refine>\ud83d</refine>", refines=True), "a text before an image holds half of a"),
+        (Turn(IMAGE, "<refine>\ud83d</refine>", refines=True), "a text before an image holds an unpaired"),
     ):
         with pytest.raises(BadTrajectory, match=f"'toy-7': {message}"):
             encode_trajectory(toy_tokenizer, LAYOUT, _one_turn(turn))

@@ -131,9 +131,10 @@ def test_only_options_that_are_paths_are_made_absolute(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     asked, _ = ask(options={"split": "train"}, per_group=1)
     assert asked.options["split"] == "train"
-    given = {"data": "one.json:two.json", "split": "train", "detector": "facebook/x", "cache": "answers"}
+    monkeypatch.setenv("HOME", f"{tmp_path}/home")
+    given = {"data": "one.json:two.json", "split": "train", "detector": "facebook/x", "cache": "~/answers"}
     given |= {"question": "Is it train:{prompt}?"}
-    changed = {"data": f"{tmp_path}/one.json:{tmp_path}/two.json", "cache": f"{tmp_path}/answers"}
+    changed = {"data": f"{tmp_path}/one.json:{tmp_path}/two.json", "cache": f"{tmp_path}/home/answers"}
     assert pipeline._absolute(given) == given | changed
 
 

@@ -192,7 +192,9 @@ def test_what_gets_no_answer_is_given_up_and_asked_again_by_the_next_run(surroun
 
     arm, cache = "planner=chat+no_inspection", str(tmp_path / "answers")
     with endpoint(unsure) as served:
-        with pytest.raises(TaskError, match="1 of 3 trajectories got no answer.*none of 3 answers parses"):
+        with pytest.raises(
+            TaskError, match="1 of 3 trajectories got no usable answer.*none of 3 answers parses"
+        ):
             drawn_with(served, tmp_path / "out", surroundings, arm, cache=cache)
     with endpoint(plans) as served:
         found = drawn_with(served, tmp_path / "out", surroundings, arm, cache=cache)

@@ -265,6 +265,8 @@ def test_a_loss_that_is_no_number_is_not_called_equal():
     assert comparing.Comparison(curves, []).differences()[0].verdict == "not a number"
     curves = {"base": {"loss/a": curve(1.0)}, "mine": {"loss/a": curve(0.8)}}
     assert comparing.Comparison(curves, []).differences()[0].verdict == ""  # no interval from one seed
+    curves["mine"] = {"loss/a": curve(math.inf)}
+    assert comparing.Comparison(curves, []).differences()[0].verdict == "not a number"
 
 
 def test_arms_of_other_data_get_no_verdict():

@@ -61,7 +61,7 @@ def one_by_one(model, params, inputs):
     state_end, image = apply(extend.image, [text], image, patches, position)
     end = jnp.where(there[:, None], state_end, end)
     position = position + model.layout.state_ids * there
-    image = image.only(there[:, None])
+    image = image.keep_only(there[:, None])
     hidden, after = apply(extend.text, [text, image], last, position)
     count = token_count(last)
     end = jnp.where((count > 0)[:, None], at_token(hidden, count - 1), end)

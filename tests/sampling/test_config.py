@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from sampling_models import LAYOUT, make_model, random_params
 
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.sampling import PromptError, Sampler, SamplerConfig, SamplerError, decisions
 from process_gen.sampling.decisions import Opens
-from process_gen.sampling.prompts import encode_prompt, make_prompt
-from process_gen.trajectory.stages import Mode
+from process_gen.sampling.prompts import encode_prompt, encode_turn, make_prompt
+from process_gen.sampling.rows import Row
+from process_gen.trajectory.stages import Mode, draft
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,7 @@ from process_gen.trajectory.stages import Mode
         ("decision_temperature", -0.1),
         ("refine_threshold", 1.5),
         ("max_turns", 0),
+        ("answer_tokens", 2),
         ("max_flow_steps", 5),
         ("mode", "sketchy"),
         ("seed", -1),
@@ -75,6 +78,15 @@ def test_a_slot_is_there_or_not():
     make_sampler(without)
     with pytest.raises(SamplerError, match="layout.before is 0"):
         make_sampler(without, mode="plan_only")
+
+
+def test_given_inspections_are_left_out_where_the_layout_has_no_slot_for_them():
+    turn = draft(np.zeros((*LAYOUT.image_size, 3), np.uint8), None, "a red circle")
+    row = Row(0, None, 0, given=(turn,))
+    bare = dataclasses.replace(LAYOUT, after=0)
+    for layout, after in ((LAYOUT, True), (bare, False)):
+        assert (encode_turn(make_model(layout), scenes_tokenizer(), turn)["after"] is not None) == after
+        assert (Opens.INSPECT in row.choices("after_image", SamplerConfig(), layout)) == after
 
 
 def test_decisions_are_made_at_a_temperature_of_their_own():
@@ -120,7 +132,7 @@ def test_the_layout_takes_choices_away():
         (["a red <refine> circle"], None, "<refine>"),
         (["a red </des> circle"], None, "</des>"),
         (["a red <|im_end|> circle"], None, r"<\|im_end\|>"),
-        (["a red \ud83d circle"], None, "half of a character"),
+        (["a red \ud83d circle"], None, "an unpaired surrogate"),
     ],
 )
 def test_prompts_are_checked_before_any_work(prompts, seed, message):

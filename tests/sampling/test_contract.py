@@ -46,7 +46,7 @@ def unrolled(model, order, params, batch, inputs, dropped):
 def replayed(model, params, state, prompts, is_first, refines, one):
     """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
     cache, position, end = turn.prefill(model, params, {"text": prompts})
-    context = state.context.start(is_first, cache, position)
+    context = state.context.with_prompts(is_first, cache, position)
     state = state.told(refines=refines).replace(context=context, position=context.position)
     out = {"prompt_end": end}
 
@@ -71,7 +71,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
     out["image_end"] = seen.end
     state = text(state.holding(seen), "after", one.texts["after"])
     given = (state.turn, one.present, refines, state.position)
-    context = state.context.append(model.layout, *given)
+    context = state.context.with_turn(model.layout, *given)
     empty = state.turn.replace(mask=jnp.zeros_like(state.turn.mask))
     return state.replace(context=context, turn=empty, position=context.position), out
 

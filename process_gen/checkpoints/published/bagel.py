@@ -185,8 +185,8 @@ def import_bagel(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
-    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.placed` loads them onto
-    devices instead, each of which reads its own part.
+    A `dtype` of None leaves them as they are stored. `process_gen.weights.start.load_onto_devices`
+    loads them onto devices instead, each of which reads its own part.
 
     Raises:
       CheckpointMismatch: names or shapes differ.

@@ -21,7 +21,7 @@ from process_gen.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
 from process_gen.experiment import builders, cli  # noqa: E402
 from process_gen.models.spec import model_spec  # noqa: E402
 from process_gen.weights.origin import read_weights  # noqa: E402
-from process_gen.weights.start import placed  # noqa: E402
+from process_gen.weights.start import load_onto_devices  # noqa: E402
 from tests.checkpoints.published.conftest import GOLDEN  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -48,7 +48,7 @@ def main() -> None:
     shardings = arrays.flatten(sharding.state_shardings(spec, mesh)["params"])
     config = cli.load_config(f"{ROOT}/configs/bagel_7b.py:debug")
     model = builders.build_model(config, scenes_tokenizer())
-    direct, _ = placed(read_weights(GOLDEN), model, mesh=mesh)
+    direct, _ = load_onto_devices(read_weights(GOLDEN), model, mesh=mesh)
     check(direct, params, shardings)
     print("imported")
 
