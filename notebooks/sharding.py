@@ -1,23 +1,21 @@
 # %% [markdown]
-# # The same run on a mesh: what lies where, and what moves
+# # The same run on several meshes: what each device holds, and what moves
 #
-# One question: what changes when a training is spread over devices? This page makes eight devices of one CPU, trains the smallest model on
-# three meshes, shows that all of them arrive at the same parameters, where these lie, and what the devices send each other.
+# This notebook answers: what changes when a training is spread over devices? It runs two steps of the smallest model on three meshes of eight simulated
+# CPU devices, compares the parameters, and shows where they lie and what the devices send each other. Nearly all of the time is compilation, of six
+# train steps. Change first: `MESHES`.
+#
+# The first cell installs the package; on Colab put the project's address into `ADDRESS`, or upload its wheel. The second should print `8 devices`.
 
 # %% install
 
 # %%
-from process_gen.experiment import cli  # first: it quietens the libraries below
-
-# isort: split
+from process_gen.experiment import cli  # import it first: it silences the logs of TensorFlow and XLA
 import tempfile
-
 import jax
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update(
-    "jax_num_cpu_devices", 8
-)  # before the first array; on a TPU or with GPUs leave both lines out
+jax.config.update("jax_num_cpu_devices", 8)  # both before JAX first uses a device; else restart the kernel
 
 import numpy as np
 from process_gen.capacity import fit, topology
@@ -26,35 +24,41 @@ from process_gen.reports.table import table
 from process_gen.train import train
 from process_gen.training import amounts
 
+print(f"{jax.device_count()} devices")
+
+# %% [markdown]
+# ## Configure
+#
+# Only `config.mesh` differs. `data` splits the rows of a batch, `fsdp` rows and parameters, `tensor` attention heads and the MLP, `context` the tokens
+# of a row. The model code does not know the mesh: parameters have logical axes, and one table (`distributed/sharding.py`) maps these to mesh axes.
+# Sizes multiply to 8. Keep the mesh `data`, with which the others are compared, and `tensor` at 1: the smallest model has one key/value head.
+
+# %%
 MESHES = {"data": dict(data=8), "fsdp": dict(fsdp=8), "both": dict(data=2, fsdp=4)}
 folder = tempfile.mkdtemp()
-print(f"{jax.device_count()} devices")
 
 
 def on_mesh(sizes):
-    """The smallest config, eight rows a step, on a mesh of these sizes."""
+    """The smallest config, eight rows a step, on a mesh of these sizes; other axes have size 1."""
     config = cli.load_config("configs/scenes.py:debug")
     config.train.update(dict(batch_size=8, steps=2, checkpoint_every=2))
     config.optimizer.warmup_steps = 1
-    config.eval.final_per_group = 0
+    config.eval.final_per_group = 0  # no benchmark at the end
     config.data.data_dir = f"{folder}/data"
     config.mesh.update(dict(data=1) | sizes)
     return config
 
 
 # %% [markdown]
-# ## Train
-#
-# Only `config.mesh` differs. `data` splits the rows of a batch, `fsdp` rows and parameters, `tensor` the heads and the MLP, `context` the
-# tokens of a row. The model has no word about it: parameters carry logical axes, and one table maps them to the mesh.
+# One training for each mesh, with the same seed and batches. The output says where the time went.
 
 # %%
 states = {name: train(on_mesh(sizes), f"{folder}/run_{name}") for name, sizes in MESHES.items()}
 
 # %% [markdown]
-# ## Equal
+# ## Compare the parameters
 #
-# The same numbers come out, but for the order of sums.
+# All meshes compute the same numbers, up to rounding: the table has the relative distance of each run's parameters from those of `data`.
 
 # %%
 leaves = {name: [np.asarray(x) for x in jax.tree.leaves(state.params)] for name, state in states.items()}
@@ -75,9 +79,10 @@ print(
 assert max(distances.values()) < 1e-4
 
 # %% [markdown]
-# ## Where it lies
+# ## Where parameters lie
 #
-# The matrices of one expert: the mesh axes that split each of their dimensions, and what one device holds.
+# Two matrices of each expert (`gen`, `und`), all layers in one array: the whole shape, the mesh axis that splits each dimension, and the shape of one
+# device's part. On the mesh `data` every device holds the whole array.
 
 # %%
 rows = []
@@ -93,8 +98,9 @@ print(table(rows, ("mesh", "parameter", "whole", "split by", "on a device")))
 # %% [markdown]
 # ## What moves
 #
-# The report of `python -m process_gen.compile`: memory of one device, and what it receives in a step, by kind and axis. The same command says
-# it of chips that are not there: `--topology=v5p:4x4x4`, `--topology=h100:8`.
+# `compile_train` compiles the train step without running it. The table has what one device receives in a step, by collective and mesh axes. Compare
+# `data`, which has to sum gradients, with `fsdp`, which also has to gather parameters. `report["memory"]` has the bytes on one device.
+# `python -m process_gen.compile` prints all of it, also for chips that are not there: `--topology=v5p:4x4x4`, `--topology=h100:8`.
 
 # %%
 eight = topology.get(topology.parse("cpu:8"))
@@ -107,7 +113,7 @@ for name, sizes in MESHES.items():
     print(f"\n{name}: {dict(sizes)}\n" + table(moved, ("exchange", "axes", "MiB received", "times")))
 
 # %% [markdown]
-# ## From here
+# ## Where to go next
 #
-# - `process_gen/distributed/README.md`: the axes, slices, offload to the host, what fits where.
+# - `process_gen/distributed/README.md`: the axes, several slices, how to check whether a model fits.
 # - `launch/README.md`: pods, Slurm, GKE. `launch/CAPACITY.md`: the 7B model on hardware from 8 to 4,096 chips.
