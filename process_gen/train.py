@@ -174,10 +174,10 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         pending: tuple[int, Any, float] | None = None
         last_batch = None
 
-        def settle() -> None:
-            """Logs the pending step (metrics are read one step late); too many bad ones end the run."""
+        def log_pending() -> None:
+            """Logs the pending step (metrics are read one step late); too many bad steps end the run."""
             if pending and guard.record(pending[0], values := run.log(*pending), last_batch):
-                _stop(values, store, state, iterator)
+                _save_and_raise(values, store, state, iterator)
 
         ledger.enter("compile")
         steps = {size: programs[size].step for size in buckets}
@@ -198,19 +198,19 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             waited = time.perf_counter() - started
             if pending and pending[1]["loss"].is_ready():
                 ledger.idle(waited)  # devices were done and waited too
-            gap: dict[str, float] = {}
+            own_losses: dict[str, float] = {}
             if own:
                 if own.due(host_batch):
                     jax.block_until_ready(state)  # or the step before would count as drawing
                     with ledger.spending("drawing"), run.meter.left_out():
                         own.draw(step, state, host_batch)
-                        gap = own.measure(step, state, host_batch)
+                        own_losses = own.measure(step, state, host_batch)
                 host_batch = own.fed(step, host_batch)
             batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
             state, metrics = steps[size_of(host_batch["image"])](state, batch)
-            settle()
-            if gap:
-                run.writer.write_scalars(step, gap)
+            log_pending()
+            if own_losses:
+                run.writer.write_scalars(step, own_losses)
             pending, last_batch = (step, metrics, waited), host_batch
             if step == first + 1:
                 run.first_batch(host_batch, tokenizer)
@@ -219,7 +219,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 ledger.enter("steps")
             store.poll()
             if validation and (step % config.eval.losses_every == 0 or step == c.steps):
-                settle()  # log this step before its validation losses
+                log_pending()  # this step, before its validation losses
                 pending = None
                 with ledger.spending("evaluation"):
                     run.writer.write_scalars(step, validation.scalars(state))
@@ -240,7 +240,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 if pending:  # else it was logged with the validation losses
                     guard.record(step, run.log(*pending), last_batch)
                 raise stopping.Stopped(f"step {step} is saved; the same command goes on from there")
-        settle()
+        log_pending()
         profiler.stop()
         with ledger.spending("save"):
             _save_last(store, state, iterator)
@@ -263,7 +263,7 @@ def _save_last(store: TieredStore, state: TrainState, iterator: Any) -> None:
         store.wait()
 
 
-def _stop(metrics: dict[str, float], store: TieredStore, state: TrainState, iterator: Any) -> None:
+def _save_and_raise(metrics: dict[str, float], store: TieredStore, state: TrainState, iterator: Any) -> None:
     """Saves the state and raises NonFiniteLoss; non-finite steps have not changed the parameters.
 
     The saved data iterator is past the bad batch, so the same command does not meet it again.
@@ -296,7 +296,7 @@ class Evaluation:
         self.config, self.workdir, self.run, self.stop = config, workdir, run, stop
         self.mesh = None if jax.process_count() > 1 else mesh  # of several hosts, the lead samples alone
         self.model, self.tokenizer = model, tokenizer
-        self.tasks = evaluate.options_of(config.eval.task_args, config.eval.tasks)
+        self.tasks = evaluate.options_of(config.eval.task_args, config.eval.tasks)  # options by name
         if config.data.source == "scenes" and "scenes" in self.tasks:
             self.tasks["scenes"].setdefault("level", config.data.level)
             most = max(config.eval.per_group, config.eval.final_per_group, Scenes.per_group)
@@ -307,14 +307,13 @@ class Evaluation:
         tasks = [make_task(task, options) for task, options in self.tasks.items()]
         for task in tasks:
             task.judge()
-        asked = [doc.input for task in tasks for doc in task.docs()]
-        check_prompts(model, tokenizer, (*config.eval.prompts, *asked))
+        prompts = [doc.input for task in tasks for doc in task.docs()]
+        check_prompts(model, tokenizer, (*config.eval.prompts, *prompts))
 
     def make_sampler(self, state: TrainState) -> Sampler | None:
-        """A sampler of the current averaged parameters, on the lead host.
+        """A sampler of the averaged parameters on the lead host; None on other hosts, which call this too.
 
-        With several hosts, the lead gets the parameters whole and samples on a device of its own. All hosts
-        have to call this; the others get None.
+        With several hosts, the lead gets the parameters whole and samples on a device of its own.
         """
         params, frozen = offload.on_devices(state.average), state.autoencoder
         if jax.process_count() > 1:
@@ -333,7 +332,7 @@ class Evaluation:
         return bool(wanted) and any(n and step % n == 0 for n in every) and step < self.config.train.steps
 
     def pictures(self, step: int, state: TrainState) -> float | None:
-        """Draws the config's prompts and the first ones of every task's groups; logs pictures and scores.
+        """Draws the config's prompts and the first prompts of every task's groups; logs pictures and scores.
 
         Returns:
           The score of the first task, the same on every host; None where there is none or it was stopped.
@@ -350,11 +349,11 @@ class Evaluation:
     def _pictures(self, step: int, sampler: Sampler) -> float | None:
         folder = self.workdir / "evaluation" / f"step_{step:07d}"
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier run of this step, whose weights differ
-        self._strips(step, sampler)
+        self._draw_prompts(step, sampler)
         if not self.tasks:
             return None
         source = load.absolute(self.workdir) / load.FOLDER / str(step)  # which may not be saved
-        checkpoint = self._checkpoint(source, "")
+        checkpoint = self._describe_checkpoint(source, "")
         per_group = self.config.eval.per_group
         _, _, cells = self.judge(sampler, folder, checkpoint, per_group, pictures=0, warm=False)
         for cell in cells:
@@ -364,7 +363,7 @@ class Evaluation:
                 picture = contact_sheet(shown)
                 name = f"{cell.task}_{cell.arm}_trajectories"
                 self.run.writer.write_images(step, {name: np.asarray(picture)[None]})
-                self._keep(picture, step, name)
+                self._save_sheet(picture, step, name)
         self.run.writer.flush()
         if not cells or not cells[0].scores:
             return None
@@ -372,21 +371,21 @@ class Evaluation:
         logging.info("step %d  %s %s %s, %d prompts a group", step, cells[0].task, name, score, per_group)
         return score.mean
 
-    def _strips(self, step: int, sampler: Sampler) -> None:
-        """The fixed prompts of the config, a strip for each."""
+    def _draw_prompts(self, step: int, sampler: Sampler) -> None:
+        """Draws the prompts of the config, and logs a strip for each."""
         prompts = list(self.config.eval.prompts)
-        for number, one in enumerate(sampler.sample(prompts) if prompts else ()):
-            picture = strip(one)
+        for number, trajectory in enumerate(sampler.sample(prompts) if prompts else ()):
+            picture = strip(trajectory)
             self.run.writer.write_images(
                 step, {f"prompts/{number}": np.asarray(picture.convert("RGB"))[None]}
             )
-            self._keep(picture, step, f"prompt_{number}")
+            self._save_sheet(picture, step, f"prompt_{number}")
 
-    def _keep(self, picture: Image.Image, step: int, name: str) -> None:
+    def _save_sheet(self, picture: Image.Image, step: int, name: str) -> None:
         (self.workdir / "sheets").mkdir(exist_ok=True)
         picture.save(self.workdir / "sheets" / f"{step:07d}_{name}.png")
 
-    def _checkpoint(self, source: Any, digest: str) -> dict[str, str]:
+    def _describe_checkpoint(self, source: Any, digest: str) -> dict[str, str]:
         dtype = self.model.config.dtype
         return {"source": str(source), "which": "ema", "digest": digest, "dtype": dtype}
 
@@ -418,7 +417,7 @@ class Evaluation:
                 plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
             if sampler is not None:
                 last = load.latest_step_dir(load.absolute(self.workdir))
-                checkpoint = self._checkpoint(last, manifest.fingerprint(last))
+                checkpoint = self._describe_checkpoint(last, manifest.fingerprint(last))
                 per_group = self.config.eval.final_per_group
                 text, written, _ = self.judge(sampler, self.workdir / "evaluation", checkpoint, per_group)
                 print("\n" + text + "\n", flush=True)

@@ -40,24 +40,23 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
     Every part but the first repeats the step before it as context without losses (`context_turns`). Only the
     last part has `ends` set, so the model does not learn to stop at a cut.
     """
-    places = spans([len(step.turns) for step in trajectory.steps], layout)
-    if len(places) == 1:
+    cuts = spans([len(step.turns) for step in trajectory.steps], layout)
+    if len(cuts) == 1:
         return [trajectory]
-    found = []
-    for first, given, stop in places:
+    parts = []
+    for start, context_turns, stop in cuts:
         latents = trajectory.latents
-        if latents is not None:
-            latents = {**latents, "image": latents["image"][first:stop]}
-        found.append(
+        latents = latents and {**latents, "image": latents["image"][start:stop]}
+        parts.append(
             dataclasses.replace(
                 trajectory,
-                turns=trajectory.turns[first:stop],
-                context_turns=given,
+                turns=trajectory.turns[start:stop],
+                context_turns=context_turns,
                 latents=latents,
                 ends=stop == len(trajectory.turns),
             )
         )
-    return found
+    return parts
 
 
 def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
@@ -74,16 +73,16 @@ def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
     whole = [(0, 0, ends[-1])]
     if ends[-1] <= layout.turns or layout.context == "full":
         return whole
-    found, start = [], 0
-    while start < len(steps):
-        given = steps[start - 1] if start else 0
-        first = ends[start - 1] - given if start else 0
-        stop = bisect.bisect_right(ends, first + layout.turns)
-        if stop == start:  # a step and the one before it do not fit one row
+    parts, step = [], 0  # step: the first one of the next part that is not context
+    while step < len(steps):
+        context_turns = steps[step - 1] if step else 0
+        start = ends[step - 1] - context_turns if step else 0
+        next_step = bisect.bisect_right(ends, start + layout.turns)
+        if next_step == step:  # a step and the one before it do not fit one row
             return whole
-        found.append((first, given, ends[stop - 1]))
-        start = stop
-    return found
+        parts.append((start, context_turns, ends[next_step - 1]))
+        step = next_step
+    return parts
 
 
 def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
@@ -99,21 +98,22 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
     try:
         return _encode(tokenizer, layout, trajectory)
     except (BadTrajectory, markup.BadText) as error:
-        named = error if isinstance(error, BadTrajectory) else BadTrajectory(str(error))
+        bad = error if isinstance(error, BadTrajectory) else BadTrajectory(str(error))
         if trajectory.uid:
-            named.uid, named.args = trajectory.uid, (f"trajectory {trajectory.uid!r}: {error}",)
-        raise named from None
+            bad.uid, bad.args = trajectory.uid, (f"trajectory {trajectory.uid!r}: {error}",)
+        raise bad from None
 
 
 def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
-    turns, most, bits = trajectory.turns, trajectory.corrections, stage_bits(trajectory.supervised)
+    turns, corrections = trajectory.turns, trajectory.corrections
     if len(turns) > layout.turns:
         raise TooLong(len(turns), layout.turns)
-    if most > layout.corrections:
-        raise BadTrajectory(f"a step is corrected {most} times, set layout.corrections={most}")
+    if corrections > layout.corrections:
+        raise BadTrajectory(f"a step is corrected {corrections} times, set layout.corrections={corrections}")
     is_first, is_last = np.zeros((2, len(turns)), np.bool_)
     is_first[0], is_last[-1] = True, trajectory.ends
-    targets = [target - i if target >= 0 else -1 for i, target in enumerate(targets_of(turns))]
+    is_context = np.arange(len(turns)) < trajectory.context_turns
+    turns_ahead = [target - i if target >= 0 else -1 for i, target in enumerate(targets_of(turns))]
     fields = _encode_prompt(tokenizer, layout, trajectory) | {
         "prompt_index": np.zeros(len(turns), np.int32),
         "present": np.ones(len(turns), np.bool_),
@@ -122,9 +122,9 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
         "refines": np.array([turn.refines for turn in turns], np.bool_),
         "has_image": np.array([turn.image is not None for turn in turns], np.bool_),
         "source": np.full(len(turns), trajectory.source, np.int32),
-        "supervised": np.where(np.arange(len(turns)) < trajectory.context_turns, 0, bits).astype(np.int32),
+        "supervised": np.where(is_context, 0, stage_bits(trajectory.supervised)).astype(np.int32),
         "image": np.stack([_checked_image(turn.image, layout) for turn in turns]),
-        "target": np.array(targets, np.int32),
+        "target": np.array(turns_ahead, np.int32),
     }
     for field in turn_fields("text"):
         size, name = getattr(layout, field.name), field.name
@@ -136,7 +136,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
         fields[field.name] = np.array([getattr(turn, field.name) for turn in turns], np.float32)
     for name, kind in layout.fields:
         fields[f"{EXTRA}{name}"] = np.stack(
-            [_own_field(turn.extra.get(name), name, kind, layout) for turn in turns]
+            [_user_field(turn.extra.get(name), name, kind, layout) for turn in turns]
         )
     if trajectory.latents is not None:  # encoded ahead of time
         names = ("image", "prompt") if layout.prompt_image else ("image",)
@@ -145,7 +145,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
 
 
 def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """Returns the fields of the prompt: text, and as the layout has them input image and instruction."""
+    """Returns the fields of the prompt: its text, and the input image and second text of the layout."""
     prompt, image, instruction = trajectory.prompt, trajectory.prompt_image, trajectory.instruction
     if image is not None and not layout.prompt_image:
         raise BadTrajectory("its prompt holds an image, set layout.prompt_image=True")
@@ -167,8 +167,8 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
 def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     """Returns the texts of one slot with their markup: one for each turn, None where absent, or the prompt.
 
-    Raises BadText where one has special tokens that do not belong there, or a lone surrogate. The prompt is
-    returned unchecked.
+    Raises BadText where a text has special tokens that do not belong there, or a lone surrogate. The prompt
+    is not checked.
     """
     if slot == "prompt":
         return [trajectory.prompt]
@@ -177,16 +177,16 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
         texts = [turn.after for turn in turns]
         return [None if text is None else markup.check_plain(text, "an inspection") for text in texts]
     for turn in turns:
-        if isinstance(found := turn.instruction if turn.refines else turn.plan, markup.Malformed):
-            what = "refine instruction" if turn.refines else "plan"
-            raise markup.BadText(f"the text of a {what} is malformed: {found.reason}")
+        kind, parsed = ("refine instruction", turn.instruction) if turn.refines else ("plan", turn.plan)
+        if isinstance(parsed, markup.Malformed):
+            raise markup.BadText(f"the text of a {kind} is malformed: {parsed.reason}")
         if turn.before is not None:
             markup.check_characters(turn.before, "a text before an image")
     return [turn.before for turn in turns]
 
 
 def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
-    """Updates `longest` in place: slot -> tokens of the longest text seen, its two brackets included."""
+    """Updates `longest` in place: slot -> tokens of its longest text so far, both brackets included."""
     for slot in TEXT_SLOTS:
         for text in slot_texts(trajectory, slot):
             if text is not None:
@@ -204,7 +204,7 @@ def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -
     return tokens
 
 
-def _own_field(value: Any, name: str, kind: str, layout: Layout) -> np.ndarray:
+def _user_field(value: Any, name: str, kind: str, layout: Layout) -> np.ndarray:
     shape, dtype = layout.field_shape(kind), FIELD_KINDS[kind]
     if value is None:
         return np.zeros(shape, dtype)

@@ -22,7 +22,7 @@ from absl import logging
 
 from process_gen.data.errors import BadTrajectory, TooLong
 from process_gen.data.reading import ReadAhead
-from process_gen.trajectory.batch import EXTRA, PAD_ID, PROMPT_FIELDS, blank
+from process_gen.trajectory.batch import EXTRA, PAD_ID, PROMPT_FIELDS, fill_value
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
 
@@ -151,7 +151,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
         first = next((row for row in rows if row is not None), None)
         if first is None:
             raise StopIteration
-        empty = {name: np.full_like(value, blank(name)) for name, value in first.items()}
+        empty = {name: np.full_like(value, fill_value(name)) for name, value in first.items()}
         batch = {name: np.stack([(empty if row is None else row)[name] for row in rows]) for name in first}
         extra = {name.removeprefix(EXTRA): batch.pop(name) for name in [*batch] if name.startswith(EXTRA)}
         return batch | ({"extra": extra} if extra else {})
@@ -312,10 +312,10 @@ def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
     row: Arrays = {}
     for name, first in parts[0].items():
         if name in PROMPT_FIELDS:
-            row[name] = np.full((layout.trajectories, *first.shape), blank(name), first.dtype)
+            row[name] = np.full((layout.trajectories, *first.shape), fill_value(name), first.dtype)
             row[name][: len(parts)] = [part[name] for part in parts]
             continue
-        row[name] = np.full((layout.turns, *first.shape[1:]), blank(name), first.dtype)
+        row[name] = np.full((layout.turns, *first.shape[1:]), fill_value(name), first.dtype)
         start = 0
         for index, part in enumerate(parts):
             stop = start + len(part["present"])
@@ -380,7 +380,7 @@ def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
         if "has_prompt_image" in batch:
             used |= batch["has_prompt_image"]
         unused["empty turn slots"] += turn * int((~present).sum())
-        unused["empty prompt slots"] += layout.prompt_slots * int((~used).sum())
+        unused["empty prompt slots"] += layout.prompt_tokens * int((~used).sum())
         for slot, there, text, place in (
             ("prompt", used, "prompt texts", "prompts"),
             ("instruction", used, "prompt instructions", "prompts"),

@@ -2,9 +2,9 @@
 
 A row of the config:  plan_text = {"loss": "text_cross_entropy", "stage": "plan", "weight": 1.0}
 
-A weight is a number or a schedule over the steps (`rows`); a row of weight 0 is a metric. Rows that
-name the same `pool` are divided by the targets of all of them together: so BAGEL takes one mean over
-all texts. Further fields are options of the loss.
+A weight is a number or a schedule over the steps (`rows`); a row of weight 0 is a metric. Rows with the same
+`pool` share their count: the sum of each is divided by the number of targets of all of them. So BAGEL takes
+one mean over all texts. Further fields are options of the loss.
 
 B rows, S turn slots.
 """
@@ -31,6 +31,11 @@ def mean_of(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.where(count > 0, count, 1.0)
 
 
+def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """values * weights in float32; 0 where the weight is 0, whatever the value."""
+    return jnp.where(weights > 0, values.astype(jnp.float32), 0.0) * weights
+
+
 class LossTable:
     """Evaluates the losses of a config as sums and counts.
 
@@ -50,28 +55,25 @@ class LossTable:
 
     def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
         """Sums and counts of every loss, {name: []} each, float32; raises what `term` does."""
-        sums, counts, labels = {}, {}, outputs.labels(labels)
+        labels = outputs.labels(labels)
         outputs = outputs.with_nll(labels)
+        sums, counts = {}, {}
         for row in self.rows:
             term = self.term(row, outputs, batch, labels, key)
             weights = jax.lax.stop_gradient(term.weights.astype(jnp.float32))
-
-            def weighted(x: jax.Array, weights: jax.Array = weights) -> jax.Array:
-                return jnp.where(weights > 0, x.astype(jnp.float32), 0.0) * weights
-
-            values = weighted(term.values)
+            values = _weighted(term.values, weights)
             sums[row.name], counts[row.name] = jnp.sum(values), jnp.sum(weights)
             for name, metric in term.metrics.items():
-                shown = jnp.broadcast_to(jax.lax.stop_gradient(metric), weights.shape)
-                sums[f"metric/{row.name}/{name}"] = jnp.sum(weighted(shown))
-            for place, source in enumerate(self.sources):
-                own = (batch.source == place).reshape(*batch.source.shape, *(1,) * (values.ndim - 2))
-                sums[f"{row.name}@{source}"] = jnp.sum(values * own)
-                counts[f"{row.name}@{source}"] = jnp.sum(weights * own)
+                metric = jnp.broadcast_to(jax.lax.stop_gradient(metric), weights.shape)
+                sums[f"metric/{row.name}/{name}"] = jnp.sum(_weighted(metric, weights))
+            for index, source in enumerate(self.sources):
+                of_source = (batch.source == index).reshape(*batch.source.shape, *(1,) * (values.ndim - 2))
+                sums[f"{row.name}@{source}"] = jnp.sum(values * of_source)
+                counts[f"{row.name}@{source}"] = jnp.sum(weights * of_source)
         return sums, counts
 
     def term(self, row: Row, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> Term:
-        """Computes the loss of a row. Of `key`, its random numbers depend on the name of the row alone.
+        """Computes the loss of a row. Its random key depends on `key` and on the name of the row.
 
         Raises:
           LossError: the loss raises one, looks up what is missing, or returns no `Term` of [B, S, ...].
@@ -83,12 +85,11 @@ class LossTable:
             raise LossError(f"{where}: {error}") from error
         except LookupError as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            what = (
-                f"{type(error).__name__} {error} in line {frame.lineno} of {os.path.basename(frame.filename)}"
-            )
+            line = f"line {frame.lineno} of {os.path.basename(frame.filename)}"
+            problem = f"{type(error).__name__} {error} in {line}"
             if isinstance(error, KeyError):
-                what += f"; of labels and hidden states {hint(' '.join(map(str, error.args)), labels)}"
-            raise LossError(f"{where}: {what}") from error
+                problem += f"; of labels and hidden states {hint(' '.join(map(str, error.args)), labels)}"
+            raise LossError(f"{where}: {problem}") from error
         except jax.errors.UnexpectedTracerError as error:
             error.add_note(
                 f"This happened in {where}. A loss keeps nothing from one call to the next: it can go by "
@@ -108,29 +109,28 @@ class LossTable:
     @property
     def networks(self) -> tuple[str, ...]:
         """The frozen networks that the losses read."""
-        read = (get_loss(row.loss).networks_of(row.options) for row in self.rows)
-        return tuple(sorted({name for names in read for name in names}))
+        return tuple(sorted({n for row in self.rows for n in get_loss(row.loss).networks_of(row.options)}))
 
     def total(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0.
 
         `step`, the number of batches seen before this one, sets the weights that have a schedule.
         """
-        shares = (self._share(row, sums, counts, step) for row in self.rows if row.weight.on)
-        return sum(shares, start=jnp.zeros(()))
+        weighted = (self._weighted_mean(row, sums, counts, step) for row in self.rows if row.weight.on)
+        return sum(weighted, start=jnp.zeros(()))
 
-    def _share(self, row: Row, sums: dict, counts: dict, step: jax.Array | int | None) -> jax.Array:
-        """A row's part of the total: its sum is divided by its own targets, or by those of its pool."""
-        pooled = [row.name]
+    def _weighted_mean(self, row: Row, sums: dict, counts: dict, step: jax.Array | int | None) -> jax.Array:
+        """What a row adds to the total: weight * sum / count, with the count of its pool if it has one."""
+        pool = [row.name]
         if row.pool:  # a row of weight 0 is a metric, and no part of the mean
-            pooled = [other.name for other in self.rows if other.pool == row.pool and other.weight.on]
-        return row.weight.at(step) * mean_of(sums[row.name], sum(counts[name] for name in pooled))
+            pool = [other.name for other in self.rows if other.pool == row.pool and other.weight.on]
+        return row.weight.at(step) * mean_of(sums[row.name], sum(counts[name] for name in pool))
 
     def metrics(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> dict[str, jax.Array]:
         """Means, and what the stages add to the total.
 
         Returns:
-          `loss/<name>` for every row, `metric/<name>/<metric>` for what it shows besides,
+          `loss/<name>` for every row, `metric/<name>/<metric>` for its metrics,
           `source/<source>/<name>` for every source of a mixture, `loss_weight/<name>` where the weight is a
           schedule, and `stage/<stage>`: the sum of the weighted losses of that stage.
         """
@@ -142,17 +142,13 @@ class LossTable:
         metrics |= {name: mean(name, name.split("/")[1]) for name in sums if name.startswith("metric/")}
         for source in self.sources:
             for row in self.rows:
-                own = f"{row.name}@{source}"
-                metrics[f"source/{source}/{row.name}"] = mean(own, own)
+                name = f"{row.name}@{source}"
+                metrics[f"source/{source}/{row.name}"] = mean(name, name)
         for row in self.rows:
             if not row.weight.constant:
                 metrics[f"loss_weight/{row.name}"] = row.weight.at(step)
         for stage in STAGES:
-            shares = [
-                self._share(row, sums, counts, step)
-                for row in self.rows
-                if row.stage == stage and row.weight.on
-            ]
-            if shares:
-                metrics[f"stage/{stage}"] = sum(shares)
+            rows = [row for row in self.rows if row.stage == stage and row.weight.on]
+            if rows:
+                metrics[f"stage/{stage}"] = sum(self._weighted_mean(row, sums, counts, step) for row in rows)
         return metrics

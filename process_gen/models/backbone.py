@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.attention import Attention, Pairs
+from process_gen.models.attention import Attention, KVPairs
 from process_gen.models.config import ModelConfig
 from process_gen.models.layers import Expert, RMSNorm, rope_angles, rope_of, stacked
 from process_gen.models.partition import constrain
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         streams: Mapping[str, jax.Array],
         positions: Mapping[str, jax.Array],
         places: tuple[jax.Array, jax.Array],
-        context: Pairs,
+        context: KVPairs,
         attention: Attention,
         keep_kv: bool = True,
     ) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array] | None]:

@@ -1,6 +1,6 @@
 """The KV cache of a trajectory: its prompt and a window of earlier turns.
 
-Y layers, B rows, M keys, K key/value heads, H head, W turns of the history.
+Y layers, B rows, M keys, K key/value heads, H head, W turns of the history (`layout.window`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from process_gen.models.config import ModelConfig
 from process_gen.trajectory.layout import Layout, Segment
-from process_gen.trajectory.visibility import seen_parts
+from process_gen.trajectory.visibility import Chunk, seen_parts
 
 
 @flax.struct.dataclass
@@ -64,27 +64,24 @@ def joined(caches: Sequence[KVCache]) -> KVCache:
     return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), _AXES, *caches)
 
 
-def where(rows: jax.Array, yes: KVCache, no: KVCache) -> KVCache:
-    """Picks a cache per row; `rows` [B] bool."""
+def _where(rows: jax.Array, x: KVCache, y: KVCache) -> KVCache:
+    """The cache `x` in the rows [B] bool, `y` in the others."""
     pick = rows[None, :, None, None, None]
-    return KVCache(
-        jnp.where(pick, yes.k, no.k),
-        jnp.where(pick, yes.v, no.v),
-        jnp.where(rows[:, None], yes.mask, no.mask),
-    )
+    mask = jnp.where(rows[:, None], x.mask, y.mask)
+    return KVCache(jnp.where(pick, x.k, y.k), jnp.where(pick, x.v, y.v), mask)
 
 
 @flax.struct.dataclass
 class Context:
     """What a turn can attend to: its prompt and the turns before it.
 
-    The history is a sliding window over the last W = `layout.history` turns, the
+    The history is a sliding window over the last W = `layout.window` turns, the
     newest last, `layout.visible_tokens` keys each.
 
     Attributes:
       prompt: keys and values of the prompt.
       history: keys and values of the last W turns.
-      step: [B, W] int32, the number of the step that each of those turns belongs to.
+      step: [B, W] int32, the step of each of those turns, counted from 0 in its trajectory.
       refines: [B, W] bool, whether each of them is a refine turn.
       position: [B] int32, the next rotary position.
     """
@@ -98,9 +95,9 @@ class Context:
     @classmethod
     def empty(cls, config: ModelConfig, layout: Layout, rows: int) -> Context:
         """A context without prompts and turns, at position 0."""
-        window = layout.history
+        window = layout.window
         return cls(
-            prompt=KVCache.empty(config, rows, layout.prompt_slots),
+            prompt=KVCache.empty(config, rows, layout.prompt_tokens),
             history=KVCache.empty(config, rows, window * layout.visible_tokens),
             step=jnp.full((rows, window), -1, jnp.int32),
             refines=jnp.zeros((rows, window), bool),
@@ -109,16 +106,16 @@ class Context:
 
     def seen(self, layout: Layout, refines: jax.Array) -> KVCache:
         """The history, masked to what a turn sees; `refines` [B] bool: whether it is a refine turn."""
-        if not layout.history:
+        if not layout.window:
             return self.history
-        now = self.step[:, -1] + ~refines
-        parts = seen_parts(layout.context, self.step, self.refines, now, refines)
+        step = self.step[:, -1] + ~refines  # a draft begins a step
+        parts = seen_parts(layout.context, self.step, self.refines, step, refines)
         return self.history.keep_only(over_tokens(layout, parts))
 
     def with_prompts(self, fresh: jax.Array, prompt: KVCache, position: jax.Array) -> Context:
         """Starts new trajectories in the rows `fresh` [B] bool, with new prompts and empty histories."""
         return self.replace(
-            prompt=where(fresh, prompt, self.prompt),
+            prompt=_where(fresh, prompt, self.prompt),
             history=self.history.keep_only(~fresh[:, None]),
             step=jnp.where(fresh[:, None], -1, self.step),
             position=jnp.where(fresh, position, self.position),
@@ -129,7 +126,7 @@ class Context:
     ) -> Context:
         """Appends a turn of `layout.visible_tokens` keys in the rows `present` [B] bool."""
         position = jnp.where(present, position, self.position)
-        if not layout.history:
+        if not layout.window:
             return self.replace(position=position)
 
         def shifted(old, new):
@@ -138,7 +135,7 @@ class Context:
         history = joined([self.history.slice_keys(slice(layout.visible_tokens, None)), turn])
         step = shifted(self.step, self.step[:, -1] + ~refines)
         return self.replace(
-            history=where(present, history, self.history),
+            history=_where(present, history, self.history),
             step=jnp.where(present[:, None], step, self.step),
             refines=jnp.where(present[:, None], shifted(self.refines, refines), self.refines),
             position=position,
@@ -148,21 +145,23 @@ class Context:
 def over_tokens(layout: Layout, parts: dict[str, jax.Array]) -> jax.Array:
     """Repeats masks [..., W] of the parts of turns over their tokens, [..., W * layout.visible_tokens]."""
     sizes = {name: sum(s.tokens for s in part) for name, part in layout.visible_parts.items()}
-    spread = [jnp.repeat(parts[name][..., None], size, axis=-1) for name, size in sizes.items()]
-    mask = jnp.concatenate(spread, axis=-1)
+    masks = [jnp.repeat(parts[name][..., None], size, axis=-1) for name, size in sizes.items()]
+    mask = jnp.concatenate(masks, axis=-1)
     return mask.reshape(*mask.shape[:-2], -1)
 
 
-def visible_pieces(layout: Layout, chunk) -> tuple[slice, ...]:
-    """Slices into a turn's chunk of the tokens that go into the history, part by part."""
-    parts = [part for part in layout.visible_parts.values() if part]
-    return tuple(piece for part in parts for piece in chunk.packed(*(s.name for s in part)))
+def chunk_slices(chunk: Chunk, parts: Mapping[str, Sequence[Segment]]) -> tuple[slice, ...]:
+    """Slices of a chunk's tokens (packed order) that put them in the order of a cache: part by part.
+
+    `parts` are those of a turn (`layout.visible_parts`) or of a prompt (`layout.prompt_parts`).
+    """
+    return tuple(piece for part in parts.values() for piece in chunk.packed(*(s.name for s in part)))
 
 
 def part_slices(parts: Mapping[str, Sequence[Segment]]) -> dict[str, slice]:
-    """Slices of the parts of a turn (`layout.visible_parts`) or prompt (`prompt_parts`) in its cache."""
-    found, at = {}, 0
+    """Where the cache of a turn or prompt holds each of its `parts`; see `chunk_slices`."""
+    slices, start = {}, 0
     for name, segments in parts.items():
-        size = sum(s.tokens for s in segments)
-        found[name], at = slice(at, at + size), at + size
-    return found
+        stop = start + sum(s.tokens for s in segments)
+        slices[name], start = slice(start, stop), stop
+    return slices

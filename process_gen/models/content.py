@@ -1,9 +1,8 @@
 """The content of a chunk, which of its tokens are present, and their rotary positions.
 
-B rows (in training [B, S, ...], with S turn slots), L tokens of a chunk in
-packed order, T tokens of a text slot, J noised copies, I latent tokens and P ViT tokens
-of an image, C channels of a latent token, U values of a ViT patch. Y layers, K key/value heads, H
-head, D width.
+B rows (in training [B, S, ...], with S turn slots), L tokens of a chunk in packed order
+(`visibility.Chunk`), T tokens of a text slot, J noised copies, I latent tokens and P ViT
+tokens of an image, C channels of a latent token, U values of a ViT patch, D width.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.cache import KVCache
 from process_gen.trajectory.batch import PAD_ID
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import Chunk
 
-Named = Mapping[str, jax.Array | None]
+BySegment = Mapping[str, jax.Array | None]
 """Arrays by the name of a segment; None, or no entry, where the layout has no such segment."""
 
 
@@ -33,25 +31,25 @@ class ChunkInputs:
       latents: [B, I, C].
       times: [B], timesteps of the noised latents; clean ones need none.
       vit: [B, P, U], patches for the ViT.
-      exists: [B] bool by image segment, the rows that have it. Without an entry all `present` rows do.
-      keep: [B] bool by image segment, False where conditioning dropout hides it from all tokens, its
-        own included. It still takes its position, as in BAGEL's data. Without an entry all keep it.
+      exists: [B] bool by image segment, the rows that have it; by default all `present` rows.
+      keep: [B] bool by image segment, False where conditioning dropout removes its tokens; by default True.
+        A dropped segment still takes its rotary position, as in BAGEL's data.
     """
 
     present: jax.Array
-    texts: Named = flax.struct.field(default_factory=dict)
-    latents: Named = flax.struct.field(default_factory=dict)
-    times: Named = flax.struct.field(default_factory=dict)
-    vit: Named = flax.struct.field(default_factory=dict)
-    exists: Named = flax.struct.field(default_factory=dict)
-    keep: Named = flax.struct.field(default_factory=dict)
+    texts: BySegment = flax.struct.field(default_factory=dict)
+    latents: BySegment = flax.struct.field(default_factory=dict)
+    times: BySegment = flax.struct.field(default_factory=dict)
+    vit: BySegment = flax.struct.field(default_factory=dict)
+    exists: BySegment = flax.struct.field(default_factory=dict)
+    keep: BySegment = flax.struct.field(default_factory=dict)
 
     def takes_position(self, segment: Segment) -> jax.Array:
-        """[B] bool: the rows in which an image segment takes a position."""
+        """[B] bool: the rows in which an image segment takes a rotary position."""
         return self.exists.get(segment.name, True) & self.present
 
     def tokens_present(self, segment: Segment) -> jax.Array:
-        """[B] bool: the rows in which the tokens of an image segment are present."""
+        """[B] bool: the rows in which other tokens can see an image segment: it exists and is not dropped."""
         return self.takes_position(segment) & self.keep.get(segment.name, True)
 
 
@@ -61,20 +59,20 @@ def prompt_inputs(
     patches: jax.Array | None = None,
     instruction: jax.Array | None = None,
     has_image: jax.Array | None = None,
-    keep: Named | None = None,
+    keep: BySegment | None = None,
 ) -> ChunkInputs:
-    """The content of a prompt: a text [B, T] and, if the layout has room, an image and a second text.
+    """The content of a prompt: a text [B, T] and, if the layout has them, an image and a second text.
 
     The image is `latents` [B, I, C] and ViT `patches` [B, P, U], in the rows `has_image` [B]
     (default: all). The second text, `instruction` [B, T], follows it.
     """
-    names = ("prompt_image", "prompt_image_vit")
+    image_segments = ("prompt_image", "prompt_image_vit")
     return ChunkInputs(
         jnp.ones(text.shape[:-1], bool),
         texts={"prompt": text, "instruction": instruction},
         latents={"prompt_image": latents},
         vit={"prompt_image_vit": patches},
-        exists={} if has_image is None else dict.fromkeys(names, has_image),
+        exists={} if has_image is None else dict.fromkeys(image_segments, has_image),
         keep=keep or {},
     )
 
@@ -87,7 +85,7 @@ def turn_inputs(
     noised: jax.Array,
     t: jax.Array,
     patches: jax.Array | None = None,
-    **masks: Named,
+    **masks: BySegment,
 ) -> ChunkInputs:
     """The content of a teacher-forced turn; `masks` are `exists` and `keep`.
 
@@ -112,49 +110,41 @@ def token_count(tokens: jax.Array) -> jax.Array:
 
 def token_mask(chunk: Chunk, content: ChunkInputs) -> jax.Array:
     """[B, L] bool in packed order: the tokens that are present, neither padding nor dropped."""
-    mask = []
+    masks, rows = [], len(content.present)
     for s in chunk.segments:
         if s.kind == "text":
-            mask.append((content.texts[s.name] != PAD_ID) & content.present[:, None])
+            masks.append((content.texts[s.name] != PAD_ID) & content.present[:, None])
         else:
-            mask.append(
-                jnp.broadcast_to(content.tokens_present(s)[:, None], (content.present.shape[0], s.tokens))
-            )
-    return in_packed_order(chunk, mask)
+            masks.append(jnp.broadcast_to(content.tokens_present(s)[:, None], (rows, s.tokens)))
+    return in_packed_order(chunk, masks)
 
 
 def positions(chunk: Chunk, content: ChunkInputs, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rotary positions [B, L] in packed order from `start` [B] on, and the position [B] that follows.
 
-    Text counts up; an image has one position, which its noised copies share, and
-    its ViT tokens have the next one.
+    Each token of a text has a position of its own. All latents of an image, and of its noised
+    copies, share one position; its ViT tokens share the next one.
     """
-    found = []
+    parts = []
     for s in chunk.segments:
         if s.kind == "text":
-            found.append(start[:, None] + jnp.arange(s.text)[None])
+            parts.append(start[:, None] + jnp.arange(s.text)[None])
             start = start + token_count(content.texts[s.name])
         else:
-            found.append(jnp.broadcast_to(start[:, None], (start.shape[0], s.tokens)))
+            parts.append(jnp.broadcast_to(start[:, None], (start.shape[0], s.tokens)))
             if s.kind == "clean":
                 start = start + content.takes_position(s).astype(jnp.int32)
-    return in_packed_order(chunk, found), start
+    return in_packed_order(chunk, parts), start
 
 
 def in_packed_order(chunk: Chunk, parts: Sequence[jax.Array]) -> jax.Array:
-    """Arrays [B, tokens], one per segment (constant over an image), to [B, L] in packed order."""
+    """Arrays [B, tokens] of all segments, constant over each image, to [B, L] in packed order."""
     pairs = list(zip(chunk.segments, parts, strict=True))
     blocks = [x[:, : s.text] for s, x in pairs]
     blocks += [x[:, : s.vit] for s, x in pairs if s.vit]
     return jnp.concatenate(blocks + [x[:, : s.latents] for s, x in pairs if s.latents], axis=1)
 
 
-def cache_of_slices(pieces: Sequence[slice], k: jax.Array, v: jax.Array, mask: jax.Array) -> KVCache:
-    """A KV cache of the slices `pieces` of a chunk's keys and values [Y, B, L, K, H] and `mask` [B, L]."""
-    k, v = (jnp.moveaxis(jnp.concatenate([x[:, :, s] for s in pieces], axis=2), 3, 2) for x in (k, v))
-    return KVCache(k, v, jnp.concatenate([mask[:, s] for s in pieces], axis=1))
-
-
 def at_token(hidden: jax.Array, index: jax.Array) -> jax.Array:
-    """hidden [B, tokens, D] at one token per row, [B, D]; the last one where the index is -1."""
+    """hidden [B, tokens, D] at one token per row, [B, D]; index -1 [B] is the last token."""
     return jnp.take_along_axis(hidden, index[:, None, None] % hidden.shape[1], axis=1)[:, 0]

@@ -38,7 +38,7 @@ def every_slot(layout: Layout) -> dict[str, float]:
     prompt, turn = Chunk(layout.prompt_segments), Chunk(layout.turn_segments)
     r, s = layout.trajectories, layout.turns
     segments = [*layout.prompt_segments * r, *layout.turn_segments * s]
-    history = float(sum(min(slot, layout.history) for slot in range(s)))
+    history = float(sum(min(slot, layout.window) for slot in range(s)))
     return {
         "rows": 1.0,
         "slots": float(layout.row_tokens),
@@ -208,13 +208,13 @@ def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program
     kind = program.attention(config)
     prompt, turn, rows = Chunk(layout.prompt_segments), Chunk(layout.turn_segments), counts["rows"]
     slots = rows * layout.turns
-    most = sum(min(slot, layout.history) for slot in range(layout.turns)) / layout.turns
-    most = float(layout.history) if program.order == "scan" else most
-    window = layout.history
+    most = sum(min(slot, layout.window) for slot in range(layout.turns)) / layout.turns
+    most = float(layout.window) if program.order == "scan" else most
+    window = layout.window
     at_once = not window or masked.turns_together(layout.visible_tokens, window) == window
     dense = float(window) if at_once else counts["branch_turns"] / slots
     seen = {"dense": dense, "splash": counts["history_turns"] / slots}.get(kind, most)
-    context, room = (layout.prompt_slots + layout.visible_tokens * turns for turns in (seen, most))
+    context, room = (layout.prompt_tokens + layout.visible_tokens * turns for turns in (seen, most))
     prompts = rows * layout.trajectories * _chunk_pairs(kind, prompt, 0.0, 0.0)
     return prompts, slots * _chunk_pairs(kind, turn, context, room)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from process_gen.models import autoencoder, flow, vit
 from process_gen.models.config import ModelConfig, UnrollOptions
-from process_gen.models.content import ChunkInputs, Named, prompt_inputs, token_count, turn_inputs
+from process_gen.models.content import BySegment, ChunkInputs, prompt_inputs, token_count, turn_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -55,24 +55,30 @@ def _add_context_noise(key: jax.Array, clean: jax.Array, options: UnrollOptions)
     return clean + level[:, :, None, None] * jax.random.normal(noise_key, clean.shape)
 
 
-_PARTS = ("turns", "latents", "noise", "text", "images", "prompt latents")
+_KEYS = ("flow", "latents", "context noise", "text", "images", "prompt latents")
 """Uses of random numbers, one key each; their order fixes the keys."""
 
 
-def _latents(config: ModelConfig, images: jax.Array, given: Any, frozen: Any, key: Any) -> jax.Array:
-    """Latents [B, S, I, C] of images: `given` ones, else the encoder's means, or samples with a `key`."""
-    if given is None:
-        given = autoencoder.slots_to_tokens(config, images, frozen, key)
-    return given.astype(jnp.float32)
+def _latents(config: ModelConfig, images: jax.Array, encoded: Any, frozen: Any, key: Any) -> jax.Array:
+    """Latents [B, S, I, C] of images: those `encoded` ahead of time, else the encoder's.
+
+    The encoder gives the mean of its distribution, or with a `key` a sample of it.
+    """
+    if encoded is None:
+        encoded = autoencoder.slots_to_tokens(config, images, frozen, key)
+    return encoded.astype(jnp.float32)
 
 
-def _kept(layout: Layout, key: jax.Array, image: str, hidden: jax.Array, options: UnrollOptions) -> Named:
-    """Draws which segments of an image stay in context, [B, S] bool by name; none of `hidden` [B, S] do."""
-    rates = {s.name: options.drop_vit if s.vit else options.drop_latents for s in layout.state_slots(image)}
-    found = {}
-    for (name, rate), one in zip(rates.items(), jax.random.split(key, len(rates)), strict=True):
-        found[name] = ~(hidden | jax.random.bernoulli(one, rate, hidden.shape)) if rate else ~hidden
-    return found
+def _draw_keep(
+    key: jax.Array, layout: Layout, image: str, dropped: jax.Array, options: UnrollOptions
+) -> BySegment:
+    """Draws which segments of an image stay in context, [B, S] bool each; none where `dropped` [B, S]."""
+    keep, segments = {}, layout.state_slots(image)
+    for s, segment_key in zip(segments, jax.random.split(key, len(segments)), strict=True):
+        rate = options.drop_vit if s.vit else options.drop_latents
+        drop = dropped | jax.random.bernoulli(segment_key, rate, dropped.shape) if rate else dropped
+        keep[s.name] = ~drop
+    return keep
 
 
 def make_inputs(
@@ -84,41 +90,46 @@ def make_inputs(
     to. Images that the batch holds as latents are not encoded.
     """
     config, layout, shape = model.config, model.layout, batch.present.shape
-    keys = dict(zip(_PARTS, jax.random.split(key, len(_PARTS)), strict=True))
+    keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
     if not options.sample_latents:
         keys |= {"latents": None, "prompt latents": None}
     latents = _latents(config, batch.image, batch.image_latents, frozen, keys["latents"])
-    source = jnp.clip(jnp.arange(shape[1])[None] + jnp.maximum(batch.target, 0), 0, shape[1] - 1)
-    clean = jnp.take_along_axis(latents, source[:, :, None, None], axis=1)
-    noised, t, velocity = _flow_targets(keys["turns"], clean, layout.copies, options)
-    pictures, seen = batch.image, latents  # what later tokens see
+    target_slot = jnp.clip(jnp.arange(shape[1])[None] + jnp.maximum(batch.target, 0), 0, shape[1] - 1)
+    clean = jnp.take_along_axis(latents, target_slot[:, :, None, None], axis=1)
+    noised, t, velocity = _flow_targets(keys["flow"], clean, layout.copies, options)
+    shown, shown_latents = batch.image, latents  # the images that later tokens see
     if batch.shown is not None:
-        pictures = batch.shown
-        seen = _latents(config, pictures, batch.shown_latents, frozen, keys["latents"])
-    seen = _add_context_noise(keys["noise"], seen, options)
+        shown = batch.shown
+        shown_latents = _latents(config, shown, batch.shown_latents, frozen, keys["latents"])
+    shown_latents = _add_context_noise(keys["context noise"], shown_latents, options)
 
-    unseen_images = jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2])
-    hidden = jnp.take_along_axis(unseen_images, batch.prompt_index, axis=1)
-    hidden |= batch.present & ~batch.has_image
-    keep = _kept(layout, jax.random.fold_in(keys["images"], 1), "image", hidden, options)
-    no_text = jax.random.bernoulli(keys["text"], options.drop_text, shape)
+    drop_images = jax.random.bernoulli(keys["images"], options.drop_images, batch.prompt_tokens.shape[:2])
+    no_image = jnp.take_along_axis(drop_images, batch.prompt_index, axis=1)
+    no_image |= batch.present & ~batch.has_image
+    keep = _draw_keep(jax.random.fold_in(keys["images"], 1), layout, "image", no_image, options)
+    drop_text = jax.random.bernoulli(keys["text"], options.drop_text, shape)
     turns = turn_inputs(
         batch.present,
-        jnp.where(no_text[..., None], PAD_ID, batch.before_tokens),
+        jnp.where(drop_text[..., None], PAD_ID, batch.before_tokens),
         batch.after_tokens,
-        seen,
+        shown_latents,
         noised,
         t,
-        vit.views(config, layout, pictures, seen),
+        vit.views(config, layout, shown, shown_latents),
         keep=keep,
     )
-    without_text = no_text & batch.is_first & (token_count(batch.before_tokens) == 0)
-    prompts, bare = _prompts(model, batch, keys, options, frozen, without_text, unseen_images)
-    unseen = ~functools.reduce(jnp.logical_or, keep.values())
-    unjudged = unseen if batch.unjudged is None else unseen | batch.unjudged
-    unplanned = no_text & (token_count(batch.before_tokens) > 0)
+    has_text = token_count(batch.before_tokens) > 0
+    drop_prompt = drop_text & batch.is_first & ~has_text
+    prompts, dropped_prompt = _prompts(model, batch, keys, options, frozen, drop_prompt, drop_images)
+    # The inspection is about the teacher's image, and the plan says what it should show. Neither it nor the
+    # decisions after the image have labels where that image or plan was dropped, or another image is shown.
+    unjudged = ~functools.reduce(jnp.logical_or, keep.values()) | (drop_text & has_text)
+    unjudged = unjudged if batch.unjudged is None else unjudged | batch.unjudged
     previous = jnp.pad(latents, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
-    start = _input_latents(batch, prompts.latents["prompt_image"])
+    start = 0.0
+    if layout.prompt_image:
+        start = jnp.where(batch.has_prompt_image[:, :, None, None], prompts.latents["prompt_image"], 0.0)
+        start = jnp.take_along_axis(start, batch.prompt_index[:, :, None, None], axis=1)
     flows = dict(
         target=velocity,
         x_t=noised,
@@ -126,24 +137,9 @@ def make_inputs(
         has_target=batch.present & (batch.target >= 0),
         previous=jnp.where(batch.is_first[:, :, None, None], start, previous),
         clean=clean,
-        # Dropped texts have no labels. Neither has what comes after an image that was dropped, whose plan was
-        # dropped, or in whose place the model's own is shown: the inspection is about the teacher's image.
-        masked={
-            "before": no_text,
-            "image_end": unjudged | unplanned,
-            "after": unjudged | unplanned,
-            "prompt_end": bare,
-        },
+        masked={"before": drop_text, "image_end": unjudged, "after": unjudged, "prompt_end": dropped_prompt},
     )
     return Inputs(prompts, turns, flows)
-
-
-def _input_latents(batch: Batch, latents: jax.Array | None) -> jax.Array | float:
-    """Latents [B, S, I, C] of the input image of each turn's prompt, 0 for none; `latents` [B, R, I, C]."""
-    if latents is None:
-        return 0.0
-    there = jnp.where(batch.has_prompt_image[:, :, None, None], latents, 0.0)
-    return jnp.take_along_axis(there, batch.prompt_index[:, :, None, None], axis=1)
 
 
 def _prompts(
@@ -152,29 +148,29 @@ def _prompts(
     keys: Mapping[str, jax.Array],
     options: UnrollOptions,
     frozen: Any,
-    bare: jax.Array,
-    hidden: jax.Array,
+    drop_text: jax.Array,
+    drop_image: jax.Array,
 ) -> tuple[ChunkInputs, jax.Array]:
     """Makes the prompts of a batch, [B, R, ...], with conditioning dropout.
 
-    A prompt of any `bare` [B, S] turn loses its newest text: its instruction, or else its first
-    text. A `hidden` [B, R] prompt loses its image.
+    `drop_text` [B, S]: turns whose prompt loses its newest text, the instruction or else the first text.
+    `drop_image` [B, R]: prompts that lose their image.
 
     Returns:
       The prompts, and [B, R] bool, which of them lost a text.
     """
     config, layout = model.config, model.layout
-    draws = batch.prompt_index[:, :, None] == jnp.arange(hidden.shape[1])[None, None]
-    bare = (bare[:, :, None] & draws).any(1)
-    text, instruction, instructed = batch.prompt_tokens, batch.instruction_tokens, jnp.zeros_like(bare)
+    is_prompt_of = batch.prompt_index[:, :, None] == jnp.arange(drop_image.shape[1])[None, None]
+    drop_text = (drop_text[:, :, None] & is_prompt_of).any(1)  # [B, R]
+    text, instruction, drop_first = batch.prompt_tokens, batch.instruction_tokens, drop_text
     if instruction is not None:
-        instructed = token_count(instruction) > 0
-        instruction = jnp.where(bare[..., None], PAD_ID, instruction)
-    text = jnp.where((bare & ~instructed)[..., None], PAD_ID, text)
+        drop_first = drop_text & (token_count(instruction) == 0)
+        instruction = jnp.where(drop_text[..., None], PAD_ID, instruction)
+    text = jnp.where(drop_first[..., None], PAD_ID, text)
     if not layout.prompt_image:
-        return prompt_inputs(text, instruction=instruction), bare
+        return prompt_inputs(text, instruction=instruction), drop_text
     images = batch.prompt_image
     latents = _latents(config, images, batch.prompt_latents, frozen, keys["prompt latents"])
-    keep = _kept(layout, jax.random.fold_in(keys["images"], 2), "prompt_image", hidden, options)
+    keep = _draw_keep(jax.random.fold_in(keys["images"], 2), layout, "prompt_image", drop_image, options)
     patches = vit.views(config, layout, images, latents)
-    return prompt_inputs(text, latents, patches, instruction, batch.has_prompt_image, keep), bare
+    return prompt_inputs(text, latents, patches, instruction, batch.has_prompt_image, keep), drop_text

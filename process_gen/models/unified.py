@@ -9,7 +9,7 @@ image at a time (`forward_chunk`, `process_gen.sampling.extend`).
 
 B rows, S turn slots, R prompts of a row, L tokens of a chunk, T tokens of a text slot, J
 noised copies, I latent tokens and P ViT tokens of an image, C channels of a latent token,
-U values of a ViT patch, D width, K key/value heads, H head.
+U values of a ViT patch, Y layers, D width, K key/value heads, H head.
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ from process_gen.models import flow, vit
 from process_gen.models.attention import (
     RowMasks,
     by_stream,
+    chunk_attention,
     join_slots,
-    of_chunk,
-    of_rows,
+    row_attention,
     split_slots,
-    stream_tokens,
 )
 from process_gen.models.backbone import Backbone
-from process_gen.models.cache import Context, KVCache, visible_pieces
+from process_gen.models.cache import Context, KVCache, chunk_slices
 from process_gen.models.config import ModelConfig
 from process_gen.models.content import (
     ChunkInputs,
     at_token,
-    cache_of_slices,
     positions,
     prompt_inputs,
     token_count,
@@ -59,7 +57,7 @@ class ChunkOutput(NamedTuple):
 
     Attributes:
       hidden: {"und": [B, tokens, D], "gen": [B, tokens, D]} after the final norms.
-      k, v: keys and values of the chunk, [layers, B, L, K, H].
+      k, v: keys and values of the chunk, [Y, B, L, K, H].
       mask: [B, L] bool in packed order, tokens that are present.
       position: [B] int32, the rotary position that follows the chunk.
     """
@@ -69,6 +67,12 @@ class ChunkOutput(NamedTuple):
     v: jax.Array
     mask: jax.Array
     position: jax.Array
+
+    def cache(self, pieces: Sequence[slice]) -> KVCache:
+        """The KV cache of some of the chunk's tokens: those in `pieces`, in their order."""
+        k, v = (jnp.concatenate([x[:, :, s] for s in pieces], axis=2) for x in (self.k, self.v))
+        mask = jnp.concatenate([self.mask[:, s] for s in pieces], axis=1)
+        return KVCache(jnp.moveaxis(k, 3, 2), jnp.moveaxis(v, 3, 2), mask)
 
 
 class UnifiedModel(nn.Module):
@@ -85,8 +89,8 @@ class UnifiedModel(nn.Module):
         self.embedding = self.param("embedding", embedding_init, (c.vocab_size, c.width))
         self.backbone = Backbone(c)
         if c.latent_positions == "learned":
-            table_init = annotated(nn.initializers.normal(1.0), "position", "embed")
-            self.positions = self.param("latent_positions", table_init, (c.max_latent_side**2, c.width))
+            init = annotated(nn.initializers.normal(1.0), "position", "embed")
+            self.latent_positions = self.param("latent_positions", init, (c.max_latent_side**2, c.width))
         self.head = linear(c.vocab_size, ("embed", "vocab"), c, adapters=False)
         self.latent_in = linear(c.width, ("latent", "embed"), c, bias=True)
         self.latent_out = linear(self.layout.latent_values, ("embed", "latent"), c, bias=True, scale=0.0)
@@ -107,10 +111,15 @@ class UnifiedModel(nn.Module):
 
     def embed_latents(self, latents: jax.Array, t: jax.Array) -> jax.Array:
         """Latent tokens [B, images, I, C] at timesteps [B, images] to [B, images * I, D]."""
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        c, dtype, grid = self.config, jnp.dtype(self.config.dtype), self.layout.latent_grid
         time = timestep_features(t * c.time_scale).astype(dtype)
         time = self.time_out(nn.silu(self.time_in(time)))[:, :, None]
-        x = self.latent_in(latents.astype(dtype)) + time + self._latent_table().astype(dtype)[None, None]
+        x = self.latent_in(latents.astype(dtype)) + time
+        if c.latent_positions == "learned":
+            table = self.latent_positions[table_rows(grid, c.max_latent_side)]
+        else:
+            table = jnp.asarray(sincos_table(c.width, c.max_latent_side, grid_places(grid)))
+        x = x + table.astype(dtype)[None, None]
         return x.reshape(x.shape[0], -1, c.width)
 
     def embed_vit(self, patches: jax.Array) -> jax.Array:
@@ -118,13 +127,6 @@ class UnifiedModel(nn.Module):
         pictures = constrain("ViT patches", patches.reshape(-1, *patches.shape[2:]), "rows", None, None)
         x = self.connector(self.vit(pictures))
         return x.reshape(patches.shape[0], -1, self.config.width)
-
-    def _latent_table(self) -> jax.Array:
-        """Position embeddings of an image's latent tokens, [I, D]."""
-        c, grid = self.config, self.layout.latent_grid
-        if c.latent_positions == "learned":
-            return self.positions[table_rows(grid, c.max_latent_side)]
-        return jnp.asarray(sincos_table(c.width, c.max_latent_side, grid_places(grid)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] hidden states to [..., vocabulary], float32."""
@@ -145,15 +147,12 @@ class UnifiedModel(nn.Module):
         out = self.latent_out(hidden).astype(jnp.float32).reshape(x_t.shape)
         return flow.velocity_from_clean(x_t, out, t) if self.config.prediction == "clean" else out
 
-    def run(self, streams, positions, context, attention, keep_kv: bool = True):
-        """Runs the backbone over embedded tokens and their `positions`, both by stream, after a context."""
+    def run_backbone(self, streams, positions, context, attention, keep_kv: bool = True):
+        """Calls the `Backbone` with embedded tokens by stream; adds row and column of every latent token."""
         images = streams["gen"].shape[1] // self.layout.latents if "gen" in streams else 0
-        places = tuple(
-            jnp.tile(jnp.asarray(p, jnp.float32), images) for p in grid_places(self.layout.latent_grid)
-        )
-        streams = {
-            name: constrain(f"{name} tokens", x, "rows", "tokens", None) for name, x in streams.items()
-        }
+        grid = grid_places(self.layout.latent_grid)
+        places = tuple(jnp.tile(jnp.asarray(x, jnp.float32), images) for x in grid)
+        streams = {n: constrain(f"{n} tokens", x, "rows", "tokens", None) for n, x in streams.items()}
         return self.backbone(streams, positions, places, context, attention, keep_kv)
 
     def forward_chunk(
@@ -166,29 +165,29 @@ class UnifiedModel(nn.Module):
     ) -> ChunkOutput:
         """Runs a chunk from rotary position `start` [B] on, after a history and the caches in `context`."""
         mask = token_mask(chunk, content)
-        found, end = positions(chunk, content, start)
+        rotary, end = positions(chunk, content, start)
         caches = (history, *context)
-        masks = [cache.mask for cache in caches]
-        attention = of_chunk(self.config, chunk, mask, masks, self.layout.visible_tokens)
-        embedded = self._embedded(chunk, content, self.embed_text(self._words(chunk, content)))
-        pairs = [(cache.k, cache.v) for cache in caches]
-        hidden, (k, v) = self.run(embedded, by_stream(chunk, found), pairs, attention)
+        masks, block = [cache.mask for cache in caches], self.layout.visible_tokens
+        attention = chunk_attention(self.config, chunk, mask, masks, block)
+        streams = self._embed(chunk, content, self.embed_text(self._token_ids(chunk, content)))
+        kvs = [(cache.k, cache.v) for cache in caches]
+        hidden, (k, v) = self.run_backbone(streams, by_stream(chunk, rotary), kvs, attention)
         return ChunkOutput(hidden, k, v, mask, end)
 
-    def _words(self, chunk: Chunk, content: ChunkInputs) -> jax.Array:
-        """The vocabulary ids [B, tokens] of a chunk; of an image its two vision tokens."""
-        edges = jnp.asarray([self.ids.vision_start, self.ids.vision_end])
-        edges = jnp.broadcast_to(edges, (content.present.shape[0], 2))
-        texts = [content.texts[s.name] if s.kind == "text" else edges for s in chunk.segments]
-        return jnp.concatenate(texts, axis=1)
+    def _token_ids(self, chunk: Chunk, content: ChunkInputs) -> jax.Array:
+        """The vocabulary ids [B, tokens] of a chunk: its texts, and the two vision tokens of each image."""
+        vision = jnp.asarray([self.ids.vision_start, self.ids.vision_end])
+        vision = jnp.broadcast_to(vision, (content.present.shape[0], 2))
+        ids = [content.texts[s.name] if s.kind == "text" else vision for s in chunk.segments]
+        return jnp.concatenate(ids, axis=1)
 
-    def _embedded(self, chunk: Chunk, content: ChunkInputs, words: jax.Array) -> dict[str, jax.Array]:
-        """Embeds a chunk, by stream; `words` [B, tokens, D] are its vocabulary ids, embedded."""
-        rows, streams = content.present.shape[0], {"und": words}
+    def _embed(self, chunk: Chunk, content: ChunkInputs, tokens: jax.Array) -> dict[str, jax.Array]:
+        """Embeds a chunk, by stream; `tokens` [B, tokens, D] are its `_token_ids`, already embedded."""
+        streams = {"und": tokens}
         if patches := [content.vit[s.name] for s in chunk.segments if s.vit]:
-            streams["und"] = jnp.concatenate([streams["und"], self.embed_vit(jnp.stack(patches, 1))], axis=1)
+            streams["und"] = jnp.concatenate([tokens, self.embed_vit(jnp.stack(patches, 1))], axis=1)
         if images := [s.name for s in chunk.segments if s.latents]:
-            clean = jnp.zeros(rows)
+            clean = jnp.zeros(content.present.shape[0])
             latents = jnp.stack([content.latents[name] for name in images], axis=1)
             times = jnp.stack([content.times.get(name, clean) for name in images], axis=1)
             streams["gen"] = self.embed_latents(latents, times)
@@ -199,12 +198,12 @@ class UnifiedModel(nn.Module):
     def prefill(self, prompt: ChunkInputs) -> tuple[Context, jax.Array]:
         """Reads prompts; returns the context and the hidden state [B, D] at each prompt's last token."""
         rows, chunk = len(prompt.present), chunk_of(self.layout.prompt_segments)
-        context, nothing = Context.empty(self.config, self.layout, rows), KVCache.empty(self.config, rows, 0)
-        done = self.forward_chunk(chunk, prompt, nothing, (), context.position)
-        parts = [chunk.packed(*(s.name for s in part)) for part in self.layout.prompt_parts.values()]
-        cache = cache_of_slices([piece for part in parts for piece in part], done.k, done.v, done.mask)
-        context = context.replace(prompt=cache, position=done.position)
-        return context, self._prompt_end(chunk, prompt, done.hidden["und"])
+        context = Context.empty(self.config, self.layout, rows)
+        no_history = KVCache.empty(self.config, rows, 0)
+        out = self.forward_chunk(chunk, prompt, no_history, (), context.position)
+        cache = out.cache(chunk_slices(chunk, self.layout.prompt_parts))
+        context = context.replace(prompt=cache, position=out.position)
+        return context, self._prompt_end(chunk, prompt, out.hidden["und"])
 
     def step(
         self, context: Context, turn: ChunkInputs, refines: jax.Array
@@ -218,11 +217,11 @@ class UnifiedModel(nn.Module):
           noised copy; and the `velocity` [B, J, I, C].
         """
         chunk = chunk_of(self.layout.turn_segments)
-        seen = context.seen(self.layout, refines)
-        done = self.forward_chunk(chunk, turn, seen, [context.prompt], context.position)
-        new = cache_of_slices(visible_pieces(self.layout, chunk), done.k, done.v, done.mask)
-        context = context.with_turn(self.layout, new, turn.present, refines, done.position)
-        return context, self._turn_outputs(chunk, turn, done.hidden)
+        history = context.seen(self.layout, refines)
+        out = self.forward_chunk(chunk, turn, history, [context.prompt], context.position)
+        cache = out.cache(chunk_slices(chunk, self.layout.visible_parts))
+        context = context.with_turn(self.layout, cache, turn.present, refines, out.position)
+        return context, self._turn_outputs(chunk, turn, out.hidden)
 
     def forward_rows(
         self,
@@ -247,45 +246,45 @@ class UnifiedModel(nn.Module):
           The hidden state [B, R, D] at each prompt's last token, and the outputs of `step`, [B, S, ...].
         """
         layout, rows = self.layout, len(is_first)
+
+        def by_slot(x: jax.Array) -> jax.Array:
+            """The inverse of `_flat`."""
+            return x.reshape(rows, len(x) // rows, *x.shape[1:])
+
+        def join_streams(parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+            """Streams of prompts and of turns, [B * slots, tokens, ...], to streams [B, all tokens, ...]."""
+            return {
+                name: join_slots([by_slot(part[name]) for part in parts if name in part])
+                for name in parts[1]  # turns have both streams
+            }
+
+        # Two of each: one for all prompts, one for all turns.
         chunks = chunk_of(layout.prompt_segments), chunk_of(layout.turn_segments)
         contents = _flat(prompts), _flat(turns)
         pairs = list(zip(chunks, contents, strict=True))
-        masks = [token_mask(*pair).reshape(rows, -1, pair[0].tokens) for pair in pairs]
-        starts = [jnp.zeros_like(content.present, jnp.int32) for content in contents]
-        places, lengths = zip(*map(positions, chunks, contents, starts), strict=True)
-        start = _turn_starts(*(x.reshape(rows, -1) for x in lengths), prompt_index, is_first)
-        places = (places[0], places[1] + start.reshape(-1, 1))
-
-        def slots(x: jax.Array) -> jax.Array:
-            return x.reshape(rows, -1, *x.shape[1:])
-
-        def whole(parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
-            """Arrays [B * slots, tokens, ...] of prompts and of turns by stream, to [B, all tokens, ...]."""
-            return {
-                name: join_slots([slots(part[name]) for part in parts if name in part])
-                for name in ("und", "gen")
-                if any(name in part for part in parts)
-            }
-
+        masks = [by_slot(token_mask(*pair)) for pair in pairs]
+        zeros = [jnp.zeros_like(content.present, jnp.int32) for content in contents]
+        rotary, lengths = zip(*map(positions, chunks, contents, zeros), strict=True)
+        start = _turn_starts(*map(by_slot, lengths), prompt_index, is_first)
+        rotary = rotary[0], rotary[1] + start.reshape(-1, 1)
+        rotary = [by_stream(*pair) for pair in zip(chunks, rotary, strict=True)]
         # One look-up for all tokens, so that the gradient of the embedding is reduced over devices once.
-        ids = [self._words(*pair) for pair in pairs]
-        words = self.embed_text(join_slots([slots(x) for x in ids]))
-        words = _flat(split_slots(layout, words, [x.shape[1] for x in ids]))
-        streams = whole([self._embedded(*pair, x) for pair, x in zip(pairs, words, strict=True)])
-        places = [by_stream(*pair) for pair in zip(chunks, places, strict=True)]
-        seen = RowMasks(*masks, prompt_index, turns.present, refines)
-        attention = of_rows(self.config, layout, *chunks, seen)
-        hidden, _ = self.run(streams, whole(places), (), attention, keep_kv=False)
-        of_prompts, of_turns = {}, {}
+        ids = [self._token_ids(*pair) for pair in pairs]
+        tokens = self.embed_text(join_slots([by_slot(x) for x in ids]))
+        tokens = _flat(split_slots(layout, tokens, [x.shape[1] for x in ids]))
+        streams = join_streams([self._embed(*pair, x) for pair, x in zip(pairs, tokens, strict=True)])
+        row_masks = RowMasks(*masks, prompt_index, turns.present, refines)
+        attention = row_attention(self.config, layout, *chunks, row_masks)
+        hidden, _ = self.run_backbone(streams, join_streams(rotary), (), attention, keep_kv=False)
+        hidden_prompts, hidden_turns = {}, {}
         for name, x in hidden.items():
-            parts = split_slots(layout, x, stream_tokens(chunks, name))
-            of_prompts[name], of_turns[name] = _flat(parts)
-        self.sow("trace", "prompt", {"hidden": of_prompts, "positions": places[0]})
-        self.sow("trace", "turn", {"hidden": of_turns, "positions": places[1]})
-        end = self._prompt_end(chunks[0], contents[0], of_prompts["und"])
-        outputs = self._turn_outputs(chunks[1], contents[1], of_turns)
-        outputs = {name: x.reshape(rows, layout.turns, *x.shape[1:]) for name, x in outputs.items()}
-        return end.reshape(rows, -1, end.shape[-1]), outputs
+            parts = split_slots(layout, x, [chunk.stream_tokens[name] for chunk in chunks])
+            hidden_prompts[name], hidden_turns[name] = _flat(parts)
+        self.sow("trace", "prompt", {"hidden": hidden_prompts, "positions": rotary[0]})
+        self.sow("trace", "turn", {"hidden": hidden_turns, "positions": rotary[1]})
+        end = self._prompt_end(chunks[0], contents[0], hidden_prompts["und"])
+        outputs = self._turn_outputs(chunks[1], contents[1], hidden_turns)
+        return by_slot(end), {name: by_slot(x) for name, x in outputs.items()}
 
     def _prompt_end(self, chunk: Chunk, content: ChunkInputs, hidden: jax.Array) -> jax.Array:
         """The hidden state [B, D] of the last token of each prompt."""
@@ -293,10 +292,10 @@ class UnifiedModel(nn.Module):
         for s in chunk.segments:
             if s.kind == "text":
                 count = token_count(content.texts[s.name])
-                there, last = count > 0, at_token(hidden[:, chunk.text[s.name]], count - 1)
+                present, last = count > 0, at_token(hidden[:, chunk.text[s.name]], count - 1)
             else:
-                there, last = content.tokens_present(s), hidden[:, chunk.text[s.name].stop - 1]
-            end = last if end is None else jnp.where(there[:, None], last, end)
+                present, last = content.tokens_present(s), hidden[:, chunk.text[s.name].stop - 1]
+            end = last if end is None else jnp.where(present[:, None], last, end)
         return end
 
     def _turn_outputs(
@@ -306,23 +305,23 @@ class UnifiedModel(nn.Module):
         und, layout = hidden["und"], self.layout
 
         def text(name: str) -> jax.Array:
-            return und[:, chunk.text[name]] if layout.visible_parts[name] else und[:, :0]
+            return und[:, chunk.text.get(name, slice(0))]  # of no tokens if the layout has no such slot
 
         def closing(name: str) -> jax.Array:
             return und[:, chunk.text[name].stop - 1]
 
         noised = [f"noised_{j}" for j in range(layout.copies)]
-        latents = [chunk.latents[name] for name in noised]
-        gen = [hidden["gen"][:, s.start - chunk.und_tokens : s.stop - chunk.und_tokens] for s in latents]
+        places = [chunk.latents[name] for name in noised]
+        gen = [hidden["gen"][:, s.start - chunk.und_tokens : s.stop - chunk.und_tokens] for s in places]
         x_t, t = (jnp.stack([x[name] for name in noised], axis=1) for x in (turn.latents, turn.times))
-        end = closing("image")
+        image_end = closing("image")
         if layout.vit_tokens:
-            _, seen = layout.state_slots("image")
-            end = jnp.where(turn.tokens_present(seen)[:, None], closing(seen.name), end)
+            _, last = layout.state_slots("image")
+            image_end = jnp.where(turn.tokens_present(last)[:, None], closing(last.name), image_end)
         return {
             "before": text("before"),
             "after": text("after"),
-            "image_end": end,
+            "image_end": image_end,
             "noised_end": jnp.stack([closing(name) for name in noised], axis=1),
             "velocity": self.to_velocity(jnp.concatenate(gen, axis=1), x_t, t),
         }
@@ -348,9 +347,9 @@ def _flat(tree: Any) -> Any:
 
 
 def _turn_starts(
-    prompts: jax.Array, turns: jax.Array, prompt_index: jax.Array, is_first: jax.Array
+    prompt_lengths: jax.Array, turn_lengths: jax.Array, prompt_index: jax.Array, is_first: jax.Array
 ) -> jax.Array:
     """First rotary positions of turns, [B, S], from the lengths of prompts [B, R] and turns [B, S]."""
-    before = jnp.cumsum(turns, axis=1) - turns
-    first = jax.lax.cummax(jnp.where(is_first, before, 0), axis=1)
-    return jnp.take_along_axis(prompts, prompt_index, axis=1) + before - first
+    before = jnp.cumsum(turn_lengths, axis=1) - turn_lengths  # of all turns before it in the row
+    others = jax.lax.cummax(jnp.where(is_first, before, 0), axis=1)  # of those of other trajectories
+    return jnp.take_along_axis(prompt_lengths, prompt_index, axis=1) + before - others

@@ -4,9 +4,8 @@
              before the next one starts (`UnifiedModel.forward_rows`)
     scan     the definition: `step` scanned over the turn slots
 
-Both compute the same. With `layers` the weights of a layer are gathered once in the
-forward pass and once in the backward pass. `scan` is for histories too long for device
-memory, and the reference that tests compare `layers` with.
+Both give the same outputs. With `layers` the weights of a layer are gathered once in the forward pass and
+once in the backward pass. `scan` is for histories too long for device memory, and the reference of tests.
 
 B rows, S turn slots, R trajectories of a row, J noised copies, I latent tokens of an
 image, C channels of a latent token, T tokens of a text slot, D width.
@@ -44,18 +43,19 @@ def scan_turns(
       The hidden state [B, R, D] of each prompt's last token, and outputs [B, S, ...].
     """
     rows, trajectories = batch.prompt_tokens.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
-    opened, prompt_end = model.apply({"params": params}, flat, method="prefill")
+    flat_prompts = jax.tree.map(lambda x: x.reshape(rows * trajectories, *x.shape[2:]), prompts)
+    prefilled, prompt_end = model.apply({"params": params}, flat_prompts, method="prefill")
 
-    def of_prompt(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-        at = index.reshape((1,) * axis + (rows, 1) + (1,) * (x.ndim - axis - 1))
+    def pick_prompt(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+        """Picks one prompt of each row, `index` [B]; `axis` of x counts the B * R prompts."""
         x = x.reshape(*x.shape[:axis], rows, trajectories, *x.shape[axis + 1 :])
+        at = index.reshape((1,) * axis + (rows, 1) + (1,) * (x.ndim - axis - 2))
         return jnp.take_along_axis(x, at, axis=axis + 1).squeeze(axis + 1)
 
     def body(context, xs):
         is_first, index, turn, refines = xs
-        k, v = (of_prompt(x, index, 1) for x in (opened.prompt.k, opened.prompt.v))
-        mask, position = (of_prompt(x, index, 0) for x in (opened.prompt.mask, opened.position))
+        k, v = (pick_prompt(x, index, 1) for x in (prefilled.prompt.k, prefilled.prompt.v))
+        mask, position = (pick_prompt(x, index, 0) for x in (prefilled.prompt.mask, prefilled.position))
         context = context.with_prompts(is_first, KVCache(k, v, mask), position)
         return model.apply({"params": params}, context, turn, refines, method="step")
 
@@ -74,8 +74,8 @@ def run_turns(
     """Runs prompts and turns in the given order of the loops; returns what `scan_turns` does."""
     if order == "scan":
         return scan_turns(model, params, batch, prompts, turns)
-    given = (prompts, turns, batch.prompt_index, batch.is_first, batch.refines)
-    return model.apply({"params": params}, *given, method="forward_rows")
+    args = (prompts, turns, batch.prompt_index, batch.is_first, batch.refines)
+    return model.apply({"params": params}, *args, method="forward_rows")
 
 
 def unroll(
@@ -95,13 +95,13 @@ def unroll(
     """
     inputs = make_inputs(model, batch, key, options, frozen)
 
-    def predicted(params: Any, networks: Mapping[str, Any]) -> Outputs:
-        turns = run_turns(model, params, batch, inputs.prompts, inputs.turns, options.order)
-        return make_outputs(model, params, *turns, inputs.flows, frozen, networks)
+    def run(params: Any, networks: Mapping[str, Any]) -> Outputs:
+        prompt_end, outputs = run_turns(model, params, batch, inputs.prompts, inputs.turns, options.order)
+        return make_outputs(model, params, prompt_end, outputs, inputs.flows, frozen, networks)
 
     if reference is None:
-        return predicted(params, {})
-    return predicted(params, {REFERENCE: predicted(jax.lax.stop_gradient(reference), {})})
+        return run(params, {})
+    return run(params, {REFERENCE: run(jax.lax.stop_gradient(reference), {})})
 
 
 def make_outputs(
@@ -131,7 +131,7 @@ def make_outputs(
 def blank_outputs(
     model: UnifiedModel, batch: Batch, key: jax.Array, options: UnrollOptions, frozen: Any = None
 ) -> Outputs:
-    """A cheap `unroll`, enough to count targets: hidden states and velocities are 0, p is uniform."""
+    """A cheap `unroll`, enough to count targets: hidden states and velocities are 0, logits uniform."""
     flows = make_inputs(model, batch, key, options, frozen).flows
     turns, layout = batch.present.shape, model.layout
     shapes = {"prompt_end": batch.prompt_tokens.shape[:2], "image_end": turns}

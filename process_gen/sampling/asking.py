@@ -66,18 +66,18 @@ class Asking:
             return {}
         layout, waiting = self.model.layout, []
         for place, row in enumerate(rows):
-            if row is None or (row.now is not None and row.now.after is not None):
+            if row is None or (row.given_turn is not None and row.given_turn.after is not None):
                 continue
             if Opens.REFINE in row.choices("after_image", self.config, layout) and not row.lost:
                 waiting.append(place)
-            elif row.now is None:
+            elif row.given_turn is None:
                 row.inspection = Inspection()
         if not waiting:
             return {}
         asked = []
         for place in waiting:
             row = rows[place]
-            draft = row.now or Turn(
+            draft = row.given_turn or Turn(
                 images[place], words.get(place, {}).get("before"), refines=row.opens == Opens.REFINE
             )
             asked.append(row.situation(self.config, [*row.turns, draft], self._check))

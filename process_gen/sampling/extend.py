@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.models.cache import KVCache
-from process_gen.models.content import ChunkInputs, cache_of_slices
+from process_gen.models.content import ChunkInputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.trajectory.layout import Segment
 from process_gen.trajectory.visibility import chunk_of
@@ -28,8 +28,8 @@ def text(
     """
     chunk = chunk_of((Segment("text", "text", tokens.shape[1]),))
     content = ChunkInputs(jnp.ones(tokens.shape[0], bool), texts={"text": tokens})
-    done = model.forward_chunk(chunk, content, history, context, start)
-    return done.hidden["und"], cache_of_slices(chunk.packed("text"), done.k, done.v, done.mask)
+    out = model.forward_chunk(chunk, content, history, context, start)
+    return out.hidden["und"], out.cache(chunk.packed("text"))
 
 
 def image(
@@ -43,14 +43,14 @@ def image(
     """Runs a clean image after a context; returns the hidden state [B, D] of its last token and its KV cache.
 
     `latents` are [B, I, C]; where the layout has ViT tokens, `patches` [B, P, U] are
-    read as well. The image takes `layout.state_ids` positions from `start` [B] on.
+    read as well. The image takes `layout.state_positions` positions from `start` [B] on.
     """
     chunk = chunk_of(model.layout.state_slots("image"))
     present = jnp.ones(latents.shape[0], bool)
     content = ChunkInputs(present, latents={"image": latents}, vit={"image_vit": patches})
-    done = model.forward_chunk(chunk, content, history, context, start)
+    out = model.forward_chunk(chunk, content, history, context, start)
     pieces = chunk.packed(*(s.name for s in chunk.segments))
-    return done.hidden["und"][:, chunk.text_tokens - 1], cache_of_slices(pieces, done.k, done.v, done.mask)
+    return out.hidden["und"][:, chunk.text_tokens - 1], out.cache(pieces)
 
 
 def velocity(
@@ -64,5 +64,5 @@ def velocity(
     """The velocity [B, I, C] of a noised image x_t [B, I, C] at `t` [B] after a context, float32."""
     chunk = chunk_of((model.layout.image_slot("image", "noised"),))
     content = ChunkInputs(jnp.ones(x_t.shape[0], bool), latents={"image": x_t}, times={"image": t})
-    done = model.forward_chunk(chunk, content, history, context, position)
-    return model.to_velocity(done.hidden["gen"], x_t[:, None], t[:, None])[:, 0]
+    out = model.forward_chunk(chunk, content, history, context, position)
+    return model.to_velocity(out.hidden["gen"], x_t[:, None], t[:, None])[:, 0]

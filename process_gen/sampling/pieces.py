@@ -55,7 +55,7 @@ def pieces(
       rows: trajectories at once, the batch size.
       axes: mesh axes that the rows are split over; () where every device has them all.
     """
-    model = turn.scanned(model)
+    model = turn.for_sampling(model)
     layout, weights, array = model.layout, (params, frozen), jax.ShapeDtypeStruct
 
     def placed(tree):
@@ -83,7 +83,7 @@ def pieces(
     present = placed(array((rows,), jnp.bool_))
 
     def fresh():
-        context, empty = placed(turn.blank.eval_shape(model, prompt, position))
+        context, empty = placed(turn.new_context.eval_shape(model, prompt, position))
         return SamplingState(context, empty, position, present, present, keys)
 
     state = fresh()

@@ -56,7 +56,7 @@ class Row:
     doubts: list[float] = dataclasses.field(default_factory=list)
 
     @property
-    def now(self) -> Turn | None:
+    def given_turn(self) -> Turn | None:
         """The current turn if it is a given one, else None."""
         return self.given[len(self.turns)] if len(self.turns) < len(self.given) else None
 
@@ -80,7 +80,7 @@ class Row:
 
     def awaits_plan(self, config: SamplerConfig, layout: Layout) -> bool:
         """Whether to ask a planner: a plan may follow, and the next turn is not given, nor a correction."""
-        free = self.now is None and self.opens != Opens.REFINE and not self.lost
+        free = self.given_turn is None and self.opens != Opens.REFINE and not self.lost
         stream = "after_text" if self.turns else "after_prompt"
         return free and Opens.PLAN in decisions.choices(stream, config.mode, layout)
 
@@ -107,7 +107,7 @@ class Row:
 
     def add(self, texts: Mapping[str, str], image: np.ndarray, opens: Opens) -> None:
         """Finishes the current turn with its image and decoded `before` and `after`; `opens` comes next."""
-        if (turn := self.now) is None:
+        if (turn := self.given_turn) is None:
             turn = Turn(image.copy(), texts.get("before"), texts.get("after"), self.opens == Opens.REFINE)
             self.images += 1
         elif turn.after is None and "after" in texts:
@@ -192,7 +192,7 @@ def occupied(rows: Sequence[Row | None]) -> np.ndarray:
     return np.array([row is not None for row in rows])
 
 
-def taken_up(
+def continued_row(
     model: UnifiedModel,
     tokenizer: Any,
     config: SamplerConfig,

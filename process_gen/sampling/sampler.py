@@ -32,7 +32,7 @@ from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError
 from process_gen.sampling.decisions import NOTHING, Opens
 from process_gen.sampling.outside import Inspector, Outside, Planner
 from process_gen.sampling.prompts import check_prompts, encode_prompt, encode_turn, idle_slots, make_prompt
-from process_gen.sampling.rows import Finished, Lost, Progress, Row, in_order, occupied, taken_up
+from process_gen.sampling.rows import Finished, Lost, Progress, Row, continued_row, in_order, occupied
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import text_specs
 from process_gen.trajectory.batch import PAD_ID
@@ -78,7 +78,7 @@ class Sampler:
         ambient: Callable[[], AbstractContextManager[None]] = nullcontext,
         outside: Outside | None = None,
     ):
-        model = turn.scanned(model)
+        model = turn.for_sampling(model)
         self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
         self.frozen = None if frozen is None else jax.device_put(frozen)
         self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
@@ -93,11 +93,11 @@ class Sampler:
 
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
-        return self._like(config=dataclasses.replace(self.config, **changes))
+        return self._replaced(config=dataclasses.replace(self.config, **changes))
 
     def with_outside(self, planner: Planner | None = None, inspector: Inspector | None = None) -> Sampler:
         """The same sampler with an external planner or inspector (`sampling.outside`)."""
-        return self._like(outside=Outside(planner, inspector))
+        return self._replaced(outside=Outside(planner, inspector))
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another size, (height, width) in pixels; compiled separately.
@@ -108,13 +108,13 @@ class Sampler:
           ValueError: the model cannot hold such images.
         """
         layout = vit.reshaped(self.model.config, self.model.layout, image_size, vit_grid)
-        return self._like(model=self.model.clone(layout=layout))
+        return self._replaced(model=self.model.clone(layout=layout))
 
-    def _like(self, **changes: Any) -> Sampler:
+    def _replaced(self, **changes: Any) -> Sampler:
         names = ("model", "params", "tokenizer", "config", "rows", "sharding", "frozen", "ambient", "outside")
         return Sampler(**{name: getattr(self, name) for name in names} | changes)
 
-    # ------------------------------------------------------------ what is asked
+    # ---------------------------------------------------------------- interface
 
     def sample(
         self, prompts: Sequence[str], seed: Seeds = None, images: Images = None
@@ -141,7 +141,7 @@ class Sampler:
 
     def stream(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> Iterator[Progress]:
         """Draws prompts and yields after every round of turns; see `sample`."""
-        return self._run(self._rows_of(prompts, seed, images))
+        return self._draw(self._new_rows(prompts, seed, images))
 
     def continue_from(
         self,
@@ -182,9 +182,9 @@ class Sampler:
                 f"{len(sources)} trajectories, {len(kept)} numbers of turns and {len(texts)} prompts: "
                 "give one for each, or one for all"
             )
-        parts = enumerate(zip(sources, kept, texts, seeds, strict=True))
-        rows = [taken_up(self.model, self.tokenizer, self.config, i, *one) for i, one in parts]
-        return in_order(self._run(rows), len(rows))
+        args = enumerate(zip(sources, kept, texts, seeds, strict=True))
+        rows = [continued_row(self.model, self.tokenizer, self.config, i, *one) for i, one in args]
+        return in_order(self._draw(rows), len(rows))
 
     def answer(self, prompts: Sequence[str], seed: Seeds = None, images: Images = None) -> list[str]:
         """Answers each prompt in words instead of drawing it; its input image is what it asks about.
@@ -192,20 +192,19 @@ class Sampler:
         Raises:
           PromptError: see `sample`.
         """
-        waiting, answers = self._rows_of(prompts, seed, images), []
+        waiting, answers = self._new_rows(prompts, seed, images), []
         while waiting:
-            now, waiting = waiting[: self.rows], waiting[self.rows :]
-            rows = [*now, *[None] * (self.rows - len(now))]
+            asked, waiting = waiting[: self.rows], waiting[self.rows :]
+            rows = [*asked, *[None] * (self.rows - len(asked))]
             with self.ambient():
-                prompt, position, _ = turn.prefill(
-                    self.model, self.params, self._prompts(rows, occupied(rows))
-                )
-                given = (prompt, position, self._put(occupied(rows)), self._turn_keys(rows))
-                tokens = turn.answer(self.model, self._texts["answer"], self.params, *given)
-            answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(now)]]
+                encoded = self._prompts(rows, occupied(rows))
+                prompt, position, _ = turn.prefill(self.model, self.params, encoded)
+                args = (prompt, position, self._put(occupied(rows)), self._turn_keys(rows))
+                tokens = turn.answer(self.model, self._texts["answer"], self.params, *args)
+            answers += [self.tokenizer.decode(ids.tolist()) for ids in jax.device_get(tokens)[: len(asked)]]
         return answers
 
-    def _rows_of(self, prompts: Sequence[str], seed: Seeds, images: Images) -> list[Row]:
+    def _new_rows(self, prompts: Sequence[str], seed: Seeds, images: Images) -> list[Row]:
         """A new row for every prompt; raises PromptError before any work."""
         seeds = self._seeds(len(prompts), seed)
         images = [None] * len(prompts) if images is None else images
@@ -213,10 +212,10 @@ class Sampler:
             raise PromptError(
                 f"{len(prompts)} prompts and {len(images)} images: give one per prompt, or None"
             )
-        asked = [make_prompt(self.model, *pair) for pair in zip(prompts, images, strict=True)]
-        for prompt in asked:
+        made = [make_prompt(self.model, *pair) for pair in zip(prompts, images, strict=True)]
+        for prompt in made:
             encode_prompt(self.model, self.tokenizer, prompt)
-        return [Row(i, *pair) for i, pair in enumerate(zip(asked, seeds, strict=True))]
+        return [Row(i, *pair) for i, pair in enumerate(zip(made, seeds, strict=True))]
 
     def _seeds(self, count: int, seed: Seeds) -> list[int]:
         seeds = self.config.seed if seed is None else seed
@@ -229,12 +228,12 @@ class Sampler:
 
     # ------------------------------------------------------------------ a round
 
-    def _run(self, asked: list[Row]) -> Iterator[Progress]:
-        """Draws trajectories, and yields after every round of turns."""
-        total, done, turns = len(asked), 0, 0
-        for drawn, finished, lost in self._rounds(asked[::-1]):
+    def _draw(self, rows: list[Row]) -> Iterator[Progress]:
+        """Draws the trajectories of rows, and yields after every round of turns."""
+        done, turns = 0, 0
+        for drawn, finished, lost in self._rounds(rows[::-1]):
             done, turns = done + len(finished) + len(lost), turns + drawn
-            yield Progress(done, total, turns, finished, lost)
+            yield Progress(done, len(rows), turns, finished, lost)
 
     def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
         """Yields (turns drawn, what finished, what was given up) for every round of every lane.
@@ -246,23 +245,23 @@ class Sampler:
             return
         lanes = [self._lane(waiting) for _ in range(self.lanes)]
         with futures.ThreadPoolExecutor(self.lanes) as pool:
-            under_way = {pool.submit(next, lane, None): lane for lane in lanes}
-            while under_way:
-                for ended in futures.wait(under_way, return_when=futures.FIRST_COMPLETED).done:
-                    lane = under_way.pop(ended)
-                    if (found := ended.result()) is not None:
-                        under_way[pool.submit(next, lane, None)] = lane
-                        yield found
+            running = {pool.submit(next, lane, None): lane for lane in lanes}
+            while running:
+                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                    lane = running.pop(future)
+                    if (drawn := future.result()) is not None:
+                        running[pool.submit(next, lane, None)] = lane
+                        yield drawn
 
     def _lane(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
-        """Draws waiting rows, last first, in a batch of its own until none is left; lanes share `waiting`."""
+        """Takes rows from the end of `waiting`, which lanes share, and draws them in a batch of its own."""
         rows: list[Row | None] = [None] * -(-self.rows // self.lanes)
         state: SamplingState | None = None
         while True:
             start, fresh = time.perf_counter(), np.zeros(len(rows), bool)
-            for place in np.flatnonzero(~occupied(rows)):
+            for i in np.flatnonzero(~occupied(rows)):
                 with contextlib.suppress(IndexError):  # another lane may have taken the last one
-                    rows[place], fresh[place] = waiting.pop(), True
+                    rows[i], fresh[i] = waiting.pop(), True
             if not occupied(rows).any():
                 return
             with self.ambient():
@@ -271,8 +270,8 @@ class Sampler:
                 state = self._turn(state, rows)
             active, finished, lost = np.flatnonzero(occupied(rows)), [], []
             share = (time.perf_counter() - start) / len(active) / self.lanes
-            for place in active:
-                row = rows[place]
+            for i in active:
+                row = rows[i]
                 row.seconds += share
                 stopped = row.stopped(self.config)
                 if row.lost:
@@ -280,94 +279,94 @@ class Sampler:
                 elif stopped:
                     finished.append((row.index, row.trajectory(self.config, stopped)))
                 if row.lost or stopped:
-                    rows[place] = None
+                    rows[i] = None
             yield len(active), tuple(finished), tuple(lost)
 
     def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
         """One turn of every row that holds a trajectory; updates `rows`."""
         present, opens = occupied(rows), np.array([row.opens if row else NOTHING for row in rows])
-        given = [row and self._given(row) for row in rows]
+        given = [row and self._given_slots(row) for row in rows]
         refines, writes = opens == Opens.REFINE, np.isin(opens, (Opens.PLAN, Opens.REFINE))
-        state = state.told(refines=self._put(refines), keys=self._turn_keys(rows))
+        state = state.with_fields(refines=self._put(refines), keys=self._turn_keys(rows))
         texts: dict[str, np.ndarray] = {}
         if writes.any():
             state, texts["before"], _ = self._write("before", state, writes, given)
         state, images, end = self._image(state, present, given)
         if self.outside.inspector:
             befores = self._asking.words(jax.device_get(texts), {"before": writes})
-            said = self._asking.inspect(self.outside.inspector, rows, images, befores)
-            given = [{**(one or {}), **said.get(place, {})} for place, one in enumerate(given)]
+            inspections = self._asking.inspect(self.outside.inspector, rows, images, befores)
+            given = [{**(slots or {}), **inspections.get(i, {})} for i, slots in enumerate(given)]
         opens = self._decide("after_image", end, state, rows, present)
         if (inspects := opens == Opens.INSPECT).any():
             state, texts["after"], end = self._write("after", state, inspects, given)
             opens = np.where(inspects, self._decide("after_text", end, state, rows, inspects), opens)
-        state = self._commit(state.told(rows=self._put(present)))
+        state = self._commit(state.with_fields(rows=self._put(present)))
         words = self._asking.words(jax.device_get(texts), {"before": writes, "after": inspects})
-        for place in np.flatnonzero(present):
-            rows[place].add(words.get(place, {}), images[place], Opens(opens[place]))
+        for i in np.flatnonzero(present):
+            rows[i].add(words.get(i, {}), images[i], Opens(opens[i]))
         self._asking.plan(self.outside.planner, filter(None, rows))
         return state
 
-    def _given(self, row: Row) -> dict[str, Any] | None:
-        """The given slots of a row's next turn: all, or the text before its image; None if there are none."""
-        return (
-            self._asking.slots(row) if row.now is None else encode_turn(self.model, self.tokenizer, row.now)
-        )
+    def _given_slots(self, row: Row) -> dict[str, Any] | None:
+        """What a row reads instead of drawing: a given turn, a text of a planner or an inspector, or None."""
+        if row.given_turn is None:
+            return self._asking.slots(row)
+        return encode_turn(self.model, self.tokenizer, row.given_turn)
 
     def _write(
         self, part: str, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, jax.Array, jax.Array]:
         """Decodes a text in some rows [B]: the new state, tokens [B, T], the last hidden state [B, D]."""
-        blank = np.full(self._texts[part].size, PAD_ID, np.int32)
-        told = [one[part] if one and one.get(part) is not None else blank for one in given]
-        state = state.told(rows=self._put(rows))
-        new = turn.decode_text(
-            self.model, self._texts[part], part, self.params, state, self._put(np.stack(told))
-        )
-        return state.holding(new), new.tokens, new.end
+        spec = self._texts[part]
+        blank = np.full(spec.size, PAD_ID, np.int32)
+        texts = [slots[part] if slots and slots.get(part) is not None else blank for slots in given]
+        state = state.with_fields(rows=self._put(rows))
+        new = turn.decode_text(self.model, spec, part, self.params, state, self._put(np.stack(texts)))
+        return state.extended(new), new.tokens, new.end
 
     def _image(
         self, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
     ) -> tuple[SamplingState, np.ndarray, jax.Array]:
         """Adds an image in some rows [B]: the new state, pixels, hidden state [B, D] of the closing token."""
-        images_told = [one.get("image") if one else None for one in given]
-        state, told = state.told(rows=self._put(rows)), np.array([one is not None for one in images_told])
-        if (rows & ~told).any():
+        given_images = [slots.get("image") if slots else None for slots in given]
+        is_given = np.array([image is not None for image in given_images])
+        state = state.with_fields(rows=self._put(rows))
+        if (rows & ~is_given).any():
             latents = turn.sample_image(self.model, self.config.flow, self.params, state)
             shown = turn.decode_image(self.model, latents, self.frozen)
             images = jax.device_get(shown)
         else:
             images = np.zeros((len(rows), *self.model.layout.image_size, 3), np.uint8)
-        if told.any():
+        if is_given.any():
             images = images.copy()
-            images[told] = [one for one in images_told if one is not None]
+            images[is_given] = [image for image in given_images if image is not None]
             shown = self._put(images)
-        seen = turn.encode_image(self.model, shown, self.frozen)
-        new = turn.append_image(self.model, self.params, *seen, state)
-        return state.holding(new), images, new.end
+        latents, patches = turn.encode_image(self.model, shown, self.frozen)
+        new = turn.append_image(self.model, self.params, latents, patches, state)
+        return state.extended(new), images, new.end
 
     def _decide(
         self, stream: str, end: jax.Array, state: SamplingState, rows: Sequence[Row | None], asked: np.ndarray
     ) -> np.ndarray:
         """Decides what follows in the rows `asked` [B] bool: [B] of `Opens`, `NOTHING` elsewhere."""
         choices = [
-            row.choices(stream, self.config, self.model.layout) if one else frozenset()
-            for row, one in zip(rows, asked, strict=True)
+            row.choices(stream, self.config, self.model.layout) if ask else frozenset()
+            for row, ask in zip(rows, asked, strict=True)
         ]
-        open_ = np.array([len(some) > 1 for some in choices])
-        found = np.array([next(iter(some), NOTHING) for some in choices])
-        if not open_.any():
-            return found
+        only = np.array([next(iter(some), NOTHING) for some in choices])
+        several = np.array([len(some) > 1 for some in choices])
+        if not several.any():  # the model need not be asked
+            return only
         allowed = np.array([[one in some for one in Opens] for some in choices])
-        own, shares = self._ask(stream, end, state.keys, allowed)
-        for place in np.flatnonzero(open_ & allowed[:, Opens.REFINE]):
-            rows[place].doubt = round(float(shares[place, Opens.REFINE]), 6)
-        return np.where(open_, own, found)
+        decisions, probabilities = self._ask(stream, end, state.keys, allowed)
+        for i in np.flatnonzero(several & allowed[:, Opens.REFINE]):
+            rows[i].doubt = round(float(probabilities[i, Opens.REFINE]), 6)
+        return np.where(several, decisions, only)
 
     def _ask(
         self, stream: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The model's own decisions among the choices that are `allowed` [B, C], and their probabilities."""
+        """The model's decisions among the choices that are `allowed` [B, C], and their probabilities."""
         settings = (self.config.decides_at, self.config.refine_threshold, stream)
         found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), keys)
         return jax.device_get(found)
@@ -386,27 +385,28 @@ class Sampler:
         self, state: SamplingState | None, rows: Sequence[Row | None], fresh: np.ndarray
     ) -> SamplingState:
         """Prefills the prompts of the rows `fresh` into the state; sets their first decisions in `rows`."""
-        prompts, put = self._prompts(rows, fresh), self._put(fresh)
+        prompts, fresh_rows = self._prompts(rows, fresh), self._put(fresh)
         prompt, position, end = turn.prefill(self.model, self.params, prompts)
         keys = self._turn_keys(rows)
-        found = self._entered(state, put, keys, prompt, position)
+        new = self._with_prompts(state, fresh_rows, keys, prompt, position)
         if "noimg" in self.config.flow.branches:
             if "has_image" in prompts:
-                bare = prompts | {"has_image": self._put(np.zeros_like(fresh))}
-                prompt, position, _ = turn.prefill(self.model, self.params, bare)
-            texts = self._entered(state and state.texts, put, keys, prompt, position)
-            found = found.replace(texts=texts)
-        for place, opens in enumerate(self._decide("after_prompt", end, found, rows, fresh)):
-            if fresh[place]:
-                rows[place].opens = Opens(opens)
-        self._asking.plan(self.outside.planner, (rows[place] for place in np.flatnonzero(fresh)))
-        return found
+                without = prompts | {"has_image": self._put(np.zeros_like(fresh))}
+                prompt, position, _ = turn.prefill(self.model, self.params, without)
+            texts = self._with_prompts(state and state.texts, fresh_rows, keys, prompt, position)
+            new = new.replace(texts=texts)
+        opens = self._decide("after_prompt", end, new, rows, fresh)
+        for i in np.flatnonzero(fresh):
+            rows[i].opens = Opens(opens[i])
+        self._asking.plan(self.outside.planner, (rows[i] for i in np.flatnonzero(fresh)))
+        return new
 
-    def _entered(
+    def _with_prompts(
         self, state: SamplingState | None, fresh: jax.Array, keys: jax.Array, prompt: Any, position: jax.Array
     ) -> SamplingState:
+        """The state with prefilled prompts in the rows `fresh`; a new state if there is none."""
         if state is None:
-            context, empty = turn.blank(self.model, prompt, position)
+            context, empty = turn.new_context(self.model, prompt, position)
             return SamplingState(context, empty, context.position, fresh, fresh, keys)
         context = turn.enter(state.context, fresh, prompt, position)
         return state.replace(context=context, position=context.position, keys=keys)
@@ -418,12 +418,11 @@ class Sampler:
             encode_prompt(self.model, self.tokenizer, row.prompt) if new else idle
             for row, new in zip(rows, fresh, strict=True)
         ]
-        given = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
-        if "images" in given:
-            given["latents"], given["patches"] = turn.encode_image(
-                self.model, given.pop("images"), self.frozen
-            )
-        return given
+        prompts = {name: self._put(np.stack([one[name] for one in slots])) for name in idle}
+        if "images" in prompts:
+            encoded = turn.encode_image(self.model, prompts.pop("images"), self.frozen)
+            prompts["latents"], prompts["patches"] = encoded
+        return prompts
 
     def _turn_keys(self, rows: Sequence[Row | None]) -> jax.Array:
         """The random keys [B] of each row's turn."""

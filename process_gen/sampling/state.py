@@ -43,14 +43,14 @@ class SamplingState:
     keys: Any
     texts: SamplingState | None = None
 
-    def told(self, **fields: jax.Array) -> SamplingState:
+    def with_fields(self, **fields: jax.Array) -> SamplingState:
         """The state with other `refines`, `rows` or `keys`, in `texts` too."""
-        texts = None if self.texts is None else self.texts.told(**fields)
+        texts = None if self.texts is None else self.texts.with_fields(**fields)
         return self.replace(texts=texts, **fields)
 
-    def holding(self, new: Extended) -> SamplingState:
+    def extended(self, new: Extended) -> SamplingState:
         """The state after one more text or image; an image is not added to `texts`."""
-        texts = self.texts if new.texts is None else self.texts.holding(new.texts)
+        texts = self.texts if new.texts is None else self.texts.extended(new.texts)
         return self.replace(turn=new.turn, position=new.position, texts=texts)
 
     def history(self, layout: Layout) -> KVCache:
@@ -89,7 +89,7 @@ def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, 
     if layout.visible_parts["before"]:
         before = turn.mask & _within(turn, part_slices(layout.visible_parts)["before"])
         turn, bare, moved = turn.keep_only(~before), ~before.any(1), _count(before)
-    first = state.context.step[:, -1] < 0 if layout.history else jnp.ones_like(bare)
+    first = state.context.step[:, -1] < 0 if layout.window else jnp.ones_like(bare)
     places = part_slices(layout.prompt_parts)
     parts = {name: prompt.mask & _within(prompt, place) for name, place in places.items()}
     image = parts.pop("prompt_image", jnp.zeros_like(prompt.mask)).any(1)

@@ -5,10 +5,10 @@
     decide, decode_text after, decide               an inspection or none, and what comes next
     commit                                          the turn is appended to the history
 
-Each function is jitted with the model and its settings as static arguments, and calls
-the forward passes of the model. The autoencoder has programs of its own, `decode_image`
-and `encode_image`: a TPU's compiler needs longer for its convolutions than for the whole
-backbone, so they are compiled once for all images.
+Each of these is jitted, with the model and its settings as static arguments. The
+autoencoder has programs of its own, `decode_image` and `encode_image`: a TPU's compiler
+needs longer for its convolutions than for the whole backbone, so they are compiled once
+for all images.
 
 B rows, M keys, C = len(Opens) choices, N latent tokens, V values of a latent token, D width,
 P ViT tokens of an image, U values of one.
@@ -33,23 +33,20 @@ from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import extend, flow
 from process_gen.sampling.decisions import Opens, choice_ids
 from process_gen.sampling.state import Extended, SamplingState, branch, stacked
-from process_gen.sampling.text import TextSpec, decode, sample_token
+from process_gen.sampling.text import Pick, TextSpec, decode, sample_token
 from process_gen.trajectory.batch import PAD_ID
 
 RNG_STREAMS = ("after_prompt", "before", "image", "after_image", "after", "after_text", "answer")
 """The random choices of a turn. A stream's index is folded into the turn's key: keep the order."""
 
 
-def scanned(model: UnifiedModel) -> UnifiedModel:
-    """The model for sampling: its scan over layers takes one layer per iteration (`scan_unroll=1`).
-
-    On a CPU unrolled layers take longer to compile and sample no faster.
-    """
+def for_sampling(model: UnifiedModel) -> UnifiedModel:
+    """The model with `scan_unroll=1`: on a CPU unrolled layers compile longer and sample no faster."""
     return model.clone(config=dataclasses.replace(model.config, scan_unroll=1))
 
 
-def _keys(keys: jax.Array, stream: str, *more: jax.Array) -> jax.Array:
-    """Keys [B] of one stream of a turn, from its keys [B]; the numbers `more` [] are folded in as well."""
+def _stream_keys(keys: jax.Array, stream: str, *more: jax.Array) -> jax.Array:
+    """Keys [B] of one stream of a turn, from the turn's keys [B]; numbers `more` [] are folded in too."""
     for number in (RNG_STREAMS.index(stream), *more):
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     return keys
@@ -96,16 +93,16 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def blank(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Context, KVCache]:
+def new_context(model: UnifiedModel, prompt: KVCache, position: jax.Array) -> tuple[Context, KVCache]:
     """The context of prefilled prompts, with an empty history, and the KV cache of an empty turn."""
     rows = position.shape[0]
     context = Context.empty(model.config, model.layout, rows)
     context = context.with_prompts(jnp.ones(rows, bool), prompt, position)
     turn = KVCache.empty(model.config, rows, model.layout.visible_tokens)
-    return context.replace(history=_split(context.history)), _split(turn)
+    return context.replace(history=_shard(context.history)), _shard(turn)
 
 
-def _split(cache: KVCache) -> KVCache:
+def _shard(cache: KVCache) -> KVCache:
     """Shards keys and values over rows and KV heads."""
     k, v = (constrain("a context", x, None, "rows", "kv_heads", None, None) for x in (cache.k, cache.v))
     return cache.replace(k=k, v=v)
@@ -129,38 +126,38 @@ def decode_text(
     `given` [B, T] int32 holds texts to read instead; all padding in rows where the model writes.
     """
     place = part_slices(model.layout.visible_parts)[part]
-    opening = [jnp.full_like(state.position, model.ids.im_start)]
+    prefix = [jnp.full_like(state.position, model.ids.im_start)]
     if part == "before":
-        opening.append(jnp.where(state.refines, model.ids.refine, model.ids.ins).astype(jnp.int32))
+        prefix.append(jnp.where(state.refines, model.ids.refine, model.ids.ins).astype(jnp.int32))
     is_given = given[:, 0] != PAD_ID
-    prefix = jnp.stack(opening, axis=1)
+    prefix = jnp.stack(prefix, axis=1)
     prefix = jnp.where(is_given[:, None], given[:, : prefix.shape[1]], prefix)
     prefix = jnp.where(state.rows[:, None], prefix, PAD_ID)
-    pick = _picker(model, spec, part, params, state.keys)
+    sample = _token_sampler(model, spec, part, params, state.keys)
 
-    def written_or_given(hidden, at):
-        told = jax.lax.dynamic_slice_in_dim(given, at, 1, 1)[:, 0]
-        return jnp.where(is_given, told, pick(hidden, at))
+    def pick(hidden, at):
+        given_token = jax.lax.dynamic_slice_in_dim(given, at, 1, 1)[:, 0]
+        return jnp.where(is_given, given_token, sample(hidden, at))
 
-    history, context = state.history(model.layout), [state.context.prompt]
-    so_far = state.turn.slice_keys(slice(place.stop))
-    around = (history, context, so_far, place, state.position)
-    tokens, hidden, cache = decode(model, params, *around, prefix, written_or_given)
+    turn = state.turn.slice_keys(slice(place.stop))
+    args = (state.history(model.layout), [state.context.prompt], turn, place, state.position, prefix, pick)
+    tokens, hidden, cache = decode(model, params, *args)
     count = token_count(tokens)
     end = at_token(hidden, count - 1)
     texts = None if state.texts is None else append_text(model, part, params, state.texts, tokens)
     return Extended(state.turn.write(cache, 0), state.position + count, end, tokens, texts)
 
 
-def _picker(model: UnifiedModel, spec: TextSpec, stream: str, params: Any, keys: jax.Array):
-    """The `Pick` that samples the next token among those that the spec allows."""
+def _token_sampler(model: UnifiedModel, spec: TextSpec, stream: str, params: Any, keys: jax.Array) -> Pick:
+    """Makes the function that samples the next token among those that the spec allows."""
     allowed = np.arange(model.config.vocab_size) < spec.vocabulary
     allowed[list(spec.banned)] = False
     allowed[model.ids.im_end] = True
 
     def pick(hidden, at):
         logits = model.apply({"params": params}, hidden, method="logits")
-        return sample_token(logits, jnp.asarray(allowed)[None], spec.temperature, _keys(keys, stream, at))
+        mask = jnp.asarray(allowed)[None]
+        return sample_token(logits, mask, spec.temperature, _stream_keys(keys, stream, at))
 
     return pick
 
@@ -170,9 +167,9 @@ def append_text(
 ) -> Extended:
     """Appends a given text [B, T] `before` or `after` an image in one forward pass."""
     place = part_slices(model.layout.visible_parts)[part]
-    pieces = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
-    given = (state.history(model.layout), pieces, tokens, state.position)
-    hidden, new = model.apply({"params": params}, *given, method=extend.text)
+    context = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
+    args = (state.history(model.layout), context, tokens, state.position)
+    hidden, new = model.apply({"params": params}, *args, method=extend.text)
     count = token_count(tokens)
     turn = state.turn.write(new, place.start)
     return Extended(turn, state.position + count, at_token(hidden, count - 1), tokens)
@@ -185,9 +182,9 @@ def answer(
     """Decodes text answers [B, T] int32 to prefilled prompts; all padding outside `rows` [B] bool."""
     cache = KVCache.empty(model.config, rows.shape[0], spec.size)
     prefix = jnp.where(rows[:, None], model.ids.im_start, PAD_ID).astype(jnp.int32)
-    nothing, place = KVCache.empty(model.config, rows.shape[0], 0), slice(0, spec.size)
-    pick = _picker(model, spec, "answer", params, keys)
-    return decode(model, params, nothing, [prompt], cache, place, position, prefix, pick)[0]
+    no_history, place = KVCache.empty(model.config, rows.shape[0], 0), slice(0, spec.size)
+    sample = _token_sampler(model, spec, "answer", params, keys)
+    return decode(model, params, no_history, [prompt], cache, place, position, prefix, sample)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec"))
@@ -199,25 +196,28 @@ def sample_image(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: S
     """
     velocity = velocity_of(model, params, state, {("full",), spec.branches})
     shape = (model.layout.latents, model.layout.latent_values)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(state.keys, "image"))
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(_stream_keys(state.keys, "image"))
     return flow.integrate(spec, velocity, noise)
 
 
 def velocity_of(
     model: UnifiedModel, params: Any, state: SamplingState, sets: Collection[tuple[str, ...]]
 ) -> flow.Velocity:
-    """The velocity function of the turn's image; it takes only the `sets` of guidance branches given here."""
+    """The velocity function of the turn's image; it takes only the `sets` of guidance branches given here.
+
+    All branches of a set go through the model together, stacked along the batch axis.
+    """
     branches = {name: branch(model.layout, state, name) for names in sets for name in names}
-    caches = {
-        names: [stacked(parts) for parts in zip(*(branches[name][0] for name in names), strict=True)]
-        for names in sets
-    }
+    stacked_caches = {}
+    for names in sets:
+        caches = [branches[name][0] for name in names]
+        stacked_caches[names] = [stacked(parts) for parts in zip(*caches, strict=True)]
 
     def velocity(names, x, t):
-        count, (history, *context) = len(names), caches[names]
+        count, (history, *context) = len(names), stacked_caches[names]
         position, t = jnp.concatenate([branches[name][1] for name in names]), jnp.broadcast_to(t, x.shape[0])
-        given = (history, context, jnp.concatenate([x] * count), jnp.concatenate([t] * count), position)
-        v = model.apply({"params": params}, *given, method=extend.velocity)
+        args = (history, context, jnp.concatenate([x] * count), jnp.concatenate([t] * count), position)
+        v = model.apply({"params": params}, *args, method=extend.velocity)
         return dict(zip(names, jnp.split(v, count), strict=True))
 
     return velocity
@@ -229,11 +229,11 @@ def append_image(
 ) -> Extended:
     """Appends the turn's image, encoded by `encode_image`, to its KV cache in the rows `state.rows`."""
     place = part_slices(model.layout.visible_parts)["image"]
-    pieces = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
-    given = (state.history(model.layout), pieces, latents, patches, state.position)
-    end, new = model.apply({"params": params}, *given, method=extend.image)
+    context = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
+    args = (state.history(model.layout), context, latents, patches, state.position)
+    end, new = model.apply({"params": params}, *args, method=extend.image)
     turn = state.turn.write(new.keep_only(state.rows[:, None]), place.start)
-    return Extended(turn, state.position + model.layout.state_ids * state.rows.astype(jnp.int32), end)
+    return Extended(turn, state.position + model.layout.state_positions * state.rows.astype(jnp.int32), end)
 
 
 # ----------------------------------------------------------- decisions, the end
@@ -265,14 +265,14 @@ def decide(
       [B, C] float32, probabilities at temperature 1 among what is allowed; NaN where nothing is.
     """
     logits = model.apply({"params": params}, hidden, method="logits")[:, jnp.asarray(choice_ids(model.ids))]
-    keys, refine = _keys(keys, stream), int(Opens.REFINE)
-    shares = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+    keys, refine = _stream_keys(keys, stream), int(Opens.REFINE)
+    probabilities = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     if threshold is None:
-        return sample_token(logits, allowed, temperature, keys), shares
-    refines = allowed[:, refine] & (shares[:, refine] >= threshold)
+        return sample_token(logits, allowed, temperature, keys), probabilities
+    refines = allowed[:, refine] & (probabilities[:, refine] >= threshold)
     others = allowed & (jnp.arange(len(Opens)) != refine)[None]
-    found = jnp.where(refines, refine, sample_token(logits, others, temperature, keys)).astype(jnp.int32)
-    return found, shares
+    choice = jnp.where(refines, refine, sample_token(logits, others, temperature, keys)).astype(jnp.int32)
+    return choice, probabilities
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="context")

@@ -156,7 +156,7 @@ def _history(layout: Layout, batch: Batch, turn: Lengths) -> tuple[jax.Array, ja
     step = jnp.cumsum(~batch.refines & batch.present, axis=1)
     tokens, back = [], []
     for slot in range(layout.turns):
-        window = slice(max(0, slot - layout.history), slot)
+        window = slice(max(0, slot - layout.window), slot)
         earlier = (step[:, window], batch.refines[:, window])
         seen = seen_parts(layout.context, *earlier, step[:, slot], batch.refines[:, slot])
         same = batch.prompt_index[:, window] == batch.prompt_index[:, slot, None]

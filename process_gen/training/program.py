@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,8 +68,8 @@ class TrainProgram:
         sharding.heads_divide({"model.kv_heads": sizes.kv_heads, "model.heads": sizes.heads}, mesh)
         sharding.rows_divide(rows, mesh)
         offloading.check_host_memory(offload, mesh)
-        own = config.train.own.share > 0
-        spec = Batch.spec(model.layout, rows, bool(config.data.latents), shown=own)
+        shown = config.train.own.share > 0  # the model's own images replace some of the context
+        spec = Batch.spec(model.layout, rows, bool(config.data.latents), shown)
         recipe = build_recipe(config, model)
         with builders.as_config_error():
             scoring.check(recipe, spec)
@@ -81,27 +82,26 @@ class TrainProgram:
     def create_state(self, key: jax.Array) -> TrainState:
         """The state before the first step, created in its shardings: no device ever holds a full copy.
 
-        Frozen networks except the reference are made on every host, as their `init` may read a file.
+        Registered networks are made on every host and outside of jit, as their `init` may read a file.
         """
-        shardings, own = self.shardings, self._own_networks
+        shardings = self.shardings
+        registered = [name for name in self.recipe.losses.networks if name != REFERENCE]
 
         def init(key: jax.Array) -> TrainState:
             state = sharding.unbox(self.init(key))
-            return state.replace(networks=_without(state.networks, own))
+            return state.replace(networks=_without(state.networks, registered))
 
-        kept = shardings.replace(networks=_without(shardings.networks, own))
-        state = jax.jit(init, out_shardings=kept)(key)
-        if not own:
+        jit_shardings = shardings.replace(networks=_without(shardings.networks, registered))
+        state = jax.jit(init, out_shardings=jit_shardings)(key)
+        if not registered:
             return state
+        networks = dict(state.networks or {})
         made = scoring.init_networks(self.recipe.losses.networks, {}, key)
-        # Copies: the train step donates its state, and `init` may return arrays that others hold.
-        made = {name: jax.tree.map(_copied, made[name]) for name in own}
-        placed = {name: jax.device_put(made[name], shardings.networks[name]) for name in own}
-        return state.replace(networks={**(state.networks or {}), **placed})
-
-    @property
-    def _own_networks(self) -> tuple[str, ...]:
-        return tuple(name for name in self.recipe.losses.networks if name != REFERENCE)
+        for name in registered:
+            # Copies: the train step donates its state, and `init` may return arrays that others hold.
+            copy = jax.tree.map(_copied, made[name])
+            networks[name] = jax.device_put(copy, shardings.networks[name])
+        return state.replace(networks=networks)
 
     def with_reference(self, state: TrainState) -> TrainState:
         """The state with its parameters as the frozen reference, where a loss reads one."""
@@ -134,8 +134,8 @@ class TrainProgram:
         def losses(params: Any, given: Given, batch: Batch, key: jax.Array):
             return scoring.score_in_parts(self.undisturbed, params, given, batch, key)
 
-        placed = partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(losses)
-        return jax.jit(placed, out_shardings=sharding.replicated(self.mesh))
+        on_mesh = partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(losses)
+        return jax.jit(on_mesh, out_shardings=sharding.replicated(self.mesh))
 
     @property
     def undisturbed(self) -> Recipe:
@@ -150,8 +150,8 @@ class TrainProgram:
     @functools.cached_property
     def step(self) -> Any:
         """The jitted step: (state, batch) -> (state, metrics); the state is donated, its shardings stay."""
-        plain = self.mesh.size == 1 and self.offload == "none"  # nothing to place
-        step = make_train_step(self.recipe, None if plain else self.shardings)
+        one_place = self.mesh.size == 1 and self.offload == "none"
+        step = make_train_step(self.recipe, None if one_place else self.shardings)
         return jax.jit(
             partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(step),
             in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
@@ -161,11 +161,11 @@ class TrainProgram:
 
 
 def _copied(x: jax.Array) -> Any:
-    """An array of this host; random keys as they are."""
+    """A copy in this host's memory; random keys as they are."""
     is_key = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     return x if is_key else np.array(x)
 
 
-def _without(networks: dict[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """Networks without some of them; None for none."""
+def _without(networks: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+    """The networks but those `names`; None if none are left."""
     return {name: x for name, x in (networks or {}).items() if name not in names} or None

@@ -1,4 +1,4 @@
-"""One optimizer step: unroll, losses, gradients, AdamW or Muon, EMA."""
+"""One optimizer step: unroll and losses (`scoring.score`), gradients, AdamW or Muon, EMA."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class TrainState:
 
     Attributes:
       step: [] int32, batches seen.
-      params, ema: parameters, and the exponential moving average of those that are trained, float32.
+      params, ema: all parameters, and the exponential moving average of the trained ones, float32.
+      opt_state: of the trained parameters.
       key: the run's key; each step folds its number into it.
       autoencoder: weights of the autoencoder, which stay as they are; None where it has none.
       networks: weights of the frozen networks that losses read, by name; None where none does.
@@ -46,7 +47,7 @@ class TrainState:
 
     @property
     def given(self) -> Given:
-        """What the losses of the next batch need besides trained parameters."""
+        """What the losses of the next batch need besides parameters."""
         return Given(self.step, self.autoencoder, self.networks)
 
     @property
@@ -87,16 +88,16 @@ def init_state(recipe: Recipe, spec: Batch, key: jax.Array) -> TrainState:
     init_key, run_key = jax.random.split(key)
     batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), spec)
     boxed = recipe.model.init(init_key, batch)["params"]
-    whole = sharding.unbox(boxed)
-    plain = trained(whole, recipe.freeze)
+    params = sharding.unbox(boxed)
+    trained_params = trained(params, recipe.freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=boxed,
-        ema=plain,
-        opt_state=recipe.optimizer.init(plain),
+        ema=trained_params,
+        opt_state=recipe.optimizer.init(trained_params),
         key=run_key,
         autoencoder=random_weights(recipe.model.config, jax.random.fold_in(init_key, 1)),
-        networks=scoring.init_networks(recipe.losses.networks, whole, key),
+        networks=scoring.init_networks(recipe.losses.networks, params, key),
     )
 
 
@@ -113,41 +114,41 @@ def make_train_step(
     so that its batch is not repeated, and has `metrics["finite"]` 0.
     """
 
-    def like_params(tree: Any) -> Any:
+    def shard(gradients: Any) -> Any:
         if shardings is None:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, trained(shardings.params, recipe.freeze))
+            return gradients
+        return jax.lax.with_sharding_constraint(gradients, trained(shardings.params, recipe.freeze))
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
-        gradients, sums, counts = _gradients(recipe, state, batch, key, like_params)
+        gradients, sums, counts = _batch_gradients(recipe, state, batch, key, shard)
         state = state if shardings is None else offload.fetched(state, shardings)
-        norm = optax.global_norm(gradients)
+        grad_norm = optax.global_norm(gradients)
         loss = recipe.losses.total(sums, counts, state.step)
-        before = trained(state.params, recipe.freeze)
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, before)
+        old = trained(state.params, recipe.freeze)
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, old)
         update_norm = optax.global_norm(updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
-        after = optax.apply_updates(before, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        new = optax.apply_updates(old, updates)
         step = state.step + 1
         decay = ema_decay(recipe, step)
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, after)
-        params = merged(state.params, after)
-        new = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
+        ema = jax.tree.map(lambda average, x: decay * average + (1 - decay) * x, state.ema, new)
+        params = merged(state.params, new)
+        new_state = state.replace(step=step, params=params, ema=ema, opt_state=opt_state)
         metrics = {
             "loss": loss,
             **recipe.losses.metrics(sums, counts, state.step),
-            "grad_norm": norm,
+            "grad_norm": grad_norm,
             "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
-            "learning_rate": recipe.schedule(_updates(state)),
+            "learning_rate": recipe.schedule(_update_count(state)),
             "finite": finite.astype(jnp.float32),
             **by_part("grad_norm", gradients),
             **by_part("update_norm", updates),
             **amounts(recipe.model.layout, batch),
         }
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(step=step))
-        return new if shardings is None else offload.sent_back(new, shardings), metrics
+        new_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new_state, state.replace(step=step))
+        return new_state if shardings is None else offload.sent_back(new_state, shardings), metrics
 
     return train_step
 
@@ -157,45 +158,44 @@ def ema_decay(recipe: Recipe, step: jax.Array | int) -> jax.Array | float:
     return jnp.minimum(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema_warmup else recipe.ema
 
 
-def _updates(state: TrainState) -> jax.Array:
+def _update_count(state: TrainState) -> jax.Array:
     """How many updates the optimizer has made; its own count excludes steps that were not finite."""
     counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")
     return counts[0][1] if counts else state.step
 
 
-def _gradients(
-    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, like_params: Callable[[Any], Any]
-):
+def _batch_gradients(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, shard: Callable):
     """Gradients of the total loss, and the sums and counts of its terms.
 
     Every term is divided by its count over the whole batch, so accumulated
     micro-batches give the gradient of the whole batch.
     """
-    params, given = state.params, state.given
     if recipe.accumulate == 1:
-        gradients, sums, counts = _micro(recipe, params, batch, key, None, given)
-        return like_params(gradients), sums, counts
+        gradients, sums, counts = _gradients(recipe, state, batch, key)
+        return shard(gradients), sums, counts
     micro = scoring.micro_batches(recipe, batch, key)
 
-    def count(total, xs):
-        return jax.tree.map(jnp.add, total, scoring.score_blank(recipe, given, *xs)[1]), None
+    def add_counts(total, xs):
+        return jax.tree.map(jnp.add, total, scoring.score_blank(recipe, state.given, *xs)[1]), None
 
-    def accumulate(carry, xs):
-        gradients, sums, _ = _micro(recipe, params, xs[0], xs[1], counts, given)
-        total, sums = jax.tree.map(jnp.add, carry, (like_params(gradients), sums))
-        return (like_params(total), sums), None
+    def add_gradients(carry, xs):
+        gradients, sums, _ = _gradients(recipe, state, *xs, counts)
+        total, sums = jax.tree.map(jnp.add, carry, (shard(gradients), sums))
+        return (shard(total), sums), None
 
-    no_sums, no_counts = scoring.zero_sums(recipe, given, micro)
-    counts, _ = jax.lax.scan(count, no_counts, micro)
-    start = (like_params(jax.tree.map(jnp.zeros_like, trained(params, recipe.freeze))), no_sums)
-    (gradients, sums), _ = jax.lax.scan(accumulate, start, micro)
+    no_sums, no_counts = scoring.zero_sums(recipe, state.given, micro)
+    counts, _ = jax.lax.scan(add_counts, no_counts, micro)
+    no_gradients = shard(jax.tree.map(jnp.zeros_like, trained(state.params, recipe.freeze)))
+    (gradients, sums), _ = jax.lax.scan(add_gradients, (no_gradients, no_sums), micro)
     return gradients, sums, counts
 
 
-def _micro(recipe: Recipe, params: Any, batch: Batch, key: jax.Array, counts: dict | None, given: Given):
-    def loss(part):
-        sums, own = scoring.score(recipe, merged(params, part), given, batch, key)
-        return recipe.losses.total(sums, own if counts is None else counts, given.step), (sums, own)
+def _gradients(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, counts: dict | None = None):
+    """Gradients, sums and counts of one micro-batch; its sums are divided by `counts`, by default its own."""
 
-    gradients, (sums, own) = jax.grad(loss, has_aux=True)(trained(params, recipe.freeze))
+    def loss(part):
+        sums, own = scoring.score(recipe, merged(state.params, part), state.given, batch, key)
+        return recipe.losses.total(sums, own if counts is None else counts, state.step), (sums, own)
+
+    gradients, (sums, own) = jax.grad(loss, has_aux=True)(trained(state.params, recipe.freeze))
     return gradients, sums, own

@@ -10,14 +10,13 @@ holds these segments, in logical order:
     image     image    the image that later tokens see
     after     text     <|im_start|> .. <|im_end|>, the inspection
 
-Each image stands between `<|vision_start|>` and `<|vision_end|>`. Where
-`vit_grid` asks for it, the clean image is followed by `image_vit`: the same image
-once more, as tokens of the understanding side (ViT features), between two vision
-tokens of its own. Together they are one visual state.
+Each image stands between `<|vision_start|>` and `<|vision_end|>`. With a
+`vit_grid`, the clean image is followed by `image_vit`: the same image as ViT tokens,
+between two vision tokens of its own. Both segments together are a visual state.
 
-Before the first turn stands the prompt: a text, and where the layout asks for
-them an input image as a visual state (`prompt_image`, `prompt_image_vit`) and a
-second text after it (`instruction`).
+Before the first turn stands the prompt: a text, and if the layout has them an input
+image as a visual state (`prompt_image`, `prompt_image_vit`) and a second text after
+it (`instruction`).
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class Segment:
       name: as in the table above.
       kind: `text` (causal inside), `clean` image (full inside) or `noised`
         image (full inside, seen by nobody else).
-      text: number of tokens that carry a vocabulary id. For an image these are
-        the two vision tokens.
+      text: number of tokens with a vocabulary id. Those of an image are its two
+        vision tokens.
       latents: number of latent tokens.
       vit: number of ViT tokens; an image has either these or latents.
     """
@@ -69,8 +68,8 @@ class Layout:
         leaves them out.
       prompt, before, after: tokens of each text slot, with `<|im_start|>` and
         `<|im_end|>`; `before` holds plans and refine instructions, `after`
-        inspections. 0 leaves `before` or `after` out; inspections of the data are
-        not read then, texts before images are an error.
+        inspections. `before` and `after` may be 0: texts before images are then
+        an error, and inspections are ignored.
       prompt_image: whether a prompt may hold an input image, after its text.
       instruction: tokens of a text slot of the prompt after its image; 0 leaves it out.
       turns: turn slots of a row.
@@ -135,12 +134,12 @@ class Layout:
         return self.vit_grid[0] * self.vit_grid[1]
 
     @property
-    def state_ids(self) -> int:
+    def state_positions(self) -> int:
         """Rotary positions that a visual state takes: one for its latents, one for its ViT tokens."""
         return len(self.state_slots("image"))
 
     def leaves_out(self, slot: str) -> bool:
-        """Whether the data's texts for a slot are ignored: only inspections, if the layout has no slot."""
+        """Whether texts of the data are ignored: inspections, if the layout has no slot for them."""
         return slot == "after" and not self.after
 
     def text_slot(self, name: str) -> Segment:
@@ -170,7 +169,7 @@ class Layout:
         return tuple(s for part in self.prompt_parts.values() for s in part)
 
     @property
-    def prompt_slots(self) -> int:
+    def prompt_tokens(self) -> int:
         """Tokens of a prompt, all its parts together."""
         return sum(s.tokens for s in self.prompt_segments)
 
@@ -198,13 +197,13 @@ class Layout:
         return sum(s.tokens for s in self.visible_segments)
 
     @property
-    def history(self) -> int:
-        """How many turns back a turn may see, at most."""
-        within = {"full": self.turns, "step": 2 * (1 + self.corrections), "last": 2 * (1 + self.corrections)}
-        return min(self.turns, within[self.context]) - 1
+    def window(self) -> int:
+        """How many turns back a turn can see, at most: to the start of the row, or of the step before."""
+        two_steps = 2 * (1 + self.corrections)
+        return (self.turns if self.context == "full" else min(self.turns, two_steps)) - 1
 
     @property
     def row_tokens(self) -> int:
         """Tokens of a row: its prompts and its turns."""
         turn = sum(s.tokens for s in self.turn_segments)
-        return self.trajectories * self.prompt_slots + self.turns * turn
+        return self.trajectories * self.prompt_tokens + self.turns * turn

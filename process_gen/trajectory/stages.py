@@ -41,8 +41,8 @@ class Stage(enum.StrEnum):
 
 
 def stage_bits(stages: Collection[Stage]) -> int:
-    """Stages as bits of a number, the first one lowest: what `Batch.supervised` holds."""
-    return sum(1 << place for place, stage in enumerate(Stage) if stage in stages)
+    """A bit mask of stages, the first stage the lowest bit; the values of `Batch.supervised`."""
+    return sum(1 << bit for bit, stage in enumerate(Stage) if stage in stages)
 
 
 class Mode(enum.StrEnum):
@@ -61,7 +61,7 @@ class TurnField:
     """One line of `TURN_FIELDS`.
 
     Attributes:
-      name: as in `Turn`, and in records; the batch has `<name>_tokens` for texts.
+      name: as in `Turn`, in records and in the batch, where a text is called `<name>_tokens`.
       type: `text` (absent: None), `image`, `flag` or `weight`.
       default: what a record without the field means.
     """
@@ -96,9 +96,9 @@ class Turn:
     Attributes:
       image: [height, width, 3] uint8; None only in a refine turn that ends a trajectory
         and whose correction was not drawn: training then uses its text alone.
-      before: the text before it with its markup, `<ins>..</ins><des>..</des>` of a
-        plan or `<refine>..</refine>`; None where there is none. A model may have
-        written anything there.
+      before: the text before the image with its markup, `<ins>..</ins><des>..</des>` of a
+        plan or `<refine>..</refine>`; None where there is none. Texts that a model
+        wrote may be malformed.
       after: what the inspection says of the image; None where there is none.
       refines: whether the turn corrects the image before it, instead of drafting the next one.
       image_ok: whether the image is as it should be. A wrong image stands in the
@@ -147,15 +147,15 @@ class Turn:
 def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = None, **fields: Any) -> Turn:
     """A draft turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
     before = None if plan is None else markup.write_plan(plan)
-    return Turn(image, before, _plain(inspect), **fields)
+    return Turn(image, before, _checked_inspection(inspect), **fields)
 
 
 def refinement(image: np.ndarray | None, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
     """A refine turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
-    return Turn(image, markup.write_refine(instruction), _plain(inspect), refines=True, **fields)
+    return Turn(image, markup.write_refine(instruction), _checked_inspection(inspect), refines=True, **fields)
 
 
-def _plain(inspect: str | None) -> str | None:
+def _checked_inspection(inspect: str | None) -> str | None:
     return None if inspect is None else markup.check_plain(inspect, "an inspection")
 
 
@@ -224,16 +224,16 @@ class Trajectory:
       prompt: the text that the final image has to satisfy.
       turns: at least one; the first one is a draft.
       uid: names the trajectory in logs and error messages.
-      metadata: what the source knows besides (JSON-like), e.g. the scene graph.
+      metadata: what else the source knows (JSON-like), e.g. the scene graph.
       prompt_image: an input image that the prompt shows after its text, [height, width, 3] uint8.
       instruction: what the prompt says after that image, e.g. how to edit it.
-      latents: its images as latent tokens, where they were encoded ahead of time:
+      latents: its images as N latent tokens of V values, where they were encoded ahead of time:
         `image` [turns, N, V] and `prompt` [N, V], zeros where absent.
       source: which source of a mixture it comes from, counted from 0.
       supervised: the stages that have losses.
-      context_turns: turns at its start without losses: a later part of a split trajectory begins with
-        turns of the part before it.
-      ends: whether it ends with its last turn; False for a part of a split trajectory that another continues.
+      context_turns: how many of its first turns have no losses. A long trajectory is split into parts, and
+        all but the first part repeat turns of the part before as context.
+      ends: whether it ends with its last turn; False for a part that another part continues.
 
     Raises:
       ValueError: no turns, a refine turn as the first one, or a turn before the last without an image.
@@ -277,14 +277,14 @@ class Trajectory:
 
 
 def targets_of(turns: Sequence[Turn]) -> list[int]:
-    """For each turn, which turn's image its flow target shows; -1 where it has none.
+    """For each turn, the index of the turn whose image is its flow target; -1 where it has none.
 
-    A right image is its own target. That of a wrong one is the last image of its
-    step, if it is right.
+    A right image is its own target. The target of a wrong image is the last image of its
+    step, if that one is right.
     """
     right = [turn.image_ok and turn.image is not None for turn in turns]
-    found, last = [], len(turns) - 1
-    for i, turn in reversed(list(enumerate(turns))):
-        found.append(i if right[i] else last if right[last] else -1)
-        last = last if turn.refines else i - 1
-    return found[::-1]
+    targets, step_end = [], len(turns) - 1  # step_end: the last turn of the step of turn i
+    for i in reversed(range(len(turns))):
+        targets.append(i if right[i] else step_end if right[step_end] else -1)
+        step_end = step_end if turns[i].refines else i - 1
+    return targets[::-1]

@@ -58,15 +58,15 @@ import numpy as np
 from process_gen.trajectory.layout import Segment
 
 
-def seen_parts(context: str, step: Any, refines: Any, now: Any, correcting: Any) -> dict[str, Any]:
+def seen_parts(context: str, step: Any, refines: Any, own_step: Any, own_refines: Any) -> dict[str, Any]:
     """Which parts of earlier turns of its trajectory a turn sees, in training and in sampling.
 
     Args:
       context: the layout's policy.
       step: [..., W] numbers of the steps that the earlier turns belong to, oldest turn first.
       refines: [..., W] bool, whether they are refine turns.
-      now: [...] number of the step of the querying turn.
-      correcting: [...] bool, whether it is a refine turn.
+      own_step: [...] number of the step of the querying turn.
+      own_refines: [...] bool, whether it is a refine turn.
 
     Returns:
       `before`, `image` and `after`, [..., W] bool each.
@@ -74,24 +74,17 @@ def seen_parts(context: str, step: Any, refines: Any, now: Any, correcting: Any)
     everything = jnp.ones(step.shape, bool)
     if context == "full":
         return {"before": everything, "image": everything, "after": everything}
-    followed_by_refine = jnp.concatenate([refines[..., 1:], correcting[..., None]], axis=-1)
-    under_way, newest = step == now[..., None], step == now[..., None] - 1
+    is_corrected = jnp.concatenate([refines[..., 1:], own_refines[..., None]], axis=-1)  # by the next turn
+    same_step, step_before = step == own_step[..., None], step == own_step[..., None] - 1
     return {
-        "before": under_way | newest if context == "step" else under_way,
-        "image": under_way | (newest & ~followed_by_refine),
-        "after": under_way,
+        "before": same_step | step_before if context == "step" else same_step,
+        "image": same_step | (step_before & ~is_corrected),
+        "after": same_step,
     }
 
 
 def intervals(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of queries to which each key is visible.
-
-    Args:
-      segments: in logical order.
-
-    Returns:
-      start, end: [L] int32 in logical order.
-    """
+    """The interval of queries to which each key is visible: start and end, [L] int32 in logical order."""
     total = sum(s.tokens for s in segments)
     start, end, offset = [], [], 0
     for segment in segments:
@@ -105,11 +98,12 @@ def intervals(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Attention without a mask: the queries see the same other keys, and all of their own or causally.
+    """A part of a chunk's attention that needs no mask, so that one call of a kernel computes it.
 
     Attributes:
-      queries, keys: slices into the tokens of the chunk, in packed order; the queries' own keys come last.
-      causal: whether a query sees of its own only the keys up to itself; else all of them.
+      queries, keys: slices of the chunk's tokens, in packed order. The last keys are the queries' own tokens;
+        all queries see the keys before those.
+      causal: whether a query sees only those of the queries' own tokens that do not follow it; else all.
     """
 
     queries: tuple[slice, ...]
@@ -120,16 +114,17 @@ class Call:
 class Chunk:
     """Segments that go through the backbone together.
 
-    In packed order all tokens with a vocabulary id and then all ViT tokens (the
-    understanding block) stand before all latent tokens (the generation block),
-    so that which weights a token uses is known when the program is traced.
-    Rotary positions and the mask carry the logical order.
+    In packed order all tokens with a vocabulary id and then all ViT tokens (the stream
+    `und`) stand before all latent tokens (the stream `gen`), so that which weights a
+    token uses is known when the program is traced. Rotary positions and the mask carry
+    the logical order.
 
     Attributes:
       segments: in logical order.
       order: [L] logical position of each token in packed order.
       start, end: [L] in packed order, for each token as key: the logical positions of queries that see it.
       text, vit, latents: where the vocabulary, ViT and latent tokens of each segment stand in packed order.
+      stream_tokens: number of tokens by stream, `und` and `gen`.
     """
 
     def __init__(self, segments: Sequence[Segment]):
@@ -137,6 +132,7 @@ class Chunk:
         self.text_tokens = sum(s.text for s in self.segments)
         self.vit_tokens = sum(s.vit for s in self.segments)
         self.latent_tokens = sum(s.latents for s in self.segments)
+        self.stream_tokens = {"und": self.und_tokens, "gen": self.latent_tokens}
         self.text: dict[str, slice] = {}
         self.vit: dict[str, slice] = {}
         self.latents: dict[str, slice] = {}
@@ -159,7 +155,6 @@ class Chunk:
 
     @property
     def und_tokens(self) -> int:
-        """Tokens of the understanding block."""
         return self.text_tokens + self.vit_tokens
 
     @property
@@ -179,34 +174,34 @@ class Chunk:
 
     @functools.cached_property
     def calls(self) -> tuple[Call, ...]:
-        """Calls without a mask for all queries: consecutive segments of a kind share one where they can.
+        """Calls that cover all queries: consecutive segments of one kind share a call where they can.
 
         Raises:
-          ValueError: the tokens of a segment do not see alike, so a mask is needed.
+          ValueError: the tokens of a segment do not see the same keys, so a mask is needed.
         """
-        found = []
-        for _, run in itertools.groupby(self.segments, lambda segment: segment.kind):
-            names = [segment.name for segment in run]
-            if together := self._call(names):
-                found.append(together)
+        calls = []
+        for _, segments in itertools.groupby(self.segments, lambda segment: segment.kind):
+            names = [segment.name for segment in segments]
+            if shared := self._call(names):
+                calls.append(shared)
                 continue
             for name in names:
-                if not (alone := self._call([name])):
+                if not (call := self._call([name])):
                     raise ValueError(f"the tokens of {name} do not all see the same: use a masked attention")
-                found.append(alone)
-        return tuple(found)
+                calls.append(call)
+        return tuple(calls)
 
-    def _call(self, run: Sequence[str]) -> Call | None:
-        """The call of some segments, None where it needs a mask."""
-        queries = tuple(piece for name in run for piece in self.packed(name))
-        rows = np.concatenate([self.mask[piece] for piece in queries])
-        own = np.concatenate([rows[:, piece] for piece in queries], axis=1)
+    def _call(self, names: Sequence[str]) -> Call | None:
+        """The call for the queries of some segments, None where it needs a mask."""
+        queries = tuple(piece for name in names for piece in self.packed(name))
+        mask = np.concatenate([self.mask[piece] for piece in queries])
+        own = np.concatenate([mask[:, piece] for piece in queries], axis=1)
         causal = not own.all()
         if causal and not np.array_equal(own, np.tril(np.ones_like(own))):
             return None
-        others = [p for s in self.segments if s.name not in run for p in self.packed(s.name)]
-        seen = tuple(piece for piece in others if rows[:, piece].any())
-        if not all(rows[:, piece].all() for piece in seen):
+        others = [p for s in self.segments if s.name not in names for p in self.packed(s.name)]
+        seen = tuple(piece for piece in others if mask[:, piece].any())
+        if not all(mask[:, piece].all() for piece in seen):
             return None
         return Call(queries, (*seen, *queries), causal)
 

@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from process_gen.trajectory.batch import EXTRA, PAD_ID, Batch, blank
+from process_gen.trajectory.batch import EXTRA, PAD_ID, Batch, fill_value
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Stage, stage_bits
 
@@ -45,7 +45,7 @@ def empty_row(layout: Layout) -> dict[str, np.ndarray]:
     spec = dict(vars(Batch.spec(layout, 1)))
     spec |= {f"{EXTRA}{name}": field for name, field in (spec.pop("extra") or {}).items()}
     there = {name: field for name, field in spec.items() if field is not None}
-    return {name: np.full(x.shape[1:], blank(name), x.dtype) for name, x in there.items()}
+    return {name: np.full(x.shape[1:], fill_value(name), x.dtype) for name, x in there.items()}
 
 
 def _fake_row(layout: Layout, rng: np.random.Generator, vocab: int) -> dict[str, np.ndarray]:

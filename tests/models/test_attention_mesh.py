@@ -88,6 +88,6 @@ def test_a_step_of_the_long_rows_holds_no_scores():
     small = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), small)["params"])
     chunk = sum(s.tokens for s in layout.turn_segments)
-    keys = chunk + layout.prompt_slots + layout.visible_tokens * layout.history
+    keys = chunk + layout.prompt_tokens + layout.visible_tokens * layout.window
     largest = max(sizes(jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr))
     assert largest < chunk * keys / 7, f"an array of {largest} elements; scores of a head have {chunk * keys}"

@@ -139,7 +139,7 @@ def test_what_is_useful_never_exceeds_what_every_slot_holds():
 def test_useful_pairs_are_those_of_the_mask():
     layout = dataclasses.replace(LAYOUT, turns=1, trajectories=1)
     chunks = Chunk(layout.prompt_segments), Chunk(layout.turn_segments)
-    pairs = sum(int(chunk.mask.sum()) for chunk in chunks) + chunks[1].tokens * layout.prompt_slots
+    pairs = sum(int(chunk.mask.sum()) for chunk in chunks) + chunks[1].tokens * layout.prompt_tokens
     flops = cost.forward(CONFIG, layout, of_a_full_row(layout))["attention"]
     assert flops == 4 * CONFIG.heads * CONFIG.head_dim * CONFIG.layers * pairs
 

@@ -60,7 +60,7 @@ def one_by_one(model, params, inputs):
     end, position = at_token(hidden, token_count(first) - 1), position + token_count(first)
     state_end, image = apply(extend.image, [text], image, patches, position)
     end = jnp.where(there[:, None], state_end, end)
-    position = position + model.layout.state_ids * there
+    position = position + model.layout.state_positions * there
     image = image.keep_only(there[:, None])
     hidden, after = apply(extend.text, [text, image], last, position)
     count = token_count(last)

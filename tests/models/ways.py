@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from process_gen.models import kernels
-from process_gen.models.attention import RowMasks, of_rows
+from process_gen.models.attention import RowMasks, row_attention
 from process_gen.models.content import ChunkInputs
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.visibility import Chunk
@@ -49,12 +49,12 @@ def attended_rows(config, slots: Layout, masks: RowMasks, q, k, v) -> jax.Array:
     cut = Places(slots).und
     streams = ({"und": x[:, :cut], "gen": x[:, cut:]} for x in (q, k, v))
     chunks = (Chunk(x) for x in (slots.prompt_segments, slots.turn_segments))
-    out = of_rows(config, slots, *chunks, masks)(*streams, ())
+    out = row_attention(config, slots, *chunks, masks)(*streams, ())
     return jnp.concatenate([out["und"], out["gen"]], axis=1)
 
 
 def rows_of_turns(slots: Layout, rows: int, rng: np.random.Generator):
-    """[B, L] which tokens are there, the masks that `of_rows` takes, and the explicit one [B, L, L]."""
+    """[B, L] which tokens are there, the masks that `row_attention` takes, and the explicit one [B, L, L]."""
     batch = jax.tree.map(np.asarray, make_batch(rows, seed=5, **dataclasses.asdict(slots)))
     last = np.arange(slots.turns) == slots.turns - 1
     batch = batch.replace(present=batch.present & ~(last & (np.arange(rows) % 2 == 0)[:, None]))

@@ -47,13 +47,13 @@ def replayed(model, params, state, prompts, is_first, refines, one):
     """A turn with the teacher's `one`; rows where it `is_first` start from `prompts` [B, T]."""
     cache, position, end = turn.prefill(model, params, {"text": prompts})
     context = state.context.with_prompts(is_first, cache, position)
-    state = state.told(refines=refines).replace(context=context, position=context.position)
+    state = state.with_fields(refines=refines).replace(context=context, position=context.position)
     out = {"prompt_end": end}
 
     def text(state, part, tokens):
         spec = TextSpec(tokens.shape[1], (), model.config.vocab_size)
         tokens = jnp.where(one.present[:, None], tokens, PAD_ID)
-        state = state.told(rows=token_count(tokens) > 0)
+        state = state.with_fields(rows=token_count(tokens) > 0)
         written = turn.decode_text(model, spec, part, params, state, tokens)
         out[f"{part}_tokens"], out[f"{part}_end"] = written.tokens, written.end
         place, pieces = part_slices(model.layout.visible_parts)[part], [state.context.prompt]
@@ -61,15 +61,15 @@ def replayed(model, params, state, prompts, is_first, refines, one):
         out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at])[1]
         at_once = turn.append_text(model, part, params, state, tokens)
         out[f"{part}_read"] = at_once.end
-        return state.holding(written)
+        return state.extended(written)
 
     state = text(state, "before", one.texts["before"])
     velocity = turn.velocity_of(model, params, state, {BRANCHES})
     out["velocity"] = velocity(BRANCHES, one.latents["noised_0"], one.times["noised_0"])
-    state = state.told(rows=one.present)
+    state = state.with_fields(rows=one.present)
     seen = turn.append_image(model, params, one.latents["image"], one.vit["image_vit"], state)
     out["image_end"] = seen.end
-    state = text(state.holding(seen), "after", one.texts["after"])
+    state = text(state.extended(seen), "after", one.texts["after"])
     given = (state.turn, one.present, refines, state.position)
     context = state.context.with_turn(model.layout, *given)
     empty = state.turn.replace(mask=jnp.zeros_like(state.turn.mask))
@@ -79,7 +79,7 @@ def replayed(model, params, state, prompts, is_first, refines, one):
 @functools.partial(jax.jit, static_argnums=0)
 def idle(model, params, prompts):
     cache, position, _ = turn.prefill(model, params, {"text": prompts})
-    context, empty = turn.blank(model, cache, position)
+    context, empty = turn.new_context(model, cache, position)
     none = jnp.zeros(len(prompts), bool)
     return SamplingState(
         context, empty, position, none, none, jax.random.split(jax.random.key(0), len(prompts))

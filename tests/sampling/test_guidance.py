@@ -32,9 +32,9 @@ def images(seed: int = 0) -> list[np.ndarray]:
 def entered(given):
     """The state of two prompts that have been read."""
     drawer = sampler()
-    rows = drawer._rows_of(PROMPTS, 0, given)
+    rows = drawer._new_rows(PROMPTS, 0, given)
     state = drawer._enter(None, rows, np.ones(2, bool))
-    return drawer, state.told(refines=np.zeros(2, bool), keys=jax.random.split(jax.random.key(0), 2))
+    return drawer, state.with_fields(refines=np.zeros(2, bool), keys=jax.random.split(jax.random.key(0), 2))
 
 
 def branches(given, plan=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -58,12 +58,12 @@ def test_the_branch_without_images_has_never_seen_one():
     assert np.abs(with_images["full"][0] - other_images["full"][0]).max() > 1e-3
     texts = [len(sampler().tokenizer.encode(p)) + 2 for p in PROMPTS]
     np.testing.assert_array_equal(with_images["noimg"][1], texts)
-    np.testing.assert_array_equal(with_images["full"][1], np.add(texts, SEEING.state_ids))
+    np.testing.assert_array_equal(with_images["full"][1], np.add(texts, SEEING.state_positions))
 
 
 def test_the_branch_without_text_stands_where_the_text_began():
     keys, ids = branches(images())["notext"]
-    np.testing.assert_array_equal(ids, [SEEING.state_ids] * 2)
+    np.testing.assert_array_equal(ids, [SEEING.state_positions] * 2)
     assert np.abs(keys).max() > 0
     keys, ids = branches(None)["notext"]
     np.testing.assert_array_equal(ids, [0, 0])
@@ -89,7 +89,7 @@ def test_images_of_earlier_turns_are_unknown_to_the_branch_without_images():
         given = [{"image": image} for image in images(seed + 2)]
         state, _, _ = drawer._image(state, rows, given)
         texts_before = np.asarray(state.texts.position)
-        state = drawer._commit(state.told(rows=rows))
+        state = drawer._commit(state.with_fields(rows=rows))
         np.testing.assert_array_equal(state.texts.position, texts_before)
         for name, found in (("full", full), ("noimg", texts)):
             history = branch(SEEING, state, name)[0][0]
@@ -102,7 +102,7 @@ def test_a_later_draft_without_a_plan_stands_where_it_stood():
     """The prompt is then not the last that was said: it is left out, and nothing moves."""
     drawer, state = entered(None)
     state, _, _ = drawer._image(state, np.ones(2, bool), [{"image": image} for image in images()])
-    state = drawer._commit(state.told(rows=np.ones(2, bool)))
+    state = drawer._commit(state.with_fields(rows=np.ones(2, bool)))
     (history, prompt, _), position = branch(SEEING, state, "notext")
     assert not prompt.mask.any() and np.asarray(history.mask).any()
     np.testing.assert_array_equal(position, state.position)

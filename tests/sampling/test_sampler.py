@@ -104,7 +104,7 @@ def compiled() -> dict[str, int]:
         "append_image",
         "decide",
         "prefill",
-        "blank",
+        "new_context",
         "enter",
         "commit",
         "turn_keys",

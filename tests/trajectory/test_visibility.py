@@ -134,8 +134,8 @@ def test_vit_tokens_follow_the_latents_of_the_clean_image_and_of_nothing_else():
     names = [s.name for s in layout.turn_segments]
     assert names == ["before", "noised_0", "noised_1", "image", "image_vit", "after"]
     assert [name for name in names if not name.endswith("_vit")] == [s.name for s in plain.turn_segments]
-    assert (layout.state_ids, _state_tokens(layout)) == (2, 16 + 2 + 6 + 2)
-    assert (plain.state_ids, _state_tokens(plain)) == (1, 16 + 2)
+    assert (layout.state_positions, _state_tokens(layout)) == (2, 16 + 2 + 6 + 2)
+    assert (plain.state_positions, _state_tokens(plain)) == (1, 16 + 2)
     seen = logical(Chunk(layout.turn_segments).mask, Chunk(layout.turn_segments))
     ends = np.cumsum([s.tokens for s in layout.turn_segments])
     image, behind = (slice(ends[names.index(n) - 1], ends[names.index(n)]) for n in ("image", "image_vit"))
@@ -206,7 +206,7 @@ def test_seen_parts_takes_rows_of_many_turns():
 )
 def test_the_history_of_a_layout_holds_all_that_is_seen(context, turns, corrections, history):
     layout = Layout(context=context, turns=turns, corrections=corrections)
-    assert layout.history == history
+    assert layout.window == history
     steps = np.repeat(np.arange(turns), 1 + corrections)[
         :turns
     ]  # every draft is corrected as often as may be
@@ -214,7 +214,7 @@ def test_the_history_of_a_layout_holds_all_that_is_seen(context, turns, correcti
     for now in range(1, turns):
         found = seen_parts(context, steps[:now], refines[:now], steps[now], refines[now])
         oldest = min(int(np.argmax(part)) for part in found.values() if part.any())
-        assert now - oldest <= layout.history
+        assert now - oldest <= layout.window
 
 
 @pytest.mark.parametrize(
