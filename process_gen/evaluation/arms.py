@@ -3,7 +3,8 @@
     process              as the model was trained: plan, sketch, inspect, refine
     plan_only            one text plan, then one image
     single_pass          one image straight from the prompt
-    no_inspection        steps without texts after their images, and without corrections
+    no_inspection        steps without texts after their images, and without corrections; for models that were
+                         trained without them
     steps=2              a budget of steps; the model may still end before
     best_of=4            of four trajectories, the one that its own inspections would least have corrected
     best_of_judge=4      of four trajectories, the one that the judge likes best: an upper bound, no method

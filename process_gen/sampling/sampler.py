@@ -161,7 +161,8 @@ class Sampler:
           turns: how many of their first turns are kept, 0 for the prompt alone; one number, or one for each.
           prompt: other texts for their prompts, one for all or one for each.
           seed: as in `sample`; that of a sampled trajectory by default, else the config's. With the same
-            seed and turns a sampled trajectory ends as it did.
+            seed and turns a sampled trajectory ends as it did, unless a text has other tokens when it is
+            encoded again.
 
         Returns:
           A sampled trajectory for each, a single one for one; its first `given` turns are the kept ones.

@@ -60,7 +60,7 @@ def test_explicit_settings(monkeypatch, joined):
 
 def test_slurm_is_left_to_jax(monkeypatch, joined):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
-    with pytest.raises(ValueError, match="looks like Slurm .*, but JAX finds no coordinator.*SLURM_STEP_"):
+    with pytest.raises(ValueError, match="Slurm .* was detected, but JAX finds no coordinator.*SLURM_STEP_"):
         hosts.initialize()
     for name, value in {"JOB_ID": 7, "NTASKS": 1, "PROCID": 0, "LOCALID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))

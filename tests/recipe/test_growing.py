@@ -119,7 +119,7 @@ def test_an_unfinished_line_is_made_again(tmp_path):
         fill(folder, {"a": 3}, candidates(), 1)
     assert path.read_bytes() == whole
     path.write_bytes(whole + b"{}\n")
-    with pytest.raises(ReportError, match="trajectories.jsonl:4 is no line"):
+    with pytest.raises(ReportError, match="trajectories.jsonl:4 is not a JSON record"):
         growing(tmp_path)
 
 
