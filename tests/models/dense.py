@@ -204,7 +204,7 @@ def dense_turns(
             und = und.at[:, vit].set(m.embed_vit(jnp.concatenate(patches, axis=1)))
         gen = m.embed_latents(jnp.concatenate(pictures, axis=1), jnp.concatenate(times, axis=1))
         positions = {"und": row["positions"][:, : places.und], "gen": row["positions"][:, places.und :]}
-        return m.run({"und": und, "gen": gen}, positions, (), attention, keep_kv=False)[0]
+        return m.run_backbone({"und": und, "gen": gen}, positions, (), attention, keep_kv=False)[0]
 
     hidden = model.apply({"params": params}, method=run)
     both = jnp.concatenate([hidden["und"], hidden["gen"]], axis=1)
