@@ -35,7 +35,10 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config = _base()
     lengths[length](config)
     if arm:
-        (_no_inspection if arm == "no_inspection" else _one_image)(config, arm)
+        if arm == "no_inspection":
+            _no_inspection(config)
+        else:
+            _one_image(config, arm)
         process, *others = GFLOP[length]
         config.train.steps = round(config.train.steps * process / others[ARMS.index(arm)])
     return config.lock()
@@ -269,9 +272,8 @@ def _critiques(config: ConfigDict) -> None:
     config.optimizer.update(dict(muon_learning_rate=1.5e-2, learning_rate=1.5e-3))
 
 
-def _no_inspection(config: ConfigDict, arm: str) -> None:
+def _no_inspection(config: ConfigDict) -> None:
     """Steps without inspections, and without the errors that inspections would find."""
-    del arm
     config.layout.update(dict(after=0, corrections=0))
     config.data.update(dict(wrong=0.0, misplan=0.0))
     config.sampling.inspections = False

@@ -63,6 +63,14 @@ class Summary:
         """How many trajectories have more turns than a row of `layout`."""
         return sum(count for turns, count in self.turns.items() if turns > layout.turns)
 
+    def _rooms(self, layout: Layout) -> list[tuple[str, int, int]]:
+        """(slot, tokens of its longest text, tokens of the slot) of the slots that `layout` reads."""
+        return [
+            (slot, need, getattr(layout, slot))
+            for slot, need in self.longest.items()
+            if not layout.leaves_out(slot)
+        ]
+
     def describe(self, layout: Layout, split: bool = False) -> str:
         """Returns the summary as lines for people, with the layout's room beside the lengths.
 
@@ -76,8 +84,7 @@ class Summary:
             return f"{mean:.2f} per trajectory ({found})"
 
         examples = ", ".join(f"{count:,} for {split}" for split, count in self.examples.items())
-        read = {slot: need for slot, need in self.longest.items() if not layout.leaves_out(slot)}
-        lengths = ", ".join(f"{slot} {need} of {getattr(layout, slot)}" for slot, need in read.items())
+        lengths = ", ".join(f"{slot} {need} of {room}" for slot, need, room in self._rooms(layout))
         long = self.overlong(layout)
         fate = "split" if split else "lost"
         left_out = f"; {long:,} longer than a row of {layout.turns} are {fate}" if long else ""
@@ -96,15 +103,13 @@ class Summary:
 
     def check(self, layout: Layout, split: bool = False) -> None:
         """Raises ValueError if a text is longer than its slot of `layout`, or no trajectory fits a row."""
-        read = {slot: need for slot, need in self.longest.items() if not layout.leaves_out(slot)}
-        small = {slot: need for slot, need in read.items() if need > getattr(layout, slot)}
+        small = [
+            f"layout.{slot} is {room} but must be {need}"
+            for slot, need, room in self._rooms(layout)
+            if need > room
+        ]
         if small:
-            raise ValueError(
-                "the texts of the data set do not fit the layout: "
-                + ", ".join(
-                    f"layout.{slot} is {getattr(layout, slot)} but must be {n}" for slot, n in small.items()
-                )
-            )
+            raise ValueError(f"the texts of the data set do not fit the layout: {', '.join(small)}")
         if not split and self.overlong(layout) == sum(self.turns.values()):
             raise ValueError(
                 f"every trajectory of the data set has more turns than a row of layout.turns={layout.turns}, "

@@ -245,9 +245,8 @@ def config_with(spec: str, overrides: Sequence[str]) -> ConfigDict:
     Raises:
       CommandError: see `load_config` and `check_overrides`; or a value of the wrong type.
     """
-    config, values = load_config(spec), flags.FlagValues()
-    check_overrides(config, overrides)
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(overrides))
+    values = flags.FlagValues()
+    _define_keys(spec, overrides, values)
     try:
         values([sys.argv[0], *overrides])
     except flags.Error as error:
@@ -270,11 +269,18 @@ def _define_config(default: str, argv: Sequence[str]) -> list[str]:
       The command line without `--config`, with the contents of flag files in their place.
     """
     words, spec = _without_config(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default)
-    config = load_config(spec)
-    check_overrides(config, words)
-    config_flags.DEFINE_config_dict("config", config, "Config, as FILE.py:VARIANT.", sys_argv=words)
+    _define_keys(spec, words, flags.FLAGS)
     flags.FLAGS["config"].default_as_str = repr(default)
     return [argv[0], *words]
+
+
+def _define_keys(spec: str, words: Sequence[str], values: flags.FlagValues) -> None:
+    """Loads a config and defines its flags in `values`, after a check of those that `words` sets."""
+    config = load_config(spec)
+    check_overrides(config, words)
+    config_flags.DEFINE_config_dict(
+        "config", config, "Config, as FILE.py:VARIANT.", flag_values=values, sys_argv=list(words)
+    )
 
 
 def _without_config(words: Iterable[str], default: str) -> tuple[list[str], str]:
