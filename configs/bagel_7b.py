@@ -162,7 +162,6 @@ def _base() -> ConfigDict:
             keep=2,  # how many of the newest checkpoints are kept (max_to_keep)
             keep_every=0,  # checkpoints at multiples of it are never deleted; 0 for none
             keep_best=0,  # how many checkpoints with the best scores are kept besides
-            sheet_every=0,  # the same as eval.every; either of them starts an evaluation
             profile=False,  # True: traces a few early steps (process_gen/training/profiling.py)
         )
     )

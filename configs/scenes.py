@@ -169,7 +169,6 @@ def _base() -> ConfigDict:
             keep=2,  # how many of the newest checkpoints are kept (max_to_keep)
             keep_every=0,  # checkpoints at multiples of it are never deleted; 0 for none
             keep_best=0,  # how many checkpoints with the best scores are kept besides
-            sheet_every=500,  # the same as eval.every; either of them starts an evaluation
             profile=False,  # True: traces a few early steps (process_gen/training/profiling.py)
         )
     )
@@ -216,7 +215,7 @@ def _debug(config: ConfigDict) -> None:
     """Two layers, a few steps: about twenty seconds, most of it compilation."""
     config.model.size = "debug"
     config.data.examples = 64
-    config.train.update(dict(batch_size=2, steps=4, log_every=1, checkpoint_every=2, sheet_every=0))
+    config.train.update(dict(batch_size=2, steps=4, log_every=1, checkpoint_every=2))
     config.optimizer.warmup_steps = 2
     config.sampling.flow_steps = 2
     config.sampling.max_turns = 2
@@ -232,14 +231,14 @@ def _quick(config: ConfigDict) -> None:
     # Too short to learn more than plans and drafts: no plan has an error that would have to be found.
     config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.03, detour=0.1))
     config.optimizer.update(dict(ema=0.995, final_share=0.3))  # too short a run to anneal for long
-    config.train.update(dict(steps=600, checkpoint_every=300, sheet_every=0))
+    config.train.update(dict(steps=600, checkpoint_every=300))
     config.eval.update(dict(losses_every=0, final_per_group=20, batch_size=90))  # two batches
 
 
 def _full(config: ConfigDict) -> None:
     """About an hour on two cores: the shipped checkpoint."""
     config.data.update(dict(examples=60_000, slip=0.03, detour=0.1))
-    config.train.update(dict(steps=5_000, checkpoint_every=500, sheet_every=0))
+    config.train.update(dict(steps=5_000, checkpoint_every=500))
     config.eval.final_per_group = 40
 
 
@@ -257,7 +256,7 @@ def _hung(config: ConfigDict) -> None:
     config.losses.sketch_flow.weight = 25.0
     config.losses.refine_flow.weight = 8.0
     config.optimizer.update(dict(ema=0.995, final_share=0.1))
-    config.train.update(dict(steps=800, checkpoint_every=400, sheet_every=0))
+    config.train.update(dict(steps=800, checkpoint_every=400))
     config.eval.update(dict(losses_every=0, final_per_group=20))
 
 

@@ -327,9 +327,9 @@ class Evaluation:
 
     def due(self, step: int) -> bool:
         """Whether there is something to draw after this step."""
-        every = (self.config.train.sheet_every, self.config.eval.every)
+        every = self.config.eval.every
         wanted = self.tasks or self.config.eval.prompts
-        return bool(wanted) and any(n and step % n == 0 for n in every) and step < self.config.train.steps
+        return bool(wanted and every) and step % every == 0 and step < self.config.train.steps
 
     def pictures(self, step: int, state: TrainState) -> float | None:
         """Draws the config's prompts and the first prompts of every task's groups; logs pictures and scores.

@@ -71,7 +71,7 @@ RANGES: dict[str, ranges.Range] = {
     "optimizer.warmup_steps": ranges.COUNT_OR_OFF,
     **dict.fromkeys(("train.batch_size", "train.steps", "train.accumulate"), ranges.COUNT),
     **dict.fromkeys(("train.log_every", "train.checkpoint_every", "train.keep"), ranges.COUNT),
-    **dict.fromkeys(("train.sheet_every", "train.local_every"), ranges.COUNT_OR_OFF),
+    "train.local_every": ranges.COUNT_OR_OFF,
     **dict.fromkeys(("train.init", "train.local_dir"), TEXT),
     "train.max_nonfinite": ranges.COUNT,
     "train.own.share": ranges.SHARE,
