@@ -43,6 +43,7 @@ from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
+from process_gen.services.options import ServiceError
 from process_gen.weights import restore
 
 STAGES = ("all", "images", "judge", "report")
@@ -364,9 +365,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 ERRORS = (
-    *(TaskError, results.ResultsError, cli.CommandError, hosts.HostMissing, hosts.HostSettingsError),
-    *restore.ERRORS,
-    OSError,
+    *(TaskError, ServiceError, results.ResultsError, cli.CommandError, *restore.ERRORS, OSError),
+    *(hosts.HostMissing, hosts.HostSettingsError),
 )
 """What a user can get wrong; each says so in one line."""
 

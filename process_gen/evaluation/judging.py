@@ -24,11 +24,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from process_gen.common.files import from_json
-from process_gen.common.images import UNREADABLE, rgb
 from process_gen.evaluation.draws import Draw, ProgressFn, listed
+from process_gen.evaluation.options import read_image
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
 from process_gen.reports.listing import Listing, cut_unfinished
@@ -220,20 +218,13 @@ def _line(judge: Judge, state: State) -> dict[str, Any]:
         **{"judge": judge.name, "revision": judge.revision, "protocol": judge.protocol},
     }
     try:
-        found: Judgement = judge(state.doc, _read(state.image))
+        found: Judgement = judge(state.doc, read_image(state.image))
     except Unjudged as error:
         return {**line, "error": str(error), "resps": to_json(error.raw)}
     if state.exact:
         line["process"] = state.exact()
     said = to_json({f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
     return {**line, "resps": said.pop("raw"), **said}
-
-
-def _read(path: pathlib.Path) -> np.ndarray:
-    try:
-        return rgb(path)
-    except UNREADABLE as error:
-        raise TaskError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
 def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:

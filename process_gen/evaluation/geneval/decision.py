@@ -55,17 +55,13 @@ class Options:
       threshold: a detection counts with a score above this one.
       counting_threshold: the same for prompts of tag `counting`.
       max_objects: the most detections of one class that count.
-      max_overlap: of two of one class with an IoU of at least this only the better one counts; 1 is off.
       position_threshold: the share of both sizes by which centres have to be apart.
-      colors: what colours there are, in the order of the reasons.
     """
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
     max_objects: int = 16
-    max_overlap: float = 1.0
     position_threshold: float = 0.1
-    colors: tuple[str, ...] = COLORS
 
 
 OFFICIAL = Options()
@@ -119,28 +115,10 @@ def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIA
     for one in reversed(detections):
         if np.float32(one.score) > least:
             found.setdefault(one.cls, []).append(one)
-    most = np.float32(options.max_overlap)
-    for cls, ones in found.items():
-        ones.sort(key=lambda one: -np.float32(one.score))  # stable
-        kept: list[Detection] = []
-        for one in ones[: options.max_objects]:
-            if most == 1 or all(_overlap(better, one) < most for better in kept):
-                kept.append(one)
-        found[cls] = kept
-    return {cls: ones for cls, ones in found.items() if ones}
-
-
-def _overlap(one: Detection, other: Detection) -> np.float32:
-    """Intersection over union, where both corners of a box belong to it: sides are one pixel longer."""
-    a, b = np.asarray(one.box, np.float32), np.asarray(other.box, np.float32)
-    both = _area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
-    union = _area(a) + _area(b) - both
-    return both / union if union else np.float32(0)
-
-
-def _area(box: np.ndarray) -> np.float32:
-    sides = np.maximum(box[2:] - box[:2] + np.float32(1), np.float32(0))
-    return sides[0] * sides[1]
+    return {
+        cls: sorted(ones, key=lambda one: -np.float32(one.score))[: options.max_objects]
+        for cls, ones in found.items()
+    }
 
 
 def judge(
@@ -155,10 +133,10 @@ def judge(
     targets: list[Sequence[Detection] | None] = []
     for index, clause in enumerate(metadata.get("include", ())):
         found = selected.get(clause["class"], [])[: clause["count"]]
-        failed = _check_clause(clause, found, targets, colors_of, options)
-        if failed:
-            failures.append(Failure(failed[0], index, failed[1]))
-        targets.append(None if failed else found)
+        kind, reason = _check_clause(clause, found, targets, colors_of, options.position_threshold)
+        if kind:
+            failures.append(Failure(kind, index, reason))
+        targets.append(None if kind else found)
     for index, clause in enumerate(metadata.get("exclude", ())):
         cls, count, number = clause["class"], clause["count"], len(selected.get(clause["class"], []))
         if number >= count:
@@ -171,17 +149,17 @@ def _check_clause(
     found: Sequence[Detection],
     targets: Sequence[Sequence[Detection] | None],
     colors_of: ColorsOf,
-    options: Options,
-) -> tuple[str, str] | None:
-    """Kind and reason of the first thing that is wrong with a clause of `include`."""
+    apart: float,
+) -> tuple[str, str]:
+    """Kind and reason of the first thing that is wrong with a clause of `include`; empty if nothing is."""
     cls, count = clause["class"], clause["count"]
     if len(found) < count:
         return "missing_count", f"expected {cls}>={count}, found {len(found)}"
     if "color" in clause:
-        color, seen = clause["color"], list(colors_of(cls, found)) if found else []
+        color, seen = clause["color"], list(colors_of(cls, found))
         right = seen.count(color)
         if right < count:
-            shown = ", ".join(f"{seen.count(one)} {one}" for one in options.colors if one in seen)
+            shown = ", ".join(f"{seen.count(one)} {one}" for one in COLORS if one in seen)
             return "wrong_color", f"expected {color} {cls}>={count}, found {right} {color}; and {shown}"
     if "position" in clause:
         relation, index = clause["position"]
@@ -189,12 +167,11 @@ def _check_clause(
         if target is None:
             return "no_target", f"no target for {cls} to be {relation}"
         for one, other in itertools.product(found, target):
-            holding = relations_between(one.box, other.box, options.position_threshold)
+            holding = relations_between(one.box, other.box, apart)
             if relation not in holding:
-                return "wrong_position", (
-                    f"expected {cls} {relation} target, found {' and '.join(holding)} target"
-                )
-    return None
+                said = f"expected {cls} {relation} target, found {' and '.join(holding)} target"
+                return "wrong_position", said
+    return "", ""
 
 
 def constraints(metadata: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:

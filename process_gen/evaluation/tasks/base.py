@@ -144,7 +144,7 @@ class Task(abc.ABC):
         """Who judges its images; None where the task's own tools do, or nobody.
 
         Raises:
-          TaskError: the judge cannot be had as asked; names what is missing.
+          TaskError, ServiceError: the judge cannot be had as asked; names what is missing.
         """
         return None
 
