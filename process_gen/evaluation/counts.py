@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.evaluation.reading import KINDS
+from process_gen.evaluation.statistics import Shares
 
 
 @dataclasses.dataclass
@@ -118,3 +119,15 @@ class Counts:
             if isinstance(value, Mapping)
         }
         return cls(**{**data, **counters})
+
+
+def add_to(sums: dict[str, Counts | Shares], doc_id: str, more: Counts | Shares) -> None:
+    """Adds counts or shares to those of a prompt."""
+    there = sums.get(doc_id)
+    if there is None:
+        sums[doc_id] = more
+    elif isinstance(more, Counts):
+        sums[doc_id] = there + more
+    else:
+        pairs = {name: (there.get(name, (0, 0)), more.get(name, (0, 0))) for name in {**there, **more}}
+        sums[doc_id] = {name: (a + b, of_a + of_b) for name, ((a, of_a), (b, of_b)) in pairs.items()}

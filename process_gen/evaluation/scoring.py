@@ -17,7 +17,6 @@ from process_gen.evaluation.counts import Counts, add_to
 from process_gen.evaluation.pipeline import CellSpec, has_teacher, layout_of, listing_of
 from process_gen.evaluation.results import Cell, Outcome
 from process_gen.evaluation.states import shares_of_states
-from process_gen.evaluation.statistics import Shares
 from process_gen.evaluation.tasks.base import Judge, Judgement, Row
 from process_gen.reports.listing import NAME
 
@@ -98,17 +97,18 @@ def _verdicts(
         uids = {state.key[0] for state in images}
     hashes = {doc.doc_id: doc.doc_hash for doc in one.docs}
     finals, scores = collections.defaultdict(dict), collections.defaultdict(dict)
-    failed, right = set(), set()
+    failed = set()
     for row in judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)):
         if row["uid"] not in uids or hashes.get(row["doc_id"]) != row["doc_hash"]:
             continue
-        if "error" not in row:
-            scores[row["uid"]][row["step"], row["role"]] = row["score"]
+        if "error" in row:
+            failed |= {row["uid"]} if row["final"] else set()
+            continue
+        scores[row["uid"]][row["step"], row["role"]] = row["score"]
         if row["final"]:
-            (failed if "error" in row else right).add(row["uid"])
-        if row["final"] and "error" not in row:
             index, candidate = divmod(row["index"], one.way.candidates if one.way else 1)
             finals[row["doc_id"], row["seed"], index][candidate] = row
+    right = {row["uid"] for found in finals.values() for row in found.values()}
     return finals, scores, len(failed - right)
 
 

@@ -55,7 +55,7 @@ def test_a_killed_run_draws_and_judges_the_rest_and_nothing_twice(tmp_path, monk
     assert kills == 6 and len(cell.outcomes) == 18 and cell.missing == 0
     assert len(drawn(tmp_path)) == len(set(drawn(tmp_path))) == 18
     (path,) = tmp_path.glob("draws/*/verdicts/*.jsonl")
-    keys = [judging._key(row) for row in judging.read_verdicts(path)]
+    keys = [judging.key_of(row) for row in judging.read_verdicts(path)]
     assert len(keys) == len(set(keys)), "no image was judged twice"
     asked = len(sampler.asked)
     again, _ = evaluated(tmp_path, sampler, per_group=2)
@@ -393,7 +393,7 @@ def test_what_is_under_way_is_written_before_the_work_ends(tmp_path, fails, monk
     states = list(forty(tmp_path))
     judge, path = Paid(fails), tmp_path / "verdicts" / "paid.jsonl"
     with pytest.raises(TaskError if fails else Killed):
-        judging.judge_states(judge, states, path, show=None if fails else killed_after(2))
+        judging.judge_states(judge, states, path, show=print if fails else killed_after(2))
     written = [row["doc_id"] for row in judging.read_verdicts(path)]
     assert len(judge.shown) < 40 and len(written) == len(judge.shown) - fails
     judging.judge_states(Paid(False), states, path)
