@@ -93,7 +93,16 @@ def evaluate(
         written, asked = [], [one for one, _ in cells]
         judges = _judges(asked) if stage != "images" else []  # first: raises where a judge cannot be made
         if stage in ("all", "images"):
-            _draw(cells, root, show, warm, host, forced_steps)
+            if lead:
+                pipeline.remember(root, asked)
+            for one, sampler in cells:
+                if sampler is None:
+                    continue
+                with _listed(root, one, host) as listing:
+                    draw(sampler, one.wanted, listing, host, show, warm)
+                if forced_steps and pipeline.has_teacher(one):
+                    with _listed(root, one, host, forced.FOLDER) as listing:
+                        forced.draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
             written = [path for one in asked for path in pipeline.lay_out(root, one)] if lead else []
         if stage in ("all", "judge"):
             for one, judge in zip(asked, judges, strict=True):
@@ -150,27 +159,6 @@ def _judges(asked: Sequence[CellSpec]) -> list[Judge | None]:
     keys = [(one.task, *sorted(one.options.items())) for one in asked]
     made = {key: one.benchmark.judge() for key, one in dict(zip(keys, asked, strict=True)).items()}
     return [made[key] for key in keys]
-
-
-def _draw(
-    cells: Sequence[tuple[CellSpec, Sampler | None]],
-    root: pathlib.Path,
-    show: ProgressFn,
-    warm: bool,
-    host: tuple[int, int],
-    forced_steps: bool,
-) -> None:
-    """Draws the missing images, a share on each host, and gathers them in one listing per cell."""
-    if host[0] == 0:
-        pipeline.remember(root, [one for one, _ in cells])
-    for one, sampler in cells:
-        if sampler is None:
-            continue
-        with _listed(root, one, host) as listing:
-            draw(sampler, one.wanted, listing, host, show, warm)
-        if forced_steps and pipeline.has_teacher(one):
-            with _listed(root, one, host, forced.FOLDER) as listing:
-                forced.draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
 
 
 @contextlib.contextmanager

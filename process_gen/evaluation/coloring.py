@@ -27,13 +27,8 @@ def crop(image: np.ndarray, detection: Detection) -> Image.Image:
     """Crops the box of a detection out of an image, [H, W, 3] uint8, and hides all but its mask, if any.
 
     The box is rounded half to even; what of it lies outside the image is black.
-
-    Raises:
-      ValueError: the mask is not of the size of the image.
     """
     if detection.mask is not None:
-        if detection.mask.shape != image.shape[:2]:
-            raise ValueError(f"a mask of {detection.mask.shape} for an image of {image.shape[:2]}")
         image = np.where(detection.mask[..., None], image, np.uint8(BACKGROUND))
     x0, y0, x1, y1 = (int(edge) for edge in np.rint(np.asarray(detection.box, np.float32)))
     return Image.fromarray(image).crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))

@@ -16,7 +16,6 @@ from PIL import Image
 from scipy import special
 
 from process_gen.evaluation.geneval.decision import Detection
-from process_gen.evaluation.options import TaskError
 from process_gen.evaluation.pretrained import ModelFolder
 
 MOST = 100
@@ -100,8 +99,6 @@ class TextDetector(Detector):
     def __init__(self, option: str, folder: str, classes: Sequence[str] = ()):
         super().__init__(option, folder)
         self.classes = tuple(classes)
-        if not classes:
-            raise TaskError(f"{option}: {self.name} has to be told what to look for")
 
     @functools.cached_property
     def _tokens(self) -> Any:

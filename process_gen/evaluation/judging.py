@@ -140,7 +140,6 @@ def judge_states(
     """Judges what has no verdict yet; a line is written for each image as soon as it is judged.
 
     Args:
-      judge: judges, in `judge.workers` threads.
       states: the images of all hosts; this host judges its share.
       path: the file of the judge; each host but the first one writes a part beside it.
       host: index of this host, and how many there are.

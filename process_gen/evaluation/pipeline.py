@@ -192,11 +192,7 @@ def remember(folder: pathlib.Path, cells: Iterable[CellSpec]) -> None:
 
 
 def remembered(folder: pathlib.Path) -> list[CellSpec]:
-    """The cells of an evaluation.
-
-    Raises:
-      TaskError: the file is broken.
-    """
+    """The cells of an evaluation. Raises TaskError: the file is broken."""
     path = folder / CELLS
     if not path.exists():
         return []

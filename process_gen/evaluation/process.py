@@ -70,33 +70,23 @@ class _Facts:
 
     Attributes:
       planned: objects of the plan's description; None without a readable one.
-      draft, refined: objects of the draft and of the last correction; None without a correction.
       changed: cells that the plan's instruction changes; "colour shape" on levels without cells.
+      draft_right: as the module says.
       errors: kinds of errors of the draft.
+      flagged: whether the draft is corrected.
       claim: the kind that the objection names.
-      draft_right, refined_right: as the module says.
+      state: objects of the last correction, or of the draft.
+      state_right: as the module says.
     """
 
     planned: Objects | None
-    draft: Objects
-    refined: Objects | None
     changed: frozenset[str]
-    errors: frozenset[str]
-    claim: str
     draft_right: bool
-    refined_right: bool
-
-    @property
-    def flagged(self) -> bool:
-        return self.refined is not None
-
-    @property
-    def state(self) -> Objects:
-        return self.draft if self.refined is None else self.refined
-
-    @property
-    def state_right(self) -> bool:
-        return self.draft_right if self.refined is None else self.refined_right
+    errors: frozenset[str]
+    flagged: bool
+    claim: str
+    state: Objects
+    state_right: bool
 
 
 def count(trajectory: SampledTrajectory, request: Request) -> Counts:
@@ -144,22 +134,14 @@ def _facts(step: Step, request: Request, last: bool) -> _Facts:
     sound = meant is not None and not twice and not contradicts(meant)
     mended = corrected == planned if sound else not contradicts(refined)
     carried_out = corrected == planned != drawn
-    judged_by_prompt = last or refined is not None
-    right = drawn == planned and not (judged_by_prompt and contradicts(draft))
-    errors = frozenset({"plan"})
-    if sound and not right:
-        errors = frozenset(mistake.kind for mistake in find_mistakes(draft, meant))
-    instruction = step.refine if isinstance(step.refine, str) else None
-    return _Facts(
-        planned,
-        drawn,
-        corrected,
-        changed,
-        errors=frozenset() if right or meant is None else errors,
-        claim=named_kind(step.inspect, instruction),
-        draft_right=right,
-        refined_right=mended or carried_out,
-    )
+    flagged = refined is not None
+    right = drawn == planned and not ((last or flagged) and contradicts(draft))
+    errors = frozenset()
+    if meant is not None and not right:
+        errors = frozenset(m.kind for m in find_mistakes(draft, meant)) if sound else frozenset({"plan"})
+    claim = named_kind(step.inspect, step.refine if isinstance(step.refine, str) else None)
+    state = (corrected, mended or carried_out) if flagged else (drawn, right)
+    return _Facts(planned, changed, right, errors, flagged, claim, *state)
 
 
 def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
@@ -172,7 +154,7 @@ def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
     _increment(counts, detected.get((fact.draft_right, fact.flagged), "passed"))
     counts.errors.update(fact.errors)
     if fact.flagged:
-        _increment(counts, _correction(fact.draft_right, fact.refined_right))
+        _increment(counts, _correction(fact.draft_right, fact.state_right))
         claim = "plan" if fact.errors == {"plan"} else fact.claim
         counts.claims[claim] += 1
         counts.named[claim] += claim in fact.errors

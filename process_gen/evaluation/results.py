@@ -142,15 +142,8 @@ class Cell:
     @property
     def scores(self) -> dict[str, Interval]:
         """Every formula of the task; the first one is its score."""
-        return {
-            name: score_interval(
-                [one.group for one in self.outcomes],
-                [one.doc_id for one in self.outcomes],
-                [one.score for one in self.outcomes],
-                weights,
-            )
-            for name, weights in self.formulas.items()
-        }
+        told = [[getattr(one, key) for one in self.outcomes] for key in ("group", "doc_id", "score")]
+        return {name: score_interval(*told, weights) for name, weights in self.formulas.items()}
 
     @property
     def failures(self) -> dict[str, int]:
@@ -183,14 +176,16 @@ class Cell:
             yield f"{prefix}/failures/{kind}", number / len(self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
+
+        def named(key: str) -> dict[str, Any]:
+            return {name: one.to_json() for name, one in getattr(self, key).items()}
+
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "outcomes"}
         return {
             **kept,
-            "scores": {name: interval.to_json() for name, interval in self.scores.items()},
-            "groups": {g: {**i.to_json(), "n": len(self.of_group(g))} for g, i in self.groups.items()},
-            **{key: {d: c.to_json() for d, c in getattr(self, key).items()} for key in _COUNTED},
-            "process": {name: interval.to_json() for name, interval in self.process.items()},
-            "states": {name: interval.to_json() for name, interval in self.states.items()},
+            "scores": named("scores"),
+            "groups": {g: {**i, "n": len(self.of_group(g))} for g, i in named("groups").items()},
+            **{key: named(key) for key in (*_COUNTED, "process", "states")},
             "means": self.means(),
             "failures": self.failures,
             "outcomes": [dataclasses.asdict(one) for one in self.outcomes],

@@ -44,23 +44,24 @@ Shown = tuple[CellSpec, Judge | None, Cell | None]
 THUMBNAIL = 320
 """Pixels of the longer side of an image on the page."""
 
+JSON_COLUMNS = ("target", "constraints", "details", "resps")
+"""Columns of the table of judged images that hold JSON."""
+
 COLUMNS = pa.schema(
     [
-        *(
-            (name, pa.string())
-            for name in ("task", "arm", "checkpoint", "uid", "doc_id", "doc_hash", "group")
-        ),
-        *((name, pa.string()) for name in ("input", "role", "image", "judge", "revision", "protocol")),
+        *((name, pa.string()) for name in ("task", "arm", "checkpoint", "uid", "doc_id", "doc_hash")),
+        *((name, pa.string()) for name in ("group", "input", "role", "image", "judge", "revision")),
+        ("protocol", pa.string()),
         *((name, pa.int64()) for name in ("seed", "index", "step")),
         ("final", pa.bool_()),
         ("score", pa.float64()),
         ("failures", pa.list_(pa.string())),
         *((name, pa.float64()) for name in results.FACTS),
         ("stopped", pa.string()),
-        *((name, pa.string()) for name in ("target", "constraints", "details", "resps")),  # JSON
+        *((name, pa.string()) for name in JSON_COLUMNS),
     ]
 )
-"""Columns of the table of judged images; the last four hold JSON."""
+"""All of its columns."""
 
 
 def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
@@ -129,10 +130,8 @@ def _write_lines(folder: pathlib.Path, scored: Sequence[Scored]) -> None:
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    facts = row.get("facts") or {}
-    held = {name: json.dumps(row.get(name)) for name in ("target", "constraints", "details", "resps")}
-    costs = {name: facts.get(name) for name in (*results.FACTS, "stopped")}
-    return {name: row.get(name) for name in COLUMNS.names} | costs | held
+    """The row of the table; `from_pylist` takes what `COLUMNS` names of it."""
+    return {**row, **row.get("facts", {}), **{name: json.dumps(row.get(name)) for name in JSON_COLUMNS}}
 
 
 def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathlib.Path]:

@@ -220,13 +220,11 @@ class Endpoint:
             ) from None
         except openai.APITimeoutError:
             self._gave_up(what, f"no answer within {self.service.timeout:g} s")
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        except openai.APIStatusError as error:
             why = f"HTTP {error.status_code}: {self._said(error)}"
-            if self._answers(like):
+            if error.status_code in (400, 422) and self._answers(like):
                 raise Refused(f"{what}: {self.place} refuses it: {why}", {"error": why}) from None
             self._gave_up(what, why)
-        except openai.APIStatusError as error:
-            self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}")
         except openai.APIConnectionError as error:
             raise ServiceError(f"cannot reach {self.place}: {self._said(error.__cause__ or error)}") from None
         except (openai.APIError, AttributeError, LookupError, TypeError, ValueError, *UNREADABLE):

@@ -75,25 +75,30 @@ ColorsOf = Callable[[str, Sequence[Detection]], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """A clause that does not hold.
+class Check:
+    """A clause and whether it holds.
 
     Attributes:
-      kind: `missing_count`, `wrong_color`, `no_target`, `wrong_position` or `exclude_exceeded`.
-      clause: its index in `exclude` for the last of these kinds, else in `include`.
-      reason: in the words of the official scorer.
+      text: the clause, as `red cup>=1 left of dog`.
+      kind: empty where it holds, else `missing_count`, `wrong_color`, `no_target`, `wrong_position` or
+        `exclude_exceeded`.
+      reason: in the words of the official scorer; empty where it holds.
     """
 
+    text: str
     kind: str
-    clause: int
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The verdict on one image: its failures, in the order in which they were found."""
+    """The verdict on one image: every clause of the prompt, those of `include` first."""
 
-    failures: tuple[Failure, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.kind]
 
     @property
     def correct(self) -> bool:
@@ -102,7 +107,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """One line for each failure; empty where the image is correct."""
-        return "\n".join(failure.reason for failure in self.failures)
+        return "\n".join(check.reason for check in self.failures)
 
 
 def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIAL) -> Selected:
@@ -129,19 +134,28 @@ def judge(
     A clause takes the first `count` detections of its class. Their colours are checked only
     if they are enough, their positions only if the colours are right.
     """
-    failures: list[Failure] = []
+    checks: list[Check] = []
     targets: list[Sequence[Detection] | None] = []
-    for index, clause in enumerate(metadata.get("include", ())):
+    included, excluded = metadata.get("include", ()), metadata.get("exclude", ())
+    for clause in included:
         found = selected.get(clause["class"], [])[: clause["count"]]
-        kind, reason = _check_clause(clause, found, targets, colors_of, options.position_threshold)
-        if kind:
-            failures.append(Failure(kind, index, reason))
-        targets.append(None if kind else found)
-    for index, clause in enumerate(metadata.get("exclude", ())):
+        failed = _check_clause(clause, found, targets, colors_of, options.position_threshold)
+        checks.append(Check(_text(clause, ">=", included), *failed))
+        targets.append(None if failed[0] else found)
+    for clause in excluded:
         cls, count, number = clause["class"], clause["count"], len(selected.get(clause["class"], []))
-        if number >= count:
-            failures.append(Failure("exclude_exceeded", index, f"expected {cls}<{count}, found {number}"))
-    return Verdict(tuple(failures))
+        failed = (
+            ("exclude_exceeded", f"expected {cls}<{count}, found {number}") if number >= count else ("", "")
+        )
+        checks.append(Check(_text(clause, "<", excluded), *failed))
+    return Verdict(tuple(checks))
+
+
+def _text(clause: Mapping[str, Any], sign: str, clauses: Sequence[Mapping[str, Any]]) -> str:
+    color = f"{clause['color']} " if "color" in clause else ""
+    relation, target = clause.get("position", ("", 0))
+    where = f" {relation} {clauses[target]['class']}" if relation else ""
+    return f"{color}{clause['class']}{sign}{clause['count']}{where}"
 
 
 def _check_clause(
@@ -172,21 +186,3 @@ def _check_clause(
                 said = f"expected {cls} {relation} target, found {' and '.join(holding)} target"
                 return "wrong_position", said
     return "", ""
-
-
-def constraints(metadata: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
-    """Every clause with `text`, `ok` and `reason`, those of `include` first."""
-    reasons = {
-        (failure.kind == "exclude_exceeded", failure.clause): failure.reason for failure in verdict.failures
-    }
-    found = []
-    for excluded, key, sign in ((False, "include", ">="), (True, "exclude", "<")):
-        for index, clause in enumerate(metadata.get(key, ())):
-            text = f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
-            text = f"{text}{sign}{clause['count']}"
-            if "position" in clause:
-                relation, target = clause["position"]
-                text = f"{text} {relation} {metadata[key][target]['class']}"
-            reason = reasons.get((excluded, index), "")
-            found.append({"text": text, "ok": not reason, "reason": reason})
-    return found

@@ -89,11 +89,7 @@ class Judge(Protocol):
     workers: int
 
     def __call__(self, doc: Doc, image: np.ndarray) -> Judgement:
-        """Judges an image, [H, W, 3] uint8.
-
-        Raises:
-          Unjudged: there is no verdict.
-        """
+        """Judges an image, [H, W, 3] uint8. Raises Unjudged: there is no verdict."""
         ...
 
 

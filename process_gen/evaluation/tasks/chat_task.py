@@ -46,8 +46,7 @@ class Question:
     Attributes:
       protocol: names question and reading in tables.
       system: the system message.
-      template: of the text beside the image, with names in braces.
-      values: name -> text for the template's braces, made from a prompt.
+      template: of the text beside the image, with names in braces (`values_of`).
       read: parses an answer into a verdict; None where it cannot.
       max_tokens: of an answer, unless the user says otherwise.
     """
@@ -55,13 +54,12 @@ class Question:
     protocol: str
     system: str
     template: str
-    values: Callable[[Doc], Mapping[str, str]]
     read: Callable[[str], Judgement | None]
     max_tokens: int
 
     def ask(self, doc: Doc) -> str:
         """The text beside an image."""
-        return fill(self.template, self.values(doc))
+        return fill(self.template, values_of(doc))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +76,11 @@ class ChatTask(ChatOptions, Task):
         with needing_client(f"the judge of {self.name}"):  # here, so that the other tasks need no client
             from process_gen.evaluation.chat import ChatJudge
         return ChatJudge(self, question)
+
+
+def values_of(doc: Doc) -> Mapping[str, str]:
+    """Name -> text for the braces of a template: `prompt`, and what the prompt's target has."""
+    return {key: str(value) for key, value in doc.target.items()} | {"prompt": doc.input}
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -67,10 +67,7 @@ class Geneval(Task):
         Raises:
           TaskError: see `files.read_images`; or a prompt is not in `metadata`, or has more than `images`.
         """
-        numbers, same = (
-            collections.Counter(),
-            collections.defaultdict(list),
-        )  # same: prompts of equal metadata
+        numbers, same = collections.Counter(), collections.defaultdict(list)  # prompts of equal metadata
         for doc in self.docs():
             same[_text(doc.target)].append(doc)
         for name, metadata, path in files.read_images(folder):
@@ -206,8 +203,8 @@ class DetectorJudge:
         boxes = {cls: [one.to_json() for one in ones] for cls, ones in selected.items()}
         return Judgement(
             float(verdict.correct),
-            constraints=tuple(decision.constraints(doc.target, verdict)),
-            failures=tuple(dict.fromkeys(failure.kind for failure in verdict.failures)),
+            constraints=tuple({"text": c.text, "ok": not c.kind, "reason": c.reason} for c in verdict.checks),
+            failures=tuple(dict.fromkeys(check.kind for check in verdict.failures)),
             details={"reason": verdict.reason, "boxes": boxes},
             raw={"detections": [[one.cls, *one.to_json()] for one in found], "colors": colors},
         )

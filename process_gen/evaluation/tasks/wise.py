@@ -198,7 +198,6 @@ class Wise(ChatTask):
                 protocol=f"wise-{self.edition} ({f'rubric {short}' if asked else 'own rubric'})",
                 system=system,
                 template=template,
-                values=lambda doc: {"prompt": doc.input, "explanation": doc.target["explanation"]},
                 read=EDITIONS[self.edition].read,
                 max_tokens=EDITIONS[self.edition].max_tokens,
             )

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from process_gen.evaluation.geneval.decision import Detection, Options, constraints, judge, select
+from process_gen.evaluation.geneval.decision import Check, Detection, Options, judge, select
 from tests.golden import geneval
 
 
@@ -52,8 +52,8 @@ def test_every_clause_says_whether_it_holds():
     }
     dogs = [Detection("dog", 0.9, (0, 0, 9, 9)), Detection("dog", 0.8, (20, 0, 29, 9))]
     verdict = judge(metadata, select(dogs, "x"), lambda cls, found: [])
-    assert constraints(metadata, verdict) == [
-        {"text": "dog>=1", "ok": True, "reason": ""},
-        {"text": "red cup>=2 left of dog", "ok": False, "reason": "expected cup>=2, found 0"},
-        {"text": "dog<2", "ok": False, "reason": "expected dog<2, found 2"},
-    ]
+    assert verdict.checks == (
+        Check("dog>=1", "", ""),
+        Check("red cup>=2 left of dog", "missing_count", "expected cup>=2, found 0"),
+        Check("dog<2", "exclude_exceeded", "expected dog<2, found 2"),
+    )
