@@ -128,8 +128,8 @@ def counts_of(listing: Listing, wanted: Sequence[Draw], requests: Mapping[str, R
 def measures(forced: Mapping[str, Counts], free: Mapping[str, Counts]) -> dict[str, Interval]:
     """The measures that the module defines, of counts by `doc_id`."""
     found, docs = {}, [doc_id for doc_id in forced if doc_id in free]
-    for k in sorted({k for counts in forced.values() for k in counts.states_at}):
-        pairs = [[(side[d].right_at[k], side[d].states_at[k]) for d in docs] for side in (forced, free)]
+    for k in sorted({key[1] for counts in forced.values() for key in counts if key[0] == "states_at"}):
+        pairs = [[(side[d]["right_at", k], side[d]["states_at", k]) for d in docs] for side in (forced, free)]
         totals = [sum(n for _, n in some) for some in pairs]
         if totals[0]:
             found[f"forced_right_at_step_{k + 1}"] = ratio_interval(*zip(*pairs[0], strict=True))

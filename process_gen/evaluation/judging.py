@@ -24,6 +24,7 @@ from concurrent import futures
 from typing import Any
 
 from process_gen.common.files import from_json
+from process_gen.evaluation.counts import counts_to_json
 from process_gen.evaluation.draws import Draw, ProgressFn, listed, silent
 from process_gen.evaluation.options import read_image
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
@@ -88,7 +89,7 @@ def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str =
 
 
 def _exact(task: Task, doc: Doc, listing: Listing, record: Record) -> Mapping[str, Any]:
-    return task.process(doc, listing.sampled(record)).to_json()
+    return counts_to_json(task.process(doc, listing.sampled(record)))
 
 
 def _places(record: Record) -> Iterator[tuple[int, str, str]]:
@@ -226,7 +227,6 @@ def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _check(row: Mapping[str, Any]) -> None:
     """Raises KeyError, TypeError or ValueError where a line lacks a field that scores are made from."""
-    key_of(row)
     named = all(isinstance(row[name], str) for name in ("uid", "role", "doc_id", "doc_hash"))
     numbered = all(isinstance(row[name], int) for name in ("step", "seed", "index", "final"))
     if not named or not numbered or not ("error" in row or isinstance(row["score"], int | float)):

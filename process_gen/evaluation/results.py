@@ -17,7 +17,7 @@ from typing import Any
 
 from process_gen.common import files
 from process_gen.evaluation import forced
-from process_gen.evaluation.counts import Counts, add_to
+from process_gen.evaluation.counts import Counts, add_to, counts_from_json, counts_to_json, shares_of_counts
 from process_gen.evaluation.statistics import Interval, Shares, mean_interval, score_interval, shares_of
 
 KIND = "process_gen evaluation"
@@ -113,8 +113,8 @@ class Cell:
     @property
     def process(self) -> dict[str, Interval]:
         """The measures of `process` and `forced` with intervals; empty unless the task is `traced`."""
-        found = shares_of(counts.shares() for counts in self.counts.values())
-        ordered = {name: found[name] for name in self.counted.shares()}
+        found = shares_of(map(shares_of_counts, self.counts.values()))
+        ordered = {name: found[name] for name in shares_of_counts(self.counted)}
         return ordered | forced.measures(self.forced, self.counts)
 
     @property
@@ -185,7 +185,9 @@ class Cell:
             **kept,
             "scores": named("scores"),
             "groups": {g: {**i, "n": len(self.of_group(g))} for g, i in named("groups").items()},
-            **{key: named(key) for key in (*_COUNTED, "process", "states")},
+            **{key: {d: counts_to_json(c) for d, c in getattr(self, key).items()} for key in _COUNTED},
+            "process": named("process"),
+            "states": named("states"),
             "means": self.means(),
             "failures": self.failures,
             "outcomes": [dataclasses.asdict(one) for one in self.outcomes],
@@ -195,7 +197,7 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Reads what `to_json` wrote; what follows from the outcomes is computed again."""
         fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
-        counts = {key: {d: Counts.from_json(c) for d, c in data[key].items()} for key in _COUNTED}
+        counts = {key: {d: counts_from_json(c) for d, c in data[key].items()} for key in _COUNTED}
         outcomes = tuple(Outcome(**one) for one in data["outcomes"])
         return cls(**{**fields, **counts, "outcomes": outcomes})
 

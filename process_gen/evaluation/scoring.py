@@ -13,7 +13,7 @@ from typing import Any
 
 from process_gen.evaluation import forced, judging
 from process_gen.evaluation.arms import chosen
-from process_gen.evaluation.counts import Counts, add_to
+from process_gen.evaluation.counts import Counts, add_to, counts_from_json
 from process_gen.evaluation.pipeline import CellSpec, has_teacher, layout_of, listing_of
 from process_gen.evaluation.results import Cell, Outcome
 from process_gen.evaluation.states import shares_of_states
@@ -46,7 +46,7 @@ def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell 
         fields = {f.name: row[f.name] for f in dataclasses.fields(Judgement) if f.name in row}
         rows.append(Row(doc, seed, index, Judgement(**fields, raw=row.get("resps"))))
         if "process" in row:
-            add_to(counts, doc.doc_id, Counts.from_json(row["process"]))
+            add_to(counts, doc.doc_id, counts_from_json(row["process"]))
         states = [(step, role, score) for (step, role), score in sorted(scores[row["uid"]].items())]
         if states[0][0] > 0 and len(states) == row["facts"]["images"]:
             add_to(seen, doc.doc_id, shares_of_states(states, row["facts"]["stopped"]))

@@ -189,7 +189,7 @@ def test_rewritten_prompts_and_plain_ones_never_share_verdicts(tmp_path):
 
 def test_reading_changes_nothing_and_final_states_alone_tell_nothing_of_the_way(tmp_path):
     (cell,), _ = evaluated(tmp_path, per_group=1, states="final")
-    assert cell.states == {} and cell.counted.drafts > len(cell.outcomes)
+    assert cell.states == {} and cell.counted["drafts"] > len(cell.outcomes)
     (path,) = tmp_path.glob("draws/*/trajectories.jsonl")
     part = path.with_suffix(".1.jsonl")  # of a host that is still drawing
     part.write_bytes(path.read_bytes()[:100])
