@@ -82,7 +82,7 @@ class Cell:
       judged: those that have one.
       unjudged: those that the judge gave no verdict on when it was asked.
       counts: `doc_id` -> exact counts over its trajectories (`process`); empty unless the task is `traced`.
-      seen: `doc_id` -> shares from the judge's scores of all images (`states`); empty unless all are judged.
+      seen: `doc_id` -> shares by all scores (`scoring.shares_of_states`); empty unless all are judged.
       forced: `doc_id` -> counts of teacher-forced steps (`forced`); empty where there are none.
       summary: figures of the official scorer, if any.
     """
@@ -119,7 +119,7 @@ class Cell:
 
     @property
     def states(self) -> dict[str, Interval]:
-        """The measures of `states` with intervals; empty unless every image is judged."""
+        """The measures of `scoring.shares_of_states`; empty unless every image is judged."""
         return shares_of(self.seen.values())
 
     @property

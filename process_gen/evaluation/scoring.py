@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from process_gen.evaluation import forced, judging
@@ -16,7 +16,7 @@ from process_gen.evaluation.arms import chosen
 from process_gen.evaluation.counts import Counts, add_to, counts_from_json
 from process_gen.evaluation.pipeline import CellSpec, has_teacher, layout_of, listing_of
 from process_gen.evaluation.results import Cell, Outcome
-from process_gen.evaluation.states import shares_of_states
+from process_gen.evaluation.statistics import Shares
 from process_gen.evaluation.tasks.base import Judge, Judgement, Row
 from process_gen.reports.listing import NAME
 
@@ -40,9 +40,8 @@ def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell 
         row = candidates[chosen(arm, [(c["score"], c.get("facts", {})) for c in candidates]) if arm else 0]
         if facts := row.get("facts", {}):
             facts = facts | {name: sum(c["facts"][name] for c in candidates) for name in _OF_ALL}
-        names = doc.doc_id, doc.doc_hash, doc.group, doc.input
-        told = row["uid"], row["score"], tuple(row["failures"]), facts
-        outcomes.append(Outcome(*names, seed, index, *told))
+        asked = doc.doc_id, doc.doc_hash, doc.group, doc.input, seed, index
+        outcomes.append(Outcome(*asked, row["uid"], row["score"], tuple(row["failures"]), facts))
         fields = {f.name: row[f.name] for f in dataclasses.fields(Judgement) if f.name in row}
         rows.append(Row(doc, seed, index, Judgement(**fields, raw=row.get("resps"))))
         if "process" in row:
@@ -58,7 +57,7 @@ def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell 
     formulas = task.formulas([group for group in dict.fromkeys(d.group for d in one.docs) if group in there])
     if task.whole and (drawn := len({outcome.doc_id for outcome in outcomes})) < (of := len(task.docs())):
         formulas = {f"{name} ({drawn:,} of {of:,} prompts)": weights for name, weights in formulas.items()}
-    asked = sorted((doc.doc_id, doc.doc_hash) for doc in one.docs)
+    prompts = sorted((doc.doc_id, doc.doc_hash) for doc in one.docs)
     cell = Cell(
         task=task.name,
         version=task.version,
@@ -68,7 +67,7 @@ def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell 
         judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
         seeds=list(one.seeds),
         outcomes=tuple(outcomes),
-        prompts=hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        prompts=hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
         formulas=formulas,
         wanted=len(one.docs) * len(one.seeds) * task.images * (arm.candidates if arm else 1),
         judged=sum(map(len, finals.values())),
@@ -118,3 +117,46 @@ def _forced(folder: pathlib.Path, one: CellSpec) -> Mapping[str, Counts]:
         return {}
     listing = listing_of(folder, one, below=forced.FOLDER)
     return forced.counts_of(listing, one.wanted, one.benchmark.requests)
+
+
+def shares_of_states(states: Sequence[tuple[int, str, float]], stopped: str | None) -> Shares:
+    """Measures of the steps of one trajectory, from a judge's score of every image; they work for any judge.
+
+    With v(k) the score of the last image of step k and n the number of steps:
+
+        score_at_step_k     mean of v(k) over the trajectories that have a step k
+        refined_better      share of corrections whose image scores higher than the image that they correct
+        refined_worse       share of corrections whose image scores lower
+        never_worse         share of steps after the first with v(k) >= v(k - 1)
+        stopped_wrong       of trajectories that the model ended, the share with v(n) < 1
+        stopped_too_late    share of trajectories with v(k) = 1 for a k < n: it went on from a right image
+        late_and_lost       of those, the share with v(n) < 1
+        stopped_by_cap      share of trajectories that the limit on turns or Euler steps ended
+
+    The judge scores each image by the whole prompt, so a low score of an unfinished image is no error. Only
+    differences between images that follow each other, and the last scores, tell something of the model.
+    Errors in plans do not show here: `process` counts them in worlds where a parser reads every image.
+
+    Args:
+      states: step (from 1), role and score from 0 to 1 of every image of the trajectory, in order.
+      stopped: who ended it, `model` or `cap`.
+
+    Returns:
+      The numerator and denominator that the trajectory adds to each measure.
+    """
+    pairs = list(itertools.pairwise(states))
+    corrected = [(before, score) for (step, _, before), (after, _, score) in pairs if step == after]
+    left = {step: score for step, _, score in states}
+    values = list(left.values())
+    wrong, late = values[-1] < 1, any(value >= 1 for value in values[:-1])
+    by_model = stopped == "model"
+    return {
+        "refined_better": (sum(score > before for before, score in corrected), len(corrected)),
+        "refined_worse": (sum(score < before for before, score in corrected), len(corrected)),
+        "never_worse": (sum(b >= a for a, b in itertools.pairwise(values)), len(values) - 1),
+        "stopped_wrong": (by_model and wrong, by_model),
+        "stopped_too_late": (late, 1),
+        "late_and_lost": (late and wrong, late),
+        "stopped_by_cap": (stopped == "cap", 1),
+        **{f"score_at_step_{step}": (score, 1) for step, score in left.items()},
+    }

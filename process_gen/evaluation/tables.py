@@ -136,7 +136,7 @@ def ranking(cells: Sequence[Cell]) -> Table:
 
 
 def process_table(cells: Sequence[Cell]) -> Table:
-    """One row per measure of the steps (`process`, then `states`), then one per kind of failure."""
+    """One row per measure of the steps (`process`, then those by the judge), then one per kind of failure."""
     rows: list[list[Any]] = []
     for kind in ("process", "states"):
         found = [getattr(cell, kind) for cell in cells]
