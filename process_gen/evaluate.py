@@ -32,9 +32,9 @@ from absl import flags
 
 from process_gen.common.names import check_name
 from process_gen.distributed import hosts, lock, stopping
-from process_gen.evaluation import forced, judging, pipeline, results, tables, writing
+from process_gen.evaluation import forced, judging, pipeline, results, scoring, tables, writing
 from process_gen.evaluation.arms import ARMS
-from process_gen.evaluation.draws import ProgressFn, draw
+from process_gen.evaluation.draws import ProgressFn, draw, silent
 from process_gen.evaluation.outsiders import ROLES
 from process_gen.evaluation.pipeline import CellSpec
 from process_gen.evaluation.tasks import TASKS, make_task
@@ -43,6 +43,7 @@ from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
+from process_gen.services.options import ServiceError
 from process_gen.weights import restore
 
 STAGES = ("all", "images", "judge", "report")
@@ -57,7 +58,7 @@ def evaluate(
     config: Mapping[str, Any] | None = None,
     pictures: int = 24,
     allow: Sequence[str] = (),
-    show: ProgressFn | None = None,
+    show: ProgressFn = silent,
     warm: bool = True,
     host: tuple[int, int] = (0, 1),
     forced_steps: bool = False,
@@ -67,7 +68,6 @@ def evaluate(
 
     Args:
       cells: each with the sampler that draws it (`pipeline.ask`); None where nothing is to be drawn.
-      folder: of the evaluation.
       stage: one of `STAGES`.
       states: one of `judging.STATES`: which images of a trajectory are judged.
       config: of the training run, as JSON.
@@ -83,97 +83,82 @@ def evaluate(
       The text to print, the files written, and the scored cells; all empty on hosts other than the first.
 
     Raises:
-      TaskError, ResultsError, ReportError: bad input; the message is fit for a user.
+      TaskError, ServiceError, ResultsError, ReportError: bad input; the message is fit for a user.
       Occupied: another evaluation is going on in the folder, and `wait` is False.
     """
     root, lead = files.check_writable(folder), host[0] == 0
-    check = functools.partial(show, "waiting for another evaluation") if show else lambda: None
+    check = functools.partial(show, "waiting for another evaluation")
     with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
         _wait("the folder is held", host)
         written, asked = [], [one for one, _ in cells]
         judges = _judges(asked) if stage != "images" else []  # first: raises where a judge cannot be made
         if stage in ("all", "images"):
-            _draw(cells, root, show, warm, host, forced_steps)
+            if lead:
+                pipeline.remember(root, asked)
+            for one, sampler in cells:
+                if sampler is None:
+                    continue
+                with _listed(root, one, host) as listing:
+                    draw(sampler, one.wanted, listing, host, show, warm)
+                if forced_steps and pipeline.has_teacher(one):
+                    with _listed(root, one, host, forced.FOLDER) as listing:
+                        forced.draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
             written = [path for one in asked for path in pipeline.lay_out(root, one)] if lead else []
-        judged = [(one, judge) for one, judge in zip(asked, judges, strict=False) if judge is not None]
         if stage in ("all", "judge"):
-            for one, judge in judged:
-                pipeline.judge_cell(root, one, judge, states, host, show)
+            for one, judge in zip(asked, judges, strict=True):
+                if judge is not None:
+                    pipeline.judge_cell(root, one, judge, states, host, show)
             _wait("the images are judged", host)
         try:
             if not lead or stage not in ("all", "report"):
                 return "", written, []
-            return _report(root, asked, judged, written, stage, config or {}, pictures, allow, show)
+            judged = list(zip(asked, judges, strict=True))
+            text, more, scored = _report(root, judged, stage, config or {}, pictures, allow, show)
+            return text, list(dict.fromkeys(written + more)), scored
         finally:
             _wait("the report is written", host)  # JAX aborts a process that works on after others exit
 
 
 def _report(
     root: pathlib.Path,
-    asked: Sequence[CellSpec],
-    judged: Sequence[tuple[CellSpec, Judge]],
-    written: list[pathlib.Path],
+    judged: Sequence[tuple[CellSpec, Judge | None]],
     stage: str,
     config: Mapping[str, Any],
     pictures: int,
     allow: Sequence[str],
-    show: ProgressFn | None,
+    show: ProgressFn,
 ) -> tuple[str, list[pathlib.Path], list[results.Cell]]:
-    """Computes the scores, and writes tables and pages; `written` are the files of the earlier stages."""
-    text, scored, tell = "", [], show or (lambda text: None)
+    """Computes the scores, and writes tables and pages; see `evaluate`."""
+    text, written, shown = "", [], []
     for one, judge in judged:
-        tell(f"{pathlib.Path(one.place).name}: adding up")
-        cell, official = pipeline.score_cell(root, one, judge)
-        if cell.outcomes:
-            scored.append((one, judge, cell))
+        cell = None
+        if judge is not None:
+            show(f"{pathlib.Path(one.place).name}: adding up")
+            cell, official = scoring.score_cell(root, one, judge)
             written += official
+            if cell is None:
+                text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
+        shown.append((one, judge, cell))
+    scored = [told for told in shown if told[2] is not None]
     if scored:
-        tell("writing the results")
+        show("writing the results")
         written += writing.write_results(root, scored, config)
-    cells_of = {id(one): (judge, cell) for one, judge, cell in scored}
-    tell("writing the page")
-    written += writing.write_page(
-        root, [(one, *cells_of.get(id(one), (None, None))) for one in asked], pictures
-    )
+    show("writing the page")
+    written += writing.write_page(root, shown, pictures)
     for one, _, cell in scored:
         if stage == "report" or (one.way and one.way.needs_judge):  # the others are laid out already
-            tell(f"{pathlib.Path(one.place).name}: laying out the images")
+            show(f"{pathlib.Path(one.place).name}: laying out the images")
             written += pipeline.lay_out(root, one, cell)
-    for one, _ in judged:
-        if not any(one is there for there, *_ in scored):
-            text += f"{one.task}, {one.arm or 'images'}: nothing is judged yet\n\n"
     if scored:  # last, as it raises where cells cannot be compared
         text += writing.text_of([cell for *_, cell in scored], allow)
-    return text, list(dict.fromkeys(written)), [cell for *_, cell in scored]
+    return text, written, [cell for *_, cell in scored]
 
 
 def _judges(asked: Sequence[CellSpec]) -> list[Judge | None]:
     """The judge of each cell, one for all cells with the same task and options."""
     keys = [(one.task, *sorted(one.options.items())) for one in asked]
-    first = {key: one for key, one in zip(reversed(keys), reversed(asked), strict=True)}
-    made = {key: one.benchmark.judge() for key, one in first.items()}
+    made = {key: one.benchmark.judge() for key, one in dict(zip(keys, asked, strict=True)).items()}
     return [made[key] for key in keys]
-
-
-def _draw(
-    cells: Sequence[tuple[CellSpec, Sampler | None]],
-    root: pathlib.Path,
-    show: ProgressFn | None,
-    warm: bool,
-    host: tuple[int, int],
-    forced_steps: bool,
-) -> None:
-    """Draws the missing images, a share on each host, and gathers them in one listing per cell."""
-    if host[0] == 0:
-        pipeline.remember(root, [one for one, _ in cells])
-    for one, sampler in cells:
-        if sampler is None:
-            continue
-        with _listed(root, one, host) as listing:
-            draw(sampler, one.wanted, listing, host, show, warm)
-        if forced_steps and pipeline.has_teacher(one):
-            with _listed(root, one, host, forced.FOLDER) as listing:
-                forced.draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
 
 
 @contextlib.contextmanager
@@ -193,7 +178,7 @@ def _wait(name: str, host: tuple[int, int]) -> None:
         hosts.barrier(name, hosts.PREPARE_SECONDS)
 
 
-def run(values: Any, show: ProgressFn | None = None) -> str:
+def run(values: Any, show: ProgressFn = silent) -> str:
     """Does what the command does; returns what it prints at the end, nothing on all hosts but the first.
 
     Raises:
@@ -364,9 +349,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 ERRORS = (
-    *(TaskError, results.ResultsError, cli.CommandError, hosts.HostMissing, hosts.HostSettingsError),
-    *restore.ERRORS,
-    OSError,
+    *(TaskError, ServiceError, results.ResultsError, cli.CommandError, *restore.ERRORS, OSError),
+    *(hosts.HostMissing, hosts.HostSettingsError),
 )
 """What a user can get wrong; each says so in one line."""
 

@@ -58,6 +58,7 @@ from process_gen.reports.strip import contact_sheet, strip
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError
 from process_gen.sampling.prompts import check_prompts
+from process_gen.services.options import ServiceError
 from process_gen.training import loading, nonfinite
 from process_gen.training.goodput import Goodput
 from process_gen.training.nonfinite import NonFiniteLoss
@@ -342,7 +343,7 @@ class Evaluation:
             if sampler is not None:
                 try:
                     score = self._pictures(step, sampler)
-                except (TaskError, PromptError, OSError) as error:  # the run goes on
+                except (TaskError, ServiceError, PromptError, OSError) as error:  # the run goes on
                     logging.error("step %d was not evaluated: %s", step, error)
         return hosts.broadcast_from_lead(score)
 
@@ -432,7 +433,7 @@ class Evaluation:
 
 ERRORS = (
     *(builders.ConfigError, MeshError, hosts.HostMissing, hosts.HostSettingsError, BadTrajectory),
-    *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, TaskError, PromptError, OSError),
+    *(TooManyBadTrajectories, CheckpointError, NonFiniteLoss, TaskError, ServiceError, PromptError, OSError),
 )
 """Errors of the user's input or of a machine; each message is one line."""
 

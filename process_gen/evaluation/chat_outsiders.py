@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any, ClassVar
 
 from process_gen.common import files
 from process_gen.evaluation.chat import ChatModel, Estimate
-from process_gen.evaluation.options import from_text, read_text
+from process_gen.evaluation.options import read_text
 from process_gen.evaluation.tasks.base import Unjudged
 from process_gen.evaluation.tasks.chat_task import ChatOptions
 from process_gen.sampling.outside import Inspection, Situation, Unsaid
@@ -50,77 +50,42 @@ class InspectorOptions(PlannerOptions):
     name: ClassVar[str] = "inspector"
 
 
-def make(role: str, options: Mapping[str, str]) -> ChatPlanner | ChatInspector:
-    """Makes the chat model of a role, `planner` or `inspector`.
-
-    Raises:
-      TaskError: no model or no key, or a bad option.
-    """
-    if role == "planner":
-        return ChatPlanner(from_text(PlannerOptions, role, options))
-    return ChatInspector(from_text(InspectorOptions, role, options))
+OPTIONS = {kind.name: kind for kind in (PlannerOptions, InspectorOptions)}
+"""Role -> its options."""
 
 
-class _Chat:
-    """Base class of both roles; any number of threads may call it."""
-
-    role: ClassVar[str]
-    system: ClassVar[str]
+class ChatOutsider(ChatModel):
+    """Asks a chat model for every next step, or about every image that may be corrected."""
 
     def __init__(self, options: PlannerOptions):
+        """`options` are of the role; raises as `ChatModel` does, and TaskError for a file that is missing."""
+        self.role = options.name
+        system, self._question, self._read = _ROLES[self.role]
         guide = read_text(options.guide).strip() if options.guide.endswith(".txt") else options.guide
-        self._model = ChatModel(options, "\n\n".join(filter(None, [self.system, guide])), _MAX_TOKENS)
-        self.name, self.protocol = options.model, f"chat {self.role} 1"
-        self.revision = self._model.revision(self.protocol)
+        self.protocol = f"chat {self.role} 1"
+        super().__init__(options, "\n\n".join(filter(None, [system, guide])), _MAX_TOKENS, self.protocol)
         self._pool = futures.ThreadPoolExecutor(options.workers, f"{self.role} {options.model}")
 
-    def _ask(self, asked: Sequence[Situation], question: Callable, read: Callable) -> list[Any]:
+    def __call__(self, asked: Sequence[Situation]) -> list[Plan | Inspection | Unsaid | None]:
         """An answer to each, asked in `workers` threads; `Unsaid` where the model gives none.
 
-        Raises:
-          TaskError: the endpoint cannot be reached, refuses the key or the model, or gives up on all.
+        None is a planner's answer that no step is left. Raises ServiceError as `ChatModel.ask` does.
         """
+        return list(self._pool.map(self._answer, asked))
 
-        def one(situation: Situation) -> Any:
-            image = situation.turns[-1].image if situation.turns else None
-            try:
-                told = question(situation), image, lambda answer: read(situation, answer)
-                return self._model.ask(f"{self.role}, {situation.prompt!r}", *told)[0]
-            except Unjudged as error:
-                return Unsaid(str(error))
-
-        return list(self._pool.map(one, asked))
+    def _answer(self, one: Situation) -> Plan | Inspection | Unsaid | None:
+        image = one.turns[-1].image if one.turns else None
+        try:  # in a tuple, since None would mean an answer that cannot be read
+            what, read = f"{self.role}, {one.prompt!r}", lambda answer: (self._read(one, answer),)
+            return self.ask(what, self._question(one), image, read)[0][0]
+        except Unjudged as error:
+            return Unsaid(str(error))
 
     def announce(self, prompts: Sequence[str], each: int, size: tuple[int, int]) -> Estimate:
         """Prints the estimated tokens and cost of at most `each` questions per prompt, and returns them."""
         requests = each * len(prompts)
         characters = each * sum(map(len, prompts)) + requests * each * _STEP_CHARACTERS // 2
-        return self._model.announce(characters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
-
-
-class ChatPlanner(_Chat):
-    """Asks a chat model for every next step."""
-
-    role, system = "planner", PLANNER
-
-    def __call__(self, asked: Sequence[Situation]) -> list[Plan | Unsaid | None]:
-        """The next step of each, None where the model says that it is done."""
-        answers = self._ask(asked, _next_step, _read_plan)
-        return [None if answer is _DONE else answer for answer in answers]
-
-
-class ChatInspector(_Chat):
-    """Asks a chat model about every image that may be corrected."""
-
-    role, system = "inspector", INSPECTOR
-
-    def __call__(self, asked: Sequence[Situation]) -> list[Inspection | Unsaid]:
-        """What it sees on the newest image of each."""
-        return self._ask(asked, _newest, _read_inspection)
-
-
-_DONE = object()
-"""Stands for a planner's answer that no step is left; None would mean an answer that cannot be read."""
+        return self.print_estimate(characters, requests, _ANSWER_TOKENS, size, f"{self.role}, at most ")
 
 
 def _next_step(one: Situation) -> str:
@@ -146,12 +111,12 @@ def _told(draft: Turn) -> str:
     return f"{draft.plan.instruction}. Afterwards: {draft.plan.description}"
 
 
-def _read_plan(one: Situation, answer: str) -> Any:
+def _read_plan(one: Situation, answer: str) -> Plan | None:
     found = _object(answer)
     if found.get("done") is True:
         if not one.turns:
             raise ValueError("nothing is drawn yet, so it is not done")
-        return _DONE
+        return None
     plan = Plan(_text(found, "instruction"), _text(found, "description"))
     one.check(plan)
     return plan
@@ -163,6 +128,13 @@ def _read_inspection(one: Situation, answer: str) -> Inspection:
     inspection = Inspection(_text(found, "inspection"), correction)
     one.check(inspection)
     return inspection
+
+
+_ROLES = {
+    "planner": (PLANNER, _next_step, _read_plan),
+    "inspector": (INSPECTOR, _newest, _read_inspection),
+}
+"""Role -> system message, question about a situation, and how its answer is read: ValueError if it cannot."""
 
 
 def _object(answer: str) -> Mapping[str, Any]:

@@ -27,44 +27,25 @@ def crop(image: np.ndarray, detection: Detection) -> Image.Image:
     """Crops the box of a detection out of an image, [H, W, 3] uint8, and hides all but its mask, if any.
 
     The box is rounded half to even; what of it lies outside the image is black.
-
-    Raises:
-      ValueError: the mask is not of the size of the image.
     """
     if detection.mask is not None:
-        if detection.mask.shape != image.shape[:2]:
-            raise ValueError(f"a mask of {detection.mask.shape} for an image of {image.shape[:2]}")
         image = np.where(detection.mask[..., None], image, np.uint8(BACKGROUND))
     x0, y0, x1, y1 = (int(edge) for edge in np.rint(np.asarray(detection.box, np.float32)))
     return Image.fromarray(image).crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
 
 
-class ColorClassifier:
-    """CLIP or SigLIP from a folder; its weights are read when it is first used.
-
-    Attributes:
-      name: `clip`, `siglip` or `siglip2`.
-      revision: of its weights.
-    """
+class ColorClassifier(ModelFolder):
+    """CLIP or SigLIP from a folder; its weights are read when it is first used."""
 
     def __init__(self, option: str, folder: str):
-        """`option` is what errors call the folder.
-
-        Raises:
-          TaskError: a package or the folder is missing, or the model is of no known kind.
-        """
-        self._source = ModelFolder(option, folder)
-        self.name = self._source.check_type(_PADDING, "kind of classifier")
+        """Raises TaskError if the model is of no known kind, and as `ModelFolder` does."""
+        super().__init__(option, folder)
+        self.check_kind(_PADDING, "kind of classifier")
         self._of_class: dict[str, Any] = {}
-
-    @property
-    def revision(self) -> str:
-        return self._source.revision
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Any, Any]:
-        processor, tokenizer = self._source.load_preprocessor(), self._source.load("AutoTokenizer")
-        return processor, tokenizer, self._source.load_model("AutoModel")
+        return self.load_preprocessor(), self.load("AutoTokenizer"), self.load_model("AutoModel")
 
     def __call__(self, image: np.ndarray, cls: str, found: Sequence[Detection]) -> list[str]:
         """The nearest of `COLORS` for each detection of one class in an image, [H, W, 3] uint8."""

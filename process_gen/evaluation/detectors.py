@@ -16,7 +16,6 @@ from PIL import Image
 from scipy import special
 
 from process_gen.evaluation.geneval.decision import Detection
-from process_gen.evaluation.options import TaskError
 from process_gen.evaluation.pretrained import ModelFolder
 
 MOST = 100
@@ -35,29 +34,19 @@ _GENEVAL_NAMES = {
 """GenEval's name of a class, where a model has another one."""
 
 
-class Detector:
-    """Finds objects; its weights are read when it is first used.
-
-    Attributes:
-      name: its `model_type` in `transformers`.
-      classes: what it can find.
-    """
+class Detector(ModelFolder):
+    """Finds objects; its weights are read when it is first used. `classes` are what it can find."""
 
     auto: ClassVar[str]
 
-    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
+    def __init__(self, option: str, folder: str, classes: Sequence[str] = ()):
         """`classes` are what to look for; only detectors that take them as text use them."""
-        self.source, self.name = source, source.model_type
-        self.classes = tuple(class_names(source.config.get("id2label", {})))
-
-    @property
-    def revision(self) -> str:
-        """Of its weights."""
-        return self.source.revision
+        super().__init__(option, folder)
+        self.classes = tuple(class_names(self.config.get("id2label", {})))
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Any]:
-        return self.source.load_preprocessor(), self.source.load_model(self.auto)
+        return self.load_preprocessor(), self.load_model(self.auto)
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Detects objects in an image, [H, W, 3] uint8; the highest score first."""
@@ -107,11 +96,9 @@ class TextDetector(Detector):
 
     auto = "AutoModelForZeroShotObjectDetection"
 
-    def __init__(self, source: ModelFolder, classes: Sequence[str] = ()):
-        super().__init__(source)
+    def __init__(self, option: str, folder: str, classes: Sequence[str] = ()):
+        super().__init__(option, folder)
         self.classes = tuple(classes)
-        if not classes:
-            raise TaskError(f"{source.option}: {self.name} has to be told what to look for")
 
     @functools.cached_property
     def _tokens(self) -> Any:
@@ -120,7 +107,7 @@ class TextDetector(Detector):
         texts = [f"a photo of a {name}" for name in self.classes]
         length = model.config.text_config.max_position_embeddings
         fixed = {"padding": "max_length", "max_length": length, "truncation": True}
-        tokens = self.source.load("AutoTokenizer")(texts, return_tensors="pt", **fixed)
+        tokens = self.load("AutoTokenizer")(texts, return_tensors="pt", **fixed)
         return tokens.to(model.device)
 
     def _detections(self, model: Any, inputs: Any, size: tuple[int, int]) -> list[Detection]:
@@ -143,8 +130,8 @@ def load_detector(option: str, folder: str, classes: Sequence[str] = ()) -> Dete
     Raises:
       TaskError: a package or the folder is missing, or the model is of no known kind.
     """
-    source = ModelFolder(option, folder)
-    return _KINDS[source.check_type(_KINDS, "kind of detector")](source, classes)
+    kind = ModelFolder(option, folder).check_kind(_KINDS, "kind of detector")
+    return _KINDS[kind](option, folder, classes)
 
 
 _KINDS: dict[str, type[Detector]] = {
@@ -191,7 +178,7 @@ def instances(
         mask = logits > 0
         if mask.any():
             area = np.float32(mask.sum()) + np.float32(1e-6)
-            inside = _sigmoid(logits[mask]).sum(dtype=np.float32) / area
+            inside = special.expit(logits[mask]).sum(dtype=np.float32) / area
             box = tuple(map(float, Image.fromarray(mask).getbbox()))
             found.append(Detection(classes[cls], float(np.float32(probability) * inside), box, mask=mask))
     return sorted(found, key=lambda one: -one.score)
@@ -211,14 +198,10 @@ def boxes(
     centre, half = places[:, :2], places[:, 2:] / 2
     low, high = ((edge * scale).clip(0, scale) for edge in (centre - half, centre + half))
     found = []
-    for query, cls, score in best_pairs(_sigmoid(logits)):
+    for query, cls, score in best_pairs(special.expit(logits)):
         (x0, y0), (x1, y1) = low[query].tolist(), high[query].tolist()
         found.append(Detection(classes[cls], score, (x0, y0, x1, y1)))
     return sorted(found, key=lambda one: -one.score)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits.clip(-80, 80)))
 
 
 def _resized(logits: Any, size: tuple[int, int]) -> Any:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.evaluation.arms import Arm
-from process_gen.evaluation.outsiders import ROLES
+from process_gen.evaluation.outsiders import ROLES, described
 from process_gen.evaluation.tasks.base import Doc, Task, TaskError
 from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
@@ -29,6 +29,10 @@ from process_gen.trajectory.record import to_json
 
 ProgressFn = Callable[[str], None]
 """Gets progress as text; an exception that it raises ends the work."""
+
+
+def silent(text: str) -> None:
+    """Shows nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,41 +71,24 @@ def take(docs: Sequence[Doc], limit: int = 0, per_group: int = 0) -> list[Doc]:
 
     `limit` is the most in all, taken from the groups in turn, `per_group` the most of one; 0 is no limit.
     """
-    groups: dict[str, list[Doc]] = {}
+    groups = collections.defaultdict(list)
     for doc in docs:
-        groups.setdefault(doc.group, []).append(doc)
+        groups[doc.group].append(doc)
     some = [found[: per_group or None] for found in groups.values()]
     turns = filter(None, itertools.chain.from_iterable(itertools.zip_longest(*some)))
     taken = {doc.doc_id for doc in itertools.islice(turns, limit or None)}
     return [doc for doc in docs if doc.doc_id in taken]
 
 
-def plan(task: Task, docs: Sequence[Doc], arm: Arm, seeds: Sequence[int]) -> list[Draw]:
-    """Lists the trajectories that an arm draws for some prompts, seed by seed."""
-    return [
-        Draw(doc, seed, index, arm.prompt(doc))
-        for seed in seeds
-        for doc in docs
-        for index in range(task.images * arm.candidates)
-    ]
-
-
 def place(
-    task: Task,
-    arm: Arm,
-    checkpoint: Mapping[str, Any],
-    sampler: Sampler,
-    outside: Mapping[str, str],
+    task: Task, arm: Arm, checkpoint: Mapping[str, Any], sampler: Sampler
 ) -> tuple[str, dict[str, Any]]:
-    """The folder of an arm's images, relative to the evaluation's, and the settings that its name hashes.
-
-    `outside` names who plans or inspects in the model's place (`outsiders.described`).
-    """
+    """The folder of an arm's images, relative to the evaluation's, and the settings that its name hashes."""
     how = to_json(dataclasses.asdict(sampler.config))
     del how["seed"]  # every trajectory has its own
     shape = list(sampler.model.layout.image_size)
     told = {"task": task.name, "version": task.version, **checkpoint}
-    settings = {**told, "image_size": shape, **how, **outside}
+    settings = {**told, "image_size": shape, **how, **described(sampler.outside)}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     changed = {**arm.settings, **arm.outside}
     words = [f"{key}={value}" for key, value in sorted(changed.items()) if key != "mode"]
@@ -114,7 +101,7 @@ def draw(
     wanted: Sequence[Draw],
     listing: Listing,
     host: tuple[int, int] = (0, 1),
-    show: ProgressFn | None = None,
+    show: ProgressFn = silent,
     warm: bool = True,
 ) -> None:
     """Draws this host's share of what is not listed yet; each trajectory is written when it is finished.
@@ -123,7 +110,6 @@ def draw(
       sampler: with the settings of the arm.
       wanted, listing: what to draw, and what there is.
       host: index of this host, and how many there are.
-      show: gets the progress.
       warm: draws the first prompt once before, so that seconds per image do not count compilation.
 
     Raises:
@@ -144,8 +130,7 @@ def draw(
         lost.update(progress.lost)
         for number, trajectory in progress.finished:
             listing.add(dataclasses.replace(trajectory, uid=mine[number].uid))
-        if show:
-            show(f"{listing.folder.name}: {progress.done} of {progress.total} trajectories")
+        show(f"{listing.folder.name}: {progress.done} of {progress.total} trajectories")
     if lost:
         raise TaskError(
             f"{len(lost)} of {len(mine)} trajectories got no usable answer from outside models "

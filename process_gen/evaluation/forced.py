@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.draws import Draw, ProgressFn
+from process_gen.evaluation.counts import Counts, add_to
+from process_gen.evaluation.draws import Draw, ProgressFn, silent
 from process_gen.evaluation.process import count_step
 from process_gen.evaluation.statistics import Interval, ratio_difference, ratio_interval
 from process_gen.reports.listing import Listing
@@ -92,7 +92,7 @@ def draw_steps(
     requests: Mapping[str, Request],
     listing: Listing,
     host: tuple[int, int] = (0, 1),
-    show: ProgressFn | None = None,
+    show: ProgressFn = silent,
 ) -> None:
     """Draws this host's share of the steps that are not listed yet; see `draws.draw`."""
     steps = (one for n, one in enumerate(plan(wanted, requests, sampler)) if n % host[1] == host[0])
@@ -110,8 +110,7 @@ def draw_steps(
             for one, trajectory in zip(some, drawn, strict=True):
                 listing.add(dataclasses.replace(trajectory, uid=one.uid, metadata={}))
             done += len(some)
-            if show:
-                show(f"{listing.folder.parent.name}: {done} of {len(missing)} steps after the teacher's")
+            show(f"{listing.folder.parent.name}: {done} of {len(missing)} steps after the teacher's")
 
 
 def counts_of(listing: Listing, wanted: Sequence[Draw], requests: Mapping[str, Request]) -> dict[str, Counts]:
@@ -122,15 +121,15 @@ def counts_of(listing: Listing, wanted: Sequence[Draw], requests: Mapping[str, R
         if (draw := by_uid.get(uid)) is not None:
             request = requests[draw.doc.doc_id]
             counts = count_step(listing.sampled(record), request, int(step) - 1)
-            found[draw.doc.doc_id] = found.get(draw.doc.doc_id, Counts()) + counts
+            add_to(found, draw.doc.doc_id, counts)
     return found
 
 
 def measures(forced: Mapping[str, Counts], free: Mapping[str, Counts]) -> dict[str, Interval]:
     """The measures that the module defines, of counts by `doc_id`."""
     found, docs = {}, [doc_id for doc_id in forced if doc_id in free]
-    for k in sorted({k for counts in forced.values() for k in counts.states_at}):
-        pairs = [[(side[d].right_at[k], side[d].states_at[k]) for d in docs] for side in (forced, free)]
+    for k in sorted({key[1] for counts in forced.values() for key in counts if key[0] == "states_at"}):
+        pairs = [[(side[d]["right_at", k], side[d]["states_at", k]) for d in docs] for side in (forced, free)]
         totals = [sum(n for _, n in some) for some in pairs]
         if totals[0]:
             found[f"forced_right_at_step_{k + 1}"] = ratio_interval(*zip(*pairs[0], strict=True))

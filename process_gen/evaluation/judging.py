@@ -10,7 +10,6 @@ one (`doc_id`, `doc_hash`, `input`, `target`, `resps`). Where the judge had no v
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,13 +21,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from process_gen.common.files import from_json
-from process_gen.common.images import UNREADABLE, rgb
-from process_gen.evaluation.draws import Draw, ProgressFn, listed
+from process_gen.evaluation.counts import counts_to_json
+from process_gen.evaluation.draws import Draw, ProgressFn, listed, silent
+from process_gen.evaluation.options import read_image
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task, TaskError, Unjudged
 from process_gen.reports import files
 from process_gen.reports.listing import Listing, cut_unfinished
@@ -91,7 +89,7 @@ def states_of(task: Task, listing: Listing, wanted: Sequence[Draw], which: str =
 
 
 def _exact(task: Task, doc: Doc, listing: Listing, record: Record) -> Mapping[str, Any]:
-    return task.process(doc, listing.sampled(record)).to_json()
+    return counts_to_json(task.process(doc, listing.sampled(record)))
 
 
 def _places(record: Record) -> Iterator[tuple[int, str, str]]:
@@ -138,16 +136,14 @@ def judge_states(
     states: Iterable[State],
     path: pathlib.Path,
     host: tuple[int, int] = (0, 1),
-    show: ProgressFn | None = None,
+    show: ProgressFn = silent,
 ) -> None:
     """Judges what has no verdict yet; a line is written for each image as soon as it is judged.
 
     Args:
-      judge: judges, in `judge.workers` threads.
       states: the images of all hosts; this host judges its share.
       path: the file of the judge; each host but the first one writes a part beside it.
       host: index of this host, and how many there are.
-      show: gets the progress.
 
     Raises:
       TaskError: an image cannot be read (names the file), or the judge cannot go on.
@@ -157,6 +153,12 @@ def judge_states(
     own = path if host[0] == 0 else path.with_suffix(f".{host[0]}.jsonl")
     mine = (one for n, one in enumerate(states) if n % host[1] == host[0] and one.key not in done)
     shown, lock = time.monotonic(), threading.Lock()
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        cut_unfinished(own)
+        file = own.open("ab")
+    except OSError as error:
+        raise files.ReportError(f"cannot write {str(own)!r}: {error.strerror}") from error
 
     def write(state: State) -> None:
         line = json.dumps(_line(judge, state), allow_nan=False).encode() + b"\n"
@@ -164,50 +166,25 @@ def judge_states(
             file.write(line)
             file.flush()
 
-    with _growing(own) as file, workers_of(judge.workers) as pool:
+    with file, workers_of(judge.workers) as pool:
+        waiting, number, told = set(), 0, 0
         try:
-            told = 0
-            for number in _few_at_a_time(pool, write, mine, 2 * judge.workers):
-                if show and time.monotonic() > shown + (_EVERY if number > told else _WITHOUT_NEWS):
+            while True:  # few at a time, which bounds memory
+                some = itertools.islice(mine, 2 * judge.workers - len(waiting))
+                waiting |= {pool.submit(write, state) for state in some}
+                if not waiting:
+                    return
+                ended, waiting = futures.wait(waiting, LOOK_SECONDS, futures.FIRST_COMPLETED)
+                for one in ended:
+                    one.result()
+                number += len(ended)
+                if time.monotonic() > shown + (_EVERY if number > told else _WITHOUT_NEWS):
                     shown, told = time.monotonic(), number
                     show(f"{path.parent.parent.name}: {number} images judged by {judge.name}")
         except Exception as problem:
             if not getattr(problem, "at_once", False):  # set by a second signal, which waits for nothing
                 pool.shutdown(cancel_futures=True)  # verdicts under way may cost money, so they are written
             raise
-
-
-def _few_at_a_time(
-    pool: futures.Executor, work: Callable[[State], None], states: Iterable[State], most: int
-) -> Iterator[int]:
-    """Works on at most `most` states at a time, which bounds memory; raises what `work` does.
-
-    Yields how many are done, at least every `LOOK_SECONDS`, so that the caller can stop meanwhile.
-    """
-    waiting: set[futures.Future] = set()
-    states, done = iter(states), 0
-    while True:
-        waiting |= {pool.submit(work, state) for state in itertools.islice(states, most - len(waiting))}
-        if not waiting:
-            return
-        ended, waiting = futures.wait(waiting, LOOK_SECONDS, futures.FIRST_COMPLETED)
-        for one in ended:
-            one.result()
-        done += len(ended)
-        yield done
-
-
-@contextlib.contextmanager
-def _growing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file to append lines to, after cutting off an unfinished one; ReportError where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cut_unfinished(path)
-        file = path.open("ab")
-    except OSError as error:
-        raise files.ReportError(f"cannot write {str(path)!r}: {error.strerror}") from error
-    with file:
-        yield file
 
 
 def _line(judge: Judge, state: State) -> dict[str, Any]:
@@ -220,20 +197,13 @@ def _line(judge: Judge, state: State) -> dict[str, Any]:
         **{"judge": judge.name, "revision": judge.revision, "protocol": judge.protocol},
     }
     try:
-        found: Judgement = judge(state.doc, _read(state.image))
+        found: Judgement = judge(state.doc, read_image(state.image))
     except Unjudged as error:
         return {**line, "error": str(error), "resps": to_json(error.raw)}
     if state.exact:
         line["process"] = state.exact()
     said = to_json({f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
     return {**line, "resps": said.pop("raw"), **said}
-
-
-def _read(path: pathlib.Path) -> np.ndarray:
-    try:
-        return rgb(path)
-    except UNREADABLE as error:
-        raise TaskError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
 def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -257,7 +227,6 @@ def read_verdicts(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _check(row: Mapping[str, Any]) -> None:
     """Raises KeyError, TypeError or ValueError where a line lacks a field that scores are made from."""
-    _key(row)
     named = all(isinstance(row[name], str) for name in ("uid", "role", "doc_id", "doc_hash"))
     numbered = all(isinstance(row[name], int) for name in ("step", "seed", "index", "final"))
     if not named or not numbered or not ("error" in row or isinstance(row["score"], int | float)):
@@ -266,8 +235,9 @@ def _check(row: Mapping[str, Any]) -> None:
 
 def judged(path: pathlib.Path) -> set[tuple[str, int, str]]:
     """The keys of the states that a judge has a verdict on."""
-    return {_key(row) for row in read_verdicts(path) if "error" not in row}
+    return {key_of(row) for row in read_verdicts(path) if "error" not in row}
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
+def key_of(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """The key of the state that a line is about."""
     return row["uid"], row["step"], row["role"]

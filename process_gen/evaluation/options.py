@@ -10,7 +10,10 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from process_gen.common.files import from_json
+from process_gen.common.images import UNREADABLE, rgb
 from process_gen.common.names import check_name
 
 Options = TypeVar("Options")
@@ -92,6 +95,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise TaskError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_image(path: pathlib.Path) -> np.ndarray:
+    """An image file as [H, W, 3] uint8; TaskError, which names it, if it cannot be read."""
+    try:
+        return rgb(path)
+    except UNREADABLE as error:
+        raise TaskError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
 def parse_json(text: str, where: str) -> Any:

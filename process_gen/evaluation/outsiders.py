@@ -14,8 +14,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from process_gen.common.names import check_name
-from process_gen.evaluation.options import TaskError, needing_client
+from process_gen.evaluation.options import TaskError, from_text, needing_client
 from process_gen.evaluation.reading import read_description
 from process_gen.sampling.outside import Inspection, Outside, Situation, Unsaid
 from process_gen.scenes import oracle
@@ -42,22 +41,22 @@ def make_outside(
       options: role -> options of its chat model, as text.
 
     Raises:
-      TaskError: an unknown name, the oracle outside the scenes world, or bad options.
+      TaskError, ServiceError: the oracle outside the scenes world, or bad options.
     """
-    return Outside(**{role: _make(role, who, requests, options.get(role, {})) for role, who in asked.items()})
-
-
-def _make(role: str, who: str, requests: Requests, options: Mapping[str, str]) -> Any:
-    check_name(who, WHO, role, TaskError)
-    if who == "chat":
-        with needing_client(f"{role}=chat"):  # here, so that the other arms need no client
-            from process_gen.evaluation import chat_outsiders
-        return chat_outsiders.make(role, options)
-    if options:
-        raise TaskError(f"{role}=scenes takes no options, got {', '.join(sorted(options))}")
-    if not requests:
-        raise TaskError(f"{role}=scenes knows the scenes world alone: {role}=chat takes any prompt")
-    return {"planner": ScenesPlanner, "inspector": ScenesInspector}[role](requests)
+    made = {}
+    for role, who in asked.items():
+        told = options.get(role, {})
+        if who == "chat":
+            with needing_client(f"{role}=chat"):  # here, so that the other arms need no client
+                from process_gen.evaluation.chat_outsiders import OPTIONS, ChatOutsider
+            made[role] = ChatOutsider(from_text(OPTIONS[role], role, told))
+        elif told:
+            raise TaskError(f"{role}=scenes takes no options, got {', '.join(sorted(told))}")
+        elif not requests:
+            raise TaskError(f"{role}=scenes knows the scenes world alone: {role}=chat takes any prompt")
+        else:
+            made[role] = {"planner": ScenesPlanner, "inspector": ScenesInspector}[role](requests)
+    return Outside(**made)
 
 
 WHO = ("scenes", "chat")
@@ -66,9 +65,10 @@ WHO = ("scenes", "chat")
 
 def described(outside: Outside) -> dict[str, str]:
     """Role -> name, revision and protocol of its outsider, for the roles that have one."""
-    found = {role: getattr(outside, role) for role in ROLES}
     return {
-        role: f"{one.name}, {one.revision}, {one.protocol}" for role, one in found.items() if one is not None
+        role: f"{one.name}, {one.revision}, {one.protocol}"
+        for role in ROLES
+        if (one := getattr(outside, role)) is not None
     }
 
 

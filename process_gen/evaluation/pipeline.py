@@ -8,6 +8,7 @@ OUT/results.json    and what else `writing` makes of the scores
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -20,17 +21,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_origin, get_type_hints
 
 from process_gen.common import files
-from process_gen.evaluation import draws, forced, judging
+from process_gen.evaluation import draws, judging
 from process_gen.evaluation.arms import Arm, chosen, make_arm
-from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.draws import Draw, ProgressFn
-from process_gen.evaluation.outsiders import described, make_outside
-from process_gen.evaluation.results import Cell, make_cell
+from process_gen.evaluation.draws import Draw, ProgressFn, silent
+from process_gen.evaluation.outsiders import make_outside
+from process_gen.evaluation.results import Cell
 from process_gen.evaluation.tasks import make_task
 from process_gen.evaluation.tasks.base import Doc, Judge, Task, TaskError
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.reports import files as reports
-from process_gen.reports.listing import NAME, Listing
+from process_gen.reports.listing import Listing
 from process_gen.sampling import Sampler
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Mode
@@ -87,8 +87,12 @@ class CellSpec:
 
     @functools.cached_property
     def wanted(self) -> list[Draw]:
-        """The trajectories to draw; none for images of another program."""
-        return draws.plan(self.benchmark, self.docs, self.way, self.seeds) if self.way else []
+        """The trajectories to draw, seed by seed; none for images of another program."""
+        if self.way is None:
+            return []
+        numbers = range(self.benchmark.images * self.way.candidates)
+        asked = itertools.product(self.seeds, self.docs, numbers)
+        return [Draw(doc, seed, index, self.way.prompt(doc)) for seed, doc, index in asked]
 
 
 def ask(
@@ -125,7 +129,7 @@ def ask(
         docs = draws.take(benchmark.docs(), limit, per_group) if isinstance(benchmark, Scenes) else []
         asked = {way.prompt(doc): benchmark.requests[doc.doc_id] for doc in docs}
         of_arm = of_arm.with_outside(**vars(make_outside(way.outside, asked, arm_options or {})))
-    place, settings = draws.place(benchmark, way, checkpoint, of_arm, described(of_arm.outside))
+    place, settings = draws.place(benchmark, way, checkpoint, of_arm)
     told = (task, dict(options), arm, list(seeds), limit, per_group, place, "", dict(checkpoint), settings)
     return CellSpec(*told), of_arm
 
@@ -188,11 +192,7 @@ def remember(folder: pathlib.Path, cells: Iterable[CellSpec]) -> None:
 
 
 def remembered(folder: pathlib.Path) -> list[CellSpec]:
-    """The cells of an evaluation.
-
-    Raises:
-      TaskError: the file is broken.
-    """
+    """The cells of an evaluation. Raises TaskError: the file is broken."""
     path = folder / CELLS
     if not path.exists():
         return []
@@ -232,7 +232,7 @@ def judge_cell(
     judge: Judge,
     which: str = "all",
     host: tuple[int, int] = (0, 1),
-    show: ProgressFn | None = None,
+    show: ProgressFn = silent,
 ) -> None:
     """Judges the images of a cell that have no verdict yet; see `judging.judge_states`."""
     path = judging.verdicts_path(folder / one.place, judge)
@@ -249,46 +249,13 @@ def judge_cell(
     judging.judge_states(judge, states(), path, host, show)
 
 
-def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell, list[pathlib.Path]]:
-    """Scores a cell from its verdicts, writes result files of the official scorer, if any; returns both."""
-    cell, rows = make_cell(
-        one.benchmark,
-        one.docs,
-        one.way,
-        one.seeds,
-        judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)),
-        _uids(one),
-        checkpoint=one.checkpoint,
-        settings=one.settings,
-        forced=_forced(folder, one),
-        judge={"name": judge.name, "revision": judge.revision, "protocol": judge.protocol},
-    )
-    return cell, list(one.benchmark.write_results(rows, _layout(folder, one))) if rows else []
-
-
-def _forced(folder: pathlib.Path, one: CellSpec) -> dict[str, Counts]:
-    """`doc_id` -> counts of teacher-forced steps; empty where none are drawn."""
-    if not has_teacher(one) or not (folder / one.place / forced.FOLDER / NAME).exists():
-        return {}
-    listing = listing_of(folder, one, below=forced.FOLDER)
-    return forced.counts_of(listing, one.wanted, one.benchmark.requests)
-
-
 def has_teacher(one: CellSpec) -> bool:
     """Whether a cell can have teacher-forced steps (`forced`): task, candidates and planner allow them."""
     way, known = one.way, isinstance(one.benchmark, Scenes)
     return known and way is not None and way.candidates == 1 and "planner" not in way.outside
 
 
-def _uids(one: CellSpec) -> set[str]:
-    """Names of the trajectories of a cell, or of the images that are there now."""
-    if one.way:
-        return {draw.uid for draw in one.wanted}
-    images = judging.foreign_states(one.benchmark, pathlib.Path(one.images), one.docs)
-    return {state.key[0] for state in images}
-
-
-def _layout(folder: pathlib.Path, one: CellSpec) -> pathlib.Path:
+def layout_of(folder: pathlib.Path, one: CellSpec) -> pathlib.Path:
     """The folder of a cell's images in the layout of its task, and of the official scorer's files."""
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, [pathlib.Path(one.place).name, one.arm])))[:120]
     return folder / "layout" / f"{name}-{hashlib.sha256(repr(one.name).encode()).hexdigest()[:6]}"
@@ -296,10 +263,9 @@ def _layout(folder: pathlib.Path, one: CellSpec) -> pathlib.Path:
 
 def verdicts_of(folder: pathlib.Path, one: CellSpec, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
     """Yields the latest verdict on every image of the trajectories that a cell's outcomes are made from."""
-    uids, latest = {outcome.uid for outcome in cell.outcomes}, {}
-    for row in judging.read_verdicts(judging.verdicts_path(folder / one.place, judge)):
-        if row["uid"] in uids and "error" not in row:
-            latest[row["uid"], row["step"], row["role"]] = row
+    uids = {outcome.uid for outcome in cell.outcomes}
+    rows = judging.read_verdicts(judging.verdicts_path(folder / one.place, judge))
+    latest = {judging.key_of(row): row for row in rows if row["uid"] in uids and "error" not in row}
     yield from latest.values()
 
 
@@ -314,26 +280,21 @@ def lay_out(folder: pathlib.Path, one: CellSpec, cell: Cell | None = None) -> li
         return []
     if way.needs_judge and cell is None:
         return []
-    finals, listing = {}, listing_of(folder, one)
-    for draw, record in draws.listed(listing, one.wanted):
-        index, candidate = divmod(draw.index, way.candidates)
-        path = listing.folder / record.turns[-1].image
-        found = finals.setdefault((draw.seed, draw.doc.doc_id, index), {})
-        found[candidate] = (draw.doc, index, path, record.uid, judging.facts(record))
     kept = {outcome.uid for outcome in cell.outcomes} if cell else set()
-    written = []
-    for seed in one.seeds:
-        images = []
-        for (of_seed, _, _), found in finals.items():
-            if of_seed == seed:
-                ranked = [found[number] for number in sorted(found)]
-                scores = [(float(taken[3] in kept), taken[4]) for taken in ranked]
-                images.append(ranked[chosen(way, scores)][:3])
-        if images:
-            written.append(_layout(folder, one) / f"seed_{seed}")
-            shutil.rmtree(written[-1], ignore_errors=True)  # may hold other prompts or another judge's choice
-            task.lay_out(written[-1], images)
-    return written
+    drawn, listing = {}, listing_of(folder, one)
+    for draw, record in draws.listed(listing, one.wanted):
+        told = float(record.uid in kept), judging.facts(record)
+        drawn[draw.uid] = listing.folder / record.turns[-1].image, told
+    images = collections.defaultdict(list)  # by seed
+    for number in range(0, len(one.wanted), way.candidates):
+        if found := [draw for draw in one.wanted[number : number + way.candidates] if draw.uid in drawn]:
+            draw = found[chosen(way, [drawn[draw.uid][1] for draw in found])]
+            images[draw.seed].append((draw.doc, draw.index // way.candidates, drawn[draw.uid][0]))
+    for seed, of_seed in images.items():
+        place = layout_of(folder, one) / f"seed_{seed}"
+        shutil.rmtree(place, ignore_errors=True)  # may hold other prompts or another judge's choice
+        task.lay_out(place, of_seed)
+    return [layout_of(folder, one) / f"seed_{seed}" for seed in images]
 
 
 def pictured(
@@ -346,14 +307,13 @@ def pictured(
     if one.images or not most:
         return []
     listing = listing_of(folder, one)
-    order = _worth_seeing(cell, most) if cell else [draw.uid for draw in one.wanted][:most]
+    order = _worth_seeing(cell, most) if cell else [draw.uid for draw in one.wanted[:most]]
     records = {record.uid: record for record in listing.records() if record.uid in order}
     verdicts = {}
-    if judge is not None and cell is not None:
-        for row in verdicts_of(folder, one, judge, cell):
-            if row["final"] and row["uid"] in order:
-                told = {name: row[name] for name in ("constraints", "failures", "group")}
-                verdicts[row["uid"]] = {"ok": row["score"] >= 1, **told}
+    for row in verdicts_of(folder, one, judge, cell) if judge and cell else ():
+        if row["final"] and row["uid"] in order:
+            told = {name: row[name] for name in ("constraints", "failures", "group")}
+            verdicts[row["uid"]] = {"ok": row["score"] >= 1, **told}
     shown = []
     for record in (records[uid] for uid in order if uid in records):
         images = {"images": [turn.image for turn in record.turns]}

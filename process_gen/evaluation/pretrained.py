@@ -22,15 +22,16 @@ class ModelFolder:
     """A folder with `config.json`, a preprocessor and weights as `save_pretrained` writes them.
 
     Attributes:
+      option: what errors call it: `geneval-hf.detector`.
       path: of the folder.
       config: what `config.json` holds.
+      name: the `model_type` of `transformers`: `mask2former`, `clip`.
 
     Raises:
       TaskError: it lacks something, or a package is missing; says what to install or to give.
     """
 
     def __init__(self, option: str, folder: str):
-        """`option` is what errors call it: `geneval-hf.detector`."""
         for package in PACKAGES:
             if importlib.util.find_spec(package) is None:
                 raise TaskError(f'{option} needs {package}: pip install -e ".[judges]"')
@@ -52,19 +53,12 @@ class ModelFolder:
                 )
         with self.refusing():
             self.config: dict[str, Any] = read_json(self.path / "config.json")
+            self.name = str(self.config.get("model_type"))
 
-    @property
-    def model_type(self) -> str:
-        """As `transformers` calls it: `mask2former`, `clip`."""
-        return str(self.config.get("model_type"))
-
-    def check_type(self, known: Iterable[str], what: str) -> str:
-        """Its `model_type`; raises TaskError if that is not in `known`. `what` names the kind in messages."""
-
-        def refuse(message: str) -> TaskError:
-            return TaskError(f"{self.option}: {self.path}: {message}")
-
-        return check_name(self.model_type, known, what, refuse)
+    def check_kind(self, known: Iterable[str], what: str) -> str:
+        """Its `name`; raises TaskError if that is not in `known`. `what` names the kind in messages."""
+        with self.refusing():
+            return check_name(self.name, known, what)
 
     @functools.cached_property
     def revision(self) -> str:

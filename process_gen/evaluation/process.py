@@ -70,50 +70,41 @@ class _Facts:
 
     Attributes:
       planned: objects of the plan's description; None without a readable one.
-      draft, refined: objects of the draft and of the last correction; None without a correction.
       changed: cells that the plan's instruction changes; "colour shape" on levels without cells.
+      draft_right: as the module says.
       errors: kinds of errors of the draft.
+      flagged: whether the draft is corrected.
       claim: the kind that the objection names.
-      draft_right, refined_right: as the module says.
+      state: objects of the last correction, or of the draft.
+      state_right: as the module says.
     """
 
     planned: Objects | None
-    draft: Objects
-    refined: Objects | None
     changed: frozenset[str]
-    errors: frozenset[str]
-    claim: str
     draft_right: bool
-    refined_right: bool
-
-    @property
-    def flagged(self) -> bool:
-        return self.refined is not None
-
-    @property
-    def state(self) -> Objects:
-        return self.draft if self.refined is None else self.refined
-
-    @property
-    def state_right(self) -> bool:
-        return self.draft_right if self.refined is None else self.refined_right
+    errors: frozenset[str]
+    flagged: bool
+    claim: str
+    state: Objects
+    state_right: bool
 
 
 def count(trajectory: SampledTrajectory, request: Request) -> Counts:
     """The counts of one trajectory; `request` is what its prompt asks for, at the level of its images."""
     steps = trajectory.steps
-    counts, plans = Counts(steps=len(steps)), [step.plan for step in steps]
-    counts.plans = sum(plan is not None for plan in plans)
-    counts.malformed_plans = sum(isinstance(plan, Malformed) for plan in plans)
     facts = [_facts(step, request, step is steps[-1]) for step in steps]
-    counts.unread = sum(isinstance(p, Plan) and f.planned is None for p, f in zip(plans, facts, strict=True))
+    counts = Counts(steps=len(steps))
+    for step, fact in zip(steps, facts, strict=True):
+        counts["plans"] += step.plan is not None
+        counts["malformed_plans"] += isinstance(step.plan, Malformed)
+        counts["unread"] += isinstance(step.plan, Plan) and fact.planned is None
     for index, fact in enumerate(facts):
         _count_step(counts, index, fact)
     for index, (before, after) in enumerate(itertools.pairwise(facts), 1):
         _count_pair(counts, index, before, after)
     for fact in facts[:-1]:
-        counts.shown += fact.state.total()
-        counts.lasting += (fact.state & facts[-1].state).total()
+        counts["shown"] += fact.state.total()
+        counts["lasting"] += (fact.state & facts[-1].state).total()
     _count_final(counts, steps[-1], request)
     return counts
 
@@ -144,47 +135,39 @@ def _facts(step: Step, request: Request, last: bool) -> _Facts:
     sound = meant is not None and not twice and not contradicts(meant)
     mended = corrected == planned if sound else not contradicts(refined)
     carried_out = corrected == planned != drawn
-    judged_by_prompt = last or refined is not None
-    right = drawn == planned and not (judged_by_prompt and contradicts(draft))
-    errors = frozenset({"plan"})
-    if sound and not right:
-        errors = frozenset(mistake.kind for mistake in find_mistakes(draft, meant))
-    instruction = step.refine if isinstance(step.refine, str) else None
-    return _Facts(
-        planned,
-        drawn,
-        corrected,
-        changed,
-        errors=frozenset() if right or meant is None else errors,
-        claim=named_kind(step.inspect, instruction),
-        draft_right=right,
-        refined_right=mended or carried_out,
-    )
+    flagged = refined is not None
+    right = drawn == planned and not ((last or flagged) and contradicts(draft))
+    errors = frozenset()
+    if meant is not None and not right:
+        errors = frozenset(m.kind for m in find_mistakes(draft, meant)) if sound else frozenset({"plan"})
+    claim = named_kind(step.inspect, step.refine if isinstance(step.refine, str) else None)
+    state = (corrected, mended or carried_out) if flagged else (drawn, right)
+    return _Facts(planned, changed, right, errors, flagged, claim, *state)
 
 
 def _count_step(counts: Counts, index: int, fact: _Facts) -> None:
     """Adds the counts of detection, correction and state of one step."""
     if fact.planned is None:
         return
-    counts.drafts += 1
-    counts.wrong_drafts += not fact.draft_right
+    counts["drafts"] += 1
+    counts["wrong_drafts"] += not fact.draft_right
     detected = {(False, True): "caught", (False, False): "missed", (True, True): "false_alarms"}
-    _increment(counts, detected.get((fact.draft_right, fact.flagged), "passed"))
-    counts.errors.update(fact.errors)
+    counts[detected.get((fact.draft_right, fact.flagged), "passed")] += 1
+    counts.update(("errors", kind) for kind in fact.errors)
     if fact.flagged:
-        _increment(counts, _correction(fact.draft_right, fact.refined_right))
+        counts[_correction(fact.draft_right, fact.state_right)] += 1
         claim = "plan" if fact.errors == {"plan"} else fact.claim
-        counts.claims[claim] += 1
-        counts.named[claim] += claim in fact.errors
+        counts["claims", claim] += 1
+        counts["named", claim] += claim in fact.errors
         if fact.draft_right:
-            counts.alarms[claim] += 1
-    counts.states_at[index] += 1
-    counts.right_at[index] += fact.state_right
-    counts.planned_at[index] += fact.planned.total()
-    counts.lacking_at[index] += (fact.planned - fact.state).total()
+            counts["alarms", claim] += 1
+    counts["states_at", index] += 1
+    counts["right_at", index] += fact.state_right
+    counts["planned_at", index] += fact.planned.total()
+    counts["lacking_at", index] += (fact.planned - fact.state).total()
     if index == 0:
-        counts.sound_at[0] += 1
-        counts.broken_at[0] += not fact.state_right
+        counts["sound_at", 0] += 1
+        counts["broken_at", 0] += not fact.state_right
 
 
 def _count_pair(counts: Counts, index: int, before: _Facts, after: _Facts) -> None:
@@ -192,18 +175,18 @@ def _count_pair(counts: Counts, index: int, before: _Facts, after: _Facts) -> No
     if after.planned is None:
         return
     expected = before.state & after.planned
-    counts.to_keep += expected.total()
-    counts.kept += (expected & after.state).total()
+    counts["to_keep"] += expected.total()
+    counts["kept"] += (expected & after.state).total()
     if before.planned is not None and not before.state_right:
-        counts.to_repair += 1
-        counts.repaired += after.state_right
+        counts["to_repair"] += 1
+        counts["repaired"] += after.state_right
     elif before.planned is not None:
-        counts.sound_at[index] += 1
-        counts.broken_at[index] += not after.state_right
+        counts["sound_at", index] += 1
+        counts["broken_at", index] += not after.state_right
     which = "after_refine" if before.flagged else "otherwise"
-    _increment(counts, f"plans_{which}")
+    counts[f"plans_{which}"] += 1
     if not _plan_follows(before, after):
-        _increment(counts, f"wrong_{which}")
+        counts[f"wrong_{which}"] += 1
 
 
 def _plan_follows(before: _Facts, after: _Facts) -> bool:
@@ -225,18 +208,14 @@ def _count_final(counts: Counts, step: Step, request: Request) -> None:
     """Adds the judge's verdicts, by the whole prompt, on the last plan (rendered) and the last correction."""
     meant = read_description(step.plan.description, request.level) if isinstance(step.plan, Plan) else None
     if meant is not None:
-        counts.final_plans += 1
-        counts.final_plans_right += judge(request, render(meant, request.level)).correct
+        counts["final_plans"] += 1
+        counts["final_plans_right"] += judge(request, render(meant, request.level)).correct
     if step.refined is not None:
         verdicts = (judge(request, image).correct for image in (step.sketch, step.refined))
-        _increment(counts, "final_" + _correction(*verdicts))
+        counts["final_" + _correction(*verdicts)] += 1
 
 
 def _correction(right_before: bool, right_after: bool) -> str:
     if right_before:
         return "kept_right" if right_after else "spoiled"
     return "fixed" if right_after else "still_wrong"
-
-
-def _increment(counts: Counts, name: str) -> None:
-    setattr(counts, name, getattr(counts, name) + 1)

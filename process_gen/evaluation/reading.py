@@ -45,15 +45,9 @@ FAILURES = ("unclear", "shape", "missing", "extra", "count", "colour", "relation
 def read_description(text: str, level: str | Level) -> Scene | None:
     """Reads a plan's description, the inverse of `scenes.language.describe`; None outside the grammar."""
     level = get_level(level)
-    words = _words(text)
-    if words == ["nothing", "yet"]:
+    items = [_words(item) for item in re.split(r",|\band\b", text.lower())]
+    if items == [["nothing", "yet"]]:
         return Scene()
-    items: list[list[str]] = [[]]
-    for word in words:
-        if word in (",", "and"):
-            items.append([])
-        else:
-            items[-1].append(word)
     if level.hung:
         return _read_hung(items, level)
     things = [_read_item(item, level) for item in items]

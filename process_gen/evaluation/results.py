@@ -1,4 +1,4 @@
-"""The third stage of an evaluation: scores from verdicts, on disk and as tables.
+"""Results of an evaluation, in memory and on disk.
 
 A results file is JSON. It holds cells: a task, an arm, a checkpoint, the settings of the sampler and a judge,
 with the outcome of every single image, so that intervals and paired comparisons can be made again from it.
@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.common import files
 from process_gen.evaluation import forced
-from process_gen.evaluation.arms import Arm, chosen
-from process_gen.evaluation.counts import Counts
-from process_gen.evaluation.states import shares_of_states
+from process_gen.evaluation.counts import Counts, add_to, counts_from_json, counts_to_json, shares_of_counts
 from process_gen.evaluation.statistics import Interval, Shares, mean_interval, score_interval, shares_of
-from process_gen.evaluation.tasks.base import Doc, Judgement, Row, Task
 
 KIND = "process_gen evaluation"
 SCHEMA = 3
@@ -86,7 +82,7 @@ class Cell:
       judged: those that have one.
       unjudged: those that the judge gave no verdict on when it was asked.
       counts: `doc_id` -> exact counts over its trajectories (`process`); empty unless the task is `traced`.
-      seen: `doc_id` -> shares from the judge's scores of all images (`states`); empty unless all are judged.
+      seen: `doc_id` -> shares by all scores (`scoring.shares_of_states`); empty unless all are judged.
       forced: `doc_id` -> counts of teacher-forced steps (`forced`); empty where there are none.
       summary: figures of the official scorer, if any.
     """
@@ -117,13 +113,13 @@ class Cell:
     @property
     def process(self) -> dict[str, Interval]:
         """The measures of `process` and `forced` with intervals; empty unless the task is `traced`."""
-        found = shares_of(counts.shares() for counts in self.counts.values())
-        ordered = {name: found[name] for name in self.counted.shares()}
+        found = shares_of(map(shares_of_counts, self.counts.values()))
+        ordered = {name: found[name] for name in shares_of_counts(self.counted)}
         return ordered | forced.measures(self.forced, self.counts)
 
     @property
     def states(self) -> dict[str, Interval]:
-        """The measures of `states` with intervals; empty unless every image is judged."""
+        """The measures of `scoring.shares_of_states`; empty unless every image is judged."""
         return shares_of(self.seen.values())
 
     @property
@@ -146,15 +142,8 @@ class Cell:
     @property
     def scores(self) -> dict[str, Interval]:
         """Every formula of the task; the first one is its score."""
-        return {
-            name: score_interval(
-                [one.group for one in self.outcomes],
-                [one.doc_id for one in self.outcomes],
-                [one.score for one in self.outcomes],
-                weights,
-            )
-            for name, weights in self.formulas.items()
-        }
+        told = [[getattr(one, key) for one in self.outcomes] for key in ("group", "doc_id", "score")]
+        return {name: score_interval(*told, weights) for name, weights in self.formulas.items()}
 
     @property
     def failures(self) -> dict[str, int]:
@@ -187,14 +176,18 @@ class Cell:
             yield f"{prefix}/failures/{kind}", number / len(self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
+
+        def named(key: str) -> dict[str, Any]:
+            return {name: one.to_json() for name, one in getattr(self, key).items()}
+
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "outcomes"}
         return {
             **kept,
-            "scores": {name: interval.to_json() for name, interval in self.scores.items()},
-            "groups": {g: {**i.to_json(), "n": len(self.of_group(g))} for g, i in self.groups.items()},
-            **{key: {d: c.to_json() for d, c in getattr(self, key).items()} for key in _COUNTED},
-            "process": {name: interval.to_json() for name, interval in self.process.items()},
-            "states": {name: interval.to_json() for name, interval in self.states.items()},
+            "scores": named("scores"),
+            "groups": {g: {**i, "n": len(self.of_group(g))} for g, i in named("groups").items()},
+            **{key: {d: counts_to_json(c) for d, c in getattr(self, key).items()} for key in _COUNTED},
+            "process": named("process"),
+            "states": named("states"),
             "means": self.means(),
             "failures": self.failures,
             "outcomes": [dataclasses.asdict(one) for one in self.outcomes],
@@ -204,122 +197,9 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Reads what `to_json` wrote; what follows from the outcomes is computed again."""
         fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
-        counts = {key: {d: Counts.from_json(c) for d, c in data[key].items()} for key in _COUNTED}
+        counts = {key: {d: counts_from_json(c) for d, c in data[key].items()} for key in _COUNTED}
         outcomes = tuple(Outcome(**one) for one in data["outcomes"])
         return cls(**{**fields, **counts, "outcomes": outcomes})
-
-
-def make_cell(
-    task: Task,
-    docs: Sequence[Doc],
-    arm: Arm | None,
-    seeds: Sequence[int],
-    verdicts: Iterable[Mapping[str, Any]],
-    uids: Collection[str],
-    **known: Any,
-) -> tuple[Cell, list[Row]]:
-    """Scores an arm on a task from verdicts; returns the cell, and the judged images it was made from.
-
-    Args:
-      task, docs: the benchmark, and those of its prompts that were asked for.
-      arm: the way they were drawn; None for images of another program.
-      seeds: the evaluation's `--seeds`.
-      verdicts: lines of a judge's file (`judging`); those of other trajectories or prompts are ignored.
-      uids: names of the trajectories, or images, that belong to the cell.
-      known: the other fields of `Cell`.
-    """
-    by_doc, candidates = {doc.doc_id: doc for doc in docs}, arm.candidates if arm else 1
-    finals: dict[tuple[str, int, int], dict[int, Mapping[str, Any]]] = {}
-    states: dict[str, dict[tuple[int, str], float]] = {}
-    failed: set[tuple[str, int, str]] = set()
-    for row in verdicts:
-        doc, key = by_doc.get(row["doc_id"]), (row["uid"], row["step"], row["role"])
-        if row["uid"] not in uids or doc is None or doc.doc_hash != row["doc_hash"]:
-            continue
-        if "error" in row:
-            failed |= {key} if row["final"] else set()
-            continue
-        failed.discard(key)
-        states.setdefault(row["uid"], {})[row["step"], row["role"]] = row["score"]
-        if row["final"]:
-            index, candidate = divmod(row["index"], candidates)
-            finals.setdefault((row["doc_id"], row["seed"], index), {})[candidate] = row
-    right = {row["uid"] for found in finals.values() for row in found.values()}
-    order = {doc.doc_id: number for number, doc in enumerate(docs)}
-    outcomes, rows, counts, judged = [], [], {}, {}
-    whole = True  # every image of every chosen trajectory has a verdict
-    for name, seed, index in sorted(finals, key=lambda key: (seeds.index(key[1]), order[key[0]], key[2])):
-        found = finals[name, seed, index]
-        ranked = [found[number] for number in sorted(found)]
-        row = ranked[chosen(arm, [(one["score"], one.get("facts", {})) for one in ranked]) if arm else 0]
-        outcomes.append(_outcome(row, by_doc[name], index, ranked))
-        rows.append(Row(by_doc[name], seed, index, _judgement(row)))
-        if "process" in row:
-            counts[name] = counts.get(name, Counts()) + Counts.from_json(row["process"])
-        seen = [(step, role, score) for (step, role), score in sorted(states[row["uid"]].items())]
-        if seen[0][0] > 0 and len(seen) == row["facts"]["images"]:
-            sums = judged.setdefault(name, {})
-            for measure, (part, of) in shares_of_states(seen, row["facts"]["stopped"]).items():
-                before = sums.get(measure, (0, 0))
-                sums[measure] = (before[0] + part, before[1] + of)
-        else:
-            whole = False
-    groups = list(dict.fromkeys(doc.group for doc in docs))
-    present = [group for group in groups if any(one.group == group for one in outcomes)]
-    formulas = task.formulas(present) if present else {}
-    if task.whole and (there := len({one.doc_id for one in outcomes})) < (of := len(task.docs())):
-        formulas = {f"{name} ({there:,} of {of:,} prompts)": weights for name, weights in formulas.items()}
-    cell = Cell(
-        task=task.name,
-        version=task.version,
-        arm=arm.name if arm else "images",
-        seeds=list(seeds),
-        outcomes=tuple(outcomes),
-        formulas=formulas,
-        wanted=len(docs) * len(seeds) * task.images * candidates,
-        judged=len(right),
-        unjudged=len({uid for uid, _, _ in failed} - right),
-        prompts=_fingerprint(docs),
-        counts=counts,
-        seen={name: {m: sums[m] for m in sums if sums[m][1]} for name, sums in judged.items() if whole},
-        summary=dict(task.summary(rows)),
-        **known,
-    )
-    return cell, rows
-
-
-_OF_ALL = ("sampling_steps", "seconds")
-"""Costs that are summed over all candidates for an image, those not chosen among them."""
-
-
-def _outcome(
-    row: Mapping[str, Any], doc: Doc, index: int, candidates: Sequence[Mapping[str, Any]]
-) -> Outcome:
-    facts = row.get("facts", {})
-    if facts:
-        facts = facts | {name: sum(one["facts"][name] for one in candidates) for name in _OF_ALL}
-    return Outcome(
-        doc_id=doc.doc_id,
-        doc_hash=doc.doc_hash,
-        group=doc.group,
-        input=doc.input,
-        seed=row["seed"],
-        index=index,
-        uid=row["uid"],
-        score=row["score"],
-        failures=tuple(row["failures"]),
-        facts=facts,
-    )
-
-
-def _fingerprint(docs: Sequence[Doc]) -> str:
-    asked = sorted((doc.doc_id, doc.doc_hash) for doc in docs)
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-
-
-def _judgement(row: Mapping[str, Any]) -> Judgement:
-    told = {f.name: row[f.name] for f in dataclasses.fields(Judgement) if f.name in row}
-    return Judgement(**{**told, "raw": row.get("resps")})
 
 
 def save(path: str | os.PathLike[str], cells: Sequence[Cell], known: Mapping[str, Any]) -> pathlib.Path:
@@ -358,7 +238,7 @@ def _merged(name: str, most: int, cells: Sequence[tuple[int, Cell]]) -> Cell:
     for _, cell in cells:
         for key, found in sums.items():
             for doc, counts in getattr(cell, key).items():
-                found[doc] = _added(found[doc], counts) if doc in found else counts
+                add_to(found, doc, counts)
     return dataclasses.replace(
         first,
         checkpoint={**first.checkpoint, "source": name},
@@ -372,14 +252,6 @@ def _merged(name: str, most: int, cells: Sequence[tuple[int, Cell]]) -> Cell:
         summary={},  # an official scorer's figures are those of one cell
         **sums,
     )
-
-
-def _added(a: Any, b: Any) -> Any:
-    """The sum of two `Counts`, or of two `Shares`."""
-    if isinstance(a, Counts):
-        return a + b
-    pairs = {key: (a.get(key, (0, 0)), b.get(key, (0, 0))) for key in {**a, **b}}
-    return {key: tuple(x + y for x, y in zip(*pair, strict=True)) for key, pair in pairs.items()}
 
 
 def load(path: str | os.PathLike[str]) -> list[Cell]:

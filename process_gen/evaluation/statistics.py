@@ -25,6 +25,7 @@ wide (up to 99%).
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -87,12 +88,11 @@ def ratio_interval(sums: Sequence[float], totals: Sequence[float]) -> Interval:
     sums, totals = np.asarray(sums, float), np.asarray(totals, float)
     sums, totals = sums[totals > 0], totals[totals > 0]
     mean = float(sums.sum() / totals.sum())
-    parts = _linearised(sums, totals)
-    n, size = len(parts), float(len(parts))
+    n = size = float(len(sums))
     if n > 1 and 0 < mean < 1:
         share = (n * mean + _PSEUDO) / (n + 2 * _PSEUDO)
         spread = (
-            float(np.square(parts).sum())
+            float(np.square(_linearised(sums, totals)).sum())
             + (n * (share - mean) ** 2 + _PSEUDO * (share**2 + (1 - share) ** 2)) / n**2
         )
         variance = spread * n / (n - 1 + 2 * _PSEUDO)
@@ -111,11 +111,11 @@ Shares = Mapping[str, tuple[float, float]]
 
 def shares_of(clusters: Iterable[Shares]) -> dict[str, Interval]:
     """Every measure over clusters, with its interval; without those whose denominators are all 0."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found = collections.defaultdict(list)
     for one in clusters:
         for name, pair in one.items():
-            found.setdefault(name, []).append(tuple(pair))
-    summed = {name: tuple(np.array(pairs, float).T) for name, pairs in found.items()}
+            found[name].append(pair)
+    summed = {name: np.array(pairs, float).T for name, pairs in found.items()}
     return {name: ratio_interval(*pair) for name, pair in summed.items() if pair[1].any()}
 
 
@@ -166,10 +166,7 @@ def _by_group(
 
 
 def difference(
-    groups: Sequence[str],
-    clusters: Sequence[str],
-    gaps: Sequence[float],
-    weights: Mapping[str, float],
+    groups: Sequence[str], clusters: Sequence[str], gaps: Sequence[float], weights: Mapping[str, float]
 ) -> Interval:
     """The score of one arm less that of another on the same prompts, with its paired interval.
 
@@ -201,15 +198,11 @@ def p_value(
     groups: Sequence[str], clusters: Sequence[str], gaps: Sequence[float], weights: Mapping[str, float]
 ) -> float:
     """The probability of a difference as large as this one where the arms are alike; see `difference`."""
-    moved = [np.zeros(0)]
+    parts = [np.zeros(0)]
     for weight, of_group, values in _by_group(groups, clusters, gaps, weights):
-        moved.append(weight * _by_cluster(of_group, values)[0] / len(values))
-    return _sign_flips(np.concatenate(moved))
-
-
-def _sign_flips(moved: np.ndarray) -> float:
-    """The share of sign flips whose sum is at least as far from 0 as that of `moved` itself."""
-    moved = moved[moved != 0]
+        parts.append(weight * _by_cluster(of_group, values)[0] / len(values))
+    moved = np.concatenate(parts)
+    moved = moved[moved != 0]  # p: the share of sign flips whose sum is at least as far from 0 as theirs
     reached = abs(moved.sum()) - 1e-12
     if len(moved) <= _EXACT:
         signs = np.array(list(itertools.product((1, -1), repeat=len(moved))))
@@ -223,8 +216,6 @@ def _sign_flips(moved: np.ndarray) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """P-values corrected for how many there are (Holm, Scandinavian Journal of Statistics 6, 1979)."""
-    found, worst = [0.0] * len(p), 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
-        found[i] = worst
-    return found
+    found, order = np.ones(len(p)), np.argsort(p, kind="stable")
+    found[order] = np.maximum.accumulate(np.array(p)[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return found.tolist()

@@ -66,14 +66,13 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
         for run, step in [run_and_step(cell)]
     ]
     keys = dict.fromkeys(key for one in facts for key in one if key not in without)
+    told, arms = list(zip(cells, facts, strict=True)), {cell.arm for cell in cells}
     for role in ROLES:  # left out where each arm has one outsider, whom its name tells
-        if len({(cell.arm, one.get(role)) for cell, one in zip(cells, facts, strict=True)}) == len(
-            {cell.arm for cell in cells}
-        ):
+        if len({(cell.arm, one.get(role)) for cell, one in told}) == len(arms):
             keys.pop(role, None)
     differ = [key for key in keys if len({str(one.get(key)) for one in facts}) > 1]
     made = []
-    for cell, one in zip(cells, facts, strict=True):
+    for cell, one in told:
         words = [str(one[key]) if key == "checkpoint" else f"{key}={one.get(key)}" for key in differ]
         made.append(" ".join([cell.arm, *words]))
     return made
@@ -109,11 +108,10 @@ def group_table(cells: Sequence[Cell]) -> Table:
         n = max(sum(len(cell.of_group(g)) for g in cell.formulas.get(name, ())) for cell in cells)
         rows.append([name, n, *(cell.scores.get(name) for cell in cells)])
     for name in dict.fromkeys(name for cell in cells for name in cell.summary):
-        rows.append([name, None, *(_plain(cell.summary.get(name)) for cell in cells)])
+        rows.append([name, None, *(_short(cell.summary.get(name)) for cell in cells)])
     means = [cell.means() for cell in cells]
-    for key, name in COSTS.items():
-        if any(means):
-            rows.append([name, None, *(f"{one[key]:.3g}" if one else None for one in means)])
+    for key, name in COSTS.items() if any(means) else ():
+        rows.append([name, None, *(_short(one.get(key)) for one in means)])
     for key in ("unjudged", "missing"):
         counts = [getattr(cell, key) for cell in cells]
         if any(counts):
@@ -121,7 +119,7 @@ def group_table(cells: Sequence[Cell]) -> Table:
     return ["group", "images", *(f"{name} (95% interval)" for name in labels(cells))], rows
 
 
-def _plain(value: float | None) -> str | None:
+def _short(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g}"
 
 
@@ -130,7 +128,7 @@ def ranking(cells: Sequence[Cell]) -> Table:
     rows = []
     for name, cell in zip(labels(cells), cells, strict=True):
         means, score = cell.means(), next(iter(cell.scores.values()), None)
-        costs = [f"{means[key]:.3g}" if means else None for key in COSTS]
+        costs = [_short(means.get(key)) for key in COSTS]
         gaps = [getattr(cell, key) or None for key in ("unjudged", "missing")]
         rows.append([name, len(cell.outcomes), score, *costs, *gaps])
     rows.sort(key=lambda row: row[2].mean if row[2] else -1.0, reverse=True)
@@ -138,7 +136,7 @@ def ranking(cells: Sequence[Cell]) -> Table:
 
 
 def process_table(cells: Sequence[Cell]) -> Table:
-    """One row per measure of the steps (`process`, then `states`), then one per kind of failure."""
+    """One row per measure of the steps (`process`, then those by the judge), then one per kind of failure."""
     rows: list[list[Any]] = []
     for kind in ("process", "states"):
         found = [getattr(cell, kind) for cell in cells]

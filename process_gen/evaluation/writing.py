@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -34,7 +35,7 @@ from process_gen.evaluation.tasks.base import Judge
 from process_gen.reports import files, page, plots
 from process_gen.reports.table import table
 
-Judged = tuple[CellSpec, Judge, Cell]
+Scored = tuple[CellSpec, Judge, Cell]
 """A cell as it was asked for, its judge, and its scores."""
 
 Shown = tuple[CellSpec, Judge | None, Cell | None]
@@ -43,23 +44,24 @@ Shown = tuple[CellSpec, Judge | None, Cell | None]
 THUMBNAIL = 320
 """Pixels of the longer side of an image on the page."""
 
+JSON_COLUMNS = ("target", "constraints", "details", "resps")
+"""Columns of the table of judged images that hold JSON."""
+
 COLUMNS = pa.schema(
     [
-        *(
-            (name, pa.string())
-            for name in ("task", "arm", "checkpoint", "uid", "doc_id", "doc_hash", "group")
-        ),
-        *((name, pa.string()) for name in ("input", "role", "image", "judge", "revision", "protocol")),
+        *((name, pa.string()) for name in ("task", "arm", "checkpoint", "uid", "doc_id", "doc_hash")),
+        *((name, pa.string()) for name in ("group", "input", "role", "image", "judge", "revision")),
+        ("protocol", pa.string()),
         *((name, pa.int64()) for name in ("seed", "index", "step")),
         ("final", pa.bool_()),
         ("score", pa.float64()),
         ("failures", pa.list_(pa.string())),
         *((name, pa.float64()) for name in results.FACTS),
         ("stopped", pa.string()),
-        *((name, pa.string()) for name in ("target", "constraints", "details", "resps")),  # JSON
+        *((name, pa.string()) for name in JSON_COLUMNS),
     ]
 )
-"""Columns of the table of judged images; the last four hold JSON."""
+"""All of its columns."""
 
 
 def text_of(cells: Sequence[Cell], allow: Sequence[str] = ()) -> str:
@@ -86,13 +88,13 @@ def _parts(cells: Sequence[Cell], allow: Sequence[str], wide: bool = False) -> I
 
 
 def write_results(
-    folder: pathlib.Path, judged: Sequence[Judged], config: Mapping[str, Any]
+    folder: pathlib.Path, scored: Sequence[Scored], config: Mapping[str, Any]
 ) -> list[pathlib.Path]:
     """Writes every file that the module names except the page; returns those to look at.
 
     `config` is that of the training run, as JSON; empty where there is none.
     """
-    cells = [cell for _, _, cell in judged]
+    cells = [cell for _, _, cell in scored]
     known = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"process_gen": process_gen.__version__, "jax": jax.__version__},
@@ -105,36 +107,31 @@ def write_results(
         "config": config,
     }
     written = [results.save(folder / "results.json", cells, known)]
-    _write_lines(folder, judged)
-    written += _plots(folder, cells, "results")
-    return written
+    _write_lines(folder, scored)
+    return written + _plots(folder, cells, "results")
 
 
-def _write_lines(folder: pathlib.Path, judged: Sequence[Judged]) -> None:
+def _write_lines(folder: pathlib.Path, scored: Sequence[Scored]) -> None:
     """`results.jsonl` and `results.parquet`, cell by cell."""
+    rows = (
+        {"task": cell.task, "arm": cell.arm, "checkpoint": cell.checkpoint.get("digest", "")} | row
+        for asked, judge, cell in scored
+        for row in pipeline.verdicts_of(folder, asked, judge, cell)
+    )
     with (
         whole(folder / "results.jsonl") as lines,
         whole(folder / "results.parquet") as columns,
         lines.open("w") as text,
         parquet.ParquetWriter(str(columns), COLUMNS) as writer,
     ):
-        batch: list[dict[str, Any]] = []
-        for asked, judge, cell in judged:
-            first = {"task": cell.task, "arm": cell.arm, "checkpoint": cell.checkpoint.get("digest", "")}
-            for row in pipeline.verdicts_of(folder, asked, judge, cell):
-                text.write(json.dumps(first | row, allow_nan=False) + "\n")
-                batch.append(_columns(first | row))
-                if len(batch) == 1_000:
-                    writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
-                    batch = []
-        writer.write_table(pa.Table.from_pylist(batch, COLUMNS))
+        while some := list(itertools.islice(rows, 1_000)):
+            text.writelines(json.dumps(row, allow_nan=False) + "\n" for row in some)
+            writer.write_table(pa.Table.from_pylist(list(map(_columns, some)), COLUMNS))
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    facts = row.get("facts") or {}
-    held = {name: json.dumps(row.get(name)) for name in ("target", "constraints", "details", "resps")}
-    costs = {name: facts.get(name) for name in (*results.FACTS, "stopped")}
-    return {name: row.get(name) for name in COLUMNS.names} | costs | held
+    """The row of the table; `from_pylist` takes what `COLUMNS` names of it."""
+    return {**row, **row.get("facts", {}), **{name: json.dumps(row.get(name)) for name in JSON_COLUMNS}}
 
 
 def _plots(folder: pathlib.Path, cells: Sequence[Cell], stem: str) -> list[pathlib.Path]:

@@ -30,9 +30,9 @@ from process_gen.common.images import UNREADABLE, png, rgb
 from process_gen.services.options import (
     KEY,
     URL,
+    Connection,
     GaveUp,
     Refused,
-    Service,
     ServiceError,
     endpoint_name,
     read_key,
@@ -53,7 +53,7 @@ class Endpoint:
       place: what messages call the endpoint.
     """
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Connection):
         """Sends no request yet.
 
         Raises:
@@ -108,12 +108,12 @@ class Endpoint:
           ServiceError: it cannot be reached, refuses the key or the model, or gives up on one request after
             the other.
         """
-        images = [np.ascontiguousarray(image) for image in images]
         kept = self._place_of(self.digest(system, fields, text, *self._names(images)))
-        reply = _read_kept(kept)
-        if reply is not None and (found := _understood(read, reply["answer"])[0]) is not None:
+        reply = _read(kept, files.read_json)
+        if reply and (found := _understood(read, reply["answer"])[0]) is not None:
             return found, reply
-        shown = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+        urls = ["data:image/png;base64," + base64.b64encode(png(image)).decode() for image in images]
+        shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         messages = [
             {"role": "system", "content": system},
             {"role": "user", "content": [{"type": "text", "text": text}, *shown]},
@@ -123,7 +123,7 @@ class Endpoint:
             replies.append(reply := self._chat(what, messages, fields))
             found, complaint = _understood(read, reply["answer"])
             if found is not None:
-                self._keep(kept, lambda path, reply=reply: files.write_json(path, reply))
+                self._keep(kept, json.dumps(reply).encode() + b"\n")
                 return found, reply
             if complaint:
                 told = {"role": "assistant", "content": reply["answer"]}
@@ -156,19 +156,18 @@ class Endpoint:
         Raises:
           GaveUp, ServiceError: see `ask`.
         """
-        given = [] if image is None else [np.ascontiguousarray(image)]
-        digest = self.digest("image", fields, prompt, *self._names(given), attempt, salt)
-        kept = self._place_of(digest, ".png")
-        if (found := _read_image(kept)) is not None:
+        names = self._names([] if image is None else [image])
+        kept = self._place_of(self.digest("image", fields, prompt, *names, attempt, salt), ".png")
+        if (found := _read(kept, rgb)) is not None:
             return found
         asked = {"model": self.service.model, "prompt": prompt, "extra_body": dict(fields)}
-        with self._request(what, "images", self._request_kind("images", fields, bool(given))):
-            if given:
-                reply = self._client.images.edit(image=("image.png", png(given[0]), "image/png"), **asked)
-            else:
+        with self._request(what, "images", self._request_kind("images", fields, image is not None)):
+            if image is None:
                 reply = self._client.images.generate(**asked)
-            found = _decoded(reply.data[0].b64_json)
-        self._keep(kept, lambda path: _write_png(path, found))
+            else:
+                reply = self._client.images.edit(image=("image.png", png(image), "image/png"), **asked)
+            found = rgb(io.BytesIO(base64.b64decode(reply.data[0].b64_json, validate=True)))
+        self._keep(kept, png(found))
         return found
 
     def close(self) -> None:
@@ -221,13 +220,11 @@ class Endpoint:
             ) from None
         except openai.APITimeoutError:
             self._gave_up(what, f"no answer within {self.service.timeout:g} s")
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        except openai.APIStatusError as error:
             why = f"HTTP {error.status_code}: {self._said(error)}"
-            if self._answers(like):
+            if error.status_code in (400, 422) and self._answers(like):
                 raise Refused(f"{what}: {self.place} refuses it: {why}", {"error": why}) from None
             self._gave_up(what, why)
-        except openai.APIStatusError as error:
-            self._gave_up(what, f"HTTP {error.status_code}: {self._said(error)}")
         except openai.APIConnectionError as error:
             raise ServiceError(f"cannot reach {self.place}: {self._said(error.__cause__ or error)}") from None
         except (openai.APIError, AttributeError, LookupError, TypeError, ValueError, *UNREADABLE):
@@ -254,7 +251,7 @@ class Endpoint:
             self._in_a_row, new = 0, like not in self._answered
             self._answered.add(like)
         if new:
-            self._keep(self._place_of(like, ".answered"), pathlib.Path.touch)
+            self._keep(self._place_of(like, ".answered"), b"")
 
     def _answers(self, like: str) -> bool:
         """Whether a request like it was answered; with `cache`, earlier runs count as well."""
@@ -289,11 +286,13 @@ class Endpoint:
             return None
         return pathlib.Path(self.service.cache).expanduser() / digest[:2] / f"{digest}{suffix}"
 
-    def _keep(self, path: pathlib.Path | None, write: Callable[[pathlib.Path], None]) -> None:
+    def _keep(self, path: pathlib.Path | None, content: bytes) -> None:
+        if path is None:
+            return
         try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.whole(path) as scratch:
+                scratch.write_bytes(content)
         except OSError as error:
             raise ServiceError(f"cannot keep answers, cache={path.parent.parent}: {error}") from error
 
@@ -306,31 +305,9 @@ def _understood(read: Callable[[str], T | None], text: str) -> tuple[T | None, s
         return None, f"This cannot be used: {error}. Answer again."
 
 
-def _data_url(image: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
-
-
-def _decoded(text: str) -> np.ndarray:
-    return rgb(io.BytesIO(base64.b64decode(text, validate=True)))
-
-
-def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
-    with files.whole(path) as scratch:
-        scratch.write_bytes(png(image))
-
-
-def _read_image(path: pathlib.Path | None) -> np.ndarray | None:
-    """A kept image; None where there is none, or none that can be read."""
+def _read(path: pathlib.Path | None, read: Callable[[pathlib.Path], Any]) -> Any:
+    """What was kept; None where nothing was, or where it cannot be read."""
     try:
-        return None if path is None else rgb(path)
+        return None if path is None else read(path)
     except UNREADABLE:
         return None
-
-
-def _read_kept(path: pathlib.Path | None) -> dict[str, Any] | None:
-    """A kept reply; None where there is none, or none that can be read."""
-    try:
-        reply = None if path is None else files.read_json(path)
-    except (OSError, ValueError):
-        return None
-    return reply if isinstance(reply, dict) and isinstance(reply.get("answer"), str) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from process_gen.services.options import Service
+from process_gen.services.options import Connection
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -15,8 +15,7 @@ class Estimate:
     """Estimated tokens and cost of requests if each is sent once: all answers parse, none is cached.
 
     Attributes:
-      requests: how many.
-      tokens_in, tokens_out: of all of them.
+      tokens_in, tokens_out: of all requests.
       cost: in the currency of the prices; None without prices.
       images: how many are drawn.
     """
@@ -35,14 +34,12 @@ class Estimate:
 
 
 def estimate(
-    service: Service, requests: int, characters: int, seen_tokens: int, tokens_out: int, images: int = 0
+    service: Connection, requests: int, characters: int, seen_tokens: int, tokens_out: int, images: int = 0
 ) -> Estimate:
-    """Estimates requests to a service.
+    """Estimates requests to a service, at its prices.
 
     Args:
-      service: with its prices.
-      requests: how many.
-      characters: characters of all texts in them.
+      characters: of all texts in the requests.
       seen_tokens: of all images in them (`image_tokens`).
       tokens_out: of all answers.
       images: how many are drawn.

@@ -42,11 +42,13 @@ class Refused(GaveUp):
 class Connection:
     """How to reach and ask a model. The key comes from the environment variable OPENAI_API_KEY alone.
 
+    Subclasses have a `name`, which messages call these options: `prompts`, `config.services.chat`.
+
     Attributes:
       model: as the endpoint calls it.
       base_url: of the endpoint, as `http://localhost:8000/v1`; by default OPENAI_BASE_URL, or OpenAI's own.
       revision: of the weights, where the model's name does not tell.
-      extra: further fields of a request: a JSON object; null leaves a field out.
+      extra: further fields of a request: a JSON object or a `.json` file; null leaves a field out.
       workers: requests side by side.
       timeout: seconds that one request may take.
       retries: of a request that failed in transit: time-outs, rate limits (`Retry-After` is kept to),
@@ -54,6 +56,8 @@ class Connection:
       tries: how often a question is asked until an answer parses.
       cache: folder that keeps answers; none where empty.
       price_in, price_out: of a million tokens, for the estimate of costs.
+      price_image: of one image that is drawn.
+      per_minute: most requests of a minute; 0 is no limit.
     """
 
     model: str = ""
@@ -67,21 +71,8 @@ class Connection:
     cache: str = ""
     price_in: float = 0.0
     price_out: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Service(Connection):
-    """A model behind an endpoint.
-
-    Attributes:
-      name: what messages call these options: `prompts`, `config.service.chat`.
-      per_minute: most requests of a minute; 0 is no limit.
-      price_image: of one image that is drawn.
-    """
-
-    name: str
-    per_minute: float = 0.0
     price_image: float = 0.0
+    per_minute: float = 0.0
 
     def check(self) -> None:
         """Raises ServiceError where an option is out of range."""
@@ -95,6 +86,13 @@ class Service(Connection):
                 raise ServiceError(f"{self.name}.{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.timeout < math.inf:
             raise ServiceError(f"{self.name}.timeout must be above 0 seconds, got {self.timeout}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Service(Connection):
+    """A connection that carries its `name`."""
+
+    name: str
 
 
 def read_key() -> str:
@@ -128,7 +126,7 @@ def endpoint_name(base_url: str) -> str:
 
 
 def read_extra(text: str) -> Mapping[str, Any]:
-    """The further fields of a request, from JSON.
+    """The further fields of a request, from JSON or a `.json` file.
 
     Raises:
       ServiceError: it is no JSON object, or one with fields that are ours.
@@ -136,8 +134,8 @@ def read_extra(text: str) -> Mapping[str, Any]:
     if not text:
         return {}
     try:
-        extra = files.from_json(text)
-    except ValueError as error:
+        extra = files.read_json(text) if text.endswith(".json") else files.from_json(text)
+    except (OSError, ValueError) as error:
         raise ServiceError(f"extra must be a JSON object or a .json file: {error}") from error
     if not isinstance(extra, dict):
         raise ServiceError(f"extra must be a JSON object, got {type(extra).__name__}")

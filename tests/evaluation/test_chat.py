@@ -16,7 +16,8 @@ from chat_fakes import endpoint, set_surroundings
 from PIL import Image
 
 from process_gen.evaluation.tasks import make_task
-from process_gen.evaluation.tasks.base import Doc, TaskError, Unjudged
+from process_gen.evaluation.tasks.base import Doc, Unjudged
+from process_gen.services.options import ServiceError
 
 pytest.importorskip("openai")
 
@@ -89,7 +90,7 @@ def test_errors_of_the_server_leave_an_image_unjudged_and_then_end_the_run(judge
             with pytest.raises(Unjudged, match="7: http://127.* gave up: HTTP 500: .*out of memory"):
                 looks(DOC, IMAGE)
         assert len(served.requests) == 6
-        with pytest.raises(TaskError, match="fails one request after the other: HTTP 500"):
+        with pytest.raises(ServiceError, match="fails one request after the other: HTTP 500"):
             looks(DOC, IMAGE)
     with endpoint(lambda number, body: "yes" if number % 3 == 2 else broken) as served:
         looks = judge(served.url, retries="0", workers="3")
@@ -130,17 +131,17 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(TaskError, match=f"cannot reach {url}: .*refused"):
+    with pytest.raises(ServiceError, match=f"cannot reach {url}: .*refused"):
         judge(url, retries="0")(DOC, IMAGE)
     ends = {401: "refuses the key in OPENAI_API_KEY", 403: "refuses the key", 404: "no model"}
     for status, message in ends.items():
         reply = (status, {}, {"error": {"message": f"bad\n{KEY}"}})
         with endpoint(lambda number, body: reply) as served:  # noqa: B023
-            with pytest.raises(TaskError, match=message) as caught:
+            with pytest.raises(ServiceError, match=message) as caught:
                 judge(served.url)(DOC, IMAGE)
         assert len(served.requests) == 1 and KEY not in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(TaskError, match="no key for eyes-1: set OPENAI_API_KEY, or base_url"):
+    with pytest.raises(ServiceError, match="no key for eyes-1: set OPENAI_API_KEY, or base_url"):
         judge("")
     with endpoint(lambda number, body: "yes") as served:  # which wants no key
         monkeypatch.setenv("OPENAI_BASE_URL", served.url)
@@ -153,6 +154,8 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
         ({"model": ""}, "prompts needs model=NAME"),
         ({"workers": "0"}, "prompts.workers must be at least 1, got 0"),
         ({"timeout": "nan"}, "prompts.timeout must be above 0"),
+        ({"temperature": "-1"}, "prompts.temperature must not be negative"),
+        ({"max_tokens": "-1"}, "prompts.max_tokens must be at least 0, got -1"),
         ({"price_in": "-1"}, "prompts.price_in must not be negative"),
         ({"url": "localhost:8000"}, "base_url must be a URL as"),
         ({"url": "http://host:port/v1"}, "base_url must be a URL as http://localhost:8000/v1, got 'http:"),
@@ -165,12 +168,13 @@ def test_no_endpoint_no_key_and_no_model_end_the_run_in_one_line(judge, monkeypa
         ({"url": f"http://h/v1?key={KEY}"}, "base_url holds a user, a password or a query"),
         ({"extra": "{"}, "extra must be a JSON object"),
         ({"extra": "[]"}, "extra must be a JSON object, got list"),
+        ({"extra": "gone.json"}, "extra must be a JSON object or a .json file: .*gone.json"),
         ({"extra": '{"model": "other"}'}, "extra must leave model alone"),
         ({"question": "Is there {promt}?"}, "unknown name in the question.*did you mean prompt?"),
     ],
 )
 def test_options_are_checked_before_anything_is_asked(judge, options, message):
-    with pytest.raises(TaskError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         judge(**{"url": URL, **options})
     assert KEY not in str(caught.value)
 
@@ -219,7 +223,7 @@ def test_the_key_is_in_no_file_no_log_and_no_repr(judge, tmp_path, caplog, capfd
     (kept,) = (tmp_path / "answers").rglob("*.json")
     assert json.loads(kept.read_text())["answer"] == "yes, ***"
     shown = "".join(capfd.readouterr())
-    held = (looks, looks._model, looks._model._options, judgement)
+    held = (looks, looks._endpoint, looks._options, judgement)
     for text in (caplog.text, shown, kept.read_text(), *map(repr, held)):
         assert KEY not in text
 
@@ -272,7 +276,7 @@ def test_a_line_end_behind_the_key_is_no_part_of_it(judge, monkeypatch):
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(judge, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(
-        TaskError, match="OPENAI_API_KEY holds a character that is not printable ASCII"
+        ServiceError, match="OPENAI_API_KEY holds a character that is not printable ASCII"
     ) as caught:
         judge("http://localhost:1/v1")
     assert "sk-" not in str(caught.value)
@@ -281,5 +285,5 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(judge, monkeypat
 def test_a_folder_of_answers_that_cannot_be_written_ends_the_run(judge, tmp_path):
     (tmp_path / "file").write_text("")
     with endpoint(lambda number, body: "yes") as served:
-        with pytest.raises(TaskError, match="cannot keep answers, cache=.*file: "):
+        with pytest.raises(ServiceError, match="cannot keep answers, cache=.*file: "):
             judge(served.url, cache=str(tmp_path / "file"))(DOC, IMAGE)

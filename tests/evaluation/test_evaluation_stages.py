@@ -55,7 +55,7 @@ def test_a_killed_run_draws_and_judges_the_rest_and_nothing_twice(tmp_path, monk
     assert kills == 6 and len(cell.outcomes) == 18 and cell.missing == 0
     assert len(drawn(tmp_path)) == len(set(drawn(tmp_path))) == 18
     (path,) = tmp_path.glob("draws/*/verdicts/*.jsonl")
-    keys = [judging._key(row) for row in judging.read_verdicts(path)]
+    keys = [judging.key_of(row) for row in judging.read_verdicts(path)]
     assert len(keys) == len(set(keys)), "no image was judged twice"
     asked = len(sampler.asked)
     again, _ = evaluated(tmp_path, sampler, per_group=2)
@@ -189,7 +189,7 @@ def test_rewritten_prompts_and_plain_ones_never_share_verdicts(tmp_path):
 
 def test_reading_changes_nothing_and_final_states_alone_tell_nothing_of_the_way(tmp_path):
     (cell,), _ = evaluated(tmp_path, per_group=1, states="final")
-    assert cell.states == {} and cell.counted.drafts > len(cell.outcomes)
+    assert cell.states == {} and cell.counted["drafts"] > len(cell.outcomes)
     (path,) = tmp_path.glob("draws/*/trajectories.jsonl")
     part = path.with_suffix(".1.jsonl")  # of a host that is still drawing
     part.write_bytes(path.read_bytes()[:100])
@@ -393,7 +393,7 @@ def test_what_is_under_way_is_written_before_the_work_ends(tmp_path, fails, monk
     states = list(forty(tmp_path))
     judge, path = Paid(fails), tmp_path / "verdicts" / "paid.jsonl"
     with pytest.raises(TaskError if fails else Killed):
-        judging.judge_states(judge, states, path, show=None if fails else killed_after(2))
+        judging.judge_states(judge, states, path, show=print if fails else killed_after(2))
     written = [row["doc_id"] for row in judging.read_verdicts(path)]
     assert len(judge.shown) < 40 and len(written) == len(judge.shown) - fails
     judging.judge_states(Paid(False), states, path)

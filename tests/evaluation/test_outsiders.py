@@ -16,6 +16,7 @@ from process_gen.evaluation.tasks.base import TaskError
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.outside import Situation, Unsaid
 from process_gen.scenes.grammar import read_request
+from process_gen.services.options import ServiceError
 from process_gen.trajectory.markup import Plan, write_plan
 from process_gen.trajectory.stages import Turn
 from process_gen.weights.restore import load_sampler
@@ -63,7 +64,7 @@ def test_the_scenes_oracle_plans_from_the_canvas_and_inspects_against_the_plan()
     ],
 )
 def test_arms_that_cannot_be_are_refused(arm, message):
-    with pytest.raises(TaskError) as caught:
+    with pytest.raises((TaskError, ServiceError)) as caught:
         ask(arm, sampler=debug(), per_group=1)
     assert message in str(caught.value)
 
@@ -205,7 +206,7 @@ def test_what_gets_no_answer_is_given_up_and_asked_again_by_the_next_run(surroun
 def test_an_endpoint_that_is_down_ends_the_run_in_one_line(surroundings, tmp_path):
     with endpoint(plans) as served:
         pass
-    with pytest.raises(TaskError, match="cannot reach http://127.0.0.1"):
+    with pytest.raises(ServiceError, match="cannot reach http://127.0.0.1"):
         drawn_with(served, tmp_path / "out", surroundings, "planner=chat", retries="0", timeout="2")
 
 

@@ -13,6 +13,7 @@ from process_gen.evaluation import pipeline
 from process_gen.evaluation.statistics import score_interval
 from process_gen.evaluation.tasks import make_task, wise
 from process_gen.evaluation.tasks.base import Doc, Judgement, Row, TaskError, Unjudged
+from process_gen.services.options import ServiceError
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
@@ -25,7 +26,8 @@ IMAGE = np.zeros((4, 4, 3), np.uint8)
         ("**Consistency:** 2\n**Realism:** 1\n**Aesthetic Quality:** 0", None),
         ("2\n1\n0", (2, 1, 0)),
         (" 2 \n\n1\n0\n", (2, 1, 0)),
-        ("Consistency: 5\nRealism: 1\nAesthetic Quality: 0", (5, 1, 0)),
+        ("Consistency: 2\nRealism: 2\nAesthetic Quality: 1", (2, 2, 1)),
+        ("Consistency: 3\nRealism: 1\nAesthetic Quality: 0", None),  # out of range
         ("Consistency：2\nRealism：1\nAesthetic Quality：0", None),
         ("Consistency: 2\nRealism: 1\nAesthetic Quality: 0\nConsistency: 1", (1, 1, 0)),
         ("consistency 2, REALISM 1, aesthetic quality: 0", (2, 1, 0)),
@@ -37,7 +39,8 @@ IMAGE = np.zeros((4, 4, 3), np.uint8)
     ],
 )
 def test_legacy_answers(answer, marks):
-    assert wise.parse_legacy(answer) == marks
+    found = wise.read_legacy(answer)
+    assert (found and tuple(found.details.values())) == marks
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,8 @@ def test_legacy_answers(answer, marks):
     ],
 )
 def test_verified_answers(answer, score):
-    assert wise.parse_verified(answer) == score
+    found = wise.read_verified(answer)
+    assert (found and found.score) == score
 
 
 def test_categories_by_the_id_alone():
@@ -84,7 +88,7 @@ LEGACY = {
 
 def legacy_score(prompt_id):
     choices = LEGACY[wise.category(prompt_id, "legacy")]
-    return wise.Marks(*choices[prompt_id % len(choices)]).score
+    return wise.read_legacy("\n".join(map(str, choices[prompt_id % len(choices)]))).score
 
 
 def verified_score(prompt_id):
@@ -168,7 +172,7 @@ def data(tmp_path):
 def rows_of(task, score=1.0, seed=0, answer="said"):
     details = {"score": int(score)}
     if task.edition == "legacy":
-        details = dict.fromkeys(wise.Marks._fields, 2.0 * score)
+        details = dict.fromkeys(wise.MARKS, 2.0 * score)
     judgement = Judgement(score, details=details, raw={"answer": answer})
     return [Row(doc, seed, 0, judgement) for doc in task.docs()]
 
@@ -217,7 +221,7 @@ def test_the_judge_of_legacy_asks_again_after_marks_out_of_range(data):
     text = body["messages"][1]["content"][0]["text"]
     assert 'PROMPT: "p7 {explanation}"\nEXPLANATION: "e7"\n' in text
     assert (body["temperature"], body["max_tokens"]) == (0, 2000)
-    assert wise.parse_legacy(text.split("as in")[1])
+    assert wise.read_legacy(text.split("as in")[1])
     with pytest.raises(Unjudged):
         judged(["no idea"] * 3, data)
 
@@ -226,7 +230,7 @@ def test_the_judge_of_verified(data):
     judge, judgement, requests = judged(["**Score:** 1", "Score: 10", "Score: 1"], data, edition="verified")
     assert judgement.score == 1 and judgement.details == {"score": 1}
     assert judge.protocol == "wise-verified (own rubric)" and requests[0]["max_tokens"] == 500
-    assert wise.parse_verified(requests[0]["messages"][1]["content"][0]["text"].split("as in")[1]) == 0
+    assert wise.read_verified(requests[0]["messages"][1]["content"][0]["text"].split("as in")[1]).score == 0
 
 
 def test_a_rubric_of_the_users_is_asked_and_named(data, tmp_path):
@@ -309,7 +313,7 @@ def test_a_run_that_loses_its_endpoint_goes_on_without_asking_twice(data, tmp_pa
     with endpoint(answer) as served:
         options = {"data": data, "model": "m", "base_url": served.url, "edition": "verified", "workers": "1"}
         cell = pipeline.ask_foreign("wise", options, str(theirs), 0, 0)
-        with pytest.raises(TaskError, match="key"):
+        with pytest.raises(ServiceError, match="key"):
             evaluate([(cell, None)], tmp_path / "out", pictures=0)
         text, _, (found,) = evaluate([(cell, None)], tmp_path / "out", pictures=0)
         assert "10 requests" in capsys.readouterr().out

@@ -219,16 +219,15 @@ def test_the_oracle_corrects_a_wrong_colour_or_shape_and_draws_nothing_beside_it
 
 
 def test_measures_of_the_process_count_the_teachers_inspections_as_exact():
-    errors, named = collections.Counter(), collections.Counter()
+    total = collections.Counter()
     for request, trajectory in lessons(100, 9, wrong=0.3, misplan=0.3, slip=0, detour=0):
         counts = count(SampledTrajectory(request.text, trajectory.turns, stopped="model"), request)
         faults = [fault for fault in trajectory.metadata["mistakes"] if fault is not None]
-        assert (counts.caught, counts.missed, counts.false_alarms) == (len(faults), 0, 0)
-        assert counts.fixed == len(faults) and counts.unread == 0
-        assert counts.wrong_after_refine == 0
-        errors, named = errors + counts.errors, named + counts.named
+        assert (counts["caught"], counts["missed"], counts["false_alarms"]) == (len(faults), 0, 0)
+        assert counts["fixed"] == len(faults) and counts["unread"] == counts["wrong_after_refine"] == 0
+        total += counts
     for kind in ("colour", "shape"):
-        assert named[kind] == errors[kind] >= 5
+        assert total["named", kind] == total["errors", kind] >= 5
 
 
 def test_of_things_that_look_alike_the_one_hangs_of_which_it_is_said():

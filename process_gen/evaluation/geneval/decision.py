@@ -55,17 +55,13 @@ class Options:
       threshold: a detection counts with a score above this one.
       counting_threshold: the same for prompts of tag `counting`.
       max_objects: the most detections of one class that count.
-      max_overlap: of two of one class with an IoU of at least this only the better one counts; 1 is off.
       position_threshold: the share of both sizes by which centres have to be apart.
-      colors: what colours there are, in the order of the reasons.
     """
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
     max_objects: int = 16
-    max_overlap: float = 1.0
     position_threshold: float = 0.1
-    colors: tuple[str, ...] = COLORS
 
 
 OFFICIAL = Options()
@@ -79,25 +75,30 @@ ColorsOf = Callable[[str, Sequence[Detection]], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """A clause that does not hold.
+class Check:
+    """A clause and whether it holds.
 
     Attributes:
-      kind: `missing_count`, `wrong_color`, `no_target`, `wrong_position` or `exclude_exceeded`.
-      clause: its index in `exclude` for the last of these kinds, else in `include`.
-      reason: in the words of the official scorer.
+      text: the clause, as `red cup>=1 left of dog`.
+      kind: empty where it holds, else `missing_count`, `wrong_color`, `no_target`, `wrong_position` or
+        `exclude_exceeded`.
+      reason: in the words of the official scorer; empty where it holds.
     """
 
+    text: str
     kind: str
-    clause: int
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The verdict on one image: its failures, in the order in which they were found."""
+    """The verdict on one image: every clause of the prompt, those of `include` first."""
 
-    failures: tuple[Failure, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.kind]
 
     @property
     def correct(self) -> bool:
@@ -106,7 +107,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """One line for each failure; empty where the image is correct."""
-        return "\n".join(failure.reason for failure in self.failures)
+        return "\n".join(check.reason for check in self.failures)
 
 
 def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIAL) -> Selected:
@@ -119,28 +120,10 @@ def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIA
     for one in reversed(detections):
         if np.float32(one.score) > least:
             found.setdefault(one.cls, []).append(one)
-    most = np.float32(options.max_overlap)
-    for cls, ones in found.items():
-        ones.sort(key=lambda one: -np.float32(one.score))  # stable
-        kept: list[Detection] = []
-        for one in ones[: options.max_objects]:
-            if most == 1 or all(_overlap(better, one) < most for better in kept):
-                kept.append(one)
-        found[cls] = kept
-    return {cls: ones for cls, ones in found.items() if ones}
-
-
-def _overlap(one: Detection, other: Detection) -> np.float32:
-    """Intersection over union, where both corners of a box belong to it: sides are one pixel longer."""
-    a, b = np.asarray(one.box, np.float32), np.asarray(other.box, np.float32)
-    both = _area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
-    union = _area(a) + _area(b) - both
-    return both / union if union else np.float32(0)
-
-
-def _area(box: np.ndarray) -> np.float32:
-    sides = np.maximum(box[2:] - box[:2] + np.float32(1), np.float32(0))
-    return sides[0] * sides[1]
+    return {
+        cls: sorted(ones, key=lambda one: -np.float32(one.score))[: options.max_objects]
+        for cls, ones in found.items()
+    }
 
 
 def judge(
@@ -151,19 +134,28 @@ def judge(
     A clause takes the first `count` detections of its class. Their colours are checked only
     if they are enough, their positions only if the colours are right.
     """
-    failures: list[Failure] = []
+    checks: list[Check] = []
     targets: list[Sequence[Detection] | None] = []
-    for index, clause in enumerate(metadata.get("include", ())):
+    included, excluded = metadata.get("include", ()), metadata.get("exclude", ())
+    for clause in included:
         found = selected.get(clause["class"], [])[: clause["count"]]
-        failed = _check_clause(clause, found, targets, colors_of, options)
-        if failed:
-            failures.append(Failure(failed[0], index, failed[1]))
-        targets.append(None if failed else found)
-    for index, clause in enumerate(metadata.get("exclude", ())):
+        failed = _check_clause(clause, found, targets, colors_of, options.position_threshold)
+        checks.append(Check(_text(clause, ">=", included), *failed))
+        targets.append(None if failed[0] else found)
+    for clause in excluded:
         cls, count, number = clause["class"], clause["count"], len(selected.get(clause["class"], []))
-        if number >= count:
-            failures.append(Failure("exclude_exceeded", index, f"expected {cls}<{count}, found {number}"))
-    return Verdict(tuple(failures))
+        failed = (
+            ("exclude_exceeded", f"expected {cls}<{count}, found {number}") if number >= count else ("", "")
+        )
+        checks.append(Check(_text(clause, "<", excluded), *failed))
+    return Verdict(tuple(checks))
+
+
+def _text(clause: Mapping[str, Any], sign: str, clauses: Sequence[Mapping[str, Any]]) -> str:
+    color = f"{clause['color']} " if "color" in clause else ""
+    relation, target = clause.get("position", ("", 0))
+    where = f" {relation} {clauses[target]['class']}" if relation else ""
+    return f"{color}{clause['class']}{sign}{clause['count']}{where}"
 
 
 def _check_clause(
@@ -171,17 +163,17 @@ def _check_clause(
     found: Sequence[Detection],
     targets: Sequence[Sequence[Detection] | None],
     colors_of: ColorsOf,
-    options: Options,
-) -> tuple[str, str] | None:
-    """Kind and reason of the first thing that is wrong with a clause of `include`."""
+    apart: float,
+) -> tuple[str, str]:
+    """Kind and reason of the first thing that is wrong with a clause of `include`; empty if nothing is."""
     cls, count = clause["class"], clause["count"]
     if len(found) < count:
         return "missing_count", f"expected {cls}>={count}, found {len(found)}"
     if "color" in clause:
-        color, seen = clause["color"], list(colors_of(cls, found)) if found else []
+        color, seen = clause["color"], list(colors_of(cls, found))
         right = seen.count(color)
         if right < count:
-            shown = ", ".join(f"{seen.count(one)} {one}" for one in options.colors if one in seen)
+            shown = ", ".join(f"{seen.count(one)} {one}" for one in COLORS if one in seen)
             return "wrong_color", f"expected {color} {cls}>={count}, found {right} {color}; and {shown}"
     if "position" in clause:
         relation, index = clause["position"]
@@ -189,27 +181,8 @@ def _check_clause(
         if target is None:
             return "no_target", f"no target for {cls} to be {relation}"
         for one, other in itertools.product(found, target):
-            holding = relations_between(one.box, other.box, options.position_threshold)
+            holding = relations_between(one.box, other.box, apart)
             if relation not in holding:
-                return "wrong_position", (
-                    f"expected {cls} {relation} target, found {' and '.join(holding)} target"
-                )
-    return None
-
-
-def constraints(metadata: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
-    """Every clause with `text`, `ok` and `reason`, those of `include` first."""
-    reasons = {
-        (failure.kind == "exclude_exceeded", failure.clause): failure.reason for failure in verdict.failures
-    }
-    found = []
-    for excluded, key, sign in ((False, "include", ">="), (True, "exclude", "<")):
-        for index, clause in enumerate(metadata.get(key, ())):
-            text = f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
-            text = f"{text}{sign}{clause['count']}"
-            if "position" in clause:
-                relation, target = clause["position"]
-                text = f"{text} {relation} {metadata[key][target]['class']}"
-            reason = reasons.get((excluded, index), "")
-            found.append({"text": text, "ok": not reason, "reason": reason})
-    return found
+                said = f"expected {cls} {relation} target, found {' and '.join(holding)} target"
+                return "wrong_position", said
+    return "", ""

@@ -42,7 +42,6 @@ def sample_prompts(
     seed: int = 0,
     each: int = 100,
     tags: Sequence[str] = TAGS,
-    colors: Sequence[str] = COLORS,
 ) -> list[Metadata]:
     """Draws prompts of GenEval's six kinds; `files.write_metadata` writes them.
 
@@ -57,25 +56,21 @@ def sample_prompts(
       seed: the same one draws the same prompts of a tag, whatever the other tags.
       each: how many draws for a tag.
       tags: which, in the order in which they come.
-      colors: what objects are asked for in; two at least.
 
     Raises:
-      TaskError: unknown tag, or too few or repeated names or colours.
+      TaskError: unknown tag, or too few or repeated names.
     """
-    for words, what in ((names, "names"), (colors, "colors")):
-        if len(words) < 2 or len(set(words)) < len(words):
-            raise TaskError(f"prompts need at least two different {what}, got {', '.join(words) or 'none'}")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise TaskError(f"prompts need at least two different names, got {', '.join(names) or 'none'}")
     found: dict[str, Metadata] = {}
     for tag in tags:
         rng = np.random.default_rng([seed, TAGS.index(check_name(tag, TAGS, "tag", TaskError))])
-        for one in itertools.islice(_draw(rng, tag, names, colors), len(names) if tag == TAGS[0] else each):
+        for one in itertools.islice(_draw(rng, tag, names), len(names) if tag == TAGS[0] else each):
             found.setdefault(one["prompt"], one)
     return list(found.values())
 
 
-def _draw(
-    rng: np.random.Generator, tag: str, names: Sequence[str], colors: Sequence[str]
-) -> Iterator[Metadata]:
+def _draw(rng: np.random.Generator, tag: str, names: Sequence[str]) -> Iterator[Metadata]:
     """Yields prompts of a tag without end; of `single_object`, one for each name."""
     if tag == "single_object":
         yield from (_prompt(tag, _with_article(name), [_clause(name)]) for name in names)
@@ -90,14 +85,14 @@ def _draw(
             excluded = [_clause(one, count + 1)]
             yield _prompt(tag, f"{COUNTS[count]} {one}s", [_clause(one, count)], exclude=excluded)
         elif tag == "colors":
-            one, color = str(rng.choice(coloured)), str(rng.choice(colors))
+            one, color = str(rng.choice(coloured)), str(rng.choice(COLORS))
             yield _prompt(tag, _with_article(f"{color} {one}"), [_clause(one, color=color)])
         elif tag == "position":
             relation = str(rng.choice(RELATIONS))
             clauses = [_clause(other), _clause(one, position=[relation, 0])]
             yield _prompt(tag, f"{_with_article(one)} {relation} {_with_article(other)}", clauses)
         elif tag == "color_attr":
-            ours, theirs = _two(rng, colors)
+            ours, theirs = _two(rng, COLORS)
             text = f"{_with_article(f'{ours} {one}')} and {_with_article(f'{theirs} {other}')}"
             yield _prompt(tag, text, [_clause(one, color=ours), _clause(other, color=theirs)])
         else:

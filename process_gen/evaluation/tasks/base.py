@@ -89,11 +89,7 @@ class Judge(Protocol):
     workers: int
 
     def __call__(self, doc: Doc, image: np.ndarray) -> Judgement:
-        """Judges an image, [H, W, 3] uint8.
-
-        Raises:
-          Unjudged: there is no verdict.
-        """
+        """Judges an image, [H, W, 3] uint8. Raises Unjudged: there is no verdict."""
         ...
 
 
@@ -144,7 +140,7 @@ class Task(abc.ABC):
         """Who judges its images; None where the task's own tools do, or nobody.
 
         Raises:
-          TaskError: the judge cannot be had as asked; names what is missing.
+          TaskError, ServiceError: the judge cannot be had as asked; names what is missing.
         """
         return None
 

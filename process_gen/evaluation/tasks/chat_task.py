@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from process_gen.evaluation.options import needing_client
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task
-from process_gen.services.options import Connection
+from process_gen.services.options import Connection, ServiceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +20,8 @@ class ChatOptions(Connection):
     Attributes:
       temperature: of its answers.
       max_tokens: of an answer; 0 takes the limit of the question.
-      extra: may also be a `.json` file. Thinking is turned off in vLLM by
-        `{"chat_template_kwargs": {"enable_thinking": false}}`, and models that know no `max_tokens` want
-        `{"max_tokens": null, "max_completion_tokens": 2000}`.
+      extra: thinking is turned off in vLLM by `{"chat_template_kwargs": {"enable_thinking": false}}`, and
+        models that know no `max_tokens` want `{"max_tokens": null, "max_completion_tokens": 2000}`.
       image_tokens: of one image, for the estimate of costs; 0 counts as OpenAI does.
     """
 
@@ -29,6 +29,14 @@ class ChatOptions(Connection):
     temperature: float = 0.0
     max_tokens: int = 0
     image_tokens: int = 0
+
+    def check(self) -> None:
+        super().check()
+        for option in ("max_tokens", "image_tokens"):
+            if getattr(self, option) < 0:
+                raise ServiceError(f"{self.name}.{option} must be at least 0, got {getattr(self, option)}")
+        if not 0 <= self.temperature < math.inf:
+            raise ServiceError(f"{self.name}.temperature must not be negative, got {self.temperature}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +46,7 @@ class Question:
     Attributes:
       protocol: names question and reading in tables.
       system: the system message.
-      template: of the text beside the image, with names in braces.
-      values: name -> text for the template's braces, made from a prompt.
+      template: of the text beside the image, with names in braces (`values_of`).
       read: parses an answer into a verdict; None where it cannot.
       max_tokens: of an answer, unless the user says otherwise.
     """
@@ -47,13 +54,12 @@ class Question:
     protocol: str
     system: str
     template: str
-    values: Callable[[Doc], Mapping[str, str]]
     read: Callable[[str], Judgement | None]
     max_tokens: int
 
     def ask(self, doc: Doc) -> str:
         """The text beside an image."""
-        return fill(self.template, self.values(doc))
+        return fill(self.template, values_of(doc))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +70,17 @@ class ChatTask(ChatOptions, Task):
         """The judge that these options name.
 
         Raises:
-          TaskError: no model or no key, the client is not installed, an option is out of range.
+          TaskError: the client is not installed.
+          ServiceError: no model or no key, or an option is out of range.
         """
         with needing_client(f"the judge of {self.name}"):  # here, so that the other tasks need no client
             from process_gen.evaluation.chat import ChatJudge
         return ChatJudge(self, question)
+
+
+def values_of(doc: Doc) -> Mapping[str, str]:
+    """Name -> text for the braces of a template: `prompt`, and what the prompt's target has."""
+    return {key: str(value) for key, value in doc.target.items()} | {"prompt": doc.input}
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -6,17 +6,19 @@ per prompt that holds four images: top left, top right, bottom left, bottom righ
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-from PIL import Image
+import numpy as np
 
-from process_gen.common import files
-from process_gen.evaluation.options import data_path, read_text
+from process_gen.common.images import png
+from process_gen.evaluation.options import data_path, read_image, read_text
 from process_gen.evaluation.tasks.base import Doc, Task, TaskError
+from process_gen.reports import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +60,14 @@ class Dpg(Task):
         Raises:
           TaskError: a prompt has not all of its images, or they differ in size.
         """
-        found: dict[str, dict[int, pathlib.Path]] = {}
+        found, written = collections.defaultdict(dict), []
         for doc, index, path in images:
-            found.setdefault(doc.doc_id, {})[index] = path
+            found[doc.doc_id][index] = path
         for name, tiles in found.items():
             if missing := [index for index in range(self.images) if index not in tiles]:
                 raise TaskError(f"{name}: image {missing[0]} of {self.images} is missing")
-        root, written = pathlib.Path(folder), []
-        root.mkdir(parents=True, exist_ok=True)
-        for name, tiles in found.items():
             tiled = _tile([tiles[index] for index in range(self.images)])
-            with files.whole(root / f"{name}.png") as scratch, open(scratch, "wb") as file:
-                tiled.save(file, "PNG")
-            written.append(root / f"{name}.png")
+            written.append(files.write_bytes(pathlib.Path(folder, f"{name}.png"), png(tiled)))
         return written
 
     def read_layout(self, folder: str | os.PathLike[str]) -> Iterator[tuple[Doc, int, pathlib.Path]]:
@@ -95,22 +92,11 @@ def _doc(path: pathlib.Path) -> Doc:
     return Doc(path.stem, text, "all")
 
 
-def _tile(paths: Sequence[pathlib.Path]) -> Image.Image:
+def _tile(paths: Sequence[pathlib.Path]) -> np.ndarray:
     """Tiles four images two by two, row by row; returns a single one as it is."""
-    tiles = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                tiles.append(image.convert("RGB"))
-        except OSError as error:
-            raise TaskError(f"{path}: {error}") from error
-    if len(tiles) == 1:
-        return tiles[0]
-    width, height = tiles[0].size
-    for path, tile in zip(paths, tiles, strict=True):
-        if tile.size != (width, height):
-            raise TaskError(f"{path} is {tile.width} x {tile.height}, {paths[0]} is {width} x {height}")
-    tiled = Image.new("RGB", (2 * width, 2 * height))
-    for index, tile in enumerate(tiles):
-        tiled.paste(tile, (index % 2 * width, index // 2 * height))
-    return tiled
+    tiles = [read_image(path) for path in paths]
+    sizes = [f"{tile.shape[1]} x {tile.shape[0]}" for tile in tiles]
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise TaskError(f"{path} is {size}, {paths[0]} is {sizes[0]}")
+    return np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])]) if len(tiles) == 4 else tiles[0]

@@ -10,6 +10,7 @@ or of a file that `geneval.prompts` drew.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -66,16 +67,13 @@ class Geneval(Task):
         Raises:
           TaskError: see `files.read_images`; or a prompt is not in `metadata`, or has more than `images`.
         """
-        by_name, by_text = {doc.doc_id: doc for doc in self.docs()}, {}
-        for doc in by_name.values():
-            by_text.setdefault(_text(doc.target), doc)
-        numbers = dict.fromkeys(by_name, 0)
+        numbers, same = collections.Counter(), collections.defaultdict(list)  # prompts of equal metadata
+        for doc in self.docs():
+            same[_text(doc.target)].append(doc)
         for name, metadata, path in files.read_images(folder):
-            doc = by_name.get(f"{int(name):05d}")
-            if doc is None or _text(doc.target) != _text(metadata):
-                doc = by_text.get(_text(metadata))
-            if doc is None:
+            if not (known := same.get(_text(metadata))):
                 raise TaskError(f"{path.parents[1]}: {metadata['prompt']!r} is not in {self.metadata}")
+            doc = next((one for one in known if one.doc_id == f"{int(name):05d}"), known[0])
             index = numbers[doc.doc_id]
             if index == self.images:
                 raise TaskError(
@@ -84,7 +82,7 @@ class Geneval(Task):
                 )
             numbers[doc.doc_id] += 1
             yield doc, index, path
-        if not any(numbers.values()):
+        if not numbers:
             raise TaskError(f"{folder} holds no image where {self.name} looks for one")
 
 
@@ -115,10 +113,8 @@ class GenevalHF(Geneval):
         Raises:
           TaskError: see `detectors.load_detector`; or the detector cannot find a class of the prompts.
         """
-        clauses = [
-            clause for one in self._prompts for key in ("include", "exclude") for clause in one.get(key, ())
-        ]
-        classes = list(dict.fromkeys(clause["class"] for clause in clauses))
+        clauses = ((*one.get("include", ()), *one.get("exclude", ())) for one in self._prompts)
+        classes = list(dict.fromkeys(clause["class"] for some in clauses for clause in some))
         detector = detectors.load_detector(f"{self.name}.detector", self.detector, classes)
         if unknown := [one for one in classes if one not in detector.classes]:
             raise TaskError(f"{self.name}.detector: {self.detector} cannot find {', '.join(unknown[:5])}")
@@ -156,9 +152,9 @@ class GenevalHF(Geneval):
         """
         if not rows:
             return {}
-        prompts: dict[str, list[bool]] = {}
+        prompts = collections.defaultdict(list)
         for row in rows:
-            prompts.setdefault(_text(row.doc.target), []).append(row.judgement.score == 1)
+            prompts[_text(row.doc.target)].append(row.judgement.score == 1)
         return {
             "correct_images": sum(map(sum, prompts.values())) / len(rows),
             "correct_prompts": sum(map(any, prompts.values())) / len(prompts),
@@ -186,7 +182,7 @@ class DetectorJudge:
         changed = "" if options == decision.OFFICIAL else f"-{options.threshold}-{options.counting_threshold}"
         self.protocol = f"geneval-hf{changed}"
 
-    @functools.cached_property
+    @property
     def revision(self) -> str:
         return f"{self._detector.revision}+{self._classifier.revision}"
 
@@ -207,8 +203,8 @@ class DetectorJudge:
         boxes = {cls: [one.to_json() for one in ones] for cls, ones in selected.items()}
         return Judgement(
             float(verdict.correct),
-            constraints=tuple(decision.constraints(doc.target, verdict)),
-            failures=tuple(dict.fromkeys(failure.kind for failure in verdict.failures)),
+            constraints=tuple({"text": c.text, "ok": not c.kind, "reason": c.reason} for c in verdict.checks),
+            failures=tuple(dict.fromkeys(check.kind for check in verdict.failures)),
             details={"reason": verdict.reason, "boxes": boxes},
             raw={"detections": [[one.cls, *one.to_json()] for one in found], "colors": colors},
         )

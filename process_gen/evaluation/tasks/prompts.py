@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from process_gen.common.names import check_name
 from process_gen.evaluation.options import LONGEST_NAME, data_path, parse_json, read_text
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, TaskError
-from process_gen.evaluation.tasks.chat_task import ChatTask, Question
+from process_gen.evaluation.tasks.chat_task import ChatTask, Question, values_of
 
 SYSTEM = "You look at a picture and answer one question about it with a single word: yes or no."
 
@@ -62,8 +62,10 @@ class Prompts(ChatTask):
         template = read_text(self.question).strip() if self.question.endswith(".txt") else self.question
         for doc in self.docs():
             for name in re.findall(r"\{(\w+)\}", template):
-                check_name(name, _values(doc), f"name in the question, for prompt {doc.doc_id!r},", TaskError)
-        return self.chat_judge(Question("yes or no (own question)", SYSTEM, template, _values, _read, 200))
+                check_name(
+                    name, values_of(doc), f"name in the question, for prompt {doc.doc_id!r},", TaskError
+                )
+        return self.chat_judge(Question("yes or no (own question)", SYSTEM, template, _read, 200))
 
     def place(self, doc: Doc, index: int) -> str | None:
         return f"{doc.doc_id}_{index:02}.png"
@@ -79,10 +81,6 @@ def _doc(entry: Mapping[str, Any], where: str) -> Doc:
         raise TaskError(f"{where}: id must be a number or a text that can be a file name, got {doc_id!r}")
     others = {key: value for key, value in entry.items() if key not in ("prompt", "group", "id")}
     return Doc(str(doc_id), prompt, group, others)
-
-
-def _values(doc: Doc) -> Mapping[str, str]:
-    return {key: str(value) for key, value in doc.target.items()} | {"prompt": doc.input}
 
 
 def _read(answer: str) -> Judgement | None:

@@ -32,10 +32,8 @@ from process_gen.trajectory.sampled import SampledTrajectory
 SCORED_GROUPS = (*GENEVAL_CATEGORIES, "three_objects", "four_objects")
 """The groups whose unweighted mean is the score."""
 
-EXTRA_GROUPS = ("five_objects",)
-"""Reported, but no part of the score."""
-
-GROUPS = SCORED_GROUPS + EXTRA_GROUPS
+GROUPS = (*SCORED_GROUPS, "five_objects")
+"""Those that are reported; the last one is no part of the score."""
 
 TREE_GROUPS = ("three_objects", "four_objects", "five_objects", "six_objects")
 """Groups whose unweighted mean, `trees`, is the main score on levels without cells.
@@ -85,9 +83,9 @@ class Scenes(Task):
     def _groups(self) -> tuple[str, ...]:
         chosen = tuple(name.strip() for name in self.groups.split(",") if name.strip())
         known = categories(self.level)
-        if get_level(self.level).hung:  # all: each shows how the score falls with one more object
-            return chosen or known
-        return chosen or tuple(group for group in GROUPS if group in known)
+        if not get_level(self.level).hung:  # there all: each shows how the score falls with one more object
+            known = tuple(group for group in GROUPS if group in known)
+        return chosen or known
 
     @functools.cached_property
     def requests(self) -> Mapping[str, Request]:

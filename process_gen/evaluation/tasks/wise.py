@@ -18,13 +18,15 @@ if none is missing, since the official code gives no overall score otherwise.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from process_gen.common import files
 from process_gen.evaluation.options import data_path, parse_json, read_text
@@ -51,45 +53,8 @@ STEMS = {
 """The official files, and the categories of each."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Edition:
-    """One of the two editions of the benchmark.
-
-    Attributes:
-      last: the last id of each category.
-      weights: its official key of `AGGREGATIONS`.
-      suffix: of its data files.
-      whole: the name of the file that holds all of its prompts.
-    """
-
-    last: tuple[int, ...]
-    weights: str
-    suffix: str
-    whole: str
-
-
-EDITIONS: Mapping[str, Edition] = {
-    "legacy": Edition((400, 567, 700, 800, 900, 1000), "legacy weights", "", "final_data.json"),
-    "verified": Edition((400, 520, 640, 760, 880, 1000), "verified weights", "_verified", "merge.json"),
-}
-
-
-class Marks(NamedTuple):
-    """The three marks of the legacy edition, each from 0 to 2."""
-
-    consistency: int
-    realism: int
-    aesthetic_quality: int
-
-    @property
-    def in_range(self) -> bool:
-        return all(0 <= mark <= 2 for mark in self)
-
-    @property
-    def score(self) -> float:
-        """From 0 to 1 where the marks are in range."""
-        return (0.7 * self.consistency + 0.2 * self.realism + 0.1 * self.aesthetic_quality) / 2
-
+MARKS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
+"""The three marks of the legacy edition, each from 0 to 2, and their weights."""
 
 SYSTEM = (
     "You check pictures that a program drew from a short text. You follow the marking scheme to the letter."
@@ -129,7 +94,62 @@ Score: 0
 }
 """What the judge is asked. The words are not the official ones, so the protocol says `own rubric`."""
 
-_MAX_TOKENS = {"legacy": 2000, "verified": 500}
+_MARK = re.compile(r"(consistency|realism|aesthetic quality)\*{0,2}\s*:?\s*([0-9])", re.IGNORECASE)
+_SCORE = re.compile(r"score\*{0,2}\s*:?\s*([01])\b", re.IGNORECASE)
+
+
+def read_legacy(answer: str) -> Judgement | None:
+    """The verdict of an answer, with marks as the official code finds them; None where one is missing.
+
+    A label that comes twice counts as it comes last. Three bare lines are taken in order. None as well where
+    a mark is above 2, which the official code would count as it is.
+    """
+    if bare := re.fullmatch(r"\s*([0-9])\s*\n\s*([0-9])\s*\n\s*([0-9])\s*", answer):
+        found = dict(zip(MARKS, bare.groups(), strict=True))
+    else:
+        found = {label.lower().replace(" ", "_"): mark for label, mark in _MARK.findall(answer)}
+    if len(found) < len(MARKS) or max(found.values()) > "2":
+        return None
+    marks = {name: float(found[name]) for name in MARKS}
+    return Judgement(sum(weight * marks[name] for name, weight in MARKS.items()) / 2, details=marks)
+
+
+def read_verified(answer: str) -> Judgement | None:
+    """The verdict of an answer, as the official code finds it: the first one behind "score", or all of it."""
+    found = _SCORE.search(answer) or re.fullmatch(r"\s*([01])\s*", answer)
+    return Judgement(float(found[1]), details={"score": int(found[1])}) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Edition:
+    """One of the two editions of the benchmark.
+
+    Attributes:
+      last: the last id of each category.
+      weights: its official key of `AGGREGATIONS`.
+      suffix: of its data files.
+      whole: the name of the file that holds all of its prompts.
+      read: reads an answer of the judge.
+      max_tokens: of an answer.
+    """
+
+    last: tuple[int, ...]
+    weights: str
+    suffix: str
+    whole: str
+    read: Callable[[str], Judgement | None]
+    max_tokens: int
+
+
+EDITIONS: Mapping[str, Edition] = {
+    "legacy": Edition(
+        (400, 567, 700, 800, 900, 1000), "legacy weights", "", "final_data.json", read_legacy, 2000
+    ),
+    "verified": Edition(
+        (400, 520, 640, 760, 880, 1000), "verified weights", "_verified", "merge.json", read_verified, 500
+    ),
+}
+
 _OFFICIAL = {"{prompt_data['Prompt']}": "{prompt}", "{prompt_data['Explanation']}": "{explanation}"}
 
 
@@ -155,14 +175,11 @@ class Wise(ChatTask):
 
     def docs(self) -> Sequence[Doc]:
         paths = [data_path(self.name, "data", part) for part in self.data.split(os.pathsep)]
-        if strange := [path for path in paths if path.is_file() and self._of_the_other(path)]:
-            raise TaskError(f"{strange[0]} is by its name no file of edition={self.edition}")
+        for path in paths:
+            of_this = ("_verified" in path.stem) == (self.edition == "verified")
+            if path.is_file() and path.stem.startswith(tuple(STEMS)) and not of_this:
+                raise TaskError(f"{path} is by its name no file of edition={self.edition}")
         return read_data((file for path in paths for file in data_files(path, self.edition)), self.edition)
-
-    def _of_the_other(self, path: pathlib.Path) -> bool:
-        return ("_verified" in path.stem) != (self.edition == "verified") and path.stem.startswith(
-            tuple(STEMS)
-        )
 
     def judge(self) -> Judge | None:
         asked = self.rubric or self.system
@@ -181,9 +198,8 @@ class Wise(ChatTask):
                 protocol=f"wise-{self.edition} ({f'rubric {short}' if asked else 'own rubric'})",
                 system=system,
                 template=template,
-                values=lambda doc: {"prompt": doc.input, "explanation": doc.target["explanation"]},
-                read=_read_legacy if self.edition == "legacy" else _read_verified,
-                max_tokens=_MAX_TOKENS[self.edition],
+                read=EDITIONS[self.edition].read,
+                max_tokens=EDITIONS[self.edition].max_tokens,
             )
         )
 
@@ -200,12 +216,10 @@ class Wise(ChatTask):
 
     def write_results(self, rows: Sequence[Row], folder: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
         """Writes the official files, for several seeds or images in a folder each: an id must come once."""
-        sets = _sets(rows)
-        written: list[pathlib.Path] = []
+        sets, written = _sets(rows), []
         for (seed, index), found in sets.items():
-            written += _write(
-                found, pathlib.Path(folder, "" if len(sets) == 1 else f"seed_{seed}_image_{index}")
-            )
+            place = "" if len(sets) == 1 else f"seed_{seed}_image_{index}"
+            written += _write(found, pathlib.Path(folder, place))
         return written
 
     def summary(self, rows: Sequence[Row]) -> Mapping[str, float]:
@@ -213,11 +227,11 @@ class Wise(ChatTask):
         missing = sum(IDS - len(found) for found in _sets(rows).values()) if rows else IDS
         if missing:
             return {"missing_ids": missing}
-        scores: dict[str, list[float]] = {}
+        scores = collections.defaultdict(list)
         for row in rows:
-            scores.setdefault(row.doc.group, []).append(row.judgement.score)
+            scores[row.doc.group].append(row.judgement.score)
         weights = AGGREGATIONS[EDITIONS[self.edition].weights]
-        overall = sum(weight * (sum(scores[name]) / len(scores[name])) for name, weight in weights.items())
+        overall = sum(weight * statistics.fmean(scores[name]) for name, weight in weights.items())
         return {"missing_ids": 0, "official_overall": overall}
 
 
@@ -276,63 +290,25 @@ def _checked(entry: Any, where: str) -> Mapping[str, Any]:
     return entry
 
 
-_MARK = re.compile(r"(consistency|realism|aesthetic quality)\*{0,2}\s*:?\s*([0-9])", re.IGNORECASE)
-_SCORE = re.compile(r"score\*{0,2}\s*:?\s*([01])\b", re.IGNORECASE)
-
-
-def parse_legacy(answer: str) -> Marks | None:
-    """The marks in an answer, as the official code finds them; None where one is missing.
-
-    A label that comes twice counts as it comes last. Three bare lines are
-    taken in order. A mark may be any digit: the caller checks `in_range`.
-    """
-    if bare := re.fullmatch(r"\s*([0-9])\s*\n\s*([0-9])\s*\n\s*([0-9])\s*", answer):
-        return Marks(*map(int, bare.groups()))
-    found = {label.lower().replace(" ", "_"): int(mark) for label, mark in _MARK.findall(answer)}
-    return Marks(**found) if len(found) == len(Marks._fields) else None
-
-
-def parse_verified(answer: str) -> int | None:
-    """0 or 1, as the official code finds it: the first one behind "score", or the whole answer."""
-    found = _SCORE.search(answer) or re.fullmatch(r"\s*([01])\s*", answer)
-    return int(found[1]) if found else None
-
-
-def _read_legacy(answer: str) -> Judgement | None:
-    """The verdict of an answer; None if a mark is above 2, which the official code would count as it is."""
-    marks = parse_legacy(answer)
-    if marks is None or not marks.in_range:
-        return None
-    details = {name: float(mark) for name, mark in marks._asdict().items()}
-    return Judgement(marks.score, details=details)
-
-
-def _read_verified(answer: str) -> Judgement | None:
-    score = parse_verified(answer)
-    return None if score is None else Judgement(float(score), details={"score": score})
-
-
-def _sets(rows: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
+def _sets(rows: Sequence[Row]) -> Mapping[tuple[int, int], list[Row]]:
     """Rows by seed and image: in each an id comes once."""
-    sets: dict[tuple[int, int], list[Row]] = {}
+    sets = collections.defaultdict(list)
     for row in rows:
-        sets.setdefault((row.seed, row.index), []).append(row)
+        sets[row.seed, row.index].append(row)
     return sets
 
 
 def _write(rows: Sequence[Row], folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes `*_full_results.json` and `*_scores_results.jsonl`, a pair for each official data file."""
-    written: list[pathlib.Path] = []
+    written = []
     folder.mkdir(parents=True, exist_ok=True)
     for stem, names in STEMS.items():
         full, scores = [], []
-        for row in sorted(rows, key=lambda row: int(row.doc.doc_id)):
+        of_file = [row for row in rows if row.doc.group in names]
+        for row in sorted(of_file, key=lambda row: int(row.doc.doc_id)):
             doc, said = row.doc, row.judgement
-            if doc.group not in names:
-                continue
             prompt_id = {"prompt_id": int(doc.doc_id)}
-            answer = said.raw["answer"] if isinstance(said.raw, Mapping) and "answer" in said.raw else ""
-            image = {"image_path": f"{doc.doc_id}.png", "evaluation": answer}
+            image = {"image_path": f"{doc.doc_id}.png", "evaluation": said.raw["answer"]}
             full.append({**prompt_id, "prompt": doc.input, "key": doc.target["explanation"], **image})
             scores.append({**prompt_id, "Subcategory": doc.target["subcategory"], **said.details})
         if full:

@@ -141,7 +141,7 @@ def test_masks_of_a_quarter_of_the_size_come_back_where_they_are(models):
             assert inputs["pixel_values"].shape == (1, 3, 64, 96)
             return outputs
 
-    detector._model = (detector.source.load_preprocessor(), Model())
+    detector._model = (detector.load_preprocessor(), Model())
     (found,) = detector.detect(np.zeros((64, 96, 3), np.uint8))
     assert (found.cls, found.box) == ("computer mouse", (8.0, 16.0, 48.0, 32.0))
     assert 0.9 < found.score < 1
