@@ -110,7 +110,8 @@ class Endpoint:
         """
         kept = self._place_of(self.digest(system, fields, text, *self._names(images)))
         reply = _read(kept, files.read_json)
-        if reply and (found := _understood(read, reply["answer"])[0]) is not None:
+        whole = isinstance(reply, dict) and isinstance(reply.get("answer"), str)  # else it is damaged
+        if whole and (found := _understood(read, reply["answer"])[0]) is not None:
             return found, reply
         urls = ["data:image/png;base64," + base64.b64encode(png(image)).decode() for image in images]
         shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]

@@ -55,12 +55,14 @@ class Options:
       threshold: a detection counts with a score above this one.
       counting_threshold: the same for prompts of tag `counting`.
       max_objects: the most detections of one class that count.
+      max_overlap: of two of one class with an IoU of at least this only the better one counts; 1 is off.
       position_threshold: the share of both sizes by which centres have to be apart.
     """
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
     max_objects: int = 16
+    max_overlap: float = 1.0
     position_threshold: float = 0.1
 
 
@@ -120,10 +122,25 @@ def select(detections: Sequence[Detection], tag: str, options: Options = OFFICIA
     for one in reversed(detections):
         if np.float32(one.score) > least:
             found.setdefault(one.cls, []).append(one)
-    return {
-        cls: sorted(ones, key=lambda one: -np.float32(one.score))[: options.max_objects]
-        for cls, ones in found.items()
-    }
+    for cls, ones in found.items():
+        kept: list[Detection] = []
+        for one in sorted(ones, key=lambda one: -np.float32(one.score))[: options.max_objects]:
+            if options.max_overlap == 1 or all(_overlap(it, one) < options.max_overlap for it in kept):
+                kept.append(one)
+        found[cls] = kept
+    return found
+
+
+def _overlap(one: Detection, other: Detection) -> np.float32:
+    """Intersection over union, where both corners of a box belong to it: sides are one pixel longer."""
+    a, b = np.asarray(one.box, np.float32), np.asarray(other.box, np.float32)
+    both = _area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
+    union = _area(a) + _area(b) - both
+    return both / union if union else np.float32(0)
+
+
+def _area(box: np.ndarray) -> np.float32:
+    return np.maximum(box[2:] - box[:2] + np.float32(1), np.float32(0)).prod()
 
 
 def judge(

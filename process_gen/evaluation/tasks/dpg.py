@@ -66,6 +66,7 @@ class Dpg(Task):
         for name, tiles in found.items():
             if missing := [index for index in range(self.images) if index not in tiles]:
                 raise TaskError(f"{name}: image {missing[0]} of {self.images} is missing")
+        for name, tiles in found.items():
             tiled = _tile([tiles[index] for index in range(self.images)])
             written.append(files.write_bytes(pathlib.Path(folder, f"{name}.png"), png(tiled)))
         return written
