@@ -95,9 +95,8 @@ def check_command(args: argparse.Namespace) -> None:
     source = opened()
     print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
     _print_contents(found)
-    _print_images(found)
     split = config.data.on_long == "split"
-    _print_layout(found, layout, split)
+    _print_layout(found, layout, tokenizer, split)
     if args.show >= 0 and found.good:
         _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config), split)
     if found.bad:
@@ -128,20 +127,17 @@ def _print_contents(found: checking.Findings) -> None:
             print("\n".join(f"  {count:,} x {name}" for name, count in counts[key].most_common(10)))
     if found.named:
         print("\nbad ones by name:\n" + "\n".join(f"  {name}" for name in found.named))
-
-
-def _print_images(found: checking.Findings) -> None:
     for title in ("sizes", "modes", "formats"):
-        if counts := found.counts[title]:
-            more = f", and {len(counts) - 8:,} others" if len(counts) > 8 else ""
-            print(f"{title} of images: {_common(counts)}{more}")
+        if one := counts[title]:
+            more = f", and {len(one) - 8:,} others" if len(one) > 8 else ""
+            print(f"{title} of images: {_common(one)}{more}")
 
 
 def _common(counts: collections.Counter) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(8))
 
 
-def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None:
+def _print_layout(found: checking.Findings, layout: Layout, tokenizer: Tokenizer, split: bool) -> None:
     print("\ntokens of the texts, two brackets included")
     print(table(checking.slots_table(found, layout), checking.SLOTS_HEADERS))
     for name in checking.SLOTS:
@@ -151,7 +147,7 @@ def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None
     other = checking.suggest(found, layout)
     for title, one in (("this layout", layout), ("the suggested one", other)):
         try:
-            useful = mix.report_of(one, found.lengths, split).useful
+            useful = mix.loader_of(one, found.trajectories, tokenizer, split).report(None).useful
             print(f"{title}: {useful:.1%} of {one.row_tokens:,} tokens of a row useful")
         except ValueError:
             print(f"{title}: no trajectory fits")

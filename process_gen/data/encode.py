@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
@@ -40,47 +40,27 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
     Every part but the first repeats the step before it as context without losses (`context_turns`). Only the
     last part has `ends` set, so the model does not learn to stop at a cut.
     """
-    cuts = spans([len(step.turns) for step in trajectory.steps], layout)
-    if len(cuts) == 1:
+    if len(trajectory.turns) <= layout.turns or layout.context == "full":
         return [trajectory]
-    parts = []
-    for start, context_turns, stop in cuts:
-        latents = trajectory.latents
-        latents = latents and {**latents, "image": latents["image"][start:stop]}
-        parts.append(
-            dataclasses.replace(
-                trajectory,
-                turns=trajectory.turns[start:stop],
-                context_turns=context_turns,
-                latents=latents,
-                ends=stop == len(trajectory.turns),
-            )
-        )
-    return parts
-
-
-def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
-    """Returns where `split_trajectory` cuts a trajectory, as spans of its turns.
-
-    Args:
-      steps: how many turns each step has; at least one step.
-      layout: of a row.
-
-    Returns:
-      (first turn, how many turns from there are context only, one past the last turn) of each part.
-    """
+    steps = [len(step.turns) for step in trajectory.steps]
     ends = list(itertools.accumulate(steps))
-    whole = [(0, 0, ends[-1])]
-    if ends[-1] <= layout.turns or layout.context == "full":
-        return whole
     parts, step = [], 0  # step: the first one of the next part that is not context
     while step < len(steps):
         context_turns = steps[step - 1] if step else 0
         start = ends[step - 1] - context_turns if step else 0
         next_step = bisect.bisect_right(ends, start + layout.turns)
         if next_step == step:  # a step and the one before it do not fit one row
-            return whole
-        parts.append((start, context_turns, ends[next_step - 1]))
+            return [trajectory]
+        stop, latents = ends[next_step - 1], trajectory.latents
+        parts.append(
+            dataclasses.replace(
+                trajectory,
+                turns=trajectory.turns[start:stop],
+                context_turns=context_turns,
+                latents=latents and {**latents, "image": latents["image"][start:stop]},
+                ends=stop == len(trajectory.turns),
+            )
+        )
         step = next_step
     return parts
 

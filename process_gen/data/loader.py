@@ -62,8 +62,8 @@ class Loader:
         atexit.register(_close_at_exit, weakref.ref(iterator))
         return iterator
 
-    def report(self, batches: int = 8) -> PackingReport:
-        """Measures how much of the first batches is useful."""
+    def report(self, batches: int | None = 8) -> PackingReport:
+        """Measures how much of the first batches is useful, or with None of all."""
         iterator = iter(self)
         try:
             return packing_stats(itertools.islice(iterator, batches), self.layout)
