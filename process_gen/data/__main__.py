@@ -27,13 +27,13 @@ from absl import logging
 
 from process_gen.data import checking, mix
 from process_gen.data.encode import encode_parts
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, check_budget
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import FORMATS, RECORDS
 from process_gen.data.importers import IMPORTERS
 from process_gen.data.importers.verl_omni import write_verl_omni
 from process_gen.data.loader import Source
-from process_gen.data.packing import TooManyBadTrajectories, check_budget, join_row
+from process_gen.data.packing import join_row
 from process_gen.data.sources import open_path
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.evaluation.geneval.prompts import tag_of

@@ -39,19 +39,17 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Trajectory: ...
 
 
+def name_of(source: Source) -> str:
+    """Returns what identifies the content of a source: its `name`, or that of its class."""
+    return getattr(source, "name", type(source).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Batches of packed rows; every iteration starts from the beginning.
-
-    Attributes:
-      rows: of the global batch, those that this host loads, ascending.
-      trajectories: of one epoch, over all hosts.
-    """
+    """Batches of packed rows; every iteration starts from the beginning."""
 
     dataset: grain.IterDataset
     layout: Layout
-    rows: tuple[int, ...]
-    trajectories: int
 
     def __iter__(self) -> grain.DatasetIterator:
         """Returns a fresh iterator over dicts of arrays, the fields of a `Batch`.
@@ -115,20 +113,14 @@ def make_loader(
       policy: what to do with trajectories that cannot be used; `Policy()` by default.
 
     Raises:
-      ValueError: an empty source or arguments that make no sense together.
+      ValueError: an empty source.
     """
     if not len(source):
         raise ValueError("the source has no trajectories")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    rows = tuple(range(batch_size)) if rows is None else tuple(sorted(rows))
-    if not rows or len(set(rows)) < len(rows) or not 0 <= rows[0] <= rows[-1] < batch_size:
-        raise ValueError(f"rows {rows} must be different ones of the {batch_size} of a batch")
     ordered = stream_of(source, seed, shuffle, epochs)
     policy = policy or Policy()
-    encode = functools.partial(encode_parts, tokenizer, layout, policy.long == "split")
     identity = {
-        "source": f"{getattr(source, 'name', type(source).__name__)} of {len(source)} trajectories",
+        "source": f"{name_of(source)} of {len(source)} trajectories",
         "order": f"seed {seed}" if shuffle else "as stored",
         "batch": f"{batch_size} rows",
         "rows": f"{open_rows} open ones of {layout.turns} turns and {layout.trajectories} trajectories",
@@ -136,16 +128,19 @@ def make_loader(
     if policy.long == "split":
         identity[SPLIT] = "split"
     batches = PackedBatches(
-        {row: ordered.slice(slice(row, None, batch_size)) for row in rows},
-        encode,
-        layout,
-        open_rows,
-        policy,
-        identity,
+        streams={
+            row: ordered.slice(slice(row, None, batch_size))
+            for row in sorted(range(batch_size) if rows is None else rows)
+        },
+        encode=functools.partial(encode_parts, tokenizer, layout, policy.long == "split"),
+        layout=layout,
+        open_rows=open_rows,
+        policy=policy,
+        identity=identity,
         epoch=-(-len(source) // batch_size),
         threads=threads,
     )
-    return Loader(prefetched(batches, prefetch), layout, rows, len(source))
+    return Loader(prefetched(batches, prefetch), layout)
 
 
 def prefetched(batches: grain.IterDataset, count: int) -> grain.IterDataset:

@@ -21,7 +21,7 @@ from absl import logging
 from process_gen.common import files
 from process_gen.common.names import check_name, hint
 from process_gen.data.encode import TEXT_SLOTS, count_tokens
-from process_gen.data.errors import BadTrajectory, TooLong
+from process_gen.data.errors import BadTrajectory, TooLong, TooManyBadTrajectories, check_budget
 from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
 from process_gen.data.formats.places import digest_of, place_of
 from process_gen.data.graph_masks import KEPT, with_kept
@@ -29,7 +29,6 @@ from process_gen.data.importers import IMPORTERS
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.mixture import Mixture, Part
-from process_gen.data.packing import TooManyBadTrajectories, check_budget
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
 from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
 from process_gen.data.schema import read_record

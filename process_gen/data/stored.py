@@ -28,10 +28,9 @@ from process_gen.common import files
 from process_gen.common.images import UNREADABLE
 from process_gen.common.ranges import is_number
 from process_gen.data import images
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, check_budget
 from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
-from process_gen.data.packing import check_budget
 from process_gen.trajectory.record import (
     ImageFile,
     Record,

@@ -11,10 +11,11 @@ import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
 from process_gen.data.buckets import merge_buckets, nearest, split_into_buckets
+from process_gen.data.errors import allowance
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, allowance
+from process_gen.data.packing import Policy
 from process_gen.data.stored import SHAPES
 from process_gen.models.config import model_config
 from process_gen.models.vit import grid_of, reshaped

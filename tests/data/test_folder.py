@@ -11,12 +11,12 @@ import skimage
 
 from process_gen.data import stored
 from process_gen.data.encode import encode_trajectory
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, allowance
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.images import read_image
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
+from process_gen.data.packing import Policy
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import trajectory_to_json
 from process_gen.trajectory.sampled import SampledTrajectory

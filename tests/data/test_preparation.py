@@ -18,10 +18,10 @@ from tiny_qwen2 import write_tiny_qwen2
 
 from process_gen.data import preparation
 from process_gen.data.encode import encode_parts
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, budget_of_part
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
+from process_gen.data.packing import Policy
 from process_gen.data.preparation import NotPrepared, prepare_scenes
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.scenes_builder import Scenes, ScenesConfig, default_mixture, make_example, scenes_config
