@@ -17,9 +17,10 @@ import argparse
 import collections
 import dataclasses
 import functools
+import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -45,7 +46,6 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import PROVENANCE_KEYS
-from process_gen.trajectory.stages import Trajectory
 
 WRITERS: dict[str, Callable[[str, Iterable[writers.Object]], int]] = {
     "folder": writers.write_folder,
@@ -70,17 +70,25 @@ def convert_command(args: argparse.Namespace) -> None:
     source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
     if pixels and source.image_size != args.image_size:
         raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
-    bad = BadTrajectories(source, args.on_error, args.budget)
+    errors = list(getattr(source, "skipped", ()))
+    total = len(source) + len(errors)
+
+    def leave_out(error: BadTrajectory) -> None:
+        if args.on_error == "fail":
+            raise error
+        errors.append(str(error))
+        logging.warning("left out (%d so far): %s", len(errors), error)
+        check_budget(len(errors), total, args.budget, error, flag=" (--budget)")
+
+    found = writers.objects(source, leave_out, operator.getitem if pixels else writers.read_object)
+    found = tqdm.tqdm(found, total=len(source), unit=" trajectories", mininterval=1.0)
     if pixels:
         tfds.disable_progress_bar()  # there is one already
-        count = writers.write_records(args.target, _read(source, bad), args.image_size, args.prompt_image)
+        count = writers.write_records(args.target, found, args.image_size, args.prompt_image)
     else:
-        found = tqdm.tqdm(
-            writers.objects(source, bad), total=len(source), unit=" trajectories", mininterval=1.0
-        )
         count = WRITERS[args.to](args.target, found)
-    print(f"{args.target}: {count:,} trajectories, {len(bad.errors):,} left out")
-    kinds = collections.Counter(text.partition(": ")[2][:80] for text in bad.errors)  # without the place
+    print(f"{args.target}: {count:,} trajectories, {len(errors):,} left out")
+    kinds = collections.Counter(text.partition(": ")[2][:80] for text in errors)  # without the place
     for problem, times in kinds.most_common(10):
         print(f"  {times:,} times: {problem}")
 
@@ -171,29 +179,6 @@ def _print_trajectory(
     found = anatomy(layout, row, losses, ControlIds.of(tokenizer))
     print(f"\ntrajectory {trajectory.uid!r} as it is trained")
     print(table(list(lines(found, tokenizer)), HEADERS))
-
-
-class BadTrajectories:
-    """Handles the bad trajectories of a conversion: raises the first, or collects them up to the budget."""
-
-    def __init__(self, source: Source, policy: str, budget: float | None):
-        self.errors = list(getattr(source, "skipped", ()))
-        self._policy, self._budget, self._count = policy, budget, len(source) + len(self.errors)
-
-    def __call__(self, error: BadTrajectory) -> None:
-        if self._policy == "fail":
-            raise error
-        self.errors.append(str(error))
-        logging.warning("left out (%d so far): %s", len(self.errors), error)
-        check_budget(len(self.errors), self._count, self._budget, error, flag=" (--budget)")
-
-
-def _read(source: Source, bad: BadTrajectories) -> Iterator[Trajectory]:
-    for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
-        try:
-            yield source[index]
-        except BadTrajectory as error:
-            bad(error)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
     except (BadTrajectory, markup.BadText) as error:
         bad = error if isinstance(error, BadTrajectory) else BadTrajectory(str(error))
         if trajectory.uid:
-            bad.uid, bad.args = trajectory.uid, (f"trajectory {trajectory.uid!r}: {error}",)
+            bad.args = (f"trajectory {trajectory.uid!r}: {error}",)
         raise bad from None
 
 

@@ -11,16 +11,13 @@ _SLOT_TEXTS = {
 
 
 class BadTrajectory(ValueError):
-    """A trajectory that cannot be used; `encode_trajectory` sets `uid` to its name."""
-
-    uid: str = ""
+    """A trajectory that cannot be used."""
 
 
 class SlotOverflow(BadTrajectory):
     """A text has `needed` tokens, but its `slot` of the layout has room for `fits`, brackets not counted."""
 
     def __init__(self, slot: str, needed: int, fits: int):
-        self.slot, self.needed, self.fits = slot, needed, fits
         super().__init__(
             f"the {_SLOT_TEXTS[slot]} has {needed} tokens, {fits} fit "
             f"(layout.{slot} = {fits + 2}, two of which are brackets)"

@@ -27,7 +27,7 @@ from array_record.python import array_record_module
 
 from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.loader import Source
+from process_gen.data.loader import Source, name_of
 from process_gen.data.packing import differences
 from process_gen.data.preparation import NotPrepared, records_of
 from process_gen.trajectory.layout import Layout
@@ -66,9 +66,10 @@ class LatentsInfo:
 
     @classmethod
     def of(cls, source: Source, layout: Layout, autoencoder: str) -> LatentsInfo:
-        name, size = getattr(source, "name", type(source).__name__), tuple(layout.image_size)
-        part = max(PART, -(-len(source) // PARTS))
-        return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder, part)
+        size, part = tuple(layout.image_size), max(PART, -(-len(source) // PARTS))
+        return cls(
+            name_of(source), len(source), size, layout.latents, layout.latent_values, autoencoder, part
+        )
 
     def differences(self, other: LatentsInfo) -> str:
         """Returns how `other` differs, in words; empty where it does not."""
@@ -136,8 +137,6 @@ def images_of(trajectory: Trajectory) -> list[np.ndarray]:
 class LatentsWriter:
     """Writes a folder of latents; it is marked complete when the `with` block ends without an error.
 
-    The block raises ValueError where some trajectories have not been written.
-
     Attributes:
       written: how many trajectories the folder holds, in the order of the source. Complete files of an
         interrupted earlier writer are kept, so the caller goes on at this index.
@@ -180,11 +179,8 @@ class LatentsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self._part.__exit__(kind, *error)
-        if kind is not None:
-            return
-        if self.written != self.info.trajectories:
-            raise ValueError(f"{self.written} records for {self.info.trajectories} trajectories")
-        self._write_info(complete=True)
+        if kind is None:
+            self._write_info(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
         """Appends the record of the next trajectory.
@@ -195,19 +191,16 @@ class LatentsWriter:
           files_sum: CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
 
         Raises:
-          ValueError: the latents have another shape.
           BadTrajectory: they are not finite in half precision.
         """
-        images = images_of(trajectory)
-        wanted = (len(images), self.info.tokens, self.info.values)
         with np.errstate(over="ignore"):  # reported below
             stored = np.asarray(latents).astype(DTYPE)
-        if stored.shape != wanted:
-            raise ValueError(f"latents of trajectory {trajectory.uid!r} are {stored.shape}, not {wanted}")
         if not np.isfinite(stored).all():
             raise BadTrajectory(f"latents of trajectory {trajectory.uid!r} are not finite in half precision")
         of_files = {} if files_sum is None else {"files": files_sum}
-        self._add({"uid": trajectory.uid, "pixels": _checksum(images), **of_files}, stored.tobytes())
+        self._add(
+            {"uid": trajectory.uid, "pixels": _checksum(images_of(trajectory)), **of_files}, stored.tobytes()
+        )
 
     def write_bad(self, error: BadTrajectory) -> None:
         """Appends a record without latents, in the place of a trajectory that could not be read."""

@@ -9,7 +9,6 @@ in the cache of a hub.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import hashlib
@@ -17,7 +16,7 @@ import io
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -169,14 +168,11 @@ class StoredSource:
           OSError: an image exists, but the file system cannot give it now.
         """
         place = self.rows.place
-        try:
-            with place.open(SHAPES) as file:
-                known = files.from_json(file.read())
-            if known["of"] == self.name and len(known["shapes"]) == len(known["turns"]) == len(self):
-                self._turns = np.asarray(known["turns"])
-                return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no cache, or of other data: read the images
+        match place.kept(SHAPES):
+            case {"of": self.name, "shapes": list(shapes), "turns": list(turns)}:
+                if len(shapes) == len(turns) == len(self):
+                    self._turns = np.asarray(turns)
+                    return [shape and tuple(shape) for shape in shapes]
         numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)
         found = [self._shape(self._unit(number)) for number in numbers]
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
@@ -280,8 +276,7 @@ class StoredSource:
         """
         for wait in (*_WAITS, 0):
             try:
-                with self._opened(unit, field, image, sha256) as file:
-                    return read(file)
+                return self._read_once(read, unit, field, image, sha256)
             except OSError as error:
                 last = error
             if not files.passes(last):
@@ -293,12 +288,17 @@ class StoredSource:
             raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({last})") from last
         raise OSError(last.errno, f"{_named(image)} cannot be read: {last}") from last
 
-    @contextlib.contextmanager
-    def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
-        """Opens an image file; a broken or missing one raises BadTrajectory, a temporary error OSError."""
+    def _read_once(
+        self, read: Callable[[BinaryIO], Any], unit: Unit, field: str, image: ImageFile, sha256: str
+    ) -> Any:
+        """`_read` without retries: BadTrajectory for a broken or missing image, OSError for other errors."""
         try:
-            with self._file(unit, field, image, sha256) as file:
-                yield file
+            with io.BytesIO(image) if isinstance(image, bytes) else self.rows.open(unit[0][0], image) as file:
+                if not sha256:
+                    return read(file)
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() == sha256.lower():
+                return read(io.BytesIO(content))
         except BadTrajectory:
             raise
         except FileNotFoundError:
@@ -308,17 +308,7 @@ class StoredSource:
                 raise
             what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
             raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
-
-    def _file(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> BinaryIO:
-        """Opens an image file; with `sha256`, raises BadTrajectory where its content has another one."""
-        file = io.BytesIO(image) if isinstance(image, bytes) else self.rows.open(unit[0][0], image)
-        if not sha256:
-            return file
-        with file:
-            content = file.read()
-        if hashlib.sha256(content).hexdigest() != sha256.lower():
-            raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
-        return io.BytesIO(content)
+        raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
 
     def _shape(self, unit: Unit) -> tuple[tuple[int, int] | None, int]:
         """Returns height and width of the last image, None where it is broken or missing; number of turns."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -80,7 +80,5 @@ def open_stored(
     if form in FORMATS:
         rows, as_trajectories = FORMATS[form]
     else:
-        module, _, attribute = IMPORTERS[form].partition(":")
-        module = importlib.import_module(f"process_gen.data.importers.{module}")
-        rows, as_trajectories = getattr(module, attribute)
+        rows, as_trajectories = pkgutil.resolve_name(f"process_gen.data.importers.{IMPORTERS[form]}")
     return StoredSource(rows(path), as_trajectories, image_size, bad, budget, fields)

@@ -90,6 +90,14 @@ class Place:
         except OSError as error:
             logging.warning("%s cannot be written (%s): every start %s", self.path(name), error, otherwise)
 
+    def kept(self, name: str) -> Any:
+        """Returns the value of a JSON cache file; None where there is none that can be read."""
+        try:
+            with self.open(name) as file:
+                return files.from_json(file.read())
+        except (OSError, ValueError):
+            return None
+
 
 class RemotePlace(Place):
     """A folder behind a URL."""
@@ -187,7 +195,8 @@ def digest_of(place: Place, names: Sequence[str]) -> str:
     Raises:
       OSError: one cannot be read.
     """
-    known = _known(place)
+    known = place.kept(SIDECAR)
+    known = known if isinstance(known, dict) else {}
     stamps = {name: list(place.stamp(name)) for name in names}
     fresh = [name for name in names if not _holds(known.get(name), stamps[name])]
     if fresh:
@@ -208,12 +217,3 @@ def _sha256(place: Place, name: str) -> str:
 def _holds(entry: object, stamp: list) -> bool:
     """Returns whether a cached entry is of the file as it is now; never where the stamp says nothing."""
     return isinstance(entry, list) and len(entry) == 3 and bool(stamp[1]) and entry[:2] == stamp
-
-
-def _known(place: Place) -> dict[str, list]:
-    try:
-        with place.open(SIDECAR) as file:
-            found = files.from_json(file.read())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}

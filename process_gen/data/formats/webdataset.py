@@ -94,7 +94,8 @@ class TarRows(Rows):
     def _made(self, digest: str) -> dict[str, np.ndarray]:
         """Builds the index from all shards, and caches it beside them where the folder can be written."""
         logging.info("looking through %d shards of %s once", len(self._names), self.title)
-        numbers: dict[str, list[int]] = {name: [] for name in ("shard", "start", "size", "kind", "first")}
+        members: list[tuple[int, ...]] = []
+        first: list[int] = []
         kinds: dict[str, int] = {}
         keys: list[str] = []
         for shard, name in enumerate(self._names):
@@ -104,13 +105,12 @@ class TarRows(Rows):
                 if key != last:
                     last = key
                     keys.append(key)
-                    numbers["first"].append(len(numbers["shard"]))
-                found = (shard, start, size, kinds.setdefault(kind, len(kinds)))
-                for column, value in zip(("shard", "start", "size", "kind"), found, strict=True):
-                    numbers[column].append(value)
-        numbers["first"].append(len(numbers["shard"]))
+                    first.append(len(members))
+                members.append((shard, start, size, kinds.setdefault(kind, len(kinds))))
+        columns = np.asarray(members, np.int64).reshape(-1, 4).T
+        index = dict(zip(("shard", "start", "size", "kind"), columns, strict=True))
+        index["first"] = np.asarray([*first, len(members)], np.int64)
         texts = {"kinds": "\0".join(kinds), "keys": "\0".join(keys), "digest": digest}
-        index = {name: np.asarray(values, np.int64) for name, values in numbers.items()}
         index |= {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
         file = io.BytesIO()
         np.savez(file, **index)

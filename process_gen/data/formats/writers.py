@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -46,18 +45,25 @@ Object = dict[str, Any]
 """A trajectory as an object of `trajectory.record` with `turns`, its images `{"bytes", "path"}`."""
 
 
-def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = None) -> Iterator[Object]:
-    """Yields the trajectories of a source as objects, with its image files unchanged, or pixels as PNG.
+def read_object(source: Source, index: int) -> Object:
+    """Returns a trajectory of a source as an object, with its image files unchanged, or pixels as PNG."""
+    found = source.object(index) if hasattr(source, "object") else object_of(source[index])
+    _check_json(found)
+    return found
 
-    Args:
-      source: of any kind.
-      on_bad: called with the error of each trajectory that is left out; by default it is raised.
+
+def objects(
+    source: Source,
+    on_bad: Callable[[BadTrajectory], None] | None = None,
+    read: Callable[[Source, int], Any] = read_object,
+) -> Iterator[Any]:
+    """Yields `read(source, index)` of all trajectories of a source.
+
+    `on_bad` is called with the error of each one that is left out; by default it is raised.
     """
     for index in range(len(source)):
         try:
-            found = source.object(index) if hasattr(source, "object") else object_of(source[index])
-            _check_json(found)
-            yield found
+            yield read(source, index)
         except BadTrajectory as error:
             if on_bad is None:
                 raise
@@ -112,32 +118,32 @@ def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
 
 def write_parquet(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     """Writes `part-00000.parquet` and its like; returns how many trajectories. Raises as `write_folder`."""
-    schema, rows = columns.schema(), _Groups(columns.to_row(with_sums(one)) for one in found)
+    schema, count = columns.schema(), 0
+    rows = (columns.to_row(with_sums(one)) for one in found)
     with new_set(path) as place:
-        for part in itertools.count():
+        for part, held in enumerate(_runs(rows, PART_BYTES)):
             with place.create(f"part-{part:05d}.parquet") as file, pq.ParquetWriter(file, schema) as writer:
-                for group in rows.until(PART_BYTES):
-                    writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
-            if not rows.more:
-                return rows.count
+                for group in map(list, _runs(held, GROUP_BYTES)):
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+                    count += len(group)
+    return count
 
 
 def write_webdataset(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     """Writes `shard-00000.tar` and its like; returns how many trajectories. Raises as `write_folder`."""
-    rows = _Groups(found)
+    count = 0
     with new_set(path) as place:
-        for shard in itertools.count():
+        for shard, held in enumerate(_runs(found, SHARD_BYTES)):
             with (
                 place.create(f"shard-{shard:05d}.tar") as file,
                 tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
             ):
-                for group in rows.until(SHARD_BYTES):
-                    for number, one in enumerate(group, start=rows.count - len(group)):
-                        named, members = split_images(one, "")
-                        for kind, content in {"json": _line(named), **members}.items():
-                            _add(tar, f"{number:09d}.{kind}", content)
-            if not rows.more:
-                return rows.count
+                for one in held:
+                    named, members = split_images(one, "")
+                    for kind, content in {"json": _line(named), **members}.items():
+                        _add(tar, f"{count:09d}.{kind}", content)
+                    count += 1
+    return count
 
 
 def write_records(
@@ -266,32 +272,22 @@ def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Groups:
-    """Objects in groups of about `GROUP_BYTES`.
+def _runs(found: Iterable[Object], most: int) -> Iterator[Iterator[Object]]:
+    """Splits objects into runs of about `most` bytes, to be read in turn; the only one may be empty."""
+    found = iter(found)
+    following = next(found, None)
 
-    Attributes:
-      count: objects that were yielded so far.
-    """
-
-    def __init__(self, found: Iterable[Object]):
-        self._found, self.count = iter(found), 0
-        self._next = next(self._found, None)
-
-    @property
-    def more(self) -> bool:
-        return self._next is not None
-
-    def until(self, most: int) -> Iterator[list[Object]]:
-        """Yields groups until they have `most` bytes together, or there are no more objects."""
+    def run() -> Iterator[Object]:
+        nonlocal following
         total = 0
-        while self.more and total < most:
-            group, size = [], 0
-            while self.more and (not group or size < GROUP_BYTES):
-                group.append(self._next)
-                size += _size(self._next)
-                self._next = next(self._found, None)
-            total, self.count = total + size, self.count + len(group)
-            yield group
+        while following is not None and total < most:
+            one, following = following, next(found, None)
+            total += _size(one)
+            yield one
+
+    yield run()
+    while following is not None:
+        yield run()
 
 
 def _size(value: Any) -> int:
