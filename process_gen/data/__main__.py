@@ -30,12 +30,11 @@ from process_gen.data import checking, mix
 from process_gen.data.encode import encode_parts
 from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, check_budget
 from process_gen.data.formats import writers
-from process_gen.data.formats.opening import FORMATS, RECORDS
+from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
 from process_gen.data.importers import IMPORTERS
 from process_gen.data.importers.verl_omni import write_verl_omni
 from process_gen.data.loader import Source
 from process_gen.data.packing import join_row
-from process_gen.data.sources import open_path
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.evaluation.geneval.prompts import tag_of
 from process_gen.experiment import builders, cli, vocabulary
@@ -67,7 +66,7 @@ def convert_command(args: argparse.Namespace) -> None:
         )
     if args.prompt_image and not pixels:
         raise ValueError(f"--prompt_image is for --to=records, --to={args.to} has a place for input images")
-    source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
+    source = open_stored(args.source, args.image_size or (1, 1), args.on_error, args.form, args.budget)
     if pixels and source.image_size != args.image_size:
         raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
     errors = list(getattr(source, "skipped", ()))
@@ -97,7 +96,7 @@ def check_command(args: argparse.Namespace) -> None:
     """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
     config = cli.config_with(args.config, args.overrides)
     layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
-    opened = functools.partial(open_path, args.source, args.form, layout.image_size, "skip", 1.0)
+    opened = functools.partial(open_stored, args.source, layout.image_size, "skip", args.form, 1.0)
     leaks = None if args.leaks == "none" else tag_of
     found = checking.examine_all(opened, tokenizer, leaks, args.processes, args.limit)
     source = opened()

@@ -71,10 +71,6 @@ class LatentsInfo:
             name_of(source), len(source), size, layout.latents, layout.latent_values, autoencoder, part
         )
 
-    def differences(self, other: LatentsInfo) -> str:
-        """Returns how `other` differs, in words; empty where it does not."""
-        return differences(dataclasses.asdict(self), dataclasses.asdict(other))
-
 
 def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     """Returns what a complete folder of latents was made of.
@@ -123,8 +119,8 @@ def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
         if _parts(pathlib.Path(folder)):
             raise LatentsMismatch(f"{folder} holds latents, but {error}; name another folder") from error
         return False
-    if differences := found.differences(info):
-        raise LatentsMismatch(f"{folder} holds other latents ({differences}); name another folder")
+    if different := differences(vars(found), vars(info)):
+        raise LatentsMismatch(f"{folder} holds other latents ({different}); name another folder")
     return complete
 
 
@@ -153,7 +149,7 @@ class LatentsWriter:
 
     def _whole(self) -> int:
         """Counts the trajectories of the leading complete files, and deletes all other files of latents."""
-        written, keep = 0, {INFO}
+        written, keep = 0, set()
         while written < self.info.trajectories:
             path = self._path(written)
             wanted = min(self.info.part, self.info.trajectories - written)
@@ -171,7 +167,7 @@ class LatentsWriter:
         return self.folder / f"latents-{index // self.info.part:05}.array_record"
 
     def _write_info(self, complete: bool) -> None:
-        fields = {"format": FORMAT, "complete": complete, **dataclasses.asdict(self.info)}
+        fields = {"format": FORMAT, "complete": complete, **vars(self.info)}
         files.write_json(self.folder / INFO, fields, indent=1)
 
     def __enter__(self) -> LatentsWriter:
@@ -231,7 +227,7 @@ class LatentsSource:
         self.source, self.folder, self.info = source, pathlib.Path(folder), read_info(folder)
         self._blank = not pixels and hasattr(source, "without_pixels")
         wanted = LatentsInfo.of(source, layout, self.info.autoencoder)
-        if found := self.info.differences(wanted):
+        if found := differences(vars(self.info), vars(wanted)):
             raise LatentsMismatch(
                 f"the latents in {folder} belong to something else: {found}. Make them anew in another "
                 "folder, config.data.latents"

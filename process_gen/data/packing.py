@@ -250,20 +250,16 @@ class _RowStream:
             for row in self._rows
             if _turns(row) + turns <= layout.turns and len(row) < layout.trajectories
         ]
-        if not fitting:
-            fullest = max(self._rows, key=_turns)
-            done = self._emit(fullest)
-            fullest[key] = part
-            return done
 
         def merit(row: OpenRow) -> tuple[bool, bool, int]:
             """Best: fills the row; worst: its last allowed trajectory, slots left empty; else by fullness."""
             return _turns(row) + turns == layout.turns, len(row) + 1 < layout.trajectories, _turns(row)
 
-        best = max(fitting, key=merit)
+        best = max(fitting, key=merit) if fitting else max(self._rows, key=_turns)
+        done = None if fitting else self._emit(best)
         best[key] = part
         full = _turns(best) == layout.turns or len(best) == layout.trajectories
-        return self._emit(best) if full else None
+        return self._emit(best) if fitting and full else done
 
     def _emit(self, row: OpenRow) -> Arrays:
         parts = [*row.values()]
@@ -278,17 +274,14 @@ def _turns(row: OpenRow) -> int:
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
     """Returns a row that holds `parts` one after the other: prompt fields [R, ...], all others [S, ...]."""
     row: Arrays = {}
-    for name, first in parts[0].items():
-        if name in PROMPT_FIELDS:
-            row[name] = np.full((layout.trajectories, *first.shape), fill_value(name), first.dtype)
-            row[name][: len(parts)] = [part[name] for part in parts]
-            continue
-        row[name] = np.full((layout.turns, *first.shape[1:]), fill_value(name), first.dtype)
-        start = 0
-        for index, part in enumerate(parts):
-            stop = start + len(part["present"])
-            row[name][start:stop] = index if name == "prompt_index" else part[name]
-            start = stop
+    for name in parts[0]:
+        of_prompt = name in PROMPT_FIELDS
+        held = (np.stack if of_prompt else np.concatenate)([part[name] for part in parts])
+        slots = layout.trajectories if of_prompt else layout.turns
+        row[name] = np.full((slots, *held.shape[1:]), fill_value(name), held.dtype)
+        row[name][: len(held)] = held
+    turns = [len(part["present"]) for part in parts]
+    row["prompt_index"][: sum(turns)] = np.repeat(np.arange(len(parts)), turns)
     return row
 
 

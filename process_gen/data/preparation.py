@@ -103,12 +103,8 @@ class Summary:
 
     def check(self, layout: Layout, split: bool = False) -> None:
         """Raises ValueError if a text is longer than its slot of `layout`, or no trajectory fits a row."""
-        small = [
-            f"layout.{slot} is {room} but must be {need}"
-            for slot, need, room in self._rooms(layout)
-            if need > room
-        ]
-        if small:
+        rooms = self._rooms(layout)
+        if small := [f"layout.{s} is {room} but must be {need}" for s, need, room in rooms if need > room]:
             raise ValueError(f"the texts of the data set do not fit the layout: {', '.join(small)}")
         if not split and self.overlong(layout) == sum(self.turns.values()):
             raise ValueError(
@@ -117,9 +113,10 @@ class Summary:
             )
 
 
-def prepare_scenes(
-    config: ScenesConfig, data_dir: str | pathlib.Path
-) -> tuple[tfds.core.DatasetBuilder, Summary]:
+Prepared = tuple[tfds.core.DatasetBuilder, Summary]
+
+
+def prepare_scenes(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
     """Builds a scenes data set under `data_dir`, unless it is already there and complete.
 
     Args:
@@ -132,10 +129,9 @@ def prepare_scenes(
     Raises:
       ValueError: the data set is complete, but its summary file cannot be used.
     """
-    data_dir = pathlib.Path(data_dir).expanduser().resolve()
     if found := _prepared(config, data_dir):  # without the lock: the folder may be read-only
         return found
-    builder = scenes_builder(config, str(data_dir))
+    builder = scenes_builder(config, data_dir)
     path = pathlib.Path(builder.data_dir)
     # Not `data_dir` itself: it may be the workdir of a run, which is locked already.
     with lock.hold(path.parent, "building a data set", wait=True):
@@ -150,11 +146,9 @@ def prepare_scenes(
         return _build(config, data_dir)
 
 
-def _prepared(
-    config: ScenesConfig, data_dir: pathlib.Path
-) -> tuple[tfds.core.DatasetBuilder, Summary] | None:
+def _prepared(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared | None:
     """Returns builder and summary of a data set that is complete on disk, else None."""
-    builder = scenes_builder(config, str(data_dir))
+    builder = scenes_builder(config, data_dir)
     path = pathlib.Path(builder.data_dir)
     if not (path / SUMMARY).is_file() or incomplete(builder):
         return None
@@ -190,15 +184,13 @@ def records_of(file: pathlib.Path) -> int:
     if not file.is_file():
         return 0
     try:
-        reader = array_record_module.ArrayRecordReader(str(file))
-        count = reader.num_records()
-        reader.close()
+        with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+            return reader.num_records()
     except (RuntimeError, ValueError):
         return 0
-    return count
 
 
-def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.DatasetBuilder, Summary]:
+def _build(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
     start = time.monotonic()
     total = config.examples + config.validation
     wait = 0.2 if sys.stderr.isatty() else 5.0
@@ -215,7 +207,7 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
             drafts["slips"] += not step.turns[-1].image_ok
         count_tokens(scenes_tokenizer(), trajectory, longest)
 
-    builder = scenes_builder(config, str(data_dir), on_example=count)
+    builder = scenes_builder(config, data_dir, on_example=count)
     # Nothing is downloaded; the redirect hides what TFDS prints about downloads.
     with bar, tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=unused)

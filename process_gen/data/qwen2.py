@@ -79,10 +79,8 @@ class Qwen2Tokenizer(MarkupTokenizer):
         self.folder = pathlib.Path(folder)
         self._bpe, vocabulary, merges, added = _read(self.folder)
         ids = {**vocabulary, **{token: number for token, (number, _) in added.items()}}
-        first = max(ids.values()) + 1
-        self.added = dict(
-            zip((t for t in PROJECT_TOKENS if t not in ids), itertools.count(first), strict=False)
-        )
+        new, first = [token for token in PROJECT_TOKENS if token not in ids], max(ids.values()) + 1
+        self.added = {token: first + i for i, token in enumerate(new)}
         ids |= self.added
         self.vocab_size = max(ids.values()) + 1
         # Special tokens in a text are encoded as plain characters, markup and other added tokens as ids.
@@ -92,7 +90,9 @@ class Qwen2Tokenizer(MarkupTokenizer):
         silent = {ids[token] for token in special}
         self.reserved = frozenset(silent | (set(range(self.vocab_size)) - set(ids.values())))
         self._ordinary = frozenset(vocabulary.values()) - self.reserved - self._names.keys()
-        self.fingerprint = self._fingerprint(vocabulary, merges, ids)
+        special = sorted((number, token) for token, number in ids.items() if token not in vocabulary)
+        content = [sorted(vocabulary.items()), merges, special, sorted(self.reserved), self.encode(_PROBE)]
+        self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _encode(self, text: str) -> list[int]:
         return self._bpe.encode(text, add_special_tokens=False).ids
@@ -128,11 +128,6 @@ class Qwen2Tokenizer(MarkupTokenizer):
             ours = [{"id": number, **entry} for number, entry in new.items()]
             whole["added_tokens"] = there + ours
             (folder / WHOLE).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
-
-    def _fingerprint(self, vocabulary: Mapping[str, int], merges: list[str], ids: Mapping[str, int]) -> str:
-        special = sorted((number, token) for token, number in ids.items() if token not in vocabulary)
-        content = [sorted(vocabulary.items()), merges, special, sorted(self.reserved), self.encode(_PROBE)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[str, tuple[int, bool]]]:

@@ -352,8 +352,7 @@ class StoredSource:
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:
     """Returns the object of a turn that was stored in a step (`steps` in the place of `turns`)."""
     blank = None if turn.image is None else np.zeros((1, 1, 3), np.uint8)
-    found = turn_to_json(Turn(blank, **turn.fields), None if turn.image is None else "")
-    return found | dict(turn.unknown) | ({} if turn.image is None else {"image": turn.image})
+    return turn_to_json(Turn(blank, **turn.fields), turn.image) | dict(turn.unknown)
 
 
 def _whole(file: BinaryIO) -> bytes:

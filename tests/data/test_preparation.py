@@ -25,13 +25,8 @@ from process_gen.data.packing import Policy
 from process_gen.data.preparation import NotPrepared, prepare_scenes
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.scenes_builder import Scenes, ScenesConfig, default_mixture, make_example, scenes_config
-from process_gen.data.sources import (
-    RecordSource,
-    check_every_trajectory,
-    open_source,
-    prepare_source,
-    validation_of,
-)
+from process_gen.data.schema import RecordSource
+from process_gen.data.sources import check_every_trajectory, open_source, prepare_source, validation_of
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.prepare import ERRORS, prepare

@@ -75,11 +75,7 @@ def _present(kind: pa.DataType) -> Any:
     """Returns the placeholder of a value that was not read: `PRESENT` for bytes, structs of it, else None."""
     if pa.types.is_struct(kind):
         return {field.name: _present(field.type) for field in kind}
-    return PRESENT if _holds_bytes(kind) else None
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return PRESENT if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
@@ -84,22 +85,28 @@ def _check_json(value: Object) -> None:
 
 def object_of(trajectory: Trajectory) -> Object:
     """A trajectory as an object, its images as PNG; raises ValueError where its metadata are not JSON."""
-    names = [None if turn.image is None else "drawn" for turn in trajectory.turns]
-    given = trajectory.prompt_image
-    found = trajectory_to_json(trajectory, names, None if given is None else "given")
-    if given is not None:
-        found["image"] = {"bytes": png(given), "path": None}
-    for one, turn in zip(found["turns"], trajectory.turns, strict=True):
-        if turn.image is not None:
-            one["image"] = {"bytes": png(turn.image), "path": None}
-    return found
+
+    def held(image: np.ndarray | None) -> dict[str, Any] | None:
+        return None if image is None else {"bytes": png(image), "path": None}
+
+    images = [held(turn.image) for turn in trajectory.turns]
+    return trajectory_to_json(trajectory, images, held(trajectory.prompt_image))
 
 
 # --------------------------------------------------------------------- stored
 
 
-def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
-    """Writes a folder of `trajectories.jsonl` and images; returns how many.
+def record_of(value: Object, number: int) -> tuple[Object, dict[str, bytes]]:
+    """Returns the line of an object in the listing of a folder, and file name -> image."""
+    return split_images(value, f"images/{number:06d}_")
+
+
+def write_folder(
+    path: str | os.PathLike[str],
+    found: Iterable[Object],
+    record_of: Callable[[Object, int], tuple[Object, dict[str, bytes]]] = record_of,
+) -> int:
+    """Writes a folder of `trajectories.jsonl` and images, as `record_of` makes them; returns how many lines.
 
     Raises:
       FileExistsError: there is a set already.
@@ -108,11 +115,12 @@ def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     count = 0
     with new_set(path) as place, place.create(LISTING) as listing:
         for count, one in enumerate(found, start=1):
-            named, members = split_images(one, f"images/{count - 1:06d}_")
+            record, members = record_of(one, count - 1)
             for name, content in members.items():
-                with place.create(name) as file:
-                    file.write(content)
-            listing.write(_line(named))
+                if not place.exists(name):
+                    with place.create(name) as file:
+                        file.write(content)
+            listing.write(_line(record))
     return count
 
 

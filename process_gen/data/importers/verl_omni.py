@@ -20,7 +20,7 @@ from typing import Any
 
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
-from process_gen.data.formats.jsonl import LISTING, JsonRows
+from process_gen.data.formats.jsonl import JsonRows
 from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import Form, Row, Rows, Unit
 from process_gen.data.importers import fields
@@ -132,21 +132,9 @@ def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object
 
     Trajectories that were read from that format keep their origin fields, and their ids where these match the
     content. Others get the `manifest_id` `process_gen`, and lose provenance that the format has no field for.
-
-    Raises:
-      FileExistsError: something is there already.
-      BadTrajectory: the format cannot hold a trajectory; the message says why.
+    Raises as `write_folder`, and BadTrajectory for one that the format cannot hold.
     """
-    count = 0
-    with writers.new_set(path) as place, place.create(LISTING) as listing:
-        for count, one in enumerate(found, start=1):
-            record, images = to_record(one, count - 1)
-            for name, content in images.items():
-                if not place.exists(name):
-                    with place.create(name) as file:
-                        file.write(content)
-            listing.write(json.dumps(record).encode() + b"\n")
-    return count
+    return writers.write_folder(path, found, to_record)
 
 
 def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
