@@ -40,8 +40,7 @@ def split_into_buckets(source: Source, sizes: Sequence[Size]) -> dict[Size, Sour
     Trajectories whose image cannot be read go to the bucket with most trajectories, where the loader's policy
     handles them.
 
-    Raises:
-      ValueError: no trajectories, or there are several sizes and the source has images of one size only.
+    Raises ValueError: no trajectories, or there are several sizes and the source has images of one size only.
     """
     if not len(source):
         raise ValueError("the source has no trajectories")

@@ -21,6 +21,7 @@ import tqdm
 from absl import logging
 
 from process_gen.common.images import UNREADABLE
+from process_gen.data.encode import text_lengths
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source
 from process_gen.data.mix import without_pixels
@@ -124,17 +125,14 @@ def _count_turns(counts: Counts, trajectory: Trajectory, tokenizer: Tokenizer) -
     counts["turns"][len(trajectory.turns)] += 1
     counts["steps"][len(trajectory.steps)] += 1
     counts["corrections"][trajectory.corrections] += 1
-    texts = [("prompt", trajectory.prompt or None), ("instruction", trajectory.instruction or None)]
     for turn in trajectory.turns:
         stages = counts["stages"]
         stages[f"{'refine' if turn.refines else 'plan'}, text"] += turn.before is not None
         stages["inspect, text"] += turn.after is not None
         stages[f"{'refine' if turn.refines else 'sketch'}, image"] += turn.image is not None
         stages["refine, words alone"] += turn.image is None
-        texts += [("before", turn.before), ("after", turn.after)]
-    for slot, text in texts:
-        if text is not None:
-            counts[slot][len(tokenizer.encode(text)) + 2] += 1
+    for slot, tokens in text_lengths(tokenizer, trajectory):
+        counts[slot][tokens] += 1
 
 
 def _count_prompt(counts: Counts, trajectory: Trajectory, leaks: Callable[[str], Any] | None) -> None:
@@ -187,8 +185,7 @@ def examine_all(
       processes: how many; with 1 all runs in this process.
       limit: 0 for all.
 
-    Raises:
-      ChildProcessError: one of the processes was ended from outside.
+    Raises ChildProcessError: one of the processes was ended from outside.
     """
     source = open_source()
     count = min(len(source), limit or len(source))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import EXTRA, PAD_ID
 from process_gen.trajectory.layout import FIELD_KINDS, Layout
-from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, turn_fields
+from process_gen.trajectory.stages import Trajectory, Turn, stage_bits, targets_of, turn_fields
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Text slots of every layout; `instruction`, after a prompt's image, is optional."""
@@ -108,7 +108,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
     }
     for field in turn_fields("text"):
         size, name = getattr(layout, field.name), field.name
-        texts = slot_texts(trajectory, name)
+        texts = _slot_texts(turns, name)
         if layout.leaves_out(name):
             texts = [None] * len(turns)
         fields[f"{name}_tokens"] = np.stack([_encode_text(tokenizer, text, size, name) for text in texts])
@@ -144,15 +144,8 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
     return fields
 
 
-def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
-    """Returns the texts of one slot with their markup: one for each turn, None where absent, or the prompt.
-
-    Raises BadText where a text has special tokens that do not belong there, or a lone surrogate. The prompt
-    is not checked.
-    """
-    if slot == "prompt":
-        return [trajectory.prompt]
-    turns = trajectory.turns
+def _slot_texts(turns: Sequence[Turn], slot: str) -> list[str | None]:
+    """Returns the texts of a slot with their markup; raises BadText for special tokens that have no place."""
     if slot == "after":
         texts = [turn.after for turn in turns]
         return [None if text is None else markup.check_plain(text, "an inspection") for text in texts]
@@ -165,12 +158,14 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     return [turn.before for turn in turns]
 
 
-def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
-    """Updates `longest` in place: slot -> tokens of its longest text so far, both brackets included."""
-    for slot in TEXT_SLOTS:
-        for text in slot_texts(trajectory, slot):
-            if text is not None:
-                longest[slot] = max(longest[slot], len(tokenizer.encode(text)) + 2)
+def text_lengths(tokenizer: Tokenizer, trajectory: Trajectory) -> Iterator[tuple[str, int]]:
+    """Yields the slot of each text of a trajectory, and its tokens, both brackets included."""
+    texts = [("prompt", trajectory.prompt or None), ("instruction", trajectory.instruction or None)]
+    for turn in trajectory.turns:
+        texts += [("before", turn.before), ("after", turn.after)]
+    for slot, text in texts:
+        if text is not None:
+            yield slot, len(tokenizer.encode(text)) + 2
 
 
 def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -> np.ndarray:

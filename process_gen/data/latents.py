@@ -75,8 +75,7 @@ class LatentsInfo:
 def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     """Returns what a complete folder of latents was made of.
 
-    Raises:
-      NotPrepared: it is missing, incomplete or unreadable; the message says how to make it.
+    Raises NotPrepared: it is missing, incomplete or unreadable; the message says how to make it.
     """
     try:
         info, complete = _read(folder)
@@ -110,8 +109,7 @@ def _read(folder: str | pathlib.Path) -> tuple[LatentsInfo, bool]:
 def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
     """Returns whether a folder holds all latents that `info` describes, rather than none or a part of them.
 
-    Raises:
-      LatentsMismatch: it holds other latents, or latents without a usable `latents.json`.
+    Raises LatentsMismatch: it holds other latents, or latents without a usable `latents.json`.
     """
     try:
         found, complete = _read(folder)
@@ -186,8 +184,7 @@ class LatentsWriter:
           latents: [images, N, V], of `images_of(trajectory)`.
           files_sum: CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
 
-        Raises:
-          BadTrajectory: they are not finite in half precision.
+        Raises BadTrajectory: they are not finite in half precision.
         """
         with np.errstate(over="ignore"):  # reported below
             stored = np.asarray(latents).astype(DTYPE)
@@ -248,8 +245,7 @@ class LatentsSource:
     def __getitem__(self, index: int) -> Trajectory:
         """Returns a trajectory with its float16 latents: `image` [turns, N, V], `prompt` [N, V], 0 if absent.
 
-        Raises:
-          BadTrajectory: the trajectory or its record is broken, or its images have changed since.
+        Raises BadTrajectory: the trajectory or its record is broken, or its images have changed since.
         """
         fields, data = self._stored(index)
         if self._blank and "files" in fields:

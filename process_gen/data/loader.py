@@ -112,8 +112,7 @@ def make_loader(
       threads: read, decode and encode trajectories ahead; 0 leaves that to the thread that packs.
       policy: what to do with trajectories that cannot be used; `Policy()` by default.
 
-    Raises:
-      ValueError: an empty source.
+    Raises ValueError: an empty source.
     """
     if not len(source):
         raise ValueError("the source has no trajectories")

@@ -104,8 +104,7 @@ class Mixture:
     def shapes(self) -> list[Size | None]:
         """Height and width of the image that each trajectory ends with; None where it cannot be read.
 
-        Raises:
-          ValueError: a source does not know the shapes of its images.
+        Raises ValueError: a source does not know the shapes of its images.
         """
         for name, part in self.parts.items():
             if not hasattr(part.source, "shapes"):

@@ -119,8 +119,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken; it may hold more rows than this host reads.
 
-        Raises:
-          ValueError: the state belongs to another data set, seed, batch size or layout.
+        Raises ValueError: the state belongs to another data set, seed, batch size or layout.
         """
         if not isinstance(state["rows"], Mapping):
             raise ValueError(
@@ -324,8 +323,7 @@ class PackingReport:
 def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
     """Measures how many tokens of some batches, as the loader yields them, are unused, and why.
 
-    Raises:
-      ValueError: there are none.
+    Raises ValueError: there are none.
     """
     rows = turns = trajectories = 0
     unused: collections.Counter[str] = collections.Counter()

@@ -23,7 +23,7 @@ from absl import logging
 from array_record.python import array_record_module
 
 from process_gen.common import files
-from process_gen.data.encode import TEXT_SLOTS, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, text_lengths
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import lock
@@ -126,8 +126,7 @@ def prepare_scenes(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepar
     Returns:
       The builder, ready for `RecordSource`, and what the data set holds.
 
-    Raises:
-      ValueError: the data set is complete, but its summary file cannot be used.
+    Raises ValueError: the data set is complete, but its summary file cannot be used.
     """
     if found := _prepared(config, data_dir):  # without the lock: the folder may be read-only
         return found
@@ -205,7 +204,8 @@ def _build(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
             drafts["all"] += 1
             drafts["refined"] += bool(step.refines)
             drafts["slips"] += not step.turns[-1].image_ok
-        count_tokens(scenes_tokenizer(), trajectory, longest)
+        for slot, tokens in text_lengths(scenes_tokenizer(), trajectory):
+            longest[slot] = max(longest[slot], tokens)
 
     builder = scenes_builder(config, data_dir, on_example=count)
     # Nothing is downloaded; the redirect hides what TFDS prints about downloads.

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common import files
-from process_gen.data.tokenizers import UNKNOWN, MarkupTokenizer, TokenizerError, words_of
+from process_gen.data.tokenizers import UNKNOWN, Tokenizer, TokenizerError, words_of
 from process_gen.trajectory.markup import (
     CONTROL_TOKENS,
     END_OF_TEXT,
@@ -62,7 +62,7 @@ _PROBE = "It's 2024: na\u00efve cafe\u0301s,\n\n\u56fe  of THREE\u2019s <ins>.</
 """A text whose ids depend on normalization and pre-tokenization, for the fingerprint."""
 
 
-class Qwen2Tokenizer(MarkupTokenizer):
+class Qwen2Tokenizer(Tokenizer):
     """A published vocabulary behind the project's `Tokenizer`.
 
     Attributes:
@@ -73,8 +73,7 @@ class Qwen2Tokenizer(MarkupTokenizer):
     def __init__(self, folder: str | pathlib.Path):
         """Reads the files of a folder.
 
-        Raises:
-          TokenizerError: the library or a file is missing, or the files hold something else.
+        Raises TokenizerError: the library or a file is missing, or the files hold something else.
         """
         self.folder = pathlib.Path(folder)
         self._bpe, vocabulary, merges, added = _read(self.folder)

@@ -86,13 +86,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         known = categories(get_level(self.level))
-        unknown = sorted(set(self.mixture) - set(known))
-        if unknown:
+        if unknown := sorted(set(self.mixture) - set(known)):
             raise ValueError(f"mixture has unknown categories {unknown}; level {self.level!r} has {known}")
-        self.mode = Mode(self.mode).value
-        for field in ("examples", "validation"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 
     @functools.cached_property
     def weights(self) -> dict[str, float]:
@@ -218,8 +213,7 @@ def with_kept(trajectory: Trajectory) -> Trajectory:
     The mask is 0 in the square around each object that is added, removed or changed between the canvas before
     the turn and the image that its flow target shows. It is 255 elsewhere.
 
-    Raises:
-      KeyError: the metadata lack what the teacher records.
+    Raises KeyError: the metadata lack what the teacher records.
     """
     told = trajectory.metadata
     level = get_level(told["level"])

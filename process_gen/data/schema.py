@@ -46,8 +46,7 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
 def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[str, Any]:
     """Returns a trajectory as an example of `features` with the same `prompt_image`.
 
-    Raises:
-      BadTrajectory: the metadata is not JSON, or it has an input image and `prompt_image` is off.
+    Raises BadTrajectory: the metadata is not JSON, or it has an input image and `prompt_image` is off.
     """
     prompt = {}
     if prompt_image:
@@ -84,8 +83,7 @@ def _turn_to_example(turn: Turn, blank_image: np.ndarray) -> dict[str, Any]:
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
     """Returns the trajectory that TFDS serialized with `features(image_size)`, input images or not.
 
-    Raises:
-      BadTrajectory: the bytes are no such record.
+    Raises BadTrajectory: the bytes are no such record.
     """
 
     def read(name: str, kind: str) -> list[Any]:

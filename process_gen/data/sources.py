@@ -20,7 +20,7 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.common.names import check_name, hint
-from process_gen.data.encode import TEXT_SLOTS, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, text_lengths
 from process_gen.data.errors import BadTrajectory, TooLong, TooManyBadTrajectories, check_budget
 from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
 from process_gen.data.formats.places import digest_of, place_of
@@ -103,8 +103,7 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
 
     Without `data.sources` there is one source, named "".
 
-    Raises:
-      ValueError: an entry has an unknown key or stage or a key of `SHARED_KEYS`, or a source lacks its path.
+    Raises ValueError: an entry has an unknown key or stage or one of `SHARED_KEYS`, or a source no path.
     """
     shared = {key: value for key, value in data.items() if key != "sources"}
     found = {}
@@ -140,8 +139,7 @@ def prepare_source(
       layout, tokenizer: every text of a scenes data set, in tokens, has to fit its slot.
       report: called with a summary of each scenes data set, as text for people.
 
-    Raises:
-      ValueError, OSError: the data cannot be built, read or used; the message says why.
+    Raises ValueError, OSError: the data cannot be built, read or used; the message says why.
     """
     for own in data_of_sources(data).values():
         if own["source"] == "scenes":
@@ -195,7 +193,8 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     for split in builder.info.splits:
         source = RecordSource(builder, split)
         for index in tqdm.trange(len(source), unit=" trajectories", desc="counting tokens", mininterval=1.0):
-            count_tokens(tokenizer, source[index], longest)
+            for slot, tokens in text_lengths(tokenizer, source[index]):
+                longest[slot] = max(longest[slot], tokens)
     files.write_json(kept, longest)
     return longest
 

@@ -137,8 +137,7 @@ class StoredSource:
 
         It always has `turns`, also where the set has `steps`. Images are not decoded.
 
-        Raises:
-          BadTrajectory, OSError: as `[index]`, except for what only decoding finds.
+        Raises BadTrajectory, OSError: as `[index]`, except for what only decoding finds.
         """
         unit = self._unit(self._order[index])
         found = self._object(unit, text=False)
@@ -164,8 +163,7 @@ class StoredSource:
         They are read once and cached beside the set, in `shapes.json`: every host and every start of a run
         then uses the same ones, and a million files are opened only once.
 
-        Raises:
-          OSError: an image exists, but the file system cannot give it now.
+        Raises OSError: an image exists, but the file system cannot give it now.
         """
         place = self.rows.place
         match place.kept(SHAPES):

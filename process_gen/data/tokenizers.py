@@ -13,7 +13,6 @@ import importlib.resources
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -35,9 +34,8 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be read, or that is not the one a model was trained with."""
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer.
+class Tokenizer:
+    """Gives one id each to tokens that are whole in a text, such as markup; subclasses do the text between.
 
     Attributes:
       vocab_size: ids are in [0, vocab_size).
@@ -47,34 +45,8 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
-    im_start: int
-    im_end: int
-    vision_start: int
-    vision_end: int
-    end_of_text: int
     reserved: frozenset[int]
     fingerprint: str
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text without control tokens around it."""
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`: markup is kept, control tokens and padding are dropped."""
-        ...
-
-    def unknown(self, text: str) -> list[str]:
-        """Returns the words of `text` that the vocabulary does not hold, each once."""
-        ...
-
-
-class MarkupTokenizer:
-    """Gives one id each to tokens that are whole in a text, such as markup; subclasses do the text between.
-
-    Ids without a token (a model's vocabulary may be padded) decode as `UNKNOWN`.
-    """
-
-    reserved: frozenset[int]
 
     def __init__(self, ids: Mapping[str, int], whole: Sequence[str]):
         """`ids` are those of all special tokens, of which those in `whole` may stand in a text."""
@@ -86,14 +58,17 @@ class MarkupTokenizer:
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(whole, key=len, reverse=True))) + ")")
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text; see `Tokenizer.encode`."""
+        """Returns the ids of a text without control tokens around it."""
         ids: list[int] = []
         for part in self._split.split(text):
             ids += [self._whole[part]] if part in self._whole else self._encode(part)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; see `Tokenizer.decode`."""
+        """Returns the text of `ids`: markup is kept, control tokens and padding are dropped.
+
+        Ids without a token (a model's vocabulary may be padded) decode as `UNKNOWN`.
+        """
         text: list[str] = []
         run: list[int] = []
         for token in map(int, ids):
@@ -104,6 +79,10 @@ class MarkupTokenizer:
                 run.append(token)
         return "".join(text) + self._decode(run)
 
+    def unknown(self, text: str) -> list[str]:
+        """Returns the words of `text` that the vocabulary does not hold, each once."""
+        raise NotImplementedError
+
     def _encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
@@ -111,14 +90,13 @@ class MarkupTokenizer:
         raise NotImplementedError
 
 
-class SentencePieceTokenizer(MarkupTokenizer):
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with the special tokens of `trajectory.markup`."""
 
     def __init__(self, model: str | pathlib.Path | bytes):
         """Loads a serialized model, or the file that holds one.
 
-        Raises:
-          ValueError: the model lacks a special token.
+        Raises ValueError: the model lacks a special token.
         """
         proto = model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]

@@ -89,8 +89,7 @@ def _plain(value: Any) -> Any:
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the object of a row of `schema`, or of another writer's row with some of its columns.
 
-    Raises:
-      RecordError: a column that holds JSON does not, or a turn is null.
+    Raises RecordError: a column that holds JSON does not, or a turn is null.
     """
     value = _from_json(dict(row), "")
     if isinstance(value.get("turns"), list):

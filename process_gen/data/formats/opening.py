@@ -36,8 +36,7 @@ _INSIDE = {"dataset_info.json": RECORDS, LISTING: "folder"}
 def detect(path: str | os.PathLike[str]) -> str:
     """Returns which of `FORMATS`, or `records`, a path holds, by its ending or the files in it.
 
-    Raises:
-      FileNotFoundError: it holds none of them.
+    Raises FileNotFoundError: it holds none of them.
     """
     text = os.fspath(path)
     for ending, name in _ENDINGS.items():
@@ -76,8 +75,7 @@ def open_stored(
       image_size, bad, budget, fields: as `StoredSource` has them.
       form: one of `FORMATS` or `IMPORTERS`, or `records`; found by `detect` where it is empty.
 
-    Raises:
-      FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: it cannot be opened.
+    Raises FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: it cannot be opened.
     """
     form = check_name(form or detect(path), (*FORMATS, RECORDS, *IMPORTERS), "form of a data set")
     if form == RECORDS:

@@ -45,8 +45,7 @@ class ParquetRows(Rows):
 
         With `parts` they are the files of the folder `path`, in this order.
 
-        Raises:
-          BadTrajectory: one is no Parquet file.
+        Raises BadTrajectory: one is no Parquet file.
         """
         self.place, self._names = (place_of(path), list(parts)) if parts else find(path, "*.parquet")
         self.title = os.fspath(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -103,35 +104,32 @@ class RemotePlace(Place):
     """A folder behind a URL."""
 
     def __init__(self, url: str):
-        self._fs, self._root = _filesystem(url)
+        fs, folder = _filesystem(url)
+        self._fs = importlib.import_module("fsspec.implementations.dirfs").DirFileSystem(folder, fs)
         self.root = url.rstrip("/")
         self.name = posixpath.basename(self.root)
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def _inside(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
     def open(self, name: str) -> BinaryIO:
-        return self._fs.open(self._inside(name), "rb")
+        return self._fs.open(name, "rb")
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        return self._fs.cat_file(self._inside(name), start=start, end=start + size)
+        return self._fs.cat_file(name, start=start, end=start + size)
 
     def exists(self, name: str) -> bool:
-        return self._fs.isfile(self._inside(name))
+        return self._fs.isfile(name)
 
     def glob(self, pattern: str) -> list[str]:
         try:
-            found = self._fs.find(self._root)
+            found = self._fs.find("")
         except FileNotFoundError:
             return []
-        inside = (posixpath.relpath(path, self._root) for path in found)
-        return sorted(path for path in inside if pathlib.PurePosixPath(path).match(pattern))
+        return sorted(path for path in found if pathlib.PurePosixPath(path).match(pattern))
 
     def stamp(self, name: str) -> tuple[int, str]:
-        found = self._fs.info(self._inside(name))
+        found = self._fs.info(name)
         said = (found.get(key) for key in ("etag", "ETag", "md5Hash", "mtime", "created", "LastModified"))
         return found["size"], str(next((one for one in said if one), ""))
 
@@ -140,8 +138,8 @@ class RemotePlace(Place):
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            self._fs.makedirs(posixpath.dirname(self._inside(name)), exist_ok=True)
-            with self._fs.open(self._inside(name), "wb") as target:
+            self._fs.makedirs(posixpath.dirname(name), exist_ok=True)
+            with self._fs.open(name, "wb") as target:
                 shutil.copyfileobj(file, target)
 
 
@@ -153,8 +151,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def place_of(path: str | os.PathLike[str]) -> Place:
     """The folder that a path or a URL names.
 
-    Raises:
-      ValueError: fsspec is not installed, or cannot open URLs of that scheme.
+    Raises ValueError: fsspec is not installed, or cannot open URLs of that scheme.
     """
     return RemotePlace(os.fspath(path)) if is_remote(path) else Place(path)
 
@@ -192,8 +189,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 def digest_of(place: Place, names: Sequence[str]) -> str:
     """Returns the SHA-256, in hexadecimal digits, of the SHA-256 digests of some files in their order.
 
-    Raises:
-      OSError: one cannot be read.
+    Raises OSError: one cannot be read.
     """
     known = place.kept(SIDECAR)
     known = known if isinstance(known, dict) else {}

@@ -21,7 +21,7 @@ from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.parquet import find
 from process_gen.data.formats.places import digest_of
-from process_gen.data.formats.rows import PRESENT, Row, Rows
+from process_gen.data.formats.rows import Row, Rows
 
 INDEX = ".index.npz"
 TEXTS = ("txt", "text", "caption", "cls")
@@ -36,8 +36,7 @@ class TarRows(Rows):
     def __init__(self, path: str | os.PathLike[str]):
         """Opens a shard, a folder, or a pattern such as `set/train-*.tar`; raises as `find`.
 
-        Raises:
-          BadTrajectory: a shard is no tar file, or cut off.
+        Raises BadTrajectory: a shard is no tar file, or cut off.
         """
         self.place, self._names = find(path, "*.tar")
         self.title = os.fspath(path)
@@ -52,10 +51,7 @@ class TarRows(Rows):
         return len(self._index["first"]) - 1
 
     def __getitem__(self, index: int) -> Row:
-        return _Sample(self, index, text=False)
-
-    def text(self, index: int) -> Row:
-        return _Sample(self, index, text=True)
+        return _Sample(self, index)
 
     def where(self, index: int) -> str:
         shard = self._names[self._index["shard"][self._index["first"][index]]]
@@ -137,18 +133,17 @@ class TarRows(Rows):
 class _Sample(Mapping):
     """The fields of a sample, read when they are asked for."""
 
-    def __init__(self, rows: TarRows, index: int, text: bool):
-        self._rows, self._index, self._text = rows, index, text
+    def __init__(self, rows: TarRows, index: int):
+        self._rows, self._index = rows, index
         self._members = rows.members(index)
 
     def __getitem__(self, kind: str) -> Any:
-        number = self._members[kind]
+        content = self._rows.member(self._members[kind])
         last = kind.rpartition(".")[2].lower()
-        if last not in (*TEXTS, "json"):
-            return PRESENT if self._text else self._rows.member(number)
-        content = self._rows.member(number)
         try:
-            return files.from_json(content) if last == "json" else content.decode("utf-8")
+            if last == "json":
+                return files.from_json(content)
+            return content.decode("utf-8") if last in TEXTS else content
         except ValueError as error:
             where = self._rows.where(self._index)
             what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not JSON"

@@ -22,7 +22,7 @@ from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.jsonl import JsonRows
 from process_gen.data.formats.places import escapes
-from process_gen.data.formats.rows import Form, Row, Rows, Unit
+from process_gen.data.formats.rows import Form, Row, Rows, Unit, units_of
 from process_gen.data.importers import fields
 from process_gen.trajectory.record import RecordError
 
@@ -110,14 +110,7 @@ def _atom(rows: Sequence[Row], part: int) -> dict[str, Any]:
 
 def _atoms(rows: Rows) -> list[Unit]:
     """Returns 2 N trajectories for a row of N images, in the order of `_atom`; one for a broken row."""
-    units: list[Unit] = []
-    for index in range(len(rows)):
-        try:
-            count = 2 * len(_check(rows[index])[0])
-        except (RecordError, BadTrajectory):
-            count = 1
-        units += [((index,), part) for part in range(count)]
-    return units
+    return units_of(range(len(rows)), lambda index: 2 * len(_check(rows[index])[0]))
 
 
 SEQUENCES = JsonRows, Form("verl-omni sequences 1", _sequence, cheap=True)
