@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import functools
 import operator
 import os
 import sys
@@ -96,10 +95,9 @@ def check_command(args: argparse.Namespace) -> None:
     """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
     config = cli.config_with(args.config, args.overrides)
     layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
-    opened = functools.partial(open_stored, args.source, layout.image_size, "skip", args.form, 1.0)
+    source = open_stored(args.source, layout.image_size, "skip", args.form, 1.0)
     leaks = None if args.leaks == "none" else tag_of
-    found = checking.examine_all(opened, tokenizer, leaks, args.processes, args.limit)
-    source = opened()
+    found = checking.examine_all(source, tokenizer, leaks, args.processes, args.limit)
     print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
     _print_contents(found)
     split = config.data.on_long == "split"
@@ -195,7 +193,7 @@ def _share(text: str) -> float:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="the new folder, or a URL")
+    parser.add_argument("target", type=os.path.expanduser, help="the new folder, or a URL")
     parser.add_argument("--to", required=True, choices=(*WRITERS, RECORDS))
     parser.add_argument("--image_size", type=_size, help="of the pixels of --to=records, HEIGHT,WIDTH")
     parser.add_argument("--prompt_image", action="store_true", help="records have a place for input images")
@@ -229,7 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, add, run in (("check", _add_check, check_command), ("convert", _add_convert, convert_command)):
         sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
         sub.set_defaults(run=run)
-        sub.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
+        sub.add_argument(
+            "source", type=os.path.expanduser, help="a folder, a file, a pattern of names, or a URL"
+        )
         forms = (*FORMATS, RECORDS, *IMPORTERS)
         sub.add_argument(
             "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
@@ -239,9 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     args.overrides = [word for word in rest if args.command == "check" and word.startswith("--config.")]
     if len(args.overrides) < len(rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    for name in ("source", "target"):
-        if "~" in getattr(args, name, ""):
-            setattr(args, name, os.path.expanduser(getattr(args, name)))
     try:
         args.run(args)
         sys.stdout.flush()

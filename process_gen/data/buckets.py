@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from process_gen.data.loader import Loader, Source, prefetched
+from process_gen.data.loader import Loader, Source
 from process_gen.data.packing import check_identity
 
 Size = tuple[int, int]
@@ -64,22 +64,19 @@ def split_into_buckets(source: Source, sizes: Sequence[Size]) -> dict[Size, Sour
     return {size: source.of_shape(size, found) for size, found in indices.items() if found}
 
 
-def merge_buckets(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetch: int = 2) -> Loader:
-    """Merges the loaders of several buckets, made with `prefetch=0`; shapes tell which bucket a batch is of.
+def merge_buckets(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any]) -> Loader:
+    """Merges the loaders of several buckets, by image size; shapes tell which bucket a batch is of.
 
-    Args:
-      loaders: image size -> loader.
-      buckets: of `split_into_buckets`; with several loaders, batches are in proportion to `turns()` of each.
-      prefetch: batches that one background thread keeps ready, 0 for none.
+    Of several buckets (`split_into_buckets`), batches are in proportion to `turns()` of each.
     """
     first = next(iter(loaders.values()))
-    dataset = first.dataset
-    if len(loaders) > 1:
-        dataset = _InTurn(
-            {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
-            {f"{h}x{w}": buckets[h, w].turns() for h, w in loaders},
-        )
-    return Loader(prefetched(dataset, prefetch), first.layout)
+    if len(loaders) == 1:
+        return first
+    dataset = _InTurn(
+        {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
+        {f"{h}x{w}": buckets[h, w].turns() for h, w in loaders},
+    )
+    return dataclasses.replace(first, dataset=dataset)
 
 
 @dataclasses.dataclass(eq=False)

@@ -6,7 +6,6 @@ import collections
 import concurrent.futures
 import concurrent.futures.process
 import dataclasses
-import functools
 import hashlib
 import io
 import multiprocessing
@@ -171,23 +170,14 @@ def _count_files(counts: Counts, stored: Mapping[str, Any], own: Collection[str]
 
 
 def examine_all(
-    open_source: Callable[[], Source],
-    tokenizer: Tokenizer,
-    leaks: Callable[[str], Any] | None,
-    processes: int,
-    limit: int,
+    source: Source, tokenizer: Tokenizer, leaks: Callable[[str], Any] | None, processes: int, limit: int
 ) -> Findings:
-    """Runs `examine` on a whole set or its first `limit` trajectories, in several processes.
+    """Runs `examine` on a whole set, or on its first `limit` trajectories where that is not 0.
 
-    Args:
-      open_source, tokenizer, leaks: with several processes they must be picklable, and each process opens the
-        set itself.
-      processes: how many; with 1 all runs in this process.
-      limit: 0 for all.
+    With several processes, each of them gets a pickled copy of the source, the tokenizer and `leaks`.
 
     Raises ChildProcessError: one of the processes was ended from outside.
     """
-    source = open_source()
     count = min(len(source), limit or len(source))
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     found = Findings()
@@ -195,8 +185,7 @@ def examine_all(
         if processes <= 1 or len(blocks) <= 1:
             examined = (examine(source, tokenizer, block, leaks) for block in blocks)
         else:
-            start = functools.partial(_start, open_source, tokenizer, leaks)
-            examined = _examined(min(processes, len(blocks)), start, blocks)
+            examined = _examined(min(processes, len(blocks)), (source, tokenizer, leaks), blocks)
         for part in examined:
             found += part
             bar.update(part.good + part.bad)
@@ -205,10 +194,10 @@ def examine_all(
     return found
 
 
-def _examined(processes: int, start: Callable[[], None], blocks: Sequence[range]) -> Iterator[Findings]:
+def _examined(processes: int, args: tuple[Any, ...], blocks: Sequence[range]) -> Iterator[Findings]:
     context = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(processes, context, start) as pool:
+        with concurrent.futures.ProcessPoolExecutor(processes, context, _start, args) as pool:
             yield from pool.map(_examine_here, blocks)
     except concurrent.futures.process.BrokenProcessPool:
         raise ChildProcessError(
@@ -221,10 +210,10 @@ _WORKER_ARGS: dict[str, Any] = {}
 """Arguments of `examine` in a worker process, set by `_start`."""
 
 
-def _start(open_source: Callable[[], Source], tokenizer: Tokenizer, leaks: Any) -> None:
+def _start(source: Source, tokenizer: Tokenizer, leaks: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.set_verbosity(logging.ERROR)  # no warnings: `Findings` counts what they report
-    _WORKER_ARGS.update(source=open_source(), tokenizer=tokenizer, leaks=leaks)
+    _WORKER_ARGS.update(source=source, tokenizer=tokenizer, leaks=leaks)
 
 
 def _end_with_parent() -> None:
@@ -234,7 +223,7 @@ def _end_with_parent() -> None:
 
 
 def _examine_here(indices: range) -> Findings:
-    return examine(_WORKER_ARGS["source"], _WORKER_ARGS["tokenizer"], indices, _WORKER_ARGS["leaks"])
+    return examine(indices=indices, **_WORKER_ARGS)
 
 
 # ------------------------------------------------------------- what it needs

@@ -11,6 +11,7 @@ and restores exactly, partly filled rows included, on any number of hosts.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -46,27 +47,30 @@ def name_of(source: Source) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Batches of packed rows; every iteration starts from the beginning."""
+    """Batches of packed rows, `prefetch` of them ready ahead; every iteration starts from the beginning."""
 
     dataset: grain.IterDataset
     layout: Layout
+    prefetch: int
 
     def __iter__(self) -> grain.DatasetIterator:
         """Returns a fresh iterator over dicts of arrays, the fields of a `Batch`.
 
         Its `close()` ends the prefetching; iterators still open when the interpreter exits are closed then.
         """
-        iterator = iter(self.dataset)
+        batches = self.dataset
+        if self.prefetch:
+            batches = grain.experimental.ThreadPrefetchIterDataset(
+                batches, prefetch_buffer_size=self.prefetch
+            )
+        iterator = iter(batches)
         atexit.register(_close_at_exit, weakref.ref(iterator))
         return iterator
 
     def report(self, batches: int | None = 8) -> PackingReport:
         """Measures how much of the first batches is useful, or with None of all."""
-        iterator = iter(self)
-        try:
+        with contextlib.closing(iter(self)) as iterator:
             return packing_stats(itertools.islice(iterator, batches), self.layout)
-        finally:
-            iterator.close()
 
 
 def stream_of(source: Source, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
@@ -139,14 +143,7 @@ def make_loader(
         epoch=-(-len(source) // batch_size),
         threads=threads,
     )
-    return Loader(prefetched(batches, prefetch), layout)
-
-
-def prefetched(batches: grain.IterDataset, count: int) -> grain.IterDataset:
-    """Returns the batches with `count` of them kept ready by one background thread; 0 for no thread."""
-    if not count:
-        return batches
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=count)
+    return Loader(batches, layout, prefetch)
 
 
 def _close_at_exit(reference: weakref.ref) -> None:

@@ -63,7 +63,6 @@ def load(
             seed=config.seed,
             shuffle=split == "train",
             open_rows=max(2, 8 // len(buckets)),
-            prefetch=0,
             threads=config.data.threads,
             policy=policy,
         )

@@ -53,9 +53,16 @@ def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, p
         share = allowance(len(source)) * len(source) / len(bucket)
         policy = Policy("skip", min(share, 0.9))
         made[size] = make_loader(
-            bucket, tokenizer, LAYOUTS[size], batch_size, rows=rows, seed=seed, prefetch=0, policy=policy
+            bucket,
+            tokenizer,
+            LAYOUTS[size],
+            batch_size,
+            rows=rows,
+            seed=seed,
+            prefetch=prefetch,
+            policy=policy,
         )
-    return merge_buckets(made, buckets, prefetch)
+    return merge_buckets(made, buckets)
 
 
 def taken(iterator, count):
@@ -137,10 +144,10 @@ def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokeni
 
 
 def test_longer_trajectories_take_more_turns(toy_tokenizer):
-    made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1, prefetch=0) for size in SIZES[:2]}
+    made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1) for size in SIZES[:2]}
     short, long = (types.SimpleNamespace(turns=lambda n=n: n) for n in (10, 40))
     buckets = dict(zip(SIZES[:2], (short, long), strict=True))
-    iterator = iter(merge_buckets(made, buckets, prefetch=0).dataset)
+    iterator = iter(merge_buckets(made, buckets).dataset)
 
     def always(name):
         while True:

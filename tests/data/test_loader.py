@@ -125,7 +125,7 @@ def test_the_order_is_that_of_one_host_and_any_hosts_go_on_with_it(source, toy_t
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_the_iterator_continues_exactly_from_every_state(source, toy_tokenizer, prefetch):
     loader = make_loader(source[:11], toy_tokenizer, LAYOUT, 2, epochs=2, open_rows=3, prefetch=prefetch)
-    assert_equal_output_after_checkpoint(loader.dataset)
+    assert_equal_output_after_checkpoint(loader)
 
 
 def test_orbax_saves_and_restores_the_iterator(source, toy_tokenizer, tmp_path):
@@ -274,7 +274,7 @@ def test_a_bad_trajectory_fails_by_name_or_is_skipped(source, toy_tokenizer, pre
 def test_what_was_skipped_stays_skipped_after_a_restart(source, toy_tokenizer):
     policy = Policy(bad="skip", budget=0.1)
     loader = make_loader(Faulty(source[:12]), toy_tokenizer, LAYOUT, 2, epochs=1, open_rows=2, policy=policy)
-    assert_equal_output_after_checkpoint(loader.dataset)
+    assert_equal_output_after_checkpoint(loader)
 
 
 def test_skipping_has_a_budget(source, toy_tokenizer):
