@@ -97,11 +97,8 @@ def examine(
 ) -> Findings:
     """Reads some trajectories, decodes every image, and returns what they hold.
 
-    Args:
-      source: any; of a `StoredSource` the image files are examined too.
-      tokenizer: counts tokens.
-      indices: which trajectories.
-      leaks: returns a label for a prompt of a benchmark, None for any other.
+    Of a `StoredSource` the image files are examined too. `leaks` returns a label for a prompt of a benchmark,
+    None for any other.
     """
     found = Findings()
     for index in indices:

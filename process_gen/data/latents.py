@@ -177,14 +177,10 @@ class LatentsWriter:
             self._write_info(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
-        """Appends the record of the next trajectory.
+        """Appends the record of the next trajectory; its latents are [images, N, V], of `images_of`.
 
-        Args:
-          trajectory: whose pixels the checksum is of.
-          latents: [images, N, V], of `images_of(trajectory)`.
-          files_sum: CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
-
-        Raises BadTrajectory: they are not finite in half precision.
+        `files_sum` is the CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
+        Raises BadTrajectory where the latents are not finite in half precision.
         """
         with np.errstate(over="ignore"):  # reported below
             stored = np.asarray(latents).astype(DTYPE)

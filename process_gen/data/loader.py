@@ -102,9 +102,6 @@ def make_loader(
     """Returns the loader of a source.
 
     Args:
-      source: where the trajectories come from.
-      tokenizer: makes ids of their texts.
-      layout: sizes of a row.
       batch_size: rows of a batch, over all hosts.
       rows: which of them this host loads (`distributed.sharding.local_rows`); all by default.
       seed: of the shuffle; every epoch has an order of its own.

@@ -28,7 +28,6 @@ class Part:
     """A source of a mixture.
 
     Attributes:
-      source: of trajectories.
       weight: how often it is drawn, relative to the other weights.
       stages: those that have losses.
       place: its number in the mixture, which becomes `Trajectory.source`.
@@ -151,16 +150,11 @@ class Subset:
 
 
 def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> Source:
-    """Returns one side of a source that is split in two, for training and validation.
+    """Returns one side of a source that is split in two, for `train` and `validation`.
 
-    Which trajectories are held out depends on how many there are, and on `share`. A source that has splits of
-    its own (its `own_splits` is true) is returned as it is. Of a mixture every source is split.
-
-    Args:
-      source: all trajectories.
-      share: of them that `validation` gets, rounded to whole trajectories. Of a mixture, by source, or one
-        for all.
-      split: `train` or `validation`.
+    `validation` gets the `share`, rounded to whole trajectories; which ones depends on it and on how many
+    there are. Of a mixture every source is split, by a share of its own or by one for all. A source that has
+    splits of its own (its `own_splits` is true) is returned as it is.
     """
     if isinstance(source, Mixture):
         shares = share if isinstance(share, Mapping) else dict.fromkeys(source.parts, share)

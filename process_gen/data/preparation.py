@@ -117,16 +117,10 @@ Prepared = tuple[tfds.core.DatasetBuilder, Summary]
 
 
 def prepare_scenes(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
-    """Builds a scenes data set under `data_dir`, unless it is already there and complete.
+    """Builds a scenes data set in `data_dir`, unless it is there and complete; returns what it holds, too.
 
-    Args:
-      config: from `scenes_config`, whose name tells the content apart.
-      data_dir: TFDS folder; the data set goes to `scenes/<config name>/<version>` in it.
-
-    Returns:
-      The builder, ready for `RecordSource`, and what the data set holds.
-
-    Raises ValueError: the data set is complete, but its summary file cannot be used.
+    It goes to the folder `scenes/<config name>/<version>`; the name that `scenes_config` gives tells the
+    content apart. Raises ValueError where the set is complete, but its summary file cannot be used.
     """
     if found := _prepared(config, data_dir):  # without the lock: the folder may be read-only
         return found

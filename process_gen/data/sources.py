@@ -46,16 +46,10 @@ def config_of_scenes(data: Any) -> ScenesConfig:
 
 
 def open_source(data: Any, image_size: tuple[int, int], split: str = "train") -> Source:
-    """Opens the source that `config.data` names.
+    """Opens the source that `config.data` names, or a `Mixture` where `data.sources` has entries.
 
-    Args:
-      data: mapping with `source` and the keys that this source reads.
-      image_size: height and width of the layout.
-      split: `train` or `validation`.
-
-    Returns:
-      The source, or a `Mixture` where `data.sources` has entries. A source without splits of its own comes
-      whole, whatever `split` says: `mixture.hold_out` splits it.
+    `split` is `train` or `validation`. A source without splits of its own comes whole, whatever it says:
+    `mixture.hold_out` splits it.
 
     Raises:
       NotPrepared: the data set is not on disk; the message holds the command that builds it.
@@ -134,12 +128,8 @@ def prepare_source(
 ) -> Source:
     """Builds scenes data that are missing, checks that they fit the layout, and opens the training data.
 
-    Args:
-      data: as in `open_source`.
-      layout, tokenizer: every text of a scenes data set, in tokens, has to fit its slot.
-      report: called with a summary of each scenes data set, as text for people.
-
-    Raises ValueError, OSError: the data cannot be built, read or used; the message says why.
+    `report` is called with a summary of each scenes data set, as text for people. Raises ValueError, OSError
+    where the data cannot be built, read or used.
     """
     for own in data_of_sources(data).values():
         if own["source"] == "scenes":
@@ -205,7 +195,6 @@ def check_every_trajectory(
     """Reads and encodes every trajectory of a source, and counts those that training cannot use.
 
     Args:
-      source: what is read.
       bad: `fail` at the first bad trajectory, or `skip` it and count it.
       encode: makes the arrays of a trajectory's parts, so that a text longer than its slot is found too.
       budget: the share that may be bad where `bad` is `skip`; None for `allowance`.
@@ -214,9 +203,7 @@ def check_every_trajectory(
       The counts `good`, `split` (good ones that make more than one part), `bad` (broken, or they do not
       fit the layout) and `overlong` (more turns than a row has, and cannot be split).
 
-    Raises:
-      BadTrajectory: the first bad one, where `bad` is `fail`.
-      TooManyBadTrajectories: more than `budget` are bad, or all others are overlong.
+    Raises TooManyBadTrajectories: more than `budget` are bad, or all others are overlong.
     """
     count: collections.Counter[str] = collections.Counter()
     longest, last = None, None

@@ -63,8 +63,6 @@ class StoredSource:
         """Finds the trajectories; where `form.cheap` is set, reads and checks them except their images.
 
         Args:
-          rows: of the set.
-          form: makes trajectories of them.
           image_size: height and width in pixels that images are cropped and resized to.
           bad: whether that check is to `fail` at the first bad trajectory, or to `skip` it and name it in the
             log. The loader's policy decides on those found bad only later, when they are read.

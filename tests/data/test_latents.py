@@ -21,6 +21,7 @@ from process_gen.data.loader import make_loader
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import with_latents
 from process_gen.trajectory.layout import Layout
+from tests.data.conftest import random_trajectory
 
 LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), latent_values=3, turns=9, trajectories=3)
 SHOWN = dataclasses.replace(LAYOUT, prompt_image=True, instruction=12)
@@ -39,8 +40,8 @@ def write(folder, source, layout=LAYOUT, autoencoder="flux-1"):
 
 
 @pytest.fixture(scope="module")
-def source(make_trajectory):
-    return [make_trajectory(seed) for seed in range(20)]
+def source():
+    return [random_trajectory(seed) for seed in range(20)]
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,14 @@ from process_gen.data.packing import Policy, packing_stats
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory, draft, refinement
+from tests.data.conftest import random_trajectory
 
 LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), turns=8, trajectories=3, corrections=2)
 
 
 @pytest.fixture(scope="module")
-def source(make_trajectory):
-    return [make_trajectory(seed, twice=0.3) for seed in range(60)]
+def source():
+    return [random_trajectory(seed, twice=0.3) for seed in range(60)]
 
 
 def trajectories_in(batch):
@@ -233,7 +234,7 @@ def test_the_report_counts_input_images(source, toy_tokenizer):
     assert rich.useful == pytest.approx(plain.useful + gained)
 
 
-def test_trajectories_without_corrections_pay_for_none(toy_tokenizer, make_trajectory):
+def test_trajectories_without_corrections_pay_for_none(toy_tokenizer):
     """Texts that fill their slots, no correction: all of a row is useful but what is left of it."""
     image = np.zeros((8, 8, 3), np.uint8)
     single = [Trajectory("circle circle", (draft(image, None, "circle circle"),) * 2)] * 6
@@ -292,10 +293,10 @@ def test_overlong_trajectories_are_left_out_by_name(source, toy_tokenizer, caplo
     assert "left out overlong trajectory (1 so far): trajectory 'toy-99': 9 turns, a row has 8" in caplog.text
 
 
-def test_long_trajectories_are_split_at_a_step_and_every_step_is_taught_once(make_trajectory, toy_tokenizer):
+def test_long_trajectories_are_split_at_a_step_and_every_step_is_taught_once(toy_tokenizer):
     """A part begins with the step before it, which is given; it is resumed in the middle of one."""
     layout = dataclasses.replace(LAYOUT, context="step")
-    long = [make_trajectory(seed, steps=2 + 5 * (seed % 4), twice=0.3) for seed in range(12)]
+    long = [random_trajectory(seed, steps=2 + 5 * (seed % 4), twice=0.3) for seed in range(12)]
     assert sum(len(one.turns) > layout.turns for one in long) > 6
 
     def batches():
@@ -316,8 +317,8 @@ def test_long_trajectories_are_split_at_a_step_and_every_step_is_taught_once(mak
         np.testing.assert_array_equal(next(again)["image"], whole[count]["image"])
 
 
-def test_parts_of_a_trajectory_hold_its_latents_and_whole_steps(make_trajectory):
-    one = make_trajectory(3, steps=9, twice=0.3)
+def test_parts_of_a_trajectory_hold_its_latents_and_whole_steps():
+    one = random_trajectory(3, steps=9, twice=0.3)
     latents = {"image": np.arange(len(one.turns)), "prompt": np.zeros(1)}
     one = dataclasses.replace(one, latents=latents)
     parts = split_trajectory(one, dataclasses.replace(LAYOUT, context="last"))

@@ -14,6 +14,7 @@ from process_gen.experiment import builders, cli
 from process_gen.training import amounts
 from process_gen.trajectory.batch import PROMPT_FIELDS
 from process_gen.trajectory.stages import targets_of
+from tests.data.conftest import random_trajectory
 from tests.data.fake import empty_row
 from tests.models.tiny import layout
 
@@ -55,13 +56,11 @@ def test_a_draft_that_is_corrected_learns_its_correction():
 
 
 @pytest.mark.parametrize(("turns", "long"), [(12, "drop"), (4, "split"), (4, "drop")])
-def test_trajectories_without_pixels_fill_rows_as_they_do_with_them(
-    make_trajectory, toy_tokenizer, turns, long
-):
+def test_trajectories_without_pixels_fill_rows_as_they_do_with_them(toy_tokenizer, turns, long):
     there = layout(
         prompt=40, before=90, after=60, turns=turns, trajectories=4, image_size=(8, 8), context="last"
     )
-    toys = [make_trajectory(seed, twice=0.3) for seed in range(30)]
+    toys = [random_trajectory(seed, twice=0.3) for seed in range(30)]
     assert turns == 12 or any(len(toy.turns) > 4 for toy in toys)
     bare = [mix.without_pixels(toy) for toy in toys]
     policy = Policy("skip", 1.0, long)

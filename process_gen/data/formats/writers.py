@@ -160,17 +160,10 @@ def write_records(
     image_size: tuple[int, int],
     prompt_image: bool = False,
 ) -> int:
-    """Writes a TFDS data set of pixels at one size; returns how many trajectories.
+    """Writes a TFDS data set of pixels at one size to this machine; returns how many trajectories.
 
-    Args:
-      path: the folder of the data set, on this machine.
-      found: trajectories with images of that size.
-      image_size: height and width.
-      prompt_image: whether prompts may hold input images.
-
-    Raises:
-      FileExistsError: there is something already.
-      BadTrajectory: one has no place in it.
+    `prompt_image` says whether prompts may hold input images. Raises as `write_folder`, and BadTrajectory for
+    one that has no place in it.
     """
     count = 0
 
