@@ -114,7 +114,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
     def get_state(self) -> dict[str, Any]:
         """`rows` (row of the global batch -> its state; those of this host) and `identity`, as JSON."""
         rows = {str(index): row.get_state() for index, row in self._rows.items()}
-        return {"rows": rows, "identity": self._dataset.identity}
+        return {"rows": rows, "identity": dict(self._dataset.identity)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken; it may hold more rows than this host reads.

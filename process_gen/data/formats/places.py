@@ -12,7 +12,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import pathlib
@@ -104,8 +103,7 @@ class RemotePlace(Place):
     """A folder behind a URL."""
 
     def __init__(self, url: str):
-        fs, folder = _filesystem(url)
-        self._fs = importlib.import_module("fsspec.implementations.dirfs").DirFileSystem(folder, fs)
+        self._fs = _folder(url)
         self.root = url.rstrip("/")
         self.name = posixpath.basename(self.root)
 
@@ -167,20 +165,21 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a path or URL names a folder that is there."""
     if not is_remote(path):
         return os.path.isdir(path)
-    fs, root = _filesystem(os.fspath(path))
-    return fs.isdir(root)
+    return _folder(os.fspath(path)).isdir("")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _folder(url: str) -> Any:
+    """The folder of a URL as a file system of fsspec, for paths inside it."""
     try:
         import fsspec
+        from fsspec.implementations.dirfs import DirFileSystem
 
         fs, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"{url} cannot be opened ({error}): `pip install process_gen[remote]` has gs:// and s3://"
         ) from None
-    return fs, root.rstrip("/")
+    return DirFileSystem(root.rstrip("/"), fs)
 
 
 # -------------------------------------------------------------------- identity
