@@ -113,6 +113,14 @@ class Resize:
             sides = self._scaled(*sides, self.longest / max(sides))
         return sides
 
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Resizes [H, W, 3] uint8 to `size`: bicubic, antialiased where it shrinks."""
+        height, width = self.size(*image.shape[:2])
+        if image.shape[:2] == (height, width):
+            return image
+        resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
+        return np.asarray(resized, np.uint8)
+
     def _scaled(self, height: int, width: int, scale: float) -> tuple[int, int]:
         def side(length: int) -> int:
             return max(self.stride, round(round(length * scale) / self.stride) * self.stride)
