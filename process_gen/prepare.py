@@ -27,9 +27,9 @@ from ml_collections import ConfigDict
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.data.buckets import Size, split_into_buckets
 from process_gen.data.encode import encode_parts
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, budget_of_part
 from process_gen.data.loader import Source, make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
+from process_gen.data.packing import Policy
 from process_gen.data.sources import check_every_trajectory, data_of_sources, latents_folders, prepare_source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.experiment import builders, vocabulary

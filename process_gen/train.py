@@ -40,8 +40,7 @@ from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
 from process_gen.common import files
 from process_gen.data.buckets import size_of, split_into_buckets
-from process_gen.data.errors import BadTrajectory
-from process_gen.data.packing import TooManyBadTrajectories
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import hosts, lock, offload, sharding, stopping

@@ -16,10 +16,10 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import functools
+import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -27,14 +27,13 @@ from absl import logging
 
 from process_gen.data import checking, mix
 from process_gen.data.encode import encode_parts
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, check_budget
 from process_gen.data.formats import writers
-from process_gen.data.formats.opening import FORMATS, RECORDS
+from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
 from process_gen.data.importers import IMPORTERS
 from process_gen.data.importers.verl_omni import write_verl_omni
 from process_gen.data.loader import Source
-from process_gen.data.packing import TooManyBadTrajectories, check_budget, join_row
-from process_gen.data.sources import open_path
+from process_gen.data.packing import join_row
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.evaluation.geneval.prompts import tag_of
 from process_gen.experiment import builders, cli, vocabulary
@@ -45,7 +44,6 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import PROVENANCE_KEYS
-from process_gen.trajectory.stages import Trajectory
 
 WRITERS: dict[str, Callable[[str, Iterable[writers.Object]], int]] = {
     "folder": writers.write_folder,
@@ -67,20 +65,28 @@ def convert_command(args: argparse.Namespace) -> None:
         )
     if args.prompt_image and not pixels:
         raise ValueError(f"--prompt_image is for --to=records, --to={args.to} has a place for input images")
-    source = open_path(args.source, args.form, args.image_size or (1, 1), args.on_error, args.budget)
+    source = open_stored(args.source, args.image_size or (1, 1), args.on_error, args.form, args.budget)
     if pixels and source.image_size != args.image_size:
         raise ValueError(f"{args.source} holds pixels of {source.image_size}, not of {args.image_size}")
-    bad = BadTrajectories(source, args.on_error, args.budget)
+    errors = list(getattr(source, "skipped", ()))
+    total = len(source) + len(errors)
+
+    def leave_out(error: BadTrajectory) -> None:
+        if args.on_error == "fail":
+            raise error
+        errors.append(str(error))
+        logging.warning("left out (%d so far): %s", len(errors), error)
+        check_budget(len(errors), total, args.budget, error, flag=" (--budget)")
+
+    found = writers.objects(source, leave_out, operator.getitem if pixels else writers.read_object)
+    found = tqdm.tqdm(found, total=len(source), unit=" trajectories", mininterval=1.0)
     if pixels:
         tfds.disable_progress_bar()  # there is one already
-        count = writers.write_records(args.target, _read(source, bad), args.image_size, args.prompt_image)
+        count = writers.write_records(args.target, found, args.image_size, args.prompt_image)
     else:
-        found = tqdm.tqdm(
-            writers.objects(source, bad), total=len(source), unit=" trajectories", mininterval=1.0
-        )
         count = WRITERS[args.to](args.target, found)
-    print(f"{args.target}: {count:,} trajectories, {len(bad.errors):,} left out")
-    kinds = collections.Counter(text.partition(": ")[2][:80] for text in bad.errors)  # without the place
+    print(f"{args.target}: {count:,} trajectories, {len(errors):,} left out")
+    kinds = collections.Counter(text.partition(": ")[2][:80] for text in errors)  # without the place
     for problem, times in kinds.most_common(10):
         print(f"  {times:,} times: {problem}")
 
@@ -89,15 +95,13 @@ def check_command(args: argparse.Namespace) -> None:
     """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
     config = cli.config_with(args.config, args.overrides)
     layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
-    opened = functools.partial(open_path, args.source, args.form, layout.image_size, "skip", 1.0)
+    source = open_stored(args.source, layout.image_size, "skip", args.form, 1.0)
     leaks = None if args.leaks == "none" else tag_of
-    found = checking.examine_all(opened, tokenizer, leaks, args.processes, args.limit)
-    source = opened()
+    found = checking.examine_all(source, tokenizer, leaks, args.processes, args.limit)
     print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
     _print_contents(found)
-    _print_images(found)
     split = config.data.on_long == "split"
-    _print_layout(found, layout, split)
+    _print_layout(found, layout, tokenizer, split)
     if args.show >= 0 and found.good:
         _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config), split)
     if found.bad:
@@ -128,20 +132,17 @@ def _print_contents(found: checking.Findings) -> None:
             print("\n".join(f"  {count:,} x {name}" for name, count in counts[key].most_common(10)))
     if found.named:
         print("\nbad ones by name:\n" + "\n".join(f"  {name}" for name in found.named))
-
-
-def _print_images(found: checking.Findings) -> None:
     for title in ("sizes", "modes", "formats"):
-        if counts := found.counts[title]:
-            more = f", and {len(counts) - 8:,} others" if len(counts) > 8 else ""
-            print(f"{title} of images: {_common(counts)}{more}")
+        if one := counts[title]:
+            more = f", and {len(one) - 8:,} others" if len(one) > 8 else ""
+            print(f"{title} of images: {_common(one)}{more}")
 
 
 def _common(counts: collections.Counter) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(8))
 
 
-def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None:
+def _print_layout(found: checking.Findings, layout: Layout, tokenizer: Tokenizer, split: bool) -> None:
     print("\ntokens of the texts, two brackets included")
     print(table(checking.slots_table(found, layout), checking.SLOTS_HEADERS))
     for name in checking.SLOTS:
@@ -151,7 +152,7 @@ def _print_layout(found: checking.Findings, layout: Layout, split: bool) -> None
     other = checking.suggest(found, layout)
     for title, one in (("this layout", layout), ("the suggested one", other)):
         try:
-            useful = mix.report_of(one, found.lengths, split).useful
+            useful = mix.loader_of(one, found.trajectories, tokenizer, split).report(None).useful
             print(f"{title}: {useful:.1%} of {one.row_tokens:,} tokens of a row useful")
         except ValueError:
             print(f"{title}: no trajectory fits")
@@ -177,29 +178,6 @@ def _print_trajectory(
     print(table(list(lines(found, tokenizer)), HEADERS))
 
 
-class BadTrajectories:
-    """Handles the bad trajectories of a conversion: raises the first, or collects them up to the budget."""
-
-    def __init__(self, source: Source, policy: str, budget: float | None):
-        self.errors = list(getattr(source, "skipped", ()))
-        self._policy, self._budget, self._count = policy, budget, len(source) + len(self.errors)
-
-    def __call__(self, error: BadTrajectory) -> None:
-        if self._policy == "fail":
-            raise error
-        self.errors.append(str(error))
-        logging.warning("left out (%d so far): %s", len(self.errors), error)
-        check_budget(len(self.errors), self._count, self._budget, error, flag=" (--budget)")
-
-
-def _read(source: Source, bad: BadTrajectories) -> Iterator[Trajectory]:
-    for index in tqdm.trange(len(source), unit=" trajectories", mininterval=1.0):
-        try:
-            yield source[index]
-        except BadTrajectory as error:
-            bad(error)
-
-
 def _size(text: str) -> tuple[int, int]:
     sides = text.strip("()").split(",")
     if len(sides) != 2 or not all(side.strip().isdigit() and int(side) for side in sides):
@@ -215,7 +193,7 @@ def _share(text: str) -> float:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="the new folder, or a URL")
+    parser.add_argument("target", type=os.path.expanduser, help="the new folder, or a URL")
     parser.add_argument("--to", required=True, choices=(*WRITERS, RECORDS))
     parser.add_argument("--image_size", type=_size, help="of the pixels of --to=records, HEIGHT,WIDTH")
     parser.add_argument("--prompt_image", action="store_true", help="records have a place for input images")
@@ -249,7 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, add, run in (("check", _add_check, check_command), ("convert", _add_convert, convert_command)):
         sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
         sub.set_defaults(run=run)
-        sub.add_argument("source", help="a folder, a file, a pattern of names, or a URL")
+        sub.add_argument(
+            "source", type=os.path.expanduser, help="a folder, a file, a pattern of names, or a URL"
+        )
         forms = (*FORMATS, RECORDS, *IMPORTERS)
         sub.add_argument(
             "--from", dest="form", default="", choices=forms, help="found by default", metavar="FORM"
@@ -259,9 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     args.overrides = [word for word in rest if args.command == "check" and word.startswith("--config.")]
     if len(args.overrides) < len(rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    for name in ("source", "target"):
-        if "~" in getattr(args, name, ""):
-            setattr(args, name, os.path.expanduser(getattr(args, name)))
     try:
         args.run(args)
         sys.stdout.flush()

@@ -8,6 +8,7 @@ The order depends on those counts alone: it is the same on every host and after 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from process_gen.data.loader import Loader, Source, prefetched
+from process_gen.data.loader import Loader, Source
 from process_gen.data.packing import check_identity
 
 Size = tuple[int, int]
@@ -39,8 +40,7 @@ def split_into_buckets(source: Source, sizes: Sequence[Size]) -> dict[Size, Sour
     Trajectories whose image cannot be read go to the bucket with most trajectories, where the loader's policy
     handles them.
 
-    Raises:
-      ValueError: no trajectories, or there are several sizes and the source has images of one size only.
+    Raises ValueError: no trajectories, or there are several sizes and the source has images of one size only.
     """
     if not len(source):
         raise ValueError("the source has no trajectories")
@@ -64,36 +64,30 @@ def split_into_buckets(source: Source, sizes: Sequence[Size]) -> dict[Size, Sour
     return {size: source.of_shape(size, found) for size, found in indices.items() if found}
 
 
-def merge_buckets(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any], prefetch: int = 2) -> Loader:
-    """Merges the loaders of several buckets, made with `prefetch=0`; shapes tell which bucket a batch is of.
+def merge_buckets(loaders: Mapping[Size, Loader], buckets: Mapping[Size, Any]) -> Loader:
+    """Merges the loaders of several buckets, by image size; shapes tell which bucket a batch is of.
 
-    Args:
-      loaders: image size -> loader.
-      buckets: of `split_into_buckets`; with several loaders, batches are in proportion to `turns()` of each.
-      prefetch: batches that one background thread keeps ready, 0 for none.
-
-    Raises:
-      ValueError: the loaders read different rows.
+    Of several buckets (`split_into_buckets`), batches are in proportion to `turns()` of each.
     """
     first = next(iter(loaders.values()))
-    if any(loader.rows != first.rows for loader in loaders.values()):
-        raise ValueError("the loaders of buckets must read the same rows")
-    dataset = first.dataset
-    if len(loaders) > 1:
-        dataset = _InTurn(
-            {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
-            {f"{h}x{w}": buckets[h, w].turns() for h, w in loaders},
-        )
-    trajectories = sum(one.trajectories for one in loaders.values())
-    return Loader(prefetched(dataset, prefetch), first.layout, first.rows, trajectories)
+    if len(loaders) == 1:
+        return first
+    dataset = _InTurn(
+        {f"{h}x{w}": loader.dataset for (h, w), loader in loaders.items()},
+        {f"{h}x{w}": buckets[h, w].turns() for h, w in loaders},
+    )
+    return dataclasses.replace(first, dataset=dataset)
 
 
+@dataclasses.dataclass(eq=False)
 class _InTurn(grain.IterDataset):
     """Interleaves the batches of several datasets by name, in proportion to `turns`."""
 
-    def __init__(self, parts: Mapping[str, grain.IterDataset], turns: Mapping[str, int]):
+    parts: dict[str, grain.IterDataset]
+    turns: dict[str, float]
+
+    def __post_init__(self):
         super().__init__()
-        self.parts, self.turns = dict(parts), dict(turns)
 
     def __iter__(self) -> _InTurnIterator:
         return _InTurnIterator(self)
@@ -133,8 +127,8 @@ class _InTurnIterator(grain.DatasetIterator):
         states = {name: iterator.get_state() for name, iterator in self._iterators.items()}
         check_identity(state["identity"], _named(states))
         for name, iterator in self._iterators.items():
-            rows = {key: one for key, one in state["rows"].items() if key.startswith(f"{name}/")}
-            rows = {key.removeprefix(f"{name}/"): one for key, one in rows.items()}
+            prefix, rows = f"{name}/", state["rows"].items()
+            rows = {key.removeprefix(prefix): one for key, one in rows if key.startswith(prefix)}
             iterator.set_state({**states[name], "rows": rows})
         self._given = {name: state["given"][name] for name in self._given}
 

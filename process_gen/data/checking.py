@@ -6,7 +6,6 @@ import collections
 import concurrent.futures
 import concurrent.futures.process
 import dataclasses
-import functools
 import hashlib
 import io
 import multiprocessing
@@ -21,9 +20,10 @@ import tqdm
 from absl import logging
 
 from process_gen.common.images import UNREADABLE
+from process_gen.data.encode import text_lengths
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.loader import Source
-from process_gen.data.mix import Lengths
+from process_gen.data.mix import without_pixels
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import PROVENANCE_KEYS, TRAJECTORY_KEYS, TURN_KEYS
@@ -37,17 +37,15 @@ BLOCK = 64
 """Trajectories of one task that is sent to a worker process."""
 SLOTS = ("prompt", "instruction", "before", "after")
 SLOTS_HEADERS = ("slot", "texts", "mean", "median", "95%", "99%", "longest", "room", "too long")
-COUNTED = (
-    *("problems", "turns", "steps", "corrections", "stages", "sizes", "modes", "formats"),
-    *("unknown", "prompts", "digests", "leaked", *SLOTS, *PROVENANCE_KEYS),
-)
-"""What `Findings` counts."""
 STEP = 8
 """Suggested slots are multiples of it."""
 ROW = 8
 """Turn slots of a suggested row, at least: several trajectories fill it better than one."""
 BARS = 12
 """Lines of a histogram."""
+
+
+Counts = dict[str, collections.Counter]
 
 
 @dataclasses.dataclass
@@ -57,7 +55,7 @@ class Findings:
     Attributes:
       good, bad: how many trajectories can be read, and how many cannot.
       named, last_bad: messages of the first `NAMED` bad ones and of the last one, with file and line.
-      lengths: of the first `SAMPLED` trajectories.
+      trajectories: the first `SAMPLED`, without pixels.
       counts: name -> value -> how often it occurs; the values are, by name:
         `problems` messages without the place,
         `turns`, `steps`, `corrections` how many a trajectory has,
@@ -74,16 +72,14 @@ class Findings:
     bad: int = 0
     named: list[str] = dataclasses.field(default_factory=list)
     last_bad: str = ""
-    lengths: list[Lengths] = dataclasses.field(default_factory=list)
-    counts: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: {name: collections.Counter() for name in COUNTED}
-    )
+    trajectories: list[Trajectory] = dataclasses.field(default_factory=list)
+    counts: Counts = dataclasses.field(default_factory=lambda: collections.defaultdict(collections.Counter))
 
     def __iadd__(self, other: Findings) -> Findings:
         self.good, self.bad = self.good + other.good, self.bad + other.bad
         self.named += other.named[: NAMED - len(self.named)]
         self.last_bad = other.last_bad or self.last_bad
-        self.lengths += other.lengths[: SAMPLED - len(self.lengths)]
+        self.trajectories += other.trajectories[: SAMPLED - len(self.trajectories)]
         for name, counts in other.counts.items():
             self.counts[name].update(counts)
         return self
@@ -101,51 +97,41 @@ def examine(
 ) -> Findings:
     """Reads some trajectories, decodes every image, and returns what they hold.
 
-    Args:
-      source: any; of a `StoredSource` the image files are examined too.
-      tokenizer: counts tokens.
-      indices: which trajectories.
-      leaks: returns a label for a prompt of a benchmark, None for any other.
+    Of a `StoredSource` the image files are examined too. `leaks` returns a label for a prompt of a benchmark,
+    None for any other.
     """
     found = Findings()
     for index in indices:
         try:
             trajectory = source[index]
-            lengths = Lengths.of(trajectory, tokenizer)
             stored = source.object(index) if hasattr(source, "object") else None
         except BadTrajectory as error:
             found.add_bad(str(error))
             continue
         found.good += 1
-        found.lengths.append(lengths)
-        _count_turns(found.counts, trajectory, lengths)
+        found.trajectories.append(without_pixels(trajectory))
+        _count_turns(found.counts, trajectory, tokenizer)
         _count_prompt(found.counts, trajectory, leaks)
         if stored is not None:
             _count_files(found.counts, stored, getattr(source, "fields", ()))
     return found
 
 
-def _count_turns(counts: dict[str, collections.Counter], trajectory: Trajectory, lengths: Lengths) -> None:
+def _count_turns(counts: Counts, trajectory: Trajectory, tokenizer: Tokenizer) -> None:
     counts["turns"][len(trajectory.turns)] += 1
     counts["steps"][len(trajectory.steps)] += 1
     counts["corrections"][trajectory.corrections] += 1
-    counts["prompt"][lengths.prompt] += 1
-    if lengths.instruction:
-        counts["instruction"][lengths.instruction] += 1
-    for turn, before, after in zip(trajectory.turns, lengths.before, lengths.after, strict=True):
+    for turn in trajectory.turns:
         stages = counts["stages"]
-        stages[f"{'refine' if turn.refines else 'plan'}, text"] += before > 0
-        stages["inspect, text"] += after > 0
+        stages[f"{'refine' if turn.refines else 'plan'}, text"] += turn.before is not None
+        stages["inspect, text"] += turn.after is not None
         stages[f"{'refine' if turn.refines else 'sketch'}, image"] += turn.image is not None
         stages["refine, words alone"] += turn.image is None
-        for slot, length in (("before", before), ("after", after)):
-            if length:
-                counts[slot][length] += 1
+    for slot, tokens in text_lengths(tokenizer, trajectory):
+        counts[slot][tokens] += 1
 
 
-def _count_prompt(
-    counts: dict[str, collections.Counter], trajectory: Trajectory, leaks: Callable[[str], Any] | None
-) -> None:
+def _count_prompt(counts: Counts, trajectory: Trajectory, leaks: Callable[[str], Any] | None) -> None:
     texts = f"{trajectory.prompt}\0{trajectory.instruction}".encode()
     counts["prompts"][_digest(texts)] += 1
     counts["digests"][_digest(texts, np.ascontiguousarray(trajectory.image).tobytes())] += 1
@@ -159,9 +145,7 @@ def _digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
 
 
-def _count_files(
-    counts: dict[str, collections.Counter], stored: Mapping[str, Any], own: Collection[str]
-) -> None:
+def _count_files(counts: Counts, stored: Mapping[str, Any], own: Collection[str]) -> None:
     """Counts image files and unknown fields; `own` are user-defined fields of turns, which are known."""
     counts["unknown"].update(key for key in stored if key not in TRAJECTORY_KEYS)
     counts["unknown"].update(
@@ -183,24 +167,14 @@ def _count_files(
 
 
 def examine_all(
-    open_source: Callable[[], Source],
-    tokenizer: Tokenizer,
-    leaks: Callable[[str], Any] | None,
-    processes: int,
-    limit: int,
+    source: Source, tokenizer: Tokenizer, leaks: Callable[[str], Any] | None, processes: int, limit: int
 ) -> Findings:
-    """Runs `examine` on a whole set or its first `limit` trajectories, in several processes.
+    """Runs `examine` on a whole set, or on its first `limit` trajectories where that is not 0.
 
-    Args:
-      open_source, tokenizer, leaks: with several processes they must be picklable, and each process opens the
-        set itself.
-      processes: how many; with 1 all runs in this process.
-      limit: 0 for all.
+    With several processes, each of them gets a pickled copy of the source, the tokenizer and `leaks`.
 
-    Raises:
-      ChildProcessError: one of the processes was ended from outside.
+    Raises ChildProcessError: one of the processes was ended from outside.
     """
-    source = open_source()
     count = min(len(source), limit or len(source))
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     found = Findings()
@@ -208,8 +182,7 @@ def examine_all(
         if processes <= 1 or len(blocks) <= 1:
             examined = (examine(source, tokenizer, block, leaks) for block in blocks)
         else:
-            start = functools.partial(_start, open_source, tokenizer, leaks)
-            examined = _examined(min(processes, len(blocks)), start, blocks)
+            examined = _examined(min(processes, len(blocks)), (source, tokenizer, leaks), blocks)
         for part in examined:
             found += part
             bar.update(part.good + part.bad)
@@ -218,10 +191,10 @@ def examine_all(
     return found
 
 
-def _examined(processes: int, start: Callable[[], None], blocks: Sequence[range]) -> Iterator[Findings]:
+def _examined(processes: int, args: tuple[Any, ...], blocks: Sequence[range]) -> Iterator[Findings]:
     context = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(processes, context, start) as pool:
+        with concurrent.futures.ProcessPoolExecutor(processes, context, _start, args) as pool:
             yield from pool.map(_examine_here, blocks)
     except concurrent.futures.process.BrokenProcessPool:
         raise ChildProcessError(
@@ -234,10 +207,10 @@ _WORKER_ARGS: dict[str, Any] = {}
 """Arguments of `examine` in a worker process, set by `_start`."""
 
 
-def _start(open_source: Callable[[], Source], tokenizer: Tokenizer, leaks: Any) -> None:
+def _start(source: Source, tokenizer: Tokenizer, leaks: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.set_verbosity(logging.ERROR)  # no warnings: `Findings` counts what they report
-    _WORKER_ARGS.update(source=open_source(), tokenizer=tokenizer, leaks=leaks)
+    _WORKER_ARGS.update(source=source, tokenizer=tokenizer, leaks=leaks)
 
 
 def _end_with_parent() -> None:
@@ -247,7 +220,7 @@ def _end_with_parent() -> None:
 
 
 def _examine_here(indices: range) -> Findings:
-    return examine(_WORKER_ARGS["source"], _WORKER_ARGS["tokenizer"], indices, _WORKER_ARGS["leaks"])
+    return examine(indices=indices, **_WORKER_ARGS)
 
 
 # ------------------------------------------------------------- what it needs
@@ -266,7 +239,7 @@ def suggest(found: Findings, layout: Layout) -> Layout:
     return dataclasses.replace(
         layout,
         **slots | {"prompt": max(slots["prompt"], STEP)},
-        prompt_image=any(one.prompt_image for one in found.lengths),
+        prompt_image=any(one.prompt_image is not None for one in found.trajectories),
         turns=turns,
         trajectories=max(1, min(turns, round(turns / max(mean, 1.0)) + 1)),
         corrections=max(counts["corrections"], default=0),
@@ -299,11 +272,8 @@ def histogram(counts: Mapping[int, int], width: int = 40) -> Iterator[str]:
     """Lines of a bar chart of lengths, `BARS` of them at most."""
     low, high = min(counts), max(counts)
     size = max(1, -(-(high - low + 1) // BARS))
-    bins = [0] * (-(-(high - low + 1) // size))
-    for value, count in counts.items():
-        bins[(value - low) // size] += count
+    bins, starts = np.histogram([*counts], range(low, high + size + 1, size), weights=[*counts.values()])
     most, digits = max(bins), len(str(high))
-    for place, count in enumerate(bins):
-        start = low + place * size
+    for start, count in zip(starts, bins, strict=False):
         label = f"{start:>{digits}}" + (f"-{start + size - 1:<{digits}}" if size > 1 else "")
         yield f"  {label}  {'#' * -(-width * count // most)} {count:,}".rstrip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from process_gen.data.tokenizers import Tokenizer
 from process_gen.trajectory import markup
 from process_gen.trajectory.batch import EXTRA, PAD_ID
 from process_gen.trajectory.layout import FIELD_KINDS, Layout
-from process_gen.trajectory.stages import Trajectory, stage_bits, targets_of, turn_fields
+from process_gen.trajectory.stages import Trajectory, Turn, stage_bits, targets_of, turn_fields
 
 TEXT_SLOTS = ("prompt", *(field.name for field in turn_fields("text")))
 """Text slots of every layout; `instruction`, after a prompt's image, is optional."""
@@ -40,47 +40,27 @@ def split_trajectory(trajectory: Trajectory, layout: Layout) -> list[Trajectory]
     Every part but the first repeats the step before it as context without losses (`context_turns`). Only the
     last part has `ends` set, so the model does not learn to stop at a cut.
     """
-    cuts = spans([len(step.turns) for step in trajectory.steps], layout)
-    if len(cuts) == 1:
+    if len(trajectory.turns) <= layout.turns or layout.context == "full":
         return [trajectory]
-    parts = []
-    for start, context_turns, stop in cuts:
-        latents = trajectory.latents
-        latents = latents and {**latents, "image": latents["image"][start:stop]}
-        parts.append(
-            dataclasses.replace(
-                trajectory,
-                turns=trajectory.turns[start:stop],
-                context_turns=context_turns,
-                latents=latents,
-                ends=stop == len(trajectory.turns),
-            )
-        )
-    return parts
-
-
-def spans(steps: Sequence[int], layout: Layout) -> list[tuple[int, int, int]]:
-    """Returns where `split_trajectory` cuts a trajectory, as spans of its turns.
-
-    Args:
-      steps: how many turns each step has; at least one step.
-      layout: of a row.
-
-    Returns:
-      (first turn, how many turns from there are context only, one past the last turn) of each part.
-    """
+    steps = [len(step.turns) for step in trajectory.steps]
     ends = list(itertools.accumulate(steps))
-    whole = [(0, 0, ends[-1])]
-    if ends[-1] <= layout.turns or layout.context == "full":
-        return whole
     parts, step = [], 0  # step: the first one of the next part that is not context
     while step < len(steps):
         context_turns = steps[step - 1] if step else 0
         start = ends[step - 1] - context_turns if step else 0
         next_step = bisect.bisect_right(ends, start + layout.turns)
         if next_step == step:  # a step and the one before it do not fit one row
-            return whole
-        parts.append((start, context_turns, ends[next_step - 1]))
+            return [trajectory]
+        stop, latents = ends[next_step - 1], trajectory.latents
+        parts.append(
+            dataclasses.replace(
+                trajectory,
+                turns=trajectory.turns[start:stop],
+                context_turns=context_turns,
+                latents=latents and {**latents, "image": latents["image"][start:stop]},
+                ends=stop == len(trajectory.turns),
+            )
+        )
         step = next_step
     return parts
 
@@ -100,7 +80,7 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
     except (BadTrajectory, markup.BadText) as error:
         bad = error if isinstance(error, BadTrajectory) else BadTrajectory(str(error))
         if trajectory.uid:
-            bad.uid, bad.args = trajectory.uid, (f"trajectory {trajectory.uid!r}: {error}",)
+            bad.args = (f"trajectory {trajectory.uid!r}: {error}",)
         raise bad from None
 
 
@@ -128,7 +108,7 @@ def _encode(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory) -> dic
     }
     for field in turn_fields("text"):
         size, name = getattr(layout, field.name), field.name
-        texts = slot_texts(trajectory, name)
+        texts = _slot_texts(turns, name)
         if layout.leaves_out(name):
             texts = [None] * len(turns)
         fields[f"{name}_tokens"] = np.stack([_encode_text(tokenizer, text, size, name) for text in texts])
@@ -164,15 +144,8 @@ def _encode_prompt(tokenizer: Tokenizer, layout: Layout, trajectory: Trajectory)
     return fields
 
 
-def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
-    """Returns the texts of one slot with their markup: one for each turn, None where absent, or the prompt.
-
-    Raises BadText where a text has special tokens that do not belong there, or a lone surrogate. The prompt
-    is not checked.
-    """
-    if slot == "prompt":
-        return [trajectory.prompt]
-    turns = trajectory.turns
+def _slot_texts(turns: Sequence[Turn], slot: str) -> list[str | None]:
+    """Returns the texts of a slot with their markup; raises BadText for special tokens that have no place."""
     if slot == "after":
         texts = [turn.after for turn in turns]
         return [None if text is None else markup.check_plain(text, "an inspection") for text in texts]
@@ -185,12 +158,14 @@ def slot_texts(trajectory: Trajectory, slot: str) -> list[str | None]:
     return [turn.before for turn in turns]
 
 
-def count_tokens(tokenizer: Tokenizer, trajectory: Trajectory, longest: MutableMapping[str, int]) -> None:
-    """Updates `longest` in place: slot -> tokens of its longest text so far, both brackets included."""
-    for slot in TEXT_SLOTS:
-        for text in slot_texts(trajectory, slot):
-            if text is not None:
-                longest[slot] = max(longest[slot], len(tokenizer.encode(text)) + 2)
+def text_lengths(tokenizer: Tokenizer, trajectory: Trajectory) -> Iterator[tuple[str, int]]:
+    """Yields the slot of each text of a trajectory, and its tokens, both brackets included."""
+    texts = [("prompt", trajectory.prompt or None), ("instruction", trajectory.instruction or None)]
+    for turn in trajectory.turns:
+        texts += [("before", turn.before), ("after", turn.after)]
+    for slot, text in texts:
+        if text is not None:
+            yield slot, len(tokenizer.encode(text)) + 2
 
 
 def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -> np.ndarray:

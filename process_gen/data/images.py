@@ -150,10 +150,7 @@ def rules_for(latent: tuple[int, int], view: tuple[int, int] | None) -> tuple[Re
 
     Args:
       latent: side of a latent token in pixels, and the position table's entries along a side.
-      view: the same for the ViT's patches; None without a ViT.
-
-    Returns:
-      The rule of the autoencoder, and that of the ViT, None without one.
+      view: the same for the ViT's patches; None, and no second rule, without a ViT.
     """
     (side, most), vit = latent, None
     if view is not None:

@@ -27,7 +27,7 @@ from array_record.python import array_record_module
 
 from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
-from process_gen.data.loader import Source
+from process_gen.data.loader import Source, name_of
 from process_gen.data.packing import differences
 from process_gen.data.preparation import NotPrepared, records_of
 from process_gen.trajectory.layout import Layout
@@ -66,20 +66,16 @@ class LatentsInfo:
 
     @classmethod
     def of(cls, source: Source, layout: Layout, autoencoder: str) -> LatentsInfo:
-        name, size = getattr(source, "name", type(source).__name__), tuple(layout.image_size)
-        part = max(PART, -(-len(source) // PARTS))
-        return cls(name, len(source), size, layout.latents, layout.latent_values, autoencoder, part)
-
-    def differences(self, other: LatentsInfo) -> str:
-        """Returns how `other` differs, in words; empty where it does not."""
-        return differences(dataclasses.asdict(self), dataclasses.asdict(other))
+        size, part = tuple(layout.image_size), max(PART, -(-len(source) // PARTS))
+        return cls(
+            name_of(source), len(source), size, layout.latents, layout.latent_values, autoencoder, part
+        )
 
 
 def read_info(folder: str | pathlib.Path) -> LatentsInfo:
     """Returns what a complete folder of latents was made of.
 
-    Raises:
-      NotPrepared: it is missing, incomplete or unreadable; the message says how to make it.
+    Raises NotPrepared: it is missing, incomplete or unreadable; the message says how to make it.
     """
     try:
         info, complete = _read(folder)
@@ -113,8 +109,7 @@ def _read(folder: str | pathlib.Path) -> tuple[LatentsInfo, bool]:
 def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
     """Returns whether a folder holds all latents that `info` describes, rather than none or a part of them.
 
-    Raises:
-      LatentsMismatch: it holds other latents, or latents without a usable `latents.json`.
+    Raises LatentsMismatch: it holds other latents, or latents without a usable `latents.json`.
     """
     try:
         found, complete = _read(folder)
@@ -122,8 +117,8 @@ def is_complete(folder: str | pathlib.Path, info: LatentsInfo) -> bool:
         if _parts(pathlib.Path(folder)):
             raise LatentsMismatch(f"{folder} holds latents, but {error}; name another folder") from error
         return False
-    if differences := found.differences(info):
-        raise LatentsMismatch(f"{folder} holds other latents ({differences}); name another folder")
+    if different := differences(vars(found), vars(info)):
+        raise LatentsMismatch(f"{folder} holds other latents ({different}); name another folder")
     return complete
 
 
@@ -135,8 +130,6 @@ def images_of(trajectory: Trajectory) -> list[np.ndarray]:
 
 class LatentsWriter:
     """Writes a folder of latents; it is marked complete when the `with` block ends without an error.
-
-    The block raises ValueError where some trajectories have not been written.
 
     Attributes:
       written: how many trajectories the folder holds, in the order of the source. Complete files of an
@@ -154,7 +147,7 @@ class LatentsWriter:
 
     def _whole(self) -> int:
         """Counts the trajectories of the leading complete files, and deletes all other files of latents."""
-        written, keep = 0, {INFO}
+        written, keep = 0, set()
         while written < self.info.trajectories:
             path = self._path(written)
             wanted = min(self.info.part, self.info.trajectories - written)
@@ -172,7 +165,7 @@ class LatentsWriter:
         return self.folder / f"latents-{index // self.info.part:05}.array_record"
 
     def _write_info(self, complete: bool) -> None:
-        fields = {"format": FORMAT, "complete": complete, **dataclasses.asdict(self.info)}
+        fields = {"format": FORMAT, "complete": complete, **vars(self.info)}
         files.write_json(self.folder / INFO, fields, indent=1)
 
     def __enter__(self) -> LatentsWriter:
@@ -180,34 +173,23 @@ class LatentsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self._part.__exit__(kind, *error)
-        if kind is not None:
-            return
-        if self.written != self.info.trajectories:
-            raise ValueError(f"{self.written} records for {self.info.trajectories} trajectories")
-        self._write_info(complete=True)
+        if kind is None:
+            self._write_info(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:
-        """Appends the record of the next trajectory.
+        """Appends the record of the next trajectory; its latents are [images, N, V], of `images_of`.
 
-        Args:
-          trajectory: whose pixels the checksum is of.
-          latents: [images, N, V], of `images_of(trajectory)`.
-          files_sum: CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
-
-        Raises:
-          ValueError: the latents have another shape.
-          BadTrajectory: they are not finite in half precision.
+        `files_sum` is the CRC-32 of its image files (`StoredSource.without_pixels`), if the source has files.
+        Raises BadTrajectory where the latents are not finite in half precision.
         """
-        images = images_of(trajectory)
-        wanted = (len(images), self.info.tokens, self.info.values)
         with np.errstate(over="ignore"):  # reported below
             stored = np.asarray(latents).astype(DTYPE)
-        if stored.shape != wanted:
-            raise ValueError(f"latents of trajectory {trajectory.uid!r} are {stored.shape}, not {wanted}")
         if not np.isfinite(stored).all():
             raise BadTrajectory(f"latents of trajectory {trajectory.uid!r} are not finite in half precision")
         of_files = {} if files_sum is None else {"files": files_sum}
-        self._add({"uid": trajectory.uid, "pixels": _checksum(images), **of_files}, stored.tobytes())
+        self._add(
+            {"uid": trajectory.uid, "pixels": _checksum(images_of(trajectory)), **of_files}, stored.tobytes()
+        )
 
     def write_bad(self, error: BadTrajectory) -> None:
         """Appends a record without latents, in the place of a trajectory that could not be read."""
@@ -238,7 +220,7 @@ class LatentsSource:
         self.source, self.folder, self.info = source, pathlib.Path(folder), read_info(folder)
         self._blank = not pixels and hasattr(source, "without_pixels")
         wanted = LatentsInfo.of(source, layout, self.info.autoencoder)
-        if found := self.info.differences(wanted):
+        if found := differences(vars(self.info), vars(wanted)):
             raise LatentsMismatch(
                 f"the latents in {folder} belong to something else: {found}. Make them anew in another "
                 "folder, config.data.latents"
@@ -259,8 +241,7 @@ class LatentsSource:
     def __getitem__(self, index: int) -> Trajectory:
         """Returns a trajectory with its float16 latents: `image` [turns, N, V], `prompt` [N, V], 0 if absent.
 
-        Raises:
-          BadTrajectory: the trajectory or its record is broken, or its images have changed since.
+        Raises BadTrajectory: the trajectory or its record is broken, or its images have changed since.
         """
         fields, data = self._stored(index)
         if self._blank and "files" in fields:

@@ -11,6 +11,7 @@ and restores exactly, partly filled rows included, on any number of hosts.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -39,36 +40,37 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Trajectory: ...
 
 
+def name_of(source: Source) -> str:
+    """Returns what identifies the content of a source: its `name`, or that of its class."""
+    return getattr(source, "name", type(source).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Batches of packed rows; every iteration starts from the beginning.
-
-    Attributes:
-      rows: of the global batch, those that this host loads, ascending.
-      trajectories: of one epoch, over all hosts.
-    """
+    """Batches of packed rows, `prefetch` of them ready ahead; every iteration starts from the beginning."""
 
     dataset: grain.IterDataset
     layout: Layout
-    rows: tuple[int, ...]
-    trajectories: int
+    prefetch: int
 
     def __iter__(self) -> grain.DatasetIterator:
         """Returns a fresh iterator over dicts of arrays, the fields of a `Batch`.
 
         Its `close()` ends the prefetching; iterators still open when the interpreter exits are closed then.
         """
-        iterator = iter(self.dataset)
+        batches = self.dataset
+        if self.prefetch:
+            batches = grain.experimental.ThreadPrefetchIterDataset(
+                batches, prefetch_buffer_size=self.prefetch
+            )
+        iterator = iter(batches)
         atexit.register(_close_at_exit, weakref.ref(iterator))
         return iterator
 
-    def report(self, batches: int = 8) -> PackingReport:
-        """Measures how much of the first batches is useful."""
-        iterator = iter(self)
-        try:
+    def report(self, batches: int | None = 8) -> PackingReport:
+        """Measures how much of the first batches is useful, or with None of all."""
+        with contextlib.closing(iter(self)) as iterator:
             return packing_stats(itertools.islice(iterator, batches), self.layout)
-        finally:
-            iterator.close()
 
 
 def stream_of(source: Source, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
@@ -100,9 +102,6 @@ def make_loader(
     """Returns the loader of a source.
 
     Args:
-      source: where the trajectories come from.
-      tokenizer: makes ids of their texts.
-      layout: sizes of a row.
       batch_size: rows of a batch, over all hosts.
       rows: which of them this host loads (`distributed.sharding.local_rows`); all by default.
       seed: of the shuffle; every epoch has an order of its own.
@@ -114,21 +113,14 @@ def make_loader(
       threads: read, decode and encode trajectories ahead; 0 leaves that to the thread that packs.
       policy: what to do with trajectories that cannot be used; `Policy()` by default.
 
-    Raises:
-      ValueError: an empty source or arguments that make no sense together.
+    Raises ValueError: an empty source.
     """
     if not len(source):
         raise ValueError("the source has no trajectories")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    rows = tuple(range(batch_size)) if rows is None else tuple(sorted(rows))
-    if not rows or len(set(rows)) < len(rows) or not 0 <= rows[0] <= rows[-1] < batch_size:
-        raise ValueError(f"rows {rows} must be different ones of the {batch_size} of a batch")
     ordered = stream_of(source, seed, shuffle, epochs)
     policy = policy or Policy()
-    encode = functools.partial(encode_parts, tokenizer, layout, policy.long == "split")
     identity = {
-        "source": f"{getattr(source, 'name', type(source).__name__)} of {len(source)} trajectories",
+        "source": f"{name_of(source)} of {len(source)} trajectories",
         "order": f"seed {seed}" if shuffle else "as stored",
         "batch": f"{batch_size} rows",
         "rows": f"{open_rows} open ones of {layout.turns} turns and {layout.trajectories} trajectories",
@@ -136,23 +128,19 @@ def make_loader(
     if policy.long == "split":
         identity[SPLIT] = "split"
     batches = PackedBatches(
-        {row: ordered.slice(slice(row, None, batch_size)) for row in rows},
-        encode,
-        layout,
-        open_rows,
-        policy,
-        identity,
+        streams={
+            row: ordered.slice(slice(row, None, batch_size))
+            for row in sorted(range(batch_size) if rows is None else rows)
+        },
+        encode=functools.partial(encode_parts, tokenizer, layout, policy.long == "split"),
+        layout=layout,
+        open_rows=open_rows,
+        policy=policy,
+        identity=identity,
         epoch=-(-len(source) // batch_size),
         threads=threads,
     )
-    return Loader(prefetched(batches, prefetch), layout, rows, len(source))
-
-
-def prefetched(batches: grain.IterDataset, count: int) -> grain.IterDataset:
-    """Returns the batches with `count` of them kept ready by one background thread; 0 for no thread."""
-    if not count:
-        return batches
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=count)
+    return Loader(batches, layout, prefetch)
 
 
 def _close_at_exit(reference: weakref.ref) -> None:

@@ -1,4 +1,4 @@
-"""Packing of a layout measured from text lengths alone, for any trajectories and for the paper's data mix.
+"""Packing of a layout measured on texts alone, for any trajectories and for the paper's data mix.
 
 Three subsets (paper, section 4; arXiv 2604.04746), of these sizes:
 
@@ -16,18 +16,16 @@ prompt has an input image.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import grain
 import numpy as np
 
-from process_gen.data.encode import spans
-from process_gen.data.errors import SlotOverflow, TooLong
-from process_gen.data.packing import Arrays, PackedBatches, PackingReport, Policy, packing_stats
+from process_gen.data.loader import Loader, make_loader
+from process_gen.data.packing import Policy
 from process_gen.data.tokenizers import Tokenizer
-from process_gen.trajectory.batch import PAD_ID
+from process_gen.trajectory import markup
 from process_gen.trajectory.layout import Layout
-from process_gen.trajectory.stages import Stage, Trajectory, stage_bits, targets_of
+from process_gen.trajectory.stages import Trajectory, Turn
 
 SUBSETS = {"multi_turn": 32_012, "conflict": 15_201, "aligned": 5_000, "misaligned": 10_000}
 REFINED = 8_296
@@ -35,169 +33,80 @@ REFINED = 8_296
 SHORTEST, LONGEST = 40, 100
 """Tokens of a text."""
 TRAJECTORIES = 6_000
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """What packing needs to know of a trajectory. Lengths are tokens with their two brackets, 0 where absent.
+def without_pixels(trajectory: Trajectory) -> Trajectory:
+    """Returns what packing needs of a trajectory: images have no pixels, metadata and own fields are gone."""
 
-    Attributes:
-      prompt, instruction: lengths of the prompt's texts.
-      before, after: lengths of the texts of each turn.
-      refines: whether each turn is a refine turn.
-      targets: of each turn, how many turns later its flow target's image stands; -1 for no target.
-      images: whether each turn has an image.
-      prompt_image: whether the prompt has one.
-    """
+    def bare(image: np.ndarray | None) -> np.ndarray | None:
+        return None if image is None else NO_PIXELS
 
-    prompt: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    refines: tuple[bool, ...]
-    targets: tuple[int, ...]
-    images: tuple[bool, ...]
-    prompt_image: bool = False
-    instruction: int = 0
-
-    @classmethod
-    def of(cls, trajectory: Trajectory, tokenizer: Tokenizer) -> Lengths:
-        """Returns the lengths of a trajectory, its texts encoded by `tokenizer`."""
-
-        def length(text: str | None) -> int:
-            return 0 if text is None else len(tokenizer.encode(text)) + 2
-
-        turns = trajectory.turns
-        return cls(
-            prompt=length(trajectory.prompt or None),
-            before=tuple(length(turn.before) for turn in turns),
-            after=tuple(length(turn.after) for turn in turns),
-            refines=tuple(turn.refines for turn in turns),
-            targets=tuple(t - i if t >= 0 else -1 for i, t in enumerate(targets_of(turns))),
-            images=tuple(turn.image is not None for turn in turns),
-            prompt_image=trajectory.prompt_image is not None,
-            instruction=length(trajectory.instruction or None),
-        )
-
-    def parts(self, layout: Layout) -> list[Lengths]:
-        """Returns the lengths of its parts as `encode.split_trajectory` makes them; one where it fits."""
-        turns = ("before", "after", "refines", "targets", "images")
-        starts = [turn for turn, refines in enumerate(self.refines) if not refines]
-        steps = [end - start for start, end in zip(starts, [*starts[1:], len(self.refines)], strict=True)]
-        return [
-            dataclasses.replace(self, **{name: getattr(self, name)[first:stop] for name in turns})
-            for first, _, stop in spans(steps, layout)
-        ]
+    turns = [dataclasses.replace(turn, image=bare(turn.image), extra={}) for turn in trajectory.turns]
+    given = bare(trajectory.prompt_image)
+    return dataclasses.replace(trajectory, turns=tuple(turns), prompt_image=given, metadata={})
 
 
-def arrays(layout: Layout, lengths: Lengths) -> Arrays:
-    """Returns the fields of `encode_trajectory` for given lengths: texts are zeros, images have no pixels.
-
-    `supervised` and `is_last` are set as for a whole trajectory, also of a part.
-
-    Raises:
-      TooLong, SlotOverflow: it does not fit the layout.
-    """
-    turns = len(lengths.before)
-    if turns > layout.turns:
-        raise TooLong(turns, layout.turns)
-    fields = {
-        "prompt_tokens": _text(layout, "prompt", lengths.prompt),
-        "prompt_index": np.zeros(turns, np.int32),
-        "present": np.ones(turns, bool),
-        "is_first": np.arange(turns) == 0,
-        "is_last": np.arange(turns) == turns - 1,
-        "refines": np.array(lengths.refines),
-        "has_image": np.array(lengths.images),
-        "source": np.zeros(turns, np.int32),
-        "supervised": np.full(turns, stage_bits(Stage), np.int32),
-        "before_tokens": np.stack([_text(layout, "before", length) for length in lengths.before]),
-        "after_tokens": np.stack([_text(layout, "after", length) for length in lengths.after]),
-        "image": np.zeros((turns, 0), np.uint8),
-        "target": np.array(lengths.targets, np.int32),
-        **{f"{name}_weight": np.ones(turns, np.float32) for name in ("before", "image", "after")},
-    }
-    if layout.prompt_image:
-        shown = np.array(lengths.prompt_image)
-        fields |= {"prompt_image": np.zeros(0, np.uint8), "has_prompt_image": shown}
-    if layout.instruction:
-        fields["instruction_tokens"] = _text(layout, "instruction", lengths.instruction)
-    return fields
-
-
-def _text(layout: Layout, slot: str, length: int) -> np.ndarray:
-    size = getattr(layout, slot)
-    if length > size and not layout.leaves_out(slot):
-        raise SlotOverflow(slot, length - 2, size - 2)
-    tokens = np.full(size, PAD_ID, np.int32)
-    tokens[:length] = 0
-    return tokens
-
-
-def packed(layout: Layout, found: Sequence[Lengths], split: bool = False) -> Iterator[Arrays]:
-    """Yields batches of one packed row until all trajectories have been read; what does not fit is left out.
+def loader_of(
+    layout: Layout, found: Sequence[Trajectory], tokenizer: Tokenizer, split: bool = False
+) -> Loader:
+    """Packs trajectories `without_pixels`, in their order, one row a batch; what does not fit is left out.
 
     `split` splits trajectories that are longer than a row, as `config.data.on_long=split` does.
     """
-    stream, policy = grain.MapDataset.source(found), Policy("skip", 1.0)
-    identity = {"trajectories": "lengths alone"}
-
-    def encode(one: Lengths) -> list[Arrays]:
-        return [arrays(layout, part) for part in (one.parts(layout) if split else [one])]
-
-    return iter(PackedBatches({0: stream}, encode, layout, 8, policy, identity, epoch=len(found)))
-
-
-def report_of(layout: Layout, found: Sequence[Lengths], split: bool = False) -> PackingReport:
-    """Measures how much of packed rows is useful; raises ValueError where no trajectory fits."""
-    return packing_stats(packed(layout, found, split), layout)
+    bare = dataclasses.replace(layout, image_size=(0, 0), fields=())
+    policy = Policy("skip", 1.0, "split" if split else "drop")
+    return make_loader(found, tokenizer, bare, 1, shuffle=False, epochs=1, prefetch=0, policy=policy)
 
 
 # ------------------------------------------------------------- the mix
 
 
-def draw(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> list[Lengths]:
-    """Draws the lengths of trajectories of the paper's mix."""
+class Letters:
+    """Stands for a tokenizer of the texts that `draw` makes: each letter `a` is a token, and nothing else."""
+
+    im_start = im_end = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * text.count("a")
+
+
+def paper_loader(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> Loader:
+    """Packs trajectories of the paper's mix, in batches of one row; a step may be corrected in any layout."""
+    found = draw(layout, trajectories, seed)
+    return loader_of(dataclasses.replace(layout, corrections=max(1, layout.corrections)), found, Letters())
+
+
+def draw(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> list[Trajectory]:
+    """Draws trajectories of the paper's mix, without pixels, their texts for `Letters`."""
     rng = np.random.default_rng(seed)
     names, sizes = zip(*SUBSETS.items(), strict=True)
     subsets = rng.choice(len(names), trajectories, p=np.array(sizes) / sum(sizes))
     return [_trajectory(layout, rng, names[subset]) for subset in subsets]
 
 
-def _trajectory(layout: Layout, rng: np.random.Generator, subset: str) -> Lengths:
+def _trajectory(layout: Layout, rng: np.random.Generator, subset: str) -> Trajectory:
     single = subset in ("aligned", "misaligned")
     drafts = 1 if single else int(rng.integers(2, 6))
     refined = subset == "misaligned" or (
         subset == "conflict" and rng.random() < REFINED / SUBSETS["conflict"]
     )
-    turns = drafts + refined
-    refines = np.arange(turns) >= drafts
-    inspected = ~refines & (subset != "multi_turn")
-    targets = [0] * turns
-    if refined:
-        targets[-2] = 1
-    return Lengths(
-        prompt=_length(layout.prompt, rng),
-        before=tuple(_length(layout.before, rng) for _ in range(turns)),
-        after=tuple(_length(layout.after, rng, there) for there in inspected),
-        refines=tuple(refines.tolist()),
-        targets=tuple(targets),
-        images=(True,) * turns,
-    )
+    prompt = f"- {_text(layout.prompt, rng) or ''}"
+    texts = [_text(layout.before, rng) for _ in range(drafts + refined)]
+    turns = []
+    for i, text in enumerate(texts):
+        refines = i >= drafts
+        if text is not None:
+            text = markup.write_refine(text) if refines else markup.write_plan(markup.Plan(text, ""))
+        after = None if refines or subset == "multi_turn" else _text(layout.after, rng)
+        turns.append(Turn(NO_PIXELS, text, after, refines, image_ok=not (refined and i == drafts - 1)))
+    return Trajectory(prompt, tuple(turns))
 
 
-def _length(slot: int, rng: np.random.Generator, there: bool = True) -> int:
+def _text(slot: int, rng: np.random.Generator) -> str | None:
+    """Draws a text that fits a slot with its two brackets; None where there is no room for them."""
     longest = min(LONGEST, slot)
-    if not there or not slot:
-        return 0
-    shortest = SHORTEST if longest == LONGEST else max(1, round(0.4 * longest))
-    return int(rng.integers(shortest, longest + 1))
-
-
-def rows(layout: Layout, trajectories: int = TRAJECTORIES, seed: int = 0) -> Iterator[Arrays]:
-    """Yields batches of one packed row of the mix, until all trajectories have been read."""
-    return packed(layout, draw(layout, trajectories, seed))
-
-
-def report(layout: Layout, trajectories: int = TRAJECTORIES) -> PackingReport:
-    """Measures how much of packed rows of the mix is useful, and what the rest is."""
-    return report_of(layout, draw(layout, trajectories))
+    if longest < 2:
+        return None
+    shortest = SHORTEST if longest == LONGEST else max(2, round(0.4 * longest))
+    return "a" * (int(rng.integers(shortest, longest + 1)) - 2)

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from process_gen.data.buckets import Size
-from process_gen.data.loader import Source, stream_of
+from process_gen.data.loader import Source, name_of, stream_of
 from process_gen.trajectory.stages import Stage, Trajectory
 
 WINDOW = 64
@@ -28,7 +28,6 @@ class Part:
     """A source of a mixture.
 
     Attributes:
-      source: of trajectories.
       weight: how often it is drawn, relative to the other weights.
       stages: those that have losses.
       place: its number in the mixture, which becomes `Trajectory.source`.
@@ -53,21 +52,18 @@ class Mixture:
     """
 
     def __init__(self, parts: Mapping[str, Part]):
-        """Raises ValueError where there is no part, or a weight is not above 0."""
-        if not parts:
-            raise ValueError("a mixture needs at least one source")
+        """Raises ValueError where a weight is not above 0."""
         for name, part in parts.items():
             if not part.weight > 0:
                 raise ValueError(f"the weight of source {name!r} must be above 0, got {part.weight}")
         self.parts = dict(parts)
         self._ends = [*itertools.accumulate(len(part) for part in parts.values())]
-        stages = {name: "+".join(sorted(part.stages)) for name, part in parts.items()}
-        self.name = "; ".join(
-            f"{part.weight:g} of {name} ({getattr(part.source, 'name', type(part.source).__name__)}, "
-            f"{len(part)} trajectories, {stages[name]})"
-            for name, part in self.parts.items()
+        told = (
+            f"{part.weight:g} of {name} ({name_of(part.source)}, {len(part)} trajectories, "
+            f"{'+'.join(sorted(part.stages))})"
+            for name, part in parts.items()
         )
-        self.name += f", in turn among {WINDOW}"
+        self.name = f"{'; '.join(told)}, in turn among {WINDOW}"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -107,8 +103,7 @@ class Mixture:
     def shapes(self) -> list[Size | None]:
         """Height and width of the image that each trajectory ends with; None where it cannot be read.
 
-        Raises:
-          ValueError: a source does not know the shapes of its images.
+        Raises ValueError: a source does not know the shapes of its images.
         """
         for name, part in self.parts.items():
             if not hasattr(part.source, "shapes"):
@@ -155,16 +150,11 @@ class Subset:
 
 
 def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> Source:
-    """Returns one side of a source that is split in two, for training and validation.
+    """Returns one side of a source that is split in two, for `train` and `validation`.
 
-    Which trajectories are held out depends on how many there are, and on `share`. A source that has splits of
-    its own (its `own_splits` is true) is returned as it is. Of a mixture every source is split.
-
-    Args:
-      source: all trajectories.
-      share: of them that `validation` gets, rounded to whole trajectories. Of a mixture, by source, or one
-        for all.
-      split: `train` or `validation`.
+    `validation` gets the `share`, rounded to whole trajectories; which ones depends on it and on how many
+    there are. Of a mixture every source is split, by a share of its own or by one for all. A source that has
+    splits of its own (its `own_splits` is true) is returned as it is.
     """
     if isinstance(source, Mixture):
         shares = share if isinstance(share, Mapping) else dict.fromkeys(source.parts, share)
@@ -176,5 +166,4 @@ def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> 
         return source
     order = np.random.default_rng(0).permutation(len(source))
     indices = np.sort(order[:count] if split == "validation" else order[count:])
-    name = getattr(source, "name", type(source).__name__)
-    return Subset(source, indices, f"{split} of {name}, {count} of it held out")
+    return Subset(source, indices, f"{split} of {name_of(source)}, {count} of it held out")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -20,8 +19,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from process_gen.data.errors import BadTrajectory, TooLong
-from process_gen.data.reading import ReadAhead
+from process_gen.data.errors import BadTrajectory, TooLong, TooManyBadTrajectories, check_budget
 from process_gen.trajectory.batch import EXTRA, PAD_ID, PROMPT_FIELDS, fill_value
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Trajectory
@@ -36,34 +34,6 @@ _LONG_WHILE = 1000
 """So many overlong trajectories in succession, on top of three epochs of them, end the run with an error."""
 LOGGED_NAMES = 20
 """How many left-out trajectories are named one by one in the log."""
-
-
-class TooManyBadTrajectories(RuntimeError):
-    """More trajectories are bad than the budget allows, or none fits a row."""
-
-
-def allowance(trajectories: int) -> float:
-    """Returns the default budget as a share: 0.1%; of a small data set ten trajectories, at most half."""
-    return max(0.001, min(10 / max(trajectories, 1), 0.5))
-
-
-def check_budget(
-    bad: int, count: int, budget: float | None, last: object, what: str = "trajectories", flag: str = ""
-) -> None:
-    """Raises TooManyBadTrajectories where a larger share than `budget`, by default `allowance`, is bad.
-
-    The message ends with the `last` one; `what` is counted, and `flag` sets the budget.
-    """
-    budget = allowance(count) if budget is None else budget
-    if bad > budget * count:
-        raise TooManyBadTrajectories(
-            f"{bad} of {count} {what} are bad, {budget:.2%} may be{flag}; the last one: {last}"
-        )
-
-
-def budget_of_part(part: int, trajectories: int) -> float:
-    """Returns the budget of a bucket as a share: as many as the whole data set may lose, at most 90%."""
-    return min(allowance(trajectories) * trajectories / max(part, 1), 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,47 +53,32 @@ class Policy:
     budget: float = 0.001
     long: Literal["split", "drop"] = "split"
 
-    def __post_init__(self):
-        if self.bad not in ("fail", "skip"):
-            raise ValueError(f"policy.bad must be 'fail' or 'skip', got {self.bad!r}")
-        if self.long not in ("split", "drop"):
-            raise ValueError(f"policy.long must be 'split' or 'drop', got {self.long!r}")
 
-
+@dataclasses.dataclass(eq=False)
 class PackedBatches(grain.IterDataset):
-    """A Grain dataset of batches of packed rows: the fields of a `Batch`, as dicts of arrays."""
+    """A Grain dataset of batches of packed rows: the fields of a `Batch`, as dicts of arrays.
 
-    def __init__(
-        self,
-        streams: Mapping[int, grain.MapDataset],
-        encode: Callable[[Trajectory], list[Arrays]],
-        layout: Layout,
-        open_rows: int,
-        policy: Policy,
-        identity: Mapping[str, str],
-        epoch: int,
-        threads: int = 0,
-    ):
-        """Takes the streams of the rows that this host loads.
+    Attributes:
+      streams: row of the global batch, ascending -> the trajectories that it reads, with random access. A
+        batch has these rows; those whose stream has ended are empty.
+      encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
+      identity: what the batches depend on (source, order, batch, rows), by name, in words. `set_state`
+        refuses a state with another identity.
+      epoch: trajectories of a stream in one pass; the policy's budget is a share of at least so many.
+      layout, open_rows, policy, threads: as `loader.make_loader` has them.
+    """
 
-        Args:
-          streams: row of the global batch -> the trajectories that it reads, with random access. A batch
-            has these rows, in ascending order; those whose stream has ended are empty.
-          encode: makes the arrays of the parts of a trajectory (`encode.encode_parts`).
-          identity: what the batches depend on (source, order, batch, rows), by name, in words. `set_state`
-            refuses a state with another identity.
-          epoch: trajectories of a stream in one pass; the policy's budget is a share of at least so many.
-          layout, open_rows, policy, threads: as `loader.make_loader` has them.
+    streams: Mapping[int, grain.MapDataset]
+    encode: Callable[[Trajectory], list[Arrays]]
+    layout: Layout
+    open_rows: int
+    policy: Policy
+    identity: dict[str, str]
+    epoch: int
+    threads: int
 
-        Raises:
-          ValueError: `open_rows` is below 1.
-        """
+    def __post_init__(self):
         super().__init__()
-        if open_rows < 1:
-            raise ValueError(f"open_rows must be at least 1, got {open_rows}")
-        self.streams = {row: streams[row] for row in sorted(streams)}
-        self.encode, self.layout, self.open_rows = encode, layout, open_rows
-        self.policy, self.identity, self.epoch, self.threads = policy, dict(identity), epoch, threads
 
     def __iter__(self) -> PackedBatchesIterator:
         return PackedBatchesIterator(self)
@@ -136,15 +91,9 @@ class PackedBatchesIterator(grain.DatasetIterator):
         super().__init__()
         self._dataset = dataset
         self._pool = concurrent.futures.ThreadPoolExecutor(dataset.threads) if dataset.threads else None
-        self._rows = {}
+        self._rows: dict[int, _RowStream] = {}
         for row, stream in dataset.streams.items():
-            read = functools.partial(_read_parts, dataset.encode, stream)
-            if self._pool is not None:  # two reads for each thread, shared by the rows
-                window = 1 + -(-2 * dataset.threads // len(dataset.streams))
-                read = ReadAhead(read, self._pool, window, len(stream))
-            self._rows[row] = _RowStream(dataset, stream, read)
-        for row in self._rows.values():
-            row.siblings = tuple(self._rows.values())
+            self._rows[row] = _RowStream(dataset, stream, self._pool, self._rows)
 
     def __next__(self) -> Arrays:
         rows = [row.next() for row in self._rows.values()]
@@ -170,8 +119,7 @@ class PackedBatchesIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken; it may hold more rows than this host reads.
 
-        Raises:
-          ValueError: the state belongs to another data set, seed, batch size or layout.
+        Raises ValueError: the state belongs to another data set, seed, batch size or layout.
         """
         if not isinstance(state["rows"], Mapping):
             raise ValueError(
@@ -184,23 +132,25 @@ class PackedBatchesIterator(grain.DatasetIterator):
             row.set_state(state["rows"][str(index)])
 
 
-def _read_parts(encode: Callable[[Any], list[Arrays]], stream: grain.MapDataset, at: int) -> list[Arrays]:
-    return encode(stream[at])
-
-
 class _RowStream:
     """Packs the stream of trajectories of one row of the batch.
 
-    `siblings` are all row streams of this host, itself included; they share the budget for bad trajectories.
+    `rows` are all row streams of this host, itself included; they share the budget for bad trajectories.
     """
 
-    def __init__(self, dataset: PackedBatches, stream: grain.MapDataset, read: Callable[[int], list[Arrays]]):
-        self._dataset, self._stream, self._parts_at = dataset, stream, read
+    def __init__(
+        self,
+        dataset: PackedBatches,
+        stream: grain.MapDataset,
+        pool: concurrent.futures.Executor | None,
+        rows: Mapping[int, _RowStream],
+    ):
+        self._dataset, self._stream, self._pool, self._siblings = dataset, stream, pool, rows
         self._position = self._skipped = self._overlong = self._streak = self._longest = 0
         self._parts: list[Arrays] = []
         self._part = 0  # the next part, of the trajectory at the position
         self._rows: list[OpenRow] = [{} for _ in range(dataset.open_rows)]
-        self.siblings: tuple[_RowStream, ...] = (self,)
+        self._ahead: dict[int, concurrent.futures.Future] = {}
 
     def next(self) -> Arrays | None:
         """Returns the next full row; then the rows still open, fullest first; then None."""
@@ -238,10 +188,26 @@ class _RowStream:
                 part, position = divmod(key, _PARTS)
                 row[key] = self._read_again(position)[part]
 
+    def _load(self, position: int) -> list[Arrays]:
+        return self._dataset.encode(self._stream[position])
+
+    def _load_ahead(self, position: int) -> list[Arrays]:
+        """`_load`, on the threads if there are any, which then begin with the next positions too."""
+        if self._pool is None:
+            return self._load(position)
+        window = 1 + -(-2 * self._dataset.threads // len(self._siblings))  # two for each thread, by row
+        wanted = range(position, min(position + window, len(self._stream)))
+        for other in [other for other in self._ahead if other not in wanted]:
+            self._ahead.pop(other).cancel()
+        for other in wanted:
+            if other not in self._ahead:
+                self._ahead[other] = self._pool.submit(self._load, other)
+        return self._ahead.pop(position).result()
+
     def _read_again(self, position: int) -> list[Arrays]:
         """Returns the parts of a trajectory of the saved state; a bad one raises even with `bad=skip`."""
         try:
-            return _read_parts(self._dataset.encode, self._stream, position)
+            return self._load(position)
         except BadTrajectory as error:
             raise BadTrajectory(
                 f"{error} - it was good when this run was saved, and stands in a row that was half filled "
@@ -252,7 +218,7 @@ class _RowStream:
         """Returns the parts of one trajectory, none where the policy leaves it out."""
         policy = self._dataset.policy
         try:
-            parts = self._parts_at(position)
+            parts = self._load_ahead(position)
             self._streak = 0
             return parts
         except TooLong as error:
@@ -269,8 +235,9 @@ class _RowStream:
                 raise
             self._skipped += 1
             _log_left_out("bad", self._skipped, error)
-            skipped = sum(row._skipped for row in self.siblings)
-            seen = sum(max(row._position, self._dataset.epoch) for row in self.siblings)
+            rows = self._siblings.values()
+            skipped = sum(row._skipped for row in rows)
+            seen = sum(max(row._position, self._dataset.epoch) for row in rows)
             check_budget(skipped, seen, policy.budget, error)
         return []
 
@@ -282,20 +249,16 @@ class _RowStream:
             for row in self._rows
             if _turns(row) + turns <= layout.turns and len(row) < layout.trajectories
         ]
-        if not fitting:
-            fullest = max(self._rows, key=_turns)
-            done = self._emit(fullest)
-            fullest[key] = part
-            return done
 
         def merit(row: OpenRow) -> tuple[bool, bool, int]:
             """Best: fills the row; worst: its last allowed trajectory, slots left empty; else by fullness."""
             return _turns(row) + turns == layout.turns, len(row) + 1 < layout.trajectories, _turns(row)
 
-        best = max(fitting, key=merit)
+        best = max(fitting, key=merit) if fitting else max(self._rows, key=_turns)
+        done = None if fitting else self._emit(best)
         best[key] = part
         full = _turns(best) == layout.turns or len(best) == layout.trajectories
-        return self._emit(best) if full else None
+        return self._emit(best) if fitting and full else done
 
     def _emit(self, row: OpenRow) -> Arrays:
         parts = [*row.values()]
@@ -310,17 +273,14 @@ def _turns(row: OpenRow) -> int:
 def join_row(parts: list[Arrays], layout: Layout) -> Arrays:
     """Returns a row that holds `parts` one after the other: prompt fields [R, ...], all others [S, ...]."""
     row: Arrays = {}
-    for name, first in parts[0].items():
-        if name in PROMPT_FIELDS:
-            row[name] = np.full((layout.trajectories, *first.shape), fill_value(name), first.dtype)
-            row[name][: len(parts)] = [part[name] for part in parts]
-            continue
-        row[name] = np.full((layout.turns, *first.shape[1:]), fill_value(name), first.dtype)
-        start = 0
-        for index, part in enumerate(parts):
-            stop = start + len(part["present"])
-            row[name][start:stop] = index if name == "prompt_index" else part[name]
-            start = stop
+    for name in parts[0]:
+        of_prompt = name in PROMPT_FIELDS
+        held = (np.stack if of_prompt else np.concatenate)([part[name] for part in parts])
+        slots = layout.trajectories if of_prompt else layout.turns
+        row[name] = np.full((slots, *held.shape[1:]), fill_value(name), held.dtype)
+        row[name][: len(held)] = held
+    turns = [len(part["present"]) for part in parts]
+    row["prompt_index"][: sum(turns)] = np.repeat(np.arange(len(parts)), turns)
     return row
 
 
@@ -363,8 +323,7 @@ class PackingReport:
 def packing_stats(batches: Iterable[Arrays], layout: Layout) -> PackingReport:
     """Measures how many tokens of some batches, as the loader yields them, are unused, and why.
 
-    Raises:
-      ValueError: there are none.
+    Raises ValueError: there are none.
     """
     rows = turns = trajectories = 0
     unused: collections.Counter[str] = collections.Counter()

@@ -23,7 +23,7 @@ from absl import logging
 from array_record.python import array_record_module
 
 from process_gen.common import files
-from process_gen.data.encode import TEXT_SLOTS, count_tokens
+from process_gen.data.encode import TEXT_SLOTS, text_lengths
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import lock
@@ -103,12 +103,8 @@ class Summary:
 
     def check(self, layout: Layout, split: bool = False) -> None:
         """Raises ValueError if a text is longer than its slot of `layout`, or no trajectory fits a row."""
-        small = [
-            f"layout.{slot} is {room} but must be {need}"
-            for slot, need, room in self._rooms(layout)
-            if need > room
-        ]
-        if small:
+        rooms = self._rooms(layout)
+        if small := [f"layout.{s} is {room} but must be {need}" for s, need, room in rooms if need > room]:
             raise ValueError(f"the texts of the data set do not fit the layout: {', '.join(small)}")
         if not split and self.overlong(layout) == sum(self.turns.values()):
             raise ValueError(
@@ -117,25 +113,18 @@ class Summary:
             )
 
 
-def prepare_scenes(
-    config: ScenesConfig, data_dir: str | pathlib.Path
-) -> tuple[tfds.core.DatasetBuilder, Summary]:
-    """Builds a scenes data set under `data_dir`, unless it is already there and complete.
+Prepared = tuple[tfds.core.DatasetBuilder, Summary]
 
-    Args:
-      config: from `scenes_config`, whose name tells the content apart.
-      data_dir: TFDS folder; the data set goes to `scenes/<config name>/<version>` in it.
 
-    Returns:
-      The builder, ready for `RecordSource`, and what the data set holds.
+def prepare_scenes(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
+    """Builds a scenes data set in `data_dir`, unless it is there and complete; returns what it holds, too.
 
-    Raises:
-      ValueError: the data set is complete, but its summary file cannot be used.
+    It goes to the folder `scenes/<config name>/<version>`; the name that `scenes_config` gives tells the
+    content apart. Raises ValueError where the set is complete, but its summary file cannot be used.
     """
-    data_dir = pathlib.Path(data_dir).expanduser().resolve()
     if found := _prepared(config, data_dir):  # without the lock: the folder may be read-only
         return found
-    builder = scenes_builder(config, str(data_dir))
+    builder = scenes_builder(config, data_dir)
     path = pathlib.Path(builder.data_dir)
     # Not `data_dir` itself: it may be the workdir of a run, which is locked already.
     with lock.hold(path.parent, "building a data set", wait=True):
@@ -150,11 +139,9 @@ def prepare_scenes(
         return _build(config, data_dir)
 
 
-def _prepared(
-    config: ScenesConfig, data_dir: pathlib.Path
-) -> tuple[tfds.core.DatasetBuilder, Summary] | None:
+def _prepared(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared | None:
     """Returns builder and summary of a data set that is complete on disk, else None."""
-    builder = scenes_builder(config, str(data_dir))
+    builder = scenes_builder(config, data_dir)
     path = pathlib.Path(builder.data_dir)
     if not (path / SUMMARY).is_file() or incomplete(builder):
         return None
@@ -190,15 +177,13 @@ def records_of(file: pathlib.Path) -> int:
     if not file.is_file():
         return 0
     try:
-        reader = array_record_module.ArrayRecordReader(str(file))
-        count = reader.num_records()
-        reader.close()
+        with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+            return reader.num_records()
     except (RuntimeError, ValueError):
         return 0
-    return count
 
 
-def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.DatasetBuilder, Summary]:
+def _build(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
     start = time.monotonic()
     total = config.examples + config.validation
     wait = 0.2 if sys.stderr.isatty() else 5.0
@@ -213,9 +198,10 @@ def _build(config: ScenesConfig, data_dir: pathlib.Path) -> tuple[tfds.core.Data
             drafts["all"] += 1
             drafts["refined"] += bool(step.refines)
             drafts["slips"] += not step.turns[-1].image_ok
-        count_tokens(scenes_tokenizer(), trajectory, longest)
+        for slot, tokens in text_lengths(scenes_tokenizer(), trajectory):
+            longest[slot] = max(longest[slot], tokens)
 
-    builder = scenes_builder(config, str(data_dir), on_example=count)
+    builder = scenes_builder(config, data_dir, on_example=count)
     # Nothing is downloaded; the redirect hides what TFDS prints about downloads.
     with bar, tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=unused)

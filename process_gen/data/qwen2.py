@@ -14,16 +14,15 @@ are untrained; `process_gen.weights.start` fills them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import pathlib
-import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common import files
-from process_gen.data.tokenizers import UNKNOWN, TokenizerError, words_of
-from process_gen.trajectory.batch import PAD_ID
+from process_gen.data.tokenizers import UNKNOWN, Tokenizer, TokenizerError, words_of
 from process_gen.trajectory.markup import (
     CONTROL_TOKENS,
     END_OF_TEXT,
@@ -63,7 +62,7 @@ _PROBE = "It's 2024: na\u00efve cafe\u0301s,\n\n\u56fe  of THREE\u2019s <ins>.</
 """A text whose ids depend on normalization and pre-tokenization, for the fingerprint."""
 
 
-class Qwen2Tokenizer:
+class Qwen2Tokenizer(Tokenizer):
     """A published vocabulary behind the project's `Tokenizer`.
 
     Attributes:
@@ -74,58 +73,35 @@ class Qwen2Tokenizer:
     def __init__(self, folder: str | pathlib.Path):
         """Reads the files of a folder.
 
-        Raises:
-          TokenizerError: the library or a file is missing, or the files hold something else.
+        Raises TokenizerError: the library or a file is missing, or the files hold something else.
         """
         self.folder = pathlib.Path(folder)
         self._bpe, vocabulary, merges, added = _read(self.folder)
         ids = {**vocabulary, **{token: number for token, (number, _) in added.items()}}
-        first = max(ids.values()) + 1
-        self.added = {token: first + i for i, token in enumerate(t for t in PROJECT_TOKENS if t not in ids)}
+        new, first = [token for token in PROJECT_TOKENS if token not in ids], max(ids.values()) + 1
+        self.added = {token: first + i for i, token in enumerate(new)}
         ids |= self.added
         self.vocab_size = max(ids.values()) + 1
-        self.im_start, self.im_end = ids[IM_START], ids[IM_END]
-        self.vision_start, self.vision_end = ids[VISION_START], ids[VISION_END]
-        self.end_of_text = ids[END_OF_TEXT]
         # Special tokens in a text are encoded as plain characters, markup and other added tokens as ids.
         special = {token for token, (_, is_special) in added.items() if is_special}
         special = (special | set(CONTROL_TOKENS)) - set(MARKUP_TOKENS)
-        plain = [*MARKUP_TOKENS, *(token for token in added if token not in special)]
-        self._whole = {token: ids[token] for token in plain}
-        self._names = {number: token for token, number in self._whole.items()}
-        self._split = re.compile("(" + "|".join(map(re.escape, sorted(plain, key=len, reverse=True))) + ")")
+        super().__init__(ids, [*MARKUP_TOKENS, *(token for token in added if token not in special)])
         silent = {ids[token] for token in special}
         self.reserved = frozenset(silent | (set(range(self.vocab_size)) - set(ids.values())))
         self._ordinary = frozenset(vocabulary.values()) - self.reserved - self._names.keys()
-        self.fingerprint = self._fingerprint(vocabulary, merges, ids)
+        special = sorted((number, token) for token, number in ids.items() if token not in vocabulary)
+        content = [sorted(vocabulary.items()), merges, special, sorted(self.reserved), self.encode(_PROBE)]
+        self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text; see `Tokenizer.encode`."""
-        ids: list[int] = []
-        for part in self._split.split(text):
-            if part in self._whole:
-                ids.append(self._whole[part])
-            elif part:
-                ids.extend(self._bpe.encode(part, add_special_tokens=False).ids)
-        return ids
+    def _encode(self, text: str) -> list[int]:
+        return self._bpe.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; see `Tokenizer.decode`.
-
-        Ids without a token (a model's vocabulary is padded) decode as `UNKNOWN`,
-        bytes that are not UTF-8 as the replacement character.
-        """
-        text: list[str] = []
-        run: list[int] = []
-        for token in map(int, ids):
-            if token in self._ordinary:
-                run.append(token)
-                continue
-            if token == PAD_ID or token in self.reserved:
-                continue
-            text += [self._bpe.decode(run, skip_special_tokens=False), self._names.get(token, UNKNOWN)]
-            run = []
-        return "".join(text) + self._bpe.decode(run, skip_special_tokens=False)
+    def _decode(self, run: list[int]) -> str:
+        """Bytes that are not UTF-8 become the replacement character."""
+        return "".join(
+            self._bpe.decode([*part], skip_special_tokens=False) if known else UNKNOWN * len([*part])
+            for known, part in itertools.groupby(run, self._ordinary.__contains__)
+        )
 
     def unknown(self, text: str) -> list[str]:
         """Returns the words that do not survive encoding and decoding: none, in a published vocabulary."""
@@ -151,11 +127,6 @@ class Qwen2Tokenizer:
             ours = [{"id": number, **entry} for number, entry in new.items()]
             whole["added_tokens"] = there + ours
             (folder / WHOLE).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
-
-    def _fingerprint(self, vocabulary: Mapping[str, int], merges: list[str], ids: Mapping[str, int]) -> str:
-        special = sorted((number, token) for token, number in ids.items() if token not in vocabulary)
-        content = [sorted(vocabulary.items()), merges, special, sorted(self.reserved), self.encode(_PROBE)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _read(folder: pathlib.Path) -> tuple[Any, dict[str, int], list[str], dict[str, tuple[int, bool]]]:

@@ -3,6 +3,8 @@
 Example `i` of a split is a function of the config, the split and `i` alone. Its
 prompt and its final scene are drawn before all that depends on the mode, so the
 three modes hold the same prompts in the same order and their arms compare fairly.
+
+The scene graphs in the metadata tell which pixels a turn leaves as they were (`with_kept`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,11 +22,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from process_gen.data.schema import features, to_example
-from process_gen.scenes.levels import get_level
+from process_gen.scenes import shapes
+from process_gen.scenes.graph import Scene, scene_from_json
+from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.prompts import sample_request
 from process_gen.scenes.requests import categories
 from process_gen.scenes.teacher import baseline, teach
-from process_gen.trajectory.stages import Mode, Trajectory
+from process_gen.trajectory.stages import Mode, Trajectory, Turn
 
 SPLITS = ("train", "validation")
 MIXTURE = {
@@ -41,6 +46,9 @@ HUNG_SHORT = 0.3
 
 ODDS = ("wrong", "misplan", "slip", "detour")
 """Probabilities of the teacher's mistakes and detours: fields of `ScenesConfig`, arguments of `teach`."""
+
+KEPT = "kept"
+"""The name of the field in `config.data.fields`; its kind is `mask`."""
 
 SHARD_BYTES = 64 << 20
 """Bytes of raw pixels of one shard, about: a shard is held in memory while it is written."""
@@ -78,13 +86,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         known = categories(get_level(self.level))
-        unknown = sorted(set(self.mixture) - set(known))
-        if unknown:
+        if unknown := sorted(set(self.mixture) - set(known)):
             raise ValueError(f"mixture has unknown categories {unknown}; level {self.level!r} has {known}")
-        self.mode = Mode(self.mode).value
-        for field in ("examples", "validation"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 
     @functools.cached_property
     def weights(self) -> dict[str, float]:
@@ -171,8 +174,12 @@ class Scenes(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
         del dl_manager
         config = self.builder_config
+        length = max(16, SHARD_BYTES // (6 * 3 * get_level(config.level).image_size ** 2))
         return {
-            split: [functools.partial(self._examples, split, part) for part in _shards(config, count)]
+            split: [
+                functools.partial(self._examples, split, range(start, min(start + length, count)))
+                for start in range(0, count, length)
+            ]
             for split, count in zip(SPLITS, (config.examples, config.validation), strict=True)
         }
 
@@ -185,19 +192,49 @@ class Scenes(tfds.core.ShardBasedBuilder):
 
 
 def scenes_builder(
-    config: ScenesConfig, data_dir: str, on_example: Callable[[Trajectory], None] | None = None
+    config: ScenesConfig, data_dir: str | pathlib.Path, on_example: Callable[[Trajectory], None] | None = None
 ) -> Scenes:
-    """Returns the builder of a config; silences TFDS's warning about a config that it does not list."""
+    """Returns the builder of a config under `data_dir`; silences TFDS's warning about an unlisted config."""
+    folder = pathlib.Path(data_dir).expanduser().resolve()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        return Scenes(config=config, data_dir=data_dir, on_example=on_example)
+        return Scenes(config=config, data_dir=str(folder), on_example=on_example)
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _shards(config: ScenesConfig, count: int) -> list[range]:
-    """Splits `count` examples into shards that fit in memory."""
-    size = get_level(config.level).image_size
-    length = max(16, SHARD_BYTES // (6 * size * size * 3))
-    return [range(start, min(start + length, count)) for start in range(0, count, length)]
+# ------------------------------------------------------------------- masks
+
+
+def with_kept(trajectory: Trajectory) -> Trajectory:
+    """Returns a trajectory of the teacher with a mask `kept`, [height, width] uint8, in each turn.
+
+    The mask is 0 in the square around each object that is added, removed or changed between the canvas before
+    the turn and the image that its flow target shows. It is 255 elsewhere.
+
+    Raises KeyError: the metadata lack what the teacher records.
+    """
+    told = trajectory.metadata
+    level = get_level(told["level"])
+    turns: list[Turn] = []
+    canvas = Scene(())
+    notes = zip(trajectory.steps, told["scenes"], told["drafts"], told["mistakes"], strict=True)
+    for step, right, drawn, mistake in notes:
+        right = scene_from_json(right, level)
+        drawn = right if drawn is None else scene_from_json(drawn, level)
+        planned = mistake is not None and mistake["planned"]  # the draft shows what its wrong plan says
+        changes = [(canvas, drawn if planned else right), *[(drawn, right)] * len(step.refines)]
+        for turn, (before, after) in zip(step.turns, changes, strict=True):
+            extra = {**turn.extra, KEPT: _same(before, after, level)}
+            turns.append(dataclasses.replace(turn, extra=extra))
+        canvas = right if step.refines else drawn
+    return dataclasses.replace(trajectory, turns=tuple(turns))
+
+
+def _same(before: Scene, after: Scene, level: Level) -> np.ndarray:
+    kept = np.full((level.image_size, level.image_size), 255, np.uint8)
+    for thing in {*before.objects} ^ {*after.objects}:
+        x, y = round(thing.x), round(thing.y)
+        kept[shapes.placed_mask(thing.shape, thing.size, x, y, level.image_size)[1]] = 0
+    return kept

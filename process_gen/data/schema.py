@@ -46,8 +46,7 @@ def features(image_size: tuple[int, int], *, prompt_image: bool = False) -> tfds
 def to_example(trajectory: Trajectory, *, prompt_image: bool = False) -> dict[str, Any]:
     """Returns a trajectory as an example of `features` with the same `prompt_image`.
 
-    Raises:
-      BadTrajectory: the metadata is not JSON, or it has an input image and `prompt_image` is off.
+    Raises BadTrajectory: the metadata is not JSON, or it has an input image and `prompt_image` is off.
     """
     prompt = {}
     if prompt_image:
@@ -84,8 +83,7 @@ def _turn_to_example(turn: Turn, blank_image: np.ndarray) -> dict[str, Any]:
 def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
     """Returns the trajectory that TFDS serialized with `features(image_size)`, input images or not.
 
-    Raises:
-      BadTrajectory: the bytes are no such record.
+    Raises BadTrajectory: the bytes are no such record.
     """
 
     def read(name: str, kind: str) -> list[Any]:
@@ -118,3 +116,43 @@ def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
         return Trajectory(prompt, turns, uid, json.loads(metadata), image, instruction)
     except Exception as error:
         raise BadTrajectory(f"not a trajectory record of images of {image_size}: {error}") from error
+
+
+class RecordSource:
+    """Random access to one split of a TFDS data set with the schema of `schema.features`.
+
+    Attributes:
+      own_splits: whether the set has a validation split; without one, a share of it is held out.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
+        """Raises ValueError where the set lacks the split, or its schema is not that of trajectories."""
+        info = builder.info
+        if split not in info.splits:
+            raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
+        self.own_splits = "validation" in info.splits
+        self.name = f"{info.full_name}/{split}"
+        if "steps" in info.features and "turns" not in info.features:
+            raise ValueError(
+                f"{info.full_name} holds trajectories of an earlier version, in steps and not in turns: make "
+                "it anew with `python -m process_gen.prepare --config=...`, or with what made it"
+            )
+        try:
+            self.image_size = tuple(info.features["turns"]["image"].shape[:2])
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{info.full_name} holds no trajectories: its features are {info.features}"
+            ) from None
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = builder.as_data_source(split=split, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """Returns one trajectory; raises BadTrajectory for a damaged record (ArrayRecord has checksums)."""
+        try:
+            record = self._records[index]
+        except RuntimeError as error:
+            raise BadTrajectory(f"record {index} of {self.name} is damaged: {error}") from error
+        return read_record(record, self.image_size)

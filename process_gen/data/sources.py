@@ -20,63 +20,21 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.common.names import check_name, hint
-from process_gen.data.encode import TEXT_SLOTS, count_tokens
-from process_gen.data.errors import BadTrajectory, TooLong
-from process_gen.data.formats.opening import FORMATS, RECORDS, detect, open_stored
+from process_gen.data.encode import TEXT_SLOTS, text_lengths
+from process_gen.data.errors import BadTrajectory, TooLong, TooManyBadTrajectories, check_budget
+from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
 from process_gen.data.formats.places import digest_of, place_of
-from process_gen.data.graph_masks import KEPT, with_kept
 from process_gen.data.importers import IMPORTERS
 from process_gen.data.latents import LatentsSource
 from process_gen.data.loader import Source
 from process_gen.data.mixture import Mixture, Part
-from process_gen.data.packing import TooManyBadTrajectories, check_budget
 from process_gen.data.preparation import NotPrepared, incomplete, prepare_scenes
-from process_gen.data.scenes_builder import ODDS, ScenesConfig, scenes_builder, scenes_config
-from process_gen.data.schema import read_record
+from process_gen.data.scenes_builder import KEPT, ODDS, ScenesConfig, scenes_builder, scenes_config, with_kept
+from process_gen.data.schema import RecordSource
 from process_gen.data.tokenizers import Tokenizer, scenes_tokenizer
 from process_gen.scenes.levels import get_level
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Stage, Trajectory
-
-
-class RecordSource:
-    """Random access to one split of a TFDS data set with the schema of `schema.features`.
-
-    Attributes:
-      own_splits: whether the set has a validation split; without one, a share of it is held out.
-    """
-
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str = "train"):
-        """Raises ValueError where the set lacks the split, or its schema is not that of trajectories."""
-        info = builder.info
-        if split not in info.splits:
-            raise ValueError(f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
-        self.own_splits = "validation" in info.splits
-        self.name = f"{info.full_name}/{split}"
-        if "steps" in info.features and "turns" not in info.features:
-            raise ValueError(
-                f"{info.full_name} holds trajectories of an earlier version, in steps and not in turns: make "
-                "it anew with `python -m process_gen.prepare --config=...`, or with what made it"
-            )
-        try:
-            self.image_size = tuple(info.features["turns"]["image"].shape[:2])
-        except (KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"{info.full_name} holds no trajectories: its features are {info.features}"
-            ) from None
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._records = builder.as_data_source(split=split, deserialize_method=raw)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Trajectory:
-        """Returns one trajectory; raises BadTrajectory for a damaged record (ArrayRecord has checksums)."""
-        try:
-            record = self._records[index]
-        except RuntimeError as error:
-            raise BadTrajectory(f"record {index} of {self.name} is damaged: {error}") from error
-        return read_record(record, self.image_size)
 
 
 def config_of_scenes(data: Any) -> ScenesConfig:
@@ -88,16 +46,10 @@ def config_of_scenes(data: Any) -> ScenesConfig:
 
 
 def open_source(data: Any, image_size: tuple[int, int], split: str = "train") -> Source:
-    """Opens the source that `config.data` names.
+    """Opens the source that `config.data` names, or a `Mixture` where `data.sources` has entries.
 
-    Args:
-      data: mapping with `source` and the keys that this source reads.
-      image_size: height and width of the layout.
-      split: `train` or `validation`.
-
-    Returns:
-      The source, or a `Mixture` where `data.sources` has entries. A source without splits of its own comes
-      whole, whatever `split` says: `mixture.hold_out` splits it.
+    `split` is `train` or `validation`. A source without splits of its own comes whole, whatever it says:
+    `mixture.hold_out` splits it.
 
     Raises:
       NotPrepared: the data set is not on disk; the message holds the command that builds it.
@@ -145,8 +97,7 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
 
     Without `data.sources` there is one source, named "".
 
-    Raises:
-      ValueError: an entry has an unknown key or stage or a key of `SHARED_KEYS`, or a source lacks its path.
+    Raises ValueError: an entry has an unknown key or stage or one of `SHARED_KEYS`, or a source no path.
     """
     shared = {key: value for key, value in data.items() if key != "sources"}
     found = {}
@@ -172,31 +123,13 @@ def data_of_sources(data: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def open_path(
-    path: str, form: str, image_size: tuple[int, int], bad: str, budget: float | None = None
-) -> Source:
-    """Opens the trajectories at a path; `form` names a format or an importer, "" finds it by `detect`.
-
-    `bad` and `budget` are those of `StoredSource`; raises as `open_stored` and `RecordSource`.
-    """
-    form = form or detect(path)
-    if form == RECORDS:
-        return RecordSource(tfds.builder_from_directory(path))
-    return open_stored(path, image_size, bad, form, budget)
-
-
 def prepare_source(
     data: Any, layout: Layout, tokenizer: Tokenizer, report: Callable[[str], None] = print
 ) -> Source:
     """Builds scenes data that are missing, checks that they fit the layout, and opens the training data.
 
-    Args:
-      data: as in `open_source`.
-      layout, tokenizer: every text of a scenes data set, in tokens, has to fit its slot.
-      report: called with a summary of each scenes data set, as text for people.
-
-    Raises:
-      ValueError, OSError: the data cannot be built, read or used; the message says why.
+    `report` is called with a summary of each scenes data set, as text for people. Raises ValueError, OSError
+    where the data cannot be built, read or used.
     """
     for own in data_of_sources(data).values():
         if own["source"] == "scenes":
@@ -250,7 +183,8 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     for split in builder.info.splits:
         source = RecordSource(builder, split)
         for index in tqdm.trange(len(source), unit=" trajectories", desc="counting tokens", mininterval=1.0):
-            count_tokens(tokenizer, source[index], longest)
+            for slot, tokens in text_lengths(tokenizer, source[index]):
+                longest[slot] = max(longest[slot], tokens)
     files.write_json(kept, longest)
     return longest
 
@@ -261,7 +195,6 @@ def check_every_trajectory(
     """Reads and encodes every trajectory of a source, and counts those that training cannot use.
 
     Args:
-      source: what is read.
       bad: `fail` at the first bad trajectory, or `skip` it and count it.
       encode: makes the arrays of a trajectory's parts, so that a text longer than its slot is found too.
       budget: the share that may be bad where `bad` is `skip`; None for `allowance`.
@@ -270,9 +203,7 @@ def check_every_trajectory(
       The counts `good`, `split` (good ones that make more than one part), `bad` (broken, or they do not
       fit the layout) and `overlong` (more turns than a row has, and cannot be split).
 
-    Raises:
-      BadTrajectory: the first bad one, where `bad` is `fail`.
-      TooManyBadTrajectories: more than `budget` are bad, or all others are overlong.
+    Raises TooManyBadTrajectories: more than `budget` are bad, or all others are overlong.
     """
     count: collections.Counter[str] = collections.Counter()
     longest, last = None, None
@@ -303,10 +234,8 @@ def _open_scenes(data: Any, image_size: tuple[int, int], split: str) -> Source:
     size = get_level(data["level"]).image_size
     if image_size != (size, size):
         raise ValueError(f"level {data['level']!r} has images of {(size, size)}, the layout of {image_size}")
-    directory = pathlib.Path(data["data_dir"]).expanduser().resolve()
-    builder = scenes_builder(config_of_scenes(data), str(directory))
-    problem = incomplete(builder)
-    if problem:
+    builder = scenes_builder(config_of_scenes(data), data["data_dir"])
+    if problem := incomplete(builder):
         raise NotPrepared(
             f"{builder.data_dir} cannot be read ({problem}); build it with "
             "`python -m process_gen.prepare --config=...` and the same config"

@@ -9,7 +9,6 @@ in the cache of a hub.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import hashlib
@@ -17,7 +16,7 @@ import io
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -28,10 +27,9 @@ from process_gen.common import files
 from process_gen.common.images import UNREADABLE
 from process_gen.common.ranges import is_number
 from process_gen.data import images
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, check_budget
 from process_gen.data.formats.places import escapes
 from process_gen.data.formats.rows import TRAJECTORIES, Form, Rows, Unit
-from process_gen.data.packing import check_budget
 from process_gen.trajectory.record import (
     ImageFile,
     Record,
@@ -65,8 +63,6 @@ class StoredSource:
         """Finds the trajectories; where `form.cheap` is set, reads and checks them except their images.
 
         Args:
-          rows: of the set.
-          form: makes trajectories of them.
           image_size: height and width in pixels that images are cropped and resized to.
           bad: whether that check is to `fail` at the first bad trajectory, or to `skip` it and name it in the
             log. The loader's policy decides on those found bad only later, when they are read.
@@ -139,8 +135,7 @@ class StoredSource:
 
         It always has `turns`, also where the set has `steps`. Images are not decoded.
 
-        Raises:
-          BadTrajectory, OSError: as `[index]`, except for what only decoding finds.
+        Raises BadTrajectory, OSError: as `[index]`, except for what only decoding finds.
         """
         unit = self._unit(self._order[index])
         found = self._object(unit, text=False)
@@ -166,18 +161,14 @@ class StoredSource:
         They are read once and cached beside the set, in `shapes.json`: every host and every start of a run
         then uses the same ones, and a million files are opened only once.
 
-        Raises:
-          OSError: an image exists, but the file system cannot give it now.
+        Raises OSError: an image exists, but the file system cannot give it now.
         """
         place = self.rows.place
-        try:
-            with place.open(SHAPES) as file:
-                known = files.from_json(file.read())
-            if known["of"] == self.name and len(known["shapes"]) == len(known["turns"]) == len(self):
-                self._turns = np.asarray(known["turns"])
-                return [shape and (shape[0], shape[1]) for shape in known["shapes"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no cache, or of other data: read the images
+        match place.kept(SHAPES):
+            case {"of": self.name, "shapes": list(shapes), "turns": list(turns)}:
+                if len(shapes) == len(turns) == len(self):
+                    self._turns = np.asarray(turns)
+                    return [shape and tuple(shape) for shape in shapes]
         numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)
         found = [self._shape(self._unit(number)) for number in numbers]
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
@@ -281,8 +272,7 @@ class StoredSource:
         """
         for wait in (*_WAITS, 0):
             try:
-                with self._opened(unit, field, image, sha256) as file:
-                    return read(file)
+                return self._read_once(read, unit, field, image, sha256)
             except OSError as error:
                 last = error
             if not files.passes(last):
@@ -294,12 +284,17 @@ class StoredSource:
             raise self._bad(unit, f"{field} cannot be read: {_named(image)} ({last})") from last
         raise OSError(last.errno, f"{_named(image)} cannot be read: {last}") from last
 
-    @contextlib.contextmanager
-    def _opened(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> Iterator[BinaryIO]:
-        """Opens an image file; a broken or missing one raises BadTrajectory, a temporary error OSError."""
+    def _read_once(
+        self, read: Callable[[BinaryIO], Any], unit: Unit, field: str, image: ImageFile, sha256: str
+    ) -> Any:
+        """`_read` without retries: BadTrajectory for a broken or missing image, OSError for other errors."""
         try:
-            with self._file(unit, field, image, sha256) as file:
-                yield file
+            with io.BytesIO(image) if isinstance(image, bytes) else self.rows.open(unit[0][0], image) as file:
+                if not sha256:
+                    return read(file)
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() == sha256.lower():
+                return read(io.BytesIO(content))
         except BadTrajectory:
             raise
         except FileNotFoundError:
@@ -309,17 +304,7 @@ class StoredSource:
                 raise
             what, reason = f"{field} is no readable PNG, JPEG or WebP", str(error).partition(" <_io.")[0]
             raise self._bad(unit, f"{what}: {_named(image)} ({reason})") from None
-
-    def _file(self, unit: Unit, field: str, image: ImageFile, sha256: str = "") -> BinaryIO:
-        """Opens an image file; with `sha256`, raises BadTrajectory where its content has another one."""
-        file = io.BytesIO(image) if isinstance(image, bytes) else self.rows.open(unit[0][0], image)
-        if not sha256:
-            return file
-        with file:
-            content = file.read()
-        if hashlib.sha256(content).hexdigest() != sha256.lower():
-            raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
-        return io.BytesIO(content)
+        raise self._bad(unit, f"{field} is another file than its sha256 says: {_named(image)}")
 
     def _shape(self, unit: Unit) -> tuple[tuple[int, int] | None, int]:
         """Returns height and width of the last image, None where it is broken or missing; number of turns."""
@@ -363,8 +348,7 @@ class StoredSource:
 def _turn_object(turn: TurnRecord) -> dict[str, Any]:
     """Returns the object of a turn that was stored in a step (`steps` in the place of `turns`)."""
     blank = None if turn.image is None else np.zeros((1, 1, 3), np.uint8)
-    found = turn_to_json(Turn(blank, **turn.fields), None if turn.image is None else "")
-    return found | dict(turn.unknown) | ({} if turn.image is None else {"image": turn.image})
+    return turn_to_json(Turn(blank, **turn.fields), turn.image) | dict(turn.unknown)
 
 
 def _whole(file: BinaryIO) -> bytes:

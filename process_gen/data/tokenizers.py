@@ -12,8 +12,7 @@ import hashlib
 import importlib.resources
 import pathlib
 import re
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
 
@@ -28,16 +27,15 @@ SPACE = "\u2581"
 PUNCTUATION = ".,;:!?()\"'"
 """Characters that do not belong to the word they touch."""
 
-_MARKUP = re.compile("(" + "|".join(re.escape(token) for token in MARKUP_TOKENS) + ")")
+_MARKUP = re.compile("|".join(map(re.escape, MARKUP_TOKENS)))
 
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be read, or that is not the one a model was trained with."""
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer.
+class Tokenizer:
+    """Gives one id each to tokens that are whole in a text, such as markup; subclasses do the text between.
 
     Attributes:
       vocab_size: ids are in [0, vocab_size).
@@ -47,35 +45,58 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
-    im_start: int
-    im_end: int
-    vision_start: int
-    vision_end: int
-    end_of_text: int
     reserved: frozenset[int]
     fingerprint: str
 
+    def __init__(self, ids: Mapping[str, int], whole: Sequence[str]):
+        """`ids` are those of all special tokens, of which those in `whole` may stand in a text."""
+        self.end_of_text, self.im_start, self.im_end, self.vision_start, self.vision_end = (
+            ids[token] for token in CONTROL_TOKENS
+        )
+        self._whole = {token: ids[token] for token in whole}
+        self._names = {number: token for token, number in self._whole.items()}
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(whole, key=len, reverse=True))) + ")")
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text without control tokens around it."""
-        ...
+        ids: list[int] = []
+        for part in self._split.split(text):
+            ids += [self._whole[part]] if part in self._whole else self._encode(part)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`: markup is kept, control tokens and padding are dropped."""
-        ...
+        """Returns the text of `ids`: markup is kept, control tokens and padding are dropped.
+
+        Ids without a token (a model's vocabulary may be padded) decode as `UNKNOWN`.
+        """
+        text: list[str] = []
+        run: list[int] = []
+        for token in map(int, ids):
+            if token in self._names:
+                text += [self._decode(run), self._names[token]]
+                run = []
+            elif token != PAD_ID and token not in self.reserved:
+                run.append(token)
+        return "".join(text) + self._decode(run)
 
     def unknown(self, text: str) -> list[str]:
         """Returns the words of `text` that the vocabulary does not hold, each once."""
-        ...
+        raise NotImplementedError
+
+    def _encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _decode(self, run: list[int]) -> str:
+        raise NotImplementedError
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with the special tokens of `trajectory.markup`."""
 
     def __init__(self, model: str | pathlib.Path | bytes):
         """Loads a serialized model, or the file that holds one.
 
-        Raises:
-          ValueError: the model lacks a special token.
+        Raises ValueError: the model lacks a special token.
         """
         proto = model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
@@ -85,49 +106,26 @@ class SentencePieceTokenizer:
         missing = [token for token in CONTROL_TOKENS + MARKUP_TOKENS if token not in ids]
         if missing:
             raise ValueError(f"the SentencePiece model lacks the special tokens {', '.join(missing)}")
+        super().__init__(ids, MARKUP_TOKENS)
         self.vocab_size = len(self._pieces)
-        self.end_of_text, self.im_start, self.im_end, self.vision_start, self.vision_end = (
-            ids[token] for token in CONTROL_TOKENS
-        )
-        self._unknown_id = self._processor.unk_id()
-        self._markup_ids = {token: ids[token] for token in MARKUP_TOKENS}
-        self._markup_tokens = {i: token for token, i in self._markup_ids.items()}
         silent = {self._processor.pad_id(), *(ids[token] for token in CONTROL_TOKENS)}
         self.reserved = frozenset(silent - {PAD_ID})
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text; see `Tokenizer.encode`."""
-        ids: list[int] = []
-        for part in _MARKUP.split(text):
-            if part in self._markup_ids:
-                ids.append(self._markup_ids[part])
-            elif part:
-                ids.extend(self._processor.encode(part))
-        return ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; see `Tokenizer.decode`.
-
-        Ids without a piece (a model's vocabulary may be padded) decode as `UNKNOWN`.
-        """
-        text: list[str] = []
-        run: list[str] = []
-        for token in map(int, ids):
-            if token == PAD_ID or token in self.reserved:
-                continue
-            if token in self._markup_tokens:
-                text += [_join(run), self._markup_tokens[token]]
-                run = []
-            elif token == self._unknown_id or not 0 <= token < self.vocab_size:
-                run.append(UNKNOWN)
-            else:
-                run.append(self._pieces[token])
-        return "".join(text) + _join(run)
 
     def unknown(self, text: str) -> list[str]:
         """Returns the words that are not one known piece of the vocabulary, in order, each once."""
         ids = {word: self._processor.encode(word) for word in words_of(text)}
-        return [word for word, found in ids.items() if len(found) != 1 or found[0] == self._unknown_id]
+        return [
+            word for word, found in ids.items() if len(found) != 1 or self._processor.is_unknown(found[0])
+        ]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def _decode(self, run: list[int]) -> str:
+        known, unknown = range(self.vocab_size), self._processor.unk_id()
+        pieces = [self._pieces[i] if i in known and i != unknown else UNKNOWN for i in run]
+        # SentencePiece puts a space in front of the first word.
+        return "".join(pieces).replace(SPACE, " ").removeprefix(" ")
 
 
 def words_of(text: str) -> list[str]:
@@ -140,8 +138,3 @@ def scenes_tokenizer() -> SentencePieceTokenizer:
     """Returns the tokenizer of the scenes language, which ships with the package."""
     asset = importlib.resources.files("process_gen.data") / "assets" / "scenes.model"
     return SentencePieceTokenizer(asset.read_bytes())
-
-
-def _join(run: list[str]) -> str:
-    """Joins pieces into text, without the space that SentencePiece puts in front of the first word."""
-    return "".join(run).replace(SPACE, " ").removeprefix(" ")

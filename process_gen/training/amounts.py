@@ -25,7 +25,7 @@ Lengths = dict[str, jax.Array]
 @functools.cache
 def of_a_row(layout: Layout, trajectories: int = 1_000) -> dict[str, float]:
     """What a row of the paper's mix (`data.mix`) holds on average, by the names of `amounts`."""
-    packed = list(mix.rows(layout, trajectories))
+    packed = list(mix.paper_loader(layout, trajectories))
     whole = Batch(**{name: np.concatenate([row[name] for row in packed]) for name in packed[0]})
     held = _held(layout, whole)
     # As with one row per device: no other row makes attention go back further than a row needs.

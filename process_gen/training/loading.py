@@ -10,9 +10,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from process_gen.data.buckets import Size, merge_buckets, split_into_buckets
+from process_gen.data.errors import budget_of_part
 from process_gen.data.loader import Loader, Source, make_loader
 from process_gen.data.mixture import hold_out
-from process_gen.data.packing import Policy, budget_of_part
+from process_gen.data.packing import Policy
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import data_of_sources, validation_of, with_latents
 from process_gen.data.tokenizers import Tokenizer
@@ -62,7 +63,6 @@ def load(
             seed=config.seed,
             shuffle=split == "train",
             open_rows=max(2, 8 // len(buckets)),
-            prefetch=0,
             threads=config.data.threads,
             policy=policy,
         )

@@ -77,6 +77,8 @@ _LARGEST_WEIGHT = 1e30
 
 ImageFile = str | bytes
 """The path of an image file, or its bytes."""
+Image = ImageFile | Mapping[str, Any]
+"""An image as an object has it: its file, or `{"bytes", "path"}`."""
 
 
 class RecordError(ValueError):
@@ -129,14 +131,14 @@ class Record:
 
 
 def trajectory_to_json(
-    trajectory: Trajectory, image_paths: Sequence[str | None], prompt_image_path: str | None = None
+    trajectory: Trajectory, image_paths: Sequence[Image | None], prompt_image_path: Image | None = None
 ) -> dict[str, Any]:
     """Returns the JSON object of a trajectory, sampled or not.
 
     Args:
       trajectory: whose images the caller saves.
-      image_paths: the path of each turn's image; None where it has none.
-      prompt_image_path: the path of its input image.
+      image_paths: the path of each turn's image, or its `{"bytes", "path"}`; None where it has none.
+      prompt_image_path: that of its input image.
 
     Raises:
       ValueError: not a path for every image, or metadata that JSON cannot hold.
@@ -160,7 +162,7 @@ def trajectory_to_json(
     return {key: value for key, value in found.items() if value not in (None, "", {})}
 
 
-def turn_to_json(turn: Turn, image_path: str | None) -> dict[str, Any]:
+def turn_to_json(turn: Turn, image_path: Image | None) -> dict[str, Any]:
     """Returns the JSON object of a turn; a malformed text before its image is stored raw, as `before`."""
     found = _before_to_json(turn) | ({} if image_path is None else {"image": image_path})
     if turn.after is not None:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Draws, packs, prints."""
     del argv
     layout = builders.build_layout(flags.FLAGS.config)
-    found = mix.report(layout, flags.FLAGS.trajectories)
+    found = mix.paper_loader(layout, flags.FLAGS.trajectories).report(None)
     print(
         f"{found.rows} rows of {found.tokens:,} tokens, {found.turns_per_trajectory:.2f} turns per trajectory"
     )

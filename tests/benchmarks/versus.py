@@ -215,9 +215,9 @@ def write_mix(folder: pathlib.Path, trajectories: int = 300) -> None:
         image_size=(128, 128), latent_grid=(16, 16), latent_values=192, prompt=100, before=100, after=100
     )
 
-    def words(tokens: np.ndarray, spared: int) -> str:
-        """About as many tokens of text; `spared` are left to the brackets."""
-        wanted, text = int((tokens >= 0).sum()) - spared, "red"
+    def words(drawn: str, spared: int = 0) -> str:
+        """About as many tokens as a text of the mix has; `spared` are left to the markup."""
+        wanted, text = len(mix.Letters().encode(drawn)) - spared, "red"
         while len(tokenizer.encode(f"{text} red")) <= wanted:
             text += " red"
         return text
@@ -225,21 +225,19 @@ def write_mix(folder: pathlib.Path, trajectories: int = 300) -> None:
     lines = []
     for part in mix.draw(layout, trajectories):
         steps: list[dict[str, str]] = []
-        for before, after, refines in zip(
-            part["before_tokens"], part["after_tokens"], part["refines"], strict=True
-        ):
-            name = f"{len(lines)}_{len(steps)}_{int(refines)}.png"
+        for turn in part.turns:
+            name = f"{len(lines)}_{len(steps)}_{int(turn.refines)}.png"
             Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(folder / name)
-            if refines:
-                steps[-1] |= {"refine": words(before, 4), "refined": name}
+            if turn.refines:
+                steps[-1] |= {"refine": words(turn.before, 2), "refined": name}
                 continue
-            half = words(before, 12).split()
+            half = words(turn.before, 10).split()
             middle = len(half) // 2
             plan = {"instruction": " ".join(half[:middle]), "description": " ".join(half[middle:])}
             steps.append(plan | {"sketch": name})
-            if (after >= 0).any():
-                steps[-1]["inspect"] = words(after, 4)
-        lines.append(json.dumps({"prompt": words(part["prompt_tokens"], 2), "steps": steps}))
+            if turn.after is not None:
+                steps[-1]["inspect"] = words(turn.after, 2)
+        lines.append(json.dumps({"prompt": words(part.prompt), "steps": steps}))
     (folder / "trajectories.jsonl").write_text("\n".join(lines) + "\n")
 
 

@@ -17,16 +17,6 @@ def toy_tokenizer():
     return SentencePieceTokenizer(train(TEXTS))
 
 
-@pytest.fixture(scope="session")
-def make_trajectory():
-    return random_trajectory
-
-
-@pytest.fixture(scope="session")
-def assert_same_trajectory():
-    return _assert_same_trajectory
-
-
 def random_trajectory(seed: int, steps: int | None = None, image_size=(8, 8), twice=0.0) -> Trajectory:
     """Draws a trajectory of one to four steps: inspected, refined, slipping or silent.
 
@@ -60,7 +50,7 @@ def random_trajectory(seed: int, steps: int | None = None, image_size=(8, 8), tw
     return Trajectory(TEXTS[seed % 4], turns, f"toy-{seed}", {"seed": seed})
 
 
-def _assert_same_trajectory(actual: Trajectory, expected: Trajectory) -> None:
+def assert_same_trajectory(actual: Trajectory, expected: Trajectory) -> None:
     assert (actual.prompt, actual.instruction) == (expected.prompt, expected.instruction)
     assert actual.uid == expected.uid and dict(actual.metadata) == dict(expected.metadata)
     assert len(actual.turns) == len(expected.turns)

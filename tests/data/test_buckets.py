@@ -11,10 +11,11 @@ import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 
 from process_gen.data.buckets import merge_buckets, nearest, split_into_buckets
+from process_gen.data.errors import allowance
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, allowance
+from process_gen.data.packing import Policy
 from process_gen.data.stored import SHAPES
 from process_gen.models.config import model_config
 from process_gen.models.vit import grid_of, reshaped
@@ -52,9 +53,16 @@ def loader_of(folder, tokenizer, batch_size=2, rows=None, seed=0, sizes=SIZES, p
         share = allowance(len(source)) * len(source) / len(bucket)
         policy = Policy("skip", min(share, 0.9))
         made[size] = make_loader(
-            bucket, tokenizer, LAYOUTS[size], batch_size, rows=rows, seed=seed, prefetch=0, policy=policy
+            bucket,
+            tokenizer,
+            LAYOUTS[size],
+            batch_size,
+            rows=rows,
+            seed=seed,
+            prefetch=prefetch,
+            policy=policy,
         )
-    return merge_buckets(made, buckets, prefetch)
+    return merge_buckets(made, buckets)
 
 
 def taken(iterator, count):
@@ -136,10 +144,10 @@ def test_every_batch_has_one_shape_and_every_bucket_its_share(folder, toy_tokeni
 
 
 def test_longer_trajectories_take_more_turns(toy_tokenizer):
-    made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1, prefetch=0) for size in SIZES[:2]}
+    made = {size: make_loader([0], toy_tokenizer, LAYOUT, 1) for size in SIZES[:2]}
     short, long = (types.SimpleNamespace(turns=lambda n=n: n) for n in (10, 40))
     buckets = dict(zip(SIZES[:2], (short, long), strict=True))
-    iterator = iter(merge_buckets(made, buckets, prefetch=0).dataset)
+    iterator = iter(merge_buckets(made, buckets).dataset)
 
     def always(name):
         while True:

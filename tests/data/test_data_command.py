@@ -155,9 +155,11 @@ def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processe
     assert "--config.layout.turns=9" in suggested and "--config.layout.after=8" in suggested
     layout = builders.build_layout(cli.load_config("configs/scenes.py:quick"))
     source = open_stored(tmp_path / "odd", layout.image_size)
-    good = [mix.Lengths.of(source[index], scenes_tokenizer()) for index in range(9)]
-    share = mix.report_of(layout, good, split=True).useful
-    assert share != mix.report_of(layout, good).useful  # two are longer than a row
+    good = [mix.without_pixels(source[index]) for index in range(9)]
+    share, dropped = (
+        mix.loader_of(layout, good, scenes_tokenizer(), split).report(None).useful for split in (True, False)
+    )
+    assert share != dropped  # two are longer than a row
     assert any(line.startswith(f"this layout: {share:.1%} of") for line in lines)
     assert any(line.endswith("<refine> inspect_decision") for line in lines)
     assert any("refine_text" in line for line in lines) and "refine_flow" not in out

@@ -8,6 +8,7 @@ from process_gen.data.errors import BadTrajectory, SlotOverflow, TooLong
 from process_gen.trajectory.batch import PAD_ID, PROMPT_FIELDS, Batch
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Plan, Trajectory, Turn, draft, refinement, targets_of, turn_fields
+from tests.data.conftest import random_trajectory
 
 IMAGE = np.full((8, 8, 3), 9, np.uint8)
 LAYOUT = Layout(image_size=(8, 8), latent_grid=(2, 2), turns=4)
@@ -52,14 +53,13 @@ def test_a_prompt_is_text_and_nothing_else(toy_tokenizer, text, message):
 def test_a_prompt_fills_its_slot_and_one_token_more_says_how_many_fit(toy_tokenizer):
     fits = LAYOUT.prompt - 2
     assert encode_prompt(toy_tokenizer, LAYOUT, " ".join(["circle"] * fits)).min() > PAD_ID
-    with pytest.raises(SlotOverflow, match=r"the prompt has 39 tokens, 38 fit \(layout.prompt = 40") as info:
+    with pytest.raises(SlotOverflow, match=r"the prompt has 39 tokens, 38 fit \(layout.prompt = 40"):
         encode_prompt(toy_tokenizer, LAYOUT, " ".join(["circle"] * (fits + 1)))
-    assert (info.value.slot, info.value.needed, info.value.fits) == ("prompt", fits + 1, fits)
 
 
 @pytest.mark.parametrize("seed", [11, 3, 5])
-def test_a_trajectory_fills_the_fields_of_a_batch(toy_tokenizer, make_trajectory, seed):
-    trajectory = make_trajectory(seed, steps=3, twice=0.5)
+def test_a_trajectory_fills_the_fields_of_a_batch(toy_tokenizer, seed):
+    trajectory = random_trajectory(seed, steps=3, twice=0.5)
     turns = trajectory.turns
     layout = dataclasses.replace(LAYOUT, turns=len(turns), corrections=2)
     arrays = encode_trajectory(toy_tokenizer, layout, trajectory)
@@ -113,10 +113,10 @@ def _one_turn(*more: Turn, **fields) -> Trajectory:
 )
 def test_an_overflow_names_the_trajectory_and_the_slot(toy_tokenizer, slot, trajectory):
     text = {"before": r"text before an image \(a plan or a refine instruction\)", "after": "inspection"}[slot]
-    message = rf"trajectory 'toy-7': the {text} has \d+ tokens, \d+ fit \(layout.{slot} = \d+,"
-    with pytest.raises(SlotOverflow, match=message) as info:
+    room = getattr(LAYOUT, slot)
+    message = rf"trajectory 'toy-7': the {text} has \d+ tokens, {room - 2} fit \(layout.{slot} = {room},"
+    with pytest.raises(SlotOverflow, match=message):
         encode_trajectory(toy_tokenizer, LAYOUT, trajectory)
-    assert (info.value.uid, info.value.slot, info.value.fits) == ("toy-7", slot, getattr(LAYOUT, slot) - 2)
 
 
 def test_a_layout_without_a_slot_leaves_inspections_out_and_refuses_plans(toy_tokenizer):
@@ -128,15 +128,15 @@ def test_a_layout_without_a_slot_leaves_inspections_out_and_refuses_plans(toy_to
         encode_trajectory(toy_tokenizer, bare, _one_turn(plan=Plan("a", "circle")))
 
 
-def test_what_does_not_fit_the_layout_is_named(toy_tokenizer, make_trajectory):
+def test_what_does_not_fit_the_layout_is_named(toy_tokenizer):
     five = Trajectory("a", (draft(IMAGE),) * 5, "toy-1")
     with pytest.raises(TooLong, match=r"'toy-1': 5 turns, a row has 4 turn slots \(layout.turns\)") as info:
         encode_trajectory(toy_tokenizer, LAYOUT, five)
-    assert (info.value.uid, info.value.turns, info.value.slots) == ("toy-1", 5, 4)
+    assert (info.value.turns, info.value.slots) == (5, 4)
     with pytest.raises(BadTrajectory, match="'toy-7': a step is corrected 2 times, set layout.corrections=2"):
         encode_trajectory(toy_tokenizer, LAYOUT, _one_turn(*[refinement(IMAGE, "circle")] * 2))
     with pytest.raises(BadTrajectory, match=r"'toy-1': an image is uint8\[4, 4, 3\], .* uint8\[8, 8, 3\]"):
-        encode_trajectory(toy_tokenizer, LAYOUT, make_trajectory(1, steps=1, image_size=(4, 4)))
+        encode_trajectory(toy_tokenizer, LAYOUT, random_trajectory(1, steps=1, image_size=(4, 4)))
     for turn, message in (
         (Turn(IMAGE, "<ins>a <des> b</ins><des>c</des>"), "the text of a plan is malformed: <des> inside"),
         (Turn(IMAGE, "a", refines=True), "the text of a refine instruction is malformed: expected <refine>"),

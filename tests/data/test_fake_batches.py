@@ -1,7 +1,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from process_gen.trajectory.batch import PAD_ID, Batch
 from process_gen.trajectory.layout import Layout
@@ -69,11 +68,6 @@ def test_fake_texts_stand_in_brackets_and_below_the_vocabulary():
                 assert words[0] == IM_START and words[-1] == IM_END and len(words) >= 3
                 assert (text[: len(words)] != PAD_ID).all(), "no padding inside a text"
                 assert ((FIRST_WORD < words[1:-1]) | (words[1:-1] == 0)).all() and (words < 40).all()
-
-
-def test_a_vocabulary_without_words_is_refused():
-    with pytest.raises(ValueError, match="more than 13 ids, got 13"):
-        fake_batch(LAYOUT, 1, vocab=13)
 
 
 def test_input_images_are_there_where_the_layout_has_room():

@@ -11,16 +11,17 @@ import skimage
 
 from process_gen.data import stored
 from process_gen.data.encode import encode_trajectory
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, allowance
 from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.images import read_image
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, allowance
+from process_gen.data.packing import Policy
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.record import trajectory_to_json
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Plan, Turn, draft, refinement, targets_of
+from tests.data.conftest import assert_same_trajectory
 
 PHOTOGRAPHS = pathlib.Path(skimage.__file__).parent / "data"
 SIZE = (24, 32)
@@ -320,7 +321,7 @@ def test_a_broken_input_image_is_named(tmp_path):
         open_stored(tmp_path, SIZE)[0]
 
 
-def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path, assert_same_trajectory):
+def test_steps_and_turns_of_the_same_trajectory_are_read_alike(tmp_path):
     for name, shade in (("b.png", 2), ("c.png", 3)):
         save(tmp_path / name, np.full((4, 4, 3), shade, np.uint8))
     plan = {"instruction": "add it", "description": "all of it"}
@@ -361,7 +362,7 @@ def sampled(turns, **fields):
     return SampledTrajectory("a cat", tuple(turns), "s-1", seed=7, sampling_steps=9, **fields)
 
 
-def test_what_the_sampler_writes_is_read(tmp_path, toy_tokenizer, assert_same_trajectory):
+def test_what_the_sampler_writes_is_read(tmp_path, toy_tokenizer):
     shades = [np.full((*SIZE, 3), shade, np.uint8) for shade in range(5)]
     turns = [
         draft(shades[0], Plan("draw a red circle", "a red circle"), "no"),

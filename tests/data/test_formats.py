@@ -26,6 +26,7 @@ from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.reports.listing import Listing
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.sampled import SampledTrajectory
+from tests.data.conftest import assert_same_trajectory
 
 COUNT = 40
 SIZE = (32, 32)
@@ -79,7 +80,7 @@ def test_the_batches_are_the_same_bit_for_bit(sets, trajectories):
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_a_trajectory_comes_back_whole(sets, trajectories, form, assert_same_trajectory):
+def test_a_trajectory_comes_back_whole(sets, trajectories, form):
     source = open_stored(sets / form, SIZE)
     assert detect(sets / form) == form and len(source) == COUNT
     for index in (0, 7, COUNT - 1):
@@ -384,7 +385,7 @@ def test_what_fails_half_way_leaves_no_set(trajectories, tmp_path):
     assert not list(tmp_path.glob("*records*"))
 
 
-def test_a_set_behind_a_url_is_written_and_read(trajectories, assert_same_trajectory):
+def test_a_set_behind_a_url_is_written_and_read(trajectories):
     fsspec = pytest.importorskip("fsspec")
     for form in WRITERS:
         url = f"memory://bucket/{form}"

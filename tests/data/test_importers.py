@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import FORMATS, open_stored
 from process_gen.data.importers import IMPORTERS, verl_omni
-from process_gen.data.packing import TooManyBadTrajectories
 from process_gen.data.sources import SOURCES, open_source
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import targets_of

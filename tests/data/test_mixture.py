@@ -25,7 +25,7 @@ LAYOUT = Layout(
 
 
 class ToySource:
-    """So many trajectories of the fixture `make_trajectory`, another choice for each seed."""
+    """So many trajectories of `random_trajectory`, another choice for each seed."""
 
     def __init__(self, size, seed=0):
         self.size, self.seed, self.name = size, seed, f"toys {seed}"

@@ -11,8 +11,8 @@ from process_gen import losses
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
 from process_gen.data.formats.opening import open_stored
-from process_gen.data.graph_masks import with_kept
 from process_gen.data.loader import make_loader
+from process_gen.data.scenes_builder import with_kept
 from process_gen.data.sources import open_source, prepare_source
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli

@@ -18,20 +18,15 @@ from tiny_qwen2 import write_tiny_qwen2
 
 from process_gen.data import preparation
 from process_gen.data.encode import encode_parts
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories, budget_of_part
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
-from process_gen.data.packing import Policy, TooManyBadTrajectories, budget_of_part
+from process_gen.data.packing import Policy
 from process_gen.data.preparation import NotPrepared, prepare_scenes
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.scenes_builder import Scenes, ScenesConfig, default_mixture, make_example, scenes_config
-from process_gen.data.sources import (
-    RecordSource,
-    check_every_trajectory,
-    open_source,
-    prepare_source,
-    validation_of,
-)
+from process_gen.data.schema import RecordSource
+from process_gen.data.sources import check_every_trajectory, open_source, prepare_source, validation_of
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli
 from process_gen.prepare import ERRORS, prepare
@@ -39,6 +34,7 @@ from process_gen.scenes.levels import LEVELS
 from process_gen.scenes.requests import categories
 from process_gen.trajectory.layout import Layout
 from process_gen.trajectory.stages import Mode
+from tests.data.conftest import assert_same_trajectory
 
 LAYOUT = Layout(turns=12, trajectories=4)
 VERSION = str(Scenes.VERSION)
@@ -84,7 +80,7 @@ def copy_of(data_dir, config, tmp_path) -> pathlib.Path:
     return tmp_path / "scenes" / config.name / VERSION
 
 
-def test_the_files_hold_what_the_teacher_made(data_dir, config, assert_same_trajectory):
+def test_the_files_hold_what_the_teacher_made(data_dir, config):
     builder, summary = prepare_scenes(config, data_dir)
     for split, count in (("train", 40), ("validation", 8)):
         source = RecordSource(builder, split)
@@ -171,7 +167,7 @@ def test_a_damaged_data_set_is_built_again(data_dir, config, tmp_path, damage):
     assert len(RecordSource(builder)) == 40 and shard.stat().st_size == len(whole)
 
 
-def test_a_flipped_bit_is_found_when_the_record_is_read(data_dir, config, tmp_path, assert_same_trajectory):
+def test_a_flipped_bit_is_found_when_the_record_is_read(data_dir, config, tmp_path):
     path = copy_of(data_dir, config, tmp_path)
     shard = path / "scenes-train.array_record-00000-of-00001"
     damaged = bytearray(shard.read_bytes())
@@ -201,7 +197,7 @@ def test_an_interrupted_run_leaves_nothing_that_counts(config, tmp_path, monkeyp
     assert not list(tmp_path.glob(f"scenes/*/{VERSION}/dataset_info.json"))
 
 
-def test_a_config_opens_its_source(data, assert_same_trajectory, config):
+def test_a_config_opens_its_source(data, config):
     prepare_source(data, LAYOUT, scenes_tokenizer())
     source = open_source(data, (32, 32))
     assert_same_trajectory(source[7], make_example(scenes_config(examples=40, validation=40), "train", 7))

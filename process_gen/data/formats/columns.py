@@ -75,11 +75,7 @@ def _present(kind: pa.DataType) -> Any:
     """Returns the placeholder of a value that was not read: `PRESENT` for bytes, structs of it, else None."""
     if pa.types.is_struct(kind):
         return {field.name: _present(field.type) for field in kind}
-    return PRESENT if _holds_bytes(kind) else None
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return PRESENT if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
 
 
 def _plain(value: Any) -> Any:
@@ -93,8 +89,7 @@ def _plain(value: Any) -> Any:
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the object of a row of `schema`, or of another writer's row with some of its columns.
 
-    Raises:
-      RecordError: a column that holds JSON does not, or a turn is null.
+    Raises RecordError: a column that holds JSON does not, or a turn is null.
     """
     value = _from_json(dict(row), "")
     if isinstance(value.get("turns"), list):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Literal
+
+import tensorflow_datasets as tfds
 
 from process_gen.common.names import check_name
 from process_gen.data.formats.columns import COLUMNS
@@ -15,6 +17,7 @@ from process_gen.data.formats.places import is_folder, place_of
 from process_gen.data.formats.rows import SHARDED, TRAJECTORIES, Form, Rows
 from process_gen.data.formats.webdataset import TarRows
 from process_gen.data.importers import IMPORTERS
+from process_gen.data.schema import RecordSource
 from process_gen.data.stored import StoredSource
 
 FORMATS: dict[str, tuple[Callable[[str | os.PathLike[str]], Rows], Form]] = {
@@ -24,7 +27,7 @@ FORMATS: dict[str, tuple[Callable[[str | os.PathLike[str]], Rows], Form]] = {
 }
 """Format -> reader of its rows, and the `Form` of rows that this project wrote."""
 RECORDS = "records"
-"""The name of the TFDS form (`sources.RecordSource`)."""
+"""The name of the TFDS form (`schema.RecordSource`)."""
 
 _ENDINGS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "folder", ".json": "folder"}
 _INSIDE = {"dataset_info.json": RECORDS, LISTING: "folder"}
@@ -33,8 +36,7 @@ _INSIDE = {"dataset_info.json": RECORDS, LISTING: "folder"}
 def detect(path: str | os.PathLike[str]) -> str:
     """Returns which of `FORMATS`, or `records`, a path holds, by its ending or the files in it.
 
-    Raises:
-      FileNotFoundError: it holds none of them.
+    Raises FileNotFoundError: it holds none of them.
     """
     text = os.fspath(path)
     for ending, name in _ENDINGS.items():
@@ -65,22 +67,21 @@ def open_stored(
     form: str = "",
     budget: float | None = None,
     fields: Mapping[str, str] | None = None,
-) -> StoredSource:
+) -> StoredSource | RecordSource:
     """Opens the trajectories of a set.
 
     Args:
       path: a folder, a file, or a pattern of names, local or a URL.
       image_size, bad, budget, fields: as `StoredSource` has them.
-      form: one of `FORMATS` or `IMPORTERS`; found by `detect` where it is empty.
+      form: one of `FORMATS` or `IMPORTERS`, or `records`; found by `detect` where it is empty.
 
-    Raises:
-      FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: it cannot be opened.
+    Raises FileNotFoundError, BadTrajectory, TooManyBadTrajectories, ValueError: it cannot be opened.
     """
-    form = check_name(form or detect(path), (*FORMATS, *IMPORTERS), "form of a data set")
+    form = check_name(form or detect(path), (*FORMATS, RECORDS, *IMPORTERS), "form of a data set")
+    if form == RECORDS:
+        return RecordSource(tfds.builder_from_directory(path))
     if form in FORMATS:
         rows, as_trajectories = FORMATS[form]
     else:
-        module, _, attribute = IMPORTERS[form].partition(":")
-        module = importlib.import_module(f"process_gen.data.importers.{module}")
-        rows, as_trajectories = getattr(module, attribute)
+        rows, as_trajectories = pkgutil.resolve_name(f"process_gen.data.importers.{IMPORTERS[form]}")
     return StoredSource(rows(path), as_trajectories, image_size, bad, budget, fields)

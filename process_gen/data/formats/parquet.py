@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import collections
 import contextlib
+import functools
 import itertools
 import os
 import posixpath
@@ -44,15 +45,11 @@ class ParquetRows(Rows):
 
         With `parts` they are the files of the folder `path`, in this order.
 
-        Raises:
-          BadTrajectory: one is no Parquet file.
+        Raises BadTrajectory: one is no Parquet file.
         """
         self.place, self._names = (place_of(path), list(parts)) if parts else find(path, "*.parquet")
         self.title = os.fspath(path)
-        self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
-        self._lock = threading.RLock()
-        self._cache: collections.OrderedDict[tuple[int, int, bool], Group] = collections.OrderedDict()
-        self._cached = 0
+        self._begin()
         groups = [
             (part, group, metadata.row_group(group).num_rows)
             for part in range(len(self._names))
@@ -65,6 +62,13 @@ class ParquetRows(Rows):
         for (part, _), end in zip(self._groups, [0, *self._ends], strict=False):
             self._starts.setdefault(part, end)
         self.name = f"{len(self._names)} Parquet files of SHA-256 {digest_of(self.place, self._names)[:16]}"
+
+    def _begin(self) -> None:
+        """Begins with no open files and an empty cache, as another process does."""
+        self._lock = threading.RLock()
+        self._file = functools.lru_cache(OPEN_FILES)(self._open_part)
+        self._cache: collections.OrderedDict[tuple[int, int, bool], Group] = collections.OrderedDict()
+        self._cached = 0
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -121,15 +125,9 @@ class ParquetRows(Rows):
                 self._cached -= oldest.nbytes
             return self._cache[key]
 
-    def _file(self, part: int) -> pq.ParquetFile:
-        with self._lock:
-            if part not in self._files:
-                with self._reading(part):
-                    self._files[part] = pq.ParquetFile(self.place.open(self._names[part]))
-                if len(self._files) > OPEN_FILES:
-                    self._files.popitem(last=False)[1].close(force=True)
-            self._files.move_to_end(part)
-            return self._files[part]
+    def _open_part(self, part: int) -> pq.ParquetFile:
+        with self._reading(part):
+            return pq.ParquetFile(self.place.open(self._names[part]))
 
     @contextlib.contextmanager
     def _reading(self, part: int):
@@ -144,13 +142,11 @@ class ParquetRows(Rows):
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out open files and the cache: another process opens the files again."""
-        empty = {"_files": collections.OrderedDict(), "_cache": collections.OrderedDict(), "_cached": 0}
-        return vars(self) | empty | {"_lock": None}
+        return {key: one for key, one in vars(self).items() if key not in ("_lock", "_file", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.RLock()
+        self._begin()
 
 
 def find(path: str | os.PathLike[str], pattern: str) -> tuple[Place, list[str]]:

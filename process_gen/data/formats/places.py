@@ -90,40 +90,44 @@ class Place:
         except OSError as error:
             logging.warning("%s cannot be written (%s): every start %s", self.path(name), error, otherwise)
 
+    def kept(self, name: str) -> Any:
+        """Returns the value of a JSON cache file; None where there is none that can be read."""
+        try:
+            with self.open(name) as file:
+                return files.from_json(file.read())
+        except (OSError, ValueError):
+            return None
+
 
 class RemotePlace(Place):
     """A folder behind a URL."""
 
     def __init__(self, url: str):
-        self._fs, self._root = _filesystem(url)
+        self._fs = _folder(url)
         self.root = url.rstrip("/")
         self.name = posixpath.basename(self.root)
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def _inside(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
     def open(self, name: str) -> BinaryIO:
-        return self._fs.open(self._inside(name), "rb")
+        return self._fs.open(name, "rb")
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        return self._fs.cat_file(self._inside(name), start=start, end=start + size)
+        return self._fs.cat_file(name, start=start, end=start + size)
 
     def exists(self, name: str) -> bool:
-        return self._fs.isfile(self._inside(name))
+        return self._fs.isfile(name)
 
     def glob(self, pattern: str) -> list[str]:
         try:
-            found = self._fs.find(self._root)
+            found = self._fs.find("")
         except FileNotFoundError:
             return []
-        inside = (posixpath.relpath(path, self._root) for path in found)
-        return sorted(path for path in inside if pathlib.PurePosixPath(path).match(pattern))
+        return sorted(path for path in found if pathlib.PurePosixPath(path).match(pattern))
 
     def stamp(self, name: str) -> tuple[int, str]:
-        found = self._fs.info(self._inside(name))
+        found = self._fs.info(name)
         said = (found.get(key) for key in ("etag", "ETag", "md5Hash", "mtime", "created", "LastModified"))
         return found["size"], str(next((one for one in said if one), ""))
 
@@ -132,8 +136,8 @@ class RemotePlace(Place):
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            self._fs.makedirs(posixpath.dirname(self._inside(name)), exist_ok=True)
-            with self._fs.open(self._inside(name), "wb") as target:
+            self._fs.makedirs(posixpath.dirname(name), exist_ok=True)
+            with self._fs.open(name, "wb") as target:
                 shutil.copyfileobj(file, target)
 
 
@@ -145,8 +149,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def place_of(path: str | os.PathLike[str]) -> Place:
     """The folder that a path or a URL names.
 
-    Raises:
-      ValueError: fsspec is not installed, or cannot open URLs of that scheme.
+    Raises ValueError: fsspec is not installed, or cannot open URLs of that scheme.
     """
     return RemotePlace(os.fspath(path)) if is_remote(path) else Place(path)
 
@@ -162,20 +165,21 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a path or URL names a folder that is there."""
     if not is_remote(path):
         return os.path.isdir(path)
-    fs, root = _filesystem(os.fspath(path))
-    return fs.isdir(root)
+    return _folder(os.fspath(path)).isdir("")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _folder(url: str) -> Any:
+    """The folder of a URL as a file system of fsspec, for paths inside it."""
     try:
         import fsspec
+        from fsspec.implementations.dirfs import DirFileSystem
 
         fs, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"{url} cannot be opened ({error}): `pip install process_gen[remote]` has gs:// and s3://"
         ) from None
-    return fs, root.rstrip("/")
+    return DirFileSystem(root.rstrip("/"), fs)
 
 
 # -------------------------------------------------------------------- identity
@@ -184,10 +188,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
 def digest_of(place: Place, names: Sequence[str]) -> str:
     """Returns the SHA-256, in hexadecimal digits, of the SHA-256 digests of some files in their order.
 
-    Raises:
-      OSError: one cannot be read.
+    Raises OSError: one cannot be read.
     """
-    known = _known(place)
+    known = place.kept(SIDECAR)
+    known = known if isinstance(known, dict) else {}
     stamps = {name: list(place.stamp(name)) for name in names}
     fresh = [name for name in names if not _holds(known.get(name), stamps[name])]
     if fresh:
@@ -208,12 +212,3 @@ def _sha256(place: Place, name: str) -> str:
 def _holds(entry: object, stamp: list) -> bool:
     """Returns whether a cached entry is of the file as it is now; never where the stamp says nothing."""
     return isinstance(entry, list) and len(entry) == 3 and bool(stamp[1]) and entry[:2] == stamp
-
-
-def _known(place: Place) -> dict[str, list]:
-    try:
-        with place.open(SIDECAR) as file:
-            found = files.from_json(file.read())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.places import Place
 from process_gen.trajectory.record import RecordError
 
@@ -77,6 +78,18 @@ class Form:
     read: Callable[..., dict[str, Any]]
     units: Callable[[Rows], Sequence[Unit]] | None = None
     cheap: bool = False
+
+
+def units_of(keys: Iterable[Any], count: Callable[[Any], int]) -> list[Unit]:
+    """`count(key)` trajectories for the key of each row, at least one; one where that raises: `read` will."""
+    units: list[Unit] = []
+    for index, key in enumerate(keys):
+        try:
+            parts = max(1, count(key))
+        except (RecordError, BadTrajectory):
+            parts = 1
+        units += [((index,), part) for part in range(parts)]
+    return units
 
 
 def _json_member(row: Row) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from process_gen.common import files
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.parquet import find
 from process_gen.data.formats.places import digest_of
-from process_gen.data.formats.rows import PRESENT, Row, Rows
+from process_gen.data.formats.rows import Row, Rows
 
 INDEX = ".index.npz"
 TEXTS = ("txt", "text", "caption", "cls")
@@ -36,8 +36,7 @@ class TarRows(Rows):
     def __init__(self, path: str | os.PathLike[str]):
         """Opens a shard, a folder, or a pattern such as `set/train-*.tar`; raises as `find`.
 
-        Raises:
-          BadTrajectory: a shard is no tar file, or cut off.
+        Raises BadTrajectory: a shard is no tar file, or cut off.
         """
         self.place, self._names = find(path, "*.tar")
         self.title = os.fspath(path)
@@ -52,10 +51,7 @@ class TarRows(Rows):
         return len(self._index["first"]) - 1
 
     def __getitem__(self, index: int) -> Row:
-        return _Sample(self, index, text=False)
-
-    def text(self, index: int) -> Row:
-        return _Sample(self, index, text=True)
+        return _Sample(self, index)
 
     def where(self, index: int) -> str:
         shard = self._names[self._index["shard"][self._index["first"][index]]]
@@ -94,7 +90,8 @@ class TarRows(Rows):
     def _made(self, digest: str) -> dict[str, np.ndarray]:
         """Builds the index from all shards, and caches it beside them where the folder can be written."""
         logging.info("looking through %d shards of %s once", len(self._names), self.title)
-        numbers: dict[str, list[int]] = {name: [] for name in ("shard", "start", "size", "kind", "first")}
+        members: list[tuple[int, ...]] = []
+        first: list[int] = []
         kinds: dict[str, int] = {}
         keys: list[str] = []
         for shard, name in enumerate(self._names):
@@ -104,13 +101,12 @@ class TarRows(Rows):
                 if key != last:
                     last = key
                     keys.append(key)
-                    numbers["first"].append(len(numbers["shard"]))
-                found = (shard, start, size, kinds.setdefault(kind, len(kinds)))
-                for column, value in zip(("shard", "start", "size", "kind"), found, strict=True):
-                    numbers[column].append(value)
-        numbers["first"].append(len(numbers["shard"]))
+                    first.append(len(members))
+                members.append((shard, start, size, kinds.setdefault(kind, len(kinds))))
+        columns = np.asarray(members, np.int64).reshape(-1, 4).T
+        index = dict(zip(("shard", "start", "size", "kind"), columns, strict=True))
+        index["first"] = np.asarray([*first, len(members)], np.int64)
         texts = {"kinds": "\0".join(kinds), "keys": "\0".join(keys), "digest": digest}
-        index = {name: np.asarray(values, np.int64) for name, values in numbers.items()}
         index |= {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
         file = io.BytesIO()
         np.savez(file, **index)
@@ -137,18 +133,17 @@ class TarRows(Rows):
 class _Sample(Mapping):
     """The fields of a sample, read when they are asked for."""
 
-    def __init__(self, rows: TarRows, index: int, text: bool):
-        self._rows, self._index, self._text = rows, index, text
+    def __init__(self, rows: TarRows, index: int):
+        self._rows, self._index = rows, index
         self._members = rows.members(index)
 
     def __getitem__(self, kind: str) -> Any:
-        number = self._members[kind]
+        content = self._rows.member(self._members[kind])
         last = kind.rpartition(".")[2].lower()
-        if last not in (*TEXTS, "json"):
-            return PRESENT if self._text else self._rows.member(number)
-        content = self._rows.member(number)
         try:
-            return files.from_json(content) if last == "json" else content.decode("utf-8")
+            if last == "json":
+                return files.from_json(content)
+            return content.decode("utf-8") if last in TEXTS else content
         except ValueError as error:
             where = self._rows.where(self._index)
             what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not JSON"

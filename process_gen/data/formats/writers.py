@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
@@ -46,18 +46,25 @@ Object = dict[str, Any]
 """A trajectory as an object of `trajectory.record` with `turns`, its images `{"bytes", "path"}`."""
 
 
-def objects(source: Source, on_bad: Callable[[BadTrajectory], None] | None = None) -> Iterator[Object]:
-    """Yields the trajectories of a source as objects, with its image files unchanged, or pixels as PNG.
+def read_object(source: Source, index: int) -> Object:
+    """Returns a trajectory of a source as an object, with its image files unchanged, or pixels as PNG."""
+    found = source.object(index) if hasattr(source, "object") else object_of(source[index])
+    _check_json(found)
+    return found
 
-    Args:
-      source: of any kind.
-      on_bad: called with the error of each trajectory that is left out; by default it is raised.
+
+def objects(
+    source: Source,
+    on_bad: Callable[[BadTrajectory], None] | None = None,
+    read: Callable[[Source, int], Any] = read_object,
+) -> Iterator[Any]:
+    """Yields `read(source, index)` of all trajectories of a source.
+
+    `on_bad` is called with the error of each one that is left out; by default it is raised.
     """
     for index in range(len(source)):
         try:
-            found = source.object(index) if hasattr(source, "object") else object_of(source[index])
-            _check_json(found)
-            yield found
+            yield read(source, index)
         except BadTrajectory as error:
             if on_bad is None:
                 raise
@@ -78,22 +85,28 @@ def _check_json(value: Object) -> None:
 
 def object_of(trajectory: Trajectory) -> Object:
     """A trajectory as an object, its images as PNG; raises ValueError where its metadata are not JSON."""
-    names = [None if turn.image is None else "drawn" for turn in trajectory.turns]
-    given = trajectory.prompt_image
-    found = trajectory_to_json(trajectory, names, None if given is None else "given")
-    if given is not None:
-        found["image"] = {"bytes": png(given), "path": None}
-    for one, turn in zip(found["turns"], trajectory.turns, strict=True):
-        if turn.image is not None:
-            one["image"] = {"bytes": png(turn.image), "path": None}
-    return found
+
+    def held(image: np.ndarray | None) -> dict[str, Any] | None:
+        return None if image is None else {"bytes": png(image), "path": None}
+
+    images = [held(turn.image) for turn in trajectory.turns]
+    return trajectory_to_json(trajectory, images, held(trajectory.prompt_image))
 
 
 # --------------------------------------------------------------------- stored
 
 
-def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
-    """Writes a folder of `trajectories.jsonl` and images; returns how many.
+def record_of(value: Object, number: int) -> tuple[Object, dict[str, bytes]]:
+    """Returns the line of an object in the listing of a folder, and file name -> image."""
+    return split_images(value, f"images/{number:06d}_")
+
+
+def write_folder(
+    path: str | os.PathLike[str],
+    found: Iterable[Object],
+    record_of: Callable[[Object, int], tuple[Object, dict[str, bytes]]] = record_of,
+) -> int:
+    """Writes a folder of `trajectories.jsonl` and images, as `record_of` makes them; returns how many lines.
 
     Raises:
       FileExistsError: there is a set already.
@@ -102,42 +115,43 @@ def write_folder(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     count = 0
     with new_set(path) as place, place.create(LISTING) as listing:
         for count, one in enumerate(found, start=1):
-            named, members = split_images(one, f"images/{count - 1:06d}_")
+            record, members = record_of(one, count - 1)
             for name, content in members.items():
-                with place.create(name) as file:
-                    file.write(content)
-            listing.write(_line(named))
+                if not place.exists(name):
+                    with place.create(name) as file:
+                        file.write(content)
+            listing.write(_line(record))
     return count
 
 
 def write_parquet(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     """Writes `part-00000.parquet` and its like; returns how many trajectories. Raises as `write_folder`."""
-    schema, rows = columns.schema(), _Groups(columns.to_row(with_sums(one)) for one in found)
+    schema, count = columns.schema(), 0
+    rows = (columns.to_row(with_sums(one)) for one in found)
     with new_set(path) as place:
-        for part in itertools.count():
+        for part, held in enumerate(_runs(rows, PART_BYTES)):
             with place.create(f"part-{part:05d}.parquet") as file, pq.ParquetWriter(file, schema) as writer:
-                for group in rows.until(PART_BYTES):
-                    writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
-            if not rows.more:
-                return rows.count
+                for group in map(list, _runs(held, GROUP_BYTES)):
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+                    count += len(group)
+    return count
 
 
 def write_webdataset(path: str | os.PathLike[str], found: Iterable[Object]) -> int:
     """Writes `shard-00000.tar` and its like; returns how many trajectories. Raises as `write_folder`."""
-    rows = _Groups(found)
+    count = 0
     with new_set(path) as place:
-        for shard in itertools.count():
+        for shard, held in enumerate(_runs(found, SHARD_BYTES)):
             with (
                 place.create(f"shard-{shard:05d}.tar") as file,
                 tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
             ):
-                for group in rows.until(SHARD_BYTES):
-                    for number, one in enumerate(group, start=rows.count - len(group)):
-                        named, members = split_images(one, "")
-                        for kind, content in {"json": _line(named), **members}.items():
-                            _add(tar, f"{number:09d}.{kind}", content)
-            if not rows.more:
-                return rows.count
+                for one in held:
+                    named, members = split_images(one, "")
+                    for kind, content in {"json": _line(named), **members}.items():
+                        _add(tar, f"{count:09d}.{kind}", content)
+                    count += 1
+    return count
 
 
 def write_records(
@@ -146,17 +160,10 @@ def write_records(
     image_size: tuple[int, int],
     prompt_image: bool = False,
 ) -> int:
-    """Writes a TFDS data set of pixels at one size; returns how many trajectories.
+    """Writes a TFDS data set of pixels at one size to this machine; returns how many trajectories.
 
-    Args:
-      path: the folder of the data set, on this machine.
-      found: trajectories with images of that size.
-      image_size: height and width.
-      prompt_image: whether prompts may hold input images.
-
-    Raises:
-      FileExistsError: there is something already.
-      BadTrajectory: one has no place in it.
+    `prompt_image` says whether prompts may hold input images. Raises as `write_folder`, and BadTrajectory for
+    one that has no place in it.
     """
     count = 0
 
@@ -266,32 +273,22 @@ def new_set(path: str | os.PathLike[str]) -> Iterator[Place]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Groups:
-    """Objects in groups of about `GROUP_BYTES`.
+def _runs(found: Iterable[Object], most: int) -> Iterator[Iterator[Object]]:
+    """Splits objects into runs of about `most` bytes, to be read in turn; the only one may be empty."""
+    found = iter(found)
+    following = next(found, None)
 
-    Attributes:
-      count: objects that were yielded so far.
-    """
-
-    def __init__(self, found: Iterable[Object]):
-        self._found, self.count = iter(found), 0
-        self._next = next(self._found, None)
-
-    @property
-    def more(self) -> bool:
-        return self._next is not None
-
-    def until(self, most: int) -> Iterator[list[Object]]:
-        """Yields groups until they have `most` bytes together, or there are no more objects."""
+    def run() -> Iterator[Object]:
+        nonlocal following
         total = 0
-        while self.more and total < most:
-            group, size = [], 0
-            while self.more and (not group or size < GROUP_BYTES):
-                group.append(self._next)
-                size += _size(self._next)
-                self._next = next(self._found, None)
-            total, self.count = total + size, self.count + len(group)
-            yield group
+        while following is not None and total < most:
+            one, following = following, next(found, None)
+            total += _size(one)
+            yield one
+
+    yield run()
+    while following is not None:
+        yield run()
 
 
 def _size(value: Any) -> int:

@@ -11,16 +11,15 @@ The path is a folder, a file, a pattern, or the JSON file that a dataset info na
 
 from __future__ import annotations
 
-import functools
 import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from process_gen.common import files
 from process_gen.data.formats.parquet import ParquetRows
 from process_gen.data.formats.places import split_path
-from process_gen.data.formats.rows import Form, Row, Rows, Unit
+from process_gen.data.formats.rows import Form, Row, Rows, Unit, units_of
 from process_gen.data.importers import fields
 from process_gen.trajectory.record import RecordError
 
@@ -56,12 +55,6 @@ def open_parts(path: str | os.PathLike[str]) -> ParquetRows:
     return rows
 
 
-def _units(column: str, count: Callable[[Any], int], rows: Rows) -> list[Unit]:
-    """Returns `count(value)` trajectories for each row, of its value in a column; at least one."""
-    values = enumerate(rows.column(column))
-    return [((index,), part) for index, value in values for part in range(max(1, count(value)))]
-
-
 def _captions(row: Row) -> dict[str, str]:
     found = fields.parsed(row, "captions")
     if not isinstance(found, dict) or not found:
@@ -69,11 +62,8 @@ def _captions(row: Row) -> dict[str, str]:
     return found
 
 
-def _count_captions(value: Any) -> int:
-    try:
-        return len(_captions({"captions": value}))
-    except RecordError:
-        return 1
+def _by_caption(rows: Rows) -> list[Unit]:
+    return units_of(rows.column("captions"), lambda value: len(_captions({"captions": value})))
 
 
 def _read_captioned(rows: Sequence[Row], part: int) -> dict[str, Any]:
@@ -86,9 +76,14 @@ def _read_captioned(rows: Sequence[Row], part: int) -> dict[str, Any]:
     }
 
 
-def _ways(value: Any) -> int:
-    said = value if isinstance(value, list) else ()
-    return max((len(one) for one in said if isinstance(one, list)), default=1)
+def _by_wording(rows: Rows) -> list[Unit]:
+    """As many trajectories of a row as the edit with most wordings has."""
+
+    def count(value: Any) -> int:
+        said = fields.items({"instruction_list": value}, "instruction_list")
+        return max((len(one) for one in said if isinstance(one, list)), default=1)
+
+    return units_of(rows.column("instruction_list"), count)
 
 
 def _read_edits(rows: Sequence[Row], part: int) -> dict[str, Any]:
@@ -108,7 +103,5 @@ def _read_edits(rows: Sequence[Row], part: int) -> dict[str, Any]:
     return {"image": images[0], "instruction": words[0], "turns": turns}
 
 
-_BY_CAPTION = functools.partial(_units, "captions", _count_captions)
-_BY_WAY = functools.partial(_units, "instruction_list", _ways)
-T2I = open_parts, Form("BAGEL t2i 1", _read_captioned, _BY_CAPTION)
-EDIT = open_parts, Form("BAGEL edit 1", _read_edits, _BY_WAY)
+T2I = open_parts, Form("BAGEL t2i 1", _read_captioned, _by_caption)
+EDIT = open_parts, Form("BAGEL edit 1", _read_edits, _by_wording)

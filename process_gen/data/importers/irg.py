@@ -29,41 +29,40 @@ def _read(row: Mapping[str, Any]) -> dict[str, Any]:
         raise RecordError("conversation is not a list of turns")
     prompt: list[str] = []
     drawn: list[dict[str, Any]] = []
-    said: tuple[list[str], set[bool]] = ([], set())
+    said: list[tuple[str, bool]] = []  # since the last image, each with its `need_loss`
     for place, turn in enumerate(turns):
         for kind, value, loss, context in _parts(turn, f"conversation[{place}]"):
-            if turn.get("role") in ("user", "system"):
+            if turn["role"] != "assistant":
                 if kind == "image" or drawn:
                     raise RecordError(f"conversation[{place}]: the user's {kind} has no place")
                 prompt.append(value)
             elif kind == "text":
-                said[0].append(value), said[1].add(loss)
+                said.append((value, loss))
             else:
-                drawn.append(_drawn(value, loss, context, said, bool(drawn)))
-                said = ([], set())
+                image = {"image": value, "image_ok": loss, "image_weight": float(loss)}
+                drawn.append(image | context | _before(said, refines=bool(drawn)))
+                said = []
     if not drawn:
         raise RecordError("conversation has no image")
-    if said[0]:
-        drawn[-1] |= {"inspect": "\n".join(said[0]), "after_weight": _weight(said[1])}
+    if said:
+        words, weight = _joined(said)
+        drawn[-1] |= {"inspect": words, "after_weight": weight}
     return {"prompt": "\n".join(prompt), "turns": drawn, "source": "IRG", "author": "model"}
 
 
-def _drawn(
-    value: Any, loss: bool, context: dict[str, Any], said: tuple[list[str], set[bool]], refines: bool
-) -> dict[str, Any]:
-    turn = {"image": value, "image_ok": loss, "image_weight": float(loss), **context}
-    words = "\n".join(said[0])
-    if words:
-        turn |= ({"refine": words} if refines else fields.plan(words)) | {"before_weight": _weight(said[1])}
-    elif refines:
-        turn["refines"] = True
-    return turn
+def _before(said: list[tuple[str, bool]], refines: bool) -> dict[str, Any]:
+    """Returns the fields of the text before an image."""
+    if not said:
+        return {"refines": True} if refines else {}
+    words, weight = _joined(said)
+    return ({"refine": words} if refines else fields.plan(words)) | {"before_weight": weight}
 
 
-def _weight(losses: set[bool]) -> float:
+def _joined(said: list[tuple[str, bool]]) -> tuple[str, float]:
+    losses = {loss for _, loss in said}
     if len(losses) > 1:
         raise RecordError("conversation: texts with and without need_loss stand before one image")
-    return float(losses.pop())
+    return "\n".join(text for text, _ in said), float(losses.pop())
 
 
 def _parts(turn: Mapping[str, Any], field: str) -> Iterator[Part]:

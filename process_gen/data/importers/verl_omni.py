@@ -20,9 +20,9 @@ from typing import Any
 
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats import writers
-from process_gen.data.formats.jsonl import LISTING, JsonRows
+from process_gen.data.formats.jsonl import JsonRows
 from process_gen.data.formats.places import escapes
-from process_gen.data.formats.rows import Form, Row, Rows, Unit
+from process_gen.data.formats.rows import Form, Row, Rows, Unit, units_of
 from process_gen.data.importers import fields
 from process_gen.trajectory.record import RecordError
 
@@ -91,33 +91,28 @@ def _sequence(row: Mapping[str, Any]) -> dict[str, Any]:
     return _found(row, row["trajectory_id"], turns)
 
 
-def _atom(rows: Sequence[Row], part: int) -> dict[str, Any]:
-    (row,) = rows
+def _atoms_of(row: Row) -> list[dict[str, Any]]:
+    """The trajectories of a row of N images: one from the prompt, N reflections, N - 1 edits."""
     images, steps = _check(row)
-    count = len(images)
-    if not part:
-        return _found(row, f"{row['trajectory_id']}/t2i", [_shown(images[-1])])
-    if part <= count:
-        place = part - 1
-        turns = [{**_shown(images[place]), "inspect": steps[place]["reflection"], "image_weight": 0.0}]
-        if place + 1 < count:
-            turns.append({"refine": steps[place]["edit"]})
-        return _found(row, f"{row['trajectory_id']}/reflect{place}", turns)
-    place = part - count - 1
-    edit = {"image": images[place]["uri"], "instruction": steps[place]["edit"]}
-    return _found(row, f"{row['trajectory_id']}/edit{place}", [_shown(images[place + 1])], **edit)
+    name = row["trajectory_id"]
+    atoms = [_found(row, f"{name}/t2i", [_shown(images[-1])])]
+    for place, (image, step) in enumerate(zip(images, steps, strict=True)):
+        turns = [{**_shown(image), "inspect": step["reflection"], "image_weight": 0.0}]
+        if step["action"] == "continue":
+            turns.append({"refine": step["edit"]})
+        atoms.append(_found(row, f"{name}/reflect{place}", turns))
+    for place, step in enumerate(steps[:-1]):
+        edit = {"image": images[place]["uri"], "instruction": step["edit"]}
+        atoms.append(_found(row, f"{name}/edit{place}", [_shown(images[place + 1])], **edit))
+    return atoms
+
+
+def _atom(rows: Sequence[Row], part: int) -> dict[str, Any]:
+    return _atoms_of(rows[0])[part]
 
 
 def _atoms(rows: Rows) -> list[Unit]:
-    """Returns 2 N trajectories for a row of N images, in the order of `_atom`; one for a broken row."""
-    units: list[Unit] = []
-    for index in range(len(rows)):
-        try:
-            count = 2 * len(_check(rows[index])[0])
-        except (RecordError, BadTrajectory):
-            count = 1
-        units += [((index,), part) for part in range(count)]
-    return units
+    return units_of(range(len(rows)), lambda index: len(_atoms_of(rows[index])))
 
 
 SEQUENCES = JsonRows, Form("verl-omni sequences 1", _sequence, cheap=True)
@@ -132,21 +127,9 @@ def write_verl_omni(path: str | os.PathLike[str], found: Iterable[writers.Object
 
     Trajectories that were read from that format keep their origin fields, and their ids where these match the
     content. Others get the `manifest_id` `process_gen`, and lose provenance that the format has no field for.
-
-    Raises:
-      FileExistsError: something is there already.
-      BadTrajectory: the format cannot hold a trajectory; the message says why.
+    Raises as `write_folder`, and BadTrajectory for one that the format cannot hold.
     """
-    count = 0
-    with writers.new_set(path) as place, place.create(LISTING) as listing:
-        for count, one in enumerate(found, start=1):
-            record, images = to_record(one, count - 1)
-            for name, content in images.items():
-                if not place.exists(name):
-                    with place.create(name) as file:
-                        file.write(content)
-            listing.write(json.dumps(record).encode() + b"\n")
-    return count
+    return writers.write_folder(path, found, to_record)
 
 
 def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -163,11 +146,10 @@ def to_record(value: writers.Object, number: int) -> tuple[dict[str, Any], dict[
             uri = f"images/{number:06d}_{place}_{digest[:12]}{writers.ending(turn['image'])}"
         contents[uri] = content
         images.append({"uri": uri, "sha256": digest})
-    edits = [turn["refine"] for turn in turns[1:]]
-    actions = ["continue"] * len(edits) + ["stop"]
+    edits = [*(turn["refine"] for turn in turns[1:]), ""]
     steps = [
-        {"reflection": turn["inspect"], "action": action, "edit": edit}
-        for turn, action, edit in zip(turns, actions, [*edits, ""], strict=True)
+        {"reflection": turn["inspect"], "action": "continue" if edit else "stop", "edit": edit}
+        for turn, edit in zip(turns, edits, strict=True)
     ]
     origin = (value.get("metadata") or {}).get("verl_omni") or {
         "manifest_id": MANIFEST,
