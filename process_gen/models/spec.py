@@ -19,9 +19,8 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 
-_IDS = ControlIds(
-    end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=8, des=9, des_end=10
-)
+_IDS = ControlIds(*range(9))
+"""Any ids will do: no parameter depends on them."""
 
 
 @functools.cache
