@@ -73,8 +73,6 @@ def measure(
     """Compiles a program and measures it; several threads may do so at once.
 
     Args:
-      name, lowered: the program and its name.
-      mesh: its devices.
       slices: number of slices that each mesh axis spans.
       report: called with lines of progress.
       lowering: seconds that lowering took.

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 from process_gen.checkpoints import arrays
 from process_gen.common import patterns, ranges
 from process_gen.common.names import hint
-from process_gen.models.adapters import LORA
 from process_gen.models.config import ModelConfig
+from process_gen.models.adapters import LORA
 from process_gen.models.spec import model_spec
 
 ADAPTERS_ALONE = ("*", *(f"!*/{name}" for name in LORA))
@@ -56,8 +56,7 @@ def scaled_by_group(config: ConfigDict) -> optax.GradientTransformation | None:
 def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
     """Checks the patterns of frozen parameters, groups and adapters against the model's parameters.
 
-    Args:
-      with_vit: whether the layout has ViT tokens, so that the model has ViT weights.
+    `with_vit`: whether the layout has ViT tokens, so that the model has ViT weights.
 
     Raises:
       ValueError: a pattern that matches nothing, groups that overlap or are malformed, or nothing is trained.

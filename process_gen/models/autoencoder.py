@@ -18,7 +18,7 @@ from process_gen.trajectory.layout import Layout
 
 
 def _apply(config: ModelConfig, params: Any, method: str, *args: Any) -> jax.Array:
-    """Calls the autoencoder's `encode(images, key)` or `decode(latents)`; ValueError if weights are missing."""
+    """The autoencoder's `encode(images, key)` or `decode(latents)`; ValueError without its weights."""
     if config.autoencoder == "patches":
         return args[0]
     if params is None:

@@ -27,9 +27,7 @@ _IDS = ControlIds(*range(9))
 def model_spec(config: ModelConfig, with_vit: bool = True) -> Any:
     """The parameters of `UnifiedModel.init`, as boxed `jax.ShapeDtypeStruct`; cached, so do not change them.
 
-    Args:
-      config: sizes.
-      with_vit: whether the layout has room for ViT tokens; without, there are no weights for them.
+    `with_vit`: whether the layout has room for ViT tokens; without, there are no weights for them.
     """
     return jax.eval_shape(_init(config, with_vit), jax.random.key(0))
 

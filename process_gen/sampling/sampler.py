@@ -238,7 +238,7 @@ class Sampler:
             yield Progress(done, len(rows), turns, finished, lost)
 
     def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
-        """Yields (turns drawn, what finished, what was given up) for every round of every lane, in threads."""
+        """Yields (turns drawn, what finished, what was given up) for every round; each lane is a thread."""
         if self.lanes == 1:
             yield from self._lane(waiting)
             return

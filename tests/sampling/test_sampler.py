@@ -247,7 +247,7 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
     def write(params):
         nothing, cache = (KVCache.empty(MODEL.config, 4, keys) for keys in (0, 9))
         prefix = jnp.where(rows[:, None], ids.im_start, PAD_ID).astype(jnp.int32)
-        given = (nothing, [], cache, slice(2, 8), jnp.zeros(4, jnp.int32), prefix)
+        given = ([nothing], cache, slice(2, 8), jnp.zeros(4, jnp.int32), prefix)
         return decode(MODEL, params, *given, lambda _, at: jnp.where(at >= lengths, ids.im_end, word))
 
     tokens, _, cache = write(random_params())
