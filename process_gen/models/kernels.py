@@ -48,7 +48,7 @@ def run(
     # Queries that see nothing get 0 and no gradient, whatever the kernel computes for them.
     first = jnp.where(visible.any(1), jnp.argmax(visible, axis=1), visible.shape[1])[:, None]
     last, step = (visible.shape[1] - 1, 0) if before is None else (before, 1)
-    sees = first <= (last + step * jnp.arange(q.shape[2]))[None]
+    sees = (first <= (last + step * jnp.arange(q.shape[2]))[None])[:, None, :, None]
     mesh, shards, length = partition.mesh(), partition.shards("tokens"), q.shape[2]
     multiple, call = (LANES, _splash) if kernel == "splash" else (1, _blocked)
     q = _padded(q * q.shape[-1] ** -0.5, multiple * shards, 2)
@@ -66,7 +66,7 @@ def run(
             known_spec = known.manual_sharding_spec(NamedSharding(mesh, P(None, queries[2])))
         specs = (known_spec, queries, keys, keys, P(keys[0]))
         call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
-    return jnp.where(sees[:, None, :, None], call(known, q, k, v, visible)[:, :, :length], 0)
+    return jnp.where(sees, call(known, q, k, v, visible)[:, :, :length], 0)
 
 
 def _specs(q: jax.Array, k: jax.Array) -> tuple[P, P]:
