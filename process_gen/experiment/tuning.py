@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 from process_gen.checkpoints import arrays
 from process_gen.common import patterns, ranges
 from process_gen.common.names import hint
-from process_gen.models.config import ModelConfig
 from process_gen.models.adapters import LORA
+from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 
 ADAPTERS_ALONE = ("*", *(f"!*/{name}" for name in LORA))
