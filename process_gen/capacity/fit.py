@@ -191,11 +191,12 @@ def _time(
     estimate = roofline.estimate(chip, flops["executed"], moved, found.traffic, ask.efficiency, sides)
     seconds, devices = estimate["worst"], report["devices"]
     trajectories_per_second = report["rows"] * row["trajectories"] / seconds
+    share = report["hbm_share"]
     result = {
         "estimate": estimate,
         "assumptions": [
             *roofline.assumptions(chip, ask.efficiency),
-            *_assumed_memory(report),
+            *([f"a program has {share:.0%} of a GPU's memory ({GPU_SHARE})"] if share < 1.0 else []),
             f"a row holds {row['trajectories']:.2f} trajectories and {row['turns']:.2f} of "
             f"{layout.turns} turns, and {row['useful']:.1%} of its tokens hold something",
         ],
@@ -207,11 +208,6 @@ def _time(
         result["trajectories"] = ask.trajectories
         result["device_hours"] = ask.trajectories / trajectories_per_second / 3600 * devices
     return result
-
-
-def _assumed_memory(report: dict[str, Any]) -> list[str]:
-    share = report["hbm_share"]
-    return [f"a program has {share:.0%} of a GPU's memory ({GPU_SHARE})"] if share < 1.0 else []
 
 
 # ----------------------------------------------------------------------- hints

@@ -145,16 +145,11 @@ def _constant(one: Instruction) -> int | None:
 
 
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) (?:\(.*)?\{\s*$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
-_OP = re.compile(r" ?([\w\-]+)\(")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 
 
 def parse(text: str) -> Program:
-    """Parses the text of a module, as `compiled.as_text()` gives it.
-
-    Raises:
-      ValueError: the text has no entry computation.
-    """
+    """Parses the text of a module, as `compiled.as_text()` gives it."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -163,25 +158,9 @@ def parse(text: str) -> Program:
             computations[current] = {}
             entry = current if match["entry"] else entry
         elif match := _INSTRUCTION.match(line):
-            name, rest = match["name"], line[match.end() :]
-            end = _closing(rest) if rest.startswith("(") else rest.find(" ")
-            if op := _OP.match(rest, end):
-                one = Instruction(name, rest[:end], op[1], rest[op.end() :], current)
-                computations[current][name] = one
-    if not entry:
-        raise ValueError("this is no text of a compiled module: it has no ENTRY computation")
+            computations[current][match[1]] = Instruction(*match.groups(), current)
     partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
     return Program(computations, entry, int(partitions[1]) if partitions else 1)
-
-
-def _closing(text: str) -> int:
-    """Index just after the parenthesis that closes the first character of `text`."""
-    depth = 0
-    for match in re.finditer(r"[()]", text):
-        depth += 1 if match[0] == "(" else -1
-        if not depth:
-            return match.end()
-    return len(text)
 
 
 def type_bytes(text: str) -> int:

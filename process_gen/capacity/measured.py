@@ -73,8 +73,6 @@ def measure(
     """Compiles a program and measures it; several threads may do so at once.
 
     Args:
-      name, lowered: the program and its name.
-      mesh: its devices.
       slices: number of slices that each mesh axis spans.
       report: called with lines of progress.
       lowering: seconds that lowering took.
@@ -148,13 +146,10 @@ def _is_assigned(folder: pathlib.Path) -> bool:
 
 
 def _text_of(compiled: jax.stages.Compiled | None, folder: pathlib.Path) -> str:
-    """The HLO text of a program, or else from the compiler's dump in `folder`.
-
-    jaxlib cannot read back every program of a TPU compiler that is newer than itself.
-    """
+    """The HLO text of a program, or else from the compiler's dump in `folder`."""
     try:
         if compiled is not None:
-            return compiled.as_text()
+            return compiled.as_text()  # jaxlib cannot read all programs of a newer TPU compiler
     except jax.errors.JaxRuntimeError:
         if not any(folder.glob(_PROGRAM)):
             raise

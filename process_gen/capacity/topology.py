@@ -112,49 +112,34 @@ def get(name: Name, chip: str | None = None) -> Topology:
     """
     if chip is not None and chip not in CHIPS:
         raise TopologyError(f"unknown chip {chip!r}; known are {', '.join(CHIPS)}")
-    ways = {"cpu": ("cpu", _cpus), "gpu": ("gpu", _gpus)} | dict.fromkeys(GPU_TARGETS, ("gpu", _absent_gpus))
-    platform, way = ways.get(name.generation, ("tpu", _tpus))
-    devices = way(name)
+    platform, devices = _devices(name)
     own = chip_of(devices[0].device_kind)
     return Topology(str(name), platform, devices, name.slices, CHIPS[chip] if chip else own)
 
 
-def _cpus(name: Name) -> Sequence[jax.Device]:
-    wanted, devices = name.sides[0] * name.slices, jax.devices("cpu")
-    if len(devices) < wanted:
-        raise TopologyError(f"JAX has started with {len(devices)} CPU devices, {wanted} are asked for")
-    return devices[:wanted]
-
-
-def _gpus(name: Name) -> Sequence[jax.Device]:
-    del name
-    with _as_topology_error(
-        "no GPU that JAX can use: `pip install -e '.[cuda13]'` on a machine that has one, `.[cuda12]` for "
-        "older drivers"
-    ):
-        return jax.devices("gpu")
-
-
-def is_installed(*modules: str) -> bool:
-    """Whether one of these modules is installed; does not import it."""
-    with contextlib.suppress(ModuleNotFoundError):  # raised where the parent package is missing
-        return any(importlib.util.find_spec(module) for module in modules)
-    return False
-
-
-def _absent_gpus(name: Name) -> Sequence[jax.Device]:
-    if not is_installed("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
-        raise TopologyError(
-            f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
-            "`pip install -e '.[cuda13]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
-        )
-    sides = f"{name.slices}x1x{name.sides[0]}"  # slices x nodes of a slice x GPUs of a node
-    with _as_topology_error(f"the GPU compiler knows no {name}"):
-        target = GPU_TARGETS[name.generation]
-        return topologies.get_topology_desc("", "cuda", target_config=target, topology=sides).devices
-
-
-def _tpus(name: Name) -> Sequence[jax.Device]:
+def _devices(name: Name) -> tuple[str, Sequence[jax.Device]]:
+    """The platform and the devices of a topology."""
+    if name.generation == "cpu":
+        wanted, devices = name.sides[0] * name.slices, jax.devices("cpu")
+        if len(devices) < wanted:
+            raise TopologyError(f"JAX has started with {len(devices)} CPU devices, {wanted} are asked for")
+        return "cpu", devices[:wanted]
+    if name.generation == "gpu":
+        with _as_topology_error(
+            "no GPU that JAX can use: `pip install -e '.[cuda13]'` on a machine that has one, `.[cuda12]` "
+            "for older drivers"
+        ):
+            return "gpu", jax.devices("gpu")
+    if target := GPU_TARGETS.get(name.generation):
+        if not is_installed("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
+            raise TopologyError(
+                f"compiling for {name.generation} takes JAX's GPU plugin, not a GPU: "
+                "`pip install -e '.[cuda13]'` (4.4 GB). Without it, --topology=cpu:8 checks the sharding"
+            )
+        sides = f"{name.slices}x1x{name.sides[0]}"  # slices x nodes of a slice x GPUs of a node
+        with _as_topology_error(f"the GPU compiler knows no {name}"):
+            described = topologies.get_topology_desc("", "cuda", target_config=target, topology=sides)
+            return "gpu", described.devices
     if not is_installed("libtpu"):
         raise TopologyError(
             f"compiling for {name.generation} takes the TPU compiler, not a TPU: `pip install libtpu`. "
@@ -162,7 +147,14 @@ def _tpus(name: Name) -> Sequence[jax.Device]:
         )
     options = {"num_slices": name.slices} if name.slices > 1 else {}
     with _as_topology_error(f"the TPU compiler knows no slice {name}; try {EXAMPLES}"):
-        return topologies.get_topology_desc(str(name), "tpu", **options).devices
+        return "tpu", topologies.get_topology_desc(str(name), "tpu", **options).devices
+
+
+def is_installed(*modules: str) -> bool:
+    """Whether one of these modules is installed; does not import it."""
+    with contextlib.suppress(ModuleNotFoundError):  # raised where the parent package is missing
+        return any(importlib.util.find_spec(module) for module in modules)
+    return False
 
 
 @contextlib.contextmanager

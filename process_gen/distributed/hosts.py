@@ -59,10 +59,7 @@ def _has_tpus() -> bool:
 
 
 def _metadata_answers() -> bool:
-    """Whether there is a metadata server, which knows the other hosts of a TPU pod.
-
-    JAX would wait for minutes for one that does not answer.
-    """
+    """Whether the metadata server of a TPU pod is there; JAX would wait minutes for one that is not."""
     if os.environ.get("TPU_SKIP_MDS_QUERY"):
         return False
     try:

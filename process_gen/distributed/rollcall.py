@@ -70,9 +70,8 @@ def _serve(port: int, count: int, timeout: float) -> dict[int, str]:
             with contextlib.suppress(TimeoutError):
                 line, _ = server.accept()
                 line.settimeout(5)
-                with contextlib.suppress(
-                    OSError, ValueError, KeyError, TypeError
-                ):  # not one of ours, or cut off
+                # Suppresses what comes of lines that are not one of ours, or cut off.
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                     told = from_json(line.makefile().readline(_LINE))
                     process, host = int(told["process"]), str(told["host"])
                     if 0 < process < count:

@@ -51,31 +51,20 @@ def partition_spec(name: str, shape: tuple[int, ...], logical_axes: tuple[str | 
     """The `PartitionSpec` that `RULES` give an array with these logical axes; `name` is for messages.
 
     Raises:
-      MeshError: a logical axis has no rule, the axes do not match the shape, two dimensions of one array
-        would be split over the same mesh axis, or a mesh axis does not divide its dimension.
+      MeshError: a logical axis has no rule, or a mesh axis does not divide its dimension.
     """
-    if len(logical_axes) != len(shape):
-        raise MeshError(f"{name}: logical axes {logical_axes} do not match shape {shape}")
-    used: dict[str, str] = {}
     spec: list[str | None] = []
     for logical, size in zip(logical_axes, shape, strict=True):
         if logical is not None and logical not in RULES:
             raise MeshError(f"{name}: no sharding rule for logical axis {logical!r}; {hint(logical, RULES)}")
         axis = None if logical is None else RULES[logical]
         split = 1 if axis is None else mesh.shape[axis]
-        if axis in used:
-            raise MeshError(
-                f"{name}: mesh axis {axis!r} would split two dimensions, {used[axis]!r} and {logical!r}, "
-                f"of shape {shape} with logical axes {logical_axes}; give one another rule, or None"
-            )
         if size % split:
             raise MeshError(
                 f"{name}: dimension {logical!r} of {size}, of shape {shape}, does not divide over "
                 f"{axis}={split}; make config.mesh.{axis} a divisor of {size}, such as "
                 f"{math.gcd(size, split)}"
             )
-        if axis is not None:
-            used[axis] = logical
         spec.append(axis if split > 1 else None)
     while spec and spec[-1] is None:
         spec.pop()
@@ -211,14 +200,10 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
     """Makes one global array [rows, ...] per field from this host's NumPy rows (`local_rows`, in its order).
 
     `rows` is the size of the global batch; by default that of `batch`, which is right on a single host.
-    Raises MeshError for another number of rows than this host holds, and as `rows_divide`.
     """
-    rows = rows or len(jax.tree.leaves(batch)[0])
-    sharding, held = batch_sharding(mesh), local_rows(rows, mesh)
+    rows, sharding = rows or len(jax.tree.leaves(batch)[0]), batch_sharding(mesh)
 
     def put(x):
-        if len(x) != len(held):
-            raise MeshError(f"this host holds the {len(held)} rows {held} of {rows}, it was given {len(x)}")
         return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
 
     return jax.tree.map(put, batch)

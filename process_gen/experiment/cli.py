@@ -158,8 +158,7 @@ def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     """Dotted names of everything that can be set in a config."""
     names = []
     for key, value in config.items():
-        inside = leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-        names += inside
+        names += leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
     return names
 
 
@@ -212,18 +211,15 @@ def _unknown(key: str, config: ConfigDict) -> str:
 _left_over: list[str] | None = None
 
 
-def read_flags(
-    *, config: str | None = None, workdir: str | None = None, argv: Sequence[str] | None = None
-) -> None:
+def read_flags(*, config: str | None = None, workdir: str | None = None) -> None:
     """Defines the flags of a command and parses the command line; bad flags end it with exit code 2.
 
     Args:
       config: default of `--config`; None defines no such flag.
       workdir: help of `--workdir`, which is then required; None defines no such flag.
-      argv: the command line, program name first; `sys.argv` by default.
     """
     global _left_over
-    argv = words_at_home(sys.argv if argv is None else argv)
+    argv = words_at_home(sys.argv)
     app.define_help_flags()
     if workdir is not None:
         flags.DEFINE_string("workdir", None, workdir)
@@ -263,11 +259,7 @@ def define_host_flags() -> None:
 
 
 def _define_config(default: str, argv: Sequence[str]) -> list[str]:
-    """Defines `--config` and a flag for each key, after checks whose errors would otherwise be tracebacks.
-
-    Returns:
-      The command line without `--config`, with the contents of flag files in their place.
-    """
+    """Defines `--config` and a flag for each key; returns the command line without it, flag files read in."""
     words, spec = _without_config(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False), default)
     _define_keys(spec, words, flags.FLAGS)
     flags.FLAGS["config"].default_as_str = repr(default)

@@ -56,8 +56,7 @@ def scaled_by_group(config: ConfigDict) -> optax.GradientTransformation | None:
 def check(config: ConfigDict, model: ModelConfig, with_vit: bool) -> None:
     """Checks the patterns of frozen parameters, groups and adapters against the model's parameters.
 
-    Args:
-      with_vit: whether the layout has ViT tokens, so that the model has ViT weights.
+    `with_vit`: whether the layout has ViT tokens, so that the model has ViT weights.
 
     Raises:
       ValueError: a pattern that matches nothing, groups that overlap or are malformed, or nothing is trained.

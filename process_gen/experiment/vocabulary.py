@@ -99,8 +99,8 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str, folder: str | None = 
     """Opens the tokenizer that a checkpoint was trained with.
 
     Args:
-      metadata: of the checkpoint.
-      source: its file or the folder of its step. A tokenizer folder there is preferred to the one it names.
+      source: file of the checkpoint or folder of its step. A tokenizer folder there is preferred to the one
+        that it names.
       folder: where to look instead of both.
 
     Raises:

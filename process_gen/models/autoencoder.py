@@ -18,11 +18,7 @@ from process_gen.trajectory.layout import Layout
 
 
 def _apply(config: ModelConfig, params: Any, method: str, *args: Any) -> jax.Array:
-    """Calls the autoencoder's `encode(images, key)` or `decode(latents)`; `params` if it has weights.
-
-    Raises:
-      ValueError: weights are missing.
-    """
+    """The autoencoder's `encode(images, key)` or `decode(latents)`; ValueError without its weights."""
     if config.autoencoder == "patches":
         return args[0]
     if params is None:

@@ -43,7 +43,7 @@ class KVCache:
         def update(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(old, new, at, axis)
 
-        return jax.tree.map(update, self, new, _AXES)
+        return jax.tree.map(update, self, new, KEYS)
 
     def slice_keys(self, keys: slice) -> KVCache:
         """The part of the cache in the slice `keys`."""
@@ -54,14 +54,13 @@ class KVCache:
         return self.replace(mask=self.mask & mask)
 
 
-KEYS = 3
-"""The axis of `k` and `v` that counts keys."""
-_AXES = KVCache(k=KEYS, v=KEYS, mask=1)
+KEYS, ROWS = KVCache(k=3, v=3, mask=1), KVCache(k=1, v=1, mask=0)
+"""The axes that count keys, and rows."""
 
 
-def joined(caches: Sequence[KVCache]) -> KVCache:
-    """Concatenates caches along their keys."""
-    return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), _AXES, *caches)
+def joined(caches: Sequence[KVCache], axes: KVCache = KEYS) -> KVCache:
+    """Concatenates caches along their keys, or their `ROWS`."""
+    return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), axes, *caches)
 
 
 def _where(rows: jax.Array, x: KVCache, y: KVCache) -> KVCache:

@@ -142,12 +142,17 @@ def executed(config: ModelConfig, layout: Layout, counts: Counts, program: Progr
     The backward pass recomputes each layer once, as far as `model.remat` says. With the
     order `scan` it computes each turn once more besides, unless `model.remat` is `none`.
     """
-    once = computed(config, layout, counts, program)
+    once, kind = computed(config, layout, counts, program), program.attention(config)
     again = 1.0 if program.order == "scan" and config.remat != "none" else 0.0
     in_turns = _share_of_turns(config, layout)
     layers = _linear_again(config)
     found = {part: (3.0 + layers + again * in_turns[part]) * once[part] for part in ("und", "gen", "vit")}
-    found["attention"] = _pair_flops(config) * _executed_pairs(config, layout, counts, program, again)
+    recomputed = 0.0 if config.remat == "none" else 1.0  # other policies keep no product over heads
+    if config.remat == "save_attended" and kind == "blocked":  # others compute their softmax sums again
+        recomputed = 0.0
+    passes = 1.0 + recomputed + _BACKWARD[kind]
+    prompts, turns = _pairs(config, layout, counts, program)
+    found["attention"] = _pair_flops(config) * (passes * (prompts + turns) + again * turns)
     found["head"] = 3.0 * once["head"]
     if config.logits_in_chunks:  # logits again; the embedding's gradient is a product
         chunks = ((layout.trajectories, layout.prompt_segments), (layout.turns, layout.turn_segments))
@@ -185,32 +190,16 @@ _BACKWARD = {"dense": 2.5, "blocked": 2.5, "splash": 3.5, "cudnn": 2.5}
 for queries, one for keys and values)."""
 
 
-def _executed_pairs(
-    config: ModelConfig, layout: Layout, counts: Counts, program: Program, again: float
-) -> float:
-    """Query-key pairs of all passes; no policy but `none` keeps products with a batch dimension."""
-    kind = program.attention(config)
-    prompts, turns = _pairs(config, layout, counts, program)
-    recomputed = 0.0 if config.remat == "none" else 1.0
-    if config.remat == "save_attended" and kind == "blocked":  # others compute their softmax sums again
-        recomputed = 0.0
-    passes = 1.0 + recomputed + _BACKWARD[kind]
-    return passes * (prompts + turns) + again * turns
-
-
 def _pairs(config: ModelConfig, layout: Layout, counts: Counts, program: Program) -> tuple[float, float]:
-    """Query-key pairs whose scores a forward pass computes, of prompts and of turns.
-
-    `dense` skips the history before the oldest turn that any row sees, unless the whole
-    history is one slice (`masked.KEYS`). `splash` skips whole blocks that no row of the
-    device sees; here a device has one row.
-    """
+    """Query-key pairs whose scores a forward pass computes, of prompts and of turns."""
     kind = program.attention(config)
     prompt, turn, rows = Chunk(layout.prompt_segments), Chunk(layout.turn_segments), counts["rows"]
     slots = rows * layout.turns
     most = sum(min(slot, layout.window) for slot in range(layout.turns)) / layout.turns
     most = float(layout.window) if program.order == "scan" else most
     window = layout.window
+    # `dense` skips the history before the oldest turn that any row sees, unless all of it is one slice;
+    # `splash` whole blocks that no row of the device sees: here a device has one row.
     at_once = not window or masked.turns_together(layout.visible_tokens, window) == window
     dense = float(window) if at_once else counts["branch_turns"] / slots
     seen = {"dense": dense, "splash": counts["history_turns"] / slots}.get(kind, most)

@@ -128,17 +128,7 @@ class FluxAutoencoder(nn.Module):
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
 
     def moments(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] in [-1, 1] to means, then log-variances, [B, h, w, 2 C] float32, not scaled.
-
-        Raises:
-          ValueError: the sides are no multiples of the factor.
-        """
-        factor = self.config.factor
-        if images.shape[1] % factor or images.shape[2] % factor:
-            raise ValueError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels do not divide by {factor}: "
-                "resize or crop them first"
-            )
+        """Images [B, H, W, C] in [-1, 1] to means, then log-variances, [B, h, w, 2 C] float32, not scaled."""
         with jax.default_matmul_precision("highest"):
             return self.encoder(images.astype(jnp.float32))
 

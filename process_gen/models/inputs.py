@@ -60,10 +60,7 @@ _KEYS = ("flow", "latents", "context noise", "text", "images", "prompt latents")
 
 
 def _latents(config: ModelConfig, images: jax.Array, encoded: Any, frozen: Any, key: Any) -> jax.Array:
-    """Latents [B, S, I, C] of images: those `encoded` ahead of time, else the encoder's.
-
-    The encoder gives the mean of its distribution, or with a `key` a sample of it.
-    """
+    """Latents [B, S, I, C] of images: those `encoded` ahead of time, else means, or samples with a `key`."""
     if encoded is None:
         encoded = autoencoder.slots_to_tokens(config, images, frozen, key)
     return encoded.astype(jnp.float32)
@@ -151,13 +148,10 @@ def _prompts(
     drop_text: jax.Array,
     drop_image: jax.Array,
 ) -> tuple[ChunkInputs, jax.Array]:
-    """Makes the prompts of a batch, [B, R, ...], with conditioning dropout.
+    """Makes the prompts of a batch, [B, R, ...], and [B, R] bool, which of them lost a text.
 
     `drop_text` [B, S]: turns whose prompt loses its newest text, the instruction or else the first text.
     `drop_image` [B, R]: prompts that lose their image.
-
-    Returns:
-      The prompts, and [B, R] bool, which of them lost a text.
     """
     config, layout = model.config, model.layout
     is_prompt_of = batch.prompt_index[:, :, None] == jnp.arange(drop_image.shape[1])[None, None]

@@ -23,45 +23,32 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float
 
 from process_gen.models import partition
 from process_gen.models.layers import NEGATIVE
 
 
 def run(
-    kernel: str,
-    q: Float[jax.Array, "B N L H"],
-    k: Float[jax.Array, "B K M H"],
-    v: Float[jax.Array, "B K M H"],
-    visible: Bool[jax.Array, "B M"],
-    before: int | None = None,
-) -> Float[jax.Array, "B N L H"]:
-    """Grouped-query attention, softmax in float32.
+    kernel: str, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, before: int | None = None
+) -> jax.Array:
+    """Grouped-query attention, softmax in float32, by `blocked` or `splash`.
 
     On a mesh rows, heads and queries are sharded; a device holds all keys and
     values that its queries need.
 
     Args:
-      kernel: `blocked` or `splash`.
-      visible: keys that are present and may be seen.
+      q, k, v: [B, N, L, H], [B, K, M, H], [B, K, M, H].
+      visible: [B, M] bool, keys that are present and may be seen.
       before: None if every query sees every visible key; else query i sees the
         visible ones among the first `before + i + 1`.
 
     Returns:
-      The attended values; zeros where a query sees nothing.
+      [B, N, L, H]; zeros where a query sees nothing.
     """
     # Queries that see nothing get 0 and no gradient, whatever the kernel computes for them.
     first = jnp.where(visible.any(1), jnp.argmax(visible, axis=1), visible.shape[1])[:, None]
     last, step = (visible.shape[1] - 1, 0) if before is None else (before, 1)
-    sees = first <= (last + step * jnp.arange(q.shape[2]))[None]
-    return jnp.where(sees[:, None, :, None], _on_mesh(kernel, q, k, v, visible, before), 0)
-
-
-def _on_mesh(
-    kernel: str, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, before: int | None
-) -> jax.Array:
-    """Runs a kernel on the shards of each device: rows, heads and queries."""
+    sees = (first <= (last + step * jnp.arange(q.shape[2]))[None])[:, None, :, None]
     mesh, shards, length = partition.mesh(), partition.shards("tokens"), q.shape[2]
     multiple, call = (LANES, _splash) if kernel == "splash" else (1, _blocked)
     q = _padded(q * q.shape[-1] ** -0.5, multiple * shards, 2)
@@ -69,18 +56,17 @@ def _on_mesh(
         known = splash_kernel(q.shape[2], k.shape[2], before, shards, partition.platform() != "tpu")
     else:  # the last key that each query sees, [L]
         known = None if before is None else np.arange(q.shape[2], dtype=np.int32) + before
-    if mesh is None:
-        return call(known, q, k, v, visible)[:, :, :length]
-    queries, keys = _specs(q, k)
-    if kernel != "splash":
-        known_spec = None if known is None else P(queries[2])
-    elif known.fwd_mask_info.q_sequence is None:
-        known_spec = jax.tree.map(lambda _: P(), known)
-    else:
-        known_spec = known.manual_sharding_spec(NamedSharding(mesh, P(None, queries[2])))
-    specs = (known_spec, queries, keys, keys, P(keys[0]))
-    call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
-    return call(known, q, k, v, visible)[:, :, :length]
+    if mesh is not None:
+        queries, keys = _specs(q, k)
+        if kernel != "splash":
+            known_spec = None if known is None else P(queries[2])
+        elif known.fwd_mask_info.q_sequence is None:
+            known_spec = jax.tree.map(lambda _: P(), known)
+        else:
+            known_spec = known.manual_sharding_spec(NamedSharding(mesh, P(None, queries[2])))
+        specs = (known_spec, queries, keys, keys, P(keys[0]))
+        call = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+    return jnp.where(sees, call(known, q, k, v, visible)[:, :, :length], 0)
 
 
 def _specs(q: jax.Array, k: jax.Array) -> tuple[P, P]:
@@ -294,13 +280,8 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.moveaxis(attend(q, k, v, mask=mask[:, None]), 2, 1)
 
 
-def run_masked(
-    q: Float[jax.Array, "B N L H"],
-    k: Float[jax.Array, "B K M H"],
-    v: Float[jax.Array, "B K M H"],
-    mask: Bool[jax.Array, "B L M"],
-) -> Float[jax.Array, "B N L H"]:
-    """cuDNN's attention with an explicit mask, for any lengths; zeros where a query sees nothing."""
+def run_masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`run` by cuDNN, with an explicit mask [B, L, M] bool, for any lengths."""
     sees, mesh, length = mask.any(2), partition.mesh(), q.shape[2]
     multiple = 2 * partition.shards("tokens")
     q, mask = _padded(q * q.shape[-1] ** -0.5, multiple, 2), _padded(mask, multiple, 1)

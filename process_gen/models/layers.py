@@ -39,11 +39,9 @@ def linear(
     adapters: bool = True,
 ) -> Dense:
     """Dense layer in the compute dtype, logical axes (input, output); `adapters` allows LoRA."""
-    init = (
-        nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-        if scale
-        else nn.initializers.zeros
-    )
+    init = nn.initializers.zeros
+    if scale:
+        init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
     return Dense(
         features,
         lora=config.lora if adapters else LoraConfig(),

@@ -34,20 +34,13 @@ def _sincos(width: int, places: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N {
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def sincos_table(width: int, side: int, places: Places) -> Float[np.ndarray, "N {width}"]:
+def sincos_table(width: int, places: Places) -> Float[np.ndarray, "N {width}"]:
     """The fixed 2-D table at some places, [N, width] float32.
 
     The first half of the channels encodes the column, the second half the row
     (BAGEL's `latent_pos_embed`).
-
-    Raises:
-      ValueError: a place lies outside the `side` x `side` table.
     """
     rows, columns = places
-    if max(rows.max(), columns.max()) >= side:
-        raise ValueError(
-            f"an image of {rows.max() + 1} x {columns.max() + 1} tokens exceeds the {side} x {side} table"
-        )
     table = np.concatenate([_sincos(width // 2, columns), _sincos(width // 2, rows)], axis=1)
     return table.astype(np.float32)
 

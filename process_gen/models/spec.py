@@ -19,18 +19,15 @@ from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import ControlIds
 from process_gen.trajectory.layout import Layout
 
-_IDS = ControlIds(
-    end_of_text=2, im_start=3, im_end=4, vision_start=5, vision_end=6, ins=7, refine=8, des=9, des_end=10
-)
+_IDS = ControlIds(*range(9))
+"""Any ids will do: no parameter depends on them."""
 
 
 @functools.cache
 def model_spec(config: ModelConfig, with_vit: bool = True) -> Any:
     """The parameters of `UnifiedModel.init`, as boxed `jax.ShapeDtypeStruct`; cached, so do not change them.
 
-    Args:
-      config: sizes.
-      with_vit: whether the layout has room for ViT tokens; without, there are no weights for them.
+    `with_vit`: whether the layout has room for ViT tokens; without, there are no weights for them.
     """
     return jax.eval_shape(_init(config, with_vit), jax.random.key(0))
 

@@ -118,7 +118,7 @@ class UnifiedModel(nn.Module):
         if c.latent_positions == "learned":
             table = self.latent_positions[table_rows(grid, c.max_latent_side)]
         else:
-            table = jnp.asarray(sincos_table(c.width, c.max_latent_side, grid_places(grid)))
+            table = jnp.asarray(sincos_table(c.width, grid_places(grid)))
         x = x + table.astype(dtype)[None, None]
         return x.reshape(x.shape[0], -1, c.width)
 
@@ -156,21 +156,15 @@ class UnifiedModel(nn.Module):
         return self.backbone(streams, positions, places, context, attention, keep_kv)
 
     def forward_chunk(
-        self,
-        chunk: Chunk,
-        content: ChunkInputs,
-        history: KVCache,
-        context: Sequence[KVCache],
-        start: jax.Array,
+        self, chunk: Chunk, content: ChunkInputs, context: Sequence[KVCache], start: jax.Array
     ) -> ChunkOutput:
-        """Runs a chunk from rotary position `start` [B] on, after a history and the caches in `context`."""
+        """Runs a chunk from rotary position `start` [B] on, after a context: caches, the history first."""
         mask = token_mask(chunk, content)
         rotary, end = positions(chunk, content, start)
-        caches = (history, *context)
-        masks, block = [cache.mask for cache in caches], self.layout.visible_tokens
+        masks, block = [cache.mask for cache in context], self.layout.visible_tokens
         attention = chunk_attention(self.config, chunk, mask, masks, block)
         streams = self._embed(chunk, content, self.embed_text(self._token_ids(chunk, content)))
-        kvs = [(cache.k, cache.v) for cache in caches]
+        kvs = [(cache.k, cache.v) for cache in context]
         hidden, (k, v) = self.run_backbone(streams, by_stream(chunk, rotary), kvs, attention)
         return ChunkOutput(hidden, k, v, mask, end)
 
@@ -200,7 +194,7 @@ class UnifiedModel(nn.Module):
         rows, chunk = len(prompt.present), chunk_of(self.layout.prompt_segments)
         context = Context.empty(self.config, self.layout, rows)
         no_history = KVCache.empty(self.config, rows, 0)
-        out = self.forward_chunk(chunk, prompt, no_history, (), context.position)
+        out = self.forward_chunk(chunk, prompt, [no_history], context.position)
         cache = out.cache(chunk_slices(chunk, self.layout.prompt_parts))
         context = context.replace(prompt=cache, position=out.position)
         return context, self._prompt_end(chunk, prompt, out.hidden["und"])
@@ -217,8 +211,8 @@ class UnifiedModel(nn.Module):
           noised copy; and the `velocity` [B, J, I, C].
         """
         chunk = chunk_of(self.layout.turn_segments)
-        history = context.seen(self.layout, refines)
-        out = self.forward_chunk(chunk, turn, history, [context.prompt], context.position)
+        seen = [context.seen(self.layout, refines), context.prompt]
+        out = self.forward_chunk(chunk, turn, seen, context.position)
         cache = out.cache(chunk_slices(chunk, self.layout.visible_parts))
         context = context.with_turn(self.layout, cache, turn.present, refines, out.position)
         return context, self._turn_outputs(chunk, turn, out.hidden)

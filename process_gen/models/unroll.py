@@ -137,13 +137,12 @@ def blank_outputs(
     shapes = {"prompt_end": batch.prompt_tokens.shape[:2], "image_end": turns}
     shapes |= {name: (*turns, getattr(layout, name)) for name in ("before", "after")}
     shapes["noised_end"] = (*turns, layout.copies)
-    blank = Outputs(
-        hidden={name: jnp.zeros((*shape, model.config.width)) for name, shape in shapes.items()},
-        velocity=jnp.zeros_like(flows["target"]),
+    outputs = {name: jnp.zeros((*shape, model.config.width)) for name, shape in shapes.items()}
+    outputs["velocity"] = jnp.zeros_like(flows["target"])
+    blank = dataclasses.replace(
+        make_outputs(model, None, outputs.pop("prompt_end"), outputs, flows, frozen),
         logits=lambda hidden: jnp.zeros((*hidden.shape[:-1], model.config.vocab_size)),
         nll=lambda _, labels: jnp.full(labels.shape, jnp.log(float(model.config.vocab_size))),
-        ids=model.ids,
-        decode=functools.partial(autoencoder.to_pixels, model.config, model.layout, params=frozen),
-        **flows,
+        in_chunks=False,
     )
     return dataclasses.replace(blank, networks={REFERENCE: blank})

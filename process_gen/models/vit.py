@@ -182,5 +182,5 @@ class Connector(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Features [B, P, D] to tokens of the backbone [B, P, W]."""
         x = self.fc2(nn.gelu(self.fc1(features), approximate=True))
-        table = sincos_table(self.config.width, self.config.vit.max_side, grid_places(self.grid))
+        table = sincos_table(self.config.width, grid_places(self.grid))
         return x + jnp.asarray(table, x.dtype)[None]

@@ -45,10 +45,7 @@ def chunked_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Arra
 
 
 def _chunks(kernel: jax.Array, chunk: int) -> jax.Array:
-    """[V / C, D, C]: chunk i has every (V / C)-th word from the i-th on.
-
-    So a chunk has equally many words of each shard of the vocabulary.
-    """
+    """[V / C, D, C]: chunk i has every (V / C)-th word from the i-th on, so as many of each shard."""
     width, words = kernel.shape
     return jnp.moveaxis(kernel.reshape(width, chunk, words // chunk), 2, 0)
 

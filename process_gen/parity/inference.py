@@ -113,7 +113,7 @@ def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> 
     def integrate(params, contexts, noise):
         def velocity(branches, x_t, t):
             def after(context: Context):
-                given = (nothing, [context.prompt], x_t, jnp.full(1, t), context.position)
+                given = ([nothing, context.prompt], x_t, jnp.full(1, t), context.position)
                 return model.apply({"params": params}, *given, method=extend.velocity)
 
             stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(contexts[name] for name in branches))
@@ -133,7 +133,7 @@ def _greedy(golden: Golden, model: UnifiedModel, params, context: Context) -> np
     def write(params, context):
         def one(state, i):
             cache, token = state
-            given = (nothing, [cache], token[:, None], context.position + i)
+            given = ([nothing, cache], token[:, None], context.position + i)
             hidden, new = model.apply({"params": params}, *given, method=extend.text)
             logits = model.apply({"params": params}, hidden[:, 0], method="logits")
             return (cache.write(new, keys + i), jnp.argmax(logits, -1).astype(jnp.int32)), token

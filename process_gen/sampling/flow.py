@@ -86,7 +86,6 @@ def guide(
     guidance. The factor is clipped to [renorm_min, 1].
 
     Args:
-      spec: scales and renormalisation.
       v: with the whole context.
       v_notext: without the newest text; None if the text scale is 1.
       v_noimg: with the texts only; None if the image scale is 1.

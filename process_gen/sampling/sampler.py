@@ -12,6 +12,7 @@ program alone leaves most cores idle.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -27,11 +28,18 @@ import numpy as np
 from process_gen.models import vit
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import turn
-from process_gen.sampling.asking import Asking
+from process_gen.sampling.asking import Asking, Slots
 from process_gen.sampling.config import PromptError, SamplerConfig, SamplerError, check_fits
 from process_gen.sampling.decisions import NOTHING, Opens
 from process_gen.sampling.outside import Inspector, Outside, Planner
-from process_gen.sampling.prompts import check_prompts, encode_prompt, encode_turn, idle_slots, make_prompt
+from process_gen.sampling.prompts import (
+    check_prompts,
+    encode_prompt,
+    encode_text,
+    encode_turn,
+    idle_slots,
+    make_prompt,
+)
 from process_gen.sampling.rows import Finished, Lost, Progress, Row, continued_row, in_order, occupied
 from process_gen.sampling.state import SamplingState
 from process_gen.sampling.text import text_specs
@@ -49,12 +57,13 @@ LANE = 8
 """Least number of rows in a lane."""
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Sampler:
     """Draws prompts with a model. Samplers with an equal model and config share their compiled programs.
 
-    Args:
+    Attributes:
       tokenizer: see `process_gen.data.tokenizers.Tokenizer`.
-      config: how to sample; the defaults of `SamplerConfig` if None.
+      config: how to sample.
       rows: trajectories at once, the batch size. Fewer prompts than rows of a lane cost as much as a lane.
       sharding: of arrays whose first axis is the batch, if the rows are to be split over a mesh.
       frozen: weights of an autoencoder that has any.
@@ -66,38 +75,34 @@ class Sampler:
       SamplerError: settings that do not fit the model.
     """
 
-    def __init__(
-        self,
-        model: UnifiedModel,
-        params: Any,
-        tokenizer: Any,
-        config: SamplerConfig | None = None,
-        rows: int = 32,
-        sharding: jax.sharding.Sharding | None = None,
-        frozen: Any = None,
-        ambient: Callable[[], AbstractContextManager[None]] = nullcontext,
-        outside: Outside | None = None,
-    ):
-        model = turn.for_sampling(model)
-        self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
-        self.frozen = None if frozen is None else jax.device_put(frozen)
-        self.config, self.rows, self.sharding = config or SamplerConfig(), rows, sharding
-        self.ambient, self.outside = ambient, outside or Outside()
-        if rows < 1:
-            raise SamplerError(f"rows must be at least 1, got {rows}")
-        one_cpu = jax.default_backend() == "cpu" and (sharding is None or sharding.num_devices == 1)
-        self.lanes = min(os.cpu_count() or 1, max(rows // LANE, 1)) if one_cpu else 1
-        check_fits(model.layout, self.config)
-        self._texts = text_specs(model, tokenizer, self.config)
-        self._asking = Asking(model, tokenizer, self.config)
+    model: UnifiedModel
+    params: Any
+    tokenizer: Any
+    config: SamplerConfig = SamplerConfig()
+    rows: int = 32
+    sharding: jax.sharding.Sharding | None = None
+    frozen: Any = None
+    ambient: Callable[[], AbstractContextManager[None]] = nullcontext
+    outside: Outside = Outside()
+
+    def __post_init__(self):
+        self.model = turn.for_sampling(self.model)
+        self.params, self.frozen = jax.device_put((self.params, self.frozen))
+        if self.rows < 1:
+            raise SamplerError(f"rows must be at least 1, got {self.rows}")
+        one_cpu = jax.default_backend() == "cpu" and (self.sharding is None or self.sharding.num_devices == 1)
+        self.lanes = min(os.cpu_count() or 1, max(self.rows // LANE, 1)) if one_cpu else 1
+        check_fits(self.model.layout, self.config)
+        self._texts = text_specs(self.model, self.tokenizer, self.config)
+        self._asking = Asking(self.model, self.tokenizer, self.config, self.outside)
 
     def with_config(self, **changes: Any) -> Sampler:
         """The same model with other settings."""
-        return self._replaced(config=dataclasses.replace(self.config, **changes))
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
     def with_outside(self, planner: Planner | None = None, inspector: Inspector | None = None) -> Sampler:
         """The same sampler with an external planner or inspector (`sampling.outside`)."""
-        return self._replaced(outside=Outside(planner, inspector))
+        return dataclasses.replace(self, outside=Outside(planner, inspector))
 
     def with_shape(self, image_size: tuple[int, int], vit_grid: tuple[int, int] | None = None) -> Sampler:
         """The same model for images of another size, (height, width) in pixels; compiled separately.
@@ -108,11 +113,7 @@ class Sampler:
           ValueError: the model cannot hold such images.
         """
         layout = vit.reshaped(self.model.config, self.model.layout, image_size, vit_grid)
-        return self._replaced(model=self.model.clone(layout=layout))
-
-    def _replaced(self, **changes: Any) -> Sampler:
-        names = ("model", "params", "tokenizer", "config", "rows", "sharding", "frozen", "ambient", "outside")
-        return Sampler(**{name: getattr(self, name) for name in names} | changes)
+        return dataclasses.replace(self, model=self.model.clone(layout=layout))
 
     # ---------------------------------------------------------------- interface
 
@@ -237,10 +238,7 @@ class Sampler:
             yield Progress(done, len(rows), turns, finished, lost)
 
     def _rounds(self, waiting: list[Row]) -> Iterator[tuple[int, Finished, Lost]]:
-        """Yields (turns drawn, what finished, what was given up) for every round of every lane.
-
-        Lanes run independently, each in a thread.
-        """
+        """Yields (turns drawn, what finished, what was given up) for every round; each lane is a thread."""
         if self.lanes == 1:
             yield from self._lane(waiting)
             return
@@ -286,50 +284,59 @@ class Sampler:
     def _turn(self, state: SamplingState, rows: Sequence[Row | None]) -> SamplingState:
         """One turn of every row that holds a trajectory; updates `rows`."""
         present, opens = occupied(rows), np.array([row.opens if row else NOTHING for row in rows])
-        given = [row and self._given_slots(row) for row in rows]
+        given = [self._given_slots(row) if row else {} for row in rows]
         refines, writes = opens == Opens.REFINE, np.isin(opens, (Opens.PLAN, Opens.REFINE))
         state = state.with_fields(refines=self._put(refines), keys=self._turn_keys(rows))
-        texts: dict[str, np.ndarray] = {}
+        texts: dict[str, jax.Array] = {}
         if writes.any():
             state, texts["before"], _ = self._write("before", state, writes, given)
         state, images, end = self._image(state, present, given)
         if self.outside.inspector:
-            befores = self._asking.words(jax.device_get(texts), {"before": writes})
-            inspections = self._asking.inspect(self.outside.inspector, rows, images, befores)
-            given = [{**(slots or {}), **inspections.get(i, {})} for i, slots in enumerate(given)]
+            inspections = self._asking.inspect(rows, images, self._words(texts))
+            given = [slots | inspections.get(i, {}) for i, slots in enumerate(given)]
         opens = self._decide("after_image", end, state, rows, present)
         if (inspects := opens == Opens.INSPECT).any():
             state, texts["after"], end = self._write("after", state, inspects, given)
             opens = np.where(inspects, self._decide("after_text", end, state, rows, inspects), opens)
         state = self._commit(state.with_fields(rows=self._put(present)))
-        words = self._asking.words(jax.device_get(texts), {"before": writes, "after": inspects})
+        words = self._words(texts)
         for i in np.flatnonzero(present):
-            rows[i].add(words.get(i, {}), images[i], Opens(opens[i]))
-        self._asking.plan(self.outside.planner, filter(None, rows))
+            rows[i].add(words[i], images[i], Opens(opens[i]))
+        self._asking.plan(filter(None, rows))
         return state
 
-    def _given_slots(self, row: Row) -> dict[str, Any] | None:
-        """What a row reads instead of drawing: a given turn, a text of a planner or an inspector, or None."""
-        if row.given_turn is None:
-            return self._asking.slots(row)
-        return encode_turn(self.model, self.tokenizer, row.given_turn)
+    def _given_slots(self, row: Row) -> Slots:
+        """What a row reads instead of drawing: a given turn, or a text of a planner or an inspector."""
+        if row.given_turn is not None:
+            return encode_turn(self.model, self.tokenizer, row.given_turn)
+        if row.before is not None:
+            return {"before": encode_text(self.model, self.tokenizer, row.before, "before")}
+        return {}
+
+    def _words(self, texts: dict[str, jax.Array]) -> dict[int, dict[str, str]]:
+        """By row, the texts of a turn that it has, by name; `texts` are tokens [B, T]."""
+        found = collections.defaultdict(dict)
+        for name, tokens in jax.device_get(texts).items():
+            for i in np.flatnonzero(tokens[:, 0] != PAD_ID):
+                found[int(i)][name] = self.tokenizer.decode(tokens[i].tolist())
+        return found
 
     def _write(
-        self, part: str, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
+        self, part: str, state: SamplingState, rows: np.ndarray, given: Sequence[Slots]
     ) -> tuple[SamplingState, jax.Array, jax.Array]:
         """Decodes a text in some rows [B]: the new state, tokens [B, T], the last hidden state [B, D]."""
         spec = self._texts[part]
         blank = np.full(spec.size, PAD_ID, np.int32)
-        texts = [slots[part] if slots and slots.get(part) is not None else blank for slots in given]
+        texts = [blank if slots.get(part) is None else slots[part] for slots in given]
         state = state.with_fields(rows=self._put(rows))
         new = turn.decode_text(self.model, spec, part, self.params, state, self._put(np.stack(texts)))
         return state.extended(new), new.tokens, new.end
 
     def _image(
-        self, state: SamplingState, rows: np.ndarray, given: Sequence[dict[str, Any] | None]
+        self, state: SamplingState, rows: np.ndarray, given: Sequence[Slots]
     ) -> tuple[SamplingState, np.ndarray, jax.Array]:
         """Adds an image in some rows [B]: the new state, pixels, hidden state [B, D] of the closing token."""
-        given_images = [slots.get("image") if slots else None for slots in given]
+        given_images = [slots.get("image") for slots in given]
         is_given = np.array([image is not None for image in given_images])
         state = state.with_fields(rows=self._put(rows))
         if (rows & ~is_given).any():
@@ -359,18 +366,12 @@ class Sampler:
         if not several.any():  # the model need not be asked
             return only
         allowed = np.array([[one in some for one in Opens] for some in choices])
-        decisions, probabilities = self._ask(stream, end, state.keys, allowed)
+        settings = (self.config.decides_at, self.config.refine_threshold, stream)
+        found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), state.keys)
+        decisions, probabilities = jax.device_get(found)
         for i in np.flatnonzero(several & allowed[:, Opens.REFINE]):
             rows[i].doubt = round(float(probabilities[i, Opens.REFINE]), 6)
         return np.where(several, decisions, only)
-
-    def _ask(
-        self, stream: str, end: jax.Array, keys: jax.Array, allowed: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The model's decisions among the choices that are `allowed` [B, C], and their probabilities."""
-        settings = (self.config.decides_at, self.config.refine_threshold, stream)
-        found = turn.decide(self.model, *settings, self.params, end, self._put(allowed), keys)
-        return jax.device_get(found)
 
     def _commit(self, state: SamplingState) -> SamplingState:
         """Appends the current turn to the history, and empties it."""
@@ -399,7 +400,7 @@ class Sampler:
         opens = self._decide("after_prompt", end, new, rows, fresh)
         for i in np.flatnonzero(fresh):
             rows[i].opens = Opens(opens[i])
-        self._asking.plan(self.outside.planner, (rows[i] for i in np.flatnonzero(fresh)))
+        self._asking.plan(rows[i] for i in np.flatnonzero(fresh))
         return new
 
     def _with_prompts(

@@ -9,14 +9,13 @@ B rows, M keys, T tokens of a text slot, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from process_gen.models.cache import KEYS, Context, KVCache, part_slices
+from process_gen.models.cache import Context, KVCache, part_slices
 from process_gen.trajectory.layout import Layout
 
 
@@ -53,9 +52,10 @@ class SamplingState:
         texts = self.texts if new.texts is None else self.texts.extended(new.texts)
         return self.replace(turn=new.turn, position=new.position, texts=texts)
 
-    def history(self, layout: Layout) -> KVCache:
-        """The earlier turns as this one sees them."""
-        return self.context.seen(layout, self.refines)
+    def seen(self, layout: Layout, stop: int) -> list[KVCache]:
+        """What a part of the turn sees: history, prompt, and the keys of the turn before `stop`."""
+        turn = self.turn.slice_keys(slice(stop))
+        return [self.context.seen(layout, self.refines), self.context.prompt, turn]
 
 
 @flax.struct.dataclass
@@ -119,16 +119,9 @@ def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCac
     """
     if name == "noimg":
         return branch(layout, state.texts, "full")
-    history, prompt, turn, position = state.history(layout), state.context.prompt, state.turn, state.position
+    history, prompt = state.context.seen(layout, state.refines), state.context.prompt
+    turn, position = state.turn, state.position
     if name == "notext":
         prompt, turn, position = without_newest_text(layout, state)
     before = slice(part_slices(layout.visible_parts)["image"].start)
     return (history, prompt, turn.slice_keys(before)), position
-
-
-def stacked(caches: Sequence[KVCache]) -> KVCache:
-    """Concatenates caches of equal length along the batch axis."""
-    if len(caches) == 1:
-        return caches[0]
-    rows = KVCache(k=KEYS - 2, v=KEYS - 2, mask=0)
-    return jax.tree.map(lambda axis, *xs: jnp.concatenate(xs, axis), rows, *caches)

@@ -71,7 +71,6 @@ def sample_token(logits: jax.Array, allowed: jax.Array, temperature: float, keys
 def decode(
     model: UnifiedModel,
     params: Any,
-    history: KVCache,
     context: Sequence[KVCache],
     cache: KVCache,
     place: slice,
@@ -85,7 +84,7 @@ def decode(
     closing token is forced. The loop ends when the last row has closed its text.
 
     Args:
-      history, context: what the text sees besides the cache.
+      context: what the text sees besides the cache, the history first.
       cache: its earlier contents are seen too.
       place: the keys of the text's slot, T in all.
       position: [B] int32, the first rotary position.
@@ -100,8 +99,8 @@ def decode(
     close, slot, (rows, start) = model.ids.im_end, place.stop - place.start, prefix.shape
 
     def read(cache, tokens, at):
-        before = (history, [*context, cache], tokens, position + at)
-        hidden, new = model.apply({"params": params}, *before, method=extend.text)
+        given = ([*context, cache], tokens, position + at)
+        hidden, new = model.apply({"params": params}, *given, method=extend.text)
         return hidden, cache.write(new, place.start + at)
 
     hidden, cache = read(cache, prefix, 0)

@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.models import autoencoder, vit
-from process_gen.models.cache import Context, KVCache, part_slices
+from process_gen.models.cache import ROWS, Context, KVCache, joined, part_slices
 from process_gen.models.content import at_token, prompt_inputs, token_count
 from process_gen.models.partition import constrain
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import extend, flow
 from process_gen.sampling.decisions import Opens, choice_ids
-from process_gen.sampling.state import Extended, SamplingState, branch, stacked
+from process_gen.sampling.state import Extended, SamplingState, branch
 from process_gen.sampling.text import Pick, TextSpec, decode, sample_token
 from process_gen.trajectory.batch import PAD_ID
 
@@ -139,9 +139,8 @@ def decode_text(
         given_token = jax.lax.dynamic_slice_in_dim(given, at, 1, 1)[:, 0]
         return jnp.where(is_given, given_token, sample(hidden, at))
 
-    turn = state.turn.slice_keys(slice(place.stop))
-    args = (state.history(model.layout), [state.context.prompt], turn, place, state.position, prefix, pick)
-    tokens, hidden, cache = decode(model, params, *args)
+    *context, turn = state.seen(model.layout, place.stop)
+    tokens, hidden, cache = decode(model, params, context, turn, place, state.position, prefix, pick)
     count = token_count(tokens)
     end = at_token(hidden, count - 1)
     texts = None if state.texts is None else append_text(model, part, params, state.texts, tokens)
@@ -166,12 +165,11 @@ def append_text(
     model: UnifiedModel, part: str, params: Any, state: SamplingState, tokens: jax.Array
 ) -> Extended:
     """Appends a given text [B, T] `before` or `after` an image in one forward pass."""
-    place = part_slices(model.layout.visible_parts)[part]
-    context = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
-    args = (state.history(model.layout), context, tokens, state.position)
+    start = part_slices(model.layout.visible_parts)[part].start
+    args = (state.seen(model.layout, start), tokens, state.position)
     hidden, new = model.apply({"params": params}, *args, method=extend.text)
     count = token_count(tokens)
-    turn = state.turn.write(new, place.start)
+    turn = state.turn.write(new, start)
     return Extended(turn, state.position + count, at_token(hidden, count - 1), tokens)
 
 
@@ -182,9 +180,9 @@ def answer(
     """Decodes text answers [B, T] int32 to prefilled prompts; all padding outside `rows` [B] bool."""
     cache = KVCache.empty(model.config, rows.shape[0], spec.size)
     prefix = jnp.where(rows[:, None], model.ids.im_start, PAD_ID).astype(jnp.int32)
-    no_history, place = KVCache.empty(model.config, rows.shape[0], 0), slice(0, spec.size)
+    context, place = [KVCache.empty(model.config, rows.shape[0], 0), prompt], slice(0, spec.size)
     sample = _token_sampler(model, spec, "answer", params, keys)
-    return decode(model, params, no_history, [prompt], cache, place, position, prefix, sample)[0]
+    return decode(model, params, context, cache, place, position, prefix, sample)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec"))
@@ -194,7 +192,7 @@ def sample_image(model: UnifiedModel, spec: flow.FlowSpec, params: Any, state: S
     Later tokens see the decoded image encoded again, not these latents, so that a
     trajectory can be continued from its images on disk.
     """
-    velocity = velocity_of(model, params, state, {("full",), spec.branches})
+    velocity = velocity_of(model, params, state, dict.fromkeys([("full",), spec.branches]))
     shape = (model.layout.latents, model.layout.latent_values)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(_stream_keys(state.keys, "image"))
     return flow.integrate(spec, velocity, noise)
@@ -208,15 +206,15 @@ def velocity_of(
     All branches of a set go through the model together, stacked along the batch axis.
     """
     branches = {name: branch(model.layout, state, name) for names in sets for name in names}
-    stacked_caches = {}
-    for names in sets:
-        caches = [branches[name][0] for name in names]
-        stacked_caches[names] = [stacked(parts) for parts in zip(*caches, strict=True)]
+    contexts = {
+        names: [joined(parts, ROWS) for parts in zip(*(branches[name][0] for name in names), strict=True)]
+        for names in sets
+    }
 
     def velocity(names, x, t):
-        count, (history, *context) = len(names), stacked_caches[names]
+        count, context = len(names), contexts[names]
         position, t = jnp.concatenate([branches[name][1] for name in names]), jnp.broadcast_to(t, x.shape[0])
-        args = (history, context, jnp.concatenate([x] * count), jnp.concatenate([t] * count), position)
+        args = (context, jnp.concatenate([x] * count), jnp.concatenate([t] * count), position)
         v = model.apply({"params": params}, *args, method=extend.velocity)
         return dict(zip(names, jnp.split(v, count), strict=True))
 
@@ -228,11 +226,10 @@ def append_image(
     model: UnifiedModel, params: Any, latents: jax.Array, patches: jax.Array | None, state: SamplingState
 ) -> Extended:
     """Appends the turn's image, encoded by `encode_image`, to its KV cache in the rows `state.rows`."""
-    place = part_slices(model.layout.visible_parts)["image"]
-    context = [state.context.prompt, state.turn.slice_keys(slice(place.start))]
-    args = (state.history(model.layout), context, latents, patches, state.position)
+    start = part_slices(model.layout.visible_parts)["image"].start
+    args = (state.seen(model.layout, start), latents, patches, state.position)
     end, new = model.apply({"params": params}, *args, method=extend.image)
-    turn = state.turn.write(new.keep_only(state.rows[:, None]), place.start)
+    turn = state.turn.write(new.keep_only(state.rows[:, None]), start)
     return Extended(turn, state.position + model.layout.state_positions * state.rows.astype(jnp.int32), end)
 
 

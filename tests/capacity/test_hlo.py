@@ -130,11 +130,9 @@ def test_every_form_of_groups(text, groups):
     np.testing.assert_array_equal(np.sort(found, axis=1), groups)
 
 
-def test_other_forms_are_refused():
+def test_other_forms_of_groups_are_refused():
     with pytest.raises(ValueError, match="has a form that is not known here"):
         collectives.device_groups("nonsense", 4)
-    with pytest.raises(ValueError, match="no ENTRY computation"):
-        hlo.parse("HloModule nothing")
 
 
 def test_bytes_of_types():

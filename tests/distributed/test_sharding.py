@@ -114,16 +114,9 @@ def test_large_arrays_without_axes_are_split_over_fsdp(caplog, monkeypatch):
     assert "small" not in caplog.text
 
 
-def test_a_mesh_axis_is_used_once():
-    with pytest.raises(MeshError, match=r"a/b.*'tensor'.*'heads' and 'mlp'"):
-        sharding.partition_spec("a/b", (4, 4), ("heads", "mlp"), mesh_of())
-
-
 def test_an_unknown_logical_axis_names_the_nearest():
     with pytest.raises(MeshError, match=r"a/b.*'haeds'.*did you mean heads"):
         sharding.partition_spec("a/b", (4,), ("haeds",), mesh_of())
-    with pytest.raises(MeshError, match="do not match shape"):
-        sharding.partition_spec("a/b", (4, 4), ("heads",), mesh_of())
 
 
 def test_one_device():
@@ -139,8 +132,6 @@ def test_one_device():
     batch = sharding.shard_batch({"x": np.ones((3, 2))}, mesh)
     assert batch["x"].shape == (3, 2)
     assert sharding.local_rows(3, mesh) == (0, 1, 2)
-    with pytest.raises(MeshError, match="holds the 4 rows .* it was given 3"):
-        sharding.shard_batch({"x": np.ones((3, 2))}, mesh, rows=4)
     jax.tree.map(np.testing.assert_array_equal, sharding.on_lead(state["params"]), plain["params"])
 
 

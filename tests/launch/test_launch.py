@@ -90,9 +90,9 @@ class Box:
 def parsed(*arguments: str) -> dict:
     """What the flags of training make of a command line; fails where they refuse it."""
     code = (
-        "import json, sys; from absl import flags\n"
+        "import json; from absl import flags\n"
         "from process_gen.experiment import builders, cli\n"
-        "cli.read_flags(config='configs/scenes.py:quick', workdir='folder', argv=['train', *sys.argv[1:]])\n"
+        "cli.read_flags(config='configs/scenes.py:quick', workdir='folder')\n"
         "builders.check(flags.FLAGS.config)\n"
         "print(json.dumps([flags.FLAGS.workdir, builders.to_json(flags.FLAGS.config)]))"
     )

@@ -49,8 +49,8 @@ def at_once(model, params, inputs):
 def one_by_one(model, params, inputs):
     """The parts of each prompt through the pieces that sampling uses."""
 
-    def apply(method, *args):
-        return model.apply({"params": params}, nothing, *args, method=method)
+    def apply(method, before, *args):
+        return model.apply({"params": params}, [nothing, *before], *args, method=method)
 
     nothing, there = KVCache.empty(model.config, 4, 0), inputs.exists["prompt_image"]
     image, patches = inputs.latents["prompt_image"], inputs.vit["prompt_image_vit"]

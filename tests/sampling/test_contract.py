@@ -56,8 +56,8 @@ def replayed(model, params, state, prompts, is_first, refines, one):
         state = state.with_fields(rows=token_count(tokens) > 0)
         written = turn.decode_text(model, spec, part, params, state, tokens)
         out[f"{part}_tokens"], out[f"{part}_end"] = written.tokens, written.end
-        place, pieces = part_slices(model.layout.visible_parts)[part], [state.context.prompt]
-        given = (state.history(model.layout), pieces, state.turn, place, state.position, tokens[:, :1])
+        place, (*context, _) = part_slices(model.layout.visible_parts)[part], state.seen(model.layout, 0)
+        given = (context, state.turn, place, state.position, tokens[:, :1])
         out[part] = decode(model, params, *given, lambda hidden, at: tokens[:, at])[1]
         at_once = turn.append_text(model, part, params, state, tokens)
         out[f"{part}_read"] = at_once.end

@@ -132,16 +132,16 @@ def test_progress_tells_what_ended():
     assert progress.turns == sum(len(one.turns) for one in drawn())
 
 
-def decided(monkeypatch, one: Sampler, *wanted: Opens) -> list[str]:
-    """Lets a sampler decide for the first of `wanted` that it may; the list fills with what it was asked."""
+def decided(monkeypatch, *wanted: Opens) -> list[str]:
+    """Lets samplers decide for the first of `wanted` that it may; the list fills with what it was asked."""
     asked = []
 
-    def ask(draw, end, keys, allowed):
-        asked.append(draw)
-        first = [next(w for w in wanted if row[w]) if row.any() else Opens.END for row in allowed]
+    def decide(model, temperature, threshold, stream, params, end, allowed, keys):
+        asked.append(stream)
+        first = [next(w for w in wanted if row[w]) if row.any() else Opens.END for row in np.asarray(allowed)]
         return np.array(first), np.full(allowed.shape, 0.5)
 
-    monkeypatch.setattr(one, "_ask", ask)
+    monkeypatch.setattr(turn, "decide", decide)
     return asked
 
 
@@ -159,7 +159,7 @@ def decided(monkeypatch, one: Sampler, *wanted: Opens) -> list[str]:
 )
 def test_every_decision_is_asked(monkeypatch, wanted, kinds, stopped):
     """D a draft and R a correction, + with a text before the image, - after it."""
-    asked = decided(monkeypatch, sampler(), *(Opens[name.upper()] for name in wanted.split()))
+    asked = decided(monkeypatch, *(Opens[name.upper()] for name in wanted.split()))
     for one in sampler().sample(PROMPTS[:2]):
         marks = ("DR"[t.refines] + " +"[t.before is not None] + " -"[t.after is not None] for t in one.turns)
         assert "".join(marks) == kinds and one.stopped == stopped
@@ -171,13 +171,13 @@ def test_every_decision_is_asked(monkeypatch, wanted, kinds, stopped):
 def test_rows_draft_and_correct_side_by_side(monkeypatch):
     one = sampler()
 
-    def ask(draw, end, keys, allowed):
+    def decide(model, temperature, threshold, stream, params, end, allowed, keys):
         wanted = [[Opens.PLAN, Opens.IMAGE], [Opens.REFINE, Opens.PLAN], [Opens.END, Opens.IMAGE]]
-        pairs = zip(wanted, allowed, strict=True)
+        pairs = zip(wanted, np.asarray(allowed), strict=True)
         found = [next((w for w in some if row[w]), Opens.END) for some, row in pairs]
         return np.array(found), np.full(allowed.shape, 0.5)
 
-    monkeypatch.setattr(one, "_ask", ask)
+    monkeypatch.setattr(turn, "decide", decide)
     progress = list(one.stream(PROMPTS[:3]))
     found = dict(pair for some in progress for pair in some.finished)
     assert [len(found[i].turns) for i in range(3)] == [4, 4, 1] and len(progress) == 4
@@ -187,7 +187,7 @@ def test_rows_draft_and_correct_side_by_side(monkeypatch):
 
 def test_a_trajectory_has_a_budget_of_euler_steps(monkeypatch):
     one = sampler(max_flow_steps=7)
-    decided(monkeypatch, one, Opens.IMAGE)
+    decided(monkeypatch, Opens.IMAGE)
     for trajectory in one.sample(PROMPTS[:2]):
         assert len(trajectory.turns) == 2 and trajectory.stopped == "cap" and trajectory.sampling_steps == 6
 
@@ -247,7 +247,7 @@ def test_a_text_ends_where_it_closes_or_where_its_slot_ends():
     def write(params):
         nothing, cache = (KVCache.empty(MODEL.config, 4, keys) for keys in (0, 9))
         prefix = jnp.where(rows[:, None], ids.im_start, PAD_ID).astype(jnp.int32)
-        given = (nothing, [], cache, slice(2, 8), jnp.zeros(4, jnp.int32), prefix)
+        given = ([nothing], cache, slice(2, 8), jnp.zeros(4, jnp.int32), prefix)
         return decode(MODEL, params, *given, lambda _, at: jnp.where(at >= lengths, ids.im_end, word))
 
     tokens, _, cache = write(random_params())

@@ -171,7 +171,7 @@ def fixed_tables(model: ModelConfig) -> dict[str, np.ndarray]:
     """Published name -> fixed 2-D sine-cosine table of positions, [side * side, width] float32."""
     sides = {"latent": model.max_latent_side} | ({"vit": model.vit.max_side} if model.vit else {})
     return {
-        name: sincos_table(model.width, sides[part], grid_places((sides[part], sides[part])))
+        name: sincos_table(model.width, grid_places((sides[part], sides[part])))
         for name, part in tables.BAGEL_TABLES.items()
         if part in sides
     }
