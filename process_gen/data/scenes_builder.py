@@ -143,9 +143,9 @@ def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
     uid = f"scenes-{config.level}-{config.mode}-{split}-{config.seed}-{index}"
     if config.mode == Mode.PROCESS.value:
         odds = {name: getattr(config, name) for name in ODDS}
-        trajectory = teach(request, theirs, config.level, **odds)
+        trajectory = teach(request, theirs, **odds)
     else:
-        trajectory = baseline(request, theirs, config.level, Mode(config.mode))
+        trajectory = baseline(request, theirs, Mode(config.mode))
     return dataclasses.replace(trajectory, uid=uid)
 
 

@@ -37,18 +37,13 @@ class Fault:
     repaired: Scene
 
 
-def as_named(thing: Object) -> tuple[str, str, str]:
-    """A thing as descriptions name it: shape, colour and cell."""
-    return thing.shape, thing.colour, thing.cell
-
-
 def lacking(scene: Scene, other: Scene) -> list[Object]:
     """The things of a scene that another one lacks, compared by shape, colour and cell."""
-    left = Counter(map(as_named, other.objects))
+    left = Counter(thing.named for thing in other.objects)
     found = []
     for thing in scene.objects:
-        if left[as_named(thing)]:
-            left[as_named(thing)] -= 1
+        if left[thing.named]:
+            left[thing.named] -= 1
         else:
             found.append(thing)
     return found
@@ -108,7 +103,7 @@ def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fau
     Raises:
       Skip: no single one does it.
     """
-    wanted = Counter(request.clauses[owner].shape for owner in request.numbering())
+    wanted = Counter(request.clauses[owner].shape for owner in request.numbering)
     found = Counter(thing.shape for thing in scene.objects)
     for number, kind, wrong, right in _repairs(scene, rng, level):
         if right is None and found[wrong.shape] <= wanted[wrong.shape]:
@@ -133,9 +128,8 @@ def _repairs(scene: Scene, rng: Generator, level: Level) -> Iterator[tuple[int, 
                     yield number, kind, thing, dataclasses.replace(thing, **{kind: word})
     for number, thing in things:
         others = [other for n, other in things if n != number]
-        looks = (thing.shape, thing.colour, thing.size)
         for _ in range(_PLACES):
-            if (there := find_place(rng, level, looks, [*others, thing])) is not None:
+            if (there := find_place(rng, level, thing, [*others, thing])) is not None:
                 yield number, "place", thing, there
     for number, thing in things:
         yield number, "extra", thing, None

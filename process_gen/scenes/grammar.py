@@ -54,7 +54,7 @@ def read_request(text: str, level: str | Level = "default") -> Request | Malform
         clauses = order_clauses(named, relations)
     except ValueError as error:
         return Malformed(str(error), text)
-    return Request(text, categorize(named, relations), clauses, level.name)
+    return Request(text, categorize(named, relations), clauses, level)
 
 
 class _Reader:

@@ -12,13 +12,10 @@ from typing import Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import Object
+from process_gen.scenes.graph import Anchor, Object
 from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place
 from process_gen.scenes.words import count_tokens, listed, pick
-
-Anchor = tuple[str, Object]
-"""(relation, object on the canvas): says where another object stands, such as "left of" the ring."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,36 +257,6 @@ def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None,
     if rng is None or len(said) == 1:
         return ", ".join(said)
     return pick(rng, (" and ", ", ", ", then ")).join(said)
-
-
-def plan_texts(
-    changes: Sequence[Change],
-    things: Sequence[Object],
-    level: Level,
-    rng: Generator,
-    first: bool,
-    repair: Change | None = None,
-    anchors: Sequence[Anchor | None] = (),
-) -> tuple[str, str]:
-    """Instruction and description of a step, shortened as far as possible to the level's budget.
-
-    Args:
-      things: the whole scene as it should stand afterwards.
-      repair: a repair of an earlier mistake to mention first; dropped where there is no room.
-      anchors: of the objects, on hung levels.
-    """
-    room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
-    # Style 0 is the most frequent; articles only while the list is short.
-    style = pick(rng, (0, 0, 0, 1, 2 if len(things) < 4 else 0))
-    said = [*([repair] if repair else []), *changes]
-    texts = instruct_all(said, level, rng, first), describe(things, level, style, anchors)
-    if sum(map(count_tokens, texts)) > room:
-        texts = texts[0], describe(things, level, 1, anchors)
-    if sum(map(count_tokens, texts)) > room:
-        texts = instruct_all(said, level, None, first), texts[1]
-    if sum(map(count_tokens, texts)) > room:
-        texts = instruct_all(changes, level, None, first), texts[1]
-    return texts
 
 
 def approve(

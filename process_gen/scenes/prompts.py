@@ -45,14 +45,14 @@ def sample_request(rng: Generator, level: str | Level, category: str, split: Spl
         named, relations = _draw(rng, level, category, split)
         clauses = order_clauses(named, relations)
         if is_held_out(clauses) == (split == "heldout") or category == "single_object":
-            if not level.hung or _is_placeable(level, Request("", category, clauses, level.name)):
-                return Request(_write(rng, named, relations, level), category, clauses, level.name)
+            if not level.hung or _is_placeable(Request("", category, clauses, level)):
+                return Request(_write(rng, named, relations, level), category, clauses, level)
 
 
-def _is_placeable(level: Level, request: Request) -> bool:
+def _is_placeable(request: Request) -> bool:
     """Whether a request can be placed on a hung level. Placement does not depend on colours or the seed."""
     try:
-        return bool(place_request(np.random.default_rng(0), level, request))
+        return bool(place_request(np.random.default_rng(0), request))
     except ValueError:
         return False
 
