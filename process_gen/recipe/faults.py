@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from numpy.random import Generator
 
 from process_gen.recipe.parts import Skip
-from process_gen.scenes.graph import Object, Scene, alike
+from process_gen.scenes.graph import Object, Scene, alike, lacking
 from process_gen.scenes.levels import Level
 from process_gen.scenes.mistakes import Mistake
 from process_gen.scenes.oracle import find_mistakes, sound
@@ -35,18 +35,6 @@ class Fault:
 
     mistake: Mistake
     repaired: Scene
-
-
-def lacking(scene: Scene, other: Scene) -> list[Object]:
-    """The things of a scene that another one lacks, compared by shape, colour and cell."""
-    left = Counter(thing.named for thing in other.objects)
-    found = []
-    for thing in scene.objects:
-        if left[thing.named]:
-            left[thing.named] -= 1
-        else:
-            found.append(thing)
-    return found
 
 
 def changed(before: Scene, after: Scene) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from process_gen.recipe.parts import Opinion, Skip
 from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
-from process_gen.scenes.graph import Object, Scene, alike, scene_from_json
+from process_gen.scenes.graph import Object, Scene, alike, lacking, scene_from_json
 from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
@@ -81,7 +81,7 @@ class Scenes:
         self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
     ) -> Opinion:
         shown, wanted = parse(image, self.level), stroke.state.scene
-        right = not faults.lacking(shown, wanted) and not faults.lacking(wanted, shown)
+        right = not lacking(shown, wanted) and not lacking(wanted, shown)
         if right and last:
             right = judge(self.request(prompt), shown).correct
         return Opinion(right, stroke.state.words)
@@ -106,7 +106,7 @@ class Scenes:
             opinions.append(self._told(planned[ends], meant, rng))
         elif ends < len(steps):
             shown = parse(steps[ends].image, self.level)
-            if faults.lacking(shown, planned[ends]) or faults.lacking(planned[ends], shown):
+            if lacking(shown, planned[ends]) or lacking(planned[ends], shown):
                 shown = planned[ends]
             opinions.append(self._conflict(faults.of_plan(request, shown, rng, self.level), rng))
         return opinions
@@ -164,9 +164,9 @@ class Scenes:
     def _agreement(self, before: Scene, scene: Scene, image: np.ndarray, rng: Generator) -> str:
         """What the teacher says of a right draft. Raises Skip where it is not right."""
         shown = match_cells(parse(image, self.level), scene, self.level)
-        if faults.lacking(shown, scene) or faults.lacking(scene, shown):
+        if lacking(shown, scene) or lacking(scene, shown):
             raise Skip("a draft that does not show its plan")
-        new = faults.lacking(scene, before)
+        new = lacking(scene, before)
         touched = [n for n, thing in enumerate(scene.objects) if any(thing is one for one in new)]
         state = dict(enumerate(scene.objects))
         if len(state) >= len(language.NUMBERS):

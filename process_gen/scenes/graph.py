@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
@@ -110,6 +111,18 @@ class Scene:
 
     def to_json(self) -> dict[str, Any]:
         return {"objects": [thing.to_json() for thing in self.objects]}
+
+
+def lacking(scene: Scene, other: Scene) -> list[Object]:
+    """The things of a scene that another one lacks, compared as descriptions name them."""
+    left = collections.Counter(thing.named for thing in other.objects)
+    found = []
+    for thing in scene.objects:
+        if left[thing.named]:
+            left[thing.named] -= 1
+        else:
+            found.append(thing)
+    return found
 
 
 def scene_from_json(data: Mapping[str, Any], level: str | Level) -> Scene:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from process_gen.scenes.graph import OPPOSITE, Anchor, Object, Scene, alike, distance, has_relations, without
 from process_gen.scenes.language import Change, apply
@@ -138,7 +138,7 @@ def described(things: Mapping[int, Object], request: Request) -> Scene:
     return Scene(tuple(listed), tuple(said))
 
 
-def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
+def _follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
     """Whether the text of a change, written for another canvas, has the intended effect on this one."""
     (number,) = change.numbers
     others = without(canvas, number)
@@ -152,6 +152,27 @@ def follows(change: Change, canvas: Mapping[int, Object], level: Level) -> bool:
     relation, meant = change.anchor
     found = [other for other in others if alike(other, meant)]
     return len(found) == 1 and reaches(change.after, others, (relation, found[0]), level)
+
+
+def can_be_said(
+    changes: Iterable[Change],
+    canvas: Mapping[int, Object],
+    request: Request,
+    wrong: Mapping[int, Object] | None = None,
+) -> bool:
+    """Whether a text can describe each change exactly on the canvas before it.
+
+    With `wrong`, another canvas, it must also have the same effect there.
+    """
+    canvas, wrong = dict(canvas), None if wrong is None else dict(wrong)
+    for change in changes:
+        said = anchored(change, canvas, request)
+        if said is None or (wrong is not None and not _follows(said, wrong, request.level)):
+            return False
+        for state in (canvas, wrong):
+            if state is not None:
+                apply(change, state)
+    return True
 
 
 def match_cells(drawn: Scene, meant: Scene, level: Level) -> Scene:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.random import Generator
 
 from process_gen.scenes import hung, language
-from process_gen.scenes.graph import UNCLEAR, Object, Scene
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, lacking
 from process_gen.scenes.judge import matchings, may_become
 from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level
@@ -102,19 +102,9 @@ def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
     A thing in its cell with one wrong property is a `colour` or `shape` mistake, one that looks right in
     another cell a `place`; all others are `missing` or `extra`. Numbers are indices into `meant.objects`.
     """
-    numbers = collections.defaultdict(list)
-    for number, thing in enumerate(meant.objects):
-        numbers[thing.named].append(number)
-    surplus = []
-    for thing in drawn.objects:
-        if numbers[thing.named]:
-            numbers[thing.named].pop()
-        else:
-            surplus.append(thing)
-    lacking = sorted(number for some in numbers.values() for number in some)
-    changed, missing = [], []
-    for number in lacking:
-        right = meant.objects[number]
+    surplus, changed, missing = lacking(drawn, meant), [], []
+    for right in lacking(meant, drawn):
+        number = next(n for n, thing in enumerate(meant.objects) if thing is right)
         pairs = ((_difference(thing, right), thing) for thing in surplus)
         kind, wrong = next((pair for pair in pairs if pair[0]), ("missing", None))
         (changed if wrong else missing).append(Mistake(kind, number, wrong, right))

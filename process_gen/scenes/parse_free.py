@@ -44,9 +44,8 @@ def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
 
 
 def _blurred(values: np.ndarray) -> np.ndarray:
-    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)), "edge")
-    rows = sum(weight * padded[i : i + len(values)] for i, weight in enumerate(_BLUR))
-    return sum(weight * rows[:, i : i + values.shape[1]] for i, weight in enumerate(_BLUR))
+    rows = ndimage.correlate1d(values, _BLUR, axis=0, mode="nearest")
+    return ndimage.correlate1d(rows, _BLUR, axis=1, mode="nearest")
 
 
 def _regions(labels: np.ndarray) -> np.ndarray:
@@ -61,13 +60,9 @@ def _regions(labels: np.ndarray) -> np.ndarray:
 
 def _in_blocks(labels: np.ndarray) -> np.ndarray:
     """Whether a pixel is part of a 2 x 2 block of its label."""
-    block = (labels[1:, 1:] == labels[:-1, :-1]) & (labels[1:, :-1] == labels[:-1, 1:])
-    block &= labels[1:, 1:] == labels[1:, :-1]
-    inside = np.zeros(labels.shape, bool)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            inside[dy : dy + block.shape[0], dx : dx + block.shape[1]] |= block
-    return inside
+    filters = (ndimage.minimum_filter, ndimage.maximum_filter)  # of each pixel and those above and left
+    least, most = (one(labels.astype(int), 2, mode="constant", cval=-1) for one in filters)
+    return ndimage.maximum_filter(least == most, 2, origin=-1, mode="constant")
 
 
 def _fit(

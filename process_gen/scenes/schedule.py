@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from numpy.random import Generator
 
 from process_gen.scenes import hung
 from process_gen.scenes.graph import Object, alike
-from process_gen.scenes.language import Change, apply
+from process_gen.scenes.language import Change
 from process_gen.scenes.mistakes import Mistake, misplan_hung, plant
 from process_gen.scenes.placement import at_place, fits
 from process_gen.scenes.requests import Request
@@ -32,16 +33,13 @@ def misled(changes: list[Change], mistake: Mistake) -> list[Change]:
 
 
 def additions(
-    rng: Generator, numbers: Sequence[int], things: Mapping[int, Object], hung: bool, pair: float, most: int
+    rng: Generator, numbers: Sequence[int], things: Mapping[int, Object], pair: float, most: int
 ) -> Steps:
-    """Adds things in this order: two at once where `most` steps run short, else with probability `pair`.
-
-    On hung levels only where steps run short.
-    """
+    """Adds things in this order: two at once where `most` steps run short, else with probability `pair`."""
     steps: Steps = []
     while numbers:
         short = len(numbers) > most - len(steps)
-        size = 2 if len(numbers) > 1 and (short or rng.random() < (0.0 if hung else pair)) else 1
+        size = 2 if len(numbers) > 1 and (short or rng.random() < pair) else 1
         steps.append([Change("add", (n,), None, things[n]) for n in numbers[:size]])
         numbers = numbers[size:]
     return steps
@@ -52,23 +50,13 @@ def schedule(rng: Generator, request: Request, final: list[Object], detour: floa
     order, things = list(range(len(final))), dict(enumerate(final))
     if rng.random() >= ORDERED and not request.level.hung:
         order.sort(key=lambda _: rng.random())
-    steps = additions(rng, order, things, request.level.hung, pair, MAX_STEPS - 1)
+    steps = additions(rng, order, things, 0.0 if request.level.hung else pair, MAX_STEPS - 1)
     if rng.random() < detour:
         direct = [list(changes) for changes in steps]
         _take_detour(rng, steps, request, things)
-        if request.level.hung and not _can_be_said(steps, request):
+        if request.level.hung and not hung.can_be_said(itertools.chain(*steps), {}, request):
             return direct
     return steps
-
-
-def _can_be_said(steps: Steps, request: Request) -> bool:
-    """Whether, on a hung level, a text can describe each change exactly on the canvas before it."""
-    state: dict[int, Object] = {}
-    for change in (change for changes in steps for change in changes):
-        if hung.anchored(change, state, request) is None:
-            return False
-        apply(change, state)
-    return True
 
 
 def _detour_kinds(request: Request) -> tuple[str, ...]:

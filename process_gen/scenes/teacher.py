@@ -94,7 +94,7 @@ def finish(request: Request, rng: Generator, scene: Scene) -> tuple[Turn, ...] |
     added = None if there is None else place_rest(rng, request, there)
     if added is None:
         return None
-    plans = additions(rng, sorted(added), added, request.level.hung, pair=0.5, most=len(added))
+    plans = additions(rng, sorted(added), added, 0.0 if request.level.hung else 0.5, len(added))
     lesson = _Lesson(rng, [[], *plans], request)  # step 0 made the given scene
     lesson.state = dict(there)
     for index in range(1, len(lesson.plans)):
@@ -136,8 +136,10 @@ class _Lesson:
         misplanned = self._misplan(changes) if fault == "plan" else None
         mistake = self._mistake(touched, changes, earlier) if fault in ("slip", "draft") else misplanned
         slips = fault == "slip"
-        if slips and mistake and not self._goes_unnoticed(mistake, self.plans[index + 1]):
-            mistake = None
+        if slips and mistake and self.level.hung:  # the texts of the next step must fit the wrong canvas too
+            wrong = mistake.apply(self.state)
+            if not hung.can_be_said(self.plans[index + 1], self.state, self.request, wrong):
+                mistake = None
         plan = self._plan(changes, index == 0, earlier, misplanned)
         scene = Scene(tuple(self.state.values()))
         drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
@@ -187,17 +189,6 @@ class _Lesson:
             if mistake := plant(self.rng, self.state, number, self.request):
                 return mistake
         return None
-
-    def _goes_unnoticed(self, mistake: Mistake, changes: list[Change]) -> bool:
-        """Whether the text of the next step has the same effect on the wrong canvas; True if not hung."""
-        wrong, state = mistake.apply(self.state), dict(self.state)
-        for change in changes if self.level.hung else ():
-            said = hung.anchored(change, state, self.request)
-            if said is None or not hung.follows(said, wrong, self.level):
-                return False
-            apply(change, state)
-            apply(change, wrong)
-        return True
 
     def _survives(self, mistake: Mistake, changes: list[Change]) -> bool:
         """Whether an earlier mistake can still stand on the new canvas."""

@@ -143,6 +143,11 @@ class Turn:
         """What a refine turn corrects; `Malformed` where its text is no such instruction."""
         return None if not self.refines or self.before is None else markup.parse_refine(self.before)
 
+    @property
+    def parsed(self) -> Plan | str | Malformed | None:
+        """The text before the image: `plan` or `instruction`."""
+        return self.instruction if self.refines else self.plan
+
 
 def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = None, **fields: Any) -> Turn:
     """A draft turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
