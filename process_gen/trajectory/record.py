@@ -323,7 +323,7 @@ def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
         elif key == "verdict":
             if not isinstance(one, dict):
                 raise RecordError("verdict is not an object")
-            _characters(json.dumps(one, ensure_ascii=False), key)
+            _characters(json.dumps(one, ensure_ascii=False, default=str), key)
         elif key == "doubts":
             if not isinstance(one, list) or not all(is_number(p) and 0 <= p <= 1 for p in one):
                 raise RecordError("doubts is not a list of probabilities")
@@ -340,9 +340,8 @@ def _read_turns(line: _Object, fields: Collection[str]) -> tuple[TurnRecord, ...
     given = line.value.get(key)
     if not isinstance(given, list) or not given:
         raise RecordError(f"{key} must be a list of at least one {key.removesuffix('s')}")
-    turns = [_Object(one, f"{key}[{place}]") for place, one in enumerate(given)]
-    if key == "steps":
-        turns = [turn for step in turns for turn in _turns_of_step(step)]
+    objects = (_Object(one, f"{key}[{place}]") for place, one in enumerate(given))
+    turns = [turn for one in objects for turn in (_turns_of_step(one) if key == "steps" else [one])]
     read = [_read_turn(turn, fields) for turn in turns]
     if read[0].fields.get("refines"):
         raise RecordError("turns[0] corrects an image, and there is none before it")

@@ -155,6 +155,7 @@ def test_unknown_fields_are_kept_and_named_once(caplog):
 def test_bytes_of_an_unknown_field_are_not_kept():
     line = {"prompt": "a", "turns": [{"image": "a.png"}], "thing": {"bytes": b"x", "path": "p"}}
     assert trajectory_from_json(line).metadata["thing"] == {"path": "p"}
+    assert trajectory_from_json(line | {"verdict": {"by": b"x"}}).sampled["verdict"] == {"by": b"x"}
 
 
 def test_provenance_ends_up_in_the_metadata():
