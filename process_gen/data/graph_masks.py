@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from process_gen.scenes import shapes
 from process_gen.scenes.graph import Scene, scene_from_json
 from process_gen.scenes.levels import Level, get_level
+from process_gen.scenes.render import placed_mask
 from process_gen.trajectory.stages import Trajectory, Turn
 
 KEPT = "kept"
@@ -45,5 +45,5 @@ def _same(before: Scene, after: Scene, level: Level) -> np.ndarray:
     kept = np.full((level.image_size, level.image_size), 255, np.uint8)
     for thing in {*before.objects} ^ {*after.objects}:
         x, y = round(thing.x), round(thing.y)
-        kept[shapes.placed_mask(thing.shape, thing.size, x, y, level.image_size)[1]] = 0
+        kept[placed_mask(thing.shape, thing.size, x, y, level.image_size)[1]] = 0
     return kept

@@ -108,10 +108,10 @@ def plant(
     if kind == "missing" or (twins and rng.random() < 0.5):
         return with_repair_anchor(Mistake(kind, number, None, state[number]), state, request)
     spoiled = _spoiled_hung if request.level.hung else _spoiled
-    made = (
-        _drawn(kind, number, wrong, state, request) for wrong in spoiled(rng, state, number, request, kind)
-    )
-    return next(filter(None, made), None)
+    for wrong in spoiled(rng, state, number, request, kind):
+        if mistake := _drawn(kind, number, wrong, state, request):
+            return mistake
+    return None
 
 
 def misplan(rng: Generator, state: State, number: int, request: Request) -> Mistake | None:

@@ -165,13 +165,12 @@ def _changes_to_goal(
             continue  # a missing object will be drawn over it
         state[number] = _named(thing, meant, request.level)
         if kind is None:
-            removals.append(Change("remove", (number,), state[number], None))
+            removals.append(Mistake("extra", number, state[number], None))
         else:
             missing.remove(number)
-            kind = "move" if kind == "place" else kind
-            repairs.append(Change(kind, (number,), thing, final[number]))
-    additions = [Change("add", (number,), None, final[number]) for number in missing]
-    return [*removals, *repairs, *additions], state
+            repairs.append(Mistake(kind, number, thing, final[number]))
+    additions = [Mistake("missing", number, None, final[number]) for number in missing]
+    return [mistake.repair for mistake in (*removals, *repairs, *additions)], state
 
 
 def mended(request: Request, scene: Scene) -> Scene:
