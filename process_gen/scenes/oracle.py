@@ -8,7 +8,6 @@ draft with its plan, without what of the plan contradicts the prompt. Both are d
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import zlib
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 
 from process_gen.scenes import hung, language
-from process_gen.scenes.graph import UNCLEAR, Object, Scene, lacking
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, alike, lacking
 from process_gen.scenes.judge import matchings, may_become
 from process_gen.scenes.language import Change, apply
 from process_gen.scenes.levels import Level
@@ -76,8 +75,8 @@ def look(
         meant = mended(request, draft)
     elif not sound(request, meant):
         possible = mended(request, meant)
-        right = sound(request, draft) and _looks(draft) == _looks(possible)
-        meant = draft if right else possible
+        shown, wanted = (sorted((one.shape, one.colour) for one in s.objects) for s in (draft, possible))
+        meant = draft if shown == wanted and sound(request, draft) else possible
     if meant is not draft:
         draft = hung.match_cells(draft, meant, level)
     state = dict(enumerate(meant.objects))
@@ -112,10 +111,6 @@ def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
     filled = {mistake.right.cell for mistake in missing}
     extra = (thing for thing in surplus if thing.clear or thing.cell not in filled)
     return [*changed, *missing, *(Mistake("extra", STRAY, thing, None) for thing in extra)]
-
-
-def _looks(scene: Scene) -> collections.Counter[tuple[str, str]]:
-    return collections.Counter((thing.shape, thing.colour) for thing in scene.objects)
 
 
 def _difference(wrong: Object, right: Object) -> str | None:
@@ -185,8 +180,7 @@ def mended(request: Request, scene: Scene) -> Scene:
         cells.add(thing.cell)
     changes, state = _changes_to_goal(request, Scene(tuple(first)), None)
     for change in changes:
-        looks = change.after and (change.after.shape, change.after.colour)
-        again = next((thing for thing in crowded if (thing.shape, thing.colour) == looks), None)
+        again = next((thing for thing in crowded if change.after and alike(thing, change.after)), None)
         if change.kind != "add" or again is not None:
             apply(change, state)
             crowded = [thing for thing in crowded if thing is not again]

@@ -1,4 +1,7 @@
-"""Scene -> image: crisp, anti-aliased and always the same. Masks say which share of each pixel a shape fills."""
+"""Scene -> image: crisp, anti-aliased and always the same.
+
+A shape is drawn by its mask: which share of each pixel it fills.
+"""
 
 from __future__ import annotations
 
