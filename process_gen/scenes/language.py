@@ -204,21 +204,17 @@ def describe(
 ) -> str:
     """The whole scene as a list. Style 1 is the shortest, style 2 has articles.
 
-    Args:
-      anchors: one for each object, on hung levels.
+    `anchors` has one for each object, on hung levels.
     """
     if not things:
         return "nothing yet"
     if level.hung:
-        article = "a" if style == 2 else ""
-        items = [
-            _joined(article, noun(thing, level), by_anchor(anchor, level).replace(" the ", " "))
-            for thing, anchor in zip(things, anchors or [None] * len(things), strict=True)
-        ]
+        places = [by_anchor(anchor, level).replace(" the ", " ") for anchor in anchors]
     else:
-        form = ("{} at {}", "{} {}", "a {} at {}")[style]
-        items = [form.format(noun(thing, level), thing.cell) for thing in things]
-    return listed(items, " and " if style == 2 else ", ")
+        places = [thing.cell if style == 1 else f"at {thing.cell}" for thing in things]
+    article = "a" if style == 2 else ""
+    items = (_joined(article, noun(thing, level), place) for thing, place in zip(things, places, strict=True))
+    return listed(list(items), " and " if style == 2 else ", ")
 
 
 def instruct(

@@ -73,7 +73,7 @@ def _detour_kinds(request: Request) -> tuple[str, ...]:
 
 def _take_detour(rng: Generator, steps: Steps, request: Request, final: dict[int, Object]) -> None:
     """Rewrites the steps in place, so that they first do something wrong and change it later."""
-    kind, on_hung = pick(rng, _detour_kinds(request)), request.level.hung
+    kind = pick(rng, _detour_kinds(request))
     if kind == "swap":
         _swap(rng, steps, request, final)
         return
@@ -82,7 +82,7 @@ def _take_detour(rng: Generator, steps: Steps, request: Request, final: dict[int
     if not numbers:
         return
     number = pick(rng, numbers)
-    if on_hung:
+    if request.level.hung:
         drawn = {n: thing for n, thing in final.items() if n <= number}
         mistake = misplan_hung(rng, drawn, number, request, kind)
     else:
@@ -92,10 +92,9 @@ def _take_detour(rng: Generator, steps: Steps, request: Request, final: dict[int
     start = next(i for i, step in enumerate(steps) if any(number in c.numbers for c in step))
     if kind == "extra":
         mistake = dataclasses.replace(mistake, number=len(final))
+    if kind == "extra" and not request.level.hung:
         home = [i for i, changes in enumerate(steps) if len(changes) < 2]
-        if on_hung:
-            pass  # it comes with the thing beside which its text puts it
-        elif home:
+        if home:
             start = pick(rng, home)
         elif len(steps) < MAX_STEPS - 1:
             start = 1 + int(rng.random() * len(steps))  # so that it never stands alone
