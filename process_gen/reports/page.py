@@ -35,18 +35,12 @@ def write_page(
     results: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None,
     links: Mapping[str, Sequence[str]] | None = None,
 ) -> pathlib.Path:
-    """Writes the page.
+    """Writes the page; raises ReportError.
 
     Args:
-      path: the HTML file.
-      trajectories: in the order in which they are shown.
-      title: of the page.
       summary: names and values for its head: mode, checkpoint, steps, ...
       results: (headers, rows) of a table for its head.
       links: uid of a trajectory -> the image file of each turn, in order, relative to the page.
-
-    Raises:
-      ReportError: the file cannot be written.
     """
     thumbnails = [_thumbnail(number, one) for number, one in enumerate(trajectories, 1)]
     gallery = ['<nav class="gallery" aria-label="Final images">', *thumbnails, "</nav>"] if thumbnails else []

@@ -82,13 +82,7 @@ def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
 
 
 def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
-    """Draws a grid of images with a caption under each.
-
-    Args:
-      pictures: at least one, each [height, width, 3] uint8.
-      captions: one per picture.
-      columns: pictures in a row, at most.
-    """
+    """Draws a grid of images, [height, width, 3] uint8, at least one, with a caption under each."""
     cells = [
         _joined([_framed(picture, SIDE), _text([_Line(caption)], SIDE + 2, size=14)], 8, axis=1)
         for picture, caption in zip(pictures, captions, strict=True)

@@ -128,10 +128,8 @@ def lacking(scene: Scene, other: Scene) -> list[Object]:
 def scene_from_json(data: Mapping[str, Any], level: str | Level) -> Scene:
     """Reads what `Scene.to_json` wrote, or a scene that a person wrote.
 
-    An object needs `shape` and `colour`, and `cell` or `x` and `y`; `size` has a default.
-
-    Raises:
-      ValueError: says which object is wrong and why.
+    An object needs `shape` and `colour`, and `cell` or `x` and `y`; `size` has a default. Raises ValueError
+    that says which object is wrong and why.
     """
     level = get_level(level)
     if not isinstance(data, Mapping) or not isinstance(data.get("objects"), list):

@@ -260,10 +260,7 @@ def approve(
 ) -> str:
     """An inspection that finds nothing wrong.
 
-    Args:
-      touched: numbers of what this step has drawn or changed.
-      state: everything on the canvas, by number.
-      later: what the steps after this one do.
+    `touched` are the numbers of what this step has drawn or changed, `later` what the steps after it do.
     """
     if level.hung:
         return HUNG_FINE

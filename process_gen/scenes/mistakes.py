@@ -96,12 +96,9 @@ class Mistake:
 def plant(
     rng: Generator, state: State, number: int, request: Request, kind: str | None = None
 ) -> Mistake | None:
-    """Draws a mistake for a canvas, or None where there is no way to make one of its kind.
+    """Draws a mistake that hits the thing `number`, or None where there is no way to make one of its kind.
 
-    Args:
-      state: how the canvas should be.
-      number: of the thing that is hit.
-      kind: one of `MISTAKES`; drawn if None.
+    `state` is how the canvas should be; `kind` is one of `MISTAKES`, drawn if None.
     """
     kind = kind or pick(rng, HUNG_MISTAKES if request.level.hung else MISTAKES)
     twins = kind == "count" and any(alike(state[number], other) for other in without(state, number))

@@ -37,14 +37,9 @@ def plan_next(
 ) -> Plan | None:
     """The plan of the next step; None where the canvas is what the prompt asks for.
 
-    Args:
-      canvas: what stands, as `parse` reads it.
-      done: steps so far.
-      room: steps that are left, at most `MAX_STEPS - done`, which is the default.
-      meant: the scene that the last plan describes; it gives unclear objects their names.
-
-    Raises:
-      ValueError: the level has no room for what the prompt asks for.
+    `done` are the steps so far, `room` those that are left, at most `MAX_STEPS - done`, which is the default.
+    `meant`, the scene that the last plan describes, gives unclear objects their names. Raises ValueError
+    where the level has no room for what the prompt asks for.
     """
     changes, state = _changes_to_goal(request, canvas, meant)
     if not changes:
@@ -61,14 +56,8 @@ def look(
 ) -> tuple[str, str | None]:
     """Inspects a draft: (inspection, correction of the first mistake); without one the correction is None.
 
-    Args:
-      draft: what stands, as `parse` reads it.
-      meant: the scene that its plan describes; None where that cannot be read.
-      before: the canvas before the step; empty by default.
-      done: steps before this one.
-
-    Raises:
-      ValueError: the level has no room for what the prompt asks for.
+    `meant` is the scene that its plan describes, None where that cannot be read; `before` the canvas before
+    the step, empty by default; `done` are the steps before this one. Raises ValueError as `plan_next` does.
     """
     level, rng = request.level, _step_rng(request, done)
     if meant is None:
@@ -189,11 +178,7 @@ def mended(request: Request, scene: Scene) -> Scene:
 
 
 def _settle(request: Request, canvas: Scene) -> tuple[dict[int, Object], list[Object], dict[int, Object]]:
-    """Objects that may stay, by number; those that may not; and the final scene, by number.
-
-    Raises:
-      ValueError: not even an empty canvas has room.
-    """
+    """Objects that may stay, by number; those that may not; the final scene, by number. Raises ValueError."""
     rng = np.random.default_rng(zlib.crc32(request.text.encode()))
     wanted = place_sorted(rng, request)
     clear = [thing for thing in canvas.objects if thing.clear]

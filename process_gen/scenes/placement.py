@@ -129,15 +129,9 @@ def find_place(
     anchors: Sequence[Anchor] = (),
     region: Box | None = None,
 ) -> Object | None:
-    """Finds another place for an object: at random, or by `hang` on hung levels.
+    """Returns an object in a place: at random, or by `hang` on hung levels; None if none was found.
 
-    Args:
-      taken: objects that it must not collide with.
-      anchors: relations that must hold clearly.
-      region: where its centre has to be; anywhere if None.
-
-    Returns:
-      The object in its place, or None if no place was found.
+    It collides with none of `taken`, all relations of `anchors` hold clearly, and its centre is in `region`.
     """
     if level.hung:
         return hang(thing, taken, level, anchors)
@@ -174,8 +168,7 @@ def _regions(rng: Generator, request: Request) -> dict[int, Box]:
 def place_request(rng: Generator, request: Request) -> list[Object]:
     """Draws the colours and sizes that a request leaves open, and places its objects, in order of number.
 
-    Raises:
-      ValueError: if the request cannot be placed on its level.
+    Raises ValueError if the request cannot be placed on its level.
     """
     level = request.level
     for attempt in range(1 if level.hung else _RESTARTS):
@@ -208,10 +201,9 @@ def _place_clauses(rng: Generator, request: Request, regions: dict[int, Box]) ->
 
 
 def place_rest(rng: Generator, request: Request, there: Mapping[int, Object]) -> dict[int, Object] | None:
-    """Places the objects of a request that a canvas still lacks; `there` has those on it by number.
+    """Places what a canvas still lacks, by number (`Request.numbering`); None where there is no room.
 
-    Returns:
-      The new objects by number (`Request.numbering`); None where no room was found.
+    `there` are the objects on it.
     """
     level, owners = request.level, request.numbering
     missing = [number for number in range(len(owners)) if number not in there]
@@ -256,10 +248,6 @@ def sort_places(things: Sequence[Object], request: Request) -> list[Object]:
 
 
 def place_sorted(rng: Generator, request: Request) -> list[Object]:
-    """Places a request as the teacher does: `place_request`, then `sort_places` unless the level is hung.
-
-    Raises:
-      ValueError: if the request cannot be placed on its level.
-    """
+    """Places a request as the teacher does: `place_request`, then `sort_places` unless the level is hung."""
     things = place_request(rng, request)
     return things if request.level.hung else sort_places(things, request)

@@ -25,15 +25,10 @@ LAST = (" and ", " and ", ", ")
 
 
 def sample_request(rng: Generator, level: str | Level, category: str, split: Split = "train") -> Request:
-    """Draws a prompt.
+    """Draws a prompt of one of the `categories(level)`.
 
-    Args:
-      category: one of `categories(level)`.
-      split: `train` draws requests without any held-out composition, `heldout`
-        such with at least one (see `splits`; single objects have none).
-
-    Raises:
-      ValueError: an unknown level, category or split.
+    The split `train` has requests without any held-out composition, `heldout` such with at least one (see
+    `splits`; single objects have none). Raises ValueError for an unknown level, category or split.
     """
     level = get_level(level)
     known = categories(level)

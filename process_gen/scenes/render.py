@@ -44,11 +44,7 @@ _INSIDE = {
 
 @functools.cache
 def mask(shape: str, size: int, canvas: int) -> np.ndarray:
-    """Coverage of a shape of `size` pixels in the middle of a square canvas.
-
-    Returns:
-      [canvas, canvas] float32 in [0, 1], read-only.
-    """
+    """[canvas, canvas] float32 in [0, 1], read-only: a shape of `size` pixels in the middle of a canvas."""
     axis = ((np.arange(canvas * _SAMPLES) + 0.5) / _SAMPLES - canvas / 2) / (size / 2)
     inside = _INSIDE[shape](*np.meshgrid(axis, axis))
     coverage = inside.reshape(canvas, _SAMPLES, canvas, _SAMPLES).mean((1, 3)).astype(np.float32)
@@ -71,13 +67,9 @@ def placed_mask(shape: str, size: int, x: int, y: int, side: int) -> tuple[np.nd
 
 
 def render(scene: Scene, level: str | Level) -> np.ndarray:
-    """Draws a scene; what leaves the canvas is cut off.
+    """Draws a scene, [image_size, image_size, 3] uint8; what leaves the canvas is cut off.
 
-    Returns:
-      [image_size, image_size, 3] uint8.
-
-    Raises:
-      ValueError: if the scene holds something unclear.
+    Raises ValueError if the scene holds something unclear.
     """
     level = get_level(level)
     background = np.asarray(BACKGROUND, np.float32)

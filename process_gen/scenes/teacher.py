@@ -85,10 +85,9 @@ def baseline(request: Request, rng: Generator, mode: Mode) -> Trajectory:
 
 
 def finish(request: Request, rng: Generator, scene: Scene) -> tuple[Turn, ...] | None:
-    """Makes the steps that add what a scene lacks, one or two things in each; no step if it lacks nothing.
+    """Makes the steps, without mistakes, that add what a scene lacks; no step if it lacks nothing.
 
-    Returns:
-      The turns, without mistakes; None where the scene contradicts the request, or has no room for the rest.
+    None where the scene contradicts the request, or has no room for the rest.
     """
     there = find_numbers(request, scene)
     added = None if there is None else place_rest(rng, request, there)

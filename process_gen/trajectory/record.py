@@ -131,15 +131,10 @@ class Record:
 def trajectory_to_json(
     trajectory: Trajectory, image_paths: Sequence[str | None], prompt_image_path: str | None = None
 ) -> dict[str, Any]:
-    """Returns the JSON object of a trajectory, sampled or not.
+    """Returns the JSON object of a trajectory, sampled or not, whose images the caller saves.
 
-    Args:
-      trajectory: whose images the caller saves.
-      image_paths: the path of each turn's image; None where it has none.
-      prompt_image_path: the path of its input image.
-
-    Raises:
-      ValueError: metadata that JSON cannot hold.
+    `image_paths` has the path of each turn's image, None where it has none. Raises ValueError for metadata
+    that JSON cannot hold.
     """
     found = {
         "uid": trajectory.uid,
