@@ -84,11 +84,10 @@ class _Reader:
     def _item(self) -> None:
         subject = self._thing()
         while True:
-            start = self.at
-            self._take("is") or self._take("are")
+            verb = self._take("is") or self._take("are")
             relation = next((name for phrase, name in _PHRASES if self._take(*phrase)), None)
             if relation is None:
-                if self.at != start:
+                if verb:
                     raise ValueError(f"expected a relation after {self._context()}")
                 return
             target = self._thing()

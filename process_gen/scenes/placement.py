@@ -71,14 +71,18 @@ def fits(thing: Object, others: Iterable[Object], level: Level) -> bool:
     return True
 
 
+def _free(level: Level, taken: Iterable[Object]) -> list[Place]:
+    """The middles of free cells, row by row."""
+    used = {thing.cell for thing in taken}
+    cells = zip(level.centres, level.cells, strict=True)
+    return [Place(x, y, cell) for (x, y), cell in cells if cell not in used]
+
+
 def nearest_free(level: Level, taken: Sequence[Object], near: Object | None) -> list[Place]:
     """Places in free cells, those nearest to `near` (or to a middle cell) first; ties row by row."""
-    used = {thing.cell for thing in taken}
     middle = level.centres[(level.grid - 1) // 2 * (level.grid + 1)]
     x0, y0 = (near.x, near.y) if near else middle
-    places = (Place(*centre, cell) for centre, cell in zip(level.centres, level.cells, strict=True))
-    free = (place for place in places if place.cell not in used)
-    return sorted(free, key=lambda place: (place.x - x0) ** 2 + (place.y - y0) ** 2)
+    return sorted(_free(level, taken), key=lambda place: (place.x - x0) ** 2 + (place.y - y0) ** 2)
 
 
 def hang(
@@ -98,16 +102,14 @@ def hang(
 def candidates(rng: Generator, level: Level, size: int, taken: Iterable[Object]) -> Iterator[Place]:
     """Yields places to try, in random order."""
     if level.placement == "grid":
-        used = {thing.cell for thing in taken}
-        free = [i for i, cell in enumerate(level.cells) if cell not in used]
+        free = _free(level, taken)
         while free:
-            index = free.pop(int(rng.random() * len(free)))
-            x, y = level.centres[index]
+            x, y, cell = free.pop(int(rng.random() * len(free)))
             if level.jitter:
                 spread = 2 * level.jitter + 1
                 x += int(rng.random() * spread) - level.jitter
                 y += int(rng.random() * spread) - level.jitter
-            yield Place(x, y, level.cells[index])
+            yield Place(x, y, cell)
         return
     margin = size // 2 + 1
     room = level.image_size - 2 * margin + 1

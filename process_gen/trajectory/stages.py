@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -212,13 +213,9 @@ def _last_image(turns: Sequence[Turn]) -> np.ndarray:
 
 def steps_of(turns: Sequence[Turn]) -> tuple[Step, ...]:
     """Turns grouped into steps."""
-    steps: list[Step] = []
-    for turn in turns:
-        if turn.refines:
-            steps[-1] = dataclasses.replace(steps[-1], refines=(*steps[-1].refines, turn))
-        else:
-            steps.append(Step(turn))
-    return tuple(steps)
+    starts = [place for place, turn in enumerate(turns) if not turn.refines]
+    spans = itertools.pairwise([*starts, len(turns)])
+    return tuple(Step(turns[start], tuple(turns[start + 1 : end])) for start, end in spans)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
