@@ -153,16 +153,13 @@ class Turn:
 def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = None, **fields: Any) -> Turn:
     """A draft turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
     before = None if plan is None else markup.write_plan(plan)
-    return Turn(image, before, _checked_inspection(inspect), **fields)
+    return Turn(image, before, inspect and markup.check_plain(inspect, "an inspection"), **fields)
 
 
 def refinement(image: np.ndarray | None, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
     """A refine turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
-    return Turn(image, markup.write_refine(instruction), _checked_inspection(inspect), refines=True, **fields)
-
-
-def _checked_inspection(inspect: str | None) -> str | None:
-    return None if inspect is None else markup.check_plain(inspect, "an inspection")
+    after = inspect and markup.check_plain(inspect, "an inspection")
+    return Turn(image, markup.write_refine(instruction), after, refines=True, **fields)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
